@@ -1,1 +1,3 @@
-"""TODO."""
+"""What an operator installs: strategy, aggregation, checkpoints, provisioning and reports. No torch."""
+
+__all__: list[str] = []

@@ -1,0 +1,1 @@
+"""How the embedded model was made: pictures drawn by the script itself, their captions, contrastive training."""

@@ -1,0 +1,98 @@
+"""What a federation must beat: each site alone, and all data in one place.
+
+Both are run with the federation's own learner and the same number of steps. ``local_only`` keeps the federation's noise
+level: it is what a site could do alone under the same promise. ``centralised`` is not private: all images in one place,
+one shared prompt.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from dpfpl_bench.simulation import SimulatedSite, Simulation
+from dpfpl_client.learning.backbone import ClipBackbone
+from dpfpl_client.learning.evaluation import LabelledFeatures
+from dpfpl_client.learning.learner import PromptLearner, SiteFeatures
+from dpfpl_common.experiment import Experiment, RoundSettings
+from dpfpl_common.payload import Context
+from dpfpl_server.result import mean
+
+__all__ = ["centralised", "local_only"]
+
+Floor = dict[str, float | None]
+
+
+def local_only(
+    backbone: ClipBackbone,
+    sites: Sequence[SimulatedSite],
+    experiment: Experiment,
+    seed: int,
+    on_site: Callable[[str], None] = lambda site: None,
+) -> Floor:
+    """Every site trains the same prompt alone: a federation of one, with the same steps and noise multiplier."""
+    finals = []
+    for site in sites:
+        on_site(site.name)
+        alone = dataclasses.replace(
+            experiment,
+            sites=(site.name,),
+            privacy=dataclasses.replace(
+                experiment.privacy, tolerated_dropouts=0, tolerated_colluders=0, target_epsilon=None
+            ),
+            rounds=_unwatched(experiment),
+        )
+        finals += Simulation(backbone, [site], seed).run(alone).final.values()
+    return {where: mean(m.get(f"personal_{where}") for m in finals) for where in ("local", "neighbour")}
+
+
+def centralised(
+    backbone: ClipBackbone, sites: Sequence[SimulatedSite], experiment: Experiment, seed: int
+) -> Floor:
+    """All training images in one place, one shared prompt, no noise, no privacy; tested on every site's own images."""
+    pooled = SiteFeatures(
+        train=_joined([site.features.train for site in sites]),
+        test=_joined([]),
+        neighbour_test=_joined([]),
+        classes=sites[0].features.classes,
+    )
+    together = dataclasses.replace(
+        experiment,
+        sites=("pool",),
+        prompt=dataclasses.replace(experiment.prompt, method="promptfl"),
+        privacy=dataclasses.replace(
+            experiment.privacy,
+            trust="local",
+            target_epsilon=None,
+            noise_multiplier=0.0,
+            nominal_site_size=max(1, len(pooled.train)),
+            tolerated_dropouts=0,
+        ),
+        rounds=dataclasses.replace(
+            _unwatched(experiment), number=experiment.total_steps, local_steps=1, evaluate_every=100_000
+        ),
+    )
+    outcome = Simulation(backbone, [SimulatedSite("pool", pooled, len(pooled.classes))], seed).run(together)
+    return _tested_everywhere(backbone, sites, together, outcome.checkpoint.global_context)
+
+
+def _tested_everywhere(
+    backbone: ClipBackbone, sites: Sequence[SimulatedSite], experiment: Experiment, global_context: Context
+) -> Floor:
+    nothing_personal = np.zeros(experiment.context_shape)
+    metrics = [
+        PromptLearner(backbone, experiment, site.features).evaluate(global_context, nothing_personal) for site in sites
+    ]
+    return {where: mean(m.get(f"global_{where}") for m in metrics) for where in ("local", "neighbour")}
+
+
+def _unwatched(experiment: Experiment) -> RoundSettings:
+    """The same rounds, evaluated at the end only."""
+    return dataclasses.replace(experiment.rounds, min_sites=0, evaluate_every=100_000)
+
+
+def _joined(parts: Sequence[LabelledFeatures]) -> LabelledFeatures:
+    if not parts:
+        return LabelledFeatures(torch.zeros((0, 0)), torch.zeros(0, dtype=torch.long))
+    return LabelledFeatures(torch.cat([p.features for p in parts]), torch.cat([p.labels for p in parts]))

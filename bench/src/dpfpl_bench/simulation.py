@@ -1,0 +1,111 @@
+"""A whole federation in one process: the strategy and the agent core that are deployed, without network."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dpfpl_bench.inprocess_grid import InProcessGrid
+from dpfpl_client.agent.core import SiteAgent
+from dpfpl_client.agent.feature_cache import FeatureCache, Progress, site_features
+from dpfpl_client.agent.ledger import Ledger
+from dpfpl_client.agent.store import MemoryStore
+from dpfpl_client.data import SiteData
+from dpfpl_client.learning.backbone import ClipBackbone
+from dpfpl_client.learning.learner import SiteFeatures
+from dpfpl_client.learning.randomness import RandomnessSource, SeededRandomness
+from dpfpl_common.experiment import Experiment
+from dpfpl_common.noise import NoiseSource
+from dpfpl_server.run_folder import Checkpoint
+from dpfpl_server.strategy import DPFPLStrategy, Status
+
+__all__ = ["SimulatedSite", "Simulation", "SimulationOutcome", "prepare_sites"]
+
+
+@dataclass(frozen=True)
+class SimulatedSite:
+    """A site's name and image features."""
+
+    name: str
+    features: SiteFeatures
+    num_classes: int
+
+
+@dataclass(frozen=True)
+class SimulationOutcome:
+    """Attributes: the final ``checkpoint``, accuracies ``final`` by site, and ``seconds`` of the run."""
+
+    checkpoint: Checkpoint
+    final: dict[str, dict[str, float]]
+    seconds: float
+
+
+def prepare_sites(
+    data: Sequence[SiteData],
+    class_names: Sequence[str],
+    cache: FeatureCache,
+    names: Sequence[str],
+    progress: Progress | None = None,
+) -> list[SimulatedSite]:
+    """Image features of every simulated site; all share one model and one cache."""
+    return [
+        SimulatedSite(name, site_features(cache, site, class_names, progress), len(site.classes))
+        for name, site in zip(names, data, strict=True)
+    ]
+
+
+class Simulation:
+    """Runs experiments over simulated sites.
+
+    Args:
+        backbone: the shared frozen model.
+        sites: names and features.
+        seed: of sampling, factor starts and (unless ``randomness`` says otherwise) noise.
+        randomness: real randomness instead of the seeded one.
+    """
+
+    def __init__(
+        self,
+        backbone: ClipBackbone,
+        sites: Sequence[SimulatedSite],
+        seed: int,
+        randomness: RandomnessSource | None = None,
+    ) -> None:
+        self._backbone = backbone
+        self._sites = list(sites)
+        self._randomness = randomness or SeededRandomness(seed)
+        self._seed = seed
+
+    def run(
+        self,
+        experiment: Experiment,
+        on_status: Callable[[Status], None] = lambda status: None,
+        server_noise: NoiseSource | None = None,
+    ) -> SimulationOutcome:
+        """One experiment from start to end; the sites start fresh."""
+        started = time.monotonic()
+        grid = InProcessGrid({site.name: self._agent(site) for site in self._sites})
+        noise = server_noise or self._randomness.for_round("server", 0).noise
+        strategy = DPFPLStrategy(experiment, grid.nodes, on_status=on_status, noise=noise)
+        checkpoint = strategy.run(grid)
+        return SimulationOutcome(checkpoint, strategy.final_metrics, time.monotonic() - started)
+
+    def _agent(self, site: SimulatedSite) -> SiteAgent:
+        return SiteAgent(
+            site.name, self._backbone, site.features, None, Ledger(None), MemoryStore(), self._randomness
+        )
+
+
+def site_names(count: int) -> list[str]:
+    """site-1, site-2, ... with as many digits as needed to sort well."""
+    digits = len(str(count))
+    return [f"site-{number:0{digits}d}" for number in range(1, count + 1)]
+
+
+def summary_line(status: Status) -> dict[str, Any] | None:
+    """The parts of a finished round that a progress line shows."""
+    if status.get("phase") != "ROUND_DONE":
+        return None
+    metrics = [m.get("personal_local") for m in status["metrics"].values()]
+    known = [value for value in metrics if value is not None]
+    return {"round": status["round"], "local": sum(known) / len(known) if known else None}

@@ -1,0 +1,210 @@
+"""The agent itself: policy, ledger and learner around one site's data.
+
+Release protocol: validate, lock, RESERVE (durable), compute and noise, write the record (durable), COMMIT (durable),
+return. The same request again gets the same bytes at no cost; another request for the same round is refused.
+"""
+
+import math
+import threading
+import time
+
+import numpy as np
+
+from dpfpl_client.agent.ledger import Ledger
+from dpfpl_client.agent.policy import Policy, permit
+from dpfpl_client.agent.store import Record, Store
+from dpfpl_client.learning.backbone import ClipBackbone
+from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
+from dpfpl_client.learning.randomness import RandomnessSource
+from dpfpl_common.accounting import PrivacyEvent, epsilon
+from dpfpl_common.errors import ConfigError, DataError, ModelError, RefusedError, StateError
+from dpfpl_common.experiment import Experiment
+from dpfpl_common.payload import EvaluateRequest, SiteReply, TrainRequest, request_digest
+from dpfpl_common.trust import planned_events
+
+__all__ = ["SiteAgent"]
+
+
+class SiteAgent:
+    """Answers the data-plane calls of ``dpfpl_client.agent.endpoint.Agent`` for one site.
+
+    Args:
+        name: the site's name, as provisioned.
+        backbone: the frozen model.
+        features: the site's image features, with the class names that their labels index.
+        policy: the site's rules; None only for simulations, where no site exists whose policy could be broken.
+        ledger: what the data has paid.
+        store: prompts and releases.
+        randomness: real, or seeded for tests and simulations.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        backbone: ClipBackbone,
+        features: SiteFeatures,
+        policy: Policy | None,
+        ledger: Ledger,
+        store: Store,
+        randomness: RandomnessSource,
+    ) -> None:
+        self._name = name
+        self._backbone = backbone
+        self._features = features
+        self._policy = policy
+        self._ledger = ledger
+        self._store = store
+        self._randomness = randomness
+        self._learners: dict[str, PromptLearner] = {}
+        self._lock = threading.Lock()
+
+    def train(self, request: TrainRequest) -> SiteReply:
+        """Take part in one round; see the module's release protocol.
+
+        Raises:
+            RefusedError: policy, budget or protocol forbids it; nothing was computed and nothing charged.
+        """
+        with self._lock:
+            experiment = request.experiment
+            learner = self._admit(experiment)
+            digest = request_digest(request)
+            known = self._known_release(request, digest)
+            if known is not None:
+                return known
+            event = planned_events(experiment, experiment.rounds.local_steps)[0]
+            self._check_budget(experiment, event)
+            sequence = self._ledger.reserve(experiment.name, request.round, digest, event)
+            record = self._compute(learner, request, digest)
+            self._store.write(experiment.name, request.round, record)
+            self._ledger.commit(sequence, record.digest())
+            return record.reply
+
+    def evaluate(self, request: EvaluateRequest) -> SiteReply:
+        """Keep the final global context and report what the policy lets out of the accuracies."""
+        with self._lock:
+            started = time.monotonic()
+            learner = self._admit(request.experiment)
+            self._store.write_final(request.experiment.name, request.global_context)
+            state = self._state(request.experiment)
+            metrics = self._metrics(learner, request.global_context, state)
+            return SiteReply(self._name, request.round, None, metrics, _seconds(started))
+
+    def _admit(self, experiment: Experiment) -> PromptLearner:
+        known = self._learners.get(experiment.digest())
+        if known is not None:
+            return known
+        if self._name not in experiment.sites:
+            raise RefusedError(
+                code="NOT_A_MEMBER",
+                message="This site is not on the experiment's list (rule sites).",
+                advice="Add the site to the experiment, under a new experiment name.",
+            )
+        if experiment.privacy.noise_multiplier is None:
+            raise RefusedError(
+                code="NOISE_NOT_RESOLVED",
+                message="The experiment names no noise_multiplier (rule noise_multiplier).",
+                advice="Let the server calibrate it from target_epsilon before the run.",
+            )
+        if experiment.model.fingerprint not in ("", self._backbone.fingerprint):
+            raise RefusedError(
+                code="OTHER_MODEL",
+                message="The site has another model than the experiment asks for (rule model.fingerprint).",
+                advice=f"The site's model has the fingerprint {self._backbone.fingerprint}.",
+            )
+        if self._policy is not None:
+            permit(self._policy, experiment)
+        self._ledger.bind(experiment.name, experiment.digest())
+        try:
+            features = self._features.relabelled(experiment.classes)
+            learner = PromptLearner(self._backbone, experiment, features)
+        except (ModelError, ConfigError, DataError) as error:
+            raise RefusedError(code=error.code, message=error.message, advice=error.advice) from None
+        self._learners[experiment.digest()] = learner
+        return learner
+
+    def _known_release(self, request: TrainRequest, digest: str) -> SiteReply | None:
+        """What an earlier, equal request released; None if this round is new."""
+        name, number = request.experiment.name, request.round
+        charge = self._ledger.find(name, number)
+        if charge is None:
+            if number <= self._ledger.last_round(name):
+                raise RefusedError(
+                    code="ROUND_ORDER",
+                    message="A later round was already served (rule round order).",
+                    advice="Resume the experiment at the round after the last completed one.",
+                )
+            return None
+        if charge.request_digest != digest:
+            raise RefusedError(
+                code="KEY_REUSED_OTHER_DIGEST",
+                message="This round was already asked for with other content (rule one release per round).",
+                advice="Repeat the first request unchanged, or go on to the next round.",
+            )
+        record = self._store.read(name, number)
+        if record is None or record.request_digest != digest:
+            return None  # reserved, then interrupted: the charge stays, computing anew is charged anew
+        if not charge.release_digest:
+            self._ledger.commit(charge.sequence, record.digest())
+        elif charge.release_digest != record.digest():
+            raise StateError(
+                code="RECORD_DAMAGED",
+                message="A stored release is not the one that the ledger recorded.",
+                advice="Restore the state folder from a backup.",
+            )
+        return record.reply
+
+    def _check_budget(self, experiment: Experiment, event: PrivacyEvent) -> None:
+        """Refuse before any work if this charge would pass a cap; decided from the ledger alone."""
+        if self._policy is None:
+            return
+        own = [c.event.steps for c in self._ledger.charges() if c.experiment == experiment.name]
+        steps = max(experiment.total_steps, sum(own) + event.steps)
+        plan = planned_events(experiment, steps)[0]
+        others = [c.event for c in self._ledger.charges() if c.experiment != experiment.name]
+        for rule, events, cap in (
+            ("max_epsilon_per_experiment", [plan], self._policy.max_epsilon_per_experiment),
+            ("max_epsilon_lifetime", [*others, plan], self._policy.max_epsilon_lifetime),
+        ):
+            if epsilon(_merged(events), self._policy.delta) > cap:
+                raise RefusedError(
+                    code="BUDGET_EXHAUSTED",
+                    message=f"The site's privacy budget does not cover this experiment (rule {rule}).",
+                    advice="Ask the site's administrator.",
+                )
+
+    def _compute(self, learner: PromptLearner, request: TrainRequest, digest: str) -> Record:
+        started = time.monotonic()
+        state = self._state(request.experiment)
+        metrics = self._metrics(learner, request.global_context, state) if request.evaluate else {}
+        randomness = self._randomness.for_round(self._name, request.round)
+        result = learner.train_round(request.global_context, state, randomness)
+        update = np.ascontiguousarray(result.update, dtype="<f4")
+        reply = SiteReply(self._name, request.round, update, metrics, _seconds(started))
+        return Record(digest, reply, request.global_context, result.state)
+
+    def _state(self, experiment: Experiment) -> PersonalState:
+        last = self._store.last_round(experiment.name)
+        record = self._store.read(experiment.name, last) if last else None
+        return record.state if record else PersonalState.initial(experiment)
+
+    def _metrics(
+        self,
+        learner: PromptLearner,
+        global_context: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
+        state: PersonalState,
+    ) -> dict[str, float]:
+        metrics = learner.evaluate(global_context, state.context)
+        return metrics if self._policy is None else self._policy.released_metrics(metrics)
+
+
+def _merged(events: list[PrivacyEvent]) -> list[PrivacyEvent]:
+    """Equal mechanisms added up: a thousand charges cost the accountant one composition each kind."""
+    steps: dict[tuple[str, float, float], int] = {}
+    for event in events:
+        key = (event.mechanism, event.noise_multiplier, event.sample_rate)
+        steps[key] = steps.get(key, 0) + event.steps
+    return [PrivacyEvent("prompt_recipient", *key, count) for key, count in sorted(steps.items())]
+
+
+def _seconds(started: float) -> float:
+    return math.ceil((time.monotonic() - started) * 10) / 10

@@ -1,0 +1,85 @@
+"""The token with which a caller shows the agent that it belongs to the site."""
+
+import hmac
+import os
+import re
+import secrets
+import stat
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from dpfpl_common.durable import fsync_folder
+from dpfpl_common.errors import StateError
+
+__all__ = ["HEADER", "Credential", "read_token"]
+
+HEADER = "authorization"
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{32,128}")
+
+
+class Credential:
+    """The agent's side: knows the token and recognises it.
+
+    Args:
+        path: the token file; made with a fresh random token, mode 0600, if it does not exist.
+
+    Raises:
+        StateError: TOKEN_FILE, the file is no token or other users can read it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            if not path.exists():
+                _create(path)
+            state = path.stat()
+        except OSError as error:
+            raise _bad(path, f"cannot be made ({error.strerror})") from None
+        if not stat.S_ISREG(state.st_mode) or state.st_mode & 0o077 or state.st_uid != os.getuid():
+            raise _bad(path, "is not this user's alone")
+        token = read_token(path)
+        if token is None:
+            raise _bad(path, "holds no token")
+        self._expected = f"Bearer {token}".encode()
+
+    def matches(self, metadata: Iterable[tuple[str, str | bytes]]) -> bool:
+        """Whether a call's metadata carry the token exactly once; compared in constant time."""
+        values = [value for key, value in metadata if key == HEADER]
+        if len(values) != 1:
+            return False
+        value = values[0]
+        return hmac.compare_digest(value if isinstance(value, bytes) else value.encode(), self._expected)
+
+
+def read_token(path: Path) -> str | None:
+    """The token in the file; None while there is none yet."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(1024).decode("ascii", errors="replace").strip()
+    except OSError:
+        return None
+    return text if _TOKEN.fullmatch(text) else None
+
+
+def _create(path: Path) -> None:
+    """Write a fresh token; of two agents that do so at once, one wins and both read the same."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=".token-", dir=path.parent)  # mode 0600
+    try:
+        os.write(descriptor, secrets.token_urlsafe(32).encode() + b"\n")
+        os.fsync(descriptor)
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    finally:
+        os.close(descriptor)
+        Path(temporary).unlink()
+    fsync_folder(path.parent)
+
+
+def _bad(path: Path, what: str) -> StateError:
+    return StateError(
+        code="TOKEN_FILE",
+        message=f"The token file {path} {what}.",
+        advice="Delete it and start the agent again, which makes a new one.",
+    )

@@ -1,0 +1,135 @@
+"""The durable record of what a site's data has paid: reserve before computing, commit after the release is safe."""
+
+import sqlite3
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from dpfpl_common.accounting import PrivacyEvent
+from dpfpl_common.errors import RefusedError, StateError
+
+__all__ = ["Charge", "Ledger"]
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS experiments (name TEXT PRIMARY KEY, digest TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS charges (
+    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+    experiment TEXT NOT NULL, round INTEGER NOT NULL, request_digest TEXT NOT NULL,
+    mechanism TEXT NOT NULL, noise_multiplier REAL NOT NULL, sample_rate REAL NOT NULL, steps INTEGER NOT NULL,
+    release_digest TEXT NOT NULL DEFAULT '', at TEXT NOT NULL
+) STRICT;
+"""
+
+
+@dataclass(frozen=True)
+class Charge:
+    """One reserved or committed release.
+
+    Attributes:
+        sequence: its place in the ledger.
+        request_digest: what was asked.
+        release_digest: sha256 of what left; empty while only reserved.
+    """
+
+    sequence: int
+    experiment: str
+    round: int
+    request_digest: str
+    release_digest: str
+    event: PrivacyEvent
+
+
+class Ledger:
+    """Charges against one site's data, over experiments and restarts.
+
+    Invariant: every release was reserved, durably, before it was computed; a reservation is never taken back.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        """Open or make the ledger; None keeps it in memory, for simulations."""
+        try:
+            self._database = sqlite3.connect(path or ":memory:", isolation_level=None, check_same_thread=False)
+            self._database.execute("PRAGMA journal_mode=WAL" if path else "PRAGMA journal_mode=MEMORY")
+            self._database.execute("PRAGMA synchronous=FULL")
+            self._database.executescript(SCHEMA)
+        except sqlite3.Error as error:
+            raise StateError(
+                code="LEDGER_UNREADABLE",
+                message=f"The privacy ledger {path} cannot be opened ({error}).",
+                advice="Restore it from a backup; without it nothing may be released.",
+            ) from None
+
+    def bind(self, experiment: str, digest: str) -> None:
+        """Tie an experiment's name to one configuration for good.
+
+        Raises:
+            RefusedError: the name was used with another configuration.
+        """
+        self._database.execute("INSERT OR IGNORE INTO experiments VALUES (?, ?)", (experiment, digest))
+        (known,) = self._database.execute("SELECT digest FROM experiments WHERE name = ?", (experiment,)).fetchone()
+        if known != digest:
+            raise RefusedError(
+                code="EXPERIMENT_CHANGED",
+                message="An experiment of this name was run with another configuration (rule experiment digest).",
+                advice="Run it under a new name.",
+            )
+
+    def find(self, experiment: str, round_number: int) -> Charge | None:
+        """The latest charge for this round, if any."""
+        rows = self._select(
+            "WHERE experiment = ? AND round = ? ORDER BY sequence DESC LIMIT 1", experiment, round_number
+        )
+        return rows[0] if rows else None
+
+    def last_round(self, experiment: str) -> int:
+        """The last round charged; 0 before the first."""
+        (last,) = self._database.execute(
+            "SELECT coalesce(max(round), 0) FROM charges WHERE experiment = ?", (experiment,)
+        ).fetchone()
+        return int(last)
+
+    def reserve(self, experiment: str, round_number: int, request_digest: str, event: PrivacyEvent) -> int:
+        """Charge a release before it is computed; durable on return. Gives the charge's sequence number."""
+        cursor = self._database.execute(
+            "INSERT INTO charges (experiment, round, request_digest, mechanism, noise_multiplier, sample_rate, steps, at)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                experiment,
+                round_number,
+                request_digest,
+                event.mechanism,
+                event.noise_multiplier,
+                event.sample_rate,
+                event.steps,
+                time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            ),
+        )
+        assert cursor.lastrowid is not None
+        return cursor.lastrowid
+
+    def commit(self, sequence: int, release_digest: str) -> None:
+        """Record that this release exists and may leave; durable on return."""
+        self._database.execute("UPDATE charges SET release_digest = ? WHERE sequence = ?", (release_digest, sequence))
+
+    def charges(self) -> list[Charge]:
+        """Everything charged, oldest first."""
+        return self._select("ORDER BY sequence")
+
+    def events(self) -> list[PrivacyEvent]:
+        """What was charged, equal mechanisms added up, ready for the accountant."""
+        rows = self._database.execute(
+            "SELECT mechanism, noise_multiplier, sample_rate, sum(steps) FROM charges GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"
+        ).fetchall()
+        return [PrivacyEvent("prompt_recipient", *row) for row in rows]
+
+    def close(self) -> None:
+        """Close the database."""
+        self._database.close()
+
+    def _select(self, clause: str, *values: object) -> list[Charge]:
+        rows = self._database.execute(
+            "SELECT sequence, experiment, round, request_digest, release_digest, mechanism, noise_multiplier, sample_rate,"
+            f" steps FROM charges {clause}",
+            values,
+        ).fetchall()
+        return [Charge(*row[:5], PrivacyEvent("prompt_recipient", *row[5:])) for row in rows]

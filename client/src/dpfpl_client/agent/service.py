@@ -1,0 +1,249 @@
+"""Serves an agent over gRPC, to the site's own ClientApp only.
+
+A caller must hold the token; one call computes at a time and few may wait; whatever goes wrong inside becomes a refusal
+with a code, and an unforeseen error an opaque id whose details stay in the site's log.
+"""
+
+import logging
+import os
+import secrets
+import signal
+import threading
+from collections.abc import Callable
+from concurrent import futures
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import grpc  # type: ignore[import-untyped]
+from grpc_health.v1 import health_pb2
+
+from dpfpl_client.agent.address import Address, parse_address, private_host
+from dpfpl_client.agent.credential import Credential
+from dpfpl_client.agent.endpoint import Agent
+from dpfpl_client.agent.socket_file import SocketFile
+from dpfpl_client.agent.turns import Turns
+from dpfpl_common import agent_pb2, wire
+from dpfpl_common.errors import DeploymentError, DpfplError
+from dpfpl_common.fields import MAX_MESSAGE_BYTES
+from dpfpl_common.refusal import internal_refusal, refusal_of
+
+__all__ = ["AgentServer", "serve"]
+
+_LOG = logging.getLogger(__name__)
+_SERVICE = agent_pb2.DESCRIPTOR.services_by_name["SiteAgent"].full_name
+_HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+_MAX_CONCURRENT = 32
+_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.so_reuseport", 0),  # a second agent on the same port must fail
+    ("grpc.compression_enabled_algorithms_bitset", 1),  # none: a small message cannot unfold to a huge one
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_concurrent_streams", _MAX_CONCURRENT),
+)
+
+
+class AgentServer:
+    """A gRPC server around an agent.
+
+    Args:
+        agent: answers the calls; never called by two threads at once.
+        address: ``unix:/path`` or ``host:port``; see :mod:`dpfpl_client.agent.address`.
+        token_file: the credential, made on first start.
+        allow_any: accept an address that others could reach.
+        queue: how many calls may wait while one computes; more are refused with BUSY.
+    """
+
+    def __init__(
+        self, agent: Agent, address: str, token_file: Path, *, allow_any: bool = False, queue: int = 2
+    ) -> None:
+        self._agent = agent
+        self._wanted = parse_address(address)
+        self._token_file = token_file
+        self._allow_any = allow_any
+        self._turns = Turns(queue)
+        self._serving = False
+        self._stopping = False
+        self._socket = SocketFile(self._wanted.path) if self._wanted.path else None
+        self._bound = self._wanted
+        self._workers = futures.ThreadPoolExecutor(max_workers=1 + queue + 5, thread_name_prefix="agent")
+        self._server: Any = None
+
+    @property
+    def address(self) -> str:
+        """Where it listens; with the real port once started."""
+        return self._bound.target
+
+    def start(self, *, serving: bool = True) -> None:
+        """Listen and answer.
+
+        Args:
+            serving: False if the agent is not ready yet; callers then wait until :meth:`set_serving`.
+
+        Raises:
+            ConfigError: the address is bad or public.
+            StateError: another agent runs there, or the socket's folder or the token file are open to others.
+            DeploymentError: the address cannot be listened at.
+        """
+        if self._socket is not None:
+            self._socket.claim()
+        try:
+            self._start(Credential(self._token_file))
+        except BaseException:
+            if self._socket is not None:
+                self._socket.release()
+            raise
+        self._serving = serving
+
+    def set_serving(self, serving: bool) -> None:
+        """Say whether calls are answered; the health service says the same."""
+        self._serving = serving
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait until it has been stopped; False when the time is up."""
+        return not self._server.wait_for_termination(timeout_s)
+
+    def stop(self, grace_s: float = 8.0) -> bool:
+        """Take no more calls and let a running one finish within the grace time.
+
+        Returns:
+            False if the agent still computes; what it computes is committed or not, never half.
+        """
+        self._serving, self._stopping = False, True
+        if self._server is not None:
+            self._server.stop(grace_s).wait(grace_s + 1.0)
+        self._workers.shutdown(wait=False, cancel_futures=True)
+        if self._socket is not None:
+            self._socket.release()
+        return self._turns.idle
+
+    def _start(self, credential: Credential) -> None:
+        server = grpc.server(
+            self._workers,
+            interceptors=[_CredentialCheck(credential)],
+            options=_OPTIONS,
+            maximum_concurrent_rpcs=_MAX_CONCURRENT,
+        )
+        methods = {"Train": self._method("Train", self._train), "Evaluate": self._method("Evaluate", self._evaluate)}
+        health = {"Check": grpc.unary_unary_rpc_method_handler(self._check_health)}
+        for service, handlers in ((_SERVICE, methods), (_HEALTH, health)):
+            server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+        self._bound = self._bind(server)
+        if self._socket is not None:
+            self._socket.protect()
+        server.start()
+        self._server = server
+
+    def _bind(self, server: Any) -> Address:
+        address = self._wanted if self._socket else private_host(self._wanted, self._allow_any)
+        try:
+            port = server.add_insecure_port(address.target)
+        except RuntimeError:
+            port = 0
+        if port == 0:
+            raise DeploymentError(
+                code="ADDRESS_TAKEN",
+                message=f"The agent cannot listen at {self._wanted.target}.",
+                advice="Another program may be using it: stop that or choose another agent address.",
+            )
+        return address if self._socket else Address(host=address.host, port=port)
+
+    def _train(self, data: bytes, context: Any) -> agent_pb2.Reply:
+        request = wire.decode_train_request(wire.parse(agent_pb2.TrainRequest, data))
+        with self._turn(context):
+            return wire.encode_reply(self._agent.train(request), request)
+
+    def _evaluate(self, data: bytes, context: Any) -> agent_pb2.Reply:
+        request = wire.decode_evaluate_request(wire.parse(agent_pb2.EvaluateRequest, data))
+        with self._turn(context):
+            return wire.encode_reply(self._agent.evaluate(request), request)
+
+    def _method(self, name: str, act: Callable[[bytes, Any], agent_pb2.Reply]) -> Any:
+        """A gRPC method that answers what ``act`` returns, or a refusal for what it raises, and nothing else."""
+
+        def answer(data: bytes, context: Any) -> bytes:
+            if not self._serving:
+                context.abort(grpc.StatusCode.UNAVAILABLE, "not serving")
+            try:
+                reply = act(data, context)
+                _LOG.info("%s answered", name)
+            except DpfplError as error:
+                _LOG.warning("%s refused: %s", name, error)
+                reply = wire.encode_refusal(refusal_of(error))
+            except Exception:  # noqa: BLE001  the boundary: its text may name a site's files
+                incident = secrets.token_hex(8)
+                _LOG.exception("%s failed, incident %s", name, incident)
+                reply = wire.encode_refusal(internal_refusal(incident))
+            return reply.SerializeToString()
+
+        return grpc.unary_unary_rpc_method_handler(answer)
+
+    def _turn(self, context: Any) -> AbstractContextManager[None]:
+        return self._turns.hold(lambda: not self._stopping and context.is_active())
+
+    def _check_health(self, _data: bytes, _context: Any) -> bytes:
+        status = health_pb2.HealthCheckResponse.SERVING if self._serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        message: bytes = health_pb2.HealthCheckResponse(status=status).SerializeToString()
+        return message
+
+
+class _CredentialCheck(grpc.ServerInterceptor):  # type: ignore[misc]
+    """Ends every call without the token before its message is read, with nothing but UNAUTHENTICATED."""
+
+    def __init__(self, credential: Credential) -> None:
+        self._credential = credential
+        self._refuse = grpc.stream_unary_rpc_method_handler(
+            lambda _messages, context: context.abort(grpc.StatusCode.UNAUTHENTICATED, "")
+        )
+
+    def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
+        """Let the call pass, or not."""
+        if self._credential.matches(details.invocation_metadata):
+            return continuation(details)
+        return self._refuse
+
+
+def serve(
+    agent: Agent,
+    address: str,
+    token_file: Path,
+    *,
+    allow_any: bool = False,
+    grace_s: float = 8.0,
+    on_ready: Callable[[str], None] | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT; to be called in the main thread.
+
+    An agent that still computes after the grace time is cut off with the process: its ledger and its release store are
+    made for that.
+
+    Args:
+        agent: answers the calls.
+        address: as for AgentServer.
+        token_file: as for AgentServer.
+        allow_any: as for AgentServer.
+        grace_s: time for a running call to finish.
+        on_ready: called with the address once calls are answered.
+    """
+    asked = threading.Event()
+
+    def ask(_number: int, _frame: FrameType | None) -> None:
+        asked.set()
+
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        server = AgentServer(agent, address, token_file, allow_any=allow_any)
+        server.start()
+        if on_ready is not None:
+            on_ready(server.address)
+        asked.wait()
+        idle = server.stop(grace_s)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if not idle:
+        _LOG.warning("the agent was computing when it was stopped")
+        logging.shutdown()
+        os._exit(0)  # the computing thread would hold the interpreter back

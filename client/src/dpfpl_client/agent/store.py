@@ -1,0 +1,187 @@
+"""Where a site keeps its personal prompts and releases: one file a round, written whole or not at all."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from dpfpl_client.learning.learner import PersonalState
+from dpfpl_common.durable import write_durably
+from dpfpl_common.errors import StateError
+from dpfpl_common.optimizer import OptimizerState
+from dpfpl_common.payload import Context, SiteReply
+
+__all__ = ["DiskStore", "MemoryStore", "Record", "Store"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one round left behind.
+
+    Attributes:
+        request_digest: the request that it answers.
+        reply: exactly what was, or will be, sent.
+        global_context: p_G as it came with the request.
+        state: the personal prompt after the round.
+    """
+
+    request_digest: str
+    reply: SiteReply
+    global_context: Context
+    state: PersonalState
+
+    def to_bytes(self) -> bytes:
+        """One safetensors file."""
+        assert self.reply.update is not None
+        meta = {
+            "request_digest": self.request_digest,
+            "site": self.reply.site,
+            "round": self.reply.round,
+            "metrics": self.reply.metrics,
+            "seconds": self.reply.seconds,
+            "optimizer_steps": self.state.optimizer.steps,
+        }
+        tensors = {
+            "update": self.reply.update,
+            "global_context": self.global_context,
+            "personal_context": self.state.context,
+            "optimizer_first": self.state.optimizer.first,
+            "optimizer_second": self.state.optimizer.second,
+        }
+        return save(
+            {name: np.ascontiguousarray(value) for name, value in tensors.items()}, {"record": json.dumps(meta)}
+        )
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> "Record":
+        """The inverse of ``to_bytes``.
+
+        Raises:
+            StateError: the bytes are no complete record.
+        """
+        try:
+            tensors = load(content)
+            header = int.from_bytes(content[:8], "little")
+            meta = json.loads(json.loads(content[8 : 8 + header])["__metadata__"]["record"])
+            reply = SiteReply(
+                site=meta["site"],
+                round=meta["round"],
+                update=tensors["update"],
+                metrics=meta["metrics"],
+                seconds=meta["seconds"],
+            )
+            optimizer = OptimizerState(
+                tensors["optimizer_first"], tensors["optimizer_second"], int(meta["optimizer_steps"])
+            )
+            state = PersonalState(tensors["personal_context"], optimizer)
+            return cls(meta["request_digest"], reply, tensors["global_context"], state)
+        except (SafetensorError, KeyError, ValueError, TypeError) as error:
+            raise StateError(
+                code="RECORD_DAMAGED",
+                message=f"A stored round cannot be read ({type(error).__name__}).",
+                advice="Restore the state folder from a backup.",
+            ) from None
+
+    def digest(self) -> str:
+        """sha256 of the stored bytes."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+
+class Store(Protocol):
+    """Keeps the records of a site's experiments."""
+
+    def write(self, experiment: str, round_number: int, record: Record) -> None:
+        """Keep a record; durable on return."""
+        ...
+
+    def read(self, experiment: str, round_number: int) -> Record | None:
+        """The record of a round, or None."""
+        ...
+
+    def last_round(self, experiment: str) -> int:
+        """The last round with a record; 0 if there is none."""
+        ...
+
+    def write_final(self, experiment: str, global_context: Context) -> None:
+        """Keep the global context that came last, after all rounds."""
+        ...
+
+    def read_final(self, experiment: str) -> Context | None:
+        """The global context that came last, or None."""
+        ...
+
+
+class DiskStore:
+    """Records as files ``experiments/<name>/round-<number>.safetensors`` under the state folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / "experiments"
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def write(self, experiment: str, round_number: int, record: Record) -> None:
+        """See ``Store``."""
+        path = self._path(experiment, round_number)
+        path.parent.mkdir(exist_ok=True, mode=0o700)
+        write_durably(path, record.to_bytes())
+
+    def read(self, experiment: str, round_number: int) -> Record | None:
+        """See ``Store``."""
+        path = self._path(experiment, round_number)
+        return Record.from_bytes(path.read_bytes()) if path.exists() else None
+
+    def last_round(self, experiment: str) -> int:
+        """See ``Store``."""
+        paths = (self._folder / experiment).glob("round-*.safetensors")
+        return max((int(path.stem.removeprefix("round-")) for path in paths), default=0)
+
+    def write_final(self, experiment: str, global_context: Context) -> None:
+        """See ``Store``."""
+        folder = self._folder / experiment
+        folder.mkdir(exist_ok=True, mode=0o700)
+        write_durably(folder / "final.safetensors", save({"global_context": np.ascontiguousarray(global_context)}))
+
+    def read_final(self, experiment: str) -> Context | None:
+        """See ``Store``."""
+        path = self._folder / experiment / "final.safetensors"
+        return load(path.read_bytes())["global_context"] if path.exists() else None
+
+    def experiments(self) -> list[str]:
+        """Names of the experiments with any record, sorted."""
+        return sorted(path.name for path in self._folder.iterdir() if path.is_dir())
+
+    def _path(self, experiment: str, round_number: int) -> Path:
+        return self._folder / experiment / f"round-{round_number:05d}.safetensors"
+
+
+class MemoryStore:
+    """Keeps the last record only, in memory: for simulations of many sites."""
+
+    def __init__(self) -> None:
+        self._records: dict[str, tuple[int, Record]] = {}
+        self._final: dict[str, Context] = {}
+
+    def write(self, experiment: str, round_number: int, record: Record) -> None:
+        """See ``Store``."""
+        self._records[experiment] = (round_number, record)
+
+    def read(self, experiment: str, round_number: int) -> Record | None:
+        """See ``Store``."""
+        kept = self._records.get(experiment)
+        return kept[1] if kept and kept[0] == round_number else None
+
+    def last_round(self, experiment: str) -> int:
+        """See ``Store``."""
+        return self._records[experiment][0] if experiment in self._records else 0
+
+    def write_final(self, experiment: str, global_context: Context) -> None:
+        """See ``Store``."""
+        self._final[experiment] = global_context
+
+    def read_final(self, experiment: str) -> Context | None:
+        """See ``Store``."""
+        return self._final.get(experiment)

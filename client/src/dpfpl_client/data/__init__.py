@@ -1,0 +1,32 @@
+"""A site's labelled images: read from where they are, split once by content, and dealt out when sites are simulated.
+
+::
+
+    folder | csv | huggingface | digits | shapes  ->  labels  ->  digests  ->  split  ->  partition  ->  SiteData
+
+Needs NumPy and Pillow, and no torch. Nothing here writes to the data, and no name or pixel is meant to leave the site.
+"""
+
+from dpfpl_client.data.load import Pool, list_classes, load_pool, load_site_data, read_pool
+from dpfpl_client.data.partition import partition_sites
+from dpfpl_client.data.records import DataProblem, ImageRecord, ImageSource, SiteData
+from dpfpl_client.data.settings import PARTITIONS, SOURCES, DataSettings
+from dpfpl_client.data.viewpoint import VIEWPOINTS, apply_viewpoint
+
+__all__ = [
+    "PARTITIONS",
+    "SOURCES",
+    "VIEWPOINTS",
+    "DataProblem",
+    "DataSettings",
+    "ImageRecord",
+    "ImageSource",
+    "Pool",
+    "SiteData",
+    "apply_viewpoint",
+    "list_classes",
+    "load_pool",
+    "load_site_data",
+    "partition_sites",
+    "read_pool",
+]

@@ -1,0 +1,129 @@
+"""Lists a data set of the Hugging Face hub, or a local folder in its format, through the ``datasets`` package."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from dpfpl_client.data.decode import UnreadableImageError, decode_image
+from dpfpl_client.data.listing import Listing, SourceItem
+from dpfpl_client.data.records import problem_per_name
+from dpfpl_common.errors import DataError
+
+__all__ = ["list_hub"]
+
+_TEST_SPLITS = ("test", "validation", "valid")
+
+
+@dataclass(frozen=True, eq=False)
+class HubImage:
+    """One row's image; its encoded bytes stay in the memory-mapped table until they are read."""
+
+    table: Any
+    column: str
+    row: int
+
+    def read(self) -> Image.Image:
+        """Decode the row's image to RGB, with our decoder and its limits."""
+        try:
+            cell = self.table[self.row][self.column]
+        except (OSError, ValueError) as error:
+            raise UnreadableImageError(f"the row cannot be read ({error})") from None
+        if cell is None or (cell["bytes"] is None and cell["path"] is None):
+            raise UnreadableImageError("the row has no image")
+        return decode_image(cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]))
+
+
+def list_hub(identifier: str) -> Listing:
+    """List the rows of the splits ``train`` and ``test`` (else ``validation``); with only one split, it is to be drawn.
+
+    Args:
+        identifier: ``owner/name``, or ``owner/name:configuration``.
+
+    Raises:
+        DataError: the package is missing, the hub cannot be reached, or the data set has no image or label column.
+    """
+    datasets = _import_datasets()
+    tables = _load(datasets, identifier)
+    test_name = next((name for name in _TEST_SPLITS if name in tables), None)
+    parts: list[tuple[str, str | None]]
+    if "train" in tables and test_name is not None:
+        parts = [("train", "train"), (test_name, "test")]
+    else:
+        parts = [(str(name), None) for name in list(tables)[:1]]
+    items: list[SourceItem] = []
+    unlabelled: dict[str, str] = {}
+    for name, split in parts:
+        table = tables[name]
+        image, label = _columns(datasets, identifier, table.features)
+        table = table.cast_column(image, datasets.Image(decode=False))
+        names = getattr(table.features[label], "names", None)
+        for row, value in enumerate(table[label]):
+            key = f"{name}/{row}"
+            class_name = _class_name(value, names)
+            if class_name is None:
+                unlabelled[key] = "it has no label"
+            else:
+                items.append(SourceItem(key, class_name, split, HubImage(table, image, row)))
+    return Listing(tuple(items), tuple(problem_per_name("BAD_ROW", unlabelled, "Only labelled rows can be used.")))
+
+
+def _class_name(value: Any, names: list[str] | None) -> str | None:
+    if value is None or (names is not None and not 0 <= value < len(names)):  # the hub writes -1 for "no label"
+        return None
+    return str(value) if names is None else names[value]
+
+
+def _import_datasets() -> Any:
+    # Nothing that a site reads is to be reported to the hub; the package looks at this when it is imported.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(
+            code="HUGGINGFACE_MISSING",
+            message="The source 'huggingface' needs the package 'datasets', which is not installed.",
+            advice="Run: pip install 'dpfpl-client[huggingface]'.",
+        ) from None
+    return datasets
+
+
+def _load(datasets: Any, identifier: str) -> Any:
+    name, _, configuration = identifier.partition(":")
+    try:
+        return datasets.load_dataset(name, configuration or None)
+    except FileNotFoundError as error:  # includes DatasetNotFoundError
+        raise DataError(
+            code="HUGGINGFACE_NOT_FOUND",
+            message=f"The Hugging Face data set {identifier!r} does not exist or is not public ({error}).",
+            advice="Check [data] path; a private data set needs `hf auth login` at this site.",
+        ) from None
+    except (ConnectionError, OSError) as error:
+        raise DataError(
+            code="HUGGINGFACE_UNREACHABLE",
+            message=f"The Hugging Face hub cannot be reached for {identifier!r} ({error}).",
+            advice='Connect to the network once to download it, or use source = "folder" with local images.',
+        ) from None
+    except (ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(
+            code="HUGGINGFACE_UNUSABLE",
+            message=f"The Hugging Face data set {identifier!r} cannot be loaded ({error}).",
+            advice="Name a configuration as owner/name:configuration if it has several; code is never run.",
+        ) from None
+
+
+def _columns(datasets: Any, identifier: str, features: Any) -> tuple[str, str]:
+    """The image column, and the label column: a class label, else a plain column called label, class or fine_label."""
+    images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
+    labels = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    labels = labels or [name for name in ("label", "class", "fine_label") if name in features]
+    if not images or not labels:
+        raise DataError(
+            code="HUGGINGFACE_COLUMNS",
+            message=f"The Hugging Face data set {identifier!r} has no {'label' if images else 'image'} column "
+            f"(its columns: {', '.join(features)}).",
+            advice="Use a data set for image classification.",
+        )
+    return images[0], labels[0]

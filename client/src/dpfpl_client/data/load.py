@@ -1,0 +1,143 @@
+"""Reads a source, splits it, and gives a site its part."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dpfpl_client.data.csv_file import list_csv
+from dpfpl_client.data.digest_index import DigestIndex
+from dpfpl_client.data.digests import digest_items
+from dpfpl_client.data.digits import DIGIT_CLASSES, list_digits
+from dpfpl_client.data.folder import list_folder
+from dpfpl_client.data.hub import list_hub
+from dpfpl_client.data.labels import check_class_names, map_labels, select_known
+from dpfpl_client.data.listing import Listing
+from dpfpl_client.data.partition import partition_sites
+from dpfpl_client.data.records import DataProblem, ImageRecord, SiteData
+from dpfpl_client.data.settings import DataSettings
+from dpfpl_client.data.shapes import SHAPE_CLASSES, list_shapes
+from dpfpl_client.data.split import split_items
+from dpfpl_common.errors import DataError
+
+__all__ = ["Pool", "list_classes", "load_pool", "load_site_data", "read_pool"]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A whole source, split but not partitioned, and what is wrong with it."""
+
+    records: tuple[ImageRecord, ...]
+    problems: tuple[DataProblem, ...]
+
+
+def load_site_data(settings: DataSettings, class_names: Sequence[str], index_path: Path | None = None) -> SiteData:
+    """Read, split and partition a site's images.
+
+    Args:
+        settings: where they are, and which part is this site's.
+        class_names: the experiment's classes, in its order.
+        index_path: where to remember digests between starts; None decodes every image again.
+
+    Raises:
+        DataError: nothing can be read or used; the message names what, the advice says what to do.
+    """
+    pool = read_pool(settings, class_names, index_path)
+    sites = partition_sites(
+        pool.records,
+        class_names,
+        settings.partition,
+        settings.num_sites,
+        settings.partition_seed,
+        settings.alpha,
+    )
+    site = sites[settings.site_index]
+    return replace(site, problems=pool.problems + site.problems)
+
+
+def load_pool(
+    settings: DataSettings, class_names: Sequence[str] | None, index_path: Path | None = None
+) -> list[ImageRecord]:
+    """The whole source, split but not partitioned; without class names, all classes that it has."""
+    return list(read_pool(settings, class_names, index_path).records)
+
+
+def read_pool(settings: DataSettings, class_names: Sequence[str] | None = None, index_path: Path | None = None) -> Pool:
+    """As :func:`load_pool`, together with the problems."""
+    if class_names is not None:
+        check_class_names(class_names)
+    listing = _list_source(settings)
+    items, problems = map_labels(listing.items, settings.class_map)
+    if class_names is not None:
+        items, unknown = select_known(items, class_names)
+        problems += unknown
+    index = DigestIndex(index_path)
+    digested, corrupt = digest_items(items, index)
+    records, copies = split_items(digested, settings.test_fraction, settings.split_seed, settings.viewpoint)
+    problems += corrupt + copies + index.save()
+    problems += _lost_classes({item.label for item in items}, records)
+    if not records:
+        raise DataError(
+            code="NO_IMAGES",
+            message=f"The {settings.source} source {settings.path!r} has no usable image.",
+            advice=" ".join(problem.message for problem in (*listing.problems, *problems)[:3])
+            or "Put images of the experiment's classes there.",
+        )
+    return Pool(tuple(records), (*listing.problems, *problems))
+
+
+def list_classes(settings: DataSettings) -> tuple[str, ...]:
+    """The class names found in a source, after the class map; sorted, but for the built-ins in their natural order.
+
+    Raises:
+        DataError: the source cannot be read, or holds no image.
+    """
+    if settings.source == "digits":
+        return tuple(dict.fromkeys(settings.class_map.get(name, name) for name in DIGIT_CLASSES))
+    if settings.source == "shapes":
+        return tuple(dict.fromkeys(settings.class_map.get(name, name) for name in SHAPE_CLASSES))
+    items, _ = map_labels(_list_source(settings).items, settings.class_map)
+    return tuple(sorted({item.label for item in items}))
+
+
+def _list_source(settings: DataSettings) -> Listing:
+    match settings.source:
+        case "folder":
+            listing = list_folder(Path(settings.path))
+        case "csv":
+            listing = list_csv(Path(settings.path))
+        case "huggingface":
+            listing = list_hub(settings.path)
+        case "digits":
+            listing = list_digits()
+        case _:
+            listing = list_shapes()
+    if not listing.items:
+        raise DataError(
+            code="NO_IMAGES",
+            message=f"The {settings.source} source {settings.path!r} has no image.",
+            advice=" ".join(problem.message for problem in listing.problems[:3]) or "Put images there.",
+        )
+    return listing
+
+
+def _lost_classes(listed: set[str], records: Sequence[ImageRecord]) -> list[DataProblem]:
+    """Classes of the source that cannot be trained on, because of what was skipped or how the split fell."""
+    train = {record.label for record in records if record.split == "train"}
+    test = {record.label for record in records if record.split == "test"}
+    problems = [
+        DataProblem(
+            "EMPTY_CLASS",
+            "warning",
+            f"No image of the class {name!r} can be used, all were skipped. Mend or replace its images.",
+        )
+        for name in sorted(listed - train - test)
+    ]
+    return problems + [
+        DataProblem(
+            "NO_TRAINING_IMAGES",
+            "warning",
+            f"The class {name!r} has test images but no training image, so the site does not train on it. "
+            "Add images of it if it should.",
+        )
+        for name in sorted(test - train)
+    ]

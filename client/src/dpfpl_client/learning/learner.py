@@ -1,0 +1,184 @@
+"""A site's prompt learner: the rounds of one experiment over cached image features."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dpfpl_client.learning.backbone import ClipBackbone
+from dpfpl_client.learning.evaluation import LabelledFeatures, accuracy
+from dpfpl_client.learning.gradients import per_example_gradients
+from dpfpl_client.learning.methods import method_named
+from dpfpl_client.learning.randomness import Randomness
+from dpfpl_client.learning.step import noised_step
+from dpfpl_common.errors import DataError, ModelError
+from dpfpl_common.experiment import Experiment
+from dpfpl_common.optimizer import OptimizerState, descend
+
+__all__ = ["PersonalState", "PromptLearner", "RoundResult", "SiteFeatures", "initial_context"]
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class SiteFeatures:
+    """Image features of a site.
+
+    Attributes:
+        train: for training.
+        test: test images like the site's own.
+        neighbour_test: test images of other sites, or of classes that the site does not train on.
+        classes: the class names that all labels index.
+    """
+
+    train: LabelledFeatures
+    test: LabelledFeatures
+    neighbour_test: LabelledFeatures
+    classes: tuple[str, ...]
+
+    def relabelled(self, classes: tuple[str, ...]) -> "SiteFeatures":
+        """The same images with labels that index another list of classes; images of classes not on it are left out.
+
+        Raises:
+            DataError: no training image is left.
+        """
+        if classes == self.classes:
+            return self
+        index = torch.tensor([classes.index(name) if name in classes else -1 for name in self.classes])
+
+        def mapped(images: LabelledFeatures) -> LabelledFeatures:
+            labels = index[images.labels]
+            return LabelledFeatures(images.features[labels >= 0], labels[labels >= 0])
+
+        train = mapped(self.train)
+        if len(train) == 0:
+            raise DataError(
+                code="NO_KNOWN_CLASS",
+                message="None of the site's classes is on the experiment's list (rule classes).",
+                advice="Map the site's folder names to the experiment's class names: [data.class_map] in site.toml.",
+            )
+        return SiteFeatures(train, mapped(self.test), mapped(self.neighbour_test), classes)
+
+
+@dataclass(frozen=True)
+class PersonalState:
+    """What a site keeps from round to round.
+
+    Attributes:
+        context: the personal context p_L [num_context, width]; a function of noised releases alone.
+        optimizer: the optimizer's state for it.
+    """
+
+    context: Floats
+    optimizer: OptimizerState
+
+    @classmethod
+    def initial(cls, experiment: Experiment) -> "PersonalState":
+        """No personalisation yet."""
+        shape = experiment.context_shape
+        return cls(context=np.zeros(shape), optimizer=OptimizerState.zeros(shape))
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """Attributes: ``update`` towards the server [num_context, width], noised as trust demands; the new ``state``."""
+
+    update: Floats
+    state: PersonalState
+
+
+def initial_context(backbone: ClipBackbone, experiment: Experiment) -> torch.Tensor:
+    """The context [num_context, width] that zero displacement stands for: the initial text, or zero vectors.
+
+    Raises:
+        ModelError: the experiment's width is not the model's.
+    """
+    if backbone.width != experiment.model.width:
+        raise ModelError(
+            code="WRONG_WIDTH",
+            message=f"The experiment expects context vectors of width {experiment.model.width}, the model has "
+            f"{backbone.width}.",
+            advice="Use the experiment's model, or correct model.width in experiment.toml.",
+        )
+    if not experiment.prompt.init_text:
+        return torch.zeros(experiment.context_shape)
+    return backbone.text_embeddings(experiment.prompt.init_text, experiment.prompt.num_context)
+
+
+class PromptLearner:
+    """Trains and evaluates one experiment's contexts on one site's features. Holds no state between calls.
+
+    The context in use is ``initial + global_context + personal_context``: both learned parts are displacements from the
+    initial text, so the server needs no model and zero means zero-shot.
+    """
+
+    def __init__(self, backbone: ClipBackbone, experiment: Experiment, features: SiteFeatures) -> None:
+        self._backbone = backbone
+        self._experiment = experiment
+        self._features = features
+        self._tokens = backbone.class_tokens(experiment.classes, experiment.prompt.num_context)
+        self._initial = initial_context(backbone, experiment)
+        self._method = method_named(experiment.prompt.method)
+
+    def train_round(
+        self, global_context: npt.NDArray[np.float32], state: PersonalState, randomness: Randomness
+    ) -> RoundResult:
+        """Make the round's local steps: the global context stays, the personal one moves with every noised step.
+
+        Args:
+            global_context: p_G as the server sent it, [num_context, width].
+            state: what the site kept.
+            randomness: sources for this round, used once.
+        """
+        experiment = self._experiment
+        update = np.zeros(experiment.context_shape)
+        for _ in range(experiment.rounds.local_steps):
+            directions = self._method.directions(state.context, experiment.prompt.rank, randomness.factors)
+            chosen = randomness.sampler.draw(len(self._features.train), experiment.privacy.sample_rate)
+            release = noised_step(
+                experiment, directions, self._gradients(global_context, state.context, chosen), randomness.noise
+            )
+            update += release.shared / experiment.rounds.local_steps
+            context, optimizer = descend(
+                experiment.optimizer,
+                experiment.optimizer.personal_learning_rate,
+                state.context,
+                release.personal,
+                state.optimizer,
+            )
+            state = PersonalState(context, optimizer)
+        return RoundResult(update=update, state=state)
+
+    def evaluate(self, global_context: npt.NDArray[np.float32], personal_context: Floats) -> dict[str, float]:
+        """Accuracies by the names of ``dpfpl_common.payload.METRIC_NAMES``; a set without images has no entry."""
+        contexts = {
+            "personal": self.context(global_context, personal_context),
+            "global": self.context(global_context, np.zeros_like(personal_context)),
+            "zero_shot": self._initial,
+        }
+        metrics: dict[str, float] = {}
+        for name, context in contexts.items():
+            for where, images in (("local", self._features.test), ("neighbour", self._features.neighbour_test)):
+                value = accuracy(self._backbone, context, self._tokens, images)
+                if value is not None:
+                    metrics[f"{name}_{where}"] = value
+        return metrics
+
+    def context(self, global_context: npt.ArrayLike, personal_context: npt.ArrayLike) -> torch.Tensor:
+        """The full context [num_context, width] for the text tower."""
+        displacement = np.asarray(global_context, dtype=np.float64) + np.asarray(personal_context, dtype=np.float64)
+        return self._initial + torch.from_numpy(displacement.astype(np.float32))
+
+    def _gradients(
+        self, global_context: npt.NDArray[np.float32], personal_context: Floats, chosen: npt.NDArray[np.int64]
+    ) -> Floats:
+        indices = torch.from_numpy(chosen)
+        gradients = per_example_gradients(
+            self._backbone,
+            self.context(global_context, personal_context),
+            self._tokens,
+            self._features.train.features[indices],
+            self._features.train.labels[indices],
+        )
+        return gradients.double().numpy()

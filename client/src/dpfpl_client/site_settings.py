@@ -1,0 +1,116 @@
+"""What a site says about itself: site.toml as frozen values."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dpfpl_client.data import DataSettings
+from dpfpl_common.errors import ConfigError
+from dpfpl_common.experiment import NAME
+from dpfpl_common.settings import from_table, read_toml
+
+__all__ = ["AgentSettings", "ServerSettings", "SimulationSettings", "SiteSettings", "load_site"]
+
+PUBLIC_SOURCES = ("digits", "shapes")
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """How the SuperNode reaches the operator's server; paths are relative to site.toml."""
+
+    address: str = ""
+    ca_certificate: str = "ca.crt"
+    node_key: str = "node.key"
+
+
+@dataclass(frozen=True)
+class AgentSettings:
+    """Where the agent listens: ``unix:PATH`` or ``HOST:PORT`` on a loopback or private address."""
+
+    address: str = "unix:state/agent.sock"
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class SimulationSettings:
+    """Reproducible randomness, for built-in public data only: a seed undoes all privacy."""
+
+    seed: int
+
+
+@dataclass(frozen=True)
+class SiteSettings:
+    """One site.
+
+    Attributes:
+        name: as the operator provisioned it.
+        data: where its labelled images are.
+        model: "embedded", a folder or a Hugging Face id.
+        state: folder for prompt, ledger and caches.
+        policy: the site's policy file.
+        offline: never reach for a model hub.
+        server: how to reach the operator's server.
+        agent: where the agent listens.
+        simulation: seeded randomness; refused unless the data is a built-in public set.
+        folder: where site.toml lies; relative paths start there.
+    """
+
+    name: str
+    data: DataSettings
+    model: str = "embedded"
+    state: str = "state"
+    policy: str = "policy.toml"
+    offline: bool = True
+    server: ServerSettings = field(default_factory=ServerSettings)
+    agent: AgentSettings = field(default_factory=AgentSettings)
+    simulation: SimulationSettings | None = None
+    folder: str = "."
+
+    def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.name):
+            raise ConfigError(
+                code="IMPOSSIBLE_VALUE",
+                message=f"site.toml name is {self.name!r}.",
+                advice="Use the name that the operator gave: 1-63 of a-z, 0-9, '.', '_', '-'.",
+            )
+        if self.simulation is not None and self.data.source not in PUBLIC_SOURCES:
+            raise ConfigError(
+                code="PRIVATE_DATA_NEEDS_REAL_NOISE",
+                message="site.toml has a [simulation] seed, but the data is not a built-in public set.",
+                advice="Remove [simulation]: seeded noise protects nobody.",
+            )
+
+    def path(self, relative: str) -> Path:
+        """A path of site.toml, made absolute."""
+        return (Path(self.folder) / Path(relative).expanduser()).resolve()
+
+    @property
+    def state_folder(self) -> Path:
+        """The absolute state folder."""
+        return self.path(self.state)
+
+    @property
+    def agent_address(self) -> str:
+        """The agent's address with an absolute socket path."""
+        scheme, _, path = self.agent.address.partition("unix:")
+        return f"unix:{self.path(path)}" if not scheme and path else self.agent.address
+
+    @property
+    def token_file(self) -> Path:
+        """The file with the credential that callers of the agent must show."""
+        return self.state_folder / "agent.token"
+
+
+def load_site(path: Path) -> SiteSettings:
+    """Read site.toml; errors name the key, the value and what was expected."""
+    table = read_toml(path)
+    if "folder" in table:
+        raise ConfigError(code="UNKNOWN_KEY", message=f"{path.name} has the unknown key 'folder'.", advice="Remove it.")
+    settings = from_table(SiteSettings, {**table, "folder": str(path.resolve().parent)}, path.name)
+    if not settings.data.path:
+        return settings
+    # A relative data path means relative to site.toml, except for hub ids.
+    if settings.data.source == "huggingface":
+        return settings
+    data = dataclasses.replace(settings.data, path=str(settings.path(settings.data.path)))
+    return dataclasses.replace(settings, data=data)

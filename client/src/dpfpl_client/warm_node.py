@@ -1,0 +1,136 @@
+"""A SuperNode whose answers cost fractions of a second: everything is imported once, and each message gets a fork.
+
+Stock Flower starts a fresh ``flwr-clientapp`` per message (about a second of CPU for imports alone) and looks for
+messages every 3 s. Here the SuperNode runs in Flower's isolation mode "process", which is made for an executor of one's
+own. Ours is forked from the SuperNode before that starts any thread: it asks the SuperNode's Runtime API for tasks, as
+Flower's SuperExec does, and forks itself for each, so a ClientApp is as isolated as before but has nothing to import.
+The idle wait between two looks, which Flower offers no setting for, is shortened in this process.
+
+Takes the arguments of ``flower-supernode``; ``DPFPL_NODE_POLL_S`` sets the wait. Run by :mod:`dpfpl_client.supernode`.
+"""
+
+import ctypes
+import importlib
+import os
+import signal
+import sys
+import threading
+import time
+import types
+from typing import NoReturn
+
+from dpfpl_common.telemetry import silence_telemetry
+
+silence_telemetry()  # before Flower is imported, which reads its switch then
+
+import flwr.supernode.start_client_internal as flower_loop  # noqa: E402  after the switch
+from flwr.proto.runtime_pb2 import AcquireTaskRequest  # noqa: E402
+from flwr.supercore.constant import TaskType  # noqa: E402
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor  # noqa: E402
+from flwr.supercore.retry import make_simple_http_retry_invoker  # noqa: E402
+from flwr.supercore.runtime import RuntimeHttpClient  # noqa: E402
+from flwr.supernode.cli.flower_supernode import flower_supernode  # noqa: E402
+from flwr.supernode.runtime.run_clientapp import run_clientapp  # noqa: E402
+
+__all__ = ["main"]
+
+_PRELOAD = "DPFPL_NODE_PRELOAD"
+_POLL = "DPFPL_NODE_POLL_S"
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> NoReturn:
+    """Fork the executor, then become the SuperNode."""
+    poll_s = float(os.environ.get(_POLL, "1.0"))
+    port = sys.argv[sys.argv.index("--port") + 1]
+    importlib.import_module(os.environ.get(_PRELOAD, "dpfpl_client.app"))
+    parent = os.getpid()
+    executor = os.fork()
+    if executor == 0:
+        _die_with_parent(parent)
+        _execute_tasks(f"127.0.0.1:{port}", poll_s)
+    threading.Thread(target=_end_with, args=(executor,), daemon=True).start()
+    flower_loop.time = _Impatient(poll_s)  # type: ignore[assignment]
+    sys.argv = ["flower-supernode", *sys.argv[1:], "--isolation", "process"]
+    flower_supernode()
+    sys.exit()
+
+
+class _Impatient(types.ModuleType):
+    """The time module as Flower's message loop sees it: no sleep is longer than the poll interval."""
+
+    def __init__(self, longest_s: float) -> None:
+        super().__init__("time")
+        self._longest_s = longest_s
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep, but not longer than the poll interval."""
+        time.sleep(min(seconds, self._longest_s))
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(time, name)
+
+
+def _execute_tasks(address: str, poll_s: float) -> NoReturn:
+    """Ask the SuperNode for tasks for ever, and fork for each."""
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    signal.signal(signal.SIGINT, lambda *_: os._exit(0))
+    client = RuntimeHttpClient.from_server_address(
+        server_address=address,
+        insecure=True,  # loopback, the same as Flower's own SuperExec
+        root_certificates=None,
+        interceptors=[RuntimeVersionHttpInterceptor(component_name="SuperExec")],
+        retry_invoker=make_simple_http_retry_invoker(),
+    )
+    request = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
+    me = os.getpid()
+    while True:
+        task = client.AcquireTask(request)
+        if task.HasField("task") and task.token:
+            if os.fork() == 0:
+                _die_with_parent(me)
+                _run_one(address, task.token)
+        else:
+            time.sleep(min(poll_s, 0.1))
+        _reap()
+
+
+def _run_one(address: str, token: str) -> NoReturn:
+    """Run the ClientApp for one message in this process and end it."""
+    status = 1
+    try:
+        run_clientapp(runtime_api_address=address, token=token, insecure=True, parent_pid=os.getppid())
+    except SystemExit as leave:
+        status = leave.code if isinstance(leave.code, int) else 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _reap() -> None:
+    """Collect ClientApps that are done."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return
+
+
+def _end_with(executor: int) -> None:
+    """Without its executor the SuperNode would take messages and never answer, so let it end."""
+    os.waitpid(executor, 0)
+    print("the task executor ended", file=sys.stderr, flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _die_with_parent(parent: int) -> None:
+    """Make the kernel end this process when its parent ends (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""The per-example scale that bounds what one example adds to a release."""
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["joint_clip_factors"]
+
+
+def joint_clip_factors(squared_norms: npt.ArrayLike, clipping_norms: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Scale factors under which every example's blocks obey one joint bound.
+
+    Guarantee: with ``s = joint_clip_factors(...)[x]``, ``sum_b |s g_xb|^2 / C_b^2 <= 1`` for every example x, so adding
+    or removing one example changes the sum of the scaled vectors by at most 1 in the metric ``sum_b |.|_b^2 / C_b^2``
+    (source: ALGORITHM in docs/algorithm.md, "joint clipping"). An example with a non-finite norm gets factor 0: a rule
+    that looks at that example alone, so the bound holds for it too.
+
+    Args:
+        squared_norms: [batch, blocks], squared L2 norm of each block of each example's (projected) gradient.
+        clipping_norms: [blocks], the bounds C_b, positive and finite.
+
+    Returns:
+        [batch] float64 factors in [0, 1]. A factor of 0 means that the example must be left out of the sum altogether
+        (0 times infinity would be NaN).
+
+    Raises:
+        ValueError: shapes do not match, or a clipping norm is not positive and finite.
+    """
+    norms = np.asarray(squared_norms, dtype=np.float64)
+    bounds = np.asarray(clipping_norms, dtype=np.float64)
+    if norms.ndim != 2 or bounds.shape != (norms.shape[1],):
+        raise ValueError(f"squared_norms {norms.shape} and clipping_norms {bounds.shape} do not match.")
+    if not (np.all(np.isfinite(bounds)) and np.all(bounds > 0)):
+        raise ValueError(f"clipping_norms must be positive and finite, got {bounds}.")
+    finite = np.all(np.isfinite(norms) & (norms >= 0), axis=1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        joint = np.sqrt(np.sum(np.where(finite[:, None], norms, 0.0) / bounds**2, axis=1))
+    finite &= np.isfinite(joint)
+    # A hair below 1/joint: rounding must never lift a vector above its bound.
+    factors = np.minimum(1.0, (1.0 - 1e-12) / np.maximum(joint, 1e-300))
+    return np.where(finite, factors, 0.0)

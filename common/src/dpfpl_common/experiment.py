@@ -1,0 +1,254 @@
+"""What one federated training is: the operator's experiment.toml as frozen values."""
+
+import dataclasses
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dpfpl_common.errors import ConfigError
+from dpfpl_common.settings import from_table, read_toml, to_table
+
+__all__ = [
+    "MECHANISMS",
+    "METHODS",
+    "TRUST_MODES",
+    "Experiment",
+    "ModelSettings",
+    "OptimizerSettings",
+    "PrivacySettings",
+    "PromptSettings",
+    "RoundSettings",
+    "load_experiment",
+    "parse_experiment",
+]
+
+TRUST_MODES = ("distributed", "central", "local")
+MECHANISMS = ("per_step",)
+METHODS = ("dpfpl", "promptfl")
+OPTIMIZERS = ("adam", "sgd")
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The frozen vision-language model every site must have.
+
+    Attributes:
+        id: "embedded", a Hugging Face id or a folder; informative for the sites, whose own site.toml decides.
+        width: width d of the text tower's token embeddings.
+        fingerprint: hash of the model's files; sites with another model refuse. Empty: any model of that width.
+    """
+
+    width: int
+    id: str = "embedded"
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True)
+class PromptSettings:
+    """The learned prompt.
+
+    Attributes:
+        method: who learns what; see ``dpfpl_client.learning.methods``.
+        num_context: number of context vectors before the class name.
+        rank: rank k of the factors of the personal context.
+        init_text: the context starts as this text's embeddings, repeated to the left if it has fewer tokens than
+            num_context. Empty: start from zero vectors plus N(0, 0.02^2), as the paper.
+    """
+
+    method: str = "dpfpl"
+    num_context: int = 4
+    rank: int = 4
+    init_text: str = "a photo of a"
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """How released (already noised) gradients move the contexts; post-processing, so free of privacy cost."""
+
+    name: str = "adam"
+    global_learning_rate: float = 0.02
+    personal_learning_rate: float = 0.02
+
+
+@dataclass(frozen=True)
+class PrivacySettings:
+    """What is protected how; unit: one training example of one site, added or removed.
+
+    Attributes:
+        mechanism: ``per_step``, noise at every step.
+        trust: who adds the noise of the shared gradient, see ``dpfpl_common.trust``.
+        target_epsilon: calibrates ``noise_multiplier`` so that whoever receives a site's personalised prompt is held to
+            this epsilon; absent if noise_multiplier is given.
+        target_delta: delta of every epsilon reported.
+        noise_multiplier: noise standard deviation over clipping norm, unitless; 0 = no noise, no privacy claim.
+        clipping_norm: L2 bound C_G of one example's gradient towards the global context.
+        factor_clipping_norm: L2 bound C_u = C_v of its gradient towards each factor; 0 = the same as clipping_norm.
+        sample_rate: chance q that an example joins a step (Poisson).
+        nominal_site_size: public stand-in for the number of training images of a site.
+        tolerated_dropouts: D; with more sites missing a round is not aggregated.
+        tolerated_colluders: K sites that may pool what they know against another; their noise shares do not count.
+    """
+
+    mechanism: str = "per_step"
+    trust: str = "distributed"
+    target_epsilon: float | None = None
+    target_delta: float = 1e-5
+    noise_multiplier: float | None = None
+    clipping_norm: float = 0.1
+    factor_clipping_norm: float = 0.0
+    sample_rate: float = 0.5
+    nominal_site_size: int = 300
+    tolerated_dropouts: int = 0
+    tolerated_colluders: int = 1
+
+    @property
+    def factor_norm(self) -> float:
+        """C_u = C_v, with the default filled in."""
+        return self.factor_clipping_norm or self.clipping_norm
+
+
+@dataclass(frozen=True)
+class RoundSettings:
+    """How the federation proceeds.
+
+    Attributes:
+        number: rounds in all.
+        local_steps: noised steps each site makes in one round.
+        min_sites: fewer usable replies than this and the round is not aggregated; 0 = all sites less the drop-outs.
+        deadline: seconds after which a round closes.
+        evaluate_every: sites evaluate their prompts every so many rounds (the first and last always).
+    """
+
+    number: int = 10
+    local_steps: int = 4
+    min_sites: int = 0
+    deadline: float = 300.0
+    evaluate_every: int = 1
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One federated training with a name and a configuration."""
+
+    name: str
+    classes: tuple[str, ...]
+    sites: tuple[str, ...]
+    model: ModelSettings
+    prompt: PromptSettings = field(default_factory=PromptSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    privacy: PrivacySettings = field(default_factory=PrivacySettings)
+    rounds: RoundSettings = field(default_factory=RoundSettings)
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @property
+    def context_shape(self) -> tuple[int, int]:
+        """(num_context, width) of every context array."""
+        return (self.prompt.num_context, self.model.width)
+
+    @property
+    def min_sites(self) -> int:
+        """Usable replies without which a round is not aggregated; at least sites less tolerated drop-outs."""
+        return self.rounds.min_sites or len(self.sites) - self.privacy.tolerated_dropouts
+
+    @property
+    def total_steps(self) -> int:
+        """Noised steps over the whole experiment, the accountant's composition length."""
+        return self.rounds.number * self.rounds.local_steps
+
+    @property
+    def is_private(self) -> bool:
+        """Whether any noise is added."""
+        return self.privacy.noise_multiplier != 0.0
+
+    def to_json(self) -> str:
+        """Canonical JSON: the same experiment always gives the same bytes."""
+        return json.dumps(to_table(self), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+    def digest(self) -> str:
+        """sha256 of the canonical JSON, the identity that sites approve."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def with_noise_multiplier(self, noise_multiplier: float) -> "Experiment":
+        """The same experiment with its noise level filled in."""
+        return dataclasses.replace(self, privacy=dataclasses.replace(self.privacy, noise_multiplier=noise_multiplier))
+
+
+def load_experiment(path: Path) -> Experiment:
+    """Read experiment.toml; errors name the key, the value and what was expected."""
+    return from_table(Experiment, read_toml(path), path.name)
+
+
+def parse_experiment(text: str) -> Experiment:
+    """The inverse of ``Experiment.to_json``; for what arrives in a message."""
+    try:
+        table: Any = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ConfigError(code="BAD_EXPERIMENT", message="The experiment is not valid JSON.") from None
+    return from_table(Experiment, table, "experiment")
+
+
+def _check(e: Experiment) -> None:
+    if not NAME.fullmatch(e.name):
+        raise _impossible("name", e.name, "1-63 of a-z, 0-9, '.', '_', '-', starting with a letter or digit")
+    for key, names in (("classes", e.classes), ("sites", e.sites)):
+        if not names or len(set(names)) != len(names) or any(not n.strip() or len(n) > 200 for n in names):
+            raise _impossible(key, names, "a list of distinct, non-empty names")
+    if len(e.classes) < 2:
+        raise _impossible("classes", e.classes, "at least two class names")
+    for site in e.sites:
+        if not NAME.fullmatch(site):
+            raise _impossible("sites", site, "names of 1-63 of a-z, 0-9, '.', '_', '-'")
+    p, r, o = e.privacy, e.rounds, e.optimizer
+    _within("model.width", e.model.width, 1, 65536)
+    _choice("prompt.method", e.prompt.method, METHODS)
+    _within("prompt.num_context", e.prompt.num_context, 1, 1024)
+    _within("prompt.rank", e.prompt.rank, 1, min(e.context_shape))
+    _choice("optimizer.name", o.name, OPTIMIZERS)
+    _within("optimizer.global_learning_rate", o.global_learning_rate, 0.0, 1e6)
+    _within("optimizer.personal_learning_rate", o.personal_learning_rate, 0.0, 1e6)
+    _choice("privacy.mechanism", p.mechanism, MECHANISMS)
+    _choice("privacy.trust", p.trust, TRUST_MODES)
+    if (p.target_epsilon is None) and (p.noise_multiplier is None):
+        raise _impossible("privacy", "neither", "target_epsilon or noise_multiplier (0 for no noise)")
+    if p.target_epsilon is not None:
+        _within("privacy.target_epsilon", p.target_epsilon, 1e-3, 1e3)
+    if p.noise_multiplier is not None:
+        _within("privacy.noise_multiplier", p.noise_multiplier, 0.0, 1e6)
+    _within("privacy.target_delta", p.target_delta, 1e-15, 0.5)
+    _within("privacy.clipping_norm", p.clipping_norm, 1e-9, 1e9)
+    if p.factor_clipping_norm:
+        _within("privacy.factor_clipping_norm", p.factor_clipping_norm, 1e-9, 1e9)
+    _within("privacy.sample_rate", p.sample_rate, 1e-6, 1.0)
+    _within("privacy.nominal_site_size", p.nominal_site_size, 1, 10**9)
+    _within("privacy.tolerated_dropouts", p.tolerated_dropouts, 0, len(e.sites) - 1)
+    _within("privacy.tolerated_colluders", p.tolerated_colluders, 0, 10**6)
+    _within("rounds.number", r.number, 1, 100_000)
+    _within("rounds.local_steps", r.local_steps, 1, 100_000)
+    if r.min_sites:
+        _within("rounds.min_sites", r.min_sites, len(e.sites) - p.tolerated_dropouts, len(e.sites))
+    _within("rounds.deadline", r.deadline, 1.0, 1e6)
+    _within("rounds.evaluate_every", r.evaluate_every, 1, 100_000)
+
+
+def _choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise _impossible(key, value, "one of " + ", ".join(allowed))
+
+
+def _within(key: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise _impossible(key, value, f"a number from {low:g} to {high:g}")
+
+
+def _impossible(key: str, value: object, expected: str) -> ConfigError:
+    return ConfigError(
+        code="IMPOSSIBLE_VALUE",
+        message=f"The experiment's {key} is {value!r}, expected {expected}.",
+        advice="Correct experiment.toml.",
+    )

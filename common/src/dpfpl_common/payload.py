@@ -1,0 +1,145 @@
+"""What crosses the wire between strategy, ClientApp and agent, as frozen values checked when built.
+
+Nothing else crosses: the records of Flower and the messages of the agent's RPC are translations of these.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from dpfpl_common import PROTOCOL_VERSION
+from dpfpl_common.errors import PayloadError
+from dpfpl_common.experiment import Experiment
+
+__all__ = [
+    "METRIC_NAMES",
+    "Context",
+    "EvaluateRequest",
+    "SiteReply",
+    "TrainRequest",
+    "check_context",
+    "check_metrics",
+    "request_digest",
+]
+
+Context = npt.NDArray[np.float32]
+"""A context array, float32 [num_context, width]."""
+
+METRIC_NAMES = (
+    "personal_local",
+    "personal_neighbour",
+    "global_local",
+    "global_neighbour",
+    "zero_shot_local",
+    "zero_shot_neighbour",
+)
+"""Accuracies a site may report, each in [0, 1]: of its personalised prompt, of the global one, of the plain text."""
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """Take part in one round.
+
+    Attributes:
+        experiment: the whole experiment, noise level resolved.
+        round: 1-based number of the round.
+        global_context: displacement of the shared context from the initial text, float32 [num_context, width].
+        evaluate: whether accuracies of the prompt as it arrives are wanted.
+    """
+
+    experiment: Experiment
+    round: int
+    global_context: Context
+    evaluate: bool = True
+
+    def __post_init__(self) -> None:
+        _check_round(self.round, 1, self.experiment.rounds.number)
+        check_context(self.global_context, self.experiment.context_shape, "global_context")
+
+
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """Report the accuracies of the final prompt, after ``round`` rounds; the site also keeps this global context."""
+
+    experiment: Experiment
+    round: int
+    global_context: Context
+
+    def __post_init__(self) -> None:
+        _check_round(self.round, 0, self.experiment.rounds.number)
+        check_context(self.global_context, self.experiment.context_shape, "global_context")
+
+
+@dataclass(frozen=True)
+class SiteReply:
+    """What leaves a site.
+
+    Attributes:
+        site: the site's name.
+        round: the round it answers.
+        update: the noised sum of clipped gradients over the round's local steps, float32 [num_context, width], divided
+            by the public ``sample_rate * nominal_site_size``; None in the answer to an evaluation.
+        metrics: accuracies that the site's policy lets out, by name; see METRIC_NAMES.
+        seconds: time the site computed, rounded to tenths.
+    """
+
+    site: str
+    round: int
+    update: Context | None
+    metrics: dict[str, float]
+    seconds: float
+
+    def __post_init__(self) -> None:
+        check_metrics(self.metrics)
+        if not (math.isfinite(self.seconds) and 0 <= self.seconds < 1e9):
+            raise PayloadError(code="BAD_SECONDS", message=f"seconds is {self.seconds!r}.")
+
+
+def check_context(array: object, shape: tuple[int, int], name: str) -> None:
+    """Refuse anything but a finite, C-ordered float32 array of exactly this shape.
+
+    Raises:
+        PayloadError: WRONG_DTYPE, WRONG_SHAPE, NONFINITE_INPUT or NORM_TOO_LARGE, naming the array and what was expected.
+    """
+    if not isinstance(array, np.ndarray) or array.dtype != np.dtype("<f4") or not array.flags.c_contiguous:
+        raise PayloadError(code="WRONG_DTYPE", message=f"{name} must be a C-ordered float32 array.")
+    if array.shape != shape:
+        raise PayloadError(code="WRONG_SHAPE", message=f"{name} has shape {array.shape}, expected {shape}.")
+    if not np.all(np.isfinite(array)):
+        raise PayloadError(code="NONFINITE_INPUT", message=f"{name} holds a value that is not finite.")
+    if float(np.abs(array).max(initial=0.0)) > 1e6:
+        raise PayloadError(code="NORM_TOO_LARGE", message=f"{name} holds a value beyond 1e6.")
+
+
+def check_metrics(metrics: dict[str, float]) -> None:
+    """Refuse unknown names and values that are no accuracies."""
+    for name, value in metrics.items():
+        if name not in METRIC_NAMES:
+            raise PayloadError(code="UNKNOWN_METRIC", message=f"Unknown metric {name[:40]!r}.")
+        if not isinstance(value, float) or not 0.0 <= value <= 1.0:
+            raise PayloadError(code="BAD_METRIC", message=f"Metric {name} is not an accuracy.")
+
+
+def request_digest(request: TrainRequest) -> str:
+    """sha256 of everything that a round's computation depends on: the same digest may be served the same bytes."""
+    digest = hashlib.sha256()
+    for part in (
+        str(PROTOCOL_VERSION).encode(),
+        request.experiment.digest().encode(),
+        str(request.round).encode(),
+        request.global_context.astype("<f4").tobytes(),
+        b"1" if request.evaluate else b"0",
+    ):
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _check_round(number: object, low: int, high: int) -> None:
+    if not isinstance(number, int) or isinstance(number, bool) or not low <= number <= high:
+        raise PayloadError(
+            code="BAD_ROUND", message=f"round is {number!r}, expected a whole number from {low} to {high}."
+        )

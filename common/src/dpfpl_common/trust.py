@@ -1,0 +1,85 @@
+"""Who adds which noise to the shared gradient, and what each adversary is then held to.
+
+Symbols: N sites, D tolerated drop-outs, K tolerated colluders, z noise multiplier, C clipping norm of the global block.
+
+- ``distributed`` (default): each site adds variance ``z^2 C^2 / H`` with ``H = max(1, N - D - K)`` to what it sends. A
+  round is aggregated only with at least N - D replies, so even with K of them pooling their knowledge, the noise that
+  remains unknown to them has at least variance ``H z^2 C^2 / H = z^2 C^2``. The operator, who sees single messages, is
+  held only to the multiplier ``z / sqrt(H)`` of one message: no secure aggregation is claimed.
+- ``central``: sites send clipped, un-noised sums and the server adds variance ``z^2 C^2``. The paper's setting; the
+  operator sees the data's sums: no finite epsilon towards it.
+- ``local``: each message carries the whole variance ``z^2 C^2``; the site derives its personal gradient from the same
+  noised message, so nothing composes.
+
+The design document divides by N - D and corrects the claim for colluders afterwards. Dividing by N - D - K makes the
+headline multiplier hold against another site, which always knows its own share.
+"""
+
+import math
+
+from dpfpl_common.accounting import PrivacyEvent
+from dpfpl_common.experiment import Experiment
+
+__all__ = ["ADVERSARIES", "UNIT", "planned_events", "server_noise_stddev", "site_noise_stddev"]
+
+UNIT = "one training example of one site, added or removed"
+
+ADVERSARIES = {
+    "prompt_recipient": "whoever receives a site's personalised prompt",
+    "other_site": "another site of the federation, or whoever receives another site's prompt",
+    "operator": "the operator of the server, who sees every message of the site",
+}
+"""Stable keys of the three adversaries, and who they are."""
+
+
+def honest_shares(experiment: Experiment) -> int:
+    """H: how many noise shares an aggregate holds at least that no colluder knows."""
+    privacy = experiment.privacy
+    return max(1, len(experiment.sites) - privacy.tolerated_dropouts - privacy.tolerated_colluders)
+
+
+def site_noise_stddev(experiment: Experiment) -> float:
+    """Standard deviation that a site adds to the clipped sum it sends; 0 where the server adds the noise."""
+    stddev = _multiplier(experiment) * experiment.privacy.clipping_norm
+    match experiment.privacy.trust:
+        case "central":
+            return 0.0
+        case "local":
+            return stddev
+        case _:
+            return stddev / math.sqrt(honest_shares(experiment))
+
+
+def server_noise_stddev(experiment: Experiment) -> float:
+    """Standard deviation that the server adds to the sum over all sites, per step: only under ``central``."""
+    if experiment.privacy.trust != "central":
+        return 0.0
+    return _multiplier(experiment) * experiment.privacy.clipping_norm
+
+
+def planned_events(experiment: Experiment, steps: int | None = None) -> tuple[PrivacyEvent, ...]:
+    """What ``steps`` steps (default: the whole experiment) release of one site's data, to each adversary.
+
+    One joint event per step, never one per block: the blocks are clipped jointly and noised in proportion to their
+    bounds, so together they are one Gaussian mechanism of multiplier z (docs/algorithm.md, joint clipping).
+    """
+    privacy = experiment.privacy
+    z = _multiplier(experiment)
+    operator = {"central": 0.0, "local": z}.get(privacy.trust, z / math.sqrt(honest_shares(experiment)))
+    return tuple(
+        PrivacyEvent(
+            adversary=adversary,
+            mechanism=privacy.mechanism,
+            noise_multiplier=multiplier,
+            sample_rate=privacy.sample_rate,
+            steps=experiment.total_steps if steps is None else steps,
+        )
+        for adversary, multiplier in (("prompt_recipient", z), ("other_site", z), ("operator", operator))
+    )
+
+
+def _multiplier(experiment: Experiment) -> float:
+    noise_multiplier = experiment.privacy.noise_multiplier
+    if noise_multiplier is None:
+        raise ValueError("The experiment's noise_multiplier is not resolved yet; see accounting.resolve_noise.")
+    return noise_multiplier

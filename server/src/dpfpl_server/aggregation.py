@@ -1,0 +1,68 @@
+"""From the sites' updates to the gradient of the global context."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from dpfpl_common.errors import RoundError
+from dpfpl_common.experiment import Experiment
+from dpfpl_common.noise import NoiseSource
+from dpfpl_common.payload import Context
+from dpfpl_common.trust import server_noise_stddev
+
+__all__ = ["aggregate", "initial_global_context", "update_norm_cap"]
+
+
+def aggregate(
+    experiment: Experiment, updates: Sequence[Context], noise: NoiseSource
+) -> npt.NDArray[np.float64]:
+    """Mean of the updates, with the server's own noise under ``central`` trust.
+
+    Equal weights: the sites' counts are private. An update is a mean over the round's local steps of clipped sums
+    divided by the public expected batch size; under ``central`` the server's noise per step has standard deviation z C
+    towards the sum over sites, hence ``z C / sqrt(local_steps)`` towards that mean.
+
+    Args:
+        experiment: trust mode, norms and public divisor.
+        updates: validated float32 [num_context, width] arrays, one a site.
+        noise: source for ``central`` trust; unused otherwise.
+
+    Raises:
+        RoundError: fewer updates than the privacy analysis needs (sites less tolerated drop-outs) or than the quorum.
+    """
+    needed = max(experiment.min_sites, len(experiment.sites) - experiment.privacy.tolerated_dropouts)
+    if len(updates) < needed:
+        raise RoundError(
+            code="TOO_FEW_SITES",
+            message=f"{len(updates)} usable replies, {needed} are needed.",
+            advice="The round is abandoned; nothing was aggregated.",
+        )
+    total = np.sum([update.astype(np.float64) for update in updates], axis=0)
+    stddev = server_noise_stddev(experiment)
+    if stddev > 0:
+        divisor = experiment.privacy.sample_rate * experiment.privacy.nominal_site_size
+        total = noise.add(total, stddev / divisor / math.sqrt(experiment.rounds.local_steps))
+    return np.asarray(total / len(updates))
+
+
+def initial_global_context(experiment: Experiment) -> Context:
+    """Displacement before the first round: zero from an initial text, else N(0, 0.02^2) as the paper, public."""
+    if experiment.prompt.init_text:
+        return np.zeros(experiment.context_shape, dtype=np.float32)
+    generator = np.random.default_rng(int(experiment.digest()[:16], 16))
+    return generator.normal(0.0, 0.02, experiment.context_shape).astype(np.float32)
+
+
+def update_norm_cap(experiment: Experiment) -> float:
+    """A norm that an honest update exceeds with negligible probability.
+
+    The clipped part is at most C times twice the expected batch over the divisor for batches up to twice the nominal
+    size; the noise part is bounded by its expected norm plus eight deviations.
+    """
+    privacy = experiment.privacy
+    divisor = privacy.sample_rate * privacy.nominal_site_size
+    size = math.prod(experiment.context_shape)
+    noise = (privacy.noise_multiplier or 0.0) * privacy.clipping_norm / divisor * (math.sqrt(size) + 8.0)
+    return privacy.clipping_norm * 100.0 / privacy.sample_rate + noise

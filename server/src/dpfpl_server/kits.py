@@ -1,0 +1,122 @@
+"""The kit: the folder that an operator hands to one site, and all that the site needs to join."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["KIT_FILES", "Kit", "write_kit", "write_private", "write_public"]
+
+KIT_FILES = ("ca.crt", "node.key", "node.pub", "site.toml", "policy.toml", "README.txt")
+
+_SITE = """\
+# What this site is and where its things are. Relative paths start from this file's folder.
+name = {name}
+model = "embedded"            # a Hugging Face id, a folder with a model, or "embedded"
+state = "state"               # personal prompt, privacy ledger and logs; keep it, and back it up
+
+[data]
+source = "folder"             # folder | csv | huggingface | digits | shapes
+path = "/path/to/images"      # train/<class>/* and test/<class>/*, or one level <class>/*
+
+[server]
+address = {address}
+ca_certificate = "ca.crt"
+node_key = "node.key"
+
+[agent]
+address = "unix:state/agent.sock"
+"""
+
+_POLICY = """\
+# What this site allows. Only you change this file; the operator can neither read nor change it.
+# Without this file, or with a mistake in it, the agent refuses every request.
+
+# Names of the experiments you approve; "*" allows any experiment within the limits below.
+experiments = ["*"]
+
+# How much privacy one experiment may cost (epsilon). Smaller protects more; a request beyond it is refused.
+max_epsilon_per_experiment = 8.0
+
+# How much all experiments on this data may cost together, for as long as the data exist.
+max_epsilon_lifetime = 16.0
+
+# The chance with which the epsilon guarantee may fail. Keep it well below 1 / (your number of images).
+delta = 1e-5
+
+# Who may see what. "local": your site adds enough noise for itself. "distributed": your site adds its share before
+# anything leaves. "central" would show the operator sums without noise: add it only with your explicit consent.
+trust = ["distributed", "local"]
+
+# Ways of adding noise that you accept: in every training step, or once to a finished update.
+mechanisms = ["per_step", "one_shot"]
+
+# The least noise, relative to the influence of one image, that a request may ask for.
+min_noise_multiplier = 0.3
+
+# The largest influence (norm) that one image may have.
+max_clipping_norm = 10.0
+
+# The most rounds one experiment may take.
+max_rounds = 500
+
+# Which accuracy numbers may leave: none | coarse (rounded) | exact.
+metrics = "coarse"
+"""
+
+_README = """\
+This folder lets the site {name} join the federation at {address}. Keep node.key secret: it is this site's identity.
+1. Install dpfpl-client with its agent:  pip install "dpfpl-client[agent]"
+2. Open site.toml and set [data] path to your images; open policy.toml and decide what you allow.
+3. Check it, nothing is sent:  dpfpl-client check --site site.toml
+4. Take part until you press Ctrl-C:  dpfpl-client start --site site.toml
+5. See at any time what was released:  dpfpl-client ledger show --site site.toml
+"""
+
+
+@dataclass(frozen=True)
+class Kit:
+    """What goes into one site's folder."""
+
+    name: str
+    address: str
+    ca_certificate: bytes
+    node_private: bytes
+    node_public: bytes
+
+
+def write_kit(kit: Kit, folder: Path) -> None:
+    """Write the kit; files that the site may have edited (site.toml, policy.toml) are kept where they exist."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    write_public(folder / "ca.crt", kit.ca_certificate)
+    write_public(folder / "node.pub", kit.node_public)
+    facts = {"name": kit.name, "address": kit.address}
+    write_public(folder / "README.txt", _README.format(**facts).encode())
+    quoted = {key: json.dumps(value) for key, value in facts.items()}
+    for name, text in (("site.toml", _SITE.format(**quoted)), ("policy.toml", _POLICY)):
+        if not (folder / name).exists():
+            write_public(folder / name, text.encode())
+    write_private(folder / "node.key", kit.node_private)
+
+
+def write_public(path: Path, content: bytes) -> None:
+    """Replace a file at once, so that no reader sees half of it."""
+    _replace(path, content, 0o644)
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Replace a file that only its owner may ever read, from its first byte on."""
+    _replace(path, content, 0o600)
+
+
+def _replace(path: Path, content: bytes, mode: int) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(descriptor, "wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.chmod(mode)
+    temporary.replace(path)

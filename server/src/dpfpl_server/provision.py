@@ -1,0 +1,176 @@
+"""Provision a federation: authority, server certificate and one kit per site; run again to add sites.
+
+The server's folder holds ``ca.key``, ``ca.crt``, ``server.key``, ``server.crt`` and ``sites.json``. It never holds a
+site's private key: that is written into the site's kit and nowhere else.
+"""
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from dpfpl_common.errors import ConfigError, DeploymentError
+from dpfpl_server.certificates import (
+    Issued,
+    certificate_covers,
+    fingerprint,
+    new_authority,
+    new_node_key,
+    new_server_certificate,
+)
+from dpfpl_server.kits import Kit, write_kit, write_private, write_public
+from dpfpl_server.sites import Site, load_sites, save_sites
+
+__all__ = ["ProvisionRequest", "ProvisionResult", "provision", "validate_site_name"]
+
+DEFAULT_FLEET_PORT = 9092
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,252}[A-Za-z0-9])?|[0-9a-fA-F:]+")
+
+
+@dataclass(frozen=True)
+class ProvisionRequest:
+    """What to provision.
+
+    Args:
+        server_folder: the operator's folder; created or extended.
+        kits_folder: where the sites' kits go, one folder per site.
+        sites: names of the sites to add.
+        address: host name or IP address under which sites reach the server; written into the kits.
+        port: port of the Fleet API there.
+        more_addresses: further host names or IP addresses for the server's certificate.
+        force: give sites that are provisioned already a new key (the old one stops working).
+    """
+
+    server_folder: Path
+    kits_folder: Path
+    sites: tuple[str, ...]
+    address: str = "127.0.0.1"
+    port: int = DEFAULT_FLEET_PORT
+    more_addresses: tuple[str, ...] = ()
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class ProvisionResult:
+    """What was provisioned: new kits by site name, the sites that were left alone, the authority's fingerprint."""
+
+    server_folder: Path
+    kits: dict[str, Path]
+    unchanged: tuple[str, ...]
+    ca_fingerprint: str
+    new_authority: bool
+    new_server_certificate: bool
+
+
+def validate_site_name(name: str) -> str:
+    """Return the name if it is a valid one.
+
+    Raises:
+        ConfigError: it is not lower case letters, digits and hyphens, at most 63, starting with a letter or digit.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            code="SITE_NAME",
+            message=f"{name!r} is not a site name.",
+            advice="Use up to 63 lower case letters, digits and hyphens, starting with a letter or digit: hospital-a.",
+        )
+    return name
+
+
+def provision(request: ProvisionRequest) -> ProvisionResult:
+    """Create what is missing and never replace a key, except a site's with ``force``.
+
+    Raises:
+        ConfigError: a site name, address or port is invalid.
+        DeploymentError: the server's folder has half of an authority, or a kit would overwrite a foreign key.
+    """
+    names = tuple(dict.fromkeys(validate_site_name(name) for name in request.sites))
+    hosts = [_validate_host(host) for host in (request.address, *request.more_addresses)]
+    if not 0 < request.port < 65536:
+        raise ConfigError(
+            code="PORT", message=f"{request.port} is not a port.", advice="Use a number from 1 to 65535; usual is 9092."
+        )
+    folder = request.server_folder
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+
+    sites = load_sites(folder)
+    wanted = [name for name in names if request.force or name not in sites]
+    _refuse_foreign_keys(request, wanted)
+    authority, authority_is_new = _authority(folder)
+    certificate_is_new = _server_certificate(folder, authority, hosts)
+    kits = {}
+    for name in wanted:
+        kits[name] = request.kits_folder / name
+        key = new_node_key()
+        kit = Kit(name, f"{_bracketed(request.address)}:{request.port}", authority.public, key.private, key.public)
+        # The register first: a key that the register does not know is useless, one that has no kit can be forced.
+        sites[name] = Site(name, key.public.decode().strip(), datetime.now(UTC).isoformat(timespec="seconds"))
+        save_sites(folder, sites)
+        write_kit(kit, kits[name])
+    return ProvisionResult(
+        server_folder=folder,
+        kits=kits,
+        unchanged=tuple(name for name in names if name not in kits),
+        ca_fingerprint=fingerprint(authority.public),
+        new_authority=authority_is_new,
+        new_server_certificate=certificate_is_new,
+    )
+
+
+def _refuse_foreign_keys(request: ProvisionRequest, names: list[str]) -> None:
+    """Refuse before anything is written if a kit's folder holds a key that is not ours to replace."""
+    for name in names:
+        key = request.kits_folder / name / "node.key"
+        if key.exists() and not request.force:
+            raise DeploymentError(
+                code="KIT_EXISTS",
+                message=f"{key} exists, but this server does not know the site {name}.",
+                advice="Choose another --out folder, or add --force to give the site a new key.",
+            )
+
+
+def _authority(folder: Path) -> tuple[Issued, bool]:
+    """Load or create the authority; the flag says that it is new."""
+    key, certificate = folder / "ca.key", folder / "ca.crt"
+    if key.exists() != certificate.exists():
+        raise DeploymentError(
+            code="AUTHORITY_INCOMPLETE",
+            message=f"{folder} has only one of ca.key and ca.crt.",
+            advice="Restore the missing file from a backup, or provision into a new, empty folder.",
+        )
+    if key.exists():
+        return Issued(key.read_bytes(), certificate.read_bytes()), False
+    authority = new_authority()
+    write_private(key, authority.private)
+    write_public(certificate, authority.public)
+    return authority, True
+
+
+def _server_certificate(folder: Path, authority: Issued, hosts: list[str]) -> bool:
+    """Keep the server's certificate if it covers the hosts, else issue one; tells whether one was issued.
+
+    A new certificate covers the new hosts and gets a new key. Sites trust the authority, so they notice nothing.
+    """
+    key, certificate = folder / "server.key", folder / "server.crt"
+    if key.exists() and certificate.exists() and certificate_covers(certificate.read_bytes(), hosts):
+        return False
+    issued = new_server_certificate(authority, hosts)
+    write_private(key, issued.private)
+    write_public(certificate, issued.public)
+    return True
+
+
+def _validate_host(host: str) -> str:
+    if not _HOST.fullmatch(host):
+        raise ConfigError(
+            code="ADDRESS",
+            message=f"{host!r} is neither a host name nor an IP address.",
+            advice="Give the name or address under which the sites reach the server, without a port: fl.example.org.",
+        )
+    return host
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

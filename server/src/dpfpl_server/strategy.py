@@ -1,0 +1,254 @@
+"""The DP-FPL strategy: rounds of one experiment over Flower's message API.
+
+Differs from Flower's own strategies where a federation of independent sites needs it: one bad reply costs that reply,
+not the run; weights are equal; a round closes at its deadline and is aggregated only with the quorum that the privacy
+analysis assumes; every completed round is checkpointed, so a run can start at any round.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from dpfpl_common.errors import PayloadError, RoundError
+from dpfpl_common.experiment import Experiment
+from dpfpl_common.noise import NoiseSource, SystemNoise
+from dpfpl_common.optimizer import OptimizerState, descend
+from dpfpl_common.payload import EvaluateRequest, SiteReply, TrainRequest
+from dpfpl_server.aggregation import aggregate, initial_global_context, update_norm_cap
+from dpfpl_server.exchange import Outcome, content_bytes, exchange
+from dpfpl_server.records import SiteRefusal, decode_reply, encode_evaluate_request, encode_train_request
+from dpfpl_server.run_folder import Checkpoint
+
+__all__ = ["DPFPLStrategy", "Status"]
+
+Status = dict[str, Any]
+"""What the strategy is doing now: ``phase``, ``round``, ``waiting_for`` and so on, ready for JSON."""
+
+
+class DPFPLStrategy(Strategy):
+    """Runs one experiment over a grid.
+
+    Args:
+        experiment: noise level resolved.
+        nodes: Flower's node id of each site on the experiment's list.
+        checkpoint: where to go on; None starts from the beginning.
+        on_checkpoint: called after every completed round, before the next one starts.
+        on_status: called whenever what the strategy does or waits for changes.
+        noise: the server's own noise, used under ``central`` trust only.
+        site_wait_s: how long missing sites are waited for before a round.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        nodes: Mapping[str, int],
+        *,
+        checkpoint: Checkpoint | None = None,
+        on_checkpoint: Callable[[Checkpoint], None] = lambda checkpoint: None,
+        on_status: Callable[[Status], None] = lambda status: None,
+        noise: NoiseSource | None = None,
+        site_wait_s: float = 120.0,
+    ) -> None:
+        missing = [site for site in experiment.sites if site not in nodes]
+        if missing:
+            raise RoundError(
+                code="UNKNOWN_SITE",
+                message=f"The site {missing[0]!r} of the experiment is not provisioned at this server.",
+                advice="Provision it, or take it off the experiment's list.",
+            )
+        self.experiment = experiment
+        self._nodes = {site: nodes[site] for site in experiment.sites}
+        self._on_checkpoint = on_checkpoint
+        self._on_status = on_status
+        self._noise = noise or SystemNoise()
+        self._site_wait_s = site_wait_s
+        self._norm_cap = update_norm_cap(experiment)
+        self.checkpoint = checkpoint or Checkpoint(
+            0, initial_global_context(experiment), OptimizerState.zeros(experiment.context_shape)
+        )
+        self.final_metrics: dict[str, dict[str, float]] = {}
+
+    def run(self, grid: Grid) -> Checkpoint:
+        """All remaining rounds, then the final evaluation.
+
+        Raises:
+            RoundError: a round could not be completed in three attempts.
+        """
+        while self.checkpoint.round < self.experiment.rounds.number:
+            self._complete_round(grid, self.checkpoint.round + 1)
+        self.final_metrics = self._evaluate(grid)
+        self._on_status({"phase": "FINISHED", "round": self.checkpoint.round})
+        return self.checkpoint
+
+    def _complete_round(self, grid: Grid, number: int, attempts: int = 3) -> None:
+        for attempt in range(1, attempts + 1):
+            self._wait_for_sites(grid, number)
+            started = time.monotonic()
+            request = self._train_request(number)
+            messages = self._addressed(grid, encode_train_request(request), "train", number)
+            outcome = self._exchange(grid, messages, "TRAINING", number)
+            replies = self._accept(outcome, request)
+            try:
+                self._close_round(number, replies, outcome, messages, time.monotonic() - started)
+            except RoundError as error:
+                reasons = "; ".join(f"{site}: {why}" for site, why in sorted(outcome.failures.items()))
+                self._on_status({"phase": "ROUND_ABANDONED", "round": number, "attempt": attempt, "reasons": reasons})
+                if attempt == attempts or _hopeless(outcome):
+                    raise RoundError(
+                        code="ROUND_ABANDONED",
+                        message=f"Round {number} had {error.message} ({reasons})",
+                        advice="Mend the named sites, then resume the experiment; nothing is lost.",
+                    ) from None
+                continue
+            return
+
+    def _close_round(
+        self,
+        number: int,
+        replies: dict[str, SiteReply],
+        outcome: Outcome,
+        messages: Mapping[str, Message],
+        seconds: float,
+    ) -> None:
+        experiment, before = self.experiment, self.checkpoint
+        updates = [reply.update for reply in replies.values() if reply.update is not None]
+        gradient = aggregate(experiment, updates, self._noise)
+        context, optimizer = descend(
+            experiment.optimizer,
+            experiment.optimizer.global_learning_rate,
+            before.global_context.astype(np.float64),
+            gradient,
+            before.optimizer,
+        )
+        entry = {
+            "round": number,
+            "seconds": round(seconds, 3),
+            "bytes_up": sum(content_bytes(reply) for reply in outcome.replies.values()),
+            "bytes_down": sum(content_bytes(message) for message in messages.values()),
+            "sites": sorted(replies),
+            "dropped": outcome.failures,
+            "site_seconds": {site: reply.seconds for site, reply in replies.items()},
+            "metrics": {site: reply.metrics for site, reply in replies.items() if reply.metrics},
+        }
+        self.checkpoint = Checkpoint(number, context.astype("<f4"), optimizer, (*before.history, entry))
+        self._on_checkpoint(self.checkpoint)
+        self._on_status({"phase": "ROUND_DONE", **entry})
+
+    def _train_request(self, number: int) -> TrainRequest:
+        evaluate = number == 1 or (number - 1) % self.experiment.rounds.evaluate_every == 0
+        return TrainRequest(self.experiment, number, self.checkpoint.global_context, evaluate)
+
+    def _evaluate(self, grid: Grid) -> dict[str, dict[str, float]]:
+        number = self.checkpoint.round
+        request = EvaluateRequest(self.experiment, number, self.checkpoint.global_context)
+        messages = self._addressed(grid, encode_evaluate_request(request), "evaluate", number)
+        replies = self._accept(self._exchange(grid, messages, "EVALUATING", number), request)
+        return {site: reply.metrics for site, reply in replies.items()}
+
+    def _addressed(self, grid: Grid, content: RecordDict, kind: str, number: int) -> dict[str, Message]:
+        return {site: grid.create_message(content, kind, node, str(number)) for site, node in self._nodes.items()}
+
+    def _exchange(self, grid: Grid, messages: Mapping[str, Message], phase: str, number: int) -> Outcome:
+        waiting = set(messages)
+
+        def report(answered: str | None = None) -> None:
+            waiting.discard(answered or "")
+            self._on_status({"phase": phase, "round": number, "waiting_for": sorted(waiting)})
+
+        report()
+        return exchange(grid, messages, self.experiment.rounds.deadline, report)
+
+    def _accept(self, outcome: Outcome, request: TrainRequest | EvaluateRequest) -> dict[str, SiteReply]:
+        """The usable replies; each of the others gets its reason in ``outcome.failures``."""
+        accepted: dict[str, SiteReply] = {}
+        for site, message in outcome.replies.items():
+            try:
+                reply = decode_reply(message.content, request)
+                if isinstance(reply, SiteRefusal):
+                    refusal = reply.refusal
+                    outcome.failures[site] = f"REFUSED {refusal.code} (rule {refusal.rule}): {refusal.advice}"
+                    continue
+                self._check_reply(reply, site)
+            except PayloadError as error:
+                outcome.failures[site] = f"{error.code}: {error.message}"
+                continue
+            accepted[site] = reply
+        return accepted
+
+    def _check_reply(self, reply: SiteReply, site: str) -> None:
+        if reply.site != site:
+            raise PayloadError(code="OTHER_SITE", message=f"The reply names the site {reply.site[:63]!r}.")
+        if reply.update is not None and float(np.linalg.norm(reply.update.astype(np.float64))) > self._norm_cap:
+            raise PayloadError(code="NORM_TOO_LARGE", message="The update is larger than any honest one.")
+
+    def _wait_for_sites(self, grid: Grid, number: int) -> None:
+        """Wait, visibly and for a bounded time, until the quorum is connected."""
+        end = time.monotonic() + self._site_wait_s
+        while True:
+            online = set(grid.get_node_ids())
+            missing = [site for site, node in self._nodes.items() if node not in online]
+            connected = len(self._nodes) - len(missing)
+            if not missing or (connected >= self.experiment.min_sites and number > 1):
+                return
+            if time.monotonic() >= end:
+                if connected >= self.experiment.min_sites:
+                    return
+                raise RoundError(
+                    code="SITES_MISSING",
+                    message=f"Only {connected} of {len(self._nodes)} sites are connected; missing: "
+                    f"{', '.join(missing)}.",
+                    advice="Start the missing sites (dpfpl-client start), then resume the experiment.",
+                )
+            self._on_status(
+                {
+                    "phase": "WAITING_FOR_SITES",
+                    "round": number,
+                    "connected": connected,
+                    "sites": len(self._nodes),
+                    "waiting_for": missing,
+                }
+            )
+            time.sleep(0.5)
+
+    # Flower's own hooks, for tools that drive a strategy through them.
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """The messages of a round; the arrays are this strategy's own checkpoint."""
+        content = encode_train_request(self._train_request(server_round))
+        return list(self._addressed(grid, content, "train", server_round).values())
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Not offered: a round is more than its replies (deadline, quorum, checkpoint). Use ``run``."""
+        raise NotImplementedError("DPFPLStrategy drives its own rounds: call run(grid).")
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """No messages: evaluation travels in the training reply."""
+        return []
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Nothing to add up."""
+        return None
+
+    def summary(self) -> None:
+        """Nothing is logged: the run folder says it."""
+
+    def start(self, grid: Grid, *args: Any, **kwargs: Any) -> Result:
+        """Flower's entry point: the same as ``run``."""
+        self.run(grid)
+        return Result(arrays=ArrayRecord([self.checkpoint.global_context]))
+
+
+def _hopeless(outcome: Outcome) -> bool:
+    """Whether every failure is a site's refusal, which asking again does not change."""
+    return bool(outcome.failures) and all(why.startswith("REFUSED") for why in outcome.failures.values())

@@ -1,0 +1,148 @@
+"""The ClientApp: forwards to the agent, turns every failure into a refused reply, and stays light."""
+
+import logging
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from flwr.app import Context, Message, MessageType, Metadata, RecordDict
+
+from dpfpl_client import app as module
+from dpfpl_client.agent.service import AgentServer
+from dpfpl_client.app import app
+from dpfpl_common.errors import RefusedError
+from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
+from dpfpl_common.payload import EvaluateRequest, SiteReply, TrainRequest
+from dpfpl_server import records
+
+SHAPE = (4, 8)
+EXPERIMENT = Experiment(
+    name="pilot",
+    classes=("cat", "dog"),
+    sites=("north", "south"),
+    model=ModelSettings(width=SHAPE[1]),
+    privacy=PrivacySettings(noise_multiplier=1.5),
+    rounds=RoundSettings(deadline=3.0),
+)
+CONTEXT = np.random.default_rng(0).normal(size=SHAPE).astype("<f4")
+TRAIN = TrainRequest(EXPERIMENT, 3, CONTEXT)
+EVALUATE = EvaluateRequest(EXPERIMENT, 10, CONTEXT)
+
+
+class FakeAgent:
+    error = None
+
+    def train(self, request):
+        if self.error:
+            raise self.error
+        return SiteReply("north", request.round, request.global_context, {"personal_local": 0.5}, 0.1)
+
+    def evaluate(self, request):
+        return SiteReply("north", request.round, None, {}, 0.1)
+
+
+@pytest.fixture
+def site(tmp_path):
+    tmp_path.chmod(0o700)
+    agent = FakeAgent()
+    server = AgentServer(agent, f"unix:{tmp_path}/agent.sock", tmp_path / "agent.token")
+    server.start()
+    agent.node = {
+        "agent-address": server.address,
+        "agent-token-file": str(tmp_path / "agent.token"),
+        "site-name": "north",
+    }
+    agent.server = server
+    yield agent
+    server.stop(1.0)
+
+
+def call(content, node, kind=MessageType.TRAIN):
+    context = Context(run_id=1, node_id=2, node_config=node, state=RecordDict(), run_config={})
+    metadata = Metadata(1, "id", 1, 2, "", "", time.time(), 60.0, kind)
+    reply = app(Message(content=content, metadata=metadata), context)
+    assert reply.has_content()
+    return reply.content
+
+
+def refusal(content, node, request=TRAIN):
+    outcome = records.decode_reply(call(content, node), request)
+    assert isinstance(outcome, records.SiteRefusal)
+    return outcome
+
+
+def test_train_and_evaluate_reach_the_agent(site):
+    reply = records.decode_reply(call(records.encode_train_request(TRAIN), site.node), TRAIN)
+    assert (reply.site, reply.round, reply.metrics) == ("north", 3, {"personal_local": 0.5})
+    np.testing.assert_array_equal(reply.update, CONTEXT)
+    content = call(records.encode_evaluate_request(EVALUATE), site.node, MessageType.EVALUATE)
+    assert records.decode_reply(content, EVALUATE).update is None
+
+
+def test_refusal_of_the_agent_is_a_reply_with_code_and_advice(site):
+    site.error = RefusedError(code="BUDGET_SPENT", message="The cap is 2.", advice="Ask the site.")
+    outcome = refusal(records.encode_train_request(TRAIN), site.node)
+    assert (outcome.site, outcome.round) == ("north", 3)
+    assert (outcome.refusal.code, outcome.refusal.rule, outcome.refusal.advice) == (
+        "BUDGET_SPENT",
+        "The cap is 2.",
+        "Ask the site.",
+    )
+
+
+def test_exception_inside_the_agent_crosses_as_code_and_opaque_id(site):
+    site.error = RuntimeError("patient_123.png")
+    content = call(records.encode_train_request(TRAIN), site.node)
+    assert content["reply"]["code"] == "INTERNAL"
+    assert "patient" not in repr(content)
+
+
+def test_agent_that_is_not_up_is_named(site):
+    site.server.stop(0.5)
+    outcome = refusal(records.encode_train_request(TRAIN), site.node)
+    assert outcome.refusal.code == "AGENT_UNAVAILABLE"
+
+
+def test_unreadable_request_is_refused_with_round_zero(site):
+    content = records.encode_train_request(TRAIN)
+    content["request"]["debug"] = True
+    outcome = refusal(content, site.node)
+    assert (outcome.round, outcome.refusal.code) == (0, "UNKNOWN_FIELD")
+    assert refusal(RecordDict(), site.node).refusal.code == "MISSING_FIELD"
+
+
+@pytest.mark.parametrize(
+    "change", [{"agent-address": ""}, {"agent-address": 9000}, {"agent-token-file": ""}, {"agent-address": "nowhere"}]
+)
+def test_incomplete_node_config_is_named(site, change):
+    outcome = refusal(records.encode_train_request(TRAIN), site.node | change)
+    assert outcome.refusal.code == "NODE_CONFIG"
+
+
+def test_agent_of_another_site_is_noticed(site):
+    outcome = refusal(records.encode_train_request(TRAIN), site.node | {"site-name": "south"})
+    assert outcome.refusal.code == "SITE_MISMATCH"
+
+
+def test_unforeseen_error_of_the_app_is_a_refusal_too(site, monkeypatch, caplog):
+    def broken(*_):
+        raise RuntimeError("patient_123.png")
+
+    monkeypatch.setattr(module, "AgentChannel", broken)
+    with caplog.at_level(logging.DEBUG):
+        content = call(records.encode_train_request(TRAIN), site.node)
+    assert content["reply"]["code"] == "INTERNAL"
+    assert "patient" not in repr(content) + caplog.text
+    assert content["reply"]["rule"].split()[-1].rstrip(".") in caplog.text
+
+
+def test_import_is_light_and_telemetry_is_off():
+    program = (
+        "import sys, os, dpfpl_client.app\n"
+        "heavy = {'torch', 'transformers', 'peft', 'opacus', 'sklearn', 'PIL', 'dp_accounting', 'scipy'}\n"
+        "print(sorted(heavy & set(sys.modules)), os.environ['FLWR_TELEMETRY_ENABLED'])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["[]", "0"]

@@ -1,0 +1,322 @@
+"""The agent's protocol: payloads survive it, and whatever else arrives gives a documented code."""
+
+import contextlib
+import dataclasses
+import json
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dpfpl_common import PROTOCOL_VERSION, agent_pb2, wire
+from dpfpl_common.errors import DataError, PayloadError, RefusedError
+from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings
+from dpfpl_common.fields import CODES, MAX_EXPERIMENT_BYTES, MAX_MESSAGE_BYTES
+from dpfpl_common.npy import context_from_npy
+from dpfpl_common.payload import EvaluateRequest, SiteReply, TrainRequest
+from dpfpl_common.refusal import MAX_TEXT, Refusal, plain, refusal_of
+
+SHAPE = (4, 8)
+EXPERIMENT = Experiment(
+    name="pilot",
+    classes=("cat", "hündin"),
+    sites=("north", "south"),
+    model=ModelSettings(width=SHAPE[1]),
+    prompt=PromptSettings(num_context=SHAPE[0]),
+    privacy=PrivacySettings(noise_multiplier=1.5),
+)
+
+
+def context(seed=0):
+    return np.random.default_rng(seed).normal(size=SHAPE).astype("<f4")
+
+
+TRAIN = TrainRequest(EXPERIMENT, 3, context(), evaluate=True)
+EVALUATE = EvaluateRequest(EXPERIMENT, 10, context(1))
+REPLY = SiteReply("north", 3, context(2), {"personal_local": 0.75}, 1.5)
+
+
+def refused(code, call, *arguments):
+    assert code in CODES
+    with pytest.raises(PayloadError) as caught:
+        call(*arguments)
+    assert caught.value.code == code
+    return caught.value
+
+
+@contextlib.contextmanager
+def only_documented_errors():
+    try:
+        yield
+    except PayloadError as error:
+        if error.code not in CODES:
+            raise AssertionError(f"undocumented code {error.code}") from error
+
+
+def train_message(**changes):
+    message = wire.encode_train_request(TRAIN)
+    for name, value in changes.items():
+        setattr(message, name, value)
+    return message
+
+
+def decode_bytes(data):
+    return wire.decode_train_request(wire.parse(agent_pb2.TrainRequest, data))
+
+
+@pytest.mark.parametrize("evaluate", [True, False])
+def test_train_request_round_trip(evaluate):
+    request = dataclasses.replace(TRAIN, evaluate=evaluate)
+    back = decode_bytes(wire.encode_train_request(request).SerializeToString())
+    assert (back.experiment, back.round, back.evaluate) == (request.experiment, request.round, evaluate)
+    np.testing.assert_array_equal(back.global_context, request.global_context)
+    assert back.global_context.flags.writeable
+
+
+def test_evaluate_request_round_trip():
+    data = wire.encode_evaluate_request(EVALUATE).SerializeToString()
+    back = wire.decode_evaluate_request(wire.parse(agent_pb2.EvaluateRequest, data))
+    assert (back.experiment, back.round) == (EXPERIMENT, 10)
+    np.testing.assert_array_equal(back.global_context, EVALUATE.global_context)
+
+
+def test_reply_round_trip():
+    back = wire.decode_reply(wire.encode_reply(REPLY, TRAIN), TRAIN)
+    assert (back.site, back.round, back.metrics, back.seconds) == ("north", 3, {"personal_local": 0.75}, 1.5)
+    np.testing.assert_array_equal(back.update, REPLY.update)
+    answer = SiteReply("south", 10, None, {}, 0.0)
+    assert wire.decode_reply(wire.encode_reply(answer, EVALUATE), EVALUATE) == answer
+
+
+def test_refusal_round_trip():
+    refusal = Refusal("BUDGET_SPENT", "The cap is 2.", "Ask the site.")
+    assert wire.decode_reply(wire.encode_refusal(refusal), TRAIN) == refusal
+
+
+@pytest.mark.parametrize("version", [0, PROTOCOL_VERSION + 1, -1])
+def test_other_version_is_refused_naming_the_expected_one(version):
+    error = refused("VERSION_MISMATCH", wire.decode_train_request, train_message(protocol_version=version))
+    assert f"expected {PROTOCOL_VERSION}" in error.message
+    message = wire.encode_reply(REPLY, TRAIN)
+    message.protocol_version = version
+    refused("VERSION_MISMATCH", wire.decode_reply, message, TRAIN)
+
+
+def test_version_is_looked_at_before_unknown_fields():
+    data = train_message(protocol_version=2).SerializeToString() + b"\xa0\x06\x01"  # field 100 = 1
+    refused("VERSION_MISMATCH", decode_bytes, data)
+
+
+def test_unknown_fields_are_refused_nested_ones_too():
+    extra = b"\xa0\x06\x01"
+    refused("UNKNOWN_FIELD", decode_bytes, train_message().SerializeToString() + extra)
+    nested = train_message()
+    nested.global_context.MergeFromString(extra)
+    refused("UNKNOWN_FIELD", decode_bytes, nested.SerializeToString())
+    reply = wire.encode_reply(REPLY, TRAIN)
+    reply.reply.update.MergeFromString(extra)
+    refused("UNKNOWN_FIELD", wire.decode_reply, reply, TRAIN)
+    refusal = wire.encode_refusal(Refusal("X"))
+    refusal.refusal.MergeFromString(extra)
+    refused("UNKNOWN_FIELD", wire.decode_reply, refusal, TRAIN)
+
+
+def test_field_said_twice_is_refused():
+    refused("NOT_CANONICAL", decode_bytes, train_message().SerializeToString() + b"\x18\x04")  # round = 4, again
+
+
+def test_other_malformed_requests():
+    refused("MALFORMED_MESSAGE", decode_bytes, b"\xff\xff\xff")
+    refused("MALFORMED_MESSAGE", decode_bytes, b"\x12\x02\xff\xfe")  # not UTF-8
+    refused("MESSAGE_TOO_LARGE", decode_bytes, bytes(MAX_MESSAGE_BYTES + 1))
+    refused("VERSION_MISMATCH", decode_bytes, b"")
+    without = train_message()
+    without.ClearField("global_context")
+    refused("MISSING_FIELD", wire.decode_train_request, without)
+    for number in (-1, 0, 11, 2**63 - 1):
+        refused("BAD_ROUND", wire.decode_train_request, train_message(round=number))
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "size", "code"),
+    [
+        (4, 8, 127, "WRONG_SIZE"),
+        (4, 8, 0, "WRONG_SIZE"),
+        (4, 8, 256, "WRONG_SIZE"),
+        (2**31 - 1, 2**31 - 1, 128, "WRONG_SHAPE"),
+        (-4, -8, 128, "WRONG_SHAPE"),
+        (8, 4, 128, "WRONG_SHAPE"),
+        (1, 1, 4, "WRONG_SHAPE"),
+        (0, 0, 0, "WRONG_SHAPE"),
+    ],
+)
+def test_declared_size_must_match(rows, columns, size, code):
+    message = train_message()
+    message.global_context.CopyFrom(agent_pb2.Array(rows=rows, columns=columns, data=bytes(size)))
+    refused(code, wire.decode_train_request, message)
+
+
+@pytest.mark.parametrize(
+    ("value", "code"), [(np.nan, "NONFINITE_INPUT"), (-np.inf, "NONFINITE_INPUT"), (1e38, "NORM_TOO_LARGE")]
+)
+def test_values_are_checked_both_ways(value, code):
+    array = context()
+    array[1, 2] = value
+    message = train_message()
+    message.global_context.data = array.tobytes()
+    refused(code, wire.decode_train_request, message)
+    refused(code, wire.encode_reply, dataclasses.replace(REPLY, update=array), TRAIN)
+
+
+def _edited(**changes):
+    return json.dumps({**json.loads(EXPERIMENT.to_json()), **changes}, sort_keys=True, separators=(",", ":"))
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("", "BAD_EXPERIMENT"),
+        ("{}", "MISSING_KEY"),
+        ("[]", "WRONG_TYPE"),
+        ("[" * 100_000, "BAD_EXPERIMENT"),
+        ("9" * 5000, "BAD_EXPERIMENT"),
+        ("{" + " " * MAX_EXPERIMENT_BYTES, "MESSAGE_TOO_LARGE"),
+        (_edited(debug=True), "UNKNOWN_KEY"),
+        (_edited(name="../../etc"), "IMPOSSIBLE_VALUE"),
+        (_edited(classes=["cat", "\ud800"]), "BAD_EXPERIMENT"),
+        (_edited(privacy={"noise_multiplier": 10**400}), "BAD_EXPERIMENT"),
+        (_edited(privacy={"noise_multiplier": 1}), "NOT_CANONICAL"),
+        (EXPERIMENT.to_json() + " ", "NOT_CANONICAL"),
+        (EXPERIMENT.to_json()[:-1] + ',"name":"pilot"}', "NOT_CANONICAL"),
+    ],
+)
+def test_bad_experiments(text, code):
+    refused(code, wire.decode_train_request, train_message(experiment=text))
+
+
+def test_sender_notices_an_experiment_that_the_receiver_would_refuse():
+    refused("NOT_CANONICAL", wire.encode_train_request, dataclasses.replace(TRAIN, experiment=_whole_number()))
+
+
+def _whole_number():
+    return dataclasses.replace(EXPERIMENT, privacy=PrivacySettings(noise_multiplier=1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"site": "elsewhere"}, "UNKNOWN_SITE"),
+        ({"round": 4}, "WRONG_ROUND"),
+        ({"update": None}, "MISSING_UPDATE"),
+        ({"update": np.zeros((4, 9), "<f4")}, "WRONG_SHAPE"),
+        ({"update": np.zeros(SHAPE)}, "WRONG_DTYPE"),
+    ],
+)
+def test_replies_that_do_not_answer_are_not_sent(changes, code):
+    refused(code, wire.encode_reply, dataclasses.replace(REPLY, **changes), TRAIN)
+
+
+def test_replies_that_do_not_answer_are_not_believed():
+    message = wire.encode_reply(REPLY, TRAIN)
+    refused("WRONG_ROUND", wire.decode_reply, message, EVALUATE)
+    message.reply.round = 10
+    refused("UNEXPECTED_UPDATE", wire.decode_reply, message, EVALUATE)
+    message.reply.ClearField("update")
+    message.reply.metrics["site_size"] = 0.5
+    refused("UNKNOWN_METRIC", wire.decode_reply, message, EVALUATE)
+    del message.reply.metrics["site_size"]
+    message.reply.metrics["global_local"] = float("nan")
+    refused("BAD_METRIC", wire.decode_reply, message, EVALUATE)
+    refused("MISSING_FIELD", wire.decode_reply, agent_pb2.Reply(protocol_version=1), TRAIN)
+    for code, rule in (("lower", ""), ("", ""), ("OK", "\x1b[31m"), ("OK", "x" * (MAX_TEXT + 1))):
+        broken = agent_pb2.Reply(protocol_version=1, refusal=agent_pb2.Refusal(code=code, rule=rule))
+        refused("BAD_REFUSAL", wire.decode_reply, broken, TRAIN)
+
+
+@given(st.binary(max_size=300))
+@settings(max_examples=700, deadline=1000)
+def test_any_bytes_give_a_documented_code(data):
+    with pytest.raises(PayloadError) as caught:
+        decode_bytes(data)
+    assert caught.value.code in CODES
+
+
+VALID = wire.encode_train_request(TRAIN).SerializeToString()
+
+
+@given(st.integers(0, len(VALID) - 1), st.binary(max_size=4), st.integers(0, 4))
+@settings(max_examples=1200, deadline=1000)
+def test_any_damage_gives_a_documented_code_or_an_equally_valid_request(place, patch, removed):
+    data = VALID[:place] + patch + VALID[place + removed :]
+    with only_documented_errors():
+        request = decode_bytes(data)
+        assert wire.encode_train_request(request).SerializeToString() == data
+
+
+@given(st.integers(0, 400), st.binary(max_size=3))
+@settings(max_examples=500, deadline=1000)
+def test_any_damaged_reply_gives_a_documented_code(place, patch):
+    data = bytearray(wire.encode_reply(REPLY, TRAIN).SerializeToString())
+    place %= len(data)
+    data[place : place + len(patch)] = patch
+    with only_documented_errors():
+        wire.decode_reply(wire.parse(agent_pb2.Reply, bytes(data)), TRAIN)
+
+
+def _npy(header, data=bytes(128)):
+    head = header.encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head + data
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (_npy("{'descr': '<f4', 'fortran_order': False, 'shape': (100000, 1000000), }", bytes(80)), "WRONG_SHAPE"),
+        (_npy("{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999, 1), }", bytes(80)), "WRONG_SHAPE"),
+        (_npy("{'descr': '<f4', 'fortran_order': False, 'shape': (4, 8), }", bytes(127)), "WRONG_SIZE"),
+        (_npy("{'descr': '<f4', 'fortran_order': True, 'shape': (4, 8), }"), "WRONG_DTYPE"),
+        (_npy("{'descr': '>f4', 'fortran_order': False, 'shape': (4, 8), }"), "WRONG_DTYPE"),
+        (_npy("{'descr': '<f8', 'fortran_order': False, 'shape': (4, 8), }"), "WRONG_DTYPE"),
+        (_npy("{'descr': '|O', 'fortran_order': False, 'shape': (4, 8), }"), "WRONG_DTYPE"),
+        (_npy("{'descr': '<f4', 'fortran_order': False, 'shape': (32,), }"), "BAD_ARRAY_HEADER"),
+        (_npy("{'descr': '<f4', 'fortran_order': False, 'shape': (-4, -8), }"), "BAD_ARRAY_HEADER"),
+        (_npy("__import__('os').system('true')"), "BAD_ARRAY_HEADER"),
+        (_npy("-" * 4000), "BAD_ARRAY_HEADER"),
+        (b"\x93NUMPY\x01\x00\xff\xff" + b"(" * 65535, "BAD_ARRAY_HEADER"),
+        (b"\x80\x04.", "BAD_ARRAY_HEADER"),
+        (b"", "BAD_ARRAY_HEADER"),
+        ("text", "WRONG_TYPE"),
+    ],
+)
+def test_npy_headers_are_not_believed(data, code):
+    tracemalloc.start()
+    started = time.perf_counter()
+    refused(code, context_from_npy, data, SHAPE, "update")
+    seconds, peak = time.perf_counter() - started, tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert seconds < 0.05
+    assert peak < 300_000
+
+
+def test_text_of_errors_about_the_site_stays_at_the_site():
+    secret = DataError(code="UNREADABLE_IMAGE", message="patient_123.png", advice="Delete /data/patient_123.png")
+    refusal = refusal_of(secret)
+    assert refusal.code == "UNREADABLE_IMAGE"
+    assert "patient" not in refusal.rule + refusal.advice
+    assert refusal_of(RefusedError(code="CAP", message="The cap is 2.", advice="Wait.")) == Refusal(
+        "CAP", "The cap is 2.", "Wait."
+    )
+    assert refusal_of(RefusedError(code="not a code", message="")).code == "REFUSED"
+
+
+@given(st.text(max_size=1200))
+@settings(max_examples=200)
+def test_any_text_can_be_told_as_one_printable_line(text):
+    told = plain(text)
+    assert told == plain(told)
+    assert len(told) <= MAX_TEXT
+    assert told.isprintable()
+    wire.decode_reply(wire.encode_refusal(Refusal("X", told, told)), TRAIN)

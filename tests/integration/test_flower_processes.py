@@ -1,0 +1,290 @@
+"""Real Flower processes on loopback: a SuperLink with TLS and node keys, SuperNodes, and a stub app instead of ours."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from dpfpl_client.supernode import SuperNodeSettings, start_supernode, wait_until_connected
+from dpfpl_common.errors import DeploymentError
+from dpfpl_common.processes import ManagedProcess, ProcessGroup, free_ports, wait_until
+from dpfpl_server.provision import ProvisionRequest, provision
+from dpfpl_server.sites import node_ids
+from dpfpl_server.superlink import (
+    SuperLinkSettings,
+    open_control,
+    register_sites,
+    run_log,
+    run_status,
+    start_superlink,
+    stop_run,
+    submit_run,
+)
+
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
+
+SERVER_APP = '''
+import json, sys, time
+from pathlib import Path
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.serverapp import Grid, ServerApp
+
+app = ServerApp()
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    print("the stub server app says hello")
+    nodes = {}
+    while len(nodes) < int(context.run_config["nodes"]):
+        nodes = {n.name: n.node_id for n in grid.get_nodes()}
+        time.sleep(0.05)
+    content = RecordDict({"c": ConfigRecord({"question": 42})})
+    ids = set(grid.push_messages([Message(content, node, "train") for node in nodes.values()]))
+    answers = {}
+    while ids:
+        for reply in grid.pull_messages(ids):
+            ids.discard(reply.metadata.reply_to_message_id)
+            answers[str(reply.metadata.src_node_id)] = dict(reply.content["c"]) if reply.has_content() else str(reply.error)
+        time.sleep(0.1)
+    heavy = [m for m in sys.modules if m.split(".")[0] in ("torch", "dpfpl_client") or m == "stubapp.client"]
+    Path(str(context.run_config["run-dir"])).write_text(json.dumps({"nodes": nodes, "answers": answers, "heavy": heavy}))
+'''
+CLIENT_APP = '''
+import os, sys
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+app = ClientApp()
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    said = {
+        "question": message.content["c"]["question"],
+        "site": context.node_config["site-name"],
+        "agent": context.node_config["agent-address"],
+        "token": open(context.node_config["agent-token-file"]).read(),
+        "telemetry": os.environ["FLWR_TELEMETRY_ENABLED"],
+        "torch": "torch" in sys.modules,
+    }
+    return Message(RecordDict({"c": ConfigRecord(said)}), reply_to=message)
+'''
+BUNDLE = b"""
+[project]
+name = "stub"
+version = "0.1.0"
+[tool.flwr.app]
+publisher = "test"
+[tool.flwr.app.components]
+serverapp = "stubapp.server:app"
+clientapp = "stubapp.client:app"
+[tool.flwr.app.config]
+run-dir = ""
+nodes = 2
+"""
+LAUNCHER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_flower_processes import Federation
+federation = Federation(Path(sys.argv[2]), sites=("solo",))
+with federation.group:
+    federation.start()
+    federation.submit(nodes=99)
+    print("ready", flush=True)
+    __import__("time").sleep(120)
+"""
+
+
+@dataclass
+class Federation:
+    """A provisioned federation in one folder; the folder's name has characters that need care."""
+
+    root: Path
+    sites: tuple[str, ...] = ("hospital-a", "hospital-b")
+    group: ProcessGroup = field(default_factory=ProcessGroup)
+    mark: str = field(default_factory=lambda: os.environ.get("DPFPL_TEST_MARK", uuid.uuid4().hex))
+
+    def __post_init__(self) -> None:
+        self.fleet_port, self.control_port = free_ports(2)
+        package = self.root / "path" / "stubapp"
+        package.mkdir(parents=True)
+        (package / "__init__.py").touch()
+        (package / "server.py").write_text(SERVER_APP)
+        (package / "client.py").write_text(CLIENT_APP)
+        self.server = self.root / "server"
+        request = ProvisionRequest(self.server, self.root / "kits", self.sites, port=self.fleet_port)
+        self.kits = provision(request).kits
+        self.environment = {"PYTHONPATH": str(self.root / "path"), "DPFPL_TEST_MARK": self.mark}
+
+    def start(self) -> None:
+        self.start_server()
+        nodes = [self.start_site(name, kit) for name, kit in self.kits.items()]
+        for node in nodes:
+            wait_until_connected(node)
+
+    def start_server(self) -> None:
+        settings = SuperLinkSettings(self.server, f"127.0.0.1:{self.fleet_port}", self.control_port)
+        start_superlink(settings, self.group, extra_environment=self.environment)
+
+    def start_site(self, name: str, kit: Path, ca: Path | None = None) -> ManagedProcess:
+        state = self.root / f'state of "{name}"'
+        state.mkdir(exist_ok=True)
+        (state / "token").write_text("a token")
+        settings = SuperNodeSettings(
+            site_name=name,
+            server_address=f"127.0.0.1:{self.fleet_port}",
+            ca_certificate=ca or kit / "ca.crt",
+            node_key=kit / "node.key",
+            state_folder=state,
+            agent_address=f"unix:{state}/agent.sock",
+            agent_token_file=state / "token",
+        )
+        return start_supernode(settings, self.group, extra_environment=self.environment)
+
+    def submit(self, nodes: int) -> int:
+        (self.root / "answer.json").unlink(missing_ok=True)
+        config = {"run-dir": str(self.root / "answer.json"), "nodes": nodes}
+        return submit_run(self.server, config, bundle={"pyproject.toml": BUNDLE})
+
+    def finish(self, run_id: int) -> None:
+        wait_until(
+            lambda: run_status(self.server, run_id).finished,
+            timeout_s=90,
+            what="the run",
+            processes=self.group.processes,
+            interval_s=0.3,
+        )
+
+    def alive(self) -> list[str]:
+        """Every process that inherited our mark, also orphans in other sessions."""
+        mark, found = f"DPFPL_TEST_MARK={self.mark}".encode(), []
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                marked = mark in (entry / "environ").read_bytes().split(b"\0")
+                if marked and b") Z " not in (entry / "stat").read_bytes():
+                    found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:150])
+            except OSError:
+                continue
+        return found
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    federation = Federation(tmp_path_factory.mktemp("it's a federation"))
+    with federation.group:
+        federation.start()
+        yield federation
+    assert federation.alive() == []
+
+
+def test_a_message_reaches_every_site_and_comes_back(federation: Federation) -> None:
+    run_id = federation.submit(nodes=2)
+    federation.finish(run_id)
+    assert run_status(federation.server, run_id).completed, "".join(run_log(federation.server, run_id))
+    result = json.loads((federation.root / "answer.json").read_text())
+    assert result["nodes"] == node_ids(federation.server)  # Flower's node list carries the site's name
+    assert result["heavy"] == []  # the server loads neither torch nor the client's app
+    for name, node_id in result["nodes"].items():
+        answer = result["answers"][str(node_id)]
+        assert answer == {
+            "question": 42,
+            "site": name,
+            "agent": f'unix:{federation.root}/state of "{name}"/agent.sock',
+            "token": "a token",
+            "telemetry": "0",
+            "torch": False,
+        }
+    assert "the stub server app says hello" in "".join(run_log(federation.server, run_id))
+
+
+def test_a_run_can_be_stopped_and_the_sites_stay(federation: Federation) -> None:
+    run_id = federation.submit(nodes=99)
+    wait_until(lambda: run_status(federation.server, run_id).status == "running", timeout_s=30, what="the run to start")
+    assert stop_run(federation.server, run_id)
+    status = run_status(federation.server, run_id)
+    assert (status.finished, status.sub_status) == (True, "stopped")
+    federation.group.check()
+
+
+def test_unknown_run_configuration_is_refused(federation: Federation) -> None:
+    with pytest.raises(DeploymentError) as caught:
+        submit_run(federation.server, {"no-such-key": 1}, bundle={"pyproject.toml": BUNDLE})
+    assert caught.value.code == "CONTROL_REFUSED"
+
+
+def test_registering_again_changes_nothing(federation: Federation) -> None:
+    before = node_ids(federation.server)
+    assert register_sites(federation.server) == before
+
+
+def test_a_second_superlink_in_the_same_folder_is_refused(federation: Federation) -> None:
+    with pytest.raises(DeploymentError) as caught:
+        federation.start_server()
+    assert caught.value.code == "ALREADY_RUNNING"
+
+
+def test_a_stranger_with_the_right_authority_is_refused(federation: Federation, tmp_path: Path) -> None:
+    strange = provision(ProvisionRequest(tmp_path / "server", tmp_path / "kits", ("hospital-a",))).kits["hospital-a"]
+    process = federation.start_site("stranger", strange, ca=federation.kits["hospital-a"] / "ca.crt")
+    with pytest.raises(DeploymentError) as caught:
+        wait_until_connected(process, timeout_s=30)
+    assert caught.value.code == "SITE_UNKNOWN"
+    federation.group.processes.remove(process)
+
+
+def test_a_server_of_another_authority_is_not_trusted(federation: Federation, tmp_path: Path) -> None:
+    other = provision(ProvisionRequest(tmp_path / "server", tmp_path / "kits", ("x",))).kits["x"]
+    process = federation.start_site("mistrustful", federation.kits["hospital-a"], ca=other / "ca.crt")
+    with pytest.raises(DeploymentError) as caught:
+        wait_until_connected(process, timeout_s=30)
+    assert caught.value.code == "SERVER_NOT_TRUSTED"
+    federation.group.processes.remove(process)
+    with pytest.raises(DeploymentError) as caught, open_control_with(federation, other / "ca.crt") as control:
+        control.nodes()
+    assert caught.value.code == "CONTROL_UNREACHABLE"
+
+
+def open_control_with(federation: Federation, ca: Path):  # noqa: ANN201
+    control = type(open_control(federation.server))
+    return control(f"127.0.0.1:{federation.control_port}", ca)
+
+
+def test_after_a_stop_nothing_is_left_and_a_new_start_keeps_the_node_ids(federation: Federation) -> None:
+    """Runs last: it restarts the federation."""
+    before, log = node_ids(federation.server), federation.server / "logs" / "superlink.log"
+    assert len(federation.alive()) >= 9  # per server and site: guard, Flower, SuperExec
+    federation.group.stop()
+    assert federation.alive() == []
+    assert log.stat().st_size > 0
+    federation.start_server()
+    assert node_ids(federation.server) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_no_flower_process_outlives_its_launcher(tmp_path: Path, number: int) -> None:
+    mark = uuid.uuid4().hex
+    watcher = Federation(tmp_path / "watcher", sites=(), mark=mark)
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER, str(Path(__file__).parent), str(tmp_path / "launched")],
+        env={**os.environ, "DPFPL_TEST_MARK": mark},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    assert launcher.stdout is not None
+    assert launcher.stdout.readline() == b"ready\n"
+    wait_until(lambda: any("flwr-serverapp" in line for line in watcher.alive()), timeout_s=20, what="a run to start")
+    launcher.send_signal(number)
+    launcher.wait(30)
+    launcher.stdout.close()
+    deadline = time.monotonic() + 15
+    while watcher.alive() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert watcher.alive() == []
+    assert (tmp_path / "launched" / "server" / "logs" / "superlink.log").stat().st_size > 0

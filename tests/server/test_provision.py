@@ -1,0 +1,232 @@
+"""Provisioning: what a kit holds, who can read it, and that no key is ever replaced by accident."""
+
+import ipaddress
+import json
+import os
+import stat
+import tomllib
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from dpfpl_common.errors import ConfigError, DeploymentError
+from dpfpl_server.certificates import certificate_covers, fingerprint, new_authority, new_server_certificate
+from dpfpl_server.kits import KIT_FILES
+from dpfpl_server.provision import ProvisionRequest, ProvisionResult, provision, validate_site_name
+from dpfpl_server.sites import load_sites, node_ids
+
+
+def run(tmp_path: Path, *sites: str, **options: object) -> ProvisionResult:
+    return provision(ProvisionRequest(tmp_path / "server", tmp_path / "kits", sites, **options))
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_kit_has_all_a_site_needs_and_nothing_more(tmp_path: Path) -> None:
+    kit = run(tmp_path, "hospital-a", address="fl.example.org", port=9443).kits["hospital-a"]
+    assert sorted(p.name for p in kit.iterdir()) == sorted(KIT_FILES)
+    assert (kit / "ca.crt").read_bytes() == (tmp_path / "server" / "ca.crt").read_bytes()
+    assert len((kit / "README.txt").read_text().splitlines()) <= 6
+    assert "fl.example.org:9443" in (kit / "README.txt").read_text()
+
+
+def test_site_toml_says_who_and_where(tmp_path: Path) -> None:
+    kit = run(tmp_path, "hospital-a", address="fl.example.org").kits["hospital-a"]
+    site = tomllib.loads((kit / "site.toml").read_text())
+    assert site == {
+        "name": "hospital-a",
+        "model": "embedded",
+        "state": "state",
+        "data": {"source": "folder", "path": "/path/to/images"},
+        "server": {"address": "fl.example.org:9092", "ca_certificate": "ca.crt", "node_key": "node.key"},
+        "agent": {"address": "unix:state/agent.sock"},
+    }
+
+
+def test_an_ipv6_address_is_bracketed(tmp_path: Path) -> None:
+    kit = run(tmp_path, "a", address="2001:db8::1").kits["a"]
+    assert tomllib.loads((kit / "site.toml").read_text())["server"]["address"] == "[2001:db8::1]:9092"
+
+
+def test_the_starting_policy_is_strict_where_it_matters(tmp_path: Path) -> None:
+    policy = tomllib.loads((run(tmp_path, "a").kits["a"] / "policy.toml").read_text())
+    assert policy == {
+        "experiments": ["*"],
+        "max_epsilon_per_experiment": 8.0,
+        "max_epsilon_lifetime": 16.0,
+        "delta": 1e-5,
+        "trust": ["distributed", "local"],
+        "mechanisms": ["per_step", "one_shot"],
+        "min_noise_multiplier": 0.3,
+        "max_clipping_norm": 10.0,
+        "max_rounds": 500,
+        "metrics": "coarse",
+    }
+
+
+def test_private_keys_are_readable_by_their_owner_only_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        kit = run(tmp_path, "a").kits["a"]
+    finally:
+        os.umask(before)
+    server = tmp_path / "server"
+    assert [mode(p) for p in (kit / "node.key", server / "ca.key", server / "server.key")] == [0o600] * 3
+    assert [mode(p) for p in (kit, server)] == [0o700] * 2
+
+
+def test_the_server_keeps_no_private_key_of_a_site(tmp_path: Path) -> None:
+    kit = run(tmp_path, "a").kits["a"]
+    secret = (kit / "node.key").read_bytes().splitlines()[2]
+    assert not any(secret in content for content in contents(tmp_path / "server").values())
+    assert b"PRIVATE" not in (tmp_path / "server" / "sites.json").read_bytes()
+
+
+def test_the_node_key_is_what_flower_takes(tmp_path: Path) -> None:
+    kit = run(tmp_path, "a").kits["a"]
+    private = serialization.load_ssh_private_key((kit / "node.key").read_bytes(), None)
+    public = serialization.load_ssh_public_key((kit / "node.pub").read_bytes())
+    assert isinstance(private, ec.EllipticCurvePrivateKey)
+    assert isinstance(private.curve, ec.SECP384R1)
+    assert private.public_key() == public
+    assert load_sites(tmp_path / "server")["a"].public_key == (kit / "node.pub").read_text().strip()
+
+
+def test_the_authority_lasts_ten_years_and_signs_only_leaves(tmp_path: Path) -> None:
+    run(tmp_path)
+    ca = x509.load_pem_x509_certificate((tmp_path / "server" / "ca.crt").read_bytes())
+    constraints = ca.extensions.get_extension_for_class(x509.BasicConstraints)
+    assert constraints.critical
+    assert (constraints.value.ca, constraints.value.path_length) == (True, 0)
+    assert timedelta(days=3640) < ca.not_valid_after_utc - datetime.now(UTC) < timedelta(days=3660)
+
+
+def test_the_server_certificate_names_every_address_and_loopback(tmp_path: Path) -> None:
+    run(tmp_path, address="fl.example.org", more_addresses=("10.0.0.5", "2001:db8::1"))
+    server = tmp_path / "server"
+    certificate = x509.load_pem_x509_certificate((server / "server.crt").read_bytes())
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert set(names.get_values_for_type(x509.DNSName)) == {"fl.example.org", "localhost"}
+    assert set(names.get_values_for_type(x509.IPAddress)) == {
+        ipaddress.ip_address(a) for a in ("10.0.0.5", "2001:db8::1", "127.0.0.1", "::1")
+    }
+    certificate.verify_directly_issued_by(x509.load_pem_x509_certificate((server / "ca.crt").read_bytes()))
+
+
+def test_provisioning_again_adds_sites_and_changes_nothing_else(tmp_path: Path) -> None:
+    run(tmp_path, "a", "b")
+    (tmp_path / "kits" / "a" / "site.toml").write_text("edited")
+    server, kits = contents(tmp_path / "server"), contents(tmp_path / "kits")
+    again = run(tmp_path, "a", "c", "b")
+    assert (sorted(again.kits), again.unchanged) == (["c"], ("a", "b"))
+    assert (again.new_authority, again.new_server_certificate) == (False, False)
+    assert contents(tmp_path / "kits").items() >= kits.items()
+    assert {k: v for k, v in contents(tmp_path / "server").items() if k != "sites.json"} == {
+        k: v for k, v in server.items() if k != "sites.json"
+    }
+    assert sorted(load_sites(tmp_path / "server")) == ["a", "b", "c"]
+
+
+def test_a_new_address_renews_the_certificate_under_the_same_authority(tmp_path: Path) -> None:
+    first = run(tmp_path, "a")
+    again = run(tmp_path, "b", address="fl.example.org")
+    assert again.new_server_certificate
+    assert again.ca_fingerprint == first.ca_fingerprint
+    assert not run(tmp_path, "c").new_server_certificate  # loopback is covered by the wider one
+
+
+def test_force_replaces_the_key_but_not_what_the_site_wrote(tmp_path: Path) -> None:
+    kit = run(tmp_path, "a", "b").kits["a"]
+    (kit / "policy.toml").write_text("strict")
+    key, other = (kit / "node.key").read_bytes(), load_sites(tmp_path / "server")["b"]
+    run(tmp_path, "a", force=True)
+    assert (kit / "node.key").read_bytes() != key
+    assert (kit / "policy.toml").read_text() == "strict"
+    sites = load_sites(tmp_path / "server")
+    assert sites["a"].public_key == (kit / "node.pub").read_text().strip()
+    assert sites["b"] == other
+    assert node_ids(tmp_path / "server") == {}  # the old identity is not carried over
+
+
+def test_a_foreign_key_in_the_way_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    kit = tmp_path / "kits" / "a"
+    kit.mkdir(parents=True)
+    (kit / "node.key").write_text("precious")
+    with pytest.raises(DeploymentError) as caught:
+        run(tmp_path, "b", "a")
+    assert caught.value.code == "KIT_EXISTS"
+    assert (kit / "node.key").read_text() == "precious"
+    assert contents(tmp_path / "server") == {}
+
+
+@pytest.mark.parametrize("half", ["ca.key", "ca.crt"])
+def test_half_an_authority_is_never_completed_with_a_new_one(tmp_path: Path, half: str) -> None:
+    run(tmp_path, "a")
+    (tmp_path / "server" / half).unlink()
+    before = contents(tmp_path / "server")
+    with pytest.raises(DeploymentError) as caught:
+        run(tmp_path, "b")
+    assert caught.value.code == "AUTHORITY_INCOMPLETE"
+    assert contents(tmp_path / "server") == before
+
+
+@pytest.mark.parametrize("name", ["a", "0", "hospital-a", "x" * 63])
+def test_good_site_names(name: str) -> None:
+    assert validate_site_name(name) == name
+
+
+@pytest.mark.parametrize("name", ["", "-a", "A", "a_b", "a.b", "../a", "a/b", "a b", "a\n", "x" * 64, "é", '"'])
+def test_bad_site_names_are_refused_before_anything_is_written(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="site name"):
+        run(tmp_path, name)
+    assert not (tmp_path / "server").exists()
+
+
+@pytest.mark.parametrize("address", ["", "a b", "https://x", "x:9092", 'x"', "-x", "x\n"])
+def test_bad_addresses_are_refused(tmp_path: Path, address: str) -> None:
+    with pytest.raises(ConfigError, match="neither a host name"):
+        run(tmp_path, "a", address=address)
+
+
+@pytest.mark.parametrize("port", [0, -1, 65536])
+def test_bad_ports_are_refused(tmp_path: Path, port: int) -> None:
+    with pytest.raises(ConfigError, match="not a port"):
+        run(tmp_path, "a", port=port)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"a": 3}', '{"a": {"public_key": "k"}}', '{"a": {"unknown": 1}}'])
+def test_a_damaged_register_is_an_error_and_stays_as_it_is(tmp_path: Path, text: str) -> None:
+    run(tmp_path, "a")
+    (tmp_path / "server" / "sites.json").write_text(text)
+    with pytest.raises(DeploymentError) as caught:
+        run(tmp_path, "b")
+    assert caught.value.code == "SITES_DAMAGED"
+    assert (tmp_path / "server" / "sites.json").read_text() == text
+
+
+def test_the_register_is_plain_json(tmp_path: Path) -> None:
+    run(tmp_path, "b", "a")
+    entries = json.loads((tmp_path / "server" / "sites.json").read_text())
+    assert list(entries) == ["a", "b"]
+    assert set(entries["a"]) == {"public_key", "provisioned_at", "node_id"}
+
+
+def test_a_certificate_covers_only_what_it_names() -> None:
+    issued = new_server_certificate(new_authority(), ["fl.example.org"])
+    assert certificate_covers(issued.public, ["fl.example.org", "127.0.0.1"])
+    assert not certificate_covers(issued.public, ["other.example.org"])
+
+
+def test_fingerprints_tell_authorities_apart() -> None:
+    one, two = new_authority().public, new_authority().public
+    assert fingerprint(one) != fingerprint(two)
+    assert len(fingerprint(one).split(":")) == 32
