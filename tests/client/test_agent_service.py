@@ -21,6 +21,7 @@ from dpfpl_client.agent.address import parse_address, private_host
 from dpfpl_client.agent.channel import AgentChannel
 from dpfpl_client.agent.credential import read_token
 from dpfpl_client.agent.service import AgentServer
+from dpfpl_client.agent.socket_file import SocketFile
 from dpfpl_common import agent_pb2, wire
 from dpfpl_common.errors import ConfigError, DataError, DeploymentError, RefusedError, StateError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings
@@ -161,10 +162,11 @@ def test_without_the_token_nothing_is_answered(folder, token, method):
 
 def test_idle_callers_without_the_token_do_not_hold_up_the_others(folder):
     with serving(FakeAgent(), folder) as server, contextlib.ExitStack() as stack:
-        stop = threading.Event()
+        stop, idle = threading.Event(), []
         for _ in range(20):
             connection = stack.enter_context(grpc.insecure_channel(server.address))
-            connection.stream_unary("/dpfpl.v1.SiteAgent/Train").future(_never(stop))
+            idle.append(connection.stream_unary("/dpfpl.v1.SiteAgent/Train").future(_never(stop)))
+        time.sleep(0.5)
         started = time.monotonic()
         with channel(server, folder) as agent:
             agent.train(TRAIN)
@@ -400,6 +402,15 @@ def test_socket_of_a_live_agent_is_not_taken(folder):
             pass
         with channel(server, folder) as agent:
             assert agent.train(TRAIN).site == "north"
+
+
+def test_path_belongs_to_one_agent_even_before_it_listens(folder):
+    first = SocketFile(folder / "agent.sock")
+    first.claim()
+    with pytest.raises(StateError, match="AGENT_ALREADY_RUNNING"):
+        SocketFile(folder / "agent.sock").claim()
+    first.release()
+    SocketFile(folder / "agent.sock").claim()
 
 
 def test_socket_of_a_live_stranger_is_not_taken(folder):

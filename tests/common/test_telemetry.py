@@ -6,6 +6,7 @@ import sys
 import types
 
 import pytest
+
 from dpfpl_common.telemetry import quiet_environment, silence_telemetry
 
 

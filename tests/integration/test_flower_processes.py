@@ -12,14 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+
 from dpfpl_client.supernode import SuperNodeSettings, start_supernode, wait_until_connected
 from dpfpl_common.errors import DeploymentError
+from dpfpl_common.guard import descendants
 from dpfpl_common.processes import ManagedProcess, ProcessGroup, free_ports, wait_until
+from dpfpl_server.control import Control
 from dpfpl_server.provision import ProvisionRequest, provision
 from dpfpl_server.sites import node_ids
 from dpfpl_server.superlink import (
     SuperLinkSettings,
-    open_control,
     register_sites,
     run_log,
     run_status,
@@ -30,7 +32,7 @@ from dpfpl_server.superlink import (
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
-SERVER_APP = '''
+SERVER_APP = """
 import json, sys, time
 from pathlib import Path
 from flwr.app import ConfigRecord, Context, Message, RecordDict
@@ -51,12 +53,14 @@ def main(grid: Grid, context: Context) -> None:
     while ids:
         for reply in grid.pull_messages(ids):
             ids.discard(reply.metadata.reply_to_message_id)
-            answers[str(reply.metadata.src_node_id)] = dict(reply.content["c"]) if reply.has_content() else str(reply.error)
+            answer = dict(reply.content["c"]) if reply.has_content() else str(reply.error)
+            answers[str(reply.metadata.src_node_id)] = answer
         time.sleep(0.1)
     heavy = [m for m in sys.modules if m.split(".")[0] in ("torch", "dpfpl_client") or m == "stubapp.client"]
-    Path(str(context.run_config["run-dir"])).write_text(json.dumps({"nodes": nodes, "answers": answers, "heavy": heavy}))
-'''
-CLIENT_APP = '''
+    result = {"nodes": nodes, "answers": answers, "heavy": heavy}
+    Path(str(context.run_config["run-dir"])).write_text(json.dumps(result))
+"""
+CLIENT_APP = """
 import os, sys
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -74,7 +78,7 @@ def train(message: Message, context: Context) -> Message:
         "torch": "torch" in sys.modules,
     }
     return Message(RecordDict({"c": ConfigRecord(said)}), reply_to=message)
-'''
+"""
 BUNDLE = b"""
 [project]
 name = "stub"
@@ -121,7 +125,11 @@ class Federation:
         self.server = self.root / "server"
         request = ProvisionRequest(self.server, self.root / "kits", self.sites, port=self.fleet_port)
         self.kits = provision(request).kits
-        self.environment = {"PYTHONPATH": str(self.root / "path"), "DPFPL_TEST_MARK": self.mark}
+        self.environment = {
+            "PYTHONPATH": str(self.root / "path"),
+            "DPFPL_TEST_MARK": self.mark,
+            "DPFPL_NODE_PRELOAD": "stubapp.client",
+        }
 
     def start(self) -> None:
         self.start_server()
@@ -145,6 +153,8 @@ class Federation:
             state_folder=state,
             agent_address=f"unix:{state}/agent.sock",
             agent_token_file=state / "token",
+            poll_s=0.3,
+            warm=name != "hospital-b",  # both ways, side by side
         )
         return start_supernode(settings, self.group, extra_environment=self.environment)
 
@@ -246,20 +256,26 @@ def test_a_server_of_another_authority_is_not_trusted(federation: Federation, tm
         wait_until_connected(process, timeout_s=30)
     assert caught.value.code == "SERVER_NOT_TRUSTED"
     federation.group.processes.remove(process)
-    with pytest.raises(DeploymentError) as caught, open_control_with(federation, other / "ca.crt") as control:
+    address = f"127.0.0.1:{federation.control_port}"
+    with Control(address, other / "ca.crt") as control, pytest.raises(DeploymentError) as caught:
         control.nodes()
     assert caught.value.code == "CONTROL_UNREACHABLE"
 
 
-def open_control_with(federation: Federation, ca: Path):  # noqa: ANN201
-    control = type(open_control(federation.server))
-    return control(f"127.0.0.1:{federation.control_port}", ca)
+def test_a_warm_node_without_its_executor_ends_instead_of_swallowing_messages(federation: Federation) -> None:
+    node = federation.group.processes[1]
+    assert "warm_node" in " ".join(node.command)
+    executor = descendants(node.pid)[-1]
+    os.kill(executor, signal.SIGKILL)
+    assert node.wait(15) is not None
+    assert "executor ended" in node.log_text()
+    federation.group.processes.remove(node)
 
 
 def test_after_a_stop_nothing_is_left_and_a_new_start_keeps_the_node_ids(federation: Federation) -> None:
     """Runs last: it restarts the federation."""
     before, log = node_ids(federation.server), federation.server / "logs" / "superlink.log"
-    assert len(federation.alive()) >= 9  # per server and site: guard, Flower, SuperExec
+    assert len(federation.alive()) >= 6  # per server and site: guard, Flower, SuperExec
     federation.group.stop()
     assert federation.alive() == []
     assert log.stat().st_size > 0

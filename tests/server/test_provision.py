@@ -12,6 +12,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+
 from dpfpl_common.errors import ConfigError, DeploymentError
 from dpfpl_server.certificates import certificate_covers, fingerprint, new_authority, new_server_certificate
 from dpfpl_server.kits import KIT_FILES

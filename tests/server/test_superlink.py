@@ -8,8 +8,9 @@ import sys
 import tomllib
 from pathlib import Path
 
-import dpfpl_server.superlink as superlink
 import pytest
+
+import dpfpl_server.superlink as superlink
 from dpfpl_common.errors import ConfigError, DeploymentError
 from dpfpl_common.processes import ProcessGroup, free_port
 from dpfpl_server.bundle import bundle_files, materialise_bundle

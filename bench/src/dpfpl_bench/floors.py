@@ -32,7 +32,7 @@ def local_only(
     on_site: Callable[[str], None] = lambda site: None,
 ) -> Floor:
     """Every site trains the same prompt alone: a federation of one, with the same steps and noise multiplier."""
-    finals = []
+    finals: list[dict[str, float]] = []
     for site in sites:
         on_site(site.name)
         alone = dataclasses.replace(
@@ -47,9 +47,7 @@ def local_only(
     return {where: mean(m.get(f"personal_{where}") for m in finals) for where in ("local", "neighbour")}
 
 
-def centralised(
-    backbone: ClipBackbone, sites: Sequence[SimulatedSite], experiment: Experiment, seed: int
-) -> Floor:
+def centralised(backbone: ClipBackbone, sites: Sequence[SimulatedSite], experiment: Experiment, seed: int) -> Floor:
     """All training images in one place, one shared prompt, no noise, no privacy; tested on every site's own images."""
     pooled = SiteFeatures(
         train=_joined([site.features.train for site in sites]),

@@ -3,6 +3,7 @@
 import time
 import uuid
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from flwr.app import Message, Metadata, RecordDict
 from flwr.serverapp import Grid
@@ -15,6 +16,7 @@ from dpfpl_common.refusal import refusal_of
 
 __all__ = ["InProcessGrid"]
 
+_message: Any = Message  # the constructor's overloads leave out the form that sets the metadata
 SERVER_NODE = 1 << 32
 """Node id of the server: larger than any site's position."""
 
@@ -63,7 +65,8 @@ class InProcessGrid(Grid):
             ttl=ttl or 43_200.0,
             message_type=message_type,
         )
-        return Message(content=content, metadata=metadata)
+        message: Message = _message(content=content, metadata=metadata)
+        return message
 
     def get_node_ids(self) -> Iterable[int]:
         """All sites are always online."""

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from dpfpl_bench.inprocess_grid import InProcessGrid
 from dpfpl_client.agent.core import SiteAgent
@@ -16,10 +15,11 @@ from dpfpl_client.learning.learner import SiteFeatures
 from dpfpl_client.learning.randomness import RandomnessSource, SeededRandomness
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.noise import NoiseSource
+from dpfpl_server.result import mean
 from dpfpl_server.run_folder import Checkpoint
 from dpfpl_server.strategy import DPFPLStrategy, Status
 
-__all__ = ["SimulatedSite", "Simulation", "SimulationOutcome", "prepare_sites"]
+__all__ = ["SimulatedSite", "Simulation", "SimulationOutcome", "mean_local_accuracy", "prepare_sites", "site_names"]
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,7 @@ class Simulation:
         return SimulationOutcome(checkpoint, strategy.final_metrics, time.monotonic() - started)
 
     def _agent(self, site: SimulatedSite) -> SiteAgent:
-        return SiteAgent(
-            site.name, self._backbone, site.features, None, Ledger(None), MemoryStore(), self._randomness
-        )
+        return SiteAgent(site.name, self._backbone, site.features, None, Ledger(None), MemoryStore(), self._randomness)
 
 
 def site_names(count: int) -> list[str]:
@@ -102,10 +100,6 @@ def site_names(count: int) -> list[str]:
     return [f"site-{number:0{digits}d}" for number in range(1, count + 1)]
 
 
-def summary_line(status: Status) -> dict[str, Any] | None:
-    """The parts of a finished round that a progress line shows."""
-    if status.get("phase") != "ROUND_DONE":
-        return None
-    metrics = [m.get("personal_local") for m in status["metrics"].values()]
-    known = [value for value in metrics if value is not None]
-    return {"round": status["round"], "local": sum(known) / len(known) if known else None}
+def mean_local_accuracy(status: Status) -> float | None:
+    """Mean local accuracy of the personalised prompts that a finished round reports."""
+    return mean(metrics.get("personal_local") for metrics in status["metrics"].values())

@@ -45,7 +45,7 @@ _KNOWN_TROUBLE = (  # what Flower's log says, and what it means
         "Connection attempt failed",
         "SERVER_UNREACHABLE",
         "nothing answers as the federation's server at the address in site.toml.",
-        "Check that the server runs, that a firewall lets this site reach it, and that the operator provisioned it with "
+        "Check that the server runs, that firewalls let this site through, and that the operator provisioned it with "
         "this very address.",
     ),
 )

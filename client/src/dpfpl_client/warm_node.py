@@ -50,7 +50,7 @@ def main() -> NoReturn:
         _die_with_parent(parent)
         _execute_tasks(f"127.0.0.1:{port}", poll_s)
     threading.Thread(target=_end_with, args=(executor,), daemon=True).start()
-    flower_loop.time = _Impatient(poll_s)  # type: ignore[assignment]
+    flower_loop.time = _Impatient(poll_s)  # type: ignore[attr-defined]
     sys.argv = ["flower-supernode", *sys.argv[1:], "--isolation", "process"]
     flower_supernode()
     sys.exit()

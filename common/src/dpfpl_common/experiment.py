@@ -144,6 +144,8 @@ class Experiment:
     rounds: RoundSettings = field(default_factory=RoundSettings)
 
     def __post_init__(self) -> None:
+        for part in (self.optimizer, self.privacy, self.rounds):
+            _floats_as_floats(part)
         _check(self)
 
     @property
@@ -193,12 +195,20 @@ def parse_experiment(text: str) -> Experiment:
     return from_table(Experiment, table, "experiment")
 
 
+def _floats_as_floats(settings: Any) -> None:
+    """A whole number given for a float is the same setting, so it must give the same digest."""
+    for f in dataclasses.fields(settings):
+        value = getattr(settings, f.name)
+        if f.type in (float, float | None) and isinstance(value, int) and not isinstance(value, bool):
+            object.__setattr__(settings, f.name, float(value))
+
+
 def _check(e: Experiment) -> None:
     if not NAME.fullmatch(e.name):
         raise _impossible("name", e.name, "1-63 of a-z, 0-9, '.', '_', '-', starting with a letter or digit")
     for key, names in (("classes", e.classes), ("sites", e.sites)):
-        if not names or len(set(names)) != len(names) or any(not n.strip() or len(n) > 200 for n in names):
-            raise _impossible(key, names, "a list of distinct, non-empty names")
+        if not names or len(set(names)) != len(names) or not all(_is_name(n) for n in names):
+            raise _impossible(key, names, "a list of distinct, printable, non-empty names")
     if len(e.classes) < 2:
         raise _impossible("classes", e.classes, "at least two class names")
     for site in e.sites:
@@ -234,6 +244,10 @@ def _check(e: Experiment) -> None:
         _within("rounds.min_sites", r.min_sites, len(e.sites) - p.tolerated_dropouts, len(e.sites))
     _within("rounds.deadline", r.deadline, 1.0, 1e6)
     _within("rounds.evaluate_every", r.evaluate_every, 1, 100_000)
+
+
+def _is_name(text: str) -> bool:
+    return bool(text.strip()) and len(text) <= 200 and text.isprintable()
 
 
 def _choice(key: str, value: str, allowed: tuple[str, ...]) -> None:

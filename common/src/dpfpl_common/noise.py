@@ -5,9 +5,9 @@ tells neighbouring data sets apart (Mironov 2012; Jin et al. 2021). Here a relea
 grid step. The sum is rounded to the grid and an integer from the discrete Gaussian is added; the set of reachable
 outputs is all integers whatever the data.
 
-Grid and guarantee. With ``noise_stddev`` s the step is ``s / SCALE``, SCALE = 2**30, so the noise is always the discrete
-Gaussian of integer parameter SCALE: ``P(z) ~ exp(-z^2 / (2 SCALE^2))``. By Canonne, Kamath and Steinke (2020, theorem
-4) it gives the zero-concentrated bound of the continuous Gaussian with the same parameter, in any dimension. Rounding
+Grid and guarantee. With ``noise_stddev`` s the step is ``s / SCALE``, SCALE = 2**30, so the noise is always the
+discrete Gaussian of integer parameter SCALE: ``P(z) ~ exp(-z^2 / (2 SCALE^2))``. By Canonne, Kamath and Steinke (2020,
+theorem 4) it gives the zero-concentrated bound of the continuous Gaussian with the same parameter. Rounding
 two neighbouring sums of n coordinates can drive them apart by at most ``sqrt(n)`` steps more, a relative growth of the
 sensitivity of ``z sqrt(n) / SCALE`` (below 1e-6 for z <= 10 and n <= 10**4); the step is widened by ROUNDING_SLACK to
 pay for it. The accountant treats the noise as continuous with multiplier z: at this scale the discrete and the rounded
@@ -63,11 +63,10 @@ class SystemNoise:
         """
         _check(total, noise_stddev)
         step = noise_stddev * (1.0 + ROUNDING_SLACK) / SCALE
-        steps = np.rint(np.asarray(total, dtype=np.float64) / step)
+        steps: Floats = np.rint(np.asarray(total, dtype=np.float64) / step)
         if steps.size and float(np.abs(steps).max()) > 2.0**52:
             raise ValueError("The sum is more than 2**22 noise standard deviations: too large for the noise grid.")
-        noised: Floats = (steps.astype(np.int64) + discrete_gaussian(steps.size).reshape(steps.shape)) * step
-        return noised
+        return np.asarray((steps.astype(np.int64) + discrete_gaussian(steps.size).reshape(steps.shape)) * step)
 
 
 class SeededNoise:

@@ -102,7 +102,7 @@ def check_context(array: object, shape: tuple[int, int], name: str) -> None:
     """Refuse anything but a finite, C-ordered float32 array of exactly this shape.
 
     Raises:
-        PayloadError: WRONG_DTYPE, WRONG_SHAPE, NONFINITE_INPUT or NORM_TOO_LARGE, naming the array and what was expected.
+        PayloadError: WRONG_DTYPE, WRONG_SHAPE, NONFINITE_INPUT or NORM_TOO_LARGE, naming array and expectation.
     """
     if not isinstance(array, np.ndarray) or array.dtype != np.dtype("<f4") or not array.flags.c_contiguous:
         raise PayloadError(code="WRONG_DTYPE", message=f"{name} must be a C-ordered float32 array.")

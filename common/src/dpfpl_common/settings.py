@@ -100,7 +100,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return value
     if hint is int and isinstance(value, int) and not isinstance(value, bool):
         return value
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool) and _finite(value):
         return float(value)
     if hint is str and isinstance(value, str):
         return value
@@ -111,3 +111,10 @@ def _wrong(where: str, value: Any, expected: str) -> ConfigError:
     return ConfigError(
         code="WRONG_TYPE", message=f"{where} is {value!r}, expected {expected}.", advice="Correct the value."
     )
+
+
+def _finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number too large for a float
+        return False

@@ -15,9 +15,7 @@ from dpfpl_common.trust import server_noise_stddev
 __all__ = ["aggregate", "initial_global_context", "update_norm_cap"]
 
 
-def aggregate(
-    experiment: Experiment, updates: Sequence[Context], noise: NoiseSource
-) -> npt.NDArray[np.float64]:
+def aggregate(experiment: Experiment, updates: Sequence[Context], noise: NoiseSource) -> npt.NDArray[np.float64]:
     """Mean of the updates, with the server's own noise under ``central`` trust.
 
     Equal weights: the sites' counts are private. An update is a mean over the round's local steps of clipped sums

@@ -11,7 +11,16 @@ from dpfpl_common.trust import ADVERSARIES, UNIT, planned_events
 
 __all__ = ["build_result", "floors_from_metrics", "privacy_statement"]
 
-DISTRIBUTIONS = ("dpfpl-common", "dpfpl-client", "dpfpl-server", "dpfpl-bench", "flwr", "torch", "transformers", "numpy")
+DISTRIBUTIONS = (
+    "dpfpl-common",
+    "dpfpl-client",
+    "dpfpl-server",
+    "dpfpl-bench",
+    "flwr",
+    "torch",
+    "transformers",
+    "numpy",
+)
 Metrics = Mapping[str, float]
 
 
@@ -26,6 +35,7 @@ def build_result(
     seed: int | None = None,
     extra_floors: Mapping[str, Mapping[str, float | None]] | None = None,
     real_noise: bool = True,
+    node_authentication: bool = False,
 ) -> dict[str, Any]:
     """Everything about a finished run, ready for JSON.
 
@@ -39,6 +49,7 @@ def build_result(
         seed: of a simulation.
         extra_floors: floors that only a simulation can compute, by name: ``local_only``, ``centralised``.
         real_noise: whether the noise was the operating system's; seeded noise is named as such.
+        node_authentication: whether every site proved its registered key to the server.
     """
     before = history[0]["metrics"] if history else {}
     sites = [
@@ -56,6 +67,7 @@ def build_result(
     local = [site["local"] for site in sites if site["local"] is not None]
     return {
         "transport": transport,
+        "node_authentication": node_authentication,
         "method": experiment.prompt.method,
         "config": to_table(experiment),
         "experiment_digest": experiment.digest(),
@@ -120,7 +132,7 @@ def _event_table(event: PrivacyEvent) -> dict[str, Any]:
 
 def _versions() -> dict[str, str]:
     versions = {}
-    for name in DISTRIBUTIONS:
+    for name in OURS + THEIRS:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,3 +117,17 @@ class RunFolder:
             return json.loads((self.path / name).read_text())
         except FileNotFoundError:
             return None
+
+    def add_event(self, event: dict[str, Any]) -> None:
+        """Append what the strategy is doing to events.jsonl, which ``run`` and ``status`` read."""
+        with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"at": round(time.time(), 3), **event}) + "\n")
+
+    def events(self, skip: int = 0) -> list[dict[str, Any]]:
+        """The events so far, without the first ``skip``; a line still being written is left for later."""
+        try:
+            text = (self.path / "events.jsonl").read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return []
+        complete = text[: text.rfind("\n") + 1]
+        return [json.loads(line) for line in complete.splitlines()[skip:]]

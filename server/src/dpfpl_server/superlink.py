@@ -51,7 +51,7 @@ class SuperLinkSettings:
     server_folder: Path
     fleet_address: str = "0.0.0.0:9092"
     control_port: int = 8000
-    task_poll_s: float = 0.1
+    task_poll_s: float = 0.5
 
     @property
     def control_address(self) -> str:

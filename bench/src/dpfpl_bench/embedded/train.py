@@ -30,10 +30,14 @@ __all__ = ["TrainingPlan", "contrastive_loss", "main", "train"]
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Everything that decides the result, besides the fonts on the machine and the versions of the libraries."""
+    """Everything that decides the result, besides the fonts on the machine and the versions of the libraries.
+
+    Learning rate and difficulty follow a schedule of `steps`; training ends after `stop_after` of them.
+    """
 
     seed: int = 0
-    steps: int = 4000
+    steps: int = 3600
+    stop_after: int = 1500
     batch_size: int = 128
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.05
@@ -120,11 +124,11 @@ def _learning_rate(step: int, plan: TrainingPlan) -> float:
 
 
 def _drawn_ahead(pool: Pool, tokenizer: Any, rng: np.random.Generator, plan: TrainingPlan) -> Iterator[Batch]:
-    """`plan.steps` batches, simple ones first; the next is drawn in a second thread while this one is in use."""
+    """`plan.stop_after` batches, simple ones first; the next is drawn in a second thread while this one is in use."""
     with ThreadPoolExecutor(max_workers=1) as pencil:
         coming = []
-        for step in range(plan.steps + 1):
-            if step < plan.steps:
+        for step in range(plan.stop_after + 1):
+            if step < plan.stop_after:
                 ease = max(0.0, 1 - step / (plan.easy_share * plan.steps))
                 coming.append(pencil.submit(draw_training_batch, pool, tokenizer, rng, plan.batch_size, ease))
             if step:
@@ -161,11 +165,11 @@ def train(plan: TrainingPlan, out: Path, say: Callable[[str], None] = print) -> 
         with torch.no_grad():
             model.logit_scale.clamp_(max=math.log(100))
         recent = [*recent[-99:], loss.item()]
-        if step % 100 == 0 or step == plan.steps:
+        if step % 100 == 0 or step == plan.stop_after:
             spent = time.monotonic() - start
-            left = spent / step * (plan.steps - step)
+            left = spent / step * (plan.stop_after - step)
             say(
-                f"step {step}/{plan.steps}  loss {np.mean(recent):.3f}  scale {model.logit_scale.exp():.1f}"
+                f"step {step}/{plan.stop_after}  loss {np.mean(recent):.3f}  scale {model.logit_scale.exp():.1f}"
                 f"  {spent:.0f} s, {left:.0f} s left"
             )
         if step % 500 == 0:
@@ -182,13 +186,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write the model to")
     parser.add_argument("--seed", type=int, default=plan.seed)
-    parser.add_argument("--steps", type=int, default=plan.steps)
+    parser.add_argument("--steps", type=int, default=plan.steps, help="length of the schedule")
+    parser.add_argument("--stop-after", type=int, default=plan.stop_after, help="steps of it that are made")
     parser.add_argument("--batch-size", type=int, default=plan.batch_size)
     parser.add_argument("--threads", type=int, default=2)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     train(
-        TrainingPlan(seed=chosen.seed, steps=chosen.steps, batch_size=chosen.batch_size),
+        TrainingPlan(
+            seed=chosen.seed,
+            steps=chosen.steps,
+            stop_after=min(chosen.steps, chosen.stop_after),
+            batch_size=chosen.batch_size,
+        ),
         chosen.out,
         lambda line: print(line, flush=True),
     )

@@ -81,7 +81,6 @@ def private_host(address: Address, allow_any: bool) -> Address:
 
 def _is_private(number: str) -> bool:
     ip = ipaddress.ip_address(number)
-    ip = getattr(ip, "ipv4_mapped", None) or ip
     if ip.is_loopback:
         return True
     return ip.is_private and not (ip.is_unspecified or ip.is_multicast or ip.is_reserved)

@@ -114,6 +114,7 @@ class SiteAgent:
         if self._policy is not None:
             permit(self._policy, experiment)
         self._ledger.bind(experiment.name, experiment.digest())
+        self._store.remember(experiment)
         try:
             features = self._features.relabelled(experiment.classes)
             learner = PromptLearner(self._backbone, experiment, features)
@@ -157,15 +158,15 @@ class SiteAgent:
         """Refuse before any work if this charge would pass a cap; decided from the ledger alone."""
         if self._policy is None:
             return
-        own = [c.event.steps for c in self._ledger.charges() if c.experiment == experiment.name]
-        steps = max(experiment.total_steps, sum(own) + event.steps)
+        charged = self._ledger.events(experiment.name)
+        steps = max(experiment.total_steps, sum(e.steps for e in charged) + event.steps)
         plan = planned_events(experiment, steps)[0]
-        others = [c.event for c in self._ledger.charges() if c.experiment != experiment.name]
+        others = self._ledger.events_of_others(experiment.name)
         for rule, events, cap in (
             ("max_epsilon_per_experiment", [plan], self._policy.max_epsilon_per_experiment),
             ("max_epsilon_lifetime", [*others, plan], self._policy.max_epsilon_lifetime),
         ):
-            if epsilon(_merged(events), self._policy.delta) > cap:
+            if epsilon(events, self._policy.delta) > cap:
                 raise RefusedError(
                     code="BUDGET_EXHAUSTED",
                     message=f"The site's privacy budget does not cover this experiment (rule {rule}).",
@@ -195,15 +196,6 @@ class SiteAgent:
     ) -> dict[str, float]:
         metrics = learner.evaluate(global_context, state.context)
         return metrics if self._policy is None else self._policy.released_metrics(metrics)
-
-
-def _merged(events: list[PrivacyEvent]) -> list[PrivacyEvent]:
-    """Equal mechanisms added up: a thousand charges cost the accountant one composition each kind."""
-    steps: dict[tuple[str, float, float], int] = {}
-    for event in events:
-        key = (event.mechanism, event.noise_multiplier, event.sample_rate)
-        steps[key] = steps.get(key, 0) + event.steps
-    return [PrivacyEvent("prompt_recipient", *key, count) for key, count in sorted(steps.items())]
 
 
 def _seconds(started: float) -> float:

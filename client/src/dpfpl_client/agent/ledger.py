@@ -91,7 +91,8 @@ class Ledger:
     def reserve(self, experiment: str, round_number: int, request_digest: str, event: PrivacyEvent) -> int:
         """Charge a release before it is computed; durable on return. Gives the charge's sequence number."""
         cursor = self._database.execute(
-            "INSERT INTO charges (experiment, round, request_digest, mechanism, noise_multiplier, sample_rate, steps, at)"
+            "INSERT INTO charges"
+            " (experiment, round, request_digest, mechanism, noise_multiplier, sample_rate, steps, at)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 experiment,
@@ -115,21 +116,35 @@ class Ledger:
         """Everything charged, oldest first."""
         return self._select("ORDER BY sequence")
 
-    def events(self) -> list[PrivacyEvent]:
-        """What was charged, equal mechanisms added up, ready for the accountant."""
-        rows = self._database.execute(
-            "SELECT mechanism, noise_multiplier, sample_rate, sum(steps) FROM charges GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"
-        ).fetchall()
-        return [PrivacyEvent("prompt_recipient", *row) for row in rows]
+    def events(self, experiment: str | None = None) -> list[PrivacyEvent]:
+        """What was charged, by one experiment or by all; equal mechanisms added up, ready for the accountant."""
+        return self._events("?1 IS NULL OR experiment = ?1", experiment)
+
+    def events_of_others(self, experiment: str) -> list[PrivacyEvent]:
+        """What all experiments but this one were charged."""
+        return self._events("experiment <> ?1", experiment)
+
+    def damage(self) -> list[str]:
+        """What SQLite finds wrong with the file; empty if nothing."""
+        rows = [str(row[0]) for row in self._database.execute("PRAGMA integrity_check")]
+        return [] if rows == ["ok"] else rows
 
     def close(self) -> None:
         """Close the database."""
         self._database.close()
 
     def _select(self, clause: str, *values: object) -> list[Charge]:
-        rows = self._database.execute(
-            "SELECT sequence, experiment, round, request_digest, release_digest, mechanism, noise_multiplier, sample_rate,"
-            f" steps FROM charges {clause}",
-            values,
-        ).fetchall()
-        return [Charge(*row[:5], PrivacyEvent("prompt_recipient", *row[5:])) for row in rows]
+        columns = "sequence, experiment, round, request_digest, release_digest"
+        event = "mechanism, noise_multiplier, sample_rate, steps"
+        # The clauses are constants of this module.
+        rows = self._database.execute(f"SELECT {columns}, {event} FROM charges {clause}", values).fetchall()  # noqa: S608
+        return [Charge(*row[:5], event=PrivacyEvent("prompt_recipient", *row[5:])) for row in rows]
+
+    def _events(self, condition: str, experiment: str | None) -> list[PrivacyEvent]:
+        # The conditions are constants of this module.
+        query = (
+            "SELECT mechanism, noise_multiplier, sample_rate, sum(steps) FROM charges"
+            f" WHERE {condition} GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"
+        )
+        rows = self._database.execute(query, (experiment,)).fetchall()
+        return [PrivacyEvent("prompt_recipient", *row) for row in rows]

@@ -13,6 +13,7 @@ from safetensors.numpy import load, save
 from dpfpl_client.learning.learner import PersonalState
 from dpfpl_common.durable import write_durably
 from dpfpl_common.errors import StateError
+from dpfpl_common.experiment import Experiment, parse_experiment
 from dpfpl_common.optimizer import OptimizerState
 from dpfpl_common.payload import Context, SiteReply
 
@@ -95,6 +96,10 @@ class Record:
 class Store(Protocol):
     """Keeps the records of a site's experiments."""
 
+    def remember(self, experiment: Experiment) -> None:
+        """Keep the experiment's configuration; the same name always means the same configuration."""
+        ...
+
     def write(self, experiment: str, round_number: int, record: Record) -> None:
         """Keep a record; durable on return."""
         ...
@@ -122,6 +127,28 @@ class DiskStore:
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "experiments"
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def remember(self, experiment: Experiment) -> None:
+        """See ``Store``."""
+        path = self._folder / experiment.name / "experiment.json"
+        path.parent.mkdir(exist_ok=True, mode=0o700)
+        if not path.exists():
+            write_durably(path, experiment.to_json().encode())
+
+    def experiment(self, name: str) -> Experiment:
+        """The configuration of an experiment.
+
+        Raises:
+            StateError: the site never took part in it.
+        """
+        try:
+            return parse_experiment((self._folder / name / "experiment.json").read_text())
+        except OSError:
+            raise StateError(
+                code="NO_EXPERIMENT",
+                message=f"This site took no part in an experiment {name!r}.",
+                advice=f"Known: {', '.join(self.experiments()) or 'none yet'}.",
+            ) from None
 
     def write(self, experiment: str, round_number: int, record: Record) -> None:
         """See ``Store``."""
@@ -164,6 +191,9 @@ class MemoryStore:
     def __init__(self) -> None:
         self._records: dict[str, tuple[int, Record]] = {}
         self._final: dict[str, Context] = {}
+
+    def remember(self, experiment: Experiment) -> None:
+        """Nothing to keep: a simulation knows its experiment."""
 
     def write(self, experiment: str, round_number: int, record: Record) -> None:
         """See ``Store``."""

@@ -138,14 +138,17 @@ def load_backbone(model: str, *, offline: bool = True) -> ClipBackbone:
             advice="Convert the weights to safetensors.",
         )
     # Imported here: transformers takes seconds, and most commands never load a model.
-    from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+    from transformers import AutoTokenizer, CLIPModel
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     try:
         loaded = CLIPModel.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, attn_implementation="sdpa", dtype=torch.float32
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
+        processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(
             code="MODEL_DOES_NOT_LOAD",

@@ -54,9 +54,9 @@ class Factors:
 def factorise(personal_context: npt.ArrayLike, rank: int, generator: np.random.Generator) -> Factors:
     """One power iteration from a fresh random start, both factors orthonormalised, the rest kept as residual.
 
-    Where the personal context is zero or has a lower rank than asked, the missing directions are random ones: the random
-    start is mixed in far below the context's own size. The choice of directions depends on the (already noised) personal
-    context and on public randomness alone.
+    Where the personal context is zero or has a lower rank than asked, the missing directions are random ones: noise far
+    below the context's own size is mixed in. The choice of directions depends on the (already noised) personal context
+    and on public randomness alone.
 
     Args:
         personal_context: [num_context, width].

@@ -62,7 +62,7 @@ class _NoDirections:
 
 
 class DPFPL:
-    """Global context plus a full personal one, whose gradient is released through low-rank factors (the paper's own)."""
+    """Global context plus a full personal one, whose gradient is released through low-rank factors: the paper's own."""
 
     name = "dpfpl"
 

@@ -1,8 +1,8 @@
 """A causal CLIP text tower that computes what all class prompts share only once.
 
-All class prompts are ``[BOS][context][class name][.][EOS]``. Under the causal mask nothing before the class name depends
-on it, so keys and values of BOS and context are computed once, and every class adds only its own few tokens. Nothing
-after EOS is ever computed. Exact up to rounding; gradients flow to the context through every class.
+All class prompts are ``[BOS][context][class name][.][EOS]``. Under the causal mask nothing before the class name
+depends on it, so keys and values of BOS and context are computed once, and every class adds only its own few tokens.
+Nothing after EOS is ever computed. Exact up to rounding; gradients flow to the context through every class.
 """
 
 from collections.abc import Sequence

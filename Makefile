@@ -1,0 +1,77 @@
+# make            what can be done here
+# make demo       environment, then a real federation on this machine
+# make test       environment, then lint, types and all tests
+#
+# PYTHON=python3.12     another interpreter (3.11 or later)
+# PIP_ARGS="..."        extra arguments for pip, for instance an index with CPU-only builds of torch (see README.md)
+
+PYTHON ?= python3
+PIP_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+METADATA := $(wildcard common/pyproject.toml client/pyproject.toml server/pyproject.toml bench/pyproject.toml)
+
+DISTRIBUTIONS := -e ./common -e './client[agent]' -e ./server -e './bench[flower]'
+DEVELOPMENT := pytest pytest-cov pytest-timeout pytest-xdist hypothesis ruff mypy build grpcio-tools types-protobuf
+
+# Two test processes with one thread each: on two cores faster than one with two, and more cores are not assumed.
+# A file's tests stay in one process, so that what they share is built once.
+WORKERS ?= 2
+export OMP_NUM_THREADS ?= 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint types pytest format proto clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## virtual environment in .venv with pinned versions; done once
+
+# Installed anew only when a pin or a distribution's metadata changed. hatchling comes first: the editable installs use
+# it from the environment, so that no build fetches a version of its own.
+$(STAMP): constraints.txt $(METADATA)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "make setup: '$(PYTHON)' is missing or older than Python 3.11."; \
+	  echo "Install a newer one and name it: make setup PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "make setup: '$(PYTHON)' has no venv."; \
+	  echo "On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	@began=$$(date +%s); \
+	echo "setup: installing into $(VENV); a first time takes minutes, mostly for torch" && \
+	$(PYTHON) -m venv $(VENV) && \
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt hatchling editables && \
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt --no-build-isolation $(DISTRIBUTIONS) $(DEVELOPMENT) && \
+	touch $(STAMP) && \
+	echo "setup: ready after $$(( $$(date +%s) - began )) s"
+
+demo: setup  ## a real federation on this machine; report in runs/demo/
+	@began=$$(date +%s); $(BIN)/dpfpl-bench demo --out runs/demo; code=$$?; \
+	echo "demo: $$(( $$(date +%s) - began )) s"; exit $$code
+
+test: lint types pytest  ## lint, types and the whole test suite
+
+lint: setup  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup  ## mypy, strict
+	$(BIN)/mypy
+
+# Tests that start real processes wait for ports and polls: one after another, after all the others.
+pytest: setup  ## the test suite with coverage
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m 'not processes and not long' --cov --cov-report=
+	$(BIN)/pytest -m 'processes and not long' --cov --cov-append
+
+format: setup  ## ruff: mend format and order of imports
+	$(BIN)/ruff check --fix-only --select I .
+	$(BIN)/ruff format .
+
+proto: setup  ## generated code of the agent's protocol, after an edit of agent.proto
+	$(BIN)/python common/generate_protocol.py
+
+clean:  ## remove environment, caches and build results; runs/ stays
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage .coverage.* */dist */build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

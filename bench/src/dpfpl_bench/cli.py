@@ -1,0 +1,190 @@
+"""``dpfpl-bench``: federations simulated on one machine, and the demo."""
+
+from dpfpl_common.telemetry import silence_telemetry
+
+silence_telemetry()
+
+import json  # noqa: E402  after telemetry is switched off
+import sys  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Annotated  # noqa: E402
+
+import typer  # noqa: E402
+from rich.console import Console  # noqa: E402
+
+from dpfpl_common.errors import ConfigError, DpfplError  # noqa: E402
+
+__all__ = ["main"]
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+console = Console(stderr=True)
+
+EXAMPLES = """
+Examples:
+
+  dpfpl-bench run --data digits --epsilon 8 --sites 4
+
+  dpfpl-bench run --model MODEL_DIR --data IMAGE_FOLDER --epsilon 2 --sites 10 --partition pathological --rounds 20 --out result.json
+
+  dpfpl-bench run --data shapes --epsilon none --sites 50 --floors none
+"""  # noqa: E501
+
+
+@app.callback()
+def about() -> None:
+    """Simulate federations on one machine; run the demo."""
+
+
+@app.command(epilog=EXAMPLES)
+def run(
+    data: Annotated[
+        str, typer.Option(help="digits, shapes, an image folder, a .csv (path,label) or a hub id")
+    ] = "digits",
+    model: Annotated[str, typer.Option(help="embedded, a folder or hub id of the CLIP family")] = "embedded",
+    method: Annotated[str, typer.Option(help="dpfpl or promptfl")] = "dpfpl",
+    rank: Annotated[int, typer.Option(help="rank of the personal factors")] = 4,
+    mechanism: Annotated[str, typer.Option(help="per_step")] = "per_step",
+    trust: Annotated[str, typer.Option(help="distributed, central or local")] = "distributed",
+    epsilon: Annotated[str, typer.Option(help="target for whoever receives a personalised prompt, or none")] = "8",
+    delta: Annotated[float, typer.Option(help="delta of every epsilon")] = 1e-5,
+    sites: Annotated[int, typer.Option(min=1, help="number of sites")] = 4,
+    partition: Annotated[str, typer.Option(help="pathological, dirichlet, domain or iid")] = "pathological",
+    alpha: Annotated[float, typer.Option(help="concentration of the dirichlet partition")] = 0.3,
+    rounds: Annotated[int, typer.Option(min=1, help="federated rounds")] = 10,
+    local_steps: Annotated[int, typer.Option(min=1, help="noised steps of a site in one round")] = 4,
+    sample_rate: Annotated[float, typer.Option(help="chance that an example joins a step")] = 0.5,
+    clipping_norm: Annotated[float, typer.Option(help="L2 bound of one example's gradient")] = 0.1,
+    learning_rate: Annotated[float, typer.Option(help="of the global context")] = 0.02,
+    personal_learning_rate: Annotated[float, typer.Option(help="of the personal context")] = 0.02,
+    init_text: Annotated[str, typer.Option(help="text that the context starts from")] = "a photo of a",
+    num_context: Annotated[int, typer.Option(help="context vectors; 0 = as many as the text has tokens")] = 0,
+    evaluate_every: Annotated[int, typer.Option(min=1, help="evaluate every so many rounds")] = 1,
+    seed: Annotated[int, typer.Option(help="of partition, sampling and simulated noise")] = 0,
+    engine: Annotated[str, typer.Option(help="inprocess, or flower for Flower's own simulation runtime")] = "inprocess",
+    floors: Annotated[str, typer.Option(help="all, or none to leave out the trained floors")] = "all",
+    cache: Annotated[Path | None, typer.Option(help="folder that keeps image features between runs")] = None,
+    online: Annotated[bool, typer.Option("--online", help="let hub ids be downloaded")] = False,
+    threads: Annotated[int, typer.Option(min=1, help="threads of the matrix library")] = 1,
+    out: Annotated[Path | None, typer.Option(help="where to write result.json")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="only print the result")] = False,
+) -> None:
+    """Simulate one federation in this process and print its result as JSON.
+
+    The noise is seeded: the epsilons say what the same run would cost with real noise.
+    """
+    import torch
+
+    from dpfpl_bench.progress import RunProgress
+    from dpfpl_bench.run import RunRequest, run_simulation, write_result
+    from dpfpl_bench.settings import BenchSettings
+
+    torch.set_num_threads(threads)
+    request = RunRequest(
+        model=model,
+        data=data_settings(data, seed),
+        partition=partition,
+        num_sites=sites,
+        alpha=alpha,
+        seed=seed,
+        bench=BenchSettings(
+            name="bench",
+            method=method,
+            rank=rank,
+            mechanism=mechanism,
+            trust=trust,
+            epsilon=parse_epsilon(epsilon),
+            delta=delta,
+            rounds=rounds,
+            local_steps=local_steps,
+            sample_rate=sample_rate,
+            clipping_norm=clipping_norm,
+            learning_rate=learning_rate,
+            personal_learning_rate=personal_learning_rate,
+            init_text=init_text,
+            num_context=num_context,
+            evaluate_every=evaluate_every,
+        ),
+        floors=floors,
+        engine=engine,
+        cache=cache,
+        offline=not online,
+    )
+    with RunProgress(console, rounds, quiet=quiet) as progress:
+        result = run_simulation(request, progress.step, progress.images, progress.status)
+    if out is not None:
+        write_result(result, out)
+    sys.stdout.write(json.dumps(result, indent=2) + "\n")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="folder for result.json, report.html and all logs")] = Path("runs/demo"),
+    rounds: Annotated[int, typer.Option(min=1, help="federated rounds")] = 10,
+    epsilon: Annotated[str, typer.Option(help="target for whoever receives a personalised prompt")] = "8",
+    as_json: Annotated[bool, typer.Option("--json", help="print result.json instead of the table")] = False,
+) -> None:
+    """Run a real federation on this machine: a SuperLink and four sites, gRPC with TLS and node keys."""
+    from dpfpl_bench.demo import DemoRequest, run_demo
+    from dpfpl_server.display import LiveDisplay, print_result
+
+    target = parse_epsilon(epsilon)
+    if target is None:
+        raise ConfigError(
+            code="IMPOSSIBLE_VALUE",
+            message="The demo's sites have policies, and a policy demands noise.",
+            advice="For a run without noise use dpfpl-bench run --epsilon none.",
+        )
+    request = DemoRequest(out=out.resolve(), rounds=rounds, epsilon=target)
+    with LiveDisplay("demo", rounds, console=console) as display:
+        result = run_demo(request, display.update)
+    if as_json:
+        sys.stdout.write(json.dumps(result, indent=2) + "\n")
+    else:
+        print_result(result, Console())
+        Console().print(f"\n[bold]{out / 'result.json'}[/]  [bold]{out / 'report.html'}[/]")
+
+
+def data_settings(data: str, seed: int):  # type: ignore[no-untyped-def]
+    """The data set that ``--data`` means."""
+    from dpfpl_client.data import DataSettings
+
+    path = Path(data).expanduser()
+    if data in ("digits", "shapes"):
+        return DataSettings(source=data, split_seed=seed)
+    if path.is_dir():
+        return DataSettings(source="folder", path=str(path), split_seed=seed)
+    if path.suffix.lower() == ".csv":
+        return DataSettings(source="csv", path=str(path), split_seed=seed)
+    if data.startswith(("/", ".", "~")) or data.count("/") > 1:
+        raise ConfigError(
+            code="NO_DATA",
+            message=f"There is no folder and no .csv file {data!r}.",
+            advice="Give an image folder, a .csv file, digits, shapes, or a hub id such as owner/name.",
+        )
+    return DataSettings(source="huggingface", path=data, split_seed=seed)
+
+
+def parse_epsilon(text: str) -> float | None:
+    """A number, or None for ``none``."""
+    if text.lower() in ("none", "inf", "infinite"):
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(
+            code="IMPOSSIBLE_VALUE",
+            message=f"--epsilon is {text!r}.",
+            advice="Give a number, or none for no noise and no privacy claim.",
+        ) from None
+
+
+def main() -> None:
+    """Entry point: our own errors become one clear message and exit code 2."""
+    try:
+        app()
+    except DpfplError as error:
+        console.print(f"[bold red]{error.code}[/] {error.message}\n{error.advice}", highlight=False, markup=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        console.print("Stopped; nothing of it goes on running.")
+        sys.exit(130)

@@ -1,0 +1,100 @@
+"""``dpfpl-bench run``: one simulated federation from data and model to result.json."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpfpl_bench.floors import centralised, local_only
+from dpfpl_bench.settings import BenchSettings, build_experiment
+from dpfpl_bench.simulation import Simulation, prepare_sites, site_names
+from dpfpl_client.agent.feature_cache import FeatureCache
+from dpfpl_client.data import DataSettings, list_classes, load_pool, partition_sites
+from dpfpl_client.learning.backbone import load_backbone
+from dpfpl_common.durable import write_durably
+from dpfpl_common.errors import ConfigError
+from dpfpl_server.result import build_result
+from dpfpl_server.strategy import Status
+
+__all__ = ["RunRequest", "run_simulation", "write_result"]
+
+FLOORS = ("all", "none")
+ENGINES = ("inprocess", "flower")
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """One simulated run.
+
+    Attributes:
+        floors: "all" also trains the local-only and centralised floors, "none" leaves them out.
+        cache: folder for image features; None keeps them in memory.
+    """
+
+    model: str
+    data: DataSettings
+    partition: str
+    num_sites: int
+    alpha: float
+    seed: int
+    bench: BenchSettings
+    floors: str = "all"
+    engine: str = "inprocess"
+    cache: Path | None = None
+    offline: bool = True
+
+    def __post_init__(self) -> None:
+        for flag, value, allowed in (("floors", self.floors, FLOORS), ("engine", self.engine, ENGINES)):
+            if value not in allowed:
+                raise ConfigError(
+                    code="IMPOSSIBLE_VALUE",
+                    message=f"--{flag} is {value!r}, expected one of {', '.join(allowed)}.",
+                    advice="Correct the flag.",
+                )
+
+
+def run_simulation(
+    request: RunRequest,
+    on_step: Callable[[str], None] = lambda text: None,
+    on_images: Callable[[int, int], None] = lambda done, total: None,
+    on_status: Callable[[Status], None] = lambda status: None,
+) -> dict[str, Any]:
+    """Run it; the callbacks report progress. Returns what result.json holds."""
+    on_step("reading images")
+    class_names = list_classes(request.data)
+    pool = load_pool(request.data, class_names, request.cache / "images.json" if request.cache else None)
+    data = partition_sites(pool, class_names, request.partition, request.num_sites, request.seed, request.alpha)
+    on_step("loading the model")
+    backbone = load_backbone(request.model, offline=request.offline)
+    on_step("computing image features")
+    sites = prepare_sites(
+        data, class_names, FeatureCache(request.cache, backbone), site_names(request.num_sites), on_images
+    )
+    on_step("calibrating the noise")
+    experiment = build_experiment(request.bench, backbone, request.model, class_names, sites)
+    on_step("training")
+    outcome = Simulation(backbone, sites, request.seed).run(experiment, on_status)
+    floors = {}
+    if request.floors == "all":
+        on_step("floor: every site alone")
+        floors["local_only"] = local_only(backbone, sites, experiment, request.seed)
+        on_step("floor: all data in one place")
+        floors["centralised"] = centralised(backbone, sites, experiment, request.seed)
+    return build_result(
+        experiment,
+        transport="in_process",
+        history=outcome.checkpoint.history,
+        final=outcome.final,
+        num_classes={site.name: site.num_classes for site in sites},
+        seconds=outcome.seconds,
+        seed=request.seed,
+        extra_floors=floors,
+        real_noise=False,
+    )
+
+
+def write_result(result: dict[str, Any], path: Path) -> None:
+    """Write result.json, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_durably(path, (json.dumps(result, indent=2) + "\n").encode(), 0o644)

@@ -1,0 +1,81 @@
+"""From the flags of ``dpfpl-bench run`` to an experiment."""
+
+from dataclasses import dataclass
+
+from dpfpl_bench.simulation import SimulatedSite
+from dpfpl_client.learning.backbone import ClipBackbone
+from dpfpl_common.experiment import (
+    Experiment,
+    ModelSettings,
+    OptimizerSettings,
+    PrivacySettings,
+    PromptSettings,
+    RoundSettings,
+)
+from dpfpl_common.planning import resolve_noise
+
+__all__ = ["BenchSettings", "build_experiment"]
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """What a simulated run needs beyond its data.
+
+    Attributes:
+        epsilon: target for whoever receives a personalised prompt; None = no noise, no privacy claim.
+        num_context: 0 = as many vectors as the initial text has tokens.
+    """
+
+    name: str
+    method: str
+    rank: int
+    mechanism: str
+    trust: str
+    epsilon: float | None
+    delta: float
+    rounds: int
+    local_steps: int
+    sample_rate: float
+    clipping_norm: float
+    learning_rate: float
+    personal_learning_rate: float
+    init_text: str
+    num_context: int
+    evaluate_every: int
+
+
+def build_experiment(
+    settings: BenchSettings,
+    backbone: ClipBackbone,
+    model: str,
+    class_names: tuple[str, ...],
+    sites: list[SimulatedSite],
+) -> Experiment:
+    """The experiment, its noise multiplier calibrated.
+
+    The nominal site size, public by definition, is the mean number of training images of the simulated sites.
+    """
+    sizes = [len(site.features.train) for site in sites]
+    num_context = settings.num_context or backbone.num_tokens(settings.init_text) or 16
+    experiment = Experiment(
+        name=settings.name,
+        classes=class_names,
+        sites=tuple(site.name for site in sites),
+        model=ModelSettings(width=backbone.width, id=model, fingerprint=backbone.fingerprint),
+        prompt=PromptSettings(settings.method, num_context, settings.rank, settings.init_text),
+        optimizer=OptimizerSettings("adam", settings.learning_rate, settings.personal_learning_rate),
+        privacy=PrivacySettings(
+            mechanism=settings.mechanism,
+            trust=settings.trust,
+            target_epsilon=settings.epsilon,
+            target_delta=settings.delta,
+            noise_multiplier=0.0 if settings.epsilon is None else None,
+            clipping_norm=settings.clipping_norm,
+            sample_rate=settings.sample_rate,
+            nominal_site_size=max(1, round(sum(sizes) / len(sizes))),
+        ),
+        rounds=RoundSettings(
+            number=settings.rounds, local_steps=settings.local_steps, evaluate_every=settings.evaluate_every
+        ),
+    )
+    return resolve_noise(experiment)

@@ -1,0 +1,8 @@
+"""``python -m dpfpl_client`` is ``dpfpl-client``."""
+
+from dpfpl_client.cli import main
+
+__all__: list[str] = []
+
+if __name__ == "__main__":
+    main()

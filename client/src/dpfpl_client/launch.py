@@ -1,0 +1,91 @@
+"""``dpfpl-client start``: the agent and the SuperNode of one site, watched together."""
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from dpfpl_client.site_settings import SiteSettings
+from dpfpl_client.supernode import SuperNodeSettings, start_supernode, wait_until_connected
+from dpfpl_common.errors import ConfigError
+from dpfpl_common.processes import ManagedProcess, ProcessGroup, child_environment, wait_until
+
+__all__ = ["run_site", "start_agent", "start_node", "start_site", "wait_for_agent"]
+
+AGENT_START_S = 600.0
+CONNECT_S = 120.0
+
+
+def run_site(site_file: Path, settings: SiteSettings, say: Callable[[str], None]) -> None:
+    """Run the site until it is interrupted; if one of the two processes ends, the other is stopped too."""
+    with ProcessGroup() as group:
+        agent, node = start_site(site_file, settings, group, say)
+        wait_until_connected(node, timeout_s=CONNECT_S)
+        say(
+            f"Connected to {settings.server.address}. Waiting for experiments; Ctrl-C stops. Logs: {agent.log_file.parent}"
+        )
+        while True:
+            group.check()
+            time.sleep(0.5)
+
+
+def start_site(
+    site_file: Path, settings: SiteSettings, group: ProcessGroup, say: Callable[[str], None]
+) -> tuple[ManagedProcess, ManagedProcess]:
+    """Start agent and SuperNode in ``group``; returns when the agent answers.
+
+    Raises:
+        ConfigError: site.toml names no server.
+        DeploymentError: one of them does not come up; the message carries the end of its log.
+    """
+    if not settings.server.address:
+        raise ConfigError(
+            code="NO_SERVER",
+            message="site.toml names no server.",
+            advice="Use the kit that the operator made for this site.",
+        )
+    agent = start_agent(site_file, settings, group)
+    say("The agent is reading images and computing their features (once) ...")
+    wait_for_agent(agent)
+    return agent, start_node(settings, group)
+
+
+def wait_for_agent(agent: ManagedProcess) -> None:
+    """Wait until the agent answers; the first start reads all images.
+
+    Raises:
+        DeploymentError: it ended, or takes too long; the message carries the end of its log.
+    """
+    wait_until(
+        lambda: "listens on" in agent.log_text(), timeout_s=AGENT_START_S, what="the agent to answer", processes=[agent]
+    )
+
+
+def start_node(settings: SiteSettings, group: ProcessGroup) -> ManagedProcess:
+    """Start the SuperNode alone in ``group``, without waiting for the server."""
+    return start_supernode(
+        SuperNodeSettings(
+            site_name=settings.name,
+            server_address=settings.server.address,
+            ca_certificate=settings.path(settings.server.ca_certificate),
+            node_key=settings.path(settings.server.node_key),
+            state_folder=settings.state_folder,
+            agent_address=settings.agent_address,
+            agent_token_file=settings.token_file,
+        ),
+        group,
+    )
+
+
+def start_agent(site_file: Path, settings: SiteSettings, group: ProcessGroup) -> ManagedProcess:
+    """Start the agent alone in ``group``, without waiting for it."""
+    settings.state_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    log_file = settings.state_folder / "agent.log"
+    log_file.unlink(missing_ok=True)
+    return group.start(
+        f"agent of {settings.name}",
+        [sys.executable, "-m", "dpfpl_client", "agent", "--site", str(site_file)],
+        log_file=log_file,
+        environment=child_environment({"PYTHONUNBUFFERED": "1"}, offline=settings.offline),
+        folder=settings.state_folder,
+    )

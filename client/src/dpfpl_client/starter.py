@@ -1,0 +1,90 @@
+"""``dpfpl-client init``: point a kit at a folder of images, or start a site without a kit."""
+
+import json
+import re
+from pathlib import Path
+
+from dpfpl_common.errors import ConfigError
+
+__all__ = ["initialise"]
+
+SITE = """\
+name = {name}
+model = "embedded"            # a Hugging Face id, a folder with a model, or "embedded"
+state = "state"               # personal prompt, privacy ledger and caches; keep it, and back it up
+
+[data]
+source = {source}
+path = {path}
+"""
+
+POLICY = """\
+# What this site allows at most; everything else is refused. See docs of DP-FPL for every key.
+experiments = ["*"]
+max_epsilon_per_experiment = 8.0
+max_epsilon_lifetime = 16.0
+metrics = "coarse"
+"""
+
+BUILT_IN = ("digits", "shapes")
+
+
+def initialise(site_file: Path, data: str, name: str) -> list[Path]:
+    """Write the data's place into site.toml, making site.toml and policy.toml where they are missing.
+
+    Args:
+        site_file: the site's site.toml.
+        data: a folder, a .csv file, "digits" or "shapes".
+        name: the site's name, used only for a new site.toml.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        ConfigError: the data are not there, or an existing site.toml has no [data] source and path to replace.
+    """
+    source, path = _source(data)
+    written = []
+    if site_file.exists():
+        text = site_file.read_text()
+        for key, value in (("source", source), ("path", path)):
+            text = _with_value(text, key, value, site_file)
+        site_file.write_text(text)
+        written.append(site_file)
+    else:
+        site_file.parent.mkdir(parents=True, exist_ok=True)
+        site_file.write_text(SITE.format(name=json.dumps(name), source=json.dumps(source), path=json.dumps(path)))
+        written.append(site_file)
+    policy = site_file.parent / "policy.toml"
+    if not policy.exists():
+        policy.write_text(POLICY)
+        policy.chmod(0o640)
+        written.append(policy)
+    return written
+
+
+def _with_value(text: str, key: str, value: str, site_file: Path) -> str:
+    """The text with the one line ``key = "..."`` saying something else."""
+    lines = re.findall(rf'(?m)^{key} *= *"[^"\n]*"', text)
+    if len(lines) != 1:
+        raise ConfigError(
+            code="CANNOT_EDIT",
+            message=f"{site_file} has not exactly one line {key} = ... to replace.",
+            advice="Edit its [data] table by hand.",
+        )
+    return text.replace(lines[0], f"{key} = {json.dumps(value)}")
+
+
+def _source(data: str) -> tuple[str, str]:
+    if data in BUILT_IN:
+        return data, ""
+    path = Path(data).expanduser().resolve()
+    if path.is_dir():
+        return "folder", str(path)
+    if path.is_file() and path.suffix.lower() == ".csv":
+        return "csv", str(path)
+    raise ConfigError(
+        code="NO_DATA",
+        message=f"{data!r} is neither a folder nor a .csv file.",
+        advice="Give a folder of images, a CSV file with the columns path and label, digits or shapes.",
+    )

@@ -1,0 +1,197 @@
+"""``dpfpl-server``: what the operator of a federation types."""
+
+from dpfpl_common.telemetry import silence_telemetry
+
+silence_telemetry()  # before Flower is imported, which reads its switch then
+
+import json  # noqa: E402
+import sys  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Annotated, Any  # noqa: E402
+
+import typer  # noqa: E402
+from rich.console import Console  # noqa: E402
+
+from dpfpl_common.errors import ConfigError, DpfplError  # noqa: E402
+from dpfpl_common.experiment import Experiment  # noqa: E402
+
+__all__ = ["main"]
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+console = Console(stderr=True)
+
+ServerFolder = Annotated[Path, typer.Option("--server", help="the server's folder: keys, register of sites, database")]
+RunsFolder = Annotated[Path, typer.Option("--runs", help="folder that holds one folder a run")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+
+
+@app.callback()
+def about() -> None:
+    """Start the aggregation server of a DP-FPL federation, provision sites, run experiments.
+
+    First steps: provision sites, hand each its kit, start the server, run an experiment.
+    """
+
+
+@app.command(
+    epilog="Example: dpfpl-server provision --site hospital-a --site hospital-b --out kits --address fl.example.org"
+)
+def provision(
+    site: Annotated[list[str], typer.Option(help="name of a site; repeat for more")],
+    out: Annotated[Path, typer.Option(help="folder for the kits, one a site")],
+    server: ServerFolder = Path("server"),
+    address: Annotated[str, typer.Option(help="name or IP under which the sites reach the server")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="port under which the sites reach the server")] = 9092,
+    also: Annotated[list[str] | None, typer.Option(help="further names or IPs for the certificate")] = None,
+    force: Annotated[bool, typer.Option("--force", help="replace keys of sites that have some")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make the certificate authority, the server's certificate and a kit for every site."""
+    from dpfpl_server.provision import ProvisionRequest
+    from dpfpl_server.provision import provision as make
+
+    result = make(
+        ProvisionRequest(
+            server_folder=server,
+            kits_folder=out,
+            sites=tuple(site),
+            address=address,
+            port=port,
+            more_addresses=tuple(also or ()),
+            force=force,
+        )
+    )
+    if as_json:
+        _print_json({"kits": {name: str(path) for name, path in result.kits.items()}, "unchanged": result.unchanged})
+        return
+    for name, path in result.kits.items():
+        typer.echo(f"{name}: {path}")
+    for name in result.unchanged:
+        typer.echo(f"{name}: has its keys already, nothing changed")
+    typer.echo("Hand each site its folder over a safe way: it holds the site's private key.")
+
+
+@app.command(epilog="Example: dpfpl-server start --server server")
+def start(
+    server: ServerFolder = Path("server"),
+    host: Annotated[str, typer.Option(help="address that the sites' port listens on")] = "0.0.0.0",  # noqa: S104
+    port: Annotated[int, typer.Option(help="port that the sites connect to (gRPC, TLS)")] = 9092,
+    control_port: Annotated[int, typer.Option(help="port of this machine only, for run, status and stop")] = 8000,
+) -> None:
+    """Start the server in this terminal; Ctrl-C stops it."""
+    from dpfpl_common.processes import ProcessGroup
+    from dpfpl_server.superlink import SuperLinkSettings, start_superlink
+
+    settings = SuperLinkSettings(server.resolve(), fleet_address=f"{host}:{port}", control_port=control_port)
+    with ProcessGroup() as group:
+        process = start_superlink(settings, group)
+        typer.echo(f"Listening for sites on {host}:{port} (gRPC, TLS, registered keys only). Log: {settings.log_file}")
+        typer.echo("Run an experiment from another terminal: dpfpl-server run EXPERIMENT.toml")
+        while process.wait(timeout_s=1.0) is None:
+            pass
+    raise ConfigError(
+        code="SERVER_ENDED", message="The server ended by itself.", advice=f"See its log: {settings.log_file}"
+    )
+
+
+@app.command(epilog="Example: dpfpl-server run experiment.toml --server server --runs runs")
+def run(
+    experiment: Annotated[Path, typer.Argument(help="experiment.toml")],
+    server: ServerFolder = Path("server"),
+    runs: RunsFolder = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Run an experiment on the running server and watch it to its end."""
+    from dpfpl_server.run import load_planned_experiment
+
+    _watch(load_planned_experiment(experiment, server.resolve()), server, runs, as_json)
+
+
+@app.command(epilog="Example: dpfpl-server resume demo")
+def resume(
+    name: Annotated[str, typer.Argument(help="name of the experiment")],
+    server: ServerFolder = Path("server"),
+    runs: RunsFolder = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Go on with an experiment after its last completed round; sites repeat what they released at no cost."""
+    from dpfpl_server.run_folder import RunFolder
+
+    _watch(RunFolder(runs / name).experiment(), server, runs, as_json)
+
+
+@app.command()
+def status(
+    name: Annotated[str, typer.Argument(help="name of the experiment")],
+    runs: RunsFolder = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Say what an experiment is doing or waiting for."""
+    from dpfpl_server.run_folder import RunFolder
+
+    folder = RunFolder(runs / name)
+    experiment, checkpoint, events = folder.experiment(), folder.load_checkpoint(), folder.events()
+    state: dict[str, Any] = {
+        "name": experiment.name,
+        "round": checkpoint.round if checkpoint else 0,
+        "rounds": experiment.rounds.number,
+        "last": events[-1] if events else {"phase": "NOT_STARTED"},
+        "finished": folder.read_json("result.json") is not None,
+    }
+    if as_json:
+        _print_json(state)
+        return
+    last = state["last"]
+    waiting = f", waiting for: {', '.join(last['waiting_for'])}" if last.get("waiting_for") else ""
+    typer.echo(f"{state['name']}: round {state['round']} of {state['rounds']} done, {last['phase']}{waiting}")
+    if last["phase"] == "FAILED":
+        typer.echo(f"{last['message']} {last['advice']}")
+
+
+@app.command()
+def report(
+    name: Annotated[str, typer.Argument(help="name of the experiment")],
+    runs: RunsFolder = Path("runs"),
+) -> None:
+    """Write report.html of a finished experiment again and say where it is."""
+    from dpfpl_server.report import write_report
+    from dpfpl_server.run_folder import RunFolder
+
+    folder = RunFolder(runs / name)
+    if folder.read_json("result.json") is None:
+        raise ConfigError(
+            code="NOT_FINISHED",
+            message=f"{folder.path} has no result yet.",
+            advice=f"See dpfpl-server status {name}, or resume it.",
+        )
+    typer.echo(str(write_report(folder.path)))
+
+
+def _watch(experiment: Experiment, server: Path, runs: Path, as_json: bool) -> None:
+    from dpfpl_server.display import LiveDisplay, print_result
+    from dpfpl_server.run import run_experiment
+
+    with LiveDisplay(experiment.name, experiment.rounds.number, console=console) as display:
+        result = run_experiment(experiment, server.resolve(), runs / experiment.name, display.update)
+    if as_json:
+        _print_json(result)
+        return
+    print_result(result, Console())
+    folder = runs / experiment.name
+    typer.echo(f"\n{folder / 'result.json'}  {folder / 'report.html'}")
+
+
+def _print_json(content: Any) -> None:
+    sys.stdout.write(json.dumps(content, indent=2) + "\n")
+
+
+def main() -> None:
+    """Entry point: our own errors become one clear message and exit code 2."""
+    try:
+        app()
+    except DpfplError as error:
+        console.print(f"{error.code}: {error.message}\n{error.advice}", style="bold", highlight=False, markup=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        console.print("Stopped.")
+        sys.exit(130)

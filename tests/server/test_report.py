@@ -1,0 +1,342 @@
+"""report.html says what the result says, shows nothing that it does not, and needs nothing but itself."""
+
+import copy
+import html
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from dpfpl_common.errors import StateError
+from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
+from dpfpl_server.charts import Frame, Line, line_chart
+from dpfpl_server.curves import mean_curve, site_curve
+from dpfpl_server.report import render_report, write_report
+from dpfpl_server.report_text import bytes_text, epsilon_text, seconds_text
+from dpfpl_server.result import build_result
+
+SITES = ("east", "north", "south", "west")
+HOSTILE = "<script src=//evil.example/x.js>alert('\"')</script>"
+VOID = {"meta", "br", "img", "link", "input", "hr"}
+
+
+def make_experiment(rounds=3, **privacy):
+    return Experiment(
+        name="pilot",
+        classes=("a cat", "a dog"),
+        sites=SITES,
+        model=ModelSettings(width=8),
+        privacy=PrivacySettings(**({"noise_multiplier": 2.0} | privacy)),
+        rounds=RoundSettings(number=rounds),
+    )
+
+
+def metrics(site, completed):
+    base = 0.5027 + 0.011 * SITES.index(site)
+    return {
+        "personal_local": base + 0.07 * completed,
+        "personal_neighbour": base - 0.05 + 0.013 * completed,
+        "global_local": base + 0.031 * completed,
+        "global_neighbour": base - 0.05 + 0.02 * completed,
+        "zero_shot_local": base,
+        "zero_shot_neighbour": base - 0.05,
+    }
+
+
+def entry(number, released, dropped):
+    return {
+        "round": number,
+        "seconds": 1.25 + number,
+        "bytes_up": 4000 + number,
+        "bytes_down": 17000 + number,
+        "sites": [site for site in SITES if site not in dropped],
+        "dropped": dropped,
+        "site_seconds": {site: 0.4 for site in SITES if site not in dropped},
+        "metrics": {site: metrics(site, number - 1) for site in released if site not in dropped},
+    }
+
+
+def make_result(rounds=3, completed=None, released=SITES, dropped=None, privacy=None, **changes):
+    completed = rounds if completed is None else completed
+    history = [entry(k, released, (dropped or {}).get(k, {})) for k in range(1, completed + 1)]
+    arguments = {
+        "transport": "grpc+tls",
+        "history": history,
+        "final": {site: metrics(site, completed) for site in released},
+        "num_classes": dict.fromkeys(SITES, 2),
+        "seconds": 34.5,
+    }
+    return build_result(make_experiment(rounds, **(privacy or {})), **(arguments | changes))
+
+
+class Page(HTMLParser):
+    """Collects the tables, checks that elements nest, and keeps every attribute."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tables, self.attributes, self.tags, self._open, self._cell = {}, [], [], [], None
+        self._rows, self._caption, self._in_caption = [], "", False
+        self.feed(page)
+        assert self._open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, key, value) for key, value in attrs]
+        self._in_caption = ("class", "caption") in attrs
+        if tag not in VOID:
+            self._open.append(tag)
+        if tag == "table":
+            self._rows = []
+        elif tag == "tr":
+            self._rows.append([])
+        elif tag in ("td", "th"):
+            self._rows[-1].append("")
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, key, value) for key, value in attrs]
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+        self._in_caption = False
+        if tag == "table":
+            self.tables[self._caption] = self._rows[1:]
+
+    def handle_data(self, data):
+        if "td" in self._open or "th" in self._open:
+            self._rows[-1][-1] += data
+        elif self._in_caption:
+            self._caption = data
+
+    def table(self, start):
+        return next(rows for caption, rows in self.tables.items() if caption.startswith(start))
+
+
+def answer(page):
+    return html.unescape(re.search(r'<div class="answer">(.*?)</div>', page, re.DOTALL).group(1))
+
+
+def test_every_number_of_the_site_table_is_the_results():
+    result = make_result()
+    rows = Page(render_report(result)).table("Before")
+    assert [row[0] for row in rows] == list(SITES)
+    for row, site in zip(rows, result["sites"], strict=True):
+        assert row[1] == f"{100 * site['before']:.1f} → {100 * site['local']:.1f}"
+        assert row[2] == f"{100 * (site['local'] - site['before']):+.1f}"
+        assert row[3] == f"{100 * site['before_neighbour']:.1f} → {100 * site['neighbour']:.1f}"
+        assert row[4] == f"{100 * site['global']:.1f} %"
+        assert row[5] == "2"
+
+
+def test_floors_and_how_far_the_federation_is_ahead():
+    result = make_result(extra_floors={"local_only": {"local": 0.8, "neighbour": None}})
+    rows = {row[0]: row[1:] for row in Page(render_report(result)).table("Means over")}
+    ours = result["accuracy"]["local"]
+    assert rows["this federation"][0] == f"{100 * ours:.1f} %"
+    assert rows["plain text prompt"][0] == f"{100 * result['floors']['zero_shot']['local']:.1f} %"
+    assert rows["every site alone"] == ["80.0 %", f"{100 * (ours - 0.8):+.1f}", "–", "–"]
+
+
+def test_the_answer_says_gain_floors_worst_site_and_cost():
+    result = make_result(extra_floors={"local_only": {"local": 0.8, "neighbour": 0.3}})
+    text = answer(render_report(result))
+    assert "4 sites trained together for 3 rounds" in text
+    assert "rose from 51.9 % to 72.9 % (+21.0 points)" in text
+    assert "21.0 points above “plain text prompt”" in text
+    assert "7.1 points below “every site alone”" in text
+    assert "The weakest site is east with 71.3 %" in text
+    assert "A round took 3.2 s and moved 4.0 kB from and 17.0 kB to all sites together" in text
+
+
+def test_a_loss_is_called_a_loss():
+    result = make_result()
+    for site in result["sites"]:
+        site["local"], site["before"] = site["before"], site["local"]
+    assert "fell from" in answer(render_report(result))
+
+
+@pytest.mark.privacy
+def test_epsilons_are_the_accountants_rounded_up():
+    result = make_result()
+    rows = Page(render_report(result)).table("The accountant's")
+    assert len(rows) == 3
+    for row, entry_ in zip(rows, result["privacy"]["epsilons"], strict=True):
+        assert row[0] == entry_["who"]
+        assert entry_["epsilon"] <= float(row[1]) <= entry_["epsilon"] * 1.01
+        assert row[2:] == ["1e-05", entry_["adversary"]]
+        assert html.escape(entry_["unit"]) in render_report(result)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(2.0, "2.0"), (1.1, "1.1"), (1.9991, "2.00"), (0.0012341, "0.00124"), (0.0, "0.0"), (1234.5, "1240")],
+)
+def test_an_epsilon_is_never_rounded_down(value, shown):
+    assert epsilon_text(value) == shown
+    assert epsilon_text("infinite") == "infinite"
+
+
+@pytest.mark.privacy
+@pytest.mark.parametrize("privacy", [{}, {"noise_multiplier": 0.0}, {"trust": "central"}])
+@pytest.mark.parametrize("real_noise", [True, False])
+def test_the_words_differentially_private_never_appear(privacy, real_noise):
+    page = render_report(make_result(privacy=privacy, real_noise=real_noise))
+    assert "differential" not in page.lower()
+
+
+@pytest.mark.privacy
+def test_an_infinite_epsilon_promises_nothing():
+    page = render_report(make_result(privacy={"trust": "central"}))
+    assert [row[1] for row in Page(page).table("The accountant's")][2] == "infinite"
+    assert "infinite against the operator of the server" in answer(page)
+    assert "nothing is promised against that party" in answer(page)
+
+
+@pytest.mark.privacy
+def test_without_noise_no_privacy_is_claimed():
+    text = answer(render_report(make_result(privacy={"noise_multiplier": 0.0})))
+    assert "no privacy is claimed" in text
+    assert "accountant" not in text
+
+
+@pytest.mark.privacy
+def test_seeded_noise_is_named_before_the_epsilons():
+    page = render_report(make_result(real_noise=False))
+    text = answer(page)
+    assert text.index("simulation") < text.index("epsilon for a site")
+    assert "protects no real data" in text
+    assert "seeded: a simulation, no protection of real data" in page
+    assert "simulation" not in answer(render_report(make_result()))
+
+
+def test_the_page_refers_to_nothing_outside_itself():
+    page = render_report(make_result(dropped={2: {"west": "see http://evil.example/ url(http://x)"}}))
+    parsed = Page(page)
+    assert not {"script", "link", "img", "iframe", "object", "image", "use", "base"} & set(parsed.tags)
+    assert not [a for a in parsed.attributes if a[1] in ("src", "href", "xlink:href", "srcset", "action", "style")]
+    assert not [a for a in parsed.attributes if a[1].startswith("on")]
+    style = page[page.index("<style>") : page.index("</style>")]
+    assert not re.search(r"url\(|@import|https?:|//", style)
+    assert "default-src 'none'" in page
+
+
+def test_hostile_names_are_text():
+    result = copy.deepcopy(make_result(dropped={2: {"west": HOSTILE}}))
+    result["sites"][0]["name"] = HOSTILE
+    result["config"]["name"] = HOSTILE
+    result["config"]["classes"] = [HOSTILE, "\x1b[2J\u202e"]
+    result["method"] = result["transport"] = result["privacy"]["noise"] = HOSTILE
+    result["privacy"]["epsilons"][0]["who"] = result["privacy"]["epsilons"][1]["unit"] = HOSTILE
+    result["floors"][HOSTILE] = {"local": 0.5}
+    result["versions"][HOSTILE] = HOSTILE
+    page = render_report(result)
+    assert "script" not in Page(page).tags
+    assert "<script" not in page
+    assert "\x1b" not in page
+    assert "\u202e" not in page
+    assert html.escape(HOSTILE) in page
+    assert Page(page).table("Before")[0][0] == HOSTILE
+
+
+def test_metrics_that_no_site_releases_are_dashes_and_explained():
+    page = render_report(make_result(released=()))
+    assert all(row[1:5] == ["–"] * 4 for row in Page(page).table("Before"))
+    assert "policy does not let it out" in page
+    assert "the gain cannot be said" in answer(page)
+    assert "<svg" not in page
+
+
+def test_a_gain_is_computed_over_the_same_sites_before_and_after():
+    result = make_result()
+    result["sites"][0]["before"] = None
+    text = answer(render_report(result))
+    assert "(of the 3 sites that reported both)" in text
+    others = result["sites"][1:]
+    assert f"to {100 * sum(s['local'] for s in others) / 3:.1f} %" in text
+    assert Page(render_report(result)).table("Before")[0][1].startswith("– → ")
+
+
+def test_zero_rounds():
+    page = render_report(make_result(completed=0, final={}))
+    assert "No round was completed" in answer(page)
+    assert "accountant" not in answer(page)
+    assert "<svg" not in page
+    Page(page)
+
+
+def test_rounds_and_who_was_left_out_why():
+    result = make_result(dropped={2: {"west": "NO_REPLY: nothing came within 300 s"}})
+    page = Page(render_report(result))
+    rows = page.table("Contents of the messages")
+    assert [row[:5] for row in rows][1] == ["2", "3.2 s", "4.0 kB", "17.0 kB", "3"]
+    assert rows[2][5] == f"{100 * result['accuracy']['local']:.1f} %"
+    assert page.table("Sites left out") == [["2", "west", "NO_REPLY: nothing came within 300 s"]]
+
+
+def test_everything_needed_to_repeat_the_run_is_there():
+    result = make_result()
+    page = Page(render_report(result))
+    settings = dict(page.table("experiment.toml"))
+    assert settings["privacy.noise_multiplier"] == "2.0"
+    assert settings["classes"] == '["a cat", "a dog"]'
+    assert [row[4] for row in page.table("From these")] == ["12"] * 3
+    assert dict(page.table("Installed"))["dpfpl-server"] == result["versions"]["dpfpl-server"]
+    assert dict(page.table("This run"))["experiment_digest"] == result["experiment_digest"]
+
+
+def test_a_rounds_metrics_belong_to_the_prompt_before_it():
+    result = make_result()
+    assert site_curve(result, "north", "personal_local") == pytest.approx(
+        {k: metrics("north", k)["personal_local"] for k in range(4)}
+    )
+    assert mean_curve(result, "personal_local")[3] == pytest.approx(result["accuracy"]["local"])
+
+
+def test_a_mean_is_over_the_sites_that_reported():
+    result = make_result(released=("north", "south"), dropped={2: {"south": "NO_REPLY"}})
+    assert mean_curve(result, "personal_local")[1] == metrics("north", 1)["personal_local"]
+
+
+@pytest.mark.parametrize("points", [{}, {0: 0.5}, {0: 0.0, 1: 1.0}, dict.fromkeys(range(400), 1.0)])
+def test_a_chart_stays_inside_its_frame(points):
+    line = Line("<b>", points)
+    frame = Frame.around([line], max(points, default=0))
+    drawing = line_chart("a & b", [line], frame)
+    Page(drawing)
+    assert "a &amp; b" in drawing
+    assert "<b>" not in drawing
+    for pair in re.findall(r'class="line style0" d="M([^"]*)"', drawing):
+        for x, y in (place.split() for place in pair.split("L")):
+            assert 0 <= float(x) <= frame.width
+            assert 0 <= float(y) <= frame.height
+    assert 2 <= drawing.count('text-anchor="middle"') <= 9
+
+
+def test_durations_and_sizes():
+    assert [seconds_text(s) for s in (0.04, 59.9, 61, 3600, None)] == [
+        "0.0 s",
+        "59.9 s",
+        "1 min 01 s",
+        "1 h 00 min",
+        "–",
+    ]
+    assert [bytes_text(b) for b in (999, 1000, 12_345_678, None)] == ["999 B", "1.0 kB", "12.3 MB", "–"]
+
+
+def test_write_report_reads_the_result_of_the_folder(tmp_path):
+    result = make_result()
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    path = write_report(tmp_path)
+    assert path == tmp_path / "report.html"
+    assert path.read_text(encoding="utf-8") == render_report(result)
+
+
+@pytest.mark.parametrize(("content", "code"), [(None, "NO_RESULT"), ("{", "RESULT_DAMAGED")])
+def test_write_report_without_a_result_says_what_to_do(tmp_path, content, code):
+    if content is not None:
+        (tmp_path / "result.json").write_text(content)
+    with pytest.raises(StateError) as caught:
+        write_report(tmp_path)
+    assert caught.value.code == code
+    assert caught.value.advice

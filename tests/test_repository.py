@@ -1,0 +1,218 @@
+"""What the repository as a whole promises: a true file tree, no dangerous calls, no telemetry, short modules."""
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dpfpl_client.embedded import embedded_model_path
+from dpfpl_common.experiment import Experiment
+from dpfpl_common.settings import from_table
+from dpfpl_common.telemetry import quiet_environment
+
+ROOT = Path(__file__).resolve().parents[1]
+DISTRIBUTIONS = ("common", "client", "server", "bench")
+LONGEST_MODULE = 400
+IGNORED_FOLDERS = {"runs", "dist", "build", "htmlcov"}
+
+SECRETS = {
+    "a private key": re.compile(r"-----BEGIN (?:[A-Z]+ )?PRIVATE KEY-----\s+[A-Za-z0-9+/=]{20}"),
+    "a cloud key": re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"),
+    "a hub or forge token": re.compile(r"\b(?:hf_[A-Za-z0-9]{30}|gh[pousr]_[A-Za-z0-9]{30}|github_pat_\w{30})"),
+}
+ENTRY_POINTS = (
+    "dpfpl_client.app",
+    "dpfpl_client.cli",
+    "dpfpl_client.warm_node",
+    "dpfpl_server.app",
+    "dpfpl_server.cli",
+    "dpfpl_bench.cli",
+)
+QUIET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+def sources() -> list[Path]:
+    """Every hand-written Python file of the four distributions and what lies beside them."""
+    return sorted(
+        path
+        for name in DISTRIBUTIONS
+        for path in (ROOT / name).rglob("*.py")
+        if not path.stem.endswith(("_pb2", "_pb2_grpc"))
+    )
+
+
+def text_files() -> Iterator[Path]:
+    """Everything that a commit would hold, except binary files."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    for name in filter(None, listed.split("\0")):
+        path = ROOT / name
+        if path.is_file() and b"\0" not in path.read_bytes()[:4096]:
+            yield path
+
+
+def tree_paths(readme: str) -> list[str]:
+    """Paths of the README's file tree: two columns, indented by two spaces for each folder."""
+    (block,) = re.findall(r"## File tree\n+```\n(.*?)```", readme, flags=re.DOTALL)
+    paths: list[str] = []
+    parents: list[str] = []
+    for line in block.splitlines():
+        entry = re.match(r"(?P<indent> *)(?P<name>[\w.-]+/?)(?:  +\S|$)", line)
+        if entry is None:
+            assert line.startswith(" " * 20), f"unreadable line in the file tree: {line!r}"
+            continue  # the description goes on
+        depth = len(entry["indent"]) // 2
+        parents = [*parents[:depth], entry["name"]]
+        paths.append("".join(parents))
+    return paths
+
+
+def test_file_tree_in_the_readme_is_true() -> None:
+    paths = tree_paths((ROOT / "README.md").read_text())
+
+    assert len(paths) > 20
+    for path in paths:
+        found = ROOT / path
+        assert found.is_dir() if path.endswith("/") else found.is_file(), f"README.md names {path}, which is not there"
+
+
+def test_file_tree_in_the_readme_names_every_top_level_folder() -> None:
+    named = {path for path in tree_paths((ROOT / "README.md").read_text()) if path.count("/") == 1}
+    folders = {f"{p.name}/" for p in ROOT.iterdir() if p.is_dir() and p.name not in {".git", *IGNORED_FOLDERS}}
+    hidden_by_tools = {folder for folder in folders if folder.startswith(".") and folder != ".ci/"}
+
+    assert folders - hidden_by_tools - named == set()
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/algorithm.md", "docs/architecture.md"])
+def test_links_between_documents_lead_somewhere(document: str) -> None:
+    path = ROOT / document
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", path.read_text()):
+        assert (path.parent / target).exists(), f"{document} links to {target}"
+
+
+def test_example_experiment_in_the_readme_is_valid() -> None:
+    (block,) = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    experiment = from_table(Experiment, tomllib.loads(block), "README.md")
+    model = json.loads((embedded_model_path() / "config.json").read_text())
+
+    assert experiment.model.width == model["text_config"]["hidden_size"]
+
+
+@pytest.mark.parametrize("what", SECRETS)
+def test_no_secret_in_the_repository(what: str) -> None:
+    holders = [str(p.relative_to(ROOT)) for p in text_files() if SECRETS[what].search(p.read_text(errors="ignore"))]
+
+    assert holders == []
+
+
+def test_no_dangerous_call_in_the_sources() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno} {problem}"
+        for path in sources()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if (problem := danger(node))
+    ]
+
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "import cloudpickle as c",
+        "eval(text)",
+        "exec(text)",
+        "os.system(text)",
+        "subprocess.run(text, shell=True)",
+        "AutoModel.from_pretrained(name, trust_remote_code=True)",
+        "np.load(file, allow_pickle=True)",
+        "torch.load(file)",
+        "yaml.load(text)",
+    ],
+)
+def test_dangerous_calls_would_be_found(code: str) -> None:
+    assert any(danger(node) for node in ast.walk(ast.parse(code)))
+
+
+@pytest.mark.parametrize("code", ["model.eval()", "np.load(file, allow_pickle=False)", "json.load(file)"])
+def test_harmless_calls_are_let_be(code: str) -> None:
+    assert not any(danger(node) for node in ast.walk(ast.parse(code)))
+
+
+def danger(node: ast.AST) -> str:
+    """What is dangerous about this piece of code; empty if nothing is."""
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+        hit = {name.split(".")[0] for name in names} & {"pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
+        return f"imports {hit.pop()}" if hit else ""
+    if not isinstance(node, ast.Call):
+        return ""
+    called = ast.unparse(node.func)
+    if called in {"eval", "exec", "os.system", "os.popen", "torch.load", "yaml.load", "yaml.unsafe_load"}:
+        return f"calls {called}"
+    for keyword in node.keywords:
+        risky = keyword.arg in {"shell", "trust_remote_code", "allow_pickle"}
+        if risky and not (isinstance(keyword.value, ast.Constant) and keyword.value.value is False):
+            return f"passes {keyword.arg}"
+    return ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", ENTRY_POINTS)
+def test_entry_point_switches_telemetry_off(module: str) -> None:
+    """In a fresh process with a clean environment: after the import, whatever was imported on the way is quiet."""
+    code = (
+        "import importlib, json, os, sys; importlib.import_module(sys.argv[1]);"
+        "from dpfpl_common.telemetry import quiet_environment;"
+        "loud = {k: os.environ.get(k) for k, v in quiet_environment().items() if os.environ.get(k) != v};"
+        "flower = sys.modules.get('flwr.supercore.telemetry');"
+        "print(json.dumps([loud, getattr(flower, 'FLWR_TELEMETRY_ENABLED', '0')]))"
+    )
+    clean = {key: value for key, value in os.environ.items() if key not in QUIET}
+    done = subprocess.run(
+        [sys.executable, "-c", code, module], env=clean, capture_output=True, text=True, timeout=120, check=False
+    )
+
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip().splitlines()[-1] == '[{}, "0"]'
+
+
+def test_quiet_environment_holds_what_matters() -> None:
+    assert QUIET.items() <= quiet_environment().items()
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_module_is_short_enough_to_be_read(path: Path) -> None:
+    lines = len(path.read_text().splitlines())
+
+    assert lines <= LONGEST_MODULE, f"{lines} lines; split it by idea"
+
+
+def test_constraints_pin_everything_exactly_and_nothing_of_ours() -> None:
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line) for line in lines)
+    names = {line.partition("==")[0].lower() for line in lines}
+    assert len(names) == len(lines)
+    assert {"flwr", "torch", "numpy", "grpcio", "dp-accounting", "pytest"} <= names
+    assert not any(name.startswith("dpfpl") for name in names)
