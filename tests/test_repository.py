@@ -69,12 +69,12 @@ def text_files() -> Iterator[Path]:
 
 
 def tree_paths(readme: str) -> list[str]:
-    """Paths of the README's file tree: two columns, indented by two spaces for each folder."""
+    """Paths of the README's file tree: name and description, indented by two spaces for each folder."""
     (block,) = re.findall(r"## File tree\n+```\n(.*?)```", readme, flags=re.DOTALL)
     paths: list[str] = []
     parents: list[str] = []
     for line in block.splitlines():
-        entry = re.match(r"(?P<indent> *)(?P<name>[\w.-]+/?)(?:  +\S|$)", line)
+        entry = re.match(r"(?P<indent> *)(?P<name>[\w./-]+)(?:  +\S|$)", line)
         if entry is None:
             assert line.startswith(" " * 20), f"unreadable line in the file tree: {line!r}"
             continue  # the description goes on

@@ -21,9 +21,8 @@ def run_site(site_file: Path, settings: SiteSettings, say: Callable[[str], None]
     with ProcessGroup() as group:
         agent, node = start_site(site_file, settings, group, say)
         wait_until_connected(node, timeout_s=CONNECT_S)
-        say(
-            f"Connected to {settings.server.address}. Waiting for experiments; Ctrl-C stops. Logs: {agent.log_file.parent}"
-        )
+        say(f"Connected to {settings.server.address}. Waiting for experiments; Ctrl-C stops.")
+        say(f"Logs: {agent.log_file.parent}")
         while True:
             group.check()
             time.sleep(0.5)

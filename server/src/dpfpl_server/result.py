@@ -11,16 +11,8 @@ from dpfpl_common.trust import ADVERSARIES, UNIT, planned_events
 
 __all__ = ["build_result", "floors_from_metrics", "privacy_statement"]
 
-DISTRIBUTIONS = (
-    "dpfpl-common",
-    "dpfpl-client",
-    "dpfpl-server",
-    "dpfpl-bench",
-    "flwr",
-    "torch",
-    "transformers",
-    "numpy",
-)
+OURS = ("dpfpl-common", "dpfpl-client", "dpfpl-server", "dpfpl-bench")
+THEIRS = ("flwr", "grpcio", "dp-accounting", "numpy", "torch", "transformers")
 Metrics = Mapping[str, float]
 
 

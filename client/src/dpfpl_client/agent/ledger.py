@@ -4,6 +4,7 @@ import sqlite3
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dpfpl_common.accounting import PrivacyEvent
 from dpfpl_common.errors import RefusedError, StateError
@@ -138,13 +139,18 @@ class Ledger:
         event = "mechanism, noise_multiplier, sample_rate, steps"
         # The clauses are constants of this module.
         rows = self._database.execute(f"SELECT {columns}, {event} FROM charges {clause}", values).fetchall()  # noqa: S608
-        return [Charge(*row[:5], event=PrivacyEvent("prompt_recipient", *row[5:])) for row in rows]
+        return [_charge(row) for row in rows]
 
     def _events(self, condition: str, experiment: str | None) -> list[PrivacyEvent]:
         # The conditions are constants of this module.
-        query = (
-            "SELECT mechanism, noise_multiplier, sample_rate, sum(steps) FROM charges"
-            f" WHERE {condition} GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"
-        )
+        event = "mechanism, noise_multiplier, sample_rate, sum(steps)"
+        query = f"SELECT {event} FROM charges WHERE {condition} GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"  # noqa: S608
         rows = self._database.execute(query, (experiment,)).fetchall()
         return [PrivacyEvent("prompt_recipient", *row) for row in rows]
+
+
+def _charge(row: tuple[Any, ...]) -> Charge:
+    sequence, experiment, number, request_digest, release_digest, *event = row
+    return Charge(
+        sequence, experiment, number, request_digest, release_digest, PrivacyEvent("prompt_recipient", *event)
+    )
