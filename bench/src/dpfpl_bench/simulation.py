@@ -4,6 +4,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from dpfpl_bench.inprocess_grid import InProcessGrid
 from dpfpl_client.agent.core import SiteAgent
 from dpfpl_client.agent.feature_cache import FeatureCache, Progress, site_features
@@ -33,10 +36,18 @@ class SimulatedSite:
 
 @dataclass(frozen=True)
 class SimulationOutcome:
-    """Attributes: the final ``checkpoint``, accuracies ``final`` by site, and ``seconds`` of the run."""
+    """What a simulated run left behind.
+
+    Attributes:
+        checkpoint: the server's, after the last round.
+        final: accuracies after the last round, by site.
+        personal: personal contexts [num_context, width] after the last round, by site.
+        seconds: of the whole run.
+    """
 
     checkpoint: Checkpoint
     final: dict[str, dict[str, float]]
+    personal: dict[str, npt.NDArray[np.float64]]
     seconds: float
 
 
@@ -84,14 +95,17 @@ class Simulation:
     ) -> SimulationOutcome:
         """One experiment from start to end; the sites start fresh."""
         started = time.monotonic()
-        grid = InProcessGrid({site.name: self._agent(site) for site in self._sites})
+        stores = {site.name: MemoryStore() for site in self._sites}
+        grid = InProcessGrid({site.name: self._agent(site, stores[site.name]) for site in self._sites})
         noise = server_noise or self._randomness.for_round("server", 0).noise
         strategy = DPFPLStrategy(experiment, grid.nodes, on_status=on_status, noise=noise)
         checkpoint = strategy.run(grid)
-        return SimulationOutcome(checkpoint, strategy.final_metrics, time.monotonic() - started)
+        last = {name: store.read(experiment.name, checkpoint.round) for name, store in stores.items()}
+        personal = {name: record.state.context for name, record in last.items() if record is not None}
+        return SimulationOutcome(checkpoint, strategy.final_metrics, personal, time.monotonic() - started)
 
-    def _agent(self, site: SimulatedSite) -> SiteAgent:
-        return SiteAgent(site.name, self._backbone, site.features, None, Ledger(None), MemoryStore(), self._randomness)
+    def _agent(self, site: SimulatedSite, store: MemoryStore) -> SiteAgent:
+        return SiteAgent(site.name, self._backbone, site.features, None, Ledger(None), store, self._randomness)
 
 
 def site_names(count: int) -> list[str]:

@@ -46,7 +46,10 @@ def init(
     typer.echo(f"Next: read policy.toml, then dpfpl-client check --site {site}")
 
 
-@app.command(epilog="Exit codes: 0 ready, 1 ready with warnings, 2 cannot take part.")
+@app.command(
+    epilog="Example: dpfpl-client check --site kits/hospital-a/site.toml. "
+    "Exit codes: 0 ready, 1 ready with warnings, 2 cannot take part."
+)
 def check(
     site: SiteFile = SITE,
     offline: Annotated[bool, typer.Option("--offline", help="do not try to reach the server")] = False,
@@ -77,7 +80,7 @@ def start(site: SiteFile = SITE) -> None:
     run_site(site.resolve(), _load(site), typer.echo)
 
 
-@app.command()
+@app.command(epilog="Example: dpfpl-client agent --site kits/hospital-a/site.toml")
 def agent(site: SiteFile = SITE) -> None:
     """Start only the agent, for deployments that run the connection elsewhere."""
     import torch
@@ -145,7 +148,7 @@ def export(
     typer.echo(f"wrote {out / 'prompt.safetensors'} and {out / 'prompt.json'}")
 
 
-@ledger_app.command("show")
+@ledger_app.command("show", epilog="Example: dpfpl-client ledger show --site kits/hospital-a/site.toml")
 def ledger_show(site: SiteFile = SITE, as_json: AsJson = False) -> None:
     """Show what was released and what it cost."""
     from dpfpl_client.ledger_view import summarise
@@ -165,7 +168,7 @@ def ledger_show(site: SiteFile = SITE, as_json: AsJson = False) -> None:
     )
 
 
-@ledger_app.command("verify")
+@ledger_app.command("verify", epilog="Example: dpfpl-client ledger verify --site kits/hospital-a/site.toml")
 def ledger_verify(site: SiteFile = SITE, as_json: AsJson = False) -> None:
     """Check the ledger against itself and the stored releases; exit code 2 if something is wrong."""
     from dpfpl_client.ledger_view import verify
@@ -204,7 +207,13 @@ def main() -> None:
     try:
         app()
     except DpfplError as error:
-        console.print(f"{error.code}: {error.message}\n{error.advice}", style="bold", highlight=False, markup=False)
+        console.print(
+            f"{error.code}: {error.message}\n{error.advice}",
+            style="bold",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
         sys.exit(2)
     except ModuleNotFoundError as error:
         if error.name not in ("torch", "transformers", "PIL", "safetensors", "sklearn"):

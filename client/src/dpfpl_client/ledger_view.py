@@ -41,7 +41,10 @@ def verify(settings: SiteSettings) -> list[str]:
     """What is wrong with the ledger or the stored releases; empty if nothing is."""
     ledger, store = _open(settings), DiskStore(settings.state_folder)
     problems = ledger.damage()
-    for charge in ledger.charges():
+    if problems:
+        return problems
+    charges = ledger.charges()
+    for charge in charges:
         if not charge.release_digest:
             continue
         try:
@@ -49,9 +52,12 @@ def verify(settings: SiteSettings) -> list[str]:
         except StateError as error:
             problems.append(f"{charge.experiment} round {charge.round}: {error.message}")
             continue
-        if record is not None and record.digest() != charge.release_digest:
+        if record is None or record.digest() != charge.release_digest:
             problems.append(f"{charge.experiment} round {charge.round}: the stored release is not the recorded one.")
-    return problems
+    charged = {(charge.experiment, charge.round) for charge in charges}
+    released = ((name, number) for name in store.experiments() for number in store.rounds(name))
+    problems += [f"{name} round {number}: released, but never charged." for name, number in set(released) - charged]
+    return sorted(problems)
 
 
 def _open(settings: SiteSettings) -> Ledger:

@@ -16,7 +16,7 @@ from dpfpl_client.learning.evaluation import class_probabilities
 from dpfpl_client.learning.factorisation import factorise
 from dpfpl_client.learning.learner import initial_context
 from dpfpl_common.durable import write_durably
-from dpfpl_common.errors import StateError
+from dpfpl_common.errors import ModelError, StateError
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.settings import to_table
 
@@ -47,7 +47,17 @@ class SitePrompt:
     round: int
 
     def context(self, backbone: ClipBackbone) -> torch.Tensor:
-        """The full context [num_context, width] for this model's text tower."""
+        """The full context [num_context, width] for this model's text tower.
+
+        Raises:
+            ModelError: the prompt was learned for another model.
+        """
+        if self.experiment.model.fingerprint not in ("", backbone.fingerprint):
+            raise ModelError(
+                code="OTHER_MODEL",
+                message="The prompt was learned for another model than the one that site.toml names.",
+                advice=f"Use the model with the fingerprint {self.experiment.model.fingerprint}.",
+            )
         learned = self.global_context.astype(np.float64) + self.personal_context
         return initial_context(backbone, self.experiment) + torch.from_numpy(learned.astype(np.float32))
 
@@ -94,8 +104,8 @@ def load_prompt(state_folder: Path, experiment: str | None = None) -> SitePrompt
         StateError: nothing was learned yet, or not under this name.
     """
     store = DiskStore(state_folder)
-    names = store.experiments()
-    if not names:
+    names = [name for name in store.experiments() if store.rounds(name)]
+    if not names and experiment is None:
         raise StateError(
             code="NO_PROMPT",
             message="This site has not learned a prompt yet.",

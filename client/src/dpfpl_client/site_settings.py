@@ -30,6 +30,14 @@ class AgentSettings:
     address: str = "unix:state/agent.sock"
     threads: int = 1
 
+    def __post_init__(self) -> None:
+        if self.threads < 1:
+            raise ConfigError(
+                code="IMPOSSIBLE_VALUE",
+                message=f"site.toml [agent] threads is {self.threads}.",
+                advice="Give the number of processor cores to use, at least 1.",
+            )
+
 
 @dataclass(frozen=True)
 class SimulationSettings:
@@ -45,7 +53,7 @@ class SiteSettings:
     Attributes:
         name: as the operator provisioned it.
         data: where its labelled images are.
-        model: "embedded", a folder or a Hugging Face id.
+        model: "embedded", a folder or a Hugging Face id; a folder beside site.toml comes before an id.
         state: folder for prompt, ledger and caches.
         policy: the site's policy file.
         offline: never reach for a model hub.
@@ -81,8 +89,8 @@ class SiteSettings:
             )
 
     def path(self, relative: str) -> Path:
-        """A path of site.toml, made absolute."""
-        return (Path(self.folder) / Path(relative).expanduser()).resolve()
+        """A path of site.toml, made absolute. Links stay links: the policy must not be one."""
+        return (Path(self.folder) / Path(relative).expanduser()).absolute()
 
     @property
     def state_folder(self) -> Path:
@@ -107,10 +115,10 @@ def load_site(path: Path) -> SiteSettings:
     if "folder" in table:
         raise ConfigError(code="UNKNOWN_KEY", message=f"{path.name} has the unknown key 'folder'.", advice="Remove it.")
     settings = from_table(SiteSettings, {**table, "folder": str(path.resolve().parent)}, path.name)
-    if not settings.data.path:
-        return settings
-    # A relative data path means relative to site.toml, except for hub ids.
-    if settings.data.source == "huggingface":
-        return settings
-    data = dataclasses.replace(settings.data, path=str(settings.path(settings.data.path)))
-    return dataclasses.replace(settings, data=data)
+    # Relative paths start from site.toml, not from where a process happens to run; hub ids are no paths.
+    if settings.model != "embedded" and settings.path(settings.model).is_dir():
+        settings = dataclasses.replace(settings, model=str(settings.path(settings.model)))
+    if settings.data.path and settings.data.source != "huggingface":
+        data = dataclasses.replace(settings.data, path=str(settings.path(settings.data.path)))
+        settings = dataclasses.replace(settings, data=data)
+    return settings

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from dpfpl_common.errors import ConfigError
+from dpfpl_common.experiment import NAME
 
 __all__ = ["initialise"]
 
@@ -41,19 +42,27 @@ def initialise(site_file: Path, data: str, name: str) -> list[Path]:
         The files that were written.
 
     Raises:
-        ConfigError: the data are not there, or an existing site.toml has no [data] source and path to replace.
+        ConfigError: the data are not there, the name is no site name, or an existing site.toml has no [data] source and
+            path to replace.
     """
     source, path = _source(data)
     written = []
     if site_file.exists():
-        text = site_file.read_text()
+        text = site_file.read_text(encoding="utf-8")
         for key, value in (("source", source), ("path", path)):
             text = _with_value(text, key, value, site_file)
-        site_file.write_text(text)
+        site_file.write_text(text, encoding="utf-8")
         written.append(site_file)
     else:
+        if not NAME.fullmatch(name):
+            raise ConfigError(
+                code="IMPOSSIBLE_VALUE",
+                message=f"The site's name is {name!r}.",
+                advice="Use 1-63 of a-z, 0-9, '.', '_', '-', starting with a letter or digit.",
+            )
         site_file.parent.mkdir(parents=True, exist_ok=True)
-        site_file.write_text(SITE.format(name=json.dumps(name), source=json.dumps(source), path=json.dumps(path)))
+        text = SITE.format(name=_quoted(name), source=_quoted(source), path=_quoted(path))
+        site_file.write_text(text, encoding="utf-8")
         written.append(site_file)
     policy = site_file.parent / "policy.toml"
     if not policy.exists():
@@ -72,7 +81,12 @@ def _with_value(text: str, key: str, value: str, site_file: Path) -> str:
             message=f"{site_file} has not exactly one line {key} = ... to replace.",
             advice="Edit its [data] table by hand.",
         )
-    return text.replace(lines[0], f"{key} = {json.dumps(value)}")
+    return text.replace(lines[0], f"{key} = {_quoted(value)}")
+
+
+def _quoted(value: str) -> str:
+    """A TOML string; like JSON's, but for surrogate pairs, which TOML does not know."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _source(data: str) -> tuple[str, str]:

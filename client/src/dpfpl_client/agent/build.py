@@ -60,20 +60,33 @@ def build_agent(settings: SiteSettings, progress: Progress | None = None) -> Bui
     policy = load_policy(settings.path(settings.policy))
     state = settings.state_folder
     lock = StateLock(state)
-    class_names = list_classes(settings.data)
-    data = load_site_data(settings.data, class_names, index_path=state / "cache" / "images.json")
-    backbone = load_backbone(settings.model, offline=settings.offline)
-    features = site_features(FeatureCache(state / "cache", backbone), data, class_names, progress)
-    agent = SiteAgent(
-        settings.name,
-        backbone,
-        features,
-        policy,
-        Ledger(state / "ledger.sqlite"),
-        DiskStore(state),
-        randomness_of(settings),
-    )
+    try:
+        store = DiskStore(state)
+        ledger = _open_ledger(state / "ledger.sqlite", store)
+        class_names = list_classes(settings.data)
+        data = load_site_data(settings.data, class_names, index_path=state / "cache" / "images.json")
+        backbone = load_backbone(settings.model, offline=settings.offline)
+        features = site_features(FeatureCache(state / "cache", backbone), data, class_names, progress)
+    except BaseException:
+        lock.release()
+        raise
+    agent = SiteAgent(settings.name, backbone, features, policy, ledger, store, randomness_of(settings))
     return BuiltAgent(agent, backbone, data, class_names, lock)
+
+
+def _open_ledger(path: Path, store: DiskStore) -> Ledger:
+    """Open the ledger, or begin one where nothing was ever released.
+
+    Raises:
+        StateError: there are releases but no ledger: what the data have paid is unknown.
+    """
+    if not path.exists() and any(store.rounds(name) for name in store.experiments()):
+        raise StateError(
+            code="LEDGER_MISSING",
+            message=f"{path.parent} holds releases, but not the privacy ledger that charged them.",
+            advice="Restore ledger.sqlite from a backup; without it nothing may be released.",
+        )
+    return Ledger(path)
 
 
 def randomness_of(settings: SiteSettings) -> RandomnessSource:

@@ -113,46 +113,55 @@ class SiteAgent:
             )
         if self._policy is not None:
             permit(self._policy, experiment)
-        self._ledger.bind(experiment.name, experiment.digest())
-        self._store.remember(experiment)
         try:
             features = self._features.relabelled(experiment.classes)
             learner = PromptLearner(self._backbone, experiment, features)
         except (ModelError, ConfigError, DataError) as error:
             raise RefusedError(code=error.code, message=error.message, advice=error.advice) from None
+        # Only now: a configuration that this site cannot run does not use up the experiment's name.
+        self._ledger.bind(experiment.name, experiment.digest())
+        self._store.remember(experiment)
         self._learners[experiment.digest()] = learner
         return learner
 
     def _known_release(self, request: TrainRequest, digest: str) -> SiteReply | None:
-        """What an earlier, equal request released; None if this round is new."""
+        """What an earlier, equal request released; None if this round has released nothing and may do so now."""
         name, number = request.experiment.name, request.round
         charge = self._ledger.find(name, number)
-        if charge is None:
-            if number <= self._ledger.last_round(name):
+        if charge is not None:
+            if charge.request_digest != digest:
                 raise RefusedError(
-                    code="ROUND_ORDER",
-                    message="A later round was already served (rule round order).",
-                    advice="Resume the experiment at the round after the last completed one.",
+                    code="KEY_REUSED_OTHER_DIGEST",
+                    message="This round was already asked for with other content (rule one release per round).",
+                    advice="Repeat the first request unchanged, or go on to the next round.",
                 )
-            return None
-        if charge.request_digest != digest:
+            record = self._record(name, number)
+            if record is not None and record.request_digest == digest:
+                if not charge.release_digest:
+                    self._ledger.commit(charge.sequence, record.digest())
+                return record.reply
+            # Reserved, then interrupted: the charge stays, computing anew is charged anew.
+        # A ledger restored from an old backup may know less than the store.
+        if number < self._ledger.last_round(name) or number <= self._store.last_round(name):
             raise RefusedError(
-                code="KEY_REUSED_OTHER_DIGEST",
-                message="This round was already asked for with other content (rule one release per round).",
-                advice="Repeat the first request unchanged, or go on to the next round.",
+                code="ROUND_ORDER",
+                message="This or a later round was already served (rule round order).",
+                advice="Resume the experiment at the round after the last completed one.",
             )
-        record = self._store.read(name, number)
-        if record is None or record.request_digest != digest:
-            return None  # reserved, then interrupted: the charge stays, computing anew is charged anew
-        if not charge.release_digest:
-            self._ledger.commit(charge.sequence, record.digest())
-        elif charge.release_digest != record.digest():
+        return None
+
+    def _record(self, experiment: str, round_number: int) -> Record | None:
+        """What the store keeps of a round, held against the ledger; None if it released nothing yet."""
+        charge = self._ledger.find(experiment, round_number)
+        record = self._store.read(experiment, round_number)
+        committed = charge.release_digest if charge else ""
+        if committed and (record is None or record.digest() != committed):
             raise StateError(
                 code="RECORD_DAMAGED",
                 message="A stored release is not the one that the ledger recorded.",
                 advice="Restore the state folder from a backup.",
             )
-        return record.reply
+        return record
 
     def _check_budget(self, experiment: Experiment, event: PrivacyEvent) -> None:
         """Refuse before any work if this charge would pass a cap; decided from the ledger alone."""
@@ -185,7 +194,7 @@ class SiteAgent:
 
     def _state(self, experiment: Experiment) -> PersonalState:
         last = self._store.last_round(experiment.name)
-        record = self._store.read(experiment.name, last) if last else None
+        record = self._record(experiment.name, last) if last else None
         return record.state if record else PersonalState.initial(experiment)
 
     def _metrics(

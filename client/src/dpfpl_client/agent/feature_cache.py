@@ -1,9 +1,11 @@
 """Image features of the frozen tower, computed once and kept on disk."""
 
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
@@ -59,20 +61,25 @@ class FeatureCache:
             return {}
         try:
             content = load(self._path.read_bytes())
-            keys = content["keys"].tobytes().decode().split("\n")
-            rows = torch.from_numpy(content["features"].copy())
+            if content["checksum"].tobytes() != _checksum(content["keys"], content["features"]):
+                return {}
         except (SafetensorError, KeyError, ValueError):
             return {}
-        if len(keys) != len(rows) or rows.shape[1:] != (self._backbone.feature_size,):
-            return {}
-        return dict(zip(keys, rows, strict=True))
+        keys = content["keys"].tobytes().decode().split("\n")
+        return dict(zip(keys, torch.from_numpy(content["features"].copy()), strict=True))
 
     def _write(self) -> None:
         if self._path is None:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         keys = np.frombuffer("\n".join(self._rows).encode(), dtype=np.uint8)
-        write_durably(self._path, save({"keys": keys, "features": torch.stack(list(self._rows.values())).numpy()}))
+        features = torch.stack(list(self._rows.values())).numpy()
+        checksum = np.frombuffer(_checksum(keys, features), dtype=np.uint8)
+        write_durably(self._path, save({"keys": keys, "features": features, "checksum": checksum}))
+
+
+def _checksum(keys: npt.NDArray[np.uint8], features: npt.NDArray[np.float32]) -> bytes:
+    return hashlib.sha256(keys.tobytes() + features.tobytes()).digest()
 
 
 def site_features(

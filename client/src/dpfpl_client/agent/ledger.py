@@ -11,15 +11,15 @@ from dpfpl_common.errors import RefusedError, StateError
 
 __all__ = ["Charge", "Ledger"]
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS experiments (name TEXT PRIMARY KEY, digest TEXT NOT NULL) STRICT;
-CREATE TABLE IF NOT EXISTS charges (
-    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
-    experiment TEXT NOT NULL, round INTEGER NOT NULL, request_digest TEXT NOT NULL,
-    mechanism TEXT NOT NULL, noise_multiplier REAL NOT NULL, sample_rate REAL NOT NULL, steps INTEGER NOT NULL,
-    release_digest TEXT NOT NULL DEFAULT '', at TEXT NOT NULL
-) STRICT;
-"""
+SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS experiments (name TEXT PRIMARY KEY, digest TEXT NOT NULL) STRICT",
+    """CREATE TABLE IF NOT EXISTS charges (
+        sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+        experiment TEXT NOT NULL, round INTEGER NOT NULL, request_digest TEXT NOT NULL,
+        mechanism TEXT NOT NULL, noise_multiplier REAL NOT NULL, sample_rate REAL NOT NULL, steps INTEGER NOT NULL,
+        release_digest TEXT NOT NULL DEFAULT '', at TEXT NOT NULL
+    ) STRICT""",
+)
 
 
 @dataclass(frozen=True)
@@ -48,17 +48,15 @@ class Ledger:
 
     def __init__(self, path: Path | None) -> None:
         """Open or make the ledger; None keeps it in memory, for simulations."""
+        self._path = path
         try:
             self._database = sqlite3.connect(path or ":memory:", isolation_level=None, check_same_thread=False)
-            self._database.execute("PRAGMA journal_mode=WAL" if path else "PRAGMA journal_mode=MEMORY")
-            self._database.execute("PRAGMA synchronous=FULL")
-            self._database.executescript(SCHEMA)
         except sqlite3.Error as error:
-            raise StateError(
-                code="LEDGER_UNREADABLE",
-                message=f"The privacy ledger {path} cannot be opened ({error}).",
-                advice="Restore it from a backup; without it nothing may be released.",
-            ) from None
+            raise self._unusable(error) from None
+        self._execute("PRAGMA journal_mode=WAL" if path else "PRAGMA journal_mode=MEMORY")
+        self._execute("PRAGMA synchronous=FULL")
+        for statement in SCHEMA:
+            self._execute(statement)
 
     def bind(self, experiment: str, digest: str) -> None:
         """Tie an experiment's name to one configuration for good.
@@ -66,8 +64,8 @@ class Ledger:
         Raises:
             RefusedError: the name was used with another configuration.
         """
-        self._database.execute("INSERT OR IGNORE INTO experiments VALUES (?, ?)", (experiment, digest))
-        (known,) = self._database.execute("SELECT digest FROM experiments WHERE name = ?", (experiment,)).fetchone()
+        self._execute("INSERT OR IGNORE INTO experiments VALUES (?, ?)", experiment, digest)
+        (known,) = self._execute("SELECT digest FROM experiments WHERE name = ?", experiment).fetchone()
         if known != digest:
             raise RefusedError(
                 code="EXPERIMENT_CHANGED",
@@ -84,34 +82,32 @@ class Ledger:
 
     def last_round(self, experiment: str) -> int:
         """The last round charged; 0 before the first."""
-        (last,) = self._database.execute(
-            "SELECT coalesce(max(round), 0) FROM charges WHERE experiment = ?", (experiment,)
+        (last,) = self._execute(
+            "SELECT coalesce(max(round), 0) FROM charges WHERE experiment = ?", experiment
         ).fetchone()
         return int(last)
 
     def reserve(self, experiment: str, round_number: int, request_digest: str, event: PrivacyEvent) -> int:
         """Charge a release before it is computed; durable on return. Gives the charge's sequence number."""
-        cursor = self._database.execute(
+        cursor = self._execute(
             "INSERT INTO charges"
             " (experiment, round, request_digest, mechanism, noise_multiplier, sample_rate, steps, at)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                experiment,
-                round_number,
-                request_digest,
-                event.mechanism,
-                event.noise_multiplier,
-                event.sample_rate,
-                event.steps,
-                time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            ),
+            experiment,
+            round_number,
+            request_digest,
+            event.mechanism,
+            event.noise_multiplier,
+            event.sample_rate,
+            event.steps,
+            time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         )
         assert cursor.lastrowid is not None
         return cursor.lastrowid
 
     def commit(self, sequence: int, release_digest: str) -> None:
         """Record that this release exists and may leave; durable on return."""
-        self._database.execute("UPDATE charges SET release_digest = ? WHERE sequence = ?", (release_digest, sequence))
+        self._execute("UPDATE charges SET release_digest = ? WHERE sequence = ?", release_digest, sequence)
 
     def charges(self) -> list[Charge]:
         """Everything charged, oldest first."""
@@ -127,25 +123,41 @@ class Ledger:
 
     def damage(self) -> list[str]:
         """What SQLite finds wrong with the file; empty if nothing."""
-        rows = [str(row[0]) for row in self._database.execute("PRAGMA integrity_check")]
+        try:
+            rows = [str(row[0]) for row in self._database.execute("PRAGMA integrity_check")]
+        except sqlite3.Error as error:
+            return [str(error)]
         return [] if rows == ["ok"] else rows
 
     def close(self) -> None:
         """Close the database."""
         self._database.close()
 
+    def _execute(self, statement: str, *values: object) -> sqlite3.Cursor:
+        try:
+            return self._database.execute(statement, values)
+        except sqlite3.Error as error:
+            raise self._unusable(error) from None
+
+    def _unusable(self, error: sqlite3.Error) -> StateError:
+        return StateError(
+            code="LEDGER_UNREADABLE",
+            message=f"The privacy ledger {self._path} cannot be used ({error}).",
+            advice="Free disk space if it is full, else restore it from a backup; without it nothing may be released.",
+        )
+
     def _select(self, clause: str, *values: object) -> list[Charge]:
         columns = "sequence, experiment, round, request_digest, release_digest"
         event = "mechanism, noise_multiplier, sample_rate, steps"
         # The clauses are constants of this module.
-        rows = self._database.execute(f"SELECT {columns}, {event} FROM charges {clause}", values).fetchall()  # noqa: S608
+        rows = self._execute(f"SELECT {columns}, {event} FROM charges {clause}", *values).fetchall()  # noqa: S608
         return [_charge(row) for row in rows]
 
     def _events(self, condition: str, experiment: str | None) -> list[PrivacyEvent]:
         # The conditions are constants of this module.
         event = "mechanism, noise_multiplier, sample_rate, sum(steps)"
         query = f"SELECT {event} FROM charges WHERE {condition} GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"  # noqa: S608
-        rows = self._database.execute(query, (experiment,)).fetchall()
+        rows = self._execute(query, experiment).fetchall()
         return [PrivacyEvent("prompt_recipient", *row) for row in rows]
 
 

@@ -12,7 +12,7 @@ from safetensors.numpy import load, save
 
 from dpfpl_client.learning.learner import PersonalState
 from dpfpl_common.durable import write_durably
-from dpfpl_common.errors import StateError
+from dpfpl_common.errors import PayloadError, StateError
 from dpfpl_common.experiment import Experiment, parse_experiment
 from dpfpl_common.optimizer import OptimizerState
 from dpfpl_common.payload import Context, SiteReply
@@ -54,9 +54,8 @@ class Record:
             "optimizer_first": self.state.optimizer.first,
             "optimizer_second": self.state.optimizer.second,
         }
-        return save(
-            {name: np.ascontiguousarray(value) for name, value in tensors.items()}, {"record": json.dumps(meta)}
-        )
+        contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+        return bytes(save(contiguous, {"record": json.dumps(meta)}))
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "Record":
@@ -81,12 +80,8 @@ class Record:
             )
             state = PersonalState(tensors["personal_context"], optimizer)
             return cls(meta["request_digest"], reply, tensors["global_context"], state)
-        except (SafetensorError, KeyError, ValueError, TypeError) as error:
-            raise StateError(
-                code="RECORD_DAMAGED",
-                message=f"A stored round cannot be read ({type(error).__name__}).",
-                advice="Restore the state folder from a backup.",
-            ) from None
+        except (SafetensorError, PayloadError, KeyError, ValueError, TypeError, AttributeError) as error:
+            raise _damaged(error) from None
 
     def digest(self) -> str:
         """sha256 of the stored bytes."""
@@ -125,13 +120,12 @@ class DiskStore:
     """Records as files ``experiments/<name>/round-<number>.safetensors`` under the state folder."""
 
     def __init__(self, folder: Path) -> None:
+        """Use the state folder ``folder``; nothing is made before the first write."""
         self._folder = folder / "experiments"
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def remember(self, experiment: Experiment) -> None:
         """See ``Store``."""
-        path = self._folder / experiment.name / "experiment.json"
-        path.parent.mkdir(exist_ok=True, mode=0o700)
+        path = self._made(experiment.name) / "experiment.json"
         if not path.exists():
             write_durably(path, experiment.to_json().encode())
 
@@ -152,9 +146,8 @@ class DiskStore:
 
     def write(self, experiment: str, round_number: int, record: Record) -> None:
         """See ``Store``."""
-        path = self._path(experiment, round_number)
-        path.parent.mkdir(exist_ok=True, mode=0o700)
-        write_durably(path, record.to_bytes())
+        self._made(experiment)
+        write_durably(self._path(experiment, round_number), record.to_bytes())
 
     def read(self, experiment: str, round_number: int) -> Record | None:
         """See ``Store``."""
@@ -163,23 +156,38 @@ class DiskStore:
 
     def last_round(self, experiment: str) -> int:
         """See ``Store``."""
+        return max(self.rounds(experiment), default=0)
+
+    def rounds(self, experiment: str) -> list[int]:
+        """The rounds with a record, in order."""
         paths = (self._folder / experiment).glob("round-*.safetensors")
-        return max((int(path.stem.removeprefix("round-")) for path in paths), default=0)
+        return sorted(int(path.stem.removeprefix("round-")) for path in paths)
 
     def write_final(self, experiment: str, global_context: Context) -> None:
         """See ``Store``."""
-        folder = self._folder / experiment
-        folder.mkdir(exist_ok=True, mode=0o700)
-        write_durably(folder / "final.safetensors", save({"global_context": np.ascontiguousarray(global_context)}))
+        content = save({"global_context": np.ascontiguousarray(global_context)})
+        write_durably(self._made(experiment) / "final.safetensors", content)
 
     def read_final(self, experiment: str) -> Context | None:
         """See ``Store``."""
         path = self._folder / experiment / "final.safetensors"
-        return load(path.read_bytes())["global_context"] if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            return load(path.read_bytes())["global_context"]
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise _damaged(error) from None
 
     def experiments(self) -> list[str]:
-        """Names of the experiments with any record, sorted."""
-        return sorted(path.name for path in self._folder.iterdir() if path.is_dir())
+        """Names of the experiments that this site ever agreed to, sorted."""
+        return sorted(path.name for path in self._folder.iterdir()) if self._folder.is_dir() else []
+
+    def _made(self, experiment: str) -> Path:
+        """The experiment's folder, this user's alone."""
+        folder = self._folder / experiment
+        for made in (self._folder, folder):
+            made.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return folder
 
     def _path(self, experiment: str, round_number: int) -> Path:
         return self._folder / experiment / f"round-{round_number:05d}.safetensors"
@@ -215,3 +223,11 @@ class MemoryStore:
     def read_final(self, experiment: str) -> Context | None:
         """See ``Store``."""
         return self._final.get(experiment)
+
+
+def _damaged(error: Exception) -> StateError:
+    return StateError(
+        code="RECORD_DAMAGED",
+        message=f"A stored round cannot be read ({type(error).__name__}).",
+        advice="Restore the state folder from a backup.",
+    )
