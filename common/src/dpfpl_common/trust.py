@@ -81,5 +81,5 @@ def planned_events(experiment: Experiment, steps: int | None = None) -> tuple[Pr
 def _multiplier(experiment: Experiment) -> float:
     noise_multiplier = experiment.privacy.noise_multiplier
     if noise_multiplier is None:
-        raise ValueError("The experiment's noise_multiplier is not resolved yet; see accounting.resolve_noise.")
+        raise ValueError("The experiment's noise_multiplier is not resolved yet; see planning.resolve_noise.")
     return noise_multiplier
