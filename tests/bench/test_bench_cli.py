@@ -1,0 +1,258 @@
+"""``dpfpl-bench run`` from the command line: any image folder, any CLIP folder, strict JSON, clear errors."""
+
+import csv
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from dpfpl_bench import cli
+from dpfpl_bench.cli import data_settings, parse_epsilon
+from dpfpl_bench.progress import RunProgress
+from dpfpl_client.embedded import embedded_model_path
+from dpfpl_common.errors import ConfigError
+
+CLASSES = {"blue sky": (40, 60, 220), "grass": (30, 180, 40), "rust": (190, 80, 20)}
+
+
+@pytest.fixture
+def bench(monkeypatch, capfd):
+    """Runs the entry point; gives exit code, stdout and stderr."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["dpfpl-bench", *map(str, arguments)])
+        monkeypatch.setattr(cli, "console", cli.Console(stderr=True, width=200))
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    threads = torch.get_num_threads()
+    yield call
+    torch.set_num_threads(threads)
+
+
+def make_images(folder, count, seed):
+    """Noisy pictures of one colour a class; gives (path, class)."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for name, colour in CLASSES.items():
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = np.clip(np.array(colour) + rng.normal(0, 20, (20, 24, 3)), 0, 255).astype(np.uint8)
+            path = folder / name / f"{number}.png"
+            Image.fromarray(pixels).save(path)
+            made.append((path, name))
+    return made
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """The three forms in which a site may have its images."""
+    root = tmp_path_factory.mktemp("images")
+    make_images(root / "split" / "train", 8, 0)
+    make_images(root / "split" / "test", 4, 1)
+    rows = make_images(root / "flat", 12, 2)
+    with (root / "flat" / "labels.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label"])
+        writer.writerows((path.relative_to(root / "flat"), name) for path, name in rows)
+    return {"split": root / "split", "flat": root / "flat", "csv": root / "flat" / "labels.csv"}
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    """A small CLIP with random weights, saved as Hugging Face does, with another width than the embedded one."""
+    from transformers import CLIPConfig, CLIPModel
+
+    source, folder = embedded_model_path(), tmp_path_factory.mktemp("clip")
+    given = json.loads((source / "config.json").read_text())
+    text = given["text_config"] | {"hidden_size": 48, "num_hidden_layers": 2, "intermediate_size": 64}
+    vision = given["vision_config"] | {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 64}
+    torch.random.manual_seed(0)
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)
+    CLIPModel(config).save_pretrained(folder, safe_serialization=True)
+    for name in ("preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(source / name, folder / name)
+    return folder
+
+
+QUICK = ("--sites", 2, "--rounds", 2, "--local-steps", 1, "--epsilon", "none", "--quiet")
+
+
+def strict(text):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.mark.parametrize("form", ["split", "flat", "csv"])
+def test_a_site_needs_no_code_for_its_images(bench, images, form, tmp_path):
+    code, out, err = bench(
+        "run", "--data", images[form], *QUICK, "--partition", "iid", "--out", tmp_path / "r" / "x.json"
+    )
+
+    assert (code, err) == (0, "")
+    result = strict(out)
+    assert result == strict((tmp_path / "r" / "x.json").read_text())
+    assert result["config"]["classes"] == sorted(CLASSES)
+    assert (result["transport"], result["seed"], len(result["rounds"])) == ("in_process", 0, 2)
+    assert all(0 <= site["local"] <= 1 and site["num_classes"] == 3 for site in result["sites"])
+    assert set(result["floors"]) == {"zero_shot", "global_only", "local_only", "centralised"}
+    assert all(0 <= floor["local"] <= 1 for floor in result["floors"].values())
+    assert {row["epsilon"] for row in result["privacy"]["epsilons"]} == {"infinite"}
+
+
+def test_any_folder_of_the_clip_family_is_a_model(bench, images, clip_folder):
+    arguments = ("run", "--model", clip_folder, "--data", images["split"], *QUICK, "--floors", "none", "--seed", 4)
+    code, out, err = bench(*arguments)
+
+    assert (code, err) == (0, "")
+    result = strict(out)
+    assert result["config"]["model"]["width"] == 48
+    assert result["config"]["model"]["id"] == str(clip_folder)
+    assert set(result["floors"]) == {"zero_shot", "global_only"}
+    again = strict(bench(*arguments)[1])
+    for key in ("config", "sites", "accuracy", "floors", "privacy"):
+        assert result[key] == again[key]  # the seed decides
+
+
+def test_a_private_run_reports_its_epsilons_and_its_progress(bench, images, tmp_path):
+    code, out, err = bench(
+        *("run", "--data", images["split"], "--epsilon", 5, "--sites", 3, "--rounds", 2, "--local-steps", 2),
+        *("--trust", "local", "--floors", "none", "--cache", tmp_path / "cache"),
+    )
+
+    assert code == 0
+    result = strict(out)
+    assert [row["adversary"] for row in result["privacy"]["epsilons"]] == ["prompt_recipient", "other_site", "operator"]
+    assert all(4.5 < row["epsilon"] <= 5 for row in result["privacy"]["epsilons"])
+    assert result["privacy"]["noise"].startswith("seeded")
+    for line in ("reading images", "calibrating the noise", "round 1/2", "round 2/2"):
+        assert line in err
+    assert list((tmp_path / "cache").glob("features-*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "code"),
+    [
+        (("--epsilon", "low"), "IMPOSSIBLE_VALUE"),
+        (("--epsilon", "0"), "IMPOSSIBLE_VALUE"),
+        (("--method", "magic"), "IMPOSSIBLE_VALUE"),
+        (("--trust", "nobody"), "IMPOSSIBLE_VALUE"),
+        (("--rank", "500"), "IMPOSSIBLE_VALUE"),
+        (("--delta", "nan"), "IMPOSSIBLE_VALUE"),
+        (("--floors", "some"), "IMPOSSIBLE_VALUE"),
+        (("--engine", "steam"), "IMPOSSIBLE_VALUE"),
+        (("--partition", "magic"), "WRONG_VALUE [data] partition"),
+        (("--partition", "none"), "WRONG_VALUE [data] num_sites"),
+        (("--alpha", "nan"), "WRONG_VALUE"),
+        (("--sites", "2000"), "TOO_MANY_SITES"),
+        (("--data", "/nowhere/at/all"), "NO_DATA"),
+        (("--model", "/nowhere/at/all"), "MODEL_NOT_FOUND"),
+        (("--rank", "1", "--num-context", "2"), "INIT_TEXT_TOO_LONG"),
+        (("--sites", "0"), "--sites"),
+        (("--seed", "-1"), "--seed"),
+        (("--rounds", "many"), "--rounds"),
+        (("--nonsense",), "--nonsense"),
+        (("--out", "/"), "--out"),
+        (("--cache", __file__), "--cache"),
+    ],
+)
+def test_bad_flags_are_one_message_and_exit_code_2(bench, images, flags, code):
+    exit_code, out, err = bench("run", "--data", images["split"], *QUICK, "--floors", "none", *flags)
+
+    assert exit_code == 2
+    assert out == ""
+    assert code in err
+    assert "Traceback" not in err
+
+
+def test_an_empty_folder_and_a_foreign_model_are_errors(bench, images, tmp_path):
+    assert "NO_CLASSES" in bench("run", "--data", tmp_path, *QUICK)[2]
+    (tmp_path / "config.json").write_text('{"model_type": "[/bold]"}')
+    code, _, err = bench("run", "--model", tmp_path, "--data", images["split"], *QUICK)
+    assert (code, "UNKNOWN_FAMILY" in err, "[/bold]" in err) == (2, True, True)
+
+
+def test_a_result_that_cannot_be_written_is_still_printed(bench, images, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, out, err = bench(
+        "run", "--data", images["split"], *QUICK, "--floors", "none", "--out", tmp_path / "file" / "result.json"
+    )
+    assert code == 2
+    assert "CANNOT_WRITE" in err
+    assert strict(out)["transport"] == "in_process"
+
+
+def test_without_ray_the_flower_engine_names_its_extra(bench, images, monkeypatch):
+    import importlib.util
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "ray" else find(name, *rest))
+    code, _, err = bench("run", "--data", images["split"], *QUICK, "--engine", "flower")
+    assert code == 2
+    assert "dpfpl-bench[flower]" in err
+
+
+@pytest.mark.slow
+def test_the_flower_engine_gives_the_same_result(bench, images):
+    pytest.importorskip("ray")
+    arguments = ("run", "--data", images["split"], *QUICK, "--floors", "none")
+
+    code, out, err = bench(*arguments, "--engine", "flower")
+
+    assert (code, err) == (0, "")
+    flower, process = strict(out), strict(bench(*arguments)[1])
+    assert (flower["transport"], process["transport"]) == ("flower_simulation", "in_process")
+    for key in ("config", "sites", "accuracy", "floors", "privacy"):
+        assert flower[key] == process[key]
+
+
+def test_help_has_examples():
+    page = CliRunner().invoke(cli.app, ["run", "--help"])
+    assert page.exit_code == 0
+    assert "dpfpl-bench run --data digits" in " ".join(page.output.split())
+    overview = CliRunner().invoke(cli.app, ["--help"]).output
+    assert "run" in overview
+    assert "demo" in overview
+
+
+def test_what_data_means(tmp_path):
+    assert data_settings("digits", 3).source == "digits"
+    assert data_settings(str(tmp_path), 3).source == "folder"
+    assert data_settings("somewhere/labels.csv", 3).source == "csv"
+    assert data_settings("owner/name", 3).source == "huggingface"
+    assert data_settings("shapes", 3).split_seed == 3
+    for wrong in ("/nowhere", "./nowhere", "a/b/c"):
+        with pytest.raises(ConfigError):
+            data_settings(wrong, 0)
+
+
+@pytest.mark.parametrize("text", ["none", "inf", "INFINITE"])
+def test_no_epsilon(text):
+    assert parse_epsilon(text) is None
+    assert parse_epsilon("2.5") == 2.5
+
+
+def test_progress_counts_every_sites_images_against_its_own_total():
+    import io
+
+    from rich.console import Console
+
+    with RunProgress(Console(file=io.StringIO(), force_terminal=True), 3) as progress:
+        progress.images(10, 10)
+        progress.images(3, 40)
+        (task,) = progress._bar.tasks
+        assert (task.completed, task.total) == (3, 40)
+        progress.step("training")
+        assert not progress._bar.tasks

@@ -1,0 +1,149 @@
+"""The floors are what they claim: every site alone with the same noise, and all images in one place without any."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from dpfpl_bench import floors
+from dpfpl_bench.floors import centralised, local_only
+from dpfpl_bench.simulation import SimulatedSite, Simulation
+from dpfpl_client.learning.backbone import load_backbone
+from dpfpl_client.learning.evaluation import LabelledFeatures
+from dpfpl_client.learning.learner import SiteFeatures
+from dpfpl_common.experiment import Experiment, ModelSettings, OptimizerSettings, PrivacySettings, RoundSettings
+
+CLASSES = ("cat", "dog", "owl", "ant")
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    torch.set_num_threads(1)
+    return load_backbone("embedded")
+
+
+def part(backbone, seed, labels):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.tensor(labels)
+    centres = 2.0 * torch.eye(backbone.feature_size)[: len(CLASSES)]
+    features = centres[labels] + 0.1 * torch.randn(len(labels), backbone.feature_size, generator=generator)
+    return LabelledFeatures(torch.nn.functional.normalize(features, dim=-1), labels)
+
+
+@pytest.fixture(scope="module")
+def sites(backbone):
+    """Two sites of different sizes with two classes each."""
+
+    def site(name, seed, own, others, size):
+        train, test, neighbour = (
+            part(backbone, seed, own * size),
+            part(backbone, seed + 1, own * 4),
+            part(backbone, seed + 2, others * 4),
+        )
+        return SimulatedSite(name, SiteFeatures(train, test, neighbour, CLASSES), 2)
+
+    return [site("north", 1, [0, 1], [2, 3], 8), site("south", 4, [2, 3], [0, 1], 4)]
+
+
+def make_experiment(backbone, rounds=3, **privacy):
+    return Experiment(
+        name="floors",
+        classes=CLASSES,
+        sites=("north", "south"),
+        model=ModelSettings(width=backbone.width),
+        optimizer=OptimizerSettings(global_learning_rate=0.05, personal_learning_rate=0.05),
+        privacy=PrivacySettings(
+            **(
+                {"target_epsilon": 8.0, "noise_multiplier": 1.0, "nominal_site_size": 12, "tolerated_dropouts": 1}
+                | privacy
+            )
+        ),
+        rounds=RoundSettings(number=rounds, local_steps=2, min_sites=1),
+    )
+
+
+@pytest.mark.parametrize("trust", ["distributed", "central", "local"])
+def test_local_only_equals_federations_of_one(backbone, sites, trust):
+    experiment = make_experiment(backbone, trust=trust)
+    seen = []
+
+    floor = local_only(backbone, sites, experiment, seed=3, on_site=seen.append)
+
+    alone = []
+    for site in sites:
+        one = dataclasses.replace(
+            experiment,
+            sites=(site.name,),
+            privacy=dataclasses.replace(experiment.privacy, tolerated_dropouts=0),
+            rounds=dataclasses.replace(experiment.rounds, min_sites=0),
+        )
+        alone.append(Simulation(backbone, [site], 3).run(one).final[site.name])
+    assert seen == ["north", "south"]
+    assert floor["local"] == pytest.approx(np.mean([m["personal_local"] for m in alone]))
+    assert floor["neighbour"] == pytest.approx(np.mean([m["personal_neighbour"] for m in alone]))
+
+
+@pytest.fixture
+def simulated(monkeypatch):
+    """Every simulation that a floor runs: its sites and its experiment."""
+    runs = []
+
+    class Recorder(Simulation):
+        def __init__(self, backbone, sites, seed, randomness=None):
+            super().__init__(backbone, sites, seed, randomness)
+            self.recorded = list(sites)
+
+        def run(self, experiment, *arguments, **keywords):
+            runs.append((self.recorded, experiment))
+            return super().run(experiment, *arguments, **keywords)
+
+    monkeypatch.setattr(floors, "Simulation", Recorder)
+    return runs
+
+
+@pytest.mark.privacy
+def test_local_only_keeps_noise_clipping_and_steps(backbone, sites, simulated):
+    experiment = make_experiment(backbone)
+    local_only(backbone, sites, experiment, seed=0)
+    for (site,), alone in simulated:
+        assert alone.sites == (site.name,)
+        assert alone.total_steps == experiment.total_steps
+        for name in ("noise_multiplier", "clipping_norm", "sample_rate", "nominal_site_size", "trust"):
+            assert getattr(alone.privacy, name) == getattr(experiment.privacy, name)
+
+
+def test_centralised_uses_every_image_once_without_noise_for_the_same_steps(backbone, sites, simulated):
+    experiment = make_experiment(backbone)
+
+    centralised(backbone, sites, experiment, seed=0)
+
+    (((pool,), together),) = simulated
+    expected = torch.cat([site.features.train.features for site in sites])
+    np.testing.assert_array_equal(pool.features.train.features, expected)
+    assert pool.features.train.labels.tolist() == [0, 1] * 8 + [2, 3] * 4
+    assert len(pool.features.test) == 0
+    assert together.privacy.noise_multiplier == 0.0
+    assert together.privacy.nominal_site_size == 24
+    assert together.prompt.method == "promptfl"
+    assert together.total_steps == experiment.total_steps
+    assert not together.is_private
+
+
+def test_centralised_is_tested_on_every_sites_own_images_and_learns(backbone, sites):
+    untrained = Simulation(backbone, sites, 0).run(make_experiment(backbone, rounds=1))
+    zero_shot = np.mean([untrained.final[s]["zero_shot_local"] for s in ("north", "south")])
+
+    floor = centralised(backbone, sites, make_experiment(backbone, rounds=15, clipping_norm=1.0), seed=0)
+
+    assert floor["local"] > max(zero_shot, 0.6)
+    assert floor["neighbour"] == pytest.approx(floor["local"], abs=0.35)
+
+
+def test_a_site_without_test_images_is_left_out_of_the_means(backbone, sites):
+    none = LabelledFeatures(torch.zeros((0, backbone.feature_size)), torch.zeros(0, dtype=torch.long))
+    blind = SimulatedSite("south", dataclasses.replace(sites[1].features, test=none, neighbour_test=none), 2)
+
+    floor = local_only(backbone, [blind], make_experiment(backbone, rounds=1), seed=0)
+
+    assert floor == {"local": None, "neighbour": None}

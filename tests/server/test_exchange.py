@@ -1,0 +1,203 @@
+"""Messages out, replies back: by the message they answer, until the deadline, each once."""
+
+import time
+import uuid
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, Metadata, RecordDict
+
+from dpfpl_server import exchange as module
+from dpfpl_server.exchange import content_bytes, exchange
+
+
+class Clock:
+    """Seconds that pass only when the exchange sleeps."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+
+    def sleep(seconds):
+        clock.now += seconds
+
+    monkeypatch.setattr(module.time, "sleep", sleep)
+    return clock
+
+
+def make_message(node, content=None):
+    metadata = Metadata(
+        run_id=1,
+        message_id=uuid.uuid4().hex,
+        src_node_id=99,
+        dst_node_id=node,
+        reply_to_message_id="",
+        group_id="1",
+        created_at=time.time(),
+        ttl=3600.0,
+        message_type="train",
+    )
+    return Message(content=content or RecordDict(), metadata=metadata)
+
+
+def reply_to(message, source=None):
+    reply = Message(RecordDict({"said": ConfigRecord({"by": message.metadata.dst_node_id})}), reply_to=message)
+    if source is not None:
+        reply.metadata._src_node_id = source
+    return reply
+
+
+class FakeGrid:
+    """``script`` maps seconds on the clock to the replies that become ready then."""
+
+    def __init__(self, clock, script=(), refuse=()):
+        self.clock, self.start = clock, clock.now
+        self.script = [list(entry) for entry in script]
+        self.refuse = refuse
+        self.pushed, self.pulls = [], []
+
+    def push_messages(self, messages):
+        messages = list(messages)
+        self.pushed += messages
+        return [None if m.metadata.dst_node_id in self.refuse else m.metadata.message_id for m in messages]
+
+    def pull_messages(self, ids):
+        self.pulls.append(set(ids))
+        ready = [reply for at, reply in self.script if at <= self.clock.now - self.start + 1e-9]
+        self.script = [entry for entry in self.script if entry[1] not in ready]
+        return ready
+
+
+def test_ends_as_soon_as_all_answered(clock):
+    messages = {"north": make_message(1), "south": make_message(2)}
+    grid = FakeGrid(clock, [(0.0, reply_to(messages["south"])), (1.0, reply_to(messages["north"]))])
+    heard = []
+
+    outcome = exchange(grid, messages, 50.0, heard.append, clock)
+
+    assert set(outcome.replies) == {"north", "south"}
+    assert outcome.failures == {}
+    assert heard == ["south", "north"]
+    assert clock.now - grid.start < 1.5
+    assert len(grid.pushed) == 2
+
+
+def test_closes_at_the_deadline_and_names_who_is_missing(clock):
+    messages = {"north": make_message(1), "south": make_message(2), "west": make_message(3)}
+    grid = FakeGrid(clock, [(0.4, reply_to(messages["north"])), (30.0, reply_to(messages["west"]))])
+
+    outcome = exchange(grid, messages, 10.0, clock=clock)
+
+    assert set(outcome.replies) == {"north"}
+    assert outcome.failures == {
+        "south": "NO_REPLY: nothing came within 10 s",
+        "west": "NO_REPLY: nothing came within 10 s",
+    }
+    assert 10.0 <= clock.now - grid.start < 10.5
+
+
+def test_a_reply_that_is_there_at_the_deadline_counts(clock):
+    messages = {"north": make_message(1)}
+    grid = FakeGrid(clock, [(10.0, reply_to(messages["north"]))])
+
+    assert set(exchange(grid, messages, 10.0, clock=clock).replies) == {"north"}
+
+
+def test_duplicates_are_ignored(clock):
+    messages = {"north": make_message(1), "south": make_message(2)}
+    first, second = reply_to(messages["north"]), reply_to(messages["north"])
+    grid = FakeGrid(clock, [(0.0, first), (0.0, second), (0.2, reply_to(messages["south"]))])
+    heard = []
+
+    outcome = exchange(grid, messages, 5.0, heard.append, clock)
+
+    assert outcome.replies["north"] is first
+    assert heard == ["north", "south"]
+
+
+def test_replies_to_other_messages_are_ignored(clock):
+    """A late reply to an earlier round's message, or one made up."""
+    earlier = make_message(1)
+    messages = {"north": make_message(1)}
+    grid = FakeGrid(clock, [(0.0, reply_to(earlier))])
+
+    outcome = exchange(grid, messages, 1.0, clock=clock)
+
+    assert outcome.replies == {}
+    assert outcome.failures["north"].startswith("NO_REPLY")
+
+
+def test_replies_are_matched_by_the_message_they_answer_not_by_the_claimed_source(clock):
+    messages = {"north": make_message(1), "south": make_message(2)}
+    forged = reply_to(messages["south"], source=1)  # south says that it is north
+    grid = FakeGrid(clock, [(0.0, forged)])
+
+    outcome = exchange(grid, messages, 1.0, clock=clock)
+
+    assert outcome.replies == {"south": forged}
+    assert outcome.failures["north"].startswith("NO_REPLY")
+
+
+def test_an_error_reply_is_a_failure_with_its_reason(clock):
+    messages = {"north": make_message(1)}
+    error = Message(Error(code=3, reason="secret text of a node"), reply_to=messages["north"])
+    grid = FakeGrid(clock, [(0.0, error)])
+
+    outcome = exchange(grid, messages, 5.0, clock=clock)
+
+    assert outcome.replies == {}
+    assert outcome.failures == {"north": "NODE_ERROR: Flower error 3"}
+
+
+def test_a_message_that_cannot_be_queued_is_a_failure_at_once(clock):
+    messages = {"north": make_message(1), "south": make_message(2)}
+    grid = FakeGrid(clock, [(0.0, reply_to(messages["south"]))], refuse=(1,))
+
+    outcome = exchange(grid, messages, 60.0, clock=clock)
+
+    assert set(outcome.replies) == {"south"}
+    assert outcome.failures["north"].startswith("NOT_SENT")
+    assert clock.now == grid.start
+
+
+def test_a_grid_that_takes_nothing_is_a_failure_of_every_site(clock):
+    """Flower's grid returns an empty list when the messages are too large for the server."""
+    messages = {"north": make_message(1), "south": make_message(2)}
+    grid = FakeGrid(clock)
+    grid.push_messages = lambda messages: []
+
+    outcome = exchange(grid, messages, 60.0, clock=clock)
+
+    assert {why.split(":")[0] for why in outcome.failures.values()} == {"NOT_SENT"}
+    assert set(outcome.failures) == {"north", "south"}
+    assert clock.now == 100.0
+
+
+def test_no_sites_is_no_work(clock):
+    outcome = exchange(FakeGrid(clock), {}, 60.0, clock=clock)
+    assert (outcome.replies, outcome.failures) == ({}, {})
+
+
+def test_only_missing_sites_are_pulled_again(clock):
+    messages = {"north": make_message(1), "south": make_message(2)}
+    grid = FakeGrid(clock, [(0.0, reply_to(messages["north"]))])
+
+    exchange(grid, messages, 1.0, clock=clock)
+
+    assert grid.pulls[0] == {m.metadata.message_id for m in messages.values()}
+    assert grid.pulls[1] == {messages["south"].metadata.message_id}
+
+
+def test_content_bytes_counts_arrays_and_texts():
+    array = Array(np.zeros((4, 8), dtype="<f4"))
+    content = RecordDict({"context": ArrayRecord({"update": array}), "request": ConfigRecord({"round": 12})})
+
+    assert content_bytes(make_message(1, content)) == len(array.data) + len("round") + len("12")
+    assert content_bytes(Message(Error(code=1), reply_to=make_message(1))) == 0

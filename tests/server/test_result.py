@@ -1,0 +1,177 @@
+"""result.json has the names that scripts rely on, is strict JSON, and its epsilons can be recomputed from it."""
+
+import json
+
+import dp_accounting
+import pytest
+from dp_accounting import pld
+
+from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
+from dpfpl_server.result import build_result, floors_from_metrics, mean, privacy_statement
+
+SITES = ("north", "south", "west")
+
+
+def make_experiment(rounds=4, local_steps=3, **privacy):
+    return Experiment(
+        name="pilot",
+        classes=("cat", "dog"),
+        sites=SITES,
+        model=ModelSettings(width=8),
+        privacy=PrivacySettings(**({"noise_multiplier": 2.0, "sample_rate": 0.1} | privacy)),
+        rounds=RoundSettings(number=rounds, local_steps=local_steps),
+    )
+
+
+def entry(number, metrics=None):
+    return {
+        "round": number,
+        "seconds": 1.5,
+        "bytes_up": 10,
+        "bytes_down": 20,
+        "sites": list(SITES),
+        "dropped": {},
+        "site_seconds": dict.fromkeys(SITES, 0.1),
+        "metrics": metrics or {},
+    }
+
+
+FINAL = {
+    "north": {"personal_local": 0.9, "personal_neighbour": 0.1, "global_local": 0.6, "global_neighbour": 0.2}
+    | {"zero_shot_local": 0.5, "zero_shot_neighbour": 0.3},
+    "south": {"personal_local": 0.7, "personal_neighbour": 0.3, "global_local": 0.4, "global_neighbour": 0.4}
+    | {"zero_shot_local": 0.3, "zero_shot_neighbour": 0.5},
+    "west": {"personal_local": 0.5},
+}
+
+
+def make_result(experiment=None, **changes):
+    experiment = experiment or make_experiment()
+    arguments = {
+        "transport": "in_process",
+        "history": [entry(1, {"north": {"personal_local": 0.25}}), *(entry(k) for k in (2, 3, 4))],
+        "final": FINAL,
+        "num_classes": {"north": 2, "south": 1},
+        "seconds": 12.34567,
+        "seed": 3,
+    }
+    return build_result(experiment, **(arguments | changes))
+
+
+def strict(result):
+    return json.loads(json.dumps(result, allow_nan=False))
+
+
+def test_the_names_of_the_design_are_there():
+    result = strict(make_result(extra_floors={"local_only": {"local": 0.4, "neighbour": 0.1}, "centralised": {}}))
+
+    names = "transport, method, config, seed, versions, sites, accuracy, floors, privacy, rounds, seconds"
+    assert set(names.split(", ")) <= set(result)
+    for site in result["sites"]:
+        assert {"name", "local", "neighbour", "before", "num_classes"} <= set(site)
+    assert set(result["accuracy"]) == {"local", "neighbour", "worst_site"}
+    assert set(result["floors"]) == {"zero_shot", "global_only", "local_only", "centralised"}
+    for row in result["privacy"]["epsilons"]:
+        assert {"adversary", "epsilon", "delta", "unit"} <= set(row)
+    for row in result["privacy"]["events"]:
+        assert set(row) == {"adversary", "mechanism", "noise_multiplier", "sample_rate", "steps"}
+    for row in result["rounds"]:
+        assert {"round", "seconds", "bytes_up", "bytes_down", "sites", "dropped"} <= set(row)
+    assert result["method"] == "dpfpl"
+    assert result["seed"] == 3
+    assert result["seconds"] == 12.346
+    assert {"dpfpl-common", "flwr"} <= set(result["versions"])
+
+
+def test_the_figures_are_those_of_the_sites():
+    result = make_result()
+
+    assert [s["name"] for s in result["sites"]] == list(SITES)
+    assert [s["local"] for s in result["sites"]] == [0.9, 0.7, 0.5]
+    assert [s["neighbour"] for s in result["sites"]] == [0.1, 0.3, None]
+    assert [s["before"] for s in result["sites"]] == [0.25, None, None]
+    assert [s["num_classes"] for s in result["sites"]] == [2, 1, None]
+    assert result["accuracy"] == {
+        "local": pytest.approx(0.7),
+        "neighbour": pytest.approx(0.2),
+        "worst_site": 0.5,
+    }
+    assert result["floors"]["zero_shot"] == {"local": pytest.approx(0.4), "neighbour": pytest.approx(0.4)}
+    assert result["floors"]["global_only"] == {"local": pytest.approx(0.5), "neighbour": pytest.approx(0.3)}
+
+
+@pytest.mark.parametrize("history", [[], [entry(1)]])
+def test_missing_metrics_are_null(history):
+    result = strict(make_result(final={}, history=history, num_classes={}))
+
+    assert all(site["local"] is None and site["before"] is None for site in result["sites"])
+    assert result["accuracy"] == {"local": None, "neighbour": None, "worst_site": None}
+    assert result["floors"]["zero_shot"] == {"local": None, "neighbour": None}
+
+
+def test_the_configuration_can_be_read_back():
+    from dpfpl_common.settings import from_table
+
+    experiment = make_experiment()
+    result = strict(make_result(experiment))
+
+    again = from_table(Experiment, result["config"], "result.json")
+    assert again == experiment
+    assert again.digest() == result["experiment_digest"]
+
+
+def recomputed(event, delta):
+    """Straight from dp-accounting, by another path than our accounting module."""
+    step = dp_accounting.PoissonSampledDpEvent(
+        event["sample_rate"], dp_accounting.GaussianDpEvent(event["noise_multiplier"])
+    )
+    accountant = pld.PLDAccountant(dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE)
+    accountant.compose(step, event["steps"])
+    return accountant.get_epsilon(delta)
+
+
+@pytest.mark.privacy
+@pytest.mark.parametrize("trust", ["distributed", "central", "local"])
+@pytest.mark.parametrize("sample_rate", [0.1, 1.0])
+def test_the_epsilons_follow_from_the_events(trust, sample_rate):
+    statement = strict(
+        privacy_statement(make_experiment(trust=trust, sample_rate=sample_rate, noise_multiplier=3.0), 4)
+    )
+
+    rows = {row["adversary"]: row for row in statement["epsilons"]}
+    assert set(rows) == {"prompt_recipient", "other_site", "operator"}
+    for event in statement["events"]:
+        assert event["steps"] == 4 * 3
+        row = rows[event["adversary"]]
+        if event["noise_multiplier"] == 0:
+            assert row["epsilon"] == "infinite"
+        else:
+            assert row["epsilon"] == pytest.approx(recomputed(event, row["delta"]), rel=0.01)
+    assert (rows["operator"]["epsilon"] == "infinite") == (trust == "central")
+    if trust == "distributed":  # a single message carries a share of the noise only
+        assert rows["operator"]["epsilon"] > rows["other_site"]["epsilon"]
+
+
+@pytest.mark.privacy
+def test_without_noise_every_epsilon_is_the_string_infinite():
+    result = strict(make_result(make_experiment(noise_multiplier=0.0)))
+    assert {row["epsilon"] for row in result["privacy"]["epsilons"]} == {"infinite"}
+
+
+@pytest.mark.privacy
+def test_only_completed_rounds_are_charged():
+    none, some, all_ = (privacy_statement(make_experiment(), rounds)["epsilons"][0]["epsilon"] for rounds in (0, 2, 4))
+    assert none == 0.0 < some < all_
+
+
+@pytest.mark.privacy
+def test_seeded_noise_is_named_as_such():
+    assert privacy_statement(make_experiment(), 1)["noise"] == "operating system"
+    assert privacy_statement(make_experiment(), 1, real_noise=False)["noise"].startswith("seeded")
+
+
+def test_mean_leaves_out_what_is_missing():
+    assert mean([0.5, None, 1.0]) == 0.75
+    assert mean([None]) is None
+    assert mean([]) is None
+    assert floors_from_metrics({})["zero_shot"] == {"local": None, "neighbour": None}

@@ -1,0 +1,530 @@
+"""Rounds over sites that fail in every way: one bad site never stops a round, and no half round is ever kept."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+
+from dpfpl_bench.inprocess_grid import InProcessGrid
+from dpfpl_common.errors import RefusedError, RoundError
+from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
+from dpfpl_common.noise import SeededNoise
+from dpfpl_common.payload import SiteReply, request_digest
+from dpfpl_server import exchange as exchange_module
+from dpfpl_server import strategy as module
+from dpfpl_server.strategy import DPFPLStrategy
+
+SITES = ("east", "north", "south", "west")
+WIDTH = 8
+
+
+def make_experiment(dropouts=0, sites=SITES, trust="distributed", **rounds):
+    return Experiment(
+        name="pilot",
+        classes=("cat", "dog"),
+        sites=sites,
+        model=ModelSettings(width=WIDTH),
+        privacy=PrivacySettings(
+            noise_multiplier=1.0, tolerated_dropouts=dropouts, trust=trust, nominal_site_size=10, sample_rate=1.0
+        ),
+        rounds=RoundSettings(**({"number": 3, "deadline": 1.0} | rounds)),
+    )
+
+
+class FakeAgent:
+    """Answers with an update that is a function of site, round and what it was sent; keeps and repeats releases."""
+
+    def __init__(self, site):
+        self.site = site
+        self.requests, self.evaluations = [], []
+        self.releases = {}
+
+    def train(self, request):
+        self.requests.append(request)
+        key = request_digest(request)
+        if key not in self.releases:
+            seed = SITES.index(self.site) * 1000 + request.round if self.site in SITES else request.round
+            update = np.random.default_rng(seed).normal(0, 0.01, request.experiment.context_shape)
+            update += 0.1 * request.global_context
+            self.releases[key] = SiteReply(
+                self.site, request.round, update.astype("<f4"), {"personal_local": 0.5} if request.evaluate else {}, 0.1
+            )
+        return self.releases[key]
+
+    def evaluate(self, request):
+        self.evaluations.append(request)
+        return SiteReply(self.site, request.round, None, {"personal_local": 0.75}, 0.1)
+
+
+class Grid(InProcessGrid):
+    """Counts what is pushed, can hide nodes, and can spoil what a site sends."""
+
+    def __init__(self, agents, spoil=None, offline=()):
+        super().__init__(agents)
+        self.spoil = spoil or {}
+        self.offline = set(offline)
+        self.pushed = []
+
+    def get_node_ids(self):
+        return [node for node in super().get_node_ids() if self._names[node] not in self.offline]
+
+    def push_messages(self, messages):
+        messages = list(messages)
+        self.pushed += [
+            (m.metadata.message_type, self._names[m.metadata.dst_node_id], int(m.metadata.group_id)) for m in messages
+        ]
+        return super().push_messages(messages)
+
+    def pull_messages(self, ids):
+        replies = []
+        for reply in super().pull_messages(ids):
+            site = self._names[reply.metadata.src_node_id]
+            if site in self.spoil and reply.metadata.message_type == "train":
+                reply = self.spoil[site](reply)
+            replies += [] if reply is None else [reply]
+        return replies
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """The waits are real but short."""
+    monkeypatch.setattr(exchange_module, "POLL_SECONDS", 0.01)
+
+
+def make_agents(sites=SITES):
+    return {site: FakeAgent(site) for site in sites}
+
+
+def run_all(experiment, agents=None, **arguments):
+    grid = Grid(agents or make_agents(experiment.sites), **arguments)
+    statuses = []
+    strategy = DPFPLStrategy(experiment, grid.nodes, on_status=statuses.append, site_wait_s=0.0)
+    return strategy, grid, statuses
+
+
+# What one bad site can send
+
+
+def with_update(array):
+    def spoil(reply):
+        reply.content["context"] = ArrayRecord({"update": Array(array)})
+        return reply
+
+    return spoil
+
+
+def with_head(**changes):
+    def spoil(reply):
+        reply.content["reply"] = ConfigRecord({**reply.content["reply"], **changes})
+        return reply
+
+    return spoil
+
+
+def with_extra(reply):
+    reply.content["more"] = MetricRecord({"num-examples": 10**12})
+    return reply
+
+
+def with_metrics(**metrics):
+    def spoil(reply):
+        reply.content["metrics"] = MetricRecord(metrics)
+        return reply
+
+    return spoil
+
+
+def without(name):
+    def spoil(reply):
+        del reply.content[name]
+        return reply
+
+    return spoil
+
+
+SHAPE = (4, WIDTH)
+ONE_NAN = np.zeros(SHAPE, dtype="<f4")
+ONE_NAN[2, 3] = np.nan
+HOSTILE = {
+    "nan": (with_update(ONE_NAN), "NONFINITE_INPUT"),
+    "infinity": (with_update(np.full(SHAPE, np.inf, dtype="<f4")), "NONFINITE_INPUT"),
+    "shape (1,)": (with_update(np.zeros(1, dtype="<f4")), "WRONG_SHAPE"),
+    "shape (4,)": (with_update(np.zeros(4, dtype="<f4")), "WRONG_SHAPE"),
+    "transposed": (with_update(np.zeros((WIDTH, 4), dtype="<f4")), "WRONG_SHAPE"),
+    "empty": (with_update(np.zeros((0, WIDTH), dtype="<f4")), "WRONG_SHAPE"),
+    "complex": (with_update(np.zeros(SHAPE, dtype=np.complex64)), "WRONG_DTYPE"),
+    "float64": (with_update(np.zeros(SHAPE)), "WRONG_DTYPE"),
+    "huge": (with_update(np.full(SHAPE, 9e5, dtype="<f4")), "NORM_TOO_LARGE"),
+    "1e30": (with_update(np.full(SHAPE, 1e30, dtype="<f4")), "NORM_TOO_LARGE"),
+    "other site": (with_head(site="north"), "OTHER_SITE"),
+    "unknown site": (with_head(site="nowhere"), "UNKNOWN_SITE"),
+    "earlier round": (with_head(round=0), "WRONG_ROUND"),
+    "later round": (with_head(round=99), "WRONG_ROUND"),
+    "status": (with_head(status="fine"), "WRONG_TYPE"),
+    "version": (with_head(protocol_version=99), "VERSION_MISMATCH"),
+    "more fields": (with_head(**{"num-examples": 10**12}), "UNKNOWN_FIELD"),
+    "more records": (with_extra, "UNKNOWN_FIELD"),
+    "no update": (without("context"), "MISSING_FIELD"),
+    "no head": (without("reply"), "MISSING_FIELD"),
+    "no metrics": (without("metrics"), "MISSING_FIELD"),
+    "metric nan": (with_metrics(personal_local=float("nan")), "BAD_METRIC"),
+    "metric above one": (with_metrics(personal_local=1.5), "BAD_METRIC"),
+    "other metric": (with_metrics(loss=0.5), "UNKNOWN_METRIC"),
+    "error": (lambda reply: Message(Error(code=2, reason="x"), reply_to=_question(reply)), "NODE_ERROR"),
+    "silence": (lambda reply: None, "NO_REPLY"),
+}
+
+
+def _question(reply):
+    """A message that the reply can be turned into an error reply to."""
+    from flwr.app import Metadata
+
+    metadata = Metadata(
+        run_id=0,
+        message_id=reply.metadata.reply_to_message_id,
+        src_node_id=reply.metadata.dst_node_id,
+        dst_node_id=reply.metadata.src_node_id,
+        reply_to_message_id="",
+        group_id=reply.metadata.group_id,
+        created_at=reply.metadata.created_at,
+        ttl=1000.0,
+        message_type="train",
+    )
+    return Message(content=RecordDict(), metadata=metadata)
+
+
+@pytest.fixture(scope="module")
+def context_without_west():
+    """Where two rounds of the other three sites lead."""
+    agents = make_agents()
+    agents["west"].train = refusing("NOT_APPROVED")
+    strategy, grid, _ = run_all(make_experiment(dropouts=1, number=2), agents)
+    return strategy.run(grid).global_context
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_bad_reply_is_dropped_with_its_reason_and_the_round_goes_on(what, context_without_west):
+    spoil, code = HOSTILE[what]
+    experiment = make_experiment(dropouts=1, number=2, deadline=1.0)
+    strategy, grid, _ = run_all(experiment, spoil={"west": spoil})
+
+    checkpoint = strategy.run(grid)
+
+    assert checkpoint.round == 2
+    assert np.all(np.isfinite(checkpoint.global_context))
+    for entry in checkpoint.history:
+        assert entry["sites"] == ["east", "north", "south"]
+        assert set(entry["dropped"]) == {"west"}
+        assert entry["dropped"]["west"].split(":")[0] == code
+        assert "west" not in entry["metrics"]
+
+    np.testing.assert_array_equal(checkpoint.global_context, context_without_west)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RefusedError(code="BUDGET_EXHAUSTED", message="No (rule cap).", advice="Ask."), "REFUSED BUDGET_EXHAUSTED"),
+        (RuntimeError("/secret/path/image-17.png"), "REFUSED INTERNAL"),
+    ],
+)
+def test_a_site_that_refuses_or_breaks_is_dropped_with_its_reason(error, reason):
+    agents = make_agents()
+
+    def train(request):
+        raise error
+
+    agents["south"].train = train
+    strategy, grid, statuses = run_all(make_experiment(dropouts=1), agents)
+
+    checkpoint = strategy.run(grid)
+
+    assert checkpoint.round == 3
+    assert all(entry["dropped"]["south"].startswith(reason) for entry in checkpoint.history)
+    assert "secret" not in repr(statuses) + repr(checkpoint.history)
+
+
+def test_updates_are_weighted_equally_whatever_a_site_says():
+    """There is no field for counts; the aggregate is the mean of the updates."""
+    experiment = make_experiment(number=1)
+    agents = make_agents()
+    strategy, grid, _ = run_all(experiment, agents)
+    sgd = dataclasses.replace(experiment, optimizer=dataclasses.replace(experiment.optimizer, name="sgd"))
+    strategy = DPFPLStrategy(sgd, grid.nodes)
+
+    strategy.run(grid)
+
+    updates = [next(iter(agent.releases.values())).update for agent in agents.values()]
+    expected = -experiment.optimizer.global_learning_rate * np.mean(updates, axis=0)
+    np.testing.assert_allclose(strategy.checkpoint.global_context, expected, atol=1e-9)
+
+
+# Abandoned rounds
+
+
+def test_below_the_quorum_nothing_is_kept_and_the_same_request_is_tried_again():
+    agents = make_agents()
+    failures = {"left": 2}
+
+    def flaky(reply):
+        if reply.content["reply"]["round"] == 2 and failures["left"] > 0:
+            failures["left"] -= 1
+            return None
+        return reply
+
+    saved = []
+    grid = Grid(agents, spoil={"west": flaky})
+    statuses = []
+    strategy = DPFPLStrategy(make_experiment(), grid.nodes, on_checkpoint=saved.append, on_status=statuses.append)
+
+    checkpoint = strategy.run(grid)
+
+    assert [c.round for c in saved] == [1, 2, 3]
+    abandoned = [s for s in statuses if s["phase"] == "ROUND_ABANDONED"]
+    assert [(s["round"], s["attempt"]) for s in abandoned] == [(2, 1), (2, 2)]
+    assert "west: NO_REPLY" in abandoned[0]["reasons"]
+    for agent in agents.values():  # the same bytes asked three times, so a site released (and paid) once
+        second = [request_digest(r) for r in agent.requests if r.round == 2]
+        assert len(second) == 3
+        assert len(set(second)) == 1
+        assert len(agent.releases) == 3
+    clean, clean_grid, _ = run_all(make_experiment())
+    np.testing.assert_array_equal(clean.run(clean_grid).global_context, checkpoint.global_context)
+
+
+def test_after_three_attempts_the_run_ends_with_the_reasons_and_the_last_checkpoint():
+    agents = make_agents()
+    saved = []
+    grid = Grid(agents, spoil={"west": lambda r: None if r.content["reply"]["round"] == 2 else r})
+    strategy = DPFPLStrategy(make_experiment(), grid.nodes, on_checkpoint=saved.append)
+
+    with pytest.raises(RoundError) as caught:
+        strategy.run(grid)
+
+    assert caught.value.code == "ROUND_ABANDONED"
+    assert "Round 2" in caught.value.message
+    assert "west: NO_REPLY" in caught.value.message
+    assert [c.round for c in saved] == [1]
+    assert strategy.checkpoint is saved[0]
+    assert len([p for p in grid.pushed if p[2] == 2]) == 3 * 4
+
+
+def refusing(code):
+    def train(request):
+        raise RefusedError(code=code, message="No.", advice="Ask.")
+
+    return train
+
+
+def test_refusals_are_not_asked_again():
+    agents = make_agents()
+    for agent in agents.values():
+        agent.train = refusing("NOT_APPROVED")
+    strategy, grid, _ = run_all(make_experiment(), agents)
+
+    with pytest.raises(RoundError) as caught:
+        strategy.run(grid)
+
+    assert caught.value.message.count("NOT_APPROVED") == 4
+    assert len(grid.pushed) == 4
+
+
+@pytest.mark.parametrize("code", ["BUSY", "AGENT_UNAVAILABLE", "AGENT_DEADLINE"])
+def test_refusals_of_the_moment_are_asked_again(code):
+    agents = make_agents()
+    answer, calls = agents["east"].train, []
+
+    def train(request):
+        calls.append(request)
+        return refusing(code)(request) if len(calls) < 3 else answer(request)
+
+    agents["east"].train = train
+    strategy, grid, _ = run_all(make_experiment(), agents)
+
+    assert strategy.run(grid).round == 3
+
+
+def test_a_failing_last_evaluation_costs_metrics_but_not_the_run():
+    agents = make_agents()
+
+    def evaluate(request):
+        raise RefusedError(code="NOT_APPROVED", message="No.")
+
+    agents["north"].evaluate = evaluate
+    strategy, grid, statuses = run_all(make_experiment(), agents)
+
+    strategy.run(grid)
+
+    assert set(strategy.final_metrics) == {"east", "south", "west"}
+    assert statuses[-1]["phase"] == "FINISHED"
+    assert statuses[-1]["dropped"]["north"].startswith("REFUSED NOT_APPROVED")
+
+
+# Who is asked what
+
+
+def test_one_message_per_site_and_round_and_only_to_the_list():
+    experiment = make_experiment(sites=("east", "south"))
+    agents = make_agents()  # north and west are registered too, but not on the list
+    strategy, grid, _ = run_all(experiment, agents)
+
+    strategy.run(grid)
+
+    assert sorted(grid.pushed) == sorted(
+        [("train", site, number) for site in ("east", "south") for number in (1, 2, 3)]
+        + [("evaluate", site, 3) for site in ("east", "south")]
+    )
+    assert not agents["north"].requests
+    assert not agents["west"].evaluations
+
+
+@pytest.mark.parametrize(("every", "expected"), [(1, [1, 2, 3, 4, 5]), (2, [1, 3, 5]), (3, [1, 4]), (9, [1])])
+def test_evaluations_are_asked_for_as_often_as_configured(every, expected):
+    agents = make_agents()
+    strategy, grid, _ = run_all(make_experiment(number=5, evaluate_every=every), agents)
+
+    checkpoint = strategy.run(grid)
+
+    assert [r.round for r in agents["east"].requests if r.evaluate] == expected
+    assert [entry["round"] for entry in checkpoint.history if entry["metrics"]] == expected
+    assert len(agents["east"].evaluations) == 1
+
+
+def test_the_final_evaluation_carries_the_final_context():
+    agents = make_agents()
+    strategy, grid, _ = run_all(make_experiment(), agents)
+
+    checkpoint = strategy.run(grid)
+
+    (request,) = agents["west"].evaluations
+    assert request.round == 3
+    np.testing.assert_array_equal(request.global_context, checkpoint.global_context)
+    assert strategy.final_metrics["west"] == {"personal_local": 0.75}
+
+
+def test_a_site_without_a_node_is_an_error_that_names_it():
+    with pytest.raises(RoundError) as caught:
+        DPFPLStrategy(make_experiment(), {"east": 1, "north": 2, "west": 3})
+    assert caught.value.code == "UNKNOWN_SITE"
+    assert "south" in caught.value.message
+
+
+# Waiting for sites
+
+
+class Time:
+    """A clock that only sleeping moves, and that lets things happen on the way."""
+
+    def __init__(self, on_tick=lambda now: None):
+        self.now, self.on_tick = 0.0, on_tick
+
+    def monotonic(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+        self.on_tick(self.now)
+
+
+def test_missing_sites_are_waited_for_visibly_and_for_a_bounded_time(monkeypatch):
+    clock = Time()
+    monkeypatch.setattr(module, "time", clock)
+    grid = Grid(make_agents(), offline={"north", "west"})
+    statuses = []
+    strategy = DPFPLStrategy(make_experiment(), grid.nodes, on_status=statuses.append, site_wait_s=7.0)
+
+    with pytest.raises(RoundError) as caught:
+        strategy.run(grid)
+
+    assert caught.value.code == "SITES_MISSING"
+    assert "2 of 4" in caught.value.message
+    assert "north, west" in caught.value.message
+    assert 7.0 <= clock.now <= 7.5
+    assert {s["phase"] for s in statuses} == {"WAITING_FOR_SITES"}
+    assert statuses[0]["waiting_for"] == ["north", "west"]
+    assert (statuses[0]["connected"], statuses[0]["sites"]) == (2, 4)
+    assert grid.pushed == []
+
+
+def test_the_first_round_waits_for_latecomers_and_then_runs(monkeypatch):
+    grid = Grid(make_agents(), offline={"north"})
+    monkeypatch.setattr(module, "time", Time(lambda now: grid.offline.clear() if now >= 3 else None))
+    strategy = DPFPLStrategy(make_experiment(dropouts=1), grid.nodes, site_wait_s=60.0)
+
+    assert strategy.run(grid).history[0]["sites"] == list(SITES)
+
+
+def test_with_the_quorum_the_first_round_starts_after_the_wait_and_later_ones_at_once(monkeypatch):
+    clock = Time()
+    monkeypatch.setattr(module, "time", clock)
+    grid = Grid(make_agents(), offline={"north"}, spoil={"north": lambda reply: None})
+    strategy = DPFPLStrategy(make_experiment(dropouts=1, deadline=1.0), grid.nodes, site_wait_s=5.0)
+
+    checkpoint = strategy.run(grid)
+
+    assert checkpoint.round == 3
+    assert 5.0 <= clock.now <= 5.5
+
+
+# Going on
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 3])
+def test_a_resumed_run_ends_like_an_uninterrupted_one(stop_after):
+    experiment = make_experiment()
+    whole, grid, _ = run_all(experiment)
+    expected = whole.run(grid)
+
+    agents, saved = make_agents(), []
+    grid = Grid(agents)
+
+    def stop(checkpoint):
+        saved.append(checkpoint)
+        if checkpoint.round == stop_after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        DPFPLStrategy(experiment, grid.nodes, on_checkpoint=stop).run(grid)
+    resumed = DPFPLStrategy(experiment, grid.nodes, checkpoint=saved[-1])
+    actual = resumed.run(grid)
+
+    np.testing.assert_array_equal(actual.global_context, expected.global_context)
+    np.testing.assert_array_equal(actual.optimizer.second, expected.optimizer.second)
+    assert actual.optimizer.steps == expected.optimizer.steps == 3
+    assert [entry["round"] for entry in actual.history] == [1, 2, 3]
+    assert [r.round for r in agents["east"].requests] == [1, 2, 3]
+    assert set(resumed.final_metrics) == set(SITES)
+
+
+@pytest.mark.privacy
+def test_the_servers_noise_moves_the_prompt_under_central_trust_only():
+    ends = {}
+    for trust in ("central", "distributed"):
+        for seed in (1, 2):
+            experiment = make_experiment(trust=trust, number=1)
+            grid = Grid(make_agents())
+            noise = SeededNoise(np.random.default_rng(seed))
+            ends[trust, seed] = DPFPLStrategy(experiment, grid.nodes, noise=noise).run(grid).global_context
+    assert not np.array_equal(ends["central", 1], ends["central", 2])
+    np.testing.assert_array_equal(ends["distributed", 1], ends["distributed", 2])
+
+
+@pytest.mark.privacy
+def test_without_a_source_the_servers_noise_is_the_operating_systems():
+    strategy = DPFPLStrategy(make_experiment(trust="central"), dict.fromkeys(SITES, 1))
+    assert strategy._noise.is_private
+
+
+def test_flowers_own_entry_points():
+    strategy, grid, _ = run_all(make_experiment())
+
+    result = strategy.start(grid)
+
+    (array,) = result.arrays.to_numpy_ndarrays()
+    np.testing.assert_array_equal(array, strategy.checkpoint.global_context)
+    messages = list(strategy.configure_train(1, ArrayRecord(), ConfigRecord(), grid))
+    assert [m.metadata.dst_node_id for m in messages] == [1, 2, 3, 4]
+    assert strategy.configure_evaluate(1, ArrayRecord(), ConfigRecord(), grid) == []
+    with pytest.raises(NotImplementedError):
+        strategy.aggregate_train(1, [])
