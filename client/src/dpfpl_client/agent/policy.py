@@ -105,6 +105,10 @@ def permit(policy: Policy, experiment: Experiment) -> None:
         raise _refusal("TRUST_NOT_ALLOWED", "trust", f"Allowed: {', '.join(policy.trust)}.")
     if privacy.mechanism not in policy.mechanisms:
         raise _refusal("MECHANISM_NOT_ALLOWED", "mechanisms", f"Allowed: {', '.join(policy.mechanisms)}.")
+    if privacy.accounting != "honest":
+        raise _refusal(
+            "ACCOUNTING_NOT_HONEST", "accounting", "Only honest accounting is served; paper is for simulations."
+        )
     if experiment.prompt.method not in policy.methods:
         raise _refusal("METHOD_NOT_ALLOWED", "methods", f"Allowed: {', '.join(policy.methods)}.")
     if experiment.rounds.number > policy.max_rounds:
