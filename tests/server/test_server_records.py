@@ -86,12 +86,6 @@ def test_the_server_reads_what_the_site_writes():
         assert back == records.SiteRefusal("north", round_number, refusal)
 
 
-def test_an_experiment_that_sites_would_refuse_is_not_sent():
-    whole_number = dataclasses.replace(EXPERIMENT, privacy=PrivacySettings(noise_multiplier=1))
-    with pytest.raises(PayloadError, match="canonical"):
-        records.encode_train_request(dataclasses.replace(TRAIN, experiment=whole_number))
-
-
 @pytest.mark.parametrize(
     ("changes", "code"),
     [

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dpfpl_client.data import DataSettings
 from dpfpl_common.errors import ConfigError
-from dpfpl_common.experiment import NAME
+from dpfpl_common.experiment import SITE_NAME
 from dpfpl_common.settings import from_table, read_toml
 
 __all__ = ["AgentSettings", "ServerSettings", "SimulationSettings", "SiteSettings", "load_site"]
@@ -75,11 +75,11 @@ class SiteSettings:
     folder: str = "."
 
     def __post_init__(self) -> None:
-        if not NAME.fullmatch(self.name):
+        if not SITE_NAME.fullmatch(self.name):
             raise ConfigError(
                 code="IMPOSSIBLE_VALUE",
                 message=f"site.toml name is {self.name!r}.",
-                advice="Use the name that the operator gave: 1-63 of a-z, 0-9, '.', '_', '-'.",
+                advice="Use the name that the operator gave: 1-63 of a-z, 0-9 and '-'.",
             )
         if self.simulation is not None and self.data.source not in PUBLIC_SOURCES:
             raise ConfigError(

@@ -7,7 +7,7 @@ its stated discretisation), with Renyi accounting as a cross-check.
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import dp_accounting
@@ -21,6 +21,17 @@ INFINITE = float("inf")
 
 RDP_ORDERS = tuple(1 + x / 10.0 for x in range(5, 100)) + tuple(range(11, 64)) + (80, 128, 256, 512, 1024)
 SEARCH_TOLERANCE = 1e-3
+SMALLEST_MULTIPLIER, LARGEST_MULTIPLIER = 0.1, 1e5
+HOPELESS = 200.0
+"""Above this, epsilon is Renyi's bound and not PLD's."""
+
+DISCRETISATION = 1e-4
+"""Interval of the privacy losses' grid; PLD rounds up, so a coarser one gives a larger epsilon, sooner."""
+
+RELATION = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
+
+Releases = tuple[tuple[float, float, int], ...]
+"""(noise_multiplier, sample_rate, steps) of each event."""
 
 
 @dataclass(frozen=True)
@@ -58,18 +69,32 @@ def json_epsilon(value: float) -> float | str:
 
 
 @functools.lru_cache(maxsize=4096)
-def _epsilon(events: tuple[tuple[float, float, int], ...], delta: float, kind: str) -> float:
+def _epsilon(releases: Releases, delta: float, kind: str) -> float:
     if not 0 < delta < 1:
         raise PrivacyError(code="BAD_DELTA", message=f"delta is {delta}, expected a number between 0 and 1.")
-    if any(noise_multiplier <= 0 for noise_multiplier, _, _ in events):
+    if any(noise_multiplier <= 0 for noise_multiplier, _, _ in releases):
         return INFINITE
-    if not events:
+    if not releases:
         return 0.0
-    relation = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
-    accountant = (
-        pld.PLDAccountant(relation) if kind == "pld" else rdp.RdpAccountant(RDP_ORDERS, neighboring_relation=relation)
-    )
-    for noise_multiplier, sample_rate, steps in events:
+    return _pld_epsilon(releases, delta, DISCRETISATION) if kind == "pld" else _rdp_epsilon(releases, delta)
+
+
+def _rdp_epsilon(releases: Releases, delta: float) -> float:
+    return _spent(rdp.RdpAccountant(RDP_ORDERS, neighboring_relation=RELATION), releases, delta)
+
+
+def _pld_epsilon(releases: Releases, delta: float, interval: float) -> float:
+    # With next to no noise PLD takes minutes and gigabytes to find an epsilon that protects nobody; Renyi's is an upper
+    # bound too. The sum is the zero-concentrated bound without sampling, so all usual settings skip this.
+    if sum(steps / (2 * noise_multiplier**2) for noise_multiplier, _, steps in releases) > 500:
+        bound = _rdp_epsilon(releases, delta)
+        if bound > HOPELESS:
+            return bound
+    return _spent(pld.PLDAccountant(RELATION, value_discretization_interval=interval), releases, delta)
+
+
+def _spent(accountant: dp_accounting.PrivacyAccountant, releases: Releases, delta: float) -> float:
+    for noise_multiplier, sample_rate, steps in releases:
         accountant.compose(_event(noise_multiplier, sample_rate, steps))
     return float(accountant.get_epsilon(delta))
 
@@ -83,24 +108,38 @@ def _event(noise_multiplier: float, sample_rate: float, steps: int) -> dp_accoun
 
 @functools.lru_cache(maxsize=1024)
 def calibrate_noise_multiplier(target_epsilon: float, target_delta: float, sample_rate: float, steps: int) -> float:
-    """The smallest noise multiplier (within a thousandth, from above) whose PLD epsilon stays at or below the target.
+    """The smallest noise multiplier (within a thousandth, from above) whose ``epsilon`` stays at or below the target.
+
+    Multipliers below SMALLEST_MULTIPLIER are not looked at: where even that one spends less, it is the answer. A coarse
+    grid guesses, and two evaluations on the fine one, just above and just below the guess, usually prove it.
 
     Raises:
-        PrivacyError: no multiplier up to 10**5 reaches the target.
+        PrivacyError: no multiplier up to LARGEST_MULTIPLIER reaches the target.
     """
 
     def reached(noise_multiplier: float) -> bool:
         return _epsilon(((noise_multiplier, sample_rate, steps),), target_delta, "pld") <= target_epsilon
 
-    low, high = 0.1, 1.0
+    def coarse(noise_multiplier: float) -> float:
+        interval = 10 * DISCRETISATION if target_epsilon >= 1 else DISCRETISATION
+        return _pld_epsilon(((noise_multiplier, sample_rate, steps),), target_delta, interval)
+
+    guess = _guess_multiplier(coarse, target_epsilon, start=max(1.0, sample_rate * math.sqrt(steps)))
+    ratio = 1 + SEARCH_TOLERANCE / 3
+    high = guess * ratio
     while not reached(high):
-        low, high = high, high * 2
-        if high > 1e5:
+        ratio *= ratio
+        high *= ratio
+        if high > LARGEST_MULTIPLIER:
             raise PrivacyError(
                 code="TARGET_UNREACHABLE",
                 message=f"No noise reaches epsilon {target_epsilon} at delta {target_delta} over {steps} steps.",
                 advice="Ask for a larger epsilon, fewer rounds or a lower sample rate.",
             )
+    low = guess / ratio
+    while low > SMALLEST_MULTIPLIER and reached(low):
+        ratio *= ratio
+        low, high = low / ratio, low
     while high - low > SEARCH_TOLERANCE * high:
         # Epsilon falls about as a power of the multiplier: the geometric mean halves that interval.
         middle = math.sqrt(low * high)
@@ -109,3 +148,31 @@ def calibrate_noise_multiplier(target_epsilon: float, target_delta: float, sampl
         else:
             low = middle
     return high
+
+
+def _guess_multiplier(epsilon_of: Callable[[float], float], target_epsilon: float, start: float) -> float:
+    """Where ``epsilon_of`` about meets the target, from ``start`` on: false position in the logarithms, where it is nearly a line."""
+
+    def excess(log_multiplier: float) -> float:
+        return math.log(min(max(epsilon_of(math.exp(log_multiplier)), 1e-9), 1e9) / target_epsilon)
+
+    low = high = math.log(min(start, LARGEST_MULTIPLIER))
+    above = below = excess(low)
+    while above < 0 and low > math.log(SMALLEST_MULTIPLIER):
+        low, high, below = max(low - 1.0, math.log(SMALLEST_MULTIPLIER)), low, above
+        above = excess(low)
+    while below > 0 and high < math.log(LARGEST_MULTIPLIER):
+        low, high, above = high, high + 1.0, below
+        below = excess(high)
+    if above <= 0 or below >= 0:
+        return math.exp(low if above <= 0 else high)
+    for _ in range(40):
+        middle = (low * below - high * above) / (below - above)
+        value = excess(middle)
+        if abs(value) < SEARCH_TOLERANCE / 20:
+            return math.exp(middle)
+        if value > 0:
+            low, above, below = middle, value, below / 2  # Illinois: halving keeps the other end moving
+        else:
+            high, below, above = middle, value, above / 2
+    return math.exp(high)

@@ -3,12 +3,14 @@
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dpfpl_common.errors import ConfigError
+from dpfpl_common.noise import grid_allows
 from dpfpl_common.settings import from_table, read_toml, to_table
 
 __all__ = [
@@ -30,6 +32,7 @@ MECHANISMS = ("per_step", "one_shot")
 CLIPPINGS = ("joint", "separate")
 ACCOUNTINGS = ("honest", "paper")
 METHODS = ("dpfpl", "promptfl")
+SITE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 OPTIMIZERS = ("adam", "sgd")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
@@ -219,8 +222,8 @@ def _check(e: Experiment) -> None:
     if len(e.classes) < 2:
         raise _impossible("classes", e.classes, "at least two class names")
     for site in e.sites:
-        if not NAME.fullmatch(site):
-            raise _impossible("sites", site, "names of 1-63 of a-z, 0-9, '.', '_', '-'")
+        if not SITE_NAME.fullmatch(site):
+            raise _impossible("sites", site, "names of 1-63 of a-z, 0-9 and '-'")
     p, r, o = e.privacy, e.rounds, e.optimizer
     _within("model.width", e.model.width, 1, 65536)
     _choice("prompt.method", e.prompt.method, METHODS)
@@ -240,6 +243,8 @@ def _check(e: Experiment) -> None:
         _within("privacy.target_epsilon", p.target_epsilon, 1e-3, 1e3)
     if p.noise_multiplier is not None:
         _within("privacy.noise_multiplier", p.noise_multiplier, 0.0, 1e6)
+    if p.noise_multiplier and not grid_allows(p.noise_multiplier, math.prod(e.context_shape)):
+        raise _impossible("privacy.noise_multiplier", p.noise_multiplier, "less, for a context of this size")
     _within("privacy.target_delta", p.target_delta, 1e-15, 0.5)
     _within("privacy.clipping_norm", p.clipping_norm, 1e-9, 1e9)
     if p.factor_clipping_norm:

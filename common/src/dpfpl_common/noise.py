@@ -5,16 +5,17 @@ tells neighbouring data sets apart (Mironov 2012; Jin et al. 2021). Here a relea
 grid step. The sum is rounded to the grid and an integer from the discrete Gaussian is added; the set of reachable
 outputs is all integers whatever the data.
 
-Grid and guarantee. With ``noise_stddev`` s the step is ``s / SCALE``, SCALE = 2**30, so the noise is always the
+Grid and guarantee. With ``noise_stddev`` s the step is ``s / SCALE``, SCALE = 2**36, so the noise is always the
 discrete Gaussian of integer parameter SCALE: ``P(z) ~ exp(-z^2 / (2 SCALE^2))``. By Canonne, Kamath and Steinke (2020,
 theorem 4) it gives the zero-concentrated bound of the continuous Gaussian with the same parameter. Rounding
 two neighbouring sums of n coordinates can drive them apart by at most ``sqrt(n)`` steps more, a relative growth of the
-sensitivity of ``z sqrt(n) / SCALE`` (below 1e-6 for z <= 10 and n <= 10**4); the step is widened by ROUNDING_SLACK to
-pay for it. The accountant treats the noise as continuous with multiplier z: at this scale the discrete and the rounded
-continuous law differ by less than ``exp(-2 pi^2 SCALE^2)`` (same paper, section 3).
+sensitivity of ``z sqrt(n) / SCALE``; the step is widened by ROUNDING_SLACK to pay for it, which suffices up to
+``grid_allows``. The accountant treats the noise as continuous; at this scale the discrete law differs from the rounded
+continuous one by a relative 1e-22, far below any delta (docs/algorithm.md).
 """
 
 import decimal
+import math
 import os
 from collections.abc import Callable
 from typing import Protocol
@@ -22,15 +23,20 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["SCALE", "NoNoise", "NoiseSource", "SeededNoise", "SystemNoise", "discrete_gaussian"]
+__all__ = ["SCALE", "NoNoise", "NoiseSource", "SeededNoise", "SystemNoise", "discrete_gaussian", "grid_allows"]
 
-SCALE = 1 << 30
-"""The discrete Gaussian's parameter, in grid steps: one standard deviation is 2**30 steps."""
+SCALE = 1 << 36
+"""The discrete Gaussian's parameter, in grid steps: one standard deviation is 2**36 steps."""
 
-ROUNDING_SLACK = 1e-6
+ROUNDING_SLACK = 1e-5
 """Relative widening of the noise that pays for rounding the sum to the grid."""
 
 Floats = npt.NDArray[np.float64]
+
+
+def grid_allows(noise_multiplier: float, size: int) -> bool:
+    """Whether ROUNDING_SLACK pays for rounding a sum of ``size`` coordinates under this noise multiplier."""
+    return noise_multiplier * math.sqrt(size) <= ROUNDING_SLACK * SCALE
 
 
 class NoiseSource(Protocol):
@@ -65,7 +71,7 @@ class SystemNoise:
         step = noise_stddev * (1.0 + ROUNDING_SLACK) / SCALE
         steps: Floats = np.rint(np.asarray(total, dtype=np.float64) / step)
         if steps.size and float(np.abs(steps).max()) > 2.0**52:
-            raise ValueError("The sum is more than 2**22 noise standard deviations: too large for the noise grid.")
+            raise ValueError("The sum is more than 2**16 noise standard deviations: too large for the noise grid.")
         return np.asarray((steps.astype(np.int64) + discrete_gaussian(steps.size).reshape(steps.shape)) * step)
 
 

@@ -80,8 +80,8 @@ class SiteReply:
     Attributes:
         site: the site's name.
         round: the round it answers.
-        update: the noised sum of clipped gradients over the round's local steps, float32 [num_context, width], divided
-            by the public ``sample_rate * nominal_site_size``; None in the answer to an evaluation.
+        update: the mean over the round's local steps of noised sums of clipped gradients, float32 [num_context, width],
+            divided by the public ``sample_rate * nominal_site_size``; None in the answer to an evaluation.
         metrics: accuracies that the site's policy lets out, by name; see METRIC_NAMES.
         seconds: time the site computed, rounded to tenths.
     """

@@ -107,5 +107,5 @@ def separate_blocks(experiment: Experiment) -> int:
 def _multiplier(experiment: Experiment) -> float:
     noise_multiplier = experiment.privacy.noise_multiplier
     if noise_multiplier is None:
-        raise ValueError("The experiment's noise_multiplier is not resolved yet; see accounting.resolve_noise.")
+        raise ValueError("The experiment's noise_multiplier is not resolved yet; see planning.resolve_noise.")
     return noise_multiplier

@@ -41,6 +41,9 @@ max_epsilon_per_experiment = 8.0
 # How much all experiments on this data may cost together, for as long as the data exist.
 max_epsilon_lifetime = 16.0
 
+# How much the messages of one experiment may tell the operator of the server.
+max_epsilon_operator = 20.0
+
 # The chance with which the epsilon guarantee may fail. Keep it well below 1 / (your number of images).
 delta = 1e-5
 

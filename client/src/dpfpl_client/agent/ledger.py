@@ -65,7 +65,7 @@ class Ledger:
             RefusedError: the name was used with another configuration.
         """
         self._execute("INSERT OR IGNORE INTO experiments VALUES (?, ?)", experiment, digest)
-        (known,) = self._execute("SELECT digest FROM experiments WHERE name = ?", experiment).fetchone()
+        ((known,),) = self._rows("SELECT digest FROM experiments WHERE name = ?", experiment)
         if known != digest:
             raise RefusedError(
                 code="EXPERIMENT_CHANGED",
@@ -82,9 +82,7 @@ class Ledger:
 
     def last_round(self, experiment: str) -> int:
         """The last round charged; 0 before the first."""
-        (last,) = self._execute(
-            "SELECT coalesce(max(round), 0) FROM charges WHERE experiment = ?", experiment
-        ).fetchone()
+        ((last,),) = self._rows("SELECT coalesce(max(round), 0) FROM charges WHERE experiment = ?", experiment)
         return int(last)
 
     def reserve(self, experiment: str, round_number: int, request_digest: str, event: PrivacyEvent) -> int:
@@ -124,10 +122,10 @@ class Ledger:
     def damage(self) -> list[str]:
         """What SQLite finds wrong with the file; empty if nothing."""
         try:
-            rows = [str(row[0]) for row in self._database.execute("PRAGMA integrity_check")]
-        except sqlite3.Error as error:
-            return [str(error)]
-        return [] if rows == ["ok"] else rows
+            found = [str(row[0]) for row in self._rows("PRAGMA integrity_check")]
+        except StateError as error:
+            return [error.message]
+        return [] if found == ["ok"] else found
 
     def close(self) -> None:
         """Close the database."""
@@ -136,6 +134,12 @@ class Ledger:
     def _execute(self, statement: str, *values: object) -> sqlite3.Cursor:
         try:
             return self._database.execute(statement, values)
+        except sqlite3.Error as error:
+            raise self._unusable(error) from None
+
+    def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        try:
+            return self._database.execute(query, values).fetchall()
         except sqlite3.Error as error:
             raise self._unusable(error) from None
 
@@ -150,15 +154,14 @@ class Ledger:
         columns = "sequence, experiment, round, request_digest, release_digest"
         event = "mechanism, noise_multiplier, sample_rate, steps"
         # The clauses are constants of this module.
-        rows = self._execute(f"SELECT {columns}, {event} FROM charges {clause}", *values).fetchall()  # noqa: S608
+        rows = self._rows(f"SELECT {columns}, {event} FROM charges {clause}", *values)  # noqa: S608
         return [_charge(row) for row in rows]
 
     def _events(self, condition: str, experiment: str | None) -> list[PrivacyEvent]:
         # The conditions are constants of this module.
         event = "mechanism, noise_multiplier, sample_rate, sum(steps)"
         query = f"SELECT {event} FROM charges WHERE {condition} GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"  # noqa: S608
-        rows = self._execute(query, experiment).fetchall()
-        return [PrivacyEvent("prompt_recipient", *row) for row in rows]
+        return [PrivacyEvent("prompt_recipient", *row) for row in self._rows(query, experiment)]
 
 
 def _charge(row: tuple[Any, ...]) -> Charge:

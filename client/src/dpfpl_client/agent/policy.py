@@ -24,6 +24,9 @@ class Policy:
     Attributes:
         experiments: names of approved experiments; "*" approves any that keeps the other rules.
         max_epsilon_per_experiment: cap on what a personalised prompt of one experiment may tell its recipient.
+        max_epsilon_operator: cap on what the messages of one experiment may tell the operator, who under
+            ``distributed`` trust sees each with its share of the noise only. Does not bind under ``central``, where it
+            is infinite and which must be allowed by name.
         max_epsilon_lifetime: cap over all experiments on the same data.
         delta: the delta of both caps; an experiment's own may not be larger.
         trust: allowed trust modes.
@@ -39,6 +42,7 @@ class Policy:
     max_epsilon_per_experiment: float
     max_epsilon_lifetime: float
     delta: float = 1e-5
+    max_epsilon_operator: float = 20.0
     trust: tuple[str, ...] = ("distributed", "local")
     mechanisms: tuple[str, ...] = MECHANISMS
     methods: tuple[str, ...] = METHODS
@@ -50,6 +54,7 @@ class Policy:
     def __post_init__(self) -> None:
         _require("max_epsilon_per_experiment", self.max_epsilon_per_experiment, self.max_epsilon_per_experiment > 0)
         _require("max_epsilon_lifetime", self.max_epsilon_lifetime, self.max_epsilon_lifetime > 0)
+        _require("max_epsilon_operator", self.max_epsilon_operator, self.max_epsilon_operator > 0)
         _require("delta", self.delta, 0 < self.delta < 0.01)
         _require("trust", self.trust, set(self.trust) <= set(TRUST_MODES))
         _require("metrics", self.metrics, self.metrics in METRICS)
@@ -119,7 +124,14 @@ def permit(policy: Policy, experiment: Experiment) -> None:
         raise _refusal("TOO_LITTLE_NOISE", "min_noise_multiplier", f"At least {policy.min_noise_multiplier:g}.")
     if privacy.target_delta > policy.delta:
         raise _refusal("DELTA_TOO_LARGE", "delta", f"At most {policy.delta:g}.")
-    cost = epsilon(planned_events(experiment)[:1], policy.delta)
+    events = {event.adversary: event for event in planned_events(experiment)}
+    if privacy.trust != "central" and epsilon([events["operator"]], policy.delta) > policy.max_epsilon_operator:
+        raise _refusal(
+            "OPERATOR_EPSILON_OVER_CAP",
+            "max_epsilon_operator",
+            f"Towards the operator at most {policy.max_epsilon_operator:g}: fewer sites, or trust local.",
+        )
+    cost = epsilon([events["prompt_recipient"]], policy.delta)
     if cost > policy.max_epsilon_per_experiment:
         raise _refusal(
             "EPSILON_OVER_CAP",

@@ -176,9 +176,10 @@ class DiskStore:
         if not path.exists():
             return None
         try:
-            return load(path.read_bytes())["global_context"]
+            context: Context = load(path.read_bytes())["global_context"]
         except (SafetensorError, KeyError, ValueError) as error:
             raise _damaged(error) from None
+        return context
 
     def experiments(self) -> list[str]:
         """Names of the experiments that this site ever agreed to, sorted."""
