@@ -1,7 +1,6 @@
 """The server's side of Flower's records: what a site sends is believed only if every name, type and size is right."""
 
 import contextlib
-import dataclasses
 
 import numpy as np
 import pytest

@@ -266,8 +266,8 @@ def _refuse_unsound(p: PrivacySettings) -> None:
     reason = ""
     if p.mechanism == "one_shot" and p.trust != "local":
         reason = (
-            f"the mechanism one_shot cannot run under {p.trust} trust: what a site sends is trained on its own noised class "
-            "sums, which carry their whole noise already; shares of noise or sums without noise have no meaning there"
+            f"the mechanism one_shot cannot run under {p.trust} trust: what a site sends is trained on its own noised "
+            "class sums, which carry their whole noise already; shares of noise have no meaning there"
         )
     elif p.mechanism == "one_shot" and p.accounting == "paper":
         reason = "the paper's formula is about noise at every step; one_shot adds noise once"

@@ -165,7 +165,7 @@ class SiteAgent:
         return record
 
     def _cost(self, experiment: Experiment) -> PrivacyEvent:
-        """What the next round releases anew: its noised steps, or under ``one_shot`` one release, at the first round."""
+        """What the next round releases anew: its noised steps, or under ``one_shot`` one release, the first time."""
         paid = experiment.privacy.mechanism == "one_shot" and self._state(experiment).class_sums is not None
         return planned_events(experiment, 0 if paid else experiment.rounds.local_steps)[0]
 

@@ -166,15 +166,15 @@ class PromptLearner:
             )
             state = dataclasses.replace(state, class_sums=sums)
         prototypes = prototypes_from(sums, noise_multiplier)
-        labels = np.flatnonzero(prototypes.weights)
+        present = np.flatnonzero(prototypes.weights)
         pseudo = LabelledFeatures(
-            torch.from_numpy(prototypes.features[labels].astype(np.float32)), torch.from_numpy(labels)
+            torch.from_numpy(prototypes.features[present].astype(np.float32)), torch.from_numpy(present)
         )
         update = np.zeros(experiment.context_shape)
         for _ in range(experiment.rounds.local_steps):
             directions = self._method.directions(state.context, experiment.prompt.rank, randomness.factors)
             gradients = self._gradients(global_context, state.context, pseudo)
-            gradient = np.tensordot(prototypes.weights[labels], gradients, axes=1)
+            gradient = np.tensordot(prototypes.weights[present], gradients, axes=1)
             update += gradient / experiment.rounds.local_steps
             personal = directions.merge([block[0] for block in directions.split(gradient[None])])
             state = self._moved(state, personal)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dpfpl_common.noise import NoiseSource
+from dpfpl_common.errors import PrivacyError
+from dpfpl_common.noise import NoiseSource, grid_allows
 
 __all__ = ["Prototypes", "noised_class_sums", "prototypes_from"]
 
@@ -53,7 +54,16 @@ def noised_class_sums(
         num_classes: length of the public class list.
         noise: source of the noise.
         noise_multiplier: z; 0 releases the sums themselves, for experiments that claim no privacy.
+
+    Raises:
+        PrivacyError: the noise is too large for the noise grid.
     """
+    if not grid_allows(noise_multiplier, num_classes * features.shape[1]):
+        raise PrivacyError(
+            code="NOISE_GRID",
+            message=f"Noise multiplier {noise_multiplier:g} is too large for {num_classes} classes.",
+            advice="Ask for a larger epsilon.",
+        )
     rows = np.asarray(features, dtype=np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
         norms = np.linalg.norm(rows, axis=1)
@@ -67,10 +77,10 @@ def noised_class_sums(
 def prototypes_from(sums: Floats, noise_multiplier: float) -> Prototypes:
     """How far to believe the noised sums; decided from them and the public noise level alone, so it costs nothing.
 
-    Pure noise has squared norm z^2 d, give or take ``z^2 sqrt(2 d)``. A row within DETECTION of these deviations is taken for
-    an empty class and dropped. Of the others the noise's share of the energy is subtracted, and the direction is shrunk by
-    what remains, as a Wiener filter does. With ever more noise no row stands out, nothing is learned, and the prompt
-    stays the zero-shot text.
+    Pure noise has squared norm z^2 d, give or take ``z^2 sqrt(2 d)``. A row within DETECTION of these deviations is
+    taken for an empty class and dropped. Of the others the noise's share of the energy is subtracted, and the direction
+    is shrunk by what remains, as a Wiener filter does. With ever more noise no row stands out, nothing is learned, and
+    the prompt stays the zero-shot text.
 
     Args:
         sums: [classes, feature_size], noised.
