@@ -142,11 +142,11 @@ def test_a_canary_through_the_whole_site_stays_below_the_claim(mechanism: str) -
     labels = torch.tensor([0, 1] * 4)
     nothing = LabelledFeatures(features[:0], labels[:0])
 
-    def learner(count: int) -> PromptLearner:
+    def learner(count: int, of: Experiment) -> PromptLearner:
         train = LabelledFeatures(features[:count], labels[:count])
-        return PromptLearner(backbone, audited, SiteFeatures(train, nothing, nothing, audited.classes))
+        return PromptLearner(backbone, of, SiteFeatures(train, nothing, nothing, of.classes))
 
-    full, without_last = learner(8), learner(7)
+    full, without_last = learner(8, audited), learner(7, audited)
     global_context = np.zeros(audited.context_shape, dtype=np.float32)
     state = PersonalState.initial(audited)
 
@@ -156,13 +156,7 @@ def test_a_canary_through_the_whole_site_stays_below_the_claim(mechanism: str) -
 
     # The adversary knows all the other examples and hence the canary's exact contribution.
     quiet = audited.with_noise_multiplier(0.0)
-    exact = [
-        PromptLearner(
-            backbone, quiet, SiteFeatures(LabelledFeatures(features[:n], labels[:n]), nothing, nothing, quiet.classes)
-        )
-        for n in (8, 7)
-    ]
-    direction = release(exact[0]) - release(exact[1])
+    direction = release(learner(8, quiet)) - release(learner(7, quiet))
     trials = 400 if mechanism == "per_step" else 1500
     with_canary = np.array([np.vdot(release(full), direction) for _ in range(trials)])
     without = np.array([np.vdot(release(without_last), direction) for _ in range(trials)])

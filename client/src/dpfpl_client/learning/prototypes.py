@@ -19,8 +19,8 @@ __all__ = ["Prototypes", "noised_class_sums", "prototypes_from"]
 
 Floats = npt.NDArray[np.float64]
 
-DETECTION = 4.0
-"""Standard deviations by which a noised row must exceed the norm of pure noise before it counts as a class."""
+FALSE_ALARM = 1e-6
+"""Chance that a row of pure noise is taken for a class."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,10 @@ def noised_class_sums(
 def prototypes_from(sums: Floats, noise_multiplier: float) -> Prototypes:
     """How far to believe the noised sums; decided from them and the public noise level alone, so it costs nothing.
 
-    Pure noise has squared norm z^2 d, give or take ``z^2 sqrt(2 d)``. A row within DETECTION of these deviations is
-    taken for an empty class and dropped. Of the others the noise's share of the energy is subtracted, and the direction
-    is shrunk by what remains, as a Wiener filter does. With ever more noise no row stands out, nothing is learned, and
-    the prompt stays the zero-shot text.
+    The squared norm of pure noise exceeds ``z^2 (d + 2 sqrt(d t) + 2 t)`` with chance at most ``exp(-t)`` (Laurent and
+    Massart 2000, lemma 1). A row below that, t = ln(1 / FALSE_ALARM), is taken for an empty class and dropped. Of the
+    others the noise's share of the energy is subtracted, and the direction is shrunk by what remains, as a Wiener filter
+    does. With ever more noise no row stands out, nothing is learned, and the prompt stays the zero-shot text.
 
     Args:
         sums: [classes, feature_size], noised.
@@ -89,7 +89,8 @@ def prototypes_from(sums: Floats, noise_multiplier: float) -> Prototypes:
     size = sums.shape[1]
     energy = np.sum(sums**2, axis=1)
     pure_noise = noise_multiplier**2 * size
-    stands_out = energy > pure_noise + DETECTION * noise_multiplier**2 * math.sqrt(2 * size)
+    t = math.log(1.0 / FALSE_ALARM)
+    stands_out = energy > noise_multiplier**2 * (size + 2 * math.sqrt(size * t) + 2 * t)
     signal = np.sqrt(np.where(stands_out, np.maximum(energy - pure_noise, 0.0), 0.0))
     norms = np.sqrt(np.maximum(energy, 1e-300))
     features = sums / norms[:, None] * (signal / norms)[:, None]
