@@ -176,7 +176,7 @@ class AgentServer:
                 incident = secrets.token_hex(8)
                 _LOG.exception("%s failed, incident %s", name, incident)
                 reply = wire.encode_refusal(internal_refusal(incident))
-            return reply.SerializeToString()
+            return reply.SerializeToString(deterministic=True)  # the same reply is the same bytes, in any process
 
         return grpc.unary_unary_rpc_method_handler(answer)
 

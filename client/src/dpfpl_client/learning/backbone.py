@@ -118,8 +118,8 @@ def load_backbone(model: str, *, offline: bool = True) -> ClipBackbone:
     """
     folder = embedded_model_path() if model == "embedded" else _folder(model, offline)
     try:
-        family = json.loads((folder / "config.json").read_text()).get("model_type")
-    except (OSError, ValueError) as error:
+        family = json.loads((folder / "config.json").read_text())["model_type"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             code="NO_MODEL_CONFIG",
             message=f"{folder} holds no readable config.json ({type(error).__name__}).",
@@ -138,23 +138,37 @@ def load_backbone(model: str, *, offline: bool = True) -> ClipBackbone:
             advice="Convert the weights to safetensors.",
         )
     # Imported here: transformers takes seconds, and most commands never load a model.
+    from safetensors import SafetensorError
     from transformers import AutoTokenizer, CLIPModel
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     try:
-        loaded = CLIPModel.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, attn_implementation="sdpa", dtype=torch.float32
+        loaded, report = CLIPModel.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            attn_implementation="sdpa",
+            dtype=torch.float32,
+            output_loading_info=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         raise ModelError(
             code="MODEL_DOES_NOT_LOAD",
-            message=f"The model in {folder} does not load: {str(error).splitlines()[0][:300]}",
+            message=f"The model in {folder} does not load: {reason}",
             advice="Check that weights, tokenizer and preprocessor belong together.",
         ) from None
+    if report["missing_keys"]:  # transformers would go on with random weights in their place
+        raise ModelError(
+            code="MODEL_DOES_NOT_LOAD",
+            message=f"The weights in {folder} lack {len(report['missing_keys'])} tensors, for instance "
+            f"{min(report['missing_keys'])}.",
+            advice="Download or export the model again.",
+        )
     return ClipBackbone(loaded, tokenizer, processor, _fingerprint(folder))
 
 

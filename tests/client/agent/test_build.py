@@ -1,0 +1,105 @@
+"""Building an agent: one per state folder, nothing served if anything is wrong."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from dpfpl_client.agent.build import StateLock, build_agent
+from dpfpl_client.learning.randomness import SeededRandomness, SystemRandomness
+from dpfpl_client.site_settings import load_site
+from dpfpl_common.errors import ConfigError, DataError, StateError
+
+HOLD = (
+    "import sys, time; from pathlib import Path; from dpfpl_client.agent.build import StateLock;"
+    "lock = StateLock(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+)
+
+
+def test_a_second_agent_on_the_same_state_is_refused_at_once(tmp_path):
+    first = StateLock(tmp_path / "state")
+    started = time.monotonic()
+    with pytest.raises(StateError) as error:
+        StateLock(tmp_path / "state")
+    assert time.monotonic() - started < 1.0
+    assert (error.value.code, bool(error.value.advice)) == ("STATE_LOCKED", True)
+    StateLock(tmp_path / "other").release()
+    first.release()
+    StateLock(tmp_path / "state").release()
+
+
+def test_a_killed_agent_leaves_the_state_free(tmp_path):
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(StateError, match="STATE_LOCKED"):
+            StateLock(tmp_path)
+        holder.send_signal(signal.SIGKILL)
+        holder.wait(10)
+        assert (tmp_path / "agent.lock").exists()
+        StateLock(tmp_path).release()
+    finally:
+        holder.kill()
+        holder.wait(10)
+        holder.stdout.close()
+
+
+def test_an_agent_is_built_from_site_toml(fresh_site):
+    settings = load_site(fresh_site)
+    steps = []
+    built = build_agent(settings, lambda *step: steps.append(step))
+    assert built.class_names == ("bright", "dark")
+    assert (len(built.data.train), len(built.data.test)) == (8, 4)
+    assert steps[-1][0] == steps[-1][1]
+    assert isinstance(built.agent._randomness, SystemRandomness)
+    assert built.agent._randomness.is_private
+    with pytest.raises(StateError, match="STATE_LOCKED"):
+        build_agent(settings)
+    built.lock.release()
+    steps.clear()
+    build_agent(settings, lambda *step: steps.append(step)).lock.release()
+    assert steps == []  # the second start computes no feature again
+
+
+def test_a_failed_start_leaves_the_state_free(fresh_site, image_folder):
+    fresh_site.write_text(fresh_site.read_text().replace(str(image_folder), "/nowhere"))
+    with pytest.raises(DataError):
+        build_agent(load_site(fresh_site))
+    StateLock(load_site(fresh_site).state_folder).release()
+
+
+def test_releases_without_a_ledger_are_refused(trained_site):
+    state = load_site(trained_site).state_folder
+    build_agent(load_site(trained_site)).lock.release()
+    for file in state.glob("ledger.sqlite*"):
+        file.unlink()
+    with pytest.raises(StateError) as error:
+        build_agent(load_site(trained_site))
+    assert error.value.code == "LEDGER_MISSING"
+    assert not (state / "ledger.sqlite").exists()
+
+
+def test_a_damaged_ledger_is_refused(trained_site):
+    for file in load_site(trained_site).state_folder.glob("ledger.sqlite*"):
+        file.write_bytes(b"gone" * 1000)
+    with pytest.raises(StateError, match="LEDGER_UNREADABLE"):
+        build_agent(load_site(trained_site))
+
+
+def test_a_policy_that_is_a_link_is_refused(fresh_site):
+    policy = fresh_site.parent / "policy.toml"
+    policy.rename(fresh_site.parent / "real.toml")
+    policy.symlink_to("real.toml")
+    with pytest.raises(ConfigError, match="POLICY_NOT_PROTECTED"):
+        build_agent(load_site(fresh_site))
+
+
+def test_seeded_randomness_needs_a_simulation(tmp_path, fresh_site):
+    (fresh_site.parent / "site.toml").write_text('name = "a"\n[data]\nsource = "shapes"\n[simulation]\nseed = 4\n')
+    from dpfpl_client.agent.build import randomness_of
+
+    randomness = randomness_of(load_site(fresh_site))
+    assert isinstance(randomness, SeededRandomness)
+    assert not randomness.is_private

@@ -1,0 +1,370 @@
+"""The release protocol: one output and one charge per round, whatever fails and whoever asks again."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from dpfpl_client.agent.core import SiteAgent
+from dpfpl_client.agent.ledger import Ledger
+from dpfpl_client.agent.policy import Policy
+from dpfpl_client.agent.store import MemoryStore
+from dpfpl_client.learning.evaluation import LabelledFeatures
+from dpfpl_client.learning.learner import SiteFeatures
+from dpfpl_client.learning.randomness import SeededRandomness
+from dpfpl_common.accounting import PrivacyEvent, epsilon
+from dpfpl_common.errors import RefusedError, StateError
+from dpfpl_common.payload import EvaluateRequest
+from dpfpl_common.wire import encode_reply
+
+pytestmark = pytest.mark.privacy
+
+
+class CrashError(Exception):
+    pass
+
+
+def crash(*_args, **_more):
+    raise CrashError
+
+
+def reply_bytes(reply, request):
+    return encode_reply(reply, request).SerializeToString(deterministic=True)
+
+
+def refused(code, call, *args):
+    with pytest.raises(RefusedError) as error:
+        call(*args)
+    assert error.value.code == code
+    return error.value
+
+
+# The same request again
+
+
+def test_a_repeated_request_gets_the_same_bytes_for_one_charge(site, request_for, computed):
+    request = request_for(evaluate=True)
+    first = reply_bytes(site.agent.train(request), request)
+    assert {reply_bytes(site.agent.train(request), request) for _ in range(20)} == {first}
+    for _ in range(3):
+        assert reply_bytes(site.start().train(request), request) == first
+    assert [charge.round for charge in site.charges] == [1]
+    assert computed.count("train_round") == 1
+
+
+def test_real_noise_differs_between_sites_so_equal_bytes_are_no_accident(site, request_for, tmp_path_factory):
+    other = type(site)(tmp_path_factory.mktemp("other"), site.backbone, site.features)
+    assert not np.array_equal(site.agent.train(request_for()).update, other.agent.train(request_for()).update)
+
+
+def test_an_old_round_is_served_again_after_later_ones(site, request_for):
+    first = site.agent.train(request_for(1))
+    site.agent.train(request_for(2))
+    assert site.start().train(request_for(1)).update.tobytes() == first.update.tobytes()
+    assert [charge.round for charge in site.charges] == [1, 2]
+
+
+def test_the_reply_is_what_was_stored_and_recorded(site, request_for):
+    reply = site.agent.train(request_for())
+    record = site.store.read("pilot", 1)
+    assert record.reply.update.tobytes() == reply.update.tobytes()
+    assert [charge.release_digest for charge in site.charges] == [record.digest()]
+
+
+# Another request for the same round
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_one_ulp_of_difference_gets_no_fresh_noise(site, request_for, experiment, computed, restart):
+    site.agent.train(request_for())
+    if restart:
+        site.start()
+    context = np.zeros(experiment.context_shape, "<f4")
+    context[0, 0] = np.nextafter(np.float32(0), np.float32(1))
+    refused("KEY_REUSED_OTHER_DIGEST", site.agent.train, request_for(context=context))
+    refused("KEY_REUSED_OTHER_DIGEST", site.agent.train, request_for(evaluate=True))
+    assert len(site.charges) == 1
+    assert computed.count("train_round") == 1
+
+
+def test_the_same_name_cannot_mean_another_experiment(site, request_for, experiment, changed):
+    site.agent.train(request_for())
+    other = changed(experiment, privacy={"noise_multiplier": 5.0})
+    refused("EXPERIMENT_CHANGED", site.agent.train, request_for(2, other))
+    refused("EXPERIMENT_CHANGED", site.start().train, request_for(1, other))
+    assert len(site.charges) == 1
+
+
+def test_rounds_go_forward_only(site, request_for):
+    site.agent.train(request_for(2))
+    refused("ROUND_ORDER", site.agent.train, request_for(1))
+    assert [charge.round for charge in site.charges] == [2]
+
+
+def test_an_interrupted_round_is_not_taken_up_again_after_a_later_one(site, request_for):
+    site.store.write = crash
+    with pytest.raises(CrashError):
+        site.agent.train(request_for(1))
+    site.start().train(request_for(2))
+    refused("ROUND_ORDER", site.agent.train, request_for(1))
+    assert (len(site.charges), site.released) == (2, 1)
+
+
+# A crash at every step: charged >= released, always
+
+
+def test_a_crash_before_the_reservation_costs_nothing(site, request_for, computed):
+    site.ledger.reserve = crash
+    with pytest.raises(CrashError):
+        site.agent.train(request_for())
+    assert (site.charges, site.released, computed) == ([], 0, [])
+    assert site.start().train(request_for()).round == 1
+    assert (len(site.charges), site.released) == (1, 1)
+
+
+@pytest.mark.parametrize("step", ["learner", "store"])
+def test_a_crash_after_the_reservation_stays_charged_and_the_retry_pays_anew(site, request_for, monkeypatch, step):
+    with monkeypatch.context() as patch:
+        if step == "learner":
+            patch.setattr("dpfpl_client.agent.core.PromptLearner.train_round", crash)
+        else:
+            site.store.write = crash
+        with pytest.raises(CrashError):
+            site.agent.train(request_for())
+    assert [charge.release_digest for charge in site.charges] == [""]
+    assert site.released == 0
+    reply = site.start().train(request_for())
+    assert [bool(charge.release_digest) for charge in site.charges] == [False, True]
+    assert site.released == 1
+    assert site.start().train(request_for()).update.tobytes() == reply.update.tobytes()
+    assert len(site.charges) == 2
+
+
+def test_the_charge_is_on_disk_before_anything_is_computed(site, request_for, monkeypatch):
+    seen = []
+    monkeypatch.setattr("dpfpl_client.agent.core.PromptLearner.train_round", lambda *_: seen.append(site.charges))
+    with pytest.raises(AttributeError):
+        site.agent.train(request_for())
+    assert [len(charges) for charges in seen] == [1]
+
+
+def test_a_written_record_whose_commit_was_lost_is_served_and_charged_once(site, request_for, computed):
+    site.ledger.commit = crash
+    with pytest.raises(CrashError):
+        site.agent.train(request_for())
+    assert [charge.release_digest for charge in site.charges] == [""]
+    stored = site.store.read("pilot", 1)
+    reply = site.start().train(request_for())
+    assert reply.update.tobytes() == stored.reply.update.tobytes()
+    assert [charge.release_digest for charge in site.charges] == [stored.digest()]
+    assert computed == ["train_round"]
+
+
+def test_a_crash_leaves_the_personal_prompt_of_the_round_before(site, request_for):
+    site.agent.train(request_for(1))
+    before = site.store.read("pilot", 1).state.context
+    site.store.write = crash
+    with pytest.raises(CrashError):
+        site.agent.train(request_for(2))
+    site.start()
+    assert site.store.last_round("pilot") == 1
+    np.testing.assert_array_equal(site.agent._state(request_for().experiment).context, before)
+
+
+def test_the_personal_prompt_survives_a_restart(backbone, features, request_for, tmp_path):
+    """Two rounds with a restart between are two rounds without one, to the last bit, given the same randomness."""
+    from dpfpl_client.agent.store import DiskStore
+
+    def agent(folder):
+        folder.mkdir(exist_ok=True)
+        store = DiskStore(folder)
+        return SiteAgent("north", backbone, features, None, Ledger(None), store, SeededRandomness(3)), store
+
+    whole, whole_store = agent(tmp_path / "whole")
+    updates = [whole.train(request_for(number)).update for number in (1, 2)]
+    for number in (1, 2):
+        again, store = agent(tmp_path / "cut")
+        np.testing.assert_array_equal(again.train(request_for(number)).update, updates[number - 1])
+    np.testing.assert_array_equal(store.read("pilot", 2).state.context, whole_store.read("pilot", 2).state.context)
+    assert np.abs(store.read("pilot", 2).state.context).max() > 0
+
+
+# What lies on disk does not fit together
+
+
+def test_a_deleted_release_is_not_replaced_by_a_second_one(site, request_for, computed):
+    site.agent.train(request_for())
+    (site.folder / "experiments/pilot/round-00001.safetensors").unlink()
+    with pytest.raises(StateError, match="RECORD_DAMAGED"):
+        site.start().train(request_for())
+    assert (len(site.charges), computed.count("train_round")) == (1, 1)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_changed_release_is_neither_served_nor_trained_on(site, request_for, number):
+    site.agent.train(request_for())
+    path = site.folder / "experiments/pilot/round-00001.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(StateError, match="RECORD_DAMAGED"):
+        site.start().train(request_for(number))
+
+
+def test_an_older_ledger_does_not_allow_a_second_release(site, request_for):
+    first = site.agent.train(request_for())
+    site.ledger.close()
+    (site.folder / "ledger.sqlite").unlink()
+    refused("ROUND_ORDER", site.start().train, request_for())
+    assert site.store.read("pilot", 1).reply.update.tobytes() == first.update.tobytes()
+
+
+# Refusals come before any charge and any computation
+
+
+@pytest.mark.parametrize(
+    ("code", "changes"),
+    [
+        ("NOT_A_MEMBER", {"sites": ("south",)}),
+        ("NOISE_NOT_RESOLVED", {"privacy": {"noise_multiplier": None, "target_epsilon": 2.0}}),
+        ("OTHER_MODEL", {"model": {"fingerprint": "0" * 64}}),
+        ("TOO_LITTLE_NOISE", {"privacy": {"noise_multiplier": 0.0}}),
+        ("TRUST_NOT_ALLOWED", {"privacy": {"trust": "central"}}),
+        ("NO_KNOWN_CLASS", {"classes": ("lion", "tiger")}),
+        ("WRONG_WIDTH", {"model": {"width": 64}}),
+    ],
+)
+def test_refused_before_any_charge_and_any_computation(site, request_for, experiment, changed, computed, code, changes):
+    other = changed(experiment, **changes)
+    refused(code, site.agent.train, request_for(1, other))
+    context = np.zeros(other.context_shape, "<f4")
+    refused(code, site.agent.evaluate, EvaluateRequest(other, 0, context))
+    assert (site.charges, site.released, computed) == ([], 0, [])
+    assert site.store.read_final("pilot") is None
+    assert site.agent.train(request_for()).round == 1  # nor does the refusal use up the experiment's name
+
+
+def test_the_right_fingerprint_is_accepted(site, request_for, experiment, changed):
+    other = changed(experiment, model={"fingerprint": site.backbone.fingerprint})
+    assert site.agent.train(request_for(1, other)).update is not None
+
+
+def test_a_refusal_names_no_file_and_no_image(site, request_for, experiment, changed):
+    error = refused("NO_KNOWN_CLASS", site.agent.train, request_for(1, changed(experiment, classes=("a", "b"))))
+    assert str(site.folder) not in str(error)
+
+
+# Class list
+
+
+def test_labels_follow_the_experiments_class_list(site, request_for, experiment, changed):
+    """An experiment with the classes in another order, and one more, trains the same images under new numbers."""
+    known = site.features
+    other = changed(experiment, name="other", classes=("fish", *reversed(experiment.classes)))
+
+    def renumbered(images):
+        return LabelledFeatures(images.features, 3 - images.labels)
+
+    ready = SiteFeatures(*(renumbered(x) for x in (known.train, known.test, known.neighbour_test)), other.classes)
+    agents = [
+        SiteAgent("north", site.backbone, have, None, Ledger(None), MemoryStore(), SeededRandomness(0))
+        for have in (known, ready)
+    ]
+    replies = [agent.train(request_for(1, other, evaluate=True)) for agent in agents]
+    np.testing.assert_array_equal(replies[0].update, replies[1].update)
+    assert replies[0].metrics == replies[1].metrics
+
+
+def test_images_of_classes_off_the_list_are_left_out(site, experiment):
+    left = site.features.relabelled(("bird", "lion"))
+    assert len(left.train) == 4
+    assert set(left.train.labels.tolist()) == {0}
+
+
+# Budget
+
+
+def budget(per_experiment, lifetime):
+    return Policy(experiments=("*",), max_epsilon_per_experiment=per_experiment, max_epsilon_lifetime=lifetime)
+
+
+def cost(experiment, steps):
+    privacy = experiment.privacy
+    return epsilon([PrivacyEvent("x", "per_step", privacy.noise_multiplier, privacy.sample_rate, steps)], 1e-5)
+
+
+def test_retries_count_against_the_cap_of_the_experiment(site, request_for, experiment, computed):
+    site.start(budget((cost(experiment, 3) + cost(experiment, 4)) / 2, 100.0))
+    real = site.store.write
+    site.store.write = crash
+    with pytest.raises(CrashError):
+        site.agent.train(request_for(1))
+    site.store.write = real
+    site.agent.train(request_for(1))
+    site.agent.train(request_for(2))
+    refused("BUDGET_EXHAUSTED", site.agent.train, request_for(3))
+    assert (len(site.charges), computed.count("train_round")) == (3, 3)
+    assert epsilon(site.ledger.events("pilot"), 1e-5) <= cost(experiment, 3)
+
+
+def test_the_lifetime_cap_holds_over_experiments_and_restarts(site, request_for, experiment, changed, computed):
+    policy = budget(50.0, (cost(experiment, 5) + cost(experiment, 6)) / 2)
+    site.start(policy)
+    replies = [site.agent.train(request_for(number)) for number in (1, 2, 3)]
+    second = changed(experiment, name="second")
+    for agent in (site.agent, site.start(policy)):
+        error = refused("BUDGET_EXHAUSTED", agent.train, request_for(1, second))
+        assert "max_epsilon_lifetime" in error.message
+    assert (len(site.charges), computed.count("train_round")) == (3, 3)
+    site.agent.train(request_for(1, changed(experiment, name="short", rounds={"number": 2})))
+    assert site.start(budget(50.0, 1e-6)).train(request_for(3)).update.tobytes() == replies[2].update.tobytes()
+    assert len(site.charges) == 4
+
+
+def test_evaluation_charges_nothing_and_keeps_the_context(site, request_for, experiment):
+    site.agent.train(request_for())
+    context = np.full(experiment.context_shape, 0.5, "<f4")
+    reply = site.agent.evaluate(EvaluateRequest(experiment, 3, context))
+    assert reply.update is None
+    assert set(reply.metrics) >= {"personal_local", "global_local", "zero_shot_neighbour"}
+    assert len(site.charges) == 1
+    np.testing.assert_array_equal(site.store.read_final("pilot"), context)
+
+
+@pytest.mark.parametrize("metrics", ["none", "coarse", "exact"])
+def test_the_policy_decides_which_accuracies_leave(site, request_for, experiment, metrics):
+    site.start(Policy(("*",), 50.0, 100.0, metrics=metrics))
+    context = np.zeros(experiment.context_shape, "<f4")
+    replies = [
+        site.agent.train(request_for(evaluate=True)),
+        site.agent.evaluate(EvaluateRequest(experiment, 3, context)),
+    ]
+    for reply in replies:
+        if metrics == "none":
+            assert reply.metrics == {}
+            continue
+        assert len(reply.metrics) == 6
+        for name, value in reply.metrics.items():
+            images = 7 if name.endswith("local") else 6
+            assert (value * images == pytest.approx(round(value * images), abs=1e-9)) or metrics == "coarse"
+            assert (value * 20 == pytest.approx(round(value * 20), abs=1e-9)) or metrics == "exact"
+    assert site.agent.train(request_for(2)).metrics == {}  # not asked for
+
+
+# Threads
+
+
+def test_two_threads_get_one_release_and_one_charge(site, request_for, computed):
+    start, replies = threading.Barrier(4), []
+
+    def ask():
+        start.wait(10)
+        replies.append(site.agent.train(request_for()).update.tobytes())
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert (len(replies), len(set(replies))) == (4, 1)
+    assert (len(site.charges), computed.count("train_round")) == (1, 1)

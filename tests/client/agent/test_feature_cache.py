@@ -1,0 +1,145 @@
+"""Image features: computed once for one model, image and viewpoint, and never taken from a damaged file."""
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dpfpl_client.agent.feature_cache import FeatureCache, site_features
+from dpfpl_client.data import ImageRecord, SiteData
+from dpfpl_client.data.decode import pixel_digest
+
+
+@dataclass(frozen=True)
+class Picture:
+    number: int
+
+    def read(self):
+        pixels = np.random.default_rng(self.number).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        return Image.fromarray(pixels)
+
+
+def image(number, label="cat", viewpoint="upright", key=None):
+    picture = Picture(number)
+    return ImageRecord(key or f"p/{number}", label, pixel_digest(picture.read()), "train", picture, viewpoint)
+
+
+class Spy:
+    """The backbone, counting the images that it is really given."""
+
+    def __init__(self, backbone, fingerprint=None):
+        self._backbone, self.seen = backbone, 0
+        self.feature_size, self.fingerprint = backbone.feature_size, fingerprint or backbone.fingerprint
+
+    def image_features(self, images):
+        def counted():
+            for one in images:
+                self.seen += 1
+                yield one
+
+        return self._backbone.image_features(counted())
+
+
+@pytest.fixture
+def spy(backbone):
+    return Spy(backbone)
+
+
+RECORDS = [image(number) for number in range(5)]
+
+
+def test_features_are_those_of_the_model_in_the_order_asked(tmp_path, spy, backbone):
+    features = FeatureCache(tmp_path, spy).features(RECORDS)
+    assert features.shape == (5, backbone.feature_size)
+    expected = torch.stack(list(backbone.image_features(record.open() for record in RECORDS)))
+    torch.testing.assert_close(features, expected)
+    torch.testing.assert_close(FeatureCache(tmp_path, spy).features(RECORDS[::-1]), expected.flip(0))
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(5))
+
+
+def test_an_image_is_computed_once_and_for_all(tmp_path, spy):
+    cache = FeatureCache(tmp_path, spy)
+    first = cache.features(RECORDS)
+    assert spy.seen == 5
+    assert torch.equal(cache.features(RECORDS), first)
+    assert torch.equal(FeatureCache(tmp_path, spy).features(RECORDS), first)
+    assert spy.seen == 5
+    FeatureCache(tmp_path, spy).features([*RECORDS, image(77)])
+    assert spy.seen == 6
+
+
+def test_equal_pictures_are_computed_once(tmp_path, spy):
+    done = []
+    features = FeatureCache(tmp_path, spy).features(
+        [image(1), image(1, key="copy"), image(2)], lambda *step: done.append(step)
+    )
+    assert spy.seen == 2
+    assert done == [(1, 2), (2, 2)]
+    assert torch.equal(features[0], features[1])
+
+
+def test_a_turned_picture_is_another_one(tmp_path, spy):
+    upright, turned = FeatureCache(tmp_path, spy).features([image(1), image(1, viewpoint="upside_down")])
+    assert spy.seen == 2
+    assert not torch.allclose(upright, turned)
+
+
+def test_another_model_has_another_file(tmp_path, spy, backbone):
+    FeatureCache(tmp_path, spy).features(RECORDS)
+    other = Spy(backbone, "0" * 64)
+    FeatureCache(tmp_path, other).features(RECORDS)
+    assert other.seen == 5
+    assert len(list(tmp_path.glob("features-*.safetensors"))) == 2
+
+
+@pytest.mark.parametrize("damage", ["empty", "truncated", "flipped", "foreign", "noise"])
+def test_a_damaged_file_costs_time_and_never_correctness(tmp_path, spy, damage):
+    expected = FeatureCache(tmp_path, spy).features(RECORDS)
+    (path,) = tmp_path.glob("features-*")
+    content = bytearray(path.read_bytes())
+    match damage:
+        case "empty":
+            content = b""
+        case "truncated":
+            content = content[:-50]
+        case "flipped":
+            content[-100] ^= 0x40
+            content[len(content) // 2] ^= 0x40
+        case "foreign":
+            content = b"\x02\0\0\0\0\0\0\0{}"
+        case _:
+            content = hashlib.sha512(b"x").digest() * 20
+    path.write_bytes(content)
+    again = Spy(spy._backbone)
+    assert torch.equal(FeatureCache(tmp_path, again).features(RECORDS), expected)
+    assert again.seen == 5
+    third = Spy(spy._backbone)
+    FeatureCache(tmp_path, third).features(RECORDS)
+    assert third.seen == 0
+
+
+def test_without_a_folder_it_remembers_in_memory(spy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cache = FeatureCache(None, spy)
+    assert torch.equal(cache.features(RECORDS), cache.features(RECORDS))
+    assert spy.seen == 5
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_images_no_features(spy):
+    assert FeatureCache(None, spy).features([]).shape == (0, spy.feature_size)
+
+
+def test_labels_index_the_class_names(spy):
+    data = SiteData((image(1, "dog"), image(2, "cat")), (image(3, "dog"),), (), ("cat", "dog"), ())
+    features = site_features(FeatureCache(None, spy), data, ["cat", "dog"])
+    assert features.train.labels.tolist() == [1, 0]
+    assert features.test.labels.tolist() == [1]
+    assert len(features.neighbour_test) == 0
+    assert features.classes == ("cat", "dog")
+    unknown = replace(data, test=(image(3, "bird"),))
+    with pytest.raises(KeyError):
+        site_features(FeatureCache(None, spy), unknown, ["cat", "dog"])

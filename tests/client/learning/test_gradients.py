@@ -1,0 +1,108 @@
+"""Per-example gradients against a plain loop, and no example in another's row."""
+
+import pytest
+import torch
+
+from dpfpl_client.learning.gradients import per_example_gradients
+
+NAMES = ("cat", "traffic light", "a very long class name", "dog")
+
+
+def problem(backbone, dtype, batch=9, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    context = backbone.text_embeddings("a photo of a", 4)
+    context = context + 0.1 * torch.randn(context.shape, generator=generator, dtype=torch.float64).to(dtype)
+    features = torch.randn(batch, backbone.feature_size, generator=generator, dtype=torch.float64).to(dtype)
+    labels = torch.randint(len(NAMES), (batch,), generator=generator)
+    return context, backbone.class_tokens(NAMES, 4), torch.nn.functional.normalize(features, dim=1), labels
+
+
+def plain_gradient(backbone, context, features, labels):
+    """Hugging Face's own forward on whole prompts, the context put in by a hook on the token embedding."""
+    tokenizer = backbone._tokenizer
+    prompts = [tokenizer(f"a photo of a {name}.")["input_ids"] for name in NAMES]
+    longest = max(map(len, prompts))
+    ids = torch.tensor([p + [tokenizer.eos_token_id] * (longest - len(p)) for p in prompts])
+    leaf = context.clone().requires_grad_(True)
+
+    def put_in(module, args, output):
+        return torch.cat([output[:, :1], leaf.expand(len(output), -1, -1), output[:, 5:]], dim=1)
+
+    handle = backbone._model.text_model.embeddings.token_embedding.register_forward_hook(put_in)
+    try:
+        text = backbone._model.get_text_features(input_ids=ids)
+    finally:
+        handle.remove()
+    text = torch.nn.functional.normalize(getattr(text, "pooler_output", text), dim=-1)
+    logits = backbone.logit_scale * features @ text.T
+    torch.nn.functional.cross_entropy(logits, labels, reduction="sum").backward()
+    return leaf.grad
+
+
+CASES = [("double_backbone", torch.float64, 1e-10), ("backbone", torch.float32, 1e-4)]
+
+
+@pytest.fixture(params=CASES, ids=["float64", "float32"])
+def case(request):
+    name, dtype, tolerance = request.param
+    return request.getfixturevalue(name), dtype, tolerance
+
+
+def test_gradients_equal_a_loop_of_single_examples(case):
+    backbone, dtype, tolerance = case
+    context, tokens, features, labels = problem(backbone, dtype)
+    ours = per_example_gradients(backbone, context, tokens, features, labels)
+    assert ours.shape == (9, 4, backbone.width)
+    assert ours.dtype == dtype
+    for i in range(9):
+        theirs = plain_gradient(backbone, context, features[i : i + 1], labels[i : i + 1])
+        assert (ours[i] - theirs).norm() <= tolerance * theirs.norm()
+
+
+def test_rows_sum_to_the_gradient_of_the_batch(case):
+    backbone, dtype, tolerance = case
+    context, tokens, features, labels = problem(backbone, dtype, batch=70)
+    total = per_example_gradients(backbone, context, tokens, features, labels).sum(dim=0)
+    theirs = plain_gradient(backbone, context, features, labels)
+    assert (total - theirs).norm() <= tolerance * theirs.norm()
+
+
+@pytest.mark.privacy
+def test_changing_one_example_changes_its_own_row_only(case):
+    backbone, dtype, _ = case
+    context, tokens, features, labels = problem(backbone, dtype)
+    before = per_example_gradients(backbone, context, tokens, features, labels)
+    features[3], labels[3] = -features[3], (labels[3] + 1) % len(NAMES)
+    after = per_example_gradients(backbone, context, tokens, features, labels)
+    others = [i for i in range(9) if i != 3]
+    assert torch.equal(before[others], after[others])
+    assert not torch.allclose(before[3], after[3])
+
+
+@pytest.mark.privacy
+def test_leaving_one_example_out_leaves_the_other_rows(case):
+    """Up to the rounding of another batch shape; what remains is covered by docs/algorithm.md's note on rounding."""
+    backbone, dtype, tolerance = case
+    context, tokens, features, labels = problem(backbone, dtype)
+    whole = per_example_gradients(backbone, context, tokens, features, labels)
+    without = per_example_gradients(backbone, context, tokens, features[1:], labels[1:])
+    assert (whole[1:] - without).norm() <= tolerance / 10 * whole[1:].norm()
+
+
+@pytest.mark.parametrize("chunk_size", [1, 2, 4, 9, 1000])
+def test_the_chunk_size_does_not_matter(double_backbone, chunk_size):
+    given = problem(double_backbone, torch.float64)
+    whole = per_example_gradients(double_backbone, *given)
+    chunked = per_example_gradients(double_backbone, *given, chunk_size=chunk_size)
+    assert (whole - chunked).norm() <= 1e-12 * whole.norm()
+
+
+def test_an_empty_batch_gives_no_rows(backbone):
+    context, tokens, features, labels = problem(backbone, torch.float32)
+    result = per_example_gradients(backbone, context, tokens, features[:0], labels[:0])
+    assert result.shape == (0, 4, backbone.width)
+
+
+def test_the_models_weights_collect_no_gradient(backbone):
+    per_example_gradients(backbone, *problem(backbone, torch.float32))
+    assert all(p.grad is None and not p.requires_grad for p in backbone._model.parameters())

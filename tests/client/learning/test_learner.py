@@ -1,0 +1,179 @@
+"""A site's rounds: nothing un-noised stays, nobody else's data matters, zero displacement is zero-shot."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from dpfpl_client.learning.evaluation import LabelledFeatures
+from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures, initial_context
+from dpfpl_client.learning.randomness import Randomness, SeededRandomness
+from dpfpl_client.learning.step import SeededSampler
+from dpfpl_common.errors import DataError, ModelError
+from dpfpl_common.payload import METRIC_NAMES
+
+pytestmark = pytest.mark.privacy
+
+CLASSES = ("cat", "dog", "tree")
+
+
+@pytest.fixture
+def site(backbone, make_experiment, make_features):
+    def make(seed=0, count=24, **settings):
+        experiment = make_experiment(width=backbone.width, classes=CLASSES, **settings)
+        features = make_features(seed, backbone.feature_size, CLASSES, count)
+        return experiment, PromptLearner(backbone, experiment, features)
+
+    return make
+
+
+def start(experiment):
+    return np.zeros(experiment.context_shape, np.float32), PersonalState.initial(experiment)
+
+
+@pytest.mark.parametrize("trust", ["distributed", "central", "local"])
+@pytest.mark.parametrize("method", ["dpfpl", "promptfl"])
+def test_nothing_un_noised_enters_the_personal_state(site, recording_noise, trust, method):
+    """A source that drops the data and answers noise alone: two data sets end in the same state, bit for bit."""
+    results = []
+    for seed in (1, 2):
+        generator = np.random.default_rng(9)
+        noise = recording_noise(lambda total, std, generator=generator: generator.normal(0, std, total.shape))
+        experiment, learner = site(seed, trust=trust, method=method, local_steps=3)
+        global_context, state = start(experiment)
+        for _ in range(3):
+            sources = Randomness(noise, SeededSampler(np.random.default_rng(1)), np.random.default_rng(2))
+            result = learner.train_round(global_context, state, sources)
+            state = result.state
+        results.append(result)
+    a, b = results
+    assert a.state.context.tobytes() == b.state.context.tobytes()
+    assert a.state.optimizer.first.tobytes() == b.state.optimizer.first.tobytes()
+    assert a.state.optimizer.second.tobytes() == b.state.optimizer.second.tobytes()
+    assert (a.update.tobytes() == b.update.tobytes()) == (trust != "central")
+    assert bool(a.state.context.any()) == (method == "dpfpl")
+
+
+def test_the_data_does_reach_the_state_through_the_noised_sum(site):
+    """The other side of the test above: with the real path the two data sets differ."""
+    states = []
+    for seed in (1, 2):
+        experiment, learner = site(seed)
+        states.append(learner.train_round(*start(experiment), SeededRandomness(0).for_round("s0", 1)).state.context)
+    assert states[0].tobytes() != states[1].tobytes()
+
+
+def test_another_sites_data_changes_nothing_here(site):
+    experiment, mine = site(1)
+    alone = mine.train_round(*start(experiment), SeededRandomness(0).for_round("s0", 1))
+    for other_seed in (2, 3):
+        _, other = site(other_seed)
+        other.train_round(*start(experiment), SeededRandomness(0).for_round("s1", 1))
+        again = mine.train_round(*start(experiment), SeededRandomness(0).for_round("s0", 1))
+        assert again.update.tobytes() == alone.update.tobytes()
+        assert again.state.context.tobytes() == alone.state.context.tobytes()
+
+
+def test_the_given_state_is_not_written_to(site):
+    experiment, learner = site()
+    global_context, state = start(experiment)
+    learner.train_round(global_context, state, SeededRandomness(0).for_round("s0", 1))
+    assert not state.context.any()
+    assert not global_context.any()
+    assert state.optimizer.steps == 0
+
+
+def test_every_local_step_is_noised_and_the_update_is_their_mean(site, recording_noise):
+    experiment, learner = site(local_steps=4, trust="local", method="promptfl")
+    noise = recording_noise(lambda total, std: np.ones_like(total))
+    sources = Randomness(noise, SeededSampler(np.random.default_rng(1)), np.random.default_rng(2))
+    result = learner.train_round(*start(experiment), sources)
+    assert len(noise.calls) == 4
+    np.testing.assert_allclose(result.update, 1 / (0.5 * 40), rtol=1e-12)
+    assert result.state.optimizer.steps == 4
+
+
+def test_a_round_without_any_example_still_releases_noise(site, recording_noise):
+    class Nobody:
+        def draw(self, count, sample_rate):
+            return np.zeros(0, dtype=np.int64)
+
+    experiment, learner = site()
+    noise = recording_noise()
+    learner.train_round(*start(experiment), Randomness(noise, Nobody(), np.random.default_rng(0)))
+    assert len(noise.calls) == 3 * experiment.rounds.local_steps
+    assert not any(total.any() for total, _ in noise.calls)
+
+
+def test_one_example_moves_a_step_by_at_most_the_sensitivity(site, recording_noise, backbone, make_features):
+    """The real gradients, with and without one image (P9), up to float32 rounding of the others' gradients."""
+
+    class Everybody:
+        def draw(self, count, sample_rate):
+            return np.arange(count)
+
+    experiment, _ = site(local_steps=1)
+    features = make_features(5, backbone.feature_size, CLASSES, 12)
+    smaller = dataclasses.replace(
+        features, train=LabelledFeatures(features.train.features[1:], features.train.labels[1:])
+    )
+    totals = []
+    for data in (features, smaller):
+        noise = recording_noise()
+        sources = Randomness(noise, Everybody(), np.random.default_rng(0))
+        PromptLearner(backbone, experiment, data).train_round(*start(experiment), sources)
+        totals.append([total for total, _ in noise.calls])
+    bounds = [0.3, 0.2, 0.2]
+    apart = sum(np.sum((a - b) ** 2) / c**2 for a, b, c in zip(*totals, bounds, strict=True)) ** 0.5
+    assert 0.5 < apart <= 1 + 1e-4
+
+
+def test_zero_displacement_is_zero_shot(site):
+    experiment, learner = site()
+    metrics = learner.evaluate(*(start(experiment)[0], np.zeros(experiment.context_shape)))
+    assert set(metrics) == set(METRIC_NAMES)
+    for where in ("local", "neighbour"):
+        assert metrics[f"personal_{where}"] == metrics[f"global_{where}"] == metrics[f"zero_shot_{where}"]
+
+
+def test_the_context_is_the_sum_of_its_parts(site, backbone):
+    experiment, learner = site()
+    shape = experiment.context_shape
+    g, p = np.full(shape, 0.25, np.float32), np.full(shape, 0.5)
+    initial = backbone.text_embeddings("a photo of a", 4)
+    assert torch.equal(learner.context(np.zeros(shape), np.zeros(shape)), initial)
+    assert torch.equal(learner.context(g, p), initial + 0.75)
+
+
+def test_without_test_images_there_is_no_metric(backbone, site, make_features):
+    experiment, _ = site()
+    features = make_features(0, backbone.feature_size, CLASSES)
+    nobody = LabelledFeatures(features.test.features[:0], features.test.labels[:0])
+    learner = PromptLearner(backbone, experiment, dataclasses.replace(features, neighbour_test=nobody))
+    metrics = learner.evaluate(start(experiment)[0], np.zeros(experiment.context_shape))
+    assert set(metrics) == {name for name in METRIC_NAMES if name.endswith("_local")}
+
+
+def test_relabelling_maps_indices_and_drops_unknown_classes(make_features):
+    features = make_features(0, 6, ("cat", "dog", "tree"))
+    mapped = features.relabelled(("tree", "car", "cat"))
+    for before, after in ((features.train, mapped.train), (features.test, mapped.test)):
+        kept = before.labels != 1
+        assert torch.equal(after.features, before.features[kept])
+        assert after.labels.tolist() == [{0: 2, 2: 0}[label] for label in before.labels[kept].tolist()]
+    assert mapped.classes == ("tree", "car", "cat")
+    assert features.relabelled(features.classes) is features
+    with pytest.raises(DataError) as caught:
+        features.relabelled(("car", "bus"))
+    assert caught.value.code == "NO_KNOWN_CLASS"
+    assert isinstance(mapped, SiteFeatures)
+
+
+def test_the_initial_context_needs_the_right_width(backbone, make_experiment):
+    with pytest.raises(ModelError, match="width 8") as caught:
+        initial_context(backbone, make_experiment(width=8))
+    assert caught.value.code == "WRONG_WIDTH"
+    experiment = make_experiment(width=backbone.width)
+    empty = dataclasses.replace(experiment, prompt=dataclasses.replace(experiment.prompt, init_text=""))
+    assert not initial_context(backbone, empty).any()

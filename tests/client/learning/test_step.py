@@ -1,0 +1,200 @@
+"""One noised step: sensitivity, public divisor, the right noise for every block, Poisson sampling."""
+
+import dataclasses
+import math
+import os
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from dpfpl_client.learning.methods import method_named
+from dpfpl_client.learning.step import SeededSampler, SystemSampler, noised_step
+from dpfpl_common.trust import server_noise_stddev, site_noise_stddev
+
+pytestmark = pytest.mark.privacy
+
+TRUSTS = ("distributed", "central", "local")
+SHAPE = (4, 8)
+
+
+def directions_of(experiment, seed=0):
+    personal = np.random.default_rng(seed).normal(size=SHAPE)
+    return method_named(experiment.prompt.method).directions(
+        personal, experiment.prompt.rank, np.random.default_rng(seed)
+    )
+
+
+def released_blocks(experiment, gradients, recording_noise, directions=None):
+    """Every block before noise, as handed to the noise source; the shared one from the release under central trust."""
+    noise = recording_noise()
+    release = noised_step(experiment, directions or directions_of(experiment), gradients, noise)
+    blocks = [total for total, _ in noise.calls]
+    if experiment.privacy.trust == "central":
+        divisor = experiment.privacy.sample_rate * experiment.privacy.nominal_site_size
+        blocks = [release.shared * divisor, *blocks]
+    return blocks
+
+
+def distance(experiment, a, b):
+    p = experiment.privacy
+    bounds = [p.clipping_norm, *[p.factor_norm] * (len(a) - 1)]
+    return math.sqrt(sum(np.sum((x - y) ** 2) / c**2 for x, y, c in zip(a, b, bounds, strict=True)))
+
+
+def adversarial_batches():
+    generator = np.random.default_rng(7)
+    one = generator.normal(size=SHAPE)
+    yield "random", generator.normal(size=(9, *SHAPE))
+    yield "huge", generator.normal(size=(9, *SHAPE)) * 1e6
+    yield "overflowing", generator.normal(size=(5, *SHAPE)) * 1e200
+    yield "tiny", generator.normal(size=(5, *SHAPE)) * 1e-160
+    yield "aligned", np.stack([one * 10.0**k for k in range(-3, 7)])
+    yield "opposed", np.stack([one, -one * 1e6, one * 1e3])
+    bad = generator.normal(size=(6, *SHAPE))
+    bad[0, 0, 0], bad[1, 1, 1], bad[2] = np.nan, np.inf, -np.inf
+    yield "not finite", bad
+    yield "single", one[None] * 1e6
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("trust", TRUSTS)
+@pytest.mark.parametrize("method", ["dpfpl", "promptfl"])
+@pytest.mark.parametrize(("kind", "batch"), list(adversarial_batches()), ids=lambda v: v if isinstance(v, str) else "")
+def test_one_example_moves_the_release_by_at_most_one(make_experiment, recording_noise, trust, method, kind, batch):
+    experiment = make_experiment(trust=trust, method=method)
+    assert len(batch) > 0, kind
+    whole = released_blocks(experiment, batch, recording_noise)
+    assert all(np.all(np.isfinite(block)) for block in whole)
+    assert len(whole) == (1 if trust == "local" or method == "promptfl" else 3)
+    for i in range(len(batch)):
+        without = released_blocks(experiment, np.delete(batch, i, axis=0), recording_noise)
+        # The sums hold up to len(batch) clipped vectors; their rounding is far below the slack of the noise grid.
+        assert distance(experiment, whole, without) <= 1 + 1e-9
+
+
+@pytest.mark.parametrize("trust", TRUSTS)
+def test_a_long_gradient_uses_the_whole_bound(make_experiment, recording_noise, trust):
+    """The other side: clipping does not throw away what the noise pays for."""
+    experiment = make_experiment(trust=trust)
+    batch = np.random.default_rng(1).normal(size=(1, *SHAPE)) * 1e3
+    empty = np.zeros((0, *SHAPE))
+    apart = distance(
+        experiment,
+        released_blocks(experiment, batch, recording_noise),
+        released_blocks(experiment, empty, recording_noise),
+    )
+    assert apart == pytest.approx(1, rel=1e-9)
+
+
+@pytest.mark.parametrize("trust", TRUSTS)
+@pytest.mark.parametrize("count", [0, 1, 13])
+def test_every_block_gets_its_noise_whatever_the_batch(make_experiment, recording_noise, trust, count):
+    experiment = make_experiment(trust=trust, sites=5, tolerated_dropouts=1, tolerated_colluders=1)
+    noise = recording_noise()
+    noised_step(experiment, directions_of(experiment), np.random.default_rng(0).normal(size=(count, *SHAPE)), noise)
+    z, c_shared, c_factor = 1.5, 0.3, 0.2
+    factors = [((4, 2), z * c_factor), ((2, 8), z * c_factor)]
+    expected = {
+        "distributed": [(SHAPE, z * c_shared / math.sqrt(3)), *factors],
+        "central": factors,
+        "local": [(SHAPE, z * c_shared)],
+    }[trust]
+    assert [(total.shape, stddev) for total, stddev in noise.calls] == [
+        (shape, pytest.approx(stddev, rel=1e-12)) for shape, stddev in expected
+    ]
+    # What the site leaves out, the server adds.
+    assert (server_noise_stddev(experiment) > 0) == (site_noise_stddev(experiment) == 0) == (trust == "central")
+
+
+@pytest.mark.parametrize("trust", TRUSTS)
+def test_what_is_released_is_what_the_noise_source_answered(make_experiment, recording_noise, trust):
+    """With a source that drops the data, nothing of the data is left (but central's shared sum, by its definition)."""
+    experiment = make_experiment(trust=trust)
+    releases = []
+    for seed in (1, 2):
+        noise = recording_noise(lambda total, stddev: np.random.default_rng(total.size).normal(0, stddev, total.shape))
+        gradients = np.random.default_rng(seed).normal(size=(6, *SHAPE))
+        releases.append(noised_step(experiment, directions_of(experiment), gradients, noise))
+    assert releases[0].personal.tolist() == releases[1].personal.tolist()
+    assert (releases[0].shared.tolist() == releases[1].shared.tolist()) == (trust != "central")
+
+
+def test_under_local_trust_the_personal_gradient_comes_from_the_noised_message(make_experiment, recording_noise):
+    experiment = make_experiment(trust="local")
+    directions = directions_of(experiment)
+    noise = recording_noise(lambda total, stddev: total + 5.0)
+    release = noised_step(experiment, directions, np.random.default_rng(0).normal(size=(6, *SHAPE)), noise)
+    assert len(noise.calls) == 1
+    expected = directions.merge([block[0] for block in directions.split(release.shared[None])])
+    np.testing.assert_allclose(release.personal, expected, atol=1e-13)
+
+
+@pytest.mark.parametrize("trust", TRUSTS)
+def test_the_divisor_is_public(make_experiment, recording_noise, trust):
+    """k copies of one short gradient weigh k times one of them, whatever k; only public constants divide."""
+    experiment = make_experiment(trust=trust, clipping_norm=100.0, factor_clipping_norm=100.0)
+    g = np.random.default_rng(0).normal(size=SHAPE)
+    directions = directions_of(experiment)
+    for k in (1, 2, 7, 300):
+        release = noised_step(experiment, directions, np.repeat(g[None], k, axis=0), recording_noise())
+        np.testing.assert_allclose(release.shared, k * g / (0.5 * 40), rtol=1e-12)
+        np.testing.assert_allclose(
+            release.personal, k * directions.merge([b[0] for b in directions.split(g[None])]) / 20, atol=1e-12 * k
+        )
+
+
+def test_without_noise_nothing_is_asked_of_the_source(make_experiment, recording_noise):
+    experiment = make_experiment(noise_multiplier=0.0)
+    noise = recording_noise()
+    noised_step(experiment, directions_of(experiment), np.ones((3, *SHAPE)), noise)
+    assert noise.calls == []
+    privacy = dataclasses.replace(experiment.privacy, noise_multiplier=None, target_epsilon=1.0)
+    unresolved = dataclasses.replace(experiment, privacy=privacy)
+    with pytest.raises(ValueError, match="not resolved"):
+        noised_step(unresolved, directions_of(experiment), np.ones((3, *SHAPE)), noise)
+
+
+SAMPLERS = [SeededSampler(np.random.default_rng(0)), SystemSampler(np.random.default_rng(1).bytes)]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(("n", "q"), [(30, 0.5), (200, 0.02), (7, 0.9)])
+def test_batch_sizes_are_binomial_and_every_example_alike(sampler, n, q):
+    draws = [sampler.draw(n, q) for _ in range(10_000)]
+    sizes = np.bincount([len(d) for d in draws], minlength=n + 1)
+    expected = stats.binom.pmf(np.arange(n + 1), n, q) * len(draws)
+    kept = expected >= 5
+    observed = np.append(sizes[kept], sizes[~kept].sum())
+    wanted = np.append(expected[kept], expected[~kept].sum())
+    assert stats.chisquare(observed[wanted > 0], wanted[wanted > 0], sum_check=False).pvalue > 1e-4
+    counts = np.bincount(np.concatenate(draws), minlength=n)
+    z = (counts - len(draws) * q) / math.sqrt(len(draws) * q * (1 - q))
+    assert stats.chi2.sf(np.sum(z**2), n) > 1e-4
+    # Independent of each other: how often two neighbours join together.
+    pairs = sum(bool(np.isin([0, 1], d).all()) for d in draws)
+    assert stats.binomtest(pairs, len(draws), q * q).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("sampler", [*SAMPLERS, SystemSampler(os.urandom)])
+def test_sampling_at_its_ends(sampler):
+    assert sampler.draw(0, 0.5).shape == (0,)
+    assert sampler.draw(5, 1.0).tolist() == [0, 1, 2, 3, 4]
+    drawn = sampler.draw(1000, 0.5)
+    assert len(set(drawn.tolist())) == len(drawn)
+    assert np.issubdtype(drawn.dtype, np.int64)
+
+
+@pytest.mark.parametrize("q", [0.1, 1 / 3, 1e-6, 0.7])
+def test_the_rate_is_never_exceeded(q):
+    """Of the 2**53 equally likely words exactly floor(q 2**53) join."""
+    limit = math.floor(q * 2**53)
+    words = np.array([limit - 1, limit], dtype=np.uint64) << np.uint64(11)
+    assert SystemSampler(lambda count: words.tobytes()).draw(2, q).tolist() == [0]
+    assert limit / 2**53 <= q
+
+
+def test_a_seeded_sampler_repeats_and_the_systems_does_not():
+    a, b = (SeededSampler(np.random.default_rng(3)).draw(200, 0.5) for _ in range(2))
+    assert a.tolist() == b.tolist()
+    assert SystemSampler(os.urandom).draw(200, 0.5).tolist() != SystemSampler(os.urandom).draw(200, 0.5).tolist()

@@ -1,0 +1,161 @@
+"""dpfpl-client as it is typed: exit codes, JSON, and errors that say what to do."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+from dpfpl_server.provision import ProvisionRequest, provision
+
+COMMANDS = ["init", "check", "start", "agent", "predict", "export", "ledger show", "ledger verify"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_an_example(command, name):
+    code, out, _ = command(*name.split(), "--help")
+    assert code == 0
+    assert f"dpfpl-client {name}" in " ".join(out.split())
+    assert "Example" in out
+
+
+def test_help_lists_the_commands_and_needs_no_torch():
+    program = "import sys; sys.argv = ['dpfpl-client', '--help']; from dpfpl_client.cli import main\ntry: main()\n"
+    program += "finally: print('TORCH' if 'torch' in sys.modules else 'light')"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0
+    assert "light" in done.stdout
+    assert all(name.split()[0] in done.stdout for name in COMMANDS)
+
+
+def test_init_and_check_on_a_kit(command, tmp_path, image_folder):
+    kit = provision(ProvisionRequest(tmp_path / "server", tmp_path / "kits", ("a",))).kits["a"]
+    site = kit / "site.toml"
+    code, out, _ = command("check", "--site", site, "--offline")
+    assert (code, "ERROR" in out, "Cannot take part yet." in out) == (2, True, True)
+    code, out, _ = command("init", "--site", site, "--data", image_folder)
+    assert (code, "wrote" in out, "check" in out) == (0, True, True)
+    code, out, _ = command("check", "--site", site, "--offline")
+    assert (code, out.splitlines()[-1]) == (0, "Ready.")
+
+
+def test_init_without_a_kit_is_ready_with_a_warning(command, tmp_path, image_folder):
+    site = tmp_path / "new" / "site.toml"
+    assert command("init", "--site", site, "--data", image_folder, "--name", "my-site")[0] == 0
+    code, out, _ = command("check", "--site", site, "--json")
+    report = json.loads(out)
+    assert code == 1
+    assert (report["errors"], len(report["warnings"])) == ([], 1)
+    assert report["facts"]["training_images"] == 8
+
+
+def test_check_reports_errors_as_json(command, fresh_site):
+    (fresh_site.parent / "policy.toml").unlink()
+    code, out, _ = command("check", "--site", fresh_site, "--json")
+    assert code == 2
+    assert "[NO_POLICY]" in json.loads(out)["errors"][0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code_word"),
+    [
+        (["check"], "FILE_MISSING"),
+        (["start"], "FILE_MISSING"),
+        (["agent"], "FILE_MISSING"),
+        (["ledger", "show"], "FILE_MISSING"),
+        (["init", "--data", "nowhere"], "NO_DATA"),
+    ],
+)
+def test_errors_are_one_message_with_advice(command, tmp_path, arguments, code_word):
+    code, out, err = command(*arguments, "--site", tmp_path / "site.toml")
+    assert (code, out) == (2, "")
+    first, advice = err.splitlines()
+    assert first.startswith(f"{code_word}: ")
+    assert advice
+    assert "Traceback" not in err
+
+
+def test_start_without_a_server_says_so(command, fresh_site):
+    code, _, err = command("start", "--site", fresh_site)
+    assert (code, err.startswith("NO_SERVER")) == (2, True)
+
+
+def test_an_agent_without_a_policy_does_not_start(command, fresh_site):
+    (fresh_site.parent / "policy.toml").unlink()
+    code, _, err = command("agent", "--site", fresh_site)
+    assert (code, err.startswith("NO_POLICY")) == (2, True)
+
+
+def test_an_unknown_option_is_a_usage_error(command):
+    assert command("check", "--sight", "x")[0] == 2
+
+
+# After training
+
+
+def test_predict_files_and_folders(command, trained_site, image_folder):
+    named = [image_folder / "test" / "dark" / "0.png", image_folder / "test" / "bright"]
+    code, out, _ = command("predict", *named, "--site", trained_site, "--json")
+    found = json.loads(out)
+    assert (code, len(found)) == (0, 3)
+    assert found[0]["image"] == str(named[0])
+    assert set(found[0]["classes"]) == {"bright", "dark"}
+    assert sum(found[0]["probabilities"]) == pytest.approx(1.0, abs=1e-5)
+    code, out, _ = command("predict", named[0], "--site", trained_site, "--top", 1)
+    assert (code, out.startswith(f"{named[0]}: "), out.count("%")) == (0, True, 1)
+
+
+def test_predict_on_a_corrupt_file_names_it(command, trained_site, tmp_path):
+    (tmp_path / "scan.png").write_bytes(b"broken")
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "good.png")
+    code, out, err = command("predict", tmp_path / "good.png", tmp_path / "scan.png", "--site", trained_site)
+    assert (code, out, err.startswith("CORRUPT_IMAGE")) == (2, "", True)
+    assert str(tmp_path / "scan.png") in err
+
+
+def test_predict_before_any_training(command, fresh_site, image_folder):
+    code, _, err = command("predict", image_folder, "--site", fresh_site)
+    assert (code, err.startswith("NO_PROMPT")) == (2, True)
+    assert not (fresh_site.parent / "state").exists()  # a folder made now would not be private enough for the agent
+
+
+def test_predict_for_an_unknown_experiment(command, trained_site, image_folder):
+    code, _, err = command("predict", image_folder, "--site", trained_site, "--experiment", "other")
+    assert (code, err.startswith("NO_EXPERIMENT"), "pilot" in err) == (2, True, True)
+
+
+def test_export_writes_the_prompt_and_its_parts(command, trained_site, tmp_path):
+    code, out, _ = command("export", "--out", tmp_path / "out", "--site", trained_site)
+    assert (code, "prompt.safetensors" in out) == (0, True)
+    parts = load_file(tmp_path / "out" / "prompt.safetensors")
+    assert set(parts) == {"context", "global_context", "personal_context", "left", "right", "residual"}
+
+
+def test_ledger_show(command, trained_site):
+    code, out, _ = command("ledger", "show", "--site", trained_site)
+    assert code == 0
+    assert out.startswith("pilot: 1 rounds charged, 1 released, epsilon ")
+    assert "of 100 at delta 1e-05" in out
+    code, out, _ = command("ledger", "show", "--site", trained_site, "--json")
+    assert json.loads(out)["spent_epsilon"] > 0
+
+
+def test_ledger_verify_finds_a_tampered_release(command, trained_site):
+    code, out, _ = command("ledger", "verify", "--site", trained_site)
+    assert (code, out) == (0, "The ledger is in order.\n")
+    release = trained_site.parent / "state/experiments/pilot/round-00001.safetensors"
+    content = bytearray(release.read_bytes())
+    content[-3] ^= 1
+    release.write_bytes(content)
+    code, out, _ = command("ledger", "verify", "--site", trained_site)
+    assert (code, "pilot round 1" in out) == (2, True)
+    code, out, _ = command("ledger", "verify", "--site", trained_site, "--json")
+    assert (code, len(json.loads(out)["problems"])) == (2, 1)
+
+
+def test_ledger_before_anything_was_charged(command, fresh_site):
+    code, _, err = command("ledger", "show", "--site", fresh_site)
+    assert (code, err.startswith("NO_LEDGER")) == (2, True)

@@ -1,0 +1,118 @@
+"""The learned prompt in use: what is exported adds up, and what is missing is said."""
+
+import dataclasses
+import json
+import os
+import stat
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+from dpfpl_client.agent.store import DiskStore
+from dpfpl_client.learning.backbone import load_backbone
+from dpfpl_client.learning.learner import initial_context
+from dpfpl_client.prompt import load_prompt
+from dpfpl_common.errors import ModelError, StateError
+from dpfpl_common.experiment import parse_experiment
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return load_backbone("embedded")
+
+
+@pytest.fixture
+def state(trained_site):
+    return trained_site.parent / "state"
+
+
+def test_the_export_adds_up(state, backbone, tmp_path):
+    prompt = load_prompt(state)
+    prompt.export(backbone, tmp_path / "out")
+    parts = load_file(tmp_path / "out" / "prompt.safetensors")
+    personal, initial = parts["personal_context"], initial_context(backbone, prompt.experiment).numpy()
+    assert np.abs(personal).max() > 0
+    assert np.abs(parts["global_context"]).max() > 0
+    np.testing.assert_allclose(parts["context"], initial + parts["global_context"] + personal, atol=1e-6)
+    np.testing.assert_allclose(parts["left"] @ parts["right"] + parts["residual"], personal, atol=1e-6)
+    assert parts["left"].shape == (4, 2)
+    assert parts["right"].shape == (2, backbone.width)
+    about = json.loads((tmp_path / "out" / "prompt.json").read_text())
+    assert (about["rounds"], about["model_fingerprint"]) == (1, backbone.fingerprint)
+    assert parse_experiment(json.dumps(about["experiment"])) == prompt.experiment
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "out").iterdir()} == {0o600}
+
+
+def test_the_final_global_context_is_used_and_the_rounds_until_there_is_one(state):
+    store = DiskStore(state)
+    final, record = store.read_final("pilot"), store.read("pilot", 1)
+    np.testing.assert_array_equal(load_prompt(state).global_context, final)
+    (state / "experiments/pilot/final.safetensors").unlink()
+    prompt = load_prompt(state)
+    np.testing.assert_array_equal(prompt.global_context, record.global_context)
+    np.testing.assert_array_equal(prompt.personal_context, record.state.context)
+    assert not np.array_equal(final, record.global_context)
+
+
+def test_predictions_are_probabilities_best_first(state, backbone):
+    images = [Image.new("RGB", (20, 30), (level,) * 3) for level in (0, 128, 255)]
+    for top, shown in ((1, 1), (2, 2), (9, 2)):
+        predictions = load_prompt(state).predict(backbone, iter(images), top)
+        assert len(predictions) == 3
+        for prediction in predictions:
+            assert len(prediction.classes) == len(prediction.probabilities) == shown
+            assert list(prediction.probabilities) == sorted(prediction.probabilities, reverse=True)
+            assert set(prediction.classes) <= {"bright", "dark"}
+            if shown == 2:
+                assert sum(prediction.probabilities) == pytest.approx(1.0, abs=1e-5)
+    assert load_prompt(state).predict(backbone, [], 1) == []
+
+
+def test_the_personal_part_matters(state, backbone):
+    image = Image.new("RGB", (20, 20), (100, 90, 80))
+    prompt = load_prompt(state)
+    without = dataclasses.replace(prompt, personal_context=np.zeros_like(prompt.personal_context))
+    assert prompt.predict(backbone, [image], 2) != without.predict(backbone, [image], 2)
+
+
+def test_another_model_is_refused(state, backbone):
+    prompt = load_prompt(state)
+    model = dataclasses.replace(prompt.experiment.model, fingerprint="0" * 64)
+    other = dataclasses.replace(prompt, experiment=dataclasses.replace(prompt.experiment, model=model))
+    with pytest.raises(ModelError, match="OTHER_MODEL"):
+        other.predict(backbone, [Image.new("RGB", (8, 8))], 1)
+
+
+def test_nothing_learned_yet(tmp_path):
+    with pytest.raises(StateError) as error:
+        load_prompt(tmp_path / "state")
+    assert (error.value.code, bool(error.value.advice)) == ("NO_PROMPT", True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_experiment_without_a_round_does_not_hide_a_learned_prompt(state):
+    store = DiskStore(state)
+    newer = dataclasses.replace(store.experiment("pilot"), name="newer")
+    store.remember(newer)
+    os.utime(state / "experiments/pilot", (0, 0))
+    assert load_prompt(state).experiment.name == "pilot"
+    with pytest.raises(StateError, match="NO_PROMPT"):
+        load_prompt(state, "newer")
+    store.write("newer", 1, store.read("pilot", 1))
+    assert load_prompt(state).experiment.name == "newer"
+    assert load_prompt(state, "pilot").experiment.name == "pilot"
+
+
+def test_an_unknown_experiment_is_named_with_the_known_ones(state):
+    with pytest.raises(StateError) as error:
+        load_prompt(state, "other")
+    assert error.value.code == "NO_EXPERIMENT"
+    assert "pilot" in error.value.advice
+
+
+def test_a_damaged_round_is_an_error(state):
+    (state / "experiments/pilot/round-00001.safetensors").write_bytes(b"x")
+    with pytest.raises(StateError, match="RECORD_DAMAGED"):
+        load_prompt(state)
