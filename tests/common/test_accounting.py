@@ -1,0 +1,184 @@
+"""Epsilon against closed forms, against Renyi accounting and against Opacus; calibration from above."""
+
+import math
+import random
+import time
+
+import pytest
+from opacus.accountants import PRVAccountant
+from opacus.accountants.analysis import rdp as opacus_rdp
+from scipy import optimize, stats
+
+from dpfpl_common import accounting
+from dpfpl_common.accounting import (
+    INFINITE,
+    PrivacyEvent,
+    calibrate_noise_multiplier,
+    epsilon,
+    epsilon_rdp,
+    json_epsilon,
+)
+from dpfpl_common.errors import PrivacyError
+
+pytestmark = pytest.mark.privacy
+
+
+def event(noise_multiplier, sample_rate=1.0, steps=1):
+    return PrivacyEvent("other_site", "per_step", noise_multiplier, sample_rate, steps)
+
+
+def gaussian_delta(eps, z):
+    """Balle and Wang (2018), theorem 8: the exact delta of a Gaussian mechanism of multiplier z."""
+    return stats.norm.cdf(1 / (2 * z) - eps * z) - math.exp(eps) * stats.norm.cdf(-1 / (2 * z) - eps * z)
+
+
+def gaussian_epsilon(z, delta):
+    if gaussian_delta(0.0, z) <= delta:
+        return 0.0
+    return optimize.brentq(lambda e: gaussian_delta(e, z) - delta, 0.0, 400.0, xtol=1e-12)
+
+
+GRID = [
+    (round(rng.uniform(0.6, 6.0), 3), round(10 ** rng.uniform(-2.5, -0.2), 4), rng.randint(1, 600), 10.0**-exponent)
+    for rng in [random.Random(11)]
+    for exponent in (3, 5, 5, 5, 6, 7)
+    for _ in range(2)
+]
+
+
+@pytest.mark.parametrize("z", [0.7, 1.0, 2.5, 10.0])
+@pytest.mark.parametrize("steps", [1, 40])
+@pytest.mark.parametrize("delta", [1e-3, 1e-5, 1e-8])
+def test_without_sampling_epsilon_is_the_closed_form(z, steps, delta):
+    exact = gaussian_epsilon(z / math.sqrt(steps), delta)
+    assert exact * (1 - 1e-9) <= epsilon([event(z, 1.0, steps)], delta) <= exact * (1 + 1e-3) + 1e-3
+
+
+def test_golden_values():
+    """Balle and Wang's formula by the function above, at delta 1e-5; and the paper's own 'nominal 0.1' in truth."""
+    assert gaussian_epsilon(1.0, 1e-5) == pytest.approx(4.3774, abs=1e-3)
+    assert epsilon([event(1.0)], 1e-5) == pytest.approx(4.3774, abs=2e-3)
+    assert epsilon([event(10.0, 1.0, 100)], 1e-5) == pytest.approx(4.3774, abs=2e-3)
+
+
+@pytest.mark.parametrize(("z", "q", "steps", "delta"), GRID)
+def test_pld_is_never_above_renyi_and_never_below_a_lower_bound(z, q, steps, delta):
+    spent = epsilon([event(z, q, steps)], delta)
+    assert 0 <= spent <= epsilon_rdp([event(z, q, steps)], delta) * (1 + 1e-3) + 1e-3
+    # One step alone, with the example's presence known, is a lower bound: delta(e) = q delta_Gauss(log(1+(e^e-1)/q)).
+    single = (
+        optimize.brentq(lambda e: q * gaussian_delta(math.log1p(math.expm1(e) / q), z) - delta, 0.0, 300.0, xtol=1e-10)
+        if q * gaussian_delta(0.0, z) > delta
+        else 0.0
+    )
+    assert spent >= single * (1 - 1e-6)
+
+
+@pytest.mark.parametrize(("z", "q", "steps", "delta"), GRID[:6])
+def test_renyi_equals_opacus(z, q, steps, delta):
+    orders = list(range(2, 64))
+    ours = accounting.rdp.RdpAccountant(orders, neighboring_relation=accounting.RELATION)
+    ours.compose(accounting._event(z, q, steps))
+    theirs = opacus_rdp.compute_rdp(q=q, noise_multiplier=z, steps=steps, orders=orders)
+    spent, _ = opacus_rdp.get_privacy_spent(orders=orders, rdp=theirs, delta=delta)
+    assert ours.get_epsilon(delta) == pytest.approx(spent, rel=1e-6)
+    # Our own set of orders is wider, so never looser than that.
+    assert epsilon_rdp([event(z, q, steps)], delta) <= spent * (1 + 1e-6)
+
+
+@pytest.mark.parametrize(("z", "q", "steps"), [(1.0, 0.01, 500), (2.0, 0.5, 40), (4.0, 0.1, 200), (1.2, 0.05, 100)])
+def test_pld_equals_opacus_prv(z, q, steps):
+    accountant = PRVAccountant()
+    accountant.history = [(z, q, steps)]
+    theirs = accountant.get_epsilon(1e-5, eps_error=0.005, delta_error=1e-8)
+    assert epsilon([event(z, q, steps)], 1e-5) == pytest.approx(theirs, abs=0.02, rel=0.005)
+
+
+def test_steps_and_events_compose():
+    whole = epsilon([event(2.0, 0.3, 30)], 1e-5)
+    assert epsilon([event(2.0, 0.3, 10), event(2.0, 0.3, 20)], 1e-5) == pytest.approx(whole, rel=1e-3)
+    assert epsilon([event(2.0, 0.3, 10)], 1e-5) < whole
+    mixed = epsilon([event(2.0, 0.3, 30), event(5.0, 1.0, 3)], 1e-5)
+    assert whole < mixed < whole + epsilon([event(5.0, 1.0, 3)], 1e-5) * 3
+    assert epsilon([event(3.0), event(4.0)], 1e-5) == pytest.approx(gaussian_epsilon(12 / 5, 1e-5), rel=1e-3)
+
+
+def test_more_noise_and_less_sampling_spend_less():
+    for smaller, larger in (
+        ((3.0, 0.3, 9), (2.0, 0.3, 9)),
+        ((2.0, 0.2, 9), (2.0, 0.3, 9)),
+        ((2.0, 0.3, 8), (2.0, 0.3, 9)),
+    ):
+        assert epsilon([event(*smaller)], 1e-5) < epsilon([event(*larger)], 1e-5)
+
+
+@pytest.mark.parametrize("spend", [epsilon, epsilon_rdp])
+def test_no_noise_is_infinite_and_no_steps_is_nothing(spend):
+    assert spend([event(0.0, 0.01, 1)], 1e-5) == INFINITE
+    assert spend([event(5.0), event(0.0)], 1e-5) == INFINITE
+    assert spend([], 1e-5) == 0.0
+    assert spend([event(1.0, 0.5, 0), event(0.0, 0.5, 0)], 1e-5) == 0.0
+
+
+@pytest.mark.parametrize("delta", [0.0, 1.0, -1e-5, 2.0, math.nan])
+def test_an_impossible_delta_is_named(delta):
+    for spend in (epsilon, epsilon_rdp):
+        with pytest.raises(PrivacyError, match="delta") as caught:
+            spend([event(1.0)], delta)
+        assert caught.value.code == "BAD_DELTA"
+
+
+def test_infinity_in_json():
+    assert json_epsilon(INFINITE) == "infinite"
+    assert json_epsilon(1.5) == 1.5
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [(8.0, 1e-5, 0.5, 40), (1.0, 1e-5, 0.5, 40), (0.1, 1e-5, 0.1, 400), (2.0, 1e-6, 1.0, 100), (20.0, 1e-5, 0.3, 10)],
+)
+def test_calibration_is_from_above_and_the_smallest_within_two_thousandths(wanted):
+    target, delta, sample_rate, steps = wanted
+    calibrate_noise_multiplier.cache_clear()
+    z = calibrate_noise_multiplier(*wanted)
+    assert epsilon([event(z, sample_rate, steps)], delta) <= target
+    assert epsilon([event(z * (1 - 2e-3), sample_rate, steps)], delta) > target
+
+
+def test_calibration_reaches_the_closed_form():
+    z = calibrate_noise_multiplier(1.0, 1e-5, 1.0, 25)
+    assert z / 5 == pytest.approx(optimize.brentq(lambda s: gaussian_delta(1.0, s) - 1e-5, 0.5, 50), rel=2e-3)
+
+
+def test_calibration_survives_a_bad_guess(monkeypatch):
+    good = calibrate_noise_multiplier(1.0, 1e-5, 0.5, 40)
+    for bad in (good / 3, good * 3):
+        monkeypatch.setattr(accounting, "_guess_multiplier", lambda *_, bad=bad: bad)
+        calibrate_noise_multiplier.cache_clear()
+        assert calibrate_noise_multiplier(1.0, 1e-5, 0.5, 40) == pytest.approx(good, rel=2e-3)
+        assert epsilon([event(calibrate_noise_multiplier(1.0, 1e-5, 0.5, 40), 0.5, 40)], 1e-5) <= 1.0
+    calibrate_noise_multiplier.cache_clear()
+
+
+def test_calibration_stops_at_its_ends():
+    with pytest.raises(PrivacyError) as caught:
+        calibrate_noise_multiplier(1e-3, 1e-15, 1.0, 10**9)
+    assert caught.value.code == "TARGET_UNREACHABLE"
+    assert calibrate_noise_multiplier(1000.0, 0.4, 1.0, 1) == pytest.approx(accounting.SMALLEST_MULTIPLIER, rel=2e-3)
+
+
+@pytest.mark.parametrize(("z", "q", "steps"), [(1e-6, 0.5, 40), (0.05, 0.5, 40), (1.0, 0.5, 10**6), (1e-3, 1.0, 10**9)])
+def test_next_to_no_noise_is_a_large_epsilon_at_once(z, q, steps):
+    """An operator's experiment must not keep a site's agent busy for minutes, or take its memory."""
+    begin = time.process_time()
+    spent = epsilon([event(z, q, steps)], 1e-5)
+    assert spent >= accounting.HOPELESS
+    assert time.process_time() - begin < 5
+
+
+def test_calibration_is_quick():
+    calibrate_noise_multiplier.cache_clear()
+    accounting._epsilon.cache_clear()
+    begin = time.process_time()
+    calibrate_noise_multiplier(8.0, 1e-5, 0.5, 40)
+    assert time.process_time() - begin < 4  # about 1 s; was 3-8 s

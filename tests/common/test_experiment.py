@@ -1,0 +1,281 @@
+"""The experiment: every impossible value named, and one identity for one experiment."""
+
+import dataclasses
+import json
+import typing
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dpfpl_common.errors import ConfigError
+from dpfpl_common.experiment import (
+    METHODS,
+    OPTIMIZERS,
+    TRUST_MODES,
+    Experiment,
+    ModelSettings,
+    OptimizerSettings,
+    PrivacySettings,
+    PromptSettings,
+    RoundSettings,
+    load_experiment,
+    parse_experiment,
+)
+from dpfpl_common.planning import resolve_noise
+
+BASE = Experiment(
+    name="pilot",
+    classes=("cat", "dog"),
+    sites=("north", "south", "west"),
+    model=ModelSettings(width=8),
+    privacy=PrivacySettings(noise_multiplier=1.5),
+)
+
+
+def changed(key, value):
+    """BASE as a table, with one dotted key set."""
+    table = json.loads(BASE.to_json())
+    *path, last = key.split(".")
+    inner = table
+    for part in path:
+        inner = inner[part]
+    inner[last] = value
+    return table
+
+
+IMPOSSIBLE = [
+    ("name", ""),
+    ("name", "Über"),
+    ("name", "a" * 64),
+    ("name", "../x"),
+    ("name", "x\n"),
+    ("classes", []),
+    ("classes", ["cat"]),
+    ("classes", ["cat", "cat"]),
+    ("classes", ["cat", " "]),
+    ("classes", ["cat", "a\nb"]),
+    ("classes", ["cat", "x" * 201]),
+    ("sites", []),
+    ("sites", ["a", "a"]),
+    ("sites", ["North"]),
+    ("sites", ["a/b"]),
+    ("model.width", 0),
+    ("model.width", 10**400),
+    ("prompt.method", "magic"),
+    ("prompt.num_context", 0),
+    ("prompt.rank", 0),
+    ("prompt.rank", 5),
+    ("optimizer.name", "lion"),
+    ("optimizer.global_learning_rate", -0.1),
+    ("optimizer.personal_learning_rate", 1e7),
+    ("privacy.mechanism", "magic"),
+    ("privacy.trust", "nobody"),
+    ("privacy.noise_multiplier", -1.0),
+    ("privacy.noise_multiplier", None),
+    ("privacy.target_epsilon", 0.0),
+    ("privacy.target_epsilon", 1e9),
+    ("privacy.target_delta", 0.0),
+    ("privacy.target_delta", 0.6),
+    ("privacy.clipping_norm", 0.0),
+    ("privacy.clipping_norm", -1.0),
+    ("privacy.factor_clipping_norm", -1.0),
+    ("privacy.factor_clipping_norm", 1e-12),
+    ("privacy.sample_rate", 0.0),
+    ("privacy.sample_rate", 1.001),
+    ("privacy.nominal_site_size", 0),
+    ("privacy.tolerated_dropouts", -1),
+    ("privacy.tolerated_dropouts", 3),
+    ("privacy.tolerated_colluders", -1),
+    ("rounds.number", 0),
+    ("rounds.local_steps", 0),
+    ("rounds.min_sites", 2),
+    ("rounds.min_sites", 4),
+    ("rounds.min_sites", -1),
+    ("rounds.deadline", 0.0),
+    ("rounds.evaluate_every", 0),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), IMPOSSIBLE, ids=lambda v: repr(v)[:24])
+def test_an_impossible_value_names_its_key(key, value):
+    with pytest.raises(ConfigError) as caught:
+        parse_experiment(json.dumps(changed(key, value)))
+    assert caught.value.code == "IMPOSSIBLE_VALUE"
+    if value is not None:
+        assert key in str(caught.value)
+        assert repr(tuple(value) if isinstance(value, list) and key == "classes" else value)[:20].strip("[]") in str(
+            caught.value
+        )
+
+
+def leaves(cls, prefix=""):
+    for f in dataclasses.fields(cls):
+        hint = typing.get_type_hints(cls)[f.name]
+        if dataclasses.is_dataclass(hint):
+            yield from leaves(hint, f"{prefix}{f.name}.")
+        else:
+            yield prefix + f.name
+
+
+OTHER = {
+    "name": "other",
+    "classes": ["dog", "cat"],
+    "sites": ["south", "north", "west"],
+    "model.width": 9,
+    "model.id": "hub/x",
+    "model.fingerprint": "ab",
+    "prompt.method": "promptfl",
+    "prompt.num_context": 5,
+    "prompt.rank": 2,
+    "prompt.init_text": "",
+    "optimizer.name": "sgd",
+    "optimizer.global_learning_rate": 0.5,
+    "optimizer.personal_learning_rate": 0.5,
+    "privacy.trust": "local",
+    "privacy.target_epsilon": 3.0,
+    "privacy.target_delta": 1e-6,
+    "privacy.noise_multiplier": 2.5,
+    "privacy.clipping_norm": 0.2,
+    "privacy.factor_clipping_norm": 0.2,
+    "privacy.sample_rate": 0.25,
+    "privacy.nominal_site_size": 301,
+    "privacy.tolerated_dropouts": 1,
+    "privacy.tolerated_colluders": 2,
+    "rounds.number": 11,
+    "rounds.local_steps": 5,
+    "rounds.min_sites": 3,
+    "rounds.deadline": 301.0,
+    "rounds.evaluate_every": 2,
+}
+
+
+def test_every_field_is_reachable_and_part_of_the_identity():
+    # privacy.mechanism has one value so far; nothing else may be missing.
+    assert set(leaves(Experiment)) - set(OTHER) == {"privacy.mechanism"}
+    digests = {BASE.digest()} | {parse_experiment(json.dumps(changed(k, v))).digest() for k, v in OTHER.items()}
+    assert len(digests) == len(OTHER) + 1
+
+
+NAMES = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,20}", fullmatch=True)
+POSITIVE = st.floats(1e-6, 1e6)
+
+
+@st.composite
+def experiments(draw):
+    sites = tuple(
+        draw(
+            st.lists(
+                st.from_regex(r"[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?", fullmatch=True),
+                min_size=1,
+                max_size=5,
+                unique=True,
+            )
+        )
+    )
+    classes = draw(st.lists(st.text(max_size=20), min_size=2, max_size=5, unique=True))
+    classes = [f"c{i}{name}" for i, name in enumerate(classes) if name.isprintable()] + ["y", "z"]
+    dropouts = draw(st.integers(0, len(sites) - 1))
+    width, num_context = draw(st.integers(1, 64)), draw(st.integers(1, 32))
+    return Experiment(
+        name=draw(NAMES),
+        classes=tuple(classes),
+        sites=sites,
+        model=ModelSettings(width=width, id=draw(st.text()), fingerprint=draw(st.text())),
+        prompt=PromptSettings(
+            draw(st.sampled_from(METHODS)), num_context, draw(st.integers(1, min(width, num_context))), draw(st.text())
+        ),
+        optimizer=OptimizerSettings(draw(st.sampled_from(OPTIMIZERS)), draw(POSITIVE), draw(POSITIVE)),
+        privacy=PrivacySettings(
+            trust=draw(st.sampled_from(TRUST_MODES)),
+            target_epsilon=draw(st.none() | st.floats(1e-3, 1e3) | st.integers(1, 1000)),
+            target_delta=draw(st.floats(1e-15, 0.5)),
+            noise_multiplier=draw(st.just(0.0) | st.floats(0.1, 1e3) | st.integers(0, 100)),
+            clipping_norm=draw(POSITIVE | st.integers(1, 9)),
+            factor_clipping_norm=draw(st.just(0) | POSITIVE),
+            sample_rate=draw(st.floats(1e-6, 1.0)),
+            nominal_site_size=draw(st.integers(1, 10**9)),
+            tolerated_dropouts=dropouts,
+            tolerated_colluders=draw(st.integers(0, 10)),
+        ),
+        rounds=RoundSettings(
+            draw(st.integers(1, 100)),
+            draw(st.integers(1, 100)),
+            draw(st.sampled_from([0, len(sites)])),
+            draw(st.integers(1, 99)),
+        ),
+    )
+
+
+@given(experiments())
+@settings(max_examples=150, deadline=None)
+def test_canonical_json_round_trip(experiment):
+    text = experiment.to_json()
+    again = parse_experiment(text)
+    assert again == experiment
+    assert again.to_json() == text
+    assert again.digest() == experiment.digest()
+    assert text.isascii()
+
+
+def test_whole_numbers_for_floats_are_the_same_experiment():
+    def build(one):
+        return dataclasses.replace(
+            BASE,
+            privacy=PrivacySettings(noise_multiplier=one, clipping_norm=one, target_epsilon=one, sample_rate=one),
+            rounds=RoundSettings(deadline=one),
+            optimizer=OptimizerSettings(global_learning_rate=one),
+        )
+
+    assert build(1).digest() == build(1.0).digest()
+    assert build(1).to_json() == build(1.0).to_json()
+    assert parse_experiment(json.dumps(changed("rounds.deadline", 300))).digest() == BASE.digest()
+
+
+@pytest.mark.parametrize("key", ["privacy.clipping_norm", "privacy.noise_multiplier", "rounds.deadline"])
+def test_a_whole_number_too_large_for_a_float_is_a_config_error(key):
+    with pytest.raises(ConfigError, match=key.split(".")[1]):
+        parse_experiment(json.dumps(changed(key, 10**400)))
+    section, name = key.split(".")
+    with pytest.raises(ConfigError, match=name):
+        dataclasses.replace(BASE, **{section: dataclasses.replace(getattr(BASE, section), **{name: 10**400})})
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[1", "9" * 5000, "[" * 100_000, '{"name": "a" "b"}'], ids=lambda text: text[:5]
+)
+def test_what_is_no_json_is_refused(text):
+    with pytest.raises(ConfigError) as caught:
+        parse_experiment(text)
+    assert caught.value.code in {"BAD_EXPERIMENT", "WRONG_TYPE"}
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "1", '"x"', "{}", '{"name": NaN}'])
+def test_what_is_no_experiment_is_refused(text):
+    with pytest.raises(ConfigError):
+        parse_experiment(text)
+
+
+def test_toml_and_derived_values(tmp_path):
+    path = tmp_path / "experiment.toml"
+    path.write_text(
+        'name = "pilot"\nclasses = ["cat", "dog"]\nsites = ["a", "b", "c"]\n[model]\nwidth = 8\n'
+        "[privacy]\ntarget_epsilon = 8\ntolerated_dropouts = 1\nfactor_clipping_norm = 0.5\n"
+    )
+    experiment = load_experiment(path)
+    assert experiment.context_shape == (4, 8)
+    assert experiment.min_sites == 2
+    assert experiment.total_steps == 40
+    assert experiment.is_private
+    assert experiment.privacy.factor_norm == 0.5
+    assert BASE.privacy.factor_norm == BASE.privacy.clipping_norm
+    assert not BASE.with_noise_multiplier(0.0).is_private
+    assert BASE.with_noise_multiplier(2.0).privacy.noise_multiplier == 2.0
+
+
+def test_the_noise_level_is_resolved_once():
+    asked = dataclasses.replace(BASE, privacy=PrivacySettings(target_epsilon=8.0))
+    resolved = resolve_noise(asked)
+    assert resolved.privacy.noise_multiplier == pytest.approx(2.0645, rel=2e-3)
+    assert resolve_noise(resolved) is resolved
+    assert resolve_noise(BASE) is BASE

@@ -1,0 +1,131 @@
+"""What crosses the wire is checked when built, and a digest stands for all of it."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from dpfpl_common import payload
+from dpfpl_common.errors import PayloadError
+from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings
+from dpfpl_common.payload import (
+    METRIC_NAMES,
+    EvaluateRequest,
+    SiteReply,
+    TrainRequest,
+    check_context,
+    request_digest,
+)
+
+EXPERIMENT = Experiment(
+    name="pilot",
+    classes=("cat", "dog"),
+    sites=("north", "south"),
+    model=ModelSettings(width=8),
+    privacy=PrivacySettings(noise_multiplier=1.5),
+)
+SHAPE = EXPERIMENT.context_shape
+CONTEXT = np.random.default_rng(0).normal(size=SHAPE).astype("<f4")
+
+
+def with_value(value):
+    array = CONTEXT.copy()
+    array[-1, -1] = value
+    return array
+
+
+@pytest.mark.parametrize(
+    ("array", "code"),
+    [
+        (CONTEXT.tolist(), "WRONG_DTYPE"),
+        (None, "WRONG_DTYPE"),
+        (CONTEXT.astype(np.float64), "WRONG_DTYPE"),
+        (CONTEXT.astype(">f4"), "WRONG_DTYPE"),
+        (CONTEXT.astype(np.float16), "WRONG_DTYPE"),
+        (CONTEXT.astype(np.int32), "WRONG_DTYPE"),
+        (CONTEXT.astype(object), "WRONG_DTYPE"),
+        (np.asfortranarray(CONTEXT), "WRONG_DTYPE"),
+        (np.repeat(CONTEXT, 2, axis=1)[:, ::2], "WRONG_DTYPE"),
+        (CONTEXT[:-1], "WRONG_SHAPE"),
+        (CONTEXT[None], "WRONG_SHAPE"),
+        (CONTEXT.reshape(SHAPE[::-1]), "WRONG_SHAPE"),
+        (CONTEXT.ravel(), "WRONG_SHAPE"),
+        (with_value(np.nan), "NONFINITE_INPUT"),
+        (with_value(np.inf), "NONFINITE_INPUT"),
+        (with_value(-np.inf), "NONFINITE_INPUT"),
+        (with_value(-1.0001e6), "NORM_TOO_LARGE"),
+        (with_value(3.4e38), "NORM_TOO_LARGE"),
+    ],
+)
+def test_a_context_that_is_none_is_refused_by_name(array, code):
+    for check in (
+        lambda: check_context(array, SHAPE, "global_context"),
+        lambda: TrainRequest(EXPERIMENT, 1, array),
+        lambda: EvaluateRequest(EXPERIMENT, 1, array),
+    ):
+        with pytest.raises(PayloadError, match="global_context") as caught:
+            check()
+        assert caught.value.code == code
+
+
+def test_good_contexts_pass():
+    for array in (CONTEXT, np.zeros(SHAPE, "<f4"), with_value(1e6), with_value(1e-45)):
+        check_context(array, SHAPE, "x")
+
+
+@pytest.mark.parametrize("number", [-1, 11, True, 1.0, "1", None, 10**400])
+def test_a_round_out_of_bounds_is_refused(number):
+    for build in (TrainRequest, EvaluateRequest):
+        with pytest.raises(PayloadError) as caught:
+            build(EXPERIMENT, number, CONTEXT)
+        assert caught.value.code == "BAD_ROUND"
+
+
+def test_round_bounds():
+    with pytest.raises(PayloadError):
+        TrainRequest(EXPERIMENT, 0, CONTEXT)
+    for number in (1, 10):
+        assert TrainRequest(EXPERIMENT, number, CONTEXT).round == number
+        assert EvaluateRequest(EXPERIMENT, number, CONTEXT).round == number
+    assert EvaluateRequest(EXPERIMENT, 0, CONTEXT).round == 0
+
+
+def test_the_digest_changes_with_every_part(monkeypatch):
+    base = TrainRequest(EXPERIMENT, 3, CONTEXT)
+    one_ulp = CONTEXT.copy()
+    one_ulp[0, 0] = np.nextafter(one_ulp[0, 0], np.float32(np.inf))
+    other = dataclasses.replace(EXPERIMENT, privacy=PrivacySettings(noise_multiplier=math.nextafter(1.5, 2)))
+    digests = [
+        request_digest(base),
+        request_digest(dataclasses.replace(base, round=4)),
+        request_digest(dataclasses.replace(base, evaluate=False)),
+        request_digest(dataclasses.replace(base, experiment=other)),
+        request_digest(dataclasses.replace(base, global_context=one_ulp)),
+    ]
+    assert request_digest(TrainRequest(EXPERIMENT, 3, CONTEXT.copy())) == digests[0]
+    monkeypatch.setattr(payload, "PROTOCOL_VERSION", 10**6)
+    digests.append(request_digest(base))
+    assert len(set(digests)) == len(digests)
+
+
+@pytest.mark.parametrize("value", [-0.01, 1.01, math.nan, math.inf, 1, True, "1", None])
+def test_a_metric_that_is_no_accuracy_is_refused(value):
+    with pytest.raises(PayloadError, match="personal_local") as caught:
+        SiteReply("north", 1, None, {"personal_local": value}, 1.0)
+    assert caught.value.code == "BAD_METRIC"
+
+
+def test_metrics_by_name_only():
+    assert SiteReply("north", 1, CONTEXT, dict.fromkeys(METRIC_NAMES, 0.5), 0.0).metrics
+    with pytest.raises(PayloadError) as caught:
+        SiteReply("north", 1, None, {"patients": 0.5}, 1.0)
+    assert caught.value.code == "UNKNOWN_METRIC"
+    assert len(str(caught.value)) < 100 or "x" * 50 not in str(caught.value)
+
+
+@pytest.mark.parametrize("seconds", [-0.1, math.nan, math.inf, 1e9])
+def test_impossible_seconds(seconds):
+    with pytest.raises(PayloadError) as caught:
+        SiteReply("north", 1, None, {}, seconds)
+    assert caught.value.code == "BAD_SECONDS"
