@@ -153,7 +153,7 @@ def test_calibration_reaches_the_closed_form():
 def test_calibration_survives_a_bad_guess(monkeypatch):
     good = calibrate_noise_multiplier(1.0, 1e-5, 0.5, 40)
     for bad in (good / 3, good * 3):
-        monkeypatch.setattr(accounting, "_guess_multiplier", lambda *_, bad=bad: bad)
+        monkeypatch.setattr(accounting, "_guess_multiplier", lambda *_, bad=bad, **__: bad)
         calibrate_noise_multiplier.cache_clear()
         assert calibrate_noise_multiplier(1.0, 1e-5, 0.5, 40) == pytest.approx(good, rel=2e-3)
         assert epsilon([event(calibrate_noise_multiplier(1.0, 1e-5, 0.5, 40), 0.5, 40)], 1e-5) <= 1.0

@@ -7,12 +7,14 @@ import tempfile
 import time
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 import torch
 
 from dpfpl_client.agent.build import build_agent
 from dpfpl_client.agent.channel import AgentChannel
+from dpfpl_client.agent.credential import read_token
 from dpfpl_client.agent.ledger import Ledger
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.data.digits import DIGIT_CLASSES
@@ -21,7 +23,7 @@ from dpfpl_common.errors import RefusedError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings, RoundSettings
 from dpfpl_common.payload import TrainRequest
 from dpfpl_common.processes import child_environment
-from dpfpl_common.wire import encode_reply
+from dpfpl_common.wire import encode_train_request
 
 pytestmark = [pytest.mark.processes, pytest.mark.privacy]
 
@@ -94,6 +96,14 @@ def agent_process(site_file):
         process.wait(20)
 
 
+def raw_train(settings, request):
+    """The bytes on the wire."""
+    metadata = (("authorization", f"Bearer {read_token(settings.token_file)}"),)
+    with grpc.insecure_channel(settings.agent_address) as connection:
+        call = connection.unary_unary("/dpfpl.v1.SiteAgent/Train")
+        return call(encode_train_request(request).SerializeToString(deterministic=True), metadata=metadata, timeout=60)
+
+
 @pytest.fixture
 def folder():
     with tempfile.TemporaryDirectory(prefix="dpfpl") as name:  # short: a socket's path may have a hundred bytes
@@ -114,6 +124,7 @@ def test_an_agent_killed_between_rounds_goes_on_as_if_nothing_had_happened(folde
     with AgentChannel(settings.agent_address, settings.token_file, 60.0, wait_s=5.0) as agent:
         with agent_process(site_file) as process:
             before = agent.train(first)
+            before_bytes = raw_train(settings, first)
             process.kill()
             assert process.wait(20) == -9
         with (
@@ -122,8 +133,8 @@ def test_an_agent_killed_between_rounds_goes_on_as_if_nothing_had_happened(folde
         ):
             dead.train(first)
         with agent_process(site_file):
-            after = agent.train(first)
-            assert encode_reply(after, first).SerializeToString() == encode_reply(before, first).SerializeToString()
+            assert raw_train(settings, first) == before_bytes
+            assert agent.train(first).update.tobytes() == before.update.tobytes()
             last = agent.train(second)
 
     np.testing.assert_allclose(before.update, expected[0].update, rtol=1e-5, atol=1e-7)

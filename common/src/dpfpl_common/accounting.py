@@ -151,7 +151,7 @@ def calibrate_noise_multiplier(target_epsilon: float, target_delta: float, sampl
 
 
 def _guess_multiplier(epsilon_of: Callable[[float], float], target_epsilon: float, start: float) -> float:
-    """Where ``epsilon_of`` about meets the target, from ``start`` on: false position in the logarithms, where it is nearly a line."""
+    """Where ``epsilon_of`` about meets the target: false position in the logarithms, where it is nearly a line."""
 
     def excess(log_multiplier: float) -> float:
         return math.log(min(max(epsilon_of(math.exp(log_multiplier)), 1e-9), 1e9) / target_epsilon)

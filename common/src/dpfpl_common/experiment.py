@@ -11,7 +11,7 @@ from typing import Any
 
 from dpfpl_common.errors import ConfigError
 from dpfpl_common.noise import grid_allows
-from dpfpl_common.settings import from_table, read_toml, to_table
+from dpfpl_common.settings import from_table, read_toml, shown, to_table
 
 __all__ = [
     "MECHANISMS",
@@ -210,7 +210,10 @@ def _floats_as_floats(settings: Any) -> None:
     for f in dataclasses.fields(settings):
         value = getattr(settings, f.name)
         if f.type in (float, float | None) and isinstance(value, int) and not isinstance(value, bool):
-            object.__setattr__(settings, f.name, float(value))
+            try:
+                object.__setattr__(settings, f.name, float(value))
+            except OverflowError:
+                raise _impossible(f.name, value, "a number") from None
 
 
 def _check(e: Experiment) -> None:
@@ -298,6 +301,6 @@ def _within(key: str, value: float, low: float, high: float) -> None:
 def _impossible(key: str, value: object, expected: str) -> ConfigError:
     return ConfigError(
         code="IMPOSSIBLE_VALUE",
-        message=f"The experiment's {key} is {value!r}, expected {expected}.",
+        message=f"The experiment's {key} is {shown(value)}, expected {expected}.",
         advice="Correct experiment.toml.",
     )

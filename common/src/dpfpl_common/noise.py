@@ -28,6 +28,9 @@ __all__ = ["SCALE", "NoNoise", "NoiseSource", "SeededNoise", "SystemNoise", "dis
 SCALE = 1 << 36
 """The discrete Gaussian's parameter, in grid steps: one standard deviation is 2**36 steps."""
 
+LARGEST_STEPS = 2.0**52
+"""Largest released sum before noise, in grid steps; float64 still counts them one by one."""
+
 ROUNDING_SLACK = 1e-5
 """Relative widening of the noise that pays for rounding the sum to the grid."""
 
@@ -65,13 +68,13 @@ class SystemNoise:
             noise_stddev: standard deviation, finite and positive.
 
         Raises:
-            ValueError: a value of ``total`` is not finite, or too large for the grid; a bad ``noise_stddev``.
+            ValueError: a value of ``total`` is not finite; a bad ``noise_stddev``.
         """
         _check(total, noise_stddev)
         step = noise_stddev * (1.0 + ROUNDING_SLACK) / SCALE
-        steps: Floats = np.rint(np.asarray(total, dtype=np.float64) / step)
-        if steps.size and float(np.abs(steps).max()) > 2.0**52:
-            raise ValueError("The sum is more than 2**16 noise standard deviations: too large for the noise grid.")
+        # A sum beyond 2**16 standard deviations is held there: bringing coordinates into a range drives no two sums apart,
+        # while refusing would tell something about the data.
+        steps: Floats = np.rint(np.clip(np.asarray(total, dtype=np.float64) / step, -LARGEST_STEPS, LARGEST_STEPS))
         return np.asarray((steps.astype(np.int64) + discrete_gaussian(steps.size).reshape(steps.shape)) * step)
 
 

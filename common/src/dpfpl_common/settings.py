@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from dpfpl_common.errors import ConfigError
 
-__all__ = ["from_table", "read_toml", "to_table"]
+__all__ = ["from_table", "read_toml", "shown", "to_table"]
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ def read_toml(path: Path) -> dict[str, Any]:
             message=f"{path} cannot be read ({error.strerror}).",
             advice="Check the file's owner and permissions.",
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # bad syntax or UTF-8, a number of 5,000 digits, 5,000 brackets
         raise ConfigError(
             code="BAD_TOML", message=f"{path} is not valid TOML: {error}.", advice="Correct the file at that place."
         ) from None
@@ -109,8 +109,16 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 def _wrong(where: str, value: Any, expected: str) -> ConfigError:
     return ConfigError(
-        code="WRONG_TYPE", message=f"{where} is {value!r}, expected {expected}.", advice="Correct the value."
+        code="WRONG_TYPE", message=f"{where} is {shown(value)}, expected {expected}.", advice="Correct the value."
     )
+
+
+def shown(value: object) -> str:
+    """A wrong value as a message shows it; Python refuses to write out whole numbers of thousands of digits."""
+    try:
+        return repr(value)
+    except ValueError:
+        return "a number of thousands of digits"
 
 
 def _finite(value: float) -> bool:
