@@ -11,6 +11,7 @@ from typing import Annotated  # noqa: E402
 
 import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
+from rich.markup import escape  # noqa: E402
 
 from dpfpl_common.errors import ConfigError, DpfplError  # noqa: E402
 
@@ -61,13 +62,15 @@ def run(
     init_text: Annotated[str, typer.Option(help="text that the context starts from")] = "a photo of a",
     num_context: Annotated[int, typer.Option(help="context vectors; 0 = as many as the text has tokens")] = 0,
     evaluate_every: Annotated[int, typer.Option(min=1, help="evaluate every so many rounds")] = 1,
-    seed: Annotated[int, typer.Option(help="of partition, sampling and simulated noise")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="of partition, sampling and simulated noise")] = 0,
     engine: Annotated[str, typer.Option(help="inprocess, or flower for Flower's own simulation runtime")] = "inprocess",
     floors: Annotated[str, typer.Option(help="all, or none to leave out the trained floors")] = "all",
-    cache: Annotated[Path | None, typer.Option(help="folder that keeps image features between runs")] = None,
+    cache: Annotated[
+        Path | None, typer.Option(file_okay=False, help="folder that keeps image features between runs")
+    ] = None,
     online: Annotated[bool, typer.Option("--online", help="let hub ids be downloaded")] = False,
     threads: Annotated[int, typer.Option(min=1, help="threads of the matrix library")] = 1,
-    out: Annotated[Path | None, typer.Option(help="where to write result.json")] = None,
+    out: Annotated[Path | None, typer.Option(dir_okay=False, help="where to write result.json")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="only print the result")] = False,
 ) -> None:
     """Simulate one federation in this process and print its result as JSON.
@@ -115,9 +118,9 @@ def run(
     )
     with RunProgress(console, rounds, quiet=quiet) as progress:
         result = run_simulation(request, progress.step, progress.images, progress.status)
+    sys.stdout.write(json.dumps(result, indent=2) + "\n")
     if out is not None:
         write_result(result, out)
-    sys.stdout.write(json.dumps(result, indent=2) + "\n")
 
 
 @app.command()
@@ -187,7 +190,7 @@ def main() -> None:
     try:
         app()
     except DpfplError as error:
-        console.print(f"[bold red]{error.code}[/] {error.message}\n{error.advice}", highlight=False, markup=True)
+        console.print(f"[bold red]{error.code}[/] {escape(error.message)}\n{escape(error.advice)}", highlight=False)
         sys.exit(2)
     except KeyboardInterrupt:
         console.print("Stopped; nothing of it goes on running.")

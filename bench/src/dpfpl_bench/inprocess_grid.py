@@ -1,5 +1,7 @@
 """Flower's Grid without a network: messages go straight to site agents in this process."""
 
+import logging
+import secrets
 import time
 import uuid
 from collections.abc import Iterable, Mapping
@@ -12,10 +14,11 @@ from flwr.supercore.run import Run
 from dpfpl_client.agent.endpoint import Agent
 from dpfpl_client.records import decode_evaluate_request, decode_train_request, encode_refusal, encode_reply
 from dpfpl_common.errors import DpfplError
-from dpfpl_common.refusal import refusal_of
+from dpfpl_common.refusal import internal_refusal, refusal_of
 
-__all__ = ["InProcessGrid"]
+__all__ = ["InProcessGrid", "answer"]
 
+_LOG = logging.getLogger(__name__)
 _message: Any = Message  # the constructor's overloads leave out the form that sets the metadata
 SERVER_NODE = 1 << 32
 """Node id of the server: larger than any site's position."""
@@ -90,14 +93,22 @@ class InProcessGrid(Grid):
 
     def _answer(self, message: Message) -> Message:
         node = message.metadata.dst_node_id
-        agent = self._agents[node]
-        try:
-            if message.metadata.message_type == "train":
-                train = decode_train_request(message.content)
-                content = encode_reply(agent.train(train), train)
-            else:
-                evaluate = decode_evaluate_request(message.content)
-                content = encode_reply(agent.evaluate(evaluate), evaluate)
-        except DpfplError as error:
-            content = encode_refusal(refusal_of(error), self._names[node], 0)
-        return Message(content, reply_to=message)
+        return answer(self._agents[node], self._names[node], message)
+
+
+def answer(agent: Agent, site: str, message: Message) -> Message:
+    """A site's reply to a train or evaluate message; whatever goes wrong at the site becomes its refusal."""
+    try:
+        if message.metadata.message_type == "train":
+            train = decode_train_request(message.content)
+            content = encode_reply(agent.train(train), train)
+        else:
+            evaluate = decode_evaluate_request(message.content)
+            content = encode_reply(agent.evaluate(evaluate), evaluate)
+    except DpfplError as error:
+        content = encode_refusal(refusal_of(error), site, 0)
+    except Exception:  # noqa: BLE001  one bad site never stops a round, here as in a deployed federation
+        incident = secrets.token_hex(8)
+        _LOG.exception("incident %s at %s", incident, site)
+        content = encode_refusal(internal_refusal(incident), site, 0)
+    return Message(content, reply_to=message)

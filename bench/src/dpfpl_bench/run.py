@@ -4,23 +4,27 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dpfpl_bench.floors import centralised, local_only
 from dpfpl_bench.settings import BenchSettings, build_experiment
-from dpfpl_bench.simulation import Simulation, prepare_sites, site_names
+from dpfpl_bench.simulation import SimulatedSite, Simulation, prepare_sites, site_names
 from dpfpl_client.agent.feature_cache import FeatureCache
 from dpfpl_client.data import DataSettings, list_classes, load_pool, partition_sites
-from dpfpl_client.learning.backbone import load_backbone
+from dpfpl_client.learning.backbone import ClipBackbone, load_backbone
 from dpfpl_common.durable import write_durably
 from dpfpl_common.errors import ConfigError
 from dpfpl_server.result import build_result
 from dpfpl_server.strategy import Status
 
+if TYPE_CHECKING:
+    from dpfpl_bench.flower_engine import FlowerSimulation
+
 __all__ = ["RunRequest", "run_simulation", "write_result"]
 
 FLOORS = ("all", "none")
-ENGINES = ("inprocess", "flower")
+ENGINES = {"inprocess": "in_process", "flower": "flower_simulation"}
+"""Values of ``engine``, and what the result calls each as its transport."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class RunRequest:
     """One simulated run.
 
     Attributes:
+        engine: "inprocess", or "flower" for Flower's simulation runtime; the same result either way.
         floors: "all" also trains the local-only and centralised floors, "none" leaves them out.
         cache: folder for image features; None keeps them in memory.
     """
@@ -61,6 +66,10 @@ def run_simulation(
     on_status: Callable[[Status], None] = lambda status: None,
 ) -> dict[str, Any]:
     """Run it; the callbacks report progress. Returns what result.json holds."""
+    if request.engine == "flower":
+        from dpfpl_bench.flower_engine import require_ray  # takes seconds, and Ray is an extra
+
+        require_ray()
     on_step("reading images")
     class_names = list_classes(request.data)
     pool = load_pool(request.data, class_names, request.cache / "images.json" if request.cache else None)
@@ -74,7 +83,7 @@ def run_simulation(
     on_step("calibrating the noise")
     experiment = build_experiment(request.bench, backbone, request.model, class_names, sites)
     on_step("training")
-    outcome = Simulation(backbone, sites, request.seed).run(experiment, on_status)
+    outcome = _engine(request, backbone, sites).run(experiment, on_status)
     floors = {}
     if request.floors == "all":
         on_step("floor: every site alone")
@@ -83,7 +92,7 @@ def run_simulation(
         floors["centralised"] = centralised(backbone, sites, experiment, request.seed)
     return build_result(
         experiment,
-        transport="in_process",
+        transport=ENGINES[request.engine],
         history=outcome.checkpoint.history,
         final=outcome.final,
         num_classes={site.name: site.num_classes for site in sites},
@@ -94,7 +103,22 @@ def run_simulation(
     )
 
 
+def _engine(request: RunRequest, backbone: ClipBackbone, sites: list[SimulatedSite]) -> "Simulation | FlowerSimulation":
+    if request.engine == "inprocess":
+        return Simulation(backbone, sites, request.seed)
+    from dpfpl_bench.flower_engine import FlowerSimulation
+
+    return FlowerSimulation(request.model, request.offline, sites, request.seed)
+
+
 def write_result(result: dict[str, Any], path: Path) -> None:
     """Write result.json, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_durably(path, (json.dumps(result, indent=2) + "\n").encode(), 0o644)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(path, (json.dumps(result, indent=2) + "\n").encode(), 0o644)
+    except OSError as error:
+        raise ConfigError(
+            code="CANNOT_WRITE",
+            message=f"The result cannot be written to {path} ({error.strerror or error}).",
+            advice="Give --out a file in a folder that you may write to.",
+        ) from None

@@ -1,7 +1,7 @@
 """A whole federation in one process: the strategy and the agent core that are deployed, without network."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from dpfpl_bench.inprocess_grid import InProcessGrid
 from dpfpl_client.agent.core import SiteAgent
 from dpfpl_client.agent.feature_cache import FeatureCache, Progress, site_features
 from dpfpl_client.agent.ledger import Ledger
-from dpfpl_client.agent.store import MemoryStore
+from dpfpl_client.agent.store import MemoryStore, Store
 from dpfpl_client.data import SiteData
 from dpfpl_client.learning.backbone import ClipBackbone
 from dpfpl_client.learning.learner import SiteFeatures
@@ -22,7 +22,15 @@ from dpfpl_server.result import mean
 from dpfpl_server.run_folder import Checkpoint
 from dpfpl_server.strategy import DPFPLStrategy, Status
 
-__all__ = ["SimulatedSite", "Simulation", "SimulationOutcome", "mean_local_accuracy", "prepare_sites", "site_names"]
+__all__ = [
+    "SimulatedSite",
+    "Simulation",
+    "SimulationOutcome",
+    "mean_local_accuracy",
+    "personal_contexts",
+    "prepare_sites",
+    "site_names",
+]
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,7 @@ class SimulationOutcome:
     Attributes:
         checkpoint: the server's, after the last round.
         final: accuracies after the last round, by site.
-        personal: personal contexts [num_context, width] after the last round, by site.
+        personal: personal contexts [num_context, width] after each site's last round, by site.
         seconds: of the whole run.
     """
 
@@ -85,7 +93,6 @@ class Simulation:
         self._backbone = backbone
         self._sites = list(sites)
         self._randomness = randomness or SeededRandomness(seed)
-        self._seed = seed
 
     def run(
         self,
@@ -100,12 +107,17 @@ class Simulation:
         noise = server_noise or self._randomness.for_round("server", 0).noise
         strategy = DPFPLStrategy(experiment, grid.nodes, on_status=on_status, noise=noise)
         checkpoint = strategy.run(grid)
-        last = {name: store.read(experiment.name, checkpoint.round) for name, store in stores.items()}
-        personal = {name: record.state.context for name, record in last.items() if record is not None}
+        personal = personal_contexts(stores, experiment)
         return SimulationOutcome(checkpoint, strategy.final_metrics, personal, time.monotonic() - started)
 
     def _agent(self, site: SimulatedSite, store: MemoryStore) -> SiteAgent:
         return SiteAgent(site.name, self._backbone, site.features, None, Ledger(None), store, self._randomness)
+
+
+def personal_contexts(stores: Mapping[str, Store], experiment: Experiment) -> dict[str, npt.NDArray[np.float64]]:
+    """The personal context [num_context, width] of every site that took part in a round, by site."""
+    last = {site: store.read(experiment.name, store.last_round(experiment.name)) for site, store in stores.items()}
+    return {site: record.state.context for site, record in last.items() if record is not None}
 
 
 def site_names(count: int) -> list[str]:

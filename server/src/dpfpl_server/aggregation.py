@@ -56,8 +56,8 @@ def initial_global_context(experiment: Experiment) -> Context:
 def update_norm_cap(experiment: Experiment) -> float:
     """A norm that an honest update exceeds with negligible probability.
 
-    The clipped part is at most C times twice the expected batch over the divisor for batches up to twice the nominal
-    size; the noise part is bounded by its expected norm plus eight deviations.
+    The clipped part is at most C times the site's size over the divisor, allowed here for sites of up to a hundred
+    times the nominal size; the noise part is bounded by its expected norm plus eight deviations.
     """
     privacy = experiment.privacy
     divisor = privacy.sample_rate * privacy.nominal_site_size

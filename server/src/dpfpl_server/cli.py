@@ -120,7 +120,7 @@ def resume(
     _watch(RunFolder(runs / name).experiment(), server, runs, as_json)
 
 
-@app.command()
+@app.command(epilog="Example: dpfpl-server status demo")
 def status(
     name: Annotated[str, typer.Argument(help="name of the experiment")],
     runs: RunsFolder = Path("runs"),
@@ -148,7 +148,7 @@ def status(
         typer.echo(f"{last['message']} {last['advice']}")
 
 
-@app.command()
+@app.command(epilog="Example: dpfpl-server report demo")
 def report(
     name: Annotated[str, typer.Argument(help="name of the experiment")],
     runs: RunsFolder = Path("runs"),

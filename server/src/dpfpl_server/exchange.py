@@ -44,7 +44,8 @@ def exchange(
         clock: monotonic seconds.
     """
     outcome = Outcome()
-    ids = list(grid.push_messages(messages.values()))
+    ids: list[str | None] = [*grid.push_messages(messages.values())]
+    ids = ids or [None] * len(messages)  # Flower's answer where the messages are too large for the server
     waiting = {message_id: site for site, message_id in zip(messages, ids, strict=True) if message_id}
     for site in set(messages) - set(waiting.values()):
         outcome.failures[site] = "NOT_SENT: the server could not queue the message"

@@ -1,6 +1,5 @@
 """report.html: one self-contained page that tells management and engineers what a run brought and what it cost."""
 
-import json
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -78,7 +77,7 @@ def write_report(run_folder_path: Path) -> Path:
     """
     try:
         result = RunFolder(run_folder_path).read_json("result.json")
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except StateError:
         raise StateError(
             code="RESULT_DAMAGED",
             message=f"{run_folder_path / 'result.json'} is not valid JSON.",

@@ -4,6 +4,7 @@ import io
 import json
 import time
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,20 @@ from dpfpl_common.optimizer import OptimizerState
 from dpfpl_common.payload import Context
 
 __all__ = ["Checkpoint", "RunFolder"]
+
+DAMAGE = (
+    OSError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    NotImplementedError,
+    zlib.error,
+    zipfile.BadZipFile,
+)
+"""What NumPy and zipfile raise on a file that is cut, changed or of another kind."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +83,8 @@ class RunFolder:
             raise StateError(
                 code="NO_RUN", message=f"{self.path} holds no run.", advice="Check the run's name."
             ) from None
+        except UnicodeDecodeError:
+            raise self._damaged("experiment.json") from None
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Keep a completed round; durable on return."""
@@ -100,7 +117,7 @@ class RunFolder:
                     optimizer=OptimizerState(content["first"], content["second"], int(content["steps"])),
                     history=tuple(json.loads(content["history"].tobytes())),
                 )
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        except DAMAGE:
             raise StateError(
                 code="CHECKPOINT_DAMAGED",
                 message=f"{file} cannot be read.",
@@ -112,11 +129,17 @@ class RunFolder:
         write_durably(self.path / name, (json.dumps(content, indent=2) + "\n").encode(), 0o644)
 
     def read_json(self, name: str) -> Any | None:
-        """A JSON file of the folder, or None."""
+        """A JSON file of the folder, or None.
+
+        Raises:
+            StateError: the file is damaged.
+        """
         try:
             return json.loads((self.path / name).read_text())
         except FileNotFoundError:
             return None
+        except ValueError:
+            raise self._damaged(name) from None
 
     def add_event(self, event: dict[str, Any]) -> None:
         """Append what the strategy is doing to events.jsonl, which ``run`` and ``status`` read."""
@@ -130,4 +153,20 @@ class RunFolder:
         except FileNotFoundError:
             return []
         complete = text[: text.rfind("\n") + 1]
-        return [json.loads(line) for line in complete.splitlines()[skip:]]
+        return [event for line in complete.splitlines() if (event := _event(line)) is not None][skip:]
+
+    def _damaged(self, name: str) -> StateError:
+        return StateError(
+            code="RUN_DAMAGED",
+            message=f"{self.path / name} cannot be read.",
+            advice="Restore it from a backup, or start the experiment under a new name.",
+        )
+
+
+def _event(line: str) -> dict[str, Any] | None:
+    """The event in a line; None if the server was killed while writing it and a resumed run wrote on behind it."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and "phase" in event else None

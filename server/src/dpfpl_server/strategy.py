@@ -29,6 +29,9 @@ __all__ = ["DPFPLStrategy", "Status"]
 Status = dict[str, Any]
 """What the strategy is doing now: ``phase``, ``round``, ``waiting_for`` and so on, ready for JSON."""
 
+REFUSALS_OF_THE_MOMENT = tuple(f"REFUSED {code} " for code in ("BUSY", "AGENT_UNAVAILABLE", "AGENT_DEADLINE"))
+"""Refusals that say nothing about the request: the site's agent was starting, at work or too slow."""
+
 
 class DPFPLStrategy(Strategy):
     """Runs one experiment over a grid.
@@ -81,8 +84,8 @@ class DPFPLStrategy(Strategy):
         """
         while self.checkpoint.round < self.experiment.rounds.number:
             self._complete_round(grid, self.checkpoint.round + 1)
-        self.final_metrics = self._evaluate(grid)
-        self._on_status({"phase": "FINISHED", "round": self.checkpoint.round})
+        self.final_metrics, dropped = self._evaluate(grid)
+        self._on_status({"phase": "FINISHED", "round": self.checkpoint.round, "dropped": dropped})
         return self.checkpoint
 
     def _complete_round(self, grid: Grid, number: int, attempts: int = 3) -> None:
@@ -140,15 +143,17 @@ class DPFPLStrategy(Strategy):
         self._on_status({"phase": "ROUND_DONE", **entry})
 
     def _train_request(self, number: int) -> TrainRequest:
-        evaluate = number == 1 or (number - 1) % self.experiment.rounds.evaluate_every == 0
+        evaluate = (number - 1) % self.experiment.rounds.evaluate_every == 0
         return TrainRequest(self.experiment, number, self.checkpoint.global_context, evaluate)
 
-    def _evaluate(self, grid: Grid) -> dict[str, dict[str, float]]:
+    def _evaluate(self, grid: Grid) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+        """Accuracies by site, and why the other sites gave none."""
         number = self.checkpoint.round
         request = EvaluateRequest(self.experiment, number, self.checkpoint.global_context)
         messages = self._addressed(grid, encode_evaluate_request(request), "evaluate", number)
-        replies = self._accept(self._exchange(grid, messages, "EVALUATING", number), request)
-        return {site: reply.metrics for site, reply in replies.items()}
+        outcome = self._exchange(grid, messages, "EVALUATING", number)
+        replies = self._accept(outcome, request)
+        return {site: reply.metrics for site, reply in replies.items()}, outcome.failures
 
     def _addressed(self, grid: Grid, content: RecordDict, kind: str, number: int) -> dict[str, Message]:
         return {site: grid.create_message(content, kind, node, str(number)) for site, node in self._nodes.items()}
@@ -250,5 +255,7 @@ class DPFPLStrategy(Strategy):
 
 
 def _hopeless(outcome: Outcome) -> bool:
-    """Whether every failure is a site's refusal, which asking again does not change."""
-    return bool(outcome.failures) and all(why.startswith("REFUSED") for why in outcome.failures.values())
+    """Whether every failure is a refusal that asking again does not change."""
+    return bool(outcome.failures) and all(
+        why.startswith("REFUSED") and not why.startswith(REFUSALS_OF_THE_MOMENT) for why in outcome.failures.values()
+    )
