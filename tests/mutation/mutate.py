@@ -152,10 +152,9 @@ MUTATIONS = (
         (NOISE_TESTS,),
     ),
     Mutation(
-        "noise added before the rounding, so that floats leak",
+        "noise added to the float sum, so that floats leak",
         NOISE,
-        "        steps: Floats = np.rint(np.asarray(total, dtype=np.float64) / step)",
-        "        steps: Floats = np.rint(np.asarray(total, dtype=np.float64) / step)\n"
+        "        return np.asarray((steps.astype(np.int64) + discrete_gaussian(steps.size).reshape(steps.shape)) * step)",
         "        return np.asarray(total + discrete_gaussian(steps.size).reshape(steps.shape) * step)",
         (NOISE_TESTS,),
     ),

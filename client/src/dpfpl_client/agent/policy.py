@@ -57,6 +57,8 @@ class Policy:
         _require("max_epsilon_operator", self.max_epsilon_operator, self.max_epsilon_operator > 0)
         _require("delta", self.delta, 0 < self.delta < 0.01)
         _require("trust", self.trust, set(self.trust) <= set(TRUST_MODES))
+        _require("mechanisms", self.mechanisms, set(self.mechanisms) <= set(MECHANISMS))
+        _require("methods", self.methods, set(self.methods) <= set(METHODS))
         _require("metrics", self.metrics, self.metrics in METRICS)
         _require("min_noise_multiplier", self.min_noise_multiplier, self.min_noise_multiplier > 0)
         _require("max_clipping_norm", self.max_clipping_norm, self.max_clipping_norm > 0)
