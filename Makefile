@@ -23,7 +23,7 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types pytest format proto clean
+.PHONY: help setup demo test lint types pytest mutate format proto clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ types: setup  ## mypy, strict
 pytest: setup  ## the test suite with coverage
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m 'not processes and not long' --cov --cov-report=
 	$(BIN)/pytest -m 'processes and not long' --cov --cov-append
+
+mutate: setup  ## break the mechanism on purpose and see the tests notice
+	$(BIN)/python tests/mutation/mutate.py
 
 format: setup  ## ruff: mend format and order of imports
 	$(BIN)/ruff check --fix-only --select I .

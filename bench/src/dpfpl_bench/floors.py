@@ -2,7 +2,7 @@
 
 Both are run with the federation's own learner and the same number of steps. ``local_only`` keeps the federation's noise
 level: it is what a site could do alone under the same promise. ``centralised`` is not private: all images in one place,
-one shared prompt.
+one shared prompt, trained on batches as large as a site's.
 """
 
 import dataclasses
@@ -61,7 +61,11 @@ def centralised(backbone: ClipBackbone, sites: Sequence[SimulatedSite], experime
         prompt=dataclasses.replace(experiment.prompt, method="promptfl"),
         privacy=dataclasses.replace(
             experiment.privacy,
+            mechanism="per_step",
             trust="local",
+            clipping="joint",
+            accounting="honest",
+            sample_rate=experiment.privacy.sample_rate / len(sites),
             target_epsilon=None,
             noise_multiplier=0.0,
             nominal_site_size=max(1, len(pooled.train)),

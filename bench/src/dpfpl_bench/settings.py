@@ -32,6 +32,8 @@ class BenchSettings:
     mechanism: str
     trust: str
     epsilon: float | None
+    clipping: str
+    accounting: str
     delta: float
     rounds: int
     local_steps: int
@@ -71,6 +73,8 @@ def build_experiment(
             target_delta=settings.delta,
             noise_multiplier=0.0 if settings.epsilon is None else None,
             clipping_norm=settings.clipping_norm,
+            clipping=settings.clipping,
+            accounting=settings.accounting,
             sample_rate=settings.sample_rate,
             nominal_site_size=max(1, round(sum(sizes) / len(sizes))),
         ),

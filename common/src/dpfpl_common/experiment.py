@@ -28,7 +28,9 @@ __all__ = [
 ]
 
 TRUST_MODES = ("distributed", "central", "local")
-MECHANISMS = ("per_step",)
+MECHANISMS = ("per_step", "one_shot")
+CLIPPINGS = ("joint", "separate")
+ACCOUNTINGS = ("honest", "paper")
 METHODS = ("dpfpl", "promptfl")
 SITE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 OPTIMIZERS = ("adam", "sgd")
@@ -82,7 +84,8 @@ class PrivacySettings:
     """What is protected how; unit: one training example of one site, added or removed.
 
     Attributes:
-        mechanism: ``per_step``, noise at every step.
+        mechanism: ``per_step``, noise at every step; ``one_shot``, one noised sum of image features per class at the
+            start, after which training is post-processing.
         trust: who adds the noise of the shared gradient, see ``dpfpl_common.trust``.
         target_epsilon: calibrates ``noise_multiplier`` so that whoever receives a site's personalised prompt is held to
             this epsilon; absent if noise_multiplier is given.
@@ -90,6 +93,8 @@ class PrivacySettings:
         noise_multiplier: noise standard deviation over clipping norm, unitless; 0 = no noise, no privacy claim.
         clipping_norm: L2 bound C_G of one example's gradient towards the global context.
         factor_clipping_norm: L2 bound C_u = C_v of its gradient towards each factor; 0 = the same as clipping_norm.
+        clipping: ``joint``, one factor for all blocks of an example; ``separate``, one for each block.
+        accounting: ``honest``; ``paper`` computes target_epsilon's noise by the paper's formula, for reproductions.
         sample_rate: chance q that an example joins a step (Poisson).
         nominal_site_size: public stand-in for the number of training images of a site.
         tolerated_dropouts: D; with more sites missing a round is not aggregated.
@@ -103,6 +108,8 @@ class PrivacySettings:
     noise_multiplier: float | None = None
     clipping_norm: float = 0.1
     factor_clipping_norm: float = 0.0
+    clipping: str = "joint"
+    accounting: str = "honest"
     sample_rate: float = 0.5
     nominal_site_size: int = 300
     tolerated_dropouts: int = 0
@@ -230,6 +237,9 @@ def _check(e: Experiment) -> None:
     _within("optimizer.personal_learning_rate", o.personal_learning_rate, 0.0, 1e6)
     _choice("privacy.mechanism", p.mechanism, MECHANISMS)
     _choice("privacy.trust", p.trust, TRUST_MODES)
+    _choice("privacy.clipping", p.clipping, CLIPPINGS)
+    _choice("privacy.accounting", p.accounting, ACCOUNTINGS)
+    _refuse_unsound(p)
     if (p.target_epsilon is None) and (p.noise_multiplier is None):
         raise _impossible("privacy", "neither", "target_epsilon or noise_multiplier (0 for no noise)")
     if p.target_epsilon is not None:
@@ -252,6 +262,26 @@ def _check(e: Experiment) -> None:
         _within("rounds.min_sites", r.min_sites, len(e.sites) - p.tolerated_dropouts, len(e.sites))
     _within("rounds.deadline", r.deadline, 1.0, 1e6)
     _within("rounds.evaluate_every", r.evaluate_every, 1, 100_000)
+
+
+def _refuse_unsound(p: PrivacySettings) -> None:
+    """Refuse combinations without a sound analysis, with the reason."""
+    reason = ""
+    if p.mechanism == "one_shot" and p.trust != "local":
+        reason = (
+            f"the mechanism one_shot cannot run under {p.trust} trust: what a site sends is trained on its own noised "
+            "class sums, which carry their whole noise already; shares of noise have no meaning there"
+        )
+    elif p.mechanism == "one_shot" and p.accounting == "paper":
+        reason = "the paper's formula is about noise at every step; one_shot adds noise once"
+    elif p.clipping == "separate" and (p.mechanism == "one_shot" or p.trust == "local"):
+        reason = "separate clipping needs several blocks; here only one is released"
+    if reason:
+        raise ConfigError(
+            code="NO_SOUND_ANALYSIS",
+            message=f"Refused: {reason}.",
+            advice="For one_shot set trust to local; otherwise use clipping joint and accounting honest.",
+        )
 
 
 def _is_name(text: str) -> bool:

@@ -20,7 +20,15 @@ import math
 from dpfpl_common.accounting import PrivacyEvent
 from dpfpl_common.experiment import Experiment
 
-__all__ = ["ADVERSARIES", "UNIT", "planned_events", "server_noise_stddev", "site_noise_stddev"]
+__all__ = [
+    "ADVERSARIES",
+    "BLOCKS",
+    "UNIT",
+    "planned_events",
+    "separate_blocks",
+    "server_noise_stddev",
+    "site_noise_stddev",
+]
 
 UNIT = "one training example of one site, added or removed"
 
@@ -30,6 +38,10 @@ ADVERSARIES = {
     "operator": "the operator of the server, who sees every message of the site",
 }
 """Stable keys of the three adversaries, and who they are."""
+
+
+BLOCKS = {"dpfpl": 3, "promptfl": 1}
+"""Released blocks of one step by method: towards the global context, and towards each factor."""
 
 
 def honest_shares(experiment: Experiment) -> int:
@@ -60,22 +72,36 @@ def server_noise_stddev(experiment: Experiment) -> float:
 def planned_events(experiment: Experiment, steps: int | None = None) -> tuple[PrivacyEvent, ...]:
     """What ``steps`` steps (default: the whole experiment) release of one site's data, to each adversary.
 
+    Under ``one_shot`` there is one release of all the data, at the first step, whatever follows.
+
     One joint event per step, never one per block: the blocks are clipped jointly and noised in proportion to their
     bounds, so together they are one Gaussian mechanism of multiplier z (docs/algorithm.md, joint clipping).
     """
     privacy = experiment.privacy
     z = _multiplier(experiment)
     operator = {"central": 0.0, "local": z}.get(privacy.trust, z / math.sqrt(honest_shares(experiment)))
+    joint = z / math.sqrt(separate_blocks(experiment))
+    one_shot = privacy.mechanism == "one_shot"
+    count = experiment.total_steps if steps is None else steps
     return tuple(
         PrivacyEvent(
             adversary=adversary,
             mechanism=privacy.mechanism,
             noise_multiplier=multiplier,
-            sample_rate=privacy.sample_rate,
-            steps=experiment.total_steps if steps is None else steps,
+            sample_rate=1.0 if one_shot else privacy.sample_rate,
+            steps=min(1, count) if one_shot else count,
         )
-        for adversary, multiplier in (("prompt_recipient", z), ("other_site", z), ("operator", operator))
+        for adversary, multiplier in (("prompt_recipient", joint), ("other_site", z), ("operator", operator))
     )
+
+
+def separate_blocks(experiment: Experiment) -> int:
+    """Blocks of one step that are clipped on their own: 1 with joint clipping, whatever the method.
+
+    With separate clipping every block b is a Gaussian mechanism of its own with multiplier z_b = z, and together they
+    have ``1 / z_eff^2 = sum_b 1 / z_b^2``.
+    """
+    return BLOCKS[experiment.prompt.method] if experiment.privacy.clipping == "separate" else 1
 
 
 def _multiplier(experiment: Experiment) -> float:

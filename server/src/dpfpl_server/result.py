@@ -107,6 +107,8 @@ def privacy_statement(experiment: Experiment, rounds: int, *, real_noise: bool =
         ],
         "events": [_event_table(event) for event in events],
         "trust": experiment.privacy.trust,
+        "accounting": experiment.privacy.accounting,
+        "nominal_epsilon": experiment.privacy.target_epsilon if experiment.privacy.accounting == "paper" else None,
         "noise": "operating system" if real_noise else "seeded: a simulation, no protection of real data",
     }
 

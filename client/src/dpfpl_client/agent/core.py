@@ -4,6 +4,7 @@ Release protocol: validate, lock, RESERVE (durable), compute and noise, write th
 return. The same request again gets the same bytes at no cost; another request for the same round is refused.
 """
 
+import dataclasses
 import math
 import threading
 import time
@@ -71,7 +72,7 @@ class SiteAgent:
             known = self._known_release(request, digest)
             if known is not None:
                 return known
-            event = planned_events(experiment, experiment.rounds.local_steps)[0]
+            event = self._cost(experiment)
             self._check_budget(experiment, event)
             sequence = self._ledger.reserve(experiment.name, request.round, digest, event)
             record = self._compute(learner, request, digest)
@@ -163,13 +164,18 @@ class SiteAgent:
             )
         return record
 
+    def _cost(self, experiment: Experiment) -> PrivacyEvent:
+        """What the next round releases anew: its noised steps, or under ``one_shot`` one release, the first time."""
+        paid = experiment.privacy.mechanism == "one_shot" and self._state(experiment).class_sums is not None
+        return planned_events(experiment, 0 if paid else experiment.rounds.local_steps)[0]
+
     def _check_budget(self, experiment: Experiment, event: PrivacyEvent) -> None:
         """Refuse before any work if this charge would pass a cap; decided from the ledger alone."""
         if self._policy is None:
             return
         charged = self._ledger.events(experiment.name)
-        steps = max(experiment.total_steps, sum(e.steps for e in charged) + event.steps)
-        plan = planned_events(experiment, steps)[0]
+        steps = max(planned_events(experiment)[0].steps, sum(e.steps for e in charged) + event.steps)
+        plan = dataclasses.replace(planned_events(experiment)[0], steps=steps)
         others = self._ledger.events_of_others(experiment.name)
         for rule, events, cap in (
             ("max_epsilon_per_experiment", [plan], self._policy.max_epsilon_per_experiment),

@@ -57,6 +57,8 @@ class Policy:
         _require("max_epsilon_operator", self.max_epsilon_operator, self.max_epsilon_operator > 0)
         _require("delta", self.delta, 0 < self.delta < 0.01)
         _require("trust", self.trust, set(self.trust) <= set(TRUST_MODES))
+        _require("mechanisms", self.mechanisms, set(self.mechanisms) <= set(MECHANISMS))
+        _require("methods", self.methods, set(self.methods) <= set(METHODS))
         _require("metrics", self.metrics, self.metrics in METRICS)
         _require("min_noise_multiplier", self.min_noise_multiplier, self.min_noise_multiplier > 0)
         _require("max_clipping_norm", self.max_clipping_norm, self.max_clipping_norm > 0)
@@ -110,6 +112,10 @@ def permit(policy: Policy, experiment: Experiment) -> None:
         raise _refusal("TRUST_NOT_ALLOWED", "trust", f"Allowed: {', '.join(policy.trust)}.")
     if privacy.mechanism not in policy.mechanisms:
         raise _refusal("MECHANISM_NOT_ALLOWED", "mechanisms", f"Allowed: {', '.join(policy.mechanisms)}.")
+    if privacy.accounting != "honest":
+        raise _refusal(
+            "ACCOUNTING_NOT_HONEST", "accounting", "Only honest accounting is served; paper is for simulations."
+        )
     if experiment.prompt.method not in policy.methods:
         raise _refusal("METHOD_NOT_ALLOWED", "methods", f"Allowed: {', '.join(policy.methods)}.")
     if experiment.rounds.number > policy.max_rounds:

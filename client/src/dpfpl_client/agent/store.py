@@ -54,6 +54,8 @@ class Record:
             "optimizer_first": self.state.optimizer.first,
             "optimizer_second": self.state.optimizer.second,
         }
+        if self.state.class_sums is not None:
+            tensors["class_sums"] = self.state.class_sums
         contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
         return bytes(save(contiguous, {"record": json.dumps(meta)}))
 
@@ -78,7 +80,7 @@ class Record:
             optimizer = OptimizerState(
                 tensors["optimizer_first"], tensors["optimizer_second"], int(meta["optimizer_steps"])
             )
-            state = PersonalState(tensors["personal_context"], optimizer)
+            state = PersonalState(tensors["personal_context"], optimizer, tensors.get("class_sums"))
             return cls(meta["request_digest"], reply, tensors["global_context"], state)
         except (SafetensorError, PayloadError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise _damaged(error) from None

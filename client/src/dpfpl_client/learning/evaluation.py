@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -20,6 +22,11 @@ class LabelledFeatures:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def take(self, indices: npt.NDArray[np.int64]) -> "LabelledFeatures":
+        """Those of these indices."""
+        chosen = torch.from_numpy(indices)
+        return LabelledFeatures(self.features[chosen], self.labels[chosen])
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """A site's prompt learner: the rounds of one experiment over cached image features."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from dpfpl_client.learning.backbone import ClipBackbone
 from dpfpl_client.learning.evaluation import LabelledFeatures, accuracy
 from dpfpl_client.learning.gradients import per_example_gradients
 from dpfpl_client.learning.methods import method_named
+from dpfpl_client.learning.prototypes import noised_class_sums, prototypes_from
 from dpfpl_client.learning.randomness import Randomness
 from dpfpl_client.learning.step import noised_step
 from dpfpl_common.errors import DataError, ModelError
@@ -68,10 +70,12 @@ class PersonalState:
     Attributes:
         context: the personal context p_L [num_context, width]; a function of noised releases alone.
         optimizer: the optimizer's state for it.
+        class_sums: what ``one_shot`` released, noised, [classes, feature_size]; None before, and under ``per_step``.
     """
 
     context: Floats
     optimizer: OptimizerState
+    class_sums: Floats | None = None
 
     @classmethod
     def initial(cls, experiment: Experiment) -> "PersonalState":
@@ -131,24 +135,58 @@ class PromptLearner:
             state: what the site kept.
             randomness: sources for this round, used once.
         """
+        if self._experiment.privacy.mechanism == "one_shot":
+            return self._train_on_prototypes(global_context, state, randomness)
         experiment = self._experiment
         update = np.zeros(experiment.context_shape)
         for _ in range(experiment.rounds.local_steps):
             directions = self._method.directions(state.context, experiment.prompt.rank, randomness.factors)
             chosen = randomness.sampler.draw(len(self._features.train), experiment.privacy.sample_rate)
-            release = noised_step(
-                experiment, directions, self._gradients(global_context, state.context, chosen), randomness.noise
-            )
+            gradients = self._gradients(global_context, state.context, self._features.train.take(chosen))
+            release = noised_step(experiment, directions, gradients, randomness.noise)
             update += release.shared / experiment.rounds.local_steps
-            context, optimizer = descend(
-                experiment.optimizer,
-                experiment.optimizer.personal_learning_rate,
-                state.context,
-                release.personal,
-                state.optimizer,
-            )
-            state = PersonalState(context, optimizer)
+            state = self._moved(state, release.personal)
         return RoundResult(update=update, state=state)
+
+    def _train_on_prototypes(
+        self, global_context: npt.NDArray[np.float32], state: PersonalState, randomness: Randomness
+    ) -> RoundResult:
+        """The round under ``one_shot``: the release where it was not made yet, then steps without noise."""
+        experiment = self._experiment
+        noise_multiplier = experiment.privacy.noise_multiplier or 0.0
+        sums = state.class_sums
+        if sums is None:
+            train = self._features.train
+            sums = noised_class_sums(
+                train.features.numpy(),
+                train.labels.numpy(),
+                len(experiment.classes),
+                randomness.noise,
+                noise_multiplier,
+            )
+            state = dataclasses.replace(state, class_sums=sums)
+        prototypes = prototypes_from(sums, noise_multiplier)
+        present = np.flatnonzero(prototypes.weights)
+        pseudo = LabelledFeatures(
+            torch.from_numpy(prototypes.features[present].astype(np.float32)), torch.from_numpy(present)
+        )
+        update = np.zeros(experiment.context_shape)
+        for _ in range(experiment.rounds.local_steps):
+            directions = self._method.directions(state.context, experiment.prompt.rank, randomness.factors)
+            gradients = self._gradients(global_context, state.context, pseudo)
+            gradient = np.tensordot(prototypes.weights[present], gradients, axes=1)
+            update += gradient / experiment.rounds.local_steps
+            personal = directions.merge([block[0] for block in directions.split(gradient[None])])
+            state = self._moved(state, personal)
+        return RoundResult(update=update, state=state)
+
+    def _moved(self, state: PersonalState, gradient: Floats) -> PersonalState:
+        """The personal context after one step of the optimizer along a released gradient."""
+        settings = self._experiment.optimizer
+        context, optimizer = descend(
+            settings, settings.personal_learning_rate, state.context, gradient, state.optimizer
+        )
+        return dataclasses.replace(state, context=context, optimizer=optimizer)
 
     def evaluate(self, global_context: npt.NDArray[np.float32], personal_context: Floats) -> dict[str, float]:
         """Accuracies by the names of ``dpfpl_common.payload.METRIC_NAMES``; a set without images has no entry."""
@@ -171,14 +209,8 @@ class PromptLearner:
         return self._initial + torch.from_numpy(displacement.astype(np.float32))
 
     def _gradients(
-        self, global_context: npt.NDArray[np.float32], personal_context: Floats, chosen: npt.NDArray[np.int64]
+        self, global_context: npt.NDArray[np.float32], personal_context: Floats, examples: LabelledFeatures
     ) -> Floats:
-        indices = torch.from_numpy(chosen)
-        gradients = per_example_gradients(
-            self._backbone,
-            self.context(global_context, personal_context),
-            self._tokens,
-            self._features.train.features[indices],
-            self._features.train.labels[indices],
-        )
+        context = self.context(global_context, personal_context)
+        gradients = per_example_gradients(self._backbone, context, self._tokens, examples.features, examples.labels)
         return gradients.double().numpy()

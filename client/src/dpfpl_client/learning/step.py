@@ -2,8 +2,9 @@
 
 Guarantee. Neighbouring: one training example more or less. For every realisation of the other random choices the step
 is one Gaussian mechanism of L2 sensitivity 1 in the metric that scales block b by 1 / C_b, with noise multiplier z
-(minimum over the blocks), on a Poisson sample of rate q: one accountant entry per step. What multiplier each adversary
-faces is ``dpfpl_common.trust``.
+(minimum over the blocks), on a Poisson sample of rate q: one accountant entry per step. With separate clipping the
+blocks are Gaussian mechanisms of their own, 1 / z_eff^2 = sum 1 / z_b^2, still one entry. What multiplier each
+adversary faces is ``dpfpl_common.trust``.
 """
 
 from collections.abc import Callable
@@ -12,9 +13,10 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from dpfpl_client.learning.dp_optimizer import BlockDPOptimizer
 from dpfpl_client.learning.methods import Directions
-from dpfpl_common.clipping import joint_clip_factors
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.noise import NoiseSource
 from dpfpl_common.trust import site_noise_stddev
@@ -88,29 +90,20 @@ def noised_step(
     """
     privacy = experiment.privacy
     divisor = privacy.sample_rate * privacy.nominal_site_size
-    if privacy.trust == "local":
-        # One block, released once with its whole noise; the personal gradient is derived from the noised message.
-        (total,) = _clipped_sums([gradients], [privacy.clipping_norm])
-        shared = _noised(noise, total, site_noise_stddev(experiment))
-        personal = directions.merge([block[0] for block in directions.split(shared[None])])
-        return StepRelease(shared=shared / divisor, personal=personal / divisor)
-    personal_blocks = directions.split(gradients)
-    clipping_norms = [privacy.clipping_norm, *[privacy.factor_norm] * len(personal_blocks)]
-    totals = _clipped_sums([gradients, *personal_blocks], clipping_norms)
-    shared = _noised(noise, totals[0], site_noise_stddev(experiment))
+    shared_stddev = site_noise_stddev(experiment)
     factor_stddev = (privacy.noise_multiplier or 0.0) * privacy.factor_norm
-    blocks = [_noised(noise, total, factor_stddev) for total in totals[1:]]
-    return StepRelease(shared=shared / divisor, personal=directions.merge(blocks) / divisor)
-
-
-def _clipped_sums(blocks: list[Floats], clipping_norms: list[float]) -> list[Floats]:
-    """Sums over the batch of jointly clipped blocks [batch, ...]; a non-finite example is left out."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        squared = np.stack([np.square(block).sum(axis=tuple(range(1, block.ndim))) for block in blocks], axis=1)
-    factors = joint_clip_factors(squared, clipping_norms)
-    kept = factors > 0
-    return [np.tensordot(factors[kept], block[kept], axes=1) for block in blocks]
-
-
-def _noised(noise: NoiseSource, total: Floats, noise_stddev: float) -> Floats:
-    return noise.add(total, noise_stddev) if noise_stddev > 0 else total
+    # Under local trust one block is released, once and with its whole noise; the personal gradient is derived from it.
+    personal_blocks = [] if privacy.trust == "local" else directions.split(gradients)
+    blocks = [gradients, *personal_blocks]
+    optimizer = BlockDPOptimizer(
+        [torch.nn.Parameter(torch.zeros(block.shape[1:], dtype=torch.float64)) for block in blocks],
+        clipping_norms=[privacy.clipping_norm, *[privacy.factor_norm] * len(personal_blocks)],
+        noise_stddevs=[shared_stddev, *[factor_stddev] * len(personal_blocks)],
+        noise=noise,
+        expected_batch_size=divisor,
+        clipping=privacy.clipping,
+    )
+    shared, *released = optimizer.release(blocks)
+    if privacy.trust == "local":
+        released = [block[0] for block in directions.split(shared[None])]
+    return StepRelease(shared=shared, personal=directions.merge(released))

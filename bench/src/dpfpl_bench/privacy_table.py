@@ -1,0 +1,157 @@
+"""The table of docs/privacy.md: method, mechanism and trust mode against epsilon, on the built-in digits.
+
+``python -m dpfpl_bench.privacy_table --out runs/privacy`` writes one JSON file a run (so it can be interrupted and goes
+on where it was) and prints the table in Markdown.
+"""
+
+from dpfpl_common.telemetry import silence_telemetry
+
+silence_telemetry()
+
+import argparse  # noqa: E402  after telemetry is switched off
+import json  # noqa: E402
+import statistics  # noqa: E402
+from concurrent.futures import ProcessPoolExecutor, as_completed  # noqa: E402
+from dataclasses import dataclass  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+from dpfpl_bench.run import RunRequest, run_simulation, write_result  # noqa: E402
+from dpfpl_bench.settings import BenchSettings  # noqa: E402
+from dpfpl_client.data import DataSettings  # noqa: E402
+
+__all__ = ["Cell", "cells", "main", "markdown"]
+
+METHODS = ("dpfpl", "promptfl")
+WAYS = (("per_step", "distributed"), ("per_step", "central"), ("per_step", "local"), ("one_shot", "local"))
+EPSILONS = (None, 8.0, 4.0, 2.0, 1.0, 0.5)
+SITES = 4
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the table."""
+
+    method: str
+    mechanism: str
+    trust: str
+    epsilon: float | None
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Its file name."""
+        return f"{self.method}-{self.mechanism}-{self.trust}-{self.epsilon or 'none'}-{self.seed}.json"
+
+
+def cells(seeds: int) -> list[Cell]:
+    """All runs; without noise the trust modes do not differ, so one stands for all."""
+    return [
+        Cell(method, mechanism, trust, epsilon, seed)
+        for seed in range(seeds)
+        for epsilon in EPSILONS
+        for method in METHODS
+        for mechanism, trust in WAYS
+        if epsilon is not None or trust == "local"
+    ]
+
+
+def run_cell(cell: Cell, out: Path) -> Path:
+    """Run one cell unless its file is there."""
+    path = out / cell.name
+    if path.exists():
+        return path
+    import torch
+
+    torch.set_num_threads(1)
+    bench = BenchSettings(
+        name="privacy-table",
+        method=cell.method,
+        rank=4,
+        mechanism=cell.mechanism,
+        trust=cell.trust,
+        epsilon=cell.epsilon,
+        clipping="joint",
+        accounting="honest",
+        delta=1e-5,
+        rounds=10,
+        local_steps=4,
+        sample_rate=0.5,
+        clipping_norm=0.1,
+        learning_rate=0.02,
+        personal_learning_rate=0.02,
+        init_text="a photo of a",
+        num_context=0,
+        evaluate_every=100,
+    )
+    request = RunRequest(
+        model="embedded",
+        data=DataSettings(source="digits", split_seed=cell.seed),
+        partition="pathological",
+        num_sites=SITES,
+        alpha=0.3,
+        seed=cell.seed,
+        bench=bench,
+        floors="all" if cell.mechanism == "per_step" and cell.epsilon is None else "none",
+    )
+    write_result(run_simulation(request), path)
+    return path
+
+
+def markdown(out: Path, seeds: int) -> str:
+    """The table: mean over seeds of local / neighbour accuracy in percent, with the standard deviation over seeds."""
+    head = (
+        "| method | mechanism | trust | " + " | ".join(f"epsilon {e:g}" if e else "no noise" for e in EPSILONS) + " |"
+    )
+    lines = [head, "|" + "---|" * (len(EPSILONS) + 3)]
+    for method in METHODS:
+        for mechanism, trust in WAYS:
+            texts = []
+            for epsilon in EPSILONS:
+                shown = trust if epsilon is not None else "local"
+                results = [_read(out / Cell(method, mechanism, shown, epsilon, seed).name) for seed in range(seeds)]
+                texts.append(_pair(results))
+            lines.append(f"| {method} | {mechanism} | {trust} | " + " | ".join(texts) + " |")
+    return "\n".join([*lines, "", *_floors(out, seeds)])
+
+
+def _floors(out: Path, seeds: int) -> list[str]:
+    results = [_read(out / Cell("dpfpl", "per_step", "local", None, seed).name) for seed in range(seeds)]
+    lines = ["| floor | local / neighbour |", "|---|---|"]
+    for floor in ("zero_shot", "global_only", "local_only", "centralised"):
+        lines.append(f"| {floor} | {_pair([{'accuracy': result['floors'][floor]} for result in results])} |")
+    return lines
+
+
+def _pair(results: list[dict[str, Any]]) -> str:
+    texts = []
+    for where in ("local", "neighbour"):
+        values = [100 * result["accuracy"][where] for result in results]
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        texts.append(f"{statistics.mean(values):.1f} ± {spread:.1f}")
+    return " / ".join(texts)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+def main() -> None:
+    """Run what is missing, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/privacy"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    todo = cells(options.seeds)
+    with ProcessPoolExecutor(options.workers) as pool:
+        futures = {pool.submit(run_cell, cell, options.out): cell for cell in todo}
+        for done, future in enumerate(as_completed(futures), start=1):
+            future.result()
+            print(f"{done}/{len(todo)} {futures[future].name}", flush=True)
+    print(markdown(options.out, options.seeds))
+
+
+if __name__ == "__main__":
+    main()

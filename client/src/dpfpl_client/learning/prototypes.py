@@ -1,0 +1,98 @@
+"""``one_shot``: one noised sum of image features per class, released once; all training after it is post-processing.
+
+The image tower is frozen, so an example enters training only through its unit feature z_x and its label. The sum
+``S_c = sum_{x of class c} z_x`` over every class of the public list, each coordinate with Gaussian noise of standard
+deviation z, is one Gaussian mechanism of L2 sensitivity 1: adding or removing an example changes one row by a vector of
+norm 1. Everything computed from the noised sums costs nothing more, towards anybody.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from dpfpl_common.errors import PrivacyError
+from dpfpl_common.noise import NoiseSource, grid_allows
+
+__all__ = ["Prototypes", "noised_class_sums", "prototypes_from"]
+
+Floats = npt.NDArray[np.float64]
+
+FALSE_ALARM = 1e-6
+"""Chance that a row of pure noise is taken for a class."""
+
+
+@dataclass(frozen=True)
+class Prototypes:
+    """Pseudo-examples to train on.
+
+    Attributes:
+        features: [classes, feature_size], each of norm at most 1: direction of the class mean, shrunk as it is unsure.
+        weights: [classes], adding up to 1, or all 0 where no class stands out from the noise.
+    """
+
+    features: Floats
+    weights: Floats
+
+
+def noised_class_sums(
+    features: npt.NDArray[np.float32],
+    labels: npt.NDArray[np.int64],
+    num_classes: int,
+    noise: NoiseSource,
+    noise_multiplier: float,
+) -> Floats:
+    """The release: S_c + N(0, z^2 I) for every class of the list, [num_classes, feature_size].
+
+    Guarantee: Gaussian mechanism with noise multiplier z, sensitivity 1 (add or remove one example), no sampling. A
+    feature that is not finite is left out; one that is longer than 1 is scaled to norm 1.
+
+    Args:
+        features: [n, feature_size] unit image features; n may be 0.
+        labels: [n], indices below num_classes.
+        num_classes: length of the public class list.
+        noise: source of the noise.
+        noise_multiplier: z; 0 releases the sums themselves, for experiments that claim no privacy.
+
+    Raises:
+        PrivacyError: the noise is too large for the noise grid.
+    """
+    if not grid_allows(noise_multiplier, num_classes * features.shape[1]):
+        raise PrivacyError(
+            code="NOISE_GRID",
+            message=f"Noise multiplier {noise_multiplier:g} is too large for {num_classes} classes.",
+            advice="Ask for a larger epsilon.",
+        )
+    rows = np.asarray(features, dtype=np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        norms = np.linalg.norm(rows, axis=1)
+    finite = np.isfinite(norms)
+    bounded = rows[finite] * np.minimum(1.0, (1.0 - 1e-12) / np.maximum(norms[finite], 1e-300))[:, None]
+    sums = np.zeros((num_classes, rows.shape[1]))
+    np.add.at(sums, labels[finite], bounded)
+    return noise.add(sums, noise_multiplier) if noise_multiplier > 0 else sums
+
+
+def prototypes_from(sums: Floats, noise_multiplier: float) -> Prototypes:
+    """How far to believe the noised sums; decided from them and the public noise level alone, so it costs nothing.
+
+    The squared norm of pure noise exceeds ``z^2 (d + 2 sqrt(d t) + 2 t)`` with chance at most ``exp(-t)`` (Laurent and
+    Massart 2000, lemma 1). A row below that, t = ln(1 / FALSE_ALARM), is taken for an empty class and dropped. Of the
+    others the noise's share of the energy is subtracted, and the direction is shrunk by what remains, as a Wiener filter
+    does. With ever more noise no row stands out, nothing is learned, and the prompt stays the zero-shot text.
+
+    Args:
+        sums: [classes, feature_size], noised.
+        noise_multiplier: z.
+    """
+    size = sums.shape[1]
+    energy = np.sum(sums**2, axis=1)
+    pure_noise = noise_multiplier**2 * size
+    t = math.log(1.0 / FALSE_ALARM)
+    stands_out = energy > noise_multiplier**2 * (size + 2 * math.sqrt(size * t) + 2 * t)
+    signal = np.sqrt(np.where(stands_out, np.maximum(energy - pure_noise, 0.0), 0.0))
+    norms = np.sqrt(np.maximum(energy, 1e-300))
+    features = sums / norms[:, None] * (signal / norms)[:, None]
+    total = float(signal.sum())
+    return Prototypes(features=features, weights=signal / total if total > 0 else np.zeros(len(sums)))

@@ -1,0 +1,244 @@
+"""Breaks the mechanism on purpose, one way at a time, and shows that the tests notice (``make mutate``).
+
+Each mutation is made in a private copy of the repository, where the named tests must then fail; the same tests must pass
+in an unbroken copy first. The last line is ``caught N of N``; the exit code is 0 only if all are caught.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+STEP = "client/src/dpfpl_client/learning/step.py"
+OPTIMIZER = "client/src/dpfpl_client/learning/dp_optimizer.py"
+NOISE = "common/src/dpfpl_common/noise.py"
+TRUST = "common/src/dpfpl_common/trust.py"
+CORE = "client/src/dpfpl_client/agent/core.py"
+STEP_TESTS = "tests/client/learning/test_step.py"
+LEARNER_TESTS = "tests/client/learning/test_learner.py"
+PROTOTYPE_TESTS = "tests/client/learning/test_prototypes.py"
+NOISE_TESTS = "tests/common/test_noise.py"
+TRUST_TESTS = "tests/common/test_trust.py"
+CLIPPING_TESTS = "tests/common/test_clipping.py"
+CORE_TESTS = "tests/client/agent/test_core.py"
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One way to break the promise.
+
+    Attributes:
+        name: what is broken, in words.
+        file: where.
+        old: text that occurs there exactly once.
+        new: what it becomes.
+        tests: files of which at least one test must fail.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+MUTATIONS = (
+    Mutation(
+        "the batch's sum is clipped instead of every example",
+        OPTIMIZER,
+        "    return [np.tensordot(factors[kept, b], block[kept], axes=1) for b, block in enumerate(blocks)]",
+        "    sums = [block[kept].sum(axis=0) for block in blocks]\n"
+        "    whole = joint_clip_factors([[float(np.square(s).sum()) for s in sums]], clipping_norms)[0]\n"
+        "    return [whole * s for s in sums]",
+        (STEP_TESTS,),
+    ),
+    Mutation(
+        "no clipping at all",
+        OPTIMIZER,
+        "    kept = factors[:, 0] > 0\n",
+        "    kept = factors[:, 0] > 0\n    factors = np.ones_like(factors)\n",
+        (STEP_TESTS,),
+    ),
+    Mutation(
+        "the last block is left out of the joint norm",
+        OPTIMIZER,
+        "np.repeat(joint_clip_factors(squared, clipping_norms)[:, None]",
+        "np.repeat(joint_clip_factors(squared[:, :-1] if len(blocks) > 1 else squared, "
+        "clipping_norms[:-1] if len(blocks) > 1 else clipping_norms)[:, None]",
+        (STEP_TESTS,),
+    ),
+    Mutation(
+        "non-finite examples pass the clip",
+        "common/src/dpfpl_common/clipping.py",
+        "    return np.where(finite, factors, 0.0)",
+        "    return np.where(finite, factors, 1.0)",
+        (CLIPPING_TESTS, STEP_TESTS),
+    ),
+    Mutation(
+        "one block without its noise",
+        STEP,
+        "noise_stddevs=[shared_stddev, *[factor_stddev] * len(personal_blocks)]",
+        "noise_stddevs=[shared_stddev, *[factor_stddev] * (len(personal_blocks) - 1), *[0.0] * bool(personal_blocks)]",
+        (STEP_TESTS,),
+    ),
+    Mutation(
+        "sensitivity C / B, as published",
+        STEP,
+        "    shared_stddev = site_noise_stddev(experiment)\n",
+        "    shared_stddev = site_noise_stddev(experiment) / divisor\n",
+        (STEP_TESTS,),
+    ),
+    Mutation(
+        "the true batch size as divisor",
+        STEP,
+        "        expected_batch_size=divisor,",
+        "        expected_batch_size=max(1, len(gradients)),",
+        (STEP_TESTS,),
+    ),
+    Mutation(
+        "the same noise for every block",
+        OPTIMIZER,
+        "            total = p.summed_grad.numpy()\n",
+        "            total = p.summed_grad.numpy()\n"
+        "            self._once = getattr(self, '_once', None)\n"
+        "            if self._once is None and stddev > 0:\n"
+        "                self._once = float(self._noise.add(np.zeros(1), 1.0)[0])\n"
+        "            p.grad = torch.from_numpy(total + stddev * (self._once or 0.0))\n"
+        "            continue\n",
+        (STEP_TESTS, LEARNER_TESTS),
+    ),
+    Mutation(
+        "un-noised gradients reach the personal prompt",
+        STEP,
+        "    return StepRelease(shared=shared, personal=directions.merge(released))",
+        "    raw = [block.sum(axis=0) / divisor for block in directions.split(gradients)]\n"
+        "    return StepRelease(shared=shared, personal=directions.merge(raw))",
+        (STEP_TESTS, LEARNER_TESTS),
+    ),
+    Mutation(
+        "an empty batch releases nothing",
+        STEP,
+        "    privacy = experiment.privacy\n    divisor",
+        "    privacy = experiment.privacy\n"
+        "    if len(gradients) == 0:\n"
+        "        return StepRelease(np.zeros(gradients.shape[1:]), np.zeros(gradients.shape[1:]))\n"
+        "    divisor",
+        (STEP_TESTS,),
+    ),
+    Mutation(
+        "every example joins every step",
+        STEP,
+        "        return np.flatnonzero(words < np.uint64(int(sample_rate * 2**53)))",
+        "        return np.arange(count)",
+        (STEP_TESTS,),
+    ),
+    Mutation(
+        "noise from a seed",
+        NOISE,
+        "    drawn: list[npt.NDArray[np.int64]] = []\n",
+        "    entropy = np.random.default_rng(0).bytes\n    drawn: list[npt.NDArray[np.int64]] = []\n",
+        (NOISE_TESTS,),
+    ),
+    Mutation(
+        "two thirds of the noise",
+        NOISE,
+        "        step = noise_stddev * (1.0 + ROUNDING_SLACK) / SCALE",
+        "        step = noise_stddev * 0.667 / SCALE",
+        (NOISE_TESTS,),
+    ),
+    Mutation(
+        "noise added to the float sum, so that floats leak",
+        NOISE,
+        "        return np.asarray((steps.astype(np.int64) + discrete_gaussian(steps.size).reshape(steps.shape)) * step)",
+        "        return np.asarray(total + discrete_gaussian(steps.size).reshape(steps.shape) * step)",
+        (NOISE_TESTS,),
+    ),
+    Mutation(
+        "every site adds too small a share",
+        TRUST,
+        "            return stddev / math.sqrt(honest_shares(experiment))",
+        "            return stddev / math.sqrt(len(experiment.sites) + 1)",
+        (TRUST_TESTS,),
+    ),
+    Mutation(
+        "the operator's messages are accounted as if aggregated",
+        TRUST,
+        '.get(privacy.trust, z / math.sqrt(honest_shares(experiment)))',
+        ".get(privacy.trust, z)",
+        (TRUST_TESTS,),
+    ),
+    Mutation(
+        "class sums: a long feature counts in full",
+        "client/src/dpfpl_client/learning/prototypes.py",
+        " * np.minimum(1.0, (1.0 - 1e-12) / np.maximum(norms[finite], 1e-300))[:, None]",
+        "",
+        (PROTOTYPE_TESTS,),
+    ),
+    Mutation(
+        "class sums: only classes with images are noised",
+        "client/src/dpfpl_client/learning/prototypes.py",
+        "    return noise.add(sums, noise_multiplier) if noise_multiplier > 0 else sums",
+        "    noised = noise.add(sums, noise_multiplier) if noise_multiplier > 0 else sums\n"
+        "    return np.where(np.any(sums != 0, axis=1)[:, None], noised, 0.0)",
+        (PROTOTYPE_TESTS,),
+    ),
+    Mutation(
+        "a release without a charge",
+        CORE,
+        "            sequence = self._ledger.reserve(experiment.name, request.round, digest, event)\n",
+        "            sequence = 0\n",
+        (CORE_TESTS,),
+    ),
+    Mutation(
+        "fresh noise for a changed request of the same round",
+        CORE,
+        "        if charge.request_digest != digest:",
+        "        if False:",
+        (CORE_TESTS,),
+    ),
+)
+
+
+def main() -> int:
+    """Run the baseline and all mutations; print one line each."""
+    tests = sorted({test for mutation in MUTATIONS for test in mutation.tests})
+    with tempfile.TemporaryDirectory(prefix="mutate-") as folder:
+        copy = Path(folder) / "repository"
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__", ".*_cache"))
+        if _run(copy, tests) != 0:
+            print("the tests fail without any mutation; nothing can be shown")
+            return 2
+        caught = sum(_caught(copy, mutation) for mutation in MUTATIONS)
+    print(f"caught {caught} of {len(MUTATIONS)}")
+    return 0 if caught == len(MUTATIONS) else 1
+
+
+def _caught(copy: Path, mutation: Mutation) -> bool:
+    file = copy / mutation.file
+    original = file.read_text(encoding="utf-8")
+    assert original.count(mutation.old) == 1, f"{mutation.name}: the text to change is not there exactly once"
+    began = time.monotonic()
+    file.write_text(original.replace(mutation.old, mutation.new), encoding="utf-8")
+    try:
+        code = _run(copy, list(mutation.tests))
+    finally:
+        file.write_text(original, encoding="utf-8")
+    caught = code == 1  # pytest: some tests failed; 2 and above would be an error of another kind
+    print(f"{'caught ' if caught else 'MISSED '} {mutation.name} ({time.monotonic() - began:.0f} s)", flush=True)
+    return caught
+
+
+def _run(copy: Path, tests: list[str]) -> int:
+    sources = [str(copy / name / "src") for name in ("common", "client", "server", "bench")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sources), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", *tests]
+    return subprocess.run(command, cwd=copy, env=environment, capture_output=True, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
