@@ -133,6 +133,8 @@ OTHER = {
     "optimizer.global_learning_rate": 0.5,
     "optimizer.personal_learning_rate": 0.5,
     "privacy.trust": "local",
+    "privacy.clipping": "separate",
+    "privacy.accounting": "paper",
     "privacy.target_epsilon": 3.0,
     "privacy.target_delta": 1e-6,
     "privacy.noise_multiplier": 2.5,
@@ -151,10 +153,28 @@ OTHER = {
 
 
 def test_every_field_is_reachable_and_part_of_the_identity():
-    # privacy.mechanism has one value so far; nothing else may be missing.
+    # The other mechanism goes with one trust mode only; it has a test of its own.
     assert set(leaves(Experiment)) - set(OTHER) == {"privacy.mechanism"}
     digests = {BASE.digest()} | {parse_experiment(json.dumps(changed(k, v))).digest() for k, v in OTHER.items()}
     assert len(digests) == len(OTHER) + 1
+
+
+@pytest.mark.parametrize(
+    ("privacy", "reason"),
+    [
+        ({"mechanism": "one_shot", "trust": "distributed"}, "whole noise already"),
+        ({"mechanism": "one_shot", "trust": "central"}, "whole noise already"),
+        ({"mechanism": "one_shot", "trust": "local", "accounting": "paper"}, "one_shot adds noise once"),
+        ({"mechanism": "one_shot", "trust": "local", "clipping": "separate"}, "several blocks"),
+        ({"trust": "local", "clipping": "separate"}, "several blocks"),
+    ],
+)
+def test_what_has_no_sound_analysis_is_refused_with_the_reason(privacy, reason):
+    with pytest.raises(ConfigError, match=reason) as caught:
+        dataclasses.replace(BASE, privacy=dataclasses.replace(BASE.privacy, **privacy))
+    assert caught.value.code == "NO_SOUND_ANALYSIS"
+    sound = dataclasses.replace(BASE.privacy, mechanism="one_shot", trust="local")
+    assert dataclasses.replace(BASE, privacy=sound).digest() != BASE.digest()
 
 
 NAMES = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,20}", fullmatch=True)

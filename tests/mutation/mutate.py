@@ -1,7 +1,7 @@
 """Breaks the mechanism on purpose, one way at a time, and shows that the tests notice (``make mutate``).
 
-Each mutation is made in a private copy of the repository, where the named tests must then fail; the same tests must pass
-in an unbroken copy first. The last line is ``caught N of N``; the exit code is 0 only if all are caught.
+Each mutation is made in a private copy of the repository, where the named tests must then fail; the same tests must
+pass in an unbroken copy first. The last line is ``caught N of N``; the exit code is 0 only if all are caught.
 """
 
 import os
@@ -154,8 +154,8 @@ MUTATIONS = (
     Mutation(
         "noise added to the float sum, so that floats leak",
         NOISE,
-        "        return np.asarray((steps.astype(np.int64) + discrete_gaussian(steps.size).reshape(steps.shape)) * step)",
-        "        return np.asarray(total + discrete_gaussian(steps.size).reshape(steps.shape) * step)",
+        "np.asarray((steps.astype(np.int64) + discrete_gaussian(steps.size).reshape(steps.shape)) * step)",
+        "np.asarray(total + discrete_gaussian(steps.size).reshape(steps.shape) * step)",
         (NOISE_TESTS,),
     ),
     Mutation(
@@ -168,7 +168,7 @@ MUTATIONS = (
     Mutation(
         "the operator's messages are accounted as if aggregated",
         TRUST,
-        '.get(privacy.trust, z / math.sqrt(honest_shares(experiment)))',
+        ".get(privacy.trust, z / math.sqrt(honest_shares(experiment)))",
         ".get(privacy.trust, z)",
         (TRUST_TESTS,),
     ),

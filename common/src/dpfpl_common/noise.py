@@ -74,7 +74,8 @@ class SystemNoise:
         step = noise_stddev * (1.0 + ROUNDING_SLACK) / SCALE
         # A sum beyond 2**16 standard deviations is held there: bringing coordinates into a range drives no two sums
         # apart, while refusing would tell something about the data.
-        steps: Floats = np.rint(np.clip(np.asarray(total, dtype=np.float64) / step, -LARGEST_STEPS, LARGEST_STEPS))
+        with np.errstate(over="ignore"):
+            steps: Floats = np.rint(np.clip(np.asarray(total, dtype=np.float64) / step, -LARGEST_STEPS, LARGEST_STEPS))
         return np.asarray((steps.astype(np.int64) + discrete_gaussian(steps.size).reshape(steps.shape)) * step)
 
 

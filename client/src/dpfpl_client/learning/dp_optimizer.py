@@ -1,9 +1,9 @@
 """Opacus' ``DPOptimizer`` with this project's clipping and noise in its hooks.
 
 Who knows Opacus finds the usual order here: per-example gradients in ``p.grad_sample``, ``clip_and_accumulate``,
-``add_noise``, ``scale_grad``. Different are the clip (all blocks jointly, each with a bound of its own, non-finite examples
-left out), the noise (from a ``NoiseSource``, never from torch's generators) and the divisor (public, so that an empty
-batch is an ordinary one).
+``add_noise``, ``scale_grad``. Different are the clip (all blocks jointly, each with a bound of its own, non-finite
+examples left out), the noise (from a ``NoiseSource``, never from torch's generators) and the divisor (public, so that
+an empty batch is an ordinary one).
 """
 
 from collections.abc import Sequence
@@ -25,8 +25,8 @@ class BlockDPOptimizer(DPOptimizer):  # type: ignore[misc]
     """Releases the blocks of one step: its parameters' ``grad`` hold the noised, scaled sums after ``pre_step``.
 
     Guarantee: with joint clipping and noise of ``z C_b`` in every block b, one step is one Gaussian mechanism of noise
-    multiplier z (add or remove one example); a block whose noise another party adds (standard deviation 0) is left as the
-    clipped sum.
+    multiplier z (add or remove one example); a block whose noise another party adds (standard deviation 0) is left as
+    the clipped sum.
 
     Args:
         blocks: parameters, one a block; their values are not used.

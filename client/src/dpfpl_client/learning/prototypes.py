@@ -79,8 +79,8 @@ def prototypes_from(sums: Floats, noise_multiplier: float) -> Prototypes:
 
     The squared norm of pure noise exceeds ``z^2 (d + 2 sqrt(d t) + 2 t)`` with chance at most ``exp(-t)`` (Laurent and
     Massart 2000, lemma 1). A row below that, t = ln(1 / FALSE_ALARM), is taken for an empty class and dropped. Of the
-    others the noise's share of the energy is subtracted, and the direction is shrunk by what remains, as a Wiener filter
-    does. With ever more noise no row stands out, nothing is learned, and the prompt stays the zero-shot text.
+    others the noise's share of the energy is subtracted, and the direction is shrunk by what remains, as a Wiener
+    filter does. With ever more noise no row stands out, nothing is learned, and the prompt stays the zero-shot text.
 
     Args:
         sums: [classes, feature_size], noised.
