@@ -94,6 +94,32 @@ def test_pld_equals_opacus_prv(z, q, steps):
     assert epsilon([event(z, q, steps)], 1e-5) == pytest.approx(theirs, abs=0.02, rel=0.005)
 
 
+SETTINGS = [
+    (round(rng.uniform(0.7, 6.0), 3), round(10 ** rng.uniform(-2.5, -0.2), 4), rng.randint(1, 400))
+    for rng in [random.Random(5)]
+    for _ in range(200)
+]
+
+
+def test_renyi_equals_opacus_on_two_hundred_settings():
+    orders = list(range(2, 64))
+    for z, q, steps in SETTINGS:
+        ours = accounting.rdp.RdpAccountant(orders, neighboring_relation=accounting.RELATION)
+        ours.compose(accounting._event(z, q, steps))
+        theirs = opacus_rdp.compute_rdp(q=q, noise_multiplier=z, steps=steps, orders=orders)
+        spent, _ = opacus_rdp.get_privacy_spent(orders=orders, rdp=theirs, delta=1e-5)
+        assert ours.get_epsilon(1e-5) == pytest.approx(spent, rel=1e-6), (z, q, steps)
+
+
+@pytest.mark.long
+def test_pld_equals_opacus_prv_on_two_hundred_settings():
+    for z, q, steps in SETTINGS:
+        accountant = PRVAccountant()
+        accountant.history = [(z, q, steps)]
+        theirs = accountant.get_epsilon(1e-5, eps_error=0.01, delta_error=1e-8)
+        assert epsilon([event(z, q, steps)], 1e-5) == pytest.approx(theirs, abs=0.02, rel=0.005), (z, q, steps)
+
+
 def test_steps_and_events_compose():
     whole = epsilon([event(2.0, 0.3, 30)], 1e-5)
     assert epsilon([event(2.0, 0.3, 10), event(2.0, 0.3, 20)], 1e-5) == pytest.approx(whole, rel=1e-3)
