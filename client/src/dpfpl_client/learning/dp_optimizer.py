@@ -68,7 +68,8 @@ class BlockDPOptimizer(DPOptimizer):  # type: ignore[misc]
         """Noise of its own for every block, from the noise source."""
         for p, stddev in zip(self.params, self._noise_stddevs, strict=True):
             total = p.summed_grad.numpy()
-            p.grad = torch.from_numpy(self._noise.add(total, stddev) if stddev > 0 else total.copy())
+            released = self._noise.add(total, stddev) if stddev > 0 else total
+            p.grad = torch.tensor(released)  # a copy: Opacus scales it in place
 
     def release(self, blocks: Sequence[Floats]) -> list[Floats]:
         """Per-example gradients [batch, ...] of each block in, released gradients [...] out."""
