@@ -51,8 +51,11 @@ def test_separate_clipping_pays_for_every_block():
     assert math.isclose(ratio, math.sqrt(3), rel_tol=1e-3)
     assert separate_blocks(separate) == BLOCKS["dpfpl"] == 3
     assert separate_blocks(resolve_noise(experiment("promptfl", clipping="separate"))) == 1
-    # Towards another site only the shared block counts.
-    assert planned_events(separate)[1].noise_multiplier == separate.privacy.noise_multiplier
+    # Unseen blocks steer the personal context and so every later shared gradient: they count towards everybody.
+    z = separate.privacy.noise_multiplier
+    _, other_site, operator = planned_events(separate)
+    assert math.isclose(other_site.noise_multiplier, z / math.sqrt(3))
+    assert math.isclose(operator.noise_multiplier, z / math.sqrt(2 + 2))  # H = 3 - 0 - 1 shares, two more blocks
 
 
 def test_one_shot_is_one_release_without_sampling_however_long_the_run():

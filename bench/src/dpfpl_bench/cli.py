@@ -19,6 +19,7 @@ __all__ = ["main"]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console(stderr=True)
+INTERRUPTED = 130
 
 EXAMPLES = """
 Examples:
@@ -162,7 +163,7 @@ def data_settings(data: str, seed: int):  # type: ignore[no-untyped-def]
         return DataSettings(source="folder", path=str(path), split_seed=seed)
     if path.suffix.lower() == ".csv":
         return DataSettings(source="csv", path=str(path), split_seed=seed)
-    if data.startswith(("/", ".", "~")) or data.count("/") > 1:
+    if data.startswith(("/", ".", "~")) or data.count("/") != 1:
         raise ConfigError(
             code="NO_DATA",
             message=f"There is no folder and no .csv file {data!r}.",
@@ -192,6 +193,7 @@ def main() -> None:
     except DpfplError as error:
         console.print(f"[bold red]{error.code}[/] {escape(error.message)}\n{escape(error.advice)}", highlight=False)
         sys.exit(2)
-    except KeyboardInterrupt:
-        console.print("Stopped; nothing of it goes on running.")
-        sys.exit(130)
+    except SystemExit as leave:
+        if leave.code == INTERRUPTED:  # what typer makes of Ctrl-C
+            console.print("Stopped; nothing of it goes on running.")
+        raise

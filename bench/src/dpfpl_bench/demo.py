@@ -60,18 +60,18 @@ def run_demo(request: DemoRequest, on_status: Callable[[Status], None]) -> dict[
     work = request.out / "work"
     _clear(request.out)
     fleet, control = free_ports(2)
-    on_status({"phase": "PROVISIONING"})
+    on_status({"phase": "PROVISIONING", "text": "making certificates, keys and kits"})
     provision(ProvisionRequest(work / "server", work / "kits", SITES, port=fleet))
     for index, name in enumerate(SITES):
         _fill_in_kit(work / "kits" / name, index, request.epsilon)
-    on_status({"phase": "READING_DATA"})
+    on_status({"phase": "READING_DATA", "text": "reading images, calibrating the noise"})
     backbone, simulated = _the_same_sites_in_process(work)
     experiment = _experiment(request, backbone, simulated)
     with ProcessGroup() as group:
-        on_status({"phase": "STARTING"})
+        on_status({"phase": "STARTING", "text": "starting the server and four sites"})
         _start_federation(work, fleet, control, group)
         result = run_experiment(experiment, work / "server", request.out, on_status)
-    on_status({"phase": "COMPUTING_FLOORS"})
+    on_status({"phase": "COMPUTING_FLOORS", "text": "computing the floors: every site alone, all data in one place"})
     result["floors"]["local_only"] = local_only(backbone, simulated, experiment, seed=0)
     result["floors"]["centralised"] = centralised(backbone, simulated, experiment, seed=0)
     classes = {site.name: site.num_classes for site in simulated}
@@ -105,7 +105,7 @@ def _fill_in_kit(kit: Path, index: int, epsilon: float) -> None:
     if len(str(kit / "state" / "agent.sock")) > LONGEST_SOCKET_PATH:
         text = text.replace("unix:state/agent.sock", f"127.0.0.1:{free_port()}")
     site_file.write_text(text)
-    (kit / "policy.toml").write_text(POLICY.format(epsilon=epsilon))
+    (kit / "policy.toml").write_text(POLICY.format(epsilon=1.25 * epsilon))
 
 
 def _start_federation(work: Path, fleet: int, control: int, group: ProcessGroup) -> None:

@@ -10,7 +10,7 @@ from dpfpl_bench.floors import centralised, local_only
 from dpfpl_bench.settings import BenchSettings, build_experiment
 from dpfpl_bench.simulation import SimulatedSite, Simulation, prepare_sites, site_names
 from dpfpl_client.agent.feature_cache import FeatureCache
-from dpfpl_client.data import DataSettings, list_classes, load_pool, partition_sites
+from dpfpl_client.data import DataSettings, list_classes, partition_sites, read_pool
 from dpfpl_client.learning.backbone import ClipBackbone, load_backbone
 from dpfpl_common.durable import write_durably
 from dpfpl_common.errors import ConfigError
@@ -72,8 +72,10 @@ def run_simulation(
         require_ray()
     on_step("reading images")
     class_names = list_classes(request.data)
-    pool = load_pool(request.data, class_names, request.cache / "images.json" if request.cache else None)
-    data = partition_sites(pool, class_names, request.partition, request.num_sites, request.seed, request.alpha)
+    pool = read_pool(request.data, class_names, request.cache / "images.json" if request.cache else None)
+    for problem in pool.problems:
+        on_step(f"{problem.severity}: {problem.message} [{problem.code}]")
+    data = partition_sites(pool.records, class_names, request.partition, request.num_sites, request.seed, request.alpha)
     on_step("loading the model")
     backbone = load_backbone(request.model, offline=request.offline)
     on_step("computing image features")

@@ -21,6 +21,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 ledger_app = typer.Typer(no_args_is_help=True, help="What this site's data have paid so far.")
 app.add_typer(ledger_app, name="ledger")
 console = Console(stderr=True)
+INTERRUPTED = 130
 
 SiteFile = Annotated[Path, typer.Option("--site", help="the site's site.toml")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
@@ -159,7 +160,7 @@ def ledger_show(site: SiteFile = SITE, as_json: AsJson = False) -> None:
         return
     for row in summary["experiments"]:
         typer.echo(
-            f"{row['experiment']}: {row['rounds']} rounds charged, {row['released']} released, "
+            f"{row['experiment']}: {row['charges']} charges for {row['rounds']} rounds, {row['released']} released, "
             f"epsilon {_number(row['epsilon'])}"
         )
     typer.echo(
@@ -220,5 +221,7 @@ def main() -> None:
             raise
         console.print(f'{error.name} is missing. Install the agent: pip install "dpfpl-client[agent]"', style="bold")
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except SystemExit as leave:
+        if leave.code == INTERRUPTED:  # what typer makes of Ctrl-C
+            console.print("Stopped.")
+        raise

@@ -20,10 +20,10 @@ path = {path}
 """
 
 POLICY = """\
-# What this site allows at most; everything else is refused. See docs of DP-FPL for every key.
+# What this site allows at most; everything else is refused.
 experiments = ["*"]
-max_epsilon_per_experiment = 8.0
-max_epsilon_lifetime = 16.0
+max_epsilon_per_experiment = 10.0
+max_epsilon_lifetime = 20.0
 metrics = "coarse"
 """
 

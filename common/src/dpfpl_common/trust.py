@@ -79,8 +79,12 @@ def planned_events(experiment: Experiment, steps: int | None = None) -> tuple[Pr
     """
     privacy = experiment.privacy
     z = _multiplier(experiment)
-    operator = {"central": 0.0, "local": z}.get(privacy.trust, z / math.sqrt(honest_shares(experiment)))
-    joint = z / math.sqrt(separate_blocks(experiment))
+    # Blocks clipped on their own that an adversary does not see steer the personal context all the same, and with it
+    # every later shared gradient: they count towards everybody.
+    personal_blocks = separate_blocks(experiment) - 1
+    joint = z / math.sqrt(1 + personal_blocks)
+    shares = honest_shares(experiment) + personal_blocks
+    operator = {"central": 0.0, "local": z}.get(privacy.trust, z / math.sqrt(shares))
     one_shot = privacy.mechanism == "one_shot"
     count = experiment.total_steps if steps is None else steps
     return tuple(
@@ -91,7 +95,7 @@ def planned_events(experiment: Experiment, steps: int | None = None) -> tuple[Pr
             sample_rate=1.0 if one_shot else privacy.sample_rate,
             steps=min(1, count) if one_shot else count,
         )
-        for adversary, multiplier in (("prompt_recipient", joint), ("other_site", z), ("operator", operator))
+        for adversary, multiplier in (("prompt_recipient", joint), ("other_site", joint), ("operator", operator))
     )
 
 

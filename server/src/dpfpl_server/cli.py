@@ -19,6 +19,7 @@ __all__ = ["main"]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console(stderr=True)
+INTERRUPTED = 130
 
 ServerFolder = Annotated[Path, typer.Option("--server", help="the server's folder: keys, register of sites, database")]
 RunsFolder = Annotated[Path, typer.Option("--runs", help="folder that holds one folder a run")]
@@ -192,6 +193,7 @@ def main() -> None:
     except DpfplError as error:
         console.print(f"{error.code}: {error.message}\n{error.advice}", style="bold", highlight=False, markup=False)
         sys.exit(2)
-    except KeyboardInterrupt:
-        console.print("Stopped.")
-        sys.exit(130)
+    except SystemExit as leave:
+        if leave.code == INTERRUPTED:  # what typer makes of Ctrl-C
+            console.print("Stopped. Go on with: dpfpl-server resume NAME")
+        raise

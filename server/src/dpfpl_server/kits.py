@@ -35,11 +35,12 @@ _POLICY = """\
 # Names of the experiments you approve; "*" allows any experiment within the limits below.
 experiments = ["*"]
 
-# How much privacy one experiment may cost (epsilon). Smaller protects more; a request beyond it is refused.
-max_epsilon_per_experiment = 8.0
+# How much privacy one experiment may cost (epsilon). Smaller protects more; a request beyond it is refused. Leave some
+# room over what the operator asks for: a round that is interrupted by a crash is paid for again when it is repeated.
+max_epsilon_per_experiment = 10.0
 
 # How much all experiments on this data may cost together, for as long as the data exist.
-max_epsilon_lifetime = 16.0
+max_epsilon_lifetime = 20.0
 
 # How much the messages of one experiment may tell the operator of the server.
 max_epsilon_operator = 20.0
@@ -51,7 +52,7 @@ delta = 1e-5
 # anything leaves. "central" would show the operator sums without noise: add it only with your explicit consent.
 trust = ["distributed", "local"]
 
-# Ways of adding noise that you accept: in every training step, or once to a finished update.
+# Ways of adding noise that you accept: in every training step, or once, to sums of image features, before training.
 mechanisms = ["per_step", "one_shot"]
 
 # The least noise, relative to the influence of one image, that a request may ask for.

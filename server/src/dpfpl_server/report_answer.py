@@ -34,12 +34,23 @@ def gain_sentences(result: Mapping[str, Any]) -> list[str]:
     sentences = [
         f"{opening}. The mean accuracy on a site's own classes{whose} {_way(before, after)}.",
         *_against_floors(result),
+        *_on_others_classes(sites),
     ]
     worst = result["accuracy"]["worst_site"]
     names = [printable(site["name"]) for site in sites if site["local"] is not None and site["local"] == worst]
     if worst is not None:
         sentences.append(f"The weakest site is {' and '.join(names)} with {percent(worst)}.")
     return sentences
+
+
+def _on_others_classes(sites: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What personalising did to the classes of the other sites, which it usually costs something."""
+    paired = [s for s in sites if s["neighbour"] is not None and s.get("before_neighbour") is not None]
+    if not paired:
+        return []
+    before = statistics.fmean(site["before_neighbour"] for site in paired)
+    after = statistics.fmean(site["neighbour"] for site in paired)
+    return [f"On the other sites' classes the same prompts' mean accuracy {_way(before, after)}."]
 
 
 def privacy_sentences(result: Mapping[str, Any]) -> list[str]:

@@ -53,13 +53,16 @@ def run_experiment(
         on_status: called with everything that the strategy reports.
 
     Returns:
-        What result.json holds.
+        What result.json holds; of a finished run, what it held already.
 
     Raises:
         RoundError: the run failed; the message carries the reason, and the checkpoint stays for ``resume``.
     """
     folder = RunFolder(run_folder.resolve())
     folder.begin(experiment)
+    finished: dict[str, Any] | None = folder.read_json("result.json")
+    if finished is not None:
+        return finished
     started = time.monotonic()
     seen = len(folder.events())
     if folder.read_json("final.json") is None:

@@ -176,7 +176,7 @@ class DPFPLStrategy(Strategy):
                 reply = decode_reply(message.content, request)
                 if isinstance(reply, SiteRefusal):
                     refusal = reply.refusal
-                    outcome.failures[site] = f"REFUSED {refusal.code} (rule {refusal.rule}): {refusal.advice}"
+                    outcome.failures[site] = f"REFUSED {refusal.code}: {refusal.rule} {refusal.advice}"
                     continue
                 self._check_reply(reply, site)
             except PayloadError as error:
