@@ -132,6 +132,7 @@ OTHER = {
     "optimizer.name": "sgd",
     "optimizer.global_learning_rate": 0.5,
     "optimizer.personal_learning_rate": 0.5,
+    "privacy.unit": "site",
     "privacy.trust": "local",
     "privacy.clipping": "separate",
     "privacy.accounting": "paper",
@@ -153,8 +154,8 @@ OTHER = {
 
 
 def test_every_field_is_reachable_and_part_of_the_identity():
-    # The other mechanism goes with one trust mode only; it has a test of its own.
-    assert set(leaves(Experiment)) - set(OTHER) == {"privacy.mechanism"}
+    # The other mechanism goes with one trust mode only, sampled sites with one unit; they have tests of their own.
+    assert set(leaves(Experiment)) - set(OTHER) == {"privacy.mechanism", "privacy.site_sample_rate"}
     digests = {BASE.digest()} | {parse_experiment(json.dumps(changed(k, v))).digest() for k, v in OTHER.items()}
     assert len(digests) == len(OTHER) + 1
 
@@ -167,6 +168,12 @@ def test_every_field_is_reachable_and_part_of_the_identity():
         ({"mechanism": "one_shot", "trust": "local", "accounting": "paper"}, "one_shot adds noise once"),
         ({"mechanism": "one_shot", "trust": "local", "clipping": "separate"}, "several blocks"),
         ({"trust": "local", "clipping": "separate"}, "several blocks"),
+        ({"trust": "central", "site_sample_rate": 0.5}, "unit site only"),
+        ({"unit": "site", "mechanism": "one_shot", "trust": "local"}, "what one image adds"),
+        ({"unit": "site", "trust": "local"}, "noised once a round"),
+        ({"unit": "site", "clipping": "separate"}, "one vector is clipped"),
+        ({"unit": "site", "accounting": "paper"}, "single examples"),
+        ({"unit": "site", "site_sample_rate": 0.5}, "random number of noise shares"),
     ],
 )
 def test_what_has_no_sound_analysis_is_refused_with_the_reason(privacy, reason):

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+SAMPLING = "common/src/dpfpl_common/sampling.py"
+WHOLE_UPDATE = "client/src/dpfpl_client/learning/whole_update.py"
+AGGREGATION = "server/src/dpfpl_server/aggregation.py"
 STEP = "client/src/dpfpl_client/learning/step.py"
 OPTIMIZER = "client/src/dpfpl_client/learning/dp_optimizer.py"
 NOISE = "common/src/dpfpl_common/noise.py"
@@ -25,6 +28,7 @@ PROTOTYPE_TESTS = "tests/client/learning/test_prototypes.py"
 NOISE_TESTS = "tests/common/test_noise.py"
 TRUST_TESTS = "tests/common/test_trust.py"
 CLIPPING_TESTS = "tests/common/test_clipping.py"
+SITE_UNIT_TESTS = "tests/integration/test_site_unit.py"
 CORE_TESTS = "tests/client/agent/test_core.py"
 
 
@@ -132,7 +136,7 @@ MUTATIONS = (
     ),
     Mutation(
         "every example joins every step",
-        STEP,
+        SAMPLING,
         "        return np.flatnonzero(words < np.uint64(int(sample_rate * 2**53)))",
         "        return np.arange(count)",
         (STEP_TESTS,),
@@ -200,6 +204,56 @@ MUTATIONS = (
         "        if charge.request_digest != digest:",
         "        if False:",
         (CORE_TESTS,),
+    ),
+    Mutation(
+        "whole sites: the update is not clipped",
+        WHOLE_UPDATE,
+        "    clipped = factor * update if factor > 0",
+        "    clipped = update if factor > 0",
+        (SITE_UNIT_TESTS,),
+    ),
+    Mutation(
+        "whole sites: a non-finite update passes the clip",
+        WHOLE_UPDATE,
+        "    clipped = factor * update if factor > 0 else np.zeros_like(update)",
+        "    clipped = np.nan_to_num(factor * update) if factor > 0 else np.nan_to_num(update)",
+        (SITE_UNIT_TESTS,),
+    ),
+    Mutation(
+        "whole sites: the number of replies as divisor",
+        AGGREGATION,
+        "        return np.asarray(noised / (privacy.site_sample_rate * len(experiment.sites)))",
+        "        return np.asarray(noised / max(1, len(updates)))",
+        (SITE_UNIT_TESTS,),
+    ),
+    Mutation(
+        "whole sites: the noise of a step, divided by its batch size",
+        AGGREGATION,
+        "        noised = noise.add(total, stddev) if stddev > 0 else total\n",
+        "        divisor = privacy.sample_rate * privacy.nominal_site_size\n"
+        "        noised = noise.add(total, stddev / divisor) if stddev > 0 else total\n",
+        (SITE_UNIT_TESTS,),
+    ),
+    Mutation(
+        "whole sites: only the rounds that a site took part in are charged, at the amplified rate",
+        CORE,
+        "            return capped_event(experiment, 0 if self._ledger.events(experiment.name) else None)",
+        "            return capped_event(experiment, experiment.rounds.local_steps)",
+        (SITE_UNIT_TESTS,),
+    ),
+    Mutation(
+        "whole sites: every site joins every round",
+        "server/src/dpfpl_server/strategy.py",
+        "        return {sites[index]: self._nodes[sites[index]] for index in self._sampler.draw(len(sites), rate)}",
+        "        return dict(self._nodes)",
+        (SITE_UNIT_TESTS,),
+    ),
+    Mutation(
+        "whole sites: the personal prompt is claimed to be private",
+        TRUST,
+        '("prompt_recipient", 0.0, 1.0)',
+        '("prompt_recipient", z, 1.0)',
+        (SITE_UNIT_TESTS,),
     ),
 )
 

@@ -66,6 +66,7 @@ def test_the_starting_policy_is_strict_where_it_matters(tmp_path: Path) -> None:
         "max_epsilon_lifetime": 16.0,
         "delta": 1e-5,
         "trust": ["distributed", "local"],
+        "units": ["example"],
         "mechanisms": ["per_step", "one_shot"],
         "min_noise_multiplier": 0.3,
         "max_clipping_norm": 10.0,

@@ -29,6 +29,8 @@ Examples:
   dpfpl-bench run --model MODEL_DIR --data IMAGE_FOLDER --epsilon 2 --sites 10 --partition pathological --rounds 20 --out result.json
 
   dpfpl-bench run --data shapes --epsilon none --sites 50 --floors none
+
+  dpfpl-bench run --data digits --unit site --site-sample-rate 0.1 --trust central --sites 100 --floors none
 """  # noqa: E501
 
 
@@ -45,6 +47,10 @@ def run(
     model: Annotated[str, typer.Option(help="embedded, a folder or hub id of the CLIP family")] = "embedded",
     method: Annotated[str, typer.Option(help="dpfpl or promptfl")] = "dpfpl",
     rank: Annotated[int, typer.Option(help="rank of the personal factors")] = 4,
+    unit: Annotated[
+        str, typer.Option(help="what is protected: example, or site for a site's whole data set")
+    ] = "example",
+    site_sample_rate: Annotated[float, typer.Option(help="chance that a site joins a round; needs --unit site")] = 1.0,
     mechanism: Annotated[str, typer.Option(help="per_step or one_shot")] = "per_step",
     trust: Annotated[str, typer.Option(help="distributed, central or local")] = "",
     clipping: Annotated[str, typer.Option(help="joint or separate")] = "joint",
@@ -57,7 +63,9 @@ def run(
     rounds: Annotated[int, typer.Option(min=1, help="federated rounds")] = 10,
     local_steps: Annotated[int, typer.Option(min=1, help="noised steps of a site in one round")] = 4,
     sample_rate: Annotated[float, typer.Option(help="chance that an example joins a step")] = 0.5,
-    clipping_norm: Annotated[float, typer.Option(help="L2 bound of one example's gradient")] = 0.1,
+    clipping_norm: Annotated[
+        float, typer.Option(help="L2 bound of one example's gradient, or of a site's update")
+    ] = 0.1,
     learning_rate: Annotated[float, typer.Option(help="of the global context")] = 0.02,
     personal_learning_rate: Annotated[float, typer.Option(help="of the personal context")] = 0.02,
     init_text: Annotated[str, typer.Option(help="text that the context starts from")] = "a photo of a",
@@ -111,6 +119,8 @@ def run(
             init_text=init_text,
             num_context=num_context,
             evaluate_every=evaluate_every,
+            unit=unit,
+            site_sample_rate=site_sample_rate,
         ),
         floors=floors,
         engine=engine,

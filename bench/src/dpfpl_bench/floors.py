@@ -39,7 +39,13 @@ def local_only(
             experiment,
             sites=(site.name,),
             privacy=dataclasses.replace(
-                experiment.privacy, tolerated_dropouts=0, tolerated_colluders=0, target_epsilon=None
+                experiment.privacy,
+                site_sample_rate=1.0,
+                # A prompt that never leaves its site needs no noise to protect that site as a whole.
+                noise_multiplier=0.0 if experiment.privacy.unit == "site" else experiment.privacy.noise_multiplier,
+                tolerated_dropouts=0,
+                tolerated_colluders=0,
+                target_epsilon=None,
             ),
             rounds=_unwatched(experiment),
         )
@@ -61,6 +67,8 @@ def centralised(backbone: ClipBackbone, sites: Sequence[SimulatedSite], experime
         prompt=dataclasses.replace(experiment.prompt, method="promptfl"),
         privacy=dataclasses.replace(
             experiment.privacy,
+            unit="example",
+            site_sample_rate=1.0,
             mechanism="per_step",
             trust="local",
             clipping="joint",

@@ -86,7 +86,7 @@ class FlowerSimulation:
     ) -> SimulationOutcome:
         """One experiment from start to end; the sites start fresh."""
         started = time.monotonic()
-        noise = SeededRandomness(self._plan.seed).for_round("server", 0).noise
+        randomness = SeededRandomness(self._plan.seed).for_round("server", 0)
         finished: list[DPFPLStrategy] = []
         stopped = threading.Event()
         server = ServerApp()
@@ -95,7 +95,9 @@ class FlowerSimulation:
         def main(grid: Grid, context: Context) -> None:
             _stop_pulling_when(stopped, grid)
             nodes = _nodes_by_site(grid, self._plan.sites)
-            strategy = DPFPLStrategy(experiment, nodes, on_status=on_status, noise=noise)
+            strategy = DPFPLStrategy(
+                experiment, nodes, on_status=on_status, noise=randomness.noise, sampler=randomness.sampler
+            )
             strategy.run(grid)
             finished.append(strategy)
 

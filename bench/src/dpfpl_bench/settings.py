@@ -22,7 +22,8 @@ class BenchSettings:
     """What a simulated run needs beyond its data.
 
     Attributes:
-        epsilon: target for whoever receives a personalised prompt; None = no noise, no privacy claim.
+        epsilon: target for whoever receives a personalised prompt, under the unit ``site`` for another site; None = no
+            noise, no privacy claim.
         num_context: 0 = as many vectors as the initial text has tokens.
     """
 
@@ -44,6 +45,8 @@ class BenchSettings:
     init_text: str
     num_context: int
     evaluate_every: int
+    unit: str = "example"
+    site_sample_rate: float = 1.0
 
 
 def build_experiment(
@@ -67,6 +70,7 @@ def build_experiment(
         prompt=PromptSettings(settings.method, num_context, settings.rank, settings.init_text),
         optimizer=OptimizerSettings("adam", settings.learning_rate, settings.personal_learning_rate),
         privacy=PrivacySettings(
+            unit=settings.unit,
             mechanism=settings.mechanism,
             trust=settings.trust,
             target_epsilon=settings.epsilon,
@@ -76,6 +80,7 @@ def build_experiment(
             clipping=settings.clipping,
             accounting=settings.accounting,
             sample_rate=settings.sample_rate,
+            site_sample_rate=settings.site_sample_rate,
             nominal_site_size=max(1, round(sum(sizes) / len(sizes))),
         ),
         rounds=RoundSettings(

@@ -104,8 +104,10 @@ class Simulation:
         started = time.monotonic()
         stores = {site.name: MemoryStore() for site in self._sites}
         grid = InProcessGrid({site.name: self._agent(site, stores[site.name]) for site in self._sites})
-        noise = server_noise or self._randomness.for_round("server", 0).noise
-        strategy = DPFPLStrategy(experiment, grid.nodes, on_status=on_status, noise=noise)
+        server = self._randomness.for_round("server", 0)
+        strategy = DPFPLStrategy(
+            experiment, grid.nodes, on_status=on_status, noise=server_noise or server.noise, sampler=server.sampler
+        )
         checkpoint = strategy.run(grid)
         personal = personal_contexts(stores, experiment)
         return SimulationOutcome(checkpoint, strategy.final_metrics, personal, time.monotonic() - started)

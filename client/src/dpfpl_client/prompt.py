@@ -16,7 +16,7 @@ from dpfpl_client.learning.evaluation import class_probabilities
 from dpfpl_client.learning.factorisation import factorise
 from dpfpl_client.learning.learner import initial_context
 from dpfpl_common.durable import write_durably
-from dpfpl_common.errors import ModelError, StateError
+from dpfpl_common.errors import ModelError, PrivacyError, StateError
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.settings import to_table
 
@@ -75,7 +75,18 @@ class SitePrompt:
         ]
 
     def export(self, backbone: ClipBackbone, folder: Path) -> None:
-        """Write prompt.safetensors (full context and all its parts) and prompt.json (what they belong to)."""
+        """Write prompt.safetensors (full context and all its parts) and prompt.json (what they belong to).
+
+        Raises:
+            PrivacyError: the prompt was trained without noise and must stay at the site.
+        """
+        if self.experiment.privacy.unit == "site":
+            raise PrivacyError(
+                code="PROMPT_MUST_STAY",
+                message="Under the unit site a site's own prompt is trained without noise: towards whoever receives it "
+                "epsilon is infinite, so it is not exported.",
+                advice="Use it at the site (dpfpl-client predict), or pass on the shared prompt of the server.",
+            )
         folder.mkdir(parents=True, exist_ok=True)
         factors = factorise(self.personal_context, self.experiment.prompt.rank, np.random.default_rng(0))
         parts = {

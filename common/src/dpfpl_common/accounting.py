@@ -1,8 +1,8 @@
 """From what was (or will be) released to epsilon, with dp-accounting; independent of training.
 
-The neighbouring relation is everywhere: one training example of one site is added or removed. Every event is a
-Poisson-subsampled Gaussian mechanism; composition is by privacy loss distributions (PLD, tight, an upper bound up to
-its stated discretisation), with Renyi accounting as a cross-check.
+The neighbouring relation is everywhere: one unit (a training example, or a site's whole data set) is added or removed.
+Every event is a Poisson-subsampled Gaussian mechanism; composition is by privacy loss distributions (PLD, tight, an
+upper bound up to its stated discretisation), with Renyi accounting as a cross-check.
 """
 
 import functools
@@ -40,9 +40,10 @@ class PrivacyEvent:
 
     Attributes:
         adversary: key of ``dpfpl_common.trust.ADVERSARIES``.
-        mechanism: ``per_step``: Gaussian on a clipped sum over a Poisson sample.
+        mechanism: ``per_step``: Gaussian on a clipped sum over a Poisson sample; ``one_shot``: on class sums;
+            ``whole_update``: on the sum of the sites' clipped updates, unit one site's whole data set.
         noise_multiplier: noise standard deviation over L2 sensitivity; 0 = no noise.
-        sample_rate: chance that an example takes part in a step.
+        sample_rate: chance that an example takes part in a step, or a site in a round.
         steps: how many times.
     """
 

@@ -17,6 +17,7 @@ __all__ = [
     "MECHANISMS",
     "METHODS",
     "TRUST_MODES",
+    "UNITS",
     "Experiment",
     "ModelSettings",
     "OptimizerSettings",
@@ -31,6 +32,7 @@ TRUST_MODES = ("distributed", "central", "local")
 MECHANISMS = ("per_step", "one_shot")
 CLIPPINGS = ("joint", "separate")
 ACCOUNTINGS = ("honest", "paper")
+UNITS = ("example", "site")
 METHODS = ("dpfpl", "promptfl")
 SITE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 OPTIMIZERS = ("adam", "sgd")
@@ -81,26 +83,30 @@ class OptimizerSettings:
 
 @dataclass(frozen=True)
 class PrivacySettings:
-    """What is protected how; unit: one training example of one site, added or removed.
+    """What is protected how.
 
     Attributes:
+        unit: ``example``, one training example of one site, added or removed; ``site``, one site's whole data set.
         mechanism: ``per_step``, noise at every step; ``one_shot``, one noised sum of image features per class at the
             start, after which training is post-processing.
         trust: who adds the noise of the shared gradient, see ``dpfpl_common.trust``.
         target_epsilon: calibrates ``noise_multiplier`` so that whoever receives a site's personalised prompt is held to
-            this epsilon; absent if noise_multiplier is given.
+            this epsilon, under the unit ``site`` another site of the federation; absent if noise_multiplier is given.
         target_delta: delta of every epsilon reported.
         noise_multiplier: noise standard deviation over clipping norm, unitless; 0 = no noise, no privacy claim.
-        clipping_norm: L2 bound C_G of one example's gradient towards the global context.
+        clipping_norm: L2 bound C_G of one example's gradient towards the global context; under the unit ``site`` of the
+            whole update of one round.
         factor_clipping_norm: L2 bound C_u = C_v of its gradient towards each factor; 0 = the same as clipping_norm.
         clipping: ``joint``, one factor for all blocks of an example; ``separate``, one for each block.
         accounting: ``honest``; ``paper`` computes target_epsilon's noise by the paper's formula, for reproductions.
         sample_rate: chance q that an example joins a step (Poisson).
+        site_sample_rate: chance q_s that a site joins a round (Poisson); below 1 only under the unit ``site``.
         nominal_site_size: public stand-in for the number of training images of a site.
         tolerated_dropouts: D; with more sites missing a round is not aggregated.
         tolerated_colluders: K sites that may pool what they know against another; their noise shares do not count.
     """
 
+    unit: str = "example"
     mechanism: str = "per_step"
     trust: str = "distributed"
     target_epsilon: float | None = None
@@ -111,6 +117,7 @@ class PrivacySettings:
     clipping: str = "joint"
     accounting: str = "honest"
     sample_rate: float = 0.5
+    site_sample_rate: float = 1.0
     nominal_site_size: int = 300
     tolerated_dropouts: int = 0
     tolerated_colluders: int = 1
@@ -129,6 +136,7 @@ class RoundSettings:
         number: rounds in all.
         local_steps: noised steps each site makes in one round.
         min_sites: fewer usable replies than this and the round is not aggregated; 0 = all sites less the drop-outs.
+            Where sites are sampled there is no quorum, and it must stay 0.
         deadline: seconds after which a round closes.
         evaluate_every: sites evaluate their prompts every so many rounds (the first and last always).
     """
@@ -165,7 +173,12 @@ class Experiment:
 
     @property
     def min_sites(self) -> int:
-        """Usable replies without which a round is not aggregated; at least sites less tolerated drop-outs."""
+        """Usable replies without which a round is not aggregated; at least sites less tolerated drop-outs.
+
+        None where sites are sampled: there the server adds the whole noise, whoever replies, and divides by a constant.
+        """
+        if self.privacy.site_sample_rate < 1:
+            return 0
         return self.rounds.min_sites or len(self.sites) - self.privacy.tolerated_dropouts
 
     @property
@@ -235,6 +248,7 @@ def _check(e: Experiment) -> None:
     _choice("optimizer.name", o.name, OPTIMIZERS)
     _within("optimizer.global_learning_rate", o.global_learning_rate, 0.0, 1e6)
     _within("optimizer.personal_learning_rate", o.personal_learning_rate, 0.0, 1e6)
+    _choice("privacy.unit", p.unit, UNITS)
     _choice("privacy.mechanism", p.mechanism, MECHANISMS)
     _choice("privacy.trust", p.trust, TRUST_MODES)
     _choice("privacy.clipping", p.clipping, CLIPPINGS)
@@ -253,11 +267,14 @@ def _check(e: Experiment) -> None:
     if p.factor_clipping_norm:
         _within("privacy.factor_clipping_norm", p.factor_clipping_norm, 1e-9, 1e9)
     _within("privacy.sample_rate", p.sample_rate, 1e-6, 1.0)
+    _within("privacy.site_sample_rate", p.site_sample_rate, 1e-6, 1.0)
     _within("privacy.nominal_site_size", p.nominal_site_size, 1, 10**9)
     _within("privacy.tolerated_dropouts", p.tolerated_dropouts, 0, len(e.sites) - 1)
     _within("privacy.tolerated_colluders", p.tolerated_colluders, 0, 10**6)
     _within("rounds.number", r.number, 1, 100_000)
     _within("rounds.local_steps", r.local_steps, 1, 100_000)
+    if r.min_sites and p.site_sample_rate < 1:
+        raise _impossible("rounds.min_sites", r.min_sites, "0, as a round of sampled sites needs no quorum")
     if r.min_sites:
         _within("rounds.min_sites", r.min_sites, len(e.sites) - p.tolerated_dropouts, len(e.sites))
     _within("rounds.deadline", r.deadline, 1.0, 1e6)
@@ -266,8 +283,10 @@ def _check(e: Experiment) -> None:
 
 def _refuse_unsound(p: PrivacySettings) -> None:
     """Refuse combinations without a sound analysis, with the reason."""
-    reason = ""
-    if p.mechanism == "one_shot" and p.trust != "local":
+    reason = _unsound_site_unit(p)
+    if reason:
+        pass
+    elif p.mechanism == "one_shot" and p.trust != "local":
         reason = (
             f"the mechanism one_shot cannot run under {p.trust} trust: what a site sends is trained on its own noised "
             "class sums, which carry their whole noise already; shares of noise have no meaning there"
@@ -280,8 +299,31 @@ def _refuse_unsound(p: PrivacySettings) -> None:
         raise ConfigError(
             code="NO_SOUND_ANALYSIS",
             message=f"Refused: {reason}.",
-            advice="For one_shot set trust to local; otherwise use clipping joint and accounting honest.",
+            advice="For one_shot set trust to local; otherwise use clipping joint and accounting honest. The unit site "
+            "needs the mechanism per_step and trust distributed or, to sample sites, central.",
         )
+
+
+def _unsound_site_unit(p: PrivacySettings) -> str:
+    """Why the settings around the unit ``site`` have no sound analysis; empty if they have one."""
+    if p.unit != "site":
+        if p.site_sample_rate < 1:
+            return "sampling sites is analysed for the unit site only"
+        return ""
+    if p.mechanism != "per_step":
+        return "one_shot bounds what one image adds to the class sums, not what a whole site adds"
+    if p.trust == "local":
+        return "under local trust the personal prompt learns from noised steps; a whole update is noised once a round"
+    if p.clipping != "joint":
+        return "under the unit site one vector is clipped, the whole update; there are no separate blocks"
+    if p.accounting != "honest":
+        return "the paper's formula is about single examples, not about whole sites"
+    if p.site_sample_rate < 1 and p.trust != "central":
+        return (
+            "under distributed trust the sampled sites would add a random number of noise shares, which may be fewer "
+            "than the analysis counts on"
+        )
+    return ""
 
 
 def _is_name(text: str) -> bool:

@@ -81,7 +81,8 @@ class SiteReply:
         site: the site's name.
         round: the round it answers.
         update: the mean over the round's local steps of noised sums of clipped gradients, float32 [num_context, width],
-            divided by the public ``sample_rate * nominal_site_size``; None in the answer to an evaluation.
+            divided by the public ``sample_rate * nominal_site_size``; under the unit ``site`` the mean of un-noised
+            gradients, clipped as a whole, with the site's share of noise; None in the answer to an evaluation.
         metrics: accuracies that the site's policy lets out, by name; see METRIC_NAMES.
         seconds: time the site computed, rounded to tenths.
     """

@@ -12,8 +12,9 @@ __all__ = ["paper_noise_multiplier", "resolve_noise"]
 def resolve_noise(experiment: Experiment) -> Experiment:
     """Fill in the noise multiplier that target_epsilon asks for, unless one is given.
 
-    The target holds towards whoever receives a site's personalised prompt. Under ``accounting = "paper"`` the paper's
-    formula is used instead, and the target is nominal only.
+    The target holds towards whoever receives a site's personalised prompt; under the unit ``site``, with one release a
+    round, towards another site. Under ``accounting = "paper"`` the paper's formula is used instead, and the target is
+    nominal only.
     """
     privacy = experiment.privacy
     if privacy.noise_multiplier is not None:
@@ -22,6 +23,11 @@ def resolve_noise(experiment: Experiment) -> Experiment:
     epsilon, delta, steps = privacy.target_epsilon, privacy.target_delta, experiment.total_steps
     if privacy.accounting == "paper":
         return experiment.with_noise_multiplier(paper_noise_multiplier(epsilon, delta, steps))
+    if privacy.unit == "site":
+        rounds = experiment.rounds.number
+        return experiment.with_noise_multiplier(
+            calibrate_noise_multiplier(epsilon, delta, privacy.site_sample_rate, rounds)
+        )
     if privacy.mechanism == "one_shot":
         return experiment.with_noise_multiplier(calibrate_noise_multiplier(epsilon, delta, 1.0, 1))
     joint = calibrate_noise_multiplier(epsilon, delta, privacy.sample_rate, steps)

@@ -23,14 +23,23 @@ from dpfpl_common.experiment import Experiment
 __all__ = [
     "ADVERSARIES",
     "BLOCKS",
-    "UNIT",
+    "UNIT_NAMES",
+    "WHOLE_UPDATE",
+    "capped_event",
     "planned_events",
     "separate_blocks",
     "server_noise_stddev",
     "site_noise_stddev",
 ]
 
-UNIT = "one training example of one site, added or removed"
+WHOLE_UPDATE = "whole_update"
+"""The events' mechanism under the unit ``site``; tells the units apart in a ledger."""
+
+UNIT_NAMES = {
+    "example": "one training example of one site, added or removed",
+    "site": "one site's whole data set, added or removed",
+}
+"""The neighbouring relation of each unit, in words."""
 
 ADVERSARIES = {
     "prompt_recipient": "whoever receives a site's personalised prompt",
@@ -51,7 +60,10 @@ def honest_shares(experiment: Experiment) -> int:
 
 
 def site_noise_stddev(experiment: Experiment) -> float:
-    """Standard deviation that a site adds to the clipped sum it sends; 0 where the server adds the noise."""
+    """Standard deviation that a site adds to what it sends; 0 where the server adds the noise.
+
+    To the clipped sum of every step, and under the unit ``site`` to the clipped update of a round.
+    """
     stddev = _multiplier(experiment) * experiment.privacy.clipping_norm
     match experiment.privacy.trust:
         case "central":
@@ -63,7 +75,10 @@ def site_noise_stddev(experiment: Experiment) -> float:
 
 
 def server_noise_stddev(experiment: Experiment) -> float:
-    """Standard deviation that the server adds to the sum over all sites, per step: only under ``central``."""
+    """Standard deviation that the server adds to the sum over all sites: only under ``central``.
+
+    Per step; under the unit ``site`` per round.
+    """
     if experiment.privacy.trust != "central":
         return 0.0
     return _multiplier(experiment) * experiment.privacy.clipping_norm
@@ -76,7 +91,11 @@ def planned_events(experiment: Experiment, steps: int | None = None) -> tuple[Pr
 
     One joint event per step, never one per block: the blocks are clipped jointly and noised in proportion to their
     bounds, so together they are one Gaussian mechanism of multiplier z (docs/algorithm.md, joint clipping).
+
+    Under the unit ``site`` a round is one release, however many local steps it has.
     """
+    if experiment.privacy.unit == "site":
+        return _site_unit_events(experiment, steps)
     privacy = experiment.privacy
     z = _multiplier(experiment)
     # Blocks clipped on their own that an adversary does not see steer the personal context all the same, and with it
@@ -97,6 +116,36 @@ def planned_events(experiment: Experiment, steps: int | None = None) -> tuple[Pr
         )
         for adversary, multiplier in (("prompt_recipient", joint), ("other_site", joint), ("operator", operator))
     )
+
+
+def _site_unit_events(experiment: Experiment, steps: int | None) -> tuple[PrivacyEvent, ...]:
+    """One event a round; unit: one site's whole data set.
+
+    A site's own prompt is trained without noise: towards who receives it nothing is promised. Sampling amplifies only
+    towards who does not see which sites take part, which the operator does.
+    """
+    privacy = experiment.privacy
+    z = _multiplier(experiment)
+    operator = 0.0 if privacy.trust == "central" else z / math.sqrt(honest_shares(experiment))
+    rounds = experiment.rounds.number if steps is None else -(-steps // experiment.rounds.local_steps)
+    return tuple(
+        PrivacyEvent(adversary, WHOLE_UPDATE, multiplier, sample_rate, rounds)
+        for adversary, multiplier, sample_rate in (
+            ("prompt_recipient", 0.0, 1.0),
+            ("other_site", z, privacy.site_sample_rate),
+            ("operator", operator, 1.0),
+        )
+    )
+
+
+def capped_event(experiment: Experiment, steps: int | None = None) -> PrivacyEvent:
+    """The planned event that ``target_epsilon``, a site's caps and its ledger are about.
+
+    Towards whoever receives the site's personalised prompt; under the unit ``site``, where that prompt must never leave
+    the site, towards another site.
+    """
+    recipient, other_site, _ = planned_events(experiment, steps)
+    return other_site if experiment.privacy.unit == "site" else recipient
 
 
 def separate_blocks(experiment: Experiment) -> int:

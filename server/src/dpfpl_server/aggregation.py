@@ -10,7 +10,7 @@ from dpfpl_common.errors import RoundError
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.noise import NoiseSource
 from dpfpl_common.payload import Context
-from dpfpl_common.trust import server_noise_stddev
+from dpfpl_common.trust import server_noise_stddev, site_noise_stddev
 
 __all__ = ["aggregate", "initial_global_context", "update_norm_cap"]
 
@@ -22,6 +22,11 @@ def aggregate(experiment: Experiment, updates: Sequence[Context], noise: NoiseSo
     divided by the public expected batch size; under ``central`` the server's noise per step has standard deviation z C
     towards the sum over sites, hence ``z C / sqrt(local_steps)`` towards that mean.
 
+    Under the unit ``site`` an update is clipped as a whole, so one site moves the sum by at most C, and under
+    ``central`` the noise on it has standard deviation z C. The divisor is the public ``site_sample_rate * N``, whoever
+    replied; a sample without a single reply is noise alone. With sampled sites there is no quorum to keep: the noise is
+    whole however few sites reply.
+
     Args:
         experiment: trust mode, norms and public divisor.
         updates: validated float32 [num_context, width] arrays, one a site.
@@ -30,17 +35,24 @@ def aggregate(experiment: Experiment, updates: Sequence[Context], noise: NoiseSo
     Raises:
         RoundError: fewer updates than the privacy analysis needs (sites less tolerated drop-outs) or than the quorum.
     """
-    needed = max(experiment.min_sites, len(experiment.sites) - experiment.privacy.tolerated_dropouts)
+    privacy = experiment.privacy
+    sampled = privacy.site_sample_rate < 1
+    needed = 0 if sampled else max(experiment.min_sites, len(experiment.sites) - privacy.tolerated_dropouts)
     if len(updates) < needed:
         raise RoundError(
             code="TOO_FEW_SITES",
             message=f"{len(updates)} usable replies, {needed} are needed.",
             advice="The round is abandoned; nothing was aggregated.",
         )
-    total = np.sum([update.astype(np.float64) for update in updates], axis=0)
+    total = np.zeros(experiment.context_shape)
+    for update in updates:
+        total += update.astype(np.float64)
     stddev = server_noise_stddev(experiment)
+    if privacy.unit == "site":
+        noised = noise.add(total, stddev) if stddev > 0 else total
+        return np.asarray(noised / (privacy.site_sample_rate * len(experiment.sites)))
     if stddev > 0:
-        divisor = experiment.privacy.sample_rate * experiment.privacy.nominal_site_size
+        divisor = privacy.sample_rate * privacy.nominal_site_size
         total = noise.add(total, stddev / divisor / math.sqrt(experiment.rounds.local_steps))
     return np.asarray(total / len(updates))
 
@@ -57,9 +69,13 @@ def update_norm_cap(experiment: Experiment) -> float:
     """A norm that an honest update exceeds with negligible probability.
 
     The clipped part is at most C times the site's size over the divisor, allowed here for sites of up to a hundred
-    times the nominal size; the noise part is bounded by its expected norm plus eight deviations.
+    times the nominal size; the noise part is bounded by its expected norm plus eight deviations. Under the unit
+    ``site`` the clipped part is at most C, whatever the size, and the noise is on the update itself.
     """
     privacy = experiment.privacy
+    if privacy.unit == "site":
+        spread = math.sqrt(math.prod(experiment.context_shape)) + 8.0
+        return privacy.clipping_norm + site_noise_stddev(experiment) * spread
     divisor = privacy.sample_rate * privacy.nominal_site_size
     size = math.prod(experiment.context_shape)
     noise = (privacy.noise_multiplier or 0.0) * privacy.clipping_norm / divisor * (math.sqrt(size) + 8.0)

@@ -52,6 +52,10 @@ delta = 1e-5
 # anything leaves. "central" would show the operator sums without noise: add it only with your explicit consent.
 trust = ["distributed", "local"]
 
+# What is protected: "example", single images. "site" protects your data set as a whole towards other sites, but the
+# prompt that your site learns is then trained without noise and must never leave it.
+units = ["example"]
+
 # Ways of adding noise that you accept: in every training step, or once, to sums of image features, before training.
 mechanisms = ["per_step", "one_shot"]
 

@@ -11,6 +11,7 @@ from dpfpl_server.report_text import (
     epsilon_text,
     exact,
     noise_is_real,
+    part_taken,
     percent,
     printable,
     seconds_text,
@@ -65,8 +66,8 @@ def privacy_sentences(result: Mapping[str, Any]) -> list[str]:
     deltas = " and ".join(sorted({exact(entry["delta"]) for entry in epsilons}))
     units = " and ".join(sorted({printable(entry["unit"]) for entry in epsilons}))
     sentences = [
-        f"In privacy (a smaller epsilon is stronger), the accountant's epsilon for a site that took part in every "
-        f"completed round is {'; '.join(claims)}; delta is {deltas}, the unit is {units}."
+        f"In privacy (a smaller epsilon is stronger), the accountant's epsilon for a site {part_taken(result)} is "
+        f"{'; '.join(claims)}; delta is {deltas}, the unit is {units}."
     ]
     if any(entry["epsilon"] == "infinite" for entry in epsilons):
         sentences.append("An infinite epsilon means that nothing is promised against that party.")

@@ -16,9 +16,11 @@ from dpfpl_server.report_text import (
     change,
     epsilon_text,
     exact,
+    part_taken,
     percent,
     points,
     seconds_text,
+    site_sample_rate,
 )
 
 __all__ = [
@@ -143,8 +145,7 @@ def privacy_section(result: Result) -> str:
     return section(
         "What it cost in privacy",
         table(
-            "The accountant's epsilons for a site that took part in every completed round, rounded up; "
-            f"what they protect: {units}",
+            f"The accountant's epsilons for a site {part_taken(result)}, rounded up; what they protect: {units}",
             ("Against", "Epsilon", "Delta", "Key"),
             rows,
             numeric=(1, 2),
@@ -189,5 +190,12 @@ def rounds_section(result: Result) -> str:
         listing if len(rounds) <= MAX_OPEN_ROUNDS else details(f"All {amount(len(rounds), 'round')}", listing),
         table("Sites left out of a round", ("Round", "Site", "Reason"), dropped)
         if dropped
-        else paragraph(["Every site took part in every round."], "quiet"),
+        else paragraph([_attendance(result)], "quiet"),
     )
+
+
+def _attendance(result: Result) -> str:
+    rate = site_sample_rate(result)
+    if rate < 1:
+        return f"Every site joined every round with chance {exact(rate)}; which did is secret, and so not shown."
+    return "Every site took part in every round."

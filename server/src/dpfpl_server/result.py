@@ -7,7 +7,7 @@ from typing import Any
 from dpfpl_common.accounting import PrivacyEvent, epsilon, json_epsilon
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.settings import to_table
-from dpfpl_common.trust import ADVERSARIES, UNIT, planned_events
+from dpfpl_common.trust import ADVERSARIES, UNIT_NAMES, planned_events
 
 __all__ = ["build_result", "floors_from_metrics", "privacy_statement"]
 
@@ -43,6 +43,7 @@ def build_result(
         real_noise: whether the noise was the operating system's; seeded noise is named as such.
         node_authentication: whether every site proved its registered key to the server.
     """
+    history = _published(experiment, history)
     before = history[0]["metrics"] if history else {}
     sites = [
         {
@@ -101,7 +102,7 @@ def privacy_statement(experiment: Experiment, rounds: int, *, real_noise: bool =
                 "who": ADVERSARIES[event.adversary],
                 "epsilon": json_epsilon(epsilon([event], delta)),
                 "delta": delta,
-                "unit": UNIT,
+                "unit": UNIT_NAMES[experiment.privacy.unit],
             }
             for event in events
         ],
@@ -111,6 +112,14 @@ def privacy_statement(experiment: Experiment, rounds: int, *, real_noise: bool =
         "nominal_epsilon": experiment.privacy.target_epsilon if experiment.privacy.accounting == "paper" else None,
         "noise": "operating system" if real_noise else "seeded: a simulation, no protection of real data",
     }
+
+
+def _published(experiment: Experiment, history: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """The rounds without anything that tells which sites were sampled: the epsilons count on that being secret."""
+    if experiment.privacy.site_sample_rate >= 1:
+        return history
+    secret: dict[str, Any] = {"seconds": None, "bytes_up": None, "bytes_down": None, "sites": [], "dropped": {}}
+    return [{"round": entry["round"], **secret, "site_seconds": {}, "metrics": {}} for entry in history]
 
 
 def mean(values: Iterable[float | None]) -> float | None:

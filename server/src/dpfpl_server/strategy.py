@@ -5,6 +5,7 @@ not the run; weights are equal; a round closes at its deadline and is aggregated
 analysis assumes; every completed round is checkpointed, so a run can start at any round.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -19,6 +20,7 @@ from dpfpl_common.experiment import Experiment
 from dpfpl_common.noise import NoiseSource, SystemNoise
 from dpfpl_common.optimizer import OptimizerState, descend
 from dpfpl_common.payload import EvaluateRequest, SiteReply, TrainRequest
+from dpfpl_common.sampling import Sampler, SystemSampler
 from dpfpl_server.aggregation import aggregate, initial_global_context, update_norm_cap
 from dpfpl_server.exchange import Outcome, content_bytes, exchange
 from dpfpl_server.records import SiteRefusal, decode_reply, encode_evaluate_request, encode_train_request
@@ -43,6 +45,7 @@ class DPFPLStrategy(Strategy):
         on_checkpoint: called after every completed round, before the next one starts.
         on_status: called whenever what the strategy does or waits for changes.
         noise: the server's own noise, used under ``central`` trust only.
+        sampler: draws the sites of a round, as secret as the noise; from the operating system's entropy unless given.
         site_wait_s: how long missing sites are waited for before a round.
     """
 
@@ -55,6 +58,7 @@ class DPFPLStrategy(Strategy):
         on_checkpoint: Callable[[Checkpoint], None] = lambda checkpoint: None,
         on_status: Callable[[Status], None] = lambda status: None,
         noise: NoiseSource | None = None,
+        sampler: Sampler | None = None,
         site_wait_s: float = 120.0,
     ) -> None:
         missing = [site for site in experiment.sites if site not in nodes]
@@ -69,6 +73,7 @@ class DPFPLStrategy(Strategy):
         self._on_checkpoint = on_checkpoint
         self._on_status = on_status
         self._noise = noise or SystemNoise()
+        self._sampler = sampler or SystemSampler(os.urandom)
         self._site_wait_s = site_wait_s
         self._norm_cap = update_norm_cap(experiment)
         self.checkpoint = checkpoint or Checkpoint(
@@ -89,11 +94,12 @@ class DPFPLStrategy(Strategy):
         return self.checkpoint
 
     def _complete_round(self, grid: Grid, number: int, attempts: int = 3) -> None:
+        chosen = self._sampled_nodes()  # once a round: another attempt is no second chance to be drawn
         for attempt in range(1, attempts + 1):
             self._wait_for_sites(grid, number)
             started = time.monotonic()
             request = self._train_request(number)
-            messages = self._addressed(grid, encode_train_request(request), "train", number)
+            messages = self._addressed(grid, encode_train_request(request), "train", number, chosen)
             outcome = self._exchange(grid, messages, "TRAINING", number)
             replies = self._accept(outcome, request)
             try:
@@ -150,13 +156,23 @@ class DPFPLStrategy(Strategy):
         """Accuracies by site, and why the other sites gave none."""
         number = self.checkpoint.round
         request = EvaluateRequest(self.experiment, number, self.checkpoint.global_context)
-        messages = self._addressed(grid, encode_evaluate_request(request), "evaluate", number)
+        messages = self._addressed(grid, encode_evaluate_request(request), "evaluate", number, self._nodes)
         outcome = self._exchange(grid, messages, "EVALUATING", number)
         replies = self._accept(outcome, request)
         return {site: reply.metrics for site, reply in replies.items()}, outcome.failures
 
-    def _addressed(self, grid: Grid, content: RecordDict, kind: str, number: int) -> dict[str, Message]:
-        return {site: grid.create_message(content, kind, node, str(number)) for site, node in self._nodes.items()}
+    def _sampled_nodes(self) -> dict[str, int]:
+        """The sites that take part in a round, each with chance ``site_sample_rate``, independently."""
+        rate = self.experiment.privacy.site_sample_rate
+        if rate >= 1:
+            return self._nodes
+        sites = self.experiment.sites
+        return {sites[index]: self._nodes[sites[index]] for index in self._sampler.draw(len(sites), rate)}
+
+    def _addressed(
+        self, grid: Grid, content: RecordDict, kind: str, number: int, nodes: Mapping[str, int]
+    ) -> dict[str, Message]:
+        return {site: grid.create_message(content, kind, node, str(number)) for site, node in nodes.items()}
 
     def _exchange(self, grid: Grid, messages: Mapping[str, Message], phase: str, number: int) -> Outcome:
         waiting = set(messages)
@@ -227,7 +243,7 @@ class DPFPLStrategy(Strategy):
     ) -> Iterable[Message]:
         """The messages of a round; the arrays are this strategy's own checkpoint."""
         content = encode_train_request(self._train_request(server_round))
-        return list(self._addressed(grid, content, "train", server_round).values())
+        return list(self._addressed(grid, content, "train", server_round, self._sampled_nodes()).values())
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]

@@ -48,6 +48,7 @@ BAD_CONTENT = {
     "zero_clipping_norm": (GOOD + "max_clipping_norm = 0\n", "IMPOSSIBLE_VALUE"),
     "zero_rounds": (GOOD + "max_rounds = 0\n", "IMPOSSIBLE_VALUE"),
     "unknown_trust": (GOOD + 'trust = ["everyone"]\n', "IMPOSSIBLE_VALUE"),
+    "unknown_unit": (GOOD + 'units = ["person"]\n', "IMPOSSIBLE_VALUE"),
     "unknown_metrics": (GOOD + 'metrics = "all"\n', "IMPOSSIBLE_VALUE"),
 }
 
@@ -102,6 +103,7 @@ def test_absent_rules_are_strict(tmp_path):
     assert policy.experiments == ("pilot",)
     assert policy.max_epsilon_lifetime == 16.0
     assert "central" not in policy.trust
+    assert policy.units == ("example",)
     assert (policy.metrics, policy.min_noise_multiplier) == ("coarse", 0.3)
 
 
@@ -133,6 +135,7 @@ def test_the_very_limits_are_permitted(strict, experiment):
         ("EXPERIMENT_NOT_APPROVED", "experiments", ("pilot2", "pil", "")),
         ("EXPERIMENT_NOT_APPROVED", "experiments", ()),
         ("TRUST_NOT_ALLOWED", "trust", ("local",)),
+        ("UNIT_NOT_ALLOWED", "units", ("site",)),
         ("MECHANISM_NOT_ALLOWED", "mechanisms", ()),
         ("METHOD_NOT_ALLOWED", "methods", ("promptfl",)),
         ("TOO_MANY_ROUNDS", "max_rounds", 2),

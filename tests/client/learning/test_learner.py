@@ -9,9 +9,9 @@ import torch
 from dpfpl_client.learning.evaluation import LabelledFeatures
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures, initial_context
 from dpfpl_client.learning.randomness import Randomness, SeededRandomness
-from dpfpl_client.learning.step import SeededSampler
 from dpfpl_common.errors import DataError, ModelError
 from dpfpl_common.payload import METRIC_NAMES
+from dpfpl_common.sampling import SeededSampler
 
 pytestmark = pytest.mark.privacy
 

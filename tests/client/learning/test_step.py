@@ -9,7 +9,8 @@ import pytest
 from scipy import stats
 
 from dpfpl_client.learning.methods import method_named
-from dpfpl_client.learning.step import SeededSampler, SystemSampler, noised_step
+from dpfpl_client.learning.step import noised_step
+from dpfpl_common.sampling import SeededSampler, SystemSampler
 from dpfpl_common.trust import server_noise_stddev, site_noise_stddev
 
 pytestmark = pytest.mark.privacy

@@ -21,7 +21,7 @@ from dpfpl_common.accounting import PrivacyEvent, epsilon
 from dpfpl_common.errors import ConfigError, DataError, ModelError, RefusedError, StateError
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.payload import EvaluateRequest, SiteReply, TrainRequest, request_digest
-from dpfpl_common.trust import planned_events
+from dpfpl_common.trust import WHOLE_UPDATE, capped_event
 
 __all__ = ["SiteAgent"]
 
@@ -165,18 +165,30 @@ class SiteAgent:
         return record
 
     def _cost(self, experiment: Experiment) -> PrivacyEvent:
-        """What the next round releases anew: its noised steps, or under ``one_shot`` one release, the first time."""
+        """What the next round releases anew: its noised steps, or under ``one_shot`` one release, the first time.
+
+        Where sites are sampled, the epsilon is about all rounds, those without this site too: all are charged with the
+        first one that it takes part in.
+        """
+        if experiment.privacy.site_sample_rate < 1:
+            return capped_event(experiment, 0 if self._ledger.events(experiment.name) else None)
         paid = experiment.privacy.mechanism == "one_shot" and self._state(experiment).class_sums is not None
-        return planned_events(experiment, 0 if paid else experiment.rounds.local_steps)[0]
+        return capped_event(experiment, 0 if paid else experiment.rounds.local_steps)
 
     def _check_budget(self, experiment: Experiment, event: PrivacyEvent) -> None:
         """Refuse before any work if this charge would pass a cap; decided from the ledger alone."""
         if self._policy is None:
             return
         charged = self._ledger.events(experiment.name)
-        steps = max(planned_events(experiment)[0].steps, sum(e.steps for e in charged) + event.steps)
-        plan = dataclasses.replace(planned_events(experiment)[0], steps=steps)
+        steps = max(capped_event(experiment).steps, sum(e.steps for e in charged) + event.steps)
+        plan = dataclasses.replace(capped_event(experiment), steps=steps)
         others = self._ledger.events_of_others(experiment.name)
+        if any((other.mechanism == WHOLE_UPDATE) != (plan.mechanism == WHOLE_UPDATE) for other in others):
+            raise RefusedError(
+                code="UNITS_DO_NOT_ADD_UP",
+                message="This data was already charged under another unit of privacy (rule units).",
+                advice="Epsilons of single examples and of whole sites have no sum: use one unit for the same data.",
+            )
         for rule, events, cap in (
             ("max_epsilon_per_experiment", [plan], self._policy.max_epsilon_per_experiment),
             ("max_epsilon_lifetime", [*others, plan], self._policy.max_epsilon_lifetime),
@@ -210,7 +222,11 @@ class SiteAgent:
         state: PersonalState,
     ) -> dict[str, float]:
         metrics = learner.evaluate(global_context, state.context)
-        return metrics if self._policy is None else self._policy.released_metrics(metrics)
+        if self._policy is None:
+            return metrics
+        if learner.experiment.privacy.unit == "site":  # that prompt learned from training images without noise
+            metrics = {name: value for name, value in metrics.items() if not name.startswith("personal")}
+        return self._policy.released_metrics(metrics)
 
 
 def _seconds(started: float) -> float:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from dpfpl_common.accounting import epsilon
 from dpfpl_common.errors import ConfigError, RefusedError
-from dpfpl_common.experiment import MECHANISMS, METHODS, TRUST_MODES, Experiment
+from dpfpl_common.experiment import MECHANISMS, METHODS, TRUST_MODES, UNITS, Experiment
 from dpfpl_common.settings import from_table, read_toml
-from dpfpl_common.trust import planned_events
+from dpfpl_common.trust import capped_event, planned_events
 
 __all__ = ["METRICS", "Policy", "load_policy", "permit"]
 
@@ -30,6 +30,8 @@ class Policy:
         max_epsilon_lifetime: cap over all experiments on the same data.
         delta: the delta of both caps; an experiment's own may not be larger.
         trust: allowed trust modes.
+        units: allowed units of privacy. Naming ``site`` means that in such an experiment the caps hold towards another
+            site, and that the site's own prompt, trained without noise, must never leave it.
         mechanisms: allowed mechanisms.
         methods: allowed methods.
         min_noise_multiplier: least noise.
@@ -44,6 +46,7 @@ class Policy:
     delta: float = 1e-5
     max_epsilon_operator: float = 20.0
     trust: tuple[str, ...] = ("distributed", "local")
+    units: tuple[str, ...] = ("example",)
     mechanisms: tuple[str, ...] = MECHANISMS
     methods: tuple[str, ...] = METHODS
     min_noise_multiplier: float = 0.3
@@ -57,6 +60,7 @@ class Policy:
         _require("max_epsilon_operator", self.max_epsilon_operator, self.max_epsilon_operator > 0)
         _require("delta", self.delta, 0 < self.delta < 0.01)
         _require("trust", self.trust, set(self.trust) <= set(TRUST_MODES))
+        _require("units", self.units, set(self.units) <= set(UNITS))
         _require("mechanisms", self.mechanisms, set(self.mechanisms) <= set(MECHANISMS))
         _require("methods", self.methods, set(self.methods) <= set(METHODS))
         _require("metrics", self.metrics, self.metrics in METRICS)
@@ -110,6 +114,8 @@ def permit(policy: Policy, experiment: Experiment) -> None:
         raise _refusal("EXPERIMENT_NOT_APPROVED", "experiments", "Ask the site's administrator to approve it by name.")
     if privacy.trust not in policy.trust:
         raise _refusal("TRUST_NOT_ALLOWED", "trust", f"Allowed: {', '.join(policy.trust)}.")
+    if privacy.unit not in policy.units:
+        raise _refusal("UNIT_NOT_ALLOWED", "units", f"Allowed: {', '.join(policy.units)}.")
     if privacy.mechanism not in policy.mechanisms:
         raise _refusal("MECHANISM_NOT_ALLOWED", "mechanisms", f"Allowed: {', '.join(policy.mechanisms)}.")
     if privacy.accounting != "honest":
@@ -133,7 +139,7 @@ def permit(policy: Policy, experiment: Experiment) -> None:
             "max_epsilon_operator",
             f"Towards the operator at most {policy.max_epsilon_operator:g}: fewer sites, or trust local.",
         )
-    cost = epsilon([events["prompt_recipient"]], policy.delta)
+    cost = epsilon([capped_event(experiment)], policy.delta)
     if cost > policy.max_epsilon_per_experiment:
         raise _refusal(
             "EPSILON_OVER_CAP",

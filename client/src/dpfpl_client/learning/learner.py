@@ -14,6 +14,7 @@ from dpfpl_client.learning.methods import method_named
 from dpfpl_client.learning.prototypes import noised_class_sums, prototypes_from
 from dpfpl_client.learning.randomness import Randomness
 from dpfpl_client.learning.step import noised_step
+from dpfpl_client.learning.whole_update import batch_gradient, released_update
 from dpfpl_common.errors import DataError, ModelError
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.optimizer import OptimizerState, descend
@@ -68,7 +69,8 @@ class PersonalState:
     """What a site keeps from round to round.
 
     Attributes:
-        context: the personal context p_L [num_context, width]; a function of noised releases alone.
+        context: the personal context p_L [num_context, width]; a function of noised releases alone, but under the unit
+            ``site`` of un-noised gradients, so it must not leave the site.
         optimizer: the optimizer's state for it.
         class_sums: what ``one_shot`` released, noised, [classes, feature_size]; None before, and under ``per_step``.
     """
@@ -125,6 +127,11 @@ class PromptLearner:
         self._initial = initial_context(backbone, experiment)
         self._method = method_named(experiment.prompt.method)
 
+    @property
+    def experiment(self) -> Experiment:
+        """What it learns for."""
+        return self._experiment
+
     def train_round(
         self, global_context: npt.NDArray[np.float32], state: PersonalState, randomness: Randomness
     ) -> RoundResult:
@@ -137,6 +144,8 @@ class PromptLearner:
         """
         if self._experiment.privacy.mechanism == "one_shot":
             return self._train_on_prototypes(global_context, state, randomness)
+        if self._experiment.privacy.unit == "site":
+            return self._train_as_a_whole(global_context, state, randomness)
         experiment = self._experiment
         update = np.zeros(experiment.context_shape)
         for _ in range(experiment.rounds.local_steps):
@@ -147,6 +156,21 @@ class PromptLearner:
             update += release.shared / experiment.rounds.local_steps
             state = self._moved(state, release.personal)
         return RoundResult(update=update, state=state)
+
+    def _train_as_a_whole(
+        self, global_context: npt.NDArray[np.float32], state: PersonalState, randomness: Randomness
+    ) -> RoundResult:
+        """The round under the unit ``site``: steps without noise, then one release of the whole update."""
+        experiment = self._experiment
+        update = np.zeros(experiment.context_shape)
+        for _ in range(experiment.rounds.local_steps):
+            directions = self._method.directions(state.context, experiment.prompt.rank, randomness.factors)
+            chosen = randomness.sampler.draw(len(self._features.train), experiment.privacy.sample_rate)
+            gradients = self._gradients(global_context, state.context, self._features.train.take(chosen))
+            gradient = batch_gradient(experiment, gradients)
+            update += gradient / experiment.rounds.local_steps
+            state = self._moved(state, directions.merge([block[0] for block in directions.split(gradient[None])]))
+        return RoundResult(update=released_update(experiment, update, randomness.noise), state=state)
 
     def _train_on_prototypes(
         self, global_context: npt.NDArray[np.float32], state: PersonalState, randomness: Randomness

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dpfpl_client.learning.step import Sampler, SeededSampler, SystemSampler
 from dpfpl_common.noise import NoiseSource, SeededNoise, SystemNoise
+from dpfpl_common.sampling import Sampler, SeededSampler, SystemSampler
 
 __all__ = ["Randomness", "RandomnessSource", "SeededRandomness", "SystemRandomness"]
 

@@ -7,9 +7,7 @@ blocks are Gaussian mechanisms of their own, 1 / z_eff^2 = sum 1 / z_b^2, still 
 adversary faces is ``dpfpl_common.trust``.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,40 +19,9 @@ from dpfpl_common.experiment import Experiment
 from dpfpl_common.noise import NoiseSource
 from dpfpl_common.trust import site_noise_stddev
 
-__all__ = ["Sampler", "SeededSampler", "StepRelease", "SystemSampler", "noised_step"]
+__all__ = ["StepRelease", "noised_step"]
 
 Floats = npt.NDArray[np.float64]
-
-
-class Sampler(Protocol):
-    """Draws a Poisson sample of the training examples."""
-
-    def draw(self, count: int, sample_rate: float) -> npt.NDArray[np.int64]:
-        """Indices of the sampled examples among ``count``; each joins independently with chance ``sample_rate``."""
-        ...
-
-
-class SeededSampler:
-    """Reproducible Poisson sampling, for tests and simulations."""
-
-    def __init__(self, generator: np.random.Generator) -> None:
-        self._generator = generator
-
-    def draw(self, count: int, sample_rate: float) -> npt.NDArray[np.int64]:
-        """See ``Sampler``."""
-        return np.flatnonzero(self._generator.random(count) < sample_rate)
-
-
-class SystemSampler:
-    """Poisson sampling from the operating system's entropy."""
-
-    def __init__(self, entropy: Callable[[int], bytes]) -> None:
-        self._entropy = entropy
-
-    def draw(self, count: int, sample_rate: float) -> npt.NDArray[np.int64]:
-        """See ``Sampler``; the rate is met to 2**-53, rounded down so that it is never exceeded."""
-        words = np.frombuffer(self._entropy(8 * count), dtype=np.uint64) >> np.uint64(11)
-        return np.flatnonzero(words < np.uint64(int(sample_rate * 2**53)))
 
 
 @dataclass(frozen=True)
