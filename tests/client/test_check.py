@@ -31,7 +31,7 @@ def test_a_good_kit_is_ready(kit):
     assert facts["images"] == {"bright": {"train": 4, "test": 2}, "dark": {"train": 4, "test": 2}}
     assert (facts["site"], facts["training_images"], facts["spent_epsilon"]) == ("a", 8, 0.0)
     assert facts["model"]["id"] == "embedded"
-    assert facts["policy"]["max_epsilon_lifetime"] == 16.0
+    assert facts["policy"]["max_epsilon_lifetime"] == 20.0
 
 
 def test_it_leaves_nothing_behind(kit):

@@ -137,7 +137,7 @@ def test_export_writes_the_prompt_and_its_parts(command, trained_site, tmp_path)
 def test_ledger_show(command, trained_site):
     code, out, _ = command("ledger", "show", "--site", trained_site)
     assert code == 0
-    assert out.startswith("pilot: 1 rounds charged, 1 released, epsilon ")
+    assert out.startswith("pilot: 1 charges for 1 rounds, 1 released, epsilon ")
     assert "of 100 at delta 1e-05" in out
     code, out, _ = command("ledger", "show", "--site", trained_site, "--json")
     assert json.loads(out)["spent_epsilon"] > 0

@@ -62,8 +62,8 @@ def test_the_starting_policy_is_strict_where_it_matters(tmp_path: Path) -> None:
     policy = tomllib.loads((run(tmp_path, "a").kits["a"] / "policy.toml").read_text())
     assert policy == {
         "experiments": ["*"],
-        "max_epsilon_per_experiment": 8.0,
-        "max_epsilon_lifetime": 16.0,
+        "max_epsilon_per_experiment": 10.0,
+        "max_epsilon_lifetime": 20.0,
         "delta": 1e-5,
         "trust": ["distributed", "local"],
         "units": ["example"],

@@ -31,7 +31,7 @@ __all__ = ["DPFPLStrategy", "Status"]
 Status = dict[str, Any]
 """What the strategy is doing now: ``phase``, ``round``, ``waiting_for`` and so on, ready for JSON."""
 
-REFUSALS_OF_THE_MOMENT = tuple(f"REFUSED {code} " for code in ("BUSY", "AGENT_UNAVAILABLE", "AGENT_DEADLINE"))
+REFUSALS_OF_THE_MOMENT = tuple(f"REFUSED {code}:" for code in ("BUSY", "AGENT_UNAVAILABLE", "AGENT_DEADLINE"))
 """Refusals that say nothing about the request: the site's agent was starting, at work or too slow."""
 
 
