@@ -172,7 +172,7 @@ MUTATIONS = (
     Mutation(
         "the operator's messages are accounted as if aggregated",
         TRUST,
-        ".get(privacy.trust, z / math.sqrt(honest_shares(experiment)))",
+        ".get(privacy.trust, z / math.sqrt(shares))",
         ".get(privacy.trust, z)",
         (TRUST_TESTS,),
     ),
