@@ -1,11 +1,12 @@
 """Replies are checked and added up as they come: memory stays what it is, and the order of arrival does not matter."""
 
 import gc
+import time
 import weakref
 
 import numpy as np
 import pytest
-from flwr.app import Message, RecordDict
+from flwr.app import Message, Metadata, RecordDict
 
 from dpfpl_client.records import encode_reply
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings
@@ -32,8 +33,8 @@ def update(number):
 
 def message(site, content=None):
     reply = SiteReply(site, 1, update(SITES.index(site)) if content is None else content, {"personal_local": 0.5}, 0.1)
-    question = Message(RecordDict(), dst_node_id=1, message_type="train")
-    return Message(encode_reply(reply, REQUEST), reply_to=question)
+    metadata = Metadata(1, "id", 99, 1, "", "1", time.time(), 3600.0, "train")
+    return Message(encode_reply(reply, REQUEST), reply_to=Message(content=RecordDict(), metadata=metadata))
 
 
 def collect(sites, norm_cap=1e3):
