@@ -25,6 +25,7 @@ from dpfpl_server.aggregation import aggregate, initial_global_context, update_n
 from dpfpl_server.exchange import Outcome, content_bytes, exchange
 from dpfpl_server.records import SiteRefusal, decode_reply, encode_evaluate_request, encode_train_request
 from dpfpl_server.run_folder import Checkpoint
+from dpfpl_server.signatures import SignatureCheck
 
 __all__ = ["DPFPLStrategy", "Status"]
 
@@ -41,6 +42,8 @@ class DPFPLStrategy(Strategy):
     Args:
         experiment: noise level resolved.
         nodes: Flower's node id of each site on the experiment's list.
+        keys: public signing key of each of these sites; replies that it did not sign are dropped. None, which has to be
+            said, takes unsigned ones: for simulations, whose sites are in this process.
         checkpoint: where to go on; None starts from the beginning.
         on_checkpoint: called after every completed round, before the next one starts.
         on_status: called whenever what the strategy does or waits for changes.
@@ -54,6 +57,7 @@ class DPFPLStrategy(Strategy):
         experiment: Experiment,
         nodes: Mapping[str, int],
         *,
+        keys: Mapping[str, str] | None,
         checkpoint: Checkpoint | None = None,
         on_checkpoint: Callable[[Checkpoint], None] = lambda checkpoint: None,
         on_status: Callable[[Status], None] = lambda status: None,
@@ -70,6 +74,7 @@ class DPFPLStrategy(Strategy):
             )
         self.experiment = experiment
         self._nodes = {site: nodes[site] for site in experiment.sites}
+        self._check_signature = None if keys is None else SignatureCheck({s: keys.get(s, "") for s in self._nodes})
         self._on_checkpoint = on_checkpoint
         self._on_status = on_status
         self._noise = noise or SystemNoise()
@@ -194,16 +199,18 @@ class DPFPLStrategy(Strategy):
                     refusal = reply.refusal
                     outcome.failures[site] = f"REFUSED {refusal.code}: {refusal.rule} {refusal.advice}"
                     continue
-                self._check_reply(reply, site)
+                self._check_reply(request, reply, site)
             except PayloadError as error:
                 outcome.failures[site] = f"{error.code}: {error.message}"
                 continue
             accepted[site] = reply
         return accepted
 
-    def _check_reply(self, reply: SiteReply, site: str) -> None:
+    def _check_reply(self, request: TrainRequest | EvaluateRequest, reply: SiteReply, site: str) -> None:
         if reply.site != site:
             raise PayloadError(code="OTHER_SITE", message=f"The reply names the site {reply.site[:63]!r}.")
+        if self._check_signature is not None:
+            self._check_signature(request, reply, site)
         if reply.update is not None and float(np.linalg.norm(reply.update.astype(np.float64))) > self._norm_cap:
             raise PayloadError(code="NORM_TOO_LARGE", message="The update is larger than any honest one.")
 
