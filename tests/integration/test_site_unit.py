@@ -207,7 +207,9 @@ class Site:
 def run_strategy(experiment, refuses=False, sampler=None, noise=None):
     agents = {site: Site(site, refuses) for site in experiment.sites}
     grid = InProcessGrid(agents)
-    strategy = DPFPLStrategy(experiment, grid.nodes, noise=noise or NoNoise(), sampler=sampler, site_wait_s=0.0)
+    strategy = DPFPLStrategy(
+        experiment, grid.nodes, keys=None, noise=noise or NoNoise(), sampler=sampler, site_wait_s=0.0
+    )
     strategy.run(grid)
     return strategy, agents
 
