@@ -15,6 +15,7 @@ from dpfpl_server.provision import ProvisionRequest, provision
 GOOD = {
     "a/ca.crt": b"ca",
     "a/node.key": b"key",
+    "a/agent.key": b"key",
     "a/site.toml": b'name = "a"\n[data]\nsource = "digits"\npath = ""\n',
     "a/policy.toml": b"",
 }
@@ -44,7 +45,7 @@ def modes(folder):
 
 def test_it_unpacks_with_modes_of_its_own(kit, tmp_path):
     folder, written = unpack_kit(kit, tmp_path / "site")
-    assert modes(folder)["node.key"] == 0o600
+    assert modes(folder)["node.key"] == modes(folder)["agent.key"] == 0o600
     assert modes(folder)["policy.toml"] == 0o640
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert {"ca.crt", "node.key", "site.toml", "policy.toml"} <= {p.name for p in written}
@@ -72,13 +73,14 @@ def test_a_told_checksum_counts_more_than_the_one_beside_it(kit, tmp_path):
 
 def test_O7_a_new_kit_renews_keys_and_keeps_what_the_site_wrote(kit, tmp_path):
     folder, _ = unpack_kit(kit, tmp_path / "site")
-    old = (folder / "node.key").read_bytes()
+    old = [(folder / name).read_bytes() for name in ("node.key", "agent.key")]
     (folder / "policy.toml").write_text("strict")
     (folder / "state").mkdir()
     (folder / "state" / "ledger.sqlite").write_text("precious")
     request = ProvisionRequest(tmp_path / "server", tmp_path / "new", ("a",), archive="zip", force=True)
     _, written = unpack_kit(provision(request).kits["a"], folder)
-    assert (folder / "node.key").read_bytes() != old
+    new = [(folder / name).read_bytes() for name in ("node.key", "agent.key")]
+    assert not set(new) & set(old)
     assert (folder / "policy.toml").read_text() == "strict"
     assert (folder / "state" / "ledger.sqlite").read_text() == "precious"
     assert not {"site.toml", "policy.toml"} & {p.name for p in written}
@@ -146,7 +148,7 @@ def test_a_bomb_is_refused_without_being_unfolded(tmp_path):
         unpack_kit(tarred(tmp_path / "kit.tar.gz", {"a/ca.crt": big}), tmp_path / "site")
 
 
-@pytest.mark.parametrize("without", ["a/ca.crt", "a/node.key", "a/site.toml", "a/policy.toml"])
+@pytest.mark.parametrize("without", ["a/ca.crt", "a/node.key", "a/agent.key", "a/site.toml", "a/policy.toml"])
 def test_half_a_kit_is_named(tmp_path, without):
     members = {name: content for name, content in GOOD.items() if name != without}
     with pytest.raises(ConfigError, match=without.removeprefix("a/")):

@@ -85,7 +85,7 @@ def test_a_revoked_site_is_refused_at_once_and_others_stay(server, running):
 
 
 def test_O7_rotation_withdraws_the_old_key_and_keeps_the_name(server, running, tmp_path):
-    old = load_sites(server)["a"].public_key
+    old, old_agent = load_sites(server)["a"].public_key, load_sites(server)["a"].agent_key
     result, live = rotate_site(server, "a", tmp_path / "new")
     new = load_sites(server)["a"].public_key
     assert live
@@ -93,6 +93,7 @@ def test_O7_rotation_withdraws_the_old_key_and_keeps_the_name(server, running, t
     assert running.withdrawn == [old]
     assert running.keys["a"] == new
     assert (result.kits["a"] / "node.pub").read_text().strip() == new
+    assert load_sites(server)["a"].agent_key != old_agent
     assert [row["why"] for row in revoked_sites(server)] == ["rotated"]
 
 
@@ -134,7 +135,7 @@ def test_an_archive_has_the_right_modes_and_its_checksum(tmp_path, kind):
             members = [m for m in file if m.isreg()]
             modes = {m.name: m.mode for m in members}
             assert {(m.uid, m.gid, m.uname) for m in members} == {(0, 0, "")}
-    assert modes["a/node.key"] == 0o600
+    assert modes["a/node.key"] == modes["a/agent.key"] == 0o600
     assert modes["a/site.toml"] == 0o644
     assert sorted(p.name for p in (tmp_path / "kits").iterdir()) == [archive.name, f"{archive.name}.sha256"]
 

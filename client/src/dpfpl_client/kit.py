@@ -20,7 +20,7 @@ MAX_ARCHIVE_BYTES = 1 << 20
 MAX_FILE_BYTES = 256 << 10
 MAX_FILES = 32
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-_NEEDED = ("ca.crt", "node.key", "site.toml", "policy.toml")
+_NEEDED = ("ca.crt", "node.key", "agent.key", "site.toml", "policy.toml")
 _KEPT = ("site.toml", "policy.toml")
 """What the site may have edited: a new kit replaces keys and certificates, never these."""
 

@@ -2,7 +2,7 @@
 
 The server's folder holds ``ca.key``, ``ca.crt``, ``server.key``, ``server.crt``, ``federation.json`` (where sites
 reach it) and ``sites.json``. ``ca.key`` may be kept elsewhere: only new certificates need it. The folder never holds a
-site's private key: that is written into the site's kit and nowhere else.
+site's private keys: those are written into the site's kit and nowhere else.
 """
 
 import json
@@ -17,6 +17,7 @@ from dpfpl_server.certificates import (
     Issued,
     certificate_covers,
     fingerprint,
+    new_agent_key,
     new_authority,
     new_node_key,
     new_server_certificate,
@@ -124,10 +125,12 @@ def _provision(request: ProvisionRequest, names: tuple[str, ...], hosts: list[st
     kits = {}
     for name in wanted:
         kits[name] = request.kit_path(name)
-        key = new_node_key()
-        kit = Kit(name, f"{_bracketed(request.address)}:{request.port}", authority.public, key.private, key.public)
+        node, agent = new_node_key(), new_agent_key()
+        address = f"{_bracketed(request.address)}:{request.port}"
+        kit = Kit(name, address, authority.public, node.private, node.public, agent.private)
         # The register first: a key that the register does not know is useless, one that has no kit can be forced.
-        sites[name] = Site(name, key.public.decode().strip(), datetime.now(UTC).isoformat(timespec="seconds"))
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        sites[name] = Site(name, node.public.decode().strip(), now, agent_key=agent.public.decode().strip())
         save_sites(folder, sites)
         _write(kit, kits[name], request.archive)
     return ProvisionResult(
