@@ -56,6 +56,8 @@ class Record:
         }
         if self.state.class_sums is not None:
             tensors["class_sums"] = self.state.class_sums
+        if self.state.parameters is not None:
+            tensors["personal_parameters"] = self.state.parameters
         contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
         return bytes(save(contiguous, {"record": json.dumps(meta)}))
 
@@ -80,7 +82,9 @@ class Record:
             optimizer = OptimizerState(
                 tensors["optimizer_first"], tensors["optimizer_second"], int(meta["optimizer_steps"])
             )
-            state = PersonalState(tensors["personal_context"], optimizer, tensors.get("class_sums"))
+            state = PersonalState(
+                tensors["personal_context"], optimizer, tensors.get("class_sums"), tensors.get("personal_parameters")
+            )
             return cls(meta["request_digest"], reply, tensors["global_context"], state)
         except (SafetensorError, PayloadError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise _damaged(error) from None
