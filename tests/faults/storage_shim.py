@@ -89,7 +89,7 @@ class Operation:
 class Disk:
     """A file system that forgets what was not synced, as POSIX allows; folders and files apart.
 
-    A file's content is durable once the file was synced; a name (created, renamed, linked, removed) once its folder was.
+    A file's content is durable once the file was synced, a name (made, renamed, removed) once its folder was.
     """
 
     def __init__(self, root):

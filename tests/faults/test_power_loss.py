@@ -80,7 +80,7 @@ def test_F8_the_ledger_is_synced_before_the_release_is_sent(recorded, tmp_path):
     made, root, _ = recorded
     sends = set(made.sent.values())
     seen = 0
-    for at, operation, disk, _ in made.disks(root):
+    for at, _operation, disk, _ in made.disks(root):
         if at in sends:
             seen += 1
             waiting = {path for path in disk.unsynced() if not path.endswith((".lock", ".sock"))}
