@@ -16,6 +16,7 @@ from dpfpl_client.data import SiteData, list_classes, load_site_data
 from dpfpl_client.learning.backbone import ClipBackbone, load_backbone
 from dpfpl_client.learning.randomness import RandomnessSource, SeededRandomness, SystemRandomness
 from dpfpl_client.site_settings import SiteSettings
+from dpfpl_common.durable import make_folder_durably
 from dpfpl_common.errors import StateError
 
 __all__ = ["BuiltAgent", "StateLock", "build_agent"]
@@ -25,7 +26,7 @@ class StateLock:
     """One agent per state folder: an flock, so that a killed agent leaves nothing to clean up."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder_durably(folder)  # or a loss of power might take the whole ledger, folder and all
         self._descriptor = os.open(folder / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
