@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dpfpl_common.accounting import PrivacyEvent
-from dpfpl_common.durable import write_durably
+from dpfpl_common.durable import make_folder_durably, write_durably
 from dpfpl_common.errors import StateError
 
 __all__ = ["Anchor", "ExperimentTotal", "FileAnchor", "Snapshot", "events_from_json", "events_to_json", "missing_from"]
@@ -95,7 +95,7 @@ class FileAnchor:
             },
         }
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_folder_durably(self._path.parent)
             write_durably(self._path, json.dumps(table).encode())
         except OSError as error:
             raise StateError(

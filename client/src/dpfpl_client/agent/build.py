@@ -4,11 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpfpl_client.agent.core import SiteAgent
+from dpfpl_client.agent.endpoint import Agent
 from dpfpl_client.agent.feature_cache import FeatureCache, Progress, site_features
 from dpfpl_client.agent.ledger import Ledger
 from dpfpl_client.agent.locks import Locks, StateLock
 from dpfpl_client.agent.policy import load_policy
 from dpfpl_client.agent.registry import Registry
+from dpfpl_client.agent.signing import SigningAgent, load_signing_key
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.data import SiteData, list_classes, load_site_data
 from dpfpl_client.learning.backbone import ClipBackbone, load_backbone
@@ -21,9 +23,10 @@ __all__ = ["BuiltAgent", "build_agent"]
 
 @dataclass(frozen=True)
 class BuiltAgent:
-    """An agent ready to serve, and what it was built from."""
+    """An agent ready to serve, and what it was built from; ``endpoint`` is the agent with its signature."""
 
     agent: SiteAgent
+    endpoint: Agent
     backbone: ClipBackbone
     data: SiteData
     class_names: tuple[str, ...]
@@ -37,6 +40,8 @@ def build_agent(settings: SiteSettings, progress: Progress | None = None) -> Bui
         DpfplError: anything that is wrong with policy, data, model or state; then nothing is served.
     """
     policy = load_policy(settings.path(settings.policy))
+    key_file = settings.path(settings.agent.key)
+    key = load_signing_key(key_file) if settings.server.address or key_file.exists() else None  # no server, no need
     state = settings.state_folder
     lock = Locks(StateLock(state))
     try:
@@ -52,7 +57,7 @@ def build_agent(settings: SiteSettings, progress: Progress | None = None) -> Bui
         lock.release()
         raise
     agent = SiteAgent(settings.name, backbone, features, policy, ledger, store, randomness_of(settings))
-    return BuiltAgent(agent, backbone, data, class_names, lock)
+    return BuiltAgent(agent, agent if key is None else SigningAgent(agent, key), backbone, data, class_names, lock)
 
 
 def _open_ledger(path: Path, store: DiskStore, registry: Registry) -> Ledger:

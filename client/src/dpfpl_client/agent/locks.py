@@ -4,6 +4,7 @@ import fcntl
 import os
 from pathlib import Path
 
+from dpfpl_common.durable import make_folder_durably
 from dpfpl_common.errors import StateError
 
 __all__ = ["Lock", "Locks", "StateLock"]
@@ -14,7 +15,7 @@ class Lock:
 
     def __init__(self, path: Path, error: StateError) -> None:
         """Take the lock at once, or raise ``error``."""
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder_durably(path.parent)  # or a loss of power might take the whole ledger, folder and all
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
