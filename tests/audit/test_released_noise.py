@@ -17,7 +17,7 @@ from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.learning.backbone import load_backbone
 from dpfpl_client.learning.evaluation import LabelledFeatures
 from dpfpl_client.learning.learner import SiteFeatures
-from dpfpl_client.learning.methods import method_named
+from dpfpl_client.learning.methods import build_method
 from dpfpl_client.learning.randomness import SystemRandomness
 from dpfpl_client.learning.step import noised_step
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
@@ -113,7 +113,9 @@ class Watched:
 def test_every_block_of_every_step_has_the_charged_noise_of_its_own():
     planned = experiment()
     privacy = planned.privacy
-    directions = method_named("dpfpl").directions(np.zeros(planned.context_shape), 4, np.random.default_rng(0))
+    directions = build_method("dpfpl", planned.context_shape, 4).directions(
+        np.zeros(planned.context_shape), np.random.default_rng(0)
+    )
     noise = Watched()
     for _ in range(60):
         noised_step(planned, directions, np.zeros((0, *planned.context_shape)), noise)

@@ -29,6 +29,7 @@ from dpfpl_client.prompt import SitePrompt
 from dpfpl_common.accounting import epsilon
 from dpfpl_common.errors import ConfigError, PrivacyError, RefusedError, RoundError
 from dpfpl_common.experiment import (
+    METHODS,
     Experiment,
     ModelSettings,
     OptimizerSettings,
@@ -101,7 +102,7 @@ def adversarial(backbone, case):
     "case",
     ["plain", "scaled", "half NaN", "half NaN, scaled", "all NaN", "infinite", "no images", "one image, many times"],
 )
-@pytest.mark.parametrize("method", ["dpfpl", "promptfl"])
+@pytest.mark.parametrize("method", METHODS)
 def test_a_whole_site_adds_at_most_the_clipping_norm(backbone, case, method):
     """Without the site the sum has nothing of it: the norm of what it sends is the sensitivity, in float32 too."""
     # A nominal size of 1 divides by little, so that the bound binds.
@@ -208,7 +209,9 @@ class Site:
 def run_strategy(experiment, refuses=False, sampler=None, noise=None):
     agents = {site: Site(site, refuses) for site in experiment.sites}
     grid = InProcessGrid(agents)
-    strategy = DPFPLStrategy(experiment, grid.nodes, noise=noise or NoNoise(), sampler=sampler, site_wait_s=0.0)
+    strategy = DPFPLStrategy(
+        experiment, grid.nodes, keys=None, noise=noise or NoNoise(), sampler=sampler, site_wait_s=0.0
+    )
     strategy.run(grid)
     return strategy, agents
 

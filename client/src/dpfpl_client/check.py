@@ -8,6 +8,7 @@ from typing import Any
 
 from dpfpl_client.agent.ledger import Ledger
 from dpfpl_client.agent.policy import load_policy
+from dpfpl_client.agent.signing import load_signing_key
 from dpfpl_client.data import list_classes, load_site_data
 from dpfpl_client.learning.backbone import load_backbone
 from dpfpl_client.site_settings import SiteSettings
@@ -90,6 +91,7 @@ def _kit(settings: SiteSettings, report: CheckReport) -> None:
             )
         if path.suffix == ".key" and path.stat().st_mode & 0o077:
             report.warnings.append(f"{path} can be read by others: chmod 600 {path}")
+    load_signing_key(settings.path(settings.agent.key))
 
 
 def _connection(settings: SiteSettings, report: CheckReport) -> None:

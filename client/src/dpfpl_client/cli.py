@@ -98,7 +98,7 @@ def agent(site: SiteFile = SITE) -> None:
     for problem in built.data.problems:
         console.print(f"{problem.severity}: {problem.message} [{problem.code}]", markup=False, highlight=False)
     serve(
-        built.agent,
+        built.endpoint,
         settings.agent_address,
         settings.token_file,
         on_ready=lambda address: typer.echo(f"The agent of {settings.name} listens on {address}"),

@@ -25,9 +25,13 @@ class ServerSettings:
 
 @dataclass(frozen=True)
 class AgentSettings:
-    """Where the agent listens: ``unix:PATH`` or ``HOST:PORT`` on a loopback or private address."""
+    """Where the agent listens: ``unix:PATH`` or ``HOST:PORT`` on a loopback or private address.
+
+    ``key`` is the key that it signs its replies with, relative to site.toml, for the agent's user alone (mode 0600).
+    """
 
     address: str = "unix:state/agent.sock"
+    key: str = "agent.key"
     threads: int = 1
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """Provision a federation: authority, server certificate and one kit per site; run again to add sites.
 
 The server's folder holds ``ca.key``, ``ca.crt``, ``server.key``, ``server.crt`` and ``sites.json``. It never holds a
-site's private key: that is written into the site's kit and nowhere else.
+site's private keys: those are written into the site's kit and nowhere else.
 """
 
 import re
@@ -14,6 +14,7 @@ from dpfpl_server.certificates import (
     Issued,
     certificate_covers,
     fingerprint,
+    new_agent_key,
     new_authority,
     new_node_key,
     new_server_certificate,
@@ -103,10 +104,12 @@ def provision(request: ProvisionRequest) -> ProvisionResult:
     kits = {}
     for name in wanted:
         kits[name] = request.kits_folder / name
-        key = new_node_key()
-        kit = Kit(name, f"{_bracketed(request.address)}:{request.port}", authority.public, key.private, key.public)
+        node, agent = new_node_key(), new_agent_key()
+        address = f"{_bracketed(request.address)}:{request.port}"
+        kit = Kit(name, address, authority.public, node.private, node.public, agent.private)
         # The register first: a key that the register does not know is useless, one that has no kit can be forced.
-        sites[name] = Site(name, key.public.decode().strip(), datetime.now(UTC).isoformat(timespec="seconds"))
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        sites[name] = Site(name, node.public.decode().strip(), now, agent_key=agent.public.decode().strip())
         save_sites(folder, sites)
         write_kit(kit, kits[name])
     return ProvisionResult(

@@ -21,12 +21,15 @@ class Site:
         public_key: its node key, one OpenSSH line.
         provisioned_at: when, ISO 8601, UTC.
         node_id: Flower's identity for it, once a SuperLink has registered it.
+        agent_key: public key of its agent's signatures, one OpenSSH line; empty if it was provisioned before there were
+            signatures.
     """
 
     name: str
     public_key: str
     provisioned_at: str
     node_id: int | None = None
+    agent_key: str = ""
 
 
 def load_sites(folder: Path) -> dict[str, Site]:

@@ -6,14 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpfpl_client.agent.core import SiteAgent
+from dpfpl_client.agent.endpoint import Agent
 from dpfpl_client.agent.feature_cache import FeatureCache, Progress, site_features
 from dpfpl_client.agent.ledger import Ledger
 from dpfpl_client.agent.policy import load_policy
+from dpfpl_client.agent.signing import SigningAgent, load_signing_key
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.data import SiteData, list_classes, load_site_data
 from dpfpl_client.learning.backbone import ClipBackbone, load_backbone
 from dpfpl_client.learning.randomness import RandomnessSource, SeededRandomness, SystemRandomness
 from dpfpl_client.site_settings import SiteSettings
+from dpfpl_common.durable import make_folder_durably
 from dpfpl_common.errors import StateError
 
 __all__ = ["BuiltAgent", "StateLock", "build_agent"]
@@ -23,7 +26,7 @@ class StateLock:
     """One agent per state folder: an flock, so that a killed agent leaves nothing to clean up."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder_durably(folder)  # or a loss of power might take the whole ledger, folder and all
         self._descriptor = os.open(folder / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -42,9 +45,10 @@ class StateLock:
 
 @dataclass(frozen=True)
 class BuiltAgent:
-    """An agent ready to serve, and what it was built from."""
+    """An agent ready to serve, and what it was built from; ``endpoint`` is the agent with its signature."""
 
     agent: SiteAgent
+    endpoint: Agent
     backbone: ClipBackbone
     data: SiteData
     class_names: tuple[str, ...]
@@ -58,6 +62,8 @@ def build_agent(settings: SiteSettings, progress: Progress | None = None) -> Bui
         DpfplError: anything that is wrong with policy, data, model or state; then nothing is served.
     """
     policy = load_policy(settings.path(settings.policy))
+    key_file = settings.path(settings.agent.key)
+    key = load_signing_key(key_file) if settings.server.address or key_file.exists() else None  # no server, no need
     state = settings.state_folder
     lock = StateLock(state)
     try:
@@ -71,7 +77,7 @@ def build_agent(settings: SiteSettings, progress: Progress | None = None) -> Bui
         lock.release()
         raise
     agent = SiteAgent(settings.name, backbone, features, policy, ledger, store, randomness_of(settings))
-    return BuiltAgent(agent, backbone, data, class_names, lock)
+    return BuiltAgent(agent, agent if key is None else SigningAgent(agent, key), backbone, data, class_names, lock)
 
 
 def _open_ledger(path: Path, store: DiskStore) -> Ledger:
