@@ -18,6 +18,8 @@ from dpfpl_client.agent.ledger import Ledger
 from dpfpl_client.agent.policy import Policy, permit
 from dpfpl_client.agent.store import MemoryStore
 from dpfpl_client.data import DataSettings, list_classes, load_pool, partition_sites
+from dpfpl_client.exporting.card import Facts
+from dpfpl_client.exporting.export import write_export
 from dpfpl_client.learning.backbone import load_backbone
 from dpfpl_client.learning.evaluation import LabelledFeatures
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
@@ -439,10 +441,10 @@ def test_the_prompt_of_the_site_is_not_exported(backbone, tmp_path):
     zeros = np.zeros(experiment.context_shape)
     prompt = SitePrompt(experiment, zeros.astype("<f4"), zeros, 1)
     with pytest.raises(PrivacyError, match="PROMPT_MUST_STAY"):
-        prompt.export(backbone, tmp_path / "out")
+        write_export(prompt, backbone, tmp_path / "out", Facts(site="north"))
     assert not (tmp_path / "out").exists()
     example = make_experiment(backbone.width, unit="example")
-    dataclasses.replace(prompt, experiment=example).export(backbone, tmp_path / "out")
+    write_export(dataclasses.replace(prompt, experiment=example), backbone, tmp_path / "out", Facts(site="north"))
 
 
 # A federation
