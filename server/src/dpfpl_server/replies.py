@@ -11,6 +11,7 @@ from dpfpl_common.payload import EvaluateRequest, SiteReply, TrainRequest
 from dpfpl_server.aggregation import UpdateSum
 from dpfpl_server.exchange import content_bytes
 from dpfpl_server.records import SiteRefusal, decode_reply
+from dpfpl_server.signatures import SignatureCheck
 
 __all__ = ["Replies"]
 
@@ -25,6 +26,7 @@ class Replies:
         experiment: whose request it was.
         request: what was asked; a reply must fit it.
         norm_cap: L2 norm that no honest update exceeds.
+        signatures: knows the sites' keys; None takes unsigned replies, for simulations.
 
     Attributes:
         accepted: usable replies by site; their updates are in ``updates`` and nowhere else.
@@ -33,9 +35,16 @@ class Replies:
         bytes: what arrived, in arrays and text.
     """
 
-    def __init__(self, experiment: Experiment, request: TrainRequest | EvaluateRequest, norm_cap: float) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        request: TrainRequest | EvaluateRequest,
+        norm_cap: float,
+        signatures: SignatureCheck | None = None,
+    ) -> None:
         self._request = request
         self._norm_cap = norm_cap
+        self._signatures = signatures
         self.accepted: dict[str, SiteReply] = {}
         self.failures: dict[str, str] = {}
         self.updates = UpdateSum(experiment)
@@ -68,5 +77,7 @@ class Replies:
     def _check(self, reply: SiteReply, site: str) -> None:
         if reply.site != site:
             raise PayloadError(code="OTHER_SITE", message=f"The reply names the site {reply.site[:63]!r}.")
+        if self._signatures is not None:
+            self._signatures(self._request, reply, site)
         if reply.update is not None and float(np.linalg.norm(reply.update.astype(np.float64))) > self._norm_cap:
             raise PayloadError(code="NORM_TOO_LARGE", message="The update is larger than any honest one.")

@@ -27,6 +27,7 @@ from dpfpl_server.exchange import Outcome, content_bytes, exchange
 from dpfpl_server.records import encode_evaluate_request, encode_train_request
 from dpfpl_server.replies import Replies
 from dpfpl_server.run_folder import Checkpoint
+from dpfpl_server.signatures import SignatureCheck
 
 __all__ = ["DPFPLStrategy", "Status"]
 
@@ -43,6 +44,8 @@ class DPFPLStrategy(Strategy):
     Args:
         experiment: noise level resolved.
         nodes: Flower's node id of each site on the experiment's list.
+        keys: public signing key of each of these sites; replies that it did not sign are dropped. None, which has to be
+            said, takes unsigned ones: for simulations, whose sites are in this process.
         checkpoint: where to go on; None starts from the beginning.
         on_checkpoint: called after every completed round, before the next one starts.
         on_status: called whenever what the strategy does or waits for changes.
@@ -56,6 +59,7 @@ class DPFPLStrategy(Strategy):
         experiment: Experiment,
         nodes: Mapping[str, int],
         *,
+        keys: Mapping[str, str] | None,
         checkpoint: Checkpoint | None = None,
         on_checkpoint: Callable[[Checkpoint], None] = lambda checkpoint: None,
         on_status: Callable[[Status], None] = lambda status: None,
@@ -72,6 +76,7 @@ class DPFPLStrategy(Strategy):
             )
         self.experiment = experiment
         self._nodes = {site: nodes[site] for site in experiment.sites}
+        self._signatures = None if keys is None else SignatureCheck({s: keys.get(s, "") for s in self._nodes})
         self._on_checkpoint = on_checkpoint
         self._on_status = on_status
         self._noise = noise or SystemNoise()
@@ -102,7 +107,7 @@ class DPFPLStrategy(Strategy):
             started = time.monotonic()
             request = self._train_request(number)
             messages = self._addressed(grid, encode_train_request(request), "train", number, chosen)
-            replies = Replies(self.experiment, request, self._norm_cap)
+            replies = Replies(self.experiment, request, self._norm_cap, self._signatures)
             replies.failures.update(self._exchange(grid, messages, "TRAINING", number, replies).failures)
             try:
                 self._close_round(number, replies, messages, time.monotonic() - started)
@@ -157,7 +162,7 @@ class DPFPLStrategy(Strategy):
         number = self.checkpoint.round
         request = EvaluateRequest(self.experiment, number, self.checkpoint.global_context)
         messages = self._addressed(grid, encode_evaluate_request(request), "evaluate", number, self._nodes)
-        replies = Replies(self.experiment, request, self._norm_cap)
+        replies = Replies(self.experiment, request, self._norm_cap, self._signatures)
         replies.failures.update(self._exchange(grid, messages, "EVALUATING", number, replies).failures)
         return {site: reply.metrics for site, reply in replies.accepted.items()}, replies.failures
 
