@@ -13,7 +13,7 @@ import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 from dpfpl_client.site_settings import SiteSettings, load_site  # noqa: E402
-from dpfpl_common.errors import DpfplError  # noqa: E402
+from dpfpl_common.errors import ConfigError, DpfplError  # noqa: E402
 
 __all__ = ["main"]
 
@@ -33,16 +33,28 @@ def about() -> None:
     """Take part in a DP-FPL federation with this site's own images, which never leave it."""
 
 
-@app.command(epilog="Example: dpfpl-client init --site kits/hospital-a/site.toml --data /data/xrays")
+@app.command(epilog="Example: dpfpl-client init --kit hospital-a.tar.gz --data /data/xrays")
 def init(
-    data: Annotated[str, typer.Option(help="image folder, .csv (path,label), digits or shapes")],
+    data: Annotated[str | None, typer.Option(help="image folder, .csv (path,label), digits or shapes")] = None,
     site: SiteFile = SITE,
     name: Annotated[str, typer.Option(help="the site's name, for a site without a kit")] = "site",
+    kit: Annotated[
+        Path | None, typer.Option(help="the operator's archive; unpacked first, or its keys renewed")
+    ] = None,
+    into: Annotated[Path | None, typer.Option(help="folder for the kit; default: the site's name")] = None,
+    sha256: Annotated[str | None, typer.Option(help="the archive's checksum, as the operator told it")] = None,
 ) -> None:
-    """Point site.toml at this site's images; makes site.toml and policy.toml where there is no kit."""
+    """Unpack a kit and point site.toml at this site's images; makes site.toml and policy.toml where there is no kit."""
+    from dpfpl_client.kit import unpack_kit
     from dpfpl_client.starter import initialise
 
-    for path in initialise(site, data, name):
+    if kit is not None:
+        folder, written = unpack_kit(kit, into, sha256)
+        site = folder / "site.toml"
+        typer.echo(f"unpacked {', '.join(path.name for path in written)} into {folder}")
+    elif data is None:
+        raise ConfigError(code="NO_DATA", message="There is nothing to do.", advice="Give --data, --kit or both.")
+    for path in initialise(site, data, name) if data is not None else []:
         typer.echo(f"wrote {path}")
     typer.echo(f"Next: read policy.toml, then dpfpl-client check --site {site}")
 
