@@ -18,14 +18,16 @@ from dpfpl_server.supervise import Limits, supervise
 __all__ = ["finish", "load_planned_experiment", "run_experiment"]
 
 
-def load_planned_experiment(path: Path, server_folder: Path) -> Experiment:
+def load_planned_experiment(path: Path, server_folder: Path, *, registered: bool = True) -> Experiment:
     """Read experiment.toml and calibrate its noise.
 
-    Without a list of sites the experiment takes all provisioned ones; without a name, the file's.
+    Without a list of sites the experiment takes all that the SuperLink knows, or without ``registered`` all that are
+    provisioned; without a name, the file's.
     """
     table = dict(read_toml(path))
     table.setdefault("name", path.stem)
-    table.setdefault("sites", sorted(node_ids(server_folder)))
+    known = node_ids(server_folder) if registered else load_sites(server_folder)
+    table.setdefault("sites", sorted(known))
     if not table["sites"]:
         raise ConfigError(
             code="NO_SITES",
