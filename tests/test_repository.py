@@ -101,7 +101,10 @@ def test_file_tree_in_the_readme_names_every_top_level_folder() -> None:
     assert folders - hidden_by_tools - named == set()
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/algorithm.md", "docs/architecture.md"])
+@pytest.mark.parametrize(
+    "document",
+    sorted(str(p.relative_to(ROOT)) for p in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"))),
+)
 def test_links_between_documents_lead_somewhere(document: str) -> None:
     path = ROOT / document
     for target in re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", path.read_text()):

@@ -11,7 +11,7 @@ import torch
 from dpfpl_client.learning.backbone import load_backbone
 from dpfpl_client.learning.evaluation import LabelledFeatures
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
-from dpfpl_client.learning.methods import method_named
+from dpfpl_client.learning.methods import build_method
 from dpfpl_client.learning.randomness import SystemRandomness
 from dpfpl_client.learning.step import noised_step
 from dpfpl_common.accounting import epsilon
@@ -87,7 +87,7 @@ def test_the_published_arithmetic_promises_less_privacy_than_it_keeps(nominal: f
 def test_the_same_attack_on_ours_stays_below_the_claim(target: float, privacy: dict[str, object]) -> None:
     audited = experiment(target, **privacy)
     others, canary = opposed_batch()
-    directions = method_named("dpfpl").directions(np.zeros(SHAPE), 2, np.random.default_rng(2))
+    directions = build_method("dpfpl", SHAPE, 2).directions(np.zeros(SHAPE), np.random.default_rng(2))
     personal_canary = directions.merge([block[0] for block in directions.split(canary)])
     # Everything that the recipient of the prompt sees, weighted by its own noise: the best linear test.
     shared_noise = 1.0 if audited.privacy.trust == "local" else audited.privacy.noise_multiplier
@@ -109,7 +109,7 @@ def test_the_attack_is_alive() -> None:
     audited = experiment(target, trust="local")
     weak = audited.with_noise_multiplier((audited.privacy.noise_multiplier or 0.0) / 4)
     others, canary = opposed_batch()
-    directions = method_named("promptfl").directions(np.zeros(SHAPE), 2, np.random.default_rng(2))
+    directions = build_method("promptfl", SHAPE, 2).directions(np.zeros(SHAPE), np.random.default_rng(2))
 
     def score(gradients: np.ndarray) -> float:
         return float(noised_step(weak, directions, gradients, SystemNoise()).shared[0, 0])

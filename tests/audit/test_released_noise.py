@@ -17,7 +17,7 @@ from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.learning.backbone import load_backbone
 from dpfpl_client.learning.evaluation import LabelledFeatures
 from dpfpl_client.learning.learner import SiteFeatures
-from dpfpl_client.learning.methods import method_named
+from dpfpl_client.learning.methods import build_method
 from dpfpl_client.learning.randomness import SystemRandomness
 from dpfpl_client.learning.step import noised_step
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
@@ -113,7 +113,9 @@ class Watched:
 def test_every_block_of_every_step_has_the_charged_noise_of_its_own():
     planned = experiment()
     privacy = planned.privacy
-    directions = method_named("dpfpl").directions(np.zeros(planned.context_shape), 4, np.random.default_rng(0))
+    directions = build_method("dpfpl", planned.context_shape, 4).directions(
+        np.zeros(planned.context_shape), np.random.default_rng(0)
+    )
     noise = Watched()
     for _ in range(60):
         noised_step(planned, directions, np.zeros((0, *planned.context_shape)), noise)
@@ -138,6 +140,6 @@ def test_class_sums_are_the_charged_noise(tmp_path):
     assert not energy_accepts(sums * 2 / 3)
     assert not energy_accepts(sums * 3 / 2)
     charges = Ledger(tmp_path / "ledger.sqlite").charges()
-    assert [(c.event.steps, c.event.noise_multiplier) for c in charges] == [(1, NOISE_MULTIPLIER)]
+    assert [(c.events[0].steps, c.events[0].noise_multiplier) for c in charges] == [(1, NOISE_MULTIPLIER)]
     site.train(TrainRequest(planned, 2, np.zeros(planned.context_shape, dtype=np.float32), evaluate=False))
-    assert [c.event.steps for c in Ledger(tmp_path / "ledger.sqlite").charges()] == [1, 0]
+    assert [c.events[0].steps for c in Ledger(tmp_path / "ledger.sqlite").charges()] == [1, 0]

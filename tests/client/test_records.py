@@ -95,7 +95,7 @@ def test_names_must_be_exact():
         ({"experiment": b"{}"}, "WRONG_TYPE"),
         ({"experiment": "gAN9Lg=="}, "BAD_EXPERIMENT"),
         ({"protocol_version": True}, "VERSION_MISMATCH"),
-        ({"protocol_version": 2}, "VERSION_MISMATCH"),
+        ({"protocol_version": PROTOCOL_VERSION + 1}, "VERSION_MISMATCH"),
         ({"protocol_version": "1"}, "VERSION_MISMATCH"),
     ],
 )
@@ -136,7 +136,7 @@ def test_huge_header_is_refused_at_once_without_allocation():
 
 
 def test_reply_has_exactly_the_agreed_records():
-    reply = SiteReply("north", 3, CONTEXT, {"personal_local": 0.5}, 1.0)
+    reply = SiteReply("north", 3, CONTEXT, {"personal_local": 0.5}, 1.0, b"s" * 64)
     content = records.encode_reply(reply, TRAIN)
     assert set(content) == {"context", "metrics", "reply"}
     assert dict(content["metrics"]) == {"personal_local": 0.5}
@@ -146,6 +146,7 @@ def test_reply_has_exactly_the_agreed_records():
         "site": "north",
         "round": 3,
         "seconds": 1.0,
+        "signature": b"s" * 64,
         "status": "ok",
         "code": "OK",
         "rule": "",

@@ -104,7 +104,7 @@ def test_the_digest_changes_with_every_part(monkeypatch):
         request_digest(dataclasses.replace(base, global_context=one_ulp)),
     ]
     assert request_digest(TrainRequest(EXPERIMENT, 3, CONTEXT.copy())) == digests[0]
-    monkeypatch.setattr(payload, "PROTOCOL_VERSION", 10**6)
+    monkeypatch.setattr(payload, "DIGEST_VERSION", b"another")
     digests.append(request_digest(base))
     assert len(set(digests)) == len(digests)
 

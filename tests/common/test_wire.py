@@ -36,7 +36,7 @@ def context(seed=0):
 
 TRAIN = TrainRequest(EXPERIMENT, 3, context(), evaluate=True)
 EVALUATE = EvaluateRequest(EXPERIMENT, 10, context(1))
-REPLY = SiteReply("north", 3, context(2), {"personal_local": 0.75}, 1.5)
+REPLY = SiteReply("north", 3, context(2), {"personal_local": 0.75}, 1.5, bytes(range(64)))
 
 
 def refused(code, call, *arguments):
@@ -86,6 +86,7 @@ def test_evaluate_request_round_trip():
 def test_reply_round_trip():
     back = wire.decode_reply(wire.encode_reply(REPLY, TRAIN), TRAIN)
     assert (back.site, back.round, back.metrics, back.seconds) == ("north", 3, {"personal_local": 0.75}, 1.5)
+    assert back.signature == REPLY.signature
     np.testing.assert_array_equal(back.update, REPLY.update)
     answer = SiteReply("south", 10, None, {}, 0.0)
     assert wire.decode_reply(wire.encode_reply(answer, EVALUATE), EVALUATE) == answer
@@ -106,7 +107,7 @@ def test_other_version_is_refused_naming_the_expected_one(version):
 
 
 def test_version_is_looked_at_before_unknown_fields():
-    data = train_message(protocol_version=2).SerializeToString() + b"\xa0\x06\x01"  # field 100 = 1
+    data = train_message(protocol_version=PROTOCOL_VERSION + 1).SerializeToString() + b"\xa0\x06\x01"  # field 100 = 1
     refused("VERSION_MISMATCH", decode_bytes, data)
 
 
@@ -228,9 +229,9 @@ def test_replies_that_do_not_answer_are_not_believed():
     del message.reply.metrics["site_size"]
     message.reply.metrics["global_local"] = float("nan")
     refused("BAD_METRIC", wire.decode_reply, message, EVALUATE)
-    refused("MISSING_FIELD", wire.decode_reply, agent_pb2.Reply(protocol_version=1), TRAIN)
+    refused("MISSING_FIELD", wire.decode_reply, agent_pb2.Reply(protocol_version=PROTOCOL_VERSION), TRAIN)
     for code, rule in (("lower", ""), ("", ""), ("OK", "\x1b[31m"), ("OK", "x" * (MAX_TEXT + 1))):
-        broken = agent_pb2.Reply(protocol_version=1, refusal=agent_pb2.Refusal(code=code, rule=rule))
+        broken = agent_pb2.Reply(protocol_version=PROTOCOL_VERSION, refusal=agent_pb2.Refusal(code=code, rule=rule))
         refused("BAD_REFUSAL", wire.decode_reply, broken, TRAIN)
 
 

@@ -13,6 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from dpfpl_client.agent.signing import load_signing_key
 from dpfpl_common.errors import ConfigError, DeploymentError
 from dpfpl_server.certificates import certificate_covers, fingerprint, new_authority, new_server_certificate
 from dpfpl_server.kits import KIT_FILES
@@ -36,7 +37,7 @@ def test_a_kit_has_all_a_site_needs_and_nothing_more(tmp_path: Path) -> None:
     kit = run(tmp_path, "hospital-a", address="fl.example.org", port=9443).kits["hospital-a"]
     assert sorted(p.name for p in kit.iterdir()) == sorted(KIT_FILES)
     assert (kit / "ca.crt").read_bytes() == (tmp_path / "server" / "ca.crt").read_bytes()
-    assert len((kit / "README.txt").read_text().splitlines()) <= 6
+    assert len((kit / "README.txt").read_text().splitlines()) <= 7
     assert "fl.example.org:9443" in (kit / "README.txt").read_text()
 
 
@@ -49,7 +50,7 @@ def test_site_toml_says_who_and_where(tmp_path: Path) -> None:
         "state": "state",
         "data": {"source": "folder", "path": "/path/to/images"},
         "server": {"address": "fl.example.org:9092", "ca_certificate": "ca.crt", "node_key": "node.key"},
-        "agent": {"address": "unix:state/agent.sock"},
+        "agent": {"address": "unix:state/agent.sock", "key": "agent.key"},
     }
 
 
@@ -72,6 +73,7 @@ def test_the_starting_policy_is_strict_where_it_matters(tmp_path: Path) -> None:
         "max_clipping_norm": 10.0,
         "max_rounds": 500,
         "max_epsilon_operator": 20.0,
+        "max_epsilon_operator_lifetime": 40.0,
         "metrics": "coarse",
     }
 
@@ -83,15 +85,32 @@ def test_private_keys_are_readable_by_their_owner_only_whatever_the_umask(tmp_pa
     finally:
         os.umask(before)
     server = tmp_path / "server"
-    assert [mode(p) for p in (kit / "node.key", server / "ca.key", server / "server.key")] == [0o600] * 3
+    assert [mode(p) for p in (kit / "node.key", kit / "agent.key", server / "ca.key", server / "server.key")] == [
+        0o600
+    ] * 4
     assert [mode(p) for p in (kit, server)] == [0o700] * 2
 
 
 def test_the_server_keeps_no_private_key_of_a_site(tmp_path: Path) -> None:
     kit = run(tmp_path, "a").kits["a"]
-    secret = (kit / "node.key").read_bytes().splitlines()[2]
-    assert not any(secret in content for content in contents(tmp_path / "server").values())
+    for secret in ((kit / "node.key").read_bytes().splitlines()[2], (kit / "agent.key").read_bytes().splitlines()[1]):
+        assert not any(secret in content for content in contents(tmp_path / "server").values())
     assert b"PRIVATE" not in (tmp_path / "server" / "sites.json").read_bytes()
+
+
+def test_the_agents_key_signs_and_the_register_knows_its_public_half(tmp_path: Path) -> None:
+    kit = run(tmp_path, "a").kits["a"]
+    private = load_signing_key(kit / "agent.key")
+    public = serialization.load_ssh_public_key(load_sites(tmp_path / "server")["a"].agent_key.encode())
+    assert private.public_key() == public
+    before = load_sites(tmp_path / "server")["a"].agent_key
+    run(tmp_path, "a", force=True)
+    assert load_sites(tmp_path / "server")["a"].agent_key != before
+
+
+def test_a_register_of_an_earlier_release_is_read(tmp_path: Path) -> None:
+    (tmp_path / "sites.json").write_text('{"a": {"public_key": "x", "provisioned_at": "y", "node_id": 3}}')
+    assert load_sites(tmp_path)["a"].agent_key == ""
 
 
 def test_the_node_key_is_what_flower_takes(tmp_path: Path) -> None:
@@ -171,10 +190,9 @@ def test_a_foreign_key_in_the_way_is_refused_before_anything_is_written(tmp_path
     assert contents(tmp_path / "server") == {}
 
 
-@pytest.mark.parametrize("half", ["ca.key", "ca.crt"])
-def test_half_an_authority_is_never_completed_with_a_new_one(tmp_path: Path, half: str) -> None:
+def test_half_an_authority_is_never_completed_with_a_new_one(tmp_path: Path) -> None:
     run(tmp_path, "a")
-    (tmp_path / "server" / half).unlink()
+    (tmp_path / "server" / "ca.crt").unlink()
     before = contents(tmp_path / "server")
     with pytest.raises(DeploymentError) as caught:
         run(tmp_path, "b")
@@ -220,7 +238,7 @@ def test_the_register_is_plain_json(tmp_path: Path) -> None:
     run(tmp_path, "b", "a")
     entries = json.loads((tmp_path / "server" / "sites.json").read_text())
     assert list(entries) == ["a", "b"]
-    assert set(entries["a"]) == {"public_key", "provisioned_at", "node_id"}
+    assert set(entries["a"]) == {"public_key", "provisioned_at", "node_id", "agent_key"}
 
 
 def test_a_certificate_covers_only_what_it_names() -> None:

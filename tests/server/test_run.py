@@ -38,7 +38,10 @@ def server(tmp_path):
 
 
 def register(folder, **sites):
-    save_sites(folder, {name: Site(name, "ssh key", "2026-01-01T00:00:00Z", node) for name, node in sites.items()})
+    entries = {
+        name: Site(name, "ssh key", "2026-01-01T00:00:00Z", node, f"ssh-ed25519 {name}") for name, node in sites.items()
+    }
+    save_sites(folder, entries)
 
 
 def write(tmp_path, more="", name="pilot", target="4.0"):
@@ -153,7 +156,10 @@ def test_a_run_is_followed_to_its_end(tmp_path, server, monkeypatch):
 
     folder = tmp_path / "runs" / "pilot"
     assert fake.submitted == [{"run-dir": str(folder)}]
-    assert json.loads((folder / "nodes.json").read_text()) == {"north": 11, "south": 12}
+    assert json.loads((folder / "sites.json").read_text()) == {
+        "north": {"node": 11, "key": "ssh-ed25519 north"},
+        "south": {"node": 12, "key": "ssh-ed25519 south"},
+    }
     assert [event["phase"] for event in seen] == ["ROUND_DONE", "ROUND_DONE", "FINISHED"]
     assert result["accuracy"]["local"] == pytest.approx(0.6)
     assert result["transport"] == "grpc+tls"

@@ -190,7 +190,7 @@ def test_json_files_come_back_and_missing_ones_are_none(folder):
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe"])
 def test_a_damaged_json_file_is_our_own_error(folder, content):
-    (folder.path / "nodes.json").write_bytes(content)
+    (folder.path / "sites.json").write_bytes(content)
     with pytest.raises(StateError) as caught:
-        folder.read_json("nodes.json")
+        folder.read_json("sites.json")
     assert caught.value.code == "RUN_DAMAGED"

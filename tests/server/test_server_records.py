@@ -33,6 +33,7 @@ HEAD = {
     "site": "north",
     "round": 3,
     "seconds": 1.0,
+    "signature": b"",
     "status": "ok",
     "code": "OK",
     "rule": "",
@@ -73,9 +74,10 @@ def test_the_site_reads_what_the_server_writes():
 
 
 def test_the_server_reads_what_the_site_writes():
-    sent = SiteReply("north", 3, CONTEXT, {"global_local": 0.5}, 2.5)
+    sent = SiteReply("north", 3, CONTEXT, {"global_local": 0.5}, 2.5, bytes(range(64)))
     reply = records.decode_reply(site.encode_reply(sent, TRAIN), TRAIN)
     assert (reply.site, reply.round, reply.metrics, reply.seconds) == ("north", 3, {"global_local": 0.5}, 2.5)
+    assert reply.signature == sent.signature
     np.testing.assert_array_equal(reply.update, CONTEXT)
     answer = SiteReply("south", 10, None, {}, 0.0)
     assert records.decode_reply(site.encode_reply(answer, EVALUATE), EVALUATE) == answer
@@ -88,7 +90,7 @@ def test_the_server_reads_what_the_site_writes():
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
-        ({"protocol_version": 2}, "VERSION_MISMATCH"),
+        ({"protocol_version": PROTOCOL_VERSION + 1}, "VERSION_MISMATCH"),
         ({"site": "elsewhere"}, "UNKNOWN_SITE"),
         ({"site": 7}, "WRONG_TYPE"),
         ({"round": 4}, "WRONG_ROUND"),
@@ -113,6 +115,9 @@ def test_the_server_reads_what_the_site_writes():
         ({"metrics": {"global_local": 1.5}}, "BAD_METRIC"),
         ({"metrics": {"global_local": 1}}, "WRONG_TYPE"),
         ({"metrics": {"global_local": [0.5]}}, "WRONG_TYPE"),
+        ({"signature": "text"}, "WRONG_TYPE"),
+        ({"signature": b"short"}, "BAD_SIGNATURE"),
+        ({"drop": ("signature",)}, "MISSING_FIELD"),
     ],
 )
 def test_wrong_replies_are_refused(changes, code):

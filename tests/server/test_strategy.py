@@ -99,7 +99,7 @@ def make_agents(sites=SITES):
 def run_all(experiment, agents=None, **arguments):
     grid = Grid(agents or make_agents(experiment.sites), **arguments)
     statuses = []
-    strategy = DPFPLStrategy(experiment, grid.nodes, on_status=statuses.append, site_wait_s=0.0)
+    strategy = DPFPLStrategy(experiment, grid.nodes, keys=None, on_status=statuses.append, site_wait_s=0.0)
     return strategy, grid, statuses
 
 
@@ -251,7 +251,7 @@ def test_updates_are_weighted_equally_whatever_a_site_says():
     agents = make_agents()
     strategy, grid, _ = run_all(experiment, agents)
     sgd = dataclasses.replace(experiment, optimizer=dataclasses.replace(experiment.optimizer, name="sgd"))
-    strategy = DPFPLStrategy(sgd, grid.nodes)
+    strategy = DPFPLStrategy(sgd, grid.nodes, keys=None)
 
     strategy.run(grid)
 
@@ -276,7 +276,9 @@ def test_below_the_quorum_nothing_is_kept_and_the_same_request_is_tried_again():
     saved = []
     grid = Grid(agents, spoil={"west": flaky})
     statuses = []
-    strategy = DPFPLStrategy(make_experiment(), grid.nodes, on_checkpoint=saved.append, on_status=statuses.append)
+    strategy = DPFPLStrategy(
+        make_experiment(), grid.nodes, keys=None, on_checkpoint=saved.append, on_status=statuses.append
+    )
 
     checkpoint = strategy.run(grid)
 
@@ -297,7 +299,7 @@ def test_after_three_attempts_the_run_ends_with_the_reasons_and_the_last_checkpo
     agents = make_agents()
     saved = []
     grid = Grid(agents, spoil={"west": lambda r: None if r.content["reply"]["round"] == 2 else r})
-    strategy = DPFPLStrategy(make_experiment(), grid.nodes, on_checkpoint=saved.append)
+    strategy = DPFPLStrategy(make_experiment(), grid.nodes, keys=None, on_checkpoint=saved.append)
 
     with pytest.raises(RoundError) as caught:
         strategy.run(grid)
@@ -405,7 +407,7 @@ def test_the_final_evaluation_carries_the_final_context():
 
 def test_a_site_without_a_node_is_an_error_that_names_it():
     with pytest.raises(RoundError) as caught:
-        DPFPLStrategy(make_experiment(), {"east": 1, "north": 2, "west": 3})
+        DPFPLStrategy(make_experiment(), {"east": 1, "north": 2, "west": 3}, keys=None)
     assert caught.value.code == "UNKNOWN_SITE"
     assert "south" in caught.value.message
 
@@ -432,7 +434,7 @@ def test_missing_sites_are_waited_for_visibly_and_for_a_bounded_time(monkeypatch
     monkeypatch.setattr(module, "time", clock)
     grid = Grid(make_agents(), offline={"north", "west"})
     statuses = []
-    strategy = DPFPLStrategy(make_experiment(), grid.nodes, on_status=statuses.append, site_wait_s=7.0)
+    strategy = DPFPLStrategy(make_experiment(), grid.nodes, keys=None, on_status=statuses.append, site_wait_s=7.0)
 
     with pytest.raises(RoundError) as caught:
         strategy.run(grid)
@@ -450,7 +452,7 @@ def test_missing_sites_are_waited_for_visibly_and_for_a_bounded_time(monkeypatch
 def test_the_first_round_waits_for_latecomers_and_then_runs(monkeypatch):
     grid = Grid(make_agents(), offline={"north"})
     monkeypatch.setattr(module, "time", Time(lambda now: grid.offline.clear() if now >= 3 else None))
-    strategy = DPFPLStrategy(make_experiment(dropouts=1), grid.nodes, site_wait_s=60.0)
+    strategy = DPFPLStrategy(make_experiment(dropouts=1), grid.nodes, keys=None, site_wait_s=60.0)
 
     assert strategy.run(grid).history[0]["sites"] == list(SITES)
 
@@ -459,7 +461,7 @@ def test_with_the_quorum_the_first_round_starts_after_the_wait_and_later_ones_at
     clock = Time()
     monkeypatch.setattr(module, "time", clock)
     grid = Grid(make_agents(), offline={"north"}, spoil={"north": lambda reply: None})
-    strategy = DPFPLStrategy(make_experiment(dropouts=1, deadline=1.0), grid.nodes, site_wait_s=5.0)
+    strategy = DPFPLStrategy(make_experiment(dropouts=1, deadline=1.0), grid.nodes, keys=None, site_wait_s=5.0)
 
     checkpoint = strategy.run(grid)
 
@@ -485,8 +487,8 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(stop_after):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        DPFPLStrategy(experiment, grid.nodes, on_checkpoint=stop).run(grid)
-    resumed = DPFPLStrategy(experiment, grid.nodes, checkpoint=saved[-1])
+        DPFPLStrategy(experiment, grid.nodes, keys=None, on_checkpoint=stop).run(grid)
+    resumed = DPFPLStrategy(experiment, grid.nodes, keys=None, checkpoint=saved[-1])
     actual = resumed.run(grid)
 
     np.testing.assert_array_equal(actual.global_context, expected.global_context)
@@ -505,14 +507,14 @@ def test_the_servers_noise_moves_the_prompt_under_central_trust_only():
             experiment = make_experiment(trust=trust, number=1)
             grid = Grid(make_agents())
             noise = SeededNoise(np.random.default_rng(seed))
-            ends[trust, seed] = DPFPLStrategy(experiment, grid.nodes, noise=noise).run(grid).global_context
+            ends[trust, seed] = DPFPLStrategy(experiment, grid.nodes, keys=None, noise=noise).run(grid).global_context
     assert not np.array_equal(ends["central", 1], ends["central", 2])
     np.testing.assert_array_equal(ends["distributed", 1], ends["distributed", 2])
 
 
 @pytest.mark.privacy
 def test_without_a_source_the_servers_noise_is_the_operating_systems():
-    strategy = DPFPLStrategy(make_experiment(trust="central"), dict.fromkeys(SITES, 1))
+    strategy = DPFPLStrategy(make_experiment(trust="central"), dict.fromkeys(SITES, 1), keys=None)
     assert strategy._noise.is_private
 
 

@@ -45,7 +45,7 @@ def run(
         str, typer.Option(help="digits, shapes, an image folder, a .csv (path,label) or a hub id")
     ] = "digits",
     model: Annotated[str, typer.Option(help="embedded, a folder or hub id of the CLIP family")] = "embedded",
-    method: Annotated[str, typer.Option(help="dpfpl or promptfl")] = "dpfpl",
+    method: Annotated[str, typer.Option(help="dpfpl, dplora, fedotp, fedpgp or promptfl")] = "dpfpl",
     rank: Annotated[int, typer.Option(help="rank of the personal factors")] = 4,
     unit: Annotated[
         str, typer.Option(help="what is protected: example, or site for a site's whole data set")

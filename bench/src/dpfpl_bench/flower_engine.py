@@ -96,7 +96,12 @@ class FlowerSimulation:
             _stop_pulling_when(stopped, grid)
             nodes = _nodes_by_site(grid, self._plan.sites)
             strategy = DPFPLStrategy(
-                experiment, nodes, on_status=on_status, noise=randomness.noise, sampler=randomness.sampler
+                experiment,
+                nodes,
+                keys=None,
+                on_status=on_status,
+                noise=randomness.noise,
+                sampler=randomness.sampler,
             )
             strategy.run(grid)
             finished.append(strategy)

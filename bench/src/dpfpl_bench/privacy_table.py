@@ -19,10 +19,10 @@ from typing import Any  # noqa: E402
 from dpfpl_bench.run import RunRequest, run_simulation, write_result  # noqa: E402
 from dpfpl_bench.settings import BenchSettings  # noqa: E402
 from dpfpl_client.data import DataSettings  # noqa: E402
+from dpfpl_common.experiment import METHODS  # noqa: E402
 
 __all__ = ["Cell", "cells", "main", "markdown"]
 
-METHODS = ("dpfpl", "promptfl")
 WAYS = (("per_step", "distributed"), ("per_step", "central"), ("per_step", "local"), ("one_shot", "local"))
 EPSILONS = (None, 8.0, 4.0, 2.0, 1.0, 0.5)
 SITES = 4

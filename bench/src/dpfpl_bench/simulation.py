@@ -106,7 +106,12 @@ class Simulation:
         grid = InProcessGrid({site.name: self._agent(site, stores[site.name]) for site in self._sites})
         server = self._randomness.for_round("server", 0)
         strategy = DPFPLStrategy(
-            experiment, grid.nodes, on_status=on_status, noise=server_noise or server.noise, sampler=server.sampler
+            experiment,
+            grid.nodes,
+            keys=None,
+            on_status=on_status,
+            noise=server_noise or server.noise,
+            sampler=server.sampler,
         )
         checkpoint = strategy.run(grid)
         personal = personal_contexts(stores, experiment)

@@ -53,7 +53,7 @@ class Reply(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ..., reply: _Optional[_Union[SiteReply, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ...) -> None: ...
 
 class SiteReply(_message.Message):
-    __slots__ = ("site", "round", "update", "metrics", "seconds")
+    __slots__ = ("site", "round", "update", "metrics", "seconds", "signature")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -66,12 +66,14 @@ class SiteReply(_message.Message):
     UPDATE_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     site: str
     round: int
     update: Array
     metrics: _containers.ScalarMap[str, float]
     seconds: float
-    def __init__(self, site: _Optional[str] = ..., round: _Optional[int] = ..., update: _Optional[_Union[Array, _Mapping]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., seconds: _Optional[float] = ...) -> None: ...
+    signature: bytes
+    def __init__(self, site: _Optional[str] = ..., round: _Optional[int] = ..., update: _Optional[_Union[Array, _Mapping]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., seconds: _Optional[float] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Refusal(_message.Message):
     __slots__ = ("code", "rule", "advice")

@@ -33,7 +33,7 @@ MECHANISMS = ("per_step", "one_shot")
 CLIPPINGS = ("joint", "separate")
 ACCOUNTINGS = ("honest", "paper")
 UNITS = ("example", "site")
-METHODS = ("dpfpl", "promptfl")
+METHODS = ("dpfpl", "dplora", "fedotp", "fedpgp", "promptfl")
 SITE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 OPTIMIZERS = ("adam", "sgd")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
@@ -96,7 +96,8 @@ class PrivacySettings:
         noise_multiplier: noise standard deviation over clipping norm, unitless; 0 = no noise, no privacy claim.
         clipping_norm: L2 bound C_G of one example's gradient towards the global context; under the unit ``site`` of the
             whole update of one round.
-        factor_clipping_norm: L2 bound C_u = C_v of its gradient towards each factor; 0 = the same as clipping_norm.
+        factor_clipping_norm: L2 bound C_u = C_v of each personal block: its gradient towards a factor, under ``fedotp``
+            towards the personal context; 0 = the same as clipping_norm.
         clipping: ``joint``, one factor for all blocks of an example; ``separate``, one for each block.
         accounting: ``honest``; ``paper`` computes target_epsilon's noise by the paper's formula, for reproductions.
         sample_rate: chance q that an example joins a step (Poisson).
@@ -260,7 +261,8 @@ def _check(e: Experiment) -> None:
         _within("privacy.target_epsilon", p.target_epsilon, 1e-3, 1e3)
     if p.noise_multiplier is not None:
         _within("privacy.noise_multiplier", p.noise_multiplier, 0.0, 1e6)
-    if p.noise_multiplier and not grid_allows(p.noise_multiplier, math.prod(e.context_shape)):
+    # All blocks of a step together have at most three times the context's coordinates, whatever the method and rank.
+    if p.noise_multiplier and not grid_allows(p.noise_multiplier, 3 * math.prod(e.context_shape)):
         raise _impossible("privacy.noise_multiplier", p.noise_multiplier, "less, for a context of this size")
     _within("privacy.target_delta", p.target_delta, 1e-15, 0.5)
     _within("privacy.clipping_norm", p.clipping_norm, 1e-9, 1e9)

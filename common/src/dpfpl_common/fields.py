@@ -50,6 +50,7 @@ CODES = {
     "UNKNOWN_METRIC": "a metric that sites do not report",
     "BAD_METRIC": "a metric that is no accuracy",
     "BAD_SECONDS": "a duration that is none",
+    "BAD_SIGNATURE": "a signature of another length than Ed25519's",
     "BAD_REFUSAL": "a refusal without a proper code, or with unprintable text",
     "UNKNOWN_SITE": "a reply of a site that is not in the experiment",
     "WRONG_ROUND": "a reply to another round",

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dpfpl_common import PROTOCOL_VERSION
 from dpfpl_common.errors import PayloadError
 from dpfpl_common.experiment import Experiment
 
@@ -37,6 +36,10 @@ METRIC_NAMES = (
     "zero_shot_neighbour",
 )
 """Accuracies a site may report, each in [0, 1]: of its personalised prompt, of the global one, of the plain text."""
+
+DIGEST_VERSION = b"1"
+"""Raised only where the same request would compute something else: stored releases are found by this digest, also after
+an upgrade that changed the wire."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,8 @@ class SiteReply:
             gradients, clipped as a whole, with the site's share of noise; None in the answer to an evaluation.
         metrics: accuracies that the site's policy lets out, by name; see METRIC_NAMES.
         seconds: time the site computed, rounded to tenths.
+        signature: of the site's agent over the rest (``signed_text``), 64 bytes; empty before it is signed, and in
+            simulations.
     """
 
     site: str
@@ -92,11 +97,14 @@ class SiteReply:
     update: Context | None
     metrics: dict[str, float]
     seconds: float
+    signature: bytes = b""
 
     def __post_init__(self) -> None:
         check_metrics(self.metrics)
         if not (math.isfinite(self.seconds) and 0 <= self.seconds < 1e9):
             raise PayloadError(code="BAD_SECONDS", message=f"seconds is {self.seconds!r}.")
+        if type(self.signature) is not bytes or len(self.signature) not in (0, 64):
+            raise PayloadError(code="BAD_SIGNATURE", message="The signature must be 64 bytes, or none.")
 
 
 def check_context(array: object, shape: tuple[int, int], name: str) -> None:
@@ -128,7 +136,7 @@ def request_digest(request: TrainRequest) -> str:
     """sha256 of everything that a round's computation depends on: the same digest may be served the same bytes."""
     digest = hashlib.sha256()
     for part in (
-        str(PROTOCOL_VERSION).encode(),
+        DIGEST_VERSION,
         request.experiment.digest().encode(),
         str(request.round).encode(),
         request.global_context.astype("<f4").tobytes(),

@@ -6,7 +6,8 @@
               ConfigRecord REQUEST  {protocol_version, experiment, round} and, to train, {evaluate}
     reply     ArrayRecord  CONTEXT  {UPDATE}                      only from training
               MetricRecord METRICS  {accuracies by name}
-              ConfigRecord REPLY    {protocol_version, site, round, seconds, status, code, rule, advice}
+              ConfigRecord REPLY    {protocol_version, site, round, seconds, signature,
+                                   status, code, rule, advice}
     refusal   ConfigRecord REPLY    the same keys, status REFUSED
 """
 
@@ -40,7 +41,7 @@ REPLY = "reply"
 
 EVALUATE_KEYS = ("protocol_version", "experiment", "round")
 TRAIN_KEYS = (*EVALUATE_KEYS, "evaluate")
-REPLY_KEYS = ("protocol_version", "site", "round", "seconds", "status", "code", "rule", "advice")
+REPLY_KEYS = ("protocol_version", "site", "round", "seconds", "signature", "status", "code", "rule", "advice")
 
 OK = "ok"
 REFUSED = "refused"

@@ -49,8 +49,8 @@ ADVERSARIES = {
 """Stable keys of the three adversaries, and who they are."""
 
 
-BLOCKS = {"dpfpl": 3, "promptfl": 1}
-"""Released blocks of one step by method: towards the global context, and towards each factor."""
+BLOCKS = {"dpfpl": 3, "dplora": 3, "fedotp": 2, "fedpgp": 3, "promptfl": 1}
+"""Released blocks of one step by method: towards the global context, and towards the personal one or its factors."""
 
 
 def honest_shares(experiment: Experiment) -> int:

@@ -94,7 +94,11 @@ def encode_reply(reply: SiteReply, request: TrainRequest | EvaluateRequest) -> a
     """The message for a SiteReply, which must answer ``request``."""
     check_reply(reply, request)
     content = agent_pb2.SiteReply(
-        site=reply.site, round=reply.round, metrics=dict(reply.metrics), seconds=reply.seconds
+        site=reply.site,
+        round=reply.round,
+        metrics=dict(reply.metrics),
+        seconds=reply.seconds,
+        signature=reply.signature,
     )
     if reply.update is not None:
         content.update.CopyFrom(_array(reply.update, request.experiment.context_shape, "update"))
@@ -119,7 +123,7 @@ def decode_reply(message: agent_pb2.Reply, request: TrainRequest | EvaluateReque
         return Refusal(message.refusal.code, message.refusal.rule, message.refusal.advice)
     content = message.reply
     update = _context(content, "update", request.experiment.context_shape) if content.HasField("update") else None
-    reply = SiteReply(content.site, content.round, update, dict(content.metrics), content.seconds)
+    reply = SiteReply(content.site, content.round, update, dict(content.metrics), content.seconds, content.signature)
     check_reply(reply, request)
     return reply
 

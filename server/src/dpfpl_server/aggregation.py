@@ -1,7 +1,7 @@
 """From the sites' updates to the gradient of the global context."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +12,38 @@ from dpfpl_common.noise import NoiseSource
 from dpfpl_common.payload import Context
 from dpfpl_common.trust import server_noise_stddev, site_noise_stddev
 
-__all__ = ["aggregate", "initial_global_context", "update_norm_cap"]
+__all__ = ["UpdateSum", "aggregate", "aggregate_sum", "initial_global_context", "update_norm_cap"]
 
 
-def aggregate(experiment: Experiment, updates: Sequence[Context], noise: NoiseSource) -> npt.NDArray[np.float64]:
+class UpdateSum:
+    """The sum of the updates so far; its memory does not grow with the number of sites.
+
+    Kept in float64: 29 more binary digits than an update has, so sums over thousands of sites, whose updates share a
+    grid, come out the same in whatever order they arrive.
+
+    Args:
+        experiment: gives the shape [num_context, width].
+    """
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.total: npt.NDArray[np.float64] = np.zeros(experiment.context_shape)
+        self.count = 0
+
+    def add(self, update: Context) -> None:
+        """Add a validated update, float32 [num_context, width]."""
+        self.total += update
+        self.count += 1
+
+
+def aggregate(experiment: Experiment, updates: Iterable[Context], noise: NoiseSource) -> npt.NDArray[np.float64]:
+    """As :func:`aggregate_sum`, for updates that are all here already."""
+    added = UpdateSum(experiment)
+    for update in updates:
+        added.add(update)
+    return aggregate_sum(experiment, added, noise)
+
+
+def aggregate_sum(experiment: Experiment, updates: UpdateSum, noise: NoiseSource) -> npt.NDArray[np.float64]:
     """Mean of the updates, with the server's own noise under ``central`` trust.
 
     Equal weights: the sites' counts are private. An update is a mean over the round's local steps of clipped sums
@@ -29,7 +57,7 @@ def aggregate(experiment: Experiment, updates: Sequence[Context], noise: NoiseSo
 
     Args:
         experiment: trust mode, norms and public divisor.
-        updates: validated float32 [num_context, width] arrays, one a site.
+        updates: the sum of validated updates, one a site.
         noise: source for ``central`` trust; unused otherwise.
 
     Raises:
@@ -38,15 +66,13 @@ def aggregate(experiment: Experiment, updates: Sequence[Context], noise: NoiseSo
     privacy = experiment.privacy
     sampled = privacy.site_sample_rate < 1
     needed = 0 if sampled else max(experiment.min_sites, len(experiment.sites) - privacy.tolerated_dropouts)
-    if len(updates) < needed:
+    if updates.count < needed:
         raise RoundError(
             code="TOO_FEW_SITES",
-            message=f"{len(updates)} usable replies, {needed} are needed.",
+            message=f"{updates.count} usable replies, {needed} are needed.",
             advice="The round is abandoned; nothing was aggregated.",
         )
-    total = np.zeros(experiment.context_shape)
-    for update in updates:
-        total += update.astype(np.float64)
+    total = updates.total
     stddev = server_noise_stddev(experiment)
     if privacy.unit == "site":
         noised = noise.add(total, stddev) if stddev > 0 else total
@@ -54,7 +80,7 @@ def aggregate(experiment: Experiment, updates: Sequence[Context], noise: NoiseSo
     if stddev > 0:
         divisor = privacy.sample_rate * privacy.nominal_site_size
         total = noise.add(total, stddev / divisor / math.sqrt(experiment.rounds.local_steps))
-    return np.asarray(total / len(updates))
+    return np.asarray(total / updates.count)
 
 
 def initial_global_context(experiment: Experiment) -> Context:

@@ -27,11 +27,12 @@ def main(grid: Grid, context: Context) -> None:
             code="NO_RUN_DIR", message="The run has no run-dir.", advice="Start it with dpfpl-server run."
         )
     folder = RunFolder(Path(place))
-    experiment, nodes = folder.experiment(), folder.read_json("nodes.json") or {}
+    experiment, sites = folder.experiment(), folder.read_json("sites.json") or {}
     try:
         strategy = DPFPLStrategy(
             experiment,
-            {str(site): int(node) for site, node in nodes.items()},
+            {name: int(site["node"]) for name, site in sites.items()},
+            keys={name: str(site["key"]) for name, site in sites.items()},
             checkpoint=folder.load_checkpoint(),
             on_checkpoint=folder.save_checkpoint,
             on_status=folder.add_event,

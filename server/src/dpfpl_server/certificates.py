@@ -1,6 +1,7 @@
-"""The federation's own certificate authority, the server's TLS certificate and the sites' node keys.
+"""The federation's own certificate authority, the server's TLS certificate and the sites' keys.
 
-All keys are elliptic curve P-384: TLS 1.3 accepts it, and Flower wants a NIST curve for node keys.
+Keys are elliptic curve P-384 (TLS 1.3 accepts it, and Flower wants a NIST curve for node keys), but those of the
+agents are Ed25519: their signatures have to be deterministic.
 Flower's formats: node keys are OpenSSH (private and public), everything for TLS is PEM.
 """
 
@@ -11,13 +12,14 @@ from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 __all__ = [
     "Issued",
     "certificate_covers",
     "fingerprint",
+    "new_agent_key",
     "new_authority",
     "new_node_key",
     "new_server_certificate",
@@ -84,6 +86,15 @@ def new_node_key() -> Issued:
     )
 
 
+def new_agent_key() -> Issued:
+    """Create a key pair with which a site's agent signs its replies: the private key PEM, the public one OpenSSH."""
+    key = ed25519.Ed25519PrivateKey.generate()
+    return Issued(
+        _pem_key(key),
+        key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH) + b"\n",
+    )
+
+
 def certificate_covers(certificate: bytes, addresses: Iterable[str]) -> bool:
     """Tell whether a PEM certificate is valid now and names every one of these addresses."""
     loaded = x509.load_pem_x509_certificate(certificate)
@@ -132,7 +143,7 @@ def _general_name(host: str) -> x509.GeneralName:
         return x509.DNSName(host)
 
 
-def _pem_key(key: ec.EllipticCurvePrivateKey) -> bytes:
+def _pem_key(key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )

@@ -31,6 +31,7 @@ def exchange(
     deadline_s: float,
     on_reply: Callable[[str], None] = lambda site: None,
     clock: Callable[[], float] = time.monotonic,
+    take: Callable[[str, Message], None] | None = None,
 ) -> Outcome:
     """Send one message to each site and collect the replies until the deadline.
 
@@ -42,6 +43,8 @@ def exchange(
         deadline_s: seconds after which the missing sites are given up.
         on_reply: called with a site's name as soon as it answered.
         clock: monotonic seconds.
+        take: given each reply with content as it comes; the outcome then keeps none, so that a round's memory does not
+            grow with the number of sites.
     """
     outcome = Outcome()
     ids: list[str | None] = [*grid.push_messages(messages.values())]
@@ -57,6 +60,8 @@ def exchange(
                 continue
             if reply.has_error():
                 outcome.failures[answered] = f"NODE_ERROR: Flower error {reply.error.code}"
+            elif take is not None:
+                take(answered, reply)
             else:
                 outcome.replies[answered] = reply
             on_reply(answered)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 __all__ = ["KIT_FILES", "Kit", "write_kit", "write_private", "write_public"]
 
-KIT_FILES = ("ca.crt", "node.key", "node.pub", "site.toml", "policy.toml", "README.txt")
+KIT_FILES = ("ca.crt", "node.key", "node.pub", "agent.key", "site.toml", "policy.toml", "README.txt")
 
 _SITE = """\
 # What this site is and where its things are. Relative paths start from this file's folder.
@@ -26,6 +26,7 @@ node_key = "node.key"
 
 [agent]
 address = "unix:state/agent.sock"
+key = "agent.key"             # signs what the agent sends; only the agent's user may read it (mode 0600)
 """
 
 _POLICY = """\
@@ -44,6 +45,9 @@ max_epsilon_lifetime = 20.0
 
 # How much the messages of one experiment may tell the operator of the server.
 max_epsilon_operator = 20.0
+
+# How much the messages of all experiments together may tell that operator, or several operators together.
+max_epsilon_operator_lifetime = 40.0
 
 # The chance with which the epsilon guarantee may fail. Keep it well below 1 / (your number of images).
 delta = 1e-5
@@ -73,12 +77,13 @@ metrics = "coarse"
 """
 
 _README = """\
-This folder lets the site {name} join the federation at {address}. Keep node.key secret: it is this site's identity.
+This folder lets the site {name} join the federation at {address}. Keep secret: node.key (the
+connection's, this site's identity) and agent.key (the agent's alone, it signs what leaves); both have file mode 0600.
 1. Install dpfpl-client with its agent:  pip install "dpfpl-client[agent]"
 2. Open site.toml and set [data] path to your images; open policy.toml and decide what you allow.
 3. Check it, nothing is sent:  dpfpl-client check --site site.toml
 4. Take part until you press Ctrl-C:  dpfpl-client start --site site.toml
-5. See at any time what was released:  dpfpl-client ledger show --site site.toml
+5. See what was released:  dpfpl-client ledger show --site site.toml
 """
 
 
@@ -91,6 +96,7 @@ class Kit:
     ca_certificate: bytes
     node_private: bytes
     node_public: bytes
+    agent_private: bytes
 
 
 def write_kit(kit: Kit, folder: Path) -> None:
@@ -105,6 +111,7 @@ def write_kit(kit: Kit, folder: Path) -> None:
     for name, text in (("site.toml", _SITE.format(**quoted)), ("policy.toml", _POLICY)):
         if not (folder / name).exists():
             write_public(folder / name, text.encode())
+    write_private(folder / "agent.key", kit.agent_private)
     write_private(folder / "node.key", kit.node_private)
 
 

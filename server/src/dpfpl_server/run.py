@@ -12,7 +12,7 @@ from dpfpl_common.settings import from_table, read_toml
 from dpfpl_server.report import write_report
 from dpfpl_server.result import build_result
 from dpfpl_server.run_folder import RunFolder
-from dpfpl_server.sites import node_ids
+from dpfpl_server.sites import load_sites, node_ids
 from dpfpl_server.strategy import Status
 from dpfpl_server.superlink import run_log, run_status, stop_run, submit_run
 
@@ -66,7 +66,7 @@ def run_experiment(
     started = time.monotonic()
     seen = len(folder.events())
     if folder.read_json("final.json") is None:
-        folder.write_json("nodes.json", _nodes(experiment, server_folder))
+        folder.write_json("sites.json", _sites(experiment, server_folder))
         run_id = submit_run(server_folder, {"run-dir": str(folder.path)})
         try:
             _follow(folder, server_folder, run_id, seen, on_status)
@@ -100,9 +100,9 @@ def finish(folder: RunFolder, seconds: float) -> dict[str, Any]:
     return result
 
 
-def _nodes(experiment: Experiment, server_folder: Path) -> dict[str, int]:
-    """Flower's node id of every site of the experiment."""
-    known = node_ids(server_folder)
+def _sites(experiment: Experiment, server_folder: Path) -> dict[str, dict[str, Any]]:
+    """Flower's node id and the public signing key of every site of the experiment."""
+    known = {name: site for name, site in load_sites(server_folder).items() if site.node_id is not None}
     missing = [site for site in experiment.sites if site not in known]
     if missing:
         raise ConfigError(
@@ -110,7 +110,14 @@ def _nodes(experiment: Experiment, server_folder: Path) -> dict[str, int]:
             message=f"The site {missing[0]!r} is not registered at this server.",
             advice=f"Provision it and restart the server. Registered: {', '.join(sorted(known)) or 'none'}.",
         )
-    return {site: known[site] for site in experiment.sites}
+    unsigned = [site for site in experiment.sites if not known[site].agent_key]
+    if unsigned:
+        raise ConfigError(
+            code="NO_SIGNING_KEY",
+            message=f"The site {unsigned[0]!r} was provisioned without a signing key, by an earlier release.",
+            advice=f"Give it a new kit: dpfpl-server provision --site {unsigned[0]} --force.",
+        )
+    return {site: {"node": known[site].node_id, "key": known[site].agent_key} for site in experiment.sites}
 
 
 def _follow(

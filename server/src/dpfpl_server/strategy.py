@@ -5,6 +5,7 @@ not the run; weights are equal; a round closes at its deadline and is aggregated
 analysis assumes; every completed round is checkpointed, so a run can start at any round.
 """
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -15,24 +16,26 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from dpfpl_common.errors import PayloadError, RoundError
+from dpfpl_common.errors import RoundError
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.noise import NoiseSource, SystemNoise
 from dpfpl_common.optimizer import OptimizerState, descend
-from dpfpl_common.payload import EvaluateRequest, SiteReply, TrainRequest
+from dpfpl_common.payload import EvaluateRequest, TrainRequest
 from dpfpl_common.sampling import Sampler, SystemSampler
-from dpfpl_server.aggregation import aggregate, initial_global_context, update_norm_cap
+from dpfpl_server.aggregation import aggregate_sum, initial_global_context, update_norm_cap
 from dpfpl_server.exchange import Outcome, content_bytes, exchange
-from dpfpl_server.records import SiteRefusal, decode_reply, encode_evaluate_request, encode_train_request
+from dpfpl_server.records import encode_evaluate_request, encode_train_request
+from dpfpl_server.replies import Replies
 from dpfpl_server.run_folder import Checkpoint
+from dpfpl_server.signatures import SignatureCheck
 
 __all__ = ["DPFPLStrategy", "Status"]
 
 Status = dict[str, Any]
 """What the strategy is doing now: ``phase``, ``round``, ``waiting_for`` and so on, ready for JSON."""
 
-REFUSALS_OF_THE_MOMENT = tuple(f"REFUSED {code}:" for code in ("BUSY", "AGENT_UNAVAILABLE", "AGENT_DEADLINE"))
-"""Refusals that say nothing about the request: the site's agent was starting, at work or too slow."""
+MANY_SITES = 20
+"""With more sites than this, progress is told once a second instead of with every reply."""
 
 
 class DPFPLStrategy(Strategy):
@@ -41,6 +44,8 @@ class DPFPLStrategy(Strategy):
     Args:
         experiment: noise level resolved.
         nodes: Flower's node id of each site on the experiment's list.
+        keys: public signing key of each of these sites; replies that it did not sign are dropped. None, which has to be
+            said, takes unsigned ones: for simulations, whose sites are in this process.
         checkpoint: where to go on; None starts from the beginning.
         on_checkpoint: called after every completed round, before the next one starts.
         on_status: called whenever what the strategy does or waits for changes.
@@ -54,6 +59,7 @@ class DPFPLStrategy(Strategy):
         experiment: Experiment,
         nodes: Mapping[str, int],
         *,
+        keys: Mapping[str, str] | None,
         checkpoint: Checkpoint | None = None,
         on_checkpoint: Callable[[Checkpoint], None] = lambda checkpoint: None,
         on_status: Callable[[Status], None] = lambda status: None,
@@ -70,6 +76,7 @@ class DPFPLStrategy(Strategy):
             )
         self.experiment = experiment
         self._nodes = {site: nodes[site] for site in experiment.sites}
+        self._signatures = None if keys is None else SignatureCheck({s: keys.get(s, "") for s in self._nodes})
         self._on_checkpoint = on_checkpoint
         self._on_status = on_status
         self._noise = noise or SystemNoise()
@@ -100,14 +107,14 @@ class DPFPLStrategy(Strategy):
             started = time.monotonic()
             request = self._train_request(number)
             messages = self._addressed(grid, encode_train_request(request), "train", number, chosen)
-            outcome = self._exchange(grid, messages, "TRAINING", number)
-            replies = self._accept(outcome, request)
+            replies = Replies(self.experiment, request, self._norm_cap, self._signatures)
+            replies.failures.update(self._exchange(grid, messages, "TRAINING", number, replies).failures)
             try:
-                self._close_round(number, replies, outcome, messages, time.monotonic() - started)
+                self._close_round(number, replies, messages, time.monotonic() - started)
             except RoundError as error:
-                reasons = "; ".join(f"{site}: {why}" for site, why in sorted(outcome.failures.items()))
+                reasons = "; ".join(f"{site}: {why}" for site, why in sorted(replies.failures.items()))
                 self._on_status({"phase": "ROUND_ABANDONED", "round": number, "attempt": attempt, "reasons": reasons})
-                if attempt == attempts or _hopeless(outcome):
+                if attempt == attempts or replies.hopeless:
                     raise RoundError(
                         code="ROUND_ABANDONED",
                         message=f"Round {number} had {error.message} ({reasons})",
@@ -119,14 +126,12 @@ class DPFPLStrategy(Strategy):
     def _close_round(
         self,
         number: int,
-        replies: dict[str, SiteReply],
-        outcome: Outcome,
+        replies: Replies,
         messages: Mapping[str, Message],
         seconds: float,
     ) -> None:
         experiment, before = self.experiment, self.checkpoint
-        updates = [reply.update for reply in replies.values() if reply.update is not None]
-        gradient = aggregate(experiment, updates, self._noise)
+        gradient = aggregate_sum(experiment, replies.updates, self._noise)
         context, optimizer = descend(
             experiment.optimizer,
             experiment.optimizer.global_learning_rate,
@@ -137,12 +142,12 @@ class DPFPLStrategy(Strategy):
         entry = {
             "round": number,
             "seconds": round(seconds, 3),
-            "bytes_up": sum(content_bytes(reply) for reply in outcome.replies.values()),
+            "bytes_up": replies.bytes,
             "bytes_down": sum(content_bytes(message) for message in messages.values()),
-            "sites": sorted(replies),
-            "dropped": outcome.failures,
-            "site_seconds": {site: reply.seconds for site, reply in replies.items()},
-            "metrics": {site: reply.metrics for site, reply in replies.items() if reply.metrics},
+            "sites": sorted(replies.accepted),
+            "dropped": replies.failures,
+            "site_seconds": {site: reply.seconds for site, reply in replies.accepted.items()},
+            "metrics": {site: reply.metrics for site, reply in replies.accepted.items() if reply.metrics},
         }
         self.checkpoint = Checkpoint(number, context.astype("<f4"), optimizer, (*before.history, entry))
         self._on_checkpoint(self.checkpoint)
@@ -157,9 +162,9 @@ class DPFPLStrategy(Strategy):
         number = self.checkpoint.round
         request = EvaluateRequest(self.experiment, number, self.checkpoint.global_context)
         messages = self._addressed(grid, encode_evaluate_request(request), "evaluate", number, self._nodes)
-        outcome = self._exchange(grid, messages, "EVALUATING", number)
-        replies = self._accept(outcome, request)
-        return {site: reply.metrics for site, reply in replies.items()}, outcome.failures
+        replies = Replies(self.experiment, request, self._norm_cap, self._signatures)
+        replies.failures.update(self._exchange(grid, messages, "EVALUATING", number, replies).failures)
+        return {site: reply.metrics for site, reply in replies.accepted.items()}, replies.failures
 
     def _sampled_nodes(self) -> dict[str, int]:
         """The sites that take part in a round, each with chance ``site_sample_rate``, independently."""
@@ -174,38 +179,23 @@ class DPFPLStrategy(Strategy):
     ) -> dict[str, Message]:
         return {site: grid.create_message(content, kind, node, str(number)) for site, node in nodes.items()}
 
-    def _exchange(self, grid: Grid, messages: Mapping[str, Message], phase: str, number: int) -> Outcome:
+    def _exchange(
+        self, grid: Grid, messages: Mapping[str, Message], phase: str, number: int, replies: Replies
+    ) -> Outcome:
         waiting = set(messages)
+        said = -math.inf
 
         def report(answered: str | None = None) -> None:
+            nonlocal said
             waiting.discard(answered or "")
+            # Hundreds of sites that answer in one second would fill the disk with lists of those still missing.
+            if waiting and len(messages) > MANY_SITES and time.monotonic() - said < 1.0:
+                return
+            said = time.monotonic()
             self._on_status({"phase": phase, "round": number, "waiting_for": sorted(waiting)})
 
         report()
-        return exchange(grid, messages, self.experiment.rounds.deadline, report)
-
-    def _accept(self, outcome: Outcome, request: TrainRequest | EvaluateRequest) -> dict[str, SiteReply]:
-        """The usable replies; each of the others gets its reason in ``outcome.failures``."""
-        accepted: dict[str, SiteReply] = {}
-        for site, message in outcome.replies.items():
-            try:
-                reply = decode_reply(message.content, request)
-                if isinstance(reply, SiteRefusal):
-                    refusal = reply.refusal
-                    outcome.failures[site] = f"REFUSED {refusal.code}: {refusal.rule} {refusal.advice}"
-                    continue
-                self._check_reply(reply, site)
-            except PayloadError as error:
-                outcome.failures[site] = f"{error.code}: {error.message}"
-                continue
-            accepted[site] = reply
-        return accepted
-
-    def _check_reply(self, reply: SiteReply, site: str) -> None:
-        if reply.site != site:
-            raise PayloadError(code="OTHER_SITE", message=f"The reply names the site {reply.site[:63]!r}.")
-        if reply.update is not None and float(np.linalg.norm(reply.update.astype(np.float64))) > self._norm_cap:
-            raise PayloadError(code="NORM_TOO_LARGE", message="The update is larger than any honest one.")
+        return exchange(grid, messages, self.experiment.rounds.deadline, report, take=replies.take)
 
     def _wait_for_sites(self, grid: Grid, number: int) -> None:
         """Wait, visibly and for a bounded time, until the quorum is connected."""
@@ -268,10 +258,3 @@ class DPFPLStrategy(Strategy):
         """Flower's entry point: the same as ``run``."""
         self.run(grid)
         return Result(arrays=ArrayRecord([self.checkpoint.global_context]))
-
-
-def _hopeless(outcome: Outcome) -> bool:
-    """Whether every failure is a refusal that asking again does not change."""
-    return bool(outcome.failures) and all(
-        why.startswith("REFUSED") and not why.startswith(REFUSALS_OF_THE_MOMENT) for why in outcome.failures.values()
-    )

@@ -1,5 +1,6 @@
 """Records of rounds: exact, whole or absent, and the same on disk as in memory."""
 
+import dataclasses
 import os
 import stat
 
@@ -50,6 +51,17 @@ def test_a_record_comes_back_exactly():
     assert_same(kept, record())
     assert kept.to_bytes() == record().to_bytes()
     assert kept.digest() == record().digest() != record(seed=1).digest()
+
+
+def test_what_a_method_trains_beside_the_context_is_kept_and_older_records_have_none():
+    made = record()
+    assert b"personal_parameters" not in made.to_bytes(), "as written by earlier versions"
+    assert Record.from_bytes(made.to_bytes()).state.parameters is None
+    parameters = np.random.default_rng(3).normal(size=(12, 2))
+    state = dataclasses.replace(made.state, parameters=parameters, optimizer=OptimizerState.zeros((12, 2)))
+    kept = Record.from_bytes(dataclasses.replace(made, state=state).to_bytes()).state
+    assert kept.parameters.tobytes() == parameters.tobytes()
+    assert kept.optimizer.first.shape == (12, 2)
 
 
 def test_contexts_in_another_memory_order_are_kept_too():

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from dpfpl_client.agent.store import Record
 from dpfpl_client.learning.evaluation import LabelledFeatures
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures, initial_context
 from dpfpl_client.learning.randomness import Randomness, SeededRandomness
 from dpfpl_common.errors import DataError, ModelError
-from dpfpl_common.payload import METRIC_NAMES
+from dpfpl_common.experiment import METHODS
+from dpfpl_common.payload import METRIC_NAMES, SiteReply
 from dpfpl_common.sampling import SeededSampler
 
 pytestmark = pytest.mark.privacy
@@ -33,7 +35,7 @@ def start(experiment):
 
 
 @pytest.mark.parametrize("trust", ["distributed", "central", "local"])
-@pytest.mark.parametrize("method", ["dpfpl", "promptfl"])
+@pytest.mark.parametrize("method", METHODS)
 def test_nothing_un_noised_enters_the_personal_state(site, recording_noise, trust, method):
     """A source that drops the data and answers noise alone: two data sets end in the same state, bit for bit."""
     results = []
@@ -51,24 +53,69 @@ def test_nothing_un_noised_enters_the_personal_state(site, recording_noise, trus
     assert a.state.context.tobytes() == b.state.context.tobytes()
     assert a.state.optimizer.first.tobytes() == b.state.optimizer.first.tobytes()
     assert a.state.optimizer.second.tobytes() == b.state.optimizer.second.tobytes()
+    assert (a.state.parameters is None) == (b.state.parameters is None) == (method != "fedpgp")
+    if a.state.parameters is not None:
+        assert a.state.parameters.tobytes() == b.state.parameters.tobytes()
     assert (a.update.tobytes() == b.update.tobytes()) == (trust != "central")
-    assert bool(a.state.context.any()) == (method == "dpfpl")
+    assert bool(a.state.context.any()) == (method != "promptfl")
 
 
-def test_the_data_does_reach_the_state_through_the_noised_sum(site):
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "promptfl"])
+def test_the_data_does_reach_the_state_through_the_noised_sum(site, method):
     """The other side of the test above: with the real path the two data sets differ."""
     states = []
     for seed in (1, 2):
-        experiment, learner = site(seed)
+        experiment, learner = site(seed, method=method)
         states.append(learner.train_round(*start(experiment), SeededRandomness(0).for_round("s0", 1)).state.context)
     assert states[0].tobytes() != states[1].tobytes()
 
 
-def test_another_sites_data_changes_nothing_here(site):
-    experiment, mine = site(1)
+RANKS = [1, 2, 3, 5, 7, 8]
+# So little noise in one_shot that the classes of two dozen random images stand out from it.
+MECHANISMS = [{"mechanism": "per_step"}, {"mechanism": "one_shot", "trust": "local", "noise_multiplier": 0.05}]
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS, ids=lambda m: m["mechanism"])
+@pytest.mark.parametrize("rank", RANKS)
+@pytest.mark.parametrize("method", ["dplora", "fedpgp"])
+def test_the_personal_context_has_the_rank_that_was_asked_for(site, method, rank, mechanism):
+    """After every round, under the real optimizer and with noise."""
+    settings = {"method": method, "rank": rank, "num_context": 8, **mechanism}
+    experiment, learner = site(**settings)
+    global_context, state = start(experiment)
+    for number in (1, 2):
+        state = learner.train_round(global_context, state, SeededRandomness(0).for_round("s0", number)).state
+        values = np.linalg.svd(state.context, compute_uv=False)
+        assert values[0] > 0
+        assert np.all(values[rank:] <= 1e-10 * values[0])
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS, ids=lambda m: m["mechanism"])
+@pytest.mark.parametrize("rank", [1, 8])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_restart_from_the_record_equals_going_on(site, method, rank, mechanism):
+    """All that a method needs from round to round is in the record, down to the bit."""
+    settings = {"method": method, "rank": rank, "num_context": 8, **mechanism}
+    experiment, learner = site(**settings)
+    global_context, state = start(experiment)
+    kept = state
+    for number in (1, 2, 3):
+        through = learner.train_round(global_context, state, SeededRandomness(0).for_round("s0", number))
+        _, fresh = site(**settings)
+        again = fresh.train_round(global_context, kept, SeededRandomness(0).for_round("s0", number))
+        assert again.update.tobytes() == through.update.tobytes()
+        assert again.state.context.tobytes() == through.state.context.tobytes()
+        state = through.state
+        reply = SiteReply("s0", number, again.update.astype("<f4"), {}, 0.1)
+        kept = Record.from_bytes(Record("f" * 64, reply, global_context, again.state).to_bytes()).state
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_another_sites_data_changes_nothing_here(site, method):
+    experiment, mine = site(1, method=method)
     alone = mine.train_round(*start(experiment), SeededRandomness(0).for_round("s0", 1))
     for other_seed in (2, 3):
-        _, other = site(other_seed)
+        _, other = site(other_seed, method=method)
         other.train_round(*start(experiment), SeededRandomness(0).for_round("s1", 1))
         again = mine.train_round(*start(experiment), SeededRandomness(0).for_round("s0", 1))
         assert again.update.tobytes() == alone.update.tobytes()

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dpfpl_client.learning.methods import method_named
+from dpfpl_client.learning.methods import build_method
 from dpfpl_client.learning.step import noised_step
+from dpfpl_common.experiment import METHODS
 from dpfpl_common.sampling import SeededSampler, SystemSampler
-from dpfpl_common.trust import server_noise_stddev, site_noise_stddev
+from dpfpl_common.trust import BLOCKS, server_noise_stddev, site_noise_stddev
 
 pytestmark = pytest.mark.privacy
 
@@ -20,10 +21,12 @@ SHAPE = (4, 8)
 
 
 def directions_of(experiment, seed=0):
-    personal = np.random.default_rng(seed).normal(size=SHAPE)
-    return method_named(experiment.prompt.method).directions(
-        personal, experiment.prompt.rank, np.random.default_rng(seed)
-    )
+    prompt, generator = experiment.prompt, np.random.default_rng(seed)
+    method = build_method(prompt.method, SHAPE, prompt.rank)
+    # Long factors: what fedpgp trains is not orthonormal, and its blocks are longer than the gradient.
+    begun = method.begin(generator)
+    parameters = generator.normal(size=SHAPE if begun is None else begun.shape) * 3.0
+    return method.directions(method.settled(parameters), generator)
 
 
 def released_blocks(experiment, gradients, recording_noise, directions=None):
@@ -60,18 +63,39 @@ def adversarial_batches():
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 @pytest.mark.parametrize("trust", TRUSTS)
-@pytest.mark.parametrize("method", ["dpfpl", "promptfl"])
+@pytest.mark.parametrize(("method", "rank"), [*((m, r) for m in METHODS for r in (2, 4)), ("dplora", 1), ("fedpgp", 1)])
 @pytest.mark.parametrize(("kind", "batch"), list(adversarial_batches()), ids=lambda v: v if isinstance(v, str) else "")
-def test_one_example_moves_the_release_by_at_most_one(make_experiment, recording_noise, trust, method, kind, batch):
-    experiment = make_experiment(trust=trust, method=method)
+def test_one_example_moves_the_release_by_at_most_one(
+    make_experiment, recording_noise, trust, method, rank, kind, batch
+):
+    experiment = make_experiment(trust=trust, method=method, rank=rank)
     assert len(batch) > 0, kind
     whole = released_blocks(experiment, batch, recording_noise)
     assert all(np.all(np.isfinite(block)) for block in whole)
-    assert len(whole) == (1 if trust == "local" or method == "promptfl" else 3)
+    assert len(whole) == (1 if trust == "local" else BLOCKS[method])
     for i in range(len(batch)):
         without = released_blocks(experiment, np.delete(batch, i, axis=0), recording_noise)
         # The sums hold up to len(batch) clipped vectors; their rounding is far below the slack of the noise grid.
         assert distance(experiment, whole, without) <= 1 + 1e-9
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("trust", ["distributed", "central"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("kind", "batch"), list(adversarial_batches()), ids=lambda v: v if isinstance(v, str) else "")
+def test_with_separate_clipping_one_example_moves_each_block_by_its_bound(
+    make_experiment, recording_noise, trust, method, kind, batch
+):
+    """Each block alone by C_b, which is what ``separate_blocks`` composes."""
+    experiment = make_experiment(trust=trust, method=method, clipping="separate")
+    assert len(batch) > 0, kind
+    bounds = [experiment.privacy.clipping_norm, *[experiment.privacy.factor_norm] * (BLOCKS[method] - 1)]
+    whole = released_blocks(experiment, batch, recording_noise)
+    assert len(whole) == BLOCKS[method]
+    for i in range(len(batch)):
+        without = released_blocks(experiment, np.delete(batch, i, axis=0), recording_noise)
+        for x, y, bound in zip(whole, without, bounds, strict=True):
+            assert np.linalg.norm(x - y) <= bound * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("trust", TRUSTS)
@@ -89,16 +113,18 @@ def test_a_long_gradient_uses_the_whole_bound(make_experiment, recording_noise, 
 
 
 @pytest.mark.parametrize("trust", TRUSTS)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("count", [0, 1, 13])
-def test_every_block_gets_its_noise_whatever_the_batch(make_experiment, recording_noise, trust, count):
-    experiment = make_experiment(trust=trust, sites=5, tolerated_dropouts=1, tolerated_colluders=1)
+def test_every_block_gets_its_noise_whatever_the_batch(make_experiment, recording_noise, trust, method, count):
+    experiment = make_experiment(trust=trust, method=method, sites=5, tolerated_dropouts=1, tolerated_colluders=1)
     noise = recording_noise()
     noised_step(experiment, directions_of(experiment), np.random.default_rng(0).normal(size=(count, *SHAPE)), noise)
     z, c_shared, c_factor = 1.5, 0.3, 0.2
-    factors = [((4, 2), z * c_factor), ((2, 8), z * c_factor)]
+    shapes = {"promptfl": [], "fedotp": [SHAPE]}.get(method, [(4, 2), (2, 8)])
+    personal = [(shape, z * c_factor) for shape in shapes]
     expected = {
-        "distributed": [(SHAPE, z * c_shared / math.sqrt(3)), *factors],
-        "central": factors,
+        "distributed": [(SHAPE, z * c_shared / math.sqrt(3)), *personal],
+        "central": personal,
         "local": [(SHAPE, z * c_shared)],
     }[trust]
     assert [(total.shape, stddev) for total, stddev in noise.calls] == [
@@ -109,9 +135,10 @@ def test_every_block_gets_its_noise_whatever_the_batch(make_experiment, recordin
 
 
 @pytest.mark.parametrize("trust", TRUSTS)
-def test_what_is_released_is_what_the_noise_source_answered(make_experiment, recording_noise, trust):
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_released_is_what_the_noise_source_answered(make_experiment, recording_noise, trust, method):
     """With a source that drops the data, nothing of the data is left (but central's shared sum, by its definition)."""
-    experiment = make_experiment(trust=trust)
+    experiment = make_experiment(trust=trust, method=method)
     releases = []
     for seed in (1, 2):
         noise = recording_noise(lambda total, stddev: np.random.default_rng(total.size).normal(0, stddev, total.shape))

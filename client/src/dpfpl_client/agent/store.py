@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from dpfpl_client.learning.learner import PersonalState
-from dpfpl_common.durable import write_durably
+from dpfpl_common.durable import make_folder_durably, write_durably
 from dpfpl_common.errors import PayloadError, StateError
 from dpfpl_common.experiment import Experiment, parse_experiment
 from dpfpl_common.optimizer import OptimizerState
@@ -56,6 +56,8 @@ class Record:
         }
         if self.state.class_sums is not None:
             tensors["class_sums"] = self.state.class_sums
+        if self.state.parameters is not None:
+            tensors["personal_parameters"] = self.state.parameters
         contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
         return bytes(save(contiguous, {"record": json.dumps(meta)}))
 
@@ -80,7 +82,9 @@ class Record:
             optimizer = OptimizerState(
                 tensors["optimizer_first"], tensors["optimizer_second"], int(meta["optimizer_steps"])
             )
-            state = PersonalState(tensors["personal_context"], optimizer, tensors.get("class_sums"))
+            state = PersonalState(
+                tensors["personal_context"], optimizer, tensors.get("class_sums"), tensors.get("personal_parameters")
+            )
             return cls(meta["request_digest"], reply, tensors["global_context"], state)
         except (SafetensorError, PayloadError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise _damaged(error) from None
@@ -188,8 +192,7 @@ class DiskStore:
     def _made(self, experiment: str) -> Path:
         """The experiment's folder, this user's alone."""
         folder = self._folder / experiment
-        for made in (self._folder, folder):
-            made.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder_durably(folder)
         return folder
 
     def _path(self, experiment: str, round_number: int) -> Path:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Factors", "factorise"]
+__all__ = ["Factors", "factorise", "truncated"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -71,6 +71,19 @@ def factorise(personal_context: npt.ArrayLike, rank: int, generator: np.random.G
     left = _orthonormal(_filled(matrix @ start, generator))
     right = _orthonormal(_filled(matrix.T @ left, generator)).T
     return Factors(left=left, right=right, residual=matrix - left @ right)
+
+
+def truncated(matrix: Floats, rank: int) -> Floats:
+    """The nearest matrix of rank ``rank`` at most, in every unitarily invariant norm: the largest singular values stay.
+
+    Args:
+        matrix: [rows, columns], finite.
+        rank: at least 1; from min(rows, columns) on the matrix itself comes back.
+    """
+    if rank >= min(matrix.shape):
+        return matrix
+    left, values, right = np.linalg.svd(matrix, full_matrices=False)
+    return np.asarray((left[:, :rank] * values[:rank]) @ right[:rank])
 
 
 def _filled(columns: Floats, generator: np.random.Generator) -> Floats:

@@ -10,7 +10,7 @@ import torch
 from dpfpl_client.learning.backbone import ClipBackbone
 from dpfpl_client.learning.evaluation import LabelledFeatures, accuracy
 from dpfpl_client.learning.gradients import per_example_gradients
-from dpfpl_client.learning.methods import method_named
+from dpfpl_client.learning.methods import build_method
 from dpfpl_client.learning.prototypes import noised_class_sums, prototypes_from
 from dpfpl_client.learning.randomness import Randomness
 from dpfpl_client.learning.step import noised_step
@@ -71,13 +71,16 @@ class PersonalState:
     Attributes:
         context: the personal context p_L [num_context, width]; a function of noised releases alone, but under the unit
             ``site`` of un-noised gradients, so it must not leave the site.
-        optimizer: the optimizer's state for it.
+        optimizer: the optimizer's state for what the method trains.
         class_sums: what ``one_shot`` released, noised, [classes, feature_size]; None before, and under ``per_step``.
+        parameters: what the method trains, where that is not the personal context itself; None elsewhere, and before
+            the first step. As private as the context, which is a function of it.
     """
 
     context: Floats
     optimizer: OptimizerState
     class_sums: Floats | None = None
+    parameters: Floats | None = None
 
     @classmethod
     def initial(cls, experiment: Experiment) -> "PersonalState":
@@ -125,7 +128,7 @@ class PromptLearner:
         self._features = features
         self._tokens = backbone.class_tokens(experiment.classes, experiment.prompt.num_context)
         self._initial = initial_context(backbone, experiment)
-        self._method = method_named(experiment.prompt.method)
+        self._method = build_method(experiment.prompt.method, experiment.context_shape, experiment.prompt.rank)
 
     @property
     def experiment(self) -> Experiment:
@@ -142,6 +145,7 @@ class PromptLearner:
             state: what the site kept.
             randomness: sources for this round, used once.
         """
+        state = self._begun(state, randomness)
         if self._experiment.privacy.mechanism == "one_shot":
             return self._train_on_prototypes(global_context, state, randomness)
         if self._experiment.privacy.unit == "site":
@@ -149,7 +153,7 @@ class PromptLearner:
         experiment = self._experiment
         update = np.zeros(experiment.context_shape)
         for _ in range(experiment.rounds.local_steps):
-            directions = self._method.directions(state.context, experiment.prompt.rank, randomness.factors)
+            directions = self._method.directions(_trained(state), randomness.factors)
             chosen = randomness.sampler.draw(len(self._features.train), experiment.privacy.sample_rate)
             gradients = self._gradients(global_context, state.context, self._features.train.take(chosen))
             release = noised_step(experiment, directions, gradients, randomness.noise)
@@ -164,7 +168,7 @@ class PromptLearner:
         experiment = self._experiment
         update = np.zeros(experiment.context_shape)
         for _ in range(experiment.rounds.local_steps):
-            directions = self._method.directions(state.context, experiment.prompt.rank, randomness.factors)
+            directions = self._method.directions(_trained(state), randomness.factors)
             chosen = randomness.sampler.draw(len(self._features.train), experiment.privacy.sample_rate)
             gradients = self._gradients(global_context, state.context, self._features.train.take(chosen))
             gradient = batch_gradient(experiment, gradients)
@@ -196,7 +200,7 @@ class PromptLearner:
         )
         update = np.zeros(experiment.context_shape)
         for _ in range(experiment.rounds.local_steps):
-            directions = self._method.directions(state.context, experiment.prompt.rank, randomness.factors)
+            directions = self._method.directions(_trained(state), randomness.factors)
             gradients = self._gradients(global_context, state.context, pseudo)
             gradient = np.tensordot(prototypes.weights[present], gradients, axes=1)
             update += gradient / experiment.rounds.local_steps
@@ -204,13 +208,28 @@ class PromptLearner:
             state = self._moved(state, personal)
         return RoundResult(update=update, state=state)
 
+    def _begun(self, state: PersonalState, randomness: Randomness) -> PersonalState:
+        """The state with the parameters that the method begins with, at a site's first step."""
+        if state.optimizer.steps > 0:
+            return state
+        parameters = self._method.begin(randomness.factors)
+        if parameters is None:
+            return state
+        return dataclasses.replace(state, parameters=parameters, optimizer=OptimizerState.zeros(parameters.shape))
+
     def _moved(self, state: PersonalState, gradient: Floats) -> PersonalState:
-        """The personal context after one step of the optimizer along a released gradient."""
+        """The state after one step of the optimizer along a released gradient of the method's parameters."""
         settings = self._experiment.optimizer
-        context, optimizer = descend(
-            settings, settings.personal_learning_rate, state.context, gradient, state.optimizer
+        moved, optimizer = descend(
+            settings, settings.personal_learning_rate, _trained(state), gradient, state.optimizer
         )
-        return dataclasses.replace(state, context=context, optimizer=optimizer)
+        parameters = self._method.settled(moved)
+        return dataclasses.replace(
+            state,
+            context=self._method.context(parameters),
+            optimizer=optimizer,
+            parameters=None if state.parameters is None else parameters,
+        )
 
     def evaluate(self, global_context: npt.NDArray[np.float32], personal_context: Floats) -> dict[str, float]:
         """Accuracies by the names of ``dpfpl_common.payload.METRIC_NAMES``; a set without images has no entry."""
@@ -238,3 +257,7 @@ class PromptLearner:
         context = self.context(global_context, personal_context)
         gradients = per_example_gradients(self._backbone, context, self._tokens, examples.features, examples.labels)
         return gradients.double().numpy()
+
+
+def _trained(state: PersonalState) -> Floats:
+    return state.context if state.parameters is None else state.parameters

@@ -30,7 +30,7 @@ class StepRelease:
 
     Attributes:
         shared: towards the server, [num_context, width]; under ``central`` trust it carries no noise yet.
-        personal: gradient of the personal context, [num_context, width].
+        personal: gradient of what the method trains, in its shape; [num_context, width] where that is the context.
     """
 
     shared: Floats

@@ -1,0 +1,75 @@
+"""Replies are checked and added up as they come: memory stays what it is, and the order of arrival does not matter."""
+
+import gc
+import time
+import weakref
+
+import numpy as np
+import pytest
+from flwr.app import Message, Metadata, RecordDict
+
+from dpfpl_client.records import encode_reply
+from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings
+from dpfpl_common.payload import SiteReply, TrainRequest
+from dpfpl_server.replies import Replies
+
+SITES = tuple(f"site-{number:04d}" for number in range(60))
+EXPERIMENT = Experiment(
+    name="pilot",
+    classes=("cat", "dog"),
+    sites=SITES,
+    model=ModelSettings(width=512),
+    privacy=PrivacySettings(noise_multiplier=1.0, clipping_norm=1.0),
+)
+REQUEST = TrainRequest(EXPERIMENT, 1, np.zeros(EXPERIMENT.context_shape, "<f4"), evaluate=False)
+GRID = 2.0**-20
+
+
+def update(number):
+    """On the grid of released noise."""
+    integers = np.random.default_rng(number).integers(-3000, 3000, EXPERIMENT.context_shape)
+    return (integers * GRID).astype("<f4")
+
+
+def message(site, content=None):
+    reply = SiteReply(site, 1, update(SITES.index(site)) if content is None else content, {"personal_local": 0.5}, 0.1)
+    metadata = Metadata(1, "id", 99, 1, "", "1", time.time(), 3600.0, "train")
+    return Message(encode_reply(reply, REQUEST), reply_to=Message(content=RecordDict(), metadata=metadata))
+
+
+def collect(sites, norm_cap=1e3):
+    replies = Replies(EXPERIMENT, REQUEST, norm_cap)
+    for site in sites:
+        replies.take(site, message(site))
+    return replies
+
+
+def test_the_order_of_arrival_changes_no_bit():
+    forwards, backwards = collect(SITES), collect(reversed(SITES))
+    assert forwards.updates.count == backwards.updates.count == len(SITES)
+    assert np.array_equal(forwards.updates.total, backwards.updates.total)
+    assert np.array_equal(forwards.updates.total, sum(update(n).astype(float) for n in range(len(SITES))))
+
+
+def test_R3_nothing_of_a_reply_but_its_numbers_stays():
+    """However many sites: a message and its arrays are free as soon as they were added."""
+    replies = Replies(EXPERIMENT, REQUEST, 1e3)
+    gone = []
+    for site in SITES:
+        incoming = message(site)
+        gone.append(weakref.ref(incoming))
+        replies.take(site, incoming)
+        del incoming
+    gc.collect()
+    assert [ref() for ref in gone] == [None] * len(SITES)
+    assert all(reply.update is None for reply in replies.accepted.values())
+    assert replies.bytes > len(SITES) * REQUEST.global_context.nbytes
+
+
+@pytest.mark.parametrize(("norm_cap", "site", "code"), [(1e-9, SITES[0], "NORM_TOO_LARGE"), (1e3, "x", "OTHER_SITE")])
+def test_a_bad_reply_adds_nothing_and_has_its_reason(norm_cap, site, code):
+    replies = Replies(EXPERIMENT, REQUEST, norm_cap)
+    replies.take(site, message(SITES[0]))
+    assert replies.failures[site].startswith(code)
+    assert (replies.updates.count, replies.accepted) == (0, {})
+    assert not replies.updates.total.any()
