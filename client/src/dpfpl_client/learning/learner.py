@@ -15,7 +15,7 @@ from dpfpl_client.learning.prototypes import noised_class_sums, prototypes_from
 from dpfpl_client.learning.randomness import Randomness
 from dpfpl_client.learning.step import noised_step
 from dpfpl_client.learning.whole_update import batch_gradient, released_update
-from dpfpl_common.errors import DataError, ModelError
+from dpfpl_common.errors import ModelError
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.optimizer import OptimizerState, descend
 
@@ -43,8 +43,7 @@ class SiteFeatures:
     def relabelled(self, classes: tuple[str, ...]) -> "SiteFeatures":
         """The same images with labels that index another list of classes; images of classes not on it are left out.
 
-        Raises:
-            DataError: no training image is left.
+        There may be none left. A site then trains on nothing and sends noise: a refusal would tell its classes.
         """
         if classes == self.classes:
             return self
@@ -54,14 +53,7 @@ class SiteFeatures:
             labels = index[images.labels]
             return LabelledFeatures(images.features[labels >= 0], labels[labels >= 0])
 
-        train = mapped(self.train)
-        if len(train) == 0:
-            raise DataError(
-                code="NO_KNOWN_CLASS",
-                message="None of the site's classes is on the experiment's list (rule classes).",
-                advice="Map the site's folder names to the experiment's class names: [data.class_map] in site.toml.",
-            )
-        return SiteFeatures(train, mapped(self.test), mapped(self.neighbour_test), classes)
+        return SiteFeatures(mapped(self.train), mapped(self.test), mapped(self.neighbour_test), classes)
 
 
 @dataclass(frozen=True)
