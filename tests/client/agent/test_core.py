@@ -266,7 +266,8 @@ def test_A10_a_site_without_the_experiments_classes_answers_like_any_other(
     other = changed(experiment, classes=("lion", "tiger"), privacy={"noise_multiplier": 8.0, **privacy})
     for number in (1, 2):
         reply = site.agent.train(request_for(number, other))
-        assert np.abs(reply.update).max() > 0
+        # What one_shot sends is trained on its noised sums, in which no class stands out from the noise.
+        assert (np.abs(reply.update).max() > 0) == (privacy.get("mechanism") != "one_shot")
     assert len(site.charges) == 2
     assert site.agent.evaluate(EvaluateRequest(other, 2, np.zeros(other.context_shape, "<f4"))).update is None
 
