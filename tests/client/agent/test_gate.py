@@ -10,6 +10,7 @@ from dpfpl_client.agent.audit import KEPT, AuditLog
 from dpfpl_client.agent.core import SiteAgent, slotted
 from dpfpl_client.agent.policy import Policy
 from dpfpl_client.agent.quotas import Quotas
+from dpfpl_client.learning.learner import PromptLearner
 from dpfpl_client.learning.randomness import SystemRandomness
 from dpfpl_common.errors import RefusedError, StateError
 from dpfpl_common.payload import EvaluateRequest
@@ -179,28 +180,42 @@ def test_A10_a_stored_answer_obeys_a_stricter_policy(agent, evaluation):
     assert agent(rules(metrics="none")).evaluate(evaluation()).metrics == {}
 
 
-@pytest.mark.parametrize("slow", [0.0, 0.25])
-def test_A10_replies_come_at_multiples_of_the_slot_and_say_no_more(agent, request_for, evaluation, monkeypatch, slow):
+@pytest.mark.parametrize(("slow", "slots"), [(0.0, 1), (0.15, 1), (0.25, 2), (0.95, 5)])
+def test_A10_replies_come_at_multiples_of_the_slot_and_say_no_more(
+    agent, request_for, evaluation, monkeypatch, slow, slots
+):
     """However long it computes: what is seen of the time is the number of slots."""
-    from dpfpl_client.learning.learner import PromptLearner
 
-    real = PromptLearner.train_round
+    class Clock:
+        now = 1000.0
 
-    def slowed(*args):
-        time.sleep(slow)
-        return real(*args)
+        def monotonic(self):
+            return self.now
 
-    monkeypatch.setattr(PromptLearner, "train_round", slowed)
-    slot = 0.2
-    served = agent(rules(reply_slot=slot))
-    for act in (lambda: served.train(request_for(1)), lambda: served.evaluate(evaluation())) * 2:
-        began = time.monotonic()
-        reply = act()
-        took = (time.monotonic() - began) / slot
-        assert took - int(took) < 0.3, "not at the end of a slot"
-        assert took >= 1
-        assert reply.seconds / slot == pytest.approx(round(reply.seconds / slot), abs=1e-6)
-        assert reply.seconds > 0
+        def sleep(self, seconds):
+            assert seconds >= 0
+            self.now += seconds
+
+    clock = Clock()
+    monkeypatch.setattr("dpfpl_client.agent.core.time", clock)
+
+    def slowed(real):
+        def call(*args):
+            clock.now += slow
+            return real(*args)
+
+        return call
+
+    for name in ("train_round", "evaluate"):
+        monkeypatch.setattr(PromptLearner, name, slowed(getattr(PromptLearner, name)))
+    served = agent(rules(reply_slot=0.2))
+    asked = [(lambda: served.train(request_for(1)), slots), (lambda: served.evaluate(evaluation()), slots)]
+    for act, expected in asked:
+        for takes in (expected, 1):  # the second time the answer is stored
+            began = clock.now
+            reply = act()
+            assert clock.now - began == pytest.approx(0.2 * takes)
+            assert reply.seconds == pytest.approx(0.2 * expected)
 
 
 def test_slots():
