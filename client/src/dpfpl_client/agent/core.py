@@ -170,6 +170,7 @@ class SiteAgent:
 
     def _admit(self, experiment: Experiment, policy: Policy | None) -> PromptLearner:
         """The experiment's learner, if the site may and can take part; asked before every answer."""
+        self._store.check_kept(experiment.name)
         if self._name not in experiment.sites:
             raise RefusedError(
                 code="NOT_A_MEMBER",
