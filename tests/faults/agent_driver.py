@@ -28,6 +28,8 @@ from dpfpl_client.learning.randomness import SystemRandomness
 from dpfpl_common.accounting import PrivacyEvent, epsilon
 
 CLASSES = ("cat", "dog", "bird")
+CLOSED = Policy(experiments=(), max_epsilon_per_experiment=50.0, max_epsilon_lifetime=100.0)
+"""Approves nothing: what an agent computes under it, it computed before it asked."""
 POLICY = Policy(experiments=("*",), max_epsilon_per_experiment=50.0, max_epsilon_lifetime=100.0, metrics="exact")
 CRASH_POINTS = (
     "before_reserve",
@@ -139,7 +141,8 @@ def build(state, backbone, features, settings):
     hook = Hook(settings)
     ledger, store = open_ledger(state, HookedLedger), HookedStore(state)
     ledger.hook = store.hook = hook
-    agent = SiteAgent("north", backbone, features, POLICY, ledger, store, HookedRandomness(hook))
+    policy = CLOSED if settings.get("closed") else POLICY
+    agent = SiteAgent("north", backbone, features, policy, ledger, store, HookedRandomness(hook))
     return HookedAgent(agent, hook)
 
 
