@@ -19,6 +19,7 @@ from dpfpl_client.agent.core import SiteAgent
 from dpfpl_client.agent.ledger import Ledger
 from dpfpl_client.agent.locks import StateLock
 from dpfpl_client.agent.policy import Policy
+from dpfpl_client.agent.registry import Registry
 from dpfpl_client.agent.service import serve
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.learning.backbone import load_backbone
@@ -132,8 +133,9 @@ def site_features(backbone):
     return SiteFeatures(images(12, 0), images(6, 1), images(6, 2), CLASSES)
 
 
-def open_ledger(state, kind=Ledger):
-    return kind(state / "ledger.sqlite")
+def open_ledger(state, kind=Ledger, **more):
+    """The ledger of a state folder, with the registry beside that."""
+    return kind(state / "ledger.sqlite", Registry(state.parent / "registry"), **more)
 
 
 def build(state, backbone, features, settings):

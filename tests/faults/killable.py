@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from agent_driver import open_ledger
 
 from dpfpl_client.agent.channel import AgentChannel
-from dpfpl_client.agent.ledger import Ledger
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_common.errors import RefusedError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings, RoundSettings
@@ -102,7 +102,7 @@ class Site:
         """As the file tells it, through a connection of its own."""
         if not (self.state / "ledger.sqlite").exists():
             return []
-        ledger = Ledger(self.state / "ledger.sqlite")
+        ledger = open_ledger(self.state, observe=True)
         try:
             return ledger.charges()
         finally:
