@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from dpfpl_client.agent.credential import read_token
 from dpfpl_common import agent_pb2, wire
 from dpfpl_common.errors import PayloadError
-from dpfpl_common.fields import CODES
+from dpfpl_common.fields import CODES, MAX_MESSAGE_BYTES
 
 pytestmark = [pytest.mark.privacy, pytest.mark.processes]
 
@@ -51,6 +51,12 @@ class Target:
     def throw(self, method, data):
         began = time.perf_counter()
         call = self.connection.unary_unary(f"/dpfpl.v1.SiteAgent/{method}")
+        if len(data) > MAX_MESSAGE_BYTES:  # gRPC itself ends the call, before the message is read
+            with pytest.raises(grpc.RpcError) as caught:
+                call(data, metadata=self.header, timeout=10)
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            self.codes["RESOURCE_EXHAUSTED"] += 1
+            return
         reply = agent_pb2.Reply.FromString(call(data, metadata=self.header, timeout=10))
         self.slowest = max(self.slowest, time.perf_counter() - began)
         assert reply.WhichOneof("outcome") == "refusal"
