@@ -127,9 +127,10 @@ def _numbers(user: Identity) -> tuple[int, int, tuple[int, ...]]:
 
 
 def _control_folder(settings: SiteSettings) -> Path:
-    """Root's own folder in the kit: its files can be read by the two users where they are meant for them."""
+    """Root's own folder in the kit; the logs in it are nobody else's: the agent's may name images."""
     folder = settings.path("control")
     folder.mkdir(exist_ok=True, mode=0o711)
+    (folder / "logs").mkdir(exist_ok=True, mode=0o700)
     return folder
 
 

@@ -99,13 +99,14 @@ def check_separation(site_file: Path, settings: SiteSettings) -> tuple[Identity,
     agent, node = identities(settings)
     kit, data = site_file.parent, settings.data
     private = [settings.state_folder, settings.registry_folder, settings.path(settings.policy), site_file]
-    private.append(settings.path(settings.agent.key))
+    private += [settings.path(settings.agent.key), kit / "control" / "logs"]
+    private = [path for path in private if path.exists()]
     if data.source not in PUBLIC_SOURCES and data.path:
         private.append(Path(data.path))
     code = Path(dpfpl_client.__file__).parent
     never = [(path, mode) for path in private for mode in ("read", "enter") if path.is_dir() or mode == "read"]
     needs = {
-        agent: [(path, "read") for path in private] + [(settings.state_folder, "write")],
+        agent: [(path, "read") for path in private if "control" not in path.parts] + [(settings.state_folder, "write")],
         node: [
             (settings.path(settings.server.node_key), "read"),
             (settings.path(settings.server.ca_certificate), "read"),
