@@ -11,11 +11,11 @@ from pathlib import Path
 
 from dpfpl_client.keeper import Keeper
 from dpfpl_client.separation import Identity, check_separation, identities, one_user_warning
-from dpfpl_client.server_probe import probe_server
 from dpfpl_client.site_settings import SiteSettings
 from dpfpl_client.supernode import SuperNodeSettings, start_supernode, wait_until_connected
 from dpfpl_common.errors import ConfigError, DeploymentError
 from dpfpl_common.processes import ManagedProcess, ProcessGroup, child_environment, wait_until
+from dpfpl_common.server_probe import probe_server
 
 __all__ = ["run_site", "start_agent", "start_node", "start_site", "wait_for_agent"]
 

@@ -10,7 +10,15 @@ from dpfpl_common.errors import ConfigError
 from dpfpl_common.experiment import SITE_NAME
 from dpfpl_common.settings import from_table, read_toml
 
-__all__ = ["AgentSettings", "ServerSettings", "SimulationSettings", "SiteSettings", "UserSettings", "load_site"]
+__all__ = [
+    "AgentSettings",
+    "MonitoringSettings",
+    "ServerSettings",
+    "SimulationSettings",
+    "SiteSettings",
+    "UserSettings",
+    "load_site",
+]
 
 PUBLIC_SOURCES = ("digits", "shapes")
 
@@ -61,6 +69,17 @@ class UserSettings:
 
 
 @dataclass(frozen=True)
+class MonitoringSettings:
+    """Where the agent shows its health and metrics, ``127.0.0.1:9465``; empty: nowhere.
+
+    ``public`` accepts an address that other machines reach; only for a container's own network.
+    """
+
+    address: str = ""
+    public: bool = False
+
+
+@dataclass(frozen=True)
 class SimulationSettings:
     """Reproducible randomness, for built-in public data only: a seed undoes all privacy."""
 
@@ -83,6 +102,7 @@ class SiteSettings:
         server: how to reach the operator's server.
         agent: where the agent listens.
         users: the two users that agent and SuperNode run as, if they are kept apart.
+        monitoring: where it shows its health and metrics.
         simulation: seeded randomness; refused unless the data is a built-in public set.
         folder: where site.toml lies; relative paths start there.
     """
@@ -97,6 +117,7 @@ class SiteSettings:
     server: ServerSettings = field(default_factory=ServerSettings)
     agent: AgentSettings = field(default_factory=AgentSettings)
     users: UserSettings = field(default_factory=UserSettings)
+    monitoring: MonitoringSettings = field(default_factory=MonitoringSettings)
     simulation: SimulationSettings | None = None
     folder: str = "."
 
