@@ -159,13 +159,18 @@ def status(
         typer.echo(f"{last['message']} {last['advice']}")
 
 
-@app.command(epilog="Example: dpfpl-server report demo")
+@app.command(epilog="Example: dpfpl-server report demo --lang ja --roi roi.toml")
 def report(
     name: Annotated[str, typer.Argument(help="name of the experiment")],
     runs: RunsFolder = Path("runs"),
+    lang: Annotated[str, typer.Option(help="language: en or ja")] = "en",
+    roi: Annotated[
+        Path | None, typer.Option(help="the company's figures, see roi-template; adds what it is worth")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="file to write; default: report.html beside result.json")] = None,
 ) -> None:
-    """Write report.html of a finished experiment again and say where it is."""
-    from dpfpl_server.report import write_report
+    """Write the pilot report of a finished experiment for management and say where it is."""
+    from dpfpl_server.report import read_roi, write_report
     from dpfpl_server.run_folder import RunFolder
 
     folder = RunFolder(runs / name)
@@ -175,7 +180,26 @@ def report(
             message=f"{folder.path} has no result yet.",
             advice=f"See dpfpl-server status {name}, or resume it.",
         )
-    typer.echo(str(write_report(folder.path)))
+    typer.echo(str(write_report(folder.path, lang, read_roi(roi) if roi else None, out)))
+
+
+@app.command("roi-template", epilog="Example: dpfpl-server roi-template --out roi.toml")
+def roi_template(
+    out: Annotated[Path | None, typer.Option(help="file to write; default: print it")] = None,
+) -> None:
+    """Write a roi.toml to fill in, from which the report computes the return on investment."""
+    from importlib import resources
+
+    text = resources.files("dpfpl_server").joinpath("roi_template.toml").read_text(encoding="utf-8")
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    if out.exists():
+        raise ConfigError(
+            code="FILE_EXISTS", message=f"{out} exists already.", advice="Give --out another file, or move it away."
+        )
+    out.write_text(text, encoding="utf-8")
+    typer.echo(f"wrote {out}")
 
 
 def _watch(experiment: Experiment, server: Path, runs: Path, as_json: bool) -> None:
