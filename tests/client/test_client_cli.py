@@ -161,7 +161,9 @@ def test_ledger_show(command, trained_site):
     code, out, _ = command("ledger", "show", "--site", trained_site)
     assert code == 0
     assert out.startswith("pilot: 1 charges for 1 rounds, 1 released, epsilon ")
-    assert "of 100 at delta 1e-05" in out
+    assert "of 100, left " in out
+    assert "at delta 1e-05" in out
+    assert "Towards the operator" in out
     code, out, _ = command("ledger", "show", "--site", trained_site, "--json")
     assert json.loads(out)["spent_epsilon"] > 0
 

@@ -401,9 +401,9 @@ def test_sampled_rounds_are_all_charged_with_the_first(agent, backbone):
     experiment = make_experiment(backbone.width, rounds=9, site_sample_rate=0.2)
     for number in (2, 3, 7):
         train(site, experiment, number)
-        (charged,) = ledger.events()
+        (charged,) = ledger.events(adversary="other_site")
         assert (charged.noise_multiplier, charged.sample_rate, charged.steps) == (Z, 0.2, 9)
-    assert epsilon(ledger.events(), 1e-5) == epsilon([planned_events(experiment)[1]], 1e-5)
+    assert epsilon(ledger.events(adversary="other_site"), 1e-5) == epsilon([planned_events(experiment)[1]], 1e-5)
 
 
 def test_without_sampling_each_round_is_one_charge(agent, backbone):
@@ -411,7 +411,7 @@ def test_without_sampling_each_round_is_one_charge(agent, backbone):
     experiment = make_experiment(backbone.width, rounds=3, local_steps=5, trust="distributed", noise_multiplier=4.0)
     for number in (1, 2):
         train(site, experiment, number)
-    (charged,) = ledger.events()
+    (charged,) = ledger.events(adversary="other_site")
     assert (charged.noise_multiplier, charged.sample_rate, charged.steps) == (4.0, 1.0, 2)
 
 

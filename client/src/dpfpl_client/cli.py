@@ -210,11 +210,15 @@ def ledger_show(site: SiteFile = SITE, as_json: AsJson = False) -> None:
     for row in summary["experiments"]:
         typer.echo(
             f"{row['experiment']}: {row['charges']} charges for {row['rounds']} rounds, {row['released']} released, "
-            f"epsilon {_number(row['epsilon'])}"
+            f"epsilon {_number(row['epsilon'])}, towards the operator {_number(row['epsilons']['operator'])}"
         )
     typer.echo(
-        f"In all: epsilon {_number(summary['spent_epsilon'])} of {summary['max_epsilon_lifetime']:g}"
-        f" at delta {summary['delta']:g}"
+        f"In all: epsilon {_number(summary['spent_epsilon'])} of {summary['max_epsilon_lifetime']:g}, "
+        f"left {summary['left_epsilon']:.2f}, at delta {summary['delta']:g}"
+    )
+    typer.echo(
+        f"Towards the operator: epsilon {_number(summary['spent_epsilons']['operator'])} of "
+        f"{summary['max_epsilon_operator_lifetime']:g}, left {summary['left_epsilon_operator']:.2f}"
     )
 
 
@@ -229,6 +233,37 @@ def ledger_verify(site: SiteFile = SITE, as_json: AsJson = False) -> None:
     else:
         typer.echo("\n".join(problems) if problems else "The ledger is in order.")
     sys.exit(2 if problems else 0)
+
+
+@ledger_app.command(
+    "accept-rollback", epilog="Example: dpfpl-client ledger accept-rollback --site kits/hospital-a/site.toml"
+)
+def ledger_accept_rollback(
+    site: SiteFile = SITE,
+    nothing_lost: Annotated[
+        bool,
+        typer.Option(
+            "--nothing-was-lost",
+            help="your word that the ledger is the newest one; only heard where nothing outside the state folder "
+            "remembers it, for instance after a move to another machine",
+        ),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Go on with an old copy of the ledger: all that may have been spent since it was made is charged."""
+    from dpfpl_client.ledger_view import accept_rollback
+
+    settings = _load(site)
+    if not yes:
+        typer.confirm("Budget that may have been spent since this copy was made counts as spent. Go on?", abort=True)
+    result = accept_rollback(settings, nothing_lost=nothing_lost)
+    if as_json:
+        _print_json(result)
+        return
+    for row in result["charged"]:
+        typer.echo(f"charged: {row['experiment'] or 'all that is left'}, up to round {row['last_round']}")
+    typer.echo("The ledger is accepted." if result["charged"] else "The ledger is accepted; nothing was missing.")
 
 
 def _load(site: Path) -> SiteSettings:
