@@ -78,7 +78,7 @@ def test_help_shows_every_command_and_examples():
         page = runner.invoke(cli.app, [command, "--help"])
         assert page.exit_code == 0
         assert f"Example: dpfpl-server {command}" in " ".join(page.output.split())
-        assert command in ("provision", "start") or "--json" in page.output
+        assert command in ("provision", "start", "roi-template") or "--json" in page.output
     assert "Exit codes: 0 done" in text
 
 

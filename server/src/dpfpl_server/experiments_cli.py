@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dpfpl_common.errors import DpfplError, StateError
+from dpfpl_common.errors import DpfplError
 from dpfpl_common.experiment import Experiment
 from dpfpl_server.exit_codes import FAILED
 
