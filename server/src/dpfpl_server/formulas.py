@@ -98,7 +98,7 @@ def _value(node: ast.expr, values: Mapping[str, Any]) -> Any:
             return values.get(name)
         case ast.Attribute(value=inner, attr=key):
             return _item(_value(inner, values), key)
-        case ast.Subscript(value=inner, slice=ast.Constant(value=key)):
+        case ast.Subscript(value=inner, slice=ast.Constant(value=str() | int() as key)):
             return _item(_value(inner, values), key)
         case ast.UnaryOp(op=ast.USub(), operand=inner):
             value = _value(inner, values)
