@@ -1,9 +1,9 @@
-"""Writes a file so that after a crash either the old or the new one is there, whole."""
+"""Writes files and makes folders so that after a crash or a loss of power they are there, whole, or not at all."""
 
 import os
 from pathlib import Path
 
-__all__ = ["fsync_folder", "write_durably"]
+__all__ = ["fsync_folder", "make_folder_durably", "write_durably"]
 
 
 def write_durably(path: Path, content: bytes, mode: int = 0o600) -> None:
@@ -19,6 +19,14 @@ def write_durably(path: Path, content: bytes, mode: int = 0o600) -> None:
         os.close(descriptor)
     temporary.replace(path)
     fsync_folder(path.parent)
+
+
+def make_folder_durably(folder: Path, mode: int = 0o700) -> None:
+    """Make ``folder`` and the missing ones above it; each name is on disk before anything is put inside."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir(mode=mode, exist_ok=True)
+        fsync_folder(path.parent)
 
 
 def fsync_folder(folder: Path) -> None:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from dpfpl_client.learning.learner import PersonalState
-from dpfpl_common.durable import write_durably
+from dpfpl_common.durable import make_folder_durably, write_durably
 from dpfpl_common.errors import PayloadError, StateError
 from dpfpl_common.experiment import Experiment, parse_experiment
 from dpfpl_common.optimizer import OptimizerState
@@ -192,8 +192,7 @@ class DiskStore:
     def _made(self, experiment: str) -> Path:
         """The experiment's folder, this user's alone."""
         folder = self._folder / experiment
-        for made in (self._folder, folder):
-            made.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder_durably(folder)
         return folder
 
     def _path(self, experiment: str, round_number: int) -> Path:

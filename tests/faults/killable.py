@@ -1,0 +1,136 @@
+"""Starts and kills real agents, talks to them and reads what they left on disk; for the tests in this folder."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dpfpl_client.agent.channel import AgentChannel
+from dpfpl_client.agent.ledger import Ledger
+from dpfpl_client.agent.store import DiskStore
+from dpfpl_common.errors import RefusedError
+from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings, RoundSettings
+from dpfpl_common.payload import TrainRequest
+from dpfpl_common.processes import child_environment
+
+DRIVER = Path(__file__).with_name("agent_driver.py")
+WIDTH = 128
+"""Of the embedded model's text tower."""
+
+
+class Driver:
+    """The parent process; see ``agent_driver.py``."""
+
+    def __init__(self, environment=None):
+        self.process = subprocess.Popen(
+            [sys.executable, str(DRIVER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+            env=child_environment({"OMP_NUM_THREADS": "1", **(environment or {})}, offline=True),
+        )
+        assert self.line() == "ready"
+
+    def line(self):
+        return self.process.stdout.readline().strip()
+
+    def start(self, state, *, wait=True, **settings):
+        """Fork an agent on the state folder; gives its process id once it answers."""
+        self.process.stdin.write(json.dumps({"state": str(state), **settings}) + "\n")
+        pid = json.loads(self.line())["pid"]
+        if wait:
+            line = self.line()
+            assert line == "listens", line
+        return pid
+
+    def wait(self):
+        """The exit status of the agent that ran; negative for a signal."""
+        while not (line := self.line()).startswith('{"exit"'):
+            assert self.process.poll() is None
+        return json.loads(line)["exit"]
+
+    def send(self, pid, number=signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+    def kill(self, pid, number=signal.SIGKILL):
+        self.send(pid, number)
+        return self.wait()
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait(20)
+
+
+class Site:
+    """A state folder, the agents that live on it one after the other, and a client of theirs."""
+
+    def __init__(self, driver, folder):
+        self.driver, self.state = driver, folder / "state"
+        self.store = DiskStore(self.state)
+
+    @contextlib.contextmanager
+    def agent(self, **settings):
+        """An agent that is killed at the end of the block, unless it is gone by then."""
+        pid = self.driver.start(self.state, **settings)
+        try:
+            yield pid
+        finally:
+            self.driver.kill(pid)
+
+    def train(self, request, deadline_s=60.0):
+        """Ask the agent that runs; AGENT_UNAVAILABLE at once if none does."""
+        address, token = f"unix:{self.state}/agent.sock", self.state / "agent.token"
+        with AgentChannel(address, token, deadline_s, wait_s=0.05) as agent:
+            return agent.train(request)
+
+    def train_until_death(self, request):
+        """Ask an agent that dies meanwhile."""
+        with pytest.raises(RefusedError) as caught:
+            self.train(request)
+        assert caught.value.code == "AGENT_UNAVAILABLE"
+
+    @property
+    def charges(self):
+        """As the file tells it, through a connection of its own."""
+        if not (self.state / "ledger.sqlite").exists():
+            return []
+        ledger = Ledger(self.state / "ledger.sqlite")
+        try:
+            return ledger.charges()
+        finally:
+            ledger.close()
+
+    def prompts_are_whole(self):
+        """Every record of every experiment reads back, and the committed ones are what the ledger says."""
+        committed = {(c.experiment, c.round): c.release_digest for c in self.charges if c.release_digest}
+        for name in self.store.experiments():
+            for number in self.store.rounds(name):
+                record = self.store.read(name, number)
+                assert np.all(np.isfinite(record.state.context))
+                assert committed.pop((name, number), record.digest()) == record.digest()
+        assert committed == {}, "a committed release is gone"
+
+
+def make_experiment(name="pilot", rounds=3, **privacy):
+    return Experiment(
+        name=name,
+        classes=("cat", "dog", "bird"),
+        sites=("north", "south"),
+        model=ModelSettings(width=WIDTH),
+        prompt=PromptSettings(num_context=4, rank=2),
+        privacy=PrivacySettings(**{"noise_multiplier": 20.0, "nominal_site_size": 12, **privacy}),
+        rounds=RoundSettings(number=rounds, local_steps=1),
+    )
+
+
+def train_request(number=1, of=None, value=0.0, evaluate=False):
+    of = of or make_experiment()
+    return TrainRequest(of, number, np.full(of.context_shape, value, "<f4"), evaluate)
