@@ -111,7 +111,7 @@ def test_a_restart_from_the_record_equals_going_on(site, method, rank, mechanism
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_another_sites_data_changes_nothing_here(site, method):
+def test_isolation_another_sites_data_changes_nothing_here(site, method):
     experiment, mine = site(1, method=method)
     alone = mine.train_round(*start(experiment), SeededRandomness(0).for_round("s0", 1))
     for other_seed in (2, 3):
@@ -141,7 +141,7 @@ def test_every_local_step_is_noised_and_the_update_is_their_mean(site, recording
     assert result.state.optimizer.steps == 4
 
 
-def test_a_round_without_any_example_still_releases_noise(site, recording_noise):
+def test_P8_a_round_without_any_example_still_releases_noise(site, recording_noise):
     class Nobody:
         def draw(self, count, sample_rate):
             return np.zeros(0, dtype=np.int64)
@@ -153,27 +153,37 @@ def test_a_round_without_any_example_still_releases_noise(site, recording_noise)
     assert not any(total.any() for total, _ in noise.calls)
 
 
-def test_one_example_moves_a_step_by_at_most_the_sensitivity(site, recording_noise, backbone, make_features):
-    """The real gradients, with and without one image (P9), up to float32 rounding of the others' gradients."""
+class Everybody:
+    """The same randomness for both neighbours: everybody joins."""
 
-    class Everybody:
-        def draw(self, count, sample_rate):
-            return np.arange(count)
+    def draw(self, count, sample_rate):
+        return np.arange(count)
 
-    experiment, _ = site(local_steps=1)
-    features = make_features(5, backbone.feature_size, CLASSES, 12)
+
+# With 0.5 of 12 and of 11, of 10 and of 9: both sides of what int() or round() of a batch size would make of them.
+@pytest.mark.parametrize("count", [12, 11, 10, 1])
+@pytest.mark.parametrize("method", METHODS)
+def test_P9_one_image_moves_a_step_by_at_most_the_sensitivity(
+    site, recording_noise, backbone, make_features, method, count
+):
+    """The real gradients, with and without one image, up to float32 rounding of the others' gradients."""
+    experiment, _ = site(local_steps=1, method=method)
+    features = make_features(5, backbone.feature_size, CLASSES, count)
     smaller = dataclasses.replace(
         features, train=LabelledFeatures(features.train.features[1:], features.train.labels[1:])
     )
-    totals = []
+    totals, updates = [], []
     for data in (features, smaller):
         noise = recording_noise()
         sources = Randomness(noise, Everybody(), np.random.default_rng(0))
-        PromptLearner(backbone, experiment, data).train_round(*start(experiment), sources)
+        result = PromptLearner(backbone, experiment, data).train_round(*start(experiment), sources)
         totals.append([total for total, _ in noise.calls])
+        updates.append(result.update)
     bounds = [0.3, 0.2, 0.2]
-    apart = sum(np.sum((a - b) ** 2) / c**2 for a, b, c in zip(*totals, bounds, strict=True)) ** 0.5
+    apart = sum(np.sum((a - b) ** 2) / c**2 for a, b, c in zip(*totals, bounds[: len(totals[0])], strict=True)) ** 0.5
     assert 0.5 < apart <= 1 + 1e-4
+    # What is sent is the sum over a constant, the same for both.
+    np.testing.assert_allclose(updates[0] - updates[1], (totals[0][0] - totals[1][0]) / (0.5 * 40), atol=1e-12)
 
 
 def test_zero_displacement_is_zero_shot(site):
