@@ -23,9 +23,17 @@ from dpfpl_bench.settings import BenchSettings  # noqa: E402
 from dpfpl_client.data import DataSettings  # noqa: E402
 from dpfpl_common.experiment import METHODS  # noqa: E402
 
-__all__ = ["Cell", "cells", "main", "markdown"]
+__all__ = ["SITES", "Cell", "bench_settings", "cells", "main", "markdown"]
 
-WAYS = (("per_step", "distributed"), ("per_step", "central"), ("per_step", "local"), ("one_shot", "local"))
+WAYS = (
+    ("per_step", "distributed", "none"),
+    ("per_step", "central", "none"),
+    ("per_step", "local", "none"),
+    ("one_shot", "local", "none"),
+    ("one_shot", "local", "text"),
+)
+"""Mechanism, trust and projection."""
+
 EPSILONS = (None, 8.0, 4.0, 2.0, 1.0, 0.5)
 SITES = 4
 
@@ -40,11 +48,13 @@ class Cell:
     epsilon: float | None
     seed: int
     data: str = "digits"
+    projection: str = "none"
 
     @property
     def name(self) -> str:
         """Its file name."""
-        return f"{self.data}-{self.method}-{self.mechanism}-{self.trust}-{self.epsilon or 'none'}-{self.seed}.json"
+        way = self.mechanism if self.projection == "none" else f"{self.mechanism}+{self.projection}"
+        return f"{self.data}-{self.method}-{way}-{self.trust}-{self.epsilon or 'none'}-{self.seed}.json"
 
     @property
     def run(self) -> "Cell":
@@ -63,11 +73,11 @@ class Cell:
 def cells(seeds: int, data: str = "digits", methods: Sequence[str] = METHODS) -> list[Cell]:
     """All runs, each once."""
     every = [
-        Cell(method, mechanism, trust, epsilon, seed, data).run
+        Cell(method, mechanism, trust, epsilon, seed, data, projection).run
         for seed in range(seeds)
         for epsilon in EPSILONS
         for method in methods
-        for mechanism, trust in WAYS
+        for mechanism, trust, projection in WAYS
     ]
     return list(dict.fromkeys(every))
 
@@ -80,26 +90,7 @@ def run_cell(cell: Cell, out: Path) -> Path:
     import torch
 
     torch.set_num_threads(1)
-    bench = BenchSettings(
-        name="privacy-table",
-        method=cell.method,
-        rank=4,
-        mechanism=cell.mechanism,
-        trust=cell.trust,
-        epsilon=cell.epsilon,
-        clipping="joint",
-        accounting="honest",
-        delta=1e-5,
-        rounds=10,
-        local_steps=4,
-        sample_rate=0.5,
-        clipping_norm=0.1,
-        learning_rate=0.02,
-        personal_learning_rate=0.02,
-        init_text="a photo of a",
-        num_context=0,
-        evaluate_every=100,
-    )
+    bench = bench_settings(cell.method, cell.mechanism, cell.trust, cell.epsilon, cell.projection)
     request = RunRequest(
         model="embedded",
         data=DataSettings(source=cell.data, split_seed=cell.seed),
@@ -114,6 +105,33 @@ def run_cell(cell: Cell, out: Path) -> Path:
     return path
 
 
+def bench_settings(
+    method: str, mechanism: str, trust: str, epsilon: float | None, projection: str = "none"
+) -> BenchSettings:
+    """The setting that all tables of docs/privacy.md share."""
+    return BenchSettings(
+        name="privacy-table",
+        method=method,
+        rank=4,
+        mechanism=mechanism,
+        trust=trust,
+        projection=projection,
+        epsilon=epsilon,
+        clipping="joint",
+        accounting="honest",
+        delta=1e-5,
+        rounds=10,
+        local_steps=4,
+        sample_rate=0.5,
+        clipping_norm=0.1,
+        learning_rate=0.02,
+        personal_learning_rate=0.02,
+        init_text="a photo of a",
+        num_context=0,
+        evaluate_every=100,
+    )
+
+
 def markdown(out: Path, seeds: int, data: str = "digits", methods: Sequence[str] = METHODS) -> str:
     """The table: mean over seeds of local / neighbour accuracy in percent, with the standard deviation over seeds."""
     head = (
@@ -121,12 +139,13 @@ def markdown(out: Path, seeds: int, data: str = "digits", methods: Sequence[str]
     )
     lines = [head, "|" + "---|" * (len(EPSILONS) + 3)]
     for method in methods:
-        for mechanism, trust in WAYS:
+        for mechanism, trust, projection in WAYS:
+            shown = mechanism if projection == "none" else f"{mechanism}, projection {projection}"
             texts = []
             for epsilon in EPSILONS:
-                runs = [Cell(method, mechanism, trust, epsilon, seed, data).run for seed in range(seeds)]
+                runs = [Cell(method, mechanism, trust, epsilon, seed, data, projection).run for seed in range(seeds)]
                 texts.append(_pair([_read(out / run.name) for run in runs]))
-            lines.append(f"| {method} | {mechanism} | {trust} | " + " | ".join(texts) + " |")
+            lines.append(f"| {method} | {shown} | {trust} | " + " | ".join(texts) + " |")
     return "\n".join([*lines, "", *_floors(out, [cell for cell in cells(seeds, data) if cell.has_floors])])
 
 
