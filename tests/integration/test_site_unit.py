@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import dp_accounting
 import numpy as np
@@ -43,8 +44,7 @@ from dpfpl_common.planning import resolve_noise
 from dpfpl_common.sampling import SeededSampler
 from dpfpl_common.trust import planned_events
 from dpfpl_server.aggregation import aggregate, update_norm_cap
-from dpfpl_server.report_answer import privacy_sentences
-from dpfpl_server.report_sections import privacy_section, rounds_section
+from dpfpl_server.report import render_report
 from dpfpl_server.result import build_result, privacy_statement
 from dpfpl_server.strategy import DPFPLStrategy
 
@@ -357,9 +357,11 @@ def test_the_result_does_not_tell_who_was_drawn(rate):
     secret = json.dumps([result["rounds"], [site["before"] for site in result["sites"]]])
     assert ("site-0" in secret) == ("0.5" in secret) == ("20" in secret) == (rate == 1.0)
     assert [entry["round"] for entry in result["rounds"]] == [1, 2, 3]
-    text = privacy_section(result) + rounds_section(result) + " ".join(privacy_sentences(result))
-    assert ("drawn by chance" in text) == (rate < 1)
-    assert "whole data set" in text.replace("&#x27;", "'")
+    page = render_report(result)
+    assert ("drawn by chance" in page) == (rate < 1)
+    assert "whole data set" in page
+    numbers = re.findall(r'data-from="rounds\[[^"]*\.(?:metrics|sites|dropped|site_seconds)[^"]*">([^<]*)<', page)
+    assert not [shown for shown in numbers if rate < 1 and re.search(r"[1-9]", shown)]
 
 
 # At the site
