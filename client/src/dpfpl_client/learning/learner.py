@@ -1,6 +1,7 @@
 """A site's prompt learner: the rounds of one experiment over cached image features."""
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from dpfpl_client.learning.evaluation import LabelledFeatures, accuracy
 from dpfpl_client.learning.gradients import per_example_gradients
 from dpfpl_client.learning.methods import build_method
 from dpfpl_client.learning.prototypes import noised_class_sums, prototypes_from
+from dpfpl_client.learning.public_directions import direction_count, text_directions
 from dpfpl_client.learning.randomness import Randomness
 from dpfpl_client.learning.step import noised_step
 from dpfpl_client.learning.whole_update import batch_gradient, released_update
@@ -185,7 +187,7 @@ class PromptLearner:
                 noise_multiplier,
             )
             state = dataclasses.replace(state, class_sums=sums)
-        prototypes = prototypes_from(sums, noise_multiplier)
+        prototypes = prototypes_from(sums, noise_multiplier, *self._public_facts)
         present = np.flatnonzero(prototypes.weights)
         pseudo = LabelledFeatures(
             torch.from_numpy(prototypes.features[present].astype(np.float32)), torch.from_numpy(present)
@@ -199,6 +201,15 @@ class PromptLearner:
             personal = directions.merge([block[0] for block in directions.split(gradient[None])])
             state = self._moved(state, personal)
         return RoundResult(update=update, state=state)
+
+    @functools.cached_property
+    def _public_facts(self) -> tuple[Floats, Floats | None]:
+        """What ``prototypes_from`` may know beside the noised sums: the class texts' features, and directions."""
+        expected = self._backbone.text_features(self._initial, self._tokens).double().numpy()
+        if self._experiment.privacy.projection == "none":
+            return expected, None
+        count = direction_count(*expected.shape)
+        return expected, text_directions(self._backbone, self._tokens, self._initial, count)
 
     def _begun(self, state: PersonalState, randomness: Randomness) -> PersonalState:
         """The state with the parameters that the method begins with, at a site's first step."""
