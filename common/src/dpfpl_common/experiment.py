@@ -19,6 +19,7 @@ __all__ = [
     "TRUST_MODES",
     "UNITS",
     "Experiment",
+    "GradientSettings",
     "ModelSettings",
     "OptimizerSettings",
     "PrivacySettings",
@@ -32,6 +33,7 @@ TRUST_MODES = ("distributed", "central", "local")
 MECHANISMS = ("per_step", "one_shot")
 CLIPPINGS = ("joint", "separate")
 ACCOUNTINGS = ("honest", "paper")
+PRECISIONS = ("float32", "bfloat16")
 UNITS = ("example", "site")
 METHODS = ("dpfpl", "dplora", "fedotp", "fedpgp", "promptfl")
 SITE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -79,6 +81,20 @@ class OptimizerSettings:
     name: str = "adam"
     global_learning_rate: float = 0.02
     personal_learning_rate: float = 0.02
+
+
+@dataclass(frozen=True)
+class GradientSettings:
+    """How exactly one example's gradient is computed; it is clipped afterwards, so the sensitivity is the same.
+
+    Attributes:
+        precision: ``float32``, or ``bfloat16`` to round the factors of large products on the way back.
+        classes: how many classes of an example's loss count towards its gradient, those with the largest share in it;
+            0 for all.
+    """
+
+    precision: str = "float32"
+    classes: int = 0
 
 
 @dataclass(frozen=True)
@@ -161,6 +177,7 @@ class Experiment:
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     privacy: PrivacySettings = field(default_factory=PrivacySettings)
     rounds: RoundSettings = field(default_factory=RoundSettings)
+    gradients: GradientSettings = field(default_factory=GradientSettings)
 
     def __post_init__(self) -> None:
         for part in (self.optimizer, self.privacy, self.rounds):
@@ -249,6 +266,8 @@ def _check(e: Experiment) -> None:
     _choice("optimizer.name", o.name, OPTIMIZERS)
     _within("optimizer.global_learning_rate", o.global_learning_rate, 0.0, 1e6)
     _within("optimizer.personal_learning_rate", o.personal_learning_rate, 0.0, 1e6)
+    _choice("gradients.precision", e.gradients.precision, PRECISIONS)
+    _within("gradients.classes", e.gradients.classes, 0, 10**6)
     _choice("privacy.unit", p.unit, UNITS)
     _choice("privacy.mechanism", p.mechanism, MECHANISMS)
     _choice("privacy.trust", p.trust, TRUST_MODES)
