@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dpfpl_common.errors import ConfigError
+from dpfpl_common.gradient_settings import PRECISIONS, GradientSettings
 from dpfpl_common.noise import grid_allows
 from dpfpl_common.settings import from_table, read_toml, shown, to_table
 
@@ -35,7 +36,6 @@ TRUST_MODES = ("distributed", "central", "local")
 MECHANISMS = ("per_step", "one_shot")
 CLIPPINGS = ("joint", "separate")
 ACCOUNTINGS = ("honest", "paper")
-PRECISIONS = ("float32", "bfloat16")
 UNITS = ("example", "site")
 METHODS = ("dpfpl", "dplora", "fedotp", "fedpgp", "promptfl")
 SITE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -84,20 +84,6 @@ class OptimizerSettings:
     name: str = "adam"
     global_learning_rate: float = 0.02
     personal_learning_rate: float = 0.02
-
-
-@dataclass(frozen=True)
-class GradientSettings:
-    """How exactly one example's gradient is computed; it is clipped afterwards, so the sensitivity is the same.
-
-    Attributes:
-        precision: ``float32``, or ``bfloat16`` to round the factors of large products on the way back.
-        classes: how many classes of an example's loss count towards its gradient, those with the largest share in it;
-            0 for all.
-    """
-
-    precision: str = "float32"
-    classes: int = 0
 
 
 @dataclass(frozen=True)
