@@ -223,6 +223,8 @@ class Experiment:
         table = to_table(self)
         if self.aggregation == AggregationSettings():
             del table["aggregation"]
+        if self.gradients == GradientSettings():
+            del table["gradients"]
         return json.dumps(table, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
     def digest(self) -> str:
