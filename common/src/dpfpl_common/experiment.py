@@ -12,7 +12,10 @@ from typing import Any
 from dpfpl_common.errors import ConfigError
 from dpfpl_common.gradient_settings import PRECISIONS, GradientSettings
 from dpfpl_common.noise import grid_allows
-from dpfpl_common.settings import from_table, read_toml, shown, to_table
+from dpfpl_common.settings import from_table, read_toml, to_table
+from dpfpl_common.value_checks import choice as _choice
+from dpfpl_common.value_checks import impossible as _impossible
+from dpfpl_common.value_checks import within as _within
 
 __all__ = [
     "MECHANISMS",
@@ -386,21 +389,3 @@ def _unsound_site_unit(p: PrivacySettings) -> str:
 
 def _is_name(text: str) -> bool:
     return bool(text.strip()) and len(text) <= 200 and text.isprintable()
-
-
-def _choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise _impossible(key, value, "one of " + ", ".join(allowed))
-
-
-def _within(key: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise _impossible(key, value, f"a number from {low:g} to {high:g}")
-
-
-def _impossible(key: str, value: object, expected: str) -> ConfigError:
-    return ConfigError(
-        code="IMPOSSIBLE_VALUE",
-        message=f"The experiment's {key} is {shown(value)}, expected {expected}.",
-        advice="Correct experiment.toml.",
-    )
