@@ -205,8 +205,15 @@ MUTATIONS = (
     Mutation(
         "one_shot: a row of pure noise is believed",
         PROTOTYPES,
-        "    stands_out = energy > noise_multiplier**2 * (size + 2 * math.sqrt(size * t) + 2 * t)\n",
-        "    stands_out = energy > noise_multiplier**2 * t * 0\n",
+        "    found = energy > pure_noise + hiding\n",
+        "    found = energy > 0\n",
+        (PROTOTYPE_TESTS,),
+    ),
+    Mutation(
+        "one_shot: a class that may hide in the noise is given up",
+        PROTOTYPES,
+        "    weights = np.where(found, signal, min(math.sqrt(hiding), most))\n",
+        "    weights = signal\n",
         (PROTOTYPE_TESTS,),
     ),
     Mutation(
