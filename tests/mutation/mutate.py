@@ -13,6 +13,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from site_gate import SITE_GATE
+
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLING = "common/src/dpfpl_common/sampling.py"
 WHOLE_UPDATE = "client/src/dpfpl_client/learning/whole_update.py"
@@ -304,6 +306,7 @@ MUTATIONS = (
         "                pass\n",
         ("tests/server/test_pulse.py",),
     ),
+    *(Mutation(*parts) for parts in SITE_GATE),
 )
 
 
