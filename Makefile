@@ -14,7 +14,7 @@ STAMP := $(VENV)/.installed
 METADATA := $(wildcard common/pyproject.toml client/pyproject.toml server/pyproject.toml bench/pyproject.toml)
 
 DISTRIBUTIONS := -e ./common -e './client[agent]' -e ./server -e './bench[flower]'
-DEVELOPMENT := pytest pytest-cov pytest-timeout pytest-xdist hypothesis ruff mypy build grpcio-tools types-protobuf
+DEVELOPMENT := pytest pytest-cov pytest-timeout pytest-xdist hypothesis ruff mypy build grpcio-tools types-protobuf websockets
 
 # Two test processes with one thread each: on two cores faster than one with two, and more cores are not assumed.
 # A file's tests stay in one process, so that what they share is built once.
