@@ -16,7 +16,8 @@ from dpfpl_bench.simulation import SimulatedSite, Simulation, prepare_sites, sit
 from dpfpl_client.agent.core import SiteAgent
 from dpfpl_client.agent.feature_cache import FeatureCache
 from dpfpl_client.agent.ledger import Ledger
-from dpfpl_client.agent.policy import Policy, permit
+from dpfpl_client.agent.permit import permit
+from dpfpl_client.agent.policy import Policy
 from dpfpl_client.agent.store import MemoryStore
 from dpfpl_client.data import DataSettings, list_classes, load_pool, partition_sites
 from dpfpl_client.exporting.card import Facts

@@ -194,8 +194,8 @@ MUTATIONS = (
     Mutation(
         "a release without a charge",
         CORE,
-        "            sequence = self._ledger.reserve(experiment.name, request.round, digest, events)\n",
-        "            sequence = 0\n",
+        "        sequence = self._ledger.reserve(experiment.name, request.round, digest, events)\n",
+        "        sequence = 0\n",
         (CORE_TESTS,),
     ),
     Mutation(
@@ -254,6 +254,55 @@ MUTATIONS = (
         '("prompt_recipient", 0.0, 1.0)',
         '("prompt_recipient", z, 1.0)',
         (SITE_UNIT_TESTS,),
+    ),
+    Mutation(
+        "replies are taken without the site's signature",
+        "server/src/dpfpl_server/replies.py",
+        "        if self._signatures is not None:\n",
+        "        if False:\n",
+        ("tests/server/test_signatures.py",),
+    ),
+    Mutation(
+        "the signature leaves the reply's content out",
+        "common/src/dpfpl_common/signed_text.py",
+        "        _content_digest(reply),\n",
+        "",
+        ("tests/server/test_signatures.py", "tests/common/test_signed_text.py"),
+    ),
+    Mutation(
+        "the signature is not tied to the experiment",
+        "common/src/dpfpl_common/signed_text.py",
+        "        experiment.digest().encode(),\n",
+        "",
+        ("tests/server/test_signatures.py", "tests/common/test_signed_text.py"),
+    ),
+    Mutation(
+        "a median of single shares of noise passes for their sum",
+        "common/src/dpfpl_common/experiment.py",
+        '    elif rule != "mean" and p.trust != "local":\n',
+        '    elif rule != "mean" and p.trust == "central":\n',
+        ("tests/common/test_experiment.py",),
+    ),
+    Mutation(
+        "a changed checkpoint is resumed from",
+        "server/src/dpfpl_server/run_store.py",
+        "        if not whole or digest != sha256:\n",
+        "        if not whole:\n",
+        ("tests/server/test_run_folder.py",),
+    ),
+    Mutation(
+        "a second reply to the same message is aggregated too",
+        "server/src/dpfpl_server/exchange.py",
+        '            site = waiting.pop(message_id, "")\n',
+        '            site = waiting.pop(message_id, "") or answered.get(message_id, "")\n',
+        ("tests/server/test_strategy.py",),
+    ),
+    Mutation(
+        "two server programs work on one run",
+        "server/src/dpfpl_server/pulse.py",
+        "                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
+        "                pass\n",
+        ("tests/server/test_pulse.py",),
     ),
 )
 
