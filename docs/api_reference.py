@@ -1,6 +1,6 @@
-"""Builds the API reference from the docstrings: one self-contained HTML page, read from the sources without importing them.
+"""Builds the API reference from the docstrings: one self-contained HTML page, from the sources without importing them.
 
-    python docs/api_reference.py --out runs/api.html
+python docs/api_reference.py --out runs/api.html
 """
 
 import argparse
@@ -12,9 +12,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 DISTRIBUTIONS = ("common", "client", "server", "bench")
 STYLE = """
-body { max-width: 60rem; margin: 0 auto; padding: 1rem; font: 15px/1.5 system-ui, sans-serif; color: #1b1f24; background: #fff; }
+body { max-width: 60rem; margin: 0 auto; padding: 1rem; font: 15px/1.5 system-ui, sans-serif; }
 pre { white-space: pre-wrap; margin: .3rem 0 .8rem 1rem; font: inherit; } code { font: 13px ui-monospace, monospace; }
-h2 { border-top: 1px solid #d1d9e0; padding-top: 1rem; overflow-wrap: anywhere; } h3 { margin-bottom: 0; overflow-wrap: anywhere; }
+h2 { border-top: 1px solid #d1d9e0; padding-top: 1rem; }
+h2, h3 { overflow-wrap: anywhere; }
+h3 { margin-bottom: 0; }
 nav { columns: 18rem; font-size: .9rem; }
 """
 
@@ -27,13 +29,18 @@ def modules() -> Iterator[tuple[str, ast.Module]]:
             if path.stem.endswith(("_pb2", "_pb2_grpc")) or path.stem == "__main__":
                 continue
             parts = path.relative_to(source).with_suffix("").parts
-            yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), ast.parse(path.read_text(encoding="utf-8"))
+            yield (
+                ".".join(parts[:-1] if parts[-1] == "__init__" else parts),
+                ast.parse(path.read_text(encoding="utf-8")),
+            )
 
 
 def public_names(tree: ast.Module) -> list[str]:
     """What ``__all__`` lists."""
     for node in tree.body:
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
         if any(isinstance(target, ast.Name) and target.id == "__all__" for target in targets):
             assert node.value is not None  # type: ignore[union-attr]
             return [str(name) for name in ast.literal_eval(node.value)]  # type: ignore[union-attr]
@@ -58,7 +65,11 @@ def signature(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> st
 
 def described(node: ast.AST) -> str:
     """Its docstring as HTML."""
-    text = ast.get_docstring(node) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) else ""
+    text = (
+        ast.get_docstring(node)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        else ""
+    )
     return f"<pre>{html.escape(text)}</pre>" if text else ""
 
 
@@ -75,7 +86,8 @@ def page() -> str:
                 if isinstance(node, ast.ClassDef):
                     parts += [f"<p><code>.{html.escape(signature(m))}</code></p>{described(m)}" for m in members(node)]
     return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width">'
         f"<title>DP-FPL API reference</title><style>{STYLE}</style></head><body><h1>API reference</h1>\n"
         f"<nav>{''.join(index)}</nav>\n" + "\n".join(parts) + "\n</body></html>\n"
     )

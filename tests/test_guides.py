@@ -1,4 +1,4 @@
-"""The guides tell the truth: their commands exist with these options, what can be run is run, their numbers come out."""
+"""The guides tell the truth: their commands and options exist, what can be run is run, their numbers come out."""
 
 import math
 import os
@@ -9,12 +9,20 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from typer.main import get_command
 
 from dpfpl_bench.cli import app as bench_app
+from dpfpl_client.agent.store import DiskStore, Record
 from dpfpl_client.cli import app as client_app
+from dpfpl_client.learning.backbone import load_backbone
+from dpfpl_client.learning.learner import PersonalState
 from dpfpl_common.accounting import calibrate_noise_multiplier
+from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings
+from dpfpl_common.optimizer import OptimizerState
+from dpfpl_common.payload import SiteReply
 from dpfpl_server.cli import app as server_app
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,7 +33,9 @@ DOCUMENTS = ("README.md", "README.ja.md", *sorted(str(p.relative_to(ROOT)) for p
 def blocks(document, *languages):
     """Fenced blocks without a language or with one of these."""
     text = (ROOT / document).read_text(encoding="utf-8")
-    return [body for kind, body in re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL) if kind in languages]
+    return [
+        body for kind, body in re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL) if kind in languages
+    ]
 
 
 def commands(document):
@@ -39,7 +49,8 @@ def commands(document):
     return found
 
 
-ALL = [(document, words) for document in DOCUMENTS for words in commands(document)]
+DRAWINGS = {"docs/architecture.md"}  # its blocks are no commands to type
+ALL = [(d, words) for d in DOCUMENTS if d not in DRAWINGS for words in commands(d)]
 
 
 def test_there_are_commands_to_check():
@@ -48,7 +59,9 @@ def test_there_are_commands_to_check():
     assert {document for document, _ in ALL} >= {"README.md", "README.ja.md", "docs/site.md", "docs/operator.md"}
 
 
-@pytest.mark.parametrize(("document", "words"), ALL, ids=lambda value: value if isinstance(value, str) else " ".join(value)[:60])
+@pytest.mark.parametrize(
+    ("document", "words"), ALL, ids=lambda value: value if isinstance(value, str) else " ".join(value)[:60]
+)
 def test_every_command_of_the_guides_is_one(document, words):
     """Parsed by the program itself, without being carried out: an unknown command or option fails here."""
     command = get_command(PROGRAMS[words[0]])
@@ -110,10 +123,9 @@ def test_what_the_guides_say_before_a_network_is_there(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_python_of_the_site_guide_runs(trained_folder, tmp_path):
+def test_the_python_of_the_site_guide_runs(tmp_path):
     (body,) = [b for b in blocks("docs/site.md", "python") if "load_prompt" in b]
-    from PIL import Image
-
+    trained_folder = a_site_with_a_prompt(tmp_path)
     Image.new("RGB", (20, 20), "white").save(tmp_path / "photo.png")
     body = body.replace('"kits/hospital-a"', repr(str(trained_folder)))
     done = subprocess.run(
@@ -121,6 +133,26 @@ def test_the_python_of_the_site_guide_runs(trained_folder, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "bright" in done.stdout
+
+
+def a_site_with_a_prompt(folder):
+    """A site's folder with one round of a prompt, without any training."""
+    model = load_backbone("embedded")
+    experiment = Experiment(
+        name="pilot",
+        classes=("bright", "dark"),
+        sites=("north", "south"),
+        model=ModelSettings(width=model.width, fingerprint=model.fingerprint),
+        privacy=PrivacySettings(noise_multiplier=2.0),
+    )
+    (folder / "site.toml").write_text('name = "north"\n[data]\nsource = "digits"\n')
+    zeros = np.zeros(experiment.context_shape)
+    state = PersonalState(zeros, OptimizerState(zeros, zeros, 0))
+    store = DiskStore(folder / "state")
+    store.remember(experiment)
+    reply = SiteReply("north", 1, zeros.astype("<f4"), {}, 0.1)
+    store.write("pilot", 1, Record("digest", reply, zeros.astype("<f4"), state))
+    return folder
 
 
 def run_it(folder, line, allowed=(0,)):
@@ -167,6 +199,11 @@ def test_the_api_reference_is_built_from_the_docstrings(tmp_path):
     script = ROOT / "docs" / "api_reference.py"
     subprocess.run([sys.executable, script, "--out", tmp_path / "api.html"], check=True, timeout=120)
     page = (tmp_path / "api.html").read_text()
-    for name in ("dpfpl_client.prompt", "load_prompt(folder: Path | str", "class Classifier", "dpfpl_common.accounting"):
+    for name in (
+        "dpfpl_client.prompt",
+        "load_prompt(folder: Path | str",
+        "class Classifier",
+        "dpfpl_common.accounting",
+    ):
         assert name in page
-    assert "_epsilon(" not in page
+    assert "<code>_epsilon(" not in page
