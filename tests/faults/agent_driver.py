@@ -31,6 +31,8 @@ from dpfpl_common.accounting import PrivacyEvent, epsilon
 CLASSES = ("cat", "dog", "bird")
 CLOSED = Policy(experiments=(), max_epsilon_per_experiment=50.0, max_epsilon_lifetime=100.0)
 """Approves nothing: what an agent computes under it, it computed before it asked."""
+KIT = Policy(experiments=("*",), max_epsilon_per_experiment=10.0, max_epsilon_lifetime=20.0)
+"""What a kit starts with."""
 POLICY = Policy(experiments=("*",), max_epsilon_per_experiment=50.0, max_epsilon_lifetime=100.0, metrics="exact")
 CRASH_POINTS = (
     "before_reserve",
@@ -143,7 +145,7 @@ def build(state, backbone, features, settings):
     hook = Hook(settings)
     ledger, store = open_ledger(state, HookedLedger), HookedStore(state)
     ledger.hook = store.hook = hook
-    policy = CLOSED if settings.get("closed") else POLICY
+    policy = {"closed": CLOSED, "kit": KIT}.get(settings.get("policy"), POLICY)
     agent = SiteAgent("north", backbone, features, policy, ledger, store, HookedRandomness(hook))
     return HookedAgent(agent, hook)
 

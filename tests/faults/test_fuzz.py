@@ -43,7 +43,7 @@ class Target:
 
     def __init__(self, site):
         self.site = site
-        self.pid = site.driver.start(site.state, closed=True)
+        self.pid = site.driver.start(site.state, policy="closed")
         self.connection = grpc.insecure_channel(f"unix:{site.state}/agent.sock")
         self.header = (("authorization", f"Bearer {read_token(site.state / 'agent.token')}"),)
         self.codes, self.slowest = Counter(), 0.0
