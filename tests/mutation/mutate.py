@@ -194,8 +194,8 @@ MUTATIONS = (
     Mutation(
         "a release without a charge",
         CORE,
-        "            sequence = self._ledger.reserve(experiment.name, request.round, digest, events)\n",
-        "            sequence = 0\n",
+        "        sequence = self._ledger.reserve(experiment.name, request.round, digest, events)\n",
+        "        sequence = 0\n",
         (CORE_TESTS,),
     ),
     Mutation(

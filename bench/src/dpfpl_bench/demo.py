@@ -74,9 +74,10 @@ def run_demo(request: DemoRequest, on_status: Callable[[Status], None]) -> dict[
     on_status({"phase": "COMPUTING_FLOORS", "text": "computing the floors: every site alone, all data in one place"})
     result["floors"]["local_only"] = local_only(backbone, simulated, experiment, seed=0)
     result["floors"]["centralised"] = centralised(backbone, simulated, experiment, seed=0)
-    classes = {site.name: site.num_classes for site in simulated}
-    for entry in result["sites"]:
-        entry["num_classes"] = classes[entry["name"]]
+    known = {site.name: site for site in simulated}
+    for entry in result["sites"]:  # what a deployed site keeps to itself; here the images are public
+        entry["num_classes"] = known[entry["name"]].num_classes
+        entry["test_images"] = len(known[entry["name"]].features.test)
     result["seconds_in_all"] = round(time.monotonic() - started, 3)
     folder = RunFolder(request.out)
     folder.write_json("result.json", result)

@@ -16,6 +16,7 @@ from dpfpl_common.settings import from_table, read_toml, shown, to_table
 __all__ = [
     "MECHANISMS",
     "METHODS",
+    "PROJECTIONS",
     "RULES",
     "TRUST_MODES",
     "UNITS",
@@ -32,6 +33,7 @@ __all__ = [
 
 TRUST_MODES = ("distributed", "central", "local")
 MECHANISMS = ("per_step", "one_shot")
+PROJECTIONS = ("none", "text")
 CLIPPINGS = ("joint", "separate")
 ACCOUNTINGS = ("honest", "paper")
 UNITS = ("example", "site")
@@ -101,6 +103,8 @@ class PrivacySettings:
             whole update of one round.
         factor_clipping_norm: L2 bound C_u = C_v of each personal block: its gradient towards a factor, under ``fedotp``
             towards the personal context; 0 = the same as clipping_norm.
+        projection: of ``one_shot``'s class sums: ``none``, or ``text``, onto the public directions that the classes'
+            text features take as the prompt moves, so that the noise of all others is left out.
         clipping: ``joint``, one factor for all blocks of an example; ``separate``, one for each block.
         accounting: ``honest``; ``paper`` computes target_epsilon's noise by the paper's formula, for reproductions.
         sample_rate: chance q that an example joins a step (Poisson).
@@ -118,6 +122,7 @@ class PrivacySettings:
     noise_multiplier: float | None = None
     clipping_norm: float = 0.1
     factor_clipping_norm: float = 0.0
+    projection: str = "none"
     clipping: str = "joint"
     accounting: str = "honest"
     sample_rate: float = 0.5
@@ -220,6 +225,8 @@ class Experiment:
         table = to_table(self)
         if self.aggregation == AggregationSettings():
             del table["aggregation"]
+        if self.privacy.projection == PrivacySettings.projection:
+            del table["privacy"]["projection"]
         return json.dumps(table, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
     def digest(self) -> str:
@@ -278,6 +285,7 @@ def _check(e: Experiment) -> None:
     _choice("privacy.unit", p.unit, UNITS)
     _choice("privacy.mechanism", p.mechanism, MECHANISMS)
     _choice("privacy.trust", p.trust, TRUST_MODES)
+    _choice("privacy.projection", p.projection, PROJECTIONS)
     _choice("privacy.clipping", p.clipping, CLIPPINGS)
     _choice("privacy.accounting", p.accounting, ACCOUNTINGS)
     _choice("aggregation.rule", e.aggregation.rule, RULES)
@@ -325,6 +333,11 @@ def _refuse_unsound(p: PrivacySettings, rule: str) -> None:
         )
     elif p.mechanism == "one_shot" and p.accounting == "paper":
         reason = "the paper's formula is about noise at every step; one_shot adds noise once"
+    elif p.projection != "none" and p.mechanism != "one_shot":
+        reason = (
+            f"the projection {p.projection} is one of class sums of image features, which {p.mechanism} does not "
+            "release; its gradients are projected by the method's own directions"
+        )
     elif p.clipping == "separate" and (p.mechanism == "one_shot" or p.trust == "local"):
         reason = "separate clipping needs several blocks; here only one is released"
     elif rule != "mean" and p.trust != "local":
@@ -336,9 +349,9 @@ def _refuse_unsound(p: PrivacySettings, rule: str) -> None:
         raise ConfigError(
             code="NO_SOUND_ANALYSIS",
             message=f"Refused: {reason}.",
-            advice="For one_shot, median and trimmed_mean set trust to local; otherwise use clipping joint and "
-            "accounting honest. The unit site needs the mechanism per_step and trust distributed or, to sample sites, "
-            "central.",
+            advice="For one_shot, median and trimmed_mean set trust to local; otherwise use clipping joint, accounting "
+            "honest and projection none. The unit site needs the mechanism per_step and trust distributed or, to "
+            "sample sites, central.",
         )
 
 

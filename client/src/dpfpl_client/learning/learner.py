@@ -1,6 +1,7 @@
 """A site's prompt learner: the rounds of one experiment over cached image features."""
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,10 +13,11 @@ from dpfpl_client.learning.evaluation import LabelledFeatures, accuracy
 from dpfpl_client.learning.gradients import per_example_gradients
 from dpfpl_client.learning.methods import build_method
 from dpfpl_client.learning.prototypes import noised_class_sums, prototypes_from
+from dpfpl_client.learning.public_directions import direction_count, text_directions
 from dpfpl_client.learning.randomness import Randomness
 from dpfpl_client.learning.step import noised_step
 from dpfpl_client.learning.whole_update import batch_gradient, released_update
-from dpfpl_common.errors import DataError, ModelError
+from dpfpl_common.errors import ModelError
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.optimizer import OptimizerState, descend
 
@@ -43,8 +45,7 @@ class SiteFeatures:
     def relabelled(self, classes: tuple[str, ...]) -> "SiteFeatures":
         """The same images with labels that index another list of classes; images of classes not on it are left out.
 
-        Raises:
-            DataError: no training image is left.
+        There may be none left. A site then trains on nothing and sends noise: a refusal would tell its classes.
         """
         if classes == self.classes:
             return self
@@ -54,14 +55,7 @@ class SiteFeatures:
             labels = index[images.labels]
             return LabelledFeatures(images.features[labels >= 0], labels[labels >= 0])
 
-        train = mapped(self.train)
-        if len(train) == 0:
-            raise DataError(
-                code="NO_KNOWN_CLASS",
-                message="None of the site's classes is on the experiment's list (rule classes).",
-                advice="Map the site's folder names to the experiment's class names: [data.class_map] in site.toml.",
-            )
-        return SiteFeatures(train, mapped(self.test), mapped(self.neighbour_test), classes)
+        return SiteFeatures(mapped(self.train), mapped(self.test), mapped(self.neighbour_test), classes)
 
 
 @dataclass(frozen=True)
@@ -193,7 +187,7 @@ class PromptLearner:
                 noise_multiplier,
             )
             state = dataclasses.replace(state, class_sums=sums)
-        prototypes = prototypes_from(sums, noise_multiplier)
+        prototypes = prototypes_from(sums, noise_multiplier, *self._public_facts)
         present = np.flatnonzero(prototypes.weights)
         pseudo = LabelledFeatures(
             torch.from_numpy(prototypes.features[present].astype(np.float32)), torch.from_numpy(present)
@@ -207,6 +201,15 @@ class PromptLearner:
             personal = directions.merge([block[0] for block in directions.split(gradient[None])])
             state = self._moved(state, personal)
         return RoundResult(update=update, state=state)
+
+    @functools.cached_property
+    def _public_facts(self) -> tuple[Floats, Floats | None]:
+        """What ``prototypes_from`` may know beside the noised sums: the class texts' features, and directions."""
+        expected = self._backbone.text_features(self._initial, self._tokens).double().numpy()
+        if self._experiment.privacy.projection == "none":
+            return expected, None
+        count = direction_count(*expected.shape)
+        return expected, text_directions(self._backbone, self._tokens, self._initial, count)
 
     def _begun(self, state: PersonalState, randomness: Randomness) -> PersonalState:
         """The state with the parameters that the method begins with, at a site's first step."""
