@@ -23,7 +23,7 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types pytest mutate format proto clean
+.PHONY: help setup demo test lint types pytest mutate attacks format proto clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ pytest: setup  ## the test suite with coverage
 
 mutate: setup  ## break the mechanism on purpose and see the tests notice
 	$(BIN)/python tests/mutation/mutate.py
+
+attacks: setup  ## play a malicious operator against a real agent and write docs/attacks.md
+	$(BIN)/python tests/attacks/adversarial_operator.py --out docs/attacks.md
 
 format: setup  ## ruff: mend format and order of imports
 	$(BIN)/ruff check --fix-only --select I .

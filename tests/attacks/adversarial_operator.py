@@ -1,6 +1,6 @@
 """Plays an operator who pushes a malicious bundle and runs a malicious server, against a real agent process.
 
-Everything that such an operator can make a site do arrives at the agent's socket, as the site's own ClientApp would send
+Everything that such an operator can make a site do arrives at the agent's socket, as the site's own ClientApp sends
 it. Each attack says what it wants, tries it, and tells what it got. Run as a program it writes docs/attacks.md
 (``make attacks``); ``test_adversarial_operator.py`` asserts every line of it.
 """
@@ -32,16 +32,16 @@ HEAD = """\
 # What a malicious operator tried, and what it got
 
 Written by `make attacks`, which plays an operator with a malicious bundle and a malicious server against a real agent
-with the policy that a kit starts with; a test fails when a line changes. What the operator's code can reach beside the
-socket, as the SuperNode's user, is in [architecture.md](architecture.md#two-users).
+with the policy that a kit starts with, except that any number of experiments a day is let in; a test fails when a line
+changes. What the operator's code can reach beside the socket, as the SuperNode's user, is in
+[architecture.md](architecture.md#two-users).
 
 | Wants to | Tries | Gets | Code |
 |---|---|---|---|
 """
 TAIL = """
 What is left to an operator: the noised releases and their number, coarse accuracies if the policy lets them out,
-whether the site has an image of any of the asked classes (`NO_KNOWN_CLASS`), when a cap is reached, and how long the
-agent takes.
+when a cap is reached, and how many slots of time (`reply_slot`) the agent takes.
 """
 
 
@@ -138,7 +138,7 @@ refused(WEAKEN, "noise_multiplier 0.29, the policy's least is 0.3", "TOO_LITTLE_
         lambda o: o.asked("privacy.noise_multiplier", 0.29))  # fmt: skip
 refused(WEAKEN, "a negative noise_multiplier", "IMPOSSIBLE_VALUE", lambda o: o.asked("privacy.noise_multiplier", -4.0))
 refused(WEAKEN, "noise within the limits, epsilon beyond the cap", "EPSILON_OVER_CAP",
-        lambda o: o.train(of=o.fresh(30, noise_multiplier=1.0, tolerated_colluders=0)))  # fmt: skip
+        lambda o: o.train(of=o.fresh(30, noise_multiplier=1.0, trust="local")))  # fmt: skip
 refused(WEAKEN, "many pretended sites, so that this one's share of the noise is small", "OPERATOR_EPSILON_OVER_CAP",
         lambda o: o.train(of=dataclasses.replace(
             o.fresh(noise_multiplier=10.0), sites=("north", *(f"s-{n}" for n in range(999))))))  # fmt: skip
@@ -163,8 +163,6 @@ refused(MORE, "the list of methods (reflection)", "UNIMPLEMENTED",
         lambda o: o.call(b"", "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"))  # fmt: skip
 refused(MORE, "a call without the site's token", "UNAUTHENTICATED", lambda o: o.call(b"", header=()))
 refused(MORE, "an experiment that this site is not in", "NOT_A_MEMBER", lambda o: o.asked("sites", ["south"]))
-refused(READ, "an experiment whose one class is an image's path", "NO_KNOWN_CLASS",
-        lambda o: o.asked("classes", ["/data/train/cat/1.png", "../../etc/passwd"]))  # fmt: skip
 refused(READ, "a model that is a path or an address", "OTHER_MODEL",
         lambda o: o.asked("model.fingerprint", "http://127.0.0.1/steal"))  # fmt: skip
 for label, value, code in (("NaN", np.nan, "NONFINITE_INPUT"), ("1e38", 1e38, "NORM_TOO_LARGE")):
@@ -253,6 +251,15 @@ def changed(operator: Operator) -> Outcome:
 
 
 @attack
+def asked_for_other_classes(operator: Operator) -> Outcome:
+    before = operator.charges
+    got = operator.asked("classes", ["/data/train/cat/1.png", "../../etc/passwd"])
+    ok = not isinstance(got, str) and operator.charges == before + 1
+    tried = "classes that are paths, and of which the site has no image"
+    return Outcome(READ, tried, "noise, as if it had images of them, for a charge", "answered", ok)
+
+
+@attack
 def oracle(operator: Operator) -> Outcome:
     of = operator.fresh()
     operator.train(1, of)
@@ -272,7 +279,7 @@ def oracle(operator: Operator) -> Outcome:
 def drained(operator: Operator) -> Outcome:
     spent, codes = 0, Counter()
     for _ in range(40):
-        got = operator.train(1, operator.fresh(rounds=1, noise_multiplier=1.2, trust="local"))
+        got = operator.train(1, operator.fresh(rounds=1, noise_multiplier=0.7, trust="local"))
         codes[got if isinstance(got, str) else "answered"] += 1
         if isinstance(got, str):
             break

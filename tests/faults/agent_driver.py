@@ -31,9 +31,10 @@ from dpfpl_common.accounting import PrivacyEvent, epsilon
 CLASSES = ("cat", "dog", "bird")
 CLOSED = Policy(experiments=(), max_epsilon_per_experiment=50.0, max_epsilon_lifetime=100.0)
 """Approves nothing: what an agent computes under it, it computed before it asked."""
-KIT = Policy(experiments=("*",), max_epsilon_per_experiment=10.0, max_epsilon_lifetime=20.0)
-"""What a kit starts with."""
-POLICY = Policy(experiments=("*",), max_epsilon_per_experiment=50.0, max_epsilon_lifetime=100.0, metrics="exact")
+MANY = {"max_rounds_per_hour": 10**6, "max_experiments_per_day": 10**6, "max_repeats": 10**6, "reply_slot": 0.001}
+KIT = Policy(("*",), 10.0, 20.0, max_experiments_per_day=1000, reply_slot=0.001)
+"""What a kit starts with, but for a day's experiments and the time of an answer."""
+POLICY = Policy(("*",), 50.0, 100.0, metrics="exact", **MANY)
 CRASH_POINTS = (
     "before_reserve",
     "after_reserve",
