@@ -153,6 +153,8 @@ OTHER = {
     "rounds.evaluate_every": 2,
     "aggregation.trim": 2,
     "aggregation.largest_site": 4.0,
+    "gradients.precision": "bfloat16",
+    "gradients.classes": 2,
 }
 
 
@@ -176,6 +178,7 @@ def test_robust_rules_need_local_trust_and_enough_sites(rule):
 def test_an_experiment_of_an_earlier_release_keeps_its_digest():
     """Sites bind a name to a digest, so a later release's settings must not change it."""
     assert "aggregation" not in BASE.to_json()
+    assert "gradients" not in BASE.to_json()
     assert "projection" not in BASE.to_json()
     assert parse_experiment(BASE.to_json()).digest() == BASE.digest()
 

@@ -13,6 +13,7 @@ import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.markup import escape  # noqa: E402
 
+from dpfpl_bench import measure_commands  # noqa: E402
 from dpfpl_bench.data_flag import data_settings  # noqa: E402
 from dpfpl_bench.sweep_command import EXAMPLES as SWEEP_EXAMPLES  # noqa: E402
 from dpfpl_bench.sweep_command import sweep  # noqa: E402
@@ -37,6 +38,7 @@ Examples:
 """  # noqa: E501
 
 app.command(epilog=SWEEP_EXAMPLES)(sweep)
+measure_commands.register(app)
 
 
 @app.callback()

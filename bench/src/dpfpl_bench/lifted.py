@@ -59,8 +59,10 @@ class _Lifted:
     def text_features(self, context: Tensor, tokens: ClassTokens) -> Tensor:
         return self._backbone.text_features(context, tokens) @ self._lift.T
 
-    def text_pass(self, context: Tensor, tokens: ClassTokens) -> TextPass:
-        return _LiftedPass(self._backbone.text_pass(context, tokens), self._lift)
+    def text_pass(
+        self, context: Tensor, tokens: ClassTokens, *, coarse: bool = False, singly: bool = False
+    ) -> TextPass:
+        return _LiftedPass(self._backbone.text_pass(context, tokens, coarse=coarse, singly=singly), self._lift)
 
 
 class _LiftedPass:
@@ -71,5 +73,5 @@ class _LiftedPass:
     def pullback(self, cotangents: Tensor) -> Tensor:
         return self._original.pullback(cotangents @ self._lift)
 
-    def rank_one_pullback(self, scales: Tensor, directions: Tensor, *, coarse: bool = False) -> Tensor:
-        return self._original.rank_one_pullback(scales, directions @ self._lift, coarse=coarse)
+    def rank_one_pullback(self, scales: Tensor, directions: Tensor, *, coarse: bool = False, few: int = 0) -> Tensor:
+        return self._original.rank_one_pullback(scales, directions @ self._lift, coarse=coarse, few=few)

@@ -73,12 +73,13 @@ def init(
 def check(
     site: SiteFile = SITE,
     offline: Annotated[bool, typer.Option("--offline", help="do not try to reach the server")] = False,
+    plan: Annotated[Path | None, typer.Option(help="an operator's plan, to be judged for this site")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check data, model, policy, ledger, kit and connection; sends nothing."""
+    """Check images, model, policy, ledger, folders, kit, connection and clock; keeps and sends nothing."""
     from dpfpl_client.check import check_site
 
-    report = check_site(_load(site), connect=not offline)
+    report = check_site(_load(site), connect=not offline, plan=plan)
     if as_json:
         _print_json({"facts": report.facts, "warnings": report.warnings, "errors": report.errors})
     else:

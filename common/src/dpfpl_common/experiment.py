@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from dpfpl_common.errors import ConfigError
+from dpfpl_common.gradient_settings import PRECISIONS, GradientSettings
 from dpfpl_common.noise import grid_allows
-from dpfpl_common.settings import from_table, read_toml, shown, to_table
+from dpfpl_common.settings import from_table, read_toml, to_table
+from dpfpl_common.value_checks import choice as _choice
+from dpfpl_common.value_checks import impossible as _impossible
+from dpfpl_common.value_checks import within as _within
 
 __all__ = [
     "MECHANISMS",
@@ -22,6 +26,7 @@ __all__ = [
     "UNITS",
     "AggregationSettings",
     "Experiment",
+    "GradientSettings",
     "ModelSettings",
     "OptimizerSettings",
     "PrivacySettings",
@@ -185,6 +190,7 @@ class Experiment:
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     privacy: PrivacySettings = field(default_factory=PrivacySettings)
     rounds: RoundSettings = field(default_factory=RoundSettings)
+    gradients: GradientSettings = field(default_factory=GradientSettings)
     aggregation: AggregationSettings = field(default_factory=AggregationSettings)
 
     def __post_init__(self) -> None:
@@ -225,6 +231,8 @@ class Experiment:
         table = to_table(self)
         if self.aggregation == AggregationSettings():
             del table["aggregation"]
+        if self.gradients == GradientSettings():
+            del table["gradients"]
         if self.privacy.projection == PrivacySettings.projection:
             del table["privacy"]["projection"]
         return json.dumps(table, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
@@ -282,6 +290,8 @@ def _check(e: Experiment) -> None:
     _choice("optimizer.name", o.name, OPTIMIZERS)
     _within("optimizer.global_learning_rate", o.global_learning_rate, 0.0, 1e6)
     _within("optimizer.personal_learning_rate", o.personal_learning_rate, 0.0, 1e6)
+    _choice("gradients.precision", e.gradients.precision, PRECISIONS)
+    _within("gradients.classes", e.gradients.classes, 0, 10**6)
     _choice("privacy.unit", p.unit, UNITS)
     _choice("privacy.mechanism", p.mechanism, MECHANISMS)
     _choice("privacy.trust", p.trust, TRUST_MODES)
@@ -379,21 +389,3 @@ def _unsound_site_unit(p: PrivacySettings) -> str:
 
 def _is_name(text: str) -> bool:
     return bool(text.strip()) and len(text) <= 200 and text.isprintable()
-
-
-def _choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise _impossible(key, value, "one of " + ", ".join(allowed))
-
-
-def _within(key: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise _impossible(key, value, f"a number from {low:g} to {high:g}")
-
-
-def _impossible(key: str, value: object, expected: str) -> ConfigError:
-    return ConfigError(
-        code="IMPOSSIBLE_VALUE",
-        message=f"The experiment's {key} is {shown(value)}, expected {expected}.",
-        advice="Correct experiment.toml.",
-    )

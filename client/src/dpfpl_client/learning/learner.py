@@ -10,7 +10,7 @@ import torch
 
 from dpfpl_client.learning.backbone import ClipBackbone
 from dpfpl_client.learning.evaluation import LabelledFeatures, accuracy
-from dpfpl_client.learning.gradients import per_example_gradients
+from dpfpl_client.learning.gradients import per_example_gradients, total_gradient
 from dpfpl_client.learning.methods import build_method
 from dpfpl_client.learning.prototypes import noised_class_sums, prototypes_from
 from dpfpl_client.learning.public_directions import direction_count, text_directions
@@ -164,8 +164,9 @@ class PromptLearner:
         for _ in range(experiment.rounds.local_steps):
             directions = self._method.directions(_trained(state), randomness.factors)
             chosen = randomness.sampler.draw(len(self._features.train), experiment.privacy.sample_rate)
-            gradients = self._gradients(global_context, state.context, self._features.train.take(chosen))
-            gradient = batch_gradient(experiment, gradients)
+            examples = self._features.train.take(chosen)
+            finite = torch.isfinite(examples.features).all(dim=1)
+            gradient = batch_gradient(experiment, self._total(global_context, state.context, examples, finite)[None])
             update += gradient / experiment.rounds.local_steps
             state = self._moved(state, directions.merge([block[0] for block in directions.split(gradient[None])]))
         return RoundResult(update=released_update(experiment, update, randomness.noise), state=state)
@@ -192,11 +193,11 @@ class PromptLearner:
         pseudo = LabelledFeatures(
             torch.from_numpy(prototypes.features[present].astype(np.float32)), torch.from_numpy(present)
         )
+        weights = torch.from_numpy(prototypes.weights[present])
         update = np.zeros(experiment.context_shape)
         for _ in range(experiment.rounds.local_steps):
             directions = self._method.directions(_trained(state), randomness.factors)
-            gradients = self._gradients(global_context, state.context, pseudo)
-            gradient = np.tensordot(prototypes.weights[present], gradients, axes=1)
+            gradient = self._total(global_context, state.context, pseudo, weights)
             update += gradient / experiment.rounds.local_steps
             personal = directions.merge([block[0] for block in directions.split(gradient[None])])
             state = self._moved(state, personal)
@@ -243,8 +244,9 @@ class PromptLearner:
         }
         metrics: dict[str, float] = {}
         for name, context in contexts.items():
+            text_features = self._backbone.text_features(context, self._tokens)
             for where, images in (("local", self._features.test), ("neighbour", self._features.neighbour_test)):
-                value = accuracy(self._backbone, context, self._tokens, images)
+                value = accuracy(text_features, images)
                 if value is not None:
                     metrics[f"{name}_{where}"] = value
         return metrics
@@ -258,8 +260,24 @@ class PromptLearner:
         self, global_context: npt.NDArray[np.float32], personal_context: Floats, examples: LabelledFeatures
     ) -> Floats:
         context = self.context(global_context, personal_context)
-        gradients = per_example_gradients(self._backbone, context, self._tokens, examples.features, examples.labels)
+        gradients = per_example_gradients(
+            self._backbone, context, self._tokens, examples.features, examples.labels, self._experiment.gradients
+        )
         return gradients.double().numpy()
+
+    def _total(
+        self,
+        global_context: npt.NDArray[np.float32],
+        personal_context: Floats,
+        examples: LabelledFeatures,
+        weights: torch.Tensor,
+    ) -> Floats:
+        """The weighted sum of the examples' gradients, where none of them is to be clipped."""
+        context = self.context(global_context, personal_context)
+        total = total_gradient(
+            self._backbone, context, self._tokens, examples.features, examples.labels, weights.float()
+        )
+        return total.double().numpy()
 
 
 def _trained(state: PersonalState) -> Floats:
