@@ -140,6 +140,6 @@ def test_class_sums_are_the_charged_noise(tmp_path):
     assert not energy_accepts(sums * 2 / 3)
     assert not energy_accepts(sums * 3 / 2)
     charges = Ledger(tmp_path / "ledger.sqlite").charges()
-    assert [(c.event.steps, c.event.noise_multiplier) for c in charges] == [(1, NOISE_MULTIPLIER)]
+    assert [(c.events[0].steps, c.events[0].noise_multiplier) for c in charges] == [(1, NOISE_MULTIPLIER)]
     site.train(TrainRequest(planned, 2, np.zeros(planned.context_shape, dtype=np.float32), evaluate=False))
-    assert [c.event.steps for c in Ledger(tmp_path / "ledger.sqlite").charges()] == [1, 0]
+    assert [c.events[0].steps for c in Ledger(tmp_path / "ledger.sqlite").charges()] == [1, 0]

@@ -5,6 +5,7 @@ import socket
 import pytest
 
 from dpfpl_client.agent.ledger import Ledger
+from dpfpl_client.agent.registry import Registry
 from dpfpl_client.check import check_site
 from dpfpl_client.site_settings import load_site
 from dpfpl_common.accounting import PrivacyEvent
@@ -100,8 +101,9 @@ def test_a_readable_key_is_a_warning(kit):
 
 def test_a_used_up_budget_is_an_error(kit):
     (kit / "state").mkdir()
-    ledger = Ledger(kit / "state" / "ledger.sqlite")
-    ledger.reserve("a", 1, "d", PrivacyEvent("prompt_recipient", "per_step", 1.0, 1.0, 16))
+    ledger = Ledger(kit / "state" / "ledger.sqlite", Registry(load_site(kit / "site.toml").registry_folder))
+    events = [PrivacyEvent(a, "per_step", 1.0, 1.0, 16) for a in ("prompt_recipient", "other_site", "operator")]
+    ledger.reserve("a", 1, "d", events)
     ledger.close()
     report = check(kit, connect=False)
     assert "[BUDGET_EXHAUSTED]" in report.errors[0]

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from dpfpl_server.provision import ProvisionRequest, provision
 
-COMMANDS = ["init", "check", "start", "agent", "predict", "export", "ledger show", "ledger verify"]
+COMMANDS = ["init", "check", "start", "agent", "predict", "serve", "export", "ledger show", "ledger verify"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -108,12 +108,32 @@ def test_predict_files_and_folders(command, trained_site, image_folder):
     assert (code, out.startswith(f"{named[0]}: "), out.count("%")) == (0, True, 1)
 
 
-def test_predict_on_a_corrupt_file_names_it(command, trained_site, tmp_path):
+def test_predict_on_a_corrupt_file_names_it_and_goes_on(command, trained_site, tmp_path):
     (tmp_path / "scan.png").write_bytes(b"broken")
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "good.png")
-    code, out, err = command("predict", tmp_path / "good.png", tmp_path / "scan.png", "--site", trained_site)
-    assert (code, out, err.startswith("CORRUPT_IMAGE")) == (2, "", True)
-    assert str(tmp_path / "scan.png") in err
+    named = [tmp_path / "scan.png", tmp_path / "good.png"]
+    code, out, err = command("predict", *named, "--site", trained_site)
+    assert (code, out.startswith(f"{tmp_path / 'good.png'}: ")) == (1, True)
+    assert err.startswith(f"{tmp_path / 'scan.png'}: cannot be read: ")
+    code, out, _ = command("predict", *named, "--site", trained_site, "--json")
+    bad, good = json.loads(out)
+    assert (code, "error" in bad, "classes" in good) == (1, True, True)
+    assert command("predict", named[0], "--site", trained_site)[0] == 2
+
+
+def test_predict_writes_a_csv_file(command, trained_site, image_folder, tmp_path):
+    code, out, _ = command("predict", image_folder, "--site", trained_site, "--csv", tmp_path / "a.csv", "--top-k", 1)
+    rows = (tmp_path / "a.csv").read_text().splitlines()
+    assert (code, out, len(rows)) == (0, f"wrote {tmp_path / 'a.csv'}: 12 of 12 images classified\n", 13)
+    assert rows[0] == "image,error,class_1,probability_1"
+
+
+def test_serve_does_not_open_itself_to_a_network_without_a_token(command, trained_site, tmp_path):
+    code, _, err = command("serve", "--site", trained_site, "--host", "0.0.0.0")
+    assert (code, err.startswith("TOKEN_NEEDED")) == (2, True)
+    (tmp_path / "token").write_text("short")
+    code, _, err = command("serve", "--site", trained_site, "--host", "0.0.0.0", "--token-file", tmp_path / "token")
+    assert (code, err.startswith("TOKEN_TOO_SHORT")) == (2, True)
 
 
 def test_predict_before_any_training(command, fresh_site, image_folder):
@@ -128,17 +148,22 @@ def test_predict_for_an_unknown_experiment(command, trained_site, image_folder):
 
 
 def test_export_writes_the_prompt_and_its_parts(command, trained_site, tmp_path):
-    code, out, _ = command("export", "--out", tmp_path / "out", "--site", trained_site)
-    assert (code, "prompt.safetensors" in out) == (0, True)
+    code, out, _ = command("export", "--out", tmp_path / "out", "--site", trained_site, "--json")
+    assert (code, json.loads(out)["no_adapter"]) == (0, None)
+    assert {"README.md", "prompt.safetensors", "adapter_model.safetensors"} <= set(json.loads(out)["files"])
     parts = load_file(tmp_path / "out" / "prompt.safetensors")
     assert set(parts) == {"context", "global_context", "personal_context", "left", "right", "residual"}
+    code, out, _ = command("export", "--out", tmp_path / "out", "--site", trained_site)
+    assert (code, out.startswith(f"wrote {tmp_path / 'out'}: README.md")) == (0, True)
 
 
 def test_ledger_show(command, trained_site):
     code, out, _ = command("ledger", "show", "--site", trained_site)
     assert code == 0
     assert out.startswith("pilot: 1 charges for 1 rounds, 1 released, epsilon ")
-    assert "of 100 at delta 1e-05" in out
+    assert "of 100, left " in out
+    assert "at delta 1e-05" in out
+    assert "Towards the operator" in out
     code, out, _ = command("ledger", "show", "--site", trained_site, "--json")
     assert json.loads(out)["spent_epsilon"] > 0
 

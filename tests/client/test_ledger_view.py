@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from dpfpl_client.agent.ledger import Ledger
+from dpfpl_client.agent.registry import Registry
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.ledger_view import summarise, verify
 from dpfpl_client.site_settings import load_site
@@ -23,16 +24,19 @@ def release(settings):
 
 
 def reserve(settings, experiment="pilot", number=1):
-    ledger = Ledger(settings.state_folder / "ledger.sqlite")
-    ledger.reserve(experiment, number, "d", PrivacyEvent("prompt_recipient", "per_step", 2.0, 0.5, 2))
+    ledger = Ledger(settings.state_folder / "ledger.sqlite", Registry(settings.registry_folder))
+    recipients = [PrivacyEvent(a, "per_step", 2.0, 0.5, 2) for a in ("prompt_recipient", "other_site")]
+    ledger.reserve(experiment, number, "d", [*recipients, PrivacyEvent("operator", "per_step", 1.5, 0.5, 2)])
     ledger.close()
 
 
 def test_the_summary_adds_up(settings):
     paid = epsilon([PrivacyEvent("x", "per_step", 2.0, 0.5, 2)], 1e-5)
-    expected = {"experiment": "pilot", "rounds": 1, "charges": 1, "released": 1, "epsilon": paid}
     summary = summarise(settings)
-    assert summary["experiments"] == [expected]
+    (pilot,) = summary["experiments"]
+    assert [pilot[key] for key in ("experiment", "rounds", "charges", "released", "assumed")] == ["pilot", 1, 1, 1, 0]
+    assert pilot["epsilon"] == pilot["epsilons"]["prompt_recipient"] == paid
+    assert (summary["left_epsilon"], summary["left_epsilon_operator"]) == (100.0 - paid, 40.0 - paid)
     assert (summary["spent_epsilon"], summary["max_epsilon_lifetime"], summary["delta"]) == (paid, 100.0, 1e-5)
 
 

@@ -1,21 +1,18 @@
-"""The learned prompt in use: what is exported adds up, and what is missing is said."""
+"""The learned prompt in use: what it says are probabilities, and what is missing is said."""
 
 import dataclasses
-import json
 import os
-import stat
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from safetensors.numpy import load_file
 
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.learning.backbone import load_backbone
-from dpfpl_client.learning.learner import initial_context
+from dpfpl_client.learning.evaluation import class_probabilities
 from dpfpl_client.prompt import load_prompt
 from dpfpl_common.errors import ModelError, StateError
-from dpfpl_common.experiment import parse_experiment
 
 
 @pytest.fixture(scope="module")
@@ -26,23 +23,6 @@ def backbone():
 @pytest.fixture
 def state(trained_site):
     return trained_site.parent / "state"
-
-
-def test_the_export_adds_up(state, backbone, tmp_path):
-    prompt = load_prompt(state)
-    prompt.export(backbone, tmp_path / "out")
-    parts = load_file(tmp_path / "out" / "prompt.safetensors")
-    personal, initial = parts["personal_context"], initial_context(backbone, prompt.experiment).numpy()
-    assert np.abs(personal).max() > 0
-    assert np.abs(parts["global_context"]).max() > 0
-    np.testing.assert_allclose(parts["context"], initial + parts["global_context"] + personal, atol=1e-6)
-    np.testing.assert_allclose(parts["left"] @ parts["right"] + parts["residual"], personal, atol=1e-6)
-    assert parts["left"].shape == (4, 2)
-    assert parts["right"].shape == (2, backbone.width)
-    about = json.loads((tmp_path / "out" / "prompt.json").read_text())
-    assert (about["rounds"], about["model_fingerprint"]) == (1, backbone.fingerprint)
-    assert parse_experiment(json.dumps(about["experiment"])) == prompt.experiment
-    assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "out").iterdir()} == {0o600}
 
 
 def test_the_final_global_context_is_used_and_the_rounds_until_there_is_one(state):
@@ -68,6 +48,34 @@ def test_predictions_are_probabilities_best_first(state, backbone):
             if shown == 2:
                 assert sum(prediction.probabilities) == pytest.approx(1.0, abs=1e-5)
     assert load_prompt(state).predict(backbone, [], 1) == []
+
+
+def test_text_features_are_computed_once_for_many_images(state, backbone, monkeypatch):
+    calls = []
+    original = type(backbone).text_features
+    monkeypatch.setattr(type(backbone), "text_features", lambda *a: calls.append(1) or original(*a))
+    classifier = load_prompt(state).classifier(backbone)
+    image = Image.new("RGB", (20, 30), (200, 10, 10))
+    first = list(classifier.classify([image] * 70, 2))
+    assert first == list(classifier.classify([image] * 70, 2))
+    assert len(calls) == 1
+
+
+def test_the_classifier_is_the_evaluations_own_arithmetic(state, backbone):
+    prompt = load_prompt(state)
+    images = [Image.new("RGB", (20, 30), (level, 90, 255 - level)) for level in (0, 128, 255)]
+    tokens = backbone.class_tokens(prompt.experiment.classes, prompt.experiment.prompt.num_context)
+    features = torch.stack(list(backbone.image_features(images)))
+    expected = class_probabilities(backbone, prompt.context(backbone), tokens, features)
+    for row, prediction in zip(expected.tolist(), prompt.predict(backbone, images, 2), strict=True):
+        found = dict(zip(prediction.classes, prediction.probabilities, strict=True))
+        assert [found[name] for name in prompt.experiment.classes] == pytest.approx(row, abs=2e-6)
+
+
+def test_a_prompt_is_found_by_the_sites_folder_too(state):
+    by_site, by_state = load_prompt(str(state.parent)), load_prompt(state)
+    np.testing.assert_array_equal(by_site.personal_context, by_state.personal_context)
+    assert by_site.experiment == by_state.experiment
 
 
 def test_the_personal_part_matters(state, backbone):

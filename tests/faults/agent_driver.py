@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
-from dpfpl_client.agent.build import StateLock
 from dpfpl_client.agent.core import SiteAgent
 from dpfpl_client.agent.ledger import Ledger
+from dpfpl_client.agent.locks import StateLock
 from dpfpl_client.agent.policy import Policy
 from dpfpl_client.agent.service import serve
 from dpfpl_client.agent.store import DiskStore

@@ -88,7 +88,7 @@ def test_F8_the_ledger_is_synced_before_the_release_is_sent(recorded, tmp_path):
     assert seen == 6
     assert any(operation.kind == "S" and "ledger.sqlite-wal" in operation.path for operation in made.operations)
     ledger = open_ledger(tmp_path)
-    assert ledger._rows("PRAGMA synchronous") == [(2,)]  # FULL; Flower's own databases use NORMAL
+    assert ledger._file.execute("PRAGMA synchronous").fetchall() == [(2,)]  # FULL; Flower's own databases use NORMAL
     ledger.close()
 
 

@@ -36,10 +36,13 @@ AGENT_ONLY = (
     "dpfpl_client.agent.store",
     "dpfpl_client.check",
     "dpfpl_client.data.",
+    "dpfpl_client.exporting.",
     "dpfpl_client.images",
     "dpfpl_client.learning.",
     "dpfpl_client.ledger_view",
+    "dpfpl_client.prediction_output",
     "dpfpl_client.prompt",
+    "dpfpl_client.serving.",
 )
 """Modules of the client that may need its extra [agent]; a name that ends in a dot stands for what is below it."""
 

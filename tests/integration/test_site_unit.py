@@ -18,6 +18,8 @@ from dpfpl_client.agent.ledger import Ledger
 from dpfpl_client.agent.policy import Policy, permit
 from dpfpl_client.agent.store import MemoryStore
 from dpfpl_client.data import DataSettings, list_classes, load_pool, partition_sites
+from dpfpl_client.exporting.card import Facts
+from dpfpl_client.exporting.export import write_export
 from dpfpl_client.learning.backbone import load_backbone
 from dpfpl_client.learning.evaluation import LabelledFeatures
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
@@ -397,9 +399,9 @@ def test_sampled_rounds_are_all_charged_with_the_first(agent, backbone):
     experiment = make_experiment(backbone.width, rounds=9, site_sample_rate=0.2)
     for number in (2, 3, 7):
         train(site, experiment, number)
-        (charged,) = ledger.events()
+        (charged,) = ledger.events(adversary="other_site")
         assert (charged.noise_multiplier, charged.sample_rate, charged.steps) == (Z, 0.2, 9)
-    assert epsilon(ledger.events(), 1e-5) == epsilon([planned_events(experiment)[1]], 1e-5)
+    assert epsilon(ledger.events(adversary="other_site"), 1e-5) == epsilon([planned_events(experiment)[1]], 1e-5)
 
 
 def test_without_sampling_each_round_is_one_charge(agent, backbone):
@@ -407,7 +409,7 @@ def test_without_sampling_each_round_is_one_charge(agent, backbone):
     experiment = make_experiment(backbone.width, rounds=3, local_steps=5, trust="distributed", noise_multiplier=4.0)
     for number in (1, 2):
         train(site, experiment, number)
-    (charged,) = ledger.events()
+    (charged,) = ledger.events(adversary="other_site")
     assert (charged.noise_multiplier, charged.sample_rate, charged.steps) == (4.0, 1.0, 2)
 
 
@@ -439,10 +441,10 @@ def test_the_prompt_of_the_site_is_not_exported(backbone, tmp_path):
     zeros = np.zeros(experiment.context_shape)
     prompt = SitePrompt(experiment, zeros.astype("<f4"), zeros, 1)
     with pytest.raises(PrivacyError, match="PROMPT_MUST_STAY"):
-        prompt.export(backbone, tmp_path / "out")
+        write_export(prompt, backbone, tmp_path / "out", Facts(site="north"))
     assert not (tmp_path / "out").exists()
     example = make_experiment(backbone.width, unit="example")
-    dataclasses.replace(prompt, experiment=example).export(backbone, tmp_path / "out")
+    write_export(dataclasses.replace(prompt, experiment=example), backbone, tmp_path / "out", Facts(site="north"))
 
 
 # A federation

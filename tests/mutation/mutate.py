@@ -194,7 +194,7 @@ MUTATIONS = (
     Mutation(
         "a release without a charge",
         CORE,
-        "            sequence = self._ledger.reserve(experiment.name, request.round, digest, event)\n",
+        "            sequence = self._ledger.reserve(experiment.name, request.round, digest, events)\n",
         "            sequence = 0\n",
         (CORE_TESTS,),
     ),
@@ -237,8 +237,8 @@ MUTATIONS = (
     Mutation(
         "whole sites: only the rounds that a site took part in are charged, at the amplified rate",
         CORE,
-        "            return capped_event(experiment, 0 if self._ledger.events(experiment.name) else None)",
-        "            return capped_event(experiment, experiment.rounds.local_steps)",
+        "            return planned_events(experiment, 0 if self._ledger.events(experiment.name) else None)",
+        "            return planned_events(experiment, experiment.rounds.local_steps)",
         (SITE_UNIT_TESTS,),
     ),
     Mutation(

@@ -6,13 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from dpfpl_client.agent.budget import spent as epsilons
 from dpfpl_client.agent.ledger import Ledger
 from dpfpl_client.agent.policy import load_policy
+from dpfpl_client.agent.registry import Registry
 from dpfpl_client.agent.signing import load_signing_key
 from dpfpl_client.data import list_classes, load_site_data
 from dpfpl_client.learning.backbone import load_backbone
 from dpfpl_client.site_settings import SiteSettings
-from dpfpl_common.accounting import epsilon, json_epsilon
+from dpfpl_common.accounting import json_epsilon
 from dpfpl_common.errors import DpfplError, StateError
 
 __all__ = ["CheckReport", "check_site"]
@@ -74,8 +76,9 @@ def _policy_and_ledger(settings: SiteSettings, report: CheckReport) -> None:
     path = settings.state_folder / "ledger.sqlite"
     spent = 0.0
     if path.exists():
-        ledger = Ledger(path)
-        spent = epsilon(ledger.events(), policy.delta)
+        ledger = Ledger(path, Registry(settings.registry_folder), observe=True)
+        paid = epsilons(ledger, policy.delta)
+        spent = max(value for adversary, value in paid.items() if adversary != "operator")
         ledger.close()
     report.facts["spent_epsilon"] = json_epsilon(spent)
     if spent >= policy.max_epsilon_lifetime:

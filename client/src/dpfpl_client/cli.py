@@ -7,13 +7,16 @@ silence_telemetry()  # before Flower or a model library is imported, which read 
 import json  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import Annotated, Any  # noqa: E402
+from typing import TYPE_CHECKING, Annotated, Any  # noqa: E402
 
 import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 from dpfpl_client.site_settings import SiteSettings, load_site  # noqa: E402
-from dpfpl_common.errors import DpfplError  # noqa: E402
+from dpfpl_common.errors import ConfigError, DpfplError  # noqa: E402
+
+if TYPE_CHECKING:
+    from dpfpl_client.prompt import Classifier
 
 __all__ = ["main"]
 
@@ -33,16 +36,28 @@ def about() -> None:
     """Take part in a DP-FPL federation with this site's own images, which never leave it."""
 
 
-@app.command(epilog="Example: dpfpl-client init --site kits/hospital-a/site.toml --data /data/xrays")
+@app.command(epilog="Example: dpfpl-client init --kit hospital-a.tar.gz --data /data/xrays")
 def init(
-    data: Annotated[str, typer.Option(help="image folder, .csv (path,label), digits or shapes")],
+    data: Annotated[str | None, typer.Option(help="image folder, .csv (path,label), digits or shapes")] = None,
     site: SiteFile = SITE,
     name: Annotated[str, typer.Option(help="the site's name, for a site without a kit")] = "site",
+    kit: Annotated[
+        Path | None, typer.Option(help="the operator's archive; unpacked first, or its keys renewed")
+    ] = None,
+    into: Annotated[Path | None, typer.Option(help="folder for the kit; default: the site's name")] = None,
+    sha256: Annotated[str | None, typer.Option(help="the archive's checksum, as the operator told it")] = None,
 ) -> None:
-    """Point site.toml at this site's images; makes site.toml and policy.toml where there is no kit."""
+    """Unpack a kit and point site.toml at this site's images; makes site.toml and policy.toml where there is no kit."""
+    from dpfpl_client.kit import unpack_kit
     from dpfpl_client.starter import initialise
 
-    for path in initialise(site, data, name):
+    if kit is not None:
+        folder, written = unpack_kit(kit, into, sha256)
+        site = folder / "site.toml"
+        typer.echo(f"unpacked {', '.join(path.name for path in written)} into {folder}")
+    elif data is None:
+        raise ConfigError(code="NO_DATA", message="There is nothing to do.", advice="Give --data, --kit or both.")
+    for path in initialise(site, data, name) if data is not None else []:
         typer.echo(f"wrote {path}")
     typer.echo(f"Next: read policy.toml, then dpfpl-client check --site {site}")
 
@@ -102,35 +117,61 @@ def agent(site: SiteFile = SITE) -> None:
     )
 
 
-@app.command(epilog="Example: dpfpl-client predict photo.png scans/ --site site.toml --json")
+@app.command(
+    epilog="Example: dpfpl-client predict photo.png scans/ --site site.toml --csv found.csv. "
+    "Exit codes: 0 all read, 1 some images could not be read, 2 none could, or an error."
+)
 def predict(
     images: Annotated[list[Path], typer.Argument(help="image files or folders")],
     site: SiteFile = SITE,
     experiment: Annotated[str | None, typer.Option(help="whose prompt; default: the latest")] = None,
-    top: Annotated[int, typer.Option(min=1, help="how many classes to show")] = 3,
+    top: Annotated[int, typer.Option("--top-k", "--top", min=1, help="how many classes to show")] = 3,
+    csv: Annotated[Path | None, typer.Option("--csv", help="write a CSV file, one row an image")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Classify images with this site's personalised prompt."""
-    from dpfpl_client.images import expand_images, open_image
-    from dpfpl_client.learning.backbone import load_backbone
-    from dpfpl_client.prompt import load_prompt
+    """Classify images with this site's personalised prompt; an image that cannot be read does not stop the others."""
+    from dpfpl_client.images import classify_files, expand_images
+    from dpfpl_client.prediction_output import as_json as entry
+    from dpfpl_client.prediction_output import as_line, write_csv
 
-    settings = _load(site)
-    prompt = load_prompt(settings.state_folder, experiment)
     paths = expand_images(images)
-    backbone = load_backbone(settings.model, offline=settings.offline)
-    predictions = prompt.predict(backbone, (open_image(path) for path in paths), top)
+    results = []
+    for result in classify_files(_classifier(_load(site), experiment), paths, top):
+        results.append(result)
+        if result.prediction is None:
+            console.print(as_line(result), markup=False, highlight=False, soft_wrap=True)
+        elif not as_json and csv is None:
+            typer.echo(as_line(result))
+    if csv is not None:
+        write_csv(csv, results)
     if as_json:
-        _print_json(
-            [
-                {"image": str(path), "classes": p.classes, "probabilities": p.probabilities}
-                for path, p in zip(paths, predictions, strict=True)
-            ]
-        )
-        return
-    for path, p in zip(paths, predictions, strict=True):
-        best = ", ".join(f"{name} {value:.1%}" for name, value in zip(p.classes, p.probabilities, strict=True))
-        typer.echo(f"{path}: {best}")
+        _print_json([entry(result) for result in results])
+    failed = sum(result.prediction is None for result in results)
+    if csv is not None and not as_json:
+        typer.echo(f"wrote {csv}: {len(results) - failed} of {len(results)} images classified")
+    sys.exit(0 if not failed else 1 if failed < len(results) else 2)
+
+
+@app.command(epilog="Example: dpfpl-client serve --site site.toml --port 8080")
+def serve(
+    site: SiteFile = SITE,
+    experiment: Annotated[str | None, typer.Option(help="whose prompt; default: the latest")] = None,
+    host: Annotated[
+        str, typer.Option(help="address to listen on; another than loopback needs --token-file")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="port to listen on; 0 takes a free one")] = 8080,
+    token_file: Annotated[Path | None, typer.Option(help="file with the token that callers must show")] = None,
+    max_megabytes: Annotated[int, typer.Option(min=1, max=1000, help="largest image file, in MB")] = 20,
+) -> None:
+    """Classify images over HTTP: a small API (see /openapi.json) and a page to drop an image on; Ctrl-C stops it."""
+    import torch
+
+    from dpfpl_client.serving.server import ServeSettings, serve_classifier
+
+    wanted = ServeSettings.checked(host, port, token_file, max_megabytes * 1_000_000)
+    settings = _load(site)
+    torch.set_num_threads(settings.agent.threads)
+    serve_classifier(_classifier(settings, experiment), wanted, typer.echo)
 
 
 @app.command(epilog="Example: dpfpl-client export --out prompt --site site.toml")
@@ -138,15 +179,23 @@ def export(
     out: Annotated[Path, typer.Option(help="folder to write")],
     site: SiteFile = SITE,
     experiment: Annotated[str | None, typer.Option(help="whose prompt; default: the latest")] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Write this site's prompt and all its parts as safetensors. Treat it as confidential as policy demands."""
+    """Write this site's prompt for plain transformers and peft, with a model card; refused where policy forbids it."""
+    from dpfpl_client.exporting.export import export_prompt
     from dpfpl_client.learning.backbone import load_backbone
     from dpfpl_client.prompt import load_prompt
 
     settings = _load(site)
     prompt = load_prompt(settings.state_folder, experiment)
-    prompt.export(load_backbone(settings.model, offline=settings.offline), out)
-    typer.echo(f"wrote {out / 'prompt.safetensors'} and {out / 'prompt.json'}")
+    exported = export_prompt(settings, prompt, load_backbone(settings.model, offline=settings.offline), out)
+    if as_json:
+        _print_json({"folder": str(out), "files": exported.files, "no_adapter": exported.no_adapter or None})
+        return
+    typer.echo(f"wrote {out}: {', '.join(exported.files)}")
+    if exported.no_adapter:
+        typer.echo(f"No PEFT adapter: {exported.no_adapter}. README.md shows how to use the merged text features.")
+    typer.echo("Read README.md there before you pass it on: it says what the prompt may tell about a training image.")
 
 
 @ledger_app.command("show", epilog="Example: dpfpl-client ledger show --site kits/hospital-a/site.toml")
@@ -161,11 +210,15 @@ def ledger_show(site: SiteFile = SITE, as_json: AsJson = False) -> None:
     for row in summary["experiments"]:
         typer.echo(
             f"{row['experiment']}: {row['charges']} charges for {row['rounds']} rounds, {row['released']} released, "
-            f"epsilon {_number(row['epsilon'])}"
+            f"epsilon {_number(row['epsilon'])}, towards the operator {_number(row['epsilons']['operator'])}"
         )
     typer.echo(
-        f"In all: epsilon {_number(summary['spent_epsilon'])} of {summary['max_epsilon_lifetime']:g}"
-        f" at delta {summary['delta']:g}"
+        f"In all: epsilon {_number(summary['spent_epsilon'])} of {summary['max_epsilon_lifetime']:g}, "
+        f"left {summary['left_epsilon']:.2f}, at delta {summary['delta']:g}"
+    )
+    typer.echo(
+        f"Towards the operator: epsilon {_number(summary['spent_epsilons']['operator'])} of "
+        f"{summary['max_epsilon_operator_lifetime']:g}, left {summary['left_epsilon_operator']:.2f}"
     )
 
 
@@ -182,8 +235,47 @@ def ledger_verify(site: SiteFile = SITE, as_json: AsJson = False) -> None:
     sys.exit(2 if problems else 0)
 
 
+@ledger_app.command(
+    "accept-rollback", epilog="Example: dpfpl-client ledger accept-rollback --site kits/hospital-a/site.toml"
+)
+def ledger_accept_rollback(
+    site: SiteFile = SITE,
+    nothing_lost: Annotated[
+        bool,
+        typer.Option(
+            "--nothing-was-lost",
+            help="your word that the ledger is the newest one; only heard where nothing outside the state folder "
+            "remembers it, for instance after a move to another machine",
+        ),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Go on with an old copy of the ledger: all that may have been spent since it was made is charged."""
+    from dpfpl_client.ledger_view import accept_rollback
+
+    settings = _load(site)
+    if not yes:
+        typer.confirm("Budget that may have been spent since this copy was made counts as spent. Go on?", abort=True)
+    result = accept_rollback(settings, nothing_lost=nothing_lost)
+    if as_json:
+        _print_json(result)
+        return
+    for row in result["charged"]:
+        typer.echo(f"charged: {row['experiment'] or 'all that is left'}, up to round {row['last_round']}")
+    typer.echo("The ledger is accepted." if result["charged"] else "The ledger is accepted; nothing was missing.")
+
+
 def _load(site: Path) -> SiteSettings:
     return load_site(site)
+
+
+def _classifier(settings: SiteSettings, experiment: str | None) -> "Classifier":
+    from dpfpl_client.learning.backbone import load_backbone
+    from dpfpl_client.prompt import load_prompt
+
+    prompt = load_prompt(settings.state_folder, experiment)
+    return prompt.classifier(load_backbone(settings.model, offline=settings.offline))
 
 
 def _image_progress(done: int, total: int) -> None:

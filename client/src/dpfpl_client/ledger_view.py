@@ -1,49 +1,78 @@
 """The privacy ledger for people: what was released, what it cost, and whether the files still say so."""
 
-from itertools import groupby
 from typing import Any
 
-from dpfpl_client.agent.ledger import Ledger
+from dpfpl_client.agent.anchor import events_to_json
+from dpfpl_client.agent.budget import spent
+from dpfpl_client.agent.ledger import Charge, Ledger
+from dpfpl_client.agent.locks import StateLock
 from dpfpl_client.agent.policy import load_policy
+from dpfpl_client.agent.registry import Registry
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.site_settings import SiteSettings
-from dpfpl_common.accounting import epsilon, json_epsilon
+from dpfpl_common.accounting import json_epsilon
 from dpfpl_common.errors import StateError
 
-__all__ = ["summarise", "verify"]
+__all__ = ["accept_rollback", "summarise", "towards_recipients", "verify"]
 
 
 def summarise(settings: SiteSettings) -> dict[str, Any]:
-    """Charges by experiment, the epsilon of each, and the sum over the data's lifetime against the cap."""
+    """Charges by experiment, the epsilons of each, and the sums over the data's lifetime against the caps.
+
+    ``epsilon`` is what the caps of a prompt's recipient are about.
+    """
     policy, ledger = load_policy(settings.path(settings.policy)), _open(settings)
-    charges = sorted(ledger.charges(), key=lambda charge: charge.experiment)
+    by_name: dict[str, list[Charge]] = {}
+    for charge in ledger.charges():
+        by_name.setdefault(charge.experiment, []).append(charge)
     experiments = []
-    for name, group in groupby(charges, key=lambda charge: charge.experiment):
-        own = list(group)
+    for name, own in sorted(by_name.items()):
+        paid = spent(ledger, policy.delta, name)
         experiments.append(
             {
-                "experiment": name,
+                "experiment": name or "(before an old ledger was accepted)",
                 "rounds": len({charge.round for charge in own}),
                 "charges": len(own),
                 "released": sum(bool(charge.release_digest) for charge in own),
-                "epsilon": json_epsilon(epsilon(ledger.events(name), policy.delta)),
+                "assumed": sum(not charge.request_digest for charge in own),
+                "first": min(charge.at for charge in own),
+                "last": max(charge.at for charge in own),
+                "epsilon": json_epsilon(towards_recipients(paid)),
+                "epsilons": {adversary: json_epsilon(value) for adversary, value in paid.items()},
             }
         )
+    paid = spent(ledger, policy.delta)
+    caps = {"epsilon": policy.max_epsilon_lifetime, "operator": policy.max_epsilon_operator_lifetime}
+    have = {"epsilon": towards_recipients(paid), "operator": paid["operator"]}
+    ledger.close()
     return {
         "experiments": experiments,
-        "spent_epsilon": json_epsilon(epsilon(ledger.events(), policy.delta)),
+        "spent_epsilon": json_epsilon(have["epsilon"]),
+        "spent_epsilons": {adversary: json_epsilon(value) for adversary, value in paid.items()},
         "max_epsilon_lifetime": policy.max_epsilon_lifetime,
+        "max_epsilon_operator_lifetime": policy.max_epsilon_operator_lifetime,
+        "left_epsilon": max(0.0, caps["epsilon"] - have["epsilon"]),
+        "left_epsilon_operator": max(0.0, caps["operator"] - have["operator"]),
         "delta": policy.delta,
+        "records": ledger.records,
+        "ledger": ledger.identity,
     }
 
 
 def verify(settings: SiteSettings) -> list[str]:
-    """What is wrong with the ledger or the stored releases; empty if nothing is."""
-    ledger, store = _open(settings), DiskStore(settings.state_folder)
+    """What is wrong with the ledger, its chain, or the stored releases; empty if nothing is."""
+    store = DiskStore(settings.state_folder)
+    try:
+        ledger = _open(settings)
+    except StateError as error:
+        if error.code == "NO_LEDGER":
+            raise
+        return [str(error)]
     problems = ledger.damage()
+    charges = ledger.charges()
+    ledger.close()
     if problems:
         return problems
-    charges = ledger.charges()
     for charge in charges:
         if not charge.release_digest:
             continue
@@ -60,10 +89,31 @@ def verify(settings: SiteSettings) -> list[str]:
     return sorted(problems)
 
 
+def accept_rollback(settings: SiteSettings, *, nothing_lost: bool = False) -> dict[str, Any]:
+    """Go on with an old copy of the ledger, as ``Ledger.accept_rollback``; no agent may be running."""
+    lock = StateLock(settings.state_folder)
+    try:
+        path, registry = settings.state_folder / "ledger.sqlite", Registry(settings.registry_folder)
+        charged = Ledger.accept_rollback(path, registry, nothing_lost=nothing_lost)
+    finally:
+        lock.release()
+    return {
+        "charged": [
+            {"experiment": name, "last_round": total.last_round, "events": events_to_json(total.events)}
+            for name, total in charged.items()
+        ]
+    }
+
+
+def towards_recipients(paid: dict[str, float]) -> float:
+    """The larger of the epsilons that the caps of a prompt's recipient are about."""
+    return max(value for adversary, value in paid.items() if adversary != "operator")
+
+
 def _open(settings: SiteSettings) -> Ledger:
     path = settings.state_folder / "ledger.sqlite"
     if not path.exists():
         raise StateError(
             code="NO_LEDGER", message="Nothing was ever charged at this site.", advice="It fills with the first round."
         )
-    return Ledger(path)
+    return Ledger(path, Registry(settings.registry_folder), observe=True)

@@ -1,26 +1,35 @@
-"""A site's learned prompt, for use and inspection after training."""
+"""A site's learned prompt, for use after training.
+
+In Python::
+
+    from dpfpl_client.learning.backbone import load_backbone
+    from dpfpl_client.prompt import load_prompt
+
+    prompt = load_prompt("kits/hospital-a")  # a folder with site.toml, a state folder, or an exported prompt
+    classifier = prompt.classifier(load_backbone("embedded"))
+    for prediction in classifier.classify(images, top=3):  # PIL images, any number, in batches
+        print(prediction.classes[0], prediction.probabilities[0])
+"""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.numpy import save
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.learning.backbone import ClipBackbone
-from dpfpl_client.learning.evaluation import class_probabilities
-from dpfpl_client.learning.factorisation import factorise
 from dpfpl_client.learning.learner import initial_context
-from dpfpl_common.durable import write_durably
-from dpfpl_common.errors import ModelError, PrivacyError, StateError
-from dpfpl_common.experiment import Experiment
-from dpfpl_common.settings import to_table
+from dpfpl_client.site_settings import load_site
+from dpfpl_common.errors import ModelError, StateError
+from dpfpl_common.experiment import Experiment, parse_experiment
 
-__all__ = ["Prediction", "SitePrompt", "load_prompt"]
+__all__ = ["Classifier", "Prediction", "SitePrompt", "load_prompt"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,32 @@ class Prediction:
 
     classes: tuple[str, ...]
     probabilities: tuple[float, ...]
+
+
+class Classifier:
+    """A prompt joined to its model: the classes' text features are computed once, each image is one pass.
+
+    Attributes:
+        classes: their names, in the experiment's order.
+        text_features: unit text features [classes, feature_size].
+    """
+
+    def __init__(self, prompt: "SitePrompt", backbone: ClipBackbone) -> None:
+        self.classes = prompt.experiment.classes
+        self._backbone = backbone
+        tokens = backbone.class_tokens(self.classes, prompt.experiment.prompt.num_context)
+        with torch.inference_mode():
+            self.text_features = backbone.text_features(prompt.context(backbone), tokens)
+
+    def classify(self, images: Iterable[Image.Image], top: int = 1) -> Iterator[Prediction]:
+        """The ``top`` most probable classes of every image, in the images' order."""
+        for feature in self._backbone.image_features(images):
+            probabilities = torch.softmax(self._backbone.logit_scale * self.text_features @ feature, dim=0)
+            best = probabilities.topk(min(top, len(self.classes)))
+            yield Prediction(
+                tuple(self.classes[index] for index in best.indices.tolist()),
+                tuple(round(value, 6) for value in best.values.tolist()),
+            )
 
 
 @dataclass(frozen=True)
@@ -61,59 +96,34 @@ class SitePrompt:
         learned = self.global_context.astype(np.float64) + self.personal_context
         return initial_context(backbone, self.experiment) + torch.from_numpy(learned.astype(np.float32))
 
+    def classifier(self, backbone: ClipBackbone) -> Classifier:
+        """This prompt, ready to classify with its model."""
+        return Classifier(self, backbone)
+
     def predict(self, backbone: ClipBackbone, images: Iterable[Image.Image], top: int) -> list[Prediction]:
         """The ``top`` most probable classes of every image."""
-        features = list(backbone.image_features(images))
-        if not features:
-            return []
-        tokens = backbone.class_tokens(self.experiment.classes, self.experiment.prompt.num_context)
-        probabilities = class_probabilities(backbone, self.context(backbone), tokens, torch.stack(features))
-        best = probabilities.topk(min(top, len(self.experiment.classes)), dim=1)
-        return [
-            Prediction(tuple(self.experiment.classes[i] for i in indices), tuple(round(v, 6) for v in values))
-            for values, indices in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ]
-
-    def export(self, backbone: ClipBackbone, folder: Path) -> None:
-        """Write prompt.safetensors (full context and all its parts) and prompt.json (what they belong to).
-
-        Raises:
-            PrivacyError: the prompt was trained without noise and must stay at the site.
-        """
-        if self.experiment.privacy.unit == "site":
-            raise PrivacyError(
-                code="PROMPT_MUST_STAY",
-                message="Under the unit site a site's own prompt is trained without noise: towards whoever receives it "
-                "epsilon is infinite, so it is not exported.",
-                advice="Use it at the site (dpfpl-client predict), or pass on the shared prompt of the server.",
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        factors = factorise(self.personal_context, self.experiment.prompt.rank, np.random.default_rng(0))
-        parts = {
-            "context": self.context(backbone).numpy(),
-            "global_context": self.global_context,
-            "personal_context": self.personal_context,
-            "left": factors.left,
-            "right": factors.right,
-            "residual": factors.residual,
-        }
-        tensors = {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in parts.items()}
-        about = {
-            "experiment": to_table(self.experiment),
-            "model_fingerprint": backbone.fingerprint,
-            "rounds": self.round,
-            "context_follows": "the begin token; then comes '<class name>.' and the end token",
-        }
-        write_durably(folder / "prompt.safetensors", save(tensors), 0o600)
-        write_durably(folder / "prompt.json", (json.dumps(about, indent=2) + "\n").encode(), 0o600)
+        return list(self.classifier(backbone).classify(images, top))
 
 
-def load_prompt(state_folder: Path, experiment: str | None = None) -> SitePrompt:
+def load_prompt(folder: Path | str, experiment: str | None = None) -> SitePrompt:
     """The prompt that a site learned in an experiment; without a name, in the only or the latest one.
 
+    Args:
+        folder: a site's folder (with site.toml), its state folder, or what ``dpfpl-client export`` wrote.
+        experiment: its name.
+
     Raises:
-        StateError: nothing was learned yet, or not under this name.
+        StateError: nothing was learned yet, or not under this name, or an exported prompt is damaged.
     """
+    folder = Path(folder)
+    if (folder / "prompt.json").is_file():
+        return _exported(folder, experiment)
+    if (folder / "site.toml").is_file():
+        folder = load_site(folder / "site.toml").state_folder
+    return _learned(folder, experiment)
+
+
+def _learned(state_folder: Path, experiment: str | None) -> SitePrompt:
     store = DiskStore(state_folder)
     names = [name for name in store.experiments() if store.rounds(name)]
     if not names and experiment is None:
@@ -134,3 +144,31 @@ def load_prompt(state_folder: Path, experiment: str | None = None) -> SitePrompt
         )
     final = store.read_final(name)
     return SitePrompt(configuration, record.global_context if final is None else final, record.state.context, last)
+
+
+def _exported(folder: Path, name: str | None) -> SitePrompt:
+    try:
+        about = json.loads((folder / "prompt.json").read_text(encoding="utf-8"))
+        parts = load_file(folder / "prompt.safetensors")
+        experiment = parse_experiment(json.dumps(about["experiment"]))
+        learned = (parts["global_context"], parts["personal_context"].astype(np.float64))
+        rounds = int(about["rounds"])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise StateError(
+            code="EXPORT_DAMAGED",
+            message=f"The exported prompt in {folder} cannot be read ({type(error).__name__}).",
+            advice="Export it again: dpfpl-client export.",
+        ) from None
+    if any(part.shape != experiment.context_shape for part in learned):
+        raise StateError(
+            code="EXPORT_DAMAGED",
+            message=f"The exported prompt in {folder} has context vectors of another shape than its experiment.",
+            advice="Export it again: dpfpl-client export.",
+        )
+    if name not in (None, experiment.name):
+        raise StateError(
+            code="NO_EXPERIMENT",
+            message=f"{folder} holds the prompt of {experiment.name!r}, not of {name!r}.",
+            advice="Leave the name out.",
+        )
+    return SitePrompt(experiment, *learned, rounds)

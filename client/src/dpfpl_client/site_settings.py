@@ -1,6 +1,7 @@
 """What a site says about itself: site.toml as frozen values."""
 
 import dataclasses
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,6 +61,8 @@ class SiteSettings:
         model: "embedded", a folder or a Hugging Face id; a folder beside site.toml comes before an id.
         state: folder for prompt, ledger and caches.
         policy: the site's policy file.
+        registry: folder outside the state folder that remembers how far each privacy ledger of this machine had come
+            and which images it charges; see ``registry_folder`` for the default.
         offline: never reach for a model hub.
         server: how to reach the operator's server.
         agent: where the agent listens.
@@ -72,6 +75,7 @@ class SiteSettings:
     model: str = "embedded"
     state: str = "state"
     policy: str = "policy.toml"
+    registry: str = ""
     offline: bool = True
     server: ServerSettings = field(default_factory=ServerSettings)
     agent: AgentSettings = field(default_factory=AgentSettings)
@@ -100,6 +104,24 @@ class SiteSettings:
     def state_folder(self) -> Path:
         """The absolute state folder."""
         return self.path(self.state)
+
+    @property
+    def registry_folder(self) -> Path:
+        """The absolute folder of the registry.
+
+        Where site.toml names none: DPFPL_REGISTRY, else this user's folder for state, so that all sites of a machine
+        share one. With built-in public data, where nobody is to be protected and the same images serve many trials:
+        beside the state folder.
+        """
+        if self.registry:
+            return self.path(self.registry)
+        if self.data.source in PUBLIC_SOURCES:
+            return self.state_folder.with_name(self.state_folder.name + ".registry")
+        named = os.environ.get("DPFPL_REGISTRY")
+        if named:
+            return Path(named).expanduser().absolute()
+        home = os.environ.get("XDG_STATE_HOME")
+        return (Path(home) if home else Path.home() / ".local" / "state") / "dpfpl"
 
     @property
     def agent_address(self) -> str:

@@ -14,10 +14,13 @@ from rich.console import Console  # noqa: E402
 
 from dpfpl_common.errors import ConfigError, DpfplError  # noqa: E402
 from dpfpl_common.experiment import Experiment  # noqa: E402
+from dpfpl_server import sites_cli  # noqa: E402
 
 __all__ = ["main"]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(sites_cli.sites_app, name="sites")
+app.command("renew", epilog="Example: dpfpl-server renew --ca-key /media/stick/ca.key")(sites_cli.renew)
 console = Console(stderr=True)
 INTERRUPTED = 130
 
@@ -45,6 +48,8 @@ def provision(
     port: Annotated[int, typer.Option(help="port under which the sites reach the server")] = 9092,
     also: Annotated[list[str] | None, typer.Option(help="further names or IPs for the certificate")] = None,
     force: Annotated[bool, typer.Option("--force", help="replace keys of sites that have some")] = False,
+    archive: Annotated[str, typer.Option(help="make each kit one file: tar.gz or zip")] = "",
+    ca_key: sites_cli.CaKey = None,
     as_json: AsJson = False,
 ) -> None:
     """Make the certificate authority, the server's certificate and a kit for every site."""
@@ -60,6 +65,8 @@ def provision(
             port=port,
             more_addresses=tuple(also or ()),
             force=force,
+            archive=archive,
+            ca_key=ca_key,
         )
     )
     if as_json:
@@ -81,8 +88,11 @@ def start(
 ) -> None:
     """Start the server in this terminal; Ctrl-C stops it."""
     from dpfpl_common.processes import ProcessGroup
+    from dpfpl_server.expiry import expiry_warnings
     from dpfpl_server.superlink import SuperLinkSettings, start_superlink
 
+    for text in expiry_warnings(server):
+        console.print(f"WARNING {text}", markup=False, highlight=False, soft_wrap=True)
     settings = SuperLinkSettings(server.resolve(), fleet_address=f"{host}:{port}", control_port=control_port)
     with ProcessGroup() as group:
         process = start_superlink(settings, group)

@@ -46,6 +46,9 @@ max_epsilon_lifetime = 20.0
 # How much the messages of one experiment may tell the operator of the server.
 max_epsilon_operator = 20.0
 
+# How much the messages of all experiments together may tell that operator, or several operators together.
+max_epsilon_operator_lifetime = 40.0
+
 # The chance with which the epsilon guarantee may fail. Keep it well below 1 / (your number of images).
 delta = 1e-5
 

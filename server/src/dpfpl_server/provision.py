@@ -1,10 +1,13 @@
 """Provision a federation: authority, server certificate and one kit per site; run again to add sites.
 
-The server's folder holds ``ca.key``, ``ca.crt``, ``server.key``, ``server.crt`` and ``sites.json``. It never holds a
+The server's folder holds ``ca.key``, ``ca.crt``, ``server.key``, ``server.crt``, ``federation.json`` (where sites
+reach it) and ``sites.json``. ``ca.key`` may be kept elsewhere: only new certificates need it. The folder never holds a
 site's private keys: those are written into the site's kit and nowhere else.
 """
 
+import json
 import re
+import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,12 +22,15 @@ from dpfpl_server.certificates import (
     new_node_key,
     new_server_certificate,
 )
+from dpfpl_server.expiry import load_authority, require_key
+from dpfpl_server.kit_archive import archive_path, pack_kit
 from dpfpl_server.kits import Kit, write_kit, write_private, write_public
-from dpfpl_server.sites import Site, load_sites, save_sites
+from dpfpl_server.sites import Site, load_sites, register_lock, save_sites
 
-__all__ = ["ProvisionRequest", "ProvisionResult", "provision", "validate_site_name"]
+__all__ = ["ProvisionRequest", "ProvisionResult", "load_place", "provision", "save_place", "validate_site_name"]
 
 DEFAULT_FLEET_PORT = 9092
+_PLACE = "federation.json"
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,252}[A-Za-z0-9])?|[0-9a-fA-F:]+")
 
@@ -41,6 +47,8 @@ class ProvisionRequest:
         port: port of the Fleet API there.
         more_addresses: further host names or IP addresses for the server's certificate.
         force: give sites that are provisioned already a new key (the old one stops working).
+        archive: make each kit one file, ``tar.gz`` or ``zip``, instead of a folder.
+        ca_key: the authority's private key where it is not kept in the server's folder.
     """
 
     server_folder: Path
@@ -50,6 +58,12 @@ class ProvisionRequest:
     port: int = DEFAULT_FLEET_PORT
     more_addresses: tuple[str, ...] = ()
     force: bool = False
+    archive: str = ""
+    ca_key: Path | None = None
+
+    def kit_path(self, site: str) -> Path:
+        """Where a site's kit goes."""
+        return archive_path(self.kits_folder, site, self.archive) if self.archive else self.kits_folder / site
 
 
 @dataclass(frozen=True)
@@ -96,14 +110,21 @@ def provision(request: ProvisionRequest) -> ProvisionResult:
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
 
+    with register_lock(folder):
+        return _provision(request, names, hosts)
+
+
+def _provision(request: ProvisionRequest, names: tuple[str, ...], hosts: list[str]) -> ProvisionResult:
+    folder = request.server_folder
     sites = load_sites(folder)
     wanted = [name for name in names if request.force or name not in sites]
     _refuse_foreign_keys(request, wanted)
-    authority, authority_is_new = _authority(folder)
+    authority, authority_is_new = _authority(folder, request.ca_key)
     certificate_is_new = _server_certificate(folder, authority, hosts)
+    save_place(folder, request.address, request.port)
     kits = {}
     for name in wanted:
-        kits[name] = request.kits_folder / name
+        kits[name] = request.kit_path(name)
         node, agent = new_node_key(), new_agent_key()
         address = f"{_bracketed(request.address)}:{request.port}"
         kit = Kit(name, address, authority.public, node.private, node.public, agent.private)
@@ -111,7 +132,7 @@ def provision(request: ProvisionRequest) -> ProvisionResult:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         sites[name] = Site(name, node.public.decode().strip(), now, agent_key=agent.public.decode().strip())
         save_sites(folder, sites)
-        write_kit(kit, kits[name])
+        _write(kit, kits[name], request.archive)
     return ProvisionResult(
         server_folder=folder,
         kits=kits,
@@ -122,10 +143,43 @@ def provision(request: ProvisionRequest) -> ProvisionResult:
     )
 
 
+def save_place(folder: Path, address: str, port: int) -> None:
+    """Remember where sites reach the server, for the kits of later sites."""
+    write_public(folder / _PLACE, (json.dumps({"address": address, "port": port}, indent=2) + "\n").encode())
+
+
+def load_place(folder: Path) -> tuple[str, int]:
+    """Address and port under which sites reach the server, as last provisioned.
+
+    Raises:
+        DeploymentError: nothing was provisioned here, or the file is damaged.
+    """
+    try:
+        place = json.loads((folder / _PLACE).read_text(encoding="utf-8"))
+        return str(place["address"]), int(place["port"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise DeploymentError(
+            code="NOT_PROVISIONED",
+            message=f"{folder / _PLACE} does not say where sites reach this server.",
+            advice="Run dpfpl-server provision, which writes it; it changes no key that is there.",
+        ) from error
+
+
+def _write(kit: Kit, path: Path, archive: str) -> None:
+    """Write a kit's folder, or its archive; then the folder exists only while it is packed."""
+    if not archive:
+        write_kit(kit, path)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".kit-", dir=path.parent) as temporary:
+        write_kit(kit, Path(temporary) / kit.name)
+        pack_kit(Path(temporary) / kit.name, path, archive)
+
+
 def _refuse_foreign_keys(request: ProvisionRequest, names: list[str]) -> None:
-    """Refuse before anything is written if a kit's folder holds a key that is not ours to replace."""
+    """Refuse before anything is written if a kit's place holds a key that is not ours to replace."""
     for name in names:
-        key = request.kits_folder / name / "node.key"
+        key = request.kit_path(name) if request.archive else request.kit_path(name) / "node.key"
         if key.exists() and not request.force:
             raise DeploymentError(
                 code="KIT_EXISTS",
@@ -134,20 +188,14 @@ def _refuse_foreign_keys(request: ProvisionRequest, names: list[str]) -> None:
             )
 
 
-def _authority(folder: Path) -> tuple[Issued, bool]:
+def _authority(folder: Path, ca_key: Path | None) -> tuple[Issued, bool]:
     """Load or create the authority; the flag says that it is new."""
-    key, certificate = folder / "ca.key", folder / "ca.crt"
-    if key.exists() != certificate.exists():
-        raise DeploymentError(
-            code="AUTHORITY_INCOMPLETE",
-            message=f"{folder} has only one of ca.key and ca.crt.",
-            advice="Restore the missing file from a backup, or provision into a new, empty folder.",
-        )
-    if key.exists():
-        return Issued(key.read_bytes(), certificate.read_bytes()), False
+    known = load_authority(folder, ca_key)
+    if known is not None:
+        return known, False
     authority = new_authority()
-    write_private(key, authority.private)
-    write_public(certificate, authority.public)
+    write_private(folder / "ca.key", authority.private)
+    write_public(folder / "ca.crt", authority.public)
     return authority, True
 
 
@@ -159,6 +207,7 @@ def _server_certificate(folder: Path, authority: Issued, hosts: list[str]) -> bo
     key, certificate = folder / "server.key", folder / "server.crt"
     if key.exists() and certificate.exists() and certificate_covers(certificate.read_bytes(), hosts):
         return False
+    require_key(authority, folder)
     issued = new_server_certificate(authority, hosts)
     write_private(key, issued.private)
     write_public(certificate, issued.public)

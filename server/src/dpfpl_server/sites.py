@@ -1,13 +1,17 @@
 """The operator's register of sites: ``sites.json`` in the server's folder."""
 
+import fcntl
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dpfpl_common.errors import DeploymentError
 from dpfpl_server.kits import write_public
 
-__all__ = ["Site", "load_sites", "node_ids", "save_sites"]
+__all__ = ["Site", "load_sites", "node_ids", "register_lock", "save_sites"]
 
 _FILE = "sites.json"
 
@@ -61,3 +65,14 @@ def save_sites(folder: Path, sites: dict[str, Site]) -> None:
 def node_ids(folder: Path) -> dict[str, int]:
     """Return Flower's node id of every site that is registered with the SuperLink."""
     return {name: site.node_id for name, site in load_sites(folder).items() if site.node_id is not None}
+
+
+@contextmanager
+def register_lock(folder: Path) -> Iterator[None]:
+    """Whoever changes the register holds this; two commands at once would lose one's sites. Not to be nested."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

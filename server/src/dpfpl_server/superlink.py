@@ -16,7 +16,7 @@ from dpfpl_common.processes import ManagedProcess, ProcessGroup, child_environme
 from dpfpl_server.bundle import bundle_files
 from dpfpl_server.control import Control, RunStatus
 from dpfpl_server.kits import write_private
-from dpfpl_server.sites import load_sites, save_sites
+from dpfpl_server.sites import load_sites, register_lock, save_sites
 
 __all__ = [
     "RunStatus",
@@ -149,8 +149,8 @@ def register_sites(server_folder: Path) -> dict[str, int]:
     Running it again changes nothing. A node with another key (a site that was given a new one) or without a site
     (one that was taken out of the register) is unregistered: its key stops working at once.
     """
-    sites = load_sites(server_folder)
-    with open_control(server_folder) as control:
+    with open_control(server_folder) as control, register_lock(server_folder):
+        sites = load_sites(server_folder)
         by_key = {node.public_key: node for node in control.nodes()}
         for site in sites.values():
             node = by_key.pop(site.public_key, None)
@@ -158,7 +158,7 @@ def register_sites(server_folder: Path) -> dict[str, int]:
             sites[site.name] = replace(site, node_id=node_id)
         for node in by_key.values():
             control.unregister(node.node_id)
-    save_sites(server_folder, sites)
+        save_sites(server_folder, sites)
     return {name: site.node_id for name, site in sites.items() if site.node_id is not None}
 
 

@@ -15,6 +15,7 @@ from dpfpl_client.learning.randomness import SeededRandomness
 from dpfpl_common.accounting import PrivacyEvent, epsilon
 from dpfpl_common.errors import RefusedError, StateError
 from dpfpl_common.payload import EvaluateRequest
+from dpfpl_common.trust import planned_events
 from dpfpl_common.wire import encode_reply
 
 pytestmark = pytest.mark.privacy
@@ -312,13 +313,44 @@ def test_the_lifetime_cap_holds_over_experiments_and_restarts(site, request_for,
     site.start(policy)
     replies = [site.agent.train(request_for(number)) for number in (1, 2, 3)]
     second = changed(experiment, name="second")
-    for agent in (site.agent, site.start(policy)):
-        error = refused("BUDGET_EXHAUSTED", agent.train, request_for(1, second))
+    for _ in range(2):
+        error = refused("BUDGET_EXHAUSTED", site.start(policy).train, request_for(1, second))
         assert "max_epsilon_lifetime" in error.message
     assert (len(site.charges), computed.count("train_round")) == (3, 3)
     site.agent.train(request_for(1, changed(experiment, name="short", rounds={"number": 2})))
     assert site.start(budget(50.0, 1e-6)).train(request_for(3)).update.tobytes() == replies[2].update.tobytes()
     assert len(site.charges) == 4
+
+
+def test_A3_what_many_experiments_tell_the_operator_stops_at_its_own_cap(site, request_for, experiment, changed):
+    """Many sites share the noise, so the operator learns more than anybody else; its sum is capped by itself."""
+    names = ("north", *(f"site-{number}" for number in range(20)))
+    one = changed(experiment, sites=names, rounds={"number": 2})
+    alone = epsilon(planned_events(one)[2:], 1e-5)
+    site.start(Policy(("*",), 50.0, 100.0, max_epsilon_operator=alone, max_epsilon_operator_lifetime=2 * alone))
+    served = 0
+    for number in range(30):
+        another = changed(one, name=f"attempt-{number}")
+        try:
+            for round_number in (1, 2):
+                site.agent.train(request_for(round_number, another))
+        except RefusedError:
+            break
+        served += 1
+    error = refused("BUDGET_EXHAUSTED", site.agent.train, request_for(1, another))
+    assert "max_epsilon_operator_lifetime" in error.message
+    operator = epsilon(site.ledger.events(adversary="operator"), 1e-5)
+    assert 2 <= served < 30
+    assert operator <= 2 * alone
+    assert operator > epsilon(site.ledger.events(), 1e-5)
+
+
+def test_A3_the_cap_towards_the_operator_does_not_bind_where_central_is_allowed(site, request_for, experiment):
+    site.start(Policy(("*",), 50.0, 100.0, max_epsilon_operator_lifetime=1e-6))
+    refused("BUDGET_EXHAUSTED", site.agent.train, request_for())
+    trust = ("central", "distributed", "local")
+    site.start(Policy(("*",), 50.0, 100.0, max_epsilon_operator_lifetime=1e-6, trust=trust))
+    assert site.agent.train(request_for()).round == 1
 
 
 def test_evaluation_charges_nothing_and_keeps_the_context(site, request_for, experiment):

@@ -13,8 +13,14 @@ from dpfpl_common.errors import RefusedError, StateError
 pytestmark = pytest.mark.privacy
 
 
-def event(noise=2.0, steps=4, rate=0.5):
-    return PrivacyEvent("prompt_recipient", "per_step", noise, rate, steps)
+def event(noise=2.0, steps=4, rate=0.5, adversary="prompt_recipient"):
+    return PrivacyEvent(adversary, "per_step", noise, rate, steps)
+
+
+def events(noise=2.0, steps=4, rate=0.5):
+    """What a charge tells each adversary; the operator sees less noise."""
+    recipients = [event(noise, steps, rate, adversary) for adversary in ("prompt_recipient", "other_site")]
+    return (*recipients, event(noise / 2, steps, rate, "operator"))
 
 
 @pytest.fixture
@@ -30,28 +36,28 @@ def ledger(path):
 
 
 def test_a_charge_is_visible_to_others_before_reserve_returns(ledger, path):
-    sequence = ledger.reserve("a", 1, "digest", event())
-    (row,) = (
-        sqlite3.connect(path).execute("SELECT sequence, experiment, round, steps, release_digest FROM charges")
-    ).fetchall()
-    assert row == (sequence, "a", 1, 4, "")
+    sequence = ledger.reserve("a", 1, "digest", events())
+    other = sqlite3.connect(path)
+    assert other.execute("SELECT sequence, experiment, round FROM charges").fetchall() == [(sequence, "a", 1)]
     ledger.commit(sequence, "release")
-    assert sqlite3.connect(path).execute("SELECT release_digest FROM charges").fetchall() == [("release",)]
+    query = "SELECT content ->> 'release' FROM records WHERE content ->> 'reserve' = ?"
+    assert other.execute(query, (sequence,)).fetchall() == [("release",)]
 
 
 def test_every_write_reaches_the_disk(ledger):
-    assert ledger._database.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
-    assert ledger._database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-    assert not ledger._database.in_transaction
-    ledger.reserve("a", 1, "digest", event())
-    assert not ledger._database.in_transaction
+    database = ledger._file._database
+    assert database.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+    assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert not database.in_transaction
+    ledger.reserve("a", 1, "digest", events())
+    assert not database.in_transaction
 
 
 def test_a_killed_process_leaves_its_charge(path):
     program = (
         "import os, signal, sys; from pathlib import Path; from dpfpl_client.agent.ledger import Ledger;"
         "from dpfpl_common.accounting import PrivacyEvent;"
-        "Ledger(Path(sys.argv[1])).reserve('a', 1, 'd', PrivacyEvent('prompt_recipient', 'per_step', 2.0, 0.5, 4));"
+        "Ledger(Path(sys.argv[1])).reserve('a', 1, 'd', [PrivacyEvent('prompt_recipient', 'per_step', 2.0, 0.5, 4)]);"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
     ended = subprocess.run([sys.executable, "-c", program, str(path)], timeout=60, check=False)
@@ -61,19 +67,19 @@ def test_a_killed_process_leaves_its_charge(path):
 
 def test_charges_outlive_the_connection(path):
     first = Ledger(path)
-    first.reserve("a", 3, "digest", event())
+    first.reserve("a", 3, "digest", events())
     first.close()
     again = Ledger(path)
     (charge,) = again.charges()
-    assert (charge.experiment, charge.round, charge.request_digest, charge.event) == ("a", 3, "digest", event())
+    assert (charge.experiment, charge.round, charge.request_digest, charge.events) == ("a", 3, "digest", events())
     assert again.last_round("a") == 3
 
 
 def test_equal_events_add_up_and_others_stay_apart(ledger):
     for number in (1, 2, 3):
-        ledger.reserve("a", number, "d", event())
-    ledger.reserve("a", 4, "d", event(noise=3.0))
-    ledger.reserve("b", 1, "d", event(steps=10))
+        ledger.reserve("a", number, "d", events())
+    ledger.reserve("a", 4, "d", events(noise=3.0))
+    ledger.reserve("b", 1, "d", events(steps=10))
     assert ledger.events("a") == [event(steps=12), event(noise=3.0)]
     assert ledger.events("b") == ledger.events_of_others("a") == [event(steps=10)]
     assert ledger.events() == [event(steps=22), event(noise=3.0)]
@@ -82,7 +88,7 @@ def test_equal_events_add_up_and_others_stay_apart(ledger):
 
 
 def test_the_latest_charge_of_a_round_is_found(ledger):
-    first, second = (ledger.reserve("a", 1, "d", event()) for _ in range(2))
+    first, second = (ledger.reserve("a", 1, "d", events()) for _ in range(2))
     assert second > first
     assert ledger.find("a", 1).sequence == second
     assert ledger.find("a", 2) is ledger.find("b", 1) is None
@@ -99,22 +105,20 @@ def test_a_name_is_bound_to_its_first_configuration_for_good(ledger, path):
 
 
 def test_a_sound_file_shows_no_damage(ledger):
-    ledger.reserve("a", 1, "d", event())
+    ledger.reserve("a", 1, "d", events())
     assert ledger.damage() == []
 
 
 def test_damage_is_found_and_nothing_is_read_from_it(path):
     ledger = Ledger(path)
     for number in range(1, 200):
-        ledger.reserve("a", number, "d" * 64, event())
+        ledger.reserve("a", number, "d" * 64, events())
     ledger.close()
     content = bytearray(path.read_bytes())
     content[4096 * 2 : 4096 * 4] = b"\x00" * 4096 * 2
     path.write_bytes(content)
-    damaged = Ledger(path)
-    assert damaged.damage()
-    with pytest.raises(StateError, match="LEDGER_UNREADABLE"):
-        damaged.events()
+    with pytest.raises(StateError, match=r"LEDGER_(UNREADABLE|DAMAGED)"):
+        Ledger(path)
 
 
 @pytest.mark.parametrize("content", [b"no database at all" * 300, b"SQLite format 3\0" + b"\xff" * 5000])
@@ -131,17 +135,22 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
         Ledger(tmp_path / "nowhere" / "ledger.sqlite")
 
 
-def test_a_charge_that_cannot_be_written_is_an_error(ledger):
-    ledger._database.execute("PRAGMA query_only=ON")
-    with pytest.raises(StateError, match="LEDGER_UNREADABLE"):
-        ledger.reserve("a", 1, "d", event())
+def test_a_charge_that_cannot_be_written_is_an_error(ledger, path):
+    database = ledger._file._database
+    database.execute("PRAGMA query_only=ON")
+    with pytest.raises(StateError, match="LEDGER_NOT_DURABLE"):
+        ledger.reserve("a", 1, "d", events())
+    database.execute("PRAGMA query_only=OFF")
+    with pytest.raises(StateError, match="LEDGER_NOT_DURABLE"):  # what is on the disk is unknown until a restart
+        ledger.reserve("a", 1, "d", events())
+    assert ledger.charges() == Ledger(path).charges() == []
 
 
 def test_in_memory_it_charges_alike_and_leaves_no_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ledger = Ledger(None)
     ledger.bind("a", "one")
-    ledger.commit(ledger.reserve("a", 1, "d", event()), "r")
+    ledger.commit(ledger.reserve("a", 1, "d", events()), "r")
     assert ledger.events("a") == [event()]
     assert ledger.find("a", 1).release_digest == "r"
     assert Ledger(None).charges() == []

@@ -1,7 +1,5 @@
 """Builds a site's agent from its site.toml."""
 
-import fcntl
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,38 +7,18 @@ from dpfpl_client.agent.core import SiteAgent
 from dpfpl_client.agent.endpoint import Agent
 from dpfpl_client.agent.feature_cache import FeatureCache, Progress, site_features
 from dpfpl_client.agent.ledger import Ledger
+from dpfpl_client.agent.locks import Locks, StateLock
 from dpfpl_client.agent.policy import load_policy
+from dpfpl_client.agent.registry import Registry
 from dpfpl_client.agent.signing import SigningAgent, load_signing_key
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.data import SiteData, list_classes, load_site_data
 from dpfpl_client.learning.backbone import ClipBackbone, load_backbone
 from dpfpl_client.learning.randomness import RandomnessSource, SeededRandomness, SystemRandomness
 from dpfpl_client.site_settings import SiteSettings
-from dpfpl_common.durable import make_folder_durably
 from dpfpl_common.errors import StateError
 
-__all__ = ["BuiltAgent", "StateLock", "build_agent"]
-
-
-class StateLock:
-    """One agent per state folder: an flock, so that a killed agent leaves nothing to clean up."""
-
-    def __init__(self, folder: Path) -> None:
-        make_folder_durably(folder)  # or a loss of power might take the whole ledger, folder and all
-        self._descriptor = os.open(folder / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._descriptor)
-            raise StateError(
-                code="STATE_LOCKED",
-                message=f"Another agent is already using {folder}.",
-                advice="Stop it first, or give this site a state folder of its own.",
-            ) from None
-
-    def release(self) -> None:
-        """Let another agent use the folder."""
-        os.close(self._descriptor)
+__all__ = ["BuiltAgent", "build_agent"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +30,7 @@ class BuiltAgent:
     backbone: ClipBackbone
     data: SiteData
     class_names: tuple[str, ...]
-    lock: StateLock
+    lock: Locks
 
 
 def build_agent(settings: SiteSettings, progress: Progress | None = None) -> BuiltAgent:
@@ -65,10 +43,12 @@ def build_agent(settings: SiteSettings, progress: Progress | None = None) -> Bui
     key_file = settings.path(settings.agent.key)
     key = load_signing_key(key_file) if settings.server.address or key_file.exists() else None  # no server, no need
     state = settings.state_folder
-    lock = StateLock(state)
+    lock = Locks(StateLock(state))
     try:
         store = DiskStore(state)
-        ledger = _open_ledger(state / "ledger.sqlite", store)
+        registry = Registry(settings.registry_folder)
+        ledger = _open_ledger(state / "ledger.sqlite", store, registry)
+        lock.add(registry.hold(ledger.identity))
         class_names = list_classes(settings.data)
         data = load_site_data(settings.data, class_names, index_path=state / "cache" / "images.json")
         backbone = load_backbone(settings.model, offline=settings.offline)
@@ -80,7 +60,7 @@ def build_agent(settings: SiteSettings, progress: Progress | None = None) -> Bui
     return BuiltAgent(agent, agent if key is None else SigningAgent(agent, key), backbone, data, class_names, lock)
 
 
-def _open_ledger(path: Path, store: DiskStore) -> Ledger:
+def _open_ledger(path: Path, store: DiskStore, registry: Registry) -> Ledger:
     """Open the ledger, or begin one where nothing was ever released.
 
     Raises:
@@ -92,7 +72,7 @@ def _open_ledger(path: Path, store: DiskStore) -> Ledger:
             message=f"{path.parent} holds releases, but not the privacy ledger that charged them.",
             advice="Restore ledger.sqlite from a backup; without it nothing may be released.",
         )
-    return Ledger(path)
+    return Ledger(path, registry)
 
 
 def randomness_of(settings: SiteSettings) -> RandomnessSource:

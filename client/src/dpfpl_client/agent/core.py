@@ -4,24 +4,24 @@ Release protocol: validate, lock, RESERVE (durable), compute and noise, write th
 return. The same request again gets the same bytes at no cost; another request for the same round is refused.
 """
 
-import dataclasses
 import math
 import threading
 import time
 
 import numpy as np
 
+from dpfpl_client.agent.budget import check_budget
 from dpfpl_client.agent.ledger import Ledger
 from dpfpl_client.agent.policy import Policy, permit
 from dpfpl_client.agent.store import Record, Store
 from dpfpl_client.learning.backbone import ClipBackbone
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
 from dpfpl_client.learning.randomness import RandomnessSource
-from dpfpl_common.accounting import PrivacyEvent, epsilon
+from dpfpl_common.accounting import PrivacyEvent
 from dpfpl_common.errors import ConfigError, DataError, ModelError, RefusedError, StateError
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.payload import EvaluateRequest, SiteReply, TrainRequest, request_digest
-from dpfpl_common.trust import WHOLE_UPDATE, capped_event
+from dpfpl_common.trust import planned_events
 
 __all__ = ["SiteAgent"]
 
@@ -72,9 +72,10 @@ class SiteAgent:
             known = self._known_release(request, digest)
             if known is not None:
                 return known
-            event = self._cost(experiment)
-            self._check_budget(experiment, event)
-            sequence = self._ledger.reserve(experiment.name, request.round, digest, event)
+            events = self._cost(experiment)
+            if self._policy is not None:
+                check_budget(self._policy, self._ledger, experiment, events)
+            sequence = self._ledger.reserve(experiment.name, request.round, digest, events)
             record = self._compute(learner, request, digest)
             self._store.write(experiment.name, request.round, record)
             self._ledger.commit(sequence, record.digest())
@@ -164,41 +165,16 @@ class SiteAgent:
             )
         return record
 
-    def _cost(self, experiment: Experiment) -> PrivacyEvent:
+    def _cost(self, experiment: Experiment) -> tuple[PrivacyEvent, ...]:
         """What the next round releases anew: its noised steps, or under ``one_shot`` one release, the first time.
 
         Where sites are sampled, the epsilon is about all rounds, those without this site too: all are charged with the
         first one that it takes part in.
         """
         if experiment.privacy.site_sample_rate < 1:
-            return capped_event(experiment, 0 if self._ledger.events(experiment.name) else None)
+            return planned_events(experiment, 0 if self._ledger.events(experiment.name) else None)
         paid = experiment.privacy.mechanism == "one_shot" and self._state(experiment).class_sums is not None
-        return capped_event(experiment, 0 if paid else experiment.rounds.local_steps)
-
-    def _check_budget(self, experiment: Experiment, event: PrivacyEvent) -> None:
-        """Refuse before any work if this charge would pass a cap; decided from the ledger alone."""
-        if self._policy is None:
-            return
-        charged = self._ledger.events(experiment.name)
-        steps = max(capped_event(experiment).steps, sum(e.steps for e in charged) + event.steps)
-        plan = dataclasses.replace(capped_event(experiment), steps=steps)
-        others = self._ledger.events_of_others(experiment.name)
-        if any((other.mechanism == WHOLE_UPDATE) != (plan.mechanism == WHOLE_UPDATE) for other in others):
-            raise RefusedError(
-                code="UNITS_DO_NOT_ADD_UP",
-                message="This data was already charged under another unit of privacy (rule units).",
-                advice="Epsilons of single examples and of whole sites have no sum: use one unit for the same data.",
-            )
-        for rule, events, cap in (
-            ("max_epsilon_per_experiment", [plan], self._policy.max_epsilon_per_experiment),
-            ("max_epsilon_lifetime", [*others, plan], self._policy.max_epsilon_lifetime),
-        ):
-            if epsilon(events, self._policy.delta) > cap:
-                raise RefusedError(
-                    code="BUDGET_EXHAUSTED",
-                    message=f"The site's privacy budget does not cover this experiment (rule {rule}).",
-                    advice="Ask the site's administrator.",
-                )
+        return planned_events(experiment, 0 if paid else experiment.rounds.local_steps)
 
     def _compute(self, learner: PromptLearner, request: TrainRequest, digest: str) -> Record:
         started = time.monotonic()

@@ -1,62 +1,124 @@
 """The durable record of what a site's data has paid: reserve before computing, commit after the release is safe."""
 
-import sqlite3
+import secrets
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dpfpl_client.agent.anchor import Anchor, ExperimentTotal, Snapshot, events_to_json, missing_from
+from dpfpl_client.agent.chain import BrokenChainError, follow
+from dpfpl_client.agent.ledger_file import LedgerFile, create_schema
+from dpfpl_client.agent.ledger_migration import migrate
+from dpfpl_client.agent.ledger_state import Charge, LedgerState
+from dpfpl_client.agent.registry import Registry
 from dpfpl_common.accounting import PrivacyEvent
 from dpfpl_common.errors import RefusedError, StateError
+from dpfpl_common.trust import ADVERSARIES
 
 __all__ = ["Charge", "Ledger"]
 
-SCHEMA = (
-    "CREATE TABLE IF NOT EXISTS experiments (name TEXT PRIMARY KEY, digest TEXT NOT NULL) STRICT",
-    """CREATE TABLE IF NOT EXISTS charges (
-        sequence INTEGER PRIMARY KEY AUTOINCREMENT,
-        experiment TEXT NOT NULL, round INTEGER NOT NULL, request_digest TEXT NOT NULL,
-        mechanism TEXT NOT NULL, noise_multiplier REAL NOT NULL, sample_rate REAL NOT NULL, steps INTEGER NOT NULL,
-        release_digest TEXT NOT NULL DEFAULT '', at TEXT NOT NULL
-    ) STRICT""",
-)
-
-
-@dataclass(frozen=True)
-class Charge:
-    """One reserved or committed release.
-
-    Attributes:
-        sequence: its place in the ledger.
-        request_digest: what was asked.
-        release_digest: sha256 of what left; empty while only reserved.
-    """
-
-    sequence: int
-    experiment: str
-    round: int
-    request_digest: str
-    release_digest: str
-    event: PrivacyEvent
+_NO_HISTORY = ("genesis", "migrated")
+"""Kinds of a last record after which nothing was charged yet, so that there may be no anchor."""
 
 
 class Ledger:
-    """Charges against one site's data, over experiments and restarts.
+    """Charges against one site's data, over experiments, operators and restarts.
 
-    Invariant: every release was reserved, durably, before it was computed; a reservation is never taken back.
+    Invariants: every release was reserved, durably, before it was computed; a reservation is never taken back; a record
+    is never changed; a ledger that is not the one that was last written is not used.
     """
 
-    def __init__(self, path: Path | None) -> None:
-        """Open or make the ledger; None keeps it in memory, for simulations."""
-        self._path = path
+    def __init__(
+        self, path: Path | None, registry: Registry | None = None, identity: str = "", *, observe: bool = False
+    ) -> None:
+        """Open or make the ledger, and read its whole chain.
+
+        Args:
+            path: its file; None keeps it in memory, for simulations.
+            registry: remembers how far it came; None only for simulations and tests.
+            identity: of a ledger to be made; drawn if empty.
+            observe: only look, beside an agent that may be at work; the registry is left as it is.
+
+        Raises:
+            StateError: LEDGER_DAMAGED, naming the first wrong record; LEDGER_ROLLED_BACK or ANCHOR_MISSING if it may be
+                an old copy; LEDGER_NEWER; LEDGER_UNREADABLE.
+        """
+        self._known = LedgerState()
+        self._anchor: Anchor | None = None
+        self._file = LedgerFile(path)
         try:
-            self._database = sqlite3.connect(path or ":memory:", isolation_level=None, check_same_thread=False)
-        except sqlite3.Error as error:
-            raise self._unusable(error) from None
-        self._execute("PRAGMA journal_mode=WAL" if path else "PRAGMA journal_mode=MEMORY")
-        self._execute("PRAGMA synchronous=FULL")
-        for statement in SCHEMA:
-            self._execute(statement)
+            remembered = self._open(registry, identity)
+            if registry is not None:
+                self._check_anchor(remembered)
+            if self._anchor is not None and not observe and (not remembered or remembered.sequence < self.records):
+                self._anchor.advance(self.snapshot())
+        except BaseException:
+            self._file.close()
+            raise
+
+    @classmethod
+    def accept_rollback(
+        cls, path: Path, registry: Registry, *, identity: str = "", nothing_lost: bool = False
+    ) -> dict[str, ExperimentTotal]:
+        """Go on with an old copy of a ledger, charging what may have been spent since it was made.
+
+        Args:
+            path: the ledger's file; made anew if it is gone.
+            registry: whose anchor knows how far it had come.
+            identity: the ledger's, needed where the file is gone.
+            nothing_lost: the administrator's word, where there is no anchor, that this is no old copy; without it all
+                that could ever be spent counts as spent.
+
+        Returns:
+            What was charged, by experiment.
+        """
+        ledger = cls(path, None, identity)
+        try:
+            ledger._anchor = registry.anchor(ledger.identity)
+            remembered = ledger._anchor.read()
+            here = ledger.snapshot()
+            if remembered is None:
+                unknown = tuple(PrivacyEvent(adversary, "unknown", 0.0, 1.0, 1) for adversary in ADVERSARIES)
+                missing = {} if nothing_lost else {"": ExperimentTotal(0, unknown)}
+            elif remembered.sequence <= here.sequence and ledger._hash_of(remembered.sequence) == remembered.head:
+                return {}
+            else:
+                forked = remembered.sequence <= here.sequence
+                missing = missing_from(here, remembered, forked=forked)
+            for name, total in missing.items():
+                ledger._append(
+                    {
+                        "kind": "assume",
+                        "experiment": name,
+                        "round": total.last_round,
+                        "events": events_to_json(total.events),
+                        "at": _now(),
+                    }
+                )
+            ledger._append({"kind": "accepted", "nothing_lost": nothing_lost, "at": _now()})
+            return missing
+        finally:
+            ledger.close()
+
+    @property
+    def identity(self) -> str:
+        """Drawn when the ledger was made; a copy has the same."""
+        return self._known.identity
+
+    @property
+    def records(self) -> int:
+        """How many records it has."""
+        return self._file.sequence
+
+    @property
+    def datasets(self) -> Sequence[Mapping[str, Any]]:
+        """The registered versions of the data set, oldest first."""
+        return tuple(self._known.datasets)
+
+    def register(self, manifest: Mapping[str, Any]) -> None:
+        """Record a new version of the data set that this ledger charges."""
+        self._append({"kind": "dataset", **manifest, "at": _now()})
 
     def bind(self, experiment: str, digest: str) -> None:
         """Tie an experiment's name to one configuration for good.
@@ -64,108 +126,171 @@ class Ledger:
         Raises:
             RefusedError: the name was used with another configuration.
         """
-        self._execute("INSERT OR IGNORE INTO experiments VALUES (?, ?)", experiment, digest)
-        ((known,),) = self._rows("SELECT digest FROM experiments WHERE name = ?", experiment)
-        if known != digest:
+        known = self._known.digests.get(experiment)
+        if known is None:
+            self._append({"kind": "bind", "experiment": experiment, "digest": digest, "at": _now()})
+        elif known != digest:
             raise RefusedError(
                 code="EXPERIMENT_CHANGED",
                 message="An experiment of this name was run with another configuration (rule experiment digest).",
                 advice="Run it under a new name.",
             )
 
+    def bound(self) -> Mapping[str, str]:
+        """When each experiment was first admitted, UTC."""
+        return dict(self._known.bound_at)
+
     def find(self, experiment: str, round_number: int) -> Charge | None:
         """The latest charge for this round, if any."""
-        rows = self._select(
-            "WHERE experiment = ? AND round = ? ORDER BY sequence DESC LIMIT 1", experiment, round_number
-        )
-        return rows[0] if rows else None
+        sequence = self._known.latest.get((experiment, round_number))
+        return None if sequence is None else self._known.charges[sequence]
 
     def last_round(self, experiment: str) -> int:
         """The last round charged; 0 before the first."""
-        ((last,),) = self._rows("SELECT coalesce(max(round), 0) FROM charges WHERE experiment = ?", experiment)
-        return int(last)
+        return self._known.last_round.get(experiment, 0)
 
-    def reserve(self, experiment: str, round_number: int, request_digest: str, event: PrivacyEvent) -> int:
-        """Charge a release before it is computed; durable on return. Gives the charge's sequence number."""
-        cursor = self._execute(
-            "INSERT INTO charges"
-            " (experiment, round, request_digest, mechanism, noise_multiplier, sample_rate, steps, at)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            experiment,
-            round_number,
-            request_digest,
-            event.mechanism,
-            event.noise_multiplier,
-            event.sample_rate,
-            event.steps,
-            time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    def reserve(self, experiment: str, round_number: int, request_digest: str, events: Sequence[PrivacyEvent]) -> int:
+        """Charge a release before it is computed; durable on return. Gives the charge's sequence number.
+
+        Args:
+            experiment: its name.
+            round_number: the round.
+            request_digest: what was asked.
+            events: what the release tells each adversary.
+        """
+        return self._append(
+            {
+                "kind": "reserve",
+                "experiment": experiment,
+                "round": round_number,
+                "request": request_digest,
+                "events": events_to_json(tuple(events)),
+                "at": _now(),
+            }
         )
-        assert cursor.lastrowid is not None
-        return cursor.lastrowid
 
     def commit(self, sequence: int, release_digest: str) -> None:
-        """Record that this release exists and may leave; durable on return."""
-        self._execute("UPDATE charges SET release_digest = ? WHERE sequence = ?", release_digest, sequence)
+        """Record that the release reserved under ``sequence`` exists and may leave; durable on return."""
+        assert sequence in self._known.charges
+        self._append({"kind": "commit", "reserve": sequence, "release": release_digest, "at": _now()})
+
+    def evaluations(self, experiment: str) -> Mapping[str, Mapping[str, float]]:
+        """The accuracies that were answered to evaluations, by the digest of what was asked."""
+        return dict(self._known.evaluations.get(experiment, {}))
+
+    def record_evaluation(self, experiment: str, request_digest: str, metrics: Mapping[str, float]) -> None:
+        """Record an answer to an evaluation before it leaves; durable on return."""
+        self._append(
+            {
+                "kind": "evaluate",
+                "experiment": experiment,
+                "request": request_digest,
+                "metrics": dict(metrics),
+                "at": _now(),
+            }
+        )
 
     def charges(self) -> list[Charge]:
         """Everything charged, oldest first."""
-        return self._select("ORDER BY sequence")
+        return [self._known.charges[sequence] for sequence in sorted(self._known.charges)]
 
-    def events(self, experiment: str | None = None) -> list[PrivacyEvent]:
-        """What was charged, by one experiment or by all; equal mechanisms added up, ready for the accountant."""
-        return self._events("?1 IS NULL OR experiment = ?1", experiment)
+    def events(self, experiment: str | None = None, adversary: str = "prompt_recipient") -> list[PrivacyEvent]:
+        """What an adversary was told, by one experiment or by all; equal mechanisms added up, for the accountant."""
+        return self._known.events(lambda name: experiment is None or name == experiment, adversary)
 
-    def events_of_others(self, experiment: str) -> list[PrivacyEvent]:
-        """What all experiments but this one were charged."""
-        return self._events("experiment <> ?1", experiment)
+    def events_of_others(self, experiment: str, adversary: str = "prompt_recipient") -> list[PrivacyEvent]:
+        """What an adversary was told by all experiments but this one."""
+        return self._known.events(lambda name: name != experiment, adversary)
+
+    def snapshot(self) -> Snapshot:
+        """How far the ledger is."""
+        return Snapshot(self._file.sequence, self._file.head, self._known.totals_by_experiment())
 
     def damage(self) -> list[str]:
         """What SQLite finds wrong with the file; empty if nothing."""
-        try:
-            found = [str(row[0]) for row in self._rows("PRAGMA integrity_check")]
-        except StateError as error:
-            return [error.message]
-        return [] if found == ["ok"] else found
+        return self._file.damage()
 
     def close(self) -> None:
         """Close the database."""
-        self._database.close()
+        self._file.close()
 
-    def _execute(self, statement: str, *values: object) -> sqlite3.Cursor:
+    def _open(self, registry: Registry | None, identity: str) -> Snapshot | None:
+        """Read the chain from its first record; gives what the anchor remembers, if anything."""
+        if self._file.version == 1:
+            migrate(self._file)
+        elif self._file.version == 0:
+            self._file.execute("BEGIN IMMEDIATE")
+            create_schema(self._file)
+            self._file.append(
+                {
+                    "kind": "genesis",
+                    "ledger": identity or secrets.token_hex(16),
+                    "at": _now(),
+                    "nonce": secrets.token_hex(8),
+                }
+            )
+            self._file.execute("COMMIT")
+        remembered: Snapshot | None = None
         try:
-            return self._database.execute(statement, values)
-        except sqlite3.Error as error:
-            raise self._unusable(error) from None
+            for link in follow(self._file.read()):
+                self._known.apply(link.sequence, link.parsed())
+                # The anchor is read before all but the first record: an agent at work writes them the other way round.
+                if link.sequence == 1 and registry is not None:
+                    self._anchor = registry.anchor(self.identity)
+                    remembered = self._anchor.read()
+        except BrokenChainError as broken:
+            raise _damaged(str(broken)) from None
+        except (LookupError, TypeError, ValueError) as error:
+            raise _damaged(f"A record after record {self._file.sequence} is no record ({error!r}).") from None
+        if not self.identity:
+            raise _damaged("Record 1 is missing.")
+        return remembered
 
-    def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
-        try:
-            return self._database.execute(query, values).fetchall()
-        except sqlite3.Error as error:
-            raise self._unusable(error) from None
+    def _check_anchor(self, remembered: Snapshot | None) -> None:
+        """Refuse what may be an old copy."""
+        here = self._file.sequence
+        if remembered is None:
+            if self._known.kind not in _NO_HISTORY:
+                raise StateError(
+                    code="ANCHOR_MISSING",
+                    message="Nothing outside the state folder remembers this privacy ledger: it may be an old copy.",
+                    advice="Restore the registry folder, or: dpfpl-client ledger accept-rollback.",
+                )
+        elif remembered.sequence > here:
+            raise _rolled_back(f"records {here + 1} to {remembered.sequence} were written once and are missing")
+        elif self._hash_of(remembered.sequence) != remembered.head:
+            raise _rolled_back(f"record {remembered.sequence} was written once with other content")
 
-    def _unusable(self, error: sqlite3.Error) -> StateError:
-        return StateError(
-            code="LEDGER_UNREADABLE",
-            message=f"The privacy ledger {self._path} cannot be used ({error}).",
-            advice="Free disk space if it is full, else restore it from a backup; without it nothing may be released.",
-        )
+    def _hash_of(self, sequence: int) -> str:
+        rows = self._file.execute("SELECT hash FROM records WHERE sequence = ?", sequence).fetchall()
+        return str(rows[0][0]) if rows else ""
 
-    def _select(self, clause: str, *values: object) -> list[Charge]:
-        columns = "sequence, experiment, round, request_digest, release_digest"
-        event = "mechanism, noise_multiplier, sample_rate, steps"
-        # The clauses are constants of this module.
-        rows = self._rows(f"SELECT {columns}, {event} FROM charges {clause}", *values)  # noqa: S608
-        return [_charge(row) for row in rows]
-
-    def _events(self, condition: str, experiment: str | None) -> list[PrivacyEvent]:
-        # The conditions are constants of this module.
-        event = "mechanism, noise_multiplier, sample_rate, sum(steps)"
-        query = f"SELECT {event} FROM charges WHERE {condition} GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"  # noqa: S608
-        return [PrivacyEvent("prompt_recipient", *row) for row in self._rows(query, experiment)]
+    def _append(self, content: dict[str, Any]) -> int:
+        """Add a record, durably, first here and then at the anchor."""
+        # Two copies of a ledger must not go on alike, not even with equal requests within a second.
+        sequence = self._file.append({**content, "nonce": secrets.token_hex(8)})
+        self._known.apply(sequence, content)
+        if self._anchor is not None:
+            self._anchor.advance(self.snapshot())
+        return sequence
 
 
-def _charge(row: tuple[Any, ...]) -> Charge:
-    sequence, experiment, number, request_digest, release_digest, *event = row
-    return Charge(
-        sequence, experiment, number, request_digest, release_digest, PrivacyEvent("prompt_recipient", *event)
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _damaged(what: str) -> StateError:
+    return StateError(
+        code="LEDGER_DAMAGED",
+        message=f"The privacy ledger is damaged: {what}",
+        advice="Restore the state folder from a backup, then: dpfpl-client ledger accept-rollback.",
+    )
+
+
+def _rolled_back(what: str) -> StateError:
+    return StateError(
+        code="LEDGER_ROLLED_BACK",
+        message=f"The privacy ledger is an old copy: {what}.",
+        advice="Put the newest state folder back. If it is lost: dpfpl-client ledger accept-rollback, which charges "
+        "what may have been spent since.",
     )

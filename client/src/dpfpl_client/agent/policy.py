@@ -28,7 +28,9 @@ class Policy:
             ``distributed`` trust sees each with its share of the noise only. Does not bind under ``central``, where it
             is infinite and which must be allowed by name.
         max_epsilon_lifetime: cap over all experiments on the same data.
-        delta: the delta of both caps; an experiment's own may not be larger.
+        max_epsilon_operator_lifetime: cap on what all of them together may tell the operator; does not bind while
+            ``central`` is allowed.
+        delta: the delta of all caps; an experiment's own may not be larger.
         trust: allowed trust modes.
         units: allowed units of privacy. Naming ``site`` means that in such an experiment the caps hold towards another
             site, and that the site's own prompt, trained without noise, must never leave it.
@@ -45,6 +47,7 @@ class Policy:
     max_epsilon_lifetime: float
     delta: float = 1e-5
     max_epsilon_operator: float = 20.0
+    max_epsilon_operator_lifetime: float = 40.0
     trust: tuple[str, ...] = ("distributed", "local")
     units: tuple[str, ...] = ("example",)
     mechanisms: tuple[str, ...] = MECHANISMS
@@ -58,6 +61,9 @@ class Policy:
         _require("max_epsilon_per_experiment", self.max_epsilon_per_experiment, self.max_epsilon_per_experiment > 0)
         _require("max_epsilon_lifetime", self.max_epsilon_lifetime, self.max_epsilon_lifetime > 0)
         _require("max_epsilon_operator", self.max_epsilon_operator, self.max_epsilon_operator > 0)
+        _require(
+            "max_epsilon_operator_lifetime", self.max_epsilon_operator_lifetime, self.max_epsilon_operator_lifetime > 0
+        )
         _require("delta", self.delta, 0 < self.delta < 0.01)
         _require("trust", self.trust, set(self.trust) <= set(TRUST_MODES))
         _require("units", self.units, set(self.units) <= set(UNITS))

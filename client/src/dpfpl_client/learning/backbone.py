@@ -40,6 +40,17 @@ class ClipBackbone:
         self.feature_size = int(model.config.projection_dim)
         self.logit_scale = float(model.logit_scale.exp())
 
+    @property
+    def tokenizer(self) -> Any:
+        """The model's own Hugging Face tokenizer."""
+        return self._tokenizer
+
+    @property
+    def token_embedding(self) -> torch.nn.Embedding:
+        """The text tower's frozen token embedding, [vocabulary, width]."""
+        embedding: torch.nn.Embedding = self._model.text_model.embeddings.token_embedding
+        return embedding
+
     def class_tokens(self, class_names: Sequence[str], num_context: int) -> ClassTokens:
         """Token ids of ``<class name>.<EOS>`` for every class.
 

@@ -1,0 +1,92 @@
+"""Whether a site's caps cover what an experiment would cost on top of everything charged before."""
+
+import dataclasses
+from collections.abc import Iterable
+
+from dpfpl_client.agent.ledger import Ledger
+from dpfpl_client.agent.policy import Policy
+from dpfpl_common.accounting import PrivacyEvent, epsilon
+from dpfpl_common.errors import RefusedError
+from dpfpl_common.experiment import Experiment
+from dpfpl_common.trust import WHOLE_UPDATE, planned_events
+
+__all__ = ["check_budget", "held_to", "planned_cost", "spent"]
+
+RECIPIENTS = ("prompt_recipient", "other_site")
+
+
+def check_budget(policy: Policy, ledger: Ledger, experiment: Experiment, events: Iterable[PrivacyEvent]) -> None:
+    """Refuse before any work if one more charge would pass a cap; decided from the ledger alone.
+
+    The whole plan must fit, or what was charged with this charge on top where retries made that more.
+
+    Args:
+        policy: the caps.
+        ledger: what was charged.
+        experiment: who asks.
+        events: the charge, for each adversary.
+
+    Raises:
+        RefusedError: BUDGET_EXHAUSTED, naming the rule; UNITS_DO_NOT_ADD_UP.
+    """
+    extra = {event.adversary: event.steps for event in events}
+    for planned in planned_events(experiment):
+        adversary = planned.adversary
+        charged = sum(event.steps for event in ledger.events(experiment.name, adversary))
+        plan = dataclasses.replace(planned, steps=max(planned.steps, charged + extra[adversary]))
+        others = ledger.events_of_others(experiment.name, adversary)
+        if any((other.mechanism == WHOLE_UPDATE) != (plan.mechanism == WHOLE_UPDATE) for other in others):
+            raise RefusedError(
+                code="UNITS_DO_NOT_ADD_UP",
+                message="This data was already charged under another unit of privacy (rule units).",
+                advice="Epsilons of single examples and of whole sites have no sum: use one unit for the same data.",
+            )
+        for rule, cap, sum_of in (
+            *_rules(policy, experiment, adversary, lifetime=False, events=[plan]),
+            *_rules(policy, experiment, adversary, lifetime=True, events=[*others, plan]),
+        ):
+            if epsilon(sum_of, policy.delta) > cap:
+                raise RefusedError(
+                    code="BUDGET_EXHAUSTED",
+                    message=f"The site's privacy budget does not cover this experiment (rule {rule}).",
+                    advice="Ask the site's administrator.",
+                )
+
+
+def held_to(unit: str) -> tuple[str, ...]:
+    """The adversaries whom the caps of a prompt's recipient hold; under the unit ``site`` that prompt never leaves."""
+    return ("other_site",) if unit == "site" else RECIPIENTS
+
+
+def spent(ledger: Ledger, delta: float, experiment: str | None = None) -> dict[str, float]:
+    """Epsilon towards each adversary, of one experiment or of all.
+
+    ``prompt_recipient`` is left out where whole data sets are protected: nothing is promised there.
+    """
+    sums = {adversary: ledger.events(experiment, adversary) for adversary in (*RECIPIENTS, "operator")}
+    if any(event.mechanism == WHOLE_UPDATE for event in sums["other_site"]):
+        del sums["prompt_recipient"]
+    return {adversary: epsilon(events, delta) for adversary, events in sums.items()}
+
+
+def planned_cost(ledger: Ledger | None, experiment: Experiment, delta: float) -> dict[str, tuple[float, float]]:
+    """Epsilon towards each adversary of the experiment alone, and of all charges of others together with it."""
+    costs = {}
+    for planned in planned_events(experiment):
+        others = ledger.events_of_others(experiment.name, planned.adversary) if ledger is not None else []
+        costs[planned.adversary] = (epsilon([planned], delta), epsilon([*others, planned], delta))
+    return costs
+
+
+def _rules(
+    policy: Policy, experiment: Experiment, adversary: str, *, lifetime: bool, events: list[PrivacyEvent]
+) -> list[tuple[str, float, list[PrivacyEvent]]]:
+    if adversary == "operator":
+        if "central" in policy.trust:  # the operator may see sums without noise: there is nothing to cap
+            return []
+        rule = "max_epsilon_operator_lifetime" if lifetime else "max_epsilon_operator"
+    elif adversary in held_to(experiment.privacy.unit):
+        rule = "max_epsilon_lifetime" if lifetime else "max_epsilon_per_experiment"
+    else:
+        return []
+    return [(rule, float(getattr(policy, rule)), events)]

@@ -1,0 +1,193 @@
+"""The model card of an exported prompt: what it is, what it was learned from, what it may tell, how to use it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from dpfpl_client.exporting.adapter import Adapter
+from dpfpl_client.prompt import SitePrompt
+from dpfpl_common.accounting import epsilon, json_epsilon
+from dpfpl_common.trust import ADVERSARIES, UNIT_NAMES, planned_events
+
+__all__ = ["Facts", "model_card"]
+
+METRICS = {
+    "zero_shot_local": "plain text prompt, nothing learned (floor)",
+    "global_local": "shared prompt alone (floor)",
+    "personal_local": "this prompt",
+    "zero_shot_neighbour": "plain text prompt, on the other sites' classes (floor)",
+    "global_neighbour": "shared prompt alone, on the other sites' classes (floor)",
+    "personal_neighbour": "this prompt, on the other sites' classes",
+}
+
+WITH_ADAPTER = """\
+```python
+import json, torch
+from PIL import Image
+from peft import PeftModel
+from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+
+base = {base}
+model = PeftModel.from_pretrained(CLIPModel.from_pretrained(base), ".").eval()
+tokenizer, processor = AutoTokenizer.from_pretrained("."), CLIPImageProcessor.from_pretrained(base)
+prompts = json.load(open("prompt.json", encoding="utf-8"))["class_prompts"]
+text = tokenizer(list(prompts.values()), padding=True, return_tensors="pt")
+pixels = processor(images=Image.open("photo.png").convert("RGB"), return_tensors="pt")["pixel_values"]
+with torch.inference_mode():
+    logits = model(pixel_values=pixels, **text).logits_per_image
+print(dict(zip(prompts, logits.softmax(-1)[0].tolist())))
+```
+
+Run it in this folder; `transformers` and `peft` are all it needs. The adapter is PEFT's `TrainableTokens`: the context
+vectors take the rows of {count} rare vocabulary entries, which this folder's tokenizer spells `<|context_1|>` and so
+on. Use this tokenizer with the adapter, and the base model's own without it.
+"""
+
+WITHOUT_ADAPTER = """\
+PEFT cannot express this prompt: {reason}. The classes' merged text features do the same for these classes:
+
+```python
+import json, torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import CLIPImageProcessor, CLIPModel
+
+base = {base}
+about = json.load(open("prompt.json", encoding="utf-8"))
+text = load_file("text_features.safetensors")["text_features"]
+model, processor = CLIPModel.from_pretrained(base).eval(), CLIPImageProcessor.from_pretrained(base)
+pixels = processor(images=Image.open("photo.png").convert("RGB"), return_tensors="pt")["pixel_values"]
+with torch.inference_mode():
+    image = model.get_image_features(pixel_values=pixels)
+    image = getattr(image, "pooler_output", image)
+    logits = about["logit_scale"] * torch.nn.functional.normalize(image, dim=-1) @ text.T
+print(dict(zip(about["experiment"]["classes"], logits.softmax(-1)[0].tolist())))
+```
+"""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the prompt itself does not know.
+
+    Attributes:
+        site: the site's name.
+        charged_epsilon: what the site's ledger charged for the experiment, at ``charged_delta``; None without a ledger.
+        metrics: accuracies that the site's policy let out with the last round.
+        seeded: whether the noise came from a seed.
+    """
+
+    site: str
+    charged_epsilon: float | str | None = None
+    charged_delta: float = 1e-5
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    seeded: bool = False
+
+
+def model_card(
+    prompt: SitePrompt, fingerprint: str, facts: Facts, adapter: Adapter | None, base_model: str, reason: str
+) -> str:
+    """README.md of the exported folder, in Markdown with the hub's front matter."""
+    experiment = prompt.experiment
+    base = json.dumps(base_model)
+    usage = (
+        WITH_ADAPTER.format(base=base, count=len(adapter.context))
+        if adapter
+        else WITHOUT_ADAPTER.format(base=base, reason=reason)
+    )
+    return f"""\
+---
+library_name: {"peft" if adapter else "transformers"}
+base_model: {base}
+tags: [clip, prompt-learning, federated-learning]
+---
+# Prompt of {facts.site} from the experiment {experiment.name}
+
+{experiment.prompt.num_context} learned vectors that stand before the class name in the text input of a frozen CLIP
+model. They were learned by the method {experiment.prompt.method} in a federation of {len(experiment.sites)} sites over
+{prompt.round} rounds; the images never left their sites.
+
+## Base model
+
+{_base(base_model)} Its fingerprint (sha256 over weights, configuration and tokenizer, as `dpfpl-client check` prints
+it) is `{fingerprint}`.
+
+## Use
+
+{usage}
+## What it was learned from
+
+Labelled images of the site {facts.site}, and what all sites shared: {_listed(experiment.sites)}. Classes:
+{_listed(experiment.classes)}. How many images a site has is not stated: counts are private.
+
+## Accuracy
+
+{_accuracy(facts.metrics)}
+## What it may tell about one training example
+
+{_privacy(prompt, facts)}
+## Intended use
+
+To classify images of the classes above, of the kind that the site collects, with the base model named above. It was
+tested, if at all, on that site's own test images only. It answers with one of its classes for every image, also for one
+that belongs to none. A probability is the model's own confidence and was not calibrated. Before decisions about people,
+test it on data of your own. Whoever holds this folder is a prompt recipient in the table above: pass it on only as far
+as the site agreed.
+"""
+
+
+def _base(base_model: str) -> str:
+    if base_model == "base_model":
+        return "The small model that ships with DP-FPL, for tests and demonstrations; it is in the folder `base_model`."
+    return f"`{base_model}`, as the experiment names it."
+
+
+def _accuracy(metrics: Mapping[str, float]) -> str:
+    known = [(METRICS[name], metrics[name]) for name in METRICS if name in metrics]
+    if not known:
+        return "The site's policy lets no accuracy out, so none is stated.\n"
+    rows = "\n".join(f"| {what} | {100 * value:.1f} % |" for what, value in known)
+    return (
+        "On the site's test images, as its policy lets it out (it may be rounded to steps of five points), measured "
+        f"when the last round began:\n\n| | accuracy |\n|---|---|\n{rows}\n"
+    )
+
+
+def _privacy(prompt: SitePrompt, facts: Facts) -> str:
+    experiment = prompt.experiment
+    delta = experiment.privacy.target_delta
+    rows = "\n".join(
+        f"| {ADVERSARIES[event.adversary]} | {_shown(json_epsilon(epsilon([event], delta)))} | {delta:g} |"
+        for event in planned_events(experiment, prompt.round * experiment.rounds.local_steps)
+    )
+    charged = (
+        f"\nThe site's ledger was charged {_shown(facts.charged_epsilon)} for this experiment at delta "
+        f"{facts.charged_delta:g}; rounds that a crash interrupted are paid twice.\n"
+        if facts.charged_epsilon is not None
+        else ""
+    )
+    seeded = (
+        "\n**The noise came from a seed: this was a simulation with public images, and nothing is protected.**\n"
+        if facts.seeded
+        else ""
+    )
+    return (
+        f"Unit: {UNIT_NAMES[experiment.privacy.unit]}. Mechanism {experiment.privacy.mechanism}, trust "
+        f"{experiment.privacy.trust}. The accountant's epsilons, smaller is stronger:\n\n"
+        f"| against | epsilon | delta |\n|---|---|---|\n{rows}\n{charged}{seeded}\n"
+        "Test images are not covered by any epsilon.\n"
+    )
+
+
+def _shown(value: float | str | None) -> str:
+    """An epsilon, rounded up so that it never claims more than was computed."""
+    return f"{-(-value * 1000 // 1) / 1000:.3f}" if isinstance(value, float) else str(value)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(_plain(name) for name in names)
+
+
+def _plain(name: str) -> str:
+    """A class name as Markdown shows it."""
+    return "".join(f"\\{char}" if char in r"\`*_{}[]<>()#|!" else char for char in name)

@@ -1,0 +1,163 @@
+"""``dpfpl-client export``: a prompt as a folder for plain transformers and peft, if the site's rules let it go.
+
+Exporting is post-processing of what the ledger already paid for: it charges nothing and computes nothing on images.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
+
+from dpfpl_client.agent.ledger import Ledger
+from dpfpl_client.agent.policy import load_policy, permit
+from dpfpl_client.agent.store import DiskStore
+from dpfpl_client.embedded import embedded_model_path
+from dpfpl_client.exporting.adapter import Adapter, NotExpressibleError, build_adapter
+from dpfpl_client.exporting.card import Facts, model_card
+from dpfpl_client.learning.backbone import ClipBackbone
+from dpfpl_client.learning.factorisation import factorise
+from dpfpl_client.prompt import Classifier, SitePrompt
+from dpfpl_client.site_settings import SiteSettings
+from dpfpl_common.accounting import epsilon, json_epsilon
+from dpfpl_common.durable import write_durably
+from dpfpl_common.errors import PrivacyError, StateError
+from dpfpl_common.settings import to_table
+
+__all__ = ["Exported", "export_prompt", "write_export"]
+
+PRIVATE = 0o600
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written: ``files`` by name; ``no_adapter`` says why there is no PEFT adapter, or is empty."""
+
+    folder: Path
+    files: tuple[str, ...]
+    no_adapter: str
+
+
+def export_prompt(settings: SiteSettings, prompt: SitePrompt, backbone: ClipBackbone, folder: Path) -> Exported:
+    """Export a site's prompt, if the site's policy still admits the experiment that it comes from.
+
+    Raises:
+        PrivacyError: the prompt was trained without noise and must stay at the site.
+        RefusedError: the policy does not admit the experiment; code and rule are the policy's.
+        ConfigError: there is no valid policy; then nothing leaves.
+    """
+    policy = load_policy(settings.path(settings.policy))
+    _refuse_what_must_stay(prompt)
+    permit(policy, prompt.experiment)
+    path = settings.state_folder / "ledger.sqlite"
+    charged: float | str | None = None
+    if path.exists():
+        ledger = Ledger(path)
+        charged = json_epsilon(epsilon(ledger.events(prompt.experiment.name), policy.delta))
+        ledger.close()
+    record = DiskStore(settings.state_folder).read(prompt.experiment.name, prompt.round)
+    facts = Facts(
+        site=settings.name,
+        charged_epsilon=charged,
+        charged_delta=policy.delta,
+        metrics=record.reply.metrics if record else {},
+        seeded=settings.simulation is not None,
+    )
+    return write_export(prompt, backbone, folder, facts)
+
+
+def write_export(prompt: SitePrompt, backbone: ClipBackbone, folder: Path, facts: Facts) -> Exported:
+    """Write the folder; the policy is the caller's business, but a prompt without noise never leaves.
+
+    The folder holds README.md (model card), prompt.safetensors with prompt.json (the context and its parts),
+    text_features.safetensors (the classes' merged text features), and, where PEFT can express it, the adapter with its
+    tokenizer. For the embedded model, which no hub has, the base model comes along.
+
+    Raises:
+        PrivacyError: see above.
+        StateError: the folder holds something else.
+    """
+    _refuse_what_must_stay(prompt)
+    context = prompt.context(backbone)
+    embedded = _is_embedded(prompt, backbone)
+    base_model = "base_model" if embedded else prompt.experiment.model.id
+    reason, adapter = "", None
+    try:
+        adapter = build_adapter(backbone, context, prompt.experiment.classes, base_model)
+    except NotExpressibleError as error:
+        reason = str(error)
+    _make(folder)
+    files = _write_parts(prompt, backbone, folder, adapter)
+    if adapter is not None:
+        files += adapter.write(folder, backbone.token_embedding)
+    if embedded:
+        files += _copy_base_model(folder / "base_model")
+    card = model_card(prompt, backbone.fingerprint, facts, adapter, base_model, reason)
+    write_durably(folder / "README.md", card.encode())
+    for path in folder.rglob("*"):
+        path.chmod(0o700 if path.is_dir() else PRIVATE)
+    return Exported(folder, ("README.md", *files), reason)
+
+
+def _refuse_what_must_stay(prompt: SitePrompt) -> None:
+    if prompt.experiment.privacy.unit == "site":
+        raise PrivacyError(
+            code="PROMPT_MUST_STAY",
+            message="Under the unit site a site's own prompt is trained without noise: towards whoever receives it "
+            "epsilon is infinite, so it is not exported.",
+            advice="Use it at the site (dpfpl-client predict), or pass on the shared prompt of the server.",
+        )
+
+
+def _make(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "prompt.json").is_file())):
+        raise StateError(
+            code="NOT_AN_EXPORT_FOLDER",
+            message=f"{folder} holds something else than an earlier export.",
+            advice="Give --out a new or empty folder.",
+        )
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+
+def _write_parts(prompt: SitePrompt, backbone: ClipBackbone, folder: Path, adapter: Adapter | None) -> list[str]:
+    experiment = prompt.experiment
+    factors = factorise(prompt.personal_context, experiment.prompt.rank, np.random.default_rng(0))
+    parts = {
+        "context": prompt.context(backbone).numpy(),
+        "global_context": prompt.global_context,
+        "personal_context": prompt.personal_context,
+        "left": factors.left,
+        "right": factors.right,
+        "residual": factors.residual,
+    }
+    tensors = {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in parts.items()}
+    about: dict[str, Any] = {
+        "experiment": to_table(experiment),
+        "model_fingerprint": backbone.fingerprint,
+        "rounds": prompt.round,
+        "context_follows": "the begin token; then comes '<class name>.' and the end token",
+        "logit_scale": backbone.logit_scale,
+        "class_prompts": dict(zip(experiment.classes, adapter.prompts, strict=True)) if adapter else None,
+    }
+    features = Classifier(prompt, backbone).text_features.numpy()
+    write_durably(folder / "prompt.safetensors", save(tensors), PRIVATE)
+    write_durably(folder / "text_features.safetensors", save({"text_features": np.ascontiguousarray(features)}))
+    write_durably(folder / "prompt.json", (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode(), PRIVATE)
+    return ["prompt.json", "prompt.safetensors", "text_features.safetensors"]
+
+
+def _is_embedded(prompt: SitePrompt, backbone: ClipBackbone) -> bool:
+    from dpfpl_client.learning.backbone import load_backbone
+
+    return prompt.experiment.model.id == "embedded" and load_backbone("embedded").fingerprint == backbone.fingerprint
+
+
+def _copy_base_model(folder: Path) -> list[str]:
+    folder.mkdir(exist_ok=True, mode=0o700)
+    source = embedded_model_path()
+    names = sorted(path.name for path in source.iterdir() if path.is_file())
+    for name in names:
+        write_durably(folder / name, (source / name).read_bytes())
+    return [f"base_model/{name}" for name in names]

@@ -1,0 +1,3 @@
+"""A site's prompt over HTTP."""
+
+__all__: list[str] = []

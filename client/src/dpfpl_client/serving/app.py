@@ -1,0 +1,164 @@
+"""The HTTP application that classifies images: what it answers, without where it listens."""
+
+import asyncio
+from collections.abc import Callable
+from importlib import resources
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, Field
+
+from dpfpl_client.prompt import Classifier, Prediction
+from dpfpl_client.serving.reading import RequestProblem, decode_body, read_body
+
+__all__ = ["STATIC", "classifier_app"]
+
+MAX_WAITING = 8
+STATIC = {
+    "/": ("page.html", "text/html"),
+    "/page.js": ("page.js", "text/javascript"),
+    "/page.css": ("page.css", "text/css"),
+}
+"""Path, file and type of what makes up the page; none of it is secret."""
+
+
+class ClassProbability(BaseModel):
+    """One class with the model's probability for it."""
+
+    name: str
+    probability: float = Field(ge=0, le=1)
+
+
+class PredictionAnswer(BaseModel):
+    """The most probable classes, best first."""
+
+    predictions: list[ClassProbability]
+
+
+class Problem(BaseModel):
+    """Why there is no answer."""
+
+    code: str = Field(description="stable, for programs")
+    message: str
+    advice: str = Field(description="what to do about it")
+
+
+class PromptAnswer(BaseModel):
+    """What is served."""
+
+    classes: list[str]
+    max_bytes: int = Field(description="largest image file that is accepted")
+
+
+class Health(BaseModel):
+    """That it works."""
+
+    status: str
+
+
+IMAGE_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            kind: {"schema": {"type": "string", "format": "binary"}}
+            for kind in ("image/png", "image/jpeg", "image/*", "application/octet-stream")
+        },
+    }
+}
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem, "description": what}
+    for status, what in (
+        (400, "no image in the request"),
+        (408, "the image arrived too slowly"),
+        (413, "the file is too large"),
+        (415, "the content type is no image's"),
+        (422, "no image that can be read, too many pixels, or a wrong parameter"),
+        (503, "too many requests at once"),
+    )
+}
+
+
+class _OneAtATime:
+    """Decodes and classifies one image at a time, in a thread; few may wait. Bounds memory and keeps answers prompt."""
+
+    def __init__(self, classify: Callable[[bytes, int], Prediction]) -> None:
+        self._classify = classify
+        self._lock = asyncio.Lock()
+        self._waiting = 0
+
+    def check_room(self) -> None:
+        """Refuse before a body is read when there is no room for it."""
+        if self._waiting >= MAX_WAITING:
+            raise RequestProblem(503, "BUSY", f"{MAX_WAITING} images are being classified.", "Try again in a moment.")
+
+    async def __call__(self, request: Request, max_bytes: int, top: int) -> Prediction:
+        self.check_room()
+        self._waiting += 1
+        try:
+            body = await read_body(request, max_bytes)
+            async with self._lock:
+                return await asyncio.to_thread(self._classify, body, top)
+        finally:
+            self._waiting -= 1
+
+
+def classifier_app(classifier: Classifier, max_bytes: int) -> FastAPI:
+    """The application: ``/``, ``/v1/predict``, ``/v1/prompt``, ``/health`` and ``/openapi.json``.
+
+    Images are neither stored nor logged.
+    """
+    app = FastAPI(
+        title="DP-FPL classifier",
+        summary="Classifies images with a site's personalised prompt.",
+        version="1",
+        docs_url=None,  # FastAPI's own documentation page loads scripts from another server
+        redoc_url=None,
+    )
+
+    def classify(body: bytes, top: int) -> Prediction:
+        (prediction,) = classifier.classify([decode_body(body)], top)
+        return prediction
+
+    worker = _OneAtATime(classify)
+
+    @app.exception_handler(RequestProblem)
+    async def problem(request: Request, error: RequestProblem) -> JSONResponse:
+        content = {"code": error.code, "message": error.message, "advice": error.advice}
+        return JSONResponse(content, error.status, headers={"connection": "close"})
+
+    @app.exception_handler(RequestValidationError)
+    async def parameter(request: Request, error: RequestValidationError) -> JSONResponse:
+        wrong = "; ".join(f"{item['loc'][-1]}: {item['msg']}" for item in error.errors())
+        content = {"code": "WRONG_PARAMETER", "message": f"{wrong}.", "advice": "See /openapi.json."}
+        return JSONResponse(content, 422, headers={"connection": "close"})
+
+    @app.post("/v1/predict", responses=PROBLEMS, openapi_extra=IMAGE_BODY)
+    async def predict(request: Request, top: Annotated[int, Query(ge=1, le=1000)] = 3) -> PredictionAnswer:
+        """Classify the image that is the request's body."""
+        found = await worker(request, max_bytes, top)
+        pairs = zip(found.classes, found.probabilities, strict=True)
+        return PredictionAnswer(predictions=[ClassProbability(name=n, probability=min(p, 1.0)) for n, p in pairs])
+
+    @app.get("/v1/prompt")
+    async def prompt() -> PromptAnswer:
+        """What is served."""
+        return PromptAnswer(classes=list(classifier.classes), max_bytes=max_bytes)
+
+    @app.get("/health")
+    async def health() -> Health:
+        """That the server works."""
+        return Health(status="ok")
+
+    for path, (name, kind) in STATIC.items():
+        content = resources.files("dpfpl_client.serving").joinpath(name).read_bytes()
+        app.add_api_route(path, _static(content, kind), include_in_schema=False)
+    return app
+
+
+def _static(content: bytes, kind: str) -> Callable[[], Response]:
+    def answer() -> Response:
+        return Response(content, media_type=kind)
+
+    return answer

@@ -1,0 +1,71 @@
+"use strict";
+// The token, where one is needed, comes in the address behind "#": a browser does not send that part.
+const token = decodeURIComponent(location.hash.slice(1));
+const headers = token ? { Authorization: `Bearer ${token}` } : {};
+const drop = document.getElementById("drop");
+const file = document.getElementById("file");
+const preview = document.getElementById("preview");
+const result = document.getElementById("result");
+
+function say(text, bad = false) {
+  const line = document.createElement("p");
+  line.textContent = text;
+  line.className = bad ? "bad" : "";
+  result.replaceChildren(line);
+}
+
+function show(predictions) {
+  const table = document.createElement("table");
+  for (const { name, probability } of predictions) {
+    const row = table.insertRow();
+    const head = document.createElement("th");
+    head.scope = "row";
+    head.textContent = name;
+    row.append(head);
+    const bar = document.createElement("progress");
+    bar.value = probability;
+    bar.setAttribute("aria-label", name);
+    const share = row.insertCell();
+    share.className = "share";
+    share.append(bar);
+    const number = row.insertCell();
+    number.className = "number";
+    number.textContent = `${(100 * probability).toFixed(1)} %`;
+  }
+  result.replaceChildren(table);
+}
+
+async function classify(image) {
+  URL.revokeObjectURL(preview.src);
+  preview.src = URL.createObjectURL(image);
+  preview.alt = image.name;
+  preview.hidden = false;
+  say("Classifying …");
+  try {
+    const type = image.type.startsWith("image/") ? image.type : "application/octet-stream";
+    const answer = await fetch("/v1/predict?top=5", { method: "POST", body: image, headers: { ...headers, "Content-Type": type } });
+    const content = await answer.json();
+    if (answer.ok) show(content.predictions);
+    else say(`${content.message ?? "The server refused the request."} ${content.advice ?? ""}`, true);
+  } catch {
+    say("The server does not answer, or closed the connection.", true);
+  }
+}
+
+file.addEventListener("change", () => { if (file.files.length) classify(file.files[0]); });
+drop.addEventListener("dragover", (event) => { event.preventDefault(); drop.classList.add("over"); });
+drop.addEventListener("dragleave", () => drop.classList.remove("over"));
+drop.addEventListener("drop", (event) => {
+  event.preventDefault();
+  drop.classList.remove("over");
+  if (event.dataTransfer.files.length) classify(event.dataTransfer.files[0]);
+});
+preview.addEventListener("error", () => { preview.hidden = true; });
+
+fetch("/v1/prompt", { headers })
+  .then(async (answer) => {
+    const content = await answer.json();
+    if (!answer.ok) say(content.message, true);
+    else document.getElementById("classes").textContent = `Classes: ${content.classes.join(", ")}. Largest file: ${Math.floor(content.max_bytes / 1e6)} MB.`;
+  })
+  .catch(() => say("The server does not answer.", true));

@@ -1,0 +1,355 @@
+"""Nobody changes the ledger unnoticed, and no old copy of it is used: F11, F12, F13, F14, O3."""
+
+import json
+import shutil
+import sqlite3
+
+import pytest
+
+from dpfpl_client.agent.ledger import Ledger
+from dpfpl_client.agent.ledger_file import SCHEMA_VERSION
+from dpfpl_client.agent.registry import Registry
+from dpfpl_common.accounting import PrivacyEvent, epsilon
+from dpfpl_common.errors import StateError
+
+pytestmark = pytest.mark.privacy
+
+ADVERSARIES = ("prompt_recipient", "other_site", "operator")
+
+
+def events(steps=1):
+    return [PrivacyEvent(adversary, "per_step", 2.0, 0.5, steps) for adversary in ADVERSARIES]
+
+
+def charge(ledger, *rounds, experiment="pilot"):
+    for number in rounds:
+        ledger.commit(ledger.reserve(experiment, number, f"request {number}", events()), f"release {number}")
+
+
+def refused(code, *arguments, **more):
+    with pytest.raises(StateError) as error:
+        Ledger(*arguments, **more)
+    assert error.value.code == code
+    assert error.value.advice
+    return error.value
+
+
+class Place:
+    """A ledger's file and its registry."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.path, self.registry = folder / "state" / "ledger.sqlite", Registry(folder / "registry")
+        self.path.parent.mkdir()
+
+    def open(self):
+        return Ledger(self.path, self.registry)
+
+    def with_rounds(self, *rounds):
+        ledger = self.open()
+        charge(ledger, *rounds)
+        ledger.close()
+        return self
+
+    def spent(self):
+        ledger = Ledger(self.path, self.registry, observe=True)
+        try:
+            return epsilon(ledger.events(), 1e-5)
+        finally:
+            ledger.close()
+
+    def copy_state(self, name):
+        shutil.copytree(self.path.parent, self.folder / name)
+
+    def restore_state(self, name):
+        shutil.rmtree(self.path.parent)
+        shutil.copytree(self.folder / name, self.path.parent)
+
+    def edit(self, *statements):
+        """As somebody with a database program would, who knows how to get rid of the triggers."""
+        database = sqlite3.connect(self.path)
+        for trigger in ("never_changed", "never_removed"):
+            database.execute(f"DROP TRIGGER {trigger}")
+        for statement in statements:
+            database.execute(statement)
+        database.commit()
+        database.close()
+
+
+@pytest.fixture
+def place(tmp_path):
+    return Place(tmp_path)
+
+
+# F11: a changed, removed or exchanged record
+
+
+SWAP = (
+    "UPDATE records SET sequence = -1 WHERE sequence = 4",
+    "UPDATE records SET sequence = 4 WHERE sequence = 6",
+    "UPDATE records SET sequence = 6 WHERE sequence = -1",
+)
+TAMPERED = {
+    "one_letter": (["UPDATE records SET content = replace(content, 'request 2', 'request 3') WHERE sequence = 4"], 4),
+    "fewer_steps": (["UPDATE records SET content = replace(content, '0.5,1]', '0.5,0]') WHERE sequence = 4"], 4),
+    "hash": (["UPDATE records SET hash = replace(hash, substr(hash, 1, 1), 'g') WHERE sequence = 5"], 5),
+    "first_removed": (["DELETE FROM records WHERE sequence = 1"], 1),
+    "middle_removed": (["DELETE FROM records WHERE sequence = 4"], 4),
+    "middle_removed_and_closed_up": (
+        ["DELETE FROM records WHERE sequence = 4", "UPDATE records SET sequence = sequence - 1 WHERE sequence > 4"],
+        4,
+    ),
+    "exchanged": (SWAP, 4),
+    "inserted": (["UPDATE records SET sequence = 8 WHERE sequence = 7", "INSERT INTO records VALUES (7, '{}', '')"], 7),
+}
+
+
+@pytest.mark.parametrize("how", TAMPERED)
+def test_F11_a_tampered_record_is_named_and_the_ledger_not_used(place, how):
+    statements, record = TAMPERED[how]
+    place.with_rounds(1, 2, 3).edit(*statements)
+    assert f"Record {record} " in refused("LEDGER_DAMAGED", place.path, place.registry).message
+
+
+@pytest.mark.parametrize("count", [1, 2, 6])
+def test_F11_records_removed_at_the_end_are_named(place, count):
+    place.with_rounds(1, 2, 3).edit(f"DELETE FROM records WHERE sequence > {7 - count}")
+    message = refused("LEDGER_ROLLED_BACK", place.path, place.registry).message
+    assert f"records {8 - count} to 7" in message
+
+
+def test_F11_every_flipped_byte_of_a_record_is_found(place):
+    """Bytes of the file's free space and of SQLite's own header are not the ledger's."""
+    place.with_rounds(1, 2)
+    content = place.path.read_bytes()
+    start = content.index(b'{"at"')
+    end = content.rindex(b"}")
+    found = 0
+    for position in range(start, end, 5):
+        damaged = bytearray(content)
+        damaged[position] ^= 0x01
+        for file in place.path.parent.glob("ledger.sqlite-*"):
+            file.unlink()
+        place.path.write_bytes(damaged)
+        with pytest.raises(StateError) as error:
+            place.open()
+        assert error.value.code in ("LEDGER_DAMAGED", "LEDGER_UNREADABLE", "ANCHOR_MISSING")
+        found += 1
+    assert found > 100
+
+
+def test_F11_records_can_not_be_changed_or_removed_by_mistake(place):
+    place.with_rounds(1)
+    database = sqlite3.connect(place.path)
+    for statement in ("DELETE FROM records", "UPDATE records SET content = '{}'"):
+        with pytest.raises(sqlite3.DatabaseError, match="only added"):
+            database.execute(statement)
+
+
+# F12: an old copy put back
+
+
+def test_F12_an_old_copy_of_the_state_folder_is_refused(place):
+    place.with_rounds(1).copy_state("yesterday")
+    place.with_rounds(2, 3).restore_state("yesterday")
+    assert "records 4 to 7" in refused("LEDGER_ROLLED_BACK", place.path, place.registry).message
+
+
+def test_F12_a_copy_that_went_on_by_itself_is_refused(place, tmp_path):
+    place.with_rounds(1).copy_state("clone")
+    place.with_rounds(2)
+    clone = tmp_path / "clone" / "ledger.sqlite"
+    refused("LEDGER_ROLLED_BACK", clone, place.registry)
+    alone = Ledger(clone)  # as on another machine, without this registry
+    charge(alone, 2, 3)
+    alone.close()
+    assert "record 5" in refused("LEDGER_ROLLED_BACK", clone, place.registry).message
+    place.open().close()
+
+
+def test_F12_a_ledger_that_nothing_remembers_is_refused_unless_it_is_empty(place):
+    place.open().close()
+    shutil.rmtree(place.registry.folder)
+    place.with_rounds(1)
+    shutil.rmtree(place.registry.folder)
+    refused("ANCHOR_MISSING", place.path, place.registry)
+
+
+def test_F12_accepting_an_old_copy_charges_what_was_spent_since(place):
+    place.with_rounds(1).copy_state("yesterday")
+    before = place.with_rounds(2, 3).spent()
+    place.restore_state("yesterday")
+    charged = Ledger.accept_rollback(place.path, place.registry)
+    assert charged["pilot"].last_round == 3
+    assert sorted(charged["pilot"].events, key=str) == sorted(events(2), key=str)
+    assert place.spent() == before
+    ledger = place.open()
+    assert ledger.last_round("pilot") == 3  # so that round 3, whose answer is lost, cannot be asked for again
+    assert ledger.find("pilot", 3).request_digest == ""
+    charge(ledger, 4)
+    ledger.close()
+    assert place.spent() > before
+    assert Ledger.accept_rollback(place.path, place.registry) == {}
+
+
+def test_F12_of_a_copy_that_went_on_nothing_counts_as_known(place, tmp_path):
+    place.with_rounds(1).copy_state("clone")
+    place.with_rounds(2)
+    clone = tmp_path / "clone" / "ledger.sqlite"
+    alone = Ledger(clone)
+    charge(alone, 2, 3)
+    alone.close()
+    charged = Ledger.accept_rollback(clone, place.registry)
+    assert sorted(charged["pilot"].events, key=str) == sorted(events(2), key=str)
+    accepted = Ledger(clone, place.registry)
+    assert [event.steps for event in accepted.events()] == [5]
+    refused("LEDGER_ROLLED_BACK", place.path, place.registry)  # now the other one is the old copy
+
+
+def test_F12_a_lost_ledger_is_made_anew_with_its_whole_spend(place):
+    before = place.with_rounds(1, 2).spent()
+    ledger = place.open()
+    identity = ledger.identity
+    ledger.close()
+    shutil.rmtree(place.path.parent)
+    place.path.parent.mkdir()
+    Ledger.accept_rollback(place.path, place.registry, identity=identity)
+    assert place.spent() == before
+
+
+@pytest.mark.parametrize("nothing_lost", [False, True])
+def test_F12_without_an_anchor_all_counts_as_spent_unless_the_administrator_says_otherwise(place, nothing_lost):
+    before = place.with_rounds(1).spent()
+    shutil.rmtree(place.registry.folder)
+    Ledger.accept_rollback(place.path, place.registry, nothing_lost=nothing_lost)
+    assert place.spent() == (before if nothing_lost else float("inf"))
+
+
+def test_F12_the_word_of_the_administrator_is_not_heard_against_the_anchor(place):
+    place.with_rounds(1).copy_state("yesterday")
+    before = place.with_rounds(2).spent()
+    place.restore_state("yesterday")
+    Ledger.accept_rollback(place.path, place.registry, nothing_lost=True)
+    assert place.spent() == before
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"sequence": 1}', b"\xff"])
+def test_F12_an_anchor_that_cannot_be_read_is_no_anchor_to_trust(place, content):
+    place.with_rounds(1)
+    (anchor,) = place.registry.folder.glob("*.anchor.json")
+    anchor.write_bytes(content)
+    refused("ANCHOR_UNREADABLE", place.path, place.registry)
+
+
+def test_F12_the_anchor_is_durable_before_reserve_returns(place):
+    ledger = place.open()
+    sequence = ledger.reserve("pilot", 1, "request", events())
+    (anchor,) = place.registry.folder.glob("*.anchor.json")
+    kept = json.loads(anchor.read_text())
+    assert (kept["sequence"], kept["head"]) == (sequence, ledger._file.head)
+    anchor.unlink()
+    anchor.mkdir()
+    with pytest.raises(StateError, match="ANCHOR_UNWRITABLE"):
+        ledger.reserve("pilot", 2, "request", events())
+    assert len(ledger.charges()) == 2  # charged, and nothing may be released
+
+
+# O3: newer and older programs
+
+
+def old_ledger(path, charges):
+    """A file as the first schema's program left it."""
+    database = sqlite3.connect(path, isolation_level=None)
+    database.execute("CREATE TABLE IF NOT EXISTS experiments (name TEXT PRIMARY KEY, digest TEXT NOT NULL) STRICT")
+    database.execute(
+        """CREATE TABLE IF NOT EXISTS charges (
+        sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+        experiment TEXT NOT NULL, round INTEGER NOT NULL, request_digest TEXT NOT NULL,
+        mechanism TEXT NOT NULL, noise_multiplier REAL NOT NULL, sample_rate REAL NOT NULL, steps INTEGER NOT NULL,
+        release_digest TEXT NOT NULL DEFAULT '', at TEXT NOT NULL
+    ) STRICT"""
+    )
+    database.execute("INSERT OR IGNORE INTO experiments VALUES ('pilot', 'configuration')")
+    for number, release in charges:
+        database.execute(
+            "INSERT INTO charges (experiment, round, request_digest, mechanism, noise_multiplier, sample_rate, steps,"
+            " release_digest, at) VALUES ('pilot', ?, 'request', 'per_step', 2.0, 0.5, 4, ?, '2026-01-01T00:00:00Z')",
+            (number, release),
+        )
+    return database
+
+
+def test_O3_an_old_ledger_is_brought_forward_with_its_spend(place):
+    old_ledger(place.path, [(1, "one"), (2, ""), (2, "two")]).close()
+    for _ in range(2):
+        ledger = place.open()
+        assert [(c.round, c.request_digest, c.release_digest) for c in ledger.charges()] == [
+            (1, "request", "one"),
+            (2, "request", ""),
+            (2, "request", "two"),
+        ]
+        assert ledger.events() == [PrivacyEvent("prompt_recipient", "per_step", 2.0, 0.5, 12)]
+        assert ledger.bound().keys() == {"pilot"}
+        ledger.close()
+    backup = sqlite3.connect(place.path.with_name("ledger.sqlite.schema-1.backup"))
+    assert backup.execute("SELECT count(*) FROM charges").fetchone() == (3,)
+
+
+def test_O3_what_the_operator_learned_is_computed_from_the_kept_experiment(place, experiment, changed):
+    from dpfpl_common.trust import planned_events
+
+    many = changed(experiment, sites=tuple(f"site-{number}" for number in range(9)))
+    (place.path.parent / "experiments" / "pilot").mkdir(parents=True)
+    (place.path.parent / "experiments" / "pilot" / "experiment.json").write_text(many.to_json())
+    old_ledger(place.path, [(1, "one")]).close()
+    expected = planned_events(many)[2].noise_multiplier
+    assert [event.noise_multiplier for event in place.open().events(adversary="operator")] == [expected]
+
+
+def test_O3_without_it_the_operator_is_taken_to_know_everything(place):
+    old_ledger(place.path, [(1, "one")]).close()
+    assert epsilon(place.open().events(adversary="operator"), 1e-5) == float("inf")
+
+
+def test_O3_a_migration_that_fails_leaves_the_old_ledger(place, monkeypatch):
+    old_ledger(place.path, [(1, "one")]).close()
+    before = place.path.read_bytes()
+
+    def fail(*_):
+        raise RuntimeError("power")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dpfpl_client.agent.ledger_migration.create_schema", fail)
+        with pytest.raises(RuntimeError):
+            place.open()
+    assert sqlite3.connect(place.path).execute("SELECT count(*) FROM charges").fetchone() == (1,)
+    assert len(before) <= len(place.path.read_bytes())
+    assert len(place.open().charges()) == 1
+
+
+def test_O3_the_first_program_refuses_the_present_schema(place):
+    place.with_rounds(1)
+    with pytest.raises(sqlite3.OperationalError, match="view"):
+        old_ledger(place.path, [(2, "")])
+    assert place.open().last_round("pilot") == 1
+
+
+def test_O3_this_program_refuses_a_later_schema(place):
+    place.with_rounds(1)
+    database = sqlite3.connect(place.path)
+    database.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    database.commit()
+    database.close()
+    refused("LEDGER_NEWER", place.path, place.registry)
+
+
+def test_O3_the_copy_made_before_a_migration_cannot_be_put_back_unnoticed(place):
+    old_ledger(place.path, [(1, "one")]).close()
+    shutil.copy(place.path, place.folder / "old.sqlite")
+    ledger = place.open()
+    charge(ledger, 2)
+    ledger.close()
+    for file in place.path.parent.glob("ledger.sqlite*"):
+        file.unlink()
+    shutil.copy(place.folder / "old.sqlite", place.path)
+    refused("LEDGER_ROLLED_BACK", place.path, place.registry)

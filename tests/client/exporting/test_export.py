@@ -1,0 +1,289 @@
+"""An exported prompt: stock tools compute the same logits with it, and what must not leave does not."""
+
+import dataclasses
+import json
+import shutil
+import sqlite3
+import stat
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.numpy import load_file
+from transformers import CLIPModel
+
+from dpfpl_client.embedded import embedded_model_path
+from dpfpl_client.exporting import export as export_module
+from dpfpl_client.exporting.adapter import NotExpressibleError, build_adapter
+from dpfpl_client.exporting.card import Facts, model_card
+from dpfpl_client.exporting.export import export_prompt, write_export
+from dpfpl_client.learning.backbone import ClipBackbone, load_backbone
+from dpfpl_client.learning.learner import initial_context
+from dpfpl_client.prompt import SitePrompt, load_prompt
+from dpfpl_client.site_settings import load_site
+from dpfpl_common.errors import ConfigError, PrivacyError, RefusedError, StateError
+from dpfpl_common.experiment import parse_experiment
+
+STOCK = textwrap.dedent(
+    """
+    import json, os, sys
+
+    class Blocker:
+        def find_spec(self, name, path=None, target=None):
+            if name.split(".")[0].startswith("dpfpl"):
+                raise ModuleNotFoundError(name)
+
+    sys.meta_path.insert(0, Blocker())
+    folder, site_packages = sys.argv[1:]
+    sys.path[:] = [p for p in sys.path if "dpfpl" not in p and not p.endswith("/src")] + [site_packages]
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.chdir(folder)
+    readme = open("README.md", encoding="utf-8").read()
+    code = readme.split("```python\\n")[1].split("```")[0]
+    exec(code)
+    assert not [name for name in sys.modules if name.startswith("dpfpl")], "our packages were used"
+    print(json.dumps(logits[0].tolist()))
+    """
+)
+"""Runs the very code of the exported model card, in a Python that cannot see our packages."""
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return load_backbone("embedded")
+
+
+@pytest.fixture
+def prompt(trained_site):
+    """A prompt that has moved well away from where it began, so that nothing agrees by chance."""
+    learned = load_prompt(trained_site.parent)
+    drift = np.random.default_rng(5).normal(0, 0.3, learned.personal_context.shape)
+    return dataclasses.replace(learned, personal_context=learned.personal_context + drift)
+
+
+def our_logits(prompt, backbone, image, context=None):
+    tokens = backbone.class_tokens(prompt.experiment.classes, prompt.experiment.prompt.num_context)
+    with torch.inference_mode():
+        text = backbone.text_features(prompt.context(backbone) if context is None else context, tokens)
+        (feature,) = backbone.image_features([image])
+        return (backbone.logit_scale * text @ feature).numpy()
+
+
+def stock_logits(folder, image):
+    image.save(folder / "photo.png")
+    site_packages = next(p for p in sys.path if p.endswith("site-packages"))
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", STOCK, str(folder), site_packages],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return np.array(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.fixture
+def image():
+    pixels = np.random.default_rng(2).integers(0, 256, (40, 50, 3)).astype(np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.slow
+def test_plain_transformers_and_peft_give_the_same_logits_without_our_packages(prompt, backbone, tmp_path, image):
+    exported = write_export(prompt, backbone, tmp_path / "out", Facts(site="north"))
+    assert exported.no_adapter == ""
+    found, expected = stock_logits(tmp_path / "out", image), our_logits(prompt, backbone, image)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    untrained = our_logits(prompt, backbone, image, initial_context(backbone, prompt.experiment))
+    assert np.abs(found - untrained).max() > 0.1  # the adapter is what makes them agree
+
+
+@pytest.mark.slow
+def test_merged_text_features_do_where_peft_cannot(prompt, backbone, tmp_path, image, monkeypatch):
+    def cannot(*arguments):
+        raise NotExpressibleError("its tokenizer is no byte-pair tokenizer")
+
+    monkeypatch.setattr(export_module, "build_adapter", cannot)
+    exported = write_export(prompt, backbone, tmp_path / "out", Facts(site="north"))
+    assert "byte-pair" in exported.no_adapter
+    assert not (tmp_path / "out/adapter_config.json").exists()
+    assert "PEFT cannot express this prompt" in (tmp_path / "out/README.md").read_text()
+    np.testing.assert_allclose(stock_logits(tmp_path / "out", image), our_logits(prompt, backbone, image), atol=1e-4)
+
+
+def test_a_checkpoint_that_finds_its_end_by_the_largest_id_is_served_as_well(prompt, backbone, tmp_path):
+    """OpenAI's own checkpoints say ``eos_token_id = 2``; an id behind the vocabulary would be taken for the end."""
+    from peft import PeftModel
+    from transformers import AutoTokenizer
+
+    shutil.copytree(embedded_model_path(), tmp_path / "base")
+    config = json.loads((tmp_path / "base/config.json").read_text())
+    config["text_config"]["eos_token_id"] = 2
+    (tmp_path / "base/config.json").write_text(json.dumps(config))
+    adapter = build_adapter(backbone, prompt.context(backbone), prompt.experiment.classes, "base")
+    (tmp_path / "out").mkdir()
+    adapter.write(tmp_path / "out", backbone.token_embedding)
+    model = PeftModel.from_pretrained(CLIPModel.from_pretrained(tmp_path / "base"), str(tmp_path / "out")).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    with torch.inference_mode():
+        found = model.get_text_features(**tokenizer(list(adapter.prompts), padding=True, return_tensors="pt"))
+        found = torch.nn.functional.normalize(getattr(found, "pooler_output", found), dim=-1)
+    np.testing.assert_allclose(found, prompt.classifier(backbone).text_features, atol=1e-5)
+
+
+def test_the_model_itself_is_left_as_it_was(prompt, backbone, tmp_path):
+    before = backbone.token_embedding.weight.clone()
+    write_export(prompt, backbone, tmp_path / "out", Facts(site="north"))
+    assert torch.equal(before, backbone.token_embedding.weight)
+    assert not backbone.token_embedding.weight.requires_grad
+
+
+@pytest.mark.parametrize("classes", [("bright", "dark"), ("Café № 3", "x-ray: pneumonia."), ("bowl", "outside")])
+def test_the_exported_tokenizer_reads_class_names_as_the_models_own(backbone, classes):
+    """The last words that the vocabulary learned are taken for the context, unless a class is called so."""
+    context = torch.zeros(6, backbone.width)
+    adapter = build_adapter(backbone, context, classes, "base")
+    needed = {i for name in classes for i in backbone.tokenizer(f"{name}.", add_special_tokens=False)["input_ids"]}
+    assert len(set(adapter.token_ids)) == 6
+    assert not needed & set(adapter.token_ids)
+
+
+def test_more_vectors_than_words_to_spare_is_said(backbone):
+    with pytest.raises(NotExpressibleError, match="to spare"):
+        build_adapter(backbone, torch.zeros(1000, backbone.width), ("a", "b"), "base")
+
+
+def test_the_export_adds_up(prompt, backbone, tmp_path):
+    write_export(prompt, backbone, tmp_path / "out", Facts(site="north"))
+    parts = load_file(tmp_path / "out" / "prompt.safetensors")
+    personal, initial = parts["personal_context"], initial_context(backbone, prompt.experiment).numpy()
+    assert np.abs(parts["global_context"]).max() > 0
+    np.testing.assert_allclose(parts["context"], initial + parts["global_context"] + personal, atol=1e-6)
+    np.testing.assert_allclose(parts["left"] @ parts["right"] + parts["residual"], personal, atol=1e-6)
+    assert parts["left"].shape == (4, 2)
+    assert parts["right"].shape == (2, backbone.width)
+    about = json.loads((tmp_path / "out" / "prompt.json").read_text())
+    assert (about["rounds"], about["model_fingerprint"]) == (1, backbone.fingerprint)
+    assert parse_experiment(json.dumps(about["experiment"])) == prompt.experiment
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
+    assert not [path for path in files if path.suffix in (".bin", ".pt", ".pkl")]
+
+
+def test_an_export_can_be_loaded_again(prompt, backbone, tmp_path, image):
+    write_export(prompt, backbone, tmp_path / "out", Facts(site="north"))
+    again = load_prompt(tmp_path / "out")
+    assert again.predict(backbone, [image], 2) == prompt.predict(backbone, [image], 2)
+    with pytest.raises(StateError, match="NO_EXPERIMENT"):
+        load_prompt(tmp_path / "out", "other")
+    (tmp_path / "out/prompt.safetensors").write_bytes(b"x")
+    with pytest.raises(StateError, match="EXPORT_DAMAGED"):
+        load_prompt(tmp_path / "out")
+
+
+def test_the_card_states_what_a_recipient_must_know(trained_site, backbone, tmp_path):
+    settings = load_site(trained_site)
+    export_prompt(settings, load_prompt(settings.state_folder), backbone, tmp_path / "out")
+    card = (tmp_path / "out/README.md").read_text()
+    for part in ("library_name: peft", "bright, dark", backbone.fingerprint, "prompt recipient", "Intended use"):
+        assert part in card
+    for who in ("whoever receives a site's personalised prompt", "another site", "the operator of the server"):
+        assert f"| {who}" in card
+    assert "ledger was charged" in card
+    assert str(trained_site.parent) not in card
+    assert "differential" not in card.lower()
+    counts = {"training images: 8", "8 images", "4 images"}
+    assert not [count for count in counts if count in card]
+
+
+@pytest.mark.privacy
+def test_the_cards_epsilons_are_rounded_up_and_follow_the_rounds(prompt, backbone):
+    card = model_card(prompt, backbone.fingerprint, Facts(site="north"), None, "base", "")
+    more = model_card(dataclasses.replace(prompt, round=9), backbone.fingerprint, Facts(site="north"), None, "base", "")
+
+    def epsilons(text):
+        return [float(line.split("|")[2]) for line in text.splitlines() if line.endswith("| 1e-05 |")]
+
+    assert len(epsilons(card)) == 3
+    assert all(b > a > 0 for a, b in zip(epsilons(card), epsilons(more), strict=True))
+
+
+@pytest.mark.privacy
+def test_seeded_noise_is_called_no_protection(prompt, backbone):
+    card = model_card(prompt, backbone.fingerprint, Facts(site="north", seeded=True), None, "base", "")
+    assert "nothing is protected" in card
+
+
+@pytest.mark.privacy
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ('experiments = ["other"]\n', "EXPERIMENT_NOT_APPROVED"),
+        ('experiments = ["*"]\ntrust = ["local"]\n', "TRUST_NOT_ALLOWED"),
+    ],
+)
+def test_a_policy_that_does_not_admit_the_experiment_forbids_the_export(trained_site, backbone, tmp_path, change, code):
+    settings = load_site(trained_site)
+    policy = trained_site.parent / "policy.toml"
+    rest = "".join(line for line in policy.read_text().splitlines(True) if not line.startswith("experiments"))
+    policy.write_text(change + rest)
+    with pytest.raises(RefusedError) as error:
+        export_prompt(settings, load_prompt(settings.state_folder), backbone, tmp_path / "out")
+    assert error.value.code == code
+    policy.unlink()
+    with pytest.raises(ConfigError, match="NO_POLICY"):
+        export_prompt(settings, load_prompt(settings.state_folder), backbone, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.privacy
+def test_a_prompt_of_the_unit_site_is_not_exported(prompt, backbone, tmp_path):
+    privacy = dataclasses.replace(prompt.experiment.privacy, unit="site")
+    unit_site = dataclasses.replace(prompt, experiment=dataclasses.replace(prompt.experiment, privacy=privacy))
+    with pytest.raises(PrivacyError, match="PROMPT_MUST_STAY"):
+        write_export(unit_site, backbone, tmp_path / "out", Facts(site="north"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.privacy
+def test_exporting_charges_nothing(trained_site, backbone, tmp_path):
+    settings = load_site(trained_site)
+
+    def charged():
+        with sqlite3.connect(settings.state_folder / "ledger.sqlite") as ledger:
+            return ledger.execute("SELECT * FROM charges").fetchall()
+
+    before = charged()
+    for _ in range(2):
+        export_prompt(settings, load_prompt(settings.state_folder), backbone, tmp_path / "out")
+    assert before == charged() != []
+
+
+def test_a_folder_with_something_else_is_left_alone(prompt, backbone, tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(StateError, match="NOT_AN_EXPORT_FOLDER"):
+        write_export(prompt, backbone, tmp_path, Facts(site="north"))
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["thesis.txt"]
+
+
+def test_another_model_than_the_embedded_one_stays_where_it_is(prompt, tmp_path):
+    """Only the embedded model comes along; the name of any other is the experiment's, never a path of the site."""
+    folder = tmp_path / "private" / "model"
+    shutil.copytree(embedded_model_path(), folder)
+    (folder / "extra.txt").write_text("another fingerprint")
+    other: ClipBackbone = load_backbone(str(folder))
+    experiment = dataclasses.replace(
+        prompt.experiment, model=dataclasses.replace(prompt.experiment.model, id="org/clip", fingerprint="")
+    )
+    exported = write_export(
+        SitePrompt(experiment, prompt.global_context, prompt.personal_context, 1), other, tmp_path / "out", Facts("n")
+    )
+    assert not [name for name in exported.files if name.startswith("base_model")]
+    assert json.loads((tmp_path / "out/adapter_config.json").read_text())["base_model_name_or_path"] == "org/clip"
+    for path in (tmp_path / "out").iterdir():
+        assert str(tmp_path).encode() not in path.read_bytes()

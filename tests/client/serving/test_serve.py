@@ -1,0 +1,204 @@
+"""The classifier over HTTP: right answers, and clear refusals of whatever is not a reasonable image."""
+
+import asyncio
+import io
+import json
+import subprocess
+import sys
+import threading
+import time
+
+import httpx
+import pytest
+from PIL import Image
+
+from dpfpl_client.learning.backbone import load_backbone
+from dpfpl_client.prompt import load_prompt
+from dpfpl_client.serving import app as app_module
+from dpfpl_client.serving import reading
+from dpfpl_client.serving.app import MAX_WAITING, classifier_app
+from dpfpl_client.serving.server import ServeSettings, serve_classifier
+from dpfpl_common.errors import DeploymentError
+
+LIMIT = 100_000
+PNG = {"content-type": "image/png"}
+
+
+def encoded(image, kind="PNG"):
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def image():
+    return Image.new("RGB", (30, 20), (200, 180, 190))
+
+
+@pytest.fixture(scope="module")
+def classifier(trained_once):
+    return load_prompt(trained_once).classifier(load_backbone("embedded"))
+
+
+def call(classifier, method, path, *, limit=LIMIT, **arguments):
+    async def go():
+        transport = httpx.ASGITransport(classifier_app(classifier, limit))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return await client.request(method, path, **arguments)
+
+    return asyncio.run(go())
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"])
+def test_the_answer_is_the_classifiers_own(classifier, image, kind):
+    body = encoded(image, kind)
+    answer = call(classifier, "POST", "/v1/predict?top=2", content=body, headers={"content-type": "image/x"})
+    (expected,) = classifier.classify([Image.open(io.BytesIO(body)).convert("RGB")], 2)
+    assert answer.status_code == 200
+    found = answer.json()["predictions"]
+    assert tuple(entry["name"] for entry in found) == expected.classes
+    assert [entry["probability"] for entry in found] == pytest.approx(expected.probabilities, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "status", "code"),
+    [
+        (b"", "image/png", 400, "NO_IMAGE"),
+        (b"not an image", "image/png", 422, "CORRUPT_IMAGE"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "image/svg+xml", 422, "CORRUPT_IMAGE"),
+        (b"x" * (LIMIT + 1), "image/png", 413, "IMAGE_TOO_LARGE"),
+        (b"{}", "application/json", 415, "WRONG_TYPE"),
+        (b"a=b", "application/x-www-form-urlencoded", 415, "WRONG_TYPE"),
+        (b"x", "text/plain", 415, "WRONG_TYPE"),
+        (b"x", "multipart/form-data; boundary=b", 415, "WRONG_TYPE"),
+    ],
+)
+def test_what_is_no_reasonable_image_is_refused_with_a_code_and_advice(classifier, content, kind, status, code):
+    answer = call(classifier, "POST", "/v1/predict", content=content, headers={"content-type": kind})
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert answer.json()["message"]
+    assert answer.json()["advice"]
+
+
+def test_a_cut_off_image_is_refused(classifier, image):
+    big = Image.effect_noise((120, 120), 50).convert("RGB")
+    answer = call(classifier, "POST", "/v1/predict", content=encoded(big)[:3000], headers=PNG)
+    assert (answer.status_code, answer.json()["code"]) == (422, "CORRUPT_IMAGE")
+
+
+def test_a_decompression_bomb_is_refused_before_it_unpacks(classifier):
+    """140 MB of pixels in some tens of kilobytes, and more than the limit if they said so themselves."""
+    bomb = encoded(Image.new("1", (13_000, 11_000)))
+    assert len(bomb) < LIMIT
+    started = time.monotonic()
+    answer = call(classifier, "POST", "/v1/predict", content=bomb, headers=PNG)
+    assert (answer.status_code, answer.json()["code"]) == (422, "CORRUPT_IMAGE")
+    assert "pixels" in answer.json()["message"]
+    assert time.monotonic() - started < 5
+
+
+def test_a_body_without_a_declared_length_is_cut_at_the_limit(classifier):
+    sent = []
+
+    async def endless():
+        for _ in range(10_000):
+            sent.append(1)
+            yield b"x" * 10_000
+
+    answer = call(classifier, "POST", "/v1/predict", content=endless(), headers=PNG)
+    assert (answer.status_code, answer.json()["code"]) == (413, "IMAGE_TOO_LARGE")
+    assert len(sent) < 20
+
+
+def test_a_slow_sender_is_let_go(classifier, monkeypatch):
+    monkeypatch.setattr(reading, "BODY_SECONDS", 0.2)
+
+    async def slow():
+        yield b"x"
+        await asyncio.sleep(30)
+        yield b"x"
+
+    answer = call(classifier, "POST", "/v1/predict", content=slow(), headers=PNG)
+    assert (answer.status_code, answer.json()["code"]) == (408, "TOO_SLOW")
+
+
+def test_a_crowd_is_told_to_come_back(classifier, image):
+    async def go():
+        release, entered = threading.Event(), threading.Event()
+
+        class Slow:
+            classes = classifier.classes
+
+            def classify(self, images, top):
+                entered.set()
+                release.wait(10)
+                return classifier.classify(images, top)
+
+        transport = httpx.ASGITransport(classifier_app(Slow(), LIMIT))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            first = [
+                asyncio.create_task(client.post("/v1/predict", content=encoded(image), headers=PNG))
+                for _ in range(MAX_WAITING)
+            ]
+            await asyncio.to_thread(entered.wait, 10)
+            await asyncio.sleep(0.1)
+            turned_away = await client.post("/v1/predict", content=encoded(image), headers=PNG)
+            release.set()
+            return turned_away, await asyncio.gather(*first)
+
+    turned_away, served = asyncio.run(go())
+    assert (turned_away.status_code, turned_away.json()["code"]) == (503, "BUSY")
+    assert [answer.status_code for answer in served] == [200] * MAX_WAITING
+
+
+@pytest.mark.parametrize("top", ["0", "-1", "many", "1001"])
+def test_a_wrong_parameter_is_named(classifier, image, top):
+    answer = call(classifier, "POST", f"/v1/predict?top={top}", content=encoded(image), headers=PNG)
+    assert (answer.status_code, answer.json()["code"]) == (422, "WRONG_PARAMETER")
+    assert answer.json()["message"].startswith("top: ")
+
+
+def test_the_interface_describes_itself_and_loads_nothing_from_elsewhere(classifier):
+    described = call(classifier, "GET", "/openapi.json").json()
+    operation = described["paths"]["/v1/predict"]["post"]
+    assert "image/png" in operation["requestBody"]["content"]
+    assert {"200", "400", "408", "413", "415", "422", "503"} <= set(operation["responses"])
+    assert set(described["paths"]) == {"/v1/predict", "/v1/prompt", "/health"}
+    assert call(classifier, "GET", "/docs").status_code == 404
+    for path in app_module.STATIC:
+        page = call(classifier, "GET", path)
+        assert page.status_code == 200
+        assert "http://" not in page.text
+        assert "https://" not in page.text
+    assert call(classifier, "GET", "/v1/prompt").json() == {"classes": ["bright", "dark"], "max_bytes": LIMIT}
+
+
+def test_a_port_in_use_is_said(classifier):
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        settings = ServeSettings("127.0.0.1", taken.getsockname()[1], None, LIMIT)
+        with pytest.raises(DeploymentError, match="PORT_IN_USE"):
+            serve_classifier(classifier, settings, print)
+
+
+@pytest.mark.slow
+def test_serve_as_a_new_user_types_it(trained_once, image):
+    """The real command: it says where it listens, answers this machine, and ends on Ctrl-C."""
+    command = [sys.executable, "-m", "dpfpl_client", "serve", "--site", str(trained_once / "site.toml"), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            line = process.stdout.readline()
+            assert line.startswith("Open http://127.0.0.1:"), process.stderr.read()
+            address = line.split()[1]
+            with httpx.Client(base_url=address) as client:
+                answer = client.post("/v1/predict", content=encoded(image), headers=PNG)
+                assert answer.json()["predictions"][0]["name"] in ("bright", "dark")
+                assert "content-security-policy" in answer.headers
+                assert "server" not in answer.headers
+                rebound = client.post("/v1/predict", content=encoded(image), headers={**PNG, "host": "evil.example"})
+                assert (rebound.status_code, rebound.json()["code"]) == (421, "WRONG_HOST")
+        finally:
+            process.send_signal(2)
+            out, err = process.communicate(timeout=20)
+    assert json.dumps(out + err).count("Traceback") == 0
