@@ -61,6 +61,7 @@ RUN mv /models/strip.sh /tmp/ && mv /models/LICENSE /opt/ \
  && echo "node:x:10002:10002::/run/node:/usr/sbin/nologin" >> /etc/passwd && echo "node:x:10002:" >> /etc/group \
  && echo "private:x:10003:" >> /etc/group \
  && install -d -o 0 -g 10003 -m 0710 /private && install -d -m 0755 /private/site /private/data \
+ && install -d -m 1777 /private/registry \
  && chown 10001:10001 /private/site && chmod 0700 /private/site \
  && install -d -o 10002 -g 10002 -m 0700 /run/node && install -d -m 1777 /link \
  && sh /tmp/strip.sh
@@ -68,7 +69,7 @@ RUN mv /models/strip.sh /tmp/ && mv /models/LICENSE /opt/ \
 FROM scratch AS common
 COPY --from=root / /
 ENV PATH=/opt/dpfpl/bin:/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
-    HOME=/tmp HF_HOME=/tmp/hf HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 \
+    DPFPL_REGISTRY=/private/registry/agent HOME=/tmp HF_HOME=/tmp/hf HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 \
     FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 HF_HUB_DISABLE_TELEMETRY=1 DO_NOT_TRACK=1
 
 # The SuperNode alone. Runs as the agent's user (another container, so neither sees the other's files or processes):
