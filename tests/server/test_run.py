@@ -9,11 +9,12 @@ from dpfpl_common.accounting import epsilon
 from dpfpl_common.errors import ConfigError, DpfplError, RoundError, StateError
 from dpfpl_common.optimizer import OptimizerState
 from dpfpl_common.trust import planned_events
-from dpfpl_server import run as module
+from dpfpl_server import supervise as module
 from dpfpl_server.control import RunStatus
 from dpfpl_server.run import finish, load_planned_experiment, run_experiment
 from dpfpl_server.run_folder import Checkpoint, RunFolder
 from dpfpl_server.sites import Site, save_sites
+from dpfpl_server.supervise import Limits
 
 TOML = """
 classes = ["cat", "dog"]
@@ -107,6 +108,8 @@ class FakeServer:
         self.work, self.end = work, end
         self.submitted, self.stopped, self.polls = [], [], 0
         monkeypatch.setattr(module, "POLL_SECONDS", 0.0)
+        monkeypatch.setattr(module, "START_S", 0.5)
+        monkeypatch.setattr(module, "CUT_OFF_S", 0.2)
         monkeypatch.setattr(module, "submit_run", self.submit)
         monkeypatch.setattr(module, "run_status", self.status)
         monkeypatch.setattr(module, "run_log", lambda folder, run_id: iter(["log line\n"]))
@@ -115,14 +118,15 @@ class FakeServer:
     def submit(self, folder, config):
         self.submitted.append(config)
         self.folder = RunFolder(module.Path(config["run-dir"]))
-        return 7
+        self.polls = 0
+        return 6 + len(self.submitted)
 
     def status(self, folder, run_id):
         self.polls += 1
         if self.polls == 1:
-            return RunStatus(7, "running", "", "")
+            return RunStatus(run_id, "running", "", "")
         self.work(self.folder)
-        return RunStatus(7, *self.end, "details")
+        return RunStatus(run_id, *self.end, "details")
 
 
 def entry(number):
@@ -144,7 +148,7 @@ def complete(folder):
         zeros = np.zeros((4, 8))
         folder.save_checkpoint(Checkpoint(number, zeros.astype("<f4"), OptimizerState(zeros, zeros, number), history))
         folder.add_event({"phase": "ROUND_DONE", **entry(number)})
-    folder.write_json("final.json", {"north": {"personal_local": 0.5}, "south": {"personal_local": 0.7}})
+    folder.store.set_fact("final", {"north": {"personal_local": 0.5}, "south": {"personal_local": 0.7}})
     folder.add_event({"phase": "FINISHED", "round": 2, "dropped": {}})
 
 
@@ -156,7 +160,7 @@ def test_a_run_is_followed_to_its_end(tmp_path, server, monkeypatch):
 
     folder = tmp_path / "runs" / "pilot"
     assert fake.submitted == [{"run-dir": str(folder)}]
-    assert json.loads((folder / "sites.json").read_text()) == {
+    assert RunFolder(folder).store.fact("sites") == {
         "north": {"node": 11, "key": "ssh-ed25519 north"},
         "south": {"node": 12, "key": "ssh-ed25519 south"},
     }
@@ -215,8 +219,11 @@ def test_a_failed_run_says_the_strategys_own_words_and_only_of_this_run(tmp_path
 def test_a_run_that_fails_without_a_word_shows_the_log(tmp_path, server, monkeypatch):
     FakeServer(monkeypatch, lambda folder: None, ("finished", "failed"))
     with pytest.raises(RoundError) as caught:
-        run_experiment(load_planned_experiment(write(tmp_path), server), server, tmp_path / "runs")
+        run_experiment(
+            load_planned_experiment(write(tmp_path), server), server, tmp_path / "runs", limits=Limits(restarts=2)
+        )
     assert caught.value.code == "RUN_FAILED"
+    assert [a.outcome for a in RunFolder(tmp_path / "runs").store.attempts()] == ["crashed"] * 3
     assert "finished:failed" in caught.value.message
     assert "log line" in caught.value.message
 
@@ -229,12 +236,14 @@ def test_interrupting_stops_the_run_at_the_server(tmp_path, server, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         run_experiment(load_planned_experiment(write(tmp_path), server), server, tmp_path / "runs")
     assert fake.stopped == [7]
+    attempts = RunFolder(tmp_path / "runs").store.attempts()
+    assert [(attempt.run_id, attempt.outcome) for attempt in attempts] == [(7, "stopped")]
 
 
 def test_an_unfinished_run_has_no_result(tmp_path, server):
     folder = RunFolder(tmp_path / "runs")
     folder.begin(load_planned_experiment(write(tmp_path), server))
     with pytest.raises(RoundError) as caught:
-        finish(folder, 1.0)
+        finish(folder)
     assert caught.value.code == "NOT_FINISHED"
     assert not (tmp_path / "runs" / "result.json").exists()

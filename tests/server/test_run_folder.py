@@ -1,6 +1,12 @@
 """What a run leaves on disk comes back as it was, or is refused."""
 
+import contextlib
 import json
+import os
+import shutil
+import signal
+import sqlite3
+import time
 
 import numpy as np
 import pytest
@@ -55,7 +61,7 @@ def test_a_checkpoint_comes_back_as_it_was(folder):
     for number in (1, 2):
         folder.save_checkpoint(make_checkpoint(number))
         assert_same(folder.load_checkpoint(), make_checkpoint(number))
-    assert sorted(p.name for p in folder.path.iterdir()) == ["checkpoint.npz", "experiment.json"]
+    assert {"experiment.json", "run.sqlite"} <= {p.name for p in folder.path.iterdir()}
 
 
 def test_the_experiment_comes_back_and_beginning_again_changes_nothing(folder):
@@ -87,59 +93,120 @@ def test_a_damaged_experiment_is_our_own_error(folder, content):
         folder.experiment()
 
 
-def test_every_truncation_of_a_checkpoint_is_refused(folder):
+def test_L2_the_checkpoint_says_what_was_spent_and_by_which_configuration(folder):
     folder.save_checkpoint(make_checkpoint())
-    file = folder.path / "checkpoint.npz"
-    whole = file.read_bytes()
-    for length in [0, 1, 3, 4, 21, 22, *range(30, len(whole), 97), len(whole) - 1]:
-        file.write_bytes(whole[:length])
-        with pytest.raises(StateError) as caught:
-            folder.load_checkpoint()
-        assert caught.value.code == "CHECKPOINT_DAMAGED"
+    (row,) = sqlite3.connect(folder.path / "run.sqlite").execute("SELECT * FROM checkpoint").fetchall()
+    _, number, configuration, *_, events, digest = row
+    assert (number, configuration) == (2, make_experiment().digest())
+    assert {event["adversary"] for event in json.loads(events)} == {"prompt_recipient", "other_site", "operator"}
+    assert {event["steps"] for event in json.loads(events)} == {2 * make_experiment().rounds.local_steps}
+    assert len(digest) == 64
 
 
-def test_a_flipped_byte_is_refused_or_harmless(folder):
+DAMAGE = {
+    "context": "UPDATE checkpoint SET context = zeroblob(length(context))",
+    "shorter context": "UPDATE checkpoint SET context = substr(context, 1, 4)",
+    "moment": "UPDATE checkpoint SET second = first",
+    "steps": "UPDATE checkpoint SET steps = steps + 1",
+    "round": "UPDATE checkpoint SET round = 1",
+    "events": "UPDATE checkpoint SET events = '[]'",
+    "no json": "UPDATE checkpoint SET events = 'x'",
+    "digest": "UPDATE checkpoint SET sha256 = 'x'",
+    "lost round": "DELETE FROM rounds WHERE number = 1",
+    "other entry": """UPDATE rounds SET entry = '{"round": 1, "dropped": {}, "metrics": {}}' WHERE number = 1""",
+}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_L2_a_checkpoint_that_is_not_what_was_saved_is_refused(folder, what):
     folder.save_checkpoint(make_checkpoint())
-    file = folder.path / "checkpoint.npz"
+    with sqlite3.connect(folder.path / "run.sqlite") as database:
+        database.execute(DAMAGE[what])
+    with pytest.raises(StateError) as caught:
+        folder.load_checkpoint()
+    assert caught.value.code == "CHECKPOINT_DAMAGED"
+    assert caught.value.advice
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(folder, tmp_path):
+    folder.save_checkpoint(make_checkpoint())
+    other = RunFolder(tmp_path / "other")
+    other.begin(make_experiment(rounds=4))
+    folder.store.close()
+    shutil.copy(folder.path / "run.sqlite", other.path / "run.sqlite")
+    with pytest.raises(StateError) as caught:
+        other.load_checkpoint()
+    assert caught.value.code == "OTHER_EXPERIMENT"
+
+
+@pytest.mark.parametrize("content", [b"", b"rubbish" * 1000, None])
+def test_another_kind_of_file_is_our_own_error_or_empty(folder, content):
+    folder.save_checkpoint(make_checkpoint())
+    folder.store.close()
+    file = folder.path / "run.sqlite"
     whole = file.read_bytes()
-    refused = 0
-    for position in range(0, len(whole), 7):
-        damaged = bytearray(whole)
-        damaged[position] ^= 0x55
-        file.write_bytes(damaged)
-        try:
-            assert_same(folder.load_checkpoint(), make_checkpoint())
-        except StateError:
-            refused += 1
-    assert refused > len(whole) / 7 / 2
+    file.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    with contextlib.suppress(OSError):
+        (folder.path / "run.sqlite-wal").unlink()
+    if content == b"":  # SQLite takes it for a new file
+        assert RunFolder(folder.path).load_checkpoint() is None
+        return
+    with pytest.raises(StateError) as caught:
+        RunFolder(folder.path).load_checkpoint()
+    assert caught.value.code in ("RUN_DAMAGED", "CHECKPOINT_DAMAGED")
 
 
-@pytest.mark.parametrize("save", [np.save, lambda f, a: np.savez(f, round=a), lambda f, a: np.savez(f, other=1)])
-def test_another_kind_of_file_is_refused(folder, save):
-    with (folder.path / "checkpoint.npz").open("wb") as file:
-        save(file, np.zeros((2, 2)))
-    with pytest.raises(StateError):
-        folder.load_checkpoint()
+def test_a_later_format_is_refused(folder):
+    folder.add_event({"phase": "ONE"})
+    folder.store.close()
+    with sqlite3.connect(folder.path / "run.sqlite") as database:
+        database.execute("PRAGMA user_version = 99")
+    with pytest.raises(StateError) as caught:
+        RunFolder(folder.path).events()
+    assert caught.value.code == "RUN_VERSION"
 
 
-def test_a_pickle_in_a_checkpoint_is_never_loaded(folder):
-    class Bomb:
-        def __reduce__(self):
-            return (pytest.fail, ("a pickle was loaded",))
+@pytest.mark.parametrize("after_ms", [2, 5, 9, 14, 20, 30, 45, 70, 100, 150])
+def test_L2_a_server_killed_while_saving_leaves_a_whole_checkpoint(folder, after_ms):
+    """The last one that was acknowledged, or the next one, never a mixture."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        own = RunFolder(folder.path)
+        for number in range(1, 100_000):
+            own.save_checkpoint(make_checkpoint(number))
+            os.write(writer, b".")
+    time.sleep(after_ms / 1000)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        acknowledged = len(pipe.read())
+    found = RunFolder(folder.path).load_checkpoint()
+    if found is None:
+        assert acknowledged == 0
+        return
+    assert found.round in (acknowledged, acknowledged + 1)
+    assert_same(found, make_checkpoint(found.round))
 
-    good = make_checkpoint()
-    with (folder.path / "checkpoint.npz").open("wb") as file:
-        np.savez(
-            file,
-            round=np.int64(1),
-            global_context=np.array([Bomb()], dtype=object),
-            first=good.optimizer.first,
-            second=good.optimizer.second,
-            steps=np.int64(1),
-            history=np.frombuffer(b"[]", dtype=np.uint8),
-        )
-    with pytest.raises(StateError):
-        folder.load_checkpoint()
+
+def test_L2_a_round_and_its_drops_appear_together(folder):
+    folder.save_checkpoint(make_checkpoint())
+    assert [(d["round"], d["site"], d["code"]) for d in folder.store.drops()] == [
+        (1, "south", "NO_REPLY"),
+        (2, "south", "NO_REPLY"),
+    ]
+    assert [entry["round"] for entry in folder.store.rounds()] == [1, 2]
+
+
+def test_looking_at_a_run_leaves_nothing_behind(folder):
+    before = sorted(p.name for p in folder.path.iterdir())
+    assert folder.load_checkpoint() is None
+    assert folder.events() == []
+    assert folder.store.attempts() == []
+    assert folder.store.fact("final") is None
+    assert (folder.server_life().alive, folder.supervisor_life().age_s) == (False, None)
+    assert sorted(p.name for p in folder.path.iterdir()) == before
 
 
 def test_events_come_back_in_order_from_where_the_reader_was(folder):
@@ -154,38 +221,75 @@ def test_events_come_back_in_order_from_where_the_reader_was(folder):
     assert folder.events()[0]["at"] > 1.7e9
 
 
-def test_a_line_still_being_written_is_left_for_later(folder):
-    folder.add_event({"phase": "ONE"})
-    line = json.dumps({"phase": "TWO"}) + "\n"
-    file = folder.path / "events.jsonl"
-    for cut in (1, 5, len(line) - 1):
-        before = file.read_text()
-        file.write_text(before + line[:cut])
-        assert [event["phase"] for event in folder.events()] == ["ONE"]
-        assert folder.events(1) == []
-        file.write_text(before)
-    file.write_text(file.read_text() + line)
-    assert [event["phase"] for event in folder.events(1)] == ["TWO"]
+def test_another_process_reads_while_this_one_writes(folder):
+    writer, reader = RunFolder(folder.path), RunFolder(folder.path)
+    for number in (1, 2, 3):
+        writer.save_checkpoint(make_checkpoint(number))
+        writer.add_event({"phase": "ROUND_DONE", "round": number})
+        assert reader.load_checkpoint().round == number
+        assert len(reader.events()) == number
 
 
-def test_a_line_that_a_killed_server_left_half_does_not_hide_the_others(folder):
-    folder.add_event({"phase": "ONE"})
-    with (folder.path / "events.jsonl").open("a") as file:
-        file.write('{"phase": "TW')  # killed here; the resumed run writes on behind it
-    folder.add_event({"phase": "THREE"})
-    folder.add_event({"phase": "FOUR"})
+def test_abandoned_rounds_keep_their_drops(folder):
+    folder.add_event({"phase": "ROUND_ABANDONED", "round": 3, "attempt": 2, "dropped": {"north": "NO_REPLY: late"}})
+    assert folder.store.drops() == [
+        {"round": 3, "attempt": 2, "site": "north", "code": "NO_REPLY", "reason": "NO_REPLY: late"}
+    ]
 
-    phases = [event["phase"] for event in folder.events()]
 
-    assert phases[0] == "ONE"
-    assert phases[-1] == "FOUR"
-    assert [event["phase"] for event in folder.events(len(phases) - 1)] == ["FOUR"]
+def earlier_release(folder, checkpoint, final=None):
+    """The files that a run left before there was run.sqlite."""
+    with (folder.path / "checkpoint.npz").open("wb") as file:
+        np.savez(
+            file,
+            round=np.int64(checkpoint.round),
+            global_context=checkpoint.global_context,
+            first=checkpoint.optimizer.first,
+            second=checkpoint.optimizer.second,
+            steps=np.int64(checkpoint.optimizer.steps),
+            history=np.frombuffer(json.dumps(checkpoint.history).encode(), dtype=np.uint8),
+        )
+    (folder.path / "events.jsonl").write_text('{"at": 1.5, "phase": "TRAINING"}\n{"phase": "ROUND_D')
+    if final is not None:
+        folder.write_json("final.json", final)
+
+
+def test_a_run_of_an_earlier_release_is_taken_over(folder):
+    earlier_release(folder, make_checkpoint(2), {"north": {}})
+    folder.begin(make_experiment())
+    assert_same(folder.load_checkpoint(), make_checkpoint(2))
+    assert folder.events() == [{"at": 1.5, "phase": "TRAINING"}]
+    assert folder.store.fact("final") == {"north": {}}
+    folder.begin(make_experiment())  # once
+    assert len(folder.events()) == 1
+
+
+@pytest.mark.parametrize("length", [0, 4, 100, -1])
+def test_a_damaged_checkpoint_of_an_earlier_release_is_refused(folder, length):
+    earlier_release(folder, make_checkpoint(2))
+    file = folder.path / "checkpoint.npz"
+    file.write_bytes(file.read_bytes()[:length])
+    with pytest.raises(StateError) as caught:
+        folder.begin(make_experiment())
+    assert caught.value.code == "CHECKPOINT_DAMAGED"
+    assert not (folder.path / "run.sqlite").exists()
+
+
+def test_a_pickle_in_an_earlier_checkpoint_is_never_loaded(folder):
+    class Bomb:
+        def __reduce__(self):
+            return (pytest.fail, ("a pickle was loaded",))
+
+    with (folder.path / "checkpoint.npz").open("wb") as file:
+        np.savez(file, round=np.int64(1), global_context=np.array([Bomb()], dtype=object))
+    with pytest.raises(StateError):
+        folder.begin(make_experiment())
 
 
 def test_json_files_come_back_and_missing_ones_are_none(folder):
-    assert folder.read_json("final.json") is None
-    folder.write_json("final.json", {"north": {"personal_local": 0.5}})
-    assert folder.read_json("final.json") == {"north": {"personal_local": 0.5}}
+    assert folder.read_json("other.json") is None
+    folder.write_json("other.json", {"north": {"personal_local": 0.5}})
+    assert folder.read_json("other.json") == {"north": {"personal_local": 0.5}}
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe"])

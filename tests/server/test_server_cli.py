@@ -1,7 +1,11 @@
 """``dpfpl-server``: help with examples, JSON for scripts, one clear line and exit code 2 for what a user can cause."""
 
+import contextlib
 import json
+import os
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -9,11 +13,11 @@ from typer.testing import CliRunner
 
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_common.optimizer import OptimizerState
-from dpfpl_server import cli
+from dpfpl_server import cli, experiments_cli
 from dpfpl_server.run import finish
 from dpfpl_server.run_folder import Checkpoint, RunFolder
 
-COMMANDS = ("provision", "start", "run", "resume", "status", "report")
+COMMANDS = ("provision", "start", "plan", "run", "watch", "status", "stop", "resume", "list", "report")
 
 
 def dpfpl_server(monkeypatch, capfd, *arguments):
@@ -60,8 +64,8 @@ def complete(folder):
         Checkpoint(2, zeros.astype("<f4"), OptimizerState(zeros, zeros, 2), (entry, entry | {"round": 2}))
     )
     folder.add_event({"phase": "FINISHED", "round": 2, "dropped": {}})
-    folder.write_json("final.json", {"north": {"personal_local": 0.5}})
-    finish(folder, 3.0)
+    folder.store.set_fact("final", {"north": {"personal_local": 0.5}})
+    finish(folder)
 
 
 def test_help_shows_every_command_and_examples():
@@ -73,26 +77,115 @@ def test_help_shows_every_command_and_examples():
         page = runner.invoke(cli.app, [command, "--help"])
         assert page.exit_code == 0
         assert f"Example: dpfpl-server {command}" in " ".join(page.output.split())
+        assert command in ("provision", "start") or "--json" in page.output
+    assert "Exit codes: 0 done" in text
 
 
-def test_status_before_during_and_after(monkeypatch, capfd, runs):
+@contextlib.contextmanager
+def alive(folder):
+    """As if a ServerApp worked on the run."""
+    with folder.server_pulse():
+        yield
+
+
+WAITING = {"phase": "WAITING_FOR_SITES", "round": 1, "connected": 1, "sites": 2, "waiting_for": ["south"]}
+
+
+def test_L4_status_before_during_and_after(monkeypatch, capfd, runs):
     where = ("--runs", runs.path.parent)
     code, out, _ = dpfpl_server(monkeypatch, capfd, "status", "pilot", *where)
-    assert (code, out) == (0, "pilot: round 0 of 2 done, NOT_STARTED\n")
+    assert (code, out.splitlines()[0]) == (0, "pilot: NOT_STARTED, round 0 of 2 done")
 
-    runs.add_event({"phase": "WAITING_FOR_SITES", "round": 1, "connected": 1, "sites": 2, "waiting_for": ["south"]})
-    code, out, _ = dpfpl_server(monkeypatch, capfd, "status", "pilot", *where)
-    assert (code, out) == (0, "pilot: round 0 of 2 done, WAITING_FOR_SITES, waiting for: south\n")
+    runs.store.begin_attempt(5)
+    runs.add_event(WAITING)
+    with alive(runs):
+        code, out, _ = dpfpl_server(monkeypatch, capfd, "status", "pilot", *where)
+    assert (code, out.splitlines()[0].rpartition(", for ")[0]) == (
+        5,
+        "pilot: WAITING_FOR_SITES (1/2, missing: south), round 0 of 2 done",
+    )
+    assert "alive, last sign" in out
+
+    runs.add_event({"phase": "TRAINING", "round": 1, "waiting_for": ["north"]})
+    with alive(runs):
+        code, out, _ = dpfpl_server(monkeypatch, capfd, "status", "pilot", *where)
+    assert (code, out.split(",")[0]) == (0, "pilot: RUNNING (training")
+    assert "no answer yet: north" in out
 
     runs.add_event({"phase": "FAILED", "code": "X", "message": "Round 1 failed.", "advice": "Mend it."})
     code, out, _ = dpfpl_server(monkeypatch, capfd, "status", "pilot", *where)
-    assert "Round 1 failed. Mend it." in out
+    assert code == 3
+    assert "X: Round 1 failed. Mend it." in out
 
     complete(runs)
     code, out, _ = dpfpl_server(monkeypatch, capfd, "status", "pilot", "--json", *where)
     state = json.loads(out)
-    assert (code, state["round"], state["rounds"], state["finished"]) == (0, 2, 2, True)
+    assert (code, state["state"], state["round"], state["rounds"], state["finished"]) == (0, "FINISHED", 2, 2, True)
     assert state["last"]["phase"] == "FINISHED"
+
+
+def test_status_of_a_dead_server_is_not_its_last_words(monkeypatch, capfd, runs):
+    runs.store.begin_attempt(5)
+    runs.add_event({"phase": "TRAINING", "round": 1, "waiting_for": ["north"]})
+    code, out, _ = dpfpl_server(monkeypatch, capfd, "status", "pilot", "--runs", runs.path.parent)
+    assert (code, out.split(",")[0]) == (4, "pilot: CUT_OFF")
+    with runs.supervisor_pulse():
+        code, out, _ = dpfpl_server(monkeypatch, capfd, "status", "pilot", "--runs", runs.path.parent)
+    assert (code, out.split(",")[0]) == (0, "pilot: STARTING")
+    with alive(runs):
+        os.utime(runs.path / "serverapp.lock", (time.time() - 60, time.time() - 60))
+        code, out, _ = dpfpl_server(monkeypatch, capfd, "status", "pilot", "--runs", runs.path.parent)
+    assert (code, out.split(",")[0]) == (5, "pilot: HANGING")
+
+
+def test_list_shows_every_run_also_a_damaged_one(monkeypatch, capfd, runs):
+    where = ("--runs", runs.path.parent)
+    other = RunFolder(runs.path.parent / "other")
+    other.path.mkdir()
+    (other.path / "experiment.json").write_text("{")
+    code, out, _ = dpfpl_server(monkeypatch, capfd, "list", "--json", *where)
+    states = {state["name"]: state["state"] for state in json.loads(out)}
+    assert (code, states) == (0, {"other": "DAMAGED", "pilot": "NOT_STARTED"})
+    code, out, _ = dpfpl_server(monkeypatch, capfd, "list", *where)
+    assert "pilot" in out
+    assert "0/2" in out
+    code, out, _ = dpfpl_server(monkeypatch, capfd, "list", "--runs", runs.path / "nothing")
+    assert "No experiment" in out
+
+
+def test_watch_follows_a_run_of_another_process_to_its_end(monkeypatch, capfd, runs):
+    runs.add_event({"phase": "TRAINING", "round": 1, "waiting_for": ["north", "south"]})
+
+    def play():
+        with alive(RunFolder(runs.path)):
+            time.sleep(0.5)
+            runs.add_event(WAITING)
+            time.sleep(0.5)
+            complete(runs)
+
+    player = threading.Thread(target=play)
+    player.start()
+    code, out, err = dpfpl_server(monkeypatch, capfd, "watch", "pilot", "--runs", runs.path.parent)
+    player.join()
+    assert code == 0
+    assert "waiting for south (1 of 2 connected)" in err
+    assert "finished after 2 rounds" in err
+    assert out.startswith("pilot: FINISHED")
+
+
+def test_watch_as_json_is_a_line_for_each_event_and_ends_with_the_run(monkeypatch, capfd, runs):
+    monkeypatch.setattr(experiments_cli, "GRACE_SECONDS", 0.2)
+    runs.store.begin_attempt(5)
+    runs.add_event(WAITING)
+    runs.add_event({"phase": "FAILED", "code": "X", "message": "No.", "advice": "Mend."})
+    code, out, _ = dpfpl_server(monkeypatch, capfd, "watch", "pilot", "--json", "--runs", runs.path.parent)
+    assert code == 3
+    assert [json.loads(line)["phase"] for line in out.splitlines()] == ["WAITING_FOR_SITES", "FAILED"]
+
+
+def test_stop_of_what_does_not_run_is_refused(monkeypatch, capfd, runs, tmp_path):
+    code, _, err = dpfpl_server(monkeypatch, capfd, "stop", "pilot", "--runs", runs.path.parent, "--server", tmp_path)
+    assert (code, "NOT_RUNNING" in err) == (2, True)
 
 
 def test_report_writes_the_page_again(monkeypatch, capfd, runs):
@@ -109,8 +202,8 @@ def test_report_writes_the_page_again(monkeypatch, capfd, runs):
     ("arguments", "code"),
     [
         (("status", "nothing"), "NO_RUN"),
-        (("report", "nothing"), "NOT_FINISHED"),
-        (("report", "pilot"), "NOT_FINISHED"),
+        (("report", "nothing"), "NO_RESULT"),
+        (("report", "pilot"), "NO_RESULT"),
         (("resume", "nothing"), "NO_RUN"),
         (("run", "missing.toml"), ""),
     ],
@@ -125,10 +218,11 @@ def test_what_a_user_can_cause_is_one_message_and_exit_code_2(monkeypatch, capfd
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("file", ["checkpoint.npz", "experiment.json", "result.json"])
+@pytest.mark.parametrize("file", ["run.sqlite", "experiment.json", "result.json"])
 def test_a_damaged_run_is_one_message_too(monkeypatch, capfd, runs, file):
     complete(runs)
-    (runs.path / file).write_bytes(b"\xff\x00")
+    runs.store.close()
+    (runs.path / file).write_bytes(b"\xff\x00" * 100)
     code, _, err = dpfpl_server(monkeypatch, capfd, "status", "pilot", "--runs", runs.path.parent)
     assert code == 2
     assert "Traceback" not in err
@@ -154,7 +248,7 @@ def test_interruption_is_exit_code_130(monkeypatch, capfd, runs):
     def interrupt(*arguments, **keywords):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_watch", interrupt)
+    monkeypatch.setattr(experiments_cli, "_run", interrupt)
     code, _, err = dpfpl_server(monkeypatch, capfd, "resume", "pilot", "--runs", runs.path.parent)
     assert code == 130
     assert "Traceback" not in err

@@ -13,6 +13,9 @@ import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.markup import escape  # noqa: E402
 
+from dpfpl_bench.data_flag import data_settings  # noqa: E402
+from dpfpl_bench.sweep_command import EXAMPLES as SWEEP_EXAMPLES  # noqa: E402
+from dpfpl_bench.sweep_command import sweep  # noqa: E402
 from dpfpl_common.errors import ConfigError, DpfplError  # noqa: E402
 
 __all__ = ["main"]
@@ -33,10 +36,12 @@ Examples:
   dpfpl-bench run --data digits --unit site --site-sample-rate 0.1 --trust central --sites 100 --floors none
 """  # noqa: E501
 
+app.command(epilog=SWEEP_EXAMPLES)(sweep)
+
 
 @app.callback()
 def about() -> None:
-    """Simulate federations on one machine; run the demo."""
+    """Simulate federations on one machine, one or many at a time; run the demo."""
 
 
 @app.command(epilog=EXAMPLES)
@@ -160,26 +165,6 @@ def demo(
     else:
         print_result(result, Console())
         Console().print(f"\n[bold]{out / 'result.json'}[/]  [bold]{out / 'report.html'}[/]")
-
-
-def data_settings(data: str, seed: int):  # type: ignore[no-untyped-def]
-    """The data set that ``--data`` means."""
-    from dpfpl_client.data import DataSettings
-
-    path = Path(data).expanduser()
-    if data in ("digits", "shapes"):
-        return DataSettings(source=data, split_seed=seed)
-    if path.is_dir():
-        return DataSettings(source="folder", path=str(path), split_seed=seed)
-    if path.suffix.lower() == ".csv":
-        return DataSettings(source="csv", path=str(path), split_seed=seed)
-    if data.startswith(("/", ".", "~")) or data.count("/") != 1:
-        raise ConfigError(
-            code="NO_DATA",
-            message=f"There is no folder and no .csv file {data!r}.",
-            advice="Give an image folder, a .csv file, digits, shapes, or a hub id such as owner/name.",
-        )
-    return DataSettings(source="huggingface", path=data, split_seed=seed)
 
 
 def parse_epsilon(text: str) -> float | None:

@@ -5,14 +5,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from dpfpl_client.server_probe import probe_server
 from dpfpl_client.site_settings import SiteSettings
 from dpfpl_client.supernode import SuperNodeSettings, start_supernode, wait_until_connected
-from dpfpl_common.errors import ConfigError
+from dpfpl_common.errors import ConfigError, DeploymentError
 from dpfpl_common.processes import ManagedProcess, ProcessGroup, child_environment, wait_until
 
 __all__ = ["run_site", "start_agent", "start_node", "start_site", "wait_for_agent"]
 
 AGENT_START_S = 600.0
+WAIT_FOR = ("ADDRESS_UNKNOWN", "PORT_CLOSED", "SERVER_UNREACHABLE", "SERVER_SILENT")
+"""What ends by itself when the server or the network comes up."""
 CONNECT_S = 120.0
 
 
@@ -61,7 +64,12 @@ def wait_for_agent(agent: ManagedProcess) -> None:
 
 
 def start_node(settings: SiteSettings, group: ProcessGroup) -> ManagedProcess:
-    """Start the SuperNode alone in ``group``, without waiting for the server."""
+    """Start the SuperNode alone in ``group``, without waiting for the server.
+
+    Raises:
+        DeploymentError: what answers as the server cannot be trusted, so that waiting would not help.
+    """
+    _refuse_untrusted(settings)
     return start_supernode(
         SuperNodeSettings(
             site_name=settings.name,
@@ -88,3 +96,12 @@ def start_agent(site_file: Path, settings: SiteSettings, group: ProcessGroup) ->
         environment=child_environment({"PYTHONUNBUFFERED": "1"}, offline=settings.offline),
         folder=settings.state_folder,
     )
+
+
+def _refuse_untrusted(settings: SiteSettings) -> None:
+    """A server that is not up yet is waited for; one with the wrong certificate is not."""
+    try:
+        probe_server(settings.server.address, settings.path(settings.server.ca_certificate))
+    except DeploymentError as error:
+        if error.code not in WAIT_FOR:
+            raise

@@ -27,6 +27,7 @@ __all__ = [
 ]
 
 _CONNECTED = re.compile(r"SuperNode ID: (\d+)")
+_GAVE_UP = re.compile(r"dpfpl: ([A-Z_]+): (.*)\. Giving up")
 _GRACE_S = 8.0
 _KNOWN_TROUBLE = (  # what Flower's log says, and what it means
     (
@@ -193,6 +194,10 @@ def _node_config(settings: SuperNodeSettings) -> str:
 def _explained(process: ManagedProcess, error: DeploymentError) -> DeploymentError:
     """Turn what Flower writes into something an administrator can act on."""
     text = process.log_text()
+    if found := _GAVE_UP.search(text):
+        code, meaning = found.groups()
+        advice = "Ask dpfpl-client doctor what to do."
+        return DeploymentError(code=code, message=f"{process.name}: {meaning} ({process.log_file})", advice=advice)
     for sign, code, message, advice in _KNOWN_TROUBLE:
         if sign in text:
             return DeploymentError(code=code, message=f"{process.name}: {message} ({process.log_file})", advice=advice)

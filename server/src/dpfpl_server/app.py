@@ -15,30 +15,44 @@ from dpfpl_server.strategy import DPFPLStrategy  # noqa: E402
 
 __all__ = ["app"]
 
+PREDECESSOR_S = 20.0
+"""How long the ServerApp of an earlier Flower run of the same experiment may take to end."""
+
 app = ServerApp()
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Go on where the run folder's checkpoint ends; leave result files there, also on failure."""
+    """Go on where the run folder's checkpoint ends; leave everything there, also on failure."""
     place = context.run_config.get("run-dir")
     if not isinstance(place, str) or not place:
         raise ConfigError(
             code="NO_RUN_DIR", message="The run has no run-dir.", advice="Start it with dpfpl-server run."
         )
     folder = RunFolder(Path(place))
-    experiment, sites = folder.experiment(), folder.read_json("sites.json") or {}
     try:
-        strategy = DPFPLStrategy(
-            experiment,
-            {name: int(site["node"]) for name, site in sites.items()},
-            keys={name: str(site["key"]) for name, site in sites.items()},
-            checkpoint=folder.load_checkpoint(),
-            on_checkpoint=folder.save_checkpoint,
-            on_status=folder.add_event,
-        )
-        strategy.run(grid)
+        with folder.server_pulse(PREDECESSOR_S):
+            run(grid, folder)
     except DpfplError as error:
         folder.add_event({"phase": "FAILED", "code": error.code, "message": error.message, "advice": error.advice})
         raise
-    folder.write_json("final.json", strategy.final_metrics)
+    except Exception as error:
+        folder.add_event({"phase": "CRASHED", "message": f"the server's program broke ({type(error).__name__})"})
+        raise
+
+
+def run(grid: Grid, folder: RunFolder) -> None:
+    """All remaining rounds of the folder's experiment over this grid."""
+    sites = folder.store.fact("sites") or {}
+    settings = folder.store.fact("settings") or {}
+    strategy = DPFPLStrategy(
+        folder.experiment(),
+        {name: int(site["node"]) for name, site in sites.items()},
+        keys={name: str(site["key"]) for name, site in sites.items()},
+        checkpoint=folder.load_checkpoint(),
+        on_checkpoint=folder.save_checkpoint,
+        on_status=folder.add_event,
+        site_wait_s=float(settings.get("site_wait_s", 120.0)),
+    )
+    strategy.run(grid)
+    folder.store.set_fact("final", strategy.final_metrics)

@@ -13,8 +13,8 @@ import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 from dpfpl_common.errors import ConfigError, DpfplError  # noqa: E402
-from dpfpl_common.experiment import Experiment  # noqa: E402
-from dpfpl_server import sites_cli  # noqa: E402
+from dpfpl_server import experiments_cli, sites_cli  # noqa: E402
+from dpfpl_server.exit_codes import HELP, INTERRUPTED, exit_code_of  # noqa: E402
 
 __all__ = ["main"]
 
@@ -22,14 +22,12 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 app.add_typer(sites_cli.sites_app, name="sites")
 app.command("renew", epilog="Example: dpfpl-server renew --ca-key /media/stick/ca.key")(sites_cli.renew)
 console = Console(stderr=True)
-INTERRUPTED = 130
 
 ServerFolder = Annotated[Path, typer.Option("--server", help="the server's folder: keys, register of sites, database")]
-RunsFolder = Annotated[Path, typer.Option("--runs", help="folder that holds one folder a run")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
-@app.callback()
+@app.callback(epilog=HELP)
 def about() -> None:
     """Start the aggregation server of a DP-FPL federation, provision sites, run experiments.
 
@@ -105,91 +103,7 @@ def start(
     )
 
 
-@app.command(epilog="Example: dpfpl-server run experiment.toml --server server --runs runs")
-def run(
-    experiment: Annotated[Path, typer.Argument(help="experiment.toml")],
-    server: ServerFolder = Path("server"),
-    runs: RunsFolder = Path("runs"),
-    as_json: AsJson = False,
-) -> None:
-    """Run an experiment on the running server and watch it to its end."""
-    from dpfpl_server.run import load_planned_experiment
-
-    _watch(load_planned_experiment(experiment, server.resolve()), server, runs, as_json)
-
-
-@app.command(epilog="Example: dpfpl-server resume demo")
-def resume(
-    name: Annotated[str, typer.Argument(help="name of the experiment")],
-    server: ServerFolder = Path("server"),
-    runs: RunsFolder = Path("runs"),
-    as_json: AsJson = False,
-) -> None:
-    """Go on with an experiment after its last completed round; sites repeat what they released at no cost."""
-    from dpfpl_server.run_folder import RunFolder
-
-    _watch(RunFolder(runs / name).experiment(), server, runs, as_json)
-
-
-@app.command(epilog="Example: dpfpl-server status demo")
-def status(
-    name: Annotated[str, typer.Argument(help="name of the experiment")],
-    runs: RunsFolder = Path("runs"),
-    as_json: AsJson = False,
-) -> None:
-    """Say what an experiment is doing or waiting for."""
-    from dpfpl_server.run_folder import RunFolder
-
-    folder = RunFolder(runs / name)
-    experiment, checkpoint, events = folder.experiment(), folder.load_checkpoint(), folder.events()
-    state: dict[str, Any] = {
-        "name": experiment.name,
-        "round": checkpoint.round if checkpoint else 0,
-        "rounds": experiment.rounds.number,
-        "last": events[-1] if events else {"phase": "NOT_STARTED"},
-        "finished": folder.read_json("result.json") is not None,
-    }
-    if as_json:
-        _print_json(state)
-        return
-    last = state["last"]
-    waiting = f", waiting for: {', '.join(last['waiting_for'])}" if last.get("waiting_for") else ""
-    typer.echo(f"{state['name']}: round {state['round']} of {state['rounds']} done, {last['phase']}{waiting}")
-    if last["phase"] == "FAILED":
-        typer.echo(f"{last['message']} {last['advice']}")
-
-
-@app.command(epilog="Example: dpfpl-server report demo")
-def report(
-    name: Annotated[str, typer.Argument(help="name of the experiment")],
-    runs: RunsFolder = Path("runs"),
-) -> None:
-    """Write report.html of a finished experiment again and say where it is."""
-    from dpfpl_server.report import write_report
-    from dpfpl_server.run_folder import RunFolder
-
-    folder = RunFolder(runs / name)
-    if folder.read_json("result.json") is None:
-        raise ConfigError(
-            code="NOT_FINISHED",
-            message=f"{folder.path} has no result yet.",
-            advice=f"See dpfpl-server status {name}, or resume it.",
-        )
-    typer.echo(str(write_report(folder.path)))
-
-
-def _watch(experiment: Experiment, server: Path, runs: Path, as_json: bool) -> None:
-    from dpfpl_server.display import LiveDisplay, print_result
-    from dpfpl_server.run import run_experiment
-
-    with LiveDisplay(experiment.name, experiment.rounds.number, console=console) as display:
-        result = run_experiment(experiment, server.resolve(), runs / experiment.name, display.update)
-    if as_json:
-        _print_json(result)
-        return
-    print_result(result, Console())
-    folder = runs / experiment.name
-    typer.echo(f"\n{folder / 'result.json'}  {folder / 'report.html'}")
+experiments_cli.register(app)
 
 
 def _print_json(content: Any) -> None:
@@ -197,12 +111,12 @@ def _print_json(content: Any) -> None:
 
 
 def main() -> None:
-    """Entry point: our own errors become one clear message and exit code 2."""
+    """Entry point: our own errors become one clear message and an exit code."""
     try:
         app()
     except DpfplError as error:
         console.print(f"{error.code}: {error.message}\n{error.advice}", style="bold", highlight=False, markup=False)
-        sys.exit(2)
+        sys.exit(exit_code_of(error))
     except SystemExit as leave:
         if leave.code == INTERRUPTED:  # what typer makes of Ctrl-C
             console.print("Stopped. Go on with: dpfpl-server resume NAME")

@@ -4,10 +4,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from flwr.app import ArrayRecord, Message
+from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-__all__ = ["Outcome", "content_bytes", "exchange"]
+__all__ = ["Outcome", "content_bytes", "exchange", "record_bytes"]
 
 POLL_SECONDS = 0.2
 
@@ -75,11 +75,14 @@ def exchange(
 
 def content_bytes(message: Message) -> int:
     """Bytes of a message's arrays and of the text of its other records; what the wire adds is not counted."""
-    if message.has_error():
-        return 0
+    return 0 if message.has_error() else record_bytes(message.content)
+
+
+def record_bytes(content: RecordDict) -> int:
+    """The same of a message's content."""
     return sum(
         sum(len(array.data) for array in record.values())
         if isinstance(record, ArrayRecord)
         else sum(len(str(key)) + len(str(value)) for key, value in record.items())
-        for record in message.content.values()
+        for record in content.values()
     )

@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["KIT_FILES", "Kit", "write_kit", "write_private", "write_public"]
+__all__ = ["KIT_FILES", "STARTING_POLICY", "Kit", "write_kit", "write_private", "write_public"]
 
 KIT_FILES = ("ca.crt", "node.key", "node.pub", "agent.key", "site.toml", "policy.toml", "README.txt")
 
@@ -29,7 +29,7 @@ address = "unix:state/agent.sock"
 key = "agent.key"             # signs what the agent sends; only the agent's user may read it (mode 0600)
 """
 
-_POLICY = """\
+STARTING_POLICY = """\
 # What this site allows. Only you change this file; the operator can neither read nor change it.
 # Without this file, or with a mistake in it, the agent refuses every request.
 
@@ -108,7 +108,7 @@ def write_kit(kit: Kit, folder: Path) -> None:
     facts = {"name": kit.name, "address": kit.address}
     write_public(folder / "README.txt", _README.format(**facts).encode())
     quoted = {key: json.dumps(value) for key, value in facts.items()}
-    for name, text in (("site.toml", _SITE.format(**quoted)), ("policy.toml", _POLICY)):
+    for name, text in (("site.toml", _SITE.format(**quoted)), ("policy.toml", STARTING_POLICY)):
         if not (folder / name).exists():
             write_public(folder / name, text.encode())
     write_private(folder / "agent.key", kit.agent_private)

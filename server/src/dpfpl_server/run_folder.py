@@ -1,61 +1,36 @@
-"""What a run leaves on the operator's disk: experiment, checkpoint, progress and result."""
+"""What a run leaves on the operator's disk: experiment, state and result.
 
-import io
+::
+
+    experiment.json             the experiment, noise level resolved; never changes
+    run.sqlite                  rounds, drops, checkpoint, events, Flower runs: see run_store
+    serverapp.lock              held by the ServerApp while it works on the run
+    supervisor.lock             held by dpfpl-server run or resume meanwhile
+    result.json, report.html    once it is finished
+"""
+
 import json
-import time
-import zipfile
-import zlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from dpfpl_common.durable import write_durably
 from dpfpl_common.errors import StateError
 from dpfpl_common.experiment import Experiment, parse_experiment
-from dpfpl_common.optimizer import OptimizerState
-from dpfpl_common.payload import Context
+from dpfpl_server.checkpoint import Checkpoint
+from dpfpl_server.pulse import LifeSign, Pulse, life_sign
+from dpfpl_server.run_import import import_earlier_run
+from dpfpl_server.run_store import RunStore
 
 __all__ = ["Checkpoint", "RunFolder"]
 
-DAMAGE = (
-    OSError,
-    EOFError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    RuntimeError,
-    NotImplementedError,
-    zlib.error,
-    zipfile.BadZipFile,
-)
-"""What NumPy and zipfile raise on a file that is cut, changed or of another kind."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """The server's state after a completed round.
-
-    Attributes:
-        round: rounds completed.
-        global_context: p_G, float32 [num_context, width].
-        optimizer: the server's optimizer state for it.
-        history: one entry a round, as in result.json's ``rounds``.
-    """
-
-    round: int
-    global_context: Context
-    optimizer: OptimizerState
-    history: tuple[dict[str, Any], ...] = ()
-
 
 class RunFolder:
-    """``runs/<name>``: every file is written whole, so a reader never sees half a one."""
+    """``runs/<name>``: a reader never sees half of anything."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.store = RunStore(path / "run.sqlite")
+        self._experiment: Experiment | None = None
 
     def begin(self, experiment: Experiment) -> None:
         """Make the folder for an experiment, or check that it is this experiment's.
@@ -72,57 +47,59 @@ class RunFolder:
                     message=f"{self.path} holds a run of {experiment.name!r} with another configuration.",
                     advice="Give the changed experiment a new name, or move the old folder away.",
                 )
-            return
-        write_durably(file, experiment.to_json().encode(), 0o644)
+        else:
+            write_durably(file, experiment.to_json().encode(), 0o644)
+        if (self.path / "checkpoint.npz").exists() and not (self.path / "run.sqlite").exists():
+            import_earlier_run(self.path, experiment, self.store)
 
     def experiment(self) -> Experiment:
         """The experiment that the folder belongs to."""
-        try:
-            return parse_experiment((self.path / "experiment.json").read_text())
-        except OSError:
-            raise StateError(
-                code="NO_RUN", message=f"{self.path} holds no run.", advice="Check the run's name."
-            ) from None
-        except UnicodeDecodeError:
-            raise self._damaged("experiment.json") from None
+        if self._experiment is None:
+            try:
+                self._experiment = parse_experiment((self.path / "experiment.json").read_text())
+            except OSError:
+                raise StateError(
+                    code="NO_RUN", message=f"{self.path} holds no run.", advice="Check the run's name."
+                ) from None
+            except UnicodeDecodeError:
+                raise self._damaged("experiment.json") from None
+        return self._experiment
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Keep a completed round; durable on return."""
-        buffer = io.BytesIO()
-        np.savez(
-            buffer,
-            round=np.int64(checkpoint.round),
-            global_context=checkpoint.global_context,
-            first=checkpoint.optimizer.first,
-            second=checkpoint.optimizer.second,
-            steps=np.int64(checkpoint.optimizer.steps),
-            history=np.frombuffer(json.dumps(checkpoint.history).encode(), dtype=np.uint8),
-        )
-        write_durably(self.path / "checkpoint.npz", buffer.getvalue(), 0o644)
+        self.store.save(self.experiment(), checkpoint)
 
     def load_checkpoint(self) -> Checkpoint | None:
         """The last completed round, or None before the first.
 
         Raises:
-            StateError: the file is damaged.
+            StateError: it is damaged, or of another configuration.
         """
-        file = self.path / "checkpoint.npz"
-        if not file.exists():
-            return None
-        try:
-            with np.load(file, allow_pickle=False) as content:
-                return Checkpoint(
-                    round=int(content["round"]),
-                    global_context=content["global_context"].astype("<f4"),
-                    optimizer=OptimizerState(content["first"], content["second"], int(content["steps"])),
-                    history=tuple(json.loads(content["history"].tobytes())),
-                )
-        except DAMAGE:
-            raise StateError(
-                code="CHECKPOINT_DAMAGED",
-                message=f"{file} cannot be read.",
-                advice="Restore it from a backup, or start the experiment under a new name.",
-            ) from None
+        return self.store.load(self.experiment())
+
+    def add_event(self, event: dict[str, Any]) -> None:
+        """Append what is going on, for ``run``, ``status`` and ``watch``."""
+        self.store.add_event(event)
+
+    def events(self, skip: int = 0) -> list[dict[str, Any]]:
+        """The events so far, without the first ``skip``."""
+        return self.store.events(skip)
+
+    def server_pulse(self, wait_s: float = 0.0) -> Pulse:
+        """To be held by the ServerApp: two of them on one run would overwrite each other's rounds."""
+        return Pulse(self.path / "serverapp.lock", "runs this experiment", wait_s)
+
+    def supervisor_pulse(self) -> Pulse:
+        """To be held by whoever submits runs and resumes them."""
+        return Pulse(self.path / "supervisor.lock", "runs and supervises this experiment")
+
+    def server_life(self) -> LifeSign:
+        """Whether a ServerApp works on the run now."""
+        return life_sign(self.path / "serverapp.lock")
+
+    def supervisor_life(self) -> LifeSign:
+        """Whether somebody supervises the run now."""
+        return life_sign(self.path / "supervisor.lock")
 
     def write_json(self, name: str, content: Any) -> None:
         """Replace a JSON file of the folder."""
@@ -141,32 +118,9 @@ class RunFolder:
         except ValueError:
             raise self._damaged(name) from None
 
-    def add_event(self, event: dict[str, Any]) -> None:
-        """Append what the strategy is doing to events.jsonl, which ``run`` and ``status`` read."""
-        with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"at": round(time.time(), 3), **event}) + "\n")
-
-    def events(self, skip: int = 0) -> list[dict[str, Any]]:
-        """The events so far, without the first ``skip``; a line still being written is left for later."""
-        try:
-            text = (self.path / "events.jsonl").read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return []
-        complete = text[: text.rfind("\n") + 1]
-        return [event for line in complete.splitlines() if (event := _event(line)) is not None][skip:]
-
     def _damaged(self, name: str) -> StateError:
         return StateError(
             code="RUN_DAMAGED",
             message=f"{self.path / name} cannot be read.",
             advice="Restore it from a backup, or start the experiment under a new name.",
         )
-
-
-def _event(line: str) -> dict[str, Any] | None:
-    """The event in a line; None if the server was killed while writing it and a resumed run wrote on behind it."""
-    try:
-        event = json.loads(line)
-    except ValueError:
-        return None
-    return event if isinstance(event, dict) and "phase" in event else None

@@ -23,10 +23,10 @@ from dpfpl_common.optimizer import OptimizerState, descend
 from dpfpl_common.payload import EvaluateRequest, TrainRequest
 from dpfpl_common.sampling import Sampler, SystemSampler
 from dpfpl_server.aggregation import aggregate_sum, initial_global_context, update_norm_cap
+from dpfpl_server.checkpoint import Checkpoint
 from dpfpl_server.exchange import Outcome, content_bytes, exchange
 from dpfpl_server.records import encode_evaluate_request, encode_train_request
 from dpfpl_server.replies import Replies
-from dpfpl_server.run_folder import Checkpoint
 from dpfpl_server.signatures import SignatureCheck
 
 __all__ = ["DPFPLStrategy", "Status"]
@@ -113,7 +113,15 @@ class DPFPLStrategy(Strategy):
                 self._close_round(number, replies, messages, time.monotonic() - started)
             except RoundError as error:
                 reasons = "; ".join(f"{site}: {why}" for site, why in sorted(replies.failures.items()))
-                self._on_status({"phase": "ROUND_ABANDONED", "round": number, "attempt": attempt, "reasons": reasons})
+                self._on_status(
+                    {
+                        "phase": "ROUND_ABANDONED",
+                        "round": number,
+                        "attempt": attempt,
+                        "reasons": reasons,
+                        "dropped": replies.failures,
+                    }
+                )
                 if attempt == attempts or replies.hopeless:
                     raise RoundError(
                         code="ROUND_ABANDONED",

@@ -20,9 +20,7 @@ def backbone():
 @pytest.fixture(scope="session")
 def double_backbone():
     """The same model in float64, to compare down to 1e-10."""
-    backbone = load_backbone("embedded")
-    backbone._model.double()
-    return backbone
+    return load_backbone("embedded", dtype=torch.float64)
 
 
 class RecordingNoise:

@@ -89,14 +89,6 @@ def test_leaving_one_example_out_leaves_the_other_rows(case):
     assert (whole[1:] - without).norm() <= tolerance / 10 * whole[1:].norm()
 
 
-@pytest.mark.parametrize("chunk_size", [1, 2, 4, 9, 1000])
-def test_the_chunk_size_does_not_matter(double_backbone, chunk_size):
-    given = problem(double_backbone, torch.float64)
-    whole = per_example_gradients(double_backbone, *given)
-    chunked = per_example_gradients(double_backbone, *given, chunk_size=chunk_size)
-    assert (whole - chunked).norm() <= 1e-12 * whole.norm()
-
-
 def test_an_empty_batch_gives_no_rows(backbone):
     context, tokens, features, labels = problem(backbone, torch.float32)
     result = per_example_gradients(backbone, context, tokens, features[:0], labels[:0])

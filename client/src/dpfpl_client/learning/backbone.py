@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from dpfpl_client.embedded import embedded_model_path
-from dpfpl_client.learning.text_tower import ClassTokens, SharedPrefixTextTower
+from dpfpl_client.learning.text_tower import ClassTokens
+from dpfpl_client.learning.tower_choice import TextPass, text_tower_of
 from dpfpl_common.errors import ModelError
 
 __all__ = ["ClipBackbone", "load_backbone"]
@@ -34,7 +35,7 @@ class ClipBackbone:
         self._model = model.eval().requires_grad_(False)
         self._tokenizer = tokenizer
         self._image_processor = image_processor
-        self._tower = SharedPrefixTextTower(model.text_model, model.text_projection)
+        self._tower = text_tower_of(model.text_model, model.text_projection, self._bos_id, self._eos_id)
         self.fingerprint = fingerprint
         self.width = int(model.config.text_config.hidden_size)
         self.feature_size = int(model.config.projection_dim)
@@ -94,9 +95,14 @@ class ClipBackbone:
         """How many context vectors a text fills."""
         return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    @torch.no_grad()
     def text_features(self, context: torch.Tensor, tokens: ClassTokens) -> torch.Tensor:
-        """Unit text features [classes, feature_size] of a context [num_context, width]; differentiable in it."""
+        """Unit text features [classes, feature_size] of a context [num_context, width]."""
         return torch.nn.functional.normalize(self._tower(context, tokens), dim=-1)
+
+    def text_pass(self, context: torch.Tensor, tokens: ClassTokens) -> TextPass:
+        """A forward pass of the text tower, to be pulled back to the context."""
+        return self._tower.run(context, tokens)
 
     @torch.inference_mode()
     def image_features(self, images: Iterable[Image.Image], batch_size: int = 64) -> Iterator[torch.Tensor]:
@@ -117,12 +123,13 @@ class ClipBackbone:
         return int(self._tokenizer.eos_token_id)
 
 
-def load_backbone(model: str, *, offline: bool = True) -> ClipBackbone:
+def load_backbone(model: str, *, offline: bool = True, dtype: torch.dtype = torch.float32) -> ClipBackbone:
     """Load a CLIP-family model.
 
     Args:
         model: "embedded", a folder in Hugging Face format, or a Hugging Face id.
         offline: do not reach for the network; a hub id must then be in the local cache.
+        dtype: in which to compute; float64 for comparisons.
 
     Raises:
         ModelError: the model is missing, has no safetensors weights, is of another family, or does not load.
@@ -161,7 +168,7 @@ def load_backbone(model: str, *, offline: bool = True) -> ClipBackbone:
             local_files_only=True,
             use_safetensors=True,
             attn_implementation="sdpa",
-            dtype=torch.float32,
+            dtype=dtype,
             output_loading_info=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

@@ -1,0 +1,141 @@
+"""The frozen encoder layers of a CLIP text tower, rearranged so that nothing constant is computed twice.
+
+Three identities, exact up to rounding. The affine part of a LayerNorm goes into the product that follows. Nothing
+reads the mean over channels of the residual stream, since every reader is a LayerNorm; so all that is written to the
+stream is centred once, in the weights, and a LayerNorm is then a division by the root mean square. The columns of what
+follows a LayerNorm are centred too, so that its pullback needs no mean either.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dpfpl_client.learning.products import FrozenProduct
+
+__all__ = ["ACTIVATIONS", "FoldedLayer", "Normed", "centred", "folded_projection"]
+
+Activation = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Normed:
+    """A centred row x [..., d] over its root mean square.
+
+    Attributes:
+        unit: x / rms, [..., d].
+        inverse: 1 / rms, [..., 1].
+    """
+
+    unit: Tensor
+    inverse: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, eps: float) -> "Normed":
+        """Of centred rows."""
+        inverse = torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+        return cls(x * inverse, inverse)
+
+    def add_pullback(self, g: Tensor, w: Tensor) -> None:
+        """``g += pullback(w)``, in place; w [batch, ..., d] is centred."""
+        mean = (w * self.unit).mean(-1, keepdim=True)
+        g.addcmul_(w, self.inverse).addcmul_(self.unit, mean.mul_(self.inverse), value=-1.0)
+
+
+class FoldedLayer:
+    """One encoder layer: weights as products, and its second half (the other half is attention, see the tower).
+
+    Attributes:
+        heads, eps: of the layer.
+        into_attention: normed rows to scaled queries, keys and values, [d -> 3 d]; of the last layer None.
+        queries, keys_values: the same in two parts; of the last layer only, where few rows ask.
+        out: attended rows to the stream.
+    """
+
+    def __init__(self, layer: Any, activation: Activation, *, last: bool, coarse: bool) -> None:
+        attention = layer.self_attn
+        self.heads = int(attention.num_heads)
+        self.eps = float(layer.layer_norm1.eps)
+        self.eps_of_half = float(layer.layer_norm2.eps)
+        self._activation = activation
+        query, query_bias = _after_norm(attention.q_proj, layer.layer_norm1)
+        key, key_bias = _after_norm(attention.k_proj, layer.layer_norm1)
+        value, value_bias = _after_norm(attention.v_proj, layer.layer_norm1)
+        scale = float(attention.scale)
+        dtype = attention.q_proj.weight.dtype
+
+        def product(weight: Tensor, bias: Tensor) -> FrozenProduct:
+            return FrozenProduct(weight.to(dtype), bias.to(dtype), coarse=coarse)
+
+        self.into_attention = self.queries = self.keys_values = None
+        if last:
+            self.queries = product(query * scale, query_bias * scale)
+            self.keys_values = product(torch.cat([key, value]), torch.cat([key_bias, value_bias]))
+        else:
+            self.into_attention = product(
+                torch.cat([query * scale, key, value]), torch.cat([query_bias * scale, key_bias, value_bias])
+            )
+        self.out = product(*_into_stream(attention.out_proj))
+        self._up = product(*_after_norm(layer.mlp.fc1, layer.layer_norm2))
+        self._down = product(*_into_stream(layer.mlp.fc2))
+
+    def half(self, x: Tensor) -> tuple[Tensor, Normed, Tensor]:
+        """The perceptron's half on rows [..., d]: the new rows, and what its pullback needs."""
+        normed = Normed.of(x, self.eps_of_half)
+        active, slope = self._activation(self._up(normed.unit))
+        return x + self._down(active), normed, slope
+
+    def half_pullback(self, g: Tensor, normed: Normed, slope: Tensor, *, coarse: bool) -> None:
+        """Turns g [batch, ..., d], a gradient towards the half's rows out, into the one towards its rows in."""
+        u = self._down.pullback(g, coarse=coarse).mul_(slope)
+        normed.add_pullback(g, self._up.pullback(u, coarse=coarse))
+
+
+def folded_projection(projection: Any, norm: Any, *, coarse: bool) -> FrozenProduct:
+    """The last LayerNorm's affine part with the projection to features."""
+    weight, bias = _after_norm(projection, norm)
+    dtype = projection.weight.dtype
+    return FrozenProduct(weight.to(dtype), bias.to(dtype), coarse=coarse)
+
+
+def centred(x: Tensor) -> Tensor:
+    """Rows without their mean."""
+    return x - x.mean(-1, keepdim=True)
+
+
+def _after_norm(linear: Any, norm: Any) -> tuple[Tensor, Tensor]:
+    """Weight and bias, float64, of ``linear(norm(.))`` as a function of the normed, not yet affine, row."""
+    weight, bias = _parameters(linear)
+    gain, shift = norm.weight.double(), norm.bias.double()
+    return centred(weight * gain), bias + weight @ shift
+
+
+def _into_stream(linear: Any) -> tuple[Tensor, Tensor]:
+    weight, bias = _parameters(linear)
+    return weight - weight.mean(0, keepdim=True), centred(bias)
+
+
+def _parameters(linear: Any) -> tuple[Tensor, Tensor]:
+    weight = linear.weight.detach().double()
+    bias = linear.bias
+    return weight, weight.new_zeros(len(weight)) if bias is None else bias.detach().double()
+
+
+def _quick_gelu(a: Tensor) -> tuple[Tensor, Tensor]:
+    """a sigmoid(1.702 a) and its derivative."""
+    gate = torch.sigmoid(1.702 * a)
+    active = a * gate
+    return active, gate + 1.702 * active * (1.0 - gate)
+
+
+def _gelu(a: Tensor) -> tuple[Tensor, Tensor]:
+    """The exact Gaussian error linear unit a Phi(a) and its derivative Phi(a) + a phi(a)."""
+    normal = 0.5 * (1.0 + torch.erf(a * 0.5**0.5))
+    return functional.gelu(a), normal + a * torch.exp(-0.5 * a.square()) * (2.0 * torch.pi) ** -0.5
+
+
+ACTIVATIONS: Final[dict[str, Activation]] = {"quick_gelu": _quick_gelu, "gelu": _gelu}
+"""By the name in a model's configuration: value and derivative."""

@@ -1,0 +1,121 @@
+"""Attention of short rows to themselves and to keys that all rows share, with the pullback for many cotangents at once.
+
+The cotangents of a batch of examples meet the same weights, keys and values; only they themselves have a batch axis.
+
+Symbols: H heads of size e, R rows of Q queries and T own keys each, S shared keys, B cotangents.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Attention", "attend"]
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One evaluation of attention, and what its pullback needs.
+
+    Attributes:
+        queries: [H, R, Q, e], scaled.
+        keys, values: own, [H, R, T, e].
+        shared_keys, shared_values: [H, S, e].
+        own_weights: [H, R, Q, T].
+        shared_weights: [H, R, Q, S].
+        output: [H, R, Q, e].
+    """
+
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    shared_keys: Tensor
+    shared_values: Tensor
+    own_weights: Tensor
+    shared_weights: Tensor
+    output: Tensor
+
+    def pullback(self, cotangents: Tensor, *, own: bool = True, shared: bool = True) -> "AttentionGradients":
+        """Gradients of ``sum(cotangents * output)`` for every cotangent.
+
+        Args:
+            cotangents: [B, R, Q, H, e], any strides.
+            own: gradients towards queries and own keys and values are wanted.
+            shared: gradients towards the shared keys and values are wanted.
+        """
+        heads, rows, queries, size = self.queries.shape
+        batch, own_keys, shared_keys = len(cotangents), self.keys.shape[2], self.shared_keys.shape[1]
+        flat = heads * rows
+        g = cotangents.permute(3, 1, 0, 2, 4).contiguous()  # [H, R, B, Q, e]
+        # Softmax: ds = p (dp - <g, output>), the last being the mean of dp under p.
+        mean = (g * self.output[:, :, None]).sum(-1, keepdim=True)
+        to_shared = torch.bmm(g.view(heads, -1, size), self.shared_values.transpose(1, 2))
+        to_shared = to_shared.view(heads, rows, batch, queries, shared_keys)
+        to_shared.sub_(mean).mul_(self.shared_weights[:, :, None])
+        to_own = torch.bmm(
+            g.view(flat, batch * queries, size), self.values.view(flat, own_keys, size).transpose(1, 2)
+        ).view(heads, rows, batch, queries, own_keys)
+        result = AttentionGradients()
+        if own:
+            to_own.sub_(mean).mul_(self.own_weights[:, :, None])
+            d_queries = torch.bmm(to_shared.view(heads, -1, shared_keys), self.shared_keys)
+            d_queries = d_queries.view(flat, batch * queries, size)
+            d_queries.baddbmm_(to_own.view(flat, batch * queries, own_keys), self.keys.view(flat, own_keys, size))
+            d_keys = torch.bmm(
+                to_own.transpose(3, 4).reshape(flat, batch * own_keys, queries),
+                self.queries.view(flat, queries, size),
+            )
+            weights = self.own_weights.transpose(2, 3)[:, :, None].expand(-1, -1, batch, -1, -1)
+            d_values = torch.bmm(weights.reshape(-1, own_keys, queries), g.view(flat * batch, queries, size))
+            result.queries = d_queries.view(heads, rows, batch, queries, size)
+            result.keys = d_keys.view(heads, rows, batch, own_keys, size)
+            result.values = d_values.view(heads, rows, batch, own_keys, size)
+        if shared:
+            scores = to_shared.permute(0, 2, 4, 1, 3).reshape(heads, batch * shared_keys, rows * queries)
+            d_shared = torch.bmm(scores, self.queries.view(heads, rows * queries, size))
+            result.shared_keys = d_shared.view(heads, batch, shared_keys, size)
+            result.shared_values = self._shared_values(g)
+        return result
+
+    def _shared_values(self, g: Tensor) -> Tensor:
+        """sum over rows and queries of weight times cotangent, [H, B, S, e]."""
+        heads, rows, batch, queries, size = g.shape
+        weights = self.shared_weights.transpose(2, 3)[:, :, None].expand(-1, -1, batch, -1, -1)
+        each = torch.bmm(weights.reshape(heads * rows * batch, -1, queries), g.view(-1, queries, size))
+        return each.view(heads, rows, batch, -1, size).sum(1)
+
+
+class AttentionGradients:
+    """Gradients [H, R, B, Q or T, e] and [H, B, S, e]; what was not asked for is missing."""
+
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    shared_keys: Tensor
+    shared_values: Tensor
+
+
+def attend(
+    queries: Tensor, keys: Tensor, values: Tensor, shared_keys: Tensor, shared_values: Tensor, allowed: Tensor
+) -> Attention:
+    """Softmax attention over shared and own keys.
+
+    Args:
+        queries: [H, R, Q, e], scaled, contiguous as all others.
+        keys, values: [H, R, T, e].
+        shared_keys, shared_values: [H, S, e]; every query sees all of them, S is at least 1.
+        allowed: [R, Q, T] bool, which own keys a query sees.
+    """
+    heads, rows, count, size = queries.shape
+    own_keys, shared = keys.shape[2], shared_keys.shape[1]
+    flat = heads * rows
+    to_shared = torch.bmm(queries.view(heads, rows * count, size), shared_keys.transpose(1, 2))
+    to_own = torch.bmm(queries.view(flat, count, size), keys.view(flat, own_keys, size).transpose(1, 2))
+    to_own = to_own.view(heads, rows, count, own_keys).masked_fill(~allowed, float("-inf"))
+    weights = torch.softmax(torch.cat([to_shared.view(heads, rows, count, shared), to_own], dim=-1), dim=-1)
+    shared_weights = weights[..., :shared].contiguous()
+    own_weights = weights[..., shared:].contiguous()
+    output = torch.bmm(shared_weights.view(heads, rows * count, shared), shared_values).view(flat, count, size)
+    output.baddbmm_(own_weights.view(flat, count, own_keys), values.view(flat, own_keys, size))
+    output = output.view(heads, rows, count, size)
+    return Attention(queries, keys, values, shared_keys, shared_values, own_weights, shared_weights, output)

@@ -1,0 +1,40 @@
+"""Packed rows hold every class once, whole, and let no token see another class."""
+
+import random
+
+import pytest
+import torch
+
+from dpfpl_client.learning.packing import pack
+from dpfpl_client.learning.text_tower import ClassTokens
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_class_once_whole_and_alone(seed):
+    generator = random.Random(seed)
+    suffixes = [
+        [*(generator.randrange(3, 90) for _ in range(generator.randint(0, 20))), 99]
+        for _ in range(generator.choice([1, 2, 7, 100]))
+    ]
+    packed = pack(ClassTokens.build(suffixes, 98), generator.choice([1, 16, 64]))
+    rows = len(packed.ids)
+    seen = []
+    for row in range(rows):
+        for place, index in enumerate(packed.class_of_end[row].tolist()):
+            if index < 0:
+                continue
+            end = int(packed.ends[row, place])
+            start = end + 1 - len(suffixes[index])
+            seen.append(index)
+            assert packed.ids[row, start : end + 1].tolist() == suffixes[index]
+            assert packed.places[row, start : end + 1].tolist() == list(range(len(suffixes[index])))
+            for query in range(start, end + 1):
+                assert packed.allowed[row, query].nonzero().flatten().tolist() == list(range(start, query + 1))
+    assert sorted(seen) == list(range(len(suffixes)))
+    assert torch.all(packed.allowed.any(dim=2))
+
+
+def test_little_room_is_wasted():
+    suffixes = [[7] * (2 + index % 3) for index in range(100)]
+    packed = pack(ClassTokens.build(suffixes, 98))
+    assert packed.ids.numel() < 1.1 * sum(map(len, suffixes))

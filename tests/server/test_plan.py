@@ -1,0 +1,153 @@
+"""The plan says beforehand what a run then costs, and which sites would refuse it."""
+
+import dataclasses
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from dpfpl_client.agent.policy import load_policy, permit
+from dpfpl_client.records import encode_reply
+from dpfpl_common.accounting import epsilon
+from dpfpl_common.errors import RefusedError
+from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
+from dpfpl_common.payload import METRIC_NAMES, SiteReply, TrainRequest
+from dpfpl_common.settings import from_table
+from dpfpl_common.trust import planned_events
+from dpfpl_server import cli
+from dpfpl_server.exchange import record_bytes
+from dpfpl_server.kits import STARTING_POLICY
+from dpfpl_server.plan import make_plan, plan_lines
+from dpfpl_server.records import encode_train_request
+from dpfpl_server.result import privacy_statement
+from dpfpl_server.sites import Site, save_sites
+
+SITES = ("east", "north", "south")
+REGISTER = {name: Site(name, "key", "2026-01-01", 7, "ssh-ed25519 key") for name in SITES}
+PRIVACY = {"noise_multiplier": 4.0, "sample_rate": 0.1, "tolerated_dropouts": 1}
+
+
+def make_experiment(rounds=None, model=None, **privacy):
+    return Experiment(
+        name="pilot",
+        classes=("cat", "dog"),
+        sites=SITES,
+        model=ModelSettings(width=128, fingerprint="abc"),
+        privacy=PrivacySettings(**{**PRIVACY, **privacy}),
+        rounds=RoundSettings(**{"number": 3, "local_steps": 2, **(rounds or {})}),
+    )
+
+
+def test_the_epsilons_are_those_of_the_finished_run(tmp_path):
+    experiment = make_experiment()
+    plan = make_plan(experiment, REGISTER, tmp_path)
+    assert plan["privacy"]["epsilons"] == privacy_statement(experiment, 3)["epsilons"]
+    assert plan["privacy"]["epsilons"][0]["epsilon"] == epsilon(planned_events(experiment)[:1], 1e-5)
+    assert (plan["refusals"], plan["warnings"]) == ([], [])
+
+
+def test_the_experiment_in_it_is_what_sites_get(tmp_path):
+    experiment = make_experiment()
+    plan = json.loads(json.dumps(make_plan(experiment, REGISTER, tmp_path)))
+    again = from_table(Experiment, plan["experiment"], "plan.json")
+    assert again == experiment
+    assert again.digest() == plan["digest"]
+
+
+def test_the_bytes_are_about_those_that_are_sent(tmp_path):
+    experiment = make_experiment()
+    context = np.zeros(experiment.context_shape, dtype="<f4")
+    request = TrainRequest(experiment, 1, context)
+    plan = make_plan(experiment, REGISTER, tmp_path)["bytes"]
+    assert plan["down_per_site_round"] == record_bytes(encode_train_request(request))
+    reply = SiteReply("east", 1, context, dict.fromkeys(METRIC_NAMES, 0.123), 0.1, b"s" * 64)
+    assert plan["up_per_site_round"] == pytest.approx(record_bytes(encode_reply(reply, request)), rel=0.15)
+    assert plan["down"] == 3 * 3 * plan["down_per_site_round"]
+
+
+BREACHES = {
+    "trust": {"trust": "central"},
+    "units": {"unit": "site"},
+    "accounting": {"accounting": "paper"},
+    "max_clipping_norm": {"clipping_norm": 11.0},
+    "min_noise_multiplier": {"noise_multiplier": 0.25},
+    "delta": {"target_delta": 1e-4},
+    "max_epsilon_per_experiment": {"noise_multiplier": 0.4, "sample_rate": 0.9},
+    "max_epsilon_operator": {"noise_multiplier": 0.4, "sample_rate": 0.9},
+    "max_rounds": {},
+}
+
+
+@pytest.mark.parametrize("rule", BREACHES)
+def test_what_a_kits_policy_refuses_is_foreseen(tmp_path, rule):
+    """The site's own rules, in its own code, refuse it by the same name."""
+    experiment = make_experiment(rounds={"number": 501} if rule == "max_rounds" else None, **BREACHES[rule])
+    assert rule in [refusal["rule"] for refusal in make_plan(experiment, REGISTER, tmp_path)["refusals"]]
+    (tmp_path / "policy.toml").write_text(STARTING_POLICY)
+    with pytest.raises(RefusedError):
+        permit(load_policy(tmp_path / "policy.toml"), experiment)
+
+
+def test_what_a_kits_policy_admits_is_not_foreseen_as_refused(tmp_path):
+    (tmp_path / "policy.toml").write_text(STARTING_POLICY)
+    for experiment in (make_experiment(), make_experiment(trust="local"), make_experiment(noise_multiplier=2.0)):
+        permit(load_policy(tmp_path / "policy.toml"), experiment)
+        assert make_plan(experiment, REGISTER, tmp_path)["refusals"] == []
+
+
+def test_sites_that_cannot_take_part_are_named(tmp_path):
+    register = {"east": REGISTER["east"], "north": dataclasses.replace(REGISTER["north"], agent_key="")}
+    why = " ".join(refusal["why"] for refusal in make_plan(make_experiment(), register, tmp_path)["refusals"])
+    assert "north has no signing key" in why
+    assert "south is not provisioned" in why
+
+
+def test_the_time_comes_from_an_earlier_run_alike(tmp_path):
+    from dpfpl_common.optimizer import OptimizerState
+    from dpfpl_server.run_folder import Checkpoint, RunFolder
+
+    first = make_plan(make_experiment(), REGISTER, tmp_path)["seconds"]
+    assert "not known before a first run" in first["basis"]
+    folder = RunFolder(tmp_path / "earlier")
+    folder.begin(make_experiment())
+    history = tuple({"round": n, "seconds": s, "dropped": {}, "metrics": {}} for n, s in ((1, 9.0), (2, 2.0), (3, 2.5)))
+    zeros = np.zeros((4, 128))
+    folder.save_checkpoint(Checkpoint(3, zeros.astype("<f4"), OptimizerState(zeros, zeros, 3), history))
+    seconds = make_plan(make_experiment(), REGISTER, tmp_path)["seconds"]
+    assert (seconds["per_round"], seconds["expected"]) == (2.5, 10.0)
+
+
+def test_plan_on_the_command_line(tmp_path, monkeypatch, capfd):
+    server = tmp_path / "server"
+    server.mkdir()
+    save_sites(server, {name: dataclasses.replace(site, node_id=None) for name, site in REGISTER.items()})
+    (tmp_path / "pilot.toml").write_text(
+        'classes = ["cat", "dog"]\n[model]\nwidth = 128\nfingerprint = "abc"\n[privacy]\nnoise_multiplier = 4.0\n'
+        "sample_rate = 0.1\ntolerated_dropouts = 1\n[rounds]\nnumber = 3\nlocal_steps = 2\n"
+    )
+
+    def call(*more):
+        monkeypatch.setattr(sys, "argv", ["dpfpl-server", "plan", str(tmp_path / "pilot.toml"), *more])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        return caught.value.code or 0, capfd.readouterr().out
+
+    where = ("--server", str(server), "--runs", str(tmp_path / "runs"))
+    code, text = call(*where, "--out", str(tmp_path / "plan.json"))
+    assert code == 0
+    assert "epsilon" in text
+    assert "at delta 1e-05 towards" in text
+    code, printed = call(*where, "--json")
+    assert json.loads(printed) == json.loads((tmp_path / "plan.json").read_text())
+    assert json.loads(printed)["experiment"]["sites"] == list(SITES)
+    (tmp_path / "pilot.toml").write_text((tmp_path / "pilot.toml").read_text().replace("number = 3", "number = 501"))
+    code, text = call(*where)
+    assert code == 3
+    assert "REFUSED by a site with its kit's policy (rule max_rounds)" in text
+    assert not (tmp_path / "runs").exists()
+
+
+def test_lines_say_infinite_where_nothing_is_promised(tmp_path):
+    lines = plan_lines(make_plan(make_experiment(trust="central"), REGISTER, tmp_path))
+    assert any("epsilon infinite" in line for line in lines)
