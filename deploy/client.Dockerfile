@@ -62,7 +62,6 @@ RUN mv /models/strip.sh /tmp/ && mv /models/LICENSE /opt/ \
  && echo "private:x:10003:" >> /etc/group \
  && install -d -o 0 -g 10003 -m 0710 /private && install -d -m 0755 /private/site /private/data \
  && install -d -m 1777 /private/registry \
- && chown 10001:10001 /private/site && chmod 0700 /private/site \
  && install -d -o 10002 -g 10002 -m 0700 /run/node && install -d -m 1777 /link \
  && sh /tmp/strip.sh
 
@@ -92,6 +91,7 @@ ENTRYPOINT ["python3", "/opt/dpfpl/container/agent.py", "/private/site", "unix:/
 # What a site starts. Root only until client.py has forked; needs cap_add SETUID and SETGID and nothing else.
 FROM common AS client
 COPY --from=build-agent /opt/dpfpl /opt/dpfpl
+COPY deploy/container/site.sh /opt/dpfpl/bin/site
 USER 0:0
 HEALTHCHECK --interval=10s --timeout=5s --start-period=300s --retries=3 \
   CMD ["python3", "-I", "/opt/dpfpl/container/health.py", "agent", "127.0.0.1:7070", "node", "-"]
