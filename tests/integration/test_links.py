@@ -17,13 +17,13 @@ from dpfpl_client.data import DataSettings, list_classes
 from dpfpl_client.fleet_probe import probe_fleet
 from dpfpl_client.launch import start_agent, start_node, wait_for_agent
 from dpfpl_client.link_state import LinkState, link_file, read_link
-from dpfpl_client.server_probe import probe_server
 from dpfpl_client.site_settings import SiteSettings, load_site
 from dpfpl_client.starter import initialise
 from dpfpl_client.supernode import start_supernode, wait_until_connected
 from dpfpl_common.errors import DeploymentError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_common.processes import ManagedProcess, ProcessGroup, free_ports, wait_until
+from dpfpl_common.server_probe import probe_server
 from dpfpl_server import certificates
 from dpfpl_server.certificates import Issued, new_authority, new_server_certificate
 from dpfpl_server.provision import ProvisionRequest, provision

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any  # noqa: E402
 import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
 
+from dpfpl_client.operations_cli import add_commands  # noqa: E402
 from dpfpl_client.site_settings import SiteSettings, load_site  # noqa: E402
 from dpfpl_common.errors import ConfigError, DpfplError  # noqa: E402
 
@@ -23,6 +24,7 @@ __all__ = ["main"]
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 ledger_app = typer.Typer(no_args_is_help=True, help="What this site's data have paid so far.")
 app.add_typer(ledger_app, name="ledger")
+add_commands(app)
 console = Console(stderr=True)
 INTERRUPTED = 130
 
@@ -102,15 +104,23 @@ def agent(site: SiteFile = SITE) -> None:
     import torch
 
     from dpfpl_client.agent.build import build_agent
+    from dpfpl_client.agent.metered import MeteredAgent
     from dpfpl_client.agent.service import serve
+    from dpfpl_client.monitoring import start_monitor
+    from dpfpl_common.json_log import configure_logging
 
+    configure_logging()
     settings = _load(site)
     torch.set_num_threads(settings.agent.threads)
     built = build_agent(settings, _image_progress)
     for problem in built.data.problems:
         console.print(f"{problem.severity}: {problem.message} [{problem.code}]", markup=False, highlight=False)
+    metered = MeteredAgent(built.endpoint)
+    monitor = start_monitor(settings, metered)
+    if monitor is not None:
+        typer.echo(f"Health and metrics: http://{monitor.address}/health and /metrics")
     serve(
-        built.endpoint,
+        metered,
         settings.agent_address,
         settings.token_file,
         on_ready=lambda address: typer.echo(f"The agent of {settings.name} listens on {address}"),

@@ -5,11 +5,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from dpfpl_client.server_probe import probe_server
 from dpfpl_client.site_settings import SiteSettings
 from dpfpl_client.supernode import SuperNodeSettings, start_supernode, wait_until_connected
 from dpfpl_common.errors import ConfigError, DeploymentError
 from dpfpl_common.processes import ManagedProcess, ProcessGroup, child_environment, wait_until
+from dpfpl_common.server_probe import probe_server
 
 __all__ = ["run_site", "start_agent", "start_node", "start_site", "wait_for_agent"]
 

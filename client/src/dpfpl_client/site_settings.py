@@ -10,7 +10,7 @@ from dpfpl_common.errors import ConfigError
 from dpfpl_common.experiment import SITE_NAME
 from dpfpl_common.settings import from_table, read_toml
 
-__all__ = ["AgentSettings", "ServerSettings", "SimulationSettings", "SiteSettings", "load_site"]
+__all__ = ["AgentSettings", "MonitoringSettings", "ServerSettings", "SimulationSettings", "SiteSettings", "load_site"]
 
 PUBLIC_SOURCES = ("digits", "shapes")
 
@@ -45,6 +45,17 @@ class AgentSettings:
 
 
 @dataclass(frozen=True)
+class MonitoringSettings:
+    """Where the agent shows its health and metrics, ``127.0.0.1:9465``; empty: nowhere.
+
+    ``public`` accepts an address that other machines reach; only for a container's own network.
+    """
+
+    address: str = ""
+    public: bool = False
+
+
+@dataclass(frozen=True)
 class SimulationSettings:
     """Reproducible randomness, for built-in public data only: a seed undoes all privacy."""
 
@@ -66,6 +77,7 @@ class SiteSettings:
         offline: never reach for a model hub.
         server: how to reach the operator's server.
         agent: where the agent listens.
+        monitoring: where it shows its health and metrics.
         simulation: seeded randomness; refused unless the data is a built-in public set.
         folder: where site.toml lies; relative paths start there.
     """
@@ -79,6 +91,7 @@ class SiteSettings:
     offline: bool = True
     server: ServerSettings = field(default_factory=ServerSettings)
     agent: AgentSettings = field(default_factory=AgentSettings)
+    monitoring: MonitoringSettings = field(default_factory=MonitoringSettings)
     simulation: SimulationSettings | None = None
     folder: str = "."
 

@@ -16,8 +16,10 @@ from dpfpl_common.settings import from_table, read_toml, shown, to_table
 __all__ = [
     "MECHANISMS",
     "METHODS",
+    "RULES",
     "TRUST_MODES",
     "UNITS",
+    "AggregationSettings",
     "Experiment",
     "ModelSettings",
     "OptimizerSettings",
@@ -36,6 +38,7 @@ UNITS = ("example", "site")
 METHODS = ("dpfpl", "dplora", "fedotp", "fedpgp", "promptfl")
 SITE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 OPTIMIZERS = ("adam", "sgd")
+RULES = ("mean", "median", "trimmed_mean")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 
@@ -150,6 +153,22 @@ class RoundSettings:
 
 
 @dataclass(frozen=True)
+class AggregationSettings:
+    """How the sites' updates become one; every site counts the same, whatever it says of itself.
+
+    Attributes:
+        rule: ``mean``, the paper's; ``median`` or ``trimmed_mean``, coordinate by coordinate, which bear some hostile
+            sites but need ``local`` trust: only there is each message noised enough by itself.
+        trim: under ``trimmed_mean``, how many values are cut off at each end of every coordinate.
+        largest_site: the most training images a site may have, in nominal sizes; larger updates are dropped.
+    """
+
+    rule: str = "mean"
+    trim: int = 1
+    largest_site: float = 100.0
+
+
+@dataclass(frozen=True)
 class Experiment:
     """One federated training with a name and a configuration."""
 
@@ -161,9 +180,10 @@ class Experiment:
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     privacy: PrivacySettings = field(default_factory=PrivacySettings)
     rounds: RoundSettings = field(default_factory=RoundSettings)
+    aggregation: AggregationSettings = field(default_factory=AggregationSettings)
 
     def __post_init__(self) -> None:
-        for part in (self.optimizer, self.privacy, self.rounds):
+        for part in (self.optimizer, self.privacy, self.rounds, self.aggregation):
             _floats_as_floats(part)
         _check(self)
 
@@ -193,8 +213,14 @@ class Experiment:
         return self.privacy.noise_multiplier != 0.0
 
     def to_json(self) -> str:
-        """Canonical JSON: the same experiment always gives the same bytes."""
-        return json.dumps(to_table(self), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        """Canonical JSON: the same experiment always gives the same bytes.
+
+        Settings that came with a later release are left out at their defaults, so that experiments keep their digests.
+        """
+        table = to_table(self)
+        if self.aggregation == AggregationSettings():
+            del table["aggregation"]
+        return json.dumps(table, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
     def digest(self) -> str:
         """sha256 of the canonical JSON, the identity that sites approve."""
@@ -254,7 +280,11 @@ def _check(e: Experiment) -> None:
     _choice("privacy.trust", p.trust, TRUST_MODES)
     _choice("privacy.clipping", p.clipping, CLIPPINGS)
     _choice("privacy.accounting", p.accounting, ACCOUNTINGS)
-    _refuse_unsound(p)
+    _choice("aggregation.rule", e.aggregation.rule, RULES)
+    trimmed = e.aggregation.rule == "trimmed_mean"  # a round with just the quorum must leave something
+    _within("aggregation.trim", e.aggregation.trim, 1, (e.min_sites - 1) // 2 if trimmed else 10**6)
+    _within("aggregation.largest_site", e.aggregation.largest_site, 1.0, 1e6)
+    _refuse_unsound(p, e.aggregation.rule)
     if (p.target_epsilon is None) and (p.noise_multiplier is None):
         raise _impossible("privacy", "neither", "target_epsilon or noise_multiplier (0 for no noise)")
     if p.target_epsilon is not None:
@@ -283,7 +313,7 @@ def _check(e: Experiment) -> None:
     _within("rounds.evaluate_every", r.evaluate_every, 1, 100_000)
 
 
-def _refuse_unsound(p: PrivacySettings) -> None:
+def _refuse_unsound(p: PrivacySettings, rule: str) -> None:
     """Refuse combinations without a sound analysis, with the reason."""
     reason = _unsound_site_unit(p)
     if reason:
@@ -297,12 +327,18 @@ def _refuse_unsound(p: PrivacySettings) -> None:
         reason = "the paper's formula is about noise at every step; one_shot adds noise once"
     elif p.clipping == "separate" and (p.mechanism == "one_shot" or p.trust == "local"):
         reason = "separate clipping needs several blocks; here only one is released"
+    elif rule != "mean" and p.trust != "local":
+        reason = (
+            f"a {rule} is no function of the sum of all messages, so the noise that the sum carries under {p.trust} "
+            "trust does not protect it; each message must carry the whole noise"
+        )
     if reason:
         raise ConfigError(
             code="NO_SOUND_ANALYSIS",
             message=f"Refused: {reason}.",
-            advice="For one_shot set trust to local; otherwise use clipping joint and accounting honest. The unit site "
-            "needs the mechanism per_step and trust distributed or, to sample sites, central.",
+            advice="For one_shot, median and trimmed_mean set trust to local; otherwise use clipping joint and "
+            "accounting honest. The unit site needs the mechanism per_step and trust distributed or, to sample sites, "
+            "central.",
         )
 
 

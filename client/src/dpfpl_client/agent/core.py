@@ -92,6 +92,7 @@ class SiteAgent:
             return SiteReply(self._name, request.round, None, metrics, _seconds(started))
 
     def _admit(self, experiment: Experiment) -> PromptLearner:
+        self._store.check_kept(experiment.name)
         known = self._learners.get(experiment.digest())
         if known is not None:
             return known

@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from dpfpl_client.learning.learner import PersonalState
-from dpfpl_common.durable import make_folder_durably, write_durably
-from dpfpl_common.errors import PayloadError, StateError
+from dpfpl_common.durable import fsync_folder, make_folder_durably, write_durably
+from dpfpl_common.errors import PayloadError, RefusedError, StateError
 from dpfpl_common.experiment import Experiment, parse_experiment
 from dpfpl_common.optimizer import OptimizerState
 from dpfpl_common.payload import Context, SiteReply
@@ -97,6 +97,10 @@ class Record:
 class Store(Protocol):
     """Keeps the records of a site's experiments."""
 
+    def check_kept(self, experiment: str) -> None:
+        """Refuse an experiment that the site has left for good: RefusedError FORGOTTEN."""
+        ...
+
     def remember(self, experiment: Experiment) -> None:
         """Keep the experiment's configuration; the same name always means the same configuration."""
         ...
@@ -128,6 +132,32 @@ class DiskStore:
     def __init__(self, folder: Path) -> None:
         """Use the state folder ``folder``; nothing is made before the first write."""
         self._folder = folder / "experiments"
+        self._forgotten = folder / "forgotten"
+
+    def check_kept(self, experiment: str) -> None:
+        """See ``Store``."""
+        if (self._forgotten / experiment).exists():
+            raise RefusedError(
+                code="FORGOTTEN",
+                message="The site has left this experiment and removed its prompt (rule forget).",
+                advice="Take the site off the list; it may take part again under a new experiment name.",
+            )
+
+    def forget(self, experiment: str) -> bool:
+        """Leave an experiment for good: first nothing of it is answered or written any more, then its files go.
+
+        The ledger is untouched: what was released stays paid. Tells whether there was anything to remove.
+        """
+        make_folder_durably(self._forgotten)
+        write_durably(self._forgotten / experiment, b"")
+        folder = self._folder / experiment
+        there = folder.is_dir()
+        for path in sorted(folder.iterdir()) if there else []:
+            path.unlink()
+        if there:
+            folder.rmdir()
+            fsync_folder(self._folder)
+        return there
 
     def remember(self, experiment: Experiment) -> None:
         """See ``Store``."""
@@ -190,7 +220,8 @@ class DiskStore:
         return sorted(path.name for path in self._folder.iterdir()) if self._folder.is_dir() else []
 
     def _made(self, experiment: str) -> Path:
-        """The experiment's folder, this user's alone."""
+        """The experiment's folder, this user's alone; none for one that was forgotten meanwhile."""
+        self.check_kept(experiment)
         folder = self._folder / experiment
         make_folder_durably(folder)
         return folder
@@ -205,6 +236,9 @@ class MemoryStore:
     def __init__(self) -> None:
         self._records: dict[str, tuple[int, Record]] = {}
         self._final: dict[str, Context] = {}
+
+    def check_kept(self, experiment: str) -> None:
+        """Nobody leaves a simulation."""
 
     def remember(self, experiment: Experiment) -> None:
         """Nothing to keep: a simulation knows its experiment."""
