@@ -37,7 +37,9 @@ def main(site_folder: Path, address: str, link: Path | None) -> None:
         shared.write_text(read_token(settings.token_file) or "", encoding="ascii")
         shared.replace(link / "agent.token")
     torch.set_num_threads(settings.agent.threads)
-    built = build_agent(settings, lambda done, total: print(f"image features {done}/{total}") if done == total else None)
+    built = build_agent(
+        settings, lambda done, total: print(f"image features {done}/{total}") if done == total else None
+    )
     for problem in built.data.problems:
         print(f"{problem.severity}: {problem.message} [{problem.code}]")
     serve(

@@ -4,8 +4,8 @@
 ``dpfpl-client``) runs that one as the agent's user.
 
 The container starts as root with no capability but SETUID and SETGID, and stays root for less than a second: it forks
-one supervisor for each of the two users and then becomes the agent's user itself. From then on no process of the container is
-root or holds a capability, and no-new-privileges keeps it so.
+one supervisor for each of the two users and then becomes the agent's user itself. From then on no process of the
+container is root or holds a capability, and no-new-privileges keeps it so.
 
 The agent's user is whoever owns the site's folder on the host, so that files need no change of owner. The SuperNode's
 is 10002, which must own nothing. ``/private`` (mode 0710, group 10003) stands before the site's folder and the images,

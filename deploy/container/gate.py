@@ -1,7 +1,7 @@
 """The one way out of a site: passes bytes to the federation's server and nowhere else.  ``python gate.py HOST PORT``
 
-The SuperNode runs code that the operator chose, so its network has no way out but this. TLS passes through unopened. With
-``LISTEN_PORT`` as a third argument it listens elsewhere than on the server's own port.
+The SuperNode runs code that the operator chose, so its network has no way out but this. TLS passes through unopened.
+With ``LISTEN_PORT`` as a third argument it listens elsewhere than on the server's own port.
 """
 
 import asyncio

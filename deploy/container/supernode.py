@@ -2,7 +2,8 @@
 
 Nothing of the site's is here but its name, its node key, the authority's certificate and the token of the agent. In the
 client container they were handed over in FOLDER/handed.json; as a container of its own it finds site.toml and the two
-key files in /run/secrets, and the agent's socket and token in the link folder that it shares with the agent's container.
+key files in /run/secrets, and the agent's socket and token in the link folder that it shares with the agent's
+container.
 """
 
 import json
