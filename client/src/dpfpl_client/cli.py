@@ -98,6 +98,26 @@ def start(site: SiteFile = SITE) -> None:
     run_site(site.resolve(), _load(site), typer.echo)
 
 
+@app.command(
+    epilog="Example: sudo dpfpl-client separate --site kits/hospital-a/site.toml --agent-user dpfpl-agent "
+    "--node-user dpfpl-node"
+)
+def separate(
+    agent_user: Annotated[str, typer.Option("--agent-user", help="reads images, policy, ledger and prompt")],
+    node_user: Annotated[str, typer.Option("--node-user", help="holds the connection and runs the operator's code")],
+    site: SiteFile = SITE,
+) -> None:
+    """Have agent and SuperNode run as two users: gives each its files and names both in site.toml; run by root."""
+    from dpfpl_client import separation
+    from dpfpl_client.starter import name_users
+
+    site = site.resolve()
+    name_users(site, agent_user, node_user)
+    for line in separation.separate(site, _load(site)):
+        typer.echo(line)
+    typer.echo(f"The images are yours to protect: only {agent_user} may read them. Then, as root: dpfpl-client start")
+
+
 @app.command(epilog="Example: dpfpl-client agent --site kits/hospital-a/site.toml")
 def agent(site: SiteFile = SITE) -> None:
     """Start only the agent, for deployments that run the connection elsewhere."""
@@ -107,6 +127,7 @@ def agent(site: SiteFile = SITE) -> None:
     from dpfpl_client.agent.metered import MeteredAgent
     from dpfpl_client.agent.service import serve
     from dpfpl_client.monitoring import start_monitor
+    from dpfpl_client.separation import identities
     from dpfpl_common.json_log import configure_logging
 
     configure_logging()
@@ -123,6 +144,7 @@ def agent(site: SiteFile = SITE) -> None:
         metered,
         settings.agent_address,
         settings.token_file,
+        group=identities(settings)[1].gid if settings.separated else None,
         on_ready=lambda address: typer.echo(f"The agent of {settings.name} listens on {address}"),
     )
 

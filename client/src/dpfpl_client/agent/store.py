@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from dpfpl_client.learning.learner import PersonalState
-from dpfpl_common.durable import fsync_folder, make_folder_durably, write_durably
+from dpfpl_common.durable import fsync_folder, is_full, make_folder_durably, write_durably
 from dpfpl_common.errors import PayloadError, RefusedError, StateError
 from dpfpl_common.experiment import Experiment, parse_experiment
 from dpfpl_common.optimizer import OptimizerState
@@ -127,12 +127,17 @@ class Store(Protocol):
 
 
 class DiskStore:
-    """Records as files ``experiments/<name>/round-<number>.safetensors`` under the state folder."""
+    """Records as files ``experiments/<name>/round-<number>.safetensors`` under the state folder.
+
+    After a write that failed for another reason than a full disk, nobody knows what reached the disk: from then on
+    records are neither written nor read until there is a new store, which is a new agent.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Use the state folder ``folder``; nothing is made before the first write."""
         self._folder = folder / "experiments"
         self._forgotten = folder / "forgotten"
+        self._broken = False
 
     def check_kept(self, experiment: str) -> None:
         """See ``Store``."""
@@ -161,9 +166,9 @@ class DiskStore:
 
     def remember(self, experiment: Experiment) -> None:
         """See ``Store``."""
-        path = self._made(experiment.name) / "experiment.json"
+        path = self._folder / experiment.name / "experiment.json"
         if not path.exists():
-            write_durably(path, experiment.to_json().encode())
+            self._write(path, experiment.to_json().encode())
 
     def experiment(self, name: str) -> Experiment:
         """The configuration of an experiment.
@@ -182,11 +187,12 @@ class DiskStore:
 
     def write(self, experiment: str, round_number: int, record: Record) -> None:
         """See ``Store``."""
-        self._made(experiment)
-        write_durably(self._path(experiment, round_number), record.to_bytes())
+        self._write(self._path(experiment, round_number), record.to_bytes())
 
     def read(self, experiment: str, round_number: int) -> Record | None:
         """See ``Store``."""
+        if self._broken:
+            raise _not_durable("an earlier write failed")
         path = self._path(experiment, round_number)
         return Record.from_bytes(path.read_bytes()) if path.exists() else None
 
@@ -202,7 +208,7 @@ class DiskStore:
     def write_final(self, experiment: str, global_context: Context) -> None:
         """See ``Store``."""
         content = save({"global_context": np.ascontiguousarray(global_context)})
-        write_durably(self._made(experiment) / "final.safetensors", content)
+        self._write(self._folder / experiment / "final.safetensors", content)
 
     def read_final(self, experiment: str) -> Context | None:
         """See ``Store``."""
@@ -219,12 +225,28 @@ class DiskStore:
         """Names of the experiments that this site ever agreed to, sorted."""
         return sorted(path.name for path in self._folder.iterdir()) if self._folder.is_dir() else []
 
-    def _made(self, experiment: str) -> Path:
-        """The experiment's folder, this user's alone; none for one that was forgotten meanwhile."""
-        self.check_kept(experiment)
-        folder = self._folder / experiment
-        make_folder_durably(folder)
-        return folder
+    def _write(self, path: Path, content: bytes) -> None:
+        """Replace a file, durably; its folder is made for this user alone, but not for a forgotten experiment.
+
+        Raises:
+            RefusedError: FORGOTTEN.
+            StateError: STORAGE_FULL, the next try may succeed; RECORD_NOT_DURABLE, no later one can.
+        """
+        self.check_kept(path.parent.name)
+        if self._broken:
+            raise _not_durable("an earlier write failed")
+        try:
+            make_folder_durably(path.parent)
+            write_durably(path, content)
+        except OSError as error:
+            if is_full(error):
+                raise StateError(
+                    code="STORAGE_FULL",
+                    message="The disk of the state folder is full.",
+                    advice="Free disk space at the site; nothing was released.",
+                ) from None
+            self._broken = True
+            raise _not_durable(error.strerror or type(error).__name__) from None
 
     def _path(self, experiment: str, round_number: int) -> Path:
         return self._folder / experiment / f"round-{round_number:05d}.safetensors"
@@ -263,6 +285,15 @@ class MemoryStore:
     def read_final(self, experiment: str) -> Context | None:
         """See ``Store``."""
         return self._final.get(experiment)
+
+
+def _not_durable(reason: str) -> StateError:
+    return StateError(
+        code="RECORD_NOT_DURABLE",
+        message=f"A round's record could not be written ({reason}).",
+        advice="Nothing more is released until the site's administrator has looked at the disk and started the agent "
+        "anew.",
+    )
 
 
 def _damaged(error: Exception) -> StateError:
