@@ -76,7 +76,7 @@ ENV PATH=/opt/dpfpl/bin:/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8 PYTHONUNBUFFER
 FROM common AS supernode
 COPY --from=build-supernode /opt/dpfpl /opt/dpfpl
 USER 10001:10001
-HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
+HEALTHCHECK --interval=10s --timeout=5s --start-period=180s --retries=3 \
   CMD ["python3", "-I", "/opt/dpfpl/container/health.py", "node", "-"]
 ENTRYPOINT ["python3", "/opt/dpfpl/container/supernode.py", "/run/node", "/link/agent"]
 
@@ -86,7 +86,7 @@ COPY --from=build-agent /opt/dpfpl /opt/dpfpl
 USER 10001:10003
 HEALTHCHECK --interval=10s --timeout=5s --start-period=300s --retries=3 \
   CMD ["python3", "-I", "/opt/dpfpl/container/health.py", "agent", "unix:/link/agent/agent.sock"]
-ENTRYPOINT ["python3", "/opt/dpfpl/container/agent.py", "/private/site", "unix:/link/agent/agent.sock", "/link/agent"]
+ENTRYPOINT ["python3", "/opt/dpfpl/container/agent.py", "/private/site", "/link/agent"]
 
 # What a site starts. Root only until client.py has forked; needs cap_add SETUID and SETGID and nothing else.
 FROM common AS client

@@ -45,7 +45,7 @@ ENV PATH=/opt/dpfpl/bin:/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8 PYTHONUNBUFFER
 WORKDIR /var/lib/dpfpl
 USER 10001:10001
 EXPOSE 9092
-HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
+HEALTHCHECK --interval=10s --timeout=5s --start-period=180s --retries=3 \
   CMD ["python3", "-I", "/opt/dpfpl/container/health.py", "server", "/var/lib/dpfpl/server"]
 ENTRYPOINT ["dpfpl-server"]
 CMD ["start"]

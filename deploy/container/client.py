@@ -33,6 +33,7 @@ NODE_FOLDER = Path("/run/node")
 AGENT_ADDRESS = "127.0.0.1:7070"
 NODE_ID, PRIVATE_GROUP = 10002, 10003
 HERE = Path(__file__).resolve().parent
+AGENT = [sys.executable, "-m", "dpfpl_client", "agent", "--site", f"{SITE}/site.toml", "--address", AGENT_ADDRESS]
 STOP_S = 20.0
 _REFUSED = 2
 """Exit code of our programs when something is wrong that a restart does not mend."""
@@ -74,7 +75,7 @@ def main(arguments: list[str]) -> int:
     node = User(NODE_ID, NODE_ID)
     _in_child(node, lambda: _store_for_node(handed))
     ours = [
-        _supervise(agent, [sys.executable, str(HERE / "agent.py"), str(SITE), AGENT_ADDRESS]),
+        _supervise(agent, AGENT),
         _supervise(node, [sys.executable, str(HERE / "supernode.py"), str(NODE_FOLDER)]),
     ]
     agent.become()
@@ -189,7 +190,7 @@ def _keep_running(command: list[str], asked: socket.socket) -> int:
         if code in (0, _REFUSED):
             return code
         pause = 1.0 if time.monotonic() - began > 60.0 else min(2 * pause, 30.0)
-        print(f"{Path(command[1]).stem} ended ({code}); again in {pause:.0f} s", file=sys.stderr, flush=True)
+        print(f"{' '.join(command[1:4])} ended ({code}); again in {pause:.0f} s", file=sys.stderr, flush=True)
         deadline = time.monotonic() + pause
         while time.monotonic() < deadline:
             if _closed(asked):

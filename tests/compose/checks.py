@@ -29,7 +29,7 @@ HERE = Path(__file__).resolve().parent
 SERVICES = ("provision", "server", "site-a", "site-b", "site-c-agent", "site-c-node", "site-c-gate")
 SITES = ("site-a", "site-b", "site-c-agent", "site-c-node")
 OUTSIDE_PORT = 8765
-WRITABLE = ("/tmp", "/run/node", "/private", "/link", "/var/lib/dpfpl/", "/kits", "/split", "/dev", "/etc/")
+WRITABLE = ("/proc/", "/tmp", "/run/node", "/private", "/link", "/var/lib/dpfpl/", "/kits", "/split", "/dev", "/etc/")
 QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -271,8 +271,8 @@ def s9_tokens(fed: Federation) -> str:
     port = fed.python(
         "site-a",
         "import pathlib; print([c.split(b'\\0')[c.split(b'\\0').index(b'--port') + 1].decode() for c in "
-        "(p.read_bytes() for p in pathlib.Path('/proc').glob('[0-9]*/cmdline')) if b'warm_node' in c "
-        "and b'--port' in c][0])",
+        "(p.read_bytes() for p in pathlib.Path('/proc').glob('[0-9]*/cmdline')) if b'--port' in c.split(b'\\0') "
+        "and b'--superlink' in c.split(b'\\0')][0])",
         user=NODE,
     )
     address = fed.state("site-a")["NetworkSettings"]["Networks"][f"{fed.project}_site-a"]["IPAddress"]

@@ -38,6 +38,7 @@ class Federation:
 
     def __init__(self, engine: Engine, project: str, *files: Path, folder: Path = ROOT, **environment: str) -> None:
         self.engine, self.project, self.folder = engine, project, folder
+        self._tag = f"{int(time.time()) % 100_000:05}"  # so that a federation can be asked the same twice
         self._files = [part for file in files for part in ("-f", str(file))]
         self._environment = {**engine.environment, **environment}
 
@@ -82,13 +83,14 @@ class Federation:
         return list(json.loads(self.python(service, (HERE / "processes.py").read_text(encoding="utf-8"))))
 
     def kill(self, service: str, program: str) -> int:
-        """SIGKILL, from outside the container's limits, to its youngest process that runs ``program``."""
-        found = [p["pid"] for p in self.processes(service) if program in p["command"]]
+        """SIGKILL to the container's oldest process that runs ``program``, sent as that process's own user."""
+        found = [
+            p for p in reversed(self.processes(service)) if program in p["command"] and "guard.py" not in p["command"]
+        ]
         assert found, f"{service} runs no {program}: {[p['command'][:80] for p in self.processes(service)]}"
-        self.engine.docker(
-            "exec", "--privileged", "-u", "0", self.container(service), "sh", "-c", f"kill -9 {found[0]}"
-        )
-        return int(found[0])
+        pid = int(found[0]["pid"])
+        self.execute(service, "sh", "-c", f"kill -9 {pid}", user=str(found[0]["uid"]))
+        return pid
 
     # The operator.
 
@@ -106,11 +108,13 @@ class Federation:
 
     def begin(self, name: str, **changes: Any) -> None:
         """Start an experiment and return at once."""
+        name = self._tagged(name)
         path = self.write_experiment(name, **changes)
         self._detached(f"dpfpl-server run {path} > /tmp/{name}.log 2>&1; echo $? > /tmp/{name}.code")
 
     def resume(self, name: str) -> None:
         """Resume an experiment and return at once."""
+        name = self._tagged(name)
         self._detached(f"dpfpl-server resume {name} > /tmp/{name}.log 2>&1; echo $? > /tmp/{name}.code")
 
     def _detached(self, line: str) -> None:
@@ -120,7 +124,7 @@ class Federation:
         """The round that the experiment's strategy said last it was training; 0 before the first."""
         code = (
             "import sqlite3, json, sys\n"
-            f"db = sqlite3.connect('file:/var/lib/dpfpl/runs/{name}/run.sqlite?mode=ro', uri=True)\n"
+            f"db = sqlite3.connect('file:/var/lib/dpfpl/runs/{self._tagged(name)}/run.sqlite?mode=ro', uri=True)\n"
             "rounds = [json.loads(body).get('round') or 0 for (body,) in db.execute('select body from events')]\n"
             "print(max(rounds, default=0))"
         )
@@ -132,16 +136,21 @@ class Federation:
 
     def finish(self, name: str, seconds: float = 600) -> dict[str, Any]:
         """Wait for the end of an experiment and return its result."""
-        code = wait_for(
-            f"the end of {name}", lambda: self.execute("server", "cat", f"/tmp/{name}.code", check=False), seconds, 1.0
-        )
-        log = self.execute("server", "tail", "-n", "25", f"/tmp/{name}.log", check=False)
+        code = wait_for(f"the end of {name}", lambda: self.tell(name, "code"), seconds, 1.0)
+        log = self.tell(name, "log")
         assert code == "0", f"{name} ended with {code}:\n{log}"
         return self.result(name)
 
     def result(self, name: str) -> dict[str, Any]:
         """result.json of an experiment."""
-        return dict(json.loads(self.execute("server", "cat", f"/var/lib/dpfpl/runs/{name}/result.json")))
+        return dict(json.loads(self.execute("server", "cat", f"/var/lib/dpfpl/runs/{self._tagged(name)}/result.json")))
+
+    def tell(self, name: str, what: str) -> str:
+        """What ``dpfpl-server run`` has written so far (``log``), or its exit code once it has ended (``code``)."""
+        return self.execute("server", "tail", "-n", "25", f"/tmp/{self._tagged(name)}.{what}", check=False)
+
+    def _tagged(self, name: str) -> str:
+        return f"{name}-{self._tag}"
 
     # The sites.
 
@@ -150,7 +159,7 @@ class Federation:
         split = service.endswith("-agent")
         command = "cd /private/site && dpfpl-client" if split else "site"
         shown = json.loads(self.execute(service, "sh", "-c", f"{command} ledger show --json"))
-        found = [entry for entry in shown["experiments"] if entry["experiment"] == name]
+        found = [entry for entry in shown["experiments"] if entry["experiment"] == self._tagged(name)]
         return dict(found[0]) if found else {"rounds": 0, "charges": 0, "released": 0}
 
     def ledger_problems(self, service: str) -> list[str]:

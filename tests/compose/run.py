@@ -164,11 +164,12 @@ def bring_up(fed: Federation, log: Log) -> None:
     )
 
 
-def hardened(docker: Engine, project: str, log: Log) -> None:
-    """Live checks and faults in one long-lived federation."""
+def hardened(docker: Engine, project: str, log: Log, attach: bool = False) -> None:
+    """Live checks and faults in one long-lived federation; one that is up already is left up."""
     fed = Federation(docker, project, ROOT / "docker-compose.yml")
     try:
-        bring_up(fed, log)
+        if not attach:
+            bring_up(fed, log)
         log.check("S1 hardened", lambda: checks.s1_hardened(fed))
         log.check("S2 no way out", lambda: checks.s2_no_way_out(fed, "dpfpl-server"))
         log.check("S3 mounts", lambda: checks.s3_mounts(fed))
@@ -187,7 +188,8 @@ def hardened(docker: Engine, project: str, log: Log) -> None:
 
         log.check("A5 hostile operator's code", hostile)
     finally:
-        fed.down()
+        if not attach:
+            fed.down()
 
 
 def changed(docker: Engine, project: str, file: str, log: Log, name: str, fault: Callable[[Federation], str]) -> None:
@@ -257,7 +259,7 @@ def production(docker: Engine, project: str, log: Log) -> None:
                     ).stderr.splitlines()
                     if "ROLLED_BACK" in line or "ROLLBACK" in line
                 ],
-                120,
+                600,
             )
             assert not site.running("client")
             return f"an old copy put back is refused: {text[-1][:160]}"
@@ -274,6 +276,7 @@ def main() -> int:
     """Everything; exit code 1 if a check failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--skip-build", action="store_true", help="use the images that are there")
+    parser.add_argument("--attach", metavar="PROJECT", help="for part hardened: a federation that is up, and stays up")
     parser.add_argument("--only", nargs="*", default=[], help="checks whose name holds one of these words")
     parser.add_argument("--parts", nargs="*", default=["simulation", "hardened", "link", "disk", "production"])
     options = parser.parse_args()
@@ -290,7 +293,7 @@ def main() -> int:
             build(docker, log)
         parts = {
             "simulation": lambda: simulation(docker, f"{project}s", log),
-            "hardened": lambda: hardened(docker, f"{project}h", log),
+            "hardened": lambda: hardened(docker, options.attach or f"{project}h", log, bool(options.attach)),
             "link": lambda: changed(docker, f"{project}l", "bad-link.yml", log, "L6 bad link", faults.l6_bad_link),
             "disk": lambda: changed(
                 docker, f"{project}d", "small-disk.yml", log, "disk full at an agent", faults.disk_full
