@@ -153,6 +153,8 @@ OTHER = {
     "rounds.evaluate_every": 2,
     "aggregation.trim": 2,
     "aggregation.largest_site": 4.0,
+    "gradients.precision": "bfloat16",
+    "gradients.classes": 2,
 }
 
 
@@ -176,12 +178,16 @@ def test_robust_rules_need_local_trust_and_enough_sites(rule):
 def test_an_experiment_of_an_earlier_release_keeps_its_digest():
     """Sites bind a name to a digest, so a later release's settings must not change it."""
     assert "aggregation" not in BASE.to_json()
+    assert "gradients" not in BASE.to_json()
+    assert "projection" not in BASE.to_json()
     assert parse_experiment(BASE.to_json()).digest() == BASE.digest()
 
 
 def test_every_field_is_reachable_and_part_of_the_identity():
-    # The other mechanism goes with one trust mode only, sampled sites with one unit; they have tests of their own.
-    assert set(leaves(Experiment)) - set(OTHER) == {"privacy.mechanism", "privacy.site_sample_rate", "aggregation.rule"}
+    # The other mechanism, a projection and another rule go with one trust mode only, sampled sites with one unit; they
+    # have tests of their own.
+    apart = {"privacy.mechanism", "privacy.projection", "privacy.site_sample_rate", "aggregation.rule"}
+    assert set(leaves(Experiment)) - set(OTHER) == apart
     digests = {BASE.digest()} | {parse_experiment(json.dumps(changed(k, v))).digest() for k, v in OTHER.items()}
     assert len(digests) == len(OTHER) + 1
 
@@ -194,6 +200,8 @@ def test_every_field_is_reachable_and_part_of_the_identity():
         ({"mechanism": "one_shot", "trust": "local", "accounting": "paper"}, "one_shot adds noise once"),
         ({"mechanism": "one_shot", "trust": "local", "clipping": "separate"}, "several blocks"),
         ({"trust": "local", "clipping": "separate"}, "several blocks"),
+        ({"projection": "text"}, "per_step does not release"),
+        ({"projection": "text", "unit": "site"}, "per_step does not release"),
         ({"trust": "central", "site_sample_rate": 0.5}, "unit site only"),
         ({"unit": "site", "mechanism": "one_shot", "trust": "local"}, "what one image adds"),
         ({"unit": "site", "trust": "local"}, "noised once a round"),
@@ -208,6 +216,12 @@ def test_what_has_no_sound_analysis_is_refused_with_the_reason(privacy, reason):
     assert caught.value.code == "NO_SOUND_ANALYSIS"
     sound = dataclasses.replace(BASE.privacy, mechanism="one_shot", trust="local")
     assert dataclasses.replace(BASE, privacy=sound).digest() != BASE.digest()
+    projected = dataclasses.replace(sound, projection="text")
+    whole = dataclasses.replace(BASE, privacy=projected)
+    assert parse_experiment(whole.to_json()) == whole
+    assert dataclasses.replace(BASE, privacy=projected).digest() != dataclasses.replace(BASE, privacy=sound).digest()
+    with pytest.raises(ConfigError, match="one of none, text"):
+        dataclasses.replace(BASE, privacy=dataclasses.replace(sound, projection="images"))
 
 
 NAMES = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,20}", fullmatch=True)

@@ -4,9 +4,6 @@ The ServerApp is ours; around its saving and telling it looks into ``kill.json``
 which moment which processes get SIGKILL, once.
 """
 
-import json
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import dataclass, field
@@ -15,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from dpfpl_client.agent.ledger import Ledger
+from dpfpl_client.agent.registry import Registry
 from dpfpl_client.data import DataSettings, list_classes
 from dpfpl_client.launch import start_agent, wait_for_agent
 from dpfpl_client.site_settings import load_site
@@ -36,6 +35,8 @@ POLICY = """\
 experiments = ["*"]
 max_epsilon_per_experiment = 50.0
 max_epsilon_lifetime = 500.0
+max_epsilon_operator = 100.0
+max_epsilon_operator_lifetime = 1000.0
 metrics = "exact"
 """
 KILLING_APP = '''
@@ -170,10 +171,14 @@ class Federation:
         """By experiment, what each site's ledger says: rounds, charges, releases."""
         found: dict[str, set[tuple[int, int, int]]] = {}
         for kit in self.kits:
-            command = [sys.executable, "-m", "dpfpl_client", "ledger", "show", "--json", "--site", str(kit)]
-            text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            for row in json.loads(text)["experiments"]:
-                found.setdefault(row["experiment"], set()).add((row["rounds"], row["charges"], row["released"]))
+            settings = load_site(kit)
+            ledger = Ledger(settings.state_folder / "ledger.sqlite", Registry(settings.registry_folder), observe=True)
+            charges = ledger.charges()
+            ledger.close()
+            for name in {charge.experiment for charge in charges}:
+                own = [charge for charge in charges if charge.experiment == name]
+                released = sum(bool(charge.release_digest) for charge in own)
+                found.setdefault(name, set()).add((len({charge.round for charge in own}), len(own), released))
         return found
 
     def context(self, name: str) -> np.ndarray:

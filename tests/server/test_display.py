@@ -8,7 +8,7 @@ from rich.console import Console
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_server.display import LiveDisplay, print_result, result_table
 from dpfpl_server.live_state import LiveState
-from dpfpl_server.report_text import epsilon_text
+from dpfpl_server.plain_words import epsilon_text
 from dpfpl_server.result import build_result
 
 DONE = {

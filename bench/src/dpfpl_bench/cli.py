@@ -13,6 +13,7 @@ import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.markup import escape  # noqa: E402
 
+from dpfpl_bench import measure_commands  # noqa: E402
 from dpfpl_bench.data_flag import data_settings  # noqa: E402
 from dpfpl_bench.sweep_command import EXAMPLES as SWEEP_EXAMPLES  # noqa: E402
 from dpfpl_bench.sweep_command import sweep  # noqa: E402
@@ -37,6 +38,7 @@ Examples:
 """  # noqa: E501
 
 app.command(epilog=SWEEP_EXAMPLES)(sweep)
+measure_commands.register(app)
 
 
 @app.callback()
@@ -58,6 +60,7 @@ def run(
     site_sample_rate: Annotated[float, typer.Option(help="chance that a site joins a round; needs --unit site")] = 1.0,
     mechanism: Annotated[str, typer.Option(help="per_step or one_shot")] = "per_step",
     trust: Annotated[str, typer.Option(help="distributed, central or local")] = "",
+    projection: Annotated[str, typer.Option(help="of one_shot's class sums: none, or text")] = "none",
     clipping: Annotated[str, typer.Option(help="joint or separate")] = "joint",
     accounting: Annotated[str, typer.Option(help="honest, or paper for reproductions")] = "honest",
     epsilon: Annotated[str, typer.Option(help="target for whoever receives a personalised prompt, or none")] = "8",
@@ -126,6 +129,7 @@ def run(
             evaluate_every=evaluate_every,
             unit=unit,
             site_sample_rate=site_sample_rate,
+            projection=projection,
         ),
         floors=floors,
         engine=engine,

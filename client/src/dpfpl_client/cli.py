@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any  # noqa: E402
 import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
 
+from dpfpl_client.gate_cli import add_gate_commands  # noqa: E402
 from dpfpl_client.operations_cli import add_commands  # noqa: E402
 from dpfpl_client.site_settings import SiteSettings, load_site  # noqa: E402
 from dpfpl_common.errors import ConfigError, DpfplError  # noqa: E402
@@ -24,6 +25,7 @@ __all__ = ["main"]
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 ledger_app = typer.Typer(no_args_is_help=True, help="What this site's data have paid so far.")
 app.add_typer(ledger_app, name="ledger")
+add_gate_commands(app)
 add_commands(app)
 console = Console(stderr=True)
 INTERRUPTED = 130
@@ -71,12 +73,13 @@ def init(
 def check(
     site: SiteFile = SITE,
     offline: Annotated[bool, typer.Option("--offline", help="do not try to reach the server")] = False,
+    plan: Annotated[Path | None, typer.Option(help="an operator's plan, to be judged for this site")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check data, model, policy, ledger, kit and connection; sends nothing."""
+    """Check images, model, policy, ledger, folders, kit, connection and clock; keeps and sends nothing."""
     from dpfpl_client.check import check_site
 
-    report = check_site(_load(site), connect=not offline)
+    report = check_site(_load(site), connect=not offline, plan=plan)
     if as_json:
         _print_json({"facts": report.facts, "warnings": report.warnings, "errors": report.errors})
     else:
@@ -143,6 +146,13 @@ def agent(
     built = build_agent(settings, _image_progress)
     for problem in built.data.problems:
         console.print(f"{problem.severity}: {problem.message} [{problem.code}]", markup=False, highlight=False)
+    if built.loosened:
+        console.print(
+            f"warning: policy.toml is looser than what was accepted in {', '.join(built.loosened)}; the stricter old "
+            f"rules hold. To accept it: dpfpl-client policy accept --site {site}",
+            markup=False,
+            highlight=False,
+        )
     metered = MeteredAgent(built.endpoint)
     monitor = start_monitor(settings, metered)
     if monitor is not None:

@@ -152,6 +152,16 @@ class SiteSettings:
         share one. With built-in public data, where nobody is to be protected and the same images serve many trials,
         and where agent and SuperNode run as users of their own: beside the state folder.
         """
+        folder = self._registry()
+        if folder == self.state_folder or self.state_folder in folder.parents:
+            raise ConfigError(
+                code="REGISTRY_IN_STATE",
+                message=f"The registry {folder} lies in the state folder, with which it would be restored.",
+                advice="Name another folder: registry in site.toml, or DPFPL_REGISTRY.",
+            )
+        return folder
+
+    def _registry(self) -> Path:
         if self.registry:
             return self.path(self.registry)
         if self.data.source in PUBLIC_SOURCES:
@@ -159,8 +169,6 @@ class SiteSettings:
         named = os.environ.get("DPFPL_REGISTRY")
         if named:
             return Path(named).expanduser().absolute()
-        if self.separated:  # the two users need no home folders
-            return self.state_folder.with_name(self.state_folder.name + ".registry")
         home = os.environ.get("XDG_STATE_HOME")
         return (Path(home) if home else Path.home() / ".local" / "state") / "dpfpl"
 

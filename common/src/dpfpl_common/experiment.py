@@ -10,17 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from dpfpl_common.errors import ConfigError
+from dpfpl_common.gradient_settings import PRECISIONS, GradientSettings
 from dpfpl_common.noise import grid_allows
-from dpfpl_common.settings import from_table, read_toml, shown, to_table
+from dpfpl_common.settings import from_table, read_toml, to_table
+from dpfpl_common.value_checks import choice as _choice
+from dpfpl_common.value_checks import impossible as _impossible
+from dpfpl_common.value_checks import within as _within
 
 __all__ = [
     "MECHANISMS",
     "METHODS",
+    "PROJECTIONS",
     "RULES",
     "TRUST_MODES",
     "UNITS",
     "AggregationSettings",
     "Experiment",
+    "GradientSettings",
     "ModelSettings",
     "OptimizerSettings",
     "PrivacySettings",
@@ -32,6 +38,7 @@ __all__ = [
 
 TRUST_MODES = ("distributed", "central", "local")
 MECHANISMS = ("per_step", "one_shot")
+PROJECTIONS = ("none", "text")
 CLIPPINGS = ("joint", "separate")
 ACCOUNTINGS = ("honest", "paper")
 UNITS = ("example", "site")
@@ -101,6 +108,8 @@ class PrivacySettings:
             whole update of one round.
         factor_clipping_norm: L2 bound C_u = C_v of each personal block: its gradient towards a factor, under ``fedotp``
             towards the personal context; 0 = the same as clipping_norm.
+        projection: of ``one_shot``'s class sums: ``none``, or ``text``, onto the public directions that the classes'
+            text features take as the prompt moves, so that the noise of all others is left out.
         clipping: ``joint``, one factor for all blocks of an example; ``separate``, one for each block.
         accounting: ``honest``; ``paper`` computes target_epsilon's noise by the paper's formula, for reproductions.
         sample_rate: chance q that an example joins a step (Poisson).
@@ -118,6 +127,7 @@ class PrivacySettings:
     noise_multiplier: float | None = None
     clipping_norm: float = 0.1
     factor_clipping_norm: float = 0.0
+    projection: str = "none"
     clipping: str = "joint"
     accounting: str = "honest"
     sample_rate: float = 0.5
@@ -180,6 +190,7 @@ class Experiment:
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     privacy: PrivacySettings = field(default_factory=PrivacySettings)
     rounds: RoundSettings = field(default_factory=RoundSettings)
+    gradients: GradientSettings = field(default_factory=GradientSettings)
     aggregation: AggregationSettings = field(default_factory=AggregationSettings)
 
     def __post_init__(self) -> None:
@@ -220,6 +231,10 @@ class Experiment:
         table = to_table(self)
         if self.aggregation == AggregationSettings():
             del table["aggregation"]
+        if self.gradients == GradientSettings():
+            del table["gradients"]
+        if self.privacy.projection == PrivacySettings.projection:
+            del table["privacy"]["projection"]
         return json.dumps(table, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
     def digest(self) -> str:
@@ -275,9 +290,12 @@ def _check(e: Experiment) -> None:
     _choice("optimizer.name", o.name, OPTIMIZERS)
     _within("optimizer.global_learning_rate", o.global_learning_rate, 0.0, 1e6)
     _within("optimizer.personal_learning_rate", o.personal_learning_rate, 0.0, 1e6)
+    _choice("gradients.precision", e.gradients.precision, PRECISIONS)
+    _within("gradients.classes", e.gradients.classes, 0, 10**6)
     _choice("privacy.unit", p.unit, UNITS)
     _choice("privacy.mechanism", p.mechanism, MECHANISMS)
     _choice("privacy.trust", p.trust, TRUST_MODES)
+    _choice("privacy.projection", p.projection, PROJECTIONS)
     _choice("privacy.clipping", p.clipping, CLIPPINGS)
     _choice("privacy.accounting", p.accounting, ACCOUNTINGS)
     _choice("aggregation.rule", e.aggregation.rule, RULES)
@@ -325,6 +343,11 @@ def _refuse_unsound(p: PrivacySettings, rule: str) -> None:
         )
     elif p.mechanism == "one_shot" and p.accounting == "paper":
         reason = "the paper's formula is about noise at every step; one_shot adds noise once"
+    elif p.projection != "none" and p.mechanism != "one_shot":
+        reason = (
+            f"the projection {p.projection} is one of class sums of image features, which {p.mechanism} does not "
+            "release; its gradients are projected by the method's own directions"
+        )
     elif p.clipping == "separate" and (p.mechanism == "one_shot" or p.trust == "local"):
         reason = "separate clipping needs several blocks; here only one is released"
     elif rule != "mean" and p.trust != "local":
@@ -336,9 +359,9 @@ def _refuse_unsound(p: PrivacySettings, rule: str) -> None:
         raise ConfigError(
             code="NO_SOUND_ANALYSIS",
             message=f"Refused: {reason}.",
-            advice="For one_shot, median and trimmed_mean set trust to local; otherwise use clipping joint and "
-            "accounting honest. The unit site needs the mechanism per_step and trust distributed or, to sample sites, "
-            "central.",
+            advice="For one_shot, median and trimmed_mean set trust to local; otherwise use clipping joint, accounting "
+            "honest and projection none. The unit site needs the mechanism per_step and trust distributed or, to "
+            "sample sites, central.",
         )
 
 
@@ -366,21 +389,3 @@ def _unsound_site_unit(p: PrivacySettings) -> str:
 
 def _is_name(text: str) -> bool:
     return bool(text.strip()) and len(text) <= 200 and text.isprintable()
-
-
-def _choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise _impossible(key, value, "one of " + ", ".join(allowed))
-
-
-def _within(key: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise _impossible(key, value, f"a number from {low:g} to {high:g}")
-
-
-def _impossible(key: str, value: object, expected: str) -> ConfigError:
-    return ConfigError(
-        code="IMPOSSIBLE_VALUE",
-        message=f"The experiment's {key} is {shown(value)}, expected {expected}.",
-        advice="Correct experiment.toml.",
-    )

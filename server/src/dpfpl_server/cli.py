@@ -13,7 +13,7 @@ import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 from dpfpl_common.errors import ConfigError, DpfplError  # noqa: E402
-from dpfpl_server import experiments_cli, operations_cli, sites_cli  # noqa: E402
+from dpfpl_server import experiments_cli, operations_cli, pilot_cli, sites_cli  # noqa: E402
 from dpfpl_server.exit_codes import HELP, INTERRUPTED, exit_code_of  # noqa: E402
 
 __all__ = ["main"]
@@ -114,6 +114,7 @@ def start(
 
 experiments_cli.register(app)
 operations_cli.add_commands(app)
+pilot_cli.register(app)
 
 
 def _print_json(content: Any) -> None:

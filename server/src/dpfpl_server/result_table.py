@@ -9,7 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from dpfpl_server.report_text import (
+from dpfpl_server.plain_words import (
     DASH,
     FLOORS,
     amount,

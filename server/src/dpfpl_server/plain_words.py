@@ -1,4 +1,4 @@
-"""How the numbers and keys of a result read in plain words."""
+"""How the numbers and keys of a result read in plain words: in a terminal, and where a page has no words of its own."""
 
 from collections.abc import Mapping
 from decimal import ROUND_CEILING, Context, Decimal
