@@ -17,6 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from site_gate import SITE_GATE
+
 ROOT = Path(__file__).resolve().parents[2]
 WORKERS = 2
 SAMPLING = "common/src/dpfpl_common/sampling.py"
@@ -421,6 +423,7 @@ MUTATIONS = (
         "                pass\n",
         ("tests/server/test_pulse.py",),
     ),
+    *(Mutation(*parts) for parts in SITE_GATE),
 )
 
 
