@@ -23,7 +23,7 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup wheels images compose-test demo test lint types pytest mutate screenshots api format proto clean
+.PHONY: help setup wheels images compose-test demo test lint types pytest mutate screenshots api format proto clean attacks
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -82,6 +82,8 @@ compose-test: wheels  ## the federation in hardened containers: checks, faults, 
 mutate: setup  ## break the mechanism on purpose and see the tests notice
 	$(BIN)/python tests/mutation/mutate.py
 
+attacks: setup  ## play a malicious operator against a real agent and write docs/attacks.md
+	$(BIN)/python tests/attacks/adversarial_operator.py --out docs/attacks.md
 screenshots: setup  ## pictures of docs/images, by a headless Chromium
 	DPFPL_SCREENSHOTS=1 $(BIN)/pytest -q tests/browser
 

@@ -212,7 +212,7 @@ def s4_telemetry(fed: Federation, listener: str) -> str:
             inside += 1
         else:
             strange.append(entry)
-    assert inside > 10, "the listener heard nothing: the check would not notice anything"
+    assert inside >= 8, f"{inside}: the listener heard too little: the check might not notice anything"
     assert not strange, strange
     for service in ("server", *SITES):
         values = dict(line.split("=", 1) for line in fed.execute(service, "env").splitlines() if "=" in line)
