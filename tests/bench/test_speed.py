@@ -85,7 +85,8 @@ def result(**changes):
     base = {
         "machine": {
             "processor": "some processor", "cores": 2, "capability": "AVX2", "kernel_chosen": "oneDNN",
-            "python": "3.11", "load_average": [0.1, 0.1, 0.1], "torch": "2", "transformers": "5", "opacus": "1", "flwr": "1.39",
+            "python": "3.11", "load_average": [0.1, 0.1, 0.1],
+            "torch": "2", "transformers": "5", "opacus": "1", "flwr": "1.39",
         },
         "rate": {"chosen": 1e11, "default": 5e10, "bfloat16": 2e11, "rows": 512},
         "steps": {"10": {"shared_prefix": row(1.0), "fast": row(0.4), "private": row(4.4), "naive": row(120.0)}},

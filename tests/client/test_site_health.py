@@ -34,8 +34,8 @@ def served(trained_site, tmp_path_factory):
     settings = load_site(trained_site)
     server = AgentServer(object(), settings.agent_address, settings.token_file)
     server.start()
-    link_file(settings.state_folder).parent.mkdir()
-    write_link(link_file(settings.state_folder), LinkState(time.time() - 100, time.time()))
+    link_file(settings.node_folder).parent.mkdir()
+    write_link(link_file(settings.node_folder), LinkState(time.time() - 100, time.time()))
     yield trained_site, server
     server.stop(0.1)
 
@@ -75,7 +75,7 @@ def test_L11_health_turns_red_when_the_budget_is_full(served):
 def test_L11_health_turns_red_after_two_heartbeats_without_the_server(served, silent, answered, code):
     site_file, _ = served
     settings = load_site(site_file)
-    file = link_file(settings.state_folder)
+    file = link_file(settings.node_folder)
     file.unlink()
     now = time.time()
     if silent is not None:

@@ -86,7 +86,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
 
 
 def link_of(settings: SiteSettings) -> LinkState:
-    state = read_link(link_file(settings.state_folder))
+    state = read_link(link_file(settings.node_folder))
     assert state is not None
     return state
 
@@ -97,7 +97,7 @@ def test_L10_a_site_that_starts_before_its_server_waits_and_says_so(tmp_path: Pa
     with federation.group:
         node = start_node(settings, federation.group)
         wait_until(
-            lambda: (state := read_link(link_file(settings.state_folder))) is not None and state.failed_at > 0,
+            lambda: (state := read_link(link_file(settings.node_folder))) is not None and state.failed_at > 0,
             timeout_s=30,
             what="a first failure",
             processes=[node],

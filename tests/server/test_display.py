@@ -43,6 +43,16 @@ def shown(statuses, console=None):
     return console.file.getvalue()
 
 
+def test_U9_a_flagged_site_is_named_after_the_run():
+    result = make_result()
+    console = Console(file=io.StringIO(), width=120)
+    print_result(result, console)
+    assert "Ask about" not in console.file.getvalue()
+    result["sites"][1]["flag"] = "zero_signal"
+    print_result(result, console)
+    assert "Ask about: south (zero_signal)" in console.file.getvalue()
+
+
 def make_result(completed=2, final=None, **privacy):
     experiment = Experiment(
         name="pilot",

@@ -235,6 +235,17 @@ def test_rounds_and_who_was_left_out_why():
     assert page.table("Sites left out") == [["2", "west", "NO_REPLY: nothing came within 300 s"]]
 
 
+@pytest.mark.parametrize("language", ["en", "ja"])
+def test_U9_a_site_that_sent_nothing_but_noise_is_named(language):
+    result = make_result()
+    assert "zero_signal" not in render_report(result, language=language)
+    result["sites"][1]["flag"] = "zero_signal"
+    result["sites"][0]["flag"] = "too_little_noise"
+    page = render_report(result, language=language)
+    assert page.count("zero_signal") >= 1
+    assert page.count("too_little_noise") >= 1
+
+
 def test_everything_needed_to_repeat_the_run_is_there():
     result = make_result()
     page = Page(render_report(result))

@@ -82,7 +82,8 @@ def run_attacks(request: AttackRequest, on_cell: Callable[[str], None] = lambda 
                     "shared": statistics.fmean(metrics["global_local"] for metrics in found),
                 }
                 cells.append(cell)
-                on_cell(f"{hostile} of {count}, {attack}, {rule}: personal {cell['personal']:.3f}")
+                accuracies = f"personal {cell['personal']:.3f}, shared {cell['shared']:.3f}"
+                on_cell(f"{hostile} of {count}, {attack}, {rule}: {accuracies}")
     return cells
 
 

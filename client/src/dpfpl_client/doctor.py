@@ -115,10 +115,10 @@ def _server(settings: SiteSettings) -> list[Finding]:
 
 
 def _link(settings: SiteSettings) -> list[Finding]:
-    if read_link(link_file(settings.state_folder)) is None:
+    if read_link(link_file(settings.node_folder)) is None:
         advice = "Start it: dpfpl-client start --site SITE.TOML."
         return [Finding(WARNING, "connection", "The connection was never started from here.", "NODE_DOWN", advice)]
-    troubles = link_troubles(settings.state_folder)
+    troubles = link_troubles(settings.node_folder)
     if not troubles:
         return [Finding(OK, "connection", "The SuperNode heard from the server within the last minute.")]
     advice = "If the lines above are in order, start it again: dpfpl-client start --site SITE.TOML."

@@ -96,6 +96,7 @@ def start_node(settings: SiteSettings, group: ProcessGroup) -> ManagedProcess:
             state_folder=settings.node_folder,
             agent_address=settings.agent_address,
             agent_token_file=settings.token_file,
+            poll_s=settings.server.poll_s,
             user=_numbers(identities(settings)[1]) if settings.separated else None,
             control_folder=_control_folder(settings) if settings.separated else None,
         ),

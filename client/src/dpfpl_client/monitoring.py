@@ -40,7 +40,7 @@ def start_monitor(settings: SiteSettings, agent: MeteredAgent) -> Monitor | None
     return Monitor(
         host,
         port,
-        health=lambda: site_troubles(settings),
+        health=lambda: site_troubles(settings, _parts(settings)),
         metrics=lambda: site_families(settings, agent, ledger.value()),
         token=read_token(token_file),
     )
@@ -48,22 +48,28 @@ def start_monitor(settings: SiteSettings, agent: MeteredAgent) -> Monitor | None
 
 def site_families(settings: SiteSettings, agent: MeteredAgent, summary: dict[str, Any] | None) -> list[Family]:
     """Everything that ``/metrics`` shows."""
-    troubles = site_troubles(settings)
+    parts = _parts(settings)
+    troubles = site_troubles(settings, parts)
     families = [
         Family("dpfpl_site_healthy", "gauge", "1 if the site can take part now.", [({}, 0 if troubles else 1)]),
         Family(
             "dpfpl_site_part_healthy",
             "gauge",
             "1 for each part that is in order.",
-            [({"part": part}, _fine(part, troubles)) for part in PARTS],
+            [({"part": part}, _fine(part, troubles)) for part in parts],
         ),
         *agent.families(),
     ]
-    link = read_link(link_file(settings.state_folder))
+    link = read_link(link_file(settings.node_folder))
     if link is not None:
         silent: list[tuple[dict[str, str], float]] = [({}, link.silent_s(time.time()))]
         families.append(Family("dpfpl_site_server_silent_seconds", "gauge", "Since the server last answered.", silent))
     return families + (ledger_families(summary) if summary is not None else [])
+
+
+def _parts(settings: SiteSettings) -> tuple[str, ...]:
+    """What the agent's user can see: as a user of its own it cannot read the SuperNode's folder."""
+    return tuple(part for part in PARTS if part != "link") if settings.separated else PARTS
 
 
 def _fine(part: str, troubles: list[Trouble]) -> int:

@@ -74,6 +74,7 @@ def forget(
     as_json: AsJson = False,
 ) -> None:
     """Leave an experiment for good and remove its prompt; the ledger keeps what was spent, which stays a fact."""
+    from dpfpl_client.agent.audit import AUDIT_FILE, AuditLog
     from dpfpl_client.agent.store import DiskStore
     from dpfpl_client.site_settings import load_site
     from dpfpl_common.errors import ConfigError
@@ -81,10 +82,12 @@ def forget(
 
     if not NAME.fullmatch(experiment):
         raise ConfigError(code="IMPOSSIBLE_VALUE", message=f"{experiment!r} is no name of an experiment.", advice="")
-    store = DiskStore(load_site(site).state_folder)
+    settings = load_site(site)
+    store = DiskStore(settings.state_folder)
     if not yes and not as_json:
         typer.confirm(f"Remove this site's prompt of {experiment} for good?", abort=True)
     removed = store.forget(experiment)
+    AuditLog(settings.state_folder / AUDIT_FILE).write("forgotten", experiment=experiment, removed=removed)
     if as_json:
         typer.echo(json.dumps({"experiment": experiment, "removed": removed}))
         return

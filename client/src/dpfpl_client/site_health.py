@@ -31,7 +31,7 @@ def site_troubles(settings: SiteSettings, parts: tuple[str, ...] = PARTS) -> lis
     if "budget" in parts:
         found += budget_troubles(settings)
     if "link" in parts and settings.server.address:
-        found += link_troubles(settings.state_folder)
+        found += link_troubles(settings.node_folder)
     return found
 
 

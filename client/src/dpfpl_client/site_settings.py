@@ -25,11 +25,23 @@ PUBLIC_SOURCES = ("digits", "shapes")
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """How the SuperNode reaches the operator's server; paths are relative to site.toml."""
+    """How the SuperNode reaches the operator's server; paths are relative to site.toml.
+
+    ``poll_s``: how often it asks for messages, in seconds; a federation of hundreds of sites needs more than 1.
+    """
 
     address: str = ""
     ca_certificate: str = "ca.crt"
     node_key: str = "node.key"
+    poll_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.05 <= self.poll_s <= 60.0:
+            raise ConfigError(
+                code="IMPOSSIBLE_VALUE",
+                message=f"site.toml [server] poll_s is {self.poll_s:g}.",
+                advice="Give the seconds between two questions to the server, from 0.05 to 60.",
+            )
 
 
 @dataclass(frozen=True)

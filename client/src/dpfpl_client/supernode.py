@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpfpl_common.errors import DeploymentError
+from dpfpl_common.flower_home import prune_apps
 from dpfpl_common.processes import (
     ManagedProcess,
     ProcessGroup,
@@ -148,6 +149,7 @@ def start_supernode(
     command = supernode_command(settings, settings.runtime_port or free_port())
     if settings.user is None:
         settings.flower_home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        prune_apps(settings.flower_home)
     _node_config_file(settings).write_text(_node_config(settings), encoding="utf-8")
     return group.start(
         f"SuperNode of {settings.site_name}",

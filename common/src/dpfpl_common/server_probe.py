@@ -158,7 +158,8 @@ def _wrong_service(address: str, what: str) -> DeploymentError:
     return DeploymentError(
         code="WRONG_SERVICE",
         message=f"What listens at {address} {what}: it is not this federation's server.",
-        advice="Check the port in site.toml; the sites' port is 9092 unless the operator chose another.",
+        advice="Check the port in site.toml; the sites' port is 9092 unless the operator chose another. A server of "
+        "Flower 1.40 or later would look like this too: both sides need 1.39.",
     )
 
 

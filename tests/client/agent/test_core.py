@@ -325,7 +325,7 @@ def test_retries_count_against_the_cap_of_the_experiment(site, request_for, expe
     assert epsilon(site.ledger.events("pilot"), 1e-5) <= cost(experiment, 3)
 
 
-def test_the_lifetime_cap_holds_over_experiments_and_restarts(site, request_for, experiment, changed, computed):
+def test_A3_the_lifetime_cap_holds_over_experiments_and_restarts(site, request_for, experiment, changed, computed):
     policy = budget(50.0, (cost(experiment, 5) + cost(experiment, 6)) / 2)
     site.start(policy)
     replies = [site.agent.train(request_for(number)) for number in (1, 2, 3)]

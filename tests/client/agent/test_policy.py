@@ -85,7 +85,7 @@ CASES = {**{name: (write(text), code) for name, (text, code) in BAD_CONTENT.item
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_bad_policy_is_refused_and_the_agent_does_not_start(tmp_path, case):
+def test_O1_P11_a_bad_policy_is_refused_and_the_agent_does_not_start(tmp_path, case):
     make, code = CASES[case]
     make(tmp_path / "policy.toml")
     with pytest.raises(ConfigError) as error:

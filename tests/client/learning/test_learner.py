@@ -26,8 +26,10 @@ MECHANISMS = [{"mechanism": "per_step"}, ONE_SHOT, {**ONE_SHOT, "projection": "t
 
 @pytest.fixture
 def site(backbone, make_experiment, make_features):
-    def make(seed=0, count=24, **settings):
+    def make(seed=0, count=24, optimizer=None, **settings):
         experiment = make_experiment(width=backbone.width, classes=CLASSES, **settings)
+        if optimizer is not None:
+            experiment = dataclasses.replace(experiment, optimizer=optimizer)
         features = make_features(seed, backbone.feature_size, CLASSES, count)
         return experiment, PromptLearner(backbone, experiment, features)
 
@@ -144,6 +146,21 @@ def test_a_restart_from_the_record_equals_going_on(site, method, rank, mechanism
         state = through.state
         reply = SiteReply("s0", number, again.update.astype("<f4"), {}, 0.1)
         kept = Record.from_bytes(Record("f" * 64, reply, global_context, again.state).to_bytes()).state
+
+
+def test_fedpgp_makes_its_factors_once(site):
+    """With a learning rate of 0 the factors of the first round are those of the last, whatever the randomness since."""
+    experiment, _ = site(method="fedpgp")
+    still = dataclasses.replace(experiment.optimizer, personal_learning_rate=0.0)
+    experiment, learner = site(method="fedpgp", optimizer=still)
+    global_context, state = start(experiment)
+    kept = []
+    for number in (1, 2, 3):
+        state = learner.train_round(global_context, state, SeededRandomness(0).for_round("s0", number)).state
+        kept.append(state.parameters.tobytes())
+    assert len(set(kept)) == 1
+    assert state.parameters.any()
+    assert not state.context.any()
 
 
 @pytest.mark.parametrize("method", METHODS)

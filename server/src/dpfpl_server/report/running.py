@@ -78,7 +78,17 @@ def rounds_section(result: Result, figures: Figures) -> Html:
         )
         if dropped
         else paragraph([_attendance(result, figures)], "quiet"),
+        _flags(result, figures),
     )
+
+
+def _flags(result: Result, figures: Figures) -> Html:
+    """The sites whose messages look as if they took no part; see ``dpfpl_server.signals``."""
+    texts = figures.texts
+    rows = [(site["name"], texts(f"details.flag_{site['flag']}")) for site in result["sites"] if site.get("flag")]
+    if not rows:
+        return Html("")
+    return table(texts("details.flags_caption"), [texts("accuracy.site"), texts("details.reason")], rows)
 
 
 def _attendance(result: Result, figures: Figures) -> Html:
