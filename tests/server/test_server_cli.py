@@ -18,7 +18,20 @@ from dpfpl_server import cli, experiments_cli
 from dpfpl_server.run import finish
 from dpfpl_server.run_folder import Checkpoint, RunFolder
 
-COMMANDS = ("provision", "start", "plan", "run", "watch", "status", "stop", "resume", "list", "report", "roi-template")
+COMMANDS = (
+    "provision",
+    "start",
+    "plan",
+    "run",
+    "watch",
+    "status",
+    "stop",
+    "resume",
+    "list",
+    "report",
+    "roi-template",
+    "console",
+)
 
 
 def dpfpl_server(monkeypatch, capfd, *arguments):
@@ -78,7 +91,7 @@ def test_help_shows_every_command_and_examples():
         page = runner.invoke(cli.app, [command, "--help"])
         assert page.exit_code == 0
         assert f"Example: dpfpl-server {command}" in " ".join(page.output.split())
-        assert command in ("provision", "start", "roi-template") or "--json" in page.output
+        assert command in ("provision", "start", "roi-template", "console") or "--json" in page.output
     assert "Exit codes: 0 done" in text
 
 

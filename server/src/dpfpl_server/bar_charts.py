@@ -7,9 +7,9 @@ from dpfpl_server.markup import Html, text
 
 __all__ = ["Bar", "Change", "bar_chart", "change_chart"]
 
-WIDTH, ROW, TOP, RIGHT, FONT = 640, 30, 8, 64, 14
-LABEL = 190
-LONGEST_LABEL = 22
+WIDTH, ROW, TOP, RIGHT, FONT = 520, 30, 8, 66, 15
+LABEL = 172
+LONGEST_LABEL = 20
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dpfpl_server.markup import Html, text
 
 __all__ = ["CashLine", "cash_chart"]
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM, FONT = 640, 300, 96, 96, 12, 44, 14
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM, FONT = 520, 290, 84, 84, 12, 48, 15
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The commands for those who decide: report, roi-template."""
+"""The commands for those who decide and those who watch: report, roi-template, console."""
 
 import json
 from pathlib import Path
@@ -20,6 +20,7 @@ def register(app: typer.Typer) -> None:
     for name, command, example in (
         ("report", report, "report demo --lang ja --roi roi.toml"),
         ("roi-template", roi_template, "roi-template --out roi.toml"),
+        ("console", console, "console --runs runs --server server --port 8090"),
     ):
         app.command(name, epilog=f"Example: dpfpl-server {example}")(command)
 
@@ -75,3 +76,20 @@ def roi_template(
             advice="Give --out a file in a folder that exists and is yours.",
         ) from None
     typer.echo(f"wrote {out}")
+
+
+def console(
+    runs: RunsFolder = Path("runs"),
+    server: Annotated[Path, typer.Option("--server", help="the server's folder, for its log and its sites")] = Path(
+        "server"
+    ),
+    host: Annotated[
+        str, typer.Option(help="address to listen on; beyond loopback it needs --token-file")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="port to listen on; 0 takes a free one")] = 8090,
+    token_file: Annotated[Path | None, typer.Option(help="file with the token that callers must show")] = None,
+) -> None:
+    """Show running experiments live in a browser; it only reads. Ctrl-C stops it."""
+    from dpfpl_server.console.server import serve_console
+
+    serve_console(runs, server, host, port, token_file, typer.echo)
