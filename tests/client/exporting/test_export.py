@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import sqlite3
 import stat
@@ -23,6 +24,7 @@ from dpfpl_client.exporting.card import Facts, model_card
 from dpfpl_client.exporting.export import export_prompt, write_export
 from dpfpl_client.learning.backbone import ClipBackbone, load_backbone
 from dpfpl_client.learning.learner import initial_context
+from dpfpl_client.ledger_view import summarise
 from dpfpl_client.prompt import SitePrompt, load_prompt
 from dpfpl_client.site_settings import load_site
 from dpfpl_common.errors import ConfigError, PrivacyError, RefusedError, StateError
@@ -194,7 +196,9 @@ def test_the_card_states_what_a_recipient_must_know(trained_site, backbone, tmp_
         assert part in card
     for who in ("whoever receives a site's personalised prompt", "another site", "the operator of the server"):
         assert f"| {who}" in card
-    assert "ledger was charged" in card
+    (row,) = summarise(settings)["experiments"]
+    (shown,) = re.findall(r"ledger was charged ([0-9.]+) for this experiment", card)
+    assert row["epsilon"] <= float(shown) <= row["epsilon"] + 0.0011
     assert str(trained_site.parent) not in card
     assert "differential" not in card.lower()
     counts = {"training images: 8", "8 images", "4 images"}
