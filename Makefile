@@ -7,6 +7,7 @@
 
 PYTHON ?= python3
 PIP_ARGS ?=
+BENCH_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,7 +24,7 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup wheels images compose-test demo test lint types pytest mutate screenshots api format proto clean attacks
+.PHONY: help setup wheels images compose-test demo test lint types pytest bench bench-docs mutate screenshots api format proto clean attacks
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,6 +65,12 @@ types: setup  ## mypy, strict
 pytest: setup  ## the test suite with coverage
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m 'not processes and not long' --cov --cov-report=
 	$(BIN)/pytest -m 'processes and not long' --cov --cov-append
+
+bench: setup  ## how fast it is, against the usual ways; runs/bench/bench.json
+	$(BIN)/dpfpl-bench speed --out runs/bench $(BENCH_ARGS)
+
+bench-docs: setup  ## docs/performance.md from the last make bench
+	$(BIN)/dpfpl-bench speed-page --bench runs/bench/bench.json --docs docs
 
 # Wheels of everything that the images install, so that a build needs no package index; PIP_ARGS says where CPU torch is.
 WHEELS := deploy/wheels/.collected
