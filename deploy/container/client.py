@@ -3,7 +3,7 @@
 ``python client.py`` runs both until the container is stopped; ``python client.py check`` (or another subcommand of
 ``dpfpl-client``) runs that one as the agent's user.
 
-The container starts as root with no capability but SETUID and SETGID, and stays root for less than a second: it forks
+The container starts as root with no capability but SETUID and SETGID, and stays root for the first seconds: it forks
 one supervisor for each of the two users and then becomes the agent's user itself. From then on no process of the
 container is root or holds a capability, and no-new-privileges keeps it so.
 
