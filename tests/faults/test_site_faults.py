@@ -42,7 +42,7 @@ def test_F15_asked_to_stop_while_it_trains_it_ends_within_ten_seconds_and_cleanl
 
     def ask():
         try:
-            answers.append(site.train(train_request(1)).round)
+            answers.append(site.train(train_request(1), wait_s=5.0).round)
         except RefusedError as error:
             answers.append(error.code)
 
