@@ -14,7 +14,7 @@ STAMP := $(VENV)/.installed
 METADATA := $(wildcard common/pyproject.toml client/pyproject.toml server/pyproject.toml bench/pyproject.toml)
 
 DISTRIBUTIONS := -e ./common -e './client[agent]' -e ./server -e './bench[flower]'
-DEVELOPMENT := pytest pytest-cov pytest-timeout pytest-xdist hypothesis ruff mypy build grpcio-tools types-protobuf
+DEVELOPMENT := pytest pytest-cov pytest-timeout pytest-xdist hypothesis ruff mypy build grpcio-tools types-protobuf websockets
 
 # Two test processes with one thread each: on two cores faster than one with two, and more cores are not assumed.
 # A file's tests stay in one process, so that what they share is built once.
@@ -23,10 +23,10 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types pytest mutate format proto clean
+.PHONY: help setup demo test lint types pytest mutate screenshots api format proto clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## virtual environment in .venv with pinned versions; done once
 
@@ -67,6 +67,12 @@ pytest: setup  ## the test suite with coverage
 
 mutate: setup  ## break the mechanism on purpose and see the tests notice
 	$(BIN)/python tests/mutation/mutate.py
+
+screenshots: setup  ## pictures of docs/images, by a headless Chromium
+	DPFPL_SCREENSHOTS=1 $(BIN)/pytest -q tests/browser
+
+api: setup  ## API reference from the docstrings, in runs/api.html
+	$(BIN)/python docs/api_reference.py --out runs/api.html
 
 format: setup  ## ruff: mend format and order of imports
 	$(BIN)/ruff check --fix-only --select I .

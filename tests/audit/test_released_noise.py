@@ -20,10 +20,10 @@ from dpfpl_client.learning.learner import SiteFeatures
 from dpfpl_client.learning.methods import build_method
 from dpfpl_client.learning.randomness import SystemRandomness
 from dpfpl_client.learning.step import noised_step
-from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
+from dpfpl_common.experiment import METHODS, Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_common.noise import SystemNoise
 from dpfpl_common.payload import TrainRequest
-from dpfpl_common.trust import site_noise_stddev
+from dpfpl_common.trust import BLOCKS, site_noise_stddev
 
 pytestmark = pytest.mark.privacy
 
@@ -110,18 +110,21 @@ class Watched:
         return self.released[-1]
 
 
-def test_every_block_of_every_step_has_the_charged_noise_of_its_own():
+@pytest.mark.parametrize("method", METHODS)
+def test_every_block_of_every_step_has_the_charged_noise_of_its_own(method):
     planned = experiment()
     privacy = planned.privacy
-    directions = build_method("dpfpl", planned.context_shape, 4).directions(
-        np.zeros(planned.context_shape), np.random.default_rng(0)
-    )
+    built = build_method(method, planned.context_shape, 4)
+    begun = built.begin(np.random.default_rng(0))
+    directions = built.directions(np.zeros(planned.context_shape) if begun is None else begun, np.random.default_rng(0))
     noise = Watched()
     for _ in range(60):
         noised_step(planned, directions, np.zeros((0, *planned.context_shape)), noise)
+    count = BLOCKS[method]
     factor_stddev = NOISE_MULTIPLIER * privacy.factor_norm
-    stddevs = [site_noise_stddev(planned), factor_stddev, factor_stddev]
-    blocks = [np.stack(noise.released[b::3]) / stddev for b, stddev in enumerate(stddevs)]
+    stddevs = [site_noise_stddev(planned), *[factor_stddev] * (count - 1)]
+    assert len(noise.released) == 60 * count
+    blocks = [np.stack(noise.released[b::count]) / stddev for b, stddev in enumerate(stddevs)]
     for block in blocks:
         accept_standard_normal(block)
     first = [block.reshape(60, -1)[:, :16] for block in blocks]

@@ -1,15 +1,27 @@
 """dpfpl-client check: what would stop a site, found before it starts."""
 
+import shutil
 import socket
 
 import pytest
 
+from dpfpl_client.adequacy import noise_to_signal, noise_words
+from dpfpl_client.agent.audit import AuditLog
 from dpfpl_client.agent.ledger import Ledger
+from dpfpl_client.agent.policy_file import PolicyFile
 from dpfpl_client.agent.registry import Registry
 from dpfpl_client.check import check_site
+from dpfpl_client.registration import register_site
 from dpfpl_client.site_settings import load_site
 from dpfpl_common.accounting import PrivacyEvent
+from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_server.provision import ProvisionRequest, provision
+
+
+@pytest.fixture(autouse=True)
+def own_registry(tmp_path, monkeypatch):
+    """Other tests register the same images."""
+    monkeypatch.setenv("DPFPL_REGISTRY", str(tmp_path / "registry"))
 
 
 @pytest.fixture
@@ -19,6 +31,16 @@ def kit(tmp_path, image_folder):
     site_file = folder / "site.toml"
     site_file.write_text(site_file.read_text().replace("/path/to/images", str(image_folder)))
     return folder
+
+
+def write_site(folder, images):
+    folder.mkdir()
+    (folder / "site.toml").write_text(f'name = "north"\n[data]\nsource = "folder"\npath = "{images}"\n')
+    (folder / "policy.toml").write_text(
+        'experiments = ["*"]\nmax_epsilon_per_experiment = 1.0\nmax_epsilon_lifetime = 1.0\n'
+    )
+    (folder / "policy.toml").chmod(0o640)
+    return folder / "site.toml"
 
 
 def check(folder, **options):
@@ -47,7 +69,8 @@ def test_a_server_that_answers_and_one_that_does_not(kit):
         site_file = kit / "site.toml"
         site_file.write_text(site_file.read_text().replace(":9092", f":{port}"))
         report = check(kit)
-        assert (report.warnings, "answers" in report.facts["server"]) == ([], True)
+        assert "answers" in report.facts["server"]
+        assert len(report.warnings) == 1  # this one speaks no TLS, so key and clock cannot be asked about
     report = check(kit)
     assert report.errors == []
     assert f"127.0.0.1:{port}" in report.warnings[0]
@@ -108,3 +131,85 @@ def test_a_used_up_budget_is_an_error(kit):
     report = check(kit, connect=False)
     assert "[BUDGET_EXHAUSTED]" in report.errors[0]
     assert report.facts["spent_epsilon"] > 16
+
+
+# What an experiment would mean here
+
+
+def planned(kit, tmp_path, **privacy):
+    experiment = Experiment(
+        name="lungs",
+        classes=("bright", "dark"),
+        sites=("a", "b", "c"),
+        model=ModelSettings(width=128),
+        privacy=PrivacySettings(**{"noise_multiplier": 6.0, **privacy}),
+        rounds=RoundSettings(number=3),
+    )
+    path = tmp_path / "plan.json"
+    path.write_text(experiment.to_json())
+    return check(kit, connect=False, plan=path)
+
+
+def test_too_few_images_for_a_plan_are_told_in_words(kit, tmp_path):
+    report = planned(kit, tmp_path)
+    assert report.errors == []
+    (warning,) = report.warnings
+    assert "8 training images" in warning
+    assert "too few images" in warning
+    assert report.facts["plan"]["noise_to_signal"] > 2
+    enough = planned(kit, tmp_path, noise_multiplier=0.31, target_delta=1e-6)
+    assert enough.facts["plan"]["noise_to_signal"] < report.facts["plan"]["noise_to_signal"] / 10
+
+
+def test_a_plan_that_would_be_refused_is_an_error(kit, tmp_path):
+    report = planned(kit, tmp_path, noise_multiplier=0.1)
+    assert any("TOO_LITTLE_NOISE" in error for error in report.errors)
+    assert any("BUDGET_EXHAUSTED" in error for error in report.errors)
+
+
+def test_more_images_and_more_steps_drown_the_noise():
+    few, many, cheap = (
+        Experiment("x", ("a", "b"), ("n",), ModelSettings(width=128), rounds=RoundSettings(number=number),
+                   privacy=PrivacySettings(noise_multiplier=z))
+        for number, z in ((10, 2.0), (40, 2.0), (10, 4.0))
+    )  # fmt: skip
+    base = noise_to_signal(few, 300, 30, 64)
+    assert noise_to_signal(few, 600, 30, 64) == pytest.approx(base / 2)
+    assert noise_to_signal(many, 300, 30, 64) == pytest.approx(base / 2)
+    assert noise_to_signal(cheap, 300, 30, 64) == pytest.approx(base * 2)
+    texts = [noise_words(ratio) for ratio in (0.05, 0.3, 1.0, 5.0)]
+    assert [worrying for _, worrying in texts] == [False, False, True, True]
+    assert len({text for text, _ in texts}) == 4
+
+
+# The data set, the policy, the folders
+
+
+def test_F19_changed_images_are_found_before_the_start(kit, tmp_path, image_folder):
+    shutil.copytree(image_folder, tmp_path / "own")
+    site_file = kit / "site.toml"
+    site_file.write_text(site_file.read_text().replace(str(image_folder), str(tmp_path / "own")))
+    register_site(load_site(site_file))
+    assert check(kit, connect=False).errors == []
+    assert check(kit, connect=False).facts["dataset"]["version"] == 1
+    (tmp_path / "own/train/dark/1.png").unlink()
+    (error,) = check(kit, connect=False).errors
+    assert "[DATASET_CHANGED]" in error
+    second = write_site(tmp_path / "second", tmp_path / "own")
+    assert "[DATASET_HAS_LEDGER]" in check(second.parent).errors[0]
+
+
+def test_a_loosened_policy_is_a_warning(kit):
+    settings = load_site(kit / "site.toml")
+    PolicyFile(kit / "policy.toml", settings.state_folder, AuditLog(None)).current()
+    text = (kit / "policy.toml").read_text()
+    (kit / "policy.toml").write_text(text.replace("max_rounds = 500", "max_rounds = 900"))
+    (warning,) = check(kit, connect=False).warnings
+    assert "max_rounds" in warning
+    assert "policy accept" in warning
+
+
+def test_a_registry_inside_the_state_folder_is_refused(kit):
+    site_file = kit / "site.toml"
+    site_file.write_text('registry = "state/registry"\n' + site_file.read_text())
+    assert any("REGISTRY_IN_STATE" in error for error in check(kit, connect=False).errors)

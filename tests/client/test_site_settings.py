@@ -91,6 +91,7 @@ def test_impossible_names_are_refused(site, name):
         ('folder = "/"\n' + DATA, "UNKNOWN_KEY", "folder"),
         (DATA + 'paht = "x"\n', "UNKNOWN_KEY", "paht"),
         (DATA + '[server]\nadress = "x"\n', "UNKNOWN_KEY", "adress"),
+        (DATA + "[server]\npoll_s = 0.0\n", "IMPOSSIBLE_VALUE", "poll_s"),
         (DATA + "[agent]\nthread = 2\n", "UNKNOWN_KEY", "thread"),
         (DATA + "[agent]\nthreads = 0\n", "IMPOSSIBLE_VALUE", "threads"),
         (DATA + '[agent]\nthreads = "2"\n', "WRONG_TYPE", "threads"),

@@ -5,6 +5,13 @@ import random
 import time
 
 import pytest
+from flwr.supercore.privacy_accounting import (
+    GaussianPrivacyEvent,
+    NeighboringRelation,
+    PrivacyConfig,
+    SamplingMethod,
+)
+from flwr.supercore.privacy_accounting.rdp_accountant import RdpAccountant
 from opacus.accountants import PRVAccountant
 from opacus.accountants.analysis import rdp as opacus_rdp
 from scipy import optimize, stats
@@ -62,7 +69,7 @@ def test_golden_values():
 
 
 @pytest.mark.parametrize(("z", "q", "steps", "delta"), GRID)
-def test_pld_is_never_above_renyi_and_never_below_a_lower_bound(z, q, steps, delta):
+def test_P7_pld_is_never_above_renyi_and_never_below_a_lower_bound(z, q, steps, delta):
     spent = epsilon([event(z, q, steps)], delta)
     assert 0 <= spent <= epsilon_rdp([event(z, q, steps)], delta) * (1 + 1e-3) + 1e-3
     # One step alone, with the example's presence known, is a lower bound: delta(e) = q delta_Gauss(log(1+(e^e-1)/q)).
@@ -87,7 +94,7 @@ def test_renyi_equals_opacus(z, q, steps, delta):
 
 
 @pytest.mark.parametrize(("z", "q", "steps"), [(1.0, 0.01, 500), (2.0, 0.5, 40), (4.0, 0.1, 200), (1.2, 0.05, 100)])
-def test_pld_equals_opacus_prv(z, q, steps):
+def test_P7_pld_equals_opacus_prv(z, q, steps):
     accountant = PRVAccountant()
     accountant.history = [(z, q, steps)]
     theirs = accountant.get_epsilon(1e-5, eps_error=0.005, delta_error=1e-8)
@@ -101,7 +108,7 @@ SETTINGS = [
 ]
 
 
-def test_renyi_equals_opacus_on_two_hundred_settings():
+def test_P7_renyi_equals_opacus_on_two_hundred_settings():
     orders = list(range(2, 64))
     for z, q, steps in SETTINGS:
         ours = accounting.rdp.RdpAccountant(orders, neighboring_relation=accounting.RELATION)
@@ -111,8 +118,18 @@ def test_renyi_equals_opacus_on_two_hundred_settings():
         assert ours.get_epsilon(1e-5) == pytest.approx(spent, rel=1e-6), (z, q, steps)
 
 
+def test_P7_renyi_equals_flowers_accountant():
+    """Flower's own wraps the same package: what differs would be the event that we describe."""
+    population = 1_000_000
+    for z, q, steps in SETTINGS[:20]:
+        config = PrivacyConfig(1e-5, population, NeighboringRelation.ADD_OR_REMOVE_ONE, SamplingMethod.POISSON)
+        theirs = RdpAccountant(config, orders=accounting.RDP_ORDERS)
+        theirs.compose(GaussianPrivacyEvent(z, round(q * population), population), steps)
+        assert epsilon_rdp([event(z, q, steps)], 1e-5) == pytest.approx(theirs.get_epsilon(1e-5), rel=1e-6)
+
+
 @pytest.mark.long
-def test_pld_equals_opacus_prv_on_two_hundred_settings():
+def test_P7_pld_equals_opacus_prv_on_two_hundred_settings():
     for z, q, steps in SETTINGS:
         accountant = PRVAccountant()
         accountant.history = [(z, q, steps)]

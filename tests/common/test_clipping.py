@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -37,7 +38,7 @@ def weighted_norm(factor, squared_norms, bounds):
 @given(batches())
 @settings(max_examples=500, deadline=None)
 @example((np.array([[math.nan, 1.0], [1.0, math.inf], [-1.0, 1.0], [4.0, 4.0]]), [1.0, 1.0]))
-def test_no_example_exceeds_the_joint_bound(batch):
+def test_P1_a_bad_example_gets_factor_zero_and_no_other_exceeds_the_joint_bound(batch):
     squared_norms, bounds = batch
     factors = joint_clip_factors(squared_norms, bounds)
     assert factors.shape == (len(squared_norms),)
@@ -61,17 +62,31 @@ def test_a_factor_depends_on_its_own_example_alone(batch, shuffler):
     assert joint_clip_factors(squared_norms[order], bounds).tolist() == together[order].tolist()
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_real_vectors_of_every_size_are_bounded_in_float64(dtype):
+VECTORS = 1_000_000
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_P2_a_million_vectors_of_every_size_are_bounded_in_float64(dtype):
+    """Huge, tiny, subnormal and overflowing, in the type that they come in."""
     generator = np.random.default_rng(0)
-    with np.errstate(over="ignore"):
-        vectors = (generator.normal(size=(20_000, 8)) * 10.0 ** generator.uniform(-40, 40, (20_000, 1))).astype(dtype)
-    vectors = vectors.astype(np.float64)
-    with np.errstate(over="ignore", invalid="ignore"):
-        factors = joint_clip_factors(np.square(vectors).sum(axis=1)[:, None], [0.3])
-    kept = factors > 0
-    assert np.all(np.linalg.norm(factors[kept, None] * vectors[kept], axis=1) <= 0.3 * (1 + 1e-6))
-    assert np.all(np.isfinite(vectors[kept]))
+    exponents = {torch.float16: 8, torch.float64: 320}.get(dtype, 45)  # beyond both ends of the type
+    kept_in_all = 0
+    for _ in range(VECTORS // 100_000):
+        vectors = generator.normal(size=(100_000, 8))
+        with np.errstate(over="ignore", invalid="ignore"):
+            vectors = vectors * 10.0 ** generator.uniform(-exponents, exponents, (100_000, 1))
+            given_in_type = torch.from_numpy(vectors).to(dtype).double().numpy()
+            squared = np.square(given_in_type).sum(axis=1)
+        factors = joint_clip_factors(squared[:, None], [0.3])
+        kept = factors > 0
+        assert np.all(np.isfinite(given_in_type[kept]))
+        assert not np.any(kept & ~np.isfinite(squared))
+        norms = np.linalg.norm(factors[kept, None] * given_in_type[kept], axis=1)
+        assert np.all(norms <= 0.3 * (1 + 1e-6))
+        inside = kept & (np.sqrt(squared) <= 0.3 * (1 - 1e-9))
+        assert np.all(factors[inside] == 1.0), "what is inside the bound is left as it is"
+        kept_in_all += int(kept.sum())
+    assert VECTORS // 2 < kept_in_all < VECTORS
 
 
 def test_a_vector_inside_the_bound_is_left_as_it_is_and_one_outside_is_put_on_it():

@@ -13,6 +13,7 @@ from dpfpl_common.experiment import (
     METHODS,
     OPTIMIZERS,
     TRUST_MODES,
+    AggregationSettings,
     Experiment,
     ModelSettings,
     OptimizerSettings,
@@ -39,7 +40,7 @@ def changed(key, value):
     *path, last = key.split(".")
     inner = table
     for part in path:
-        inner = inner[part]
+        inner = inner.setdefault(part, {})
     inner[last] = value
     return table
 
@@ -150,12 +151,43 @@ OTHER = {
     "rounds.min_sites": 3,
     "rounds.deadline": 301.0,
     "rounds.evaluate_every": 2,
+    "aggregation.trim": 2,
+    "aggregation.largest_site": 4.0,
+    "gradients.precision": "bfloat16",
+    "gradients.classes": 2,
 }
 
 
+@pytest.mark.parametrize("rule", ["median", "trimmed_mean"])
+def test_robust_rules_need_local_trust_and_enough_sites(rule):
+    three = dataclasses.replace(BASE, sites=("east", "north", "south"))
+    settings = AggregationSettings(rule=rule)
+    for trust in ("distributed", "central"):
+        with pytest.raises(ConfigError, match="no function of the sum") as caught:
+            dataclasses.replace(three, aggregation=settings, privacy=dataclasses.replace(BASE.privacy, trust=trust))
+        assert caught.value.code == "NO_SOUND_ANALYSIS"
+    local = dataclasses.replace(BASE.privacy, trust="local")
+    experiment = dataclasses.replace(three, aggregation=settings, privacy=local)
+    assert experiment.digest() != dataclasses.replace(three, privacy=local).digest()
+    assert parse_experiment(experiment.to_json()) == experiment
+    if rule == "trimmed_mean":
+        with pytest.raises(ConfigError, match=r"aggregation\.trim"):
+            dataclasses.replace(experiment, privacy=dataclasses.replace(local, tolerated_dropouts=1))
+
+
+def test_an_experiment_of_an_earlier_release_keeps_its_digest():
+    """Sites bind a name to a digest, so a later release's settings must not change it."""
+    assert "aggregation" not in BASE.to_json()
+    assert "gradients" not in BASE.to_json()
+    assert "projection" not in BASE.to_json()
+    assert parse_experiment(BASE.to_json()).digest() == BASE.digest()
+
+
 def test_every_field_is_reachable_and_part_of_the_identity():
-    # The other mechanism goes with one trust mode only, sampled sites with one unit; they have tests of their own.
-    assert set(leaves(Experiment)) - set(OTHER) == {"privacy.mechanism", "privacy.site_sample_rate"}
+    # The other mechanism, a projection and another rule go with one trust mode only, sampled sites with one unit; they
+    # have tests of their own.
+    apart = {"privacy.mechanism", "privacy.projection", "privacy.site_sample_rate", "aggregation.rule"}
+    assert set(leaves(Experiment)) - set(OTHER) == apart
     digests = {BASE.digest()} | {parse_experiment(json.dumps(changed(k, v))).digest() for k, v in OTHER.items()}
     assert len(digests) == len(OTHER) + 1
 
@@ -168,6 +200,8 @@ def test_every_field_is_reachable_and_part_of_the_identity():
         ({"mechanism": "one_shot", "trust": "local", "accounting": "paper"}, "one_shot adds noise once"),
         ({"mechanism": "one_shot", "trust": "local", "clipping": "separate"}, "several blocks"),
         ({"trust": "local", "clipping": "separate"}, "several blocks"),
+        ({"projection": "text"}, "per_step does not release"),
+        ({"projection": "text", "unit": "site"}, "per_step does not release"),
         ({"trust": "central", "site_sample_rate": 0.5}, "unit site only"),
         ({"unit": "site", "mechanism": "one_shot", "trust": "local"}, "what one image adds"),
         ({"unit": "site", "trust": "local"}, "noised once a round"),
@@ -182,6 +216,12 @@ def test_what_has_no_sound_analysis_is_refused_with_the_reason(privacy, reason):
     assert caught.value.code == "NO_SOUND_ANALYSIS"
     sound = dataclasses.replace(BASE.privacy, mechanism="one_shot", trust="local")
     assert dataclasses.replace(BASE, privacy=sound).digest() != BASE.digest()
+    projected = dataclasses.replace(sound, projection="text")
+    whole = dataclasses.replace(BASE, privacy=projected)
+    assert parse_experiment(whole.to_json()) == whole
+    assert dataclasses.replace(BASE, privacy=projected).digest() != dataclasses.replace(BASE, privacy=sound).digest()
+    with pytest.raises(ConfigError, match="one of none, text"):
+        dataclasses.replace(BASE, privacy=dataclasses.replace(sound, projection="images"))
 
 
 NAMES = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,20}", fullmatch=True)

@@ -2,15 +2,21 @@
 
 import decimal
 import hashlib
+import inspect
 import math
 import multiprocessing
+import os
 import random
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
+from dpfpl_client.learning.randomness import SystemRandomness
 from dpfpl_common import noise as noise_module
 from dpfpl_common.noise import ROUNDING_SLACK, SCALE, NoNoise, SeededNoise, SystemNoise, discrete_gaussian
 
@@ -51,7 +57,7 @@ def rejects(values, sigma):
     return min(mean_p, variance_p, stats.kstest(values, "norm", args=(0, sigma)).pvalue) < ALPHA
 
 
-def test_the_right_standard_deviation_is_accepted_and_others_are_rejected(draws):
+def test_P3_the_right_standard_deviation_is_accepted_and_others_are_rejected(draws):
     assert not rejects(draws, 1.0)
     assert rejects(draws, 2 / 3)
     assert rejects(draws, 3 / 2)
@@ -59,21 +65,53 @@ def test_the_right_standard_deviation_is_accepted_and_others_are_rejected(draws)
     assert rejects(draws, 0.99)
 
 
-def test_the_operating_systems_noise_has_the_asked_standard_deviation():
+@pytest.mark.long
+def test_P3_ten_million_draws_of_the_systems_own_noise():
+    """Mean, variance, Kolmogorov-Smirnov, Anderson-Darling, autocorrelation, coordinates and the tail at 5 sigma."""
+    sigma, rows = 3.0, 10_000_000 // 512
+    count = rows * 512
+    released = SystemNoise().add(np.zeros((rows, 512)), sigma) / (1 + ROUNDING_SLACK)
+    values = released.ravel()
+    assert not rejects(values, sigma)
+    assert values.std() == pytest.approx(sigma, rel=1e-3)
+    assert anderson_darling(values / sigma) < 8.2
+    beyond = int((np.abs(values) > 5 * sigma).sum())
+    assert stats.binomtest(beyond, count, 2 * stats.norm.sf(5)).pvalue > ALPHA
+    for lag in (1, 2, 64, 512):
+        assert abs(np.corrcoef(values[:-lag], values[lag:])[0, 1]) < 4.5 / math.sqrt(count)
+    # Coordinates of one release against each other: 64 of them, over all releases.
+    across = np.corrcoef(released[:, :64], rowvar=False)[np.triu_indices(64, 1)]
+    assert np.abs(across).max() < 6 / math.sqrt(rows)
+
+
+def anderson_darling(values):
+    """A^2 against the standard normal, nothing estimated; beyond 8.2 with a chance of about 1e-4 (1e-2: 3.86)."""
+    ordered, n = np.sort(values), len(values)
+    weights = 2 * np.arange(1, n + 1) - 1
+    return -n - np.mean(weights * (stats.norm.logcdf(ordered) + stats.norm.logsf(ordered[::-1])))
+
+
+def test_P3_anderson_darling_accepts_the_law_and_rejects_others(draws):
+    assert anderson_darling(draws) < 8.2
+    for wrong in (draws * 2 / 3, draws * 3 / 2, draws * 1.01, draws + 0.01, np.clip(draws, -2.5, 2.5)):
+        assert anderson_darling(wrong) > 8.2
+
+
+def test_P3_the_operating_systems_noise_has_the_asked_standard_deviation():
     values = SystemNoise().add(np.zeros(200_000), 3.0)
     assert not rejects(values, 3.0 * (1 + ROUNDING_SLACK))
     assert rejects(values, 2.0)
     assert rejects(values, 4.5)
 
 
-def test_every_bin_has_its_share(draws):
+def test_P3_every_bin_has_its_share(draws):
     edges = np.concatenate([[-np.inf], np.linspace(-4, 4, 81), [np.inf]])
     observed, _ = np.histogram(draws, edges)
     expected = np.diff(stats.norm.cdf(edges)) * len(draws)
     assert stats.chisquare(observed, expected).pvalue > ALPHA
 
 
-def test_tails_reach_beyond_four_and_neighbours_are_independent(draws):
+def test_P3_tails_reach_beyond_four_and_neighbours_are_independent(draws):
     for threshold in (3.0, 4.0):
         beyond = int((np.abs(draws) > threshold).sum())
         assert stats.binomtest(beyond, len(draws), 2 * stats.norm.sf(threshold)).pvalue > ALPHA
@@ -81,7 +119,7 @@ def test_tails_reach_beyond_four_and_neighbours_are_independent(draws):
         assert abs(np.corrcoef(draws[:-lag], draws[lag:])[0, 1]) < 4.5 / math.sqrt(len(draws))
 
 
-def test_both_signs_and_all_low_bits_occur_equally(draws):
+def test_P3_both_signs_and_all_low_bits_occur_equally(draws):
     integers = np.rint(draws * SCALE).astype(np.int64)
     assert stats.binomtest(int((integers > 0).sum()), int((integers != 0).sum()), 0.5).pvalue > ALPHA
     assert stats.chisquare(np.bincount(integers & 15, minlength=16)).pvalue > ALPHA
@@ -142,7 +180,7 @@ def test_the_acceptance_exponent_completes_the_square(k, j):
     assert exponent + Fraction(k, 2) == (k + x) ** 2 / 2
 
 
-def test_seeds_have_no_effect():
+def test_P4_seeds_have_no_effect():
     released = []
     for _ in range(2):
         torch.manual_seed(1)
@@ -157,7 +195,7 @@ def draw_in_child(queue):
     queue.put(SystemNoise().add(np.zeros(32), 1.0).tobytes())
 
 
-def test_forked_processes_draw_different_noise():
+def test_P4_forked_processes_draw_different_noise():
     SystemNoise().add(np.zeros(32), 1.0)
     fork = multiprocessing.get_context("fork")
     queue = fork.Queue()
@@ -171,8 +209,90 @@ def test_forked_processes_draw_different_noise():
     assert len(set(drawn)) == 4
 
 
+def test_P4_noise_and_samples_keep_no_state_that_a_snapshot_could_repeat():
+    """What a restored machine could repeat is state of this process; there is none: every byte is the system's."""
+    assert inspect.signature(discrete_gaussian).parameters["entropy"].default is os.urandom
+    assert vars(SystemNoise()) == {}
+    before = {name: value for name, value in vars(noise_module).items() if not name.startswith("__")}
+    SystemNoise().add(np.zeros(64), 1.0)
+    assert {name: value for name, value in vars(noise_module).items() if not name.startswith("__")} == before
+    sources = SystemRandomness().for_round("site", 1)
+    assert vars(sources.noise) == {}
+    assert vars(sources.sampler) == {"_entropy": os.urandom}
+
+
+def test_P4_processes_with_the_same_seeds_draw_different_noise():
+    script = (
+        "import random, numpy\n"
+        "random.seed(1); numpy.random.seed(1)\n"
+        "from dpfpl_common.noise import SystemNoise\n"
+        "print(SystemNoise().add(numpy.zeros(8), 1.0).tobytes().hex())\n"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": "0"}
+    command = [sys.executable, "-c", script]
+    drawn = {subprocess.run(command, capture_output=True, check=True, env=environment).stdout for _ in range(2)}
+    assert len(drawn) == 2
+    assert all(len(line) > 100 for line in drawn)
+
+
+def floating_point_noise(total, stddev):
+    """What a library does that adds float64 noise: the attack's living target."""
+    return total + np.random.default_rng().normal(0.0, stddev, total.shape)
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "low", "high"),
+    [(floating_point_noise, 0.75, 1.0), (lambda total, stddev: SystemNoise().add(total, stddev), 0.47, 0.53)],
+    ids=["float64 noise", "ours"],
+)
+def test_P5_an_attack_on_the_low_bits_breaks_float_noise_and_guesses_with_ours(mechanism, low, high):
+    """After Mironov (2012): a small output that is no multiple of 2**-53 cannot be 1 plus a float."""
+    right = tried = 0
+    for secret in (0.0, 1.0):
+        outputs = mechanism(np.full(200_000, secret), 64.0)
+        # Only where the sum is small, which is about equally likely under both: what is left are the low bits.
+        small = outputs[np.abs(outputs) < 0.5]
+        off_the_grid = np.rint(small * 2.0**53) != small * 2.0**53
+        guesses = np.where(off_the_grid, 0.0, 1.0)
+        right += int((guesses == secret).sum())
+        tried += len(small)
+    assert tried > 1500
+    assert low <= right / tried <= high
+
+
+def test_P6_the_time_of_a_draw_tells_nothing_of_its_magnitude():
+    """Rank correlation over 10^5 single draws; replies are padded besides (tests/client)."""
+    count = 100_000
+    seconds, magnitudes = np.empty(count), np.empty(count)
+    for index in range(count):
+        began = time.perf_counter_ns()
+        (value,) = discrete_gaussian(1)
+        seconds[index] = time.perf_counter_ns() - began
+        magnitudes[index] = abs(int(value))
+    assert abs(stats.spearmanr(seconds, magnitudes).statistic) < 0.02
+    assert abs(stats.spearmanr(seconds, np.where(magnitudes % 2, 1, 0)).statistic) < 0.02
+
+
+def test_P6_the_noise_does_not_wait_for_the_data():
+    """A sum that is huge, tiny, or held at the grid's end takes the time that a sum of zeros takes."""
+    totals = {
+        "zeros": np.zeros(512),
+        "large": np.full(512, 1e4),
+        "held": np.full(512, 1e30),
+        "tiny": np.full(512, 5e-324),
+    }
+    seconds = {name: [] for name in totals}
+    for _ in range(300):
+        for name, total in totals.items():
+            began = time.perf_counter_ns()
+            SystemNoise().add(total, 1.0)
+            seconds[name].append(time.perf_counter_ns() - began)
+    medians = {name: float(np.median(values)) for name, values in seconds.items()}
+    assert max(medians.values()) < 1.25 * min(medians.values()), medians
+
+
 @pytest.mark.parametrize("stddev", [1.0, 0.1, 1 / 3, 1e-9, 12345.678])
-def test_what_is_released_lies_on_the_same_grid_whatever_the_data(stddev):
+def test_P5_what_is_released_lies_on_the_same_grid_whatever_the_data(stddev):
     step = stddev * (1 + ROUNDING_SLACK) / SCALE
     for total in (np.zeros(500), np.full(500, stddev / 7), np.random.default_rng(0).normal(size=500) * 100 * stddev):
         released = SystemNoise().add(total, stddev)
@@ -182,8 +302,8 @@ def test_what_is_released_lies_on_the_same_grid_whatever_the_data(stddev):
         assert len(set((integers.astype(np.int64) & 1).tolist())) == 2
 
 
-def test_neighbouring_sums_reach_the_same_outputs(monkeypatch):
-    """P5: with an integer z in place of the noise, x + z and x' + z' meet wherever the integers say so."""
+def test_P5_neighbouring_sums_reach_the_same_outputs(monkeypatch):
+    """With an integer z in place of the noise, x + z and x' + z' meet wherever the integers say so."""
     step = 1.0 * (1 + ROUNDING_SLACK) / SCALE
     a, b = np.array([0.1]), np.array([0.1 + 1e-3])
     shift = int(np.rint(b / step)[0] - np.rint(a / step)[0])

@@ -19,6 +19,7 @@ from dpfpl_client.agent.core import SiteAgent
 from dpfpl_client.agent.ledger import Ledger
 from dpfpl_client.agent.locks import StateLock
 from dpfpl_client.agent.policy import Policy
+from dpfpl_client.agent.registry import Registry
 from dpfpl_client.agent.service import serve
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.learning.backbone import load_backbone
@@ -28,6 +29,8 @@ from dpfpl_client.learning.randomness import SystemRandomness
 from dpfpl_common.accounting import PrivacyEvent, epsilon
 
 CLASSES = ("cat", "dog", "bird")
+CLOSED = Policy(experiments=(), max_epsilon_per_experiment=50.0, max_epsilon_lifetime=100.0)
+"""Approves nothing: what an agent computes under it, it computed before it asked."""
 POLICY = Policy(experiments=("*",), max_epsilon_per_experiment=50.0, max_epsilon_lifetime=100.0, metrics="exact")
 CRASH_POINTS = (
     "before_reserve",
@@ -130,8 +133,9 @@ def site_features(backbone):
     return SiteFeatures(images(12, 0), images(6, 1), images(6, 2), CLASSES)
 
 
-def open_ledger(state, kind=Ledger):
-    return kind(state / "ledger.sqlite")
+def open_ledger(state, kind=Ledger, **more):
+    """The ledger of a state folder, with the registry beside that."""
+    return kind(state / "ledger.sqlite", Registry(state.parent / "registry"), **more)
 
 
 def build(state, backbone, features, settings):
@@ -139,7 +143,8 @@ def build(state, backbone, features, settings):
     hook = Hook(settings)
     ledger, store = open_ledger(state, HookedLedger), HookedStore(state)
     ledger.hook = store.hook = hook
-    agent = SiteAgent("north", backbone, features, POLICY, ledger, store, HookedRandomness(hook))
+    policy = CLOSED if settings.get("closed") else POLICY
+    agent = SiteAgent("north", backbone, features, policy, ledger, store, HookedRandomness(hook))
     return HookedAgent(agent, hook)
 
 

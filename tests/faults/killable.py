@@ -6,13 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
-import pytest
+from agent_driver import open_ledger
 
 from dpfpl_client.agent.channel import AgentChannel
-from dpfpl_client.agent.ledger import Ledger
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_common.errors import RefusedError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings, RoundSettings
@@ -69,6 +69,14 @@ class Driver:
         self.process.wait(20)
 
 
+def is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 class Site:
     """A state folder, the agents that live on it one after the other, and a client of theirs."""
 
@@ -85,24 +93,26 @@ class Site:
         finally:
             self.driver.kill(pid)
 
-    def train(self, request, deadline_s=60.0):
-        """Ask the agent that runs; AGENT_UNAVAILABLE at once if none does."""
+    def train(self, request, deadline_s=60.0, wait_s=5.0):
+        """Ask the agent that runs."""
         address, token = f"unix:{self.state}/agent.sock", self.state / "agent.token"
-        with AgentChannel(address, token, deadline_s, wait_s=0.05) as agent:
+        with AgentChannel(address, token, deadline_s, wait_s=wait_s) as agent:
             return agent.train(request)
 
-    def train_until_death(self, request):
-        """Ask an agent that dies meanwhile."""
-        with pytest.raises(RefusedError) as caught:
-            self.train(request)
-        assert caught.value.code == "AGENT_UNAVAILABLE"
+    def train_until_death(self, request, pid):
+        """Ask an agent that dies of it."""
+        until = time.monotonic() + 60
+        while is_alive(pid):
+            assert time.monotonic() < until, "it lives on"
+            with contextlib.suppress(RefusedError):  # AGENT_UNAVAILABLE, dead or only slow
+                self.train(request, wait_s=0.1)
 
     @property
     def charges(self):
         """As the file tells it, through a connection of its own."""
         if not (self.state / "ledger.sqlite").exists():
             return []
-        ledger = Ledger(self.state / "ledger.sqlite")
+        ledger = open_ledger(self.state, observe=True)
         try:
             return ledger.charges()
         finally:

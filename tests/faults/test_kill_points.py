@@ -18,8 +18,8 @@ AFTER_THE_RECORD = ("record_renamed", "after_record", "after_commit", "before_re
 
 
 def crash(site, point, request):
-    with site.agent(crash_at=point):
-        site.train_until_death(request)
+    with site.agent(crash_at=point) as pid:
+        site.train_until_death(request, pid)
 
 
 def one_round(site):
@@ -32,8 +32,8 @@ def one_round(site):
 def test_every_kill_point_kills(site):
     """None of the others could fail if a point were never reached."""
     for number, point in enumerate(CRASH_POINTS, 1):
-        site.driver.start(site.state, crash_at=point)
-        site.train_until_death(train_request(1, make_experiment(f"pilot-{number}")))
+        pid = site.driver.start(site.state, crash_at=point)
+        site.train_until_death(train_request(1, make_experiment(f"pilot-{number}")), pid)
         assert site.driver.wait() == 137
     assert {*CRASH_POINTS} == {"before_reserve", *BEFORE_THE_RECORD, *AFTER_THE_RECORD}
 
@@ -109,7 +109,7 @@ def soak(site, kills, seed):
         while True:
             of = make_experiment(f"soak-{name}", rounds=40)
             try:
-                reply = site.train(train_request(number, of))
+                reply = site.train(train_request(number, of), wait_s=0.3)
             except RefusedError as error:
                 if error.code != "AGENT_UNAVAILABLE":
                     raise

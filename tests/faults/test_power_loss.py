@@ -87,7 +87,8 @@ def test_F8_the_ledger_is_synced_before_the_release_is_sent(recorded, tmp_path):
             assert waiting == set(), "sent before it was durable"
     assert seen == 6
     assert any(operation.kind == "S" and "ledger.sqlite-wal" in operation.path for operation in made.operations)
-    ledger = open_ledger(tmp_path)
+    (tmp_path / "state").mkdir()
+    ledger = open_ledger(tmp_path / "state")
     assert ledger._file.execute("PRAGMA synchronous").fetchall() == [(2,)]  # FULL; Flower's own databases use NORMAL
     ledger.close()
 

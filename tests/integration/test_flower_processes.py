@@ -240,7 +240,7 @@ def test_a_second_superlink_in_the_same_folder_is_refused(federation: Federation
     assert caught.value.code == "ALREADY_RUNNING"
 
 
-def test_a_stranger_with_the_right_authority_is_refused(federation: Federation, tmp_path: Path) -> None:
+def test_U6_a_stranger_with_the_right_authority_is_refused(federation: Federation, tmp_path: Path) -> None:
     strange = provision(ProvisionRequest(tmp_path / "server", tmp_path / "kits", ("hospital-a",))).kits["hospital-a"]
     process = federation.start_site("stranger", strange, ca=federation.kits["hospital-a"] / "ca.crt")
     with pytest.raises(DeploymentError) as caught:

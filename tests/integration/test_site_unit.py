@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import dp_accounting
 import numpy as np
@@ -15,7 +16,8 @@ from dpfpl_bench.simulation import SimulatedSite, Simulation, prepare_sites, sit
 from dpfpl_client.agent.core import SiteAgent
 from dpfpl_client.agent.feature_cache import FeatureCache
 from dpfpl_client.agent.ledger import Ledger
-from dpfpl_client.agent.policy import Policy, permit
+from dpfpl_client.agent.permit import permit
+from dpfpl_client.agent.policy import Policy
 from dpfpl_client.agent.store import MemoryStore
 from dpfpl_client.data import DataSettings, list_classes, load_pool, partition_sites
 from dpfpl_client.exporting.card import Facts
@@ -43,8 +45,7 @@ from dpfpl_common.planning import resolve_noise
 from dpfpl_common.sampling import SeededSampler
 from dpfpl_common.trust import planned_events
 from dpfpl_server.aggregation import aggregate, update_norm_cap
-from dpfpl_server.report_answer import privacy_sentences
-from dpfpl_server.report_sections import privacy_section, rounds_section
+from dpfpl_server.report import render_report
 from dpfpl_server.result import build_result, privacy_statement
 from dpfpl_server.strategy import DPFPLStrategy
 
@@ -357,9 +358,11 @@ def test_the_result_does_not_tell_who_was_drawn(rate):
     secret = json.dumps([result["rounds"], [site["before"] for site in result["sites"]]])
     assert ("site-0" in secret) == ("0.5" in secret) == ("20" in secret) == (rate == 1.0)
     assert [entry["round"] for entry in result["rounds"]] == [1, 2, 3]
-    text = privacy_section(result) + rounds_section(result) + " ".join(privacy_sentences(result))
-    assert ("drawn by chance" in text) == (rate < 1)
-    assert "whole data set" in text.replace("&#x27;", "'")
+    page = render_report(result)
+    assert ("drawn by chance" in page) == (rate < 1)
+    assert "whole data set" in page
+    numbers = re.findall(r'data-from="rounds\[[^"]*\.(?:metrics|sites|dropped|site_seconds)[^"]*">([^<]*)<', page)
+    assert not [shown for shown in numbers if rate < 1 and re.search(r"[1-9]", shown)]
 
 
 # At the site

@@ -1,19 +1,26 @@
 """Breaks the mechanism on purpose, one way at a time, and shows that the tests notice (``make mutate``).
 
 Each mutation is made in a private copy of the repository, where the named tests must then fail; the same tests must
-pass in an unbroken copy first. The last line is ``caught N of N``; the exit code is 0 only if all are caught.
+pass in an unbroken copy first. Two copies work side by side. The last line is ``caught N of N``; the exit code is 0
+only if all are caught. Words as arguments choose the mutations whose names have them all: ``mutate.py one_shot row``.
 """
 
 import os
+import queue
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from site_gate import SITE_GATE
+
 ROOT = Path(__file__).resolve().parents[2]
+WORKERS = 2
 SAMPLING = "common/src/dpfpl_common/sampling.py"
 WHOLE_UPDATE = "client/src/dpfpl_client/learning/whole_update.py"
 AGGREGATION = "server/src/dpfpl_server/aggregation.py"
@@ -22,8 +29,14 @@ OPTIMIZER = "client/src/dpfpl_client/learning/dp_optimizer.py"
 NOISE = "common/src/dpfpl_common/noise.py"
 TRUST = "common/src/dpfpl_common/trust.py"
 CORE = "client/src/dpfpl_client/agent/core.py"
+METHODS = "client/src/dpfpl_client/learning/methods.py"
+LEARNER = "client/src/dpfpl_client/learning/learner.py"
+PROTOTYPES = "client/src/dpfpl_client/learning/prototypes.py"
 STEP_TESTS = "tests/client/learning/test_step.py"
 LEARNER_TESTS = "tests/client/learning/test_learner.py"
+METHOD_TESTS = "tests/client/learning/test_methods.py"
+NO_LEAK_TESTS = "tests/client/learning/test_no_leak_between_examples.py"
+REPLY_TESTS = "tests/audit/test_reply.py"
 PROTOTYPE_TESTS = "tests/client/learning/test_prototypes.py"
 NOISE_TESTS = "tests/common/test_noise.py"
 TRUST_TESTS = "tests/common/test_trust.py"
@@ -178,24 +191,130 @@ MUTATIONS = (
     ),
     Mutation(
         "class sums: a long feature counts in full",
-        "client/src/dpfpl_client/learning/prototypes.py",
+        PROTOTYPES,
         " * np.minimum(1.0, (1.0 - 1e-12) / np.maximum(norms[finite], 1e-300))[:, None]",
         "",
         (PROTOTYPE_TESTS,),
     ),
     Mutation(
         "class sums: only classes with images are noised",
-        "client/src/dpfpl_client/learning/prototypes.py",
+        PROTOTYPES,
         "    return noise.add(sums, noise_multiplier) if noise_multiplier > 0 else sums",
         "    noised = noise.add(sums, noise_multiplier) if noise_multiplier > 0 else sums\n"
         "    return np.where(np.any(sums != 0, axis=1)[:, None], noised, 0.0)",
         (PROTOTYPE_TESTS,),
     ),
     Mutation(
+        "one_shot: a row of pure noise is believed",
+        PROTOTYPES,
+        "    found = energy > pure_noise + hiding\n",
+        "    found = energy > 0\n",
+        (PROTOTYPE_TESTS,),
+    ),
+    Mutation(
+        "one_shot: a class that may hide in the noise is given up",
+        PROTOTYPES,
+        "    weights = np.where(found, signal, min(math.sqrt(hiding), most))\n",
+        "    weights = signal\n",
+        (PROTOTYPE_TESTS,),
+    ),
+    Mutation(
+        "one_shot: how far to believe a row is decided from the un-noised sums",
+        LEARNER,
+        "        prototypes = prototypes_from(sums, noise_multiplier, *self._public_facts)\n",
+        "        train = self._features.train\n"
+        "        true = np.zeros_like(sums)\n"
+        "        np.add.at(true, train.labels.numpy(), train.features.double().numpy())\n"
+        "        prototypes = prototypes_from(sums, noise_multiplier, *self._public_facts)\n"
+        "        sizes = np.linalg.norm(true, axis=1)\n"
+        "        prototypes = dataclasses.replace(prototypes, weights=sizes / max(1e-9, sizes.sum()))\n",
+        (LEARNER_TESTS,),
+    ),
+    Mutation(
+        "one_shot: the noised sums are drawn anew in every round",
+        LEARNER,
+        "            state = dataclasses.replace(state, class_sums=sums)\n",
+        "            state = dataclasses.replace(state, class_sums=None)\n",
+        (LEARNER_TESTS,),
+    ),
+    Mutation(
+        "projection: directions from the site's own images",
+        LEARNER,
+        "        return expected, text_directions(self._backbone, self._tokens, self._initial, count)\n",
+        "        own = self._features.train.features.double().numpy()\n"
+        "        return expected, np.linalg.svd(own, full_matrices=False)[2][:count]\n",
+        (LEARNER_TESTS,),
+    ),
+    Mutation(
+        "projection: only the noise in the directions counts, but all of it stays",
+        PROTOTYPES,
+        "        sums, size = sums @ directions.T @ directions, len(directions)\n",
+        "        size = len(directions)\n",
+        (PROTOTYPE_TESTS,),
+    ),
+    Mutation(
+        "dplora: the personal context is not cut to the rank",
+        METHODS,
+        "        return truncated(parameters, self._rank)\n",
+        "        return parameters\n",
+        (METHOD_TESTS,),
+    ),
+    Mutation(
+        "dplora: the size of the personal context is forgotten",
+        "client/src/dpfpl_client/learning/factorisation.py",
+        "    return np.asarray((left[:, :rank] * values[:rank]) @ right[:rank])\n",
+        "    return np.asarray(left[:, :rank] @ right[:rank])\n",
+        (METHOD_TESTS,),
+    ),
+    Mutation(
+        "fedpgp: the factors are not kept from round to round",
+        "client/src/dpfpl_client/agent/store.py",
+        "        if self.state.parameters is not None:\n",
+        "        if False:\n",
+        (f"{LEARNER_TESTS}::test_a_restart_from_the_record_equals_going_on",),
+    ),
+    Mutation(
+        "fedpgp: the factors are made anew in every round",
+        LEARNER,
+        "        if state.optimizer.steps > 0:\n            return state\n",
+        "",
+        (f"{LEARNER_TESTS}::test_fedpgp_makes_its_factors_once",),
+    ),
+    Mutation(
+        "fedotp: its personal block is not accounted for",
+        TRUST,
+        '"fedotp": 2',
+        '"fedotp": 1',
+        (METHOD_TESTS,),
+    ),
+    Mutation(
+        "fedotp: the personal block is taken past the clip",
+        STEP,
+        "    shared, *released = optimizer.release(blocks)\n",
+        "    shared, *released = optimizer.release(blocks)\n"
+        "    if len(released) == 1:\n"
+        "        released = [released[0] + 1e-3 * gradients.sum(axis=0)]\n",
+        (STEP_TESTS,),
+    ),
+    Mutation(
+        "one example's gradient depends on the others'",
+        "client/src/dpfpl_client/learning/gradients.py",
+        "    residual[torch.arange(len(labels)), labels] -= 1.0\n",
+        "    residual[torch.arange(len(labels)), labels] -= 1.0\n    residual = residual - residual.mean(dim=0)\n",
+        (NO_LEAK_TESTS,),
+    ),
+    Mutation(
+        "the update is divided by the true number of images",
+        STEP,
+        "    divisor = privacy.sample_rate * privacy.nominal_site_size\n    shared_stddev",
+        "    divisor = privacy.sample_rate * max(1, len(gradients))\n    shared_stddev",
+        (REPLY_TESTS,),
+    ),
+    Mutation(
         "a release without a charge",
         CORE,
-        "            sequence = self._ledger.reserve(experiment.name, request.round, digest, events)\n",
-        "            sequence = 0\n",
+        "        sequence = self._ledger.reserve(experiment.name, request.round, digest, events)\n",
+        "        sequence = 0\n",
         (CORE_TESTS,),
     ),
     Mutation(
@@ -255,24 +374,81 @@ MUTATIONS = (
         '("prompt_recipient", z, 1.0)',
         (SITE_UNIT_TESTS,),
     ),
+    Mutation(
+        "replies are taken without the site's signature",
+        "server/src/dpfpl_server/replies.py",
+        "        if self._signatures is not None:\n",
+        "        if False:\n",
+        ("tests/server/test_signatures.py",),
+    ),
+    Mutation(
+        "the signature leaves the reply's content out",
+        "common/src/dpfpl_common/signed_text.py",
+        "        _content_digest(reply),\n",
+        "",
+        ("tests/server/test_signatures.py", "tests/common/test_signed_text.py"),
+    ),
+    Mutation(
+        "the signature is not tied to the experiment",
+        "common/src/dpfpl_common/signed_text.py",
+        "        experiment.digest().encode(),\n",
+        "",
+        ("tests/server/test_signatures.py", "tests/common/test_signed_text.py"),
+    ),
+    Mutation(
+        "a median of single shares of noise passes for their sum",
+        "common/src/dpfpl_common/experiment.py",
+        '    elif rule != "mean" and p.trust != "local":\n',
+        '    elif rule != "mean" and p.trust == "central":\n',
+        ("tests/common/test_experiment.py",),
+    ),
+    Mutation(
+        "a changed checkpoint is resumed from",
+        "server/src/dpfpl_server/run_store.py",
+        "        if not whole or digest != sha256:\n",
+        "        if not whole:\n",
+        ("tests/server/test_run_folder.py",),
+    ),
+    Mutation(
+        "a second reply to the same message is aggregated too",
+        "server/src/dpfpl_server/exchange.py",
+        '            site = waiting.pop(message_id, "")\n',
+        '            site = waiting.pop(message_id, "") or answered.get(message_id, "")\n',
+        ("tests/server/test_strategy.py",),
+    ),
+    Mutation(
+        "two server programs work on one run",
+        "server/src/dpfpl_server/pulse.py",
+        "                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
+        "                pass\n",
+        ("tests/server/test_pulse.py",),
+    ),
+    *(Mutation(*parts) for parts in SITE_GATE),
 )
 
 
-def main() -> int:
-    """Run the baseline and all mutations; print one line each."""
-    tests = sorted({test for mutation in MUTATIONS for test in mutation.tests})
+def main(words: Sequence[str]) -> int:
+    """Run the baseline and the mutations; print one line each."""
+    chosen = [mutation for mutation in MUTATIONS if all(word in mutation.name for word in words)]
+    tests = sorted({test for mutation in chosen for test in mutation.tests})
     with tempfile.TemporaryDirectory(prefix="mutate-") as folder:
-        copy = Path(folder) / "repository"
-        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__", ".*_cache"))
+        copies: queue.SimpleQueue[Path] = queue.SimpleQueue()
+        for number in range(WORKERS):
+            copy = Path(folder) / f"repository-{number}"
+            ignored = shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__", ".*_cache", ".hypothesis", "dist")
+            shutil.copytree(ROOT, copy, ignore=ignored)
+            copies.put(copy)
         if _run(copy, tests) != 0:
             print("the tests fail without any mutation; nothing can be shown")
             return 2
-        caught = sum(_caught(copy, mutation) for mutation in MUTATIONS)
-    print(f"caught {caught} of {len(MUTATIONS)}")
-    return 0 if caught == len(MUTATIONS) else 1
+        with ThreadPoolExecutor(WORKERS) as pool:
+            caught = sum(pool.map(lambda mutation: _caught(copies, mutation), chosen))
+    print(f"caught {caught} of {len(chosen)}")
+    return 0 if caught == len(chosen) else 1
 
 
-def _caught(copy: Path, mutation: Mutation) -> bool:
+def _caught(copies: "queue.SimpleQueue[Path]", mutation: Mutation) -> bool:
+    copy = copies.get()
     file = copy / mutation.file
     original = file.read_text(encoding="utf-8")
     assert original.count(mutation.old) == 1, f"{mutation.name}: the text to change is not there exactly once"
@@ -282,6 +458,7 @@ def _caught(copy: Path, mutation: Mutation) -> bool:
         code = _run(copy, list(mutation.tests))
     finally:
         file.write_text(original, encoding="utf-8")
+        copies.put(copy)
     caught = code == 1  # pytest: some tests failed; 2 and above would be an error of another kind
     print(f"{'caught ' if caught else 'MISSED '} {mutation.name} ({time.monotonic() - began:.0f} s)", flush=True)
     return caught
@@ -290,9 +467,20 @@ def _caught(copy: Path, mutation: Mutation) -> bool:
 def _run(copy: Path, tests: list[str]) -> int:
     sources = [str(copy / name / "src") for name in ("common", "client", "server", "bench")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sources), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", *tests]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-m",
+        "not slow and not long",
+        *tests,
+    ]
     return subprocess.run(command, cwd=copy, env=environment, capture_output=True, check=False).returncode
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

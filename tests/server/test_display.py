@@ -8,7 +8,7 @@ from rich.console import Console
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_server.display import LiveDisplay, print_result, result_table
 from dpfpl_server.live_state import LiveState
-from dpfpl_server.report_text import epsilon_text
+from dpfpl_server.plain_words import epsilon_text
 from dpfpl_server.result import build_result
 
 DONE = {
@@ -41,6 +41,16 @@ def shown(statuses, console=None):
         for status in statuses:
             display.update(status)
     return console.file.getvalue()
+
+
+def test_U9_a_flagged_site_is_named_after_the_run():
+    result = make_result()
+    console = Console(file=io.StringIO(), width=120)
+    print_result(result, console)
+    assert "Ask about" not in console.file.getvalue()
+    result["sites"][1]["flag"] = "zero_signal"
+    print_result(result, console)
+    assert "Ask about: south (zero_signal)" in console.file.getvalue()
 
 
 def make_result(completed=2, final=None, **privacy):

@@ -7,67 +7,16 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+from report_samples import answer, make_result, metrics, plain
 
 from dpfpl_common.errors import StateError
-from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_server.charts import Frame, Line, line_chart
 from dpfpl_server.curves import mean_curve, site_curve
+from dpfpl_server.plain_words import bytes_text, epsilon_text, seconds_text
 from dpfpl_server.report import render_report, write_report
-from dpfpl_server.report_text import bytes_text, epsilon_text, seconds_text
-from dpfpl_server.result import build_result
 
-SITES = ("east", "north", "south", "west")
 HOSTILE = "<script src=//evil.example/x.js>alert('\"')</script>"
 VOID = {"meta", "br", "img", "link", "input", "hr"}
-
-
-def make_experiment(rounds=3, **privacy):
-    return Experiment(
-        name="pilot",
-        classes=("a cat", "a dog"),
-        sites=SITES,
-        model=ModelSettings(width=8),
-        privacy=PrivacySettings(**({"noise_multiplier": 2.0} | privacy)),
-        rounds=RoundSettings(number=rounds),
-    )
-
-
-def metrics(site, completed):
-    base = 0.5027 + 0.011 * SITES.index(site)
-    return {
-        "personal_local": base + 0.07 * completed,
-        "personal_neighbour": base - 0.05 + 0.013 * completed,
-        "global_local": base + 0.031 * completed,
-        "global_neighbour": base - 0.05 + 0.02 * completed,
-        "zero_shot_local": base,
-        "zero_shot_neighbour": base - 0.05,
-    }
-
-
-def entry(number, released, dropped):
-    return {
-        "round": number,
-        "seconds": 1.25 + number,
-        "bytes_up": 4000 + number,
-        "bytes_down": 17000 + number,
-        "sites": [site for site in SITES if site not in dropped],
-        "dropped": dropped,
-        "site_seconds": {site: 0.4 for site in SITES if site not in dropped},
-        "metrics": {site: metrics(site, number - 1) for site in released if site not in dropped},
-    }
-
-
-def make_result(rounds=3, completed=None, released=SITES, dropped=None, privacy=None, **changes):
-    completed = rounds if completed is None else completed
-    history = [entry(k, released, (dropped or {}).get(k, {})) for k in range(1, completed + 1)]
-    arguments = {
-        "transport": "grpc+tls",
-        "history": history,
-        "final": {site: metrics(site, completed) for site in released},
-        "num_classes": dict.fromkeys(SITES, 2),
-        "seconds": 34.5,
-    }
-    return build_result(make_experiment(rounds, **(privacy or {})), **(arguments | changes))
 
 
 class Page(HTMLParser):
@@ -113,19 +62,15 @@ class Page(HTMLParser):
         return next(rows for caption, rows in self.tables.items() if caption.startswith(start))
 
 
-def answer(page):
-    return html.unescape(re.search(r'<div class="answer">(.*?)</div>', page, re.DOTALL).group(1))
-
-
 def test_every_number_of_the_site_table_is_the_results():
     result = make_result()
     rows = Page(render_report(result)).table("Before")
-    assert [row[0] for row in rows] == list(SITES)
+    assert [row[0] for row in rows] == ["east (weakest)", "north", "south", "west"]
     for row, site in zip(rows, result["sites"], strict=True):
         assert row[1] == f"{100 * site['before']:.1f} → {100 * site['local']:.1f}"
         assert row[2] == f"{100 * (site['local'] - site['before']):+.1f}"
-        assert row[3] == f"{100 * site['before_neighbour']:.1f} → {100 * site['neighbour']:.1f}"
-        assert row[4] == f"{100 * site['global']:.1f} %"
+        assert row[3] == f"{100 * site['global']:.1f} %"
+        assert row[4] == f"{100 * site['before_neighbour']:.1f} → {100 * site['neighbour']:.1f}"
         assert row[5] == "2"
 
 
@@ -138,22 +83,36 @@ def test_floors_and_how_far_the_federation_is_ahead():
     assert rows["every site alone"] == ["80.0 %", f"{100 * (ours - 0.8):+.1f}", "–", "–"]
 
 
-def test_the_answer_says_gain_floors_worst_site_and_cost():
+def test_the_answer_is_three_sentences_with_gain_comparison_worst_site_privacy_and_cost():
     result = make_result(extra_floors={"local_only": {"local": 0.8, "neighbour": 0.3}})
-    text = answer(render_report(result))
-    assert "4 sites trained together for 3 rounds" in text
-    assert "rose from 51.9 % to 72.9 % (+21.0 points)" in text
-    assert "21.0 points above “plain text prompt”" in text
-    assert "7.1 points below “every site alone”" in text
-    assert "The weakest site is east with 71.3 %" in text
-    assert "A round took 3.2 s and moved 4.0 kB from and 17.0 kB to all sites together" in text
+    page = render_report(result)
+    text = answer(page)
+    assert page[page.index("<ol>") : page.index("</ol>")].count("<li>") == 3
+    assert "The pilot helped, but one comparison does as well or better: 4 sites trained together for 3 rounds" in text
+    assert "went from 51.9 % to 72.9 % (+21.0 points) and on the other sites' classes from 46.9 % to 50.8 %" in text
+    assert "the strongest comparison, “every site alone”, reaches 80.0 %" in text
+    assert "the weakest site, east, has 71.3 %" in text
+    assert "moved 12.0 kB from the sites and 51.0 kB to them; no answer of a site was missing or rejected" in text
+    assert "no roi.toml was given" in text
 
 
-def test_a_loss_is_called_a_loss():
+@pytest.mark.parametrize(
+    ("gain", "alone", "verdict"),
+    [
+        (0.2, 0.6, "The pilot helped: "),
+        (0.2, 0.699, "The pilot helped, but one comparison does as well or better: "),
+        (0.2, 0.9, "The pilot helped, but one comparison does as well or better: "),
+        (0.005, 0.1, "The pilot did not help noticeably: "),
+        (-0.3, 0.1, "The pilot did not help noticeably: "),
+    ],
+)
+def test_a_loss_or_an_unnoticeable_gain_is_called_so(gain, alone, verdict):
     result = make_result()
     for site in result["sites"]:
-        site["local"], site["before"] = site["before"], site["local"]
-    assert "fell from" in answer(render_report(result))
+        site["before"], site["local"] = 0.5, 0.5 + gain
+    result["accuracy"]["local"] = 0.5 + gain
+    result["floors"] = {"local_only": {"local": alone, "neighbour": None}}
+    assert verdict in answer(render_report(result))
 
 
 @pytest.mark.privacy
@@ -162,7 +121,7 @@ def test_epsilons_are_the_accountants_rounded_up():
     rows = Page(render_report(result)).table("The accountant's")
     assert len(rows) == 3
     for row, entry_ in zip(rows, result["privacy"]["epsilons"], strict=True):
-        assert row[0] == entry_["who"]
+        assert row[0].lower().startswith(entry_["who"][:20].lower())
         assert entry_["epsilon"] <= float(row[1]) <= entry_["epsilon"] * 1.01
         assert row[2:] == ["1e-05", entry_["adversary"]]
         assert html.escape(entry_["unit"]) in render_report(result)
@@ -188,23 +147,25 @@ def test_the_words_differentially_private_never_appear(privacy, real_noise):
 @pytest.mark.privacy
 def test_an_infinite_epsilon_promises_nothing():
     page = render_report(make_result(privacy={"trust": "central"}))
-    assert [row[1] for row in Page(page).table("The accountant's")][2] == "infinite"
-    assert "infinite against the operator of the server" in answer(page)
-    assert "nothing is promised against that party" in answer(page)
+    assert [row[1] for row in Page(page).table("The accountant's")][2] == "∞"
+    assert "∞ for the operator of the server" in answer(page)
+    assert "an infinite epsilon promises nothing against that party" in answer(page)
+    assert "the operator sees sums of gradients as they are" in plain(page)
 
 
 @pytest.mark.privacy
 def test_without_noise_no_privacy_is_claimed():
-    text = answer(render_report(make_result(privacy={"noise_multiplier": 0.0})))
-    assert "no privacy is claimed" in text
-    assert "accountant" not in text
+    page = render_report(make_result(privacy={"noise_multiplier": 0.0}))
+    assert "no privacy is claimed" in answer(page)
+    assert "accounting" not in answer(page)
+    assert plain(page).count("nothing is promised against this party") == 3
 
 
 @pytest.mark.privacy
 def test_seeded_noise_is_named_before_the_epsilons():
     page = render_report(make_result(real_noise=False))
     text = answer(page)
-    assert text.index("simulation") < text.index("epsilon for a site")
+    assert text.index("simulation") < text.index("an epsilon of")
     assert "protects no real data" in text
     assert "seeded: a simulation, no protection of real data" in page
     assert "simulation" not in answer(render_report(make_result()))
@@ -236,14 +197,14 @@ def test_hostile_names_are_text():
     assert "\x1b" not in page
     assert "\u202e" not in page
     assert html.escape(HOSTILE) in page
-    assert Page(page).table("Before")[0][0] == HOSTILE
+    assert Page(page).table("Before")[0][0] == f"{HOSTILE} (weakest)"
 
 
 def test_metrics_that_no_site_releases_are_dashes_and_explained():
     page = render_report(make_result(released=()))
-    assert all(row[1:5] == ["–"] * 4 for row in Page(page).table("Before"))
-    assert "policy does not let it out" in page
-    assert "the gain cannot be said" in answer(page)
+    assert all(row[1:5] == ["– → –", "–", "–", "– → –"] for row in Page(page).table("Before"))
+    assert "policy does not let it out" in plain(page)
+    assert "so the gain is not known" in answer(page)
     assert "<svg" not in page
 
 
@@ -272,6 +233,17 @@ def test_rounds_and_who_was_left_out_why():
     assert [row[:5] for row in rows][1] == ["2", "3.2 s", "4.0 kB", "17.0 kB", "3"]
     assert rows[2][5] == f"{100 * result['accuracy']['local']:.1f} %"
     assert page.table("Sites left out") == [["2", "west", "NO_REPLY: nothing came within 300 s"]]
+
+
+@pytest.mark.parametrize("language", ["en", "ja"])
+def test_U9_a_site_that_sent_nothing_but_noise_is_named(language):
+    result = make_result()
+    assert "zero_signal" not in render_report(result, language=language)
+    result["sites"][1]["flag"] = "zero_signal"
+    result["sites"][0]["flag"] = "too_little_noise"
+    page = render_report(result, language=language)
+    assert page.count("zero_signal") >= 1
+    assert page.count("too_little_noise") >= 1
 
 
 def test_everything_needed_to_repeat_the_run_is_there():

@@ -1,12 +1,22 @@
 """result.json has the names that scripts rely on, is strict JSON, and its epsilons can be recomputed from it."""
 
+import dataclasses
+import functools
 import json
 
 import dp_accounting
 import pytest
 from dp_accounting import pld
 
-from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
+from dpfpl_common.experiment import (
+    METHODS,
+    Experiment,
+    ModelSettings,
+    PrivacySettings,
+    PromptSettings,
+    RoundSettings,
+)
+from dpfpl_common.trust import BLOCKS
 from dpfpl_server.result import build_result, floors_from_metrics, mean, privacy_statement
 
 SITES = ("north", "south", "west")
@@ -122,11 +132,14 @@ def test_the_configuration_can_be_read_back():
 
 def recomputed(event, delta):
     """Straight from dp-accounting, by another path than our accounting module."""
-    step = dp_accounting.PoissonSampledDpEvent(
-        event["sample_rate"], dp_accounting.GaussianDpEvent(event["noise_multiplier"])
-    )
+    return composed(event["noise_multiplier"], event["sample_rate"], event["steps"], delta)
+
+
+@functools.cache
+def composed(noise_multiplier, sample_rate, steps, delta):
+    step = dp_accounting.PoissonSampledDpEvent(sample_rate, dp_accounting.GaussianDpEvent(noise_multiplier))
     accountant = pld.PLDAccountant(dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE)
-    accountant.compose(step, event["steps"])
+    accountant.compose(step, steps)
     return accountant.get_epsilon(delta)
 
 
@@ -150,6 +163,38 @@ def test_the_epsilons_follow_from_the_events(trust, sample_rate):
     assert (rows["operator"]["epsilon"] == "infinite") == (trust == "central")
     if trust == "distributed":  # a single message carries a share of the noise only
         assert rows["operator"]["epsilon"] > rows["other_site"]["epsilon"]
+
+
+WAYS = [
+    {},
+    {"trust": "central"},
+    {"clipping": "separate"},
+    {"mechanism": "one_shot", "trust": "local"},
+    {"unit": "site"},
+    {"unit": "site", "trust": "central", "site_sample_rate": 0.5},
+]
+
+
+@pytest.mark.privacy
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: "-".join(map(str, way.values())) or "default")
+@pytest.mark.parametrize("method", METHODS)
+def test_the_epsilons_of_every_method_and_mechanism_can_be_recomputed(method, way):
+    """Within 1 %, from the events of result.json alone."""
+    experiment = make_experiment(noise_multiplier=2.5, **way)
+    experiment = dataclasses.replace(experiment, prompt=PromptSettings(method=method))
+    privacy = strict(make_result(experiment))["privacy"]
+    events = {event["adversary"]: event for event in privacy["events"]}
+    assert len(events) == len(privacy["epsilons"]) == 3
+    for row in privacy["epsilons"]:
+        event = events[row["adversary"]]
+        if event["noise_multiplier"] == 0:
+            assert row["epsilon"] == "infinite"
+        else:
+            assert row["epsilon"] == pytest.approx(recomputed(event, row["delta"]), rel=0.01)
+    expected = {"one_shot": 1, "per_step": 12, "whole_update": 4}
+    assert {event["steps"] for event in events.values()} == {expected[events["operator"]["mechanism"]]}
+    if way.get("clipping") == "separate":
+        assert events["prompt_recipient"]["noise_multiplier"] == pytest.approx(2.5 / BLOCKS[method] ** 0.5)
 
 
 @pytest.mark.privacy

@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+from report_samples import make_result
 from typer.testing import CliRunner
 
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
@@ -17,7 +18,20 @@ from dpfpl_server import cli, experiments_cli
 from dpfpl_server.run import finish
 from dpfpl_server.run_folder import Checkpoint, RunFolder
 
-COMMANDS = ("provision", "start", "plan", "run", "watch", "status", "stop", "resume", "list", "report")
+COMMANDS = (
+    "provision",
+    "start",
+    "plan",
+    "run",
+    "watch",
+    "status",
+    "stop",
+    "resume",
+    "list",
+    "report",
+    "roi-template",
+    "console",
+)
 
 
 def dpfpl_server(monkeypatch, capfd, *arguments):
@@ -77,7 +91,7 @@ def test_help_shows_every_command_and_examples():
         page = runner.invoke(cli.app, [command, "--help"])
         assert page.exit_code == 0
         assert f"Example: dpfpl-server {command}" in " ".join(page.output.split())
-        assert command in ("provision", "start") or "--json" in page.output
+        assert command in ("provision", "start", "roi-template", "console") or "--json" in page.output
     assert "Exit codes: 0 done" in text
 
 
@@ -252,3 +266,23 @@ def test_interruption_is_exit_code_130(monkeypatch, capfd, runs):
     code, _, err = dpfpl_server(monkeypatch, capfd, "resume", "pilot", "--runs", runs.path.parent)
     assert code == 130
     assert "Traceback" not in err
+
+
+def test_report_in_japanese_with_the_companys_figures(monkeypatch, capfd, tmp_path):
+    def command(*arguments):
+        return dpfpl_server(monkeypatch, capfd, *arguments)
+
+    folder = tmp_path / "runs" / "pilot"
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps(make_result()))
+    assert command("roi-template", "--out", tmp_path / "roi.toml")[0] == 0
+    code, out, _ = command(
+        "report", "pilot", "--runs", tmp_path / "runs", "--lang", "ja", "--roi", tmp_path / "roi.toml"
+    )
+    assert (code, out) == (0, f"{folder / 'report.ja.html'}\n")
+    assert "投資対効果" in (folder / "report.ja.html").read_text()
+    code, _, err = command("report", "pilot", "--runs", tmp_path / "runs", "--lang", "xx")
+    assert (code, err.startswith("UNKNOWN_LANGUAGE")) == (2, True)
+    code, _, err = command("roi-template", "--out", tmp_path / "roi.toml")
+    assert (code, err.startswith("FILE_EXISTS")) == (2, True)
+    assert command("roi-template")[1] == (tmp_path / "roi.toml").read_text()

@@ -1,6 +1,7 @@
 """Rounds over sites that fail in every way: one bad site never stops a round, and no half round is ever kept."""
 
 import dataclasses
+import time
 
 import numpy as np
 import pytest
@@ -8,15 +9,17 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 
 from dpfpl_bench.inprocess_grid import InProcessGrid
 from dpfpl_common.errors import RefusedError, RoundError
-from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
+from dpfpl_common.experiment import AggregationSettings, Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_common.noise import SeededNoise
 from dpfpl_common.payload import SiteReply, request_digest
 from dpfpl_server import exchange as exchange_module
 from dpfpl_server import strategy as module
+from dpfpl_server.aggregation import update_norm_cap
 from dpfpl_server.strategy import DPFPLStrategy
 
 SITES = ("east", "north", "south", "west")
 WIDTH = 8
+SHAPE = (4, WIDTH)
 
 
 def make_experiment(dropouts=0, sites=SITES, trust="distributed", **rounds):
@@ -127,6 +130,24 @@ def with_extra(reply):
     return reply
 
 
+def with_two_updates(reply):
+    array = Array(np.zeros(SHAPE, dtype="<f4"))
+    reply.content["context"] = ArrayRecord({"update": array, "update2": array})
+    return reply
+
+
+def with_other_key(reply):
+    reply.content["context"] = ArrayRecord({"delta": Array(np.zeros(SHAPE, dtype="<f4"))})
+    return reply
+
+
+def with_norm(share):
+    """Of the cap: an update in one coordinate."""
+    update = np.zeros((4, WIDTH), dtype="<f4")
+    update[1, 2] = share * update_norm_cap(make_experiment(dropouts=1))
+    return with_update(update)
+
+
 def with_metrics(**metrics):
     def spoil(reply):
         reply.content["metrics"] = MetricRecord(metrics)
@@ -143,7 +164,6 @@ def without(name):
     return spoil
 
 
-SHAPE = (4, WIDTH)
 ONE_NAN = np.zeros(SHAPE, dtype="<f4")
 ONE_NAN[2, 3] = np.nan
 HOSTILE = {
@@ -163,8 +183,14 @@ HOSTILE = {
     "later round": (with_head(round=99), "WRONG_ROUND"),
     "status": (with_head(status="fine"), "WRONG_TYPE"),
     "version": (with_head(protocol_version=99), "VERSION_MISMATCH"),
-    "more fields": (with_head(**{"num-examples": 10**12}), "UNKNOWN_FIELD"),
     "more records": (with_extra, "UNKNOWN_FIELD"),
+    "two updates": (with_two_updates, "UNKNOWN_FIELD"),
+    "update under another key": (with_other_key, "UNKNOWN_FIELD"),
+    "1 % over the cap": (with_norm(1.01), "NORM_TOO_LARGE"),
+    **{
+        f"num-examples {value!r}": (with_head(**{"num-examples": value}), "UNKNOWN_FIELD")
+        for value in (10**12, 0, -5, float("nan"), [1, 2])
+    },
     "no update": (without("context"), "MISSING_FIELD"),
     "no head": (without("reply"), "MISSING_FIELD"),
     "no metrics": (without("metrics"), "MISSING_FIELD"),
@@ -204,7 +230,7 @@ def context_without_west():
 
 
 @pytest.mark.parametrize("what", HOSTILE)
-def test_a_bad_reply_is_dropped_with_its_reason_and_the_round_goes_on(what, context_without_west):
+def test_U1_U2_a_bad_reply_is_dropped_with_its_reason_and_the_round_goes_on(what, context_without_west):
     spoil, code = HOSTILE[what]
     experiment = make_experiment(dropouts=1, number=2, deadline=1.0)
     strategy, grid, _ = run_all(experiment, spoil={"west": spoil})
@@ -245,7 +271,7 @@ def test_a_site_that_refuses_or_breaks_is_dropped_with_its_reason(error, reason)
     assert "secret" not in repr(statuses) + repr(checkpoint.history)
 
 
-def test_updates_are_weighted_equally_whatever_a_site_says():
+def test_U3_updates_are_weighted_equally_whatever_a_site_says():
     """There is no field for counts; the aggregate is the mean of the updates."""
     experiment = make_experiment(number=1)
     agents = make_agents()
@@ -260,10 +286,103 @@ def test_updates_are_weighted_equally_whatever_a_site_says():
     np.testing.assert_allclose(strategy.checkpoint.global_context, expected, atol=1e-9)
 
 
+def test_U2_an_update_just_under_the_cap_is_taken():
+    strategy, grid, _ = run_all(make_experiment(dropouts=1, number=1), spoil={"west": with_norm(0.99)})
+    assert strategy.run(grid).history[0]["sites"] == list(SITES)
+
+
+def test_U2_the_operator_can_narrow_the_cap():
+    wide = make_experiment(dropouts=1, number=1)
+    narrow = dataclasses.replace(wide, aggregation=AggregationSettings(largest_site=2.0))
+    assert update_norm_cap(narrow) < update_norm_cap(wide) / 10
+    strategy, grid, _ = run_all(narrow, spoil={"west": with_norm(0.5)})
+    assert strategy.run(grid).history[0]["dropped"]["west"].startswith("NORM_TOO_LARGE")
+
+
+# Late and repeated replies
+
+
+class SlowGrid(Grid):
+    """Holds a site's train reply back: ``hold`` says of a round's reply how many pulls it is late."""
+
+    def __init__(self, agents, hold):
+        super().__init__(agents)
+        self.hold, self.held = hold, []
+
+    def pull_messages(self, ids):
+        ids = list(ids)
+        replies = []
+        for reply in super().pull_messages(ids):
+            site, number = self._names[reply.metadata.src_node_id], int(reply.metadata.group_id)
+            pulls = self.hold.get((site, number), 0) if reply.metadata.message_type == "train" else 0
+            if pulls:
+                self.held.append([pulls, reply])
+            else:
+                replies.append(reply)
+        for entry in self.held:
+            entry[0] -= 1
+        replies += [r for pulls, r in self.held if pulls < 0 and r.metadata.reply_to_message_id in ids]
+        self.held = [entry for entry in self.held if entry[0] >= 0]
+        return replies
+
+
+def test_L5_a_late_reply_is_counted_and_changes_nothing(monkeypatch):
+    monkeypatch.setattr(exchange_module, "POLL_SECONDS", 0.1)
+    experiment = make_experiment(dropouts=1, deadline=1.0)
+    grid = SlowGrid(make_agents(), {("west", 1): 12})  # it comes during round 2
+    strategy = DPFPLStrategy(experiment, grid.nodes, keys=None, site_wait_s=0.0)
+    grid.hold["east", 2] = 3  # so that round 2 lasts long enough
+
+    first, second, third = strategy.run(grid).history
+
+    assert first["dropped"] == {"west": "NO_REPLY: nothing came within 1 s"}
+    assert (first["late"], second["late"], third["late"]) == ({}, {"west": 1}, {})
+    assert second["sites"] == list(SITES)
+    agents = make_agents()
+    answer = agents["west"].train
+
+    def train(request):
+        if request.round == 1:
+            raise RefusedError(code="NOT_NOW", message="No.")
+        return answer(request)
+
+    agents["west"].train = train
+    other, other_grid, _ = run_all(experiment, agents)
+    np.testing.assert_array_equal(strategy.checkpoint.global_context, other.run(other_grid).global_context)
+
+
+def test_L5_a_duplicate_reply_is_counted_and_not_aggregated():
+    class Twice(Grid):
+        def pull_messages(self, ids):
+            replies = super().pull_messages(ids)
+            return [*replies, *(r for r in replies if self._names[r.metadata.src_node_id] == "north")]
+
+    grid = Twice(make_agents())
+    strategy = DPFPLStrategy(make_experiment(), grid.nodes, keys=None, site_wait_s=0.0)
+    checkpoint = strategy.run(grid)
+    assert [entry["duplicates"] for entry in checkpoint.history] == [{"north": 1}] * 3
+    plain, plain_grid, _ = run_all(make_experiment())
+    np.testing.assert_array_equal(checkpoint.global_context, plain.run(plain_grid).global_context)
+
+
+def test_L3_the_round_closes_at_its_deadline_with_the_quorum():
+    """One of three never replies."""
+    sites = ("east", "north", "south")
+    experiment = make_experiment(dropouts=1, sites=sites, number=1, deadline=1.0)
+    strategy, grid, _ = run_all(experiment, spoil={"south": lambda reply: None})
+    started = time.monotonic()
+    entry = strategy.run(grid).history[0]
+    assert 1.0 <= time.monotonic() - started < 3.0
+    assert (entry["sites"], entry["dropped"]) == (
+        ["east", "north"],
+        {"south": "NO_REPLY: nothing came within 1 s"},
+    )
+
+
 # Abandoned rounds
 
 
-def test_below_the_quorum_nothing_is_kept_and_the_same_request_is_tried_again():
+def test_L3_below_the_quorum_nothing_is_kept_and_the_same_request_is_tried_again():
     agents = make_agents()
     failures = {"left": 2}
 
@@ -295,7 +414,7 @@ def test_below_the_quorum_nothing_is_kept_and_the_same_request_is_tried_again():
     np.testing.assert_array_equal(clean.run(clean_grid).global_context, checkpoint.global_context)
 
 
-def test_after_three_attempts_the_run_ends_with_the_reasons_and_the_last_checkpoint():
+def test_U4_after_three_attempts_the_run_ends_with_the_reasons_and_the_last_checkpoint():
     agents = make_agents()
     saved = []
     grid = Grid(agents, spoil={"west": lambda r: None if r.content["reply"]["round"] == 2 else r})
@@ -366,7 +485,7 @@ def test_a_failing_last_evaluation_costs_metrics_but_not_the_run():
 # Who is asked what
 
 
-def test_one_message_per_site_and_round_and_only_to_the_list():
+def test_U8_one_message_per_site_and_round_and_only_to_the_list():
     experiment = make_experiment(sites=("east", "south"))
     agents = make_agents()  # north and west are registered too, but not on the list
     strategy, grid, _ = run_all(experiment, agents)
@@ -429,7 +548,7 @@ class Time:
         self.on_tick(self.now)
 
 
-def test_missing_sites_are_waited_for_visibly_and_for_a_bounded_time(monkeypatch):
+def test_L4_missing_sites_are_waited_for_visibly_and_for_a_bounded_time(monkeypatch):
     clock = Time()
     monkeypatch.setattr(module, "time", clock)
     grid = Grid(make_agents(), offline={"north", "west"})
@@ -443,7 +562,8 @@ def test_missing_sites_are_waited_for_visibly_and_for_a_bounded_time(monkeypatch
     assert "2 of 4" in caught.value.message
     assert "north, west" in caught.value.message
     assert 7.0 <= clock.now <= 7.5
-    assert {s["phase"] for s in statuses} == {"WAITING_FOR_SITES"}
+    assert [s["phase"] for s in statuses] == ["WAITING_FOR_SITES"]  # said once, not with every look
+    assert statuses[0]["text"] == "WAITING_FOR_SITES (2/4, missing: north, west), at most 7 s"
     assert statuses[0]["waiting_for"] == ["north", "west"]
     assert (statuses[0]["connected"], statuses[0]["sites"]) == (2, 4)
     assert grid.pushed == []

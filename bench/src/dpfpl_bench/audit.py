@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from dpfpl_bench.attacks.canary import attack_with_canary, crafted_context
-from dpfpl_bench.attacks.inversion import attack_messages
-from dpfpl_bench.attacks.membership import attack_membership
-from dpfpl_bench.attacks.one_run import audit_in_one_run
-from dpfpl_bench.attacks.victim import Victim, without_noise
+from dpfpl_bench.auditing.canary import attack_with_canary, crafted_context
+from dpfpl_bench.auditing.inversion import attack_messages
+from dpfpl_bench.auditing.membership import attack_membership
+from dpfpl_bench.auditing.one_run import audit_in_one_run
+from dpfpl_bench.auditing.victim import Victim, without_noise
 from dpfpl_client.learning.backbone import ClipBackbone
 from dpfpl_client.learning.evaluation import LabelledFeatures
 from dpfpl_client.learning.randomness import SeededRandomness
@@ -77,7 +77,7 @@ class Finding:
 
 
 def victim_experiment(experiment: Experiment) -> Experiment:
-    """The experiment as one site alone would run it under the same promise; see ``dpfpl_bench.attacks.victim``.
+    """The experiment as one site alone would run it under the same promise; see ``dpfpl_bench.auditing.victim``.
 
     Every step is a round of its own, with as many steps in all: the attacker sees more than it would, each step's
     message and context instead of a round's mean.

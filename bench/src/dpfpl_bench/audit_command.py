@@ -117,24 +117,23 @@ def audit(
 
 
 def _table(findings: list) -> Table:  # type: ignore[type-arg]
-    table = Table(title="What attacks learn, with the noise and without")
-    for name in ("attack", "who", "measure", "with noise", "noise off", "guess", "claim", "verdict"):
-        table.add_column(name, justify="right" if name in ("with noise", "noise off", "guess", "claim") else "left")
+    table = Table(title="What attacks learn, with the noise and with the noise off", box=None, pad_edge=False)
+    table.add_column("attack", ratio=3)
+    table.add_column("measure", ratio=3)
+    for name in ("noise", "off", "guess", "claim"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
     for f in findings:
         claim = "" if f.claimed_epsilon is None else _number(f.claimed_epsilon)
-        verdict = "holds" if f.holds else "BROKEN" if f.claimed_epsilon is not None else "noise hides little"
-        if not f.alive:
-            verdict = "proves little: it fails without noise too"
-        table.add_row(
-            f.attack,
-            f.adversary,
-            f.measure,
-            _number(f.with_noise),
-            _number(f.noise_off),
-            _number(f.guess),
-            claim,
-            verdict,
-        )
+        if f.claimed_epsilon is not None and not f.holds:
+            verdict = "BROKEN"
+        elif not f.alive:
+            verdict = "weak attack"
+        else:
+            verdict = "holds" if f.holds else "noise hides little"
+        numbers = (_number(f.with_noise), _number(f.noise_off), _number(f.guess), claim)
+        table.add_row(f"{f.attack} ({f.adversary})", f.measure, *numbers, verdict)
+    table.caption = "weak attack: it hardly succeeds with the noise off either, so its failure proves little"
     return table
 
 

@@ -13,6 +13,7 @@ import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.markup import escape  # noqa: E402
 
+from dpfpl_bench import measure_commands  # noqa: E402
 from dpfpl_bench.audit_command import EXAMPLES as AUDIT_EXAMPLES  # noqa: E402
 from dpfpl_bench.audit_command import audit  # noqa: E402
 from dpfpl_bench.data_flag import data_settings  # noqa: E402
@@ -40,6 +41,7 @@ Examples:
 
 app.command(epilog=SWEEP_EXAMPLES)(sweep)
 app.command(epilog=AUDIT_EXAMPLES)(audit)
+measure_commands.register(app)
 
 
 @app.callback()
@@ -61,6 +63,7 @@ def run(
     site_sample_rate: Annotated[float, typer.Option(help="chance that a site joins a round; needs --unit site")] = 1.0,
     mechanism: Annotated[str, typer.Option(help="per_step or one_shot")] = "per_step",
     trust: Annotated[str, typer.Option(help="distributed, central or local")] = "",
+    projection: Annotated[str, typer.Option(help="of one_shot's class sums: none, or text")] = "none",
     clipping: Annotated[str, typer.Option(help="joint or separate")] = "joint",
     accounting: Annotated[str, typer.Option(help="honest, or paper for reproductions")] = "honest",
     epsilon: Annotated[str, typer.Option(help="target for whoever receives a personalised prompt, or none")] = "8",
@@ -129,6 +132,7 @@ def run(
             evaluate_every=evaluate_every,
             unit=unit,
             site_sample_rate=site_sample_rate,
+            projection=projection,
         ),
         floors=floors,
         engine=engine,

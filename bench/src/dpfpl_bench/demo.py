@@ -27,7 +27,15 @@ from dpfpl_server.run_folder import RunFolder
 from dpfpl_server.strategy import Status
 from dpfpl_server.superlink import SuperLinkSettings, start_superlink
 
-__all__ = ["DemoRequest", "run_demo"]
+__all__ = [
+    "SITES",
+    "DemoRequest",
+    "demo_experiment",
+    "fill_in_kit",
+    "run_demo",
+    "start_federation",
+    "the_same_sites_in_process",
+]
 
 SITES = ("hospital-a", "hospital-b", "factory-c", "shop-d")
 PARTITION = "pathological"
@@ -63,20 +71,21 @@ def run_demo(request: DemoRequest, on_status: Callable[[Status], None]) -> dict[
     on_status({"phase": "PROVISIONING", "text": "making certificates, keys and kits"})
     provision(ProvisionRequest(work / "server", work / "kits", SITES, port=fleet))
     for index, name in enumerate(SITES):
-        _fill_in_kit(work / "kits" / name, index, request.epsilon)
+        fill_in_kit(work / "kits" / name, index, request.epsilon)
     on_status({"phase": "READING_DATA", "text": "reading images, calibrating the noise"})
-    backbone, simulated = _the_same_sites_in_process(work)
-    experiment = _experiment(request, backbone, simulated)
+    backbone, simulated = the_same_sites_in_process(work)
+    experiment = demo_experiment(request, backbone, simulated)
     with ProcessGroup() as group:
         on_status({"phase": "STARTING", "text": "starting the server and four sites"})
-        _start_federation(work, fleet, control, group)
+        start_federation(work, fleet, control, group)
         result = run_experiment(experiment, work / "server", request.out, on_status)
     on_status({"phase": "COMPUTING_FLOORS", "text": "computing the floors: every site alone, all data in one place"})
     result["floors"]["local_only"] = local_only(backbone, simulated, experiment, seed=0)
     result["floors"]["centralised"] = centralised(backbone, simulated, experiment, seed=0)
-    classes = {site.name: site.num_classes for site in simulated}
-    for entry in result["sites"]:
-        entry["num_classes"] = classes[entry["name"]]
+    known = {site.name: site for site in simulated}
+    for entry in result["sites"]:  # what a deployed site keeps to itself; here the images are public
+        entry["num_classes"] = known[entry["name"]].num_classes
+        entry["test_images"] = len(known[entry["name"]].features.test)
     result["seconds_in_all"] = round(time.monotonic() - started, 3)
     folder = RunFolder(request.out)
     folder.write_json("result.json", result)
@@ -96,7 +105,7 @@ def _clear(out: Path) -> None:
     (out / "work").mkdir(parents=True)
 
 
-def _fill_in_kit(kit: Path, index: int, epsilon: float) -> None:
+def fill_in_kit(kit: Path, index: int, epsilon: float) -> None:
     """What a site's administrator would edit: the data in site.toml, and policy.toml."""
     site_file = kit / "site.toml"
     initialise(site_file, "digits", kit.name)
@@ -108,7 +117,8 @@ def _fill_in_kit(kit: Path, index: int, epsilon: float) -> None:
     (kit / "policy.toml").write_text(POLICY.format(epsilon=1.25 * epsilon))
 
 
-def _start_federation(work: Path, fleet: int, control: int, group: ProcessGroup) -> None:
+def start_federation(work: Path, fleet: int, control: int, group: ProcessGroup) -> None:
+    """The server and all sites of the provisioned folder ``work``, up and connected."""
     start_superlink(SuperLinkSettings(work / "server", fleet_address=f"127.0.0.1:{fleet}", control_port=control), group)
     kits = [work / "kits" / name / "site.toml" for name in SITES]
     agents = [start_agent(kit, load_site(kit), group) for kit in kits]
@@ -118,7 +128,7 @@ def _start_federation(work: Path, fleet: int, control: int, group: ProcessGroup)
         wait_until_connected(node)
 
 
-def _the_same_sites_in_process(work: Path) -> tuple[ClipBackbone, list[SimulatedSite]]:
+def the_same_sites_in_process(work: Path) -> tuple[ClipBackbone, list[SimulatedSite]]:
     """The four sites' data as the floors need them: together, which no real federation could have."""
     settings = DataSettings(source="digits")
     classes = list_classes(settings)
@@ -127,7 +137,8 @@ def _the_same_sites_in_process(work: Path) -> tuple[ClipBackbone, list[Simulated
     return backbone, prepare_sites(data, classes, FeatureCache(work / "cache", backbone), SITES)
 
 
-def _experiment(request: DemoRequest, backbone: ClipBackbone, sites: list[SimulatedSite]) -> Experiment:
+def demo_experiment(request: DemoRequest, backbone: ClipBackbone, sites: list[SimulatedSite]) -> Experiment:
+    """What the four sites learn."""
     sizes = [len(site.features.train) for site in sites]
     return resolve_noise(
         Experiment(

@@ -70,6 +70,7 @@ def centralised(backbone: ClipBackbone, sites: Sequence[SimulatedSite], experime
             unit="example",
             site_sample_rate=1.0,
             mechanism="per_step",
+            projection="none",
             trust="local",
             clipping="joint",
             accounting="honest",

@@ -47,6 +47,7 @@ class BenchSettings:
     evaluate_every: int
     unit: str = "example"
     site_sample_rate: float = 1.0
+    projection: str = "none"
 
 
 def build_experiment(
@@ -77,6 +78,7 @@ def build_experiment(
             target_delta=settings.delta,
             noise_multiplier=0.0 if settings.epsilon is None else None,
             clipping_norm=settings.clipping_norm,
+            projection=settings.projection,
             clipping=settings.clipping,
             accounting=settings.accounting,
             sample_rate=settings.sample_rate,

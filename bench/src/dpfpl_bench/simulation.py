@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from dpfpl_bench.inprocess_grid import InProcessGrid
 from dpfpl_client.agent.core import SiteAgent
+from dpfpl_client.agent.endpoint import Agent
 from dpfpl_client.agent.feature_cache import FeatureCache, Progress, site_features
 from dpfpl_client.agent.ledger import Ledger
 from dpfpl_client.agent.store import MemoryStore, Store
@@ -117,7 +118,7 @@ class Simulation:
         personal = personal_contexts(stores, experiment)
         return SimulationOutcome(checkpoint, strategy.final_metrics, personal, time.monotonic() - started)
 
-    def _agent(self, site: SimulatedSite, store: MemoryStore) -> SiteAgent:
+    def _agent(self, site: SimulatedSite, store: MemoryStore) -> Agent:
         return SiteAgent(site.name, self._backbone, site.features, None, Ledger(None), store, self._randomness)
 
 

@@ -4,18 +4,29 @@ import socket
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from dpfpl_client.adequacy import noise_to_signal, noise_words
+from dpfpl_client.agent.audit import AuditLog
 from dpfpl_client.agent.budget import spent as epsilons
+from dpfpl_client.agent.build import check_delta
+from dpfpl_client.agent.dataset import LEDGER_FILE, changes_since_registration
 from dpfpl_client.agent.ledger import Ledger
-from dpfpl_client.agent.policy import load_policy
+from dpfpl_client.agent.manifest import manifest_of
+from dpfpl_client.agent.policy_file import PolicyFile
 from dpfpl_client.agent.registry import Registry
 from dpfpl_client.agent.signing import load_signing_key
-from dpfpl_client.data import list_classes, load_site_data
-from dpfpl_client.learning.backbone import load_backbone
+from dpfpl_client.approval import describe, read_plan
+from dpfpl_client.data import SiteData, list_classes, load_site_data
+from dpfpl_client.fleet_probe import probe_fleet
+from dpfpl_client.learning.backbone import ClipBackbone, load_backbone
+from dpfpl_client.ledger_view import towards_recipients, verify
 from dpfpl_client.site_settings import SiteSettings
 from dpfpl_common.accounting import json_epsilon
 from dpfpl_common.errors import DpfplError, StateError
+from dpfpl_common.finding import ERROR, OK, Finding
+from dpfpl_common.surroundings import durable_folder, telemetry
 
 __all__ = ["CheckReport", "check_site"]
 
@@ -28,81 +39,203 @@ class CheckReport:
     warnings: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
+    def add(self, findings: list[Finding]) -> None:
+        """Count in what a doctor would say."""
+        for finding in findings:
+            if finding.level != OK:
+                text = f"{finding.message} {finding.advice} [{finding.code}]"
+                (self.errors if finding.level == ERROR else self.warnings).append(text)
 
-def check_site(settings: SiteSettings, *, connect: bool = True) -> CheckReport:
-    """Look at data, model, policy, ledger, kit and connection; nothing is sent but a connection attempt."""
-    report = CheckReport(facts={"site": settings.name})
-    parts: list[Callable[[SiteSettings, CheckReport], None]] = [_data, _model, _policy_and_ledger]
+
+class _Check:
+    """The parts of one check; a later part uses what an earlier one found."""
+
+    def __init__(self, settings: SiteSettings, plan: Path | None) -> None:
+        self.settings, self.plan = settings, plan
+        self.report = CheckReport(facts={"site": settings.name})
+        self.site_data: SiteData | None = None
+        self.backbone: ClipBackbone | None = None
+
+    def data(self) -> None:
+        """Images by class, and everything that is wrong with them."""
+        report, settings = self.report, self.settings
+        data = load_site_data(settings.data, list_classes(settings.data))
+        self.site_data = data
+        train = Counter(record.label for record in data.train)
+        test = Counter(record.label for record in data.test)
+        report.facts["images"] = {name: {"train": train[name], "test": test[name]} for name in data.classes}
+        report.facts["training_images"] = len(data.train)
+        report.facts["unreadable_images"] = len(data.unreadable)
+        for problem in data.problems:
+            (report.errors if problem.severity == "error" else report.warnings).append(
+                f"{problem.message} [{problem.code}]"
+            )
+        if not data.test:
+            report.warnings.append("There is no test image: accuracy at this site cannot be measured.")
+
+    def model(self) -> None:
+        """The model's identity."""
+        self.backbone = load_backbone(self.settings.model, offline=self.settings.offline)
+        self.report.facts["model"] = {
+            "id": self.settings.model,
+            "width": self.backbone.width,
+            "fingerprint": self.backbone.fingerprint,
+        }
+
+    def policy_and_ledger(self) -> None:
+        """The rules that hold, what they make of the images, the chain, and what is left."""
+        report, settings = self.report, self.settings
+        rules = PolicyFile(settings.path(settings.policy), settings.state_folder, AuditLog(None))
+        policy = rules.peek()
+        report.facts["policy"] = {
+            "max_epsilon_per_experiment": policy.max_epsilon_per_experiment,
+            "max_epsilon_lifetime": policy.max_epsilon_lifetime,
+            "max_epsilon_operator_lifetime": policy.max_epsilon_operator_lifetime,
+            "experiments": list(policy.experiments),
+            "trust": list(policy.trust),
+            "metrics": policy.metrics,
+        }
+        looser = rules.pending()
+        if looser:
+            report.warnings.append(
+                f"policy.toml is looser than what was accepted in {', '.join(looser)}: the stricter old rules hold. "
+                "To accept it: dpfpl-client policy accept. [POLICY_NOT_ACCEPTED]"
+            )
+        if self.site_data is not None:
+            check_delta(policy, self.site_data)
+        paid = {"prompt_recipient": 0.0, "operator": 0.0}
+        if (settings.state_folder / LEDGER_FILE).exists():
+            ledger = Ledger(settings.state_folder / LEDGER_FILE, Registry(settings.registry_folder), observe=True)
+            paid = epsilons(ledger, policy.delta)
+            report.facts["ledger_records"] = ledger.records
+            ledger.close()
+            report.errors += [f"{problem} [LEDGER_DAMAGED]" for problem in verify(settings)]
+        report.facts["spent_epsilon"] = json_epsilon(towards_recipients(paid))
+        report.facts["spent_epsilon_operator"] = json_epsilon(paid["operator"])
+        over_operator = "central" not in policy.trust and paid["operator"] >= policy.max_epsilon_operator_lifetime
+        if towards_recipients(paid) >= policy.max_epsilon_lifetime or over_operator:
+            report.errors.append("The privacy budget of these data is used up. [BUDGET_EXHAUSTED]")
+
+    def dataset(self) -> None:
+        """Whether these are the images that the ledger charges, and only this one."""
+        if self.site_data is None:
+            return
+        settings, registry = self.settings, Registry(self.settings.registry_folder)
+        path, own = settings.state_folder / LEDGER_FILE, ""
+        if path.exists():
+            ledger = Ledger(path, registry, observe=True)
+            own = ledger.identity
+            try:
+                if ledger.datasets:
+                    self.report.facts["dataset"] = {"version": len(ledger.datasets), **ledger.datasets[-1]}
+                    changes = changes_since_registration(settings.state_folder, ledger, self.site_data)
+                    found = self.report.errors if changes.other_images else self.report.warnings
+                    if changes.words():
+                        found.append(
+                            f"The images are not those that were registered: {changes.words()}. Put them back, or: "
+                            "dpfpl-client register. [DATASET_CHANGED]"
+                        )
+            finally:
+                ledger.close()
+        for other, shared, where in registry.owners(manifest_of(self.site_data).training_digests):
+            if other != own:
+                self.report.errors.append(
+                    f"{shared} of the training images are charged to another privacy ledger, that of {where}. "
+                    "[DATASET_HAS_LEDGER]"
+                )
+
+    def surroundings(self) -> None:
+        """Whether what is written stays, and nobody calls home."""
+        state = self.settings.state_folder
+        existing = next(folder for folder in (state, *state.parents) if folder.is_dir())
+        self.report.add([*durable_folder("state folder", existing), *telemetry()])
+
+    def kit(self) -> None:
+        """Certificates and keys."""
+        settings = self.settings
+        for name in (settings.server.ca_certificate, settings.server.node_key):
+            path = settings.path(name)
+            if not path.is_file():
+                raise StateError(
+                    code="KIT_INCOMPLETE", message=f"{path} is missing.", advice="Ask the operator for a new kit."
+                )
+            if path.suffix == ".key" and path.stat().st_mode & 0o077:
+                self.report.warnings.append(f"{path} can be read by others: chmod 600 {path}")
+        load_signing_key(settings.path(settings.agent.key))
+
+    def connection(self) -> None:
+        """Whether the server answers, knows this site's key, and takes its clock."""
+        settings, report = self.settings, self.report
+        host, _, port = settings.server.address.rpartition(":")
+        try:
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=5):
+                report.facts["server"] = f"{settings.server.address} answers"
+        except (OSError, ValueError) as error:
+            report.warnings.append(
+                f"The server {settings.server.address} does not answer now ({error}). The site keeps trying once "
+                "started."
+            )
+            return
+        authority, key = settings.path(settings.server.ca_certificate), settings.path(settings.server.node_key)
+        if not (authority.is_file() and key.is_file()):
+            return
+        try:
+            probe_fleet(settings.server.address, authority, key)
+            report.facts["clock"] = "the server knows this site's key and takes its clock"
+        except DpfplError as error:
+            report.warnings.append(str(error))
+
+    def planned(self) -> None:
+        """What an experiment would mean here."""
+        if self.plan is None:
+            return
+        experiment = read_plan(self.plan)
+        plan = describe(self.settings, experiment)
+        self.report.facts["plan"] = plan
+        if not plan["member"]:
+            self.report.errors.append("This site is not on the plan's list. [NOT_A_MEMBER]")
+        if plan["refused_because"]:
+            self.report.errors.append(f"The policy refuses the plan: {plan['refused_because']}")
+        if not all(cost["fits"] for cost in plan["costs"]):
+            self.report.errors.append("The privacy budget does not cover the plan. [BUDGET_EXHAUSTED]")
+        if self.backbone is not None and experiment.model.fingerprint not in ("", self.backbone.fingerprint):
+            self.report.errors.append("The plan asks for another model than the site has. [OTHER_MODEL]")
+        if self.site_data is None or self.backbone is None:
+            return
+        counts = Counter(record.label for record in self.site_data.train if record.label in experiment.classes)
+        if not counts:
+            self.report.warnings.append(
+                "The site has no training image of the plan's classes and would only send noise. Map its folder names: "
+                "[data.class_map] in site.toml. [NO_KNOWN_CLASS]"
+            )
+            return
+        ratio = noise_to_signal(experiment, counts.total(), min(counts.values()), self.backbone.feature_size)
+        words, worrying = noise_words(ratio)
+        plan["noise_to_signal"], plan["accuracy"] = ratio, words
+        if worrying:
+            text = f"With {counts.total()} training images {words}. A rule of thumb. [FEW_IMAGES]"
+            self.report.warnings.append(text)
+
+
+def check_site(settings: SiteSettings, *, connect: bool = True, plan: Path | None = None) -> CheckReport:
+    """Look at everything that could stop the site; nothing is sent but questions to the server, nothing is kept.
+
+    Args:
+        settings: the site's.
+        connect: also ask the server.
+        plan: an experiment to be judged with it.
+    """
+    check = _Check(settings, plan)
+    parts: list[Callable[[], None]] = [check.data, check.model, check.policy_and_ledger, check.dataset]
+    parts += [check.surroundings, check.planned]
     if settings.server.address:
-        parts += [_kit, *([_connection] if connect else [])]
+        parts += [check.kit, *([check.connection] if connect else [])]
     else:
-        report.warnings.append("site.toml names no server; the site can only be checked and used alone.")
+        check.report.warnings.append("site.toml names no server; the site can only be checked and used alone.")
     for part in parts:
         try:
-            part(settings, report)
+            part()
         except DpfplError as error:
-            report.errors.append(str(error))
-    return report
-
-
-def _data(settings: SiteSettings, report: CheckReport) -> None:
-    classes = list_classes(settings.data)
-    data = load_site_data(settings.data, classes)
-    train = Counter(record.label for record in data.train)
-    test = Counter(record.label for record in data.test)
-    report.facts["images"] = {name: {"train": train[name], "test": test[name]} for name in data.classes}
-    report.facts["training_images"] = len(data.train)
-    for problem in data.problems:
-        (report.errors if problem.severity == "error" else report.warnings).append(
-            f"{problem.message} [{problem.code}]"
-        )
-    if not data.test:
-        report.warnings.append("There is no test image: accuracy at this site cannot be measured.")
-
-
-def _model(settings: SiteSettings, report: CheckReport) -> None:
-    backbone = load_backbone(settings.model, offline=settings.offline)
-    report.facts["model"] = {"id": settings.model, "width": backbone.width, "fingerprint": backbone.fingerprint}
-
-
-def _policy_and_ledger(settings: SiteSettings, report: CheckReport) -> None:
-    policy = load_policy(settings.path(settings.policy))
-    report.facts["policy"] = {
-        "max_epsilon_per_experiment": policy.max_epsilon_per_experiment,
-        "max_epsilon_lifetime": policy.max_epsilon_lifetime,
-        "trust": list(policy.trust),
-        "metrics": policy.metrics,
-    }
-    path = settings.state_folder / "ledger.sqlite"
-    spent = 0.0
-    if path.exists():
-        ledger = Ledger(path, Registry(settings.registry_folder), observe=True)
-        paid = epsilons(ledger, policy.delta)
-        spent = max(value for adversary, value in paid.items() if adversary != "operator")
-        ledger.close()
-    report.facts["spent_epsilon"] = json_epsilon(spent)
-    if spent >= policy.max_epsilon_lifetime:
-        report.errors.append("The privacy budget of these data is used up. [BUDGET_EXHAUSTED]")
-
-
-def _kit(settings: SiteSettings, report: CheckReport) -> None:
-    for name in (settings.server.ca_certificate, settings.server.node_key):
-        path = settings.path(name)
-        if not path.is_file():
-            raise StateError(
-                code="KIT_INCOMPLETE", message=f"{path} is missing.", advice="Ask the operator for a new kit."
-            )
-        if path.suffix == ".key" and path.stat().st_mode & 0o077:
-            report.warnings.append(f"{path} can be read by others: chmod 600 {path}")
-    load_signing_key(settings.path(settings.agent.key))
-
-
-def _connection(settings: SiteSettings, report: CheckReport) -> None:
-    host, _, port = settings.server.address.rpartition(":")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=5):
-            report.facts["server"] = f"{settings.server.address} answers"
-    except (OSError, ValueError) as error:
-        report.warnings.append(
-            f"The server {settings.server.address} does not answer now ({error}). The site keeps trying once started."
-        )
+            if str(error) not in check.report.errors:
+                check.report.errors.append(str(error))
+    return check.report

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any  # noqa: E402
 import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
 
+from dpfpl_client.gate_cli import add_gate_commands  # noqa: E402
+from dpfpl_client.operations_cli import add_commands  # noqa: E402
 from dpfpl_client.site_settings import SiteSettings, load_site  # noqa: E402
 from dpfpl_common.errors import ConfigError, DpfplError  # noqa: E402
 
@@ -23,6 +25,8 @@ __all__ = ["main"]
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 ledger_app = typer.Typer(no_args_is_help=True, help="What this site's data have paid so far.")
 app.add_typer(ledger_app, name="ledger")
+add_gate_commands(app)
+add_commands(app)
 console = Console(stderr=True)
 INTERRUPTED = 130
 
@@ -69,12 +73,13 @@ def init(
 def check(
     site: SiteFile = SITE,
     offline: Annotated[bool, typer.Option("--offline", help="do not try to reach the server")] = False,
+    plan: Annotated[Path | None, typer.Option(help="an operator's plan, to be judged for this site")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check data, model, policy, ledger, kit and connection; sends nothing."""
+    """Check images, model, policy, ledger, folders, kit, connection and clock; keeps and sends nothing."""
     from dpfpl_client.check import check_site
 
-    report = check_site(_load(site), connect=not offline)
+    report = check_site(_load(site), connect=not offline, plan=plan)
     if as_json:
         _print_json({"facts": report.facts, "warnings": report.warnings, "errors": report.errors})
     else:
@@ -96,23 +101,60 @@ def start(site: SiteFile = SITE) -> None:
     run_site(site.resolve(), _load(site), typer.echo)
 
 
+@app.command(
+    epilog="Example: sudo dpfpl-client separate --site kits/hospital-a/site.toml --agent-user dpfpl-agent "
+    "--node-user dpfpl-node"
+)
+def separate(
+    agent_user: Annotated[str, typer.Option("--agent-user", help="reads images, policy, ledger and prompt")],
+    node_user: Annotated[str, typer.Option("--node-user", help="holds the connection and runs the operator's code")],
+    site: SiteFile = SITE,
+) -> None:
+    """Have agent and SuperNode run as two users: gives each its files and names both in site.toml; run by root."""
+    from dpfpl_client import separation
+    from dpfpl_client.starter import name_users
+
+    site = site.resolve()
+    name_users(site, agent_user, node_user)
+    for line in separation.separate(site, _load(site)):
+        typer.echo(line)
+    typer.echo(f"The images are yours to protect: only {agent_user} may read them. Then, as root: dpfpl-client start")
+
+
 @app.command(epilog="Example: dpfpl-client agent --site kits/hospital-a/site.toml")
 def agent(site: SiteFile = SITE) -> None:
     """Start only the agent, for deployments that run the connection elsewhere."""
     import torch
 
     from dpfpl_client.agent.build import build_agent
+    from dpfpl_client.agent.metered import MeteredAgent
     from dpfpl_client.agent.service import serve
+    from dpfpl_client.monitoring import start_monitor
+    from dpfpl_client.separation import identities
+    from dpfpl_common.json_log import configure_logging
 
+    configure_logging()
     settings = _load(site)
     torch.set_num_threads(settings.agent.threads)
     built = build_agent(settings, _image_progress)
     for problem in built.data.problems:
         console.print(f"{problem.severity}: {problem.message} [{problem.code}]", markup=False, highlight=False)
+    if built.loosened:
+        console.print(
+            f"warning: policy.toml is looser than what was accepted in {', '.join(built.loosened)}; the stricter old "
+            f"rules hold. To accept it: dpfpl-client policy accept --site {site}",
+            markup=False,
+            highlight=False,
+        )
+    metered = MeteredAgent(built.endpoint)
+    monitor = start_monitor(settings, metered)
+    if monitor is not None:
+        typer.echo(f"Health and metrics: http://{monitor.address}/health and /metrics")
     serve(
-        built.endpoint,
+        metered,
         settings.agent_address,
         settings.token_file,
+        group=identities(settings)[1].gid if settings.separated else None,
         on_ready=lambda address: typer.echo(f"The agent of {settings.name} listens on {address}"),
     )
 

@@ -1,29 +1,46 @@
-"""``dpfpl-client start``: the agent and the SuperNode of one site, watched together."""
+"""``dpfpl-client start``: the agent and the SuperNode of one site, watched together.
+
+An agent that crashes is started again; where the two run as separate users, root starts them and what root itself
+writes (logs, the SuperNode's configuration) lies where neither can put a link in its place.
+"""
 
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from dpfpl_client.keeper import Keeper
+from dpfpl_client.separation import Identity, check_separation, identities, one_user_warning
 from dpfpl_client.site_settings import SiteSettings
 from dpfpl_client.supernode import SuperNodeSettings, start_supernode, wait_until_connected
-from dpfpl_common.errors import ConfigError
+from dpfpl_common.errors import ConfigError, DeploymentError
 from dpfpl_common.processes import ManagedProcess, ProcessGroup, child_environment, wait_until
+from dpfpl_common.server_probe import probe_server
 
 __all__ = ["run_site", "start_agent", "start_node", "start_site", "wait_for_agent"]
 
 AGENT_START_S = 600.0
+WAIT_FOR = ("ADDRESS_UNKNOWN", "PORT_CLOSED", "SERVER_UNREACHABLE", "SERVER_SILENT")
+"""What ends by itself when the server or the network comes up."""
 CONNECT_S = 120.0
 
 
 def run_site(site_file: Path, settings: SiteSettings, say: Callable[[str], None]) -> None:
-    """Run the site until it is interrupted; if one of the two processes ends, the other is stopped too."""
+    """Run the site until it is interrupted.
+
+    An agent that ends is started again, visibly and a limited number of times; the SuperNode meanwhile stays and its
+    ClientApps wait. If the SuperNode ends, or the agent for good, the other is stopped too.
+    """
+    if not settings.separated:
+        say(one_user_warning())
     with ProcessGroup() as group:
         agent, node = start_site(site_file, settings, group, say)
         wait_until_connected(node, timeout_s=CONNECT_S)
         say(f"Connected to {settings.server.address}. Waiting for experiments; Ctrl-C stops.")
         say(f"Logs: {agent.log_file.parent}")
+        keeper = Keeper(agent, lambda: start_agent(site_file, settings, group, again=True), group, say)
         while True:
+            keeper.look()
             group.check()
             time.sleep(0.5)
 
@@ -43,6 +60,9 @@ def start_site(
             message="site.toml names no server.",
             advice="Use the kit that the operator made for this site.",
         )
+    if settings.separated:
+        agent_user, node_user = check_separation(site_file, settings)
+        say(f"The agent runs as {agent_user.name}, the SuperNode and what the operator submits as {node_user.name}.")
     agent = start_agent(site_file, settings, group)
     say("The agent is reading images and computing their features (once) ...")
     wait_for_agent(agent)
@@ -61,30 +81,64 @@ def wait_for_agent(agent: ManagedProcess) -> None:
 
 
 def start_node(settings: SiteSettings, group: ProcessGroup) -> ManagedProcess:
-    """Start the SuperNode alone in ``group``, without waiting for the server."""
+    """Start the SuperNode alone in ``group``, without waiting for the server.
+
+    Raises:
+        DeploymentError: what answers as the server cannot be trusted, so that waiting would not help.
+    """
+    _refuse_untrusted(settings)
     return start_supernode(
         SuperNodeSettings(
             site_name=settings.name,
             server_address=settings.server.address,
             ca_certificate=settings.path(settings.server.ca_certificate),
             node_key=settings.path(settings.server.node_key),
-            state_folder=settings.state_folder,
+            state_folder=settings.node_folder,
             agent_address=settings.agent_address,
             agent_token_file=settings.token_file,
+            poll_s=settings.server.poll_s,
+            user=_numbers(identities(settings)[1]) if settings.separated else None,
+            control_folder=_control_folder(settings) if settings.separated else None,
         ),
         group,
     )
 
 
-def start_agent(site_file: Path, settings: SiteSettings, group: ProcessGroup) -> ManagedProcess:
-    """Start the agent alone in ``group``, without waiting for it."""
-    settings.state_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    log_file = settings.state_folder / "agent.log"
-    log_file.unlink(missing_ok=True)
+def start_agent(site_file: Path, settings: SiteSettings, group: ProcessGroup, *, again: bool = False) -> ManagedProcess:
+    """Start the agent alone in ``group``, without waiting for it; ``again`` keeps the log of the one before."""
+    user = identities(settings)[0] if settings.separated else None
+    if user is None:
+        settings.state_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    log_file = (_control_folder(settings) / "logs" if user else settings.state_folder) / "agent.log"
+    if not again:
+        log_file.unlink(missing_ok=True)
+    environment = {"PYTHONUNBUFFERED": "1", **({"HOME": str(settings.state_folder)} if user else {})}
     return group.start(
         f"agent of {settings.name}",
         [sys.executable, "-m", "dpfpl_client", "agent", "--site", str(site_file)],
         log_file=log_file,
-        environment=child_environment({"PYTHONUNBUFFERED": "1"}, offline=settings.offline),
+        environment=child_environment(environment, offline=settings.offline),
         folder=settings.state_folder,
+        user=_numbers(user) if user else None,
     )
+
+
+def _numbers(user: Identity) -> tuple[int, int, tuple[int, ...]]:
+    return user.uid, user.gid, user.groups
+
+
+def _control_folder(settings: SiteSettings) -> Path:
+    """Root's own folder in the kit; the logs in it are nobody else's: the agent's may name images."""
+    folder = settings.path("control")
+    folder.mkdir(exist_ok=True, mode=0o711)
+    (folder / "logs").mkdir(exist_ok=True, mode=0o700)
+    return folder
+
+
+def _refuse_untrusted(settings: SiteSettings) -> None:
+    """A server that is not up yet is waited for; one with the wrong certificate is not."""
+    try:
+        probe_server(settings.server.address, settings.path(settings.server.ca_certificate))
+    except DeploymentError as error:
+        if error.code not in WAIT_FOR:
+            raise

@@ -3,12 +3,15 @@
 from typing import Any
 
 from dpfpl_client.agent.anchor import events_to_json
+from dpfpl_client.agent.audit import AUDIT_FILE, AuditLog
 from dpfpl_client.agent.budget import spent
+from dpfpl_client.agent.dataset import LEDGER_FILE
 from dpfpl_client.agent.ledger import Charge, Ledger
 from dpfpl_client.agent.locks import StateLock
 from dpfpl_client.agent.policy import load_policy
 from dpfpl_client.agent.registry import Registry
 from dpfpl_client.agent.store import DiskStore
+from dpfpl_client.registration import lost_ledger
 from dpfpl_client.site_settings import SiteSettings
 from dpfpl_common.accounting import json_epsilon
 from dpfpl_common.errors import StateError
@@ -93,16 +96,18 @@ def accept_rollback(settings: SiteSettings, *, nothing_lost: bool = False) -> di
     """Go on with an old copy of the ledger, as ``Ledger.accept_rollback``; no agent may be running."""
     lock = StateLock(settings.state_folder)
     try:
-        path, registry = settings.state_folder / "ledger.sqlite", Registry(settings.registry_folder)
-        charged = Ledger.accept_rollback(path, registry, nothing_lost=nothing_lost)
-    finally:
-        lock.release()
-    return {
-        "charged": [
+        path, registry = settings.state_folder / LEDGER_FILE, Registry(settings.registry_folder)
+        identity = "" if path.exists() else lost_ledger(settings)
+        charged = Ledger.accept_rollback(path, registry, identity=identity, nothing_lost=nothing_lost)
+        rows = [
             {"experiment": name, "last_round": total.last_round, "events": events_to_json(total.events)}
             for name, total in charged.items()
         ]
-    }
+        audit = AuditLog(settings.state_folder / AUDIT_FILE)
+        audit.write("rollback_accepted", nothing_lost=nothing_lost, ledger_was_gone=bool(identity), charged=rows)
+    finally:
+        lock.release()
+    return {"charged": rows}
 
 
 def towards_recipients(paid: dict[str, float]) -> float:
@@ -111,7 +116,7 @@ def towards_recipients(paid: dict[str, float]) -> float:
 
 
 def _open(settings: SiteSettings) -> Ledger:
-    path = settings.state_folder / "ledger.sqlite"
+    path = settings.state_folder / LEDGER_FILE
     if not path.exists():
         raise StateError(
             code="NO_LEDGER", message="Nothing was ever charged at this site.", advice="It fills with the first round."

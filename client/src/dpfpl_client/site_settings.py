@@ -10,18 +10,38 @@ from dpfpl_common.errors import ConfigError
 from dpfpl_common.experiment import SITE_NAME
 from dpfpl_common.settings import from_table, read_toml
 
-__all__ = ["AgentSettings", "ServerSettings", "SimulationSettings", "SiteSettings", "load_site"]
+__all__ = [
+    "AgentSettings",
+    "MonitoringSettings",
+    "ServerSettings",
+    "SimulationSettings",
+    "SiteSettings",
+    "UserSettings",
+    "load_site",
+]
 
 PUBLIC_SOURCES = ("digits", "shapes")
 
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """How the SuperNode reaches the operator's server; paths are relative to site.toml."""
+    """How the SuperNode reaches the operator's server; paths are relative to site.toml.
+
+    ``poll_s``: how often it asks for messages, in seconds; a federation of hundreds of sites needs more than 1.
+    """
 
     address: str = ""
     ca_certificate: str = "ca.crt"
     node_key: str = "node.key"
+    poll_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.05 <= self.poll_s <= 60.0:
+            raise ConfigError(
+                code="IMPOSSIBLE_VALUE",
+                message=f"site.toml [server] poll_s is {self.poll_s:g}.",
+                advice="Give the seconds between two questions to the server, from 0.05 to 60.",
+            )
 
 
 @dataclass(frozen=True)
@@ -42,6 +62,33 @@ class AgentSettings:
                 message=f"site.toml [agent] threads is {self.threads}.",
                 advice="Give the number of processor cores to use, at least 1.",
             )
+
+
+@dataclass(frozen=True)
+class UserSettings:
+    """Whose processes agent and SuperNode are, where root starts them; both empty: of whoever starts them."""
+
+    agent: str = ""
+    node: str = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.agent) != bool(self.node):
+            raise ConfigError(
+                code="IMPOSSIBLE_VALUE",
+                message="site.toml [users] names only one of agent and node.",
+                advice="Name both users, or remove [users].",
+            )
+
+
+@dataclass(frozen=True)
+class MonitoringSettings:
+    """Where the agent shows its health and metrics, ``127.0.0.1:9465``; empty: nowhere.
+
+    ``public`` accepts an address that other machines reach; only for a container's own network.
+    """
+
+    address: str = ""
+    public: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,6 +113,8 @@ class SiteSettings:
         offline: never reach for a model hub.
         server: how to reach the operator's server.
         agent: where the agent listens.
+        users: the two users that agent and SuperNode run as, if they are kept apart.
+        monitoring: where it shows its health and metrics.
         simulation: seeded randomness; refused unless the data is a built-in public set.
         folder: where site.toml lies; relative paths start there.
     """
@@ -79,6 +128,8 @@ class SiteSettings:
     offline: bool = True
     server: ServerSettings = field(default_factory=ServerSettings)
     agent: AgentSettings = field(default_factory=AgentSettings)
+    users: UserSettings = field(default_factory=UserSettings)
+    monitoring: MonitoringSettings = field(default_factory=MonitoringSettings)
     simulation: SimulationSettings | None = None
     folder: str = "."
 
@@ -110,9 +161,19 @@ class SiteSettings:
         """The absolute folder of the registry.
 
         Where site.toml names none: DPFPL_REGISTRY, else this user's folder for state, so that all sites of a machine
-        share one. With built-in public data, where nobody is to be protected and the same images serve many trials:
-        beside the state folder.
+        share one. With built-in public data, where nobody is to be protected and the same images serve many trials,
+        and where agent and SuperNode run as users of their own: beside the state folder.
         """
+        folder = self._registry()
+        if folder == self.state_folder or self.state_folder in folder.parents:
+            raise ConfigError(
+                code="REGISTRY_IN_STATE",
+                message=f"The registry {folder} lies in the state folder, with which it would be restored.",
+                advice="Name another folder: registry in site.toml, or DPFPL_REGISTRY.",
+            )
+        return folder
+
+    def _registry(self) -> Path:
         if self.registry:
             return self.path(self.registry)
         if self.data.source in PUBLIC_SOURCES:
@@ -125,14 +186,33 @@ class SiteSettings:
 
     @property
     def agent_address(self) -> str:
-        """The agent's address with an absolute socket path."""
-        scheme, _, path = self.agent.address.partition("unix:")
-        return f"unix:{self.path(path)}" if not scheme and path else self.agent.address
+        """The agent's address with an absolute socket path; by default in a folder that both users can enter."""
+        address = self.agent.address
+        if self.separated and address == AgentSettings.address:
+            address = "unix:run/agent.sock"
+        scheme, _, path = address.partition("unix:")
+        return f"unix:{self.path(path)}" if not scheme and path else address
 
     @property
     def token_file(self) -> Path:
         """The file with the credential that callers of the agent must show."""
-        return self.state_folder / "agent.token"
+        return (self.socket_folder if self.separated else self.state_folder) / "agent.token"
+
+    @property
+    def separated(self) -> bool:
+        """Whether agent and SuperNode run as two users."""
+        return bool(self.users.agent)
+
+    @property
+    def socket_folder(self) -> Path:
+        """The folder of the agent's socket, which the SuperNode's group may enter where the two are separated."""
+        path = self.agent_address.removeprefix("unix:")
+        return Path(path).parent if path.startswith("/") else self.path("run")
+
+    @property
+    def node_folder(self) -> Path:
+        """Where the SuperNode keeps its files and its log."""
+        return self.path("node") if self.separated else self.state_folder
 
 
 def load_site(path: Path) -> SiteSettings:

@@ -7,7 +7,7 @@ from pathlib import Path
 from dpfpl_common.errors import ConfigError
 from dpfpl_common.experiment import NAME
 
-__all__ = ["initialise"]
+__all__ = ["initialise", "name_users"]
 
 SITE = """\
 name = {name}
@@ -70,6 +70,17 @@ def initialise(site_file: Path, data: str, name: str) -> list[Path]:
         policy.chmod(0o640)
         written.append(policy)
     return written
+
+
+def name_users(site_file: Path, agent: str, node: str) -> None:
+    """Name the two users in site.toml's [users], which is made where it is missing."""
+    text = site_file.read_text(encoding="utf-8")
+    table = f"[users]\nagent = {_quoted(agent)}\nnode = {_quoted(node)}\n"
+    if re.search(r"(?m)^\[users\]", text):
+        text = re.sub(r"(?m)^\[users\][^\[]*", lambda _: table + "\n", text)
+    else:
+        text = f"{text.rstrip()}\n\n{table}"
+    site_file.write_text(text, encoding="utf-8")
 
 
 def _with_value(text: str, key: str, value: str, site_file: Path) -> str:

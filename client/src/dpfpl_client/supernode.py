@@ -1,6 +1,7 @@
 """Start Flower's SuperNode for a site: TLS to the server, the site's node key, and the way to the agent."""
 
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpfpl_common.errors import DeploymentError
+from dpfpl_common.flower_home import prune_apps
 from dpfpl_common.processes import (
     ManagedProcess,
     ProcessGroup,
@@ -27,7 +29,9 @@ __all__ = [
 ]
 
 _CONNECTED = re.compile(r"SuperNode ID: (\d+)")
+_GAVE_UP = re.compile(r"dpfpl: ([A-Z_]+): (.*)\. Giving up")
 _GRACE_S = 8.0
+_HARMLESS = ("PATH", "PYTHON", "LD_LIBRARY_PATH", "LANG", "LC_", "TZ", "OMP_", "FLWR_", "DPFPL_")
 _KNOWN_TROUBLE = (  # what Flower's log says, and what it means
     (
         "Failed to activate SuperNode",
@@ -65,6 +69,9 @@ class SuperNodeSettings:
         agent_token_file: the file with the agent's token.
         runtime_port: loopback port for Flower's own processes; 0 takes a free one.
         poll_s: how often the site asks the server for messages; one machine bears 0.2, the internet 1 or more.
+        user: the user, group and groups that it runs as, if not ours.
+        control_folder: where its log and its configuration lie, if not in the state folder: what another user's
+            processes can exchange for a link must not be written by us.
         warm: answer from a warm process (:mod:`dpfpl_client.warm_node`); else Flower's own command, which asks every
             3 s and spends a second of processor time per message.
     """
@@ -79,6 +86,8 @@ class SuperNodeSettings:
     runtime_port: int = 0
     poll_s: float = 1.0
     warm: bool = True
+    user: tuple[int, int, tuple[int, ...]] | None = None
+    control_folder: Path | None = None
 
     @property
     def flower_home(self) -> Path:
@@ -88,7 +97,7 @@ class SuperNodeSettings:
     @property
     def log_file(self) -> Path:
         """The SuperNode's log; the ClientApp writes to it as well."""
-        return self.state_folder / "logs" / "supernode.log"
+        return (self.control_folder or self.state_folder) / "logs" / "supernode.log"
 
 
 def supernode_command(settings: SuperNodeSettings, runtime_port: int) -> list[str]:
@@ -138,15 +147,18 @@ def start_supernode(
 ) -> ManagedProcess:
     """Start the SuperNode in the group, without waiting for the server."""
     command = supernode_command(settings, settings.runtime_port or free_port())
-    settings.flower_home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if settings.user is None:
+        settings.flower_home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        prune_apps(settings.flower_home)
     _node_config_file(settings).write_text(_node_config(settings), encoding="utf-8")
     return group.start(
         f"SuperNode of {settings.site_name}",
         command,
         log_file=settings.log_file,
-        environment=supernode_environment(settings, extra_environment),
+        environment=_environment(settings, extra_environment),
         folder=settings.state_folder,
         grace_s=_GRACE_S,
+        user=settings.user,
     )
 
 
@@ -177,7 +189,20 @@ def connected_node_id(process: ManagedProcess) -> int | None:
 
 
 def _node_config_file(settings: SuperNodeSettings) -> Path:
-    return settings.flower_home / "node.toml"
+    return (settings.control_folder or settings.flower_home) / "node.toml"
+
+
+def _environment(settings: SuperNodeSettings, extra: Mapping[str, str] | None) -> dict[str, str]:
+    """The environment; for another user without anything of ours that it has no need of, such as credentials."""
+    environment = supernode_environment(settings, extra)
+    if settings.user is None:
+        return environment
+    kept = {
+        name: value
+        for name, value in environment.items()
+        if os.environ.get(name) != value or name.startswith(_HARMLESS)
+    }
+    return {**kept, "HOME": str(settings.state_folder)}
 
 
 def _node_config(settings: SuperNodeSettings) -> str:
@@ -193,6 +218,10 @@ def _node_config(settings: SuperNodeSettings) -> str:
 def _explained(process: ManagedProcess, error: DeploymentError) -> DeploymentError:
     """Turn what Flower writes into something an administrator can act on."""
     text = process.log_text()
+    if found := _GAVE_UP.search(text):
+        code, meaning = found.groups()
+        advice = "Ask dpfpl-client doctor what to do."
+        return DeploymentError(code=code, message=f"{process.name}: {meaning} ({process.log_file})", advice=advice)
     for sign, code, message, advice in _KNOWN_TROUBLE:
         if sign in text:
             return DeploymentError(code=code, message=f"{process.name}: {message} ({process.log_file})", advice=advice)

@@ -4,7 +4,8 @@ Stock Flower starts a fresh ``flwr-clientapp`` per message (about a second of CP
 messages every 3 s. Here the SuperNode runs in Flower's isolation mode "process", which is made for an executor of one's
 own. Ours is forked from the SuperNode before that starts any thread: it asks the SuperNode's Runtime API for tasks, as
 Flower's SuperExec does, and forks itself for each, so a ClientApp is as isolated as before but has nothing to import.
-The idle wait between two looks, which Flower offers no setting for, is shortened in this process.
+The idle wait between two looks, which Flower offers no setting for, is shortened in this process, and the connection
+to the server is opened by :mod:`dpfpl_client.link`.
 
 Takes the arguments of ``flower-supernode``; ``DPFPL_NODE_POLL_S`` sets the wait. Run by :mod:`dpfpl_client.supernode`.
 """
@@ -17,6 +18,7 @@ import sys
 import threading
 import time
 import types
+from pathlib import Path
 from typing import NoReturn
 
 from dpfpl_common.telemetry import silence_telemetry
@@ -31,6 +33,8 @@ from flwr.supercore.retry import make_simple_http_retry_invoker  # noqa: E402
 from flwr.supercore.runtime import RuntimeHttpClient  # noqa: E402
 from flwr.supernode.cli.flower_supernode import flower_supernode  # noqa: E402
 from flwr.supernode.runtime.run_clientapp import run_clientapp  # noqa: E402
+
+from dpfpl_client import link  # noqa: E402
 
 __all__ = ["main"]
 
@@ -50,6 +54,7 @@ def main() -> NoReturn:
         _die_with_parent(parent)
         _execute_tasks(f"127.0.0.1:{port}", poll_s)
     threading.Thread(target=_end_with, args=(executor,), daemon=True).start()
+    link.install(Path(os.environ["FLWR_HOME"]) / "link.json")
     flower_loop.time = _Impatient(poll_s)  # type: ignore[attr-defined]
     sys.argv = ["flower-supernode", *sys.argv[1:], "--isolation", "process"]
     flower_supernode()

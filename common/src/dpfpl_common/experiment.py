@@ -10,15 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from dpfpl_common.errors import ConfigError
+from dpfpl_common.gradient_settings import PRECISIONS, GradientSettings
 from dpfpl_common.noise import grid_allows
-from dpfpl_common.settings import from_table, read_toml, shown, to_table
+from dpfpl_common.settings import from_table, read_toml, to_table
+from dpfpl_common.value_checks import choice as _choice
+from dpfpl_common.value_checks import impossible as _impossible
+from dpfpl_common.value_checks import within as _within
 
 __all__ = [
     "MECHANISMS",
     "METHODS",
+    "PROJECTIONS",
+    "RULES",
     "TRUST_MODES",
     "UNITS",
+    "AggregationSettings",
     "Experiment",
+    "GradientSettings",
     "ModelSettings",
     "OptimizerSettings",
     "PrivacySettings",
@@ -30,12 +38,14 @@ __all__ = [
 
 TRUST_MODES = ("distributed", "central", "local")
 MECHANISMS = ("per_step", "one_shot")
+PROJECTIONS = ("none", "text")
 CLIPPINGS = ("joint", "separate")
 ACCOUNTINGS = ("honest", "paper")
 UNITS = ("example", "site")
 METHODS = ("dpfpl", "dplora", "fedotp", "fedpgp", "promptfl")
 SITE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 OPTIMIZERS = ("adam", "sgd")
+RULES = ("mean", "median", "trimmed_mean")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 
@@ -98,6 +108,8 @@ class PrivacySettings:
             whole update of one round.
         factor_clipping_norm: L2 bound C_u = C_v of each personal block: its gradient towards a factor, under ``fedotp``
             towards the personal context; 0 = the same as clipping_norm.
+        projection: of ``one_shot``'s class sums: ``none``, or ``text``, onto the public directions that the classes'
+            text features take as the prompt moves, so that the noise of all others is left out.
         clipping: ``joint``, one factor for all blocks of an example; ``separate``, one for each block.
         accounting: ``honest``; ``paper`` computes target_epsilon's noise by the paper's formula, for reproductions.
         sample_rate: chance q that an example joins a step (Poisson).
@@ -115,6 +127,7 @@ class PrivacySettings:
     noise_multiplier: float | None = None
     clipping_norm: float = 0.1
     factor_clipping_norm: float = 0.0
+    projection: str = "none"
     clipping: str = "joint"
     accounting: str = "honest"
     sample_rate: float = 0.5
@@ -150,6 +163,22 @@ class RoundSettings:
 
 
 @dataclass(frozen=True)
+class AggregationSettings:
+    """How the sites' updates become one; every site counts the same, whatever it says of itself.
+
+    Attributes:
+        rule: ``mean``, the paper's; ``median`` or ``trimmed_mean``, coordinate by coordinate, which bear some hostile
+            sites but need ``local`` trust: only there is each message noised enough by itself.
+        trim: under ``trimmed_mean``, how many values are cut off at each end of every coordinate.
+        largest_site: the most training images a site may have, in nominal sizes; larger updates are dropped.
+    """
+
+    rule: str = "mean"
+    trim: int = 1
+    largest_site: float = 100.0
+
+
+@dataclass(frozen=True)
 class Experiment:
     """One federated training with a name and a configuration."""
 
@@ -161,9 +190,11 @@ class Experiment:
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     privacy: PrivacySettings = field(default_factory=PrivacySettings)
     rounds: RoundSettings = field(default_factory=RoundSettings)
+    gradients: GradientSettings = field(default_factory=GradientSettings)
+    aggregation: AggregationSettings = field(default_factory=AggregationSettings)
 
     def __post_init__(self) -> None:
-        for part in (self.optimizer, self.privacy, self.rounds):
+        for part in (self.optimizer, self.privacy, self.rounds, self.aggregation):
             _floats_as_floats(part)
         _check(self)
 
@@ -193,8 +224,18 @@ class Experiment:
         return self.privacy.noise_multiplier != 0.0
 
     def to_json(self) -> str:
-        """Canonical JSON: the same experiment always gives the same bytes."""
-        return json.dumps(to_table(self), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        """Canonical JSON: the same experiment always gives the same bytes.
+
+        Settings that came with a later release are left out at their defaults, so that experiments keep their digests.
+        """
+        table = to_table(self)
+        if self.aggregation == AggregationSettings():
+            del table["aggregation"]
+        if self.gradients == GradientSettings():
+            del table["gradients"]
+        if self.privacy.projection == PrivacySettings.projection:
+            del table["privacy"]["projection"]
+        return json.dumps(table, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
     def digest(self) -> str:
         """sha256 of the canonical JSON, the identity that sites approve."""
@@ -249,12 +290,19 @@ def _check(e: Experiment) -> None:
     _choice("optimizer.name", o.name, OPTIMIZERS)
     _within("optimizer.global_learning_rate", o.global_learning_rate, 0.0, 1e6)
     _within("optimizer.personal_learning_rate", o.personal_learning_rate, 0.0, 1e6)
+    _choice("gradients.precision", e.gradients.precision, PRECISIONS)
+    _within("gradients.classes", e.gradients.classes, 0, 10**6)
     _choice("privacy.unit", p.unit, UNITS)
     _choice("privacy.mechanism", p.mechanism, MECHANISMS)
     _choice("privacy.trust", p.trust, TRUST_MODES)
+    _choice("privacy.projection", p.projection, PROJECTIONS)
     _choice("privacy.clipping", p.clipping, CLIPPINGS)
     _choice("privacy.accounting", p.accounting, ACCOUNTINGS)
-    _refuse_unsound(p)
+    _choice("aggregation.rule", e.aggregation.rule, RULES)
+    trimmed = e.aggregation.rule == "trimmed_mean"  # a round with just the quorum must leave something
+    _within("aggregation.trim", e.aggregation.trim, 1, (e.min_sites - 1) // 2 if trimmed else 10**6)
+    _within("aggregation.largest_site", e.aggregation.largest_site, 1.0, 1e6)
+    _refuse_unsound(p, e.aggregation.rule)
     if (p.target_epsilon is None) and (p.noise_multiplier is None):
         raise _impossible("privacy", "neither", "target_epsilon or noise_multiplier (0 for no noise)")
     if p.target_epsilon is not None:
@@ -283,7 +331,7 @@ def _check(e: Experiment) -> None:
     _within("rounds.evaluate_every", r.evaluate_every, 1, 100_000)
 
 
-def _refuse_unsound(p: PrivacySettings) -> None:
+def _refuse_unsound(p: PrivacySettings, rule: str) -> None:
     """Refuse combinations without a sound analysis, with the reason."""
     reason = _unsound_site_unit(p)
     if reason:
@@ -295,14 +343,25 @@ def _refuse_unsound(p: PrivacySettings) -> None:
         )
     elif p.mechanism == "one_shot" and p.accounting == "paper":
         reason = "the paper's formula is about noise at every step; one_shot adds noise once"
+    elif p.projection != "none" and p.mechanism != "one_shot":
+        reason = (
+            f"the projection {p.projection} is one of class sums of image features, which {p.mechanism} does not "
+            "release; its gradients are projected by the method's own directions"
+        )
     elif p.clipping == "separate" and (p.mechanism == "one_shot" or p.trust == "local"):
         reason = "separate clipping needs several blocks; here only one is released"
+    elif rule != "mean" and p.trust != "local":
+        reason = (
+            f"a {rule} is no function of the sum of all messages, so the noise that the sum carries under {p.trust} "
+            "trust does not protect it; each message must carry the whole noise"
+        )
     if reason:
         raise ConfigError(
             code="NO_SOUND_ANALYSIS",
             message=f"Refused: {reason}.",
-            advice="For one_shot set trust to local; otherwise use clipping joint and accounting honest. The unit site "
-            "needs the mechanism per_step and trust distributed or, to sample sites, central.",
+            advice="For one_shot, median and trimmed_mean set trust to local; otherwise use clipping joint, accounting "
+            "honest and projection none. The unit site needs the mechanism per_step and trust distributed or, to "
+            "sample sites, central.",
         )
 
 
@@ -330,21 +389,3 @@ def _unsound_site_unit(p: PrivacySettings) -> str:
 
 def _is_name(text: str) -> bool:
     return bool(text.strip()) and len(text) <= 200 and text.isprintable()
-
-
-def _choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise _impossible(key, value, "one of " + ", ".join(allowed))
-
-
-def _within(key: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise _impossible(key, value, f"a number from {low:g} to {high:g}")
-
-
-def _impossible(key: str, value: object, expected: str) -> ConfigError:
-    return ConfigError(
-        code="IMPOSSIBLE_VALUE",
-        message=f"The experiment's {key} is {shown(value)}, expected {expected}.",
-        advice="Correct experiment.toml.",
-    )

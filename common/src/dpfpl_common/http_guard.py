@@ -15,7 +15,7 @@ from typing import Any
 
 from dpfpl_common.errors import ConfigError
 
-__all__ = ["HttpGuard", "is_loopback", "read_http_token"]
+__all__ = ["LOOPBACK_NAMES", "HttpGuard", "is_loopback", "read_http_token"]
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

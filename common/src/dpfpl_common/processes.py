@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
@@ -80,6 +80,7 @@ class ManagedProcess:
         environment: the whole environment; ``None`` takes :func:`child_environment`.
         folder: its working folder.
         grace_s: how long it may take to end by itself once asked.
+        user: whose process it is, as (user, group, all groups), if not ours; only root can say so.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class ManagedProcess:
         environment: Mapping[str, str] | None = None,
         folder: Path | None = None,
         grace_s: float = 5.0,
+        user: tuple[int, int, Sequence[int]] | None = None,
     ) -> None:
         self.name = name
         self.command = command
@@ -107,6 +109,10 @@ class ManagedProcess:
                 env=dict(child_environment() if environment is None else environment),
                 cwd=folder,
                 start_new_session=True,  # Ctrl-C reaches only us, and we decide on the order
+                user=None if user is None else user[0],
+                group=None if user is None else user[1],
+                extra_groups=None if user is None else user[2],
+                umask=-1 if user is None else 0o077,
             )
 
     @property
@@ -197,10 +203,11 @@ class ProcessGroup:
         environment: Mapping[str, str] | None = None,
         folder: Path | None = None,
         grace_s: float = 5.0,
+        user: tuple[int, int, Sequence[int]] | None = None,
     ) -> ManagedProcess:
         """Start one more process; the arguments are those of :class:`ManagedProcess`."""
         process = ManagedProcess(
-            name, command, log_file=log_file, environment=environment, folder=folder, grace_s=grace_s
+            name, command, log_file=log_file, environment=environment, folder=folder, grace_s=grace_s, user=user
         )
         self.processes.append(process)
         return process

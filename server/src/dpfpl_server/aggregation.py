@@ -11,8 +11,18 @@ from dpfpl_common.experiment import Experiment
 from dpfpl_common.noise import NoiseSource
 from dpfpl_common.payload import Context
 from dpfpl_common.trust import server_noise_stddev, site_noise_stddev
+from dpfpl_server.robust import robust
 
-__all__ = ["UpdateSum", "aggregate", "aggregate_sum", "initial_global_context", "update_norm_cap"]
+__all__ = [
+    "UpdateStack",
+    "UpdateSum",
+    "Updates",
+    "aggregate",
+    "aggregate_sum",
+    "collector",
+    "initial_global_context",
+    "update_norm_cap",
+]
 
 
 class UpdateSum:
@@ -35,16 +45,40 @@ class UpdateSum:
         self.count += 1
 
 
+class UpdateStack:
+    """All updates, kept until the round closes: what a robust rule needs."""
+
+    def __init__(self) -> None:
+        self.updates: list[Context] = []
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self.updates)
+
+    def add(self, update: Context) -> None:
+        """Keep a validated update, float32 [num_context, width]."""
+        self.updates.append(update)
+
+
+Updates = UpdateSum | UpdateStack
+
+
+def collector(experiment: Experiment) -> Updates:
+    """What takes the updates of one round, empty."""
+    return UpdateSum(experiment) if experiment.aggregation.rule == "mean" else UpdateStack()
+
+
 def aggregate(experiment: Experiment, updates: Iterable[Context], noise: NoiseSource) -> npt.NDArray[np.float64]:
     """As :func:`aggregate_sum`, for updates that are all here already."""
-    added = UpdateSum(experiment)
+    added = collector(experiment)
     for update in updates:
         added.add(update)
     return aggregate_sum(experiment, added, noise)
 
 
-def aggregate_sum(experiment: Experiment, updates: UpdateSum, noise: NoiseSource) -> npt.NDArray[np.float64]:
-    """Mean of the updates, with the server's own noise under ``central`` trust.
+def aggregate_sum(experiment: Experiment, updates: Updates, noise: NoiseSource) -> npt.NDArray[np.float64]:
+    """Mean of the updates, with the server's own noise under ``central`` trust; or the robust rule that is configured.
 
     Equal weights: the sites' counts are private. An update is a mean over the round's local steps of clipped sums
     divided by the public expected batch size; under ``central`` the server's noise per step has standard deviation z C
@@ -55,9 +89,12 @@ def aggregate_sum(experiment: Experiment, updates: UpdateSum, noise: NoiseSource
     replied; a sample without a single reply is noise alone. With sampled sites there is no quorum to keep: the noise is
     whole however few sites reply.
 
+    A robust rule (``dpfpl_server.robust``) works on single messages. It is admitted under ``local`` trust only, where
+    each message carries the whole noise, so that whatever is made of them is post-processing.
+
     Args:
         experiment: trust mode, norms and public divisor.
-        updates: the sum of validated updates, one a site.
+        updates: the validated updates, one a site, in what ``collector`` gave.
         noise: source for ``central`` trust; unused otherwise.
 
     Raises:
@@ -72,6 +109,8 @@ def aggregate_sum(experiment: Experiment, updates: UpdateSum, noise: NoiseSource
             message=f"{updates.count} usable replies, {needed} are needed.",
             advice="The round is abandoned; nothing was aggregated.",
         )
+    if isinstance(updates, UpdateStack):
+        return robust(experiment.aggregation, updates.updates)
     total = updates.total
     stddev = server_noise_stddev(experiment)
     if privacy.unit == "site":
@@ -94,8 +133,9 @@ def initial_global_context(experiment: Experiment) -> Context:
 def update_norm_cap(experiment: Experiment) -> float:
     """A norm that an honest update exceeds with negligible probability.
 
-    The clipped part is at most C times the site's size over the divisor, allowed here for sites of up to a hundred
-    times the nominal size; the noise part is bounded by its expected norm plus eight deviations. Under the unit
+    The clipped part is at most C times the site's size over the divisor, allowed here for sites of up to
+    ``aggregation.largest_site`` times the nominal size (default 100); the noise part is bounded by its expected norm
+    plus eight deviations. Under the unit
     ``site`` the clipped part is at most C, whatever the size, and the noise is on the update itself.
     """
     privacy = experiment.privacy
@@ -105,4 +145,4 @@ def update_norm_cap(experiment: Experiment) -> float:
     divisor = privacy.sample_rate * privacy.nominal_site_size
     size = math.prod(experiment.context_shape)
     noise = (privacy.noise_multiplier or 0.0) * privacy.clipping_norm / divisor * (math.sqrt(size) + 8.0)
-    return privacy.clipping_norm * 100.0 / privacy.sample_rate + noise
+    return privacy.clipping_norm * experiment.aggregation.largest_site / privacy.sample_rate + noise

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from dpfpl_server.markup import text
+from dpfpl_server.markup import Html, text
 
 __all__ = ["Frame", "Line", "legend", "line_chart"]
 
@@ -62,35 +62,46 @@ class Frame:
         return bottom - (bottom - top) * (accuracy - self.low) / (self.high - self.low)
 
 
-def line_chart(title: str, lines: Sequence[Line], frame: Frame) -> str:
+def line_chart(title: str, lines: Sequence[Line], frame: Frame, axis: str = "completed rounds") -> Html:
     """An SVG drawing with axes in percent and completed rounds; a line of one point is drawn as a marker."""
     lowest_drawn_first = sorted(lines, key=lambda line: -line.style)
-    return "\n".join(
-        (
-            f'<svg class="chart" viewBox="0 0 {frame.width} {frame.height}" font-size="{frame.font}" role="img" '
-            f'aria-label="{text(title)}">',
-            f"<title>{text(title)}</title>",
-            _axes(frame),
-            *(_line(line, frame) for line in lowest_drawn_first),
-            "</svg>",
+    return Html(
+        "\n".join(
+            (
+                f'<svg class="chart" viewBox="0 0 {frame.width} {frame.height}" font-size="{frame.font}" role="img" '
+                f'aria-label="{text(_spoken(title, lines))}">',
+                _axes(frame, axis),
+                *(_line(line, frame) for line in lowest_drawn_first),
+                "</svg>",
+            )
         )
     )
 
 
-def legend(lines: Sequence[Line]) -> str:
+def _spoken(title: str, lines: Sequence[Line]) -> str:
+    """The drawing for those who hear it: each line's first and last value."""
+    parts = [
+        f"{line.label} {100 * line.points[min(line.points)]:.1f}% → {100 * line.points[max(line.points)]:.1f}%"
+        for line in lines
+        if line.points
+    ]
+    return f"{title}: {'; '.join(parts)}"
+
+
+def legend(lines: Sequence[Line], missing: str = "not reported") -> Html:
     """What the lines of a chart are, with the last value of each, as HTML."""
     entries = []
     for line in lines:
-        last = f": {100 * line.points[max(line.points)]:.1f} %" if line.points else ": not reported"
+        last = f": {100 * line.points[max(line.points)]:.1f} %" if line.points else f": {missing}"
         swatch = (
             '<svg class="swatch" viewBox="0 0 36 10" aria-hidden="true">'
             f'<path class="line style{line.style}" d="M1 5H35"/></svg>'
         )
         entries.append(f"<li>{swatch}{text(line.label + last)}</li>")
-    return '<ul class="legend">' + "".join(entries) + "</ul>"
+    return Html('<ul class="legend">' + "".join(entries) + "</ul>")
 
 
-def _axes(frame: Frame) -> str:
+def _axes(frame: Frame, axis: str) -> str:
     parts = []
     right, bottom = frame.width - 14, frame.height - frame.bottom
     step = 0.1 if frame.high - frame.low < 0.55 else 0.2
@@ -112,7 +123,7 @@ def _axes(frame: Frame) -> str:
     middle = (frame.left + right) / 2
     parts.append(
         f'<text class="label" x="{middle:.1f}" y="{bottom + 2.7 * frame.font:.1f}" '
-        'text-anchor="middle">completed rounds</text>'
+        f'text-anchor="middle">{text(axis)}</text>'
     )
     return "\n".join(parts)
 
@@ -133,7 +144,7 @@ def _line(line: Line, frame: Frame) -> str:
         parts.append(f'<path class="line style{line.style}" d="{path}"/>')
     if len(places) <= MARKED_POINTS:
         for completed, value, x, y in places:
-            hint = text(f"{line.label}, after {completed} rounds: {100 * value:.1f} %")
+            hint = text(f"{line.label}, {completed}: {100 * value:.1f} %")
             parts.append(
                 f'<circle class="mark style{line.style}" cx="{x:.1f}" cy="{y:.1f}" r="3.5">'
                 f"<title>{hint}</title></circle>"

@@ -13,7 +13,7 @@ import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 from dpfpl_common.errors import ConfigError, DpfplError  # noqa: E402
-from dpfpl_server import experiments_cli, sites_cli  # noqa: E402
+from dpfpl_server import experiments_cli, operations_cli, pilot_cli, sites_cli  # noqa: E402
 from dpfpl_server.exit_codes import HELP, INTERRUPTED, exit_code_of  # noqa: E402
 
 __all__ = ["main"]
@@ -83,10 +83,16 @@ def start(
     host: Annotated[str, typer.Option(help="address that the sites' port listens on")] = "0.0.0.0",  # noqa: S104
     port: Annotated[int, typer.Option(help="port that the sites connect to (gRPC, TLS)")] = 9092,
     control_port: Annotated[int, typer.Option(help="port of this machine only, for run, status and stop")] = 8000,
+    monitor: Annotated[str, typer.Option(help="show /health and /metrics at this address: 127.0.0.1:9466")] = "",
+    monitor_public: Annotated[
+        bool, typer.Option("--monitor-public", help="let other machines reach that address")
+    ] = False,
+    runs: Annotated[Path, typer.Option("--runs", help="folder of the runs whose metrics are shown")] = Path("runs"),
 ) -> None:
     """Start the server in this terminal; Ctrl-C stops it."""
     from dpfpl_common.processes import ProcessGroup
     from dpfpl_server.expiry import expiry_warnings
+    from dpfpl_server.server_health import start_server_monitor
     from dpfpl_server.superlink import SuperLinkSettings, start_superlink
 
     for text in expiry_warnings(server):
@@ -95,6 +101,9 @@ def start(
     with ProcessGroup() as group:
         process = start_superlink(settings, group)
         typer.echo(f"Listening for sites on {host}:{port} (gRPC, TLS, registered keys only). Log: {settings.log_file}")
+        if monitor:
+            shown = start_server_monitor(server.resolve(), runs.resolve(), monitor, public=monitor_public)
+            typer.echo(f"Health and metrics: http://{shown.address}/health and /metrics")
         typer.echo("Run an experiment from another terminal: dpfpl-server run EXPERIMENT.toml")
         while process.wait(timeout_s=1.0) is None:
             pass
@@ -104,6 +113,8 @@ def start(
 
 
 experiments_cli.register(app)
+operations_cli.add_commands(app)
+pilot_cli.register(app)
 
 
 def _print_json(content: Any) -> None:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dpfpl_server.live_state import LiveState
-from dpfpl_server.report_text import printable, seconds_text
+from dpfpl_server.plain_words import printable, seconds_text
 from dpfpl_server.result_table import print_result, result_table
 
 __all__ = ["LiveDisplay", "print_result", "result_table"]

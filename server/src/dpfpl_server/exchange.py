@@ -1,7 +1,8 @@
 """One exchange of messages with a set of sites: push, then pull until all answered or time is up."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from flwr.app import ArrayRecord, Message, RecordDict
@@ -10,6 +11,7 @@ from flwr.serverapp import Grid
 __all__ = ["Outcome", "content_bytes", "exchange", "record_bytes"]
 
 POLL_SECONDS = 0.2
+PULL_AT_ONCE = 100
 
 
 @dataclass
@@ -19,10 +21,16 @@ class Outcome:
     Attributes:
         replies: by site name; messages with content.
         failures: by site name; why there is no usable reply.
+        late: by site name; replies to an earlier exchange's message that came too late for it.
+        duplicates: by site name; further replies to a message that was answered already.
+        unanswered: messages without a reply at the deadline, by message id; what comes for them is late.
     """
 
     replies: dict[str, Message] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+    late: Counter[str] = field(default_factory=Counter)
+    duplicates: Counter[str] = field(default_factory=Counter)
+    unanswered: dict[str, str] = field(default_factory=dict)
 
 
 def exchange(
@@ -32,10 +40,12 @@ def exchange(
     on_reply: Callable[[str], None] = lambda site: None,
     clock: Callable[[], float] = time.monotonic,
     take: Callable[[str, Message], None] | None = None,
+    earlier: Mapping[str, str] | None = None,
 ) -> Outcome:
     """Send one message to each site and collect the replies until the deadline.
 
-    Replies are matched by the message they answer, never by the node they claim to come from.
+    Replies are matched by the message they answer, never by the node they claim to come from. The first one to a
+    message counts; further ones, and those to earlier exchanges' messages, are counted and ignored.
 
     Args:
         grid: Flower's, or an in-process stand-in.
@@ -45,8 +55,11 @@ def exchange(
         clock: monotonic seconds.
         take: given each reply with content as it comes; the outcome then keeps none, so that a round's memory does not
             grow with the number of sites.
+        earlier: unanswered messages of earlier exchanges, site names by message id.
     """
     outcome = Outcome()
+    answered: dict[str, str] = {}
+    missed = dict(earlier or {})
     ids: list[str | None] = [*grid.push_messages(messages.values())]
     ids = ids or [None] * len(messages)  # Flower's answer where the messages are too large for the server
     waiting = {message_id: site for site, message_id in zip(messages, ids, strict=True) if message_id}
@@ -54,23 +67,41 @@ def exchange(
         outcome.failures[site] = "NOT_SENT: the server could not queue the message"
     end = clock() + deadline_s
     while waiting:
-        for reply in grid.pull_messages(list(waiting)):
-            answered = waiting.pop(reply.metadata.reply_to_message_id, None)
-            if answered is None:
+        for reply in _pulled(grid, [*waiting, *missed]):
+            message_id = reply.metadata.reply_to_message_id
+            site = waiting.pop(message_id, "")
+            if not site:
+                _ignored(outcome, reply, missed.pop(message_id, ""), answered.get(message_id, ""))
                 continue
+            answered[message_id] = site
             if reply.has_error():
-                outcome.failures[answered] = f"NODE_ERROR: Flower error {reply.error.code}"
+                outcome.failures[site] = f"NODE_ERROR: Flower error {reply.error.code}"
             elif take is not None:
-                take(answered, reply)
+                take(site, reply)
             else:
-                outcome.replies[answered] = reply
-            on_reply(answered)
+                outcome.replies[site] = reply
+            on_reply(site)
         if not waiting or clock() >= end:
             break
         time.sleep(POLL_SECONDS)
     for site in waiting.values():
         outcome.failures[site] = f"NO_REPLY: nothing came within {deadline_s:g} s"
+    outcome.unanswered = {**missed, **waiting}
     return outcome
+
+
+def _pulled(grid: Grid, ids: list[str]) -> Iterator[Message]:
+    """The replies that are there, a hundred at a time: a thousand sites that answer at once need no more memory."""
+    for start in range(0, len(ids), PULL_AT_ONCE):
+        yield from grid.pull_messages(ids[start : start + PULL_AT_ONCE])
+
+
+def _ignored(outcome: Outcome, reply: Message, late: str, again: str) -> None:
+    """Count a reply that is not used; Flower's own error for a message that it has forgotten is none."""
+    if late and not reply.has_error():
+        outcome.late[late] += 1
+    elif again:
+        outcome.duplicates[again] += 1
 
 
 def content_bytes(message: Message) -> int:

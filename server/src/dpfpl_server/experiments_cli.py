@@ -1,4 +1,4 @@
-"""The commands of an experiment's life: plan, run, watch, status, stop, resume, list, report."""
+"""The commands of an experiment's life: plan, run, watch, status, stop, resume, list."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dpfpl_common.errors import DpfplError, StateError
+from dpfpl_common.errors import DpfplError
 from dpfpl_common.experiment import Experiment
 from dpfpl_server.exit_codes import FAILED
 
@@ -40,7 +40,6 @@ def register(app: typer.Typer) -> None:
         ("stop", stop, "stop demo"),
         ("resume", resume, "resume demo"),
         ("list", list_runs, "list --json"),
-        ("report", report, "report demo"),
     ):
         app.command(name, epilog=f"Example: dpfpl-server {example}")(command)
 
@@ -201,25 +200,6 @@ def list_runs(runs: RunsFolder = Path("runs"), as_json: AsJson = False) -> None:
         rounds = f"{state['round']}/{state['rounds']}" if "round" in state else ""
         table.add_row(state["name"], state["state"], rounds, state["meaning"])
     Console().print(table)
-
-
-def report(name: Name, runs: RunsFolder = Path("runs"), as_json: AsJson = False) -> None:
-    """Write report.html of a finished experiment again and say where it is."""
-    from dpfpl_server.report import write_report
-    from dpfpl_server.run_folder import RunFolder
-
-    folder = RunFolder(runs / name)
-    if folder.read_json("result.json") is None:
-        raise StateError(
-            code="NO_RESULT",
-            message=f"{folder.path} has no result yet.",
-            advice=f"See dpfpl-server status {name}, or resume it.",
-        )
-    path = write_report(folder.path)
-    if as_json:
-        _print_json({"report": str(path), "result": str(folder.path / "result.json")})
-    else:
-        typer.echo(str(path))
 
 
 def _run(experiment: Experiment, server: Path, runs: Path, limits: tuple[int, float, float], as_json: bool) -> None:

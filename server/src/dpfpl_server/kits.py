@@ -33,7 +33,8 @@ STARTING_POLICY = """\
 # What this site allows. Only you change this file; the operator can neither read nor change it.
 # Without this file, or with a mistake in it, the agent refuses every request.
 
-# Names of the experiments you approve; "*" allows any experiment within the limits below.
+# "*" allows any experiment within the limits below. With an empty list you approve each one yourself, after you have
+# seen what it costs: dpfpl-client approve --pending.
 experiments = ["*"]
 
 # How much privacy one experiment may cost (epsilon). Smaller protects more; a request beyond it is refused. Leave some
@@ -69,7 +70,7 @@ min_noise_multiplier = 0.3
 # The largest influence (norm) that one image may have.
 max_clipping_norm = 10.0
 
-# The most rounds one experiment may take.
+# The most rounds one experiment may take. How often may be asked is limited as well: dpfpl-client policy show.
 max_rounds = 500
 
 # Which accuracy numbers may leave: none | coarse (rounded) | exact.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dpfpl_server.report_text import amount, bytes_text, percent, printable, seconds_text
+from dpfpl_server.plain_words import amount, bytes_text, percent, printable, seconds_text
 
 __all__ = ["LiveState"]
 

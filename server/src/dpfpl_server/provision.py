@@ -122,16 +122,17 @@ def _provision(request: ProvisionRequest, names: tuple[str, ...], hosts: list[st
     authority, authority_is_new = _authority(folder, request.ca_key)
     certificate_is_new = _server_certificate(folder, authority, hosts)
     save_place(folder, request.address, request.port)
-    kits = {}
+    made = {}
+    address = f"{_bracketed(request.address)}:{request.port}"
     for name in wanted:
-        kits[name] = request.kit_path(name)
         node, agent = new_node_key(), new_agent_key()
-        address = f"{_bracketed(request.address)}:{request.port}"
-        kit = Kit(name, address, authority.public, node.private, node.public, agent.private)
-        # The register first: a key that the register does not know is useless, one that has no kit can be forced.
+        made[name] = Kit(name, address, authority.public, node.private, node.public, agent.private)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         sites[name] = Site(name, node.public.decode().strip(), now, agent_key=agent.public.decode().strip())
-        save_sites(folder, sites)
+    # The register first: a key that the register does not know is useless, one that has no kit can be forced.
+    save_sites(folder, sites)
+    kits = {name: request.kit_path(name) for name in wanted}
+    for name, kit in made.items():
         _write(kit, kits[name], request.archive)
     return ProvisionResult(
         server_folder=folder,

@@ -8,9 +8,10 @@ from flwr.app import Message
 from dpfpl_common.errors import PayloadError
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.payload import EvaluateRequest, SiteReply, TrainRequest
-from dpfpl_server.aggregation import UpdateSum
+from dpfpl_server.aggregation import collector
 from dpfpl_server.exchange import content_bytes
 from dpfpl_server.records import SiteRefusal, decode_reply
+from dpfpl_server.signals import signal_score
 from dpfpl_server.signatures import SignatureCheck
 
 __all__ = ["Replies"]
@@ -31,7 +32,8 @@ class Replies:
     Attributes:
         accepted: usable replies by site; their updates are in ``updates`` and nowhere else.
         failures: why a site has no usable reply, by site.
-        updates: the sum of the accepted updates.
+        updates: the accepted updates, added up where the rule allows it.
+        signal: how much more than noise an accepted update holds, by site; see ``signals``.
         bytes: what arrived, in arrays and text.
     """
 
@@ -47,7 +49,9 @@ class Replies:
         self._signatures = signatures
         self.accepted: dict[str, SiteReply] = {}
         self.failures: dict[str, str] = {}
-        self.updates = UpdateSum(experiment)
+        self.updates = collector(experiment)
+        self.signal: dict[str, float] = {}
+        self._experiment = experiment
         self.bytes = 0
 
     @property
@@ -72,6 +76,7 @@ class Replies:
             return
         if reply.update is not None:
             self.updates.add(reply.update)
+            self.signal[site] = round(signal_score(self._experiment, reply.update), 2)
         self.accepted[site] = replace(reply, update=None)
 
     def _check(self, reply: SiteReply, site: str) -> None:

@@ -8,6 +8,7 @@ from dpfpl_common.accounting import PrivacyEvent, epsilon, json_epsilon
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.settings import to_table
 from dpfpl_common.trust import ADVERSARIES, UNIT_NAMES, planned_events
+from dpfpl_server.signals import verdicts
 
 __all__ = ["build_result", "floors_from_metrics", "privacy_statement"]
 
@@ -45,6 +46,7 @@ def build_result(
     """
     history = _published(experiment, history)
     before = history[0]["metrics"] if history else {}
+    flags = verdicts(history)
     sites = [
         {
             "name": site,
@@ -54,6 +56,7 @@ def build_result(
             "before": before.get(site, {}).get("personal_local"),
             "before_neighbour": before.get(site, {}).get("personal_neighbour"),
             "num_classes": num_classes.get(site),
+            "flag": flags.get(site),
         }
         for site in experiment.sites
     ]
@@ -118,8 +121,9 @@ def _published(experiment: Experiment, history: Sequence[Mapping[str, Any]]) -> 
     """The rounds without anything that tells which sites were sampled: the epsilons count on that being secret."""
     if experiment.privacy.site_sample_rate >= 1:
         return history
-    secret: dict[str, Any] = {"seconds": None, "bytes_up": None, "bytes_down": None, "sites": [], "dropped": {}}
-    return [{"round": entry["round"], **secret, "site_seconds": {}, "metrics": {}} for entry in history]
+    secret: dict[str, Any] = {"seconds": None, "bytes_up": None, "bytes_down": None, "sites": []}
+    by_site = ("dropped", "late", "duplicates", "signal", "site_seconds", "metrics")
+    return [{"round": entry["round"], **secret, **{name: {} for name in by_site}} for entry in history]
 
 
 def mean(values: Iterable[float | None]) -> float | None:

@@ -9,7 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from dpfpl_server.report_text import (
+from dpfpl_server.plain_words import (
     DASH,
     FLOORS,
     amount,
@@ -36,6 +36,9 @@ def result_table(result: Mapping[str, Any]) -> RenderableType:
     pieces: list[RenderableType] = [_accuracy(result), _floors(result), _privacy(result)]
     if not noise_is_real(result):
         pieces.append(Text(f"Noise: {printable(result['privacy'].get('noise', 'not stated'))}.", style="yellow"))
+    flagged = [f"{printable(site['name'])} ({site['flag']})" for site in result["sites"] if site.get("flag")]
+    if flagged:
+        pieces.append(Text(f"Ask about: {', '.join(flagged)}; see docs/operator.md.", style="yellow"))
     pieces.append(Text(_cost(result)))
     return Group(*pieces)
 

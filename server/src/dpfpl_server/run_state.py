@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dpfpl_server.exit_codes import FAILED, NOT_GOING_ON, STUCK
-from dpfpl_server.report_text import seconds_text
+from dpfpl_server.plain_words import seconds_text
 from dpfpl_server.run_folder import RunFolder
 
 __all__ = ["STATES", "RunState", "run_state"]

@@ -34,6 +34,9 @@ __all__ = ["DPFPLStrategy", "Status"]
 Status = dict[str, Any]
 """What the strategy is doing now: ``phase``, ``round``, ``waiting_for`` and so on, ready for JSON."""
 
+MOST_UNANSWERED = 1000
+"""So many messages without a reply are remembered, so that what comes for them later can be counted as late."""
+
 MANY_SITES = 20
 """With more sites than this, progress is told once a second instead of with every reply."""
 
@@ -87,6 +90,7 @@ class DPFPLStrategy(Strategy):
             0, initial_global_context(experiment), OptimizerState.zeros(experiment.context_shape)
         )
         self.final_metrics: dict[str, dict[str, float]] = {}
+        self._unanswered: dict[str, str] = {}
 
     def run(self, grid: Grid) -> Checkpoint:
         """All remaining rounds, then the final evaluation.
@@ -108,9 +112,9 @@ class DPFPLStrategy(Strategy):
             request = self._train_request(number)
             messages = self._addressed(grid, encode_train_request(request), "train", number, chosen)
             replies = Replies(self.experiment, request, self._norm_cap, self._signatures)
-            replies.failures.update(self._exchange(grid, messages, "TRAINING", number, replies).failures)
+            outcome = self._exchange(grid, messages, "TRAINING", number, replies)
             try:
-                self._close_round(number, replies, messages, time.monotonic() - started)
+                self._close_round(number, replies, outcome, messages, time.monotonic() - started)
             except RoundError as error:
                 reasons = "; ".join(f"{site}: {why}" for site, why in sorted(replies.failures.items()))
                 self._on_status(
@@ -120,6 +124,7 @@ class DPFPLStrategy(Strategy):
                         "attempt": attempt,
                         "reasons": reasons,
                         "dropped": replies.failures,
+                        **_ignored(outcome),
                     }
                 )
                 if attempt == attempts or replies.hopeless:
@@ -135,6 +140,7 @@ class DPFPLStrategy(Strategy):
         self,
         number: int,
         replies: Replies,
+        outcome: Outcome,
         messages: Mapping[str, Message],
         seconds: float,
     ) -> None:
@@ -154,6 +160,8 @@ class DPFPLStrategy(Strategy):
             "bytes_down": sum(content_bytes(message) for message in messages.values()),
             "sites": sorted(replies.accepted),
             "dropped": replies.failures,
+            **_ignored(outcome),
+            "signal": replies.signal,
             "site_seconds": {site: reply.seconds for site, reply in replies.accepted.items()},
             "metrics": {site: reply.metrics for site, reply in replies.accepted.items() if reply.metrics},
         }
@@ -171,7 +179,7 @@ class DPFPLStrategy(Strategy):
         request = EvaluateRequest(self.experiment, number, self.checkpoint.global_context)
         messages = self._addressed(grid, encode_evaluate_request(request), "evaluate", number, self._nodes)
         replies = Replies(self.experiment, request, self._norm_cap, self._signatures)
-        replies.failures.update(self._exchange(grid, messages, "EVALUATING", number, replies).failures)
+        self._exchange(grid, messages, "EVALUATING", number, replies)
         return {site: reply.metrics for site, reply in replies.accepted.items()}, replies.failures
 
     def _sampled_nodes(self) -> dict[str, int]:
@@ -203,17 +211,36 @@ class DPFPLStrategy(Strategy):
             self._on_status({"phase": phase, "round": number, "waiting_for": sorted(waiting)})
 
         report()
-        return exchange(grid, messages, self.experiment.rounds.deadline, report, take=replies.take)
+        deadline = self.experiment.rounds.deadline
+        outcome = exchange(grid, messages, deadline, report, take=replies.take, earlier=self._unanswered)
+        replies.failures.update(outcome.failures)
+        newest = list(outcome.unanswered.items())[-MOST_UNANSWERED:]
+        self._unanswered = dict(newest)
+        return outcome
 
     def _wait_for_sites(self, grid: Grid, number: int) -> None:
         """Wait, visibly and for a bounded time, until the quorum is connected."""
         end = time.monotonic() + self._site_wait_s
+        said: list[str] = []
         while True:
             online = set(grid.get_node_ids())
             missing = [site for site, node in self._nodes.items() if node not in online]
             connected = len(self._nodes) - len(missing)
             if not missing or (connected >= self.experiment.min_sites and number > 1):
                 return
+            if missing != said:  # told again only when it changes; status and watch know how long it lasts
+                said = missing
+                text = f"WAITING_FOR_SITES ({connected}/{len(self._nodes)}, missing: {', '.join(missing)})"
+                self._on_status(
+                    {
+                        "phase": "WAITING_FOR_SITES",
+                        "round": number,
+                        "connected": connected,
+                        "sites": len(self._nodes),
+                        "waiting_for": missing,
+                        "text": f"{text}, at most {self._site_wait_s:g} s",
+                    }
+                )
             if time.monotonic() >= end:
                 if connected >= self.experiment.min_sites:
                     return
@@ -223,15 +250,6 @@ class DPFPLStrategy(Strategy):
                     f"{', '.join(missing)}.",
                     advice="Start the missing sites (dpfpl-client start), then resume the experiment.",
                 )
-            self._on_status(
-                {
-                    "phase": "WAITING_FOR_SITES",
-                    "round": number,
-                    "connected": connected,
-                    "sites": len(self._nodes),
-                    "waiting_for": missing,
-                }
-            )
             time.sleep(0.5)
 
     # Flower's own hooks, for tools that drive a strategy through them.
@@ -266,3 +284,8 @@ class DPFPLStrategy(Strategy):
         """Flower's entry point: the same as ``run``."""
         self.run(grid)
         return Result(arrays=ArrayRecord([self.checkpoint.global_context]))
+
+
+def _ignored(outcome: Outcome) -> Status:
+    """How many replies of each site came too late or twice."""
+    return {"late": dict(outcome.late), "duplicates": dict(outcome.duplicates)}

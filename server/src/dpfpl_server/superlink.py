@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dpfpl_common.errors import ConfigError, DeploymentError
+from dpfpl_common.flower_home import prune_apps
 from dpfpl_common.processes import ManagedProcess, ProcessGroup, child_environment, installed_command, wait_until
 from dpfpl_server.bundle import bundle_files
 from dpfpl_server.control import Control, RunStatus
@@ -124,6 +125,7 @@ def start_superlink(
     for address in (settings.fleet_address, settings.control_address):
         _refuse_taken_port(address)
     settings.flower_home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    prune_apps(settings.flower_home)
     write_private(settings.flower_home / "config.toml", _flower_config(settings).encode())
     process = group.start(
         "SuperLink",

@@ -19,7 +19,7 @@ HOLD = (
 )
 
 
-def test_a_second_agent_on_the_same_state_is_refused_at_once(tmp_path):
+def test_F13_a_second_agent_on_the_same_state_is_refused_at_once(tmp_path):
     first = StateLock(tmp_path / "state")
     started = time.monotonic()
     with pytest.raises(StateError) as error:
@@ -31,7 +31,7 @@ def test_a_second_agent_on_the_same_state_is_refused_at_once(tmp_path):
     StateLock(tmp_path / "state").release()
 
 
-def test_a_killed_agent_leaves_the_state_free(tmp_path):
+def test_F14_a_killed_agent_leaves_the_state_free(tmp_path):
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout.readline() == "held\n"

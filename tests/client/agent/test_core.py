@@ -231,7 +231,6 @@ def test_an_older_ledger_does_not_allow_a_second_release(site, request_for):
         ("OTHER_MODEL", {"model": {"fingerprint": "0" * 64}}),
         ("TOO_LITTLE_NOISE", {"privacy": {"noise_multiplier": 0.0}}),
         ("TRUST_NOT_ALLOWED", {"privacy": {"trust": "central"}}),
-        ("NO_KNOWN_CLASS", {"classes": ("lion", "tiger")}),
         ("WRONG_WIDTH", {"model": {"width": 64}}),
     ],
 )
@@ -250,9 +249,27 @@ def test_the_right_fingerprint_is_accepted(site, request_for, experiment, change
     assert site.agent.train(request_for(1, other)).update is not None
 
 
-def test_a_refusal_names_no_file_and_no_image(site, request_for, experiment, changed):
-    error = refused("NO_KNOWN_CLASS", site.agent.train, request_for(1, changed(experiment, classes=("a", "b"))))
-    assert str(site.folder) not in str(error)
+@pytest.mark.parametrize(
+    "privacy",
+    [
+        {},
+        {"trust": "local"},
+        {"trust": "local", "mechanism": "one_shot"},
+        {"unit": "site"},
+    ],
+)
+def test_A10_a_site_without_the_experiments_classes_answers_like_any_other(
+    site, request_for, experiment, changed, privacy
+):
+    """A refusal would tell which classes it has: it trains on nothing, is charged, and sends noise."""
+    site.start(Policy(("*",), 50.0, 100.0, units=("example", "site")))
+    other = changed(experiment, classes=("lion", "tiger"), privacy={"noise_multiplier": 8.0, **privacy})
+    for number in (1, 2):
+        reply = site.agent.train(request_for(number, other))
+        # What one_shot sends is trained on its noised sums, in which no class stands out from the noise.
+        assert (np.abs(reply.update).max() > 0) == (privacy.get("mechanism") != "one_shot")
+    assert len(site.charges) == 2
+    assert site.agent.evaluate(EvaluateRequest(other, 2, np.zeros(other.context_shape, "<f4"))).update is None
 
 
 # Class list
@@ -308,7 +325,7 @@ def test_retries_count_against_the_cap_of_the_experiment(site, request_for, expe
     assert epsilon(site.ledger.events("pilot"), 1e-5) <= cost(experiment, 3)
 
 
-def test_the_lifetime_cap_holds_over_experiments_and_restarts(site, request_for, experiment, changed, computed):
+def test_A3_the_lifetime_cap_holds_over_experiments_and_restarts(site, request_for, experiment, changed, computed):
     policy = budget(50.0, (cost(experiment, 5) + cost(experiment, 6)) / 2)
     site.start(policy)
     replies = [site.agent.train(request_for(number)) for number in (1, 2, 3)]

@@ -10,7 +10,7 @@ from dpfpl_client.agent.ledger import Ledger
 from dpfpl_client.agent.ledger_file import SCHEMA_VERSION
 from dpfpl_client.agent.registry import Registry
 from dpfpl_common.accounting import PrivacyEvent, epsilon
-from dpfpl_common.errors import StateError
+from dpfpl_common.errors import RefusedError, StateError
 
 pytestmark = pytest.mark.privacy
 
@@ -289,7 +289,8 @@ def test_O3_an_old_ledger_is_brought_forward_with_its_spend(place):
             (2, "request", "two"),
         ]
         assert ledger.events() == [PrivacyEvent("prompt_recipient", "per_step", 2.0, 0.5, 12)]
-        assert ledger.bound().keys() == {"pilot"}
+        with pytest.raises(RefusedError, match="EXPERIMENT_CHANGED"):
+            ledger.check_name("pilot", "other")
         ledger.close()
     backup = sqlite3.connect(place.path.with_name("ledger.sqlite.schema-1.backup"))
     assert backup.execute("SELECT count(*) FROM charges").fetchone() == (3,)

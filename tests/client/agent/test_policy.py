@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dpfpl_client.agent.build import build_agent
-from dpfpl_client.agent.policy import Policy, load_policy, permit
+from dpfpl_client.agent.permit import permit
+from dpfpl_client.agent.policy import Policy, load_policy
 from dpfpl_client.data import DataSettings
 from dpfpl_client.site_settings import SiteSettings
 from dpfpl_common.accounting import epsilon
@@ -84,7 +85,7 @@ CASES = {**{name: (write(text), code) for name, (text, code) in BAD_CONTENT.item
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_bad_policy_is_refused_and_the_agent_does_not_start(tmp_path, case):
+def test_O1_P11_a_bad_policy_is_refused_and_the_agent_does_not_start(tmp_path, case):
     make, code = CASES[case]
     make(tmp_path / "policy.toml")
     with pytest.raises(ConfigError) as error:
@@ -132,7 +133,7 @@ def test_the_very_limits_are_permitted(strict, experiment):
 @pytest.mark.parametrize(
     ("code", "rule", "value"),
     [
-        ("EXPERIMENT_NOT_APPROVED", "experiments", ("pilot2", "pil", "")),
+        ("EXPERIMENT_NOT_APPROVED", "experiments", ("pilot2", "pil", "pilot@0123456789ab")),
         ("EXPERIMENT_NOT_APPROVED", "experiments", ()),
         ("TRUST_NOT_ALLOWED", "trust", ("local",)),
         ("UNIT_NOT_ALLOWED", "units", ("site",)),

@@ -1,6 +1,7 @@
 """Records of rounds: exact, whole or absent, and the same on disk as in memory."""
 
 import dataclasses
+import errno
 import os
 import stat
 
@@ -155,12 +156,12 @@ def test_an_interrupted_write_leaves_the_old_record_whole(tmp_path, monkeypatch,
     store.write("pilot", 1, record(1))
 
     def fail(*_args):
-        raise OSError("no space left")
+        raise OSError(errno.ENOSPC, "no space left")
 
     with monkeypatch.context() as patch:
         patch.setattr(step, fail)
         for number in (1, 2):
-            with pytest.raises(OSError, match="no space"):
+            with pytest.raises(StateError, match="STORAGE_FULL"):
                 store.write("pilot", number, record(number, seed=9))
     assert store.rounds("pilot") == [1]
     assert_same(store.read("pilot", 1), record(1))

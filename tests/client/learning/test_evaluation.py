@@ -21,14 +21,14 @@ def test_probabilities_are_the_softmax_of_scaled_cosines(setting):
 
 
 def test_accuracy_is_the_share_of_right_answers(setting):
-    backbone, context, tokens, text = setting
+    *_, text = setting
     images = text[[0, 1, 2, 0]]
     for labels, expected in (([0, 1, 2, 0], 1.0), ([0, 1, 2, 1], 0.75), ([1, 2, 0, 1], 0.0)):
-        assert accuracy(backbone, context, tokens, LabelledFeatures(images, torch.tensor(labels))) == expected
+        assert accuracy(text, LabelledFeatures(images, torch.tensor(labels))) == expected
 
 
 def test_no_images_have_no_accuracy(setting):
-    backbone, context, tokens, text = setting
+    *_, text = setting
     empty = LabelledFeatures(text[:0], torch.zeros(0, dtype=torch.long))
     assert len(empty) == 0
-    assert accuracy(backbone, context, tokens, empty) is None
+    assert accuracy(text, empty) is None

@@ -79,6 +79,11 @@ def check(model, tower, context, tokens, scales, directions):
     exact = theirs.rank_one_pullback(scales, directions)
     assert relative(ours.rank_one_pullback(scales, directions), exact) < of_gradients
     assert relative(ours.pullback(scales[:, :, None] * directions[:, None]), exact) < of_gradients
+    few = max(1, scales.shape[1] // 3)
+    exact = theirs.rank_one_pullback(scales, directions, few=few)
+    one_by_one = tower.run(context, tokens, singly=True)
+    assert relative(one_by_one.rank_one_pullback(scales, directions, few=few), exact) < of_gradients
+    assert relative(ours.rank_one_pullback(scales, directions, few=few), exact) < of_gradients
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from dpfpl_client.learning.gradients import per_example_gradients
+from dpfpl_client.learning.gradients import per_example_gradients, total_gradient
+from dpfpl_common.experiment import GradientSettings
 
 NAMES = ("cat", "traffic light", "a very long class name", "dog")
 
@@ -98,3 +99,72 @@ def test_an_empty_batch_gives_no_rows(backbone):
 def test_the_models_weights_collect_no_gradient(backbone):
     per_example_gradients(backbone, *problem(backbone, torch.float32))
     assert all(p.grad is None and not p.requires_grad for p in backbone._model.parameters())
+
+
+ESTIMATES = [
+    GradientSettings(),
+    GradientSettings(classes=1),
+    GradientSettings(classes=2),
+    GradientSettings(classes=3, precision="bfloat16"),
+    GradientSettings(precision="bfloat16"),
+]
+
+
+def test_a_few_classes_are_the_largest_parts_of_the_cotangent(double_backbone):
+    backbone = double_backbone
+    context, tokens, features, labels = problem(backbone, torch.float64)
+    text = backbone.text_features(context, tokens)
+    residual = torch.softmax(backbone.logit_scale * features @ text.T, dim=1)
+    residual[torch.arange(9), labels] -= 1.0
+    for count in (1, 2, 3, 4, 7):
+        kept = torch.zeros_like(residual)
+        for row in range(9):
+            for place in sorted(range(len(NAMES)), key=lambda c: -abs(float(residual[row, c])))[:count]:
+                kept[row, place] = backbone.logit_scale * residual[row, place]
+        cotangents = kept[:, :, None] * features[:, None]
+        theirs = backbone.text_pass(context, tokens).pullback(cotangents)
+        ours = per_example_gradients(backbone, context, tokens, features, labels, GradientSettings(classes=count))
+        assert ((ours - theirs).flatten(1).norm(dim=1) <= 1e-10 * theirs.flatten(1).norm(dim=1)).all()
+
+
+def test_rounded_products_change_a_gradient_by_a_few_percent_at_most(backbone):
+    given = problem(backbone, torch.float32, batch=40)
+    exact = per_example_gradients(backbone, *given)
+    for classes in (0, 4):
+        rounded = per_example_gradients(backbone, *given, GradientSettings("bfloat16", classes))
+        relative = (rounded - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
+        assert relative.max() < 0.05
+        assert relative.max() > 1e-6
+
+
+@pytest.mark.privacy
+@pytest.mark.parametrize("estimate", ESTIMATES, ids=str)
+def test_an_estimate_is_a_function_of_its_own_example_alone(backbone, estimate):
+    """What keeps the sensitivity of a sum of clipped rows: no row looks at another example."""
+    context, tokens, features, labels = problem(backbone, torch.float32)
+    before = per_example_gradients(backbone, context, tokens, features, labels, estimate)
+    features[3], labels[3] = -features[3], (labels[3] + 1) % len(NAMES)
+    after = per_example_gradients(backbone, context, tokens, features, labels, estimate)
+    others = [i for i in range(9) if i != 3]
+    assert torch.equal(before[others], after[others])
+    assert not torch.allclose(before[3], after[3])
+    without = per_example_gradients(backbone, context, tokens, features[:3], labels[:3], estimate)
+    assert (without - before[:3]).norm() <= 1e-2 * before[:3].norm()
+
+
+def test_the_total_is_the_weighted_sum_of_rows(case):
+    backbone, dtype, tolerance = case
+    context, tokens, features, labels = problem(backbone, dtype, batch=30)
+    weights = torch.linspace(-1, 2, 30).to(dtype)
+    weights[4] = 0.0
+    rows = per_example_gradients(backbone, context, tokens, features, labels)
+    features[4] = float("nan")  # of no weight, so absent
+    total = total_gradient(backbone, context, tokens, features, labels, weights)
+    expected = torch.tensordot(weights, rows, dims=1)
+    assert (total - expected).norm() <= tolerance * expected.norm()
+
+
+def test_a_total_of_nothing_is_zero(backbone):
+    context, tokens, features, labels = problem(backbone, torch.float32)
+    total = total_gradient(backbone, context, tokens, features[:0], labels[:0], torch.zeros(0))
+    assert torch.equal(total, torch.zeros_like(context))

@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from dpfpl_client.learning.prototypes import noised_class_sums, prototypes_from
+from dpfpl_client.learning.public_directions import direction_count, text_directions
 from dpfpl_common.errors import PrivacyError
 from dpfpl_common.noise import SeededNoise, SystemNoise
 
@@ -30,8 +33,7 @@ class Recording:
 def examples(count, seed, scale=1.0):
     rng = np.random.default_rng(seed)
     features = rng.normal(size=(count, SIZE))
-    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
-    return (unit * scale).astype(np.float32), rng.integers(0, CLASSES, count)
+    return (unit(features) * scale).astype(np.float32), rng.integers(0, CLASSES, count)
 
 
 @settings(max_examples=200, deadline=None)
@@ -64,29 +66,121 @@ def test_noise_that_the_grid_cannot_carry_is_refused():
         noised_class_sums(features, labels, CLASSES, SystemNoise(), 1e6)
 
 
+def unit(rows):
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
 def test_without_noise_prototypes_are_the_class_means_by_share():
     features, labels = examples(50, 1)
     sums = noised_class_sums(features, labels, CLASSES, Recording(), 0.0)
-    prototypes = prototypes_from(sums, 0.0)
-    np.testing.assert_allclose(prototypes.features, sums / np.linalg.norm(sums, axis=1, keepdims=True))
+    prototypes = prototypes_from(sums, 0.0, unit(np.ones((CLASSES, SIZE))))
+    np.testing.assert_allclose(prototypes.features, unit(sums))
     np.testing.assert_allclose(prototypes.weights, np.linalg.norm(sums, axis=1) / np.linalg.norm(sums, axis=1).sum())
 
 
-def test_pure_noise_teaches_nothing():
+PROJECTIONS = [None, np.linalg.qr(np.random.default_rng(0).normal(size=(128, 16)))[0].T]
+
+
+@pytest.mark.parametrize("directions", PROJECTIONS, ids=["none", "text"])
+def test_pure_noise_teaches_nothing(directions):
     """As epsilon goes to 0 the result is the zero-shot prompt."""
     noise = SeededNoise(np.random.default_rng(2))
+    expected = unit(np.random.default_rng(3).normal(size=(10, 128)))
     for _ in range(200):
-        prototypes = prototypes_from(noise.add(np.zeros((10, 128)), 40.0), 40.0)
+        noised = noise.add(np.zeros((10, 128)), 40.0)
+        prototypes = prototypes_from(noised, 40.0, expected, directions)
         assert not prototypes.weights.any()
-        assert not prototypes.features.any()
+        assert np.array_equal(prototypes.features, expected)
 
 
-def test_a_clear_class_is_found_and_an_absent_one_is_not():
+@pytest.mark.parametrize("directions", PROJECTIONS, ids=["none", "text"])
+def test_a_clear_class_is_found_and_an_absent_one_is_not(directions):
     noise = SeededNoise(np.random.default_rng(3))
-    direction = np.eye(10, 128)[0]
+    direction = PROJECTIONS[1][0]
     sums = np.zeros((10, 128))
     sums[4] = 100 * direction
-    prototypes = prototypes_from(noise.add(sums, 2.0), 2.0)
-    assert np.flatnonzero(prototypes.weights).tolist() == [4]
+    expected = unit(np.random.default_rng(3).normal(size=(10, 128)))
+    prototypes = prototypes_from(noise.add(sums, 2.0), 2.0, expected, directions)
+    others = np.arange(10) != 4
+    assert np.array_equal(prototypes.features[others], expected[others]), "of an absent one only the text is known"
     assert prototypes.features[4] @ direction > 0.9
-    assert np.linalg.norm(prototypes.features, axis=1).max() <= 1
+    # It counts by its size, the others by what may hide in the noise.
+    most = 2.0 * np.sqrt(2 * np.sqrt((16 if directions is not None else 128) * np.log(1e6)) + 2 * np.log(1e6))
+    assert prototypes.weights[others] / prototypes.weights[4] == pytest.approx(np.full(9, most / 100), rel=0.15)
+    assert np.linalg.norm(prototypes.features, axis=1).max() <= 1.25
+
+
+def test_what_was_not_found_counts_at_most_twice_what_was():
+    """One class of a hundred, hardly above the noise: without a bound it would not be heard."""
+    sums = np.zeros((100, 128))
+    sums[0, 0] = 30.0
+    prototypes = prototypes_from(SeededNoise(np.random.default_rng(0)).add(sums, 1.5), 1.5, unit(np.ones((100, 128))))
+    assert prototypes.weights[0] == pytest.approx(1 / 3)
+    assert prototypes.weights[1:] == pytest.approx(np.full(99, 2 / 3 / 99))
+    assert prototypes.weights.sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("directions", PROJECTIONS, ids=["none", "text"])
+def test_the_more_noise_the_more_a_prototype_is_the_classs_text(directions):
+    """Zero-shot's own belief, by the share of the energy that is noise; weight is lost altogether in the end."""
+    expected = unit(np.random.default_rng(4).normal(size=(3, 128)))
+    direction = PROJECTIONS[1][0]
+    sums = np.outer([100.0, 0.0, 0.0], direction)
+    near_text, near_data, weight = [], [], []
+    for z in (0.1, 5.0, 10.0, 15.0, 60.0):
+        made = [
+            prototypes_from(SeededNoise(np.random.default_rng(seed)).add(sums, z), z, expected, directions)
+            for seed in range(20)
+        ]
+        near_text.append(
+            np.mean([(p.features[0] - (p.features[0] @ direction) * direction) @ expected[0] for p in made])
+        )
+        near_data.append(np.mean([p.features[0] @ direction for p in made]))
+        weight.append(np.mean([p.weights[0] for p in made]))
+    assert near_text == sorted(near_text)
+    assert near_data == sorted(near_data, reverse=True)
+    assert weight == sorted(weight, reverse=True)
+    assert weight[0] > 0.95
+    assert weight[-1] == 0.0
+
+
+def test_projecting_noise_is_drawing_it_in_the_subspace():
+    """Isotropic noise has no favourite coordinates: after the projection it has the norm of k of them, not of d."""
+    directions = PROJECTIONS[1]
+    noise = SeededNoise(np.random.default_rng(5)).add(np.zeros((4000, 128)), 3.0)
+    inside = noise @ directions.T / 3.0
+    assert stats.kstest(inside.ravel(), "norm").pvalue > 1e-4
+    assert abs(np.cov(inside, rowvar=False) - np.eye(16)).max() < 6 * np.sqrt(2 / 4000)
+    assert np.linalg.norm(noise @ directions.T, axis=1).mean() == pytest.approx(3.0 * np.sqrt(16), rel=0.03)
+
+
+def test_a_projection_finds_a_class_that_is_lost_among_all_coordinates():
+    directions = PROJECTIONS[1]
+    sums = np.zeros((1, 128))
+    sums[0] = 20 * directions[2]
+    expected = unit(np.ones((1, 128)))
+    found = {"none": 0, "text": 0}
+    for seed in range(50):
+        noised = SeededNoise(np.random.default_rng(seed)).add(sums, 2.3)
+        found["none"] += bool(prototypes_from(noised, 2.3, expected).weights.any())
+        found["text"] += bool(prototypes_from(noised, 2.3, expected, directions).weights.any())
+    assert found["none"] < 10
+    assert found["text"] > 40
+
+
+@pytest.mark.parametrize("classes", [("cat", "dog"), tuple(f"thing {i}" for i in range(30))])
+def test_the_public_directions_hold_the_class_texts_and_no_image(backbone, classes):
+    tokens, initial = backbone.class_tokens(classes, 4), backbone.text_embeddings("a photo of a", 4)
+    count = direction_count(len(classes), backbone.feature_size)
+    assert count == max(16, 2 * len(classes))
+    directions = text_directions(backbone, tokens, initial, count)
+    np.testing.assert_allclose(directions @ directions.T, np.eye(count), atol=1e-10)
+    texts = backbone.text_features(initial, tokens).double().numpy()
+    inside = texts @ directions.T
+    # The differences between classes are what logits see of an image.
+    for i, j in ((0, 1), (len(classes) - 1, 0)):
+        assert np.linalg.norm(inside[i] - inside[j]) > 0.9 * np.linalg.norm(texts[i] - texts[j])
+    assert np.array_equal(directions, text_directions(backbone, tokens, initial, count)), "the same everywhere"
+    assert direction_count(1000, 96) == 96
+    start = np.zeros((4, backbone.width), np.float32)
+    assert text_directions(backbone, tokens, torch.from_numpy(start), 16).shape == (16, backbone.feature_size)

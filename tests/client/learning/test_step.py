@@ -65,7 +65,7 @@ def adversarial_batches():
 @pytest.mark.parametrize("trust", TRUSTS)
 @pytest.mark.parametrize(("method", "rank"), [*((m, r) for m in METHODS for r in (2, 4)), ("dplora", 1), ("fedpgp", 1)])
 @pytest.mark.parametrize(("kind", "batch"), list(adversarial_batches()), ids=lambda v: v if isinstance(v, str) else "")
-def test_one_example_moves_the_release_by_at_most_one(
+def test_P10_one_example_moves_the_whole_release_by_at_most_one(
     make_experiment, recording_noise, trust, method, rank, kind, batch
 ):
     experiment = make_experiment(trust=trust, method=method, rank=rank)
@@ -77,6 +77,28 @@ def test_one_example_moves_the_release_by_at_most_one(
         without = released_blocks(experiment, np.delete(batch, i, axis=0), recording_noise)
         # The sums hold up to len(batch) clipped vectors; their rounding is far below the slack of the noise grid.
         assert distance(experiment, whole, without) <= 1 + 1e-9
+
+
+@pytest.mark.parametrize("trust", TRUSTS)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e308])
+def test_P1_one_bad_coordinate_drops_its_example_and_touches_no_other(
+    make_experiment, recording_noise, trust, method, bad
+):
+    """As if the example were not there: a rule that looks at that example alone. (1e308: its norm overflows.)"""
+    experiment = make_experiment(trust=trust, method=method)
+    generator = np.random.default_rng(0)
+    batch = generator.normal(size=(7, *SHAPE))
+    batch[3, 1, 5] = bad
+    with np.errstate(invalid="ignore", over="ignore"):
+        released = released_blocks(experiment, batch, recording_noise)
+    for block, expected in zip(
+        released, released_blocks(experiment, np.delete(batch, 3, axis=0), recording_noise), strict=True
+    ):
+        assert block.tobytes() == expected.tobytes()
+    batch[:] = bad
+    with np.errstate(invalid="ignore", over="ignore"):
+        assert not any(block.any() for block in released_blocks(experiment, batch, recording_noise))
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
@@ -159,7 +181,7 @@ def test_under_local_trust_the_personal_gradient_comes_from_the_noised_message(m
 
 
 @pytest.mark.parametrize("trust", TRUSTS)
-def test_the_divisor_is_public(make_experiment, recording_noise, trust):
+def test_P8_the_divisor_is_public(make_experiment, recording_noise, trust):
     """k copies of one short gradient weigh k times one of them, whatever k; only public constants divide."""
     experiment = make_experiment(trust=trust, clipping_norm=100.0, factor_clipping_norm=100.0)
     g = np.random.default_rng(0).normal(size=SHAPE)
@@ -188,7 +210,7 @@ SAMPLERS = [SeededSampler(np.random.default_rng(0)), SystemSampler(np.random.def
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize(("n", "q"), [(30, 0.5), (200, 0.02), (7, 0.9)])
-def test_batch_sizes_are_binomial_and_every_example_alike(sampler, n, q):
+def test_P8_batch_sizes_are_binomial_and_every_example_alike(sampler, n, q):
     draws = [sampler.draw(n, q) for _ in range(10_000)]
     sizes = np.bincount([len(d) for d in draws], minlength=n + 1)
     expected = stats.binom.pmf(np.arange(n + 1), n, q) * len(draws)
@@ -214,7 +236,7 @@ def test_sampling_at_its_ends(sampler):
 
 
 @pytest.mark.parametrize("q", [0.1, 1 / 3, 1e-6, 0.7])
-def test_the_rate_is_never_exceeded(q):
+def test_P8_the_rate_is_never_exceeded(q):
     """Of the 2**53 equally likely words exactly floor(q 2**53) join."""
     limit = math.floor(q * 2**53)
     words = np.array([limit - 1, limit], dtype=np.uint64) << np.uint64(11)

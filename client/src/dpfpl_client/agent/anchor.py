@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dpfpl_common.accounting import PrivacyEvent
-from dpfpl_common.durable import make_folder_durably, write_durably
+from dpfpl_common.durable import is_full, make_folder_durably, write_durably
 from dpfpl_common.errors import StateError
 
 __all__ = ["Anchor", "ExperimentTotal", "FileAnchor", "Snapshot", "events_from_json", "events_to_json", "missing_from"]
@@ -98,6 +98,12 @@ class FileAnchor:
             make_folder_durably(self._path.parent)
             write_durably(self._path, json.dumps(table).encode())
         except OSError as error:
+            if is_full(error):
+                raise StateError(
+                    code="STORAGE_FULL",
+                    message=f"The disk of {self._path} is full.",
+                    advice="Free disk space at the site; nothing was released.",
+                ) from None
             raise StateError(
                 code="ANCHOR_UNWRITABLE",
                 message=f"{self._path} cannot be written ({error.strerror}).",

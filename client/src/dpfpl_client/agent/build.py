@@ -1,14 +1,16 @@
 """Builds a site's agent from its site.toml."""
 
+import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 
+from dpfpl_client.agent.audit import AUDIT_FILE, AuditLog
 from dpfpl_client.agent.core import SiteAgent
+from dpfpl_client.agent.dataset import open_ledger
 from dpfpl_client.agent.endpoint import Agent
 from dpfpl_client.agent.feature_cache import FeatureCache, Progress, site_features
-from dpfpl_client.agent.ledger import Ledger
 from dpfpl_client.agent.locks import Locks, StateLock
-from dpfpl_client.agent.policy import load_policy
+from dpfpl_client.agent.policy import Policy, load_policy
+from dpfpl_client.agent.policy_file import PolicyFile
 from dpfpl_client.agent.registry import Registry
 from dpfpl_client.agent.signing import SigningAgent, load_signing_key
 from dpfpl_client.agent.store import DiskStore
@@ -16,14 +18,18 @@ from dpfpl_client.data import SiteData, list_classes, load_site_data
 from dpfpl_client.learning.backbone import ClipBackbone, load_backbone
 from dpfpl_client.learning.randomness import RandomnessSource, SeededRandomness, SystemRandomness
 from dpfpl_client.site_settings import SiteSettings
-from dpfpl_common.errors import StateError
+from dpfpl_common.errors import ConfigError
 
-__all__ = ["BuiltAgent", "build_agent"]
+__all__ = ["BuiltAgent", "build_agent", "check_delta"]
 
 
 @dataclass(frozen=True)
 class BuiltAgent:
-    """An agent ready to serve, and what it was built from; ``endpoint`` is the agent with its signature."""
+    """An agent ready to serve, and what it was built from.
+
+    ``endpoint`` is the agent with its signature; ``loosened`` names the rules that policy.toml makes looser than what
+    was accepted, where the stricter old ones hold.
+    """
 
     agent: SiteAgent
     endpoint: Agent
@@ -31,6 +37,7 @@ class BuiltAgent:
     data: SiteData
     class_names: tuple[str, ...]
     lock: Locks
+    loosened: list[str]
 
 
 def build_agent(settings: SiteSettings, progress: Progress | None = None) -> BuiltAgent:
@@ -39,40 +46,48 @@ def build_agent(settings: SiteSettings, progress: Progress | None = None) -> Bui
     Raises:
         DpfplError: anything that is wrong with policy, data, model or state; then nothing is served.
     """
-    policy = load_policy(settings.path(settings.policy))
+    load_policy(settings.path(settings.policy))  # before anything is made
     key_file = settings.path(settings.agent.key)
     key = load_signing_key(key_file) if settings.server.address or key_file.exists() else None  # no server, no need
     state = settings.state_folder
     lock = Locks(StateLock(state))
     try:
-        store = DiskStore(state)
-        registry = Registry(settings.registry_folder)
-        ledger = _open_ledger(state / "ledger.sqlite", store, registry)
-        lock.add(registry.hold(ledger.identity))
+        audit = AuditLog(state / AUDIT_FILE)
+        rules = PolicyFile(settings.path(settings.policy), state, audit)
+        policy = rules.current()
         class_names = list_classes(settings.data)
         data = load_site_data(settings.data, class_names, index_path=state / "cache" / "images.json")
+        check_delta(policy, data)
+        registry = Registry(settings.registry_folder)
+        ledger, problems = open_ledger(state, registry, data, audit)
+        data = dataclasses.replace(data, problems=(*data.problems, *problems))
+        lock.add(registry.hold(ledger.identity))
         backbone = load_backbone(settings.model, offline=settings.offline)
         features = site_features(FeatureCache(state / "cache", backbone), data, class_names, progress)
     except BaseException:
         lock.release()
         raise
-    agent = SiteAgent(settings.name, backbone, features, policy, ledger, store, randomness_of(settings))
-    return BuiltAgent(agent, agent if key is None else SigningAgent(agent, key), backbone, data, class_names, lock)
+    agent = SiteAgent(
+        settings.name, backbone, features, rules, ledger, DiskStore(state), randomness_of(settings), audit=audit
+    )
+    audit.write("agent_started", ledger=ledger.identity, record=ledger.records, loosened=rules.pending())
+    return BuiltAgent(
+        agent, agent if key is None else SigningAgent(agent, key), backbone, data, class_names, lock, rules.pending()
+    )
 
 
-def _open_ledger(path: Path, store: DiskStore, registry: Registry) -> Ledger:
-    """Open the ledger, or begin one where nothing was ever released.
+def check_delta(policy: Policy, data: SiteData) -> None:
+    """Refuse a delta with which a mechanism could publish one of the images and still keep its promise.
 
     Raises:
-        StateError: there are releases but no ledger: what the data have paid is unknown.
+        ConfigError: DELTA_TOO_LARGE.
     """
-    if not path.exists() and any(store.rounds(name) for name in store.experiments()):
-        raise StateError(
-            code="LEDGER_MISSING",
-            message=f"{path.parent} holds releases, but not the privacy ledger that charged them.",
-            advice="Restore ledger.sqlite from a backup; without it nothing may be released.",
+    if policy.delta * len(data.train) >= 1:
+        raise ConfigError(
+            code="DELTA_TOO_LARGE",
+            message=f"policy.toml delta is {policy.delta:g}, which is not below 1 / {len(data.train)} training images.",
+            advice="Set delta well below that.",
         )
-    return Ledger(path, registry)
 
 
 def randomness_of(settings: SiteSettings) -> RandomnessSource:

@@ -4,26 +4,39 @@ Release protocol: validate, lock, RESERVE (durable), compute and noise, write th
 return. The same request again gets the same bytes at no cost; another request for the same round is refused.
 """
 
+import contextlib
+import hashlib
 import math
+import re
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
+from dpfpl_client.agent.anchor import events_to_json
+from dpfpl_client.agent.audit import AuditLog
 from dpfpl_client.agent.budget import check_budget
 from dpfpl_client.agent.ledger import Ledger
-from dpfpl_client.agent.policy import Policy, permit
+from dpfpl_client.agent.permit import permit
+from dpfpl_client.agent.policy import Policy
+from dpfpl_client.agent.policy_file import Rules
+from dpfpl_client.agent.quotas import Quotas
 from dpfpl_client.agent.store import Record, Store
 from dpfpl_client.learning.backbone import ClipBackbone
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
 from dpfpl_client.learning.randomness import RandomnessSource
 from dpfpl_common.accounting import PrivacyEvent
-from dpfpl_common.errors import ConfigError, DataError, ModelError, RefusedError, StateError
+from dpfpl_common.errors import ConfigError, DataError, DpfplError, ModelError, RefusedError, StateError
 from dpfpl_common.experiment import Experiment
-from dpfpl_common.payload import EvaluateRequest, SiteReply, TrainRequest, request_digest
+from dpfpl_common.payload import Context, EvaluateRequest, SiteReply, TrainRequest, request_digest
 from dpfpl_common.trust import planned_events
 
-__all__ = ["SiteAgent"]
+__all__ = ["SiteAgent", "evaluation_digest", "slotted"]
+
+MOST_LEARNERS = 8
+SIMULATED_SLOT = 0.1
 
 
 class SiteAgent:
@@ -33,10 +46,13 @@ class SiteAgent:
         name: the site's name, as provisioned.
         backbone: the frozen model.
         features: the site's image features, with the class names that their labels index.
-        policy: the site's rules; None only for simulations, where no site exists whose policy could be broken.
+        policy: the site's rules, asked before every answer; None only for simulations, where no site exists whose
+            policy could be broken.
         ledger: what the data has paid.
         store: prompts and releases.
         randomness: real, or seeded for tests and simulations.
+        audit: where every answer and refusal is recorded; None for simulations.
+        quotas: how often may be computed; None for a fresh count.
     """
 
     def __init__(
@@ -44,18 +60,23 @@ class SiteAgent:
         name: str,
         backbone: ClipBackbone,
         features: SiteFeatures,
-        policy: Policy | None,
+        policy: Rules | None,
         ledger: Ledger,
         store: Store,
         randomness: RandomnessSource,
+        *,
+        audit: AuditLog | None = None,
+        quotas: Quotas | None = None,
     ) -> None:
         self._name = name
         self._backbone = backbone
         self._features = features
-        self._policy = policy
+        self._rules = policy
         self._ledger = ledger
         self._store = store
         self._randomness = randomness
+        self._audit = audit or AuditLog(None)
+        self._quotas = quotas or Quotas()
         self._learners: dict[str, PromptLearner] = {}
         self._lock = threading.Lock()
 
@@ -65,36 +86,91 @@ class SiteAgent:
         Raises:
             RefusedError: policy, budget or protocol forbids it; nothing was computed and nothing charged.
         """
-        with self._lock:
-            experiment = request.experiment
-            learner = self._admit(experiment)
-            digest = request_digest(request)
-            known = self._known_release(request, digest)
-            if known is not None:
-                return known
-            events = self._cost(experiment)
-            if self._policy is not None:
-                check_budget(self._policy, self._ledger, experiment, events)
-            sequence = self._ledger.reserve(experiment.name, request.round, digest, events)
-            record = self._compute(learner, request, digest)
-            self._store.write(experiment.name, request.round, record)
-            self._ledger.commit(sequence, record.digest())
-            return record.reply
+        return self._answer("train", request, lambda policy, started: self._train(request, policy, started))
 
     def evaluate(self, request: EvaluateRequest) -> SiteReply:
-        """Keep the final global context and report what the policy lets out of the accuracies."""
+        """Keep the final global context and report what the policy lets out of the accuracies.
+
+        The same request gets the same answer. After the policy's number of different ones nothing more is told.
+        """
+        return self._answer("evaluate", request, lambda policy, started: self._evaluate(request, policy, started))
+
+    def _answer(
+        self,
+        kind: str,
+        request: TrainRequest | EvaluateRequest,
+        act: Callable[[Policy | None, float], SiteReply],
+    ) -> SiteReply:
+        """One request at a time, under the rules as they are now, held back until the slot is over."""
         with self._lock:
             started = time.monotonic()
-            learner = self._admit(request.experiment)
-            self._store.write_final(request.experiment.name, request.global_context)
-            state = self._state(request.experiment)
-            metrics = self._metrics(learner, request.global_context, state)
-            return SiteReply(self._name, request.round, None, metrics, _seconds(started))
+            try:
+                policy = None if self._rules is None else self._rules.current()
+                reply = act(policy, started)
+            except DpfplError as error:
+                with contextlib.suppress(StateError):  # the first error is the one to tell
+                    self._audit.write(
+                        "refused", durable=False, request=kind, **_who(request), code=error.code, rule=_rule(error)
+                    )
+                raise
+        if policy is not None:
+            time.sleep(max(0.0, started + slotted(time.monotonic() - started, policy.reply_slot) - time.monotonic()))
+        return reply
 
-    def _admit(self, experiment: Experiment) -> PromptLearner:
-        known = self._learners.get(experiment.digest())
+    def _train(self, request: TrainRequest, policy: Policy | None, started: float) -> SiteReply:
+        experiment = request.experiment
+        learner = self._admit(experiment, policy)
+        digest = request_digest(request)
+        known = self._known_release(request, digest)
         if known is not None:
+            self._audit.write("repeated", request="train", **_who(request), asked=digest)
             return known
+        events = self._cost(experiment)
+        if policy is not None:
+            self._quotas.take(policy, self._ledger, experiment.name, request.round)
+            check_budget(policy, self._ledger, experiment, events)
+        # Only now: a configuration that this site cannot or will not run does not use up the experiment's name.
+        self._bind(experiment)
+        sequence = self._ledger.reserve(experiment.name, request.round, digest, events)
+        record = self._compute(learner, request, digest, policy, started)
+        self._store.write(experiment.name, request.round, record)
+        self._ledger.commit(sequence, record.digest())
+        self._audit.write(
+            "released",
+            request="train",
+            **_who(request),
+            asked=digest,
+            ledger_record=sequence,
+            charged=events_to_json(events),
+            left=record.digest(),
+            metrics=sorted(record.reply.metrics),
+        )
+        return record.reply
+
+    def _evaluate(self, request: EvaluateRequest, policy: Policy | None, started: float) -> SiteReply:
+        experiment = request.experiment
+        learner = self._admit(experiment, policy)
+        asked = evaluation_digest(request)
+        answers = self._ledger.evaluations(experiment.name)
+        answer = answers.get(asked)
+        if answer is None and policy is not None:
+            if policy.metrics == "none" or len(answers) >= policy.max_evaluations:
+                answer = {"metrics": {}, "seconds": 0.0}
+            else:
+                self._quotas.take(policy, self._ledger, experiment.name, None)
+        self._bind(experiment)
+        self._store.write_final(experiment.name, request.global_context)
+        if answer is None:
+            metrics = self._metrics(learner, request.global_context, self._state(experiment), policy)
+            answer = {"metrics": metrics, "seconds": _seconds(started, policy)}
+            self._ledger.record_evaluation(experiment.name, asked, answer)
+        metrics = answer["metrics"] if policy is None else policy.released_metrics(answer["metrics"])
+        self._audit.write("evaluated", request="evaluate", **_who(request), asked=asked, metrics=sorted(metrics))
+        return SiteReply(self._name, request.round, None, dict(metrics), answer["seconds"])
+
+    def _admit(self, experiment: Experiment, policy: Policy | None) -> PromptLearner:
+        """The experiment's learner, if the site may and can take part; asked before every answer."""
+        self._store.check_kept(experiment.name)
         if self._name not in experiment.sites:
             raise RefusedError(
                 code="NOT_A_MEMBER",
@@ -113,18 +189,31 @@ class SiteAgent:
                 message="The site has another model than the experiment asks for (rule model.fingerprint).",
                 advice=f"The site's model has the fingerprint {self._backbone.fingerprint}.",
             )
-        if self._policy is not None:
-            permit(self._policy, experiment)
-        try:
-            features = self._features.relabelled(experiment.classes)
-            learner = PromptLearner(self._backbone, experiment, features)
-        except (ModelError, ConfigError, DataError) as error:
-            raise RefusedError(code=error.code, message=error.message, advice=error.advice) from None
-        # Only now: a configuration that this site cannot run does not use up the experiment's name.
+        if policy is not None and self._rules is not None:
+            approved = self._rules.approves(experiment)
+            if not approved:
+                self._rules.wait_for_approval(experiment)
+            permit(policy, experiment, approved)
+        self._ledger.check_name(experiment.name, experiment.digest())
+        return self._learner(experiment)
+
+    def _learner(self, experiment: Experiment) -> PromptLearner:
+        digest = experiment.digest()
+        learner = self._learners.pop(digest, None)
+        if learner is None:
+            try:
+                features = self._features.relabelled(experiment.classes)
+                learner = PromptLearner(self._backbone, experiment, features)
+            except (ModelError, ConfigError, DataError) as error:
+                raise RefusedError(code=error.code, message=error.message, advice=error.advice) from None
+        self._learners[digest] = learner
+        while len(self._learners) > MOST_LEARNERS:
+            del self._learners[next(iter(self._learners))]
+        return learner
+
+    def _bind(self, experiment: Experiment) -> None:
         self._ledger.bind(experiment.name, experiment.digest())
         self._store.remember(experiment)
-        self._learners[experiment.digest()] = learner
-        return learner
 
     def _known_release(self, request: TrainRequest, digest: str) -> SiteReply | None:
         """What an earlier, equal request released; None if this round has released nothing and may do so now."""
@@ -176,14 +265,15 @@ class SiteAgent:
         paid = experiment.privacy.mechanism == "one_shot" and self._state(experiment).class_sums is not None
         return planned_events(experiment, 0 if paid else experiment.rounds.local_steps)
 
-    def _compute(self, learner: PromptLearner, request: TrainRequest, digest: str) -> Record:
-        started = time.monotonic()
+    def _compute(
+        self, learner: PromptLearner, request: TrainRequest, digest: str, policy: Policy | None, started: float
+    ) -> Record:
         state = self._state(request.experiment)
-        metrics = self._metrics(learner, request.global_context, state) if request.evaluate else {}
+        metrics = self._metrics(learner, request.global_context, state, policy) if request.evaluate else {}
         randomness = self._randomness.for_round(self._name, request.round)
         result = learner.train_round(request.global_context, state, randomness)
         update = np.ascontiguousarray(result.update, dtype="<f4")
-        reply = SiteReply(self._name, request.round, update, metrics, _seconds(started))
+        reply = SiteReply(self._name, request.round, update, metrics, _seconds(started, policy))
         return Record(digest, reply, request.global_context, result.state)
 
     def _state(self, experiment: Experiment) -> PersonalState:
@@ -192,18 +282,45 @@ class SiteAgent:
         return record.state if record else PersonalState.initial(experiment)
 
     def _metrics(
-        self,
-        learner: PromptLearner,
-        global_context: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
-        state: PersonalState,
+        self, learner: PromptLearner, global_context: Context, state: PersonalState, policy: Policy | None
     ) -> dict[str, float]:
+        """The accuracies that may leave; none is computed in vain."""
+        if policy is None:
+            return learner.evaluate(global_context, state.context)
+        if policy.metrics == "none":
+            return {}
         metrics = learner.evaluate(global_context, state.context)
-        if self._policy is None:
-            return metrics
         if learner.experiment.privacy.unit == "site":  # that prompt learned from training images without noise
             metrics = {name: value for name, value in metrics.items() if not name.startswith("personal")}
-        return self._policy.released_metrics(metrics)
+        return policy.released_metrics(metrics)
 
 
-def _seconds(started: float) -> float:
-    return math.ceil((time.monotonic() - started) * 10) / 10
+def evaluation_digest(request: EvaluateRequest) -> str:
+    """sha256 of everything that the answer to an evaluation depends on."""
+    digest = hashlib.sha256(f"evaluate {request.experiment.digest()} {request.round} ".encode())
+    digest.update(request.global_context.astype("<f4").tobytes())
+    return digest.hexdigest()
+
+
+def slotted(seconds: float, slot: float) -> float:
+    """The next multiple of ``slot`` seconds, at least one."""
+    return round(max(1, math.ceil(seconds / slot)) * slot, 6)
+
+
+def _seconds(started: float, policy: Policy | None) -> float:
+    """What a reply says it took: full slots, so that it tells no more than the time of its arrival."""
+    return slotted(time.monotonic() - started, SIMULATED_SLOT if policy is None else policy.reply_slot)
+
+
+def _who(request: TrainRequest | EvaluateRequest) -> dict[str, Any]:
+    return {
+        "experiment": request.experiment.name,
+        "configuration": request.experiment.digest(),
+        "round": request.round,
+    }
+
+
+def _rule(error: DpfplError) -> str:
+    """The rule that a refusal names; errors of other kinds may name files and are told by their code alone."""
+    found = re.search(r"\(rule ([^)]*)\)", error.message) if isinstance(error, RefusedError) else None
+    return found.group(1) if found else ""

@@ -23,20 +23,23 @@ class Credential:
 
     Args:
         path: the token file; made with a fresh random token, mode 0600, if it does not exist.
+        group: the callers' group, if they are another user; it may read the file (mode 0640), which then lies in a
+            folder that gives it this group.
 
     Raises:
         StateError: TOKEN_FILE, the file is no token or other users can read it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, group: int | None = None) -> None:
         try:
             if not path.exists():
-                _create(path)
+                _create(path, 0o600 if group is None else 0o640)
             state = path.stat()
         except OSError as error:
             raise _bad(path, f"cannot be made ({error.strerror})") from None
-        if not stat.S_ISREG(state.st_mode) or state.st_mode & 0o077 or state.st_uid != os.getuid():
-            raise _bad(path, "is not this user's alone")
+        open_to_others = state.st_mode & 0o077 if group is None else state.st_mode & 0o037 or state.st_gid != group
+        if not stat.S_ISREG(state.st_mode) or open_to_others or state.st_uid != os.getuid():
+            raise _bad(path, "is not this user's alone" if group is None else "is open to others than its callers")
         token = read_token(path)
         if token is None:
             raise _bad(path, "holds no token")
@@ -61,12 +64,13 @@ def read_token(path: Path) -> str | None:
     return text if _TOKEN.fullmatch(text) else None
 
 
-def _create(path: Path) -> None:
+def _create(path: Path, mode: int) -> None:
     """Write a fresh token; of two agents that do so at once, one wins and both read the same."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=".token-", dir=path.parent)  # mode 0600
     try:
         os.write(descriptor, secrets.token_urlsafe(32).encode() + b"\n")
+        os.fchmod(descriptor, mode)
         os.fsync(descriptor)
         os.link(temporary, path)
     except FileExistsError:

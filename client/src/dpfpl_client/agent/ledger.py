@@ -120,25 +120,32 @@ class Ledger:
         """Record a new version of the data set that this ledger charges."""
         self._append({"kind": "dataset", **manifest, "at": _now()})
 
-    def bind(self, experiment: str, digest: str) -> None:
-        """Tie an experiment's name to one configuration for good.
+    def check_name(self, experiment: str, digest: str) -> None:
+        """Refuse a name that stands for another configuration.
 
         Raises:
-            RefusedError: the name was used with another configuration.
+            RefusedError: EXPERIMENT_CHANGED.
         """
-        known = self._known.digests.get(experiment)
-        if known is None:
-            self._append({"kind": "bind", "experiment": experiment, "digest": digest, "at": _now()})
-        elif known != digest:
+        if self._known.digests.get(experiment, digest) != digest:
             raise RefusedError(
                 code="EXPERIMENT_CHANGED",
                 message="An experiment of this name was run with another configuration (rule experiment digest).",
                 advice="Run it under a new name.",
             )
 
-    def bound(self) -> Mapping[str, str]:
-        """When each experiment was first admitted, UTC."""
-        return dict(self._known.bound_at)
+    def bind(self, experiment: str, digest: str) -> None:
+        """Tie an experiment's name to one configuration for good; as ``check_name`` if it is tied already."""
+        self.check_name(experiment, digest)
+        if experiment not in self._known.digests:
+            self._append({"kind": "bind", "experiment": experiment, "digest": digest, "at": _now()})
+
+    def begun(self) -> Mapping[str, str]:
+        """When each experiment was first charged, UTC."""
+        return self._known.begun
+
+    def repeats(self, experiment: str) -> int:
+        """Charges of the experiment beyond one for each round."""
+        return self._known.repeats.get(experiment, 0)
 
     def find(self, experiment: str, round_number: int) -> Charge | None:
         """The latest charge for this round, if any."""
@@ -174,21 +181,14 @@ class Ledger:
         assert sequence in self._known.charges
         self._append({"kind": "commit", "reserve": sequence, "release": release_digest, "at": _now()})
 
-    def evaluations(self, experiment: str) -> Mapping[str, Mapping[str, float]]:
-        """The accuracies that were answered to evaluations, by the digest of what was asked."""
-        return dict(self._known.evaluations.get(experiment, {}))
+    def evaluations(self, experiment: str) -> Mapping[str, Mapping[str, Any]]:
+        """What was answered to evaluations, by the digest of what was asked."""
+        return self._known.evaluations.get(experiment, {})
 
-    def record_evaluation(self, experiment: str, request_digest: str, metrics: Mapping[str, float]) -> None:
+    def record_evaluation(self, experiment: str, request_digest: str, answer: Mapping[str, Any]) -> None:
         """Record an answer to an evaluation before it leaves; durable on return."""
-        self._append(
-            {
-                "kind": "evaluate",
-                "experiment": experiment,
-                "request": request_digest,
-                "metrics": dict(metrics),
-                "at": _now(),
-            }
-        )
+        record = {"kind": "evaluate", "experiment": experiment, "request": request_digest, "answer": dict(answer)}
+        self._append({**record, "at": _now()})
 
     def charges(self) -> list[Charge]:
         """Everything charged, oldest first."""

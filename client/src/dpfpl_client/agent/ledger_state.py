@@ -42,13 +42,14 @@ class LedgerState:
     kind: str = ""
     identity: str = ""
     digests: dict[str, str] = field(default_factory=dict)
-    bound_at: dict[str, str] = field(default_factory=dict)
     charges: dict[int, Charge] = field(default_factory=dict)
     latest: dict[tuple[str, int], int] = field(default_factory=dict)
     last_round: dict[str, int] = field(default_factory=dict)
     totals: dict[str, dict[tuple[str, str, float, float], int]] = field(default_factory=dict)
     datasets: list[dict[str, Any]] = field(default_factory=list)
-    evaluations: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    evaluations: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    begun: dict[str, str] = field(default_factory=dict)
+    repeats: dict[str, int] = field(default_factory=dict)
 
     def apply(self, sequence: int, record: dict[str, Any]) -> None:
         """Count a record in.
@@ -62,7 +63,6 @@ class LedgerState:
                 self.identity = record["ledger"]
             case "bind":
                 self.digests[record["experiment"]] = record["digest"]
-                self.bound_at[record["experiment"]] = record["at"]
             case "reserve" | "assume":
                 self._charge(sequence, record)
             case "commit":
@@ -71,7 +71,7 @@ class LedgerState:
             case "dataset":
                 self.datasets.append({key: value for key, value in record.items() if key != "kind"})
             case "evaluate":
-                self.evaluations.setdefault(record["experiment"], {})[record["request"]] = record["metrics"]
+                self.evaluations.setdefault(record["experiment"], {})[record["request"]] = record["answer"]
 
     def events(self, of: Callable[[str], bool], adversary: str) -> list[PrivacyEvent]:
         """What the experiments whose names satisfy ``of`` told an adversary; equal mechanisms added up."""
@@ -95,6 +95,9 @@ class LedgerState:
     def _charge(self, sequence: int, record: dict[str, Any]) -> None:
         name, number, events = record["experiment"], record["round"], events_from_json(record["events"])
         self.charges[sequence] = Charge(sequence, name, number, record.get("request", ""), "", events, record["at"])
+        self.begun.setdefault(name, record["at"])
+        if (name, number) in self.latest:
+            self.repeats[name] = self.repeats.get(name, 0) + 1
         self.latest[name, number] = sequence
         self.last_round[name] = max(number, self.last_round.get(name, 0))
         totals = self.totals.setdefault(name, {})

@@ -1,20 +1,22 @@
 """The most that may ever leave a site, whatever the operator sends: policy.toml."""
 
 import os
+import re
 import stat
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpfpl_common.accounting import epsilon
-from dpfpl_common.errors import ConfigError, RefusedError
+from dpfpl_common.errors import ConfigError
 from dpfpl_common.experiment import MECHANISMS, METHODS, TRUST_MODES, UNITS, Experiment
 from dpfpl_common.settings import from_table, read_toml
-from dpfpl_common.trust import capped_event, planned_events
 
-__all__ = ["METRICS", "Policy", "load_policy", "permit"]
+__all__ = ["METRICS", "Policy", "load_policy"]
 
 METRICS = ("none", "coarse", "exact")
 COARSE_STEP = 0.05
+_HOURS = re.compile(r"([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d")
+_APPROVAL = re.compile(r"\*|[a-z0-9][a-z0-9._-]{0,62}(@[0-9a-f]{12,64})?")
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,9 @@ class Policy:
     """The site's rules; an absent rule takes the strict default.
 
     Attributes:
-        experiments: names of approved experiments; "*" approves any that keeps the other rules.
+        experiments: what is approved: ``*``, any experiment that keeps the other rules; ``name@digest``, that
+            configuration, of which the first 12 digits suffice; ``name``, whatever is first run under it. What
+            ``dpfpl-client approve`` was told is approved besides.
         max_epsilon_per_experiment: cap on what a personalised prompt of one experiment may tell its recipient.
         max_epsilon_operator: cap on what the messages of one experiment may tell the operator, who under
             ``distributed`` trust sees each with its share of the noise only. Does not bind under ``central``, where it
@@ -39,7 +43,14 @@ class Policy:
         min_noise_multiplier: least noise.
         max_clipping_norm: largest clipping norm.
         max_rounds: most rounds of one experiment.
+        max_repeats: most charges of one experiment beyond one a round, for rounds that were interrupted.
+        max_rounds_per_hour: most rounds computed within an hour.
+        max_experiments_per_day: most experiments begun within a day.
+        max_evaluations: most distinct prompts whose accuracies are told of one experiment, besides one a round.
         metrics: which accuracies may leave: none, coarse (multiples of 0.05) or exact.
+        quiet_hours: times of the day, by the site's clock, at which nothing is computed: ``22:00-06:00``.
+        reply_slot: seconds; every answer is held back until a multiple of them has passed since it was asked for, and
+            says as its duration no more than that.
     """
 
     experiments: tuple[str, ...]
@@ -55,7 +66,13 @@ class Policy:
     min_noise_multiplier: float = 0.3
     max_clipping_norm: float = 10.0
     max_rounds: int = 500
+    max_repeats: int = 50
+    max_rounds_per_hour: int = 3600
+    max_experiments_per_day: int = 50
+    max_evaluations: int = 10
     metrics: str = "coarse"
+    quiet_hours: tuple[str, ...] = ()
+    reply_slot: float = 0.1
 
     def __post_init__(self) -> None:
         _require("max_epsilon_per_experiment", self.max_epsilon_per_experiment, self.max_epsilon_per_experiment > 0)
@@ -72,7 +89,37 @@ class Policy:
         _require("metrics", self.metrics, self.metrics in METRICS)
         _require("min_noise_multiplier", self.min_noise_multiplier, self.min_noise_multiplier > 0)
         _require("max_clipping_norm", self.max_clipping_norm, self.max_clipping_norm > 0)
-        _require("max_rounds", self.max_rounds, self.max_rounds > 0)
+        for key in ("max_rounds", "max_rounds_per_hour", "max_experiments_per_day"):
+            _require(key, getattr(self, key), getattr(self, key) > 0)
+        for key in ("max_repeats", "max_evaluations"):
+            _require(key, getattr(self, key), getattr(self, key) >= 0)
+        _require("reply_slot", self.reply_slot, 0 < self.reply_slot <= 60)
+        _require("quiet_hours", self.quiet_hours, all(_HOURS.fullmatch(hours) for hours in self.quiet_hours))
+        _require("experiments", self.experiments, all(_APPROVAL.fullmatch(entry) for entry in self.experiments))
+
+    def current(self) -> "Policy":
+        """Itself; see ``dpfpl_client.agent.policy_file.Rules``."""
+        return self
+
+    def approves(self, experiment: Experiment) -> bool:
+        """Whether the experiment is approved."""
+        name, digest = experiment.name, experiment.digest()
+        return any(
+            entry in ("*", name) or ("@" in entry and f"{name}@{digest}".startswith(entry))
+            for entry in self.experiments
+        )
+
+    def wait_for_approval(self, experiment: Experiment) -> None:
+        """Nothing remembers it."""
+
+    def quiet_at(self, now: time.struct_time) -> bool:
+        """Whether this is a time at which nothing is computed."""
+        clock = f"{now.tm_hour:02}:{now.tm_min:02}"
+        for hours in self.quiet_hours:
+            begin, end = hours.split("-")
+            if (begin <= clock < end) if begin <= end else (clock >= begin or clock < end):
+                return True
+        return False
 
     def released_metrics(self, metrics: dict[str, float]) -> dict[str, float]:
         """What of the site's accuracies may leave."""
@@ -100,62 +147,29 @@ def load_policy(path: Path) -> Policy:
             message=f"There is no policy file {path}.",
             advice="Without a policy everything is refused; start from the policy.toml of your kit.",
         ) from None
-    if not stat.S_ISREG(found.st_mode) or found.st_mode & stat.S_IWOTH or found.st_uid not in (0, os.getuid()):
+    if (
+        not stat.S_ISREG(found.st_mode)
+        or found.st_mode & (stat.S_IWOTH | stat.S_IWGRP)
+        or found.st_uid not in (0, os.getuid())
+    ):
         raise ConfigError(
             code="POLICY_NOT_PROTECTED",
-            message=f"{path} is a link, is writable by everybody or belongs to another user.",
+            message=f"{path} is a link, is writable by others or belongs to another user.",
             advice="Make it a regular file of the agent's user: chmod 640.",
         )
+    _require_safe_folder(path.parent)
     return from_table(Policy, read_toml(path), path.name)
 
 
-def permit(policy: Policy, experiment: Experiment) -> None:
-    """Let an experiment pass, or refuse it; decided from the experiment and the policy alone, never from the data.
-
-    Raises:
-        RefusedError: with the code and name of the rule that it breaks.
-    """
-    privacy = experiment.privacy
-    if "*" not in policy.experiments and experiment.name not in policy.experiments:
-        raise _refusal("EXPERIMENT_NOT_APPROVED", "experiments", "Ask the site's administrator to approve it by name.")
-    if privacy.trust not in policy.trust:
-        raise _refusal("TRUST_NOT_ALLOWED", "trust", f"Allowed: {', '.join(policy.trust)}.")
-    if privacy.unit not in policy.units:
-        raise _refusal("UNIT_NOT_ALLOWED", "units", f"Allowed: {', '.join(policy.units)}.")
-    if privacy.mechanism not in policy.mechanisms:
-        raise _refusal("MECHANISM_NOT_ALLOWED", "mechanisms", f"Allowed: {', '.join(policy.mechanisms)}.")
-    if privacy.accounting != "honest":
-        raise _refusal(
-            "ACCOUNTING_NOT_HONEST", "accounting", "Only honest accounting is served; paper is for simulations."
+def _require_safe_folder(folder: Path) -> None:
+    """Refuse a folder in which others could put another file in the policy's place."""
+    mode = folder.stat().st_mode
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        raise ConfigError(
+            code="POLICY_NOT_PROTECTED",
+            message=f"{folder}, the folder of the policy, is writable by everybody.",
+            advice="Take that right away: chmod o-w.",
         )
-    if experiment.prompt.method not in policy.methods:
-        raise _refusal("METHOD_NOT_ALLOWED", "methods", f"Allowed: {', '.join(policy.methods)}.")
-    if experiment.rounds.number > policy.max_rounds:
-        raise _refusal("TOO_MANY_ROUNDS", "max_rounds", f"At most {policy.max_rounds} rounds.")
-    if max(privacy.clipping_norm, privacy.factor_norm) > policy.max_clipping_norm:
-        raise _refusal("CLIPPING_NORM_TOO_LARGE", "max_clipping_norm", f"At most {policy.max_clipping_norm:g}.")
-    if (privacy.noise_multiplier or 0.0) < policy.min_noise_multiplier:
-        raise _refusal("TOO_LITTLE_NOISE", "min_noise_multiplier", f"At least {policy.min_noise_multiplier:g}.")
-    if privacy.target_delta > policy.delta:
-        raise _refusal("DELTA_TOO_LARGE", "delta", f"At most {policy.delta:g}.")
-    events = {event.adversary: event for event in planned_events(experiment)}
-    if privacy.trust != "central" and epsilon([events["operator"]], policy.delta) > policy.max_epsilon_operator:
-        raise _refusal(
-            "OPERATOR_EPSILON_OVER_CAP",
-            "max_epsilon_operator",
-            f"Towards the operator at most {policy.max_epsilon_operator:g}: fewer sites, or trust local.",
-        )
-    cost = epsilon([capped_event(experiment)], policy.delta)
-    if cost > policy.max_epsilon_per_experiment:
-        raise _refusal(
-            "EPSILON_OVER_CAP",
-            "max_epsilon_per_experiment",
-            f"It would cost epsilon {cost:.2f}; at most {policy.max_epsilon_per_experiment:g}.",
-        )
-
-
-def _refusal(code: str, rule: str, advice: str) -> RefusedError:
-    return RefusedError(code=code, message=f"The site's policy forbids this experiment (rule {rule}).", advice=advice)
 
 
 def _require(key: str, value: object, holds: bool) -> None:

@@ -54,10 +54,18 @@ class AgentServer:
         token_file: the credential, made on first start.
         allow_any: accept an address that others could reach.
         queue: how many calls may wait while one computes; more are refused with BUSY.
+        group: the group of callers that run as another user; None if only this user calls.
     """
 
     def __init__(
-        self, agent: Agent, address: str, token_file: Path, *, allow_any: bool = False, queue: int = 2
+        self,
+        agent: Agent,
+        address: str,
+        token_file: Path,
+        *,
+        allow_any: bool = False,
+        queue: int = 2,
+        group: int | None = None,
     ) -> None:
         self._agent = agent
         self._wanted = parse_address(address)
@@ -66,7 +74,8 @@ class AgentServer:
         self._turns = Turns(queue)
         self._serving = False
         self._stopping = False
-        self._socket = SocketFile(self._wanted.path) if self._wanted.path else None
+        self._group = group
+        self._socket = SocketFile(self._wanted.path, group) if self._wanted.path else None
         self._bound = self._wanted
         self._workers = futures.ThreadPoolExecutor(max_workers=1 + queue + 5, thread_name_prefix="agent")
         self._server: Any = None
@@ -90,7 +99,7 @@ class AgentServer:
         if self._socket is not None:
             self._socket.claim()
         try:
-            self._start(Credential(self._token_file))
+            self._start(Credential(self._token_file, self._group))
         except BaseException:
             if self._socket is not None:
                 self._socket.release()
@@ -211,6 +220,7 @@ def serve(
     token_file: Path,
     *,
     allow_any: bool = False,
+    group: int | None = None,
     grace_s: float = 8.0,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
@@ -224,6 +234,7 @@ def serve(
         address: as for AgentServer.
         token_file: as for AgentServer.
         allow_any: as for AgentServer.
+        group: as for AgentServer.
         grace_s: time for a running call to finish.
         on_ready: called with the address once calls are answered.
     """
@@ -234,7 +245,7 @@ def serve(
 
     previous = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        server = AgentServer(agent, address, token_file, allow_any=allow_any)
+        server = AgentServer(agent, address, token_file, allow_any=allow_any, group=group)
         server.start()
         if on_ready is not None:
             on_ready(server.address)

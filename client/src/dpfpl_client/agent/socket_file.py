@@ -16,10 +16,16 @@ class SocketFile:
 
     A lock on a file beside the socket, which the system drops when its holder dies, tells a dead agent from a live one:
     whoever has the lock may remove what a dead agent left.
+
+    Args:
+        path: the socket.
+        group: the group of the callers, if they are another user; its folder must then be this user's with exactly that
+            group and mode 2750, so that the socket gets the group too.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, group: int | None = None) -> None:
         self._path = path
+        self._group = group
         self._lock: int | None = None
 
     def claim(self) -> None:
@@ -43,8 +49,8 @@ class SocketFile:
         self._lock = lock
 
     def protect(self) -> None:
-        """Give the bound socket mode 0600; until then the folder alone guards it."""
-        self._path.chmod(0o600)
+        """Give the bound socket mode 0600, or 0660 for its callers' group; until then the folder alone guards it."""
+        self._path.chmod(0o600 if self._group is None else 0o660)
 
     def release(self) -> None:
         """Remove the socket and give the path to the next agent."""
@@ -64,7 +70,14 @@ class SocketFile:
                 message=f"The folder {folder} of the agent's socket cannot be made ({error.strerror}).",
                 advice="Choose another agent address.",
             ) from None
-        if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.getuid() or state.st_mode & 0o077:
+        if self._group is not None:
+            if not _is_shared(state, self._group):
+                raise StateError(
+                    code="SOCKET_FOLDER",
+                    message=f"The folder {folder} of the agent's socket is not the one that two users share.",
+                    advice="As root: dpfpl-client separate",
+                )
+        elif not stat.S_ISDIR(state.st_mode) or state.st_uid != os.getuid() or state.st_mode & 0o077:
             raise StateError(
                 code="SOCKET_FOLDER",
                 message=f"The folder {folder} of the agent's socket is not this user's alone.",
@@ -99,3 +112,9 @@ class SocketFile:
             message=f"Another agent answers at {self._path}.",
             advice="Stop it first, or choose another agent address.",
         )
+
+
+def _is_shared(state: os.stat_result, group: int) -> bool:
+    """Whether a folder is this user's, and may be entered, not written, by exactly this group."""
+    mine = stat.S_ISDIR(state.st_mode) and state.st_uid == os.getuid()
+    return mine and state.st_gid == group and stat.S_IMODE(state.st_mode) == 0o2750

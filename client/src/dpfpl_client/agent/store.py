@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from dpfpl_client.learning.learner import PersonalState
-from dpfpl_common.durable import make_folder_durably, write_durably
-from dpfpl_common.errors import PayloadError, StateError
+from dpfpl_common.durable import fsync_folder, is_full, make_folder_durably, write_durably
+from dpfpl_common.errors import PayloadError, RefusedError, StateError
 from dpfpl_common.experiment import Experiment, parse_experiment
 from dpfpl_common.optimizer import OptimizerState
 from dpfpl_common.payload import Context, SiteReply
@@ -97,6 +97,10 @@ class Record:
 class Store(Protocol):
     """Keeps the records of a site's experiments."""
 
+    def check_kept(self, experiment: str) -> None:
+        """Refuse an experiment that the site has left for good: RefusedError FORGOTTEN."""
+        ...
+
     def remember(self, experiment: Experiment) -> None:
         """Keep the experiment's configuration; the same name always means the same configuration."""
         ...
@@ -123,17 +127,48 @@ class Store(Protocol):
 
 
 class DiskStore:
-    """Records as files ``experiments/<name>/round-<number>.safetensors`` under the state folder."""
+    """Records as files ``experiments/<name>/round-<number>.safetensors`` under the state folder.
+
+    After a write that failed for another reason than a full disk, nobody knows what reached the disk: from then on
+    records are neither written nor read until there is a new store, which is a new agent.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Use the state folder ``folder``; nothing is made before the first write."""
         self._folder = folder / "experiments"
+        self._forgotten = folder / "forgotten"
+        self._broken = False
+
+    def check_kept(self, experiment: str) -> None:
+        """See ``Store``."""
+        if (self._forgotten / experiment).exists():
+            raise RefusedError(
+                code="FORGOTTEN",
+                message="The site has left this experiment and removed its prompt (rule forget).",
+                advice="Take the site off the list; it may take part again under a new experiment name.",
+            )
+
+    def forget(self, experiment: str) -> bool:
+        """Leave an experiment for good: first nothing of it is answered or written any more, then its files go.
+
+        The ledger is untouched: what was released stays paid. Tells whether there was anything to remove.
+        """
+        make_folder_durably(self._forgotten)
+        write_durably(self._forgotten / experiment, b"")
+        folder = self._folder / experiment
+        there = folder.is_dir()
+        for path in sorted(folder.iterdir()) if there else []:
+            path.unlink()
+        if there:
+            folder.rmdir()
+            fsync_folder(self._folder)
+        return there
 
     def remember(self, experiment: Experiment) -> None:
         """See ``Store``."""
-        path = self._made(experiment.name) / "experiment.json"
+        path = self._folder / experiment.name / "experiment.json"
         if not path.exists():
-            write_durably(path, experiment.to_json().encode())
+            self._write(path, experiment.to_json().encode())
 
     def experiment(self, name: str) -> Experiment:
         """The configuration of an experiment.
@@ -152,11 +187,12 @@ class DiskStore:
 
     def write(self, experiment: str, round_number: int, record: Record) -> None:
         """See ``Store``."""
-        self._made(experiment)
-        write_durably(self._path(experiment, round_number), record.to_bytes())
+        self._write(self._path(experiment, round_number), record.to_bytes())
 
     def read(self, experiment: str, round_number: int) -> Record | None:
         """See ``Store``."""
+        if self._broken:
+            raise _not_durable("an earlier write failed")
         path = self._path(experiment, round_number)
         return Record.from_bytes(path.read_bytes()) if path.exists() else None
 
@@ -172,7 +208,7 @@ class DiskStore:
     def write_final(self, experiment: str, global_context: Context) -> None:
         """See ``Store``."""
         content = save({"global_context": np.ascontiguousarray(global_context)})
-        write_durably(self._made(experiment) / "final.safetensors", content)
+        self._write(self._folder / experiment / "final.safetensors", content)
 
     def read_final(self, experiment: str) -> Context | None:
         """See ``Store``."""
@@ -189,11 +225,28 @@ class DiskStore:
         """Names of the experiments that this site ever agreed to, sorted."""
         return sorted(path.name for path in self._folder.iterdir()) if self._folder.is_dir() else []
 
-    def _made(self, experiment: str) -> Path:
-        """The experiment's folder, this user's alone."""
-        folder = self._folder / experiment
-        make_folder_durably(folder)
-        return folder
+    def _write(self, path: Path, content: bytes) -> None:
+        """Replace a file, durably; its folder is made for this user alone, but not for a forgotten experiment.
+
+        Raises:
+            RefusedError: FORGOTTEN.
+            StateError: STORAGE_FULL, the next try may succeed; RECORD_NOT_DURABLE, no later one can.
+        """
+        self.check_kept(path.parent.name)
+        if self._broken:
+            raise _not_durable("an earlier write failed")
+        try:
+            make_folder_durably(path.parent)
+            write_durably(path, content)
+        except OSError as error:
+            if is_full(error):
+                raise StateError(
+                    code="STORAGE_FULL",
+                    message="The disk of the state folder is full.",
+                    advice="Free disk space at the site; nothing was released.",
+                ) from None
+            self._broken = True
+            raise _not_durable(error.strerror or type(error).__name__) from None
 
     def _path(self, experiment: str, round_number: int) -> Path:
         return self._folder / experiment / f"round-{round_number:05d}.safetensors"
@@ -205,6 +258,9 @@ class MemoryStore:
     def __init__(self) -> None:
         self._records: dict[str, tuple[int, Record]] = {}
         self._final: dict[str, Context] = {}
+
+    def check_kept(self, experiment: str) -> None:
+        """Nobody leaves a simulation."""
 
     def remember(self, experiment: Experiment) -> None:
         """Nothing to keep: a simulation knows its experiment."""
@@ -229,6 +285,15 @@ class MemoryStore:
     def read_final(self, experiment: str) -> Context | None:
         """See ``Store``."""
         return self._final.get(experiment)
+
+
+def _not_durable(reason: str) -> StateError:
+    return StateError(
+        code="RECORD_NOT_DURABLE",
+        message=f"A round's record could not be written ({reason}).",
+        advice="Nothing more is released until the site's administrator has looked at the disk and started the agent "
+        "anew.",
+    )
 
 
 def _damaged(error: Exception) -> StateError:

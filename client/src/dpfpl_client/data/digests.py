@@ -16,13 +16,17 @@ _MAX_THREADS = 8
 
 def digest_items(
     items: Sequence[SourceItem], index: DigestIndex
-) -> tuple[list[tuple[SourceItem, str]], list[DataProblem]]:
-    """Pair every readable image with its digest; each unreadable one becomes a ``CORRUPT_IMAGE`` warning."""
+) -> tuple[list[tuple[SourceItem, str]], list[DataProblem], tuple[str, ...]]:
+    """Pair every readable image with its digest.
+
+    Returns:
+        The pairs; a ``CORRUPT_IMAGE`` warning for each unreadable image; the keys of these.
+    """
     with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
         results = list(pool.map(lambda item: _digest_or_reason(item.source, index), items))
     good = [(item, digest) for item, (digest, _) in zip(items, results, strict=True) if digest]
     bad = {item.key: reason for item, (digest, reason) in zip(items, results, strict=True) if not digest}
-    return good, problem_per_name("CORRUPT_IMAGE", bad, "Replace or remove it.")
+    return good, problem_per_name("CORRUPT_IMAGE", bad, "Replace or remove it."), tuple(bad)
 
 
 def _digest_or_reason(source: ImageSource, index: DigestIndex) -> tuple[str, str]:

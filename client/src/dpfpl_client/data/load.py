@@ -28,6 +28,7 @@ class Pool:
 
     records: tuple[ImageRecord, ...]
     problems: tuple[DataProblem, ...]
+    unreadable: tuple[str, ...] = ()
 
 
 def load_site_data(settings: DataSettings, class_names: Sequence[str], index_path: Path | None = None) -> SiteData:
@@ -51,7 +52,7 @@ def load_site_data(settings: DataSettings, class_names: Sequence[str], index_pat
         settings.alpha,
     )
     site = sites[settings.site_index]
-    return replace(site, problems=pool.problems + site.problems)
+    return replace(site, problems=pool.problems + site.problems, unreadable=pool.unreadable)
 
 
 def load_pool(
@@ -71,7 +72,7 @@ def read_pool(settings: DataSettings, class_names: Sequence[str] | None = None, 
         items, unknown = select_known(items, class_names)
         problems += unknown
     index = DigestIndex(index_path)
-    digested, corrupt = digest_items(items, index)
+    digested, corrupt, unreadable = digest_items(items, index)
     records, copies = split_items(digested, settings.test_fraction, settings.split_seed, settings.viewpoint)
     problems += corrupt + copies + index.save()
     problems += _lost_classes({item.label for item in items}, records)
@@ -82,7 +83,7 @@ def read_pool(settings: DataSettings, class_names: Sequence[str] | None = None, 
             advice=" ".join(problem.message for problem in (*listing.problems, *problems)[:3])
             or "Put images of the experiment's classes there.",
         )
-    return Pool(tuple(records), (*listing.problems, *problems))
+    return Pool(tuple(records), (*listing.problems, *problems), unreadable)
 
 
 def list_classes(settings: DataSettings) -> tuple[str, ...]:

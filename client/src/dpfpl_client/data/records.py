@@ -97,6 +97,7 @@ class SiteData:
         neighbour_test: test images of the other sites, or of classes that the site does not train on; may be empty.
         classes: the classes of ``train``, in the experiment's order.
         problems: what was skipped, and what looks wrong.
+        unreadable: keys of the images of the source, not only of this site's part, that cannot be read.
     """
 
     train: tuple[ImageRecord, ...]
@@ -104,6 +105,7 @@ class SiteData:
     neighbour_test: tuple[ImageRecord, ...]
     classes: tuple[str, ...]
     problems: tuple[DataProblem, ...]
+    unreadable: tuple[str, ...] = ()
 
     @property
     def manifest_digest(self) -> str:

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
+from dpfpl_client.agent.approvals import Approvals
 from dpfpl_client.agent.ledger import Ledger
-from dpfpl_client.agent.policy import load_policy, permit
+from dpfpl_client.agent.permit import permit
+from dpfpl_client.agent.policy import load_policy
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.embedded import embedded_model_path
 from dpfpl_client.exporting.adapter import Adapter, NotExpressibleError, build_adapter
@@ -50,7 +52,8 @@ def export_prompt(settings: SiteSettings, prompt: SitePrompt, backbone: ClipBack
     """
     policy = load_policy(settings.path(settings.policy))
     _refuse_what_must_stay(prompt)
-    permit(policy, prompt.experiment)
+    approved = policy.approves(prompt.experiment) or Approvals(settings.state_folder).holds(prompt.experiment)
+    permit(policy, prompt.experiment, approved)
     path = settings.state_folder / "ledger.sqlite"
     charged: float | str | None = None
     if path.exists():

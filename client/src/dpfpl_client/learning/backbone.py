@@ -12,7 +12,7 @@ from PIL import Image
 
 from dpfpl_client.embedded import embedded_model_path
 from dpfpl_client.learning.text_tower import ClassTokens
-from dpfpl_client.learning.tower_choice import TextPass, text_tower_of
+from dpfpl_client.learning.tower_choice import TextPass, TextTower, text_tower_of
 from dpfpl_common.errors import ModelError
 
 __all__ = ["ClipBackbone", "load_backbone"]
@@ -35,7 +35,8 @@ class ClipBackbone:
         self._model = model.eval().requires_grad_(False)
         self._tokenizer = tokenizer
         self._image_processor = image_processor
-        self._tower = text_tower_of(model.text_model, model.text_projection, self._bos_id, self._eos_id)
+        self._tower = self._make_tower(coarse=False)
+        self._is_coarse = False
         self.fingerprint = fingerprint
         self.width = int(model.config.text_config.hidden_size)
         self.feature_size = int(model.config.projection_dim)
@@ -100,9 +101,24 @@ class ClipBackbone:
         """Unit text features [classes, feature_size] of a context [num_context, width]."""
         return torch.nn.functional.normalize(self._tower(context, tokens), dim=-1)
 
-    def text_pass(self, context: torch.Tensor, tokens: ClassTokens) -> TextPass:
-        """A forward pass of the text tower, to be pulled back to the context."""
-        return self._tower.run(context, tokens)
+    def text_pass(
+        self, context: torch.Tensor, tokens: ClassTokens, *, coarse: bool = False, singly: bool = False
+    ) -> TextPass:
+        """A forward pass of the text tower, to be pulled back to the context.
+
+        Args:
+            context: [num_context, width].
+            tokens: the classes.
+            coarse: the pullback will be asked to round to bfloat16; the weights for it are made when first needed.
+            singly: the pullback will be asked for a few classes of each example.
+        """
+        if coarse and not self._is_coarse:
+            self._tower, self._is_coarse = self._make_tower(coarse=True), True
+        return self._tower.run(context, tokens, singly=singly)
+
+    def _make_tower(self, *, coarse: bool) -> TextTower:
+        model = self._model
+        return text_tower_of(model.text_model, model.text_projection, self._bos_id, self._eos_id, coarse=coarse)
 
     @torch.inference_mode()
     def image_features(self, images: Iterable[Image.Image], batch_size: int = 64) -> Iterator[torch.Tensor]:

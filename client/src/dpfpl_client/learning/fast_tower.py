@@ -17,17 +17,9 @@ from torch import Tensor
 from dpfpl_client.learning.folded_layers import ACTIVATIONS, FoldedLayer, Normed, centred, folded_projection
 from dpfpl_client.learning.packing import PackedClasses, pack
 from dpfpl_client.learning.shared_attention import Attention, attend
+from dpfpl_client.learning.text_pass import TextPass
 from dpfpl_client.learning.text_tower import ClassTokens
-from dpfpl_client.learning.tower_pullback import (
-    LayerState,
-    MemoryPlan,
-    Part,
-    SharedKeys,
-    TextPass,
-    Weights,
-    at_ends,
-    by_rows,
-)
+from dpfpl_client.learning.tower_states import LayerState, MemoryPlan, Part, SharedKeys, Weights, at_ends, by_rows
 
 __all__ = ["FastTextTower", "MemoryPlan"]
 
@@ -72,10 +64,13 @@ class FastTextTower:
         return features
 
     @torch.no_grad()
-    def run(self, context: Tensor, tokens: ClassTokens, *, keep: bool = True) -> "TextPass":
-        """A forward pass; ``keep`` what its pullback needs, as far as it is small enough."""
-        packed = pack(tokens, self._plan.row_length)
-        count = self._rows_within(self._plan.state_bytes, packed)
+    def run(self, context: Tensor, tokens: ClassTokens, *, keep: bool = True, singly: bool = False) -> TextPass:
+        """A forward pass; ``keep`` what its pullback needs, as far as it is small enough.
+
+        ``singly`` lays classes out one by one, which pullbacks for a few classes of each example need to be faster.
+        """
+        packed = pack(tokens, self._plan.row_length, singly=singly)
+        count = self._rows_within(self._plan.state_bytes * (4 if singly else 1), packed)
         slices = [slice(start, start + count) for start in range(0, len(packed.ids), count)]
         shared: SharedKeys = []
         parts = [self._part(context, packed.part(slices[0]), shared, keep=keep and len(slices) == 1)]

@@ -1,12 +1,22 @@
-"""Exact gradients of the loss with respect to the context, one per example."""
+"""Gradients of the loss with respect to the context, one per example.
+
+Exact by default. The cheaper estimates stay functions of one example each, and what an estimate gives is what is
+clipped and summed: they change how well a step points, never the sensitivity.
+"""
+
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from dpfpl_client.learning.backbone import ClipBackbone
 from dpfpl_client.learning.text_tower import ClassTokens
+from dpfpl_client.learning.tower_choice import TextPass
+from dpfpl_common.experiment import GradientSettings
 
-__all__ = ["per_example_gradients"]
+__all__ = ["EXACT", "loss_scales", "per_example_gradients", "total_gradient"]
+
+EXACT: Final = GradientSettings()
 
 
 @torch.no_grad()
@@ -16,6 +26,7 @@ def per_example_gradients(
     tokens: ClassTokens,
     image_features: Tensor,
     labels: Tensor,
+    estimate: GradientSettings = EXACT,
 ) -> Tensor:
     """g_x = d loss_x / d context for every example x.
 
@@ -29,16 +40,46 @@ def per_example_gradients(
         tokens: the experiment's classes.
         image_features: [batch, feature_size], unit rows z_x.
         labels: [batch], class indices.
+        estimate: with fewer classes, the largest entries of an example's cotangent stand for all; with bfloat16, the
+            factors of large products are rounded.
 
     Returns:
         [batch, num_context, width], same dtype as the context; an empty batch gives an empty tensor.
     """
     if len(image_features) == 0:
         return context.new_zeros((0, *context.shape))
-    text = backbone.text_pass(context, tokens)
-    unit = torch.nn.functional.normalize(text.features, dim=-1)
-    residual = torch.softmax(backbone.logit_scale * image_features @ unit.T, dim=1)  # [B, C]
-    residual[torch.arange(len(labels)), labels] -= 1.0
-    result = text.rank_one_pullback(backbone.logit_scale * residual, image_features)
+    coarse, few = estimate.precision == "bfloat16", estimate.classes
+    text = backbone.text_pass(context, tokens, coarse=coarse, singly=0 < few < len(tokens.lengths))
+    scales = loss_scales(text, backbone.logit_scale, image_features, labels)
+    result = text.rank_one_pullback(scales, image_features, coarse=coarse, few=few)
     assert len(result) == len(labels)
     return result
+
+
+@torch.no_grad()
+def total_gradient(
+    backbone: ClipBackbone,
+    context: Tensor,
+    tokens: ClassTokens,
+    image_features: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+) -> Tensor:
+    """``sum_x weights_x g_x`` [num_context, width] at the cost of one example; not for clipping, so not private.
+
+    Args:
+        weights: [batch]; an example of weight 0 counts as absent.
+        backbone, context, tokens, image_features, labels: as in ``per_example_gradients``.
+    """
+    text = backbone.text_pass(context, tokens)
+    scales = loss_scales(text, backbone.logit_scale, image_features, labels) * weights[:, None]
+    used = weights != 0
+    return text.pullback((scales[used].T @ image_features[used])[None])[0]
+
+
+def loss_scales(text: TextPass, logit_scale: float, image_features: Tensor, labels: Tensor) -> Tensor:
+    """tau (softmax - onehot) [batch, classes]: the loss' derivative towards the cosines."""
+    unit = torch.nn.functional.normalize(text.features, dim=-1)
+    residual = torch.softmax(logit_scale * image_features @ unit.T, dim=1)
+    residual[torch.arange(len(labels)), labels] -= 1.0
+    return logit_scale * residual

@@ -1,6 +1,7 @@
 """A site's prompt learner: the rounds of one experiment over cached image features."""
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,13 +10,14 @@ import torch
 
 from dpfpl_client.learning.backbone import ClipBackbone
 from dpfpl_client.learning.evaluation import LabelledFeatures, accuracy
-from dpfpl_client.learning.gradients import per_example_gradients
+from dpfpl_client.learning.gradients import per_example_gradients, total_gradient
 from dpfpl_client.learning.methods import build_method
 from dpfpl_client.learning.prototypes import noised_class_sums, prototypes_from
+from dpfpl_client.learning.public_directions import direction_count, text_directions
 from dpfpl_client.learning.randomness import Randomness
 from dpfpl_client.learning.step import noised_step
 from dpfpl_client.learning.whole_update import batch_gradient, released_update
-from dpfpl_common.errors import DataError, ModelError
+from dpfpl_common.errors import ModelError
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.optimizer import OptimizerState, descend
 
@@ -43,8 +45,7 @@ class SiteFeatures:
     def relabelled(self, classes: tuple[str, ...]) -> "SiteFeatures":
         """The same images with labels that index another list of classes; images of classes not on it are left out.
 
-        Raises:
-            DataError: no training image is left.
+        There may be none left. A site then trains on nothing and sends noise: a refusal would tell its classes.
         """
         if classes == self.classes:
             return self
@@ -54,14 +55,7 @@ class SiteFeatures:
             labels = index[images.labels]
             return LabelledFeatures(images.features[labels >= 0], labels[labels >= 0])
 
-        train = mapped(self.train)
-        if len(train) == 0:
-            raise DataError(
-                code="NO_KNOWN_CLASS",
-                message="None of the site's classes is on the experiment's list (rule classes).",
-                advice="Map the site's folder names to the experiment's class names: [data.class_map] in site.toml.",
-            )
-        return SiteFeatures(train, mapped(self.test), mapped(self.neighbour_test), classes)
+        return SiteFeatures(mapped(self.train), mapped(self.test), mapped(self.neighbour_test), classes)
 
 
 @dataclass(frozen=True)
@@ -170,8 +164,9 @@ class PromptLearner:
         for _ in range(experiment.rounds.local_steps):
             directions = self._method.directions(_trained(state), randomness.factors)
             chosen = randomness.sampler.draw(len(self._features.train), experiment.privacy.sample_rate)
-            gradients = self._gradients(global_context, state.context, self._features.train.take(chosen))
-            gradient = batch_gradient(experiment, gradients)
+            examples = self._features.train.take(chosen)
+            finite = torch.isfinite(examples.features).all(dim=1)
+            gradient = batch_gradient(experiment, self._total(global_context, state.context, examples, finite)[None])
             update += gradient / experiment.rounds.local_steps
             state = self._moved(state, directions.merge([block[0] for block in directions.split(gradient[None])]))
         return RoundResult(update=released_update(experiment, update, randomness.noise), state=state)
@@ -193,20 +188,29 @@ class PromptLearner:
                 noise_multiplier,
             )
             state = dataclasses.replace(state, class_sums=sums)
-        prototypes = prototypes_from(sums, noise_multiplier)
+        prototypes = prototypes_from(sums, noise_multiplier, *self._public_facts)
         present = np.flatnonzero(prototypes.weights)
         pseudo = LabelledFeatures(
             torch.from_numpy(prototypes.features[present].astype(np.float32)), torch.from_numpy(present)
         )
+        weights = torch.from_numpy(prototypes.weights[present])
         update = np.zeros(experiment.context_shape)
         for _ in range(experiment.rounds.local_steps):
             directions = self._method.directions(_trained(state), randomness.factors)
-            gradients = self._gradients(global_context, state.context, pseudo)
-            gradient = np.tensordot(prototypes.weights[present], gradients, axes=1)
+            gradient = self._total(global_context, state.context, pseudo, weights)
             update += gradient / experiment.rounds.local_steps
             personal = directions.merge([block[0] for block in directions.split(gradient[None])])
             state = self._moved(state, personal)
         return RoundResult(update=update, state=state)
+
+    @functools.cached_property
+    def _public_facts(self) -> tuple[Floats, Floats | None]:
+        """What ``prototypes_from`` may know beside the noised sums: the class texts' features, and directions."""
+        expected = self._backbone.text_features(self._initial, self._tokens).double().numpy()
+        if self._experiment.privacy.projection == "none":
+            return expected, None
+        count = direction_count(*expected.shape)
+        return expected, text_directions(self._backbone, self._tokens, self._initial, count)
 
     def _begun(self, state: PersonalState, randomness: Randomness) -> PersonalState:
         """The state with the parameters that the method begins with, at a site's first step."""
@@ -240,8 +244,9 @@ class PromptLearner:
         }
         metrics: dict[str, float] = {}
         for name, context in contexts.items():
+            text_features = self._backbone.text_features(context, self._tokens)
             for where, images in (("local", self._features.test), ("neighbour", self._features.neighbour_test)):
-                value = accuracy(self._backbone, context, self._tokens, images)
+                value = accuracy(text_features, images)
                 if value is not None:
                     metrics[f"{name}_{where}"] = value
         return metrics
@@ -255,8 +260,24 @@ class PromptLearner:
         self, global_context: npt.NDArray[np.float32], personal_context: Floats, examples: LabelledFeatures
     ) -> Floats:
         context = self.context(global_context, personal_context)
-        gradients = per_example_gradients(self._backbone, context, self._tokens, examples.features, examples.labels)
+        gradients = per_example_gradients(
+            self._backbone, context, self._tokens, examples.features, examples.labels, self._experiment.gradients
+        )
         return gradients.double().numpy()
+
+    def _total(
+        self,
+        global_context: npt.NDArray[np.float32],
+        personal_context: Floats,
+        examples: LabelledFeatures,
+        weights: torch.Tensor,
+    ) -> Floats:
+        """The weighted sum of the examples' gradients, where none of them is to be clipped."""
+        context = self.context(global_context, personal_context)
+        total = total_gradient(
+            self._backbone, context, self._tokens, examples.features, examples.labels, weights.float()
+        )
+        return total.double().numpy()
 
 
 def _trained(state: PersonalState) -> Floats:

@@ -25,6 +25,7 @@ class PackedClasses:
             sees itself, so that no row of attention is empty.
         ends: [R, E] where in its row each class ends, padded with 0.
         class_of_end: [R, E] index of that class, -1 for padding.
+        singly: row r is class r.
     """
 
     ids: Tensor
@@ -32,6 +33,7 @@ class PackedClasses:
     allowed: Tensor
     ends: Tensor
     class_of_end: Tensor
+    singly: bool = False
 
     def part(self, rows: slice) -> "PackedClasses":
         """Some of the rows."""
@@ -40,16 +42,17 @@ class PackedClasses:
         )
 
 
-def pack(tokens: ClassTokens, row_length: int = ROW_LENGTH) -> PackedClasses:
+def pack(tokens: ClassTokens, row_length: int = ROW_LENGTH, *, singly: bool = False) -> PackedClasses:
     """Every class whole in one row, the longest first into the fullest row that still has room.
 
     Args:
         tokens: the classes.
         row_length: preferred length of a row; the longest class may ask for more. The rows are then made as short as
             their fullest one.
+        singly: one class a row, in the order given.
     """
     lengths = tokens.lengths.tolist()
-    rows = _assigned(lengths, max(row_length, *lengths))
+    rows = [[index] for index in range(len(lengths))] if singly else _assigned(lengths, max(row_length, *lengths))
     width = max(sum(lengths[index] for index in row) for row in rows)
     most = max(len(row) for row in rows)
     ids = torch.full((len(rows), width), int(tokens.ids[0, int(tokens.lengths[0]) - 1]))
@@ -68,7 +71,7 @@ def pack(tokens: ClassTokens, row_length: int = ROW_LENGTH) -> PackedClasses:
             class_of_end[number, place] = index
             start = stop
     allowed = (owner[:, :, None] == owner[:, None, :]) & torch.ones(width, width, dtype=torch.bool).tril()
-    return PackedClasses(ids, places, allowed, ends, class_of_end)
+    return PackedClasses(ids, places, allowed, ends, class_of_end, singly)
 
 
 def _assigned(lengths: Sequence[int], capacity: int) -> list[list[int]]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dpfpl_client.learning.text_pass import largest_only
 from dpfpl_client.learning.text_tower import ClassTokens
 
 __all__ = ["PlainTextTower"]
@@ -39,8 +40,8 @@ class PlainTextTower:
         features: Tensor = self._projection(pooled)
         return features
 
-    def run(self, context: Tensor, tokens: ClassTokens) -> "PlainPass":
-        """A forward pass that can be pulled back."""
+    def run(self, context: Tensor, tokens: ClassTokens, *, singly: bool = False) -> "PlainPass":
+        """A forward pass that can be pulled back; ``singly`` means nothing here."""
         with torch.enable_grad():
             leaf = context.detach().requires_grad_(True)
             return PlainPass(leaf, self(leaf, tokens))
@@ -65,8 +66,10 @@ class PlainPass:
             row.copy_(torch.autograd.grad(self._unit, self._leaf, cotangent, retain_graph=True)[0])
         return result
 
-    def rank_one_pullback(self, scales: Tensor, directions: Tensor, *, coarse: bool = False) -> Tensor:
-        """The same for cotangents ``scales[b, c] * directions[b]``; never rounded."""
+    def rank_one_pullback(self, scales: Tensor, directions: Tensor, *, coarse: bool = False, few: int = 0) -> Tensor:
+        """The same for cotangents ``scales[b, c] * directions[b]``; never rounded, the ``few`` largest if asked."""
+        if few:
+            scales = largest_only(scales, few)
         result = scales.new_empty((len(scales), *self._leaf.shape))
         for row, scale, direction in zip(result, scales, directions, strict=True):
             row.copy_(self.pullback(torch.outer(scale, direction)[None])[0])

@@ -22,14 +22,18 @@ Floats = npt.NDArray[np.float64]
 FALSE_ALARM = 1e-6
 """Chance that a row of pure noise is taken for a class."""
 
+MOST_HIDDEN = 2.0
+"""Weight of all classes that were not found, over that of those that were: at most this."""
+
 
 @dataclass(frozen=True)
 class Prototypes:
     """Pseudo-examples to train on.
 
     Attributes:
-        features: [classes, feature_size], each of norm at most 1: direction of the class mean, shrunk as it is unsure.
-        weights: [classes], adding up to 1, or all 0 where no class stands out from the noise.
+        features: [classes, feature_size]: direction of the class mean as far as it is known, of the class's text
+            feature otherwise; each of norm at most 1.25.
+        weights: [classes], adding up to 1, or all 0 where no class is found in the noise.
     """
 
     features: Floats
@@ -74,25 +78,44 @@ def noised_class_sums(
     return noise.add(sums, noise_multiplier) if noise_multiplier > 0 else sums
 
 
-def prototypes_from(sums: Floats, noise_multiplier: float) -> Prototypes:
-    """How far to believe the noised sums; decided from them and the public noise level alone, so it costs nothing.
+def prototypes_from(
+    sums: Floats, noise_multiplier: float, expected: Floats, directions: Floats | None = None
+) -> Prototypes:
+    """How far to believe the noised sums; decided from them and from public facts alone, so it costs nothing.
 
-    The squared norm of pure noise exceeds ``z^2 (d + 2 sqrt(d t) + 2 t)`` with chance at most ``exp(-t)`` (Laurent and
-    Massart 2000, lemma 1). A row below that, t = ln(1 / FALSE_ALARM), is taken for an empty class and dropped. Of the
-    others the noise's share of the energy is subtracted, and the direction is shrunk by what remains, as a Wiener
-    filter does. With ever more noise no row stands out, nothing is learned, and the prompt stays the zero-shot text.
+    *Which rows.* The squared norm of pure noise in k dimensions exceeds ``z^2 (k + 2 sqrt(k t) + 2 t)`` with chance at
+    most ``exp(-t)`` (Laurent and Massart 2000, lemma 1). A row above that, t = ln(1 / FALSE_ALARM), is a class that the
+    site has, and counts by its signal. Below it a signal of ``z sqrt(2 sqrt(k t) + 2 t)`` may hide: such a class counts
+    by that, with its text feature in the image's place, so that the prompt does not give it up for want of evidence.
+
+    *How far.* Of a found row the noise's share of the energy is subtracted, which leaves the share w, and what is
+    missing is filled up with the class's own text feature: ``w (row / signal) + (1 - w) expected``, a Wiener filter
+    whose prior mean is what zero-shot believes. With ever more noise first the rows become the text features, then none
+    is found, nothing is learned, and the prompt stays the zero-shot text.
+
+    *Directions.* Given k public ones, the rows are projected onto them first. Isotropic noise in d coordinates,
+    projected, has the law of noise drawn in those k coordinates: norm ``z sqrt(k)`` instead of ``z sqrt(d)``.
 
     Args:
         sums: [classes, feature_size], noised.
         noise_multiplier: z.
+        expected: [classes, feature_size], unit text features of the initial prompt.
+        directions: [k, feature_size], orthonormal rows; None: all.
     """
     size = sums.shape[1]
+    if directions is not None:
+        sums, size = sums @ directions.T @ directions, len(directions)
     energy = np.sum(sums**2, axis=1)
     pure_noise = noise_multiplier**2 * size
     t = math.log(1.0 / FALSE_ALARM)
-    stands_out = energy > noise_multiplier**2 * (size + 2 * math.sqrt(size * t) + 2 * t)
-    signal = np.sqrt(np.where(stands_out, np.maximum(energy - pure_noise, 0.0), 0.0))
+    hiding = noise_multiplier**2 * (2 * math.sqrt(size * t) + 2 * t)
+    found = energy > pure_noise + hiding
+    signal = np.sqrt(np.where(found, np.maximum(energy - pure_noise, 0.0), 0.0))
     norms = np.sqrt(np.maximum(energy, 1e-300))
-    features = sums / norms[:, None] * (signal / norms)[:, None]
-    total = float(signal.sum())
-    return Prototypes(features=features, weights=signal / total if total > 0 else np.zeros(len(sums)))
+    shrinking = (signal / norms)[:, None]  # sqrt(w)
+    features = shrinking * sums / norms[:, None] + (1.0 - shrinking**2) * expected
+    if not found.any():
+        return Prototypes(features=features, weights=np.zeros(len(sums)))
+    most = MOST_HIDDEN * float(signal.sum()) / max(1, int(np.sum(~found)))
+    weights = np.where(found, signal, min(math.sqrt(hiding), most))
+    return Prototypes(features=features, weights=weights / weights.sum())

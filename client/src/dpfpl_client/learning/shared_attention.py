@@ -35,13 +35,29 @@ class Attention:
     shared_weights: Tensor
     output: Tensor
 
-    def pullback(self, cotangents: Tensor, *, own: bool = True, shared: bool = True) -> "AttentionGradients":
+    def of_rows(self, rows: Tensor) -> "Attention":
+        """The same for some of the rows, in that order, repeated where asked for."""
+        return Attention(
+            self.queries[:, rows],
+            self.keys[:, rows],
+            self.values[:, rows],
+            self.shared_keys,
+            self.shared_values,
+            self.own_weights[:, rows],
+            self.shared_weights[:, rows],
+            self.output[:, rows],
+        )
+
+    def pullback(
+        self, cotangents: Tensor, *, own: bool = True, shared: bool = True, groups: int = 1
+    ) -> "AttentionGradients":
         """Gradients of ``sum(cotangents * output)`` for every cotangent.
 
         Args:
             cotangents: [B, R, Q, H, e], any strides.
             own: gradients towards queries and own keys and values are wanted.
             shared: gradients towards the shared keys and values are wanted.
+            groups: those are summed over the rows of each of so many equal groups; more than one with B = 1 only.
         """
         heads, rows, queries, size = self.queries.shape
         batch, own_keys, shared_keys = len(cotangents), self.keys.shape[2], self.shared_keys.shape[1]
@@ -71,22 +87,28 @@ class Attention:
             result.keys = d_keys.view(heads, rows, batch, own_keys, size)
             result.values = d_values.view(heads, rows, batch, own_keys, size)
         if shared:
-            scores = to_shared.permute(0, 2, 4, 1, 3).reshape(heads, batch * shared_keys, rows * queries)
-            d_shared = torch.bmm(scores, self.queries.view(heads, rows * queries, size))
-            result.shared_keys = d_shared.view(heads, batch, shared_keys, size)
-            result.shared_values = self._shared_values(g)
+            result.shared_keys, result.shared_values = self._towards_shared(g, to_shared, groups)
         return result
 
-    def _shared_values(self, g: Tensor) -> Tensor:
-        """sum over rows and queries of weight times cotangent, [H, B, S, e]."""
+    def _towards_shared(self, g: Tensor, scores: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+        """Sums over rows and queries, [H, groups or B, S, e], from cotangents and gradients towards the scores."""
         heads, rows, batch, queries, size = g.shape
-        weights = self.shared_weights.transpose(2, 3)[:, :, None].expand(-1, -1, batch, -1, -1)
-        each = torch.bmm(weights.reshape(heads * rows * batch, -1, queries), g.view(-1, queries, size))
-        return each.view(heads, rows, batch, -1, size).sum(1)
+        assert groups == 1 or batch == 1
+        count = rows // groups * queries
+        shared = scores.shape[-1]
+        scores = scores.view(heads * groups, rows // groups, batch, queries, shared)
+        scores = scores.permute(0, 2, 4, 1, 3).reshape(heads * groups, batch * shared, count)
+        keys = torch.bmm(scores, self.queries.view(heads * groups, count, size)).view(heads, -1, shared, size)
+        weights = self.shared_weights.view(heads * groups, count, shared).transpose(1, 2)
+        values = torch.empty_like(keys)
+        for each in range(batch):  # an axis between two that are summed over: no single product
+            part = torch.bmm(weights, g[:, :, each].reshape(heads * groups, count, size))
+            values[:, each * groups : (each + 1) * groups] = part.view(heads, groups, shared, size)
+        return keys, values
 
 
 class AttentionGradients:
-    """Gradients [H, R, B, Q or T, e] and [H, B, S, e]; what was not asked for is missing."""
+    """Gradients [H, R, B, Q or T, e] and [H, B or groups, S, e]; what was not asked for is missing."""
 
     queries: Tensor
     keys: Tensor

@@ -28,8 +28,11 @@ class TextPass(Protocol):
         """Gradients [B, m, d] of ``sum(cotangents * unit features)`` for cotangents [B, classes, feature size]."""
         ...
 
-    def rank_one_pullback(self, scales: Tensor, directions: Tensor, *, coarse: bool = False) -> Tensor:
-        """The same for ``scales[b, c] * directions[b]``; ``coarse`` permits rounding to bfloat16."""
+    def rank_one_pullback(self, scales: Tensor, directions: Tensor, *, coarse: bool = False, few: int = 0) -> Tensor:
+        """The same for ``scales[b, c] * directions[b]``.
+
+        ``coarse`` permits rounding to bfloat16; ``few`` takes each row's so many largest scales for all of them.
+        """
         ...
 
 
@@ -40,21 +43,23 @@ class TextTower(Protocol):
         """Features [classes, feature size], not normalised, of a context [m, d]."""
         ...
 
-    def run(self, context: Tensor, tokens: ClassTokens) -> TextPass:
-        """The same, ready to be pulled back to the context."""
+    def run(self, context: Tensor, tokens: ClassTokens, *, singly: bool = False) -> TextPass:
+        """The same, ready to be pulled back to the context; ``singly`` where a few classes each will be asked for."""
         ...
 
 
-def text_tower_of(text_model: Any, text_projection: Any, bos_id: int, eos_id: int) -> TextTower:
+def text_tower_of(
+    text_model: Any, text_projection: Any, bos_id: int, eos_id: int, *, coarse: bool = False
+) -> TextTower:
     """The fast tower if it gives this very model's features and gradients on a trial, else the model's own forward.
 
     The trial decides, not a list of model names: attention that looks ahead, another activation or another way to find
-    a prompt's end make the shortcut inexact, and then it is not used.
+    a prompt's end make the shortcut inexact, and then it is not used. ``coarse``: able to round to bfloat16.
     """
     plain = PlainTextTower(text_model, text_projection)
     reason = f"activation {text_model.config.hidden_act}"
     if text_model.config.hidden_act in ACTIVATIONS:
-        fast = FastTextTower(text_model, text_projection, bos_id)
+        fast = FastTextTower(text_model, text_projection, bos_id, coarse=coarse)
         difference = _difference(fast, plain, text_model, bos_id, eos_id)
         if difference <= TOLERANCES.get(text_projection.weight.dtype, 0.0):
             return fast

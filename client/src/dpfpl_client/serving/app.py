@@ -20,6 +20,7 @@ STATIC = {
     "/": ("page.html", "text/html"),
     "/page.js": ("page.js", "text/javascript"),
     "/page.css": ("page.css", "text/css"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 """Path, file and type of what makes up the page; none of it is secret."""
 

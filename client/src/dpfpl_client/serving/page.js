@@ -66,6 +66,6 @@ fetch("/v1/prompt", { headers })
   .then(async (answer) => {
     const content = await answer.json();
     if (!answer.ok) say(content.message, true);
-    else document.getElementById("classes").textContent = `Classes: ${content.classes.join(", ")}. Largest file: ${Math.floor(content.max_bytes / 1e6)} MB.`;
+    else document.getElementById("classes").textContent = `Classes: ${content.classes.join(", ")}. Largest file: ${content.max_bytes / 1e6} MB.`;
   })
   .catch(() => say("The server does not answer.", true));

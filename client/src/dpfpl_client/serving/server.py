@@ -57,6 +57,7 @@ def serve_classifier(classifier: Classifier, settings: ServeSettings, say: Calla
         log_level="warning",
         access_log=False,
         server_header=False,
+        ws="none",
         limit_concurrency=64,
         timeout_keep_alive=10,
         timeout_graceful_shutdown=5,

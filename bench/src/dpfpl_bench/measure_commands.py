@@ -1,0 +1,58 @@
+"""``dpfpl-bench attacks`` and ``dpfpl-bench round``: measurements that the documents quote."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+__all__ = ["attacks", "register", "round_cost"]
+
+console = Console(stderr=True)
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to ``dpfpl-bench``."""
+    app.command("attacks", epilog="Example: dpfpl-bench attacks --partition iid --seeds 3")(attacks)
+    app.command("round", epilog="Example: dpfpl-bench round --out runs/round --json")(round_cost)
+
+
+def attacks(
+    partition: Annotated[str, typer.Option(help="iid, dirichlet or pathological")] = "iid",
+    epsilon: Annotated[str, typer.Option(help="target under local trust, or none")] = "8",
+    rounds: Annotated[int, typer.Option(min=1, help="federated rounds of each run")] = 10,
+    seeds: Annotated[int, typer.Option(min=1, help="runs of each cell, averaged")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what hostile sites do to honest ones under each aggregation rule; prints a table in Markdown."""
+    import torch
+
+    from dpfpl_bench.attacks import AttackRequest, markdown, run_attacks
+    from dpfpl_bench.cli import parse_epsilon
+
+    torch.set_num_threads(1)
+    request = AttackRequest(epsilon=parse_epsilon(epsilon), partition=partition, rounds=rounds, seeds=seeds)
+    cells = run_attacks(request, lambda text: console.print(text, highlight=False))
+    sys.stdout.write(json.dumps(cells, indent=2) + "\n" if as_json else markdown(cells))
+
+
+def round_cost(
+    out: Annotated[Path, typer.Option(help="folder for keys, logs and results; emptied first")] = Path("runs/round"),
+    rounds: Annotated[int, typer.Option(min=2, help="rounds of the demo's experiment")] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a deployed round of the demo against an empty Flower round over the same processes."""
+    from dpfpl_bench.round_cost import AIM, measure_deployed_round
+
+    figures = measure_deployed_round(out.resolve(), rounds, lambda text: console.print(text, highlight=False))
+    if as_json:
+        sys.stdout.write(json.dumps(figures, indent=2) + "\n")
+        return
+    typer.echo(
+        f"a round {figures['round_s']:.2f} s; an empty one {figures['empty_round_s']:.2f} s; slowest site "
+        f"{figures['slowest_site_s']:.1f} s; allowed {AIM:g} empty + slowest = {figures['allowed_s']:.2f} s; ratio "
+        f"{figures['ratio']:.2f}"
+    )

@@ -1,0 +1,100 @@
+"""What a round of a deployed federation costs beyond its sites' computing: the demo's rounds against empty ones.
+
+Both are exchanged by the same SuperLink, the same four SuperNodes and the same strategy loop, one after the other, so
+the difference is what DP-FPL adds: the agents' work, the way to them, checks, aggregation and checkpoint.
+"""
+
+import json
+import shutil
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dpfpl_bench.demo import (
+    SITES,
+    DemoRequest,
+    demo_experiment,
+    fill_in_kit,
+    start_federation,
+    the_same_sites_in_process,
+)
+from dpfpl_common.errors import RoundError
+from dpfpl_common.processes import ProcessGroup, free_ports, wait_until
+from dpfpl_server.bundle import bundle_files
+from dpfpl_server.provision import ProvisionRequest, provision
+from dpfpl_server.run import run_experiment
+from dpfpl_server.superlink import run_status, submit_run
+
+__all__ = ["measure_deployed_round"]
+
+EPSILON = 8.0
+AIM = 1.2
+"""A round should take at most so many empty rounds, plus what its slowest site computes."""
+
+
+def measure_deployed_round(
+    out: Path, rounds: int = 10, on_step: Callable[[str], None] = lambda text: None
+) -> dict[str, Any]:
+    """Start the demo's federation, run its experiment and then empty rounds; everything is stopped again.
+
+    Args:
+        out: a folder for keys, logs and results; emptied first.
+        rounds: of the experiment. The first one is left out of the medians: sites build their learners in it.
+        on_step: told what happens.
+
+    Returns:
+        Medians in seconds (``round_s``, ``empty_round_s``, and ``slowest_site_s`` as sites report it, rounded up to
+        tenths), ``allowed_s`` = 1.2 empty rounds plus the slowest site, the round's ``ratio`` to that, and all values.
+    """
+    shutil.rmtree(out, ignore_errors=True)
+    work = out / "work"
+    work.mkdir(parents=True)
+    fleet, control = free_ports(2)
+    on_step("provisioning")
+    provision(ProvisionRequest(work / "server", work / "kits", SITES, port=fleet))
+    for index, name in enumerate(SITES):
+        fill_in_kit(work / "kits" / name, index, EPSILON)
+    backbone, sites = the_same_sites_in_process(work)
+    experiment = demo_experiment(DemoRequest(out, rounds, EPSILON), backbone, sites)
+    with ProcessGroup() as group:
+        on_step("starting a server and four sites")
+        start_federation(work, fleet, control, group)
+        on_step(f"{rounds} rounds of the demo")
+        result = run_experiment(experiment, work / "server", out / "run")
+        on_step("empty rounds")
+        empty = _empty_rounds(work / "server", out / "empty.json", group)
+    entries = result["rounds"][1:] or result["rounds"]
+    took = [entry["seconds"] for entry in entries]
+    slowest = [max(entry["site_seconds"].values()) for entry in entries]
+    round_s, empty_s, slowest_s = (statistics.median(values) for values in (took, empty, slowest))
+    allowed = AIM * empty_s + slowest_s
+    return {
+        "round_s": round_s,
+        "empty_round_s": round(empty_s, 3),
+        "slowest_site_s": slowest_s,
+        "allowed_s": round(allowed, 3),
+        "ratio": round(round_s / allowed, 3),
+        "rounds": took,
+        "empty_rounds": [round(value, 3) for value in empty],
+        "slowest_sites": slowest,
+    }
+
+
+def _empty_rounds(server: Path, file: Path, group: ProcessGroup) -> list[float]:
+    """Seconds of each, the first one left out as well."""
+    bundle = bundle_files()["pyproject.toml"]
+    for side in (b"server", b"client"):
+        bundle = bundle.replace(b"dpfpl_" + side + b".app:", b"dpfpl_bench.empty_" + side + b":")
+    run_id = submit_run(server, {"run-dir": str(file.resolve())}, bundle={"pyproject.toml": bundle})
+    wait_until(
+        lambda: run_status(server, run_id).finished,
+        timeout_s=600,
+        what="the empty rounds",
+        processes=group.processes,
+        interval_s=0.5,
+    )
+    if not file.exists():
+        raise RoundError(code="EMPTY_ROUNDS", message=f"The empty rounds failed; see {server / 'logs'}.")
+    seconds: list[float] = json.loads(file.read_text())
+    return seconds[1:]

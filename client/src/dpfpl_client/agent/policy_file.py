@@ -1,0 +1,140 @@
+"""The policy as it is now: read again whenever policy.toml changed; stricter at once, looser only when accepted."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+from dpfpl_client.agent.approvals import Approvals
+from dpfpl_client.agent.audit import AuditLog
+from dpfpl_client.agent.policy import Policy, load_policy
+from dpfpl_client.agent.tightening import loosened, stricter
+from dpfpl_common.durable import make_folder_durably, write_durably
+from dpfpl_common.errors import ConfigError, StateError
+from dpfpl_common.experiment import Experiment
+from dpfpl_common.settings import from_table, to_table
+
+__all__ = ["PolicyFile", "Rules"]
+
+
+class Rules(Protocol):
+    """Where an agent asks what is allowed, before each answer."""
+
+    def current(self) -> Policy:
+        """The rules as they are now."""
+        ...
+
+    def approves(self, experiment: Experiment) -> bool:
+        """Whether the experiment is approved."""
+        ...
+
+    def wait_for_approval(self, experiment: Experiment) -> None:
+        """Remember a refused experiment, so that the administrator can look at it."""
+        ...
+
+
+class PolicyFile:
+    """Rules from policy.toml and from what the administrator approved.
+
+    What was accepted is kept in ``policy.accepted.json`` in the state folder. A rule that becomes stricter in
+    policy.toml holds from the next request on, also if it is made looser again afterwards; a rule that becomes looser
+    does not hold until ``accept``.
+    """
+
+    def __init__(self, path: Path, state: Path, audit: AuditLog) -> None:
+        self._path, self._accepted_path, self._audit = path, state / "policy.accepted.json", audit
+        self._approvals = Approvals(state)
+        self._seen: tuple[object, ...] = ()
+        self._current: Policy | None = None
+
+    def current(self) -> Policy:
+        """See ``Rules``.
+
+        Raises:
+            ConfigError: policy.toml is missing or wrong: nothing is allowed until it is mended.
+            StateError: what was accepted cannot be read or written.
+        """
+        seen = (_stamp(self._path), _stamp(self._accepted_path))
+        if self._current is None or seen != self._seen:
+            self._current = None
+            self._current = self._read()
+            self._seen = (_stamp(self._path), _stamp(self._accepted_path))
+        return self._current
+
+    def peek(self) -> Policy:
+        """The rules as they are now, without keeping anything."""
+        policy, accepted = load_policy(self._path), self._accepted()
+        return policy if accepted is None else stricter(accepted, policy)
+
+    def pending(self) -> list[str]:
+        """The rules that policy.toml makes looser than what was accepted."""
+        accepted = self._accepted()
+        return loosened(accepted, load_policy(self._path)) if accepted is not None else []
+
+    def accept(self) -> list[str]:
+        """The administrator accepts policy.toml as it is. Gives the rules that became looser."""
+        after = load_policy(self._path)
+        try:
+            before = self._accepted()
+        except StateError:
+            before = None  # damaged: this is how it is mended
+        rules = loosened(before, after) if before is not None else []
+        self._audit.write(
+            "policy_accepted", looser=rules, old=_digest(before) if before is not None else "", new=_digest(after)
+        )
+        self._keep(after)
+        return rules
+
+    def approves(self, experiment: Experiment) -> bool:
+        """See ``Rules``."""
+        return self.current().approves(experiment) or self._approvals.holds(experiment)
+
+    def wait_for_approval(self, experiment: Experiment) -> None:
+        """See ``Rules``."""
+        self._approvals.wait(experiment)
+
+    def _read(self) -> Policy:
+        policy, accepted = load_policy(self._path), self._accepted()
+        if accepted is None:
+            self._audit.write("policy_first_read", new=_digest(policy))
+            self._keep(policy)
+            return policy
+        effective = stricter(accepted, policy)
+        rules = loosened(accepted, policy)
+        if rules:
+            self._audit.write("policy_looser_not_accepted", looser=rules, new=_digest(policy))
+        if loosened(effective, accepted):
+            self._audit.write("policy_tightened", old=_digest(accepted), new=_digest(effective))
+            self._keep(effective)
+        return effective
+
+    def _accepted(self) -> Policy | None:
+        try:
+            table: Any = json.loads(self._accepted_path.read_bytes())
+            return from_table(Policy, table, self._accepted_path.name)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, ConfigError) as error:
+            raise StateError(
+                code="POLICY_STATE_DAMAGED",
+                message=f"{self._accepted_path} cannot be read ({error}).",
+                advice="Look at policy.toml, then: dpfpl-client policy accept.",
+            ) from None
+
+    def _keep(self, policy: Policy) -> None:
+        make_folder_durably(self._accepted_path.parent)
+        write_durably(self._accepted_path, json.dumps(to_table(policy), indent=1).encode())
+
+
+def _stamp(path: Path) -> object:
+    """Changes when the file does."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_mode, os.getuid())
+
+
+def _digest(policy: Policy) -> str:
+    return hashlib.sha256(json.dumps(to_table(policy), sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,170 @@
+"""What an experiment would mean for a site, in plain words, before its administrator approves it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dpfpl_client.agent.approvals import Approvals
+from dpfpl_client.agent.budget import held_to, planned_cost
+from dpfpl_client.agent.dataset import LEDGER_FILE
+from dpfpl_client.agent.ledger import Ledger
+from dpfpl_client.agent.permit import permit
+from dpfpl_client.agent.policy import Policy, load_policy
+from dpfpl_client.agent.registry import Registry
+from dpfpl_client.site_settings import SiteSettings
+from dpfpl_common.accounting import json_epsilon
+from dpfpl_common.errors import ConfigError, RefusedError
+from dpfpl_common.experiment import Experiment
+from dpfpl_common.planning import resolve_noise
+from dpfpl_common.settings import from_table, read_toml
+from dpfpl_common.trust import ADVERSARIES, UNIT_NAMES
+
+__all__ = ["describe", "pending_plan", "read_plan", "words"]
+
+ACCURACIES = {"none": "no accuracies", "coarse": "accuracies in steps of 0.05", "exact": "exact accuracies"}
+
+
+def read_plan(path: Path) -> Experiment:
+    """The experiment in a file from the operator: JSON, noise resolved, or an experiment.toml that lists its sites.
+
+    Raises:
+        ConfigError: the file says something else.
+    """
+    if path.suffix == ".toml":
+        table = {"name": path.stem, **read_toml(path)}
+        if "sites" not in table:
+            raise ConfigError(
+                code="PLAN_WITHOUT_SITES",
+                message=f"{path} does not say which sites take part, which decides about the noise.",
+                advice="Ask the operator for the resolved plan as JSON, or approve what the site was asked: "
+                "dpfpl-client approve --pending.",
+            )
+    else:
+        try:
+            table = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(
+                code="FILE_UNREADABLE", message=f"{path} cannot be read ({error.strerror}).", advice="Check the path."
+            ) from None
+        except (ValueError, RecursionError):
+            raise ConfigError(
+                code="BAD_PLAN", message=f"{path} is neither JSON nor named *.toml.", advice="Give the operator's plan."
+            ) from None
+    claimed = ""
+    if isinstance(table, dict) and isinstance(table.get("experiment"), dict):
+        table, claimed = table["experiment"], str(table.get("digest", ""))
+    experiment = resolve_noise(from_table(Experiment, table, path.name))
+    if claimed not in ("", experiment.digest()):
+        raise ConfigError(
+            code="BAD_PLAN",
+            message=f"{path} says that its configuration is {claimed[:12]}, but it is {experiment.digest()[:12]}.",
+            advice="The file was changed, or comes from another release: ask the operator again.",
+        )
+    return experiment
+
+
+def pending_plan(settings: SiteSettings, name: str | None) -> Experiment:
+    """What the site was last asked and refused for want of an approval.
+
+    Raises:
+        ConfigError: nothing of this name waits.
+    """
+    waiting = Approvals(settings.state_folder).pending()
+    if not waiting or (name is not None and name not in waiting):
+        raise ConfigError(
+            code="NOTHING_PENDING",
+            message="No experiment waits for an approval." if name is None else f"{name!r} waits for no approval.",
+            advice=f"Waiting: {', '.join(waiting) or 'none'}. The operator must try to run it first.",
+        )
+    return waiting[name] if name is not None else list(waiting.values())[-1]
+
+
+def describe(settings: SiteSettings, experiment: Experiment) -> dict[str, Any]:
+    """Who would learn how much, what leaves, what it costs of what is left, and whether the policy lets it pass."""
+    policy = load_policy(settings.path(settings.policy))
+    path = settings.state_folder / LEDGER_FILE
+    ledger = Ledger(path, Registry(settings.registry_folder), observe=True) if path.exists() else None
+    try:
+        costs = planned_cost(ledger, experiment, policy.delta)
+    finally:
+        if ledger is not None:
+            ledger.close()
+    privacy, rounds = experiment.privacy, experiment.rounds
+    return {
+        "name": experiment.name,
+        "digest": experiment.digest(),
+        "classes": list(experiment.classes),
+        "sites": list(experiment.sites),
+        "member": settings.name in experiment.sites,
+        "rounds": rounds.number,
+        "local_steps": rounds.local_steps,
+        "method": experiment.prompt.method,
+        "mechanism": privacy.mechanism,
+        "trust": privacy.trust,
+        "unit": privacy.unit,
+        "noise_multiplier": privacy.noise_multiplier,
+        "clipping_norm": privacy.clipping_norm,
+        "values_per_round": experiment.context_shape[0] * experiment.context_shape[1],
+        "metrics": policy.metrics,
+        "delta": policy.delta,
+        "costs": [_cost(policy, experiment, adversary, *cost) for adversary, cost in costs.items()],
+        "refused_because": _refusal(policy, experiment),
+    }
+
+
+def words(plan: dict[str, Any]) -> list[str]:
+    """The description for a reader without a background in privacy accounting."""
+    lines = [
+        f"Experiment {plan['name']}, configuration {plan['digest'][:12]}",
+        f"  {len(plan['sites'])} sites: {', '.join(plan['sites'])}"
+        + ("" if plan["member"] else " - WITHOUT this site"),
+        f"  {len(plan['classes'])} classes: {', '.join(plan['classes'])}",
+        f"What leaves this site in each of {plan['rounds']} rounds: {plan['values_per_round']} numbers, the clipped "
+        f"and {'un-noised' if plan['trust'] == 'central' else 'noised'} update of the shared prompt; "
+        f"{ACCURACIES[plan['metrics']]}; a duration. Never an image, a label or a file name.",
+        f"What is protected: {UNIT_NAMES[plan['unit']]}. Noise multiplier {plan['noise_multiplier']:.3g}, "
+        f"{plan['mechanism']}, trust {plan['trust']}.",
+        f"Who learns how much (epsilon at delta {plan['delta']:g}; smaller is safer):",
+    ]
+    for cost in plan["costs"]:
+        limit = ""
+        if cost["cap"] is not None:
+            limit = (
+                f"; allowed {cost['cap']:g} for one experiment. With all earlier ones {_shown(cost['with_earlier'])} "
+                f"of {cost['lifetime_cap']:g}"
+            )
+        lines.append(f"  {cost['who']}: {_shown(cost['epsilon'])}{limit}")
+    if plan["refused_because"]:
+        lines.append(f"Your policy would refuse it all the same: {plan['refused_because']}")
+    return lines
+
+
+def _cost(policy: Policy, experiment: Experiment, adversary: str, alone: float, together: float) -> dict[str, Any]:
+    if adversary == "operator":
+        bound = "central" not in policy.trust
+        cap, lifetime = policy.max_epsilon_operator, policy.max_epsilon_operator_lifetime
+    else:
+        bound = adversary in held_to(experiment.privacy.unit)
+        cap, lifetime = policy.max_epsilon_per_experiment, policy.max_epsilon_lifetime
+    return {
+        "adversary": adversary,
+        "who": ADVERSARIES[adversary],
+        "epsilon": json_epsilon(alone),
+        "with_earlier": json_epsilon(together),
+        "cap": cap if bound else None,
+        "lifetime_cap": lifetime if bound else None,
+        "fits": not bound or (alone <= cap and together <= lifetime),
+    }
+
+
+def _refusal(policy: Policy, experiment: Experiment) -> str:
+    """Why the policy refuses an approved experiment; empty if it does not."""
+    try:
+        permit(policy, experiment, approved=True)
+    except RefusedError as error:
+        return str(error)
+    return ""
+
+
+def _shown(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.2f}"

@@ -1,0 +1,126 @@
+"""``dpfpl-client doctor``: why a site does not take part, in plain words, from its policy to the server's answer."""
+
+from collections.abc import Iterator
+
+from dpfpl_client.agent.policy import load_policy
+from dpfpl_client.agent.signing import load_signing_key
+from dpfpl_client.fleet_probe import probe_fleet
+from dpfpl_client.ledger_view import summarise
+from dpfpl_client.link_state import link_file, read_link
+from dpfpl_client.site_health import agent_troubles, exhausted, link_troubles
+from dpfpl_client.site_settings import SiteSettings
+from dpfpl_common.errors import DpfplError
+from dpfpl_common.finding import ERROR, OK, WARNING, Finding, certificate_end, examine, space
+from dpfpl_common.server_probe import authority_end, probe_server
+from dpfpl_common.surroundings import durable_folder, flower_version, insecure_processes, private_modes, telemetry
+
+__all__ = ["examine_site"]
+
+_NEW_KIT = "Ask the operator for a kit of the federation's new authority."
+
+
+def examine_site(settings: SiteSettings, *, connect: bool = True) -> list[Finding]:
+    """Everything that could keep this site from taking part, in the order in which it would stop it.
+
+    Args:
+        settings: the site's.
+        connect: also ask the server, which changes nothing there.
+    """
+    state = settings.state_folder
+    found = examine("policy", lambda: _policy(settings))
+    found += examine("kit", lambda: _kit(settings))
+    if state.is_dir():
+        found += [*durable_folder("state folder", state), space("disk", state)]
+    else:
+        found.append(
+            Finding(WARNING, "state folder", f"{state} does not exist yet.", "NO_STATE", "The agent makes it.")
+        )
+    found += examine("ledger", lambda: _ledger(settings))
+    found += examine("agent", lambda: _agent(settings), level=WARNING)
+    found += [*flower_version(), *telemetry(), *insecure_processes()]
+    if not settings.server.address:
+        advice = "Use the kit that the operator made for this site."
+        return [*found, Finding(WARNING, "server", "site.toml names no server.", "NO_SERVER", advice)]
+    found += examine("authority", lambda: _authority(settings))
+    if connect:
+        found += _server(settings)
+    return found + _link(settings)
+
+
+def _policy(settings: SiteSettings) -> Iterator[Finding]:
+    policy = load_policy(settings.path(settings.policy))
+    allowed = ", ".join(policy.experiments) or "none"
+    yield Finding(OK, "policy", f"policy.toml is in order; approved experiments: {allowed}.")
+
+
+def _kit(settings: SiteSettings) -> Iterator[Finding]:
+    key, node_key = settings.path(settings.agent.key), settings.path(settings.server.node_key)
+    if not settings.server.address:
+        return
+    missing = [path for path in (node_key, settings.path(settings.server.ca_certificate)) if not path.is_file()]
+    if missing:
+        names, advice = ", ".join(map(str, missing)), "Take it from the kit again, or ask the operator for a new kit."
+        yield Finding(ERROR, "kit", f"{names} is missing.", "KIT_INCOMPLETE", advice)
+        return
+    yield from private_modes("kit", [key, node_key])
+    load_signing_key(key)
+
+
+def _ledger(settings: SiteSettings) -> Iterator[Finding]:
+    try:
+        summary = summarise(settings)
+    except DpfplError as error:
+        if error.code != "NO_LEDGER":
+            raise
+        yield Finding(OK, "ledger", "Nothing was released yet.")
+        return
+    for trouble in exhausted(summary):
+        advice = "Nothing is released any more. A larger cap is your decision alone: policy.toml."
+        yield Finding(ERROR, "ledger", f"{trouble.message[0].upper()}{trouble.message[1:]}.", trouble.code, advice)
+        return
+    cap = summary["max_epsilon_lifetime"]
+    yield Finding(OK, "ledger", f"Epsilon {summary['spent_epsilon']:.2f} of {cap:g} is spent.")
+
+
+def _agent(settings: SiteSettings) -> Iterator[Finding]:
+    troubles = agent_troubles(settings)
+    for trouble in troubles:
+        advice = "Start it: dpfpl-client start --site SITE.TOML, and read state/agent.log if it ends."
+        yield Finding(WARNING, "agent", f"{trouble.message[0].upper()}{trouble.message[1:]}.", trouble.code, advice)
+    if not troubles:
+        yield Finding(OK, "agent", "The agent runs and is ready.")
+
+
+def _authority(settings: SiteSettings) -> Iterator[Finding]:
+    end = authority_end(settings.path(settings.server.ca_certificate))
+    yield certificate_end("authority", "The federation's authority (ca.crt)", end, _NEW_KIT)
+
+
+def _server(settings: SiteSettings) -> list[Finding]:
+    """The server's TLS first: without it, asking about key and clock says nothing."""
+    address, authority = settings.server.address, settings.path(settings.server.ca_certificate)
+
+    def certificate() -> Iterator[Finding]:
+        seen = probe_server(address, authority)
+        yield Finding(OK, "server", f"{address} answers as this federation's server ({seen.tls_version}).")
+        advice = "Tell the operator: dpfpl-server renew, then a restart."
+        yield certificate_end("certificate", "The server's certificate", seen.certificate_end, advice)
+
+    def membership() -> Iterator[Finding]:
+        probe_fleet(address, authority, settings.path(settings.server.node_key))
+        yield Finding(OK, "key and clock", "The server knows this site's key and takes its clock.")
+
+    found = examine("server", certificate)
+    return found if any(f.level == ERROR for f in found) else found + examine("key and clock", membership)
+
+
+def _link(settings: SiteSettings) -> list[Finding]:
+    if read_link(link_file(settings.node_folder)) is None:
+        advice = "Start it: dpfpl-client start --site SITE.TOML."
+        return [Finding(WARNING, "connection", "The connection was never started from here.", "NODE_DOWN", advice)]
+    troubles = link_troubles(settings.node_folder)
+    if not troubles:
+        return [Finding(OK, "connection", "The SuperNode heard from the server within the last minute.")]
+    advice = "If the lines above are in order, start it again: dpfpl-client start --site SITE.TOML."
+    said = troubles[0].message
+    return [Finding(WARNING, "connection", f"{said[0].upper()}{said[1:]}.", troubles[0].code, advice)]

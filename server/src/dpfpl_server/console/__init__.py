@@ -1,0 +1,3 @@
+"""The operator's live page: what an experiment is doing, in a browser, read-only."""
+
+__all__: list[str] = []

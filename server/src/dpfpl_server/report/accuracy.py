@@ -1,0 +1,149 @@
+"""Accuracy at each site, how sure it is, and what it must be compared with."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dpfpl_server.bar_charts import Bar, Change, bar_chart, change_chart
+from dpfpl_server.markup import Html, details, paragraph, section, table, text
+from dpfpl_server.plain_words import DASH
+from dpfpl_server.report.answer import weakest
+from dpfpl_server.report.figures import Figures, key_path
+from dpfpl_server.report.names import floor_meaning, floor_name
+
+__all__ = ["accuracy_section", "floors_section", "uncertainty_section"]
+
+Result = Mapping[str, Any]
+MAX_OPEN_SITES = 25
+SUPPOSED_COUNTS = (50, 200, 1000)
+COARSE = 0.05
+
+
+def accuracy_section(result: Result, figures: Figures) -> Html:
+    """Per site: accuracies before and after, the shared prompt alone, and an interval where counts are known."""
+    texts, sites = figures.texts, result["sites"]
+    counted = _counts_known(result)
+    marked = set(weakest(result))
+    rows = []
+    for i, site in enumerate(sites):
+        at = f"sites[{i}]"
+        name = Html(text(site["name"]) + (texts("accuracy.worst_mark") if site["name"] in marked else ""))
+        row = [name, _way(figures, f"{at}.before", f"{at}.local"), figures.points(f"{at}.local - {at}.before")]
+        if counted:
+            row.append(_interval(figures, f"{at}.local", f"{at}.test_images"))
+        row += [
+            figures.percent(f'{at}["global"]'),
+            _way(figures, f"{at}.before_neighbour", f"{at}.neighbour"),
+            figures.number(f"{at}.num_classes"),
+        ]
+        rows.append(row)
+    heads = ["site", "own", "change", *(["interval"] if counted else []), "shared", "others", "classes"]
+    head = [texts(f"accuracy.{key}") for key in heads]
+    listing = table(texts("accuracy.caption"), head, rows, range(1, len(head)), texts.plain("format.not_available"))
+    missing = any(site[key] is None for site in sites for key in ("before", "local", "global", "neighbour"))
+    many = len(sites) > MAX_OPEN_SITES
+    return section(
+        texts("accuracy.title"),
+        "" if many else _chart(result, figures),
+        details(texts("accuracy.folded", sites=figures.count("site", "size(sites)")), listing) if many else listing,
+        paragraph((texts("accuracy.note"), texts("accuracy.missing") if missing else ""), "quiet", between=texts.space),
+    )
+
+
+def uncertainty_section(result: Result, figures: Figures) -> Html:
+    """What is known of how sure the accuracies are, and what is not."""
+    texts = figures.texts
+    if figures.of("accuracy.local") is None:
+        return Html("")
+    after = figures.percent("accuracy.local")
+    notes = [texts("uncertainty.one_run"), texts("uncertainty.coarse") if _coarse(result) else ""]
+    if _counts_known(result):
+        return section(texts("uncertainty.title"), paragraph([texts("uncertainty.known"), *notes], between=texts.space))
+    rows = [
+        (
+            figures.number(str(count)),
+            _interval(figures, "accuracy.local", str(count)),
+            figures.bare_percent(f"wilson_high(accuracy.local, {count}) - wilson_low(accuracy.local, {count})"),
+        )
+        for count in SUPPOSED_COUNTS
+    ]
+    return section(
+        texts("uncertainty.title"),
+        paragraph([texts("uncertainty.unknown", after=after)]),
+        table(
+            texts("uncertainty.caption", after=after),
+            [texts(f"uncertainty.{key}") for key in ("images", "interval", "width")],
+            rows,
+            (0, 1, 2),
+            label=texts.plain("uncertainty.title"),
+        ),
+        paragraph(notes, "quiet", between=texts.space),
+    )
+
+
+def floors_section(result: Result, figures: Figures) -> Html:
+    """What the same model reaches without, or with less of, the federation."""
+    texts = figures.texts
+    empty = Html(DASH)
+    rows: list[tuple[Html, ...]] = [
+        (texts("floors.ours"), figures.percent("accuracy.local"), empty, figures.percent("accuracy.neighbour"), empty)
+    ]
+    bars, meanings = [], []
+    if figures.of("accuracy.local") is not None:
+        bars.append(Bar(texts.plain("floors.ours"), figures.of("accuracy.local"), highlighted=True))
+    for key in result["floors"]:
+        local, neighbour = (f"{key_path('floors', key)}.{where}" for where in ("local", "neighbour"))
+        rows.append(
+            (
+                floor_name(texts, key),
+                figures.percent(local),
+                figures.points(f"accuracy.local - {local}"),
+                figures.percent(neighbour),
+                figures.points(f"accuracy.neighbour - {neighbour}"),
+            )
+        )
+        meanings.append(floor_meaning(texts, key))
+        if figures.of(local) is not None:
+            bars.append(Bar(texts.optional("floors", key) or key, figures.of(local)))
+    if not {"local_only", "centralised"} & set(result["floors"]):
+        meanings.append(texts("floors.only_known"))
+    head = [texts(f"floors.{key}") for key in ("way", "own", "ahead", "others", "ahead")]
+    return section(
+        texts("floors.title"),
+        bar_chart(texts.plain("floors.chart"), bars) if bars else "",
+        table(texts("floors.caption"), head, rows, range(1, 5), texts.plain("format.not_available")),
+        paragraph(meanings, "quiet", between=texts.space),
+    )
+
+
+def _chart(result: Result, figures: Figures) -> Html:
+    texts = figures.texts
+    changes = [
+        Change(site["name"], site["before"], site["local"])
+        for site in result["sites"]
+        if site["before"] is not None and site["local"] is not None
+    ]
+    if not changes:
+        return Html("")
+    names = (texts.plain("accuracy.before"), texts.plain("accuracy.after"))
+    return change_chart(texts.plain("accuracy.chart"), changes, names)
+
+
+def _way(figures: Figures, before: str, after: str) -> Html:
+    return Html(f"{figures.bare_percent(before)} → {figures.bare_percent(after)}")
+
+
+def _interval(figures: Figures, share: str, count: str) -> Html:
+    return figures.texts(
+        "format.range",
+        low=figures.bare_percent(f"wilson_low({share}, {count})"),
+        high=figures.percent(f"wilson_high({share}, {count})"),
+    )
+
+
+def _counts_known(result: Result) -> bool:
+    return any(site.get("test_images") for site in result["sites"])
+
+
+def _coarse(result: Result) -> bool:
+    values = [s[key] for s in result["sites"] for key in ("before", "local", "global") if s[key] is not None]
+    return bool(values) and all(abs(v / COARSE - round(v / COARSE)) < 1e-9 for v in values)

@@ -1,0 +1,154 @@
+"""What left each site, what somebody could learn from it, and whether attacks agree."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dpfpl_server.markup import Html, bullets, details, paragraph, section, table, text
+from dpfpl_server.report.facts import called, site_sample_rate
+from dpfpl_server.report.figures import Figures, key_path
+from dpfpl_server.report.names import unit_name, unit_short, who
+
+__all__ = ["audit_section", "privacy_section"]
+
+Result = Mapping[str, Any]
+NEARLY_CERTAIN = 0.95
+
+
+def privacy_section(result: Result, figures: Figures) -> Html:
+    """What left, the epsilons in words, and the technical table folded below."""
+    texts = figures.texts
+    sampled = site_sample_rate(result) < 1
+    return section(
+        texts("left.title"),
+        paragraph([texts("left.never"), _updates(result, figures, sampled)], between=texts.space),
+        "" if sampled else _received(result, figures),
+        Html(f"<h3>{texts('left.words')}</h3>"),
+        bullets([_in_words(result, figures, i) for i in range(len(result["privacy"]["epsilons"]))]),
+        paragraph([texts("left.near_certain")]) if _near_certain(result, figures) else "",
+        paragraph([texts("left.tests_uncovered"), texts("left.ledger")], "quiet", between=texts.space),
+        details(texts("left.technical"), *_technical(result, figures)),
+    )
+
+
+def _updates(result: Result, figures: Figures, sampled: bool) -> Html:
+    if sampled:
+        return figures.texts("left.update_hidden")
+    rounds = range(len(result["rounds"]))
+    clear = result["privacy"].get("trust") == "central"
+    return figures.texts(
+        "left.update_local_clear" if clear else "left.update",
+        messages=figures.number(called("sum", [f"size(rounds[{i}].sites)" for i in rounds])),
+        bytes=figures.bytes(called("sum", [f"rounds[{i}].bytes_up" for i in rounds])),
+    )
+
+
+def _received(result: Result, figures: Figures) -> Html:
+    texts, rounds = figures.texts, range(len(result["rounds"]))
+    rows = []
+    for site in result["sites"]:
+        name = site["name"]
+        seconds = [key_path(f"rounds[{i}].site_seconds", name) for i in rounds]
+        metrics = [f"size({key_path(f'rounds[{i}].metrics', name)})" for i in rounds]
+        rejected = [key_path(f"rounds[{i}].dropped", name) for i in rounds]
+        rows.append(
+            (
+                name,
+                figures.number(called("count", seconds)),
+                figures.number(called("count", rejected)),
+                figures.number(called("sum", metrics)),
+                figures.seconds(called("sum", seconds)),
+            )
+        )
+    heads = [texts("accuracy.site"), *(texts(f"left.{k}") for k in ("answers", "rejected", "accuracies", "seconds"))]
+    return table(texts("left.caption"), heads, rows, range(1, 5))
+
+
+def _in_words(result: Result, figures: Figures, index: int) -> Html:
+    texts, entry = figures.texts, result["privacy"]["epsilons"][index]
+    name = Html(f"<strong>{who(texts, entry)}</strong>")
+    at = f"privacy.epsilons[{index}]"
+    between = "：" if texts.language == "ja" else ": "
+    if entry["epsilon"] == "infinite":
+        return Html(f"{name}{between}{texts('left.nothing')}")
+    statement = texts(
+        "left.statement",
+        epsilon=figures.epsilon(f"{at}.epsilon"),
+        unit_short=unit_short(texts, result),
+        posterior=figures.certainty(f"posterior({at}.epsilon)"),
+        delta=figures.one_in(f"{at}.delta"),
+    )
+    return Html(f"{name}{between}{statement}")
+
+
+def _near_certain(result: Result, figures: Figures) -> bool:
+    finite = [i for i, entry in enumerate(result["privacy"]["epsilons"]) if entry["epsilon"] != "infinite"]
+    return any(figures.of(f"posterior(privacy.epsilons[{i}].epsilon)") > NEARLY_CERTAIN for i in finite)
+
+
+def _technical(result: Result, figures: Figures) -> list[Html]:
+    texts, privacy = figures.texts, result["privacy"]
+    part = texts("left.part_drawn" if site_sample_rate(result) < 1 else "left.part_every")
+    epsilons = [
+        (
+            who(texts, entry),
+            figures.epsilon(f"privacy.epsilons[{i}].epsilon"),
+            figures.exact(f"privacy.epsilons[{i}].delta"),
+            entry["adversary"],
+        )
+        for i, entry in enumerate(privacy["epsilons"])
+    ]
+    events = [
+        (
+            event["adversary"],
+            event["mechanism"],
+            *(figures.exact(f"privacy.events[{i}].{key}") for key in ("noise_multiplier", "sample_rate", "steps")),
+        )
+        for i, event in enumerate(privacy["events"])
+    ]
+    trust = f"trust_{privacy.get('trust')}"
+    target = result["config"].get("privacy", {}).get("target_epsilon")
+    return [
+        table(
+            texts("left.epsilons_caption", part=part, unit=unit_name(texts, result)),
+            [texts("left.against"), "Epsilon", "Delta", texts("left.key")],
+            epsilons,
+            (1, 2),
+        ),
+        paragraph(
+            [
+                Html(text(texts.optional("left", trust) or "")),
+                "" if target is None else texts("left.asked", target=figures.exact("config.privacy.target_epsilon")),
+            ],
+            "quiet",
+            between=texts.space,
+        ),
+        table(
+            texts("left.events_caption"),
+            [texts(f"left.{key}") for key in ("key", "mechanism", "multiplier", "sample_rate", "steps")],
+            events,
+            (2, 3, 4),
+        ),
+    ]
+
+
+def audit_section(result: Result, figures: Figures) -> Html:
+    """What attacks reached: result.json's ``audit``, if the run was attacked.
+
+    Each entry has ``attack`` (its name), ``adversary``, ``epsilon_lower_bound``, ``epsilon_claimed``, ``confidence``.
+    """
+    texts = figures.texts
+    entries = result.get("audit") or []
+    if not entries:
+        return section(texts("audit.title"), paragraph([texts("audit.none")]))
+    rows = [
+        (
+            str(entry.get("attack", "")),
+            str(entry.get("adversary", "")),
+            figures.number(f"audit[{i}].epsilon_lower_bound", 2),
+            figures.epsilon(f"audit[{i}].epsilon_claimed"),
+            figures.percent(f"audit[{i}].confidence"),
+        )
+        for i, entry in enumerate(entries)
+    ]
+    heads = [texts(f"audit.{key}") for key in ("attack", "against", "bound", "claimed", "confidence")]
+    return section(texts("audit.title"), table(texts("audit.caption"), heads, rows, (2, 3, 4)))

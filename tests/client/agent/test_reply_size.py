@@ -1,0 +1,56 @@
+"""L12: a reply is small, and sending it again computes nothing."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from dpfpl_client.agent.core import SiteAgent
+from dpfpl_client.agent.ledger import Ledger
+from dpfpl_client.agent.store import DiskStore
+from dpfpl_client.learning.learner import PromptLearner
+from dpfpl_client.learning.randomness import SystemRandomness
+from dpfpl_client.records import encode_reply
+from dpfpl_common.errors import PayloadError
+from dpfpl_common.fields import MAX_CONTEXT_BYTES, MAX_MESSAGE_BYTES
+from dpfpl_common.payload import METRIC_NAMES, SiteReply, TrainRequest
+from dpfpl_server.exchange import record_bytes
+from dpfpl_server.records import encode_train_request
+
+
+def largest(experiment, vectors):
+    prompt = dataclasses.replace(experiment.prompt, num_context=vectors, init_text="")
+    big = dataclasses.replace(experiment, prompt=prompt, model=dataclasses.replace(experiment.model, width=512))
+    return TrainRequest(big, 1, np.zeros(big.context_shape, "<f4"))
+
+
+def test_L12_the_largest_reply_and_request_fit_in_a_mebibyte(experiment):
+    request = largest(experiment, MAX_CONTEXT_BYTES // (4 * 512))
+    reply = SiteReply("north", 1, request.global_context, dict.fromkeys(METRIC_NAMES, 1 / 3), 1.0, b"s" * 64)
+    assert record_bytes(encode_reply(reply, request)) <= 1 << 20
+    assert record_bytes(encode_train_request(request)) <= MAX_MESSAGE_BYTES == 1 << 20
+
+
+def test_L12_a_larger_context_is_refused_before_it_is_sent(experiment):
+    with pytest.raises(PayloadError) as caught:
+        encode_train_request(largest(experiment, MAX_CONTEXT_BYTES // (4 * 512) + 1))
+    assert caught.value.code == "MESSAGE_TOO_LARGE"
+
+
+def test_L12_sending_a_reply_again_computes_nothing(tmp_path, backbone, features, experiment, monkeypatch):
+    computed = []
+    train_round = PromptLearner.train_round
+
+    def counted(*arguments):
+        computed.append(1)
+        return train_round(*arguments)
+
+    monkeypatch.setattr(PromptLearner, "train_round", counted)
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    agent = SiteAgent("north", backbone, features, None, ledger, DiskStore(tmp_path), SystemRandomness())
+    request = TrainRequest(experiment, 1, np.zeros(experiment.context_shape, "<f4"))
+    first = agent.train(request)
+    for _ in range(3):
+        np.testing.assert_array_equal(agent.train(request).update, first.update)
+    assert len(computed) == 1
+    ledger.close()

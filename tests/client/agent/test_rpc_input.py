@@ -1,0 +1,424 @@
+"""Bad input to the agent's RPC, row by row: a documented code, no charge, nothing computed, nothing opened."""
+
+import concurrent.futures
+import contextlib
+import inspect
+import json
+import sys
+import threading
+import time
+import tracemalloc
+
+import grpc
+import numpy as np
+import pytest
+
+from dpfpl_client.agent.channel import AgentChannel
+from dpfpl_client.agent.credential import read_token
+from dpfpl_client.agent.policy import Policy
+from dpfpl_client.agent.service import AgentServer
+from dpfpl_common import agent_pb2, wire
+from dpfpl_common.errors import DataError, PayloadError
+from dpfpl_common.fields import CODES, MAX_MESSAGE_BYTES
+from dpfpl_common.npy import context_from_npy
+from dpfpl_common.payload import EvaluateRequest, TrainRequest
+
+pytestmark = pytest.mark.privacy
+
+
+class Wire:
+    """The site's agent behind its socket, and raw calls of it."""
+
+    def __init__(self, site, folder):
+        self.site, self.folder = site, folder
+        self.server = AgentServer(site.agent, f"unix:{folder}/agent.sock", folder / "agent.token")
+        self.server.start()
+        self._connection = grpc.insecure_channel(self.server.address)
+        self._header = (("authorization", f"Bearer {read_token(folder / 'agent.token')}"),)
+
+    def call(self, message, method="Train", timeout=30):
+        data = message if isinstance(message, bytes) else message.SerializeToString(deterministic=True)
+        answer = self._connection.unary_unary(f"/dpfpl.v1.SiteAgent/{method}")
+        return agent_pb2.Reply.FromString(answer(data, metadata=self._header, timeout=timeout))
+
+    def code(self, message, method="Train"):
+        """The refusal's code; both methods read the same fields, so what fits is sent to both."""
+        return self.call(message, method).refusal.code
+
+    def close(self):
+        self._connection.close()
+        self.server.stop(1.0)
+
+
+@pytest.fixture
+def line(site, tmp_path_factory, request_for):
+    folder = tmp_path_factory.mktemp("w")
+    folder.chmod(0o700)
+    made = Wire(site, folder)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def untouched(site, computed):
+    """Afterwards the ledger is empty, nothing was computed and nothing stored."""
+    yield
+    assert (site.charges, site.released, computed) == ([], 0, [])
+
+
+def message(request, **changes):
+    made = wire.encode_train_request(request)
+    for name, value in changes.items():
+        setattr(made, name, value)
+    return made
+
+
+def with_array(request, data, rows=None, columns=None):
+    shape = request.experiment.context_shape
+    made = message(request)
+    array = agent_pb2.Array(rows=shape[0] if rows is None else rows, columns=columns or shape[1], data=data)
+    made.global_context.CopyFrom(array)
+    return made
+
+
+def edited(request, path, value):
+    """The request with one value of its experiment's JSON exchanged; canonical spelling."""
+    table = json.loads(request.experiment.to_json())
+    place = table
+    *parents, last = path.split(".")
+    for name in parents:
+        place = place[name]
+    place[last] = value
+    return message(request, experiment=json.dumps(table, sort_keys=True, separators=(",", ":")))
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize(
+    ("value", "code"),
+    [
+        (np.nan, "NONFINITE_INPUT"),
+        (np.inf, "NONFINITE_INPUT"),
+        (-np.inf, "NONFINITE_INPUT"),
+        (1e38, "NORM_TOO_LARGE"),
+        (-3.4e38, "NORM_TOO_LARGE"),
+        (1.1e6, "NORM_TOO_LARGE"),
+    ],
+)
+def test_I2_values_that_are_no_context_are_refused_before_any_charge(line, request_for, value, code):
+    context = np.zeros(request_for().global_context.shape, "<f4")
+    context[-1, -1] = value
+    assert line.code(with_array(request_for(), context.tobytes())) == code
+
+
+def test_I2_subnormal_values_are_ordinary_ones(line, request_for):
+    context = np.full(request_for().global_context.shape, 1e-45, "<f4")
+    reply = line.call(with_array(request_for(), context.tobytes())).reply
+    assert np.all(np.isfinite(np.frombuffer(reply.update.data, "<f4")))
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize(
+    ("array", "code"),
+    [
+        (np.zeros((4, 128), "<f8"), "WRONG_SIZE"),
+        (np.zeros((4, 128), "<c8"), "WRONG_SIZE"),
+        (np.zeros((4, 128), "<f2"), "WRONG_SIZE"),
+        (np.zeros((0,), "<f4"), "WRONG_SIZE"),
+        (np.zeros((1,), "<f4"), "WRONG_SIZE"),
+        (np.full((4, 128), 1e-3, ">f4"), "NORM_TOO_LARGE"),
+    ],
+)
+def test_I3_other_types_and_sizes_are_refused(line, request_for, array, code):
+    assert line.code(with_array(request_for(), array.tobytes())) == code
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize("shape", [(128, 4), (1, 128), (4, 1), (1, 1), (5, 128), (0, 128), (-4, -128)])
+def test_I3_other_shapes_are_refused_also_those_that_numpy_would_broadcast(line, request_for, shape):
+    made = with_array(request_for(), bytes(4 * 512))
+    made.global_context.rows, made.global_context.columns = shape
+    assert line.code(made) == "WRONG_SHAPE"
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize("rank", [0, -1, 5, 2**31])
+def test_I3_a_rank_that_cannot_be_is_refused(line, request_for, rank):
+    assert line.code(edited(request_for(), "prompt.rank", rank)) == "IMPOSSIBLE_VALUE"
+
+
+@pytest.mark.usefixtures("untouched")
+def test_I4_a_header_that_claims_gigabytes_costs_nothing(line, request_for):
+    huge = with_array(request_for(), bytes(80), 2**31 - 1, 2**31 - 1)
+    assert line.code(huge) == "WRONG_SHAPE"
+    data = huge.SerializeToString()
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (100000, 1000000), }".ljust(117) + b"\n"
+    npy = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(80)
+    for decode in (
+        lambda: wire.decode_train_request(wire.parse(agent_pb2.TrainRequest, data)),
+        lambda: context_from_npy(npy, (4, 128), "update"),
+    ):
+        tracemalloc.start()
+        began = time.perf_counter()
+        with pytest.raises(PayloadError, match="WRONG_SHAPE"):
+            decode()
+        seconds, peak = time.perf_counter() - began, tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert seconds < 0.05
+        assert peak < 1_000_000
+
+
+@pytest.mark.usefixtures("untouched")
+def test_I5_a_message_above_the_cap_is_not_read(line):
+    for size in (MAX_MESSAGE_BYTES + 1, 8 << 20):
+        with pytest.raises(grpc.RpcError) as caught:
+            line.call(bytes(size))
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize("number", [-1, 0, 4, 104, 2**62, 2**63 - 1, -(2**63)])
+def test_I6_rounds_that_do_not_exist_are_refused(line, request_for, number):
+    assert line.code(message(request_for(), round=number)) == "BAD_ROUND"
+
+
+@pytest.mark.usefixtures("untouched")
+def test_I6_a_round_of_another_type_is_no_message(line, request_for):
+    data = message(request_for()).SerializeToString(deterministic=True)
+    for other in (b"\x1a\x011", b"\x19" + bytes(8), b"\x1d" + bytes(4)):  # "1", 1.0 and 1f under the round's number
+        assert line.code(data.replace(b"\x18\x01", other)) in ("MALFORMED_MESSAGE", "UNKNOWN_FIELD", "NOT_CANONICAL")
+
+
+def test_I6_going_back_is_refused_and_skipping_is_not_going_back(line, request_for, site):
+    assert line.call(message(request_for(3))).reply.round == 3
+    assert line.code(message(request_for(1))) == "ROUND_ORDER"
+    assert [charge.round for charge in site.charges] == [3]
+
+
+@pytest.mark.usefixtures("untouched")
+def test_I7_another_protocol_model_or_class_list_is_refused_naming_what_is_expected(
+    line, request_for, experiment, changed, site
+):
+    refusal = line.call(message(request_for(), protocol_version=99)).refusal
+    assert refusal.code == "VERSION_MISMATCH"
+    assert "expected" in refusal.rule
+    other = changed(experiment, model={"fingerprint": "0" * 64})
+    refusal = line.call(message(request_for(1, other))).refusal
+    assert refusal.code == "OTHER_MODEL"
+    assert site.backbone.fingerprint in refusal.advice
+    refusal = line.call(message(request_for(1, changed(experiment, classes=("lion", "tiger"))))).refusal
+    assert refusal.code == "NO_KNOWN_CLASS"
+    assert not any(name in refusal.rule + refusal.advice for name in experiment.classes)  # not the site's own
+
+
+def test_I7_an_unknown_experiment_is_refused(line, request_for, site):
+    policy = Policy(("only-this-one",), 50.0, 100.0)
+    line.server._agent = site.start(policy)
+    assert line.code(message(request_for())) == "EXPERIMENT_NOT_APPROVED"
+    assert site.charges == []
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("optimizer.personal_learning_rate", 1e9),
+        ("optimizer.global_learning_rate", -1.0),
+        ("rounds.local_steps", 10**9),
+        ("rounds.local_steps", 0),
+        ("rounds.number", 10**9),
+        ("privacy.sample_rate", 0.0),
+        ("privacy.sample_rate", 1.5),
+        ("privacy.nominal_site_size", 0),
+        ("privacy.nominal_site_size", -5),
+        ("prompt.num_context", 10**6),
+        ("rounds.deadline", -1.0),
+    ],
+)
+def test_I8_settings_out_of_bounds_are_refused_at_once(line, request_for, path, value):
+    began = time.perf_counter()
+    assert line.code(edited(request_for(), path, value)) in ("IMPOSSIBLE_VALUE", "TOO_MANY_ROUNDS", "WRONG_SHAPE")
+    assert time.perf_counter() - began < 1.0
+
+
+def test_I8_the_sample_rate_that_is_charged_is_the_one_that_is_drawn(site, request_for, monkeypatch):
+    """Batch size is no field of the wire: what is sampled with is what the ledger says."""
+    drawn = []
+    from dpfpl_common.sampling import SystemSampler
+
+    real = SystemSampler.draw
+    monkeypatch.setattr(SystemSampler, "draw", lambda self, n, rate: drawn.append((n, rate)) or real(self, n, rate))
+    site.agent.train(request_for())
+    (charge,) = site.charges
+    event = charge.event("prompt_recipient")
+    assert drawn == [(12, event.sample_rate)] * event.steps
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize(
+    ("path", "value", "codes"),
+    [
+        ("privacy.noise_multiplier", 0.29, {"TOO_LITTLE_NOISE"}),
+        ("privacy.noise_multiplier", 0.0, {"TOO_LITTLE_NOISE"}),
+        ("privacy.noise_multiplier", -4.0, {"IMPOSSIBLE_VALUE"}),
+        ("privacy.noise_multiplier", 1.0, {"EPSILON_OVER_CAP", "OPERATOR_EPSILON_OVER_CAP"}),
+        ("privacy.target_delta", 1.0, {"IMPOSSIBLE_VALUE"}),
+        ("privacy.target_delta", 0.1, {"DELTA_TOO_LARGE"}),
+        ("privacy.clipping_norm", 1e9, {"CLIPPING_NORM_TOO_LARGE", "IMPOSSIBLE_VALUE"}),
+        ("privacy.clipping_norm", 0.0, {"IMPOSSIBLE_VALUE"}),
+        ("privacy.factor_clipping_norm", 1e5, {"CLIPPING_NORM_TOO_LARGE"}),
+        ("privacy.trust", "central", {"TRUST_NOT_ALLOWED"}),
+        ("privacy.accounting", "paper", {"ACCOUNTING_NOT_HONEST", "IMPOSSIBLE_VALUE"}),
+    ],
+)
+def test_I9_weaker_protection_than_the_policy_asks_for_is_refused(line, request_for, site, path, value, codes):
+    line.server._agent = site.start(Policy(("*",), 2.0, 20.0, max_epsilon_operator=10.0))
+    refusal = line.call(edited(request_for(), path, value)).refusal
+    assert refusal.code in codes
+    assert refusal.rule
+
+
+FORBIDDEN = ("off", "debug", "return_raw", "seed", "no_noise", "raw", "skip_ledger")
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize("name", FORBIDDEN)
+def test_I10_there_is_no_switch_that_turns_protection_off(line, request_for, name):
+    assert line.code(edited(request_for(), name, True)) == "UNKNOWN_KEY"
+    assert line.code(edited(request_for(), f"privacy.{name}", True)) == "UNKNOWN_KEY"
+    assert line.code(message(request_for()).SerializeToString() + b"\x32\x04true") in ("UNKNOWN_FIELD", "NOT_CANONICAL")
+    fields = {
+        field.name for kind in agent_pb2.DESCRIPTOR.message_types_by_name.values() for field in kind.fields
+    } | set(inspect.signature(TrainRequest).parameters)
+    assert not any(name == field or name in field.split("_") for field in fields)
+
+
+STRANGE = (
+    "/etc/passwd",
+    "../../../../etc/shadow",
+    "file:///etc/passwd",
+    "http://127.0.0.1:9/x",
+    "{0.__class__.__mro__}",
+    "%s%s%n",
+    "$(touch /tmp/owned)",
+    "cposix\nsystem\n(S'true'\ntR.",
+    "\\\\host\\share",
+)
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize("path", ["name", "classes", "sites", "model.id", "model.fingerprint", "prompt.method"])
+def test_I11_strings_are_never_opened_called_or_connected_to(line, request_for, site, path):
+    line.server._agent = site.start(Policy(("only-this-one",), 50.0, 100.0))
+    events = []
+    _watch(events)
+    for text in STRANGE:
+        value = ["north", "south", text] if path == "sites" else [text, "dog"] if path == "classes" else text
+        code = line.code(edited(request_for(), path, value))
+        free = path in ("classes", "model.id")  # any printable text
+        assert code in (*CODES, "EXPERIMENT_NOT_APPROVED" if free else "OTHER_MODEL")
+    _watch(None)
+    assert events == []
+
+
+_sink = None
+
+
+def _watch(events):
+    global _sink
+    _sink = events
+
+
+def _audit(event, arguments):
+    if _sink is None:
+        return
+    if event in ("socket.connect", "subprocess.Popen", "os.system", "os.exec", "pickle.find_class", "exec"):
+        _sink.append((event, str(arguments)[:200]))
+    if event == "open" and any(str(text) in str(arguments[0]) for text in (*STRANGE, "passwd", "shadow")):
+        _sink.append((event, str(arguments[0])))
+
+
+sys.addaudithook(_audit)
+
+
+def test_I12_of_two_requests_for_one_round_one_wins(line, request_for, experiment, site):
+    start, codes = threading.Barrier(2), []
+
+    def ask(value):
+        request = request_for(context=np.full(experiment.context_shape, value, "<f4"))
+        start.wait(10)
+        reply = line.call(message(request))
+        codes.append(reply.refusal.code)
+
+    threads = [threading.Thread(target=ask, args=(value,)) for value in (0.0, 1e-3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(codes) == ["", "KEY_REUSED_OTHER_DIGEST"]
+    assert len(site.charges) == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("cannot decode patient_123.png"),
+        OSError(2, "No such file", "/data/patient_123.png"),
+        DataError(code="UNREADABLE_IMAGE", message="patient_123.png"),
+        UnicodeDecodeError("utf-8", b"patient_123", 0, 1, "patient_123"),
+        RecursionError("patient_123"),
+        ValueError("patient_123"),
+    ],
+)
+def test_I13_the_text_of_an_error_inside_stays_inside(line, request_for, monkeypatch, caplog, capfd, error):
+    def broken(*_args):
+        raise error
+
+    monkeypatch.setattr("dpfpl_client.agent.core.PromptLearner.train_round", broken)
+    reply = line.call(message(request_for()))
+    assert "patient" not in str(reply)
+    assert type(error).__name__ not in str(reply)
+    assert reply.refusal.code in ("INTERNAL", "UNREADABLE_IMAGE")
+    if reply.refusal.code == "INTERNAL":
+        incident = reply.refusal.rule.split()[-1].rstrip(".")
+        assert incident in caplog.text  # under which the site finds it
+    assert line.call(message(request_for())).refusal.code == reply.refusal.code  # and the agent still answers
+
+
+def test_I5_calls_without_end_wait_their_turn_and_others_are_served(line, request_for):
+    """Twenty callers that never finish their message, then an honest one."""
+    stop = threading.Event()
+
+    def never():
+        stop.wait(20)
+        yield from ()
+
+    with contextlib.ExitStack() as stack:
+        for _ in range(20):
+            connection = stack.enter_context(grpc.insecure_channel(line.server.address))
+            connection.stream_unary("/dpfpl.v1.SiteAgent/Train").future(never(), metadata=line._header)
+        time.sleep(0.3)
+        began = time.monotonic()
+        with AgentChannel(line.server.address, line.folder / "agent.token", 20.0) as agent:
+            reply = agent.evaluate(EvaluateRequest(request_for().experiment, 0, request_for().global_context))
+        assert reply.round == 0
+        assert time.monotonic() - began < 5
+        stop.set()
+
+
+def test_I5_a_thousand_calls_at_once_get_an_answer_each(line, request_for, site):
+    data = message(request_for()).SerializeToString(deterministic=True)
+
+    def ask(_):
+        try:
+            return line.call(data, timeout=60).refusal.code or "answered"
+        except grpc.RpcError as error:
+            return error.code().name
+
+    with concurrent.futures.ThreadPoolExecutor(100) as pool:
+        outcomes = list(pool.map(ask, range(1000)))
+    # UNAVAILABLE: a stream beyond the server's limit, sent before the client knew of it; no call was made.
+    assert set(outcomes) <= {"answered", "BUSY", "RESOURCE_EXHAUSTED", "UNAVAILABLE"}
+    assert "answered" in outcomes
+    assert len(site.charges) == 1
+    with AgentChannel(line.server.address, line.folder / "agent.token", 20.0) as agent:
+        assert agent.train(request_for()).round == 1

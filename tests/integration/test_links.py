@@ -1,0 +1,352 @@
+"""Bad links between a site and the server: what is waited for, what is not, and that nothing is paid for twice."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent import futures
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+import grpc
+import pytest
+
+from dpfpl_client.data import DataSettings, list_classes
+from dpfpl_client.fleet_probe import probe_fleet
+from dpfpl_client.launch import start_agent, start_node, wait_for_agent
+from dpfpl_client.link_state import LinkState, link_file, read_link
+from dpfpl_client.site_settings import SiteSettings, load_site
+from dpfpl_client.starter import initialise
+from dpfpl_client.supernode import start_supernode, wait_until_connected
+from dpfpl_common.errors import DeploymentError
+from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
+from dpfpl_common.processes import ManagedProcess, ProcessGroup, free_ports, wait_until
+from dpfpl_common.server_probe import probe_server
+from dpfpl_server import certificates
+from dpfpl_server.certificates import Issued, new_authority, new_server_certificate
+from dpfpl_server.provision import ProvisionRequest, provision
+from dpfpl_server.run import run_experiment
+from dpfpl_server.sites_admin import revoke_site, rotate_site
+from dpfpl_server.superlink import SuperLinkSettings, start_superlink
+
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
+
+sys.path.insert(0, str(Path(__file__).parent))
+from bad_link import BadLink  # noqa: E402  beside this file
+
+sys.path.pop(0)
+
+BACKOFF_S = 3.0
+KEEPALIVE_S = 4.0
+POLICY = 'experiments = ["*"]\nmax_epsilon_per_experiment = 50.0\nmax_epsilon_lifetime = 50.0\nmetrics = "coarse"\n'
+
+
+@dataclass
+class Federation:
+    """A provisioned server that may start late, and sites that reach it through links of their own."""
+
+    root: Path
+    sites: tuple[str, ...] = ("north", "east", "south", "west")
+    group: ProcessGroup = field(default_factory=ProcessGroup)
+
+    def __post_init__(self) -> None:
+        self.fleet, self.control = free_ports(2)
+        self.server = self.root / "server"
+        self.kits = provision(ProvisionRequest(self.server, self.root / "kits", self.sites, port=self.fleet)).kits
+
+    def start_server(self) -> None:
+        start_superlink(SuperLinkSettings(self.server, f"127.0.0.1:{self.fleet}", self.control), self.group)
+
+    def settings(self, site: str, port: int | None = None) -> SiteSettings:
+        file = self.kits[site] / "site.toml"
+        if "/path/to/images" in file.read_text():
+            initialise(file, "digits", site)
+        if port is not None:
+            file.write_text(file.read_text().replace(f"127.0.0.1:{self.fleet}", f"127.0.0.1:{port}"))
+        return load_site(file)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_links() -> Iterator[None]:
+    """The same bounds, scaled: a silent link is noticed after 4 s instead of 20."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DPFPL_LINK_KEEPALIVE_S", str(KEEPALIVE_S))
+        patch.setenv("DPFPL_LINK_BACKOFF_S", str(BACKOFF_S))
+        yield
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    made = Federation(tmp_path_factory.mktemp("links"))
+    with made.group:
+        made.start_server()
+        yield made
+
+
+def link_of(settings: SiteSettings) -> LinkState:
+    state = read_link(link_file(settings.node_folder))
+    assert state is not None
+    return state
+
+
+def test_L10_a_site_that_starts_before_its_server_waits_and_says_so(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, ("north",))
+    settings = federation.settings("north")
+    with federation.group:
+        node = start_node(settings, federation.group)
+        wait_until(
+            lambda: (state := read_link(link_file(settings.node_folder))) is not None and state.failed_at > 0,
+            timeout_s=30,
+            what="a first failure",
+            processes=[node],
+        )
+        time.sleep(3.0)
+        assert node.poll() is None, "it keeps trying"
+        assert link_of(settings).trouble(time.time()).startswith("SERVER_NOT_REACHED")
+        federation.start_server()
+        wait_until_connected(node, timeout_s=40)
+        assert link_of(settings).trouble(time.time()) == ""
+
+
+def test_O7_a_rotated_key_is_refused_at_once_and_the_new_one_taken(federation: Federation) -> None:
+    settings = federation.settings("west")
+    old = start_node(settings, federation.group)
+    wait_until_connected(old)
+    result, live = rotate_site(federation.server, "west", federation.root / "new")
+    assert live
+    assert old.wait(20) is not None, "the SuperNode with the old key ends"
+    assert "KEY_WITHDRAWN" in link_of(settings).reason
+    address = f"127.0.0.1:{federation.fleet}"
+    with pytest.raises(DeploymentError) as caught:
+        probe_fleet(address, settings.path("ca.crt"), settings.path("node.key"))
+    assert caught.value.code == "SITE_UNKNOWN"
+    kit = result.kits["west"]
+    (settings.path("node.key")).write_bytes((kit / "node.key").read_bytes())
+    new = start_node(settings, federation.group)
+    wait_until_connected(new)
+    revoke_site(federation.server, "west")
+    assert new.wait(20) is not None, "a revoked site is out at once as well"
+
+
+def test_the_probe_changes_nothing_and_finds_the_clock_to_the_second(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import dpfpl_client.fleet_probe as module
+
+    address, kit = f"127.0.0.1:{federation.fleet}", federation.kits["south"]
+    assert probe_server(address, kit / "ca.crt").tls_version == "TLSv1.3"
+    probe_fleet(address, kit / "ca.crt", kit / "node.key")
+    real = module.datetime
+
+    for skew, said in ((47.0, "47 s (ahead of"), (-400.0, "400 s (behind"), (-3000.0, "3000 s (behind")):
+
+        class Shifted(real):  # type: ignore[valid-type, misc]
+            @classmethod
+            def now(cls, tz=None):  # type: ignore[no-untyped-def]
+                return real.now(tz) + timedelta(seconds=skew)  # noqa: B023
+
+        monkeypatch.setattr(module, "datetime", Shifted)
+        with pytest.raises(DeploymentError) as caught:
+            probe_fleet(address, kit / "ca.crt", kit / "node.key")
+        assert caught.value.code == "CLOCK_SKEW"
+        number, rest = said.split(" s ")
+        found = int(caught.value.message.split("about ")[1].split(" ")[0])
+        assert abs(found - int(number)) <= 2
+        assert rest in caught.value.message
+    with BadLink(federation.fleet) as link:
+        assert probe_server(f"127.0.0.1:{link.port}", kit / "ca.crt").tls_version == "TLSv1.3"
+    from dpfpl_server.superlink import open_control
+
+    with open_control(federation.server) as control:
+        status = {node.name: node.status for node in control.nodes()}
+    assert status["south"] == "registered", "asking did not bring the site online"
+
+
+def bad_server(kind: str, authority: Issued, tmp_path: Path) -> tuple[object, int, list[str]]:
+    """A gRPC server with something wrong; what reached its handlers is in the list."""
+    heard: list[str] = []
+
+    class Ears(grpc.GenericRpcHandler):  # type: ignore[misc]
+        def service(self, details):  # type: ignore[no-untyped-def]
+            heard.append(details.method)
+
+    server = grpc.server(futures.ThreadPoolExecutor(2), handlers=[Ears()])
+    if kind == "WRONG_SERVICE":
+        port = server.add_insecure_port("127.0.0.1:0")
+    else:
+        with pytest.MonkeyPatch.context() as patch:
+            hosts = ["127.0.0.1"]
+            if kind == "CERTIFICATE_EXPIRED":
+                patch.setattr(certificates, "_CLOCK_SKEW", timedelta(days=900))
+                patch.setattr(certificates, "SERVER_DAYS", -1)
+            if kind == "CERTIFICATE_NOT_YET_VALID":
+                patch.setattr(certificates, "_CLOCK_SKEW", timedelta(days=-2))
+            if kind == "CERTIFICATE_NAME":
+                patch.setattr(certificates, "_LOOPBACK", ())
+                hosts = ["fl.example.org"]
+            issued = new_server_certificate(new_authority() if kind == "SERVER_NOT_TRUSTED" else authority, hosts)
+        port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([(issued.private, issued.public)]))
+    server.start()
+    return server, port, heard
+
+
+KINDS = (
+    "CERTIFICATE_EXPIRED",
+    "CERTIFICATE_NOT_YET_VALID",
+    "CERTIFICATE_NAME",
+    "SERVER_NOT_TRUSTED",
+    "WRONG_SERVICE",
+)
+
+
+def test_L8_a_server_that_cannot_be_trusted_is_named_and_never_spoken_to(tmp_path: Path) -> None:
+    """Both before the SuperNode is started and by the SuperNode itself, whose Flower would try some for ever."""
+    federation = Federation(tmp_path, KINDS_AS_SITES)
+    authority = Issued((federation.server / "ca.key").read_bytes(), (federation.server / "ca.crt").read_bytes())
+    with federation.group:
+        for kind, site in zip(KINDS, KINDS_AS_SITES, strict=True):
+            _server, port, heard = bad_server(kind, authority, tmp_path)
+            settings = federation.settings(site, port)
+            with pytest.raises(DeploymentError) as caught:
+                start_node(settings, federation.group)
+            assert caught.value.code == kind
+            if kind in ("CERTIFICATE_NOT_YET_VALID", "WRONG_SERVICE"):
+                continue  # the same way through gRPC as the others, and each start takes seconds
+            started = time.monotonic()
+            node = node_without_a_look(settings, federation.group)
+            with pytest.raises(DeploymentError) as caught:
+                wait_until_connected(node, timeout_s=30)
+            assert caught.value.code == kind
+            assert node.poll() not in (None, 0), "it ended, and not as if all were well"
+            assert time.monotonic() - started < 20
+            assert heard == [], "not a word in the clear, and none to a stranger"
+
+
+KINDS_AS_SITES = tuple(kind.lower().replace("_", "-") for kind in KINDS)
+
+
+def node_without_a_look(settings: SiteSettings, group: ProcessGroup) -> ManagedProcess:
+    from dpfpl_client.supernode import SuperNodeSettings
+
+    return start_supernode(
+        SuperNodeSettings(
+            site_name=settings.name,
+            server_address=settings.server.address,
+            ca_certificate=settings.path(settings.server.ca_certificate),
+            node_key=settings.path(settings.server.node_key),
+            state_folder=settings.state_folder,
+            agent_address=settings.agent_address,
+            agent_token_file=settings.token_file,
+        ),
+        group,
+    )
+
+
+def test_L9_there_is_no_insecure_way_to_start(tmp_path: Path) -> None:
+    from dpfpl_client import link
+    from dpfpl_client.supernode import supernode_command
+
+    federation = Federation(tmp_path, ("north",))
+    settings = federation.settings("north")
+    (federation.kits["north"] / "ca.crt").unlink()
+    with pytest.raises(DeploymentError, match=r"ca\.crt"), ProcessGroup() as group:
+        start_node(settings, group)
+    (federation.server / "server.crt").unlink()
+    with pytest.raises(DeploymentError, match=r"server\.crt"):
+        federation.start_server()
+    assert "--insecure" not in Path(supernode_command.__code__.co_filename).read_text()
+    code = (
+        "from pathlib import Path; from dpfpl_client import link; import flwr.client.grpc_rere_client.connection as c;"
+        f"link.install(Path({str(tmp_path / 'link.json')!r})); c.create_channel('127.0.0.1:1', True)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert "TLS" in ended.stderr
+    assert link.FATAL_EXIT
+
+
+def test_L7_a_nat_that_forgets_idle_connections_never_finds_one(federation: Federation) -> None:
+    """Scaled: a NAT with 240 s of patience, here 24 s; an idle site polls every second, a busy one has heartbeats."""
+    with BadLink(federation.fleet, nat_idle_s=24.0) as link:
+        settings = federation.settings("south", link.port)
+        node = start_node(settings, federation.group)
+        wait_until_connected(node)
+        time.sleep(6.0)
+        assert link.forgotten == 0
+        assert link.longest_silence_s < 2.5, "an idle site is never silent for long"
+        # A NAT that forgets all the same: noticed by the pings, mended by a new connection.
+        before = link.connections
+        for pair in list(link._pairs):
+            pair.silent = True
+        lost = time.time()
+        wait_until(lambda: link.connections > before, timeout_s=40, what="a new connection", processes=[node])
+        wait_until(lambda: link_of(settings).answered_at > lost + 0.5, timeout_s=15, what="an answer", processes=[node])
+        assert time.time() - lost < 10.0 + KEEPALIVE_S + 4 * BACKOFF_S + 5
+        node.stop()
+
+
+def test_L6_a_run_over_a_bad_link_completes_and_nothing_is_paid_twice(federation: Federation, tmp_path: Path) -> None:
+    settings = {site: federation.settings(site) for site in ("north", "east")}
+    experiment = Experiment(
+        name="bad-link",
+        classes=list_classes(DataSettings(source="digits")),
+        sites=("east", "north"),
+        model=ModelSettings(width=128),
+        privacy=PrivacySettings(noise_multiplier=1.0, sample_rate=0.05, nominal_site_size=600),
+        rounds=RoundSettings(number=4, local_steps=2, deadline=60.0),
+    )
+    with BadLink(federation.fleet, rtt_s=0.3, bytes_per_s=125_000.0) as link:
+        federation.settings("north", link.port)
+        for kit in (federation.kits[site] for site in settings):
+            (kit / "policy.toml").write_text(POLICY)
+        files = {site: federation.kits[site] / "site.toml" for site in settings}
+        for index, file in enumerate(files.values()):
+            part = f'\npartition = "pathological"\nnum_sites = 2\nsite_index = {index}\n'
+            file.write_text(file.read_text().replace("\n[server]", f"{part}\n[server]", 1))
+        agents = [start_agent(file, load_site(file), federation.group) for file in files.values()]
+        for agent in agents:
+            wait_for_agent(agent)
+        nodes = [start_node(load_site(file), federation.group) for file in files.values()]
+        for node in nodes:
+            wait_until_connected(node)
+        troubles = iter(
+            [
+                lambda: setattr(link, "reset_share", 0.05),
+                lambda: (setattr(link, "reset_share", 0.0), link.reset_all()),
+                lambda: setattr(link, "blackhole", True),
+                lambda: link.half_open(),
+            ]
+        )
+        back: dict[str, float] = {}
+
+        def on_status(status: dict) -> None:  # type: ignore[type-arg]
+            if status["phase"] == "TRAINING" and len(status["waiting_for"]) == 2:
+                next(troubles, lambda: None)()
+                if link.blackhole:
+                    time.sleep(12.0)
+                    link.blackhole = False
+                    back["at"] = time.time()
+                    state = load_site(files["north"])
+                    wait_until(
+                        lambda: link_of(state).answered_at > back["at"],
+                        timeout_s=60,
+                        what="the site's return",
+                        processes=nodes,
+                        interval_s=0.05,
+                    )
+                    back["after_s"] = time.time() - back["at"]
+
+        result = run_experiment(experiment, federation.server, tmp_path / "run", on_status)
+    assert back["after_s"] <= 40.0, "twice Flower's longest pause between two tries"
+    assert [entry["round"] for entry in result["rounds"]] == [1, 2, 3, 4]
+    for file in files.values():
+        (row,) = json.loads(ledger(file))["experiments"]
+        assert (row["rounds"], row["charges"], row["released"]) == (4, 4, 4)
+    print(f"L6: back {back['after_s']:.1f} s after the link, {link.connections} connections, {link.resets} resets")
+
+
+def ledger(site_file: Path) -> str:
+    command = [sys.executable, "-m", "dpfpl_client", "ledger", "show", "--json", "--site", str(site_file)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout

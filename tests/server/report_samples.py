@@ -1,0 +1,81 @@
+"""Results as a run would leave them, for the tests of the report, the console and the browser."""
+
+import html
+import re
+
+from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
+from dpfpl_server.result import build_result
+
+SITES = ("east", "north", "south", "west")
+
+
+def make_experiment(rounds=3, **privacy):
+    return Experiment(
+        name="pilot",
+        classes=("a cat", "a dog"),
+        sites=SITES,
+        model=ModelSettings(width=8),
+        privacy=PrivacySettings(**({"noise_multiplier": 2.0} | privacy)),
+        rounds=RoundSettings(number=rounds),
+    )
+
+
+def metrics(site, completed):
+    base = 0.5027 + 0.011 * SITES.index(site)
+    return {
+        "personal_local": base + 0.07 * completed,
+        "personal_neighbour": base - 0.05 + 0.013 * completed,
+        "global_local": base + 0.031 * completed,
+        "global_neighbour": base - 0.05 + 0.02 * completed,
+        "zero_shot_local": base,
+        "zero_shot_neighbour": base - 0.05,
+    }
+
+
+def entry(number, released, dropped):
+    return {
+        "round": number,
+        "seconds": 1.25 + number,
+        "bytes_up": 4000 + number,
+        "bytes_down": 17000 + number,
+        "sites": [site for site in SITES if site not in dropped],
+        "dropped": dropped,
+        "site_seconds": {site: 0.4 for site in SITES if site not in dropped},
+        "metrics": {site: metrics(site, number - 1) for site in released if site not in dropped},
+    }
+
+
+def make_result(rounds=3, completed=None, released=SITES, dropped=None, privacy=None, **changes):
+    completed = rounds if completed is None else completed
+    history = [entry(k, released, (dropped or {}).get(k, {})) for k in range(1, completed + 1)]
+    arguments = {
+        "transport": "grpc+tls",
+        "history": history,
+        "final": {site: metrics(site, completed) for site in released},
+        "num_classes": dict.fromkeys(SITES, 2),
+        "seconds": 34.5,
+    }
+    return build_result(make_experiment(rounds, **(privacy or {})), **(arguments | changes))
+
+
+def plain(fragment):
+    return html.unescape(re.sub(r"<[^>]*>", "", fragment))
+
+
+def answer(page):
+    return plain(re.search(r'<section class="answer">(.*?)</section>', page, re.DOTALL).group(1))
+
+
+BY_HAND = {
+    "cases_per_month": 1000,
+    "minutes_per_case": 6,
+    "minutes_per_case_assisted": 4.5,
+    "hourly_cost": 40,
+    "cost_of_an_error": 200,
+    "share_of_errors_that_cost": 0.1,
+    "new_margin_per_month": 50,
+    "one_off_cost": 9000,
+    "running_cost_per_month": 250,
+    "months": 24,
+}
+"""Inputs of roi.toml; tests/server/test_roi.py computes with them by hand."""

@@ -1,0 +1,79 @@
+"""Robust rules do what they say, as Flower's own do, and only where the noise of one message is enough."""
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, Message, Metadata, MetricRecord, RecordDict
+from flwr.serverapp.strategy import FedMedian, FedTrimmedAvg
+
+from dpfpl_common.errors import RoundError
+from dpfpl_common.experiment import AggregationSettings, Experiment, ModelSettings, PrivacySettings
+from dpfpl_common.noise import SystemNoise
+from dpfpl_server.aggregation import UpdateStack, UpdateSum, aggregate, collector
+from dpfpl_server.robust import coordinate_median, trimmed_mean
+
+UPDATES = [np.random.default_rng(seed).normal(size=(4, 8)).astype("<f4") for seed in range(5)]
+
+
+def make_experiment(rule, trim=1, dropouts=0):
+    return Experiment(
+        name="pilot",
+        classes=("cat", "dog"),
+        sites=("a", "b", "c", "d", "e"),
+        model=ModelSettings(width=8),
+        privacy=PrivacySettings(noise_multiplier=1.0, trust="local", tolerated_dropouts=dropouts),
+        aggregation=AggregationSettings(rule=rule, trim=trim),
+    )
+
+
+def flowers(strategy, updates):
+    """The same updates through one of Flower's own strategies."""
+    replies = []
+    for number, update in enumerate(updates, start=1):
+        question = Message(RecordDict(), metadata=Metadata(1, f"m{number}", 99, number, "", "1", 1.0, 1e6, "train"))
+        content = RecordDict({"a": ArrayRecord({"x": Array(update)}), "m": MetricRecord({"num-examples": 1})})
+        replies.append(Message(content, reply_to=question))
+    arrays, _ = strategy.aggregate_train(1, replies)
+    return arrays["x"].numpy()
+
+
+@pytest.mark.parametrize("count", [3, 4, 5])
+def test_the_median_is_flowers(count):
+    expected = flowers(FedMedian(), UPDATES[:count])
+    np.testing.assert_allclose(coordinate_median(UPDATES[:count]), expected, rtol=1e-6)
+
+
+def test_the_trimmed_mean_is_flowers():
+    expected = flowers(FedTrimmedAvg(beta=0.2), UPDATES)  # one of five at each end
+    np.testing.assert_allclose(trimmed_mean(UPDATES, 1), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("rule", ["median", "trimmed_mean"])
+def test_U5_one_hostile_update_of_five_moves_a_robust_rule_within_the_honest_range(rule):
+    hostile = np.full((4, 8), 1e5, dtype="<f4")
+    honest = np.stack(UPDATES[:4])
+    moved = aggregate(make_experiment(rule), [*UPDATES[:4], hostile], SystemNoise())
+    assert np.all(moved <= honest.max(axis=0) + 1e-6)
+    assert np.all(moved >= honest.min(axis=0) - 1e-6)
+    mean = aggregate(make_experiment("mean"), [*UPDATES[:4], hostile], SystemNoise())
+    assert np.abs(mean).min() > 1e4
+
+
+def test_only_the_mean_is_added_up_as_replies_come():
+    assert isinstance(collector(make_experiment("mean")), UpdateSum)
+    assert isinstance(collector(make_experiment("median")), UpdateStack)
+
+
+@pytest.mark.parametrize("rule", ["median", "trimmed_mean"])
+def test_the_order_of_arrival_does_not_matter(rule):
+    forwards = aggregate(make_experiment(rule), UPDATES, SystemNoise())
+    np.testing.assert_allclose(aggregate(make_experiment(rule), UPDATES[::-1], SystemNoise()), forwards, rtol=1e-12)
+
+
+def test_too_few_updates_abandon_the_round():
+    with pytest.raises(RoundError):
+        aggregate(make_experiment("median"), UPDATES[:4], SystemNoise())  # the quorum
+    with pytest.raises(RoundError) as caught:
+        trimmed_mean(UPDATES[:2], 1)
+    assert caught.value.code == "TOO_FEW_SITES"
+    with pytest.raises(RoundError):
+        coordinate_median([])

@@ -1,0 +1,267 @@
+"""What the operator's dashboards, probes and doctor see; the dashboard file names only metrics that exist."""
+
+import json
+import re
+import struct
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from dpfpl_client.agent.metered import MeteredAgent, ledger_families
+from dpfpl_common.errors import DeploymentError, RefusedError
+from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
+from dpfpl_common.optimizer import OptimizerState
+from dpfpl_common.payload import SiteReply, TrainRequest
+from dpfpl_common.prometheus import render
+from dpfpl_server import cli, expiry, metrics, server_doctor, server_health, sites_admin
+from dpfpl_server.control import Node
+from dpfpl_server.metrics import experiment_families, server_families
+from dpfpl_server.provision import ProvisionRequest, provision
+from dpfpl_server.run_folder import Checkpoint, RunFolder
+from dpfpl_server.server_doctor import examine_server
+from dpfpl_server.server_health import server_troubles
+from dpfpl_server.tensorboard import event_record, read_records, write_curves
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def make_experiment(name="pilot", **privacy):
+    return Experiment(
+        name=name,
+        classes=("cat", "dog"),
+        sites=("north", "south"),
+        model=ModelSettings(width=8),
+        privacy=PrivacySettings(**({"noise_multiplier": 1.0} | privacy)),
+        rounds=RoundSettings(number=3),
+    )
+
+
+def complete(runs, experiment):
+    folder = RunFolder(runs / experiment.name)
+    folder.begin(experiment)
+    zeros = np.zeros(experiment.context_shape)
+    entries = [
+        {
+            "round": number,
+            "seconds": 1.5,
+            "bytes_up": 10,
+            "bytes_down": 20,
+            "sites": ["north"],
+            "dropped": {"south": "NO_REPLY: nothing came"} if number == 2 else {},
+            "site_seconds": {"north": 0.5},
+            "metrics": {"north": {"personal_local": 0.75}},
+        }
+        for number in (1, 2)
+    ]
+    folder.save_checkpoint(Checkpoint(2, zeros.astype("<f4"), OptimizerState(zeros, zeros, 2), tuple(entries)))
+    folder.add_event({"phase": "TRAINING", "round": 3, "waiting_for": ["south"]})
+    return folder
+
+
+@pytest.fixture
+def server(tmp_path):
+    provision(ProvisionRequest(tmp_path / "server", tmp_path / "kits", ("north", "south")))
+    return tmp_path / "server"
+
+
+@pytest.fixture
+def running(monkeypatch, server):
+    """A SuperLink that answers; its statuses may be changed."""
+    from dpfpl_server.sites import load_sites
+
+    keys = {name: site.public_key for name, site in load_sites(server).items()}
+    statuses = {"north": "online", "south": "online"}
+
+    class Answering:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return None
+
+        def nodes(self):
+            return [Node(n, name, keys[name], status) for n, (name, status) in enumerate(statuses.items(), 1)]
+
+    for module in (metrics, server_health, server_doctor, sites_admin):
+        monkeypatch.setattr(module, "open_control", lambda folder: Answering())
+    return statuses
+
+
+def test_the_metrics_say_what_the_run_says(tmp_path):
+    complete(tmp_path, make_experiment())
+    text = render(experiment_families(tmp_path))
+    for line in (
+        'dpfpl_experiment_round{experiment="pilot"} 2',
+        'dpfpl_experiment_rounds_planned{experiment="pilot"} 3',
+        'dpfpl_experiment_round_seconds_total{experiment="pilot"} 3',
+        'dpfpl_experiment_bytes_total{experiment="pilot",direction="up"} 20',
+        'dpfpl_experiment_replies_total{experiment="pilot",outcome="accepted",reason=""} 2',
+        'dpfpl_experiment_replies_total{experiment="pilot",outcome="dropped",reason="NO_REPLY"} 1',
+        'dpfpl_experiment_accuracy{experiment="pilot",kind="local"} 0.75',
+        'dpfpl_experiment_state{experiment="pilot",state="CUT_OFF"} 1',
+    ):
+        assert line in text.splitlines()
+    spent = float(re.search(r'epsilon\{experiment="pilot",adversary="prompt_recipient"\} (\S+)', text)[1])
+    from dpfpl_server.result import privacy_statement
+
+    assert spent == privacy_statement(make_experiment(), 2)["epsilons"][0]["epsilon"] > 0
+
+
+@pytest.mark.privacy
+def test_with_secretly_sampled_sites_nothing_tells_who_took_part(tmp_path):
+    complete(tmp_path, make_experiment(unit="site", site_sample_rate=0.5, trust="central", noise_multiplier=1.0))
+    text = render(experiment_families(tmp_path))
+    assert "dpfpl_experiment_epsilon" in text
+    for telling in ("replies", "seconds", "bytes", "waiting", "accuracy", "south", "north"):
+        assert telling not in text
+
+
+def test_a_damaged_run_is_named_and_hides_no_other(tmp_path):
+    complete(tmp_path, make_experiment())
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "experiment.json").write_text("{")
+    text = render(experiment_families(tmp_path))
+    assert 'dpfpl_experiment_unreadable{experiment="broken"} 1' in text
+    assert 'dpfpl_experiment_round{experiment="pilot"} 2' in text
+
+
+class Agent:
+    def train(self, request):
+        if request.round > 1:
+            raise RefusedError(code="BUDGET_EXHAUSTED", message="secret", advice="secret")
+        return SiteReply("north", 1, None, {"personal_local": 0.5}, 0.1)
+
+    evaluate = train
+
+
+def test_the_dashboard_shows_only_metrics_that_exist(tmp_path, server, running):
+    complete(tmp_path / "runs", make_experiment())
+    agent = MeteredAgent(Agent())
+    request = TrainRequest(make_experiment(), 1, np.zeros(make_experiment().context_shape, "<f4"), evaluate=True)
+    agent.train(request)
+    summary = {
+        "spent_epsilons": {"operator": 1.0},
+        "max_epsilon_lifetime": 20.0,
+        "max_epsilon_operator_lifetime": 40.0,
+        "experiments": [{"experiment": "pilot", "charges": 1, "epsilons": {"operator": "infinite"}}],
+    }
+    families = [*server_families(server, tmp_path / "runs"), *agent.families(), *ledger_families(summary)]
+    known = {family.name for family in families}
+    known |= {
+        "dpfpl_site_healthy",
+        "dpfpl_site_part_healthy",
+        "dpfpl_site_server_silent_seconds",
+    }  # test_site_health.py
+    board = json.loads((REPOSITORY / "deploy" / "monitoring" / "grafana-dashboard.json").read_text())
+    used = {
+        name
+        for panel in board["panels"]
+        for target in panel["targets"]
+        for name in re.findall(r"dpfpl_[a-z_]+", target["expr"])
+    }
+    assert used <= known
+    assert known - used <= {"dpfpl_server_up"} | used, "every metric is on the dashboard"
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
+    for family in families:
+        assert (family.kind == "counter") == family.name.endswith("_total")
+
+
+def test_the_agents_counters_hold_codes_and_no_words():
+    agent = MeteredAgent(Agent(), clock=iter(range(100)).__next__)
+    context = np.zeros(make_experiment().context_shape, "<f4")
+    agent.train(TrainRequest(make_experiment(), 1, context, evaluate=True))
+    with pytest.raises(RefusedError):
+        agent.train(TrainRequest(make_experiment(), 2, context, evaluate=True))
+    text = render(agent.families())
+    assert 'dpfpl_agent_requests_total{call="train",outcome="answered"} 1' in text
+    assert 'dpfpl_agent_requests_total{call="train",outcome="BUDGET_EXHAUSTED"} 1' in text
+    assert 'dpfpl_agent_accuracy{experiment="pilot",kind="personal_local"} 0.5' in text
+    assert 'dpfpl_agent_seconds_total{call="train"} 2' in text
+    assert "secret" not in text
+    assert "cat" not in text
+
+
+def test_health_is_red_for_real_reasons_only(server, running, monkeypatch):
+    assert server_troubles(server) == []
+    running["north"] = "offline"
+    assert server_troubles(server) == [], "an absent site is its experiment's business"
+    end = next(e.not_after for e in expiry.expiries(server) if e.file == "server.crt")
+
+    class Late(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.fromtimestamp(end.timestamp() + 60, UTC)
+
+    monkeypatch.setattr(server_health, "datetime", Late)
+    assert [t.code for t in server_troubles(server)] == ["CERTIFICATE_EXPIRED"]
+
+
+def test_L11_without_a_superlink_the_probe_is_red(server):
+    assert [t.code for t in server_troubles(server)] == ["NOT_STARTED"]
+    result = CliRunner().invoke(cli.app, ["health", "--server", str(server), "--json"])
+    assert (result.exit_code, json.loads(result.stdout)["status"]) == (1, "unhealthy")
+
+
+def by_code(findings):
+    return {finding.code for finding in findings if finding.code}
+
+
+def test_O9_the_servers_doctor_names_what_is_wrong(server, running, monkeypatch, tmp_path):
+    seen = lambda address, ca: type("Seen", (), {"certificate_end": end, "tls_version": "TLSv1.3"})()  # noqa: E731
+    end = next(e.not_after for e in expiry.expiries(server) if e.file == "server.crt")
+    monkeypatch.setattr(server_doctor, "probe_server", seen)
+    assert by_code(examine_server(server)) <= {"STATE_NOT_DURABLE"}
+    running["south"] = "offline"
+    assert "SITES_AWAY" in by_code(examine_server(server))
+    del running["south"]
+    assert "KEY_NOT_REGISTERED" in by_code(examine_server(server))
+
+    def closed(address, ca):
+        raise DeploymentError(code="PORT_CLOSED", message="refused", advice="")
+
+    monkeypatch.setattr(server_doctor, "probe_server", closed)
+    (server / "server.key").chmod(0o644)
+    other = provision(ProvisionRequest(tmp_path / "other", tmp_path / "k", ())).server_folder
+    (server / "server.key").write_bytes((other / "server.key").read_bytes())
+    assert {"PORT_CLOSED", "KEY_READABLE", "KEY_MISMATCH"} <= by_code(examine_server(server))
+    (server / "server.crt").unlink()
+    assert by_code(examine_server(server)) == {"NOT_PROVISIONED"}
+
+
+def test_O9_the_doctors_exit_codes(server, running, monkeypatch):
+    def call(*more):
+        return CliRunner().invoke(cli.app, ["doctor", "--server", str(server), *more])
+
+    monkeypatch.setattr(server_doctor, "examine_server", lambda folder: [])
+    assert (call().exit_code, call().stdout.strip()) == (0, "All is well.")
+    from dpfpl_common.finding import ERROR, WARNING, Finding
+
+    warning, error = Finding(WARNING, "a", "b", "C", "d"), Finding(ERROR, "a", "b", "C", "d")
+    monkeypatch.setattr(server_doctor, "examine_server", lambda folder: [warning])
+    assert call().exit_code == 1
+    monkeypatch.setattr(server_doctor, "examine_server", lambda folder: [warning, error])
+    assert (call().exit_code, json.loads(call("--json").stdout)["result"]) == (2, "errors")
+
+
+def test_curves_are_records_that_tensorboard_reads(tmp_path):
+    """The checksum is CRC-32C with TensorFlow's mask: its published value for these bytes."""
+    folder = complete(tmp_path / "runs", make_experiment())
+    path = write_curves(folder, tmp_path / "curves")
+    events = list(read_records(path.read_bytes()))
+    assert len(events) == 3
+    assert b"brain.Event:2" in events[0]
+    assert b"round/seconds" in events[2]
+    assert struct.pack("<f", 1.5) in events[2]
+    assert b"epsilon/prompt_recipient" in events[1]
+    damaged = bytearray(path.read_bytes())
+    damaged[-6] ^= 1
+    with pytest.raises(ValueError, match="damaged"):
+        list(read_records(bytes(damaged)))
+    from dpfpl_server.tensorboard import _masked_crc
+
+    crc = 0xE3069283  # of "123456789", the check value in every catalogue of CRCs
+    assert _masked_crc(b"123456789") == struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+    assert event_record(0.0, 300, {"a": 1.0})[12:].startswith(b"\x09")

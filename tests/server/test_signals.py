@@ -1,0 +1,108 @@
+"""U9: a free-rider is flagged where it can be told from honest sites, and nobody is where it cannot."""
+
+import numpy as np
+import pytest
+
+from dpfpl_bench.inprocess_grid import InProcessGrid
+from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
+from dpfpl_common.payload import SiteReply
+from dpfpl_common.trust import site_noise_stddev
+from dpfpl_server.result import build_result
+from dpfpl_server.signals import LARGEST, TOO_LITTLE_NOISE, ZERO_SIGNAL, signal_score, verdicts
+from dpfpl_server.strategy import DPFPLStrategy
+
+SITES = ("east", "north", "south", "west")
+
+
+def make_experiment(rounds=5, steps=4, **privacy):
+    settings = {"noise_multiplier": 2.0, "sample_rate": 0.5, "nominal_site_size": 100, "clipping_norm": 0.1} | privacy
+    return Experiment(
+        name="pilot",
+        classes=("cat", "dog"),
+        sites=SITES,
+        model=ModelSettings(width=64),
+        privacy=PrivacySettings(**settings),
+        rounds=RoundSettings(number=rounds, local_steps=steps),
+    )
+
+
+def noise_stddev(experiment):
+    """Of one coordinate of an update: a mean over the local steps of noised sums, divided by the public batch size."""
+    privacy = experiment.privacy
+    divisor = privacy.sample_rate * privacy.nominal_site_size
+    return site_noise_stddev(experiment) / divisor / np.sqrt(experiment.rounds.local_steps)
+
+
+class Site:
+    """Adds ``signal`` times a direction of norm 1 to its share of the noise."""
+
+    def __init__(self, name, signal, noise=1.0):
+        self.name, self.signal, self.noise = name, signal, noise
+        self.rng = np.random.default_rng(sum(name.encode()))
+
+    def train(self, request):
+        experiment = request.experiment
+        direction = np.ones(experiment.context_shape) / np.sqrt(np.prod(experiment.context_shape))
+        update = self.signal * direction
+        update = update + self.noise * self.rng.normal(0, noise_stddev(experiment), experiment.context_shape)
+        return SiteReply(self.name, request.round, update.astype("<f4"), {}, 0.1)
+
+    def evaluate(self, request):
+        return SiteReply(self.name, request.round, None, {"personal_local": 0.5}, 0.1)
+
+
+def run(experiment, **sites):
+    grid = InProcessGrid({name: sites.get(name, Site(name, 0.1)) for name in SITES})
+    strategy = DPFPLStrategy(experiment, grid.nodes, keys=None, site_wait_s=0.0)
+    return strategy.run(grid), strategy
+
+
+def test_U9_a_site_that_sends_noise_alone_is_flagged():
+    experiment = make_experiment()
+    checkpoint, strategy = run(experiment, west=Site("west", 0.0))
+    assert verdicts(checkpoint.history) == {"west": ZERO_SIGNAL}
+    result = build_result(
+        experiment,
+        transport="in_process",
+        history=checkpoint.history,
+        final=strategy.final_metrics,
+        num_classes={},
+        seconds=1.0,
+    )
+    assert {site["name"]: site["flag"] for site in result["sites"]} == dict.fromkeys(SITES) | {"west": ZERO_SIGNAL}
+
+
+def test_honest_sites_are_not_flagged():
+    assert verdicts(run(make_experiment())[0].history) == {}
+
+
+def test_U9_where_noise_drowns_every_signal_nobody_is_flagged():
+    weak = {name: Site(name, 0.002) for name in SITES[:3]}
+    checkpoint, _ = run(make_experiment(noise_multiplier=50.0), west=Site("west", 0.0), **weak)
+    assert verdicts(checkpoint.history) == {}
+
+
+def test_U9_all_free_riders_look_alike_and_are_not_told_apart():
+    assert verdicts(run(make_experiment(), **{name: Site(name, 0.0) for name in SITES})[0].history) == {}
+
+
+def test_a_site_that_leaves_its_share_of_the_noise_out_is_flagged():
+    checkpoint, _ = run(make_experiment(), west=Site("west", 0.0, noise=0.5))
+    assert verdicts(checkpoint.history) == {"west": TOO_LITTLE_NOISE}
+
+
+@pytest.mark.parametrize("trust", ["distributed", "local"])
+def test_the_score_of_noise_alone_is_a_standard_normal(trust):
+    """Accepts the right noise level, rejects two thirds and three halves of it."""
+    experiment = make_experiment(trust=trust)
+    rng = np.random.default_rng(0)
+    for factor, right in ((1.0, True), (2 / 3, False), (1.5, False)):
+        draws = rng.normal(0, factor * noise_stddev(experiment), (400, *experiment.context_shape)).astype("<f4")
+        scores = np.array([signal_score(experiment, update) for update in draws])
+        assert (abs(scores.mean()) < 0.2 and 0.85 < scores.std() < 1.15) == right
+
+
+def test_without_noise_only_zero_itself_is_remarkable():
+    experiment = make_experiment(trust="central")
+    assert signal_score(experiment, np.zeros(experiment.context_shape, "<f4")) == 0.0
+    assert signal_score(experiment, np.full(experiment.context_shape, 1e-6, "<f4")) == LARGEST
