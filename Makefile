@@ -7,6 +7,7 @@
 
 PYTHON ?= python3
 PIP_ARGS ?=
+BENCH_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,10 +24,10 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types pytest mutate screenshots api format proto clean
+.PHONY: help setup wheels images compose-test demo test lint types pytest bench bench-docs mutate screenshots api format proto clean attacks
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## virtual environment in .venv with pinned versions; done once
 
@@ -65,9 +66,31 @@ pytest: setup  ## the test suite with coverage
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m 'not processes and not long' --cov --cov-report=
 	$(BIN)/pytest -m 'processes and not long' --cov --cov-append
 
+bench: setup  ## how fast it is, against the usual ways; runs/bench/bench.json
+	$(BIN)/dpfpl-bench speed --out runs/bench $(BENCH_ARGS)
+
+bench-docs: setup  ## docs/performance.md from the last make bench
+	$(BIN)/dpfpl-bench speed-page --bench runs/bench/bench.json --docs docs
+
+# Wheels of everything that the images install, so that a build needs no package index; PIP_ARGS says where CPU torch is.
+WHEELS := deploy/wheels/.collected
+wheels: $(WHEELS)  ## wheels for the images, in deploy/wheels
+
+$(WHEELS): $(STAMP) deploy/wheels.sh deploy/container/requirements.py
+	deploy/wheels.sh $(PIP_ARGS) && touch $(WHEELS)
+
+images: wheels  ## the container images dpfpl-server, dpfpl-client, dpfpl-agent and dpfpl-supernode
+	$(BIN)/python tests/compose/run.py --parts
+
+# Needs a Docker engine, or root and dockerd to start a private one for the time; about 25 minutes on two free cores.
+compose-test: wheels  ## the federation in hardened containers: checks, faults, upgrade, backup
+	$(BIN)/python tests/compose/run.py
+
 mutate: setup  ## break the mechanism on purpose and see the tests notice
 	$(BIN)/python tests/mutation/mutate.py
 
+attacks: setup  ## play a malicious operator against a real agent and write docs/attacks.md
+	$(BIN)/python tests/attacks/adversarial_operator.py --out docs/attacks.md
 screenshots: setup  ## pictures of docs/images, by a headless Chromium
 	DPFPL_SCREENSHOTS=1 $(BIN)/pytest -q tests/browser
 

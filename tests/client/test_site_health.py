@@ -2,6 +2,8 @@
 
 import http.client
 import json
+import subprocess
+import sys
 import time
 from datetime import UTC, datetime
 
@@ -15,11 +17,11 @@ from dpfpl_client.agent.metered import MeteredAgent
 from dpfpl_client.agent.service import AgentServer
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.doctor import examine_site
-from dpfpl_client.ledger_view import summarise
 from dpfpl_client.link_state import LinkState, link_file, write_link
 from dpfpl_client.monitoring import start_monitor
 from dpfpl_client.site_health import site_troubles
 from dpfpl_client.site_settings import load_site
+from dpfpl_client.spending import summarise
 from dpfpl_common.errors import DeploymentError, RefusedError
 from dpfpl_common.payload import TrainRequest
 from dpfpl_common.surroundings import durable_folder, insecure_processes, telemetry
@@ -228,3 +230,12 @@ def test_O9_telemetry_insecure_flags_and_lossy_disks_are_found(tmp_path):
     assert by_code(durable_folder("state", tmp_path, mounts)) == set()
     assert by_code(durable_folder("state", tmp_path / "gone", mounts)) == {"FOLDER_NOT_WRITABLE"}
     assert list(tmp_path.glob(".doctor")) == []
+
+
+def test_doctor_and_health_need_no_torch():
+    """They must work where the agent is not installed, and at once where the machine is busy."""
+    code = (
+        "import sys; import dpfpl_client.doctor, dpfpl_client.site_health, dpfpl_client.operations_cli;"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -13,9 +13,9 @@ from dpfpl_client.agent.channel import AgentChannel
 from dpfpl_client.agent.credential import read_token
 from dpfpl_client.agent.service import AgentServer
 from dpfpl_client.agent.store import DiskStore
-from dpfpl_client.ledger_view import summarise
 from dpfpl_client.link import failure_reason
 from dpfpl_client.site_settings import load_site
+from dpfpl_client.spending import summarise
 from dpfpl_common import PROTOCOL_VERSION, agent_pb2, fields, wire
 from dpfpl_common import surroundings as surroundings_module
 from dpfpl_common.errors import PayloadError, RefusedError

@@ -23,6 +23,7 @@ from dpfpl_common.accounting import (
     calibrate_noise_multiplier,
     epsilon,
     epsilon_rdp,
+    exceeds,
     json_epsilon,
 )
 from dpfpl_common.errors import PrivacyError
@@ -225,3 +226,22 @@ def test_calibration_is_quick():
     begin = time.process_time()
     calibrate_noise_multiplier(8.0, 1e-5, 0.5, 40)
     assert time.process_time() - begin < 4  # about 1 s; was 3-8 s
+
+
+@pytest.mark.parametrize(
+    ("multiplier", "rate", "steps"), [(4.0, 0.5, 3), (1.0, 0.5, 30), (20.0, 0.1, 500), (0.8, 1.0, 2)]
+)
+def test_a_cap_is_held_exactly_whichever_grid_decides(multiplier, rate, steps):
+    events = [PrivacyEvent("x", "per_step", multiplier, rate, steps)]
+    exact = epsilon(events, 1e-5)
+    for share in (0.3, 0.9, 0.99, 0.9999, 1.0, 1.0001, 1.01, 1.2, 5.0):
+        assert exceeds(events, 1e-5, exact * share) == (share < 1.0)
+
+
+def test_a_cap_far_below_is_refused_without_the_fine_grid(monkeypatch):
+    """An operator who asks for next to no noise does not keep a site computing what it will refuse."""
+    monkeypatch.setattr(accounting, "epsilon", lambda *_: pytest.fail("computed finely"))
+    assert exceeds([PrivacyEvent("x", "per_step", 0.31, 0.5, 3)], 1e-5, 10.0)
+    assert exceeds([PrivacyEvent("x", "per_step", 0.0, 0.5, 3)], 1e-5, 10.0)
+    assert not exceeds([PrivacyEvent("x", "per_step", 4.0, 0.1, 3)], 1e-5, 10.0)
+    assert not exceeds([], 1e-5, 0.1)

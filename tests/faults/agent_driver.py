@@ -31,7 +31,10 @@ from dpfpl_common.accounting import PrivacyEvent, epsilon
 CLASSES = ("cat", "dog", "bird")
 CLOSED = Policy(experiments=(), max_epsilon_per_experiment=50.0, max_epsilon_lifetime=100.0)
 """Approves nothing: what an agent computes under it, it computed before it asked."""
-POLICY = Policy(experiments=("*",), max_epsilon_per_experiment=50.0, max_epsilon_lifetime=100.0, metrics="exact")
+MANY = {"max_rounds_per_hour": 10**6, "max_experiments_per_day": 10**6, "max_repeats": 10**6, "reply_slot": 0.001}
+KIT = Policy(("*",), 10.0, 20.0, max_experiments_per_day=1000, reply_slot=0.001)
+"""What a kit starts with, but for a day's experiments and the time of an answer."""
+POLICY = Policy(("*",), 50.0, 100.0, metrics="exact", **MANY)
 CRASH_POINTS = (
     "before_reserve",
     "after_reserve",
@@ -143,7 +146,7 @@ def build(state, backbone, features, settings):
     hook = Hook(settings)
     ledger, store = open_ledger(state, HookedLedger), HookedStore(state)
     ledger.hook = store.hook = hook
-    policy = CLOSED if settings.get("closed") else POLICY
+    policy = {"closed": CLOSED, "kit": KIT}.get(settings.get("policy"), POLICY)
     agent = SiteAgent("north", backbone, features, policy, ledger, store, HookedRandomness(hook))
     return HookedAgent(agent, hook)
 

@@ -102,6 +102,43 @@ def damaged(draw, method):
     return data[:at] + draw(st.binary(max_size=6)) + data[at + draw(st.integers(0, 6)) :]
 
 
+def variants(data, chance, count):
+    """Copies of a message, each damaged in one to three places: bytes exchanged, cut out, doubled or put in."""
+    for _ in range(count):
+        made = bytearray(data)
+        for _ in range(chance.randint(1, 3)):
+            at, length = chance.randrange(len(made) + 1), chance.randint(1, 8)
+            match chance.randrange(5):
+                case 0:
+                    made[at : at + length] = chance.randbytes(length)
+                case 1:
+                    del made[at : at + length]
+                case 2:
+                    made[at:at] = made[at : at + length]
+                case 3:
+                    made[at:at] = chance.choice(TOKENS)
+                case _:
+                    del made[at:]
+        yield bytes(made)
+
+
+TOKENS = (
+    b'"',
+    b"{",
+    b"[",
+    b"]",
+    b"}",
+    b",",
+    b"1e999",
+    b"null",
+    b"-1",
+    b"\0",
+    b"\xff",
+    b"\x12\x80\x80\x80\x80\x08",
+    b"NaN",
+)
+
+
 def anything(method):
     """All of the above, and plain bytes."""
     return st.one_of(st.binary(max_size=400), damaged(method), messages(method), messages(method))

@@ -66,7 +66,11 @@ class Driver:
 
     def close(self):
         self.process.stdin.close()
-        self.process.wait(20)
+        try:
+            self.process.wait(60)
+        except subprocess.TimeoutExpired:  # a machine under load; nothing of it is needed any more
+            self.process.kill()
+            self.process.wait(60)
 
 
 def is_alive(pid):

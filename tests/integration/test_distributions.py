@@ -32,17 +32,23 @@ HEAVY = {"torch", "transformers", "peft", "opacus"}
 AGENT_ONLY = (
     "dpfpl_client.agent.build",
     "dpfpl_client.agent.core",
+    "dpfpl_client.agent.dataset",
     "dpfpl_client.agent.feature_cache",
     "dpfpl_client.agent.store",
+    "dpfpl_client.approval",
     "dpfpl_client.check",
     "dpfpl_client.data.",
+    "dpfpl_client.doctor",
     "dpfpl_client.exporting.",
     "dpfpl_client.images",
     "dpfpl_client.learning.",
     "dpfpl_client.ledger_view",
+    "dpfpl_client.monitoring",
     "dpfpl_client.prediction_output",
     "dpfpl_client.prompt",
+    "dpfpl_client.registration",
     "dpfpl_client.serving.",
+    "dpfpl_client.site_health",
 )
 """Modules of the client that may need its extra [agent]; a name that ends in a dot stands for what is below it."""
 

@@ -10,7 +10,7 @@ from doctor_captures import DOCUMENT, captures
 
 sys.path.pop(0)
 
-pytestmark = [pytest.mark.processes, pytest.mark.slow]
+pytestmark = [pytest.mark.processes, pytest.mark.long]
 
 EXPECTED = {
     "the server is not running": "PORT_CLOSED",

@@ -1,6 +1,6 @@
 """Bad links between a site and the server: what is waited for, what is not, and that nothing is paid for twice."""
 
-import json
+import os
 import subprocess
 import sys
 import time
@@ -18,6 +18,7 @@ from dpfpl_client.fleet_probe import probe_fleet
 from dpfpl_client.launch import start_agent, start_node, wait_for_agent
 from dpfpl_client.link_state import LinkState, link_file, read_link
 from dpfpl_client.site_settings import SiteSettings, load_site
+from dpfpl_client.spending import summarise
 from dpfpl_client.starter import initialise
 from dpfpl_client.supernode import start_supernode, wait_until_connected
 from dpfpl_common.errors import DeploymentError
@@ -342,11 +343,30 @@ def test_L6_a_run_over_a_bad_link_completes_and_nothing_is_paid_twice(federation
     assert back["after_s"] <= 40.0, "twice Flower's longest pause between two tries"
     assert [entry["round"] for entry in result["rounds"]] == [1, 2, 3, 4]
     for file in files.values():
-        (row,) = json.loads(ledger(file))["experiments"]
+        (row,) = summarise(load_site(file))["experiments"]
         assert (row["rounds"], row["charges"], row["released"]) == (4, 4, 4)
     print(f"L6: back {back['after_s']:.1f} s after the link, {link.connections} connections, {link.resets} resets")
 
 
-def ledger(site_file: Path) -> str:
-    command = [sys.executable, "-m", "dpfpl_client", "ledger", "show", "--json", "--site", str(site_file)]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+@pytest.mark.long
+def test_L6_a_long_blackhole_with_the_bounds_of_production(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``DPFPL_TEST_BLACKHOLE_S`` sets its length; five minutes unless given, the row asks for thirty."""
+    monkeypatch.delenv("DPFPL_LINK_KEEPALIVE_S")
+    monkeypatch.delenv("DPFPL_LINK_BACKOFF_S")
+    federation = Federation(tmp_path, ("north",))
+    with federation.group, BadLink(federation.fleet, rtt_s=0.3) as link:
+        federation.start_server()
+        settings = federation.settings("north", link.port)
+        node = start_node(settings, federation.group)
+        wait_until_connected(node)
+        link.blackhole = True
+        time.sleep(float(os.environ.get("DPFPL_TEST_BLACKHOLE_S", "300")))
+        assert node.poll() is None
+        assert link_of(settings).trouble(time.time()).startswith("SERVER_LOST")
+        link.blackhole = False
+        back = time.time()
+        wait_until(lambda: link_of(settings).answered_at > back, timeout_s=90, what="the return", processes=[node])
+        after = time.time() - back
+        print(f"L6 long: heard again {after:.1f} s after the link's return, {link.connections} connections")
+        assert after <= 40.0, "twice the longest pause between two tries"
+        assert link_of(settings).trouble(time.time()) == ""

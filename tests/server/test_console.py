@@ -224,6 +224,10 @@ def test_the_console_does_not_open_itself_to_a_network_without_a_token(tmp_path)
 def test_no_such_run(run, tmp_path):
     with pytest.raises(StateError, match="NO_RUN"):
         Watcher(tmp_path, dict, tmp_path / "log").look("xrays-1")
+    outside = Watcher(run.path.parent / "deeper", dict, tmp_path / "log")
+    (run.path.parent / "deeper").mkdir()
+    with pytest.raises(StateError, match="NO_RUN"):  # a name is a name, never a way out of the folder
+        outside.look("../xrays-1")
 
 
 def test_a_program_that_is_gone_is_not_called_busy(run):

@@ -7,7 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from dpfpl_client.agent.policy import load_policy, permit
+from dpfpl_client.agent.permit import permit
+from dpfpl_client.agent.policy import load_policy
 from dpfpl_client.records import encode_reply
 from dpfpl_common.accounting import epsilon
 from dpfpl_common.errors import RefusedError

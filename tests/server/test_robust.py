@@ -5,11 +5,14 @@ import pytest
 from flwr.app import Array, ArrayRecord, Message, Metadata, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedMedian, FedTrimmedAvg
 
+from dpfpl_bench.inprocess_grid import InProcessGrid
 from dpfpl_common.errors import RoundError
 from dpfpl_common.experiment import AggregationSettings, Experiment, ModelSettings, PrivacySettings
 from dpfpl_common.noise import SystemNoise
+from dpfpl_common.payload import SiteReply
 from dpfpl_server.aggregation import UpdateStack, UpdateSum, aggregate, collector
 from dpfpl_server.robust import coordinate_median, trimmed_mean
+from dpfpl_server.strategy import DPFPLStrategy
 
 UPDATES = [np.random.default_rng(seed).normal(size=(4, 8)).astype("<f4") for seed in range(5)]
 
@@ -77,3 +80,36 @@ def test_too_few_updates_abandon_the_round():
     assert caught.value.code == "TOO_FEW_SITES"
     with pytest.raises(RoundError):
         coordinate_median([])
+
+
+class Site:
+    """Sends a direction that all honest sites share, with a little of its own; a hostile one sends it times -10."""
+
+    def __init__(self, name, factor):
+        self.name, self.factor = name, factor
+        self.rng = np.random.default_rng(sum(name.encode()))
+
+    def train(self, request):
+        shape = request.experiment.context_shape
+        update = self.factor * (np.full(shape, 0.01) + self.rng.normal(0, 0.002, shape))
+        return SiteReply(self.name, request.round, update.astype("<f4"), {}, 0.1)
+
+    def evaluate(self, request):
+        return SiteReply(self.name, request.round, None, {}, 0.1)
+
+
+@pytest.mark.parametrize("factor", [-1.0, -10.0])
+@pytest.mark.parametrize("rule", ["mean", "median", "trimmed_mean"])
+def test_U5_where_the_shared_prompt_goes_with_one_hostile_site_of_five(rule, factor):
+    """The mean bears a flipped sign and not ten times it; the robust rules bear both."""
+    experiment = make_experiment(rule)
+    way = {}
+    for hostile in (1.0, factor):
+        agents = {name: Site(name, hostile if name == "a" else 1.0) for name in experiment.sites}
+        grid = InProcessGrid(agents)
+        way[hostile] = DPFPLStrategy(experiment, grid.nodes, keys=None, site_wait_s=0.0).run(grid).global_context
+    agreement = float((way[1.0] * way[factor]).sum() / (np.linalg.norm(way[1.0]) * np.linalg.norm(way[factor])))
+    if rule == "mean" and factor == -10.0:
+        assert agreement < -0.9
+    else:
+        assert agreement > 0.9

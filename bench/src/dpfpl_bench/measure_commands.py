@@ -1,4 +1,4 @@
-"""``dpfpl-bench attacks`` and ``dpfpl-bench round``: measurements that the documents quote."""
+"""``dpfpl-bench attacks``, ``round`` and ``speed``: measurements that the documents quote."""
 
 import json
 import sys
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-__all__ = ["attacks", "register", "round_cost"]
+__all__ = ["attacks", "register", "round_cost", "speed", "speed_page"]
 
 console = Console(stderr=True)
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
@@ -18,6 +18,8 @@ def register(app: typer.Typer) -> None:
     """Add the commands to ``dpfpl-bench``."""
     app.command("attacks", epilog="Example: dpfpl-bench attacks --partition iid --seeds 3")(attacks)
     app.command("round", epilog="Example: dpfpl-bench round --out runs/round --json")(round_cost)
+    app.command("speed", epilog="Example: dpfpl-bench speed --quick --json")(speed)
+    app.command("speed-page", epilog="Example: dpfpl-bench speed-page --docs docs")(speed_page)
 
 
 def attacks(
@@ -56,3 +58,35 @@ def round_cost(
         f"{figures['slowest_site_s']:.1f} s; allowed {AIM:g} empty + slowest = {figures['allowed_s']:.2f} s; ratio "
         f"{figures['ratio']:.2f}"
     )
+
+
+def speed(
+    out: Annotated[Path, typer.Option(help="folder for bench.json")] = Path("runs/bench"),
+    quick: Annotated[bool, typer.Option("--quick", help="a few minutes less, without the slowest contestants")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure steps, memory, feature cache and rounds against the usual ways to compute the same; writes bench.json."""
+    from dpfpl_bench.speed.suite import run_suite
+
+    result = run_suite(out, quick=quick, say=lambda text: console.print(text, highlight=False))
+    if as_json:
+        sys.stdout.write(json.dumps(result, indent=2) + "\n")
+        return
+    for row in result["targets"]:
+        typer.echo(f"{'met   ' if row['met'] else 'MISSED'}  {row['measured']:10.3g} {row['target']:>8}  {row['name']}")
+    typer.echo(f"{out / 'bench.json'} after {result['seconds']:.0f} s")
+
+
+def speed_page(
+    bench: Annotated[Path, typer.Option(help="what dpfpl-bench speed wrote")] = Path("runs/bench/bench.json"),
+    docs: Annotated[Path, typer.Option(help="folder for performance.md and its pictures")] = Path("docs"),
+) -> None:
+    """Write docs/performance.md from bench.json."""
+    from dpfpl_bench.speed.report import write_performance
+    from dpfpl_common.errors import ConfigError
+
+    if not bench.is_file():
+        raise ConfigError(
+            code="NO_BENCH", message=f"There is no {bench}.", advice="Run dpfpl-bench speed (make bench) first."
+        )
+    typer.echo(str(write_performance(bench, docs)))

@@ -122,8 +122,13 @@ def separate(
 
 
 @app.command(epilog="Example: dpfpl-client agent --site kits/hospital-a/site.toml")
-def agent(site: SiteFile = SITE) -> None:
+def agent(
+    site: SiteFile = SITE,
+    address: Annotated[str, typer.Option(help="listen here, not where site.toml says: unix:/path or host:port")] = "",
+) -> None:
     """Start only the agent, for deployments that run the connection elsewhere."""
+    import dataclasses
+
     import torch
 
     from dpfpl_client.agent.build import build_agent
@@ -135,6 +140,8 @@ def agent(site: SiteFile = SITE) -> None:
 
     configure_logging()
     settings = _load(site)
+    if address:
+        settings = dataclasses.replace(settings, agent=dataclasses.replace(settings.agent, address=address))
     torch.set_num_threads(settings.agent.threads)
     built = build_agent(settings, _image_progress)
     for problem in built.data.problems:

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from dpfpl_client.agent.policy import load_policy
 from dpfpl_client.agent.signing import load_signing_key
 from dpfpl_client.fleet_probe import probe_fleet
-from dpfpl_client.ledger_view import summarise
 from dpfpl_client.link_state import link_file, read_link
 from dpfpl_client.site_health import agent_troubles, exhausted, link_troubles
 from dpfpl_client.site_settings import SiteSettings
+from dpfpl_client.spending import summarise
 from dpfpl_common.errors import DpfplError
 from dpfpl_common.finding import ERROR, OK, WARNING, Finding, certificate_end, examine, space
 from dpfpl_common.server_probe import authority_end, probe_server

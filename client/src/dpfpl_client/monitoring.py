@@ -6,10 +6,10 @@ from typing import Any
 
 from dpfpl_client.agent.credential import Credential, read_token
 from dpfpl_client.agent.metered import MeteredAgent, ledger_families
-from dpfpl_client.ledger_view import summarise
 from dpfpl_client.link_state import link_file, read_link
 from dpfpl_client.site_health import PARTS, site_troubles
 from dpfpl_client.site_settings import SiteSettings
+from dpfpl_client.spending import summarise
 from dpfpl_common.errors import DpfplError
 from dpfpl_common.health import Trouble
 from dpfpl_common.monitor import Monitor, parse_monitor_address

@@ -6,9 +6,9 @@ from typing import Any
 
 from dpfpl_client.agent.channel import AgentChannel
 from dpfpl_client.agent.policy import load_policy
-from dpfpl_client.ledger_view import summarise
 from dpfpl_client.link_state import link_file, read_link
 from dpfpl_client.site_settings import SiteSettings
+from dpfpl_client.spending import summarise
 from dpfpl_common.errors import DpfplError
 from dpfpl_common.health import Trouble
 

@@ -35,6 +35,7 @@ from flwr.supernode.cli.flower_supernode import flower_supernode  # noqa: E402
 from flwr.supernode.runtime.run_clientapp import run_clientapp  # noqa: E402
 
 from dpfpl_client import link  # noqa: E402
+from dpfpl_client.strays import adopt_orphans, clear_strays, reap  # noqa: E402
 
 __all__ = ["main"]
 
@@ -88,16 +89,21 @@ def _execute_tasks(address: str, poll_s: float) -> NoReturn:
         retry_invoker=make_simple_http_retry_invoker(),
     )
     request = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
-    me = os.getpid()
+    me, alive, strays = os.getpid(), set[int](), False
+    adopt_orphans()
     while True:
         task = client.AcquireTask(request)
         if task.HasField("task") and task.token:
-            if os.fork() == 0:
+            if (pid := os.fork()) == 0:
                 _die_with_parent(me)
                 _run_one(address, task.token)
+            alive.add(pid)
         else:
             time.sleep(min(poll_s, 0.1))
-        _reap()
+        ended = alive & reap()
+        alive -= ended
+        if ended or strays:  # look into /proc only when a ClientApp ended, and until nothing is left
+            strays = clear_strays(alive)
 
 
 def _run_one(address: str, token: str) -> NoReturn:
@@ -111,15 +117,6 @@ def _run_one(address: str, token: str) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
-
-
-def _reap() -> None:
-    """Collect ClientApps that are done."""
-    try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-    except ChildProcessError:
-        return
 
 
 def _end_with(executor: int) -> None:

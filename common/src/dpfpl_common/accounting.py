@@ -15,7 +15,15 @@ from dp_accounting import pld, rdp
 
 from dpfpl_common.errors import PrivacyError
 
-__all__ = ["INFINITE", "PrivacyEvent", "calibrate_noise_multiplier", "epsilon", "epsilon_rdp", "json_epsilon"]
+__all__ = [
+    "INFINITE",
+    "PrivacyEvent",
+    "calibrate_noise_multiplier",
+    "epsilon",
+    "epsilon_rdp",
+    "exceeds",
+    "json_epsilon",
+]
 
 INFINITE = float("inf")
 
@@ -27,6 +35,8 @@ HOPELESS = 200.0
 
 DISCRETISATION = 1e-4
 """Interval of the privacy losses' grid; PLD rounds up, so a coarser one gives a larger epsilon, sooner."""
+
+COARSE_DISCRETISATION = 1e-2
 
 RELATION = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
 
@@ -64,6 +74,21 @@ def epsilon_rdp(events: Sequence[PrivacyEvent], delta: float) -> float:
     return _epsilon(tuple((e.noise_multiplier, e.sample_rate, e.steps) for e in events if e.steps > 0), delta, "rdp")
 
 
+def exceeds(events: Sequence[PrivacyEvent], delta: float, cap: float) -> bool:
+    """Whether ``epsilon`` of the events is above ``cap``, mostly without computing it to the last digit.
+
+    PLD takes seconds for large epsilons on the fine grid and a tenth of one on a coarse grid, whose epsilon is an upper
+    bound too, and rarely more than a hundredth too large where it is large. So a cap that holds on the coarse grid
+    holds, and one that is passed there by a tenth is taken as passed; only what is between is computed finely. Whoever
+    sends requests cannot keep a site busy with arithmetic.
+    """
+    releases = tuple((e.noise_multiplier, e.sample_rate, e.steps) for e in events if e.steps > 0)
+    coarse = _epsilon(releases, delta, "coarse")
+    if coarse <= cap:
+        return False
+    return coarse > 1.1 * cap + 0.1 or epsilon(events, delta) > cap
+
+
 def json_epsilon(value: float) -> float | str:
     """JSON has no infinity: the string "infinite" stands for it."""
     return "infinite" if value == INFINITE else value
@@ -77,7 +102,9 @@ def _epsilon(releases: Releases, delta: float, kind: str) -> float:
         return INFINITE
     if not releases:
         return 0.0
-    return _pld_epsilon(releases, delta, DISCRETISATION) if kind == "pld" else _rdp_epsilon(releases, delta)
+    if kind == "rdp":
+        return _rdp_epsilon(releases, delta)
+    return _pld_epsilon(releases, delta, COARSE_DISCRETISATION if kind == "coarse" else DISCRETISATION)
 
 
 def _rdp_epsilon(releases: Releases, delta: float) -> float:

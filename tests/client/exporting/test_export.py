@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import sqlite3
 import stat
@@ -23,10 +24,13 @@ from dpfpl_client.exporting.card import Facts, model_card
 from dpfpl_client.exporting.export import export_prompt, write_export
 from dpfpl_client.learning.backbone import ClipBackbone, load_backbone
 from dpfpl_client.learning.learner import initial_context
+from dpfpl_client.ledger_view import summarise
 from dpfpl_client.prompt import SitePrompt, load_prompt
 from dpfpl_client.site_settings import load_site
+from dpfpl_common.accounting import epsilon
 from dpfpl_common.errors import ConfigError, PrivacyError, RefusedError, StateError
 from dpfpl_common.experiment import parse_experiment
+from dpfpl_common.trust import planned_events
 
 STOCK = textwrap.dedent(
     """
@@ -194,7 +198,9 @@ def test_the_card_states_what_a_recipient_must_know(trained_site, backbone, tmp_
         assert part in card
     for who in ("whoever receives a site's personalised prompt", "another site", "the operator of the server"):
         assert f"| {who}" in card
-    assert "ledger was charged" in card
+    (row,) = summarise(settings)["experiments"]
+    (shown,) = re.findall(r"ledger was charged ([0-9.]+) for this experiment", card)
+    assert row["epsilon"] <= float(shown) <= row["epsilon"] + 0.0011
     assert str(trained_site.parent) not in card
     assert "differential" not in card.lower()
     counts = {"training images: 8", "8 images", "4 images"}
@@ -209,8 +215,11 @@ def test_the_cards_epsilons_are_rounded_up_and_follow_the_rounds(prompt, backbon
     def epsilons(text):
         return [float(line.split("|")[2]) for line in text.splitlines() if line.endswith("| 1e-05 |")]
 
-    assert len(epsilons(card)) == 3
-    assert all(b > a > 0 for a, b in zip(epsilons(card), epsilons(more), strict=True))
+    experiment = prompt.experiment
+    for text, rounds in ((card, 1), (more, 9)):
+        exact = [epsilon([e], 1e-5) for e in planned_events(experiment, rounds * experiment.rounds.local_steps)]
+        for shown, computed in zip(epsilons(text), exact, strict=True):
+            assert computed <= shown <= computed + 0.0011
 
 
 @pytest.mark.privacy

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from dpfpl_client.agent.ledger import Ledger
 from dpfpl_client.agent.policy import Policy
-from dpfpl_common.accounting import PrivacyEvent, epsilon
+from dpfpl_common.accounting import PrivacyEvent, epsilon, exceeds
 from dpfpl_common.errors import RefusedError
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.trust import WHOLE_UPDATE, planned_events
@@ -45,7 +45,7 @@ def check_budget(policy: Policy, ledger: Ledger, experiment: Experiment, events:
             *_rules(policy, experiment, adversary, lifetime=False, events=[plan]),
             *_rules(policy, experiment, adversary, lifetime=True, events=[*others, plan]),
         ):
-            if epsilon(sum_of, policy.delta) > cap:
+            if exceeds(sum_of, policy.delta, cap):
                 raise RefusedError(
                     code="BUDGET_EXHAUSTED",
                     message=f"The site's privacy budget does not cover this experiment (rule {rule}).",

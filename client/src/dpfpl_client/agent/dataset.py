@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dpfpl_client.agent.audit import AuditLog
-from dpfpl_client.agent.ledger import Ledger
+from dpfpl_client.agent.ledger import LEDGER_FILE, Ledger
 from dpfpl_client.agent.manifest import Changes, Manifest, compare, load_manifest, manifest_of
 from dpfpl_client.agent.registry import Registry
 from dpfpl_client.agent.store import DiskStore
@@ -19,7 +19,6 @@ __all__ = [
     "registered_manifest",
 ]
 
-LEDGER_FILE = "ledger.sqlite"
 MANIFEST_FILE = "dataset.json"
 
 

@@ -1,38 +1,51 @@
 """Image features of the frozen tower, computed once and kept on disk."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from PIL import Image
 from torch import Tensor
 
+from dpfpl_client.agent.feature_file import FeatureFile
 from dpfpl_client.data import ImageRecord, SiteData
 from dpfpl_client.learning.backbone import ClipBackbone
 from dpfpl_client.learning.evaluation import LabelledFeatures
 from dpfpl_client.learning.learner import SiteFeatures
-from dpfpl_common.durable import write_durably
 
-__all__ = ["FeatureCache", "site_features"]
+__all__ = ["MAX_BYTES", "FeatureCache", "site_features"]
 
 Progress = Callable[[int, int], None]
 
+MAX_BYTES: Final = 4 * 2**30
+"""Most that one folder keeps: two million vectors of ViT-B/16."""
+
+SAVED_AT_ONCE: Final = 256
+"""Vectors that a kill can cost; computing them takes longer by far than writing them."""
+
 
 class FeatureCache:
-    """Features by (model fingerprint, image digest, viewpoint); one file a model.
+    """Features by what they depend on: model and preprocessing (a file of their own), image content and viewpoint.
 
-    A damaged or missing file costs time, never correctness: its features are computed again.
+    A damaged or missing file costs time, never correctness: its features are computed again. Several processes may
+    read and write the same folder.
     """
 
-    def __init__(self, folder: Path | None, backbone: ClipBackbone) -> None:
-        """Use ``folder``; None keeps the cache in memory."""
+    def __init__(self, folder: Path | None, backbone: ClipBackbone, max_bytes: int = MAX_BYTES) -> None:
+        """Use ``folder``, with at most ``max_bytes`` in it; None keeps the cache in memory."""
         self._backbone = backbone
-        self._path = folder / f"features-{backbone.fingerprint[:16]}.safetensors" if folder else None
-        self._rows: dict[str, Tensor] = self._read()
+        self._memory: dict[bytes, Tensor] = {}
+        self._file: FeatureFile | None = None
+        if folder is not None:
+            path = folder / f"features-{backbone.feature_identity[:32]}.bin"
+            _make_room(folder, path, max_bytes)
+            self._file = FeatureFile(path, backbone.feature_size, max_bytes)
 
     def features(self, records: Sequence[ImageRecord], progress: Progress | None = None) -> Tensor:
         """Unit features [len(records), feature_size]; what is missing is computed and kept.
@@ -41,45 +54,78 @@ class FeatureCache:
             records: images; equal digests are computed once.
             progress: called with (done, total) of the images that had to be computed.
         """
-        keys = [f"{record.digest}/{record.viewpoint}" for record in records]
-        missing = {key: record for key, record in zip(keys, records, strict=True) if key not in self._rows}
-        if missing:
-            images = (record.open() for record in missing.values())
-            for done, (key, row) in enumerate(
-                zip(missing, self._backbone.image_features(images), strict=True), start=1
-            ):
-                self._rows[key] = row
-                if progress is not None:
-                    progress(done, len(missing))
-            self._write()
+        if self._file is not None:
+            self._file.refresh()
+        keys = [_key(record) for record in records]
+        known: dict[bytes, Tensor] = {}
+        missing: dict[bytes, ImageRecord] = {}
+        for key, record in zip(keys, records, strict=True):
+            if key in known or key in missing:
+                continue
+            row = self._known(key)
+            if row is None:
+                missing[key] = record
+            else:
+                known[key] = row
+        self._compute(missing, known, progress)
         if not keys:
             return torch.zeros((0, self._backbone.feature_size))
-        return torch.stack([self._rows[key] for key in keys])
+        return torch.stack([known[key] for key in keys])
 
-    def _read(self) -> dict[str, Tensor]:
-        if self._path is None or not self._path.exists():
-            return {}
-        try:
-            content = load(self._path.read_bytes())
-            if content["checksum"].tobytes() != _checksum(content["keys"], content["features"]):
-                return {}
-        except (SafetensorError, KeyError, ValueError):
-            return {}
-        keys = content["keys"].tobytes().decode().split("\n")
-        return dict(zip(keys, torch.from_numpy(content["features"].copy()), strict=True))
+    def _known(self, key: bytes) -> Tensor | None:
+        if self._file is None:
+            return self._memory.get(key)
+        return torch.from_numpy(self._file[key]) if key in self._file else None
 
-    def _write(self) -> None:
-        if self._path is None:
-            return
-        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        keys = np.frombuffer("\n".join(self._rows).encode(), dtype=np.uint8)
-        features = torch.stack(list(self._rows.values())).numpy()
-        checksum = np.frombuffer(_checksum(keys, features), dtype=np.uint8)
-        write_durably(self._path, save({"keys": keys, "features": features, "checksum": checksum}))
+    def _compute(
+        self, missing: Mapping[bytes, ImageRecord], known: dict[bytes, Tensor], progress: Progress | None
+    ) -> None:
+        unsaved: dict[bytes, Tensor] = {}
+        rows = self._backbone.image_features(_decoded_ahead(missing.values()))
+        for done, (key, row) in enumerate(zip(missing, rows, strict=True), start=1):
+            known[key] = unsaved[key] = row
+            if len(unsaved) >= SAVED_AT_ONCE:
+                self._save(unsaved)
+                unsaved = {}
+            if progress is not None:
+                progress(done, len(missing))
+        self._save(unsaved)
+
+    def _save(self, rows: Mapping[bytes, Tensor]) -> None:
+        if self._file is None:
+            self._memory.update(rows)
+        elif rows:
+            self._file.add({key: row.numpy().astype(np.float32) for key, row in rows.items()})
 
 
-def _checksum(keys: npt.NDArray[np.uint8], features: npt.NDArray[np.float32]) -> bytes:
-    return hashlib.sha256(keys.tobytes() + features.tobytes()).digest()
+def _key(record: ImageRecord) -> bytes:
+    return hashlib.sha256(f"{record.digest}/{record.viewpoint}".encode()).digest()
+
+
+def _decoded_ahead(records: Iterable[ImageRecord]) -> Iterator[Image.Image]:
+    """The images in order, a few decoded in parallel while the model computes."""
+    workers = min(4, os.cpu_count() or 1)
+    todo = iter(records)
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: list[Future[Image.Image]] = [pool.submit(record.open) for record in islice(todo, 8 * workers)]
+        while waiting:
+            yield waiting.pop(0).result()
+            waiting += [pool.submit(record.open) for record in islice(todo, 1)]
+
+
+def _make_room(folder: Path, own: Path, max_bytes: int) -> None:
+    """Remove other models' files, the longest unused first, until the folder's size is within the bound."""
+    files = sorted(folder.glob("features-*.bin"), key=lambda path: path.stat().st_mtime)
+    total = sum(path.stat().st_size for path in files)
+    for path in files:
+        if total <= max_bytes or path == own:
+            continue
+        total -= path.stat().st_size
+        path.unlink(missing_ok=True)
+    for path in folder.glob("features-*.safetensors"):  # the format before this one
+        path.unlink(missing_ok=True)
+    if own.exists():
+        os.utime(own)
 
 
 def site_features(

@@ -16,7 +16,10 @@ from dpfpl_common.accounting import PrivacyEvent
 from dpfpl_common.errors import RefusedError, StateError
 from dpfpl_common.trust import ADVERSARIES
 
-__all__ = ["Charge", "Ledger"]
+__all__ = ["LEDGER_FILE", "Charge", "Ledger"]
+
+LEDGER_FILE = "ledger.sqlite"
+"""The ledger's name in a state folder."""
 
 _NO_HISTORY = ("genesis", "migrated")
 """Kinds of a last record after which nothing was charged yet, so that there may be no anchor."""

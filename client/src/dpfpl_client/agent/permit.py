@@ -1,7 +1,7 @@
 """Which experiments a policy lets pass."""
 
 from dpfpl_client.agent.policy import Policy
-from dpfpl_common.accounting import epsilon
+from dpfpl_common.accounting import exceeds
 from dpfpl_common.errors import RefusedError
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.trust import capped_event, planned_events
@@ -50,18 +50,17 @@ def permit(policy: Policy, experiment: Experiment, approved: bool | None = None)
     if privacy.target_delta > policy.delta:
         raise _refusal("DELTA_TOO_LARGE", "delta", f"At most {policy.delta:g}.")
     events = {event.adversary: event for event in planned_events(experiment)}
-    if privacy.trust != "central" and epsilon([events["operator"]], policy.delta) > policy.max_epsilon_operator:
+    if privacy.trust != "central" and exceeds([events["operator"]], policy.delta, policy.max_epsilon_operator):
         raise _refusal(
             "OPERATOR_EPSILON_OVER_CAP",
             "max_epsilon_operator",
             f"Towards the operator at most {policy.max_epsilon_operator:g}: fewer sites, or trust local.",
         )
-    cost = epsilon([capped_event(experiment)], policy.delta)
-    if cost > policy.max_epsilon_per_experiment:
+    if exceeds([capped_event(experiment)], policy.delta, policy.max_epsilon_per_experiment):
         raise _refusal(
             "EPSILON_OVER_CAP",
             "max_epsilon_per_experiment",
-            f"It would cost epsilon {cost:.2f}; at most {policy.max_epsilon_per_experiment:g}.",
+            f"It would cost more; at most epsilon {policy.max_epsilon_per_experiment:g}.",
         )
 
 

@@ -12,7 +12,6 @@ import numpy as np
 from safetensors.numpy import save
 
 from dpfpl_client.agent.approvals import Approvals
-from dpfpl_client.agent.ledger import Ledger
 from dpfpl_client.agent.permit import permit
 from dpfpl_client.agent.policy import load_policy
 from dpfpl_client.agent.store import DiskStore
@@ -21,9 +20,9 @@ from dpfpl_client.exporting.adapter import Adapter, NotExpressibleError, build_a
 from dpfpl_client.exporting.card import Facts, model_card
 from dpfpl_client.learning.backbone import ClipBackbone
 from dpfpl_client.learning.factorisation import factorise
+from dpfpl_client.ledger_view import summarise
 from dpfpl_client.prompt import Classifier, SitePrompt
 from dpfpl_client.site_settings import SiteSettings
-from dpfpl_common.accounting import epsilon, json_epsilon
 from dpfpl_common.durable import write_durably
 from dpfpl_common.errors import PrivacyError, StateError
 from dpfpl_common.settings import to_table
@@ -49,26 +48,32 @@ def export_prompt(settings: SiteSettings, prompt: SitePrompt, backbone: ClipBack
         PrivacyError: the prompt was trained without noise and must stay at the site.
         RefusedError: the policy does not admit the experiment; code and rule are the policy's.
         ConfigError: there is no valid policy; then nothing leaves.
+        StateError: the ledger is damaged or an old copy; then nobody knows what was charged.
     """
     policy = load_policy(settings.path(settings.policy))
     _refuse_what_must_stay(prompt)
     approved = policy.approves(prompt.experiment) or Approvals(settings.state_folder).holds(prompt.experiment)
     permit(policy, prompt.experiment, approved)
-    path = settings.state_folder / "ledger.sqlite"
-    charged: float | str | None = None
-    if path.exists():
-        ledger = Ledger(path)
-        charged = json_epsilon(epsilon(ledger.events(prompt.experiment.name), policy.delta))
-        ledger.close()
     record = DiskStore(settings.state_folder).read(prompt.experiment.name, prompt.round)
     facts = Facts(
         site=settings.name,
-        charged_epsilon=charged,
+        charged_epsilon=_charged(settings, prompt.experiment.name),
         charged_delta=policy.delta,
         metrics=record.reply.metrics if record else {},
         seeded=settings.simulation is not None,
     )
     return write_export(prompt, backbone, folder, facts)
+
+
+def _charged(settings: SiteSettings, experiment: str) -> float | str | None:
+    """What the ledger charged for the experiment towards a prompt's recipient; only looked at, never written."""
+    try:
+        rows = summarise(settings)["experiments"]
+    except StateError as error:
+        if error.code == "NO_LEDGER":
+            return None
+        raise
+    return next((row["epsilon"] for row in rows if row["experiment"] == experiment), None)
 
 
 def write_export(prompt: SitePrompt, backbone: ClipBackbone, folder: Path, facts: Facts) -> Exported:

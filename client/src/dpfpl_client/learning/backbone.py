@@ -26,6 +26,7 @@ class ClipBackbone:
 
     Attributes:
         fingerprint: sha256 over the model's files; two sites with the same fingerprint have the same model.
+        feature_identity: sha256 over what image features depend on beside the images: fingerprint and preprocessing.
         width: width d of token embeddings and context vectors.
         feature_size: size e of the shared image-text space.
         logit_scale: the model's own tau, multiplying cosine similarities.
@@ -38,6 +39,8 @@ class ClipBackbone:
         self._tower = self._make_tower(coarse=False)
         self._is_coarse = False
         self.fingerprint = fingerprint
+        preprocessing = json.dumps(image_processor.to_dict(), sort_keys=True, default=str)
+        self.feature_identity = hashlib.sha256(f"{fingerprint}\0{preprocessing}".encode()).hexdigest()
         self.width = int(model.config.text_config.hidden_size)
         self.feature_size = int(model.config.projection_dim)
         self.logit_scale = float(model.logit_scale.exp())

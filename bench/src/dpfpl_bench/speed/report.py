@@ -1,0 +1,221 @@
+"""``docs/performance.md`` from bench.json: tables and plots, nothing that was not measured."""
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final
+
+__all__ = ["performance_page", "write_performance"]
+
+NAMES: Final = {
+    "published_replica": "replica of the published step's cost: image tower every step, 77 tokens, copies",
+    "hugging_face": "Hugging Face text tower at 77 tokens, image features cached",
+    "truncated": "the same, cut at the longest class prompt",
+    "shared_prefix": "**D**: begin token and context once for all classes, autograd",
+    "fast": "ours, without privacy",
+    "naive": "private, naive: the context expanded for each example",
+    "naive_opacus": "the same through Opacus' optimizer",
+    "naive_part": "private, naive, 2 of the 32 examples",
+    "batched_autograd": "private, batched autograd on D",
+    "private": "**private, exact, ours**",
+    "private_bfloat16": "private, ours, products rounded to bfloat16",
+    "private_few": "private, ours, 3 classes of each example",
+    "private_few_bfloat16": "private, ours, 3 classes and bfloat16",
+    "private_160": "private, exact, ours, 160 examples",
+    "private_160_bfloat16": "private, ours, bfloat16, 160 examples",
+    "private_160_few_bfloat16": "private, ours, 3 classes and bfloat16, 160 examples",
+}
+COLOURS: Final = ("#0072b2", "#d55e00", "#009e73")
+
+
+def write_performance(bench: Path, docs: Path) -> Path:
+    """Write ``performance.md`` and its pictures into ``docs``; returns the page."""
+    result = json.loads(bench.read_text())
+    page = docs / "performance.md"
+    _write_plots(result, docs / "performance")
+    page.write_text(performance_page(result))
+    return page
+
+
+def performance_page(result: Mapping[str, Any]) -> str:
+    """The page as Markdown."""
+    parts = [_prose("introduction"), _machine(result), _targets(result["targets"])]
+    parts.append("## One step\n\n![ratios](performance/steps.svg)\n\n" + _steps(result["steps"]) + "\n")
+    parts.append(_floor(result))
+    if result.get("memory"):
+        parts.append(_memory(result["memory"]))
+    if result.get("estimates"):
+        parts.append(_estimates(result["estimates"]))
+    parts += [_cache(result["cache"]), _simulation(result["simulation"]), _profile(result["profile"])]
+    if result.get("deployed"):
+        parts.append(_deployed(result["deployed"]))
+    parts.append(_gpu(result.get("gpu") or []))
+    parts.append(_prose("ideas"))
+    return "\n".join(parts)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
+
+
+def _prose(name: str) -> str:
+    return (files("dpfpl_bench.speed") / f"{name}.md").read_text()
+
+
+def _machine(result: Mapping[str, Any]) -> str:
+    machine = result["machine"]
+    versions = ", ".join(f"{name} {machine[name]}" for name in ("python", "torch", "transformers", "opacus", "flwr"))
+    load = machine["load_average"]
+    return (
+        f"Measured on {machine['processor']}, {machine['cores']} cores, one thread used, {machine['capability']}, "
+        f"kernels of {machine['kernel_chosen']}; {versions}; {result['seconds']:.0f} s in all"
+        + (f"; load average at the start {load[0]:.1f}.\n" if load else ".\n")
+    )
+
+
+def _targets(rows: Sequence[Mapping[str, Any]]) -> str:
+    body = [[row["name"], f"{row['measured']:.3g}", row["target"], "yes" if row["met"] else "**no**"] for row in rows]
+    text = "## Targets\n\n" + _table(("what", "measured", "target", "met"), body)
+    missed = [row for row in rows if not row["met"]]
+    return text + ("\nAll are met.\n" if not missed else f"\n{len(missed)} of {len(rows)} are missed in this run.\n")
+
+
+def _steps(steps: Mapping[str, Any]) -> str:
+    rows = []
+    for name, label in NAMES.items():
+        cells = [label]
+        for classes in ("10", "100"):
+            row = steps.get(classes, {}).get(name)
+            if row is None:
+                cells += ["", ""]
+                continue
+            low, high = row["ratio_range"]
+            cells += [f"{row['ratio']:.2f} ({low:.2f} to {high:.2f})", f"{row['cpu_seconds']:.2f}"]
+        if any(cells[1:]):
+            rows.append(cells)
+    return _table(("one step", "10 classes, over D", "CPU s", "100 classes, over D", "CPU s"), rows)
+
+
+def _floor(result: Mapping[str, Any]) -> str:
+    rate = result["rate"]
+    lines = []
+    for classes, steps in result["steps"].items():
+        for name in ("fast", "private"):
+            row = steps[name]
+            share = row["flops"] / row["cpu_seconds"] / rate["chosen"]
+            lines.append([f"{NAMES[name]}, {classes} classes", f"{row['flops'] / 1e9:.0f}", f"{100 * share:.0f} %"])
+    return (
+        "## Distance to the floor\n\n"
+        f"In one product of {rate['rows']} rows a thread reaches {rate['chosen'] / 1e9:.0f} GFLOP/s with the chosen "
+        f"kernel, {rate['default'] / 1e9:.0f} with torch's default, {rate['bfloat16'] / 1e9:.0f} in bfloat16. At the "
+        "first rate the products that no exact way can avoid would take this share of the time measured:\n\n"
+        + _table(("step", "GFLOP needed", "share of the time"), lines)
+    )
+
+
+def _memory(memory: Mapping[str, Any]) -> str:
+    rows = [[NAMES[name], f"{value / 2**20:.0f}"] for name, value in memory.items() if value is not None]
+    return "## Memory of one private step\n\n32 examples, 10 classes, beyond the model, at the peak.\n\n" + _table(
+        ("step", "MiB"), rows
+    )
+
+
+def _estimates(rows: Sequence[Mapping[str, Any]]) -> str:
+    body = [
+        [row["estimate"], *(f"{row[where]:.1f} ± {row[where + '_spread']:.1f}" for where in ("local", "neighbour"))]
+        for row in rows
+    ]
+    return (
+        "## What estimates cost in accuracy\n\n"
+        "The demo's digits, four sites, ten rounds, noise multiplier 1; the same seeds for each row.\n\n"
+        + _table(("gradients", "local accuracy, %", "neighbour accuracy, %"), body)
+    )
+
+
+def _cache(cache: Mapping[str, Any]) -> str:
+    return (
+        f"## Image features\n\n{cache['images']} images through the embedded model: decoding "
+        f"{cache['decoding_cpu_seconds']:.2f} s and the tower's own forward {cache['forward_cpu_seconds']:.2f} s; with "
+        f"a cold cache {cache['cold_cpu_seconds']:.2f} s, with a warm one {cache['warm_cpu_seconds']:.3f} s (CPU).\n"
+    )
+
+
+def _simulation(rows: Sequence[Mapping[str, Any]]) -> str:
+    body = [
+        [
+            str(row["sites"]),
+            f"{row['cpu_seconds_a_round']:.2f}",
+            f"{row['cpu_milliseconds_a_round_and_site']:.1f}",
+            f"{row['bytes_a_site'] / 2**10:.0f}",
+        ]
+        for row in rows
+    ]
+    return (
+        "## Simulated rounds\n\n"
+        "One process, embedded model, one noised step a round and site, 30 of 60 images in it on average.\n\n"
+        + _table(("sites", "CPU s a round", "CPU ms a round and site", "KiB a site beyond the model"), body)
+    )
+
+
+def _profile(profile: Mapping[str, Any]) -> str:
+    rows = [[part, f"{100 * share:.1f} %"] for part, share in sorted(profile["shares"].items(), key=lambda p: -p[1])]
+    return (
+        f"## A round of the embedded demo\n\n{profile['sites']} sites of {profile['local_steps']} steps each: "
+        f"{profile['cpu_seconds_a_round']:.2f} CPU s a round in one process. Where it goes, under a profiler:\n\n"
+        + _table(("part", "share"), rows)
+    )
+
+
+def _deployed(deployed: Mapping[str, Any]) -> str:
+    return (
+        "## A deployed round\n\nSeparate processes, TLS, four sites on one machine: "
+        f"{deployed['round_s']:.2f} s a round, of which the slowest site computes {deployed['slowest_site_s']:.2f} s; "
+        "a round that carries nothing, between the same processes, takes "
+        f"{deployed['empty_round_s']:.2f} s (medians, wall clock).\n"
+    )
+
+
+def _gpu(rows: Sequence[Mapping[str, Any]]) -> str:
+    if not rows:
+        return (
+            "## GPU\n\n"
+            "No GPU in the machine that measured; the code is written for any device but was not run on one.\n"
+        )
+    body = [
+        [
+            str(r["classes"]),
+            str(r["batch"]),
+            r["precision"],
+            f"{1e3 * r['private_seconds']:.1f}",
+            f"{r['private_over_plain']:.2f}",
+        ]
+        for r in rows
+    ]
+    head = ("classes", "examples", "precision", "private step, ms", "over the plain step")
+    return f"## GPU\n\n{rows[0]['device']}, wall clock.\n\n" + _table(head, body)
+
+
+def _write_plots(result: Mapping[str, Any], folder: Path) -> None:
+    import matplotlib as mpl  # seconds; nothing else needs it
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "dpfpl"
+    from matplotlib import pyplot as plt
+
+    folder.mkdir(parents=True, exist_ok=True)
+    figure, axis = plt.subplots(figsize=(8, 4.2), layout="constrained")
+    names = [name for name in NAMES if any(name in steps for steps in result["steps"].values())]
+    for number, (classes, steps) in enumerate(result["steps"].items()):
+        present = [(place, steps[name]["ratio"]) for place, name in enumerate(names) if name in steps]
+        heights = [place + 0.2 * (2 * number - 1) for place, _ in present]
+        axis.barh(heights, [ratio for _, ratio in present], 0.38, color=COLOURS[number], label=f"{classes} classes")
+    axis.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+    axis.set_xscale("log")
+    axis.axvline(1.0, color="black", linewidth=0.8)
+    axis.set_xlabel("CPU time over D")
+    axis.invert_yaxis()
+    axis.legend(frameon=False)
+    figure.savefig(folder / "steps.svg", metadata={"Date": None})
+    plt.close(figure)

@@ -1,0 +1,92 @@
+"""Fair timing on a machine that is not quiet: contestants take turns, CPU time counts, medians of ratios."""
+
+import os
+import resource
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Timed", "peak_memory", "take_turns"]
+
+
+@dataclass(frozen=True)
+class Timed:
+    """CPU seconds of one contestant, ``seconds``, and over the yardstick's of the same turn, ``ratios``."""
+
+    seconds: Sequence[float]
+    ratios: Sequence[float]
+
+    def as_table(self) -> dict[str, Any]:
+        """Medians and spread for bench.json."""
+        return {
+            "cpu_seconds": statistics.median(self.seconds),
+            "cpu_seconds_range": [min(self.seconds), max(self.seconds)],
+            "ratio": statistics.median(self.ratios),
+            "ratio_range": [min(self.ratios), max(self.ratios)],
+            "turns": len(self.seconds),
+        }
+
+
+def take_turns(
+    contestants: Mapping[str, tuple[Callable[[], object], int]], yardstick: str, turns: int
+) -> dict[str, Timed]:
+    """Time contestants, each once a turn.
+
+    Args:
+        contestants: what to call, and in how many of the turns at most (slow ones need fewer).
+        yardstick: whose time the ratios are over; it runs before and after each other one, and both count.
+        turns: how many.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    ratios: dict[str, list[float]] = {name: [] for name in contestants}
+    measure, _ = contestants[yardstick]
+    for call, _ in contestants.values():
+        if call is measure:
+            call()  # the first call of all fills caches and chooses kernels
+    for turn in range(turns):
+        before = _cpu_seconds(measure)
+        for name, (call, most) in contestants.items():
+            if turn >= most or name == yardstick:
+                continue
+            taken = _cpu_seconds(call)
+            after = _cpu_seconds(measure)
+            seconds[name].append(taken)
+            ratios[name].append(taken / ((before + after) / 2))
+            seconds[yardstick].append(after)
+            before = after
+    ratios[yardstick] = [1.0] * len(seconds[yardstick])
+    return {name: Timed(seconds[name], ratios[name]) for name in contestants if seconds[name]}
+
+
+def _cpu_seconds(call: Callable[[], object]) -> float:
+    began = time.process_time()
+    call()
+    return time.process_time() - began
+
+
+def peak_memory(call: Callable[[], object]) -> int | None:
+    """Bytes that a call needs beyond what is there already: measured in a forked copy of this process (POSIX only)."""
+    if not hasattr(os, "fork"):
+        return None
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            before = _peak()
+            call()
+            os.write(writer, str(_peak() - before).encode())
+            code = 0
+        finally:
+            os._exit(code)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        answer = pipe.read()
+    os.waitpid(child, 0)
+    return int(answer) if answer else None
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

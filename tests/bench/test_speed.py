@@ -1,0 +1,143 @@
+"""The benchmark's bookkeeping: fair turns, targets that can be missed, a page with every figure that was measured."""
+
+import time
+
+import pytest
+import torch
+
+from dpfpl_bench.speed.floor import step_flops
+from dpfpl_bench.speed.plain_steps import fast, hugging_face, shared_prefix, truncated
+from dpfpl_bench.speed.private_steps import batched_autograd, expanded, fast_private
+from dpfpl_bench.speed.problem import BOS, EOS, Problem, make_problem
+from dpfpl_bench.speed.report import performance_page, write_performance
+from dpfpl_bench.speed.targets import targets
+from dpfpl_bench.speed.timing import peak_memory, take_turns
+from dpfpl_client.learning.fast_tower import FastTextTower
+
+
+def spin(seconds):
+    def call():
+        end = time.process_time() + seconds
+        while time.process_time() < end:
+            pass
+
+    return call
+
+
+def test_ratios_are_over_the_yardstick_of_the_same_turn():
+    timed = take_turns({"unit": (spin(0.02), 3), "double": (spin(0.04), 2)}, "unit", 3)
+    assert timed["double"].as_table()["ratio"] == pytest.approx(2.0, rel=0.3)
+    assert timed["double"].as_table()["turns"] == 2
+    assert timed["unit"].as_table()["ratio"] == 1.0
+
+
+def test_peak_memory_is_what_the_call_adds():
+    size = 64 * 2**20
+    assert peak_memory(lambda: torch.ones(size // 4)) == pytest.approx(size, rel=0.3)
+    assert peak_memory(lambda: None) < 2**22
+
+
+@pytest.fixture(scope="module")
+def small():
+    """All contestants need the token numbers of the real vocabulary; everything else may be small."""
+    from transformers import CLIPTextConfig
+    from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
+
+    torch.manual_seed(0)
+    config = CLIPTextConfig(
+        vocab_size=49408, hidden_size=32, intermediate_size=48, num_attention_heads=4, num_hidden_layers=2,
+        projection_dim=24, bos_token_id=BOS, eos_token_id=EOS,
+    )  # fmt: skip
+    model = CLIPTextModelWithProjection(config).eval().requires_grad_(False)
+    given = make_problem(5, 3)
+    features = torch.nn.functional.normalize(given.features[:, :24], dim=1)
+    return model, Problem(given.context[:, :32].clone(), given.tokens, features, given.labels, 10.0)
+
+
+def test_all_contestants_compute_the_same(small):
+    model, problem = small
+    tower = FastTextTower(model.text_model, model.text_projection, BOS, coarse=True)
+    rows = [
+        expanded(model, problem)(),
+        batched_autograd(model, problem)(),
+        fast_private(tower, problem)(),
+        fast_private(tower, problem, classes=5)(),
+    ]
+    totals = [step(model, problem)() for step in (hugging_face, truncated, shared_prefix)] + [fast(tower, problem)()]
+    for each in rows:
+        torch.testing.assert_close(each, rows[0], rtol=1e-3, atol=1e-5)
+    for total in totals:
+        torch.testing.assert_close(total, rows[0].sum(dim=0), rtol=1e-3, atol=1e-5)
+    assert expanded(model, problem, 2)().shape == (2, 16, 32)
+
+
+def test_operations_grow_with_cotangents_and_classes():
+    ten, hundred = make_problem(10, 2), make_problem(100, 2)
+    assert step_flops(ten, 31) == 16 * step_flops(ten, 1)
+    assert 5 < step_flops(hundred, 1) / step_flops(ten, 1) < 10
+
+
+def row(ratio, seconds=1.0):
+    return {"ratio": ratio, "cpu_seconds": seconds, "ratio_range": [ratio, ratio], "flops": 9e10}
+
+
+def result(**changes):
+    base = {
+        "machine": {
+            "processor": "some processor", "cores": 2, "capability": "AVX2", "kernel_chosen": "oneDNN",
+            "python": "3.11", "load_average": [0.1, 0.1, 0.1],
+            "torch": "2", "transformers": "5", "opacus": "1", "flwr": "1.39",
+        },
+        "rate": {"chosen": 1e11, "default": 5e10, "bfloat16": 2e11, "rows": 512},
+        "steps": {"10": {"shared_prefix": row(1.0), "fast": row(0.4), "private": row(4.4), "naive": row(120.0)}},
+        "memory": {"private": 10.0, "naive": 1000.0},
+        "equality": [{"name": "features in float64", "error": 1e-15, "limit": 1e-10}],
+        "cache": {"images": 5, "forward_cpu_seconds": 1.0, "decoding_cpu_seconds": 1.0, "cold_cpu_seconds": 2.0,
+                  "warm_cpu_seconds": 0.01, "cold_over_forward": 1.0, "warm_over_cold": 0.005},
+        "simulation": [{"sites": 10, "cpu_seconds_a_round": 1.0, "cpu_milliseconds_a_round_and_site": 100.0,
+                        "bytes_a_site": 1e5}],
+        "profile": {"sites": 4, "local_steps": 4, "cpu_seconds_a_round": 1.0, "shares": {"gradients": 0.9}},
+        "gpu": [], "deployed": {"ratio": 0.9, "round_s": 2.0, "slowest_site_s": 1.0, "empty_round_s": 1.5},
+        "estimates": [{"estimate": "exact", "local": 90.0, "local_spread": 1.0, "neighbour": 5.0,
+                       "neighbour_spread": 1.0}],
+        "seconds": 10.0,
+    }  # fmt: skip
+    base |= changes
+    return base | {"targets": targets(base)}
+
+
+def test_a_target_can_be_met_and_missed():
+    assert all(each["met"] for each in result()["targets"])
+    slow = {"10": {"shared_prefix": row(1.0), "fast": row(0.6), "private": row(9.0, 9.0), "naive": row(120.0)}}
+    missed = [
+        each["name"] for each in result(steps=slow, memory={"private": 1.0, "naive": 2.0})["targets"] if not each["met"]
+    ]
+    assert missed == [
+        "plain step over D, 10 classes",
+        "exact private step over D, 10 classes",
+        "exact private step, share of a product's rate, 10 classes",
+        "naive expansion over the exact private step, 10 classes",
+        "memory of the exact private step over naive expansion's",
+    ]
+
+
+def test_the_page_has_the_figures_and_says_what_was_missed(tmp_path):
+    page = performance_page(result())
+    assert "4.40 (4.40 to 4.40)" in page
+    assert "All are met." in page
+    assert "some processor" in page
+    assert "No GPU in the machine" in page
+    late = performance_page(
+        result(deployed={"ratio": 1.4, "round_s": 2.0, "slowest_site_s": 1.0, "empty_round_s": 1.5})
+    )
+    assert "1 of" in late
+    assert "**no**" in late
+
+
+def test_page_and_picture_are_written(tmp_path):
+    import json
+
+    (tmp_path / "bench.json").write_text(json.dumps(result()))
+    page = write_performance(tmp_path / "bench.json", tmp_path)
+    assert page.read_text().startswith("# Performance")
+    assert (tmp_path / "performance" / "steps.svg").read_text().count("<svg") == 1

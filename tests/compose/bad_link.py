@@ -1,0 +1,59 @@
+"""In the gate's place: pass bytes to HOST PORT, but slowly, with resets, and for a while not at all."""
+
+import asyncio
+import contextlib
+import random
+import sys
+import time
+
+DELAY_S, BYTES_PER_S, RESET_CHANCE = 0.15, 125_000, 0.002
+BLACKHOLE_AFTER_S, BLACKHOLE_S = 45.0, 30.0
+chance = random.Random(1)
+began = time.monotonic()
+
+
+def blackhole() -> bool:
+    """Whether nothing passes right now."""
+    return BLACKHOLE_AFTER_S < time.monotonic() - began < BLACKHOLE_AFTER_S + BLACKHOLE_S
+
+
+async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """One direction."""
+    with contextlib.suppress(OSError):
+        while data := await reader.read(16384):
+            if chance.random() < RESET_CHANCE * max(1, len(data) // 100):
+                print("reset", flush=True)
+                return
+            while blackhole():
+                await asyncio.sleep(0.2)
+            await asyncio.sleep(DELAY_S + len(data) / BYTES_PER_S)
+            writer.write(data)
+            await writer.drain()
+
+
+async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """One connection, both directions, ended together."""
+    while blackhole():
+        await asyncio.sleep(0.2)
+    try:
+        up_reader, up_writer = await asyncio.open_connection(sys.argv[1], int(sys.argv[2]))
+    except OSError:
+        writer.transport.abort()
+        return
+    ways = [asyncio.ensure_future(copy(reader, up_writer)), asyncio.ensure_future(copy(up_reader, writer))]
+    _, pending = await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+    for way in pending:
+        way.cancel()
+    writer.transport.abort()
+    up_writer.transport.abort()
+
+
+async def main() -> None:
+    """Serve for ever."""
+    server = await asyncio.start_server(handle, "0.0.0.0", int(sys.argv[2]))
+    await asyncio.sleep(BLACKHOLE_AFTER_S)
+    print("blackhole begins", flush=True)
+    await server.serve_forever()
+
+
+asyncio.run(main())
