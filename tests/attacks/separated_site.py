@@ -112,12 +112,13 @@ def main():
         agent_pid = descendants(agent.pid)[0]
         until(lambda: len(descendants(supernode.pid)) >= 2, 20)
 
-        def owner(pid):
-            return os.stat(f"/proc/{pid}").st_uid
+        def owners(pids):
+            places = [Path(f"/proc/{pid}") for pid in pids]
+            return {place.stat().st_uid for place in places if place.exists()}
 
         told["owners"] = {
-            "agent": owner(agent_pid) == agent_user.uid,
-            "supernode": {owner(pid) for pid in descendants(supernode.pid)} == {node_user.uid},
+            "agent": owners([agent_pid]) == {agent_user.uid},
+            "supernode": owners(descendants(supernode.pid)) == {node_user.uid},
         }
         told["modes"] = {
             name: oct((kit / name).stat().st_mode & 0o7777)

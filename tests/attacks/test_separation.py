@@ -122,10 +122,17 @@ def test_where_the_two_are_one_user_this_is_said_in_one_line():
     assert "could read" in line
 
 
-def test_paths_of_separated_users_are_apart(tmp_path):
-    alone, apart = load_site(site(tmp_path)), None
+def test_paths_of_separated_users_are_apart(tmp_path, monkeypatch):
+    alone = load_site(site(tmp_path))
     assert (alone.node_folder, alone.token_file) == (tmp_path / "state", tmp_path / "state/agent.token")
-    apart = load_site(site(tmp_path, "a", "b"))
+    (tmp_path / "site.toml").write_text('name = "north"\n[data]\nsource = "folder"\npath = "images"\n')
+    monkeypatch.delenv("DPFPL_REGISTRY", raising=False)
+    name_users(tmp_path / "site.toml", "a", "b")
+    apart = load_site(tmp_path / "site.toml")
+    # Root's commands and the agent, whose HOME is its state folder, must mean the same one.
+    assert apart.registry_folder == tmp_path / "state.registry"
+    monkeypatch.setenv("DPFPL_REGISTRY", str(tmp_path / "of-the-machine"))
+    assert apart.registry_folder == tmp_path / "of-the-machine"
     assert apart.node_folder == tmp_path / "node"
     assert apart.agent_address == f"unix:{tmp_path}/run/agent.sock"
     assert apart.token_file == tmp_path / "run/agent.token"

@@ -18,10 +18,11 @@ from dpfpl_client.agent.service import AgentServer
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.doctor import examine_site
 from dpfpl_client.link_state import LinkState, link_file, write_link
-from dpfpl_client.monitoring import start_monitor
+from dpfpl_client.monitoring import site_families, start_monitor
 from dpfpl_client.site_health import site_troubles
 from dpfpl_client.site_settings import load_site
 from dpfpl_client.spending import summarise
+from dpfpl_client.starter import name_users
 from dpfpl_common.errors import DeploymentError, RefusedError
 from dpfpl_common.payload import TrainRequest
 from dpfpl_common.surroundings import durable_folder, insecure_processes, telemetry
@@ -83,6 +84,28 @@ def test_L11_health_turns_red_after_two_heartbeats_without_the_server(served, si
     if silent is not None:
         write_link(file, LinkState(now - 500, now - silent if answered else 0.0, now, "UNREACHABLE: no way"))
     assert codes(settings) == ([] if code is None else [code])
+
+
+def test_where_two_users_are_separated_the_link_is_looked_for_in_the_supernodes_folder(trained_site):
+    """And by root's commands alone: the agent's own monitor, which may not enter that folder, does not judge it."""
+    server = '\n[server]\naddress = "127.0.0.1:9"\n'
+    trained_site.write_text(trained_site.read_text() + server)
+    name_users(trained_site, "dpfpl-a", "dpfpl-n")
+    settings = load_site(trained_site)
+    old = link_file(settings.state_folder)
+    old.parent.mkdir()
+    write_link(old, LinkState(time.time() - 100, time.time()))  # of the time when both were one user
+    assert codes(settings, "link") == ["NODE_DOWN"]
+    assert [f.code for f in examine_site(settings, connect=False) if f.check == "connection"] == ["NODE_DOWN"]
+    new = link_file(settings.node_folder)
+    assert new == trained_site.parent / "node/flower/link.json"
+    new.parent.mkdir(parents=True)
+    write_link(new, LinkState(time.time() - 100, time.time()))
+    assert codes(settings, "link") == []
+    assert [f.code for f in examine_site(settings, connect=False) if f.check == "connection"] == [""]
+    families = site_families(settings, MeteredAgent(object()), None)
+    (parts,) = [family.samples for family in families if family.name == "dpfpl_site_part_healthy"]
+    assert [labels["part"] for labels, _ in parts] == ["agent", "budget"]
 
 
 def test_the_health_command_is_a_probe(served, command):

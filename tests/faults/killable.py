@@ -97,8 +97,8 @@ class Site:
         finally:
             self.driver.kill(pid)
 
-    def train(self, request, deadline_s=60.0, wait_s=5.0):
-        """Ask the agent that runs."""
+    def train(self, request, deadline_s=60.0, wait_s=30.0):
+        """Ask the agent that runs, waiting for it as long as a ClientApp does."""
         address, token = f"unix:{self.state}/agent.sock", self.state / "agent.token"
         with AgentChannel(address, token, deadline_s, wait_s=wait_s) as agent:
             return agent.train(request)

@@ -27,8 +27,8 @@ AFTER_READING = {
 }
 """What a message that could be read may still be told by an agent whose policy approves nothing."""
 QUIET = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
-SLOWEST_S = 5.0
-"""On a busy machine; idle it is milliseconds."""
+SLOWEST_S = 30.0
+"""A hang, on a busy machine too; idle an answer takes milliseconds, which the long run shows."""
 
 
 def decode(method, data):
@@ -56,11 +56,11 @@ class Target:
         call = self.connection.unary_unary(f"/dpfpl.v1.SiteAgent/{method}")
         if len(data) > MAX_MESSAGE_BYTES:  # gRPC itself ends the call, before the message is read
             with pytest.raises(grpc.RpcError) as caught:
-                call(data, metadata=self.header, timeout=10)
+                call(data, metadata=self.header, timeout=60)
             assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             self.codes["RESOURCE_EXHAUSTED"] += 1
             return
-        reply = agent_pb2.Reply.FromString(call(data, metadata=self.header, timeout=10))
+        reply = agent_pb2.Reply.FromString(call(data, metadata=self.header, timeout=60))
         self.slowest = max(self.slowest, time.perf_counter() - began)
         assert reply.WhichOneof("outcome") == "refusal"
         assert reply.refusal.code in CODES or reply.refusal.code in AFTER_READING, reply
@@ -146,4 +146,5 @@ def test_I1_a_hundred_thousand_messages(target, method, capsys):
         )
     assert sum(target.codes.values()) >= 100_000
     assert after - before < 20
+    assert target.slowest < 1.0
     target.is_untouched()

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from crash_safety import CRASH_SAFETY
 from site_gate import SITE_GATE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -423,7 +424,7 @@ MUTATIONS = (
         "                pass\n",
         ("tests/server/test_pulse.py",),
     ),
-    *(Mutation(*parts) for parts in SITE_GATE),
+    *(Mutation(*parts) for parts in (*SITE_GATE, *CRASH_SAFETY)),
 )
 
 

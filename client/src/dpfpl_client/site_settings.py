@@ -181,6 +181,8 @@ class SiteSettings:
         named = os.environ.get("DPFPL_REGISTRY")
         if named:
             return Path(named).expanduser().absolute()
+        if self.separated:  # root's commands and the agent, whose HOME is its state folder, must mean the same one
+            return self.state_folder.with_name(self.state_folder.name + ".registry")
         home = os.environ.get("XDG_STATE_HOME")
         return (Path(home) if home else Path.home() / ".local" / "state") / "dpfpl"
 
