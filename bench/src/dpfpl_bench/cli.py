@@ -14,6 +14,8 @@ from rich.console import Console  # noqa: E402
 from rich.markup import escape  # noqa: E402
 
 from dpfpl_bench import measure_commands  # noqa: E402
+from dpfpl_bench.audit_command import EXAMPLES as AUDIT_EXAMPLES  # noqa: E402
+from dpfpl_bench.audit_command import audit  # noqa: E402
 from dpfpl_bench.data_flag import data_settings  # noqa: E402
 from dpfpl_bench.sweep_command import EXAMPLES as SWEEP_EXAMPLES  # noqa: E402
 from dpfpl_bench.sweep_command import sweep  # noqa: E402
@@ -38,6 +40,7 @@ Examples:
 """  # noqa: E501
 
 app.command(epilog=SWEEP_EXAMPLES)(sweep)
+app.command(epilog=AUDIT_EXAMPLES)(audit)
 measure_commands.register(app)
 
 

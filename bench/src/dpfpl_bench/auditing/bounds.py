@@ -1,0 +1,107 @@
+"""Epsilon from below: what an attack's success proves about a mechanism, with stated confidence.
+
+If a mechanism is (epsilon, delta) differentially private, an attack succeeds only so often; one that does better
+disproves the claim. Both bounds hold with the stated confidence over the mechanism's randomness and the attacker's.
+"""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+__all__ = ["one_run_bound", "one_run_p_value", "two_world_bound"]
+
+Floats = npt.NDArray[np.float64]
+LARGEST = 50.0
+
+
+def two_world_bound(with_member: Floats, without: Floats, delta: float, confidence: float = 0.95) -> float:
+    """A lower bound on epsilon from many independent runs with a canary and as many without it.
+
+    The threshold is chosen on one half of the scores; on the other half, Clopper-Pearson bounds of the true and false
+    positive rates go into ``epsilon >= ln((TPR - delta) / FPR)`` and its mirror image (Jagielski, Ullman, Oprea 2020).
+
+    Args:
+        with_member: scores of the runs with the canary, at least four; larger means "it was there".
+        without: scores of the runs without it.
+        delta: the claim's.
+        confidence: that the bound holds.
+    """
+    best = 0.0
+    half = len(with_member) // 2
+    learned = np.concatenate([with_member[:half], without[:half]])
+    thresholds = np.quantile(learned, np.linspace(0.005, 0.995, 199))
+    # Two directions are tried, each with two intervals.
+    level = (1 - confidence) / 4
+    for members, others, signs in ((with_member, without, thresholds), (-without, -with_member, -thresholds)):
+        learned_ratios = [_ratio(members[:half], others[:half], sign, delta, level) for sign in signs]
+        chosen = signs[int(np.argmax(learned_ratios))]
+        best = max(best, _ratio(members[half:], others[half:], chosen, delta, level))
+    return best
+
+
+def one_run_p_value(canaries: int, guesses: int, correct: int, epsilon: float, delta: float) -> float:
+    """Chance, at most, that an (epsilon, delta) mechanism lets this many guesses be right.
+
+    Each of ``canaries`` examples was put in or left out by a fair coin; the attacker guesses some of the coins. Under
+    pure epsilon a guess is right with chance at most ``e^epsilon / (1 + e^epsilon)`` whatever the others were, so the
+    number of right ones is dominated by a binomial; delta adds a correction (Steinke, Nasr, Jagielski 2023, theorem 5.2).
+
+    Args:
+        canaries: m, all coins thrown.
+        guesses: r, coins guessed; the attacker may abstain from the others.
+        correct: v, of these.
+        epsilon: of the claim that is tested.
+        delta: of the claim that is tested.
+    """  # noqa: E501
+    chance = 1.0 / (1.0 + math.exp(-epsilon))
+    tail = float(stats.binom.sf(correct - 1, guesses, chance))
+    # max over i of P[correct - i <= W < correct] / i, W the binomial
+    near = np.cumsum(stats.binom.pmf(np.arange(correct - 1, -1, -1), guesses, chance))
+    worst = float((near / np.arange(1, correct + 1)).max(initial=0.0))
+    return min(1.0, tail + 2.0 * canaries * delta * worst)
+
+
+def one_run_bound(included: npt.NDArray[np.bool_], scores: Floats, delta: float, confidence: float = 0.95) -> float:
+    """A lower bound on epsilon from a single run with many canaries, each put in by a fair coin.
+
+    The attacker guesses "in" for the highest scores and "out" for the lowest, as many of each, and abstains from the
+    rest. Several numbers of guesses are tried; the confidence is shared among them.
+
+    Args:
+        included: [canaries], the coins.
+        scores: [canaries], larger means "in".
+        delta: the claim's.
+        confidence: that the bound holds.
+    """
+    count = len(included)
+    order = np.argsort(scores)
+    sides = sorted({max(1, round(count * share / 2)) for share in (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)})
+    sides = [side for side in sides if 2 * side <= count]
+    best = 0.0
+    for side in sides:
+        correct = int(included[order[-side:]].sum() + (~included[order[:side]]).sum())
+        best = max(best, _largest_refuted(count, 2 * side, correct, delta, (1 - confidence) / len(sides)))
+    return best
+
+
+def _largest_refuted(canaries: int, guesses: int, correct: int, delta: float, level: float) -> float:
+    """The largest epsilon whose p-value is at most ``level``; 0 if none is."""
+    if one_run_p_value(canaries, guesses, correct, 0.0, delta) > level:
+        return 0.0
+    low, high = 0.0, LARGEST
+    while high - low > 1e-4:
+        middle = (low + high) / 2
+        if one_run_p_value(canaries, guesses, correct, middle, delta) <= level:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _ratio(members: Floats, others: Floats, threshold: float, delta: float, level: float) -> float:
+    hits, alarms = int(np.sum(members > threshold)), int(np.sum(others > threshold))
+    low = float(stats.beta.ppf(level, hits, len(members) - hits + 1)) if hits else 0.0
+    high = float(stats.beta.ppf(1 - level, alarms + 1, len(others) - alarms)) if alarms < len(others) else 1.0
+    return math.log((low - delta) / high) if low > delta else -math.inf
