@@ -433,6 +433,7 @@ def main(words: Sequence[str]) -> int:
     chosen = [mutation for mutation in MUTATIONS if all(word in mutation.name for word in words)]
     tests = sorted({test for mutation in chosen for test in mutation.tests})
     with tempfile.TemporaryDirectory(prefix="mutate-") as folder:
+        Path(folder).chmod(0o755)  # some tests have other users run what is inside
         copies: queue.SimpleQueue[Path] = queue.SimpleQueue()
         for number in range(WORKERS):
             copy = Path(folder) / f"repository-{number}"
