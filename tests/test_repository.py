@@ -211,6 +211,13 @@ def test_module_is_short_enough_to_be_read(path: Path) -> None:
     assert lines <= LONGEST_MODULE, f"{lines} lines; split it by idea"
 
 
+def test_what_tests_share_has_a_name_of_its_own() -> None:
+    """One process runs them all: of two modules with one name the second would get the first."""
+    shared = [path for path in (ROOT / "tests").rglob("*.py") if not path.name.startswith(("test_", "conftest", "__"))]
+    names = [path.name for path in shared if "compose" not in path.parts]  # those run in containers
+    assert sorted(names) == sorted(set(names))
+
+
 def test_constraints_pin_everything_exactly_and_nothing_of_ours() -> None:
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
 

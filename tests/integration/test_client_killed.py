@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from flwr.common.constant import ErrorCode
-from killable_federation import SITES, Federation, command_line, experiment
+from killed_federation import SITES, Federation, command_line, experiment
 
 from dpfpl_client.agent.ledger import Charge, Ledger
 from dpfpl_client.agent.registry import Registry

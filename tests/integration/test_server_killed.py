@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from killable_federation import ROUNDS, SITES, Federation, use_killing_app
+from killed_federation import ROUNDS, SITES, Federation, use_killing_app
 
 from dpfpl_common.errors import RoundError
 from dpfpl_server.supervise import Limits
