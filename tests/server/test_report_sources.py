@@ -347,7 +347,7 @@ def test_every_text_is_used():
         used = (
             name in sources
             or section in ("format", "transport", "roi")
-            or name.startswith(("unit_", "short_", "brief_", "trust_", "verdict_"))
+            or name.startswith(("unit_", "short_", "brief_", "trust_", "verdict_", "flag_"))
             or name.removesuffix("_meaning") in FLOORS
         )
         assert used or name.endswith("_short"), key
