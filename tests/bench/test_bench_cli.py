@@ -139,7 +139,7 @@ def test_a_private_run_reports_its_epsilons_and_its_progress(bench, images, tmp_
     assert result["privacy"]["noise"].startswith("seeded")
     for line in ("reading images", "calibrating the noise", "round 1/2", "round 2/2"):
         assert line in err
-    assert list((tmp_path / "cache").glob("features-*.safetensors"))
+    assert list((tmp_path / "cache").glob("features-*.bin"))
 
 
 @pytest.mark.parametrize(
