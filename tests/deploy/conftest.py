@@ -1,8 +1,9 @@
 """The scripts of deploy/container, which no distribution contains."""
 
 import importlib.util
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -26,3 +27,12 @@ def script() -> Callable[[str], ModuleType]:
         return module
 
     return load
+
+
+@pytest.fixture(autouse=True)
+def _umask_as_before() -> Iterator[None]:
+    """The containers' first processes set one for good; here other tests follow in the same process."""
+    before = os.umask(0o022)
+    os.umask(before)
+    yield
+    os.umask(before)
