@@ -1,7 +1,5 @@
 """Attacks on a site's training: they succeed where the noise is off and stay below the claim where it is on."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -71,6 +69,3 @@ def test_attacks_are_alive_without_noise_and_stay_below_the_claim_with_it(backbo
     assert canary.noise_off > canary.claimed_epsilon
     found = by_name["inversion, one image, local", "operator: one message", "images found"]
     assert found.noise_off == 1.0
-    # Were the claim a hundred times bolder than the mechanism, the same attack would say so.
-    lied = dataclasses.replace(canary, with_noise=canary.noise_off)
-    assert lied.with_noise > lied.claimed_epsilon
