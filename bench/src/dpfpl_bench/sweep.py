@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dpfpl_bench.field_data import FIELD
 from dpfpl_bench.sweep_settings import Cell, Sweep
 from dpfpl_common.errors import ConfigError, DpfplError
 
@@ -103,13 +104,15 @@ def _run_cell(sweep: Sweep, cell: Cell, folder: Path, offline: bool) -> str | No
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch  # after the variable, which it reads then
 
-    from dpfpl_bench.data_flag import data_settings
+    from dpfpl_bench.data_flag import data_settings, named_classes
     from dpfpl_bench.run import RunRequest, run_simulation, write_result
 
     torch.set_num_threads(1)
+    data = data_settings(sweep.data, cell.seed, offline=offline)
     request = RunRequest(
         model=sweep.model,
-        data=data_settings(sweep.data, cell.seed),
+        data=data,
+        classes=named_classes(sweep.data, data) if sweep.data in FIELD else None,
         partition=sweep.partition,
         num_sites=sweep.sites,
         alpha=sweep.alpha,
