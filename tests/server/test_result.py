@@ -227,4 +227,4 @@ def test_mean_leaves_out_what_is_missing():
     assert mean([0.5, None, 1.0]) == 0.75
     assert mean([None]) is None
     assert mean([]) is None
-    assert floors_from_metrics({})["zero_shot"] == {"local": None, "neighbour": None}
+    assert floors_from_metrics({})["zero_shot"] == {"local": None, "neighbour": None, "worst_site": None}
