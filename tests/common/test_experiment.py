@@ -130,6 +130,7 @@ OTHER = {
     "prompt.num_context": 5,
     "prompt.rank": 2,
     "prompt.init_text": "",
+    "prompt.personal_strength": 0.5,
     "optimizer.name": "sgd",
     "optimizer.global_learning_rate": 0.5,
     "optimizer.personal_learning_rate": 0.5,
@@ -180,6 +181,10 @@ def test_an_experiment_of_an_earlier_release_keeps_its_digest():
     assert "aggregation" not in BASE.to_json()
     assert "gradients" not in BASE.to_json()
     assert "projection" not in BASE.to_json()
+    assert "personal_strength" not in BASE.to_json()
+    stronger = dataclasses.replace(BASE, prompt=dataclasses.replace(BASE.prompt, personal_strength=1.5))
+    assert parse_experiment(stronger.to_json()) == stronger
+    assert stronger.digest() != BASE.digest()
     assert parse_experiment(BASE.to_json()).digest() == BASE.digest()
 
 

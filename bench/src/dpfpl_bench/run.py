@@ -11,6 +11,7 @@ from dpfpl_bench.domain_folders import domain_classes, domain_sites
 from dpfpl_bench.floors import trained_floors
 from dpfpl_bench.settings import BenchSettings, build_experiment
 from dpfpl_bench.simulation import SimulatedSite, Simulation, prepare_sites, site_names
+from dpfpl_bench.strength import strength_curve
 from dpfpl_client.agent.feature_cache import FeatureCache
 from dpfpl_client.data import DataSettings, ImageRecord, SiteData, list_classes, partition_sites, read_pool
 from dpfpl_client.learning.backbone import ClipBackbone, load_backbone
@@ -102,6 +103,9 @@ def run_simulation(
         seed=request.seed,
         extra_floors=floors,
         real_noise=False,
+    )
+    result["strength_curve"] = strength_curve(
+        backbone, sites, experiment, outcome.checkpoint.global_context, outcome.personal
     )
     result["data_digest"] = data_digest(data)
     return result

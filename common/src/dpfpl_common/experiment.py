@@ -74,12 +74,15 @@ class PromptSettings:
         rank: rank k of the factors of the personal context.
         init_text: the context starts as this text's embeddings, repeated to the left if it has fewer tokens than
             num_context. Empty: start from zero vectors plus N(0, 0.02^2), as the paper.
+        personal_strength: alpha; evaluated, used and exported is ``p_G + alpha p_L``. 1: as trained; 0: the shared
+            prompt alone. Training is the same whatever it is.
     """
 
     method: str = "dpfpl"
     num_context: int = 4
     rank: int = 4
     init_text: str = "a photo of a"
+    personal_strength: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -194,7 +197,7 @@ class Experiment:
     aggregation: AggregationSettings = field(default_factory=AggregationSettings)
 
     def __post_init__(self) -> None:
-        for part in (self.optimizer, self.privacy, self.rounds, self.aggregation):
+        for part in (self.prompt, self.optimizer, self.privacy, self.rounds, self.aggregation):
             _floats_as_floats(part)
         _check(self)
 
@@ -233,6 +236,8 @@ class Experiment:
             del table["aggregation"]
         if self.gradients == GradientSettings():
             del table["gradients"]
+        if self.prompt.personal_strength == PromptSettings.personal_strength:
+            del table["prompt"]["personal_strength"]
         if self.privacy.projection == PrivacySettings.projection:
             del table["privacy"]["projection"]
         return json.dumps(table, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
@@ -287,6 +292,7 @@ def _check(e: Experiment) -> None:
     _choice("prompt.method", e.prompt.method, METHODS)
     _within("prompt.num_context", e.prompt.num_context, 1, 1024)
     _within("prompt.rank", e.prompt.rank, 1, min(e.context_shape))
+    _within("prompt.personal_strength", e.prompt.personal_strength, 0.0, 10.0)
     _choice("optimizer.name", o.name, OPTIMIZERS)
     _within("optimizer.global_learning_rate", o.global_learning_rate, 0.0, 1e6)
     _within("optimizer.personal_learning_rate", o.personal_learning_rate, 0.0, 1e6)

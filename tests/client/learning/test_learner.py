@@ -256,6 +256,21 @@ def test_the_context_is_the_sum_of_its_parts(site, backbone):
     assert torch.equal(learner.context(g, p), initial + 0.75)
 
 
+def test_the_strength_weighs_the_personal_part_in_evaluation_and_not_in_training(backbone, site, make_features):
+    experiment, learner = site()
+    weightless = dataclasses.replace(experiment, prompt=dataclasses.replace(experiment.prompt, personal_strength=0.0))
+    other = PromptLearner(backbone, weightless, make_features(0, backbone.feature_size, CLASSES, 24))
+    shared, state = start(experiment)
+    personal = np.random.default_rng(0).normal(0.0, 0.5, experiment.context_shape)
+    assert learner.evaluate(shared, personal)["personal_local"] != learner.evaluate(shared, personal)["global_local"]
+    metrics = other.evaluate(shared, personal)
+    assert metrics["personal_local"] == metrics["global_local"]
+    first, second = (
+        each.train_round(shared, state, SeededRandomness(0).for_round("s0", 1)) for each in (learner, other)
+    )
+    np.testing.assert_array_equal(first.state.context, second.state.context)
+
+
 def test_without_test_images_there_is_no_metric(backbone, site, make_features):
     experiment, _ = site()
     features = make_features(0, backbone.feature_size, CLASSES)

@@ -236,9 +236,13 @@ class PromptLearner:
         )
 
     def evaluate(self, global_context: npt.NDArray[np.float32], personal_context: Floats) -> dict[str, float]:
-        """Accuracies by the names of ``dpfpl_common.payload.METRIC_NAMES``; a set without images has no entry."""
+        """Accuracies by the names of ``dpfpl_common.payload.METRIC_NAMES``; a set without images has no entry.
+
+        The personal context counts with the experiment's ``personal_strength``.
+        """
+        strength = self._experiment.prompt.personal_strength
         contexts = {
-            "personal": self.context(global_context, personal_context),
+            "personal": self.context(global_context, strength * personal_context),
             "global": self.context(global_context, np.zeros_like(personal_context)),
             "zero_shot": self._initial,
         }
