@@ -17,7 +17,7 @@ from dpfpl_client.learning.randomness import SeededRandomness
 from dpfpl_common.errors import ModelError
 
 CLASSES = ("cat", "small red dog", "bird")
-M = 3
+M = 4
 
 
 @pytest.fixture(scope="module", params=["siglip", "siglip2"])
