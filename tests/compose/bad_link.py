@@ -10,6 +10,8 @@ DELAY_S, BYTES_PER_S, RESET_CHANCE = 0.15, 125_000, 0.002
 BLACKHOLE_AFTER_S, BLACKHOLE_S = 45.0, 30.0
 chance = random.Random(1)
 began = time.monotonic()
+back: list[float] = []
+"""Seconds from the end of the blackhole to the first bytes of the site's that pass again."""
 
 
 def blackhole() -> bool:
@@ -17,7 +19,7 @@ def blackhole() -> bool:
     return BLACKHOLE_AFTER_S < time.monotonic() - began < BLACKHOLE_AFTER_S + BLACKHOLE_S
 
 
-async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, from_site: bool) -> None:
     """One direction."""
     with contextlib.suppress(OSError):
         while data := await reader.read(16384):
@@ -29,6 +31,10 @@ async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
             await asyncio.sleep(DELAY_S + len(data) / BYTES_PER_S)
             writer.write(data)
             await writer.drain()
+            since = time.monotonic() - began - BLACKHOLE_AFTER_S - BLACKHOLE_S
+            if from_site and since > 0 and not back:
+                back.append(since)
+                print(f"passing again {since:.1f} s after the blackhole", flush=True)
 
 
 async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -40,7 +46,7 @@ async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     except OSError:
         writer.transport.abort()
         return
-    ways = [asyncio.ensure_future(copy(reader, up_writer)), asyncio.ensure_future(copy(up_reader, writer))]
+    ways = [asyncio.ensure_future(way) for way in (copy(reader, up_writer, True), copy(up_reader, writer, False))]
     _, pending = await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
     for way in pending:
         way.cancel()

@@ -1,6 +1,7 @@
 """Faults in mid-round, one a function: what is done, and what must be true afterwards."""
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -17,6 +18,8 @@ QUICK = {"number": ROUNDS, "local_steps": 4, "target_epsilon": 0.5, "deadline": 
 SLOW = {"number": ROUNDS, "local_steps": 8, "target_epsilon": 0.5, "deadline": 300.0}
 """Long enough local training to be hit in the middle of it."""
 SITES = ("site-a", "site-b", "site-c-agent")
+RECONNECT_S = 40.0
+"""Twice the longest pause between two tries."""
 
 
 def _paid_right(fed: Federation, name: str, more_charges: dict[str, int] | None = None) -> str:
@@ -175,9 +178,13 @@ def l6_bad_link(fed: Federation) -> str:
     log = fed.engine.docker("logs", fed.container("site-c-gate"))
     assert "blackhole begins" in log, log
     assert "reset" in log, log
+    again = re.search(r"passing again ([\d.]+) s", log)
+    assert again, log
+    assert float(again[1]) <= RECONNECT_S, again[0]
     seconds = sum(entry["seconds"] for entry in result["rounds"])
     return (
-        f"{log.count('reset')} resets and a blackhole of 30 s; finished in {seconds:.0f} s of rounds; "
+        f"{log.count('reset')} resets and a blackhole of 30 s, heard again {again[1]} s after it; finished in "
+        f"{seconds:.0f} s of rounds; "
         f"{_paid_right(fed, 'bad-link')}"
     )
 

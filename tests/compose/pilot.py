@@ -189,6 +189,28 @@ class Pilot:
         self._own(self.folder / "hospital-a" / "kit")
         site.compose("start", "client")
 
+    def refusal(self) -> str:
+        """What hospital-a's agent says when it refuses its ledger; the container must not count as healthy."""
+        site = self.sites["hospital-a"]
+
+        def said() -> str:
+            log = site.compose("logs", "--tail", "30", "client", check=False).stdout
+            return next((line for line in reversed(log.splitlines()) if "LEDGER_ROLLED_BACK" in line), "")
+
+        text = str(wait_for("the agent to notice", said, 240)).strip()
+        assert not site.running("client")
+        return text[text.index("LEDGER_ROLLED_BACK") :]
+
+    def accept_rollback(self) -> list[str]:
+        """As docs/containers.md says: stop, accept, start; the experiments that were charged again."""
+        site = self.sites["hospital-a"]
+        site.compose("stop", "client")
+        shown = site.compose("run", "--rm", "client", "ledger", "accept-rollback", "--yes", "--json").stdout
+        charged = [row["experiment"] for row in json.loads(shown[shown.index("{") :])["charged"]]
+        site.compose("up", "-d")
+        wait_for("hospital-a", lambda: site.running("client"), 240)
+        return sorted(charged)
+
     def down(self) -> None:
         """Take everything down."""
         for party in (*self.sites.values(), self.preparing, self.server):
