@@ -3,7 +3,8 @@
     python tests/compose/run.py [--skip-build] [--only WORD ...] [--keep]
 
 Uses the engine that answers, or starts a private one where it is root and dockerd is installed. Prints a line a check
-and, last, how many passed. COMPOSE names another compose command, PIP_ARGS goes to the builds.
+and, last, how many passed, and keeps the same in runs/compose-test.log. COMPOSE names another compose command, PIP_ARGS
+goes to the builds.
 """
 
 import argparse
@@ -34,17 +35,32 @@ IMAGES = {
     "dpfpl-supernode": ("client.Dockerfile", "supernode"),
 }
 NEWER = "dpfpl-client:newer"
+KEPT = ROOT / "runs" / "compose-test.log"
 
 
 class Log:
-    """Prints outcomes and counts them."""
+    """Prints outcomes, keeps them in a file and counts them."""
 
     def __init__(self, only: list[str]) -> None:
         self.passed, self.failed, self._only, self._began = 0, 0, only, time.monotonic()
+        KEPT.parent.mkdir(exist_ok=True)
+        KEPT.write_text("", encoding="utf-8")
 
     def say(self, text: str) -> None:
         """A line with the time since the start."""
-        print(f"[{time.monotonic() - self._began:5.0f} s] {text}", flush=True)
+        self.line(f"[{time.monotonic() - self._began:5.0f} s] {text}")
+
+    def line(self, text: str) -> None:
+        """A line as it is."""
+        print(text, flush=True)
+        with KEPT.open("a", encoding="utf-8") as file:
+            file.write(f"{text}\n")
+
+    def end(self) -> int:
+        """Say how many checks passed; the exit code."""
+        self.say("everything taken down")
+        self.line(f"{self.passed} passed, {self.failed} failed")
+        return 1 if self.failed else 0
 
     def check(self, name: str, act: Callable[[], str]) -> None:
         """Run one check; its failure is printed and does not stop the others."""
@@ -302,8 +318,7 @@ def main() -> int:
             except Exception as error:  # noqa: BLE001  the next part shall run
                 log.failed += 1
                 log.say(f"FAIL {name}: {error}")
-    print(f"{log.passed} passed, {log.failed} failed")
-    return 1 if log.failed else 0
+    return log.end()
 
 
 if __name__ == "__main__":
