@@ -249,7 +249,7 @@ def s4_telemetry(fed: Federation, listener: Listener) -> str:
     for entry in listener.heard:
         source, target = ipaddress.ip_address(entry["from"]), ipaddress.ip_address(entry["to"])
         ours = any(end in network for end in (source, target) for network in networks)
-        if source.version == 6 and source.is_link_local and target.is_multicast:
+        if source.version == 6 and (source.is_link_local or source.is_unspecified) and target.is_multicast:
             continue  # the machine's own kernel greets each new interface; no container has an IPv6 address
         if ours or source.version == 6:
             names = (listener.addresses.get(entry[end], entry[end]) for end in ("from", "to"))
