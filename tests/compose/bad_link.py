@@ -1,22 +1,30 @@
-"""In the gate's place: pass bytes to HOST PORT, but slowly, with resets, and for a while not at all."""
+"""In the gate's place: pass bytes to HOST PORT, but slowly, with resets, and for a while after a SIGUSR1 not at all."""
 
 import asyncio
 import contextlib
 import random
+import signal
 import sys
 import time
 
 DELAY_S, BYTES_PER_S, RESET_CHANCE = 0.15, 125_000, 0.002
-BLACKHOLE_AFTER_S, BLACKHOLE_S = 45.0, 30.0
+BLACKHOLE_S = 30.0
 chance = random.Random(1)
-began = time.monotonic()
+ends: list[float] = []
+"""When the blackhole ends, once it was asked for."""
 back: list[float] = []
 """Seconds from the end of the blackhole to the first bytes of the site's that pass again."""
 
 
+def begin_blackhole() -> None:
+    """From now on nothing passes."""
+    ends.append(time.monotonic() + BLACKHOLE_S)
+    print("blackhole begins", flush=True)
+
+
 def blackhole() -> bool:
     """Whether nothing passes right now."""
-    return BLACKHOLE_AFTER_S < time.monotonic() - began < BLACKHOLE_AFTER_S + BLACKHOLE_S
+    return bool(ends) and time.monotonic() < ends[0]
 
 
 async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, from_site: bool) -> None:
@@ -26,15 +34,14 @@ async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, from_
             if chance.random() < RESET_CHANCE * max(1, len(data) // 100):
                 print("reset", flush=True)
                 return
+            await asyncio.sleep(DELAY_S + len(data) / BYTES_PER_S)
             while blackhole():
                 await asyncio.sleep(0.2)
-            await asyncio.sleep(DELAY_S + len(data) / BYTES_PER_S)
             writer.write(data)
             await writer.drain()
-            since = time.monotonic() - began - BLACKHOLE_AFTER_S - BLACKHOLE_S
-            if from_site and since > 0 and not back:
-                back.append(since)
-                print(f"passing again {since:.1f} s after the blackhole", flush=True)
+            if from_site and ends and not back:
+                back.append(time.monotonic() - ends[0])
+                print(f"passing again {back[0]:.1f} s after the blackhole", flush=True)
 
 
 async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -57,8 +64,7 @@ async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 async def main() -> None:
     """Serve for ever."""
     server = await asyncio.start_server(handle, "0.0.0.0", int(sys.argv[2]))
-    await asyncio.sleep(BLACKHOLE_AFTER_S)
-    print("blackhole begins", flush=True)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, begin_blackhole)
     await server.serve_forever()
 
 
