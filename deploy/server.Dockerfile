@@ -32,7 +32,8 @@ FROM ${BASE} AS root
 COPY deploy/container/strip.sh /tmp/strip.sh
 RUN echo "dpfpl:x:10001:10001::/var/lib/dpfpl:/usr/sbin/nologin" >> /etc/passwd \
  && echo "dpfpl:x:10001:" >> /etc/group \
- && install -d -o 10001 -g 10001 -m 0700 /var/lib/dpfpl /var/lib/dpfpl/server /var/lib/dpfpl/runs \
+ && install -d -o 10001 -g 10001 -m 0755 /var/lib/dpfpl \
+ && install -d -o 10001 -g 10001 -m 0700 /var/lib/dpfpl/server /var/lib/dpfpl/runs \
  && install -d -o 10001 -g 10001 -m 0755 /kits \
  && sh /tmp/strip.sh
 

@@ -174,7 +174,7 @@ def disk_full(fed: Federation) -> str:
 
 
 def l6_bad_link(fed: Federation) -> str:
-    """site-c's gate delays by 300 ms, passes 1 Mbit/s, resets connections and lets nothing through for 30 s of a round."""
+    """site-c's gate delays by 300 ms, passes 1 Mbit/s, resets connections; for 30 s of a round nothing gets through."""
     fed.begin("bad-link", **SLOW)
     fed.wait_for_round("bad-link", 2)
     fed.engine.docker("kill", "-s", "USR1", fed.container("site-c-gate"))

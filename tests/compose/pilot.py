@@ -17,6 +17,8 @@ from federation import NODE, Federation, wait_for
 __all__ = ["Pilot", "pilot"]
 
 SERVER = "fl.example.test"
+OWNER = 12345
+"""Who owns the files of operator and sites: somebody whom no image knows."""
 IMAGES = {"ring": 40, "bar": 40}
 
 
@@ -62,7 +64,7 @@ class Pilot:
         with socket.socket() as free:
             free.bind(("", 0))
             self.port = str(free.getsockname()[1])
-        owner = {"DPFPL_UID": "10001", "DPFPL_GID": "10001", "DPFPL_PORT": self.port, "DPFPL_SERVER": SERVER}
+        owner = {"DPFPL_UID": str(OWNER), "DPFPL_GID": str(OWNER), "DPFPL_PORT": self.port, "DPFPL_SERVER": SERVER}
         self.server = self._party("operator", f"{project}-operator", [ROOT / "deploy/server/compose.yml"], **owner)
         for name in ("server", "runs", "kits", "experiments"):
             self._own(folder / "operator" / name)
@@ -87,7 +89,7 @@ class Pilot:
         """What 'as your own user' does: give it to whom the containers run as."""
         folder.mkdir(parents=True, exist_ok=True)
         for path in (folder, *folder.rglob("*")):
-            os.chown(path, 10001, 10001)
+            os.chown(path, OWNER, OWNER)
 
     def _party(self, name: str, project: str, files: list[Path], **environment: str) -> Federation:
         (self.folder / name).mkdir(exist_ok=True)
