@@ -241,7 +241,7 @@ MUTATIONS = (
     Mutation(
         "projection: directions from the site's own images",
         LEARNER,
-        "        return expected, text_directions(self._backbone, self._tokens, self._initial, count)\n",
+        "        return expected, self._scorer.public_directions(self._initial, count)\n",
         "        own = self._features.train.features.double().numpy()\n"
         "        return expected, np.linalg.svd(own, full_matrices=False)[2][:count]\n",
         (LEARNER_TESTS,),

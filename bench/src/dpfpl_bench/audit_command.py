@@ -68,6 +68,7 @@ def audit(
     from dpfpl_client.agent.feature_cache import FeatureCache
     from dpfpl_client.data import partition_sites, read_pool
     from dpfpl_client.learning.backbone import load_backbone
+    from dpfpl_client.learning.dual_encoder import as_dual_encoder
     from dpfpl_common.settings import to_table
 
     torch.set_num_threads(1)
@@ -92,7 +93,7 @@ def audit(
         settings = data_settings(data, seed, offline=not online)
         names = named_classes(data, settings)
         parts = partition_sites(read_pool(settings, names).records, names, partition, sites, seed, 0.3)
-        backbone = load_backbone(model, offline=not online)
+        backbone = as_dual_encoder(load_backbone(model, offline=not online))
         prepared = prepare_sites(parts, names, FeatureCache(None, backbone), site_names(sites))
         fixed = FixedSettings(delta=delta, rounds=rounds, local_steps=local_steps, clipping_norm=clipping_norm)
         trust = "local" if mechanism == "one_shot" else "distributed"

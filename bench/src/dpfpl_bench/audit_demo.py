@@ -12,7 +12,7 @@ from dpfpl_bench.auditing.released import ReleasedPrompt, attack_released
 from dpfpl_bench.auditing.victim import without_noise
 from dpfpl_bench.demo import the_same_sites_in_process
 from dpfpl_bench.simulation import SimulatedSite, Simulation
-from dpfpl_client.learning.backbone import ClipBackbone
+from dpfpl_client.learning.dual_encoder import DualEncoder, as_dual_encoder
 from dpfpl_client.learning.learner import initial_context
 from dpfpl_client.prompt import SitePrompt, load_prompt
 from dpfpl_common.accounting import epsilon
@@ -28,7 +28,7 @@ class Demo:
     """What a finished demo left: its experiment, its sites' images, and the prompts that they hold."""
 
     experiment: Experiment
-    backbone: ClipBackbone
+    backbone: DualEncoder
     sites: list[SimulatedSite]
     prompts: list[SitePrompt]
 
@@ -53,7 +53,7 @@ def open_demo(folder: Path, cache: Path) -> Demo:
             message=f"{folder} holds no finished demo ({error}).",
             advice="Run one first: dpfpl-bench demo --out DIR, or make demo.",
         ) from None
-    return Demo(prompts[0].experiment, backbone, sites, prompts)
+    return Demo(prompts[0].experiment, as_dual_encoder(backbone), sites, prompts)
 
 
 def audit_released(demo: Demo, seeds: int, on_step: Callable[[str], None] = lambda text: None) -> list[Finding]:

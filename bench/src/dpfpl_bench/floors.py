@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from dpfpl_bench.simulation import SimulatedSite, Simulation
-from dpfpl_client.learning.backbone import ClipBackbone
+from dpfpl_client.learning.backbone import Backbone
 from dpfpl_client.learning.evaluation import LabelledFeatures
 from dpfpl_client.learning.learner import PromptLearner, SiteFeatures
 from dpfpl_common.experiment import Experiment, RoundSettings
@@ -26,7 +26,7 @@ Floor = dict[str, float | None]
 
 
 def trained_floors(
-    backbone: ClipBackbone,
+    backbone: Backbone,
     sites: Sequence[SimulatedSite],
     experiment: Experiment,
     seed: int,
@@ -47,7 +47,7 @@ def trained_floors(
 
 
 def local_only(
-    backbone: ClipBackbone,
+    backbone: Backbone,
     sites: Sequence[SimulatedSite],
     experiment: Experiment,
     seed: int,
@@ -75,7 +75,7 @@ def local_only(
     return _floor("personal", finals)
 
 
-def centralised(backbone: ClipBackbone, sites: Sequence[SimulatedSite], experiment: Experiment, seed: int) -> Floor:
+def centralised(backbone: Backbone, sites: Sequence[SimulatedSite], experiment: Experiment, seed: int) -> Floor:
     """All training images in one place, one shared prompt, no noise, no privacy; tested on every site's own images."""
     pooled = SiteFeatures(
         train=_joined([site.features.train for site in sites]),
@@ -111,7 +111,7 @@ def centralised(backbone: ClipBackbone, sites: Sequence[SimulatedSite], experime
 
 
 def _tested_everywhere(
-    backbone: ClipBackbone, sites: Sequence[SimulatedSite], experiment: Experiment, global_context: Context
+    backbone: Backbone, sites: Sequence[SimulatedSite], experiment: Experiment, global_context: Context
 ) -> Floor:
     nothing_personal = np.zeros(experiment.context_shape)
     metrics = [

@@ -14,7 +14,7 @@ from dpfpl_bench.simulation import SimulatedSite, Simulation, prepare_sites, sit
 from dpfpl_bench.strength import strength_curve
 from dpfpl_client.agent.feature_cache import FeatureCache
 from dpfpl_client.data import DataSettings, ImageRecord, SiteData, list_classes, partition_sites, read_pool
-from dpfpl_client.learning.backbone import ClipBackbone, load_backbone
+from dpfpl_client.learning.backbone import Backbone, load_backbone
 from dpfpl_common.durable import write_durably
 from dpfpl_common.errors import ConfigError
 from dpfpl_server.result import build_result
@@ -141,7 +141,7 @@ def _sites_data(request: RunRequest, on_step: Callable[[str], None]) -> tuple[tu
     )
 
 
-def _engine(request: RunRequest, backbone: ClipBackbone, sites: list[SimulatedSite]) -> "Simulation | FlowerSimulation":
+def _engine(request: RunRequest, backbone: Backbone, sites: list[SimulatedSite]) -> "Simulation | FlowerSimulation":
     if request.engine == "inprocess":
         return Simulation(backbone, sites, request.seed)
     from dpfpl_bench.flower_engine import FlowerSimulation

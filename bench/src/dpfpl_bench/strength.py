@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dpfpl_bench.simulation import SimulatedSite
-from dpfpl_client.learning.backbone import ClipBackbone
+from dpfpl_client.learning.backbone import Backbone
 from dpfpl_client.learning.learner import PromptLearner
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.payload import Context
@@ -19,7 +19,7 @@ STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 
 
 def strength_curve(
-    backbone: ClipBackbone,
+    backbone: Backbone,
     sites: Sequence[SimulatedSite],
     experiment: Experiment,
     global_context: Context,

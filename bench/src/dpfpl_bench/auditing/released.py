@@ -14,7 +14,7 @@ import torch
 
 from dpfpl_bench.auditing.bounds import one_run_bound
 from dpfpl_bench.auditing.membership import Guesses, rates
-from dpfpl_client.learning.backbone import ClipBackbone
+from dpfpl_client.learning.dual_encoder import DualEncoder
 from dpfpl_client.learning.evaluation import LabelledFeatures, class_probabilities
 from dpfpl_client.learning.text_tower import ClassTokens
 
@@ -40,7 +40,7 @@ class ReleasedPrompt:
 
 
 def attack_released(
-    backbone: ClipBackbone,
+    backbone: DualEncoder,
     tokens: ClassTokens,
     prompts: list[ReleasedPrompt],
     delta: float,
@@ -65,7 +65,7 @@ def _thinned(train: LabelledFeatures, test: LabelledFeatures, generator: np.rand
     return train.take(np.flatnonzero(generator.random(len(train)) < chance))
 
 
-def _surer(backbone: ClipBackbone, tokens: ClassTokens, released: ReleasedPrompt, part: LabelledFeatures) -> Floats:
+def _surer(backbone: DualEncoder, tokens: ClassTokens, released: ReleasedPrompt, part: LabelledFeatures) -> Floats:
     after, before = (
         log_odds(class_probabilities(backbone, context, tokens, part.features), part.labels)
         for context in (released.prompt, released.plain)
