@@ -8,6 +8,7 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 BENCH_ARGS ?=
+MUTATE_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -87,7 +88,7 @@ compose-test: wheels  ## the federation in hardened containers: checks, faults, 
 	$(BIN)/python tests/compose/run.py
 
 mutate: setup  ## break the mechanism on purpose and see the tests notice
-	$(BIN)/python tests/mutation/mutate.py
+	$(BIN)/python tests/mutation/mutate.py $(MUTATE_ARGS)
 
 attacks: setup  ## play a malicious operator against a real agent and write docs/attacks.md
 	$(BIN)/python tests/attacks/adversarial_operator.py --out docs/attacks.md
