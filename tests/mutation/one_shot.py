@@ -59,7 +59,7 @@ ONE_SHOT = (
     (
         "projection: directions from the site's own images",
         LEARNER,
-        "        return expected, text_directions(self._backbone, self._tokens, self._initial, count)\n",
+        "        return expected, self._scorer.public_directions(self._initial, count)\n",
         "        own = self._features.train.features.double().numpy()\n"
         "        return expected, np.linalg.svd(own, full_matrices=False)[2][:count]\n",
         (f"{LEARNER_TESTS}::test_one_shot_trains_on_what_the_noise_source_answered_alone",),
