@@ -74,7 +74,7 @@ ONE_SHOT = (
     (
         "one_shot: an honest update may be longer than the server takes",
         LEARNER,
-        "update=update * min(1.0, longest / max(np.linalg.norm(update), 1e-300))",
+        "update=update * min(1.0, longest / max(length, 1e-300))",
         "update=update",
         (
             "tests/server/test_aggregation.py"

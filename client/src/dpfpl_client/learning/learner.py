@@ -201,8 +201,8 @@ class PromptLearner:
             personal = directions.merge([block[0] for block in directions.split(gradient[None])])
             state = self._moved(state, personal)
         # Near a steep place one gradient may be hundreds of times as long as the others.
-        longest = (1.0 - ROUNDING_MARGIN) * largest_signal(experiment)
-        return RoundResult(update=update * min(1.0, longest / max(np.linalg.norm(update), 1e-300)), state=state)
+        longest, length = (1.0 - ROUNDING_MARGIN) * largest_signal(experiment), float(np.linalg.norm(update))
+        return RoundResult(update=update * min(1.0, longest / max(length, 1e-300)), state=state)
 
     @functools.cached_property
     def _public_facts(self) -> tuple[Floats, Floats | None]:
