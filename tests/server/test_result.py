@@ -200,7 +200,7 @@ def test_the_epsilons_of_every_method_and_mechanism_can_be_recomputed(method, wa
 
 @pytest.mark.privacy
 def test_paper_accounting_states_its_nominal_epsilon_beside_the_honest_ones():
-    asked = make_experiment(noise_multiplier=None, target_epsilon=0.5, accounting="paper", sample_rate=1.0)
+    asked = make_experiment(noise_multiplier=None, target_epsilon=0.5, accounting="paper")
     privacy = strict(make_result(resolve_noise(asked)))["privacy"]
     assert privacy["nominal_epsilon"] == 0.5
     (event,) = (event for event in privacy["events"] if event["adversary"] == "prompt_recipient")
