@@ -18,7 +18,7 @@ from dpfpl_client.agent.endpoint import Agent
 from dpfpl_client.agent.feature_cache import FeatureCache
 from dpfpl_client.agent.store import MemoryStore
 from dpfpl_client.data import DataSettings, list_classes, load_pool, partition_sites
-from dpfpl_client.learning.backbone import ClipBackbone, load_backbone
+from dpfpl_client.learning.backbone import Backbone, load_backbone
 from dpfpl_client.learning.evaluation import LabelledFeatures
 from dpfpl_common.experiment import AggregationSettings, Experiment
 from dpfpl_common.payload import EvaluateRequest, SiteReply, TrainRequest
@@ -101,7 +101,7 @@ def markdown(cells: Sequence[Mapping[str, Any]]) -> str:
 
 def _experiment(
     request: AttackRequest,
-    backbone: ClipBackbone,
+    backbone: Backbone,
     classes: tuple[str, ...],
     sites: list[SimulatedSite],
     hostile: int,
@@ -139,7 +139,7 @@ class _Attacked(Simulation):
     """A simulation whose first sites are hostile."""
 
     def __init__(
-        self, backbone: ClipBackbone, sites: Sequence[SimulatedSite], seed: int, attack: str, hostile: int
+        self, backbone: Backbone, sites: Sequence[SimulatedSite], seed: int, attack: str, hostile: int
     ) -> None:
         self._factor = ATTACKS[attack]
         self._bad = {site.name for site in sites[:hostile]} if attack != "none" else set()
