@@ -182,6 +182,7 @@ def test_an_experiment_of_an_earlier_release_keeps_its_digest():
     assert "gradients" not in BASE.to_json()
     assert "projection" not in BASE.to_json()
     assert "personal_strength" not in BASE.to_json()
+    assert "absent_weight" not in BASE.to_json()
     stronger = dataclasses.replace(BASE, prompt=dataclasses.replace(BASE.prompt, personal_strength=1.5))
     assert parse_experiment(stronger.to_json()) == stronger
     assert stronger.digest() != BASE.digest()
@@ -189,9 +190,18 @@ def test_an_experiment_of_an_earlier_release_keeps_its_digest():
 
 
 def test_every_field_is_reachable_and_part_of_the_identity():
-    # The other mechanism, a projection and another rule go with one trust mode only, sampled sites with one unit; they
-    # have tests of their own.
-    apart = {"privacy.mechanism", "privacy.projection", "privacy.site_sample_rate", "aggregation.rule"}
+    # The other mechanism, a projection and another rule go with one trust mode only, sampled sites with one unit, a
+    # question with one task; they have tests of their own.
+    apart = {
+        "prompt.absent_weight",
+        "privacy.mechanism",
+        "privacy.projection",
+        "privacy.site_sample_rate",
+        "aggregation.rule",
+        "task.kind",
+        "task.question",
+        "task.max_answer_tokens",
+    }
     assert set(leaves(Experiment)) - set(OTHER) == apart
     digests = {BASE.digest()} | {parse_experiment(json.dumps(changed(k, v))).digest() for k, v in OTHER.items()}
     assert len(digests) == len(OTHER) + 1
@@ -225,6 +235,11 @@ def test_what_has_no_sound_analysis_is_refused_with_the_reason(privacy, reason):
     whole = dataclasses.replace(BASE, privacy=projected)
     assert parse_experiment(whole.to_json()) == whole
     assert dataclasses.replace(BASE, privacy=projected).digest() != dataclasses.replace(BASE, privacy=sound).digest()
+    keeping = dataclasses.replace(BASE, prompt=dataclasses.replace(BASE.prompt, absent_weight=0.5), privacy=sound)
+    assert parse_experiment(keeping.to_json()) == keeping
+    assert keeping.digest() != dataclasses.replace(BASE, privacy=sound).digest()
+    with pytest.raises(ConfigError, match=r"absent_weight.*one_shot only"):
+        dataclasses.replace(keeping, privacy=BASE.privacy)
     with pytest.raises(ConfigError, match="one of none, text"):
         dataclasses.replace(BASE, privacy=dataclasses.replace(sound, projection="images"))
 

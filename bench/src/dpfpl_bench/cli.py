@@ -16,6 +16,8 @@ from rich.markup import escape  # noqa: E402
 from dpfpl_bench import measure_commands  # noqa: E402
 from dpfpl_bench.audit_command import EXAMPLES as AUDIT_EXAMPLES  # noqa: E402
 from dpfpl_bench.audit_command import audit  # noqa: E402
+from dpfpl_bench.benchmark_command import EXAMPLES as BENCHMARK_EXAMPLES  # noqa: E402
+from dpfpl_bench.benchmark_command import benchmarks  # noqa: E402
 from dpfpl_bench.data_command import EXAMPLES as DATA_EXAMPLES  # noqa: E402
 from dpfpl_bench.data_command import data  # noqa: E402
 from dpfpl_bench.data_flag import data_settings, initial_text, named_classes  # noqa: E402
@@ -48,6 +50,7 @@ app.command(epilog=SWEEP_EXAMPLES)(sweep)
 app.command(epilog=AUDIT_EXAMPLES)(audit)
 app.command(epilog=DATA_EXAMPLES)(data)
 app.command(epilog=PAPER_EXAMPLES)(paper)
+app.command(epilog=BENCHMARK_EXAMPLES)(benchmarks)
 measure_commands.register(app)
 
 
@@ -71,6 +74,12 @@ def run(
     mechanism: Annotated[str, typer.Option(help="per_step or one_shot")] = "per_step",
     trust: Annotated[str, typer.Option(help="distributed, central or local")] = "",
     projection: Annotated[str, typer.Option(help="of one_shot's class sums: none, or text")] = "none",
+    absent_weight: Annotated[
+        float, typer.Option(help="of one_shot: least share of the loss that keeps the classes a site lacks")
+    ] = 0.0,
+    personal_strength: Annotated[
+        float, typer.Option(help="weight of the personal part in use: 0 shared prompt alone, 1 as trained")
+    ] = 1.0,
     clipping: Annotated[str, typer.Option(help="joint or separate")] = "joint",
     accounting: Annotated[str, typer.Option(help="honest, or paper for reproductions")] = "honest",
     epsilon: Annotated[str, typer.Option(help="target for whoever receives a personalised prompt, or none")] = "8",
@@ -95,7 +104,9 @@ def run(
     evaluate_every: Annotated[int, typer.Option(min=1, help="evaluate every so many rounds")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="of partition, sampling and simulated noise")] = 0,
     engine: Annotated[str, typer.Option(help="inprocess, or flower for Flower's own simulation runtime")] = "inprocess",
-    floors: Annotated[str, typer.Option(help="all, or none to leave out the trained floors")] = "all",
+    floors: Annotated[
+        str, typer.Option(help="all, alone (each site alone only), or none: which floors to train")
+    ] = "all",
     cache: Annotated[
         Path | None, typer.Option(file_okay=False, help="folder that keeps image features between runs")
     ] = None,
@@ -146,6 +157,8 @@ def run(
             unit=unit,
             site_sample_rate=site_sample_rate,
             projection=projection,
+            absent_weight=absent_weight,
+            personal_strength=personal_strength,
         ),
         floors=floors,
         engine=engine,

@@ -31,10 +31,25 @@ def trained_floors(
     experiment: Experiment,
     seed: int,
     on_step: Callable[[str], None] = lambda text: None,
+    *,
+    which: str = "all",
 ) -> dict[str, Floor]:
-    """The three floors that are trained, by their names in result.json's ``floors``."""
+    """The floors that are trained, by their names in result.json's ``floors``.
+
+    Args:
+        backbone: the frozen model.
+        sites: the federation's.
+        experiment: the federation's, noise level resolved.
+        seed: of the trainings.
+        on_step: told what is trained.
+        which: ``all``, ``alone`` for the one under the same promise only, ``none``.
+    """
+    if which == "none":
+        return {}
     on_step("floor: every site alone, under the same promise")
     floors = {"local_only": local_only(backbone, sites, experiment, seed)}
+    if which == "alone":
+        return floors
     on_step("floor: every site alone, without noise")
     # Without noise it is the same training, and repeating it would tell nothing.
     noisy = experiment.is_private and experiment.privacy.unit == "example"

@@ -28,7 +28,7 @@ __all__ = ["DOMAIN_FOLDERS", "RunRequest", "data_digest", "run_simulation", "wri
 DOMAIN_FOLDERS = "domain-folders"
 """A partition that only the bench knows: one site for each folder of a folder of domains."""
 
-FLOORS = ("all", "none")
+FLOORS = ("all", "alone", "none")
 ENGINES = {"inprocess": "in_process", "flower": "flower_simulation"}
 """Values of ``engine``, and what the result calls each as its transport."""
 
@@ -39,7 +39,8 @@ class RunRequest:
 
     Attributes:
         engine: "inprocess", or "flower" for Flower's simulation runtime; the same result either way.
-        floors: "all" also trains each site alone and all data in one place, "none" leaves them out.
+        floors: "all" also trains each site alone and all data in one place, "alone" only each site alone under the
+            same promise, "none" neither.
         cache: folder for image features; None keeps them in memory.
         classes: of the data; None: all that the source has.
     """
@@ -90,9 +91,7 @@ def run_simulation(
     experiment = build_experiment(request.bench, backbone, request.model, class_names, sites)
     on_step("training")
     outcome = _engine(request, backbone, sites).run(experiment, on_status)
-    floors = {}
-    if request.floors == "all":
-        floors = trained_floors(backbone, sites, experiment, request.seed, on_step)
+    floors = trained_floors(backbone, sites, experiment, request.seed, on_step, which=request.floors)
     result = build_result(
         experiment,
         transport=ENGINES[request.engine],

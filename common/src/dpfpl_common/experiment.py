@@ -94,6 +94,8 @@ class PromptSettings:
             num_context. Empty: start from zero vectors plus N(0, 0.02^2), as the paper.
         personal_strength: alpha; evaluated, used and exported is ``p_G + alpha p_L``. 1: as trained; 0: the shared
             prompt alone. Training is the same whatever it is.
+        absent_weight: of ``one_shot``: at least this share of the loss keeps the classes of which nothing was found in
+            the site's release where the plain text has them; 0: no more than what the noise may hide.
     """
 
     method: str = "dpfpl"
@@ -101,6 +103,7 @@ class PromptSettings:
     rank: int = 4
     init_text: str = "a photo of a"
     personal_strength: float = 1.0
+    absent_weight: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -257,6 +260,8 @@ class Experiment:
             del table["gradients"]
         if self.prompt.personal_strength == PromptSettings.personal_strength:
             del table["prompt"]["personal_strength"]
+        if self.prompt.absent_weight == PromptSettings.absent_weight:
+            del table["prompt"]["absent_weight"]
         if self.task == TaskSettings():
             del table["task"]
         if self.privacy.projection == PrivacySettings.projection:
@@ -320,6 +325,13 @@ def _check(e: Experiment) -> None:
     _within("prompt.num_context", e.prompt.num_context, 1, 1024)
     _within("prompt.rank", e.prompt.rank, 1, min(e.context_shape))
     _within("prompt.personal_strength", e.prompt.personal_strength, 0.0, 10.0)
+    _within("prompt.absent_weight", e.prompt.absent_weight, 0.0, 0.95)
+    if e.prompt.absent_weight and e.privacy.mechanism != "one_shot":
+        raise _impossible(
+            "prompt.absent_weight",
+            e.prompt.absent_weight,
+            "0: which classes a site lacks is known without a further release under the mechanism one_shot only",
+        )
     _choice("optimizer.name", o.name, OPTIMIZERS)
     _within("optimizer.global_learning_rate", o.global_learning_rate, 0.0, 1e6)
     _within("optimizer.personal_learning_rate", o.personal_learning_rate, 0.0, 1e6)

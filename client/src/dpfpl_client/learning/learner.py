@@ -187,7 +187,9 @@ class PromptLearner:
                 noise_multiplier,
             )
             state = dataclasses.replace(state, class_sums=sums)
-        prototypes = prototypes_from(sums, noise_multiplier, *self._public_facts)
+        prototypes = prototypes_from(
+            sums, noise_multiplier, *self._public_facts, absent_weight=experiment.prompt.absent_weight
+        )
         present = np.flatnonzero(prototypes.weights)
         pseudo = LabelledFeatures(
             torch.from_numpy(prototypes.features[present].astype(np.float32)), torch.from_numpy(present)
