@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from dpfpl_common.errors import ConfigError
+
 __all__ = ["attacks", "register", "round_cost", "speed", "speed_page"]
 
 console = Console(stderr=True)
@@ -27,6 +29,7 @@ def attacks(
     epsilon: Annotated[str, typer.Option(help="target under local trust, or none")] = "8",
     rounds: Annotated[int, typer.Option(min=1, help="federated rounds of each run")] = 10,
     seeds: Annotated[int, typer.Option(min=1, help="runs of each cell, averaged")] = 1,
+    hostile: Annotated[str, typer.Option(help="how many of how many sites are hostile")] = "1/5,2/10",
     as_json: AsJson = False,
 ) -> None:
     """Measure what hostile sites do to honest ones under each aggregation rule; prints a table in Markdown."""
@@ -36,9 +39,24 @@ def attacks(
     from dpfpl_bench.cli import parse_epsilon
 
     torch.set_num_threads(1)
-    request = AttackRequest(epsilon=parse_epsilon(epsilon), partition=partition, rounds=rounds, seeds=seeds)
+    request = AttackRequest(_federations(hostile), parse_epsilon(epsilon), partition, rounds, seeds)
     cells = run_attacks(request, lambda text: console.print(text, highlight=False))
     sys.stdout.write(json.dumps(cells, indent=2) + "\n" if as_json else markdown(cells))
+
+
+def _federations(text: str) -> tuple[tuple[int, int], ...]:
+    """From "1/5,2/10" to ((5, 1), (10, 2))."""
+    found = []
+    for part in text.split(","):
+        hostile, _, sites = part.strip().partition("/")
+        if not (hostile.isdigit() and sites.isdigit() and int(hostile) > 0 and 2 * int(hostile) + 2 < int(sites)):
+            raise ConfigError(
+                code="IMPOSSIBLE_VALUE",
+                message=f"--hostile is {part.strip()!r}.",
+                advice="Give hostile/all with more than twice as many and two sites in all, as Krum needs: 1/5,2/10.",
+            )
+        found.append((int(sites), int(hostile)))
+    return tuple(found)
 
 
 def round_cost(
@@ -83,7 +101,6 @@ def speed_page(
 ) -> None:
     """Write docs/performance.md from bench.json."""
     from dpfpl_bench.speed.report import write_performance
-    from dpfpl_common.errors import ConfigError
 
     if not bench.is_file():
         raise ConfigError(

@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
+from flwr.supercore.inflatable import inflatable_utils
 
-__all__ = ["Outcome", "content_bytes", "exchange", "record_bytes"]
+__all__ = ["Outcome", "content_bytes", "exchange", "pull_again_soon", "record_bytes"]
 
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.1
+"""Between two looks for replies; or as long as the look itself took, so that many sites leave the SuperLink time."""
 PULL_AT_ONCE = 100
+PULL_AGAIN_SECONDS = 0.05
 
 
 @dataclass
@@ -31,6 +34,14 @@ class Outcome:
     late: Counter[str] = field(default_factory=Counter)
     duplicates: Counter[str] = field(default_factory=Counter)
     unanswered: dict[str, str] = field(default_factory=dict)
+
+
+def pull_again_soon() -> None:
+    """Have this process ask soon again for a part of a message that its sender is still pushing.
+
+    Flower waits a second, so a round would last that much longer whenever a look falls into a site's push.
+    """
+    inflatable_utils.pull_objects.__kwdefaults__["initial_backoff"] = PULL_AGAIN_SECONDS
 
 
 def exchange(
@@ -67,6 +78,7 @@ def exchange(
         outcome.failures[site] = "NOT_SENT: the server could not queue the message"
     end = clock() + deadline_s
     while waiting:
+        began = time.monotonic()
         for reply in _pulled(grid, [*waiting, *missed]):
             message_id = reply.metadata.reply_to_message_id
             site = waiting.pop(message_id, "")
@@ -83,7 +95,7 @@ def exchange(
             on_reply(site)
         if not waiting or clock() >= end:
             break
-        time.sleep(POLL_SECONDS)
+        time.sleep(max(POLL_SECONDS, time.monotonic() - began))
     for site in waiting.values():
         outcome.failures[site] = f"NO_REPLY: nothing came within {deadline_s:g} s"
     outcome.unanswered = {**missed, **waiting}
