@@ -53,7 +53,7 @@ class Federation:
     """A provisioned server that may start late, and sites that reach it through links of their own."""
 
     root: Path
-    sites: tuple[str, ...] = ("north", "east", "south", "west")
+    sites: tuple[str, ...] = ("north", "east", "south", "west", "centre")
     group: ProcessGroup = field(default_factory=ProcessGroup)
 
     def __post_init__(self) -> None:
@@ -149,14 +149,14 @@ def sign_in(federation: Federation, site: str, interval_s: float) -> float:
 def test_L6_a_supernode_that_was_killed_waits_for_its_old_session_to_end(federation: Federation) -> None:
     """Flower keeps a vanished node online for two heartbeats and refuses it meanwhile as if its key were unknown."""
     heartbeat_s = 10.0  # the shortest that Flower takes
-    vanished = sign_in(federation, "east", heartbeat_s)
-    node = start_node(federation.settings("east"), federation.group)
+    vanished = sign_in(federation, "centre", heartbeat_s)
+    node = start_node(federation.settings("centre"), federation.group)
     wait_until_connected(node, timeout_s=60)
     waited = time.monotonic() - vanished
     assert waited > heartbeat_s, "it came in while the old session was alive"
     assert waited < 2 * heartbeat_s + 15.0
     assert "still counts this site's previous connection; waiting" in node.log_text()
-    assert node.poll() is None
+    node.stop()
 
 
 def test_the_probe_changes_nothing_and_finds_the_clock_to_the_second(

@@ -1,4 +1,4 @@
-"""``dpfpl-bench attacks``, ``round`` and ``speed``: measurements that the documents quote."""
+"""``dpfpl-bench attacks``, ``round``, ``scale`` and ``speed``: measurements that the documents quote."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ from rich.console import Console
 
 from dpfpl_common.errors import ConfigError
 
-__all__ = ["attacks", "register", "round_cost", "speed", "speed_page"]
+__all__ = ["attacks", "register", "round_cost", "scale", "speed", "speed_page"]
 
 console = Console(stderr=True)
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
@@ -20,6 +20,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to ``dpfpl-bench``."""
     app.command("attacks", epilog="Example: dpfpl-bench attacks --partition iid --seeds 3")(attacks)
     app.command("round", epilog="Example: dpfpl-bench round --out runs/round --json")(round_cost)
+    app.command("scale", epilog="Example: dpfpl-bench scale --sites 10,100,1000 --rounds 2")(scale)
     app.command("speed", epilog="Example: dpfpl-bench speed --quick --json")(speed)
     app.command("speed-page", epilog="Example: dpfpl-bench speed-page --docs docs")(speed_page)
 
@@ -76,6 +77,28 @@ def round_cost(
         f"{figures['slowest_site_s']:.1f} s; allowed {AIM:g} empty + slowest = {figures['allowed_s']:.2f} s; ratio "
         f"{figures['ratio']:.2f}"
     )
+
+
+def scale(
+    sites: Annotated[str, typer.Option(help="numbers of sites")] = "10,100,1000",
+    rounds: Annotated[int, typer.Option(min=1, help="federated rounds of each")] = 3,
+    images: Annotated[int, typer.Option(min=1, help="training images of a site")] = 60,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a round with a real agent for every site, all in this process; prints a table in Markdown."""
+    import torch
+
+    from dpfpl_bench.scale import ScaleRequest, markdown, measure_scale
+
+    parts = [part.strip() for part in sites.split(",")]
+    if not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise ConfigError(
+            code="IMPOSSIBLE_VALUE", message=f"--sites is {sites!r}.", advice="Give numbers of sites: 10,100,1000."
+        )
+    torch.set_num_threads(1)
+    request = ScaleRequest(tuple(int(part) for part in parts), rounds, images)
+    rows = measure_scale(request, lambda text: console.print(text, highlight=False))
+    sys.stdout.write(json.dumps(rows, indent=2) + "\n" if as_json else markdown(rows))
 
 
 def speed(

@@ -58,7 +58,8 @@ def main() -> NoReturn:
     poll_s = float(os.environ.get(_POLL, "1.0"))
     port = sys.argv[sys.argv.index("--port") + 1]
     importlib.import_module(os.environ.get(_PRELOAD, "dpfpl_client.app"))
-    inflatable_utils.pull_objects.__kwdefaults__["initial_backoff"] = _SOON_S  # 1 s where a part is not there yet
+    defaults: dict[str, Any] = inflatable_utils.pull_objects.__kwdefaults__ or {}
+    defaults["initial_backoff"] = _SOON_S  # else 1 s, where a part of a message is not there yet
     parent = os.getpid()
     heard, told = os.pipe()
     executor = os.fork()

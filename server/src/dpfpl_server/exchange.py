@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
@@ -41,7 +42,8 @@ def pull_again_soon() -> None:
 
     Flower waits a second, so a round would last that much longer whenever a look falls into a site's push.
     """
-    inflatable_utils.pull_objects.__kwdefaults__["initial_backoff"] = PULL_AGAIN_SECONDS
+    defaults: dict[str, Any] = inflatable_utils.pull_objects.__kwdefaults__ or {}
+    defaults["initial_backoff"] = PULL_AGAIN_SECONDS
 
 
 def exchange(
@@ -117,7 +119,7 @@ def _ignored(outcome: Outcome, reply: Message, late: str, again: str) -> None:
 
 
 def content_bytes(message: Message) -> int:
-    """Bytes of a message's arrays and of the text of its other records; what the wire adds is not counted."""
+    """Bytes of a message's arrays and of its other records' values as text; what the wire adds is not counted."""
     return 0 if message.has_error() else record_bytes(message.content)
 
 
@@ -126,6 +128,8 @@ def record_bytes(content: RecordDict) -> int:
     return sum(
         sum(len(array.data) for array in record.values())
         if isinstance(record, ArrayRecord)
-        else sum(len(str(key)) + len(str(value)) for key, value in record.items())
+        else sum(
+            len(str(key)) + len(value if isinstance(value, bytes) else str(value)) for key, value in record.items()
+        )
         for record in content.values()
     )
