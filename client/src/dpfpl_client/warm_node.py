@@ -146,7 +146,8 @@ def _execute_tasks(address: str, heard: int) -> NoReturn:
         ended = alive & reap()
         alive -= ended
         if ended and not alive:  # nothing uses the unpacked bundles now
-            prune_apps(Path(os.environ["FLWR_HOME"]))
+            with contextlib.suppress(OSError):
+                prune_apps(Path(os.environ["FLWR_HOME"]))
         if ended or strays:  # look into /proc only when a ClientApp ended, and until nothing is left
             strays = clear_strays(alive)
 
