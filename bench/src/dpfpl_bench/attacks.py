@@ -20,7 +20,7 @@ from dpfpl_client.agent.endpoint import Agent
 from dpfpl_client.agent.feature_cache import FeatureCache
 from dpfpl_client.agent.store import MemoryStore
 from dpfpl_client.data import DataSettings, SiteData, list_classes, load_pool, partition_sites
-from dpfpl_client.learning.backbone import ClipBackbone, load_backbone
+from dpfpl_client.learning.backbone import Backbone, load_backbone
 from dpfpl_client.learning.evaluation import LabelledFeatures
 from dpfpl_common.experiment import AggregationSettings, Experiment
 from dpfpl_common.payload import EvaluateRequest, SiteReply, TrainRequest
@@ -125,7 +125,7 @@ def _deal(data: Sequence[SiteData], classes: tuple[str, ...], cache: FeatureCach
 
 def _run(
     request: AttackRequest,
-    backbone: ClipBackbone,
+    backbone: Backbone,
     classes: tuple[str, ...],
     dealt: _Dealt,
     hostile: int,
@@ -170,7 +170,7 @@ def _table(cells: Sequence[Mapping[str, Any]], personal: str, shared: str) -> st
 
 def _experiment(
     request: AttackRequest,
-    backbone: ClipBackbone,
+    backbone: Backbone,
     classes: tuple[str, ...],
     sites: list[SimulatedSite],
     hostile: int,
@@ -210,7 +210,7 @@ class _Attacked(Simulation):
     """A simulation whose first sites multiply what they send."""
 
     def __init__(
-        self, backbone: ClipBackbone, sites: Sequence[SimulatedSite], seed: int, factor: float, hostile: int
+        self, backbone: Backbone, sites: Sequence[SimulatedSite], seed: int, factor: float, hostile: int
     ) -> None:
         super().__init__(backbone, sites, seed)
         self._factor = factor

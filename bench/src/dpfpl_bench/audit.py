@@ -17,7 +17,7 @@ from dpfpl_bench.auditing.inversion import attack_messages
 from dpfpl_bench.auditing.membership import attack_membership
 from dpfpl_bench.auditing.one_run import audit_in_one_run
 from dpfpl_bench.auditing.victim import Victim, without_noise
-from dpfpl_client.learning.backbone import ClipBackbone
+from dpfpl_client.learning.dual_encoder import DualEncoder
 from dpfpl_client.learning.evaluation import LabelledFeatures
 from dpfpl_client.learning.randomness import SeededRandomness
 from dpfpl_common.accounting import epsilon, json_epsilon
@@ -100,7 +100,7 @@ def with_canaries(pool: LabelledFeatures, classes: int, generator: np.random.Gen
 
 
 def audit(
-    backbone: ClipBackbone,
+    backbone: DualEncoder,
     experiment: Experiment,
     train: LabelledFeatures,
     settings: AuditSettings,

@@ -55,6 +55,7 @@ def audit(
     from dpfpl_client.agent.feature_cache import FeatureCache
     from dpfpl_client.data import list_classes, partition_sites, read_pool
     from dpfpl_client.learning.backbone import load_backbone
+    from dpfpl_client.learning.dual_encoder import as_dual_encoder
     from dpfpl_common.settings import to_table
 
     torch.set_num_threads(1)
@@ -66,7 +67,7 @@ def audit(
     settings = data_settings(data, seed)
     names = list_classes(settings)
     parts = partition_sites(read_pool(settings, names).records, names, partition, sites, seed, 0.3)
-    backbone = load_backbone(model, offline=not online)
+    backbone = as_dual_encoder(load_backbone(model, offline=not online))
     prepared = prepare_sites(parts, names, FeatureCache(None, backbone), site_names(sites))
     bench = BenchSettings(
         name="audit",

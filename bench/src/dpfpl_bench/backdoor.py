@@ -15,7 +15,7 @@ from dpfpl_client.agent.feature_cache import FeatureCache, site_features
 from dpfpl_client.data import SiteData
 from dpfpl_client.data.decode import ArrayImage, pixel_digest
 from dpfpl_client.data.records import ImageRecord
-from dpfpl_client.learning.backbone import ClipBackbone
+from dpfpl_client.learning.backbone import Backbone
 from dpfpl_client.learning.learner import PromptLearner, SiteFeatures
 from dpfpl_common.experiment import Experiment
 
@@ -60,7 +60,7 @@ class Stamped:
 
 
 def success(
-    backbone: ClipBackbone,
+    backbone: Backbone,
     experiment: Experiment,
     sites: Sequence[Stamped],
     global_context: npt.NDArray[np.float32],

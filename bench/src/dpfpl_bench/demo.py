@@ -12,7 +12,7 @@ from dpfpl_bench.simulation import SimulatedSite, prepare_sites
 from dpfpl_client.agent.feature_cache import FeatureCache
 from dpfpl_client.data import DataSettings, list_classes, load_pool, partition_sites
 from dpfpl_client.launch import start_agent, start_node, wait_for_agent
-from dpfpl_client.learning.backbone import ClipBackbone, load_backbone
+from dpfpl_client.learning.backbone import Backbone, load_backbone
 from dpfpl_client.site_settings import load_site
 from dpfpl_client.starter import initialise
 from dpfpl_client.supernode import wait_until_connected
@@ -128,7 +128,7 @@ def start_federation(work: Path, fleet: int, control: int, group: ProcessGroup) 
         wait_until_connected(node)
 
 
-def the_same_sites_in_process(work: Path) -> tuple[ClipBackbone, list[SimulatedSite]]:
+def the_same_sites_in_process(work: Path) -> tuple[Backbone, list[SimulatedSite]]:
     """The four sites' data as the floors need them: together, which no real federation could have."""
     settings = DataSettings(source="digits")
     classes = list_classes(settings)
@@ -137,7 +137,7 @@ def the_same_sites_in_process(work: Path) -> tuple[ClipBackbone, list[SimulatedS
     return backbone, prepare_sites(data, classes, FeatureCache(work / "cache", backbone), SITES)
 
 
-def demo_experiment(request: DemoRequest, backbone: ClipBackbone, sites: list[SimulatedSite]) -> Experiment:
+def demo_experiment(request: DemoRequest, backbone: Backbone, sites: list[SimulatedSite]) -> Experiment:
     """What the four sites learn."""
     sizes = [len(site.features.train) for site in sites]
     return resolve_noise(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from dpfpl_bench.simulation import SimulatedSite, Simulation
-from dpfpl_client.learning.backbone import ClipBackbone
+from dpfpl_client.learning.backbone import Backbone
 from dpfpl_client.learning.evaluation import LabelledFeatures
 from dpfpl_client.learning.learner import PromptLearner, SiteFeatures
 from dpfpl_common.experiment import Experiment, RoundSettings
@@ -25,7 +25,7 @@ Floor = dict[str, float | None]
 
 
 def local_only(
-    backbone: ClipBackbone,
+    backbone: Backbone,
     sites: Sequence[SimulatedSite],
     experiment: Experiment,
     seed: int,
@@ -53,7 +53,7 @@ def local_only(
     return {where: mean(m.get(f"personal_{where}") for m in finals) for where in ("local", "neighbour")}
 
 
-def centralised(backbone: ClipBackbone, sites: Sequence[SimulatedSite], experiment: Experiment, seed: int) -> Floor:
+def centralised(backbone: Backbone, sites: Sequence[SimulatedSite], experiment: Experiment, seed: int) -> Floor:
     """All training images in one place, one shared prompt, no noise, no privacy; tested on every site's own images."""
     pooled = SiteFeatures(
         train=_joined([site.features.train for site in sites]),
@@ -89,7 +89,7 @@ def centralised(backbone: ClipBackbone, sites: Sequence[SimulatedSite], experime
 
 
 def _tested_everywhere(
-    backbone: ClipBackbone, sites: Sequence[SimulatedSite], experiment: Experiment, global_context: Context
+    backbone: Backbone, sites: Sequence[SimulatedSite], experiment: Experiment, global_context: Context
 ) -> Floor:
     nothing_personal = np.zeros(experiment.context_shape)
     metrics = [

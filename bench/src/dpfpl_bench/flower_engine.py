@@ -32,7 +32,7 @@ from dpfpl_bench.simulation import SimulatedSite, SimulationOutcome, personal_co
 from dpfpl_client.agent.core import SiteAgent
 from dpfpl_client.agent.ledger import Ledger
 from dpfpl_client.agent.store import DiskStore
-from dpfpl_client.learning.backbone import ClipBackbone, load_backbone
+from dpfpl_client.learning.backbone import Backbone, load_backbone
 from dpfpl_client.learning.evaluation import LabelledFeatures
 from dpfpl_client.learning.learner import SiteFeatures
 from dpfpl_client.learning.randomness import SeededRandomness
@@ -258,7 +258,7 @@ def _plan(folder: str) -> Plan:
 
 
 @functools.cache
-def _backbone(model: str, offline: bool, threads: int) -> ClipBackbone:
+def _backbone(model: str, offline: bool, threads: int) -> Backbone:
     torch.set_num_threads(threads)
     return load_backbone(model, offline=offline)
 

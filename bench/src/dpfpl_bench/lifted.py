@@ -12,20 +12,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpfpl_client.learning.backbone import ClipBackbone
+from dpfpl_client.learning.class_scorer import ClassScorer
+from dpfpl_client.learning.dual_encoder import DualEncoder
 from dpfpl_client.learning.evaluation import LabelledFeatures
 from dpfpl_client.learning.learner import SiteFeatures
 from dpfpl_client.learning.text_tower import ClassTokens
 from dpfpl_client.learning.tower_choice import TextPass
+from dpfpl_common.experiment import Experiment
 
 __all__ = ["lifted_backbone", "lifted_features"]
 
 SEED = 7
 
 
-def lifted_backbone(backbone: ClipBackbone, size: int) -> ClipBackbone:
+def lifted_backbone(backbone: DualEncoder, size: int) -> DualEncoder:
     """``backbone`` with features of ``size`` coordinates, at least as many as it has."""
-    return cast(ClipBackbone, _Lifted(backbone, _map(backbone.feature_size, size)))
+    return cast(DualEncoder, _Lifted(backbone, _map(backbone.feature_size, size)))
 
 
 def lifted_features(features: SiteFeatures, size: int) -> SiteFeatures:
@@ -49,12 +51,16 @@ def _map(feature_size: int, size: int) -> Tensor:
 class _Lifted:
     """Delegates all but the features to the original."""
 
-    def __init__(self, backbone: ClipBackbone, lift: Tensor) -> None:
+    def __init__(self, backbone: DualEncoder, lift: Tensor) -> None:
         self._backbone, self._lift = backbone, lift
         self.feature_size = len(lift)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backbone, name)
+
+    def scorer(self, experiment: Experiment) -> ClassScorer:
+        tokens = self._backbone.class_tokens(experiment.classes, experiment.prompt.num_context)
+        return ClassScorer(cast(DualEncoder, self), tokens)
 
     def text_features(self, context: Tensor, tokens: ClassTokens) -> Tensor:
         return self._backbone.text_features(context, tokens) @ self._lift.T

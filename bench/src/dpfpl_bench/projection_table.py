@@ -27,7 +27,8 @@ from dpfpl_bench.settings import build_experiment  # noqa: E402
 from dpfpl_bench.simulation import SimulatedSite, Simulation, prepare_sites, site_names  # noqa: E402
 from dpfpl_client.agent.feature_cache import FeatureCache  # noqa: E402
 from dpfpl_client.data import DataSettings, list_classes, partition_sites, read_pool  # noqa: E402
-from dpfpl_client.learning.backbone import ClipBackbone, load_backbone  # noqa: E402
+from dpfpl_client.learning.backbone import load_backbone  # noqa: E402
+from dpfpl_client.learning.dual_encoder import DualEncoder, as_dual_encoder  # noqa: E402
 from dpfpl_server.result import mean  # noqa: E402
 
 __all__ = ["Row", "limited", "main", "markdown", "run_row"]
@@ -86,12 +87,12 @@ def limited(site: SimulatedSite, per_class: int, seed: int) -> SimulatedSite:
 
 
 @functools.cache
-def _digits(seed: int) -> tuple[ClipBackbone, tuple[str, ...], tuple[SimulatedSite, ...]]:
+def _digits(seed: int) -> tuple[DualEncoder, tuple[str, ...], tuple[SimulatedSite, ...]]:
     settings = DataSettings(source="digits", split_seed=seed)
     names = list_classes(settings)
     pool = read_pool(settings, names, None)
     data = partition_sites(pool.records, names, "pathological", SITES, seed, 0.3)
-    backbone = load_backbone("embedded")
+    backbone = as_dual_encoder(load_backbone("embedded"))
     return backbone, names, tuple(prepare_sites(data, names, FeatureCache(None, backbone), site_names(SITES)))
 
 

@@ -11,7 +11,7 @@ from dpfpl_bench.settings import BenchSettings, build_experiment
 from dpfpl_bench.simulation import SimulatedSite, Simulation, prepare_sites, site_names
 from dpfpl_client.agent.feature_cache import FeatureCache
 from dpfpl_client.data import DataSettings, list_classes, partition_sites, read_pool
-from dpfpl_client.learning.backbone import ClipBackbone, load_backbone
+from dpfpl_client.learning.backbone import Backbone, load_backbone
 from dpfpl_common.durable import write_durably
 from dpfpl_common.errors import ConfigError
 from dpfpl_server.result import build_result
@@ -105,7 +105,7 @@ def run_simulation(
     )
 
 
-def _engine(request: RunRequest, backbone: ClipBackbone, sites: list[SimulatedSite]) -> "Simulation | FlowerSimulation":
+def _engine(request: RunRequest, backbone: Backbone, sites: list[SimulatedSite]) -> "Simulation | FlowerSimulation":
     if request.engine == "inprocess":
         return Simulation(backbone, sites, request.seed)
     from dpfpl_bench.flower_engine import FlowerSimulation

@@ -27,7 +27,7 @@ from dpfpl_client.agent.ledger import Ledger
 from dpfpl_client.agent.signing import SigningAgent
 from dpfpl_client.agent.store import MemoryStore
 from dpfpl_client.data import DataSettings, list_classes, load_pool
-from dpfpl_client.learning.backbone import ClipBackbone, load_backbone
+from dpfpl_client.learning.backbone import Backbone, load_backbone
 from dpfpl_client.learning.evaluation import LabelledFeatures
 from dpfpl_client.learning.learner import SiteFeatures
 from dpfpl_client.learning.randomness import SeededRandomness
@@ -115,7 +115,7 @@ class _Timed:
         return self._agent.evaluate(request)
 
 
-def _measure(request: ScaleRequest, backbone: ClipBackbone, sites: list[SiteFeatures]) -> dict[str, Any]:
+def _measure(request: ScaleRequest, backbone: Backbone, sites: list[SiteFeatures]) -> dict[str, Any]:
     names = tuple(site_names(len(sites)))
     experiment = Experiment(
         name="scale",

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from dpfpl_bench.simulation import SimulatedSite
-from dpfpl_client.learning.backbone import ClipBackbone
+from dpfpl_client.learning.backbone import Backbone
 from dpfpl_common.experiment import (
     Experiment,
     ModelSettings,
@@ -52,7 +52,7 @@ class BenchSettings:
 
 def build_experiment(
     settings: BenchSettings,
-    backbone: ClipBackbone,
+    backbone: Backbone,
     model: str,
     class_names: tuple[str, ...],
     sites: list[SimulatedSite],

@@ -14,7 +14,7 @@ from dpfpl_client.agent.feature_cache import FeatureCache, Progress, site_featur
 from dpfpl_client.agent.ledger import Ledger
 from dpfpl_client.agent.store import MemoryStore, Store
 from dpfpl_client.data import SiteData
-from dpfpl_client.learning.backbone import ClipBackbone
+from dpfpl_client.learning.backbone import Backbone
 from dpfpl_client.learning.learner import SiteFeatures
 from dpfpl_client.learning.randomness import RandomnessSource, SeededRandomness
 from dpfpl_common.experiment import Experiment
@@ -86,7 +86,7 @@ class Simulation:
 
     def __init__(
         self,
-        backbone: ClipBackbone,
+        backbone: Backbone,
         sites: Sequence[SimulatedSite],
         seed: int,
         randomness: RandomnessSource | None = None,

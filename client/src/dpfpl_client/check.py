@@ -20,7 +20,7 @@ from dpfpl_client.agent.signing import load_signing_key
 from dpfpl_client.approval import describe, read_plan
 from dpfpl_client.data import SiteData, list_classes, load_site_data
 from dpfpl_client.fleet_probe import probe_fleet
-from dpfpl_client.learning.backbone import ClipBackbone, load_backbone
+from dpfpl_client.learning.backbone import Backbone, load_backbone
 from dpfpl_client.ledger_view import towards_recipients, verify
 from dpfpl_client.site_settings import SiteSettings
 from dpfpl_common.accounting import json_epsilon
@@ -54,7 +54,7 @@ class _Check:
         self.settings, self.plan = settings, plan
         self.report = CheckReport(facts={"site": settings.name})
         self.site_data: SiteData | None = None
-        self.backbone: ClipBackbone | None = None
+        self.backbone: Backbone | None = None
 
     def data(self) -> None:
         """Images by class, and everything that is wrong with them."""

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from dpfpl_client.agent.store import DiskStore
-from dpfpl_client.learning.backbone import ClipBackbone
+from dpfpl_client.learning.backbone import Backbone
 from dpfpl_client.learning.learner import initial_context
 from dpfpl_client.site_settings import load_site
 from dpfpl_common.errors import ModelError, StateError
@@ -41,24 +41,22 @@ class Prediction:
 
 
 class Classifier:
-    """A prompt joined to its model: the classes' text features are computed once, each image is one pass.
+    """A prompt joined to its model: what depends on the classes alone is computed once, each image is one pass.
 
     Attributes:
         classes: their names, in the experiment's order.
-        text_features: unit text features [classes, feature_size].
     """
 
-    def __init__(self, prompt: "SitePrompt", backbone: ClipBackbone) -> None:
+    def __init__(self, prompt: "SitePrompt", backbone: Backbone) -> None:
         self.classes = prompt.experiment.classes
         self._backbone = backbone
-        tokens = backbone.class_tokens(self.classes, prompt.experiment.prompt.num_context)
         with torch.inference_mode():
-            self.text_features = backbone.text_features(prompt.context(backbone), tokens)
+            self._predictor = backbone.scorer(prompt.experiment).at(prompt.context(backbone))
 
     def classify(self, images: Iterable[Image.Image], top: int = 1) -> Iterator[Prediction]:
         """The ``top`` most probable classes of every image, in the images' order."""
         for feature in self._backbone.image_features(images):
-            probabilities = torch.softmax(self._backbone.logit_scale * self.text_features @ feature, dim=0)
+            probabilities = self._predictor.probabilities(feature[None])[0]
             best = probabilities.topk(min(top, len(self.classes)))
             yield Prediction(
                 tuple(self.classes[index] for index in best.indices.tolist()),
@@ -81,7 +79,7 @@ class SitePrompt:
     personal_context: np.ndarray[tuple[int, ...], np.dtype[np.float64]]
     round: int
 
-    def context(self, backbone: ClipBackbone) -> torch.Tensor:
+    def context(self, backbone: Backbone) -> torch.Tensor:
         """The full context [num_context, width] for this model's text tower.
 
         Raises:
@@ -96,11 +94,11 @@ class SitePrompt:
         learned = self.global_context.astype(np.float64) + self.personal_context
         return initial_context(backbone, self.experiment) + torch.from_numpy(learned.astype(np.float32))
 
-    def classifier(self, backbone: ClipBackbone) -> Classifier:
+    def classifier(self, backbone: Backbone) -> Classifier:
         """This prompt, ready to classify with its model."""
         return Classifier(self, backbone)
 
-    def predict(self, backbone: ClipBackbone, images: Iterable[Image.Image], top: int) -> list[Prediction]:
+    def predict(self, backbone: Backbone, images: Iterable[Image.Image], top: int) -> list[Prediction]:
         """The ``top`` most probable classes of every image."""
         return list(self.classifier(backbone).classify(images, top))
 

@@ -7,6 +7,10 @@ asks the SuperNode's Runtime API for the task, as Flower's SuperExec does, and f
 isolated as before but has nothing to import. Flower's waits between two looks, which it offers no settings for, are
 shortened in these processes, and the connection to the server is opened by :mod:`dpfpl_client.link`.
 
+The Runtime API listens on loopback, where other users of the machine reach it. It gives tasks only to our executor:
+requests for one are signed with a secret that is drawn at the start and lies in no file (Flower's SuperExec
+authentication). A task's token, which opens the rest of that API, travels by fork and stands in no command line.
+
 Takes the arguments of ``flower-supernode``; ``DPFPL_NODE_POLL_S`` sets the wait. Run by :mod:`dpfpl_client.supernode`.
 """
 
@@ -14,6 +18,7 @@ import contextlib
 import ctypes
 import importlib
 import os
+import secrets
 import select
 import signal
 import sys
@@ -32,7 +37,7 @@ import flwr.supernode.start_client_internal as flower_loop  # noqa: E402  after 
 from flwr.proto.runtime_pb2 import AcquireTaskRequest  # noqa: E402
 from flwr.supercore.constant import TaskType  # noqa: E402
 from flwr.supercore.inflatable import inflatable_utils  # noqa: E402
-from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor  # noqa: E402
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor  # noqa: E402
 from flwr.supercore.retry import make_simple_http_retry_invoker  # noqa: E402
 from flwr.supercore.runtime import RuntimeHttpClient  # noqa: E402
 from flwr.supernode.cli.flower_supernode import flower_supernode  # noqa: E402
@@ -46,6 +51,8 @@ __all__ = ["main"]
 
 _PRELOAD = "DPFPL_NODE_PRELOAD"
 _POLL = "DPFPL_NODE_POLL_S"
+_ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
+_SECRET_BYTES = 32
 _PR_SET_PDEATHSIG = 1
 _SOON_S = 0.05
 """How long Flower's half seconds and seconds last here, with which it waits for another process of this machine."""
@@ -60,21 +67,30 @@ def main() -> NoReturn:
     importlib.import_module(os.environ.get(_PRELOAD, "dpfpl_client.app"))
     defaults: dict[str, Any] = inflatable_utils.pull_objects.__kwdefaults__ or {}
     defaults["initial_backoff"] = _SOON_S  # else 1 s, where a part of a message is not there yet
-    parent = os.getpid()
+    parent, secret = os.getpid(), secrets.token_bytes(_SECRET_BYTES)
     heard, told = os.pipe()
     executor = os.fork()
     if executor == 0:
         os.close(told)
         _die_with_parent(parent)
-        _execute_tasks(f"127.0.0.1:{port}", heard)
+        _execute_tasks(f"127.0.0.1:{port}", heard, secret)
     os.close(heard)
     threading.Thread(target=_end_with, args=(executor,), daemon=True).start()
     link.install(Path(os.environ["FLWR_HOME"]) / "link.json")
     flower_loop.time = _Impatient(poll_s)  # type: ignore[attr-defined]
     flower_loop._pull_and_store_message = _announced(flower_loop._pull_and_store_message, told)
-    sys.argv = ["flower-supernode", *sys.argv[1:], "--isolation", "process"]
+    own = ("--isolation", "process", "--superexec-auth-secret-file", _readable_once(secret))
+    sys.argv = ["flower-supernode", *sys.argv[1:], *own]
     flower_supernode()
     sys.exit()
+
+
+def _readable_once(secret: bytes) -> str:
+    """A path at which this process, and no other user's, reads the secret one time; nothing is written to a disk."""
+    reader, writer = os.pipe()
+    os.write(writer, secret)
+    os.close(writer)
+    return f"/dev/fd/{reader}"
 
 
 class _Impatient(types.ModuleType):
@@ -112,7 +128,7 @@ def _announced(pull: Callable[..., int | None], told: int) -> Callable[..., int 
     return pull_and_tell
 
 
-def _execute_tasks(address: str, heard: int) -> NoReturn:
+def _execute_tasks(address: str, heard: int, secret: bytes) -> NoReturn:
     """Ask the SuperNode for tasks for ever, whenever a message is said to be there, and fork for each."""
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     signal.signal(signal.SIGINT, lambda *_: os._exit(0))
@@ -120,7 +136,10 @@ def _execute_tasks(address: str, heard: int) -> NoReturn:
         server_address=address,
         insecure=True,  # loopback, the same as Flower's own SuperExec
         root_certificates=None,
-        interceptors=[RuntimeVersionHttpInterceptor(component_name="SuperExec")],
+        interceptors=[
+            RuntimeVersionHttpInterceptor(component_name="SuperExec"),
+            SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods={_ACQUIRE}),
+        ],
         retry_invoker=make_simple_http_retry_invoker(),
     )
     request = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])

@@ -32,6 +32,7 @@ __all__ = [
     "PrivacySettings",
     "PromptSettings",
     "RoundSettings",
+    "TaskSettings",
     "load_experiment",
     "parse_experiment",
 ]
@@ -43,6 +44,7 @@ CLIPPINGS = ("joint", "separate")
 ACCOUNTINGS = ("honest", "paper")
 UNITS = ("example", "site")
 METHODS = ("dpfpl", "dplora", "fedotp", "fedpgp", "promptfl")
+TASKS = ("classify", "vqa")
 SITE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 OPTIMIZERS = ("adam", "sgd")
 RULES = ("mean", "median", "trimmed_mean", "krum")
@@ -62,6 +64,22 @@ class ModelSettings:
     width: int
     id: str = "embedded"
     fingerprint: str = ""
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """What is asked of the model.
+
+    Attributes:
+        kind: ``classify``, one of the experiment's classes for an image; ``vqa``, an answer in words to a question on
+            an image, for generative models. Its list of classes is empty: what sites ask and answer is their own.
+        question: of ``classify`` with a generative model: asked of every image; empty: a plain one.
+        max_answer_tokens: of ``vqa``: longer answers are cut off when the prompt is tested.
+    """
+
+    kind: str = "classify"
+    question: str = ""
+    max_answer_tokens: int = 8
 
 
 @dataclass(frozen=True)
@@ -194,6 +212,7 @@ class Experiment:
     rounds: RoundSettings = field(default_factory=RoundSettings)
     gradients: GradientSettings = field(default_factory=GradientSettings)
     aggregation: AggregationSettings = field(default_factory=AggregationSettings)
+    task: TaskSettings = field(default_factory=TaskSettings)
 
     def __post_init__(self) -> None:
         for part in (self.optimizer, self.privacy, self.rounds, self.aggregation):
@@ -235,6 +254,8 @@ class Experiment:
             del table["aggregation"]
         if self.gradients == GradientSettings():
             del table["gradients"]
+        if self.task == TaskSettings():
+            del table["task"]
         if self.privacy.projection == PrivacySettings.projection:
             del table["privacy"]["projection"]
         return json.dumps(table, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
@@ -276,10 +297,16 @@ def _floats_as_floats(settings: Any) -> None:
 def _check(e: Experiment) -> None:
     if not NAME.fullmatch(e.name):
         raise _impossible("name", e.name, "1-63 of a-z, 0-9, '.', '_', '-', starting with a letter or digit")
-    for key, names in (("classes", e.classes), ("sites", e.sites)):
+    _choice("task.kind", e.task.kind, TASKS)
+    _within("task.max_answer_tokens", e.task.max_answer_tokens, 1, 1024)
+    if len(e.task.question) > 1000 or not (e.task.question.isprintable() or not e.task.question):
+        raise _impossible("task.question", e.task.question, "one printable line of at most 1000 characters")
+    if e.task.kind == "vqa" and e.classes:
+        raise _impossible("classes", e.classes, "an empty list: with the task vqa, answers are the sites' own words")
+    for key, names in (("sites", e.sites),) if e.task.kind == "vqa" else (("classes", e.classes), ("sites", e.sites)):
         if not names or len(set(names)) != len(names) or not all(_is_name(n) for n in names):
             raise _impossible(key, names, "a list of distinct, printable, non-empty names")
-    if len(e.classes) < 2:
+    if len(e.classes) < 2 and e.task.kind == "classify":
         raise _impossible("classes", e.classes, "at least two class names")
     for site in e.sites:
         if not SITE_NAME.fullmatch(site):

@@ -22,7 +22,7 @@ from dpfpl_client.exporting import export as export_module
 from dpfpl_client.exporting.adapter import NotExpressibleError, build_adapter
 from dpfpl_client.exporting.card import Facts, model_card
 from dpfpl_client.exporting.export import export_prompt, write_export
-from dpfpl_client.learning.backbone import ClipBackbone, load_backbone
+from dpfpl_client.learning.backbone import load_backbone
 from dpfpl_client.learning.learner import initial_context
 from dpfpl_client.ledger_view import summarise
 from dpfpl_client.prompt import SitePrompt, load_prompt
@@ -137,7 +137,8 @@ def test_a_checkpoint_that_finds_its_end_by_the_largest_id_is_served_as_well(pro
     with torch.inference_mode():
         found = model.get_text_features(**tokenizer(list(adapter.prompts), padding=True, return_tensors="pt"))
         found = torch.nn.functional.normalize(getattr(found, "pooler_output", found), dim=-1)
-    np.testing.assert_allclose(found, prompt.classifier(backbone).text_features, atol=1e-5)
+    tokens = backbone.class_tokens(prompt.experiment.classes, prompt.experiment.prompt.num_context)
+    np.testing.assert_allclose(found, backbone.text_features(prompt.context(backbone), tokens), atol=1e-5)
 
 
 def test_the_model_itself_is_left_as_it_was(prompt, backbone, tmp_path):
@@ -209,8 +210,8 @@ def test_the_card_states_what_a_recipient_must_know(trained_site, backbone, tmp_
 
 @pytest.mark.privacy
 def test_the_cards_epsilons_are_rounded_up_and_follow_the_rounds(prompt, backbone):
-    card = model_card(prompt, backbone.fingerprint, Facts(site="north"), None, "base", "")
-    more = model_card(dataclasses.replace(prompt, round=9), backbone.fingerprint, Facts(site="north"), None, "base", "")
+    card = model_card(prompt, backbone, Facts(site="north"), None, "base", "")
+    more = model_card(dataclasses.replace(prompt, round=9), backbone, Facts(site="north"), None, "base", "")
 
     def epsilons(text):
         return [float(line.split("|")[2]) for line in text.splitlines() if line.endswith("| 1e-05 |")]
@@ -224,7 +225,7 @@ def test_the_cards_epsilons_are_rounded_up_and_follow_the_rounds(prompt, backbon
 
 @pytest.mark.privacy
 def test_seeded_noise_is_called_no_protection(prompt, backbone):
-    card = model_card(prompt, backbone.fingerprint, Facts(site="north", seeded=True), None, "base", "")
+    card = model_card(prompt, backbone, Facts(site="north", seeded=True), None, "base", "")
     assert "nothing is protected" in card
 
 
@@ -285,7 +286,7 @@ def test_another_model_than_the_embedded_one_stays_where_it_is(prompt, tmp_path)
     folder = tmp_path / "private" / "model"
     shutil.copytree(embedded_model_path(), folder)
     (folder / "extra.txt").write_text("another fingerprint")
-    other: ClipBackbone = load_backbone(str(folder))
+    other = load_backbone(str(folder))
     experiment = dataclasses.replace(
         prompt.experiment, model=dataclasses.replace(prompt.experiment.model, id="org/clip", fingerprint="")
     )

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dpfpl_client.learning.backbone import ClipBackbone
+from dpfpl_client.learning.dual_encoder import DualEncoder
 from dpfpl_client.learning.evaluation import LabelledFeatures, class_probabilities
 from dpfpl_client.learning.gradients import per_example_gradients
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
@@ -50,7 +50,7 @@ class Victim:
         pool: all examples that may be trained on.
     """
 
-    def __init__(self, backbone: ClipBackbone, experiment: Experiment, pool: LabelledFeatures) -> None:
+    def __init__(self, backbone: DualEncoder, experiment: Experiment, pool: LabelledFeatures) -> None:
         self.backbone = backbone
         self.experiment = experiment
         self.pool = pool

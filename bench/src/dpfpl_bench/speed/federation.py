@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from dpfpl_bench.simulation import SimulatedSite, Simulation, site_names
-from dpfpl_client.learning.backbone import ClipBackbone, load_backbone
+from dpfpl_client.learning.backbone import Backbone, load_backbone
 from dpfpl_client.learning.evaluation import LabelledFeatures
 from dpfpl_client.learning.learner import SiteFeatures
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
@@ -44,7 +44,7 @@ def measure_simulation(quick: bool, say: Callable[[str], None]) -> list[dict[str
     return rows
 
 
-def _run(backbone: ClipBackbone, count: int, rounds: int) -> tuple[int, int]:
+def _run(backbone: Backbone, count: int, rounds: int) -> tuple[int, int]:
     """Resident memory while everything of the run is alive, and how many rounds there were."""
     names = site_names(count)
     generator = torch.Generator().manual_seed(count)

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from dpfpl_bench.demo import the_same_sites_in_process
 from dpfpl_bench.simulation import SimulatedSite, Simulation
-from dpfpl_client.learning.backbone import ClipBackbone
+from dpfpl_client.learning.backbone import Backbone
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 
 __all__ = ["demo_sites", "fixed_noise", "measure_profile"]
@@ -50,13 +50,13 @@ def measure_profile(quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
     return {"cpu_seconds_a_round": seconds, "sites": SITES, "local_steps": 4, "shares": shares}
 
 
-def demo_sites() -> tuple[ClipBackbone, list[SimulatedSite]]:
+def demo_sites() -> tuple[Backbone, list[SimulatedSite]]:
     """The demo's digits, split among four sites by class."""
     with tempfile.TemporaryDirectory(prefix="dpfpl-") as folder:
         return the_same_sites_in_process(Path(folder))
 
 
-def fixed_noise(backbone: ClipBackbone, sites: list[SimulatedSite], rounds: int, **changes: Any) -> Experiment:
+def fixed_noise(backbone: Backbone, sites: list[SimulatedSite], rounds: int, **changes: Any) -> Experiment:
     """The demo's experiment, its noise multiplier fixed."""
     size = round(sum(len(site.features.train) for site in sites) / len(sites))
     return Experiment(

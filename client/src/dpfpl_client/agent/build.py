@@ -15,7 +15,7 @@ from dpfpl_client.agent.registry import Registry
 from dpfpl_client.agent.signing import SigningAgent, load_signing_key
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.data import SiteData, list_classes, load_site_data
-from dpfpl_client.learning.backbone import ClipBackbone, load_backbone
+from dpfpl_client.learning.backbone import Backbone, load_backbone
 from dpfpl_client.learning.randomness import RandomnessSource, SeededRandomness, SystemRandomness
 from dpfpl_client.site_settings import SiteSettings
 from dpfpl_common.errors import ConfigError
@@ -33,7 +33,7 @@ class BuiltAgent:
 
     agent: SiteAgent
     endpoint: Agent
-    backbone: ClipBackbone
+    backbone: Backbone
     data: SiteData
     class_names: tuple[str, ...]
     lock: Locks

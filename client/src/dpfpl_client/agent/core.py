@@ -24,7 +24,7 @@ from dpfpl_client.agent.policy import Policy
 from dpfpl_client.agent.policy_file import Rules
 from dpfpl_client.agent.quotas import Quotas
 from dpfpl_client.agent.store import Record, Store
-from dpfpl_client.learning.backbone import ClipBackbone
+from dpfpl_client.learning.backbone import Backbone
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
 from dpfpl_client.learning.randomness import RandomnessSource
 from dpfpl_common.accounting import PrivacyEvent
@@ -58,7 +58,7 @@ class SiteAgent:
     def __init__(
         self,
         name: str,
-        backbone: ClipBackbone,
+        backbone: Backbone,
         features: SiteFeatures,
         policy: Rules | None,
         ledger: Ledger,

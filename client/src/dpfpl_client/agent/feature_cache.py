@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dpfpl_client.agent.feature_file import FeatureFile
 from dpfpl_client.data import ImageRecord, SiteData
-from dpfpl_client.learning.backbone import ClipBackbone
+from dpfpl_client.learning.backbone import Backbone
 from dpfpl_client.learning.evaluation import LabelledFeatures
 from dpfpl_client.learning.learner import SiteFeatures
 
@@ -37,7 +37,7 @@ class FeatureCache:
     read and write the same folder.
     """
 
-    def __init__(self, folder: Path | None, backbone: ClipBackbone, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, folder: Path | None, backbone: Backbone, max_bytes: int = MAX_BYTES) -> None:
         """Use ``folder``, with at most ``max_bytes`` in it; None keeps the cache in memory."""
         self._backbone = backbone
         self._memory: dict[bytes, Tensor] = {}

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from dpfpl_client.learning.backbone import ClipBackbone
+from dpfpl_client.learning.dual_encoder import DualEncoder
 from dpfpl_common.durable import write_durably
 
 __all__ = ["Adapter", "NotExpressibleError", "build_adapter"]
@@ -87,18 +87,20 @@ class _TextTowerShape(nn.Module):
         raise AssertionError(input_ids)
 
 
-def build_adapter(backbone: ClipBackbone, context: Tensor, class_names: Sequence[str], base_model: str) -> Adapter:
+def build_adapter(backbone: DualEncoder, context: Tensor, class_names: Sequence[str], base_model: str) -> Adapter:
     """The adapter for a context [num_context, width] and these classes.
 
     Raises:
-        NotExpressibleError: the tokenizer is no byte-pair one, has too few entries to spare, or would read a class
-            prompt differently.
+        NotExpressibleError: the family lays prompts out otherwise, the tokenizer is no byte-pair one, has too few
+            entries to spare, or would read a class prompt differently.
     """
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
     own = backbone.tokenizer
     description = json.loads(own.backend_tokenizer.to_str())
+    if backbone.adapter_obstacle:
+        raise NotExpressibleError(backbone.adapter_obstacle)
     if description["model"].get("type") != "BPE":
         raise NotExpressibleError("its tokenizer is no byte-pair tokenizer")
     needed = [own(f"{name}.", add_special_tokens=False)["input_ids"] for name in class_names]

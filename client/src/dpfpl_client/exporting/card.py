@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dpfpl_client.exporting.adapter import Adapter
+from dpfpl_client.learning.dual_encoder import DualEncoder
 from dpfpl_client.prompt import SitePrompt
 from dpfpl_common.accounting import epsilon, json_epsilon
 from dpfpl_common.trust import ADVERSARIES, UNIT_NAMES, planned_events
@@ -50,20 +51,22 @@ PEFT cannot express this prompt: {reason}. The classes' merged text features do 
 import json, torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import CLIPImageProcessor, CLIPModel
+from transformers import AutoImageProcessor, AutoModel
 
 base = {base}
 about = json.load(open("prompt.json", encoding="utf-8"))
 text = load_file("text_features.safetensors")["text_features"]
-model, processor = CLIPModel.from_pretrained(base).eval(), CLIPImageProcessor.from_pretrained(base)
-pixels = processor(images=Image.open("photo.png").convert("RGB"), return_tensors="pt")["pixel_values"]
+model, processor = AutoModel.from_pretrained(base).eval(), AutoImageProcessor.from_pretrained(base, backend="pil")
+inputs = processor(images=Image.open("photo.png").convert("RGB"), return_tensors="pt")
 with torch.inference_mode():
-    image = model.get_image_features(pixel_values=pixels)
+    image = model.get_image_features(**inputs)
     image = getattr(image, "pooler_output", image)
     logits = about["logit_scale"] * torch.nn.functional.normalize(image, dim=-1) @ text.T
-print(dict(zip(about["experiment"]["classes"], logits.softmax(-1)[0].tolist())))
+print(dict(zip(about["experiment"]["classes"], {head}[0].tolist())))
 ```
 """
+
+SOFTMAX, SIGMOID = "logits.softmax(-1)", "torch.sigmoid(logits + about['logit_bias'])"
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Facts:
 
 
 def model_card(
-    prompt: SitePrompt, fingerprint: str, facts: Facts, adapter: Adapter | None, base_model: str, reason: str
+    prompt: SitePrompt, backbone: DualEncoder, facts: Facts, adapter: Adapter | None, base_model: str, reason: str
 ) -> str:
     """README.md of the exported folder, in Markdown with the hub's front matter."""
     experiment = prompt.experiment
@@ -93,24 +96,24 @@ def model_card(
     usage = (
         WITH_ADAPTER.format(base=base, count=len(adapter.context))
         if adapter
-        else WITHOUT_ADAPTER.format(base=base, reason=reason)
+        else WITHOUT_ADAPTER.format(base=base, reason=reason, head=SOFTMAX if backbone.logit_bias is None else SIGMOID)
     )
     return f"""\
 ---
 library_name: {"peft" if adapter else "transformers"}
 base_model: {base}
-tags: [clip, prompt-learning, federated-learning]
+tags: [{backbone.family}, prompt-learning, federated-learning]
 ---
 # Prompt of {facts.site} from the experiment {experiment.name}
 
-{experiment.prompt.num_context} learned vectors that stand before the class name in the text input of a frozen CLIP
-model. They were learned by the method {experiment.prompt.method} in a federation of {len(experiment.sites)} sites over
-{prompt.round} rounds; the images never left their sites.
+{experiment.prompt.num_context} learned vectors that stand before the class name in the text input of a frozen
+{backbone.family} model. They were learned by the method {experiment.prompt.method} in a federation of
+{len(experiment.sites)} sites over {prompt.round} rounds; the images never left their sites.
 
 ## Base model
 
 {_base(base_model)} Its fingerprint (sha256 over weights, configuration and tokenizer, as `dpfpl-client check` prints
-it) is `{fingerprint}`.
+it) is `{backbone.fingerprint}`.
 
 ## Use
 

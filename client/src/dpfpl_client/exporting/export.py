@@ -18,10 +18,11 @@ from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.embedded import embedded_model_path
 from dpfpl_client.exporting.adapter import Adapter, NotExpressibleError, build_adapter
 from dpfpl_client.exporting.card import Facts, model_card
-from dpfpl_client.learning.backbone import ClipBackbone
+from dpfpl_client.learning.backbone import Backbone
+from dpfpl_client.learning.dual_encoder import DualEncoder, as_dual_encoder
 from dpfpl_client.learning.factorisation import factorise
 from dpfpl_client.ledger_view import summarise
-from dpfpl_client.prompt import Classifier, SitePrompt
+from dpfpl_client.prompt import SitePrompt
 from dpfpl_client.site_settings import SiteSettings
 from dpfpl_common.durable import write_durably
 from dpfpl_common.errors import PrivacyError, StateError
@@ -41,7 +42,7 @@ class Exported:
     no_adapter: str
 
 
-def export_prompt(settings: SiteSettings, prompt: SitePrompt, backbone: ClipBackbone, folder: Path) -> Exported:
+def export_prompt(settings: SiteSettings, prompt: SitePrompt, backbone: Backbone, folder: Path) -> Exported:
     """Export a site's prompt, if the site's policy still admits the experiment that it comes from.
 
     Raises:
@@ -76,7 +77,7 @@ def _charged(settings: SiteSettings, experiment: str) -> float | str | None:
     return next((row["epsilon"] for row in rows if row["experiment"] == experiment), None)
 
 
-def write_export(prompt: SitePrompt, backbone: ClipBackbone, folder: Path, facts: Facts) -> Exported:
+def write_export(prompt: SitePrompt, backbone: Backbone, folder: Path, facts: Facts) -> Exported:
     """Write the folder; the policy is the caller's business, but a prompt without noise never leaves.
 
     The folder holds README.md (model card), prompt.safetensors with prompt.json (the context and its parts),
@@ -88,21 +89,22 @@ def write_export(prompt: SitePrompt, backbone: ClipBackbone, folder: Path, facts
         StateError: the folder holds something else.
     """
     _refuse_what_must_stay(prompt)
-    context = prompt.context(backbone)
+    model = as_dual_encoder(backbone)
+    context = prompt.context(model)
     embedded = _is_embedded(prompt, backbone)
     base_model = "base_model" if embedded else prompt.experiment.model.id
     reason, adapter = "", None
     try:
-        adapter = build_adapter(backbone, context, prompt.experiment.classes, base_model)
+        adapter = build_adapter(model, context, prompt.experiment.classes, base_model)
     except NotExpressibleError as error:
         reason = str(error)
     _make(folder)
-    files = _write_parts(prompt, backbone, folder, adapter)
+    files = _write_parts(prompt, model, folder, adapter)
     if adapter is not None:
-        files += adapter.write(folder, backbone.token_embedding)
+        files += adapter.write(folder, model.token_embedding)
     if embedded:
         files += _copy_base_model(folder / "base_model")
-    card = model_card(prompt, backbone.fingerprint, facts, adapter, base_model, reason)
+    card = model_card(prompt, model, facts, adapter, base_model, reason)
     write_durably(folder / "README.md", card.encode())
     for path in folder.rglob("*"):
         path.chmod(0o700 if path.is_dir() else PRIVATE)
@@ -129,7 +131,7 @@ def _make(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
 
-def _write_parts(prompt: SitePrompt, backbone: ClipBackbone, folder: Path, adapter: Adapter | None) -> list[str]:
+def _write_parts(prompt: SitePrompt, backbone: DualEncoder, folder: Path, adapter: Adapter | None) -> list[str]:
     experiment = prompt.experiment
     factors = factorise(prompt.personal_context, experiment.prompt.rank, np.random.default_rng(0))
     parts = {
@@ -145,18 +147,19 @@ def _write_parts(prompt: SitePrompt, backbone: ClipBackbone, folder: Path, adapt
         "experiment": to_table(experiment),
         "model_fingerprint": backbone.fingerprint,
         "rounds": prompt.round,
-        "context_follows": "the begin token; then comes '<class name>.' and the end token",
+        "context_follows": backbone.context_follows,
         "logit_scale": backbone.logit_scale,
+        "logit_bias": backbone.logit_bias,
         "class_prompts": dict(zip(experiment.classes, adapter.prompts, strict=True)) if adapter else None,
     }
-    features = Classifier(prompt, backbone).text_features.numpy()
+    features = backbone.scorer(experiment).class_features(prompt.context(backbone)).numpy()
     write_durably(folder / "prompt.safetensors", save(tensors), PRIVATE)
     write_durably(folder / "text_features.safetensors", save({"text_features": np.ascontiguousarray(features)}))
     write_durably(folder / "prompt.json", (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode(), PRIVATE)
     return ["prompt.json", "prompt.safetensors", "text_features.safetensors"]
 
 
-def _is_embedded(prompt: SitePrompt, backbone: ClipBackbone) -> bool:
+def _is_embedded(prompt: SitePrompt, backbone: Backbone) -> bool:
     from dpfpl_client.learning.backbone import load_backbone
 
     return prompt.experiment.model.id == "embedded" and load_backbone("embedded").fingerprint == backbone.fingerprint

@@ -7,18 +7,22 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dpfpl_client.learning.backbone import ClipBackbone
+from dpfpl_client.learning.dual_encoder import DualEncoder
 from dpfpl_client.learning.text_tower import ClassTokens
 
-__all__ = ["LabelledFeatures", "accuracy", "class_probabilities"]
+__all__ = ["LabelledFeatures", "accuracy", "class_probabilities", "head_probabilities"]
 
 
 @dataclass(frozen=True)
 class LabelledFeatures:
-    """Unit image features [n, feature_size] and class indices [n]."""
+    """Image rows [n, feature_size] (unit features, where the model compares) and class indices [n].
+
+    ``asked``, where questions are to be answered: question and right answer of every example; labels then mean nothing.
+    """
 
     features: Tensor
     labels: Tensor
+    asked: tuple[tuple[str, str], ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -26,14 +30,20 @@ class LabelledFeatures:
     def take(self, indices: npt.NDArray[np.int64]) -> "LabelledFeatures":
         """Those of these indices."""
         chosen = torch.from_numpy(indices)
-        return LabelledFeatures(self.features[chosen], self.labels[chosen])
+        asked = tuple(self.asked[int(index)] for index in indices) if self.asked else ()
+        return LabelledFeatures(self.features[chosen], self.labels[chosen], asked)
 
 
 @torch.no_grad()
-def class_probabilities(backbone: ClipBackbone, context: Tensor, tokens: ClassTokens, image_features: Tensor) -> Tensor:
+def class_probabilities(backbone: DualEncoder, context: Tensor, tokens: ClassTokens, image_features: Tensor) -> Tensor:
     """p(c | x) [n, classes] of a context [num_context, width] on unit image features [n, feature_size]."""
-    text_features = backbone.text_features(context, tokens)
-    return torch.softmax(backbone.logit_scale * image_features @ text_features.T, dim=1)
+    return head_probabilities(backbone, backbone.text_features(context, tokens), image_features)
+
+
+def head_probabilities(backbone: DualEncoder, text_features: Tensor, image_features: Tensor) -> Tensor:
+    """The model's own head: a softmax over the classes, or a sigmoid for each where the model has a bias for it."""
+    logits = backbone.logit_scale * image_features @ text_features.T
+    return torch.softmax(logits, dim=1) if backbone.logit_bias is None else torch.sigmoid(logits + backbone.logit_bias)
 
 
 def accuracy(text_features: Tensor, images: LabelledFeatures) -> float | None:

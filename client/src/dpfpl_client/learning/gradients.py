@@ -9,7 +9,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from dpfpl_client.learning.backbone import ClipBackbone
+from dpfpl_client.learning.dual_encoder import DualEncoder
 from dpfpl_client.learning.text_tower import ClassTokens
 from dpfpl_client.learning.tower_choice import TextPass
 from dpfpl_common.experiment import GradientSettings
@@ -21,7 +21,7 @@ EXACT: Final = GradientSettings()
 
 @torch.no_grad()
 def per_example_gradients(
-    backbone: ClipBackbone,
+    backbone: DualEncoder,
     context: Tensor,
     tokens: ClassTokens,
     image_features: Tensor,
@@ -30,7 +30,8 @@ def per_example_gradients(
 ) -> Tensor:
     """g_x = d loss_x / d context for every example x.
 
-    The loss is the cross-entropy of ``softmax_c(tau z_x . T_c)``. Text features are computed once; each example then
+    The loss is the cross-entropy of ``softmax_c(tau z_x . T_c)``, with a sigmoid head the sum over the classes of the
+    binary cross-entropies of ``sigmoid(tau z_x . T_c + b)``. Text features are computed once; each example then
     costs one vector-Jacobian product, whose cotangent has the closed form ``tau (softmax - onehot)_c z_x``. Examples do
     not mix: row x depends on example x alone. Memory is bounded by the tower, whatever the batch and number of classes.
 
@@ -50,7 +51,7 @@ def per_example_gradients(
         return context.new_zeros((0, *context.shape))
     coarse, few = estimate.precision == "bfloat16", estimate.classes
     text = backbone.text_pass(context, tokens, coarse=coarse, singly=0 < few < len(tokens.lengths))
-    scales = loss_scales(text, backbone.logit_scale, image_features, labels)
+    scales = loss_scales(text, backbone.logit_scale, image_features, labels, backbone.logit_bias)
     result = text.rank_one_pullback(scales, image_features, coarse=coarse, few=few)
     assert len(result) == len(labels)
     return result
@@ -58,7 +59,7 @@ def per_example_gradients(
 
 @torch.no_grad()
 def total_gradient(
-    backbone: ClipBackbone,
+    backbone: DualEncoder,
     context: Tensor,
     tokens: ClassTokens,
     image_features: Tensor,
@@ -72,14 +73,20 @@ def total_gradient(
         backbone, context, tokens, image_features, labels: as in ``per_example_gradients``.
     """
     text = backbone.text_pass(context, tokens)
-    scales = loss_scales(text, backbone.logit_scale, image_features, labels) * weights[:, None]
+    scales = loss_scales(text, backbone.logit_scale, image_features, labels, backbone.logit_bias) * weights[:, None]
     used = weights != 0
     return text.pullback((scales[used].T @ image_features[used])[None])[0]
 
 
-def loss_scales(text: TextPass, logit_scale: float, image_features: Tensor, labels: Tensor) -> Tensor:
-    """tau (softmax - onehot) [batch, classes]: the loss' derivative towards the cosines."""
+def loss_scales(
+    text: TextPass, logit_scale: float, image_features: Tensor, labels: Tensor, logit_bias: float | None = None
+) -> Tensor:
+    """tau (probabilities - onehot) [batch, classes]: the loss' derivative towards the cosines.
+
+    The same formula for both heads: softmax without ``logit_bias``, sigmoid with it.
+    """
     unit = torch.nn.functional.normalize(text.features, dim=-1)
-    residual = torch.softmax(logit_scale * image_features @ unit.T, dim=1)
+    logits = logit_scale * image_features @ unit.T
+    residual = torch.softmax(logits, dim=1) if logit_bias is None else torch.sigmoid(logits + logit_bias)
     residual[torch.arange(len(labels)), labels] -= 1.0
     return logit_scale * residual

@@ -8,18 +8,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dpfpl_client.learning.backbone import ClipBackbone
-from dpfpl_client.learning.evaluation import LabelledFeatures, accuracy
-from dpfpl_client.learning.gradients import per_example_gradients, total_gradient
+from dpfpl_client.learning.backbone import Backbone
+from dpfpl_client.learning.evaluation import LabelledFeatures
 from dpfpl_client.learning.methods import build_method
 from dpfpl_client.learning.prototypes import noised_class_sums, prototypes_from
-from dpfpl_client.learning.public_directions import direction_count, text_directions
+from dpfpl_client.learning.public_directions import direction_count
 from dpfpl_client.learning.randomness import Randomness
 from dpfpl_client.learning.step import noised_step
-from dpfpl_client.learning.whole_update import batch_gradient, released_update
+from dpfpl_client.learning.whole_update import ROUNDING_MARGIN, batch_gradient, released_update
 from dpfpl_common.errors import ModelError
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.optimizer import OptimizerState, descend
+from dpfpl_common.trust import largest_signal
 
 __all__ = ["PersonalState", "PromptLearner", "RoundResult", "SiteFeatures", "initial_context"]
 
@@ -91,7 +91,7 @@ class RoundResult:
     state: PersonalState
 
 
-def initial_context(backbone: ClipBackbone, experiment: Experiment) -> torch.Tensor:
+def initial_context(backbone: Backbone, experiment: Experiment) -> torch.Tensor:
     """The context [num_context, width] that zero displacement stands for: the initial text, or zero vectors.
 
     Raises:
@@ -116,12 +116,11 @@ class PromptLearner:
     initial text, so the server needs no model and zero means zero-shot.
     """
 
-    def __init__(self, backbone: ClipBackbone, experiment: Experiment, features: SiteFeatures) -> None:
-        self._backbone = backbone
+    def __init__(self, backbone: Backbone, experiment: Experiment, features: SiteFeatures) -> None:
         self._experiment = experiment
         self._features = features
-        self._tokens = backbone.class_tokens(experiment.classes, experiment.prompt.num_context)
         self._initial = initial_context(backbone, experiment)
+        self._scorer = backbone.scorer(experiment)
         self._method = build_method(experiment.prompt.method, experiment.context_shape, experiment.prompt.rank)
 
     @property
@@ -201,16 +200,18 @@ class PromptLearner:
             update += gradient / experiment.rounds.local_steps
             personal = directions.merge([block[0] for block in directions.split(gradient[None])])
             state = self._moved(state, personal)
-        return RoundResult(update=update, state=state)
+        # Near a steep place one gradient may be hundreds of times as long as the others.
+        longest, length = (1.0 - ROUNDING_MARGIN) * largest_signal(experiment), float(np.linalg.norm(update))
+        return RoundResult(update=update * min(1.0, longest / max(length, 1e-300)), state=state)
 
     @functools.cached_property
     def _public_facts(self) -> tuple[Floats, Floats | None]:
         """What ``prototypes_from`` may know beside the noised sums: the class texts' features, and directions."""
-        expected = self._backbone.text_features(self._initial, self._tokens).double().numpy()
+        expected = self._scorer.class_features(self._initial).double().numpy()
         if self._experiment.privacy.projection == "none":
             return expected, None
         count = direction_count(*expected.shape)
-        return expected, text_directions(self._backbone, self._tokens, self._initial, count)
+        return expected, self._scorer.public_directions(self._initial, count)
 
     def _begun(self, state: PersonalState, randomness: Randomness) -> PersonalState:
         """The state with the parameters that the method begins with, at a site's first step."""
@@ -244,9 +245,9 @@ class PromptLearner:
         }
         metrics: dict[str, float] = {}
         for name, context in contexts.items():
-            text_features = self._backbone.text_features(context, self._tokens)
+            predictor = self._scorer.at(context)
             for where, images in (("local", self._features.test), ("neighbour", self._features.neighbour_test)):
-                value = accuracy(text_features, images)
+                value = predictor.accuracy(images)
                 if value is not None:
                     metrics[f"{name}_{where}"] = value
         return metrics
@@ -260,9 +261,7 @@ class PromptLearner:
         self, global_context: npt.NDArray[np.float32], personal_context: Floats, examples: LabelledFeatures
     ) -> Floats:
         context = self.context(global_context, personal_context)
-        gradients = per_example_gradients(
-            self._backbone, context, self._tokens, examples.features, examples.labels, self._experiment.gradients
-        )
+        gradients = self._scorer.gradients(context, examples, self._experiment.gradients)
         return gradients.double().numpy()
 
     def _total(
@@ -274,9 +273,7 @@ class PromptLearner:
     ) -> Floats:
         """The weighted sum of the examples' gradients, where none of them is to be clipped."""
         context = self.context(global_context, personal_context)
-        total = total_gradient(
-            self._backbone, context, self._tokens, examples.features, examples.labels, weights.float()
-        )
+        total = self._scorer.total_gradient(context, examples, weights.float())
         return total.double().numpy()
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dpfpl_client.learning.backbone import ClipBackbone
+from dpfpl_client.learning.dual_encoder import DualEncoder
 from dpfpl_client.learning.text_tower import ClassTokens
 
 __all__ = ["direction_count", "text_directions"]
@@ -29,7 +29,7 @@ def direction_count(num_classes: int, feature_size: int) -> int:
     return min(feature_size, max(16, 2 * num_classes))
 
 
-def text_directions(backbone: ClipBackbone, tokens: ClassTokens, initial: torch.Tensor, count: int) -> Floats:
+def text_directions(backbone: DualEncoder, tokens: ClassTokens, initial: torch.Tensor, count: int) -> Floats:
     """The ``count`` leading directions of the class texts' features around the initial prompt.
 
     Args:

@@ -1,0 +1,73 @@
+"""An experiment's classes as features of a dual encoder: gradients, probabilities and accuracy by products."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from dpfpl_client.learning.dual_encoder import DualEncoder
+from dpfpl_client.learning.evaluation import LabelledFeatures, accuracy, head_probabilities
+from dpfpl_client.learning.gradients import per_example_gradients, total_gradient
+from dpfpl_client.learning.public_directions import text_directions
+from dpfpl_client.learning.text_tower import ClassTokens
+
+if TYPE_CHECKING:
+    from dpfpl_common.experiment import GradientSettings
+
+__all__ = ["ClassPredictor", "ClassScorer"]
+
+
+class ClassPredictor:
+    """Classes under one context: their text features are computed once.
+
+    Attributes:
+        text_features: unit rows [classes, feature_size].
+    """
+
+    def __init__(self, backbone: DualEncoder, text_features: Tensor) -> None:
+        self._backbone = backbone
+        self.text_features = text_features
+
+    def probabilities(self, features: Tensor) -> Tensor:
+        """[n, classes] by the model's own head, for unit image features [n, feature_size]."""
+        return head_probabilities(self._backbone, self.text_features, features)
+
+    def accuracy(self, examples: LabelledFeatures) -> float | None:
+        """Share of images whose class is the nearest."""
+        return accuracy(self.text_features, examples)
+
+
+class ClassScorer:
+    """A dual encoder joined to classes.
+
+    Args:
+        backbone: the frozen model.
+        tokens: the experiment's classes.
+    """
+
+    def __init__(self, backbone: DualEncoder, tokens: ClassTokens) -> None:
+        self._backbone, self._tokens = backbone, tokens
+
+    def gradients(self, context: Tensor, examples: LabelledFeatures, estimate: "GradientSettings") -> Tensor:
+        """One gradient [num_context, width] an example."""
+        return per_example_gradients(
+            self._backbone, context, self._tokens, examples.features, examples.labels, estimate
+        )
+
+    def total_gradient(self, context: Tensor, examples: LabelledFeatures, weights: Tensor) -> Tensor:
+        """The weighted sum of the examples' gradients, at the cost of one."""
+        return total_gradient(self._backbone, context, self._tokens, examples.features, examples.labels, weights)
+
+    def at(self, context: Tensor) -> ClassPredictor:
+        """The classes under a context."""
+        return ClassPredictor(self._backbone, self.class_features(context))
+
+    def class_features(self, context: Tensor) -> Tensor:
+        """Unit text features [classes, feature_size]."""
+        return self._backbone.text_features(context, self._tokens)
+
+    def public_directions(self, initial: torch.Tensor, count: int) -> npt.NDArray[np.float64]:
+        """Directions that the class texts' features sweep around the initial context."""
+        return text_directions(self._backbone, self._tokens, initial, count)

@@ -1,0 +1,124 @@
+"""A frozen generative vision-language model: pictures to rows of tokens, texts to embeddings, tasks to scorers."""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from PIL import Image
+
+from dpfpl_client.learning.generative.families import FAMILIES
+from dpfpl_client.learning.generative.language import LanguageModel
+from dpfpl_client.learning.generative.layout import layout_of
+from dpfpl_client.learning.gradients import EXACT
+from dpfpl_client.learning.initial_text import repeated_to_the_left
+from dpfpl_client.learning.model_files import feature_identity, load_image_processor, load_parts, model_fingerprint
+from dpfpl_common.errors import ModelError
+
+if TYPE_CHECKING:
+    from dpfpl_client.learning.generative.scorer import AnswerScorer
+    from dpfpl_common.experiment import Experiment
+
+__all__ = ["GenerativeBackbone", "load_generative"]
+
+EDGE: Final = 448
+"""To which pictures are brought, in pixels, where the model would otherwise take any size: 256 tokens of Qwen2-VL."""
+
+
+class GenerativeBackbone:
+    """A frozen generative model.
+
+    Attributes:
+        family: the model type of its config.json.
+        fingerprint: sha256 over the model's files; two sites with the same fingerprint have the same model.
+        feature_identity: sha256 over what a picture's row depends on beside the picture.
+        width: width d of the language model's embeddings and of context vectors.
+        feature_size: length of a picture's row: its tokens times d.
+        layout: how a turn is laid out.
+        language: the language model behind a picture.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, image_processor: Any, fingerprint: str) -> None:
+        self._model = model.eval().requires_grad_(False)
+        self._tokenizer = tokenizer
+        self._image_processor = image_processor
+        self.family = str(model.config.model_type)
+        self._quirks = FAMILIES[self.family]
+        self.fingerprint = fingerprint
+        self.feature_identity = feature_identity(fingerprint, image_processor, EDGE, self._quirks)
+        probe = self._prepared([Image.new("RGB", (64, 48), (90, 120, 150))])
+        (row,) = self._rows(probe)
+        self.width = int(row.shape[1])
+        self.feature_size = row.numel()
+        self.layout = layout_of(self._quirks, tokenizer, int(model.config.image_token_id), len(row))
+        self.language = LanguageModel(
+            model, self.layout, probe.get("image_grid_thw") if self._quirks.rope_index else None
+        )
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's own Hugging Face tokenizer."""
+        return self._tokenizer
+
+    def num_tokens(self, text: str) -> int:
+        """How many context vectors a text fills."""
+        return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def text_embeddings(self, text: str, num_context: int) -> torch.Tensor:
+        """Token embeddings [num_context, width] of a text, repeated to the left until they fill the context."""
+        ids = repeated_to_the_left(self._tokenizer, text, num_context)
+        return self.language.embed(torch.tensor(ids, dtype=torch.long)).detach().reshape(len(ids), self.width)
+
+    @torch.no_grad()
+    def image_features(self, images: Iterable[Image.Image], batch_size: int = 16) -> Iterator[torch.Tensor]:
+        """A picture's tokens in the language model's embedding space, one row [feature_size] a picture."""
+        stream = iter(images)
+        while batch := list(islice(stream, batch_size)):
+            for row in self._rows(self._prepared(batch)):
+                yield row.flatten().clone()
+
+    def scorer(self, experiment: "Experiment") -> "AnswerScorer":
+        """The model joined to an experiment's task.
+
+        Raises:
+            ModelError: what the experiment asks for has no meaning for a model without features of classes.
+        """
+        from dpfpl_client.learning.generative.scorer import AnswerScorer
+
+        if experiment.privacy.mechanism == "one_shot":
+            raise ModelError(
+                code="NO_CLASS_FEATURES",
+                message=f"one_shot releases sums of image features for each class, which a model of the family "
+                f"{self.family!r} does not compare with classes.",
+                advice="Use the mechanism per_step, or a model of the CLIP or SigLIP family.",
+            )
+        if experiment.gradients != EXACT:
+            raise ModelError(
+                code="NO_ESTIMATES",
+                message=f"The cheaper estimates of [gradients] are not made for the family {self.family!r}.",
+                advice="Leave [gradients] out.",
+            )
+        return AnswerScorer(self.language, self.layout, experiment.task, experiment.classes)
+
+    def _prepared(self, images: list[Image.Image]) -> dict[str, torch.Tensor]:
+        """What the image tower takes."""
+        if self._quirks.square:
+            images = [image.resize((EDGE, EDGE), Image.Resampling.BICUBIC) for image in images]
+        given = [[image] for image in images] if self._quirks.nested else images
+        found = self._image_processor(images=given, return_tensors="pt", **self._quirks.processor_options)
+        return {key: found[key] for key in ("pixel_values", "pixel_attention_mask", "image_grid_thw") if key in found}
+
+    @torch.no_grad()
+    def _rows(self, prepared: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        """A picture's tokens [tokens, width], for every picture."""
+        return list(self._model.get_image_features(**prepared).pooler_output)
+
+
+def load_generative(folder: Path, dtype: torch.dtype) -> GenerativeBackbone:
+    """The generative model of a folder."""
+    from transformers import AutoModelForImageTextToText
+
+    options = {"attn_implementation": "sdpa", "dtype": dtype}
+    parts = load_parts(folder, AutoModelForImageTextToText, load_image_processor, **options)
+    return GenerativeBackbone(*parts, model_fingerprint(folder))

@@ -1,0 +1,216 @@
+"""The language model behind a picture: what does not depend on the context is computed once, and without a graph.
+
+Two ways, the same function. *Shared*: keys and values of the head (with the picture) come first, without gradients, and
+only context, question and answer run with a graph; exact where attention is causal. *Whole*: everything runs at once,
+layers recomputed in the backward pass instead of kept. Which one serves a model is decided by a trial, not by its name.
+"""
+
+import functools
+import hashlib
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from dpfpl_client.learning.generative.layout import Layout
+
+__all__ = ["TOLERANCE", "LanguageModel"]
+
+logger = logging.getLogger(__name__)
+
+TOLERANCE: Final = 1e-4
+"""Largest relative difference up to which both ways count as the same function."""
+
+KEPT_BYTES: Final = 256 * 2**20
+"""Most that keys and values of pictures take up between steps."""
+
+KeysValues = list[tuple[Tensor, Tensor]]
+
+
+class LanguageModel:
+    """Hidden states of ``[context][question][answer]`` behind a picture.
+
+    Args:
+        model: a loaded ``...ForConditionalGeneration``.
+        layout: its turn.
+        grid: [1, 3], the picture's grid, for models that make their positions of it; None elsewhere.
+        shared: which way; None decides by a trial.
+
+    Attributes:
+        shared: which way serves.
+    """
+
+    def __init__(self, model: Any, layout: Layout, grid: Tensor | None, *, shared: bool | None = None) -> None:
+        self._model, self._layout, self._grid = model, layout, grid
+        self._decoder = model.model.get_decoder() if hasattr(model.model, "get_decoder") else model.get_decoder()
+        self._embedding = model.get_input_embeddings()
+        self._output = model.get_output_embeddings()
+        self._kept: OrderedDict[bytes, KeysValues] = OrderedDict()
+        self._kept_bytes = 0
+        self.width = int(self._embedding.weight.shape[1])
+        self.shared = True
+        if shared is None:
+            self._decide()
+        else:
+            self.shared = shared
+
+    def examples_within(self, size: int, length: int) -> int:
+        """How many examples with ``length`` tokens behind the head keep a graph of ``size`` bytes; at least one."""
+        config = self._model.config.get_text_config()
+        seen = length + len(self._layout.head)
+        tokens = length if self.shared else seen
+        inner = int(getattr(config, "intermediate_size", 4 * self.width))
+        token = 12 * self.width + 4 * inner + 2 * int(config.num_attention_heads) * seen
+        layers = int(config.num_hidden_layers) if self.shared else 2  # whole: recomputed layer by layer
+        each = 4 * tokens * layers * token + 4 * length * int(config.vocab_size)
+        return max(1, size // each)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token embeddings [..., width]."""
+        rows: Tensor = self._embedding(ids)
+        return rows
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., vocabulary]."""
+        found: Tensor = self._output(hidden)
+        return found
+
+    def states(self, pictures: Tensor, behind: Tensor) -> Tensor:
+        """Hidden states [b, L, width] of ``behind`` [b, L, width], which stands behind the head with the pictures.
+
+        Args:
+            pictures: rows [b, tokens * width].
+            behind: embeddings of context, question and answer; differentiable in it.
+        """
+        if self.shared:
+            hidden, _ = self.continued(self.prefix(pictures), behind)
+            return hidden
+        return self._whole(pictures, behind)
+
+    def prefix(self, pictures: Tensor) -> KeysValues:
+        """Keys and values [b, heads, h, e] of the head, by layer; kept for pictures seen before."""
+        keys = [hashlib.blake2b(row.numpy().tobytes(), digest_size=16).digest() for row in pictures.float().cpu()]
+        missing = [place for place, key in enumerate(keys) if key not in self._kept]
+        fresh: dict[bytes, KeysValues] = {}
+        if missing:
+            with torch.no_grad():
+                found = self._run(self._head(pictures[missing]), None, 0)[1]
+            for number, place in enumerate(missing):
+                fresh[keys[place]] = [(k[number : number + 1], v[number : number + 1]) for k, v in found]
+        rows = [self._kept.get(key) or fresh[key] for key in keys]
+        for key, row in fresh.items():
+            self._keep(key, row)
+        return [
+            (torch.cat([row[layer][0] for row in rows]), torch.cat([row[layer][1] for row in rows]))
+            for layer in range(len(rows[0]))
+        ]
+
+    def continued(self, before: KeysValues, behind: Tensor) -> tuple[Tensor, KeysValues]:
+        """Hidden states [b, L, width] behind keys and values, and these with the new ones."""
+        return self._run(behind, before, before[0][0].shape[2])
+
+    def _run(self, embedded: Tensor, before: KeysValues | None, start: int) -> tuple[Tensor, KeysValues]:
+        from transformers import DynamicCache
+
+        cache = DynamicCache(before) if before is not None else DynamicCache()
+        positions = self._positions(start + embedded.shape[1])[..., start:]
+        output = self._decoder(
+            inputs_embeds=embedded,
+            position_ids=positions.expand(*positions.shape[:-2], len(embedded), -1),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return output.last_hidden_state, [(layer.keys, layer.values) for layer in cache.layers]
+
+    def _whole(self, pictures: Tensor, behind: Tensor) -> Tensor:
+        embedded = torch.cat([self._head(pictures), behind], dim=1)
+        positions = self._positions(embedded.shape[1])
+        with _Recomputed(self._decoder):
+            output = self._decoder(
+                inputs_embeds=embedded,
+                position_ids=positions.expand(*positions.shape[:-2], len(embedded), -1),
+                use_cache=False,
+            )
+        hidden: Tensor = output.last_hidden_state[:, -behind.shape[1] :]
+        return hidden
+
+    def _head(self, pictures: Tensor) -> Tensor:
+        """The head's embeddings [b, h, width] with the pictures' rows in their places."""
+        embedded = self.embed(self._layout.head).detach()[None].repeat(len(pictures), 1, 1)
+        embedded[:, self._layout.picture] = pictures.to(embedded).reshape(len(pictures), -1, self.width)
+        return embedded
+
+    @functools.lru_cache(maxsize=256)  # noqa: B019  lives as long as its model
+    def _positions(self, length: int) -> Tensor:
+        """Positions of the first ``length`` tokens of a turn: [1, length], or [3, 1, length]."""
+        if self._grid is None:
+            return torch.arange(length)[None]
+        ids = self._layout.head.new_full((1, length), int(self._layout.head[0]))
+        size = min(length, len(self._layout.head))
+        ids[0, :size] = self._layout.head[:size]
+        kinds = torch.zeros_like(ids, dtype=torch.int32)
+        kinds[0, :size] = self._layout.picture[:size].int()
+        found: Tensor = self._model.model.get_rope_index(ids, kinds, image_grid_thw=self._grid)[0]
+        return found
+
+    def _keep(self, key: bytes, row: KeysValues) -> None:
+        size = sum(k.numel() * k.element_size() + v.numel() * v.element_size() for k, v in row)
+        if size > KEPT_BYTES:
+            return
+        self._kept[key] = row
+        self._kept_bytes += size
+        while self._kept_bytes > KEPT_BYTES:
+            _, oldest = self._kept.popitem(last=False)
+            self._kept_bytes -= sum(k.numel() * k.element_size() + v.numel() * v.element_size() for k, v in oldest)
+
+    @torch.no_grad()
+    def _decide(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        scale = float(self._embedding.weight[:1000].float().std())
+
+        def drawn(*shape: int) -> Tensor:
+            return (scale * torch.randn(shape, generator=generator)).to(self._embedding.weight)
+
+        pictures = drawn(1, int(self._layout.picture.sum()) * self.width)
+        behind = drawn(1, 4, self.width)
+        try:
+            found = self.states(pictures, behind)
+            expected = self._whole(pictures, behind)
+            difference = float((found - expected).norm() / expected.norm())
+        except (AttributeError, IndexError, TypeError) as error:  # layers whose state is not keys and values
+            self._give_up(type(error).__name__)
+            return
+        finally:
+            self._kept.clear()
+            self._kept_bytes = 0
+        if not difference <= TOLERANCE:
+            self._give_up(f"relative difference {difference:.1e}")
+
+    def _give_up(self, reason: str) -> None:
+        logger.warning("The picture's part cannot be shared in this model (%s); everything is computed whole.", reason)
+        self.shared = False
+
+
+class _Recomputed:
+    """Inside, layers keep no activations for the backward pass but compute them again; dropout stays off."""
+
+    def __init__(self, decoder: Any) -> None:
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        self._layers: Sequence[Any] = [
+            each for each in decoder.modules() if isinstance(each, GradientCheckpointingLayer)
+        ]
+
+    def __enter__(self) -> None:
+        for layer in self._layers:  # only the layer's own flag: its parts stay in evaluation mode
+            layer.gradient_checkpointing = layer.training = True
+            layer._gradient_checkpointing_func = functools.partial(
+                torch.utils.checkpoint.checkpoint, use_reentrant=False
+            )
+
+    def __exit__(self, *exception: object) -> None:
+        for layer in self._layers:
+            layer.gradient_checkpointing = layer.training = False

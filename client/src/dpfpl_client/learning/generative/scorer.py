@@ -1,0 +1,235 @@
+"""A generative model joined to a task: the loss of right answers, its gradients one by one, and what it answers.
+
+Both tasks are questions about a picture. *vqa*: every example brings question and answer. *classify*: one public
+question for all, and the class's name is the answer. The loss is the mean cross-entropy of the right answer's tokens,
+the end token included.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dpfpl_client.learning.answers import same_answer
+from dpfpl_client.learning.evaluation import LabelledFeatures
+from dpfpl_client.learning.generative.language import KeysValues, LanguageModel
+from dpfpl_client.learning.generative.layout import Layout
+from dpfpl_common.errors import ModelError
+
+if TYPE_CHECKING:
+    from dpfpl_common.experiment import GradientSettings, TaskSettings
+
+__all__ = ["AnswerPredictor", "AnswerScorer"]
+
+QUESTION: Final = "What is in the picture?"
+"""Asked where a classification names no question of its own."""
+
+ACTIVATION_BYTES: Final = 2**29
+"""Most that the graph of one micro-batch may take, roughly."""
+
+AT_ONCE: Final = 64
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Examples whose questions have one length, so that nothing stands between question and answer.
+
+    Attributes:
+        index: [b], which examples of the batch.
+        pictures: rows [b, tokens * width].
+        questions: ids [b, q].
+        answers: ids [b, a], padded on the right, which a causal model's earlier tokens never see.
+        real: bool [b, a].
+    """
+
+    index: Tensor
+    pictures: Tensor
+    questions: Tensor
+    answers: Tensor
+    real: Tensor
+
+
+class AnswerScorer:
+    """The model, its turn, and a task.
+
+    Args:
+        language: the language model behind a picture.
+        layout: of a turn.
+        task: of the experiment.
+        classes: names, for classification.
+    """
+
+    def __init__(self, language: LanguageModel, layout: Layout, task: "TaskSettings", classes: Sequence[str]) -> None:
+        self._language, self._layout, self._task, self._classes = language, layout, task, tuple(classes)
+
+    def gradients(self, context: Tensor, examples: LabelledFeatures, estimate: "GradientSettings") -> Tensor:
+        """d loss_x / d context [batch, num_context, width].
+
+        Every example of a micro-batch has a copy of the context of its own, so one backward pass gives each example's
+        gradient; examples share nothing else. Memory is bounded by the micro-batch.
+        """
+        result = context.new_zeros((len(examples), *context.shape))
+        for part in self._parts(context, self._asked(examples), examples.features):
+            with torch.enable_grad():
+                copies = context.detach().expand(len(part.index), -1, -1).clone().requires_grad_(True)
+                losses = self._losses(copies, part)
+                result[part.index] = torch.autograd.grad(losses.sum(), copies)[0]
+        return result
+
+    def total_gradient(self, context: Tensor, examples: LabelledFeatures, weights: Tensor) -> Tensor:
+        """``sum_x weights_x g_x`` [num_context, width]; an example of weight 0 is absent."""
+        used = torch.nonzero(weights).flatten()
+        asked = self._asked(examples)
+        result = torch.zeros_like(context)
+        for part in self._parts(context, [asked[int(i)] for i in used], examples.features[used]):
+            with torch.enable_grad():
+                leaf = context.detach().clone().requires_grad_(True)
+                losses = self._losses(leaf.expand(len(part.index), -1, -1), part)
+                result += torch.autograd.grad((losses * weights[used][part.index]).sum(), leaf)[0]
+        return result
+
+    def at(self, context: Tensor) -> "AnswerPredictor":
+        """The task under a context."""
+        return AnswerPredictor(self, context)
+
+    def class_features(self, context: Tensor) -> Tensor:
+        """There are none."""
+        raise _no_class_features()
+
+    def public_directions(self, initial: Tensor, count: int) -> Any:
+        """There are none."""
+        raise _no_class_features()
+
+    def _asked(self, examples: LabelledFeatures) -> list[tuple[str, str]]:
+        """Question and right answer of every example."""
+        if self._task.kind == "vqa":
+            assert len(examples.asked) == len(examples), "features without questions"
+            return list(examples.asked)
+        return [(self._question, self._classes[int(label)]) for label in examples.labels]
+
+    @property
+    def _question(self) -> str:
+        return self._task.question or QUESTION
+
+    def _losses(self, contexts: Tensor, part: MicroBatch) -> Tensor:
+        """[b] for contexts [b, m, d]: the mean over the answer's tokens."""
+        return -self._log_likelihoods(contexts, part) / part.real.sum(dim=1)
+
+    def _log_likelihoods(self, contexts: Tensor, part: MicroBatch) -> Tensor:
+        """log p(answer | picture, context, question), [b]."""
+        embed = self._language.embed
+        behind = torch.cat([contexts, embed(part.questions), embed(part.answers[:, :-1])], dim=1)
+        hidden = self._language.states(part.pictures, behind)
+        logits = self._language.logits(hidden[:, -part.answers.shape[1] :])
+        spoken = functional.log_softmax(logits.float(), dim=-1).gather(2, part.answers[:, :, None])[:, :, 0]
+        return (spoken * part.real).sum(dim=1)
+
+    def _parts(self, context: Tensor, asked: Sequence[tuple[str, str]], pictures: Tensor) -> Iterator[MicroBatch]:
+        """Micro-batches: questions of one length, no more at once than memory allows; in no particular order."""
+        questions = [self._layout.question_ids(question) for question, _ in asked]
+        answers = [self._layout.answer_ids(answer) for _, answer in asked]
+        for length in sorted({len(ids) for ids in questions}):
+            members = [place for place, ids in enumerate(questions) if len(ids) == length]
+            longest = max(len(answers[place]) for place in members)
+            size = self._language.examples_within(ACTIVATION_BYTES, len(context) + length + longest)
+            for start in range(0, len(members), min(AT_ONCE, size)):
+                chosen = members[start : start + min(AT_ONCE, size)]
+                yield _micro_batch(chosen, pictures, questions, answers)
+
+
+def _micro_batch(
+    chosen: Sequence[int], pictures: Tensor, questions: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
+) -> MicroBatch:
+    index = torch.tensor(chosen)
+    longest = max(len(answers[place]) for place in chosen)
+    ids = torch.zeros((len(chosen), longest), dtype=torch.long)
+    real = torch.zeros((len(chosen), longest), dtype=torch.bool)
+    for row, place in enumerate(chosen):
+        ids[row, : len(answers[place])] = torch.tensor(answers[place])
+        real[row, : len(answers[place])] = True
+    return MicroBatch(index, pictures[index], torch.tensor([list(questions[place]) for place in chosen]), ids, real)
+
+
+class AnswerPredictor:
+    """A task under one context [num_context, width]."""
+
+    def __init__(self, scorer: AnswerScorer, context: Tensor) -> None:
+        self._scorer, self._context = scorer, context
+
+    @torch.no_grad()
+    def probabilities(self, features: Tensor) -> Tensor:
+        """Of the classes, [n, classes]: how probable each name is as the whole answer, made to add up to 1.
+
+        Raises:
+            ModelError: NO_CLASSES, the task is open questions.
+        """
+        scorer = self._scorer
+        if not scorer._classes:
+            raise ModelError(
+                code="NO_CLASSES",
+                message="The prompt was learned for open questions; there are no classes to choose from.",
+                advice="Ask it a question.",
+            )
+        scores = torch.empty((len(features), len(scorer._classes)))
+        for number, name in enumerate(scorer._classes):
+            for part in scorer._parts(self._context, [(scorer._question, name)] * len(features), features):
+                contexts = self._context.expand(len(part.index), -1, -1)
+                scores[part.index, number] = scorer._log_likelihoods(contexts, part)
+        return torch.softmax(scores, dim=1)
+
+    def accuracy(self, examples: LabelledFeatures) -> float | None:
+        """Share of right answers: the most probable class, or the spoken answer by normalised exact match."""
+        if len(examples) == 0:
+            return None
+        if self._scorer._task.kind == "vqa":
+            spoken = self.answers(examples)
+            right = [same_answer(mine, asked[1]) for mine, asked in zip(spoken, examples.asked, strict=True)]
+            return sum(right) / len(right)
+        predicted = self.probabilities(examples.features).argmax(dim=1)
+        return float((predicted == examples.labels).double().mean())
+
+    @torch.no_grad()
+    def answers(self, examples: LabelledFeatures) -> list[str]:
+        """What the model answers each question, word by word the most probable."""
+        scorer = self._scorer
+        result = [""] * len(examples)
+        for part in scorer._parts(self._context, scorer._asked(examples), examples.features):
+            for place, ids in zip(part.index.tolist(), self._spoken(part), strict=True):
+                result[place] = scorer._layout.text_of(ids)
+        return result
+
+    def _spoken(self, part: MicroBatch) -> list[list[int]]:
+        """Greedy ids of a micro-batch, without the end token."""
+        language, end = self._scorer._language, self._scorer._layout.end_id
+        contexts = self._context.expand(len(part.index), -1, -1)
+        behind = torch.cat([contexts, language.embed(part.questions)], dim=1)
+        spoken: list[list[int]] = [[] for _ in part.index]
+        open_ = set(range(len(spoken)))
+        keys_values: KeysValues | None = language.prefix(part.pictures) if language.shared else None
+        for _ in range(self._scorer._task.max_answer_tokens):
+            if keys_values is None:
+                hidden = language.states(part.pictures, behind)
+            else:
+                hidden, keys_values = language.continued(keys_values, behind)
+            chosen = language.logits(hidden[:, -1]).argmax(dim=-1)
+            for row in sorted(open_):
+                if int(chosen[row]) == end:
+                    open_.remove(row)
+                else:
+                    spoken[row].append(int(chosen[row]))
+            if not open_:
+                break
+            said = language.embed(chosen[:, None])
+            behind = torch.cat([behind, said], dim=1) if keys_values is None else said
+        return spoken
+
+
+def _no_class_features() -> ModelError:
+    return ModelError(
+        code="NO_CLASS_FEATURES",
+        message="A generative model has no features of classes in the pictures' space.",
+        advice="Use the mechanism per_step.",
+    )

@@ -1,0 +1,70 @@
+"""A model of every generative family with random weights, some pictures and questions about them."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dpfpl_bench.families import write_random_model
+from dpfpl_client.learning.backbone import load_backbone
+from dpfpl_client.learning.evaluation import LabelledFeatures
+from dpfpl_client.learning.generative.families import FAMILIES
+from dpfpl_common.experiment import (
+    Experiment,
+    ModelSettings,
+    PrivacySettings,
+    PromptSettings,
+    RoundSettings,
+    TaskSettings,
+)
+
+torch.set_num_threads(1)
+
+QUESTIONS = (
+    ("what colour is it?", "red"),
+    ("how many small animals are there?", "two or three"),
+    ("what is it?", "a dog"),
+    ("what colour is it?", "dark green"),
+    ("what is it?", "bird"),
+)
+
+
+@pytest.fixture(scope="package", params=sorted(FAMILIES))
+def folder(request, tmp_path_factory):
+    return write_random_model(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="package")
+def model(folder):
+    return load_backbone(str(folder))
+
+
+@pytest.fixture(scope="package")
+def pictures():
+    generator = np.random.default_rng(0)
+    shapes = [(40, 40), (30, 50), (64, 20), (40, 40), (50, 30)]
+    return [Image.fromarray(generator.integers(0, 255, (*shape, 3), dtype=np.uint8)) for shape in shapes]
+
+
+@pytest.fixture(scope="package")
+def examples(model, pictures):
+    rows = torch.stack(list(model.image_features(pictures)))
+    return LabelledFeatures(rows, torch.zeros(len(rows), dtype=torch.long), QUESTIONS)
+
+
+@pytest.fixture
+def vqa_experiment():
+    def make(model, *, num_context=3, sites=2, task=None, classes=(), local_steps=2, **privacy):
+        settings = {"noise_multiplier": 1.0, "clipping_norm": 0.3, "sample_rate": 0.7, "nominal_site_size": 5}
+        return Experiment(
+            name="vqa",
+            classes=tuple(classes),
+            sites=tuple(f"s{i}" for i in range(sites)),
+            model=ModelSettings(width=model.width),
+            prompt=PromptSettings(num_context=num_context, rank=2, init_text="look at"),
+            privacy=PrivacySettings(**{**settings, **privacy}),
+            rounds=RoundSettings(number=2, local_steps=local_steps),
+            task=task or TaskSettings(kind="vqa", max_answer_tokens=5),
+        )
+
+    return make

@@ -1,0 +1,217 @@
+"""Every generative family against plain Hugging Face: the context's place, exact gradients, what is spoken."""
+
+import contextlib
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from dpfpl_client.learning.backbone import load_backbone
+from dpfpl_client.learning.generative.families import FAMILIES
+from dpfpl_client.learning.generative.language import LanguageModel
+from dpfpl_client.learning.gradients import EXACT
+from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
+from dpfpl_client.learning.randomness import SeededRandomness
+from dpfpl_common.errors import ModelError
+from dpfpl_common.experiment import GradientSettings, TaskSettings
+
+M = 3
+
+
+@pytest.fixture(scope="package")
+def stock(folder):
+    """The same folder as a user of plain transformers loads it."""
+    from transformers import AutoImageProcessor, AutoModelForImageTextToText
+
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
+    return model, AutoImageProcessor.from_pretrained(folder, backend="pil")
+
+
+@pytest.fixture
+def context(model):
+    return 0.5 * torch.randn(M, model.width, generator=torch.Generator().manual_seed(1))
+
+
+def picture_inputs(stock, family, picture):
+    """What the family's own processor makes of one picture, prepared as the backbone documents it."""
+    quirks = FAMILIES[family]
+    picture = picture.resize((448, 448), 3) if quirks.square else picture
+    inputs = stock[1](
+        images=[[picture]] if quirks.nested else [picture], return_tensors="pt", **quirks.processor_options
+    )
+    return {key: inputs[key] for key in ("pixel_values", "pixel_attention_mask", "image_grid_thw") if key in inputs}
+
+
+def plain_logits(stock, model, picture, context, question, answer):
+    """Logits [length, vocabulary] of a whole turn through the model's own forward, pixels and all."""
+    theirs, layout = stock[0], model.layout
+    begin, end = list(layout.head), [*layout.question_ids(question), *layout.answer_ids(answer)[:-1]]
+    ids = torch.tensor([[*map(int, begin), *([end[0]] * len(context)), *end]])
+    embedded = theirs.get_input_embeddings()(ids)
+    embedded = torch.cat([embedded[:, : len(begin)], context[None], embedded[:, len(begin) + len(context) :]], dim=1)
+    inputs = picture_inputs(stock, model.family, picture)
+    if FAMILIES[model.family].rope_index:
+        kinds = (ids == theirs.config.image_token_id).int()
+        positions, _ = theirs.model.get_rope_index(ids, kinds, image_grid_thw=inputs["image_grid_thw"])
+        inputs["position_ids"] = positions
+    return theirs(inputs_embeds=embedded, use_cache=False, **inputs).logits[0]
+
+
+def plain_loss(stock, model, picture, context, question, answer):
+    right = torch.tensor(model.layout.answer_ids(answer))
+    logits = plain_logits(stock, model, picture, context, question, answer)
+    return functional.cross_entropy(logits[-len(right) :], right)
+
+
+def test_the_context_is_put_where_the_plain_forward_with_inputs_embeds_has_it(
+    stock, model, pictures, examples, context, vqa_experiment
+):
+    scorer = model.scorer(vqa_experiment(model))
+    (part, *_) = [p for p in scorer._parts(context, examples.asked, examples.features) if 1 in p.index.tolist()]
+    behind = torch.cat(
+        [context.expand(1, -1, -1), model.language.embed(part.questions), model.language.embed(part.answers[:, :-1])], 1
+    )
+    ours = model.language.logits(model.language.states(part.pictures, behind))[0]
+    theirs = plain_logits(stock, model, pictures[1], context, *examples.asked[1])[-len(ours) :]
+    assert float((ours - theirs).norm() / theirs.norm()) < 1e-5
+
+
+def test_gradients_are_those_of_single_examples(stock, model, pictures, examples, context, vqa_experiment):
+    scorer = model.scorer(vqa_experiment(model))
+    ours = scorer.gradients(context, examples, EXACT)
+    weights = torch.tensor([1.0, 0.5, 0.0, 2.0, 1.0])
+    total = torch.zeros_like(context)
+    for picture, asked, mine, weight in zip(pictures, examples.asked, ours, weights, strict=True):
+        leaf = context.clone().requires_grad_(True)
+        single = torch.autograd.grad(plain_loss(stock, model, picture, leaf, *asked), leaf)[0]
+        assert float((mine - single).norm() / single.norm()) < 1e-4
+        total += weight * single
+    found = scorer.total_gradient(context, examples, weights)
+    assert float((found - total).norm() / total.norm()) < 1e-4
+    nothing = examples.take(np.array([], dtype=np.int64))
+    assert scorer.gradients(context, nothing, EXACT).shape == (0, M, model.width)
+
+
+def test_an_example_changes_its_own_gradient_only(model, examples, context, vqa_experiment):
+    scorer = model.scorer(vqa_experiment(model))
+    before = scorer.gradients(context, examples, EXACT)
+    asked = (*examples.asked[:3], ("what colour is it?", "something else entirely"), examples.asked[4])
+    after = scorer.gradients(context, type(examples)(examples.features, examples.labels, asked), EXACT)
+    assert not torch.allclose(before[3], after[3])
+    others = [0, 1, 2, 4]
+    assert torch.allclose(before[others], after[others], rtol=1e-4, atol=1e-6)
+
+
+def test_memory_bound_gradients_are_the_same(model, examples, context, vqa_experiment, monkeypatch):
+    scorer = model.scorer(vqa_experiment(model))
+    expected = scorer.gradients(context, examples, EXACT)
+    monkeypatch.setattr("dpfpl_client.learning.generative.scorer.AT_ONCE", 1)
+    assert torch.allclose(scorer.gradients(context, examples, EXACT), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_whole_way_is_the_same_function(folder, stock, model, examples, context, vqa_experiment):
+    """Layers recomputed instead of kept, nothing shared: what serves models in which the picture's part sees behind."""
+    assert model.language.shared
+    other = load_backbone(str(folder))
+    grid = other.language._grid
+    other.language = LanguageModel(other._model, other.layout, grid, shared=False)
+    ours, theirs = model.scorer(vqa_experiment(model)), other.scorer(vqa_experiment(model))
+    expected = ours.gradients(context, examples, EXACT)
+    assert torch.allclose(theirs.gradients(context, examples, EXACT), expected, rtol=1e-3, atol=1e-5)
+    assert theirs.at(context).answers(examples) == ours.at(context).answers(examples)
+
+
+def test_the_whole_way_keeps_no_layers_activations(folder, examples, monkeypatch):
+    """Of recomputed layers only their inputs stay for the backward pass."""
+    other = load_backbone(str(folder))
+    language = LanguageModel(other._model, other.layout, other.language._grid, shared=False)
+
+    def kept():
+        sizes = []
+        behind = torch.randn(len(examples), 8, language.width, requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
+            language.states(examples.features, behind)
+        return sum(sizes)
+
+    recomputed = kept()
+    monkeypatch.setattr(
+        "dpfpl_client.learning.generative.language._Recomputed", lambda decoder: contextlib.nullcontext()
+    )
+    assert recomputed < kept() / 2
+
+
+def test_greedy_answers_are_hugging_faces_own(stock, model, pictures, examples, context, vqa_experiment):
+    spoken = model.scorer(vqa_experiment(model)).at(context).answers(examples)
+    for picture, (question, _), mine in zip(pictures, examples.asked, spoken, strict=True):
+        ids, layout = [], model.layout
+        for _ in range(5):
+            text = [*layout.question_ids(question), *ids]
+            logits = plain_logits_of_ids(stock, model, picture, context, text)
+            word = int(logits[-1].argmax())
+            if word == layout.end_id:
+                break
+            ids.append(word)
+        assert mine == layout.text_of(ids)
+
+
+def plain_logits_of_ids(stock, model, picture, context, text):
+    class Spelled:
+        head, end_id = model.layout.head, model.layout.end_id
+
+        def question_ids(self, question):
+            return tuple(text)
+
+        def answer_ids(self, answer):
+            return (self.end_id,)
+
+    class Model:
+        layout, family = Spelled(), model.family
+
+    return plain_logits(stock, Model(), picture, context, "", "")
+
+
+def test_classification_scores_the_names_as_whole_answers(stock, model, pictures, examples, context, vqa_experiment):
+    classes = ("red", "a small dog", "bird")
+    task = TaskSettings(question="what is it?")
+    predictor = model.scorer(vqa_experiment(model, task=task, classes=classes)).at(context)
+    found = predictor.probabilities(examples.features[:2])
+    for picture, row in zip(pictures, found, strict=False):
+        scores = []
+        for name in classes:
+            length = len(model.layout.answer_ids(name))
+            scores.append(-length * plain_loss(stock, model, picture, context, "what is it?", name))
+        assert torch.allclose(row, torch.softmax(torch.stack(scores), dim=0), atol=1e-4)
+
+
+@pytest.mark.parametrize("trust", ["distributed", "central", "local"])
+def test_whole_rounds_move_both_parts(model, examples, vqa_experiment, trust):
+    experiment = vqa_experiment(model, trust=trust)
+    learner = PromptLearner(model, experiment, SiteFeatures(examples, examples, examples, ()))
+    state, shared = PersonalState.initial(experiment), np.zeros((M, model.width), np.float32)
+    for number in (1, 2):
+        result = learner.train_round(shared, state, SeededRandomness(0).for_round("s0", number))
+        state = result.state
+        assert np.isfinite(result.update).all()
+        assert result.update.any()
+    assert state.context.any()
+    metrics = learner.evaluate(shared, state.context)
+    assert all(0 <= value <= 1 for value in metrics.values())
+    assert "personal_neighbour" in metrics
+
+
+def test_what_has_no_meaning_is_refused(model, vqa_experiment):
+    classes = {"classes": ("a", "b"), "task": TaskSettings()}
+    with pytest.raises(ModelError, match="one_shot") as caught:
+        model.scorer(vqa_experiment(model, mechanism="one_shot", trust="local", **classes))
+    assert caught.value.code == "NO_CLASS_FEATURES"
+    experiment = dataclasses.replace(vqa_experiment(model, **classes), gradients=GradientSettings(classes=1))
+    with pytest.raises(ModelError) as caught:
+        model.scorer(experiment)
+    assert caught.value.code == "NO_ESTIMATES"
+    with pytest.raises(ModelError) as caught:
+        model.scorer(vqa_experiment(model)).at(torch.zeros(M, model.width)).probabilities(
+            torch.zeros(1, model.feature_size)
+        )
+    assert caught.value.code == "NO_CLASSES"
