@@ -13,6 +13,7 @@ from dpfpl_common.errors import ConfigError
 from dpfpl_common.gradient_settings import PRECISIONS, GradientSettings
 from dpfpl_common.noise import grid_allows
 from dpfpl_common.settings import from_table, read_toml, to_table
+from dpfpl_common.soundness import refuse_unsound
 from dpfpl_common.value_checks import choice as _choice
 from dpfpl_common.value_checks import impossible as _impossible
 from dpfpl_common.value_checks import within as _within
@@ -47,7 +48,7 @@ METHODS = ("dpfpl", "dplora", "fedotp", "fedpgp", "promptfl")
 TASKS = ("classify", "vqa")
 SITE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 OPTIMIZERS = ("adam", "sgd")
-RULES = ("mean", "median", "trimmed_mean")
+RULES = ("mean", "median", "trimmed_mean", "krum")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 
@@ -191,9 +192,11 @@ class AggregationSettings:
     """How the sites' updates become one; every site counts the same, whatever it says of itself.
 
     Attributes:
-        rule: ``mean``, the paper's; ``median`` or ``trimmed_mean``, coordinate by coordinate, which bear some hostile
-            sites but need ``local`` trust: only there is each message noised enough by itself.
-        trim: under ``trimmed_mean``, how many values are cut off at each end of every coordinate.
+        rule: ``mean``, the paper's; ``median`` or ``trimmed_mean``, coordinate by coordinate; or ``krum``, the one
+            update that is nearest to its neighbours. The last three bear some hostile sites but need ``local`` trust:
+            only there is each message noised enough by itself.
+        trim: how many hostile sites ``krum`` bears, and ``trimmed_mean``, which cuts off so many values at each end of
+            every coordinate.
         largest_site: the most training images a site may have, in nominal sizes; larger updates are dropped.
     """
 
@@ -344,10 +347,11 @@ def _check(e: Experiment) -> None:
     _choice("privacy.clipping", p.clipping, CLIPPINGS)
     _choice("privacy.accounting", p.accounting, ACCOUNTINGS)
     _choice("aggregation.rule", e.aggregation.rule, RULES)
-    trimmed = e.aggregation.rule == "trimmed_mean"  # a round with just the quorum must leave something
-    _within("aggregation.trim", e.aggregation.trim, 1, (e.min_sites - 1) // 2 if trimmed else 10**6)
+    # A round with just the quorum must leave something; Krum's guarantee needs two more than 2 * trim + 1 updates.
+    most = {"trimmed_mean": (e.min_sites - 1) // 2, "krum": (e.min_sites - 3) // 2}
+    _within("aggregation.trim", e.aggregation.trim, 1, most.get(e.aggregation.rule, 10**6))
     _within("aggregation.largest_site", e.aggregation.largest_site, 1.0, 1e6)
-    _refuse_unsound(p, e.aggregation.rule)
+    refuse_unsound(p, e.aggregation.rule)
     if (p.target_epsilon is None) and (p.noise_multiplier is None):
         raise _impossible("privacy", "neither", "target_epsilon or noise_multiplier (0 for no noise)")
     if p.target_epsilon is not None:
@@ -374,62 +378,6 @@ def _check(e: Experiment) -> None:
         _within("rounds.min_sites", r.min_sites, len(e.sites) - p.tolerated_dropouts, len(e.sites))
     _within("rounds.deadline", r.deadline, 1.0, 1e6)
     _within("rounds.evaluate_every", r.evaluate_every, 1, 100_000)
-
-
-def _refuse_unsound(p: PrivacySettings, rule: str) -> None:
-    """Refuse combinations without a sound analysis, with the reason."""
-    reason = _unsound_site_unit(p)
-    if reason:
-        pass
-    elif p.mechanism == "one_shot" and p.trust != "local":
-        reason = (
-            f"the mechanism one_shot cannot run under {p.trust} trust: what a site sends is trained on its own noised "
-            "class sums, which carry their whole noise already; shares of noise have no meaning there"
-        )
-    elif p.mechanism == "one_shot" and p.accounting == "paper":
-        reason = "the paper's formula is about noise at every step; one_shot adds noise once"
-    elif p.projection != "none" and p.mechanism != "one_shot":
-        reason = (
-            f"the projection {p.projection} is one of class sums of image features, which {p.mechanism} does not "
-            "release; its gradients are projected by the method's own directions"
-        )
-    elif p.clipping == "separate" and (p.mechanism == "one_shot" or p.trust == "local"):
-        reason = "separate clipping needs several blocks; here only one is released"
-    elif rule != "mean" and p.trust != "local":
-        reason = (
-            f"a {rule} is no function of the sum of all messages, so the noise that the sum carries under {p.trust} "
-            "trust does not protect it; each message must carry the whole noise"
-        )
-    if reason:
-        raise ConfigError(
-            code="NO_SOUND_ANALYSIS",
-            message=f"Refused: {reason}.",
-            advice="For one_shot, median and trimmed_mean set trust to local; otherwise use clipping joint, accounting "
-            "honest and projection none. The unit site needs the mechanism per_step and trust distributed or, to "
-            "sample sites, central.",
-        )
-
-
-def _unsound_site_unit(p: PrivacySettings) -> str:
-    """Why the settings around the unit ``site`` have no sound analysis; empty if they have one."""
-    if p.unit != "site":
-        if p.site_sample_rate < 1:
-            return "sampling sites is analysed for the unit site only"
-        return ""
-    if p.mechanism != "per_step":
-        return "one_shot bounds what one image adds to the class sums, not what a whole site adds"
-    if p.trust == "local":
-        return "under local trust the personal prompt learns from noised steps; a whole update is noised once a round"
-    if p.clipping != "joint":
-        return "under the unit site one vector is clipped, the whole update; there are no separate blocks"
-    if p.accounting != "honest":
-        return "the paper's formula is about single examples, not about whole sites"
-    if p.site_sample_rate < 1 and p.trust != "central":
-        return (
-            "under distributed trust the sampled sites would add a random number of noise shares, which may be fewer "
-            "than the analysis counts on"
-        )
-    return ""
 
 
 def _is_name(text: str) -> bool:
