@@ -131,6 +131,7 @@ OTHER = {
     "prompt.rank": 2,
     "prompt.init_text": "",
     "prompt.personal_strength": 0.5,
+    "prompt.retention": 0.5,
     "optimizer.name": "sgd",
     "optimizer.global_learning_rate": 0.5,
     "optimizer.personal_learning_rate": 0.5,
@@ -184,6 +185,7 @@ def test_an_experiment_of_an_earlier_release_keeps_its_digest():
     assert "projection" not in BASE.to_json()
     assert "personal_strength" not in BASE.to_json()
     assert "absent_weight" not in BASE.to_json()
+    assert "retention" not in BASE.to_json()
     stronger = dataclasses.replace(BASE, prompt=dataclasses.replace(BASE.prompt, personal_strength=1.5))
     assert parse_experiment(stronger.to_json()) == stronger
     assert stronger.digest() != BASE.digest()
@@ -239,6 +241,8 @@ def test_what_has_no_sound_analysis_is_refused_with_the_reason(privacy, reason):
     keeping = dataclasses.replace(BASE, prompt=dataclasses.replace(BASE.prompt, absent_weight=0.5), privacy=sound)
     assert parse_experiment(keeping.to_json()) == keeping
     assert keeping.digest() != dataclasses.replace(BASE, privacy=sound).digest()
+    with pytest.raises(ConfigError, match=r"retention.*per_step"):
+        dataclasses.replace(BASE, prompt=dataclasses.replace(BASE.prompt, retention=1.0), privacy=sound)
     with pytest.raises(ConfigError, match=r"absent_weight.*one_shot only"):
         dataclasses.replace(keeping, privacy=BASE.privacy)
     with pytest.raises(ConfigError, match="one of none, text"):

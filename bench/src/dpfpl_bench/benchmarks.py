@@ -17,6 +17,7 @@ __all__ = ["EPSILONS", "STUDIES", "Study", "run_study"]
 EPSILONS = (8.0, 4.0, 2.0, 1.0)
 DEFAULTS = FixedSettings()
 BALANCED = FixedSettings(absent_weight=0.5)
+RETAINED = FixedSettings(retention=1.0)
 LONGER = FixedSettings(num_context=8)
 
 
@@ -60,6 +61,22 @@ def _studies() -> tuple[Study, ...]:
                 "Noise at every step, each site adds its share: what an experiment.toml without further settings does.",
                 _against_floors(f"{data}-default", data, "per_step", DEFAULTS),
                 plots=True,
+            )
+        )
+        found.append(
+            Study(
+                f"{data}-retention",
+                f"Noise at every step with retention on {data}",
+                "As above with `retention = 1`: a pull made of public facts keeps all classes apart.",
+                (
+                    Sweep(
+                        name=f"{data}-retention",
+                        data=data,
+                        floors="none",
+                        grid=Grid(epsilon=(8.0, 2.0)),
+                        settings=RETAINED,
+                    ),
+                ),
             )
         )
         found.append(

@@ -77,6 +77,9 @@ def run(
     absent_weight: Annotated[
         float, typer.Option(help="of one_shot: least share of the loss that keeps the classes a site lacks")
     ] = 0.0,
+    retention: Annotated[
+        float, typer.Option(help="of per_step: pull of the personal part towards keeping all classes apart")
+    ] = 0.0,
     personal_strength: Annotated[
         float, typer.Option(help="weight of the personal part in use: 0 shared prompt alone, 1 as trained")
     ] = 1.0,
@@ -158,6 +161,7 @@ def run(
             site_sample_rate=site_sample_rate,
             projection=projection,
             absent_weight=absent_weight,
+            retention=retention,
             personal_strength=personal_strength,
         ),
         floors=floors,

@@ -49,6 +49,7 @@ class BenchSettings:
     site_sample_rate: float = 1.0
     projection: str = "none"
     absent_weight: float = 0.0
+    retention: float = 0.0
     personal_strength: float = 1.0
 
 
@@ -77,6 +78,7 @@ def build_experiment(
             settings.init_text,
             personal_strength=settings.personal_strength,
             absent_weight=settings.absent_weight,
+            retention=settings.retention,
         ),
         optimizer=OptimizerSettings("adam", settings.learning_rate, settings.personal_learning_rate),
         privacy=PrivacySettings(

@@ -44,7 +44,8 @@ class Grid:
 class FixedSettings:
     """The same in every run; the flags of ``dpfpl-bench run`` with the same names and defaults.
 
-    ``absent_weight`` and ``projection`` are of ``one_shot`` and say nothing to the other mechanism's runs.
+    ``absent_weight`` and ``projection`` are of ``one_shot``, ``retention`` of ``per_step``: they say nothing to the
+    other mechanism's runs.
     """
 
     delta: float = 1e-5
@@ -61,6 +62,7 @@ class FixedSettings:
     evaluate_every: int = 100_000
     projection: str = "none"
     absent_weight: float = 0.0
+    retention: float = 0.0
     personal_strength: float = 1.0
 
 
@@ -84,6 +86,8 @@ class Cell:
         """The run's settings in full."""
         if self.mechanism != "one_shot":
             fixed = dataclasses.replace(fixed, projection="none", absent_weight=0.0)
+        else:
+            fixed = dataclasses.replace(fixed, retention=0.0)
         return BenchSettings(
             name=name,
             method=self.method,

@@ -97,6 +97,8 @@ class PromptSettings:
             prompt alone. Training is the same whatever it is.
         absent_weight: of ``one_shot``: at least this share of the loss keeps the classes of which nothing was found in
             the site's release where the plain text has them; 0: no more than what the noise may hide.
+        retention: of ``per_step``: weight of a pull, made of public facts alone, that keeps all classes apart as the
+            shared prompt has them while the personal part is trained; 1: as long as one example may pull; 0: none.
     """
 
     method: str = "dpfpl"
@@ -105,6 +107,7 @@ class PromptSettings:
     init_text: str = "a photo of a"
     personal_strength: float = 1.0
     absent_weight: float = 0.0
+    retention: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -265,6 +268,8 @@ class Experiment:
             del table["prompt"]["personal_strength"]
         if self.prompt.absent_weight == PromptSettings.absent_weight:
             del table["prompt"]["absent_weight"]
+        if self.prompt.retention == PromptSettings.retention:
+            del table["prompt"]["retention"]
         if self.task == TaskSettings():
             del table["task"]
         if self.privacy.projection == PrivacySettings.projection:
@@ -329,6 +334,13 @@ def _check(e: Experiment) -> None:
     _within("prompt.rank", e.prompt.rank, 1, min(e.context_shape))
     _within("prompt.personal_strength", e.prompt.personal_strength, 0.0, 10.0)
     _within("prompt.absent_weight", e.prompt.absent_weight, 0.0, 0.95)
+    _within("prompt.retention", e.prompt.retention, 0.0, 100.0)
+    if e.prompt.retention and (e.privacy.mechanism, e.privacy.unit, e.task.kind) != ("per_step", "example", "classify"):
+        raise _impossible(
+            "prompt.retention",
+            e.prompt.retention,
+            "0: it goes with the mechanism per_step, the unit example and the task classify",
+        )
     if e.prompt.absent_weight and e.privacy.mechanism != "one_shot":
         raise _impossible(
             "prompt.absent_weight",
