@@ -186,6 +186,7 @@ def test_an_experiment_of_an_earlier_release_keeps_its_digest():
     assert "personal_strength" not in BASE.to_json()
     assert "absent_weight" not in BASE.to_json()
     assert "retention" not in BASE.to_json()
+    assert "contrast" not in BASE.to_json()
     stronger = dataclasses.replace(BASE, prompt=dataclasses.replace(BASE.prompt, personal_strength=1.5))
     assert parse_experiment(stronger.to_json()) == stronger
     assert stronger.digest() != BASE.digest()
@@ -197,6 +198,7 @@ def test_every_field_is_reachable_and_part_of_the_identity():
     # question with one task; they have tests of their own.
     apart = {
         "prompt.absent_weight",
+        "prompt.contrast",
         "privacy.mechanism",
         "privacy.projection",
         "privacy.site_sample_rate",
@@ -241,6 +243,10 @@ def test_what_has_no_sound_analysis_is_refused_with_the_reason(privacy, reason):
     keeping = dataclasses.replace(BASE, prompt=dataclasses.replace(BASE.prompt, absent_weight=0.5), privacy=sound)
     assert parse_experiment(keeping.to_json()) == keeping
     assert keeping.digest() != dataclasses.replace(BASE, privacy=sound).digest()
+    drawn = dataclasses.replace(BASE, prompt=dataclasses.replace(BASE.prompt, method="fedpgp", contrast=1.0))
+    assert parse_experiment(drawn.to_json()) == drawn
+    with pytest.raises(ConfigError, match=r"contrast.*fedpgp"):
+        dataclasses.replace(drawn, prompt=dataclasses.replace(drawn.prompt, method="fedotp"))
     with pytest.raises(ConfigError, match=r"retention.*per_step"):
         dataclasses.replace(BASE, prompt=dataclasses.replace(BASE.prompt, retention=1.0), privacy=sound)
     with pytest.raises(ConfigError, match=r"absent_weight.*one_shot only"):

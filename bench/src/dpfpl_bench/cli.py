@@ -80,6 +80,7 @@ def run(
     retention: Annotated[
         float, typer.Option(help="of per_step: pull of the personal part towards keeping all classes apart")
     ] = 0.0,
+    contrast: Annotated[float, typer.Option(help="of fedpgp: weight of its contrastive term")] = 0.0,
     personal_strength: Annotated[
         float, typer.Option(help="weight of the personal part in use: 0 shared prompt alone, 1 as trained")
     ] = 1.0,
@@ -162,6 +163,7 @@ def run(
             projection=projection,
             absent_weight=absent_weight,
             retention=retention,
+            contrast=contrast,
             personal_strength=personal_strength,
         ),
         floors=floors,

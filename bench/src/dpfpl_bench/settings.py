@@ -50,6 +50,7 @@ class BenchSettings:
     projection: str = "none"
     absent_weight: float = 0.0
     retention: float = 0.0
+    contrast: float = 0.0
     personal_strength: float = 1.0
 
 
@@ -79,6 +80,7 @@ def build_experiment(
             personal_strength=settings.personal_strength,
             absent_weight=settings.absent_weight,
             retention=settings.retention,
+            contrast=settings.contrast,
         ),
         optimizer=OptimizerSettings("adam", settings.learning_rate, settings.personal_learning_rate),
         privacy=PrivacySettings(

@@ -63,6 +63,7 @@ class FixedSettings:
     projection: str = "none"
     absent_weight: float = 0.0
     retention: float = 0.0
+    contrast: float = 0.0
     personal_strength: float = 1.0
 
 
@@ -88,6 +89,8 @@ class Cell:
             fixed = dataclasses.replace(fixed, projection="none", absent_weight=0.0)
         else:
             fixed = dataclasses.replace(fixed, retention=0.0)
+        if self.mechanism == "one_shot" or self.method != "fedpgp":
+            fixed = dataclasses.replace(fixed, contrast=0.0)
         return BenchSettings(
             name=name,
             method=self.method,

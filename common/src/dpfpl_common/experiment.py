@@ -12,6 +12,7 @@ from typing import Any
 from dpfpl_common.errors import ConfigError
 from dpfpl_common.gradient_settings import PRECISIONS, GradientSettings
 from dpfpl_common.noise import grid_allows
+from dpfpl_common.prompt_checks import check_prompt
 from dpfpl_common.settings import from_table, read_toml, to_table
 from dpfpl_common.soundness import refuse_unsound
 from dpfpl_common.value_checks import choice as _choice
@@ -99,6 +100,7 @@ class PromptSettings:
             the site's release where the plain text has them; 0: no more than what the noise may hide.
         retention: of ``per_step``: weight of a pull, made of public facts alone, that keeps all classes apart as the
             shared prompt has them while the personal part is trained; 1: as long as one example may pull; 0: none.
+        contrast: of ``fedpgp`` under ``per_step``: weight of its contrastive term, likewise without images; 0: none.
     """
 
     method: str = "dpfpl"
@@ -108,6 +110,7 @@ class PromptSettings:
     personal_strength: float = 1.0
     absent_weight: float = 0.0
     retention: float = 0.0
+    contrast: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -264,12 +267,9 @@ class Experiment:
             del table["aggregation"]
         if self.gradients == GradientSettings():
             del table["gradients"]
-        if self.prompt.personal_strength == PromptSettings.personal_strength:
-            del table["prompt"]["personal_strength"]
-        if self.prompt.absent_weight == PromptSettings.absent_weight:
-            del table["prompt"]["absent_weight"]
-        if self.prompt.retention == PromptSettings.retention:
-            del table["prompt"]["retention"]
+        for later in ("personal_strength", "absent_weight", "retention", "contrast"):
+            if getattr(self.prompt, later) == getattr(PromptSettings, later):
+                del table["prompt"][later]
         if self.task == TaskSettings():
             del table["task"]
         if self.privacy.projection == PrivacySettings.projection:
@@ -330,23 +330,7 @@ def _check(e: Experiment) -> None:
     p, r, o = e.privacy, e.rounds, e.optimizer
     _within("model.width", e.model.width, 1, 65536)
     _choice("prompt.method", e.prompt.method, METHODS)
-    _within("prompt.num_context", e.prompt.num_context, 1, 1024)
-    _within("prompt.rank", e.prompt.rank, 1, min(e.context_shape))
-    _within("prompt.personal_strength", e.prompt.personal_strength, 0.0, 10.0)
-    _within("prompt.absent_weight", e.prompt.absent_weight, 0.0, 0.95)
-    _within("prompt.retention", e.prompt.retention, 0.0, 100.0)
-    if e.prompt.retention and (e.privacy.mechanism, e.privacy.unit, e.task.kind) != ("per_step", "example", "classify"):
-        raise _impossible(
-            "prompt.retention",
-            e.prompt.retention,
-            "0: it goes with the mechanism per_step, the unit example and the task classify",
-        )
-    if e.prompt.absent_weight and e.privacy.mechanism != "one_shot":
-        raise _impossible(
-            "prompt.absent_weight",
-            e.prompt.absent_weight,
-            "0: which classes a site lacks is known without a further release under the mechanism one_shot only",
-        )
+    check_prompt(e)
     _choice("optimizer.name", o.name, OPTIMIZERS)
     _within("optimizer.global_learning_rate", o.global_learning_rate, 0.0, 1e6)
     _within("optimizer.personal_learning_rate", o.personal_learning_rate, 0.0, 1e6)

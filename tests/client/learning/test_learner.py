@@ -271,48 +271,24 @@ def test_the_strength_weighs_the_personal_part_in_evaluation_and_not_in_training
     np.testing.assert_array_equal(first.state.context, second.state.context)
 
 
-def retaining(experiment, weight):
-    return dataclasses.replace(experiment, prompt=dataclasses.replace(experiment.prompt, retention=weight))
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_retention_is_made_of_released_values_and_public_facts_alone(backbone, site, recording_noise, method):
-    """The noise source drops the data: two data sets end in the same state, and not in that without retention."""
+@pytest.mark.parametrize(
+    ("method", "extra"), [*((m, {"retention": 2.0}) for m in METHODS), ("fedpgp", {"contrast": 2.0})]
+)
+def test_public_pulls_are_made_of_released_values_and_public_facts_alone(
+    backbone, site, recording_noise, method, extra
+):
+    """The noise source drops the data: two data sets end in the same state, and not in that without a pull."""
     states = []
-    for seed, weight in ((1, 2.0), (2, 2.0), (1, 0.0)):
+    for seed, options in ((1, extra), (2, extra), (1, {})):
         generator = np.random.default_rng(9)
         noise = recording_noise(lambda total, std, generator=generator: generator.normal(0, std, total.shape))
         experiment, bare = site(seed, method=method, local_steps=3)
-        learner = PromptLearner(backbone, retaining(experiment, weight), bare._features)
+        pulled = dataclasses.replace(experiment, prompt=dataclasses.replace(experiment.prompt, **options))
+        learner = PromptLearner(backbone, pulled, bare._features)
         sources = Randomness(noise, SeededSampler(np.random.default_rng(1)), np.random.default_rng(2))
         states.append(learner.train_round(*start(experiment), sources).state.context)
     assert states[0].tobytes() == states[1].tobytes()
     assert (states[0].tobytes() == states[2].tobytes()) == (method == "promptfl")
-
-
-def test_retention_pulls_the_personal_part_alone_and_back_to_the_shared_classes(backbone, site):
-    experiment, learner = site()
-    shared = np.zeros(experiment.context_shape, dtype=np.float32)
-    away = PersonalState.initial(experiment)
-    away = dataclasses.replace(away, context=np.random.default_rng(0).normal(0.0, 0.3, experiment.context_shape))
-    assert learner._retained(shared, away.context, WholeGradient()) == 0.0
-    strong = PromptLearner(backbone, retaining(experiment, 3.0), learner._features)
-    pull = strong._retained(shared, away.context, WholeGradient())
-    assert 0 < np.linalg.norm(pull) <= 3.0 * experiment.privacy.clipping_norm * (1 + 1e-9)
-    texts = strong._scorer.class_features(strong.context(shared, np.zeros_like(away.context)))
-    losses = [
-        -np.log(strong._scorer.at(strong.context(shared, context)).probabilities(texts).diagonal().numpy()).mean()
-        for context in (away.context, away.context - 0.01 * pull / np.linalg.norm(pull))
-    ]
-    assert losses[1] < losses[0]
-
-
-class WholeGradient:
-    def split(self, gradients):
-        return [gradients]
-
-    def merge(self, blocks):
-        return blocks[0]
 
 
 def test_without_test_images_there_is_no_metric(backbone, site, make_features):

@@ -10,9 +10,10 @@ import torch
 
 from dpfpl_client.learning.backbone import Backbone
 from dpfpl_client.learning.evaluation import LabelledFeatures
-from dpfpl_client.learning.methods import Directions, build_method
+from dpfpl_client.learning.methods import build_method
 from dpfpl_client.learning.prototypes import noised_class_sums, prototypes_from
 from dpfpl_client.learning.public_directions import direction_count
+from dpfpl_client.learning.public_pulls import Pull, public_pull
 from dpfpl_client.learning.randomness import Randomness
 from dpfpl_client.learning.step import noised_step
 from dpfpl_client.learning.whole_update import ROUNDING_MARGIN, batch_gradient, released_update
@@ -151,28 +152,19 @@ class PromptLearner:
             gradients = self._gradients(global_context, state.context, self._features.train.take(chosen))
             release = noised_step(experiment, directions, gradients, randomness.noise)
             update += release.shared / experiment.rounds.local_steps
-            state = self._moved(state, release.personal + self._retained(global_context, state.context, directions))
+            personal = release.personal
+            pull = self._public_pull(global_context, state.context)
+            if pull is not None:
+                update += pull.shared / experiment.rounds.local_steps
+                personal = personal + directions.merge([block[0] for block in directions.split(pull.personal[None])])
+            state = self._moved(state, personal)
         return RoundResult(update=update, state=state)
 
-    def _retained(
-        self, global_context: npt.NDArray[np.float32], personal_context: Floats, directions: Directions
-    ) -> Floats | float:
-        """A pull of the personal part towards keeping apart all classes, as the shared prompt has them.
-
-        The gradient of the loss on the class texts' features under the shared prompt alone, as if they were images,
-        held to the length that an example may have. It is made of released values and public facts: post-processing,
-        which needs no noise.
-        """
-        weight = self._experiment.prompt.retention
-        if weight == 0:
-            return 0.0
+    def _public_pull(self, global_context: npt.NDArray[np.float32], personal_context: Floats) -> Pull | None:
+        """What is added to a step from public facts and released values alone."""
         shared = self.context(global_context, np.zeros_like(personal_context))
-        texts = self._scorer.class_features(shared)
-        pseudo = LabelledFeatures(texts, torch.arange(len(texts)))
-        gradient = self._total(global_context, personal_context, pseudo, torch.full((len(texts),), 1.0 / len(texts)))
-        length = max(float(np.linalg.norm(gradient)), 1e-300)
-        gradient = weight * min(1.0, self._experiment.privacy.clipping_norm / length) * gradient
-        return directions.merge([block[0] for block in directions.split(gradient[None])])
+        whole = self.context(global_context, personal_context)
+        return public_pull(self._experiment, self._scorer, self._initial, shared, whole)
 
     def _train_as_a_whole(
         self, global_context: npt.NDArray[np.float32], state: PersonalState, randomness: Randomness
