@@ -57,7 +57,7 @@ def _study(study: Study, outcome: SweepOutcome, images: Path) -> str:
             path.replace(target)
             lines += ["", f"![{study.title}](images/{target.name})"]
     curve = _curve(outcome.results)
-    if curve and not study.key.startswith(("ranks", "methods", "dirichlet")):
+    if curve and not study.key.startswith(("ranks", "dirichlet")):
         lines += ["", *curve]
     if outcome.failed:
         lines += ["", f"Failed: {'; '.join(outcome.failed.values())}."]

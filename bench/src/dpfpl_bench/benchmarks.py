@@ -102,35 +102,12 @@ def _studies() -> tuple[Study, ...]:
                         name=f"dirichlet-{mechanism}",
                         partition="dirichlet",
                         floors="alone",
-                        grid=Grid(mechanism=(mechanism,), trust=(trust,), epsilon=(8.0, 2.0), no_noise=False),
+                        grid=Grid(mechanism=(mechanism,), trust=(trust,), epsilon=(2.0,), no_noise=False),
                         settings=settings,
                     ),
                 ),
             )
         )
-    found.append(
-        Study(
-            "methods",
-            "The methods",
-            "Digits, epsilon 2, both mechanisms; `dpfpl` is in the tables above.",
-            tuple(
-                Sweep(
-                    name=f"methods-{mechanism}",
-                    seeds=2,
-                    floors="none",
-                    grid=Grid(
-                        method=("dplora", "fedotp", "fedpgp", "promptfl"),
-                        mechanism=(mechanism,),
-                        trust=("local" if mechanism == "one_shot" else "distributed",),
-                        epsilon=(2.0,),
-                        no_noise=False,
-                    ),
-                    settings=settings,
-                )
-                for mechanism, settings in (("per_step", DEFAULTS), ("one_shot", BALANCED))
-            ),
-        )
-    )
     found.append(
         Study(
             "ranks",
@@ -141,7 +118,7 @@ def _studies() -> tuple[Study, ...]:
                     name="ranks",
                     seeds=2,
                     floors="none",
-                    grid=Grid(method=("dpfpl", "dplora"), rank=(1, 2, 4, 8), epsilon=(2.0,)),
+                    grid=Grid(method=("dpfpl", "dplora"), rank=(1, 2, 4, 8), epsilon=(2.0,), no_noise=False),
                     settings=LONGER,
                 ),
             ),
