@@ -28,6 +28,9 @@ Floors beside every table: the plain text prompt (zero-shot), the shared prompt 
 promise (the same noise, the same number of steps, both parts trained on its own images) and without any, all images
 in one place without privacy. A prompt personalised on a few classes gains on them what it gives up on others, so a
 row is to be read as a pair.
+
+Here the method is `dpfpl`; every method under every mechanism and trust mode is the table of
+[privacy.md](privacy.md).
 """
 
 
