@@ -179,7 +179,7 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Classify images with this site's personalised prompt; an image that cannot be read does not stop the others."""
-    from dpfpl_client.images import classify_files, expand_images
+    from dpfpl_client.images import classify_files, count_skipped, expand_images
     from dpfpl_client.prediction_output import as_json as entry
     from dpfpl_client.prediction_output import as_line, write_csv
 
@@ -196,6 +196,8 @@ def predict(
     if as_json:
         _print_json([entry(result) for result in results])
     failed = sum(result.prediction is None for result in results)
+    if skipped := count_skipped(images):
+        console.print(f"{skipped} other file{'s' if skipped > 1 else ''} skipped: no image by name, or hidden")
     if csv is not None and not as_json:
         typer.echo(f"wrote {csv}: {len(results) - failed} of {len(results)} images classified")
     sys.exit(0 if not failed else 1 if failed < len(results) else 2)
