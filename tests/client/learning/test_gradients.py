@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dpfpl_client.learning.gradients import per_example_gradients, total_gradient
+from dpfpl_client.learning.gradients import label_against_rivals, per_example_gradients, total_gradient
 from dpfpl_common.experiment import GradientSettings
 
 NAMES = ("cat", "traffic light", "a very long class name", "dog")
@@ -128,6 +128,13 @@ def test_a_few_classes_are_the_label_and_its_strongest_rivals_and_still_sum_to_z
         assert ((ours - theirs).flatten(1).norm(dim=1) <= 1e-10 * theirs.flatten(1).norm(dim=1)).all()
     exact = per_example_gradients(backbone, context, tokens, features, labels)
     assert (ours - exact).norm() <= 1e-10 * exact.norm()
+
+
+def test_rows_that_do_not_sum_to_zero_keep_the_labels_own_entry():
+    """As a sigmoid's do, where every class is judged alone."""
+    scales = torch.tensor([[0.1, -0.7, 0.3, 0.2], [-0.9, 0.4, 0.5, 0.6]])
+    kept = label_against_rivals(scales, torch.tensor([1, 0]), 2, balanced=False)
+    assert torch.equal(kept, torch.tensor([[0.0, -0.7, 0.3, 0.2], [-0.9, 0.0, 0.5, 0.6]]))
 
 
 def test_two_of_many_classes_take_the_way_that_costs_two(double_backbone, monkeypatch):
