@@ -1,6 +1,7 @@
 """The benchmark's bookkeeping: fair turns, targets that can be missed, a page with every figure that was measured."""
 
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from dpfpl_bench.speed.floor import step_flops
 from dpfpl_bench.speed.plain_steps import fast, hugging_face, shared_prefix, truncated
 from dpfpl_bench.speed.private_steps import batched_autograd, expanded, fast_private
 from dpfpl_bench.speed.problem import BOS, EOS, Problem, make_problem
+from dpfpl_bench.speed.profile import PARTS
 from dpfpl_bench.speed.report import performance_page, write_performance
 from dpfpl_bench.speed.targets import targets
 from dpfpl_bench.speed.timing import peak_memory, take_turns
@@ -151,6 +153,14 @@ def test_the_page_has_the_figures_and_says_what_was_missed(tmp_path):
     )
     assert "1 of" in late
     assert "**no**" in late
+
+
+def test_the_profiles_parts_are_there_to_be_found():
+    """A renamed function would silently count as nothing."""
+    root = Path(__file__).parents[2]
+    for file, function in PARTS.values():
+        (source,) = {each for part in ("client", "server") for each in (root / part / "src").rglob(file)}
+        assert not function or f"def {function}(" in source.read_text(), f"{file}: {function}"
 
 
 def test_page_and_picture_are_written(tmp_path):

@@ -23,7 +23,7 @@ PARTS: Final = {
     "factorisation": ("factorisation.py", "factorise"),
     "evaluation": ("learner.py", "evaluate"),
     "ledger": ("ledger.py", "reserve"),
-    "budget check": ("core.py", "_check_budget"),
+    "budget check": ("budget.py", "check_budget"),
     "aggregation": ("aggregation.py", ""),
 }
 SITES: Final = 4
@@ -42,7 +42,7 @@ def measure_profile(quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
     return {
         "sites": SITES,
         "local_steps": RoundSettings().local_steps,
-        "before": _profile(old, sites, rounds),
+        "before": _profile(old, sites, 1),
         "after": _profile(backbone, sites, rounds),
     }
 
