@@ -13,6 +13,7 @@ import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 from dpfpl_client.gate_cli import add_gate_commands  # noqa: E402
+from dpfpl_client.image_progress import ImageProgress  # noqa: E402
 from dpfpl_client.operations_cli import add_commands  # noqa: E402
 from dpfpl_client.site_settings import SiteSettings, load_site  # noqa: E402
 from dpfpl_common.errors import ConfigError, DpfplError  # noqa: E402
@@ -143,7 +144,7 @@ def agent(
     if address:
         settings = dataclasses.replace(settings, agent=dataclasses.replace(settings.agent, address=address))
     torch.set_num_threads(settings.agent.threads)
-    built = build_agent(settings, _image_progress)
+    built = build_agent(settings, ImageProgress(typer.echo))
     for problem in built.data.problems:
         console.print(f"{problem.severity}: {problem.message} [{problem.code}]", markup=False, highlight=False)
     if built.loosened:
@@ -327,11 +328,6 @@ def _classifier(settings: SiteSettings, experiment: str | None) -> "Classifier":
 
     prompt = load_prompt(settings.state_folder, experiment)
     return prompt.classifier(load_backbone(settings.model, offline=settings.offline))
-
-
-def _image_progress(done: int, total: int) -> None:
-    if done == total or done % 500 == 0:
-        typer.echo(f"image features {done}/{total}")
 
 
 def _number(value: float | str) -> str:
