@@ -40,6 +40,7 @@ def benchmarks(
         Path, typer.Option(file_okay=False, help="a demo whose released prompts are attacked, if it is there")
     ] = Path("runs/demo"),
     workers: Annotated[int, typer.Option(min=0, help="processes; 0 = one a core")] = 0,
+    page_only: Annotated[bool, typer.Option("--page-only", help="run nothing, write what is there")] = False,
     only: Annotated[str, typer.Option(help="run only the tables whose key begins with this, and write no page")] = "",
 ) -> None:
     """Run the benchmarks on built-in data and write docs/benchmarks.md; under half an hour on two free cores."""
@@ -54,12 +55,14 @@ def benchmarks(
     count, began, outcomes = workers or os.cpu_count() or 1, time.monotonic(), {}
     for study in STUDIES:
         if study.key.startswith(only):
-            outcomes[study.key] = run_study(study, out, count, told)
+            outcomes[study.key] = run_study(study, out, 0 if page_only else count, told)
     if only:
         return
     flags = dict(AUDITS)
     if (demo / "result.json").is_file():
         flags["The prompts that the demo released"] = ("--demo", str(demo))
+    if page_only:
+        flags = {title: call for title, call in flags.items() if _report_path(out, call).is_file()}
     with ThreadPoolExecutor(count) as pool:
         reports = dict(zip(flags, pool.map(lambda title: _audit(out, flags[title], told), flags), strict=True))
     told(f"all runs: {(time.monotonic() - began) / 60:.1f} minutes")
@@ -69,7 +72,7 @@ def benchmarks(
 
 def _audit(out: Path, flags: tuple[str, ...], told: Callable[[str], None]) -> dict[str, Any]:
     """One audit in a process of its own, unless its report is there."""
-    path = out / "audits" / ("_".join(flags).replace("--", "").replace("/", "_") + ".json")
+    path = _report_path(out, flags)
     if not path.exists():
         told(f"audit: {' '.join(flags)}")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,3 +92,7 @@ def _audit(out: Path, flags: tuple[str, ...], told: Callable[[str], None]) -> di
             )
     report: dict[str, Any] = json.loads(path.read_text())
     return report
+
+
+def _report_path(out: Path, flags: tuple[str, ...]) -> Path:
+    return out / "audits" / ("_".join(flags).replace("--", "").replace("/", "_") + ".json")

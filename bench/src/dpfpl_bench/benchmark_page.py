@@ -44,7 +44,8 @@ def page(outcomes: Mapping[str, SweepOutcome], docs: Path, audits: str, seconds:
         seconds: that all runs took, one after another.
     """
     parts = [HEAD, f"The runs of this page took {seconds / 60:.0f} minutes of one core in all, loading included.\n"]
-    parts += [_study(study, outcomes[study.key], docs / "images") for study in STUDIES if study.key in outcomes]
+    kept = [study for study in STUDIES if study.key in outcomes and outcomes[study.key].results]
+    parts += [_study(study, outcomes[study.key], docs / "images") for study in kept]
     parts.append(audits)
     return "\n".join(parts)
 
@@ -62,6 +63,10 @@ def _study(study: Study, outcome: SweepOutcome, images: Path) -> str:
     curve = _curve(outcome.results)
     if curve and not study.key.startswith(("ranks", "dirichlet")):
         lines += ["", *curve]
+    planned = sum(len(sweep.cells()) for sweep in study.sweeps)
+    missing = planned - len(outcome.results) - len(outcome.failed)
+    if missing:
+        lines += ["", f"**Not whole: {missing} of {planned} runs are missing;** see the column of seeds."]
     if outcome.failed:
         lines += ["", f"Failed: {'; '.join(outcome.failed.values())}."]
     return "\n".join(line for line in lines if line is not None) + "\n"

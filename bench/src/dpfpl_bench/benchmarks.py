@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpfpl_bench.sweep import SweepOutcome, run_sweep
+from dpfpl_bench.sweep import SweepOutcome, finished_runs, run_sweep
 from dpfpl_bench.sweep_settings import FixedSettings, Grid, Sweep
 
 __all__ = ["EPSILONS", "STUDIES", "Study", "run_study"]
@@ -133,11 +133,21 @@ STUDIES = _studies()
 
 
 def run_study(study: Study, out: Path, workers: int, on_text: Callable[[str], None]) -> SweepOutcome:
-    """Run what is missing of a study; its sweeps share a folder and with it the image features."""
+    """Run what is missing of a study; its sweeps share a folder and with it the image features.
+
+    Args:
+        study: what to run.
+        out: folder of the runs.
+        workers: processes; 0: run nothing, take what is there.
+        on_text: told what is done.
+    """
     whole = SweepOutcome()
     for sweep in study.sweeps:
         on_text(f"{study.key}: {sweep.name}")
-        outcome = run_sweep(sweep, out, workers, lambda p: on_text(f"  {p.done}/{p.total} {p.text}"))
+        if workers:
+            outcome = run_sweep(sweep, out, workers, lambda p: on_text(f"  {p.done}/{p.total} {p.text}"))
+        else:
+            outcome = finished_runs(sweep, out)
         whole.results.update(outcome.results)
         whole.refused.update(outcome.refused)
         whole.failed.update(outcome.failed)

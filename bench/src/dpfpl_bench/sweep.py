@@ -15,7 +15,7 @@ from dpfpl_bench.field_data import FIELD
 from dpfpl_bench.sweep_settings import Cell, Sweep
 from dpfpl_common.errors import ConfigError, DpfplError
 
-__all__ = ["SweepOutcome", "SweepProgress", "run_sweep"]
+__all__ = ["SweepOutcome", "SweepProgress", "finished_runs", "run_sweep"]
 
 Result = dict[str, Any]
 
@@ -86,6 +86,14 @@ def run_sweep(
                     outcome.refused[cell] = refusal
             left = (time.monotonic() - began) / count * (len(missing) - count)
             on_progress(SweepProgress(total - len(missing) + count, total, sweep.file_name(cell), left))
+    return outcome
+
+
+def finished_runs(sweep: Sweep, folder: Path) -> SweepOutcome:
+    """What is there of a sweep; nothing is run."""
+    outcome = SweepOutcome()
+    for cell in sweep.cells():
+        _load(sweep, cell, folder / "runs", outcome)
     return outcome
 
 
