@@ -7,12 +7,17 @@ import pytest
 import torch
 
 from dpfpl_bench.audit import AuditSettings, audit, bounded, combined, compared, victim_experiment, with_canaries
+from dpfpl_bench.audit_demo import Demo, audit_released, open_demo
 from dpfpl_bench.auditing.class_sums import one_canary_in_the_sums
 from dpfpl_bench.auditing.released import ReleasedPrompt, attack_released
 from dpfpl_bench.auditing.released import log_odds as confidences_of
+from dpfpl_bench.simulation import SimulatedSite, Simulation
 from dpfpl_client.learning.backbone import load_backbone
 from dpfpl_client.learning.evaluation import LabelledFeatures, class_probabilities
+from dpfpl_client.learning.learner import SiteFeatures
+from dpfpl_client.prompt import SitePrompt
 from dpfpl_common.accounting import calibrate_noise_multiplier
+from dpfpl_common.errors import StateError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_common.noise import SeededNoise
 from dpfpl_common.planning import resolve_noise
@@ -114,6 +119,28 @@ def test_a_released_prompt_that_fits_its_members_is_told_from_one_that_does_not(
 
 def log_odds(backbone, tokens, context, pool):
     return confidences_of(class_probabilities(backbone, context, tokens, pool.features), pool.labels)
+
+
+def test_a_folder_without_a_finished_demo_is_refused_with_what_to_do(tmp_path):
+    with pytest.raises(StateError, match="holds no finished demo") as error:
+        open_demo(tmp_path, tmp_path)
+    assert "dpfpl-bench demo" in error.value.advice
+
+
+def test_what_a_demo_released_is_held_against_its_claim(backbone):
+    pool = images(backbone, 120)
+    halves = [pool.take(np.arange(start, 120, 2)) for start in (0, 1)]
+    features = SiteFeatures(*halves, pool.take(np.arange(0)), CLASSES)
+    sites = [SimulatedSite(name, features, 3) for name in ("a", "b", "c")]
+    audited = experiment(backbone)
+    outcome = Simulation(backbone, sites, 0).run(audited)
+    prompts = [SitePrompt(audited, outcome.checkpoint.global_context, outcome.personal[s.name], 3) for s in sites]
+    bound, auc, hits = audit_released(Demo(audited, backbone, sites, prompts), 1)
+    assert bound.claimed_epsilon == pytest.approx(2.0, rel=0.01)
+    assert bound.holds
+    assert 0.3 < auc.with_noise < 0.7
+    assert auc.noise_off != auc.with_noise
+    assert hits.guess == 0.05
 
 
 @pytest.mark.long
