@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpfpl_bench.floors import centralised, local_only
+from dpfpl_bench.question_sites import question_sites
 from dpfpl_bench.settings import BenchSettings, build_experiment
 from dpfpl_bench.simulation import SimulatedSite, Simulation, prepare_sites, site_names
 from dpfpl_client.agent.feature_cache import FeatureCache
-from dpfpl_client.data import DataSettings, list_classes, partition_sites, read_pool
+from dpfpl_client.data import DataProblem, DataSettings, SiteData, list_classes, partition_sites, read_pool
 from dpfpl_client.learning.backbone import Backbone, load_backbone
 from dpfpl_common.durable import write_durably
 from dpfpl_common.errors import ConfigError
@@ -35,6 +36,7 @@ class RunRequest:
         engine: "inprocess", or "flower" for Flower's simulation runtime; the same result either way.
         floors: "all" also trains the local-only and centralised floors, "none" leaves them out.
         cache: folder for image features; None keeps them in memory.
+        questions: instead of ``data``, where the task is vqa; see ``question_sites``.
     """
 
     model: str
@@ -48,6 +50,7 @@ class RunRequest:
     engine: str = "inprocess"
     cache: Path | None = None
     offline: bool = True
+    questions: str = ""
 
     def __post_init__(self) -> None:
         for flag, value, allowed in (("floors", self.floors, FLOORS), ("engine", self.engine, ENGINES)):
@@ -57,6 +60,12 @@ class RunRequest:
                     message=f"--{flag} is {value!r}, expected one of {', '.join(allowed)}.",
                     advice="Correct the flag.",
                 )
+        if self.bench.task.kind == "vqa" and self.engine != "inprocess":
+            raise ConfigError(
+                code="IMPOSSIBLE_VALUE",
+                message=f"--engine is {self.engine!r}, expected inprocess for the task vqa.",
+                advice="Correct the flag.",
+            )
 
 
 def run_simulation(
@@ -71,17 +80,13 @@ def run_simulation(
 
         require_ray()
     on_step("reading images")
-    class_names = list_classes(request.data)
-    pool = read_pool(request.data, class_names, request.cache / "images.json" if request.cache else None)
-    for problem in pool.problems:
+    names, class_names, data, problems = _data(request)
+    for problem in problems:
         on_step(f"{problem.severity}: {problem.message} [{problem.code}]")
-    data = partition_sites(pool.records, class_names, request.partition, request.num_sites, request.seed, request.alpha)
     on_step("loading the model")
     backbone = load_backbone(request.model, offline=request.offline)
     on_step("computing image features")
-    sites = prepare_sites(
-        data, class_names, FeatureCache(request.cache, backbone), site_names(request.num_sites), on_images
-    )
+    sites = prepare_sites(data, class_names, FeatureCache(request.cache, backbone), names, on_images)
     on_step("calibrating the noise")
     experiment = build_experiment(request.bench, backbone, request.model, class_names, sites)
     on_step("training")
@@ -103,6 +108,17 @@ def run_simulation(
         extra_floors=floors,
         real_noise=False,
     )
+
+
+def _data(request: RunRequest) -> tuple[list[str], tuple[str, ...], list[SiteData], list[DataProblem]]:
+    """Names of the sites, classes, every site's data, and what is wrong with them."""
+    if request.bench.task.kind == "vqa":
+        names, sites = question_sites(request.questions, request.num_sites, request.seed)
+        return names, (), sites, [problem for site in sites for problem in site.problems]
+    classes = list_classes(request.data)
+    pool = read_pool(request.data, classes, request.cache / "images.json" if request.cache else None)
+    sites = partition_sites(pool.records, classes, request.partition, request.num_sites, request.seed, request.alpha)
+    return site_names(request.num_sites), classes, sites, list(pool.problems)
 
 
 def _engine(request: RunRequest, backbone: Backbone, sites: list[SimulatedSite]) -> "Simulation | FlowerSimulation":

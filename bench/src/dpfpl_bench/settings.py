@@ -1,6 +1,6 @@
 """From the flags of ``dpfpl-bench run`` to an experiment."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dpfpl_bench.simulation import SimulatedSite
 from dpfpl_client.learning.backbone import Backbone
@@ -11,6 +11,7 @@ from dpfpl_common.experiment import (
     PrivacySettings,
     PromptSettings,
     RoundSettings,
+    TaskSettings,
 )
 from dpfpl_common.planning import resolve_noise
 
@@ -48,6 +49,7 @@ class BenchSettings:
     unit: str = "example"
     site_sample_rate: float = 1.0
     projection: str = "none"
+    task: TaskSettings = field(default_factory=TaskSettings)
 
 
 def build_experiment(
@@ -85,6 +87,7 @@ def build_experiment(
             site_sample_rate=settings.site_sample_rate,
             nominal_site_size=max(1, round(sum(sizes) / len(sizes))),
         ),
+        task=settings.task,
         rounds=RoundSettings(
             number=settings.rounds, local_steps=settings.local_steps, evaluate_every=settings.evaluate_every
         ),

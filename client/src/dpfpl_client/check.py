@@ -202,6 +202,12 @@ class _Check:
             self.report.errors.append("The plan asks for another model than the site has. [OTHER_MODEL]")
         if self.site_data is None or self.backbone is None:
             return
+        if experiment.task.kind == "vqa":
+            if not any(record.question for record in self.site_data.train):
+                self.report.warnings.append(
+                    "The plan asks questions; the site has none and would only send noise. [NO_QUESTIONS]"
+                )
+            return
         counts = Counter(record.label for record in self.site_data.train if record.label in experiment.classes)
         if not counts:
             self.report.warnings.append(

@@ -131,11 +131,17 @@ def _make_room(folder: Path, own: Path, max_bytes: int) -> None:
 def site_features(
     cache: FeatureCache, data: SiteData, class_names: Iterable[str], progress: Progress | None = None
 ) -> SiteFeatures:
-    """Features and labels of a site's three sets; labels index ``class_names``."""
+    """Features and labels of a site's three sets; labels index ``class_names``.
+
+    Without class names the records are questions, which come along with their answers.
+    """
     names = tuple(class_names)
     index = {name: position for position, name in enumerate(names)}
 
     def labelled(records: Sequence[ImageRecord]) -> LabelledFeatures:
+        if not names:
+            asked = tuple((record.question, record.label) for record in records)
+            return LabelledFeatures(cache.features(records, progress), torch.zeros(len(asked), dtype=torch.long), asked)
         labels = torch.tensor([index[record.label] for record in records], dtype=torch.long)
         return LabelledFeatures(cache.features(records, progress), labels)
 

@@ -36,11 +36,13 @@ class DualEncoder:
         logit_scale: the model's own tau, multiplying cosine similarities.
         logit_bias: added to the logits of a sigmoid head; None for a softmax head.
         context_follows: where the context stands and what comes after it, for whoever uses an exported prompt.
+        shortcuts: in words, what is computed once, exactly.
         adapter_obstacle: why a PEFT adapter of trained tokens cannot express a prompt; empty where it can.
     """
 
     context_follows = ""
     adapter_obstacle = ""
+    shortcuts = "image features once"
 
     def __init__(self, model: Any, tokenizer: Any, image_processor: Any, fingerprint: str, feature_size: int) -> None:
         self._model = model.eval().requires_grad_(False)

@@ -48,6 +48,8 @@ class SiteFeatures:
         """
         if classes == self.classes:
             return self
+        if not self.classes or not classes:  # questions where classes are meant, or the other way round
+            return SiteFeatures(self.train.none(), self.test.none(), self.neighbour_test.none(), classes)
         index = torch.tensor([classes.index(name) if name in classes else -1 for name in self.classes])
 
         def mapped(images: LabelledFeatures) -> LabelledFeatures:

@@ -57,6 +57,28 @@ class GenerativeBackbone:
         )
 
     @property
+    def shortcuts(self) -> str:
+        """What is computed once, exactly."""
+        return "picture's tokens once; " + (
+            "the turn up to the context once a picture, without a graph"
+            if self.language.shared
+            else "no layer's activations are kept"
+        )
+
+    @property
+    def turn(self) -> dict[str, object]:
+        """How a turn is laid out, for whoever uses an exported prompt with plain transformers."""
+        return {
+            "head": [int(token) for token in self.layout.head],
+            "tail": self.layout.tail,
+            "end": self.layout.end_id,
+            "square": EDGE if self._quirks.square else None,
+            "nested": self._quirks.nested,
+            "processor_options": dict(self._quirks.processor_options),
+            "rope_index": self._quirks.rope_index,
+        }
+
+    @property
     def tokenizer(self) -> Any:
         """The model's own Hugging Face tokenizer."""
         return self._tokenizer
