@@ -16,6 +16,7 @@ import time
 import grpc
 import numpy as np
 import pytest
+from wire_samples import CONTEXT, EXPERIMENT
 
 from dpfpl_client.agent.address import parse_address, private_host
 from dpfpl_client.agent.channel import AgentChannel
@@ -24,19 +25,9 @@ from dpfpl_client.agent.service import AgentServer
 from dpfpl_client.agent.socket_file import SocketFile
 from dpfpl_common import agent_pb2, wire
 from dpfpl_common.errors import ConfigError, DataError, DeploymentError, RefusedError, StateError
-from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings
 from dpfpl_common.fields import MAX_MESSAGE_BYTES
 from dpfpl_common.payload import EvaluateRequest, SiteReply, TrainRequest
 
-SHAPE = (4, 8)
-EXPERIMENT = Experiment(
-    name="pilot",
-    classes=("cat", "dog"),
-    sites=("north", "south"),
-    model=ModelSettings(width=SHAPE[1]),
-    privacy=PrivacySettings(noise_multiplier=1.5),
-)
-CONTEXT = np.random.default_rng(0).normal(size=SHAPE).astype("<f4")
 TRAIN = TrainRequest(EXPERIMENT, 3, CONTEXT)
 EVALUATE = EvaluateRequest(EXPERIMENT, 10, CONTEXT)
 SECRET = "patient_123.png"

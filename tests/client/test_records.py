@@ -1,6 +1,5 @@
 """The site's side of Flower's records: exact names, types and sizes, or a documented code."""
 
-import contextlib
 import dataclasses
 import time
 import tracemalloc
@@ -10,24 +9,15 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from wire_samples import CONTEXT, EXPERIMENT, SHAPE, only_documented_errors
 
 from dpfpl_client import records
 from dpfpl_common import PROTOCOL_VERSION
 from dpfpl_common.errors import PayloadError
-from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings
 from dpfpl_common.fields import CODES
 from dpfpl_common.payload import EvaluateRequest, SiteReply, TrainRequest
 from dpfpl_common.refusal import Refusal
 
-SHAPE = (4, 8)
-EXPERIMENT = Experiment(
-    name="pilot",
-    classes=("cat", "dog"),
-    sites=("north", "south"),
-    model=ModelSettings(width=SHAPE[1]),
-    privacy=PrivacySettings(noise_multiplier=1.5),
-)
-CONTEXT = np.random.default_rng(0).normal(size=SHAPE).astype("<f4")
 TRAIN = TrainRequest(EXPERIMENT, 3, CONTEXT)
 
 
@@ -43,15 +33,6 @@ def refused(code, content, decode=records.decode_train_request):
     with pytest.raises(PayloadError) as caught:
         decode(content)
     assert caught.value.code == code
-
-
-@contextlib.contextmanager
-def only_documented_errors():
-    try:
-        yield
-    except PayloadError as error:
-        if error.code not in CODES:
-            raise AssertionError(f"undocumented code {error.code}") from error
 
 
 def array(dtype="float32", shape=SHAPE, stype="numpy.ndarray", data=None):

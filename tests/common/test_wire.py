@@ -1,6 +1,5 @@
 """The agent's protocol: payloads survive it, and whatever else arrives gives a documented code."""
 
-import contextlib
 import dataclasses
 import json
 import time
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from wire_samples import only_documented_errors
 
 from dpfpl_common import PROTOCOL_VERSION, agent_pb2, wire
 from dpfpl_common.errors import DataError, PayloadError, RefusedError
@@ -45,15 +45,6 @@ def refused(code, call, *arguments):
         call(*arguments)
     assert caught.value.code == code
     return caught.value
-
-
-@contextlib.contextmanager
-def only_documented_errors():
-    try:
-        yield
-    except PayloadError as error:
-        if error.code not in CODES:
-            raise AssertionError(f"undocumented code {error.code}") from error
 
 
 def train_message(**changes):

@@ -1,31 +1,20 @@
 """The server's side of Flower's records: what a site sends is believed only if every name, type and size is right."""
 
-import contextlib
-
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from wire_samples import CONTEXT, EXPERIMENT, SHAPE, only_documented_errors
 
 from dpfpl_client import records as site
 from dpfpl_common import PROTOCOL_VERSION
 from dpfpl_common.errors import PayloadError
-from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings
 from dpfpl_common.fields import CODES
 from dpfpl_common.payload import EvaluateRequest, SiteReply, TrainRequest
 from dpfpl_common.refusal import Refusal
 from dpfpl_server import records
 
-SHAPE = (4, 8)
-EXPERIMENT = Experiment(
-    name="pilot",
-    classes=("cat", "dog"),
-    sites=("north", "south"),
-    model=ModelSettings(width=SHAPE[1]),
-    privacy=PrivacySettings(noise_multiplier=1.5),
-)
-CONTEXT = np.random.default_rng(0).normal(size=SHAPE).astype("<f4")
 TRAIN = TrainRequest(EXPERIMENT, 3, CONTEXT, evaluate=False)
 EVALUATE = EvaluateRequest(EXPERIMENT, 10, CONTEXT)
 HEAD = {
@@ -54,15 +43,6 @@ def refused(code, content, request=TRAIN):
     with pytest.raises(PayloadError) as caught:
         records.decode_reply(content, request)
     assert caught.value.code == code
-
-
-@contextlib.contextmanager
-def only_documented_errors():
-    try:
-        yield
-    except PayloadError as error:
-        if error.code not in CODES:
-            raise AssertionError(f"undocumented code {error.code}") from error
 
 
 def test_the_site_reads_what_the_server_writes():

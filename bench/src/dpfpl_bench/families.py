@@ -4,6 +4,7 @@ The architectures are the installed transformers' own; only sizes are chosen her
 with each family's special tokens added, image processors the families' own with small images.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from dpfpl_client.embedded import embedded_model_path
 
 __all__ = ["FAMILIES", "Sizes", "write_random_model"]
 
-BEGIN, END, PAD = "<|startoftext|>", "<|endoftext|>", "<pad>"
+BEGIN, END, PAD, UNKNOWN = "<|startoftext|>", "<|endoftext|>", "<pad>", "<unk>"
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,27 @@ def _tokenizer(*special: str, **roles: str) -> Any:
         bos_token=BEGIN,
         eos_token=END,
         pad_token=PAD,
+        unk_token=UNKNOWN,
         **roles,
     )
     tokenizer.add_special_tokens({"additional_special_tokens": list(special)})
     return tokenizer
+
+
+def _gemma_tokenizer() -> Any:
+    """SigLIP 2's own tokenizer class, learned from a few words."""
+    from tokenizers.trainers import BpeTrainer
+    from transformers import Siglip2Tokenizer
+
+    special = [PAD, "<eos>", "<bos>", UNKNOWN, "<mask>"]
+    learner = Siglip2Tokenizer().backend_tokenizer
+    trainer = BpeTrainer(vocab_size=300, show_progress=False, special_tokens=special)
+    words = "a photo of an the picture cat dog bird small red green house"
+    learner.train_from_iterator([f"{words} ", words, *(f"{word}." for word in words.split())], trainer)
+    learned = json.loads(learner.to_str())["model"]
+    return Siglip2Tokenizer(
+        vocab=learned["vocab"], merges=[tuple(pair) for pair in learned["merges"]], padding_side="right"
+    )
 
 
 def _vision(s: Sizes, **more: Any) -> dict[str, Any]:
@@ -101,7 +119,7 @@ def _siglip(s: Sizes) -> tuple[Any, Any, Any]:
 def _siglip2(s: Sizes) -> tuple[Any, Any, Any]:
     from transformers import Siglip2Config, Siglip2ImageProcessorPil, Siglip2Model
 
-    tokenizer, patches = _tokenizer(), (s.image // s.patch) ** 2
+    tokenizer, patches = _gemma_tokenizer(), (s.image // s.patch) ** 2
     text = _text(s, len(tokenizer), max_position_embeddings=16, projection_size=s.width)
     vision = {key: value for key, value in _vision(s, num_patches=patches).items() if key != "image_size"}
     processor = Siglip2ImageProcessorPil(patch_size=s.patch, max_num_patches=patches)

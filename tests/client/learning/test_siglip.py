@@ -1,7 +1,9 @@
 """SigLIP and SigLIP 2: the context in the padded text, the sigmoid head, exact gradients, whole rounds."""
 
 import dataclasses
+import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from dpfpl_client.learning.randomness import SeededRandomness
 from dpfpl_common.errors import ModelError
 
 CLASSES = ("cat", "small red dog", "bird")
-M = 3
+M = 4
 
 
 @pytest.fixture(scope="module", params=["siglip", "siglip2"])
@@ -28,6 +30,31 @@ def folder(request, tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(folder):
     return load_backbone(str(folder))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_padding_is_on_the_side_that_the_tokenizer_says(folder, images, make_experiment, tmp_path, side):
+    from transformers import AutoImageProcessor
+
+    shutil.copytree(folder, tmp_path / "model")
+    config = json.loads((tmp_path / "model/tokenizer_config.json").read_text())
+    (tmp_path / "model/tokenizer_config.json").write_text(json.dumps({**config, "padding_side": side}))
+    theirs, tokenizer = stock(tmp_path / "model")
+    model = load_backbone(str(tmp_path / "model"))
+    m = model.num_tokens("a photo of a")
+    context = model.text_embeddings("a photo of a", m)
+    experiment = make_experiment(width=model.width, num_context=m, classes=CLASSES)
+    ours = model.scorer(experiment).at(context).probabilities(torch.stack(list(model.image_features(images))))
+    prefix = tokenizer("a photo of a", add_special_tokens=False)["input_ids"]
+    rows = [
+        [*prefix, *tokenizer(f"{name}.", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        for name in CLASSES
+    ]
+    ids = tokenizer.pad({"input_ids": rows}, padding="max_length", max_length=16, return_tensors="pt")["input_ids"]
+    inputs = AutoImageProcessor.from_pretrained(folder, backend="pil")(images=images, return_tensors="pt")
+    with torch.no_grad():
+        logits = theirs(input_ids=ids, **inputs).logits_per_image
+    assert torch.allclose(ours, torch.sigmoid(logits), rtol=1e-4, atol=1e-6)
 
 
 @pytest.fixture
@@ -61,7 +88,8 @@ def test_a_context_of_words_gives_the_models_own_probabilities(folder, model, im
     def ids(name):
         spelled = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("photo of", f"{name}.")]
         whole = [*spelled[0], *spelled[1], tokenizer.eos_token_id]
-        return [*whole, *[tokenizer.pad_token_id] * (16 - len(whole))]
+        padding = [tokenizer.pad_token_id] * (16 - len(whole))
+        return [*padding, *whole] if tokenizer.padding_side == "left" else [*whole, *padding]
 
     inputs = AutoImageProcessor.from_pretrained(folder, backend="pil")(images=images, return_tensors="pt")
     with torch.no_grad():
@@ -69,8 +97,13 @@ def test_a_context_of_words_gives_the_models_own_probabilities(folder, model, im
     assert torch.allclose(ours, torch.sigmoid(logits), rtol=1e-4, atol=1e-6)
 
 
+def model_pads_right(tokens):
+    return all(len(set(row[int(n) :].tolist())) <= 1 for row, n in zip(tokens.ids, tokens.lengths, strict=True))
+
+
 def sigmoid_loss(theirs, context, tokens, row, label):
     """The documented loss of one image against all classes, through Hugging Face's own text tower and autograd."""
+    assert model_pads_right(tokens)
     ids = torch.cat([torch.zeros(len(tokens.ids), len(context), dtype=torch.long), tokens.ids], dim=1)
     embedding = theirs.text_model.embeddings.token_embedding
     handle = embedding.register_forward_hook(

@@ -27,18 +27,24 @@ class PaddedTextTower:
 
     Args:
         text_model: a loaded ``SiglipTextModel`` or ``Siglip2TextModel``; its head is its projection.
+        pads_left: the padding comes first, as the tokenizer says.
     """
 
-    def __init__(self, text_model: Any) -> None:
-        self._text_model = text_model
+    def __init__(self, text_model: Any, *, pads_left: bool) -> None:
+        self._text_model, self._pads_left = text_model, pads_left
 
     def __call__(self, context: Tensor, tokens: ClassTokens) -> Tensor:
         """Features [classes, feature size], not normalised, of a context [m, d]; differentiable in it."""
-        count, m = len(tokens.ids), len(context)
-        ids = torch.cat([tokens.ids[:, -1:].expand(-1, m), tokens.ids], dim=1)  # the context's are replaced
+        m, size = len(context), tokens.ids.shape[1]
+        ids = torch.cat([tokens.ids[:, :1].expand(-1, m), tokens.ids], dim=1)  # the context's go to their place below
+        starts = [size - int(length) if self._pads_left else 0 for length in tokens.lengths]
 
         def put_in(module: Any, given: Any, embedded: Tensor) -> Tensor:
-            return torch.cat([context.expand(count, -1, -1), embedded[:, m:]], dim=1)
+            rows = [
+                torch.cat([row[m : m + start], context, row[m + start :]])
+                for row, start in zip(embedded, starts, strict=True)
+            ]
+            return torch.stack(rows)
 
         handle = self._text_model.embeddings.token_embedding.register_forward_hook(put_in)
         try:
@@ -69,13 +75,18 @@ class SiglipBackbone(DualEncoder):
         """Token ids of ``<class name>.<EOS>`` and padding up to the model's positions, for every class."""
         positions = int(self._model.config.text_config.max_position_embeddings)
         suffixes = self._suffixes(class_names, num_context, positions)
-        ids = torch.full((len(suffixes), positions - num_context), self._pad_id)
+        size = positions - num_context
+        ids = torch.full((len(suffixes), size), self._pad_id)
         for row, suffix in zip(ids, suffixes, strict=True):
-            row[: len(suffix)] = torch.tensor(suffix)
-        return ClassTokens(ids, torch.full((len(ids),), ids.shape[1]), bos_id=self._pad_id)
+            row[size - len(suffix) if self._pads_left else 0 :][: len(suffix)] = torch.tensor(suffix)
+        return ClassTokens(ids, torch.tensor([len(suffix) for suffix in suffixes]), bos_id=self._pad_id)
 
     def _make_tower(self, *, coarse: bool) -> TextTower:
-        return PaddedTextTower(self._model.text_model)
+        return PaddedTextTower(self._model.text_model, pads_left=self._pads_left)
+
+    @property
+    def _pads_left(self) -> bool:
+        return str(self._tokenizer.padding_side) == "left"
 
     @property
     def _pad_id(self) -> int:

@@ -1,6 +1,5 @@
 """``dpfpl-client serve``: the classifier on an address, until Ctrl-C."""
 
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +8,8 @@ import uvicorn
 
 from dpfpl_client.prompt import Classifier
 from dpfpl_client.serving.app import STATIC, classifier_app
-from dpfpl_common.errors import DeploymentError
 from dpfpl_common.http_guard import HttpGuard, read_http_token
+from dpfpl_common.http_listener import PAGE_LIMITS, address_shown, open_listener
 
 __all__ = ["ServeSettings", "serve_classifier"]
 
@@ -40,27 +39,8 @@ def serve_classifier(classifier: Classifier, settings: ServeSettings, say: Calla
     Raises:
         DeploymentError: the address cannot be listened on.
     """
-    try:
-        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-        listener = socket.create_server((settings.host, settings.port), family=family)
-    except OSError as error:
-        raise DeploymentError(
-            code="PORT_IN_USE",
-            message=f"{settings.host}:{settings.port} cannot be listened on ({error.strerror}).",
-            advice="Choose another port with --port, or 0 for a free one.",
-        ) from None
-    shown = f"[{settings.host}]" if ":" in settings.host else settings.host
-    say(f"Open http://{shown}:{listener.getsockname()[1]}/  (API: /openapi.json). Ctrl-C stops it.")
+    listener = open_listener(settings.host, settings.port)
+    say(f"Open {address_shown(settings.host, listener)}  (API: /openapi.json). Ctrl-C stops it.")
     guarded = HttpGuard(classifier_app(classifier, settings.max_bytes), settings.token, STATIC)
-    config = uvicorn.Config(
-        guarded,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        ws="none",
-        limit_concurrency=64,
-        timeout_keep_alive=10,
-        timeout_graceful_shutdown=5,
-        lifespan="off",
-    )
+    config = uvicorn.Config(guarded, timeout_graceful_shutdown=5, **PAGE_LIMITS)
     uvicorn.Server(config).run(sockets=[listener])

@@ -1,13 +1,12 @@
 """``dpfpl-server console``: the live page on an address, until Ctrl-C."""
 
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import uvicorn
 
-from dpfpl_common.errors import DeploymentError
 from dpfpl_common.http_guard import HttpGuard, read_http_token
+from dpfpl_common.http_listener import PAGE_LIMITS, address_shown, open_listener
 from dpfpl_server.console.app import STATIC, Watcher, console_app
 from dpfpl_server.sites_admin import list_sites
 from dpfpl_server.superlink import SuperLinkSettings
@@ -25,32 +24,13 @@ def serve_console(
         DeploymentError: the address cannot be listened on.
     """
     token = read_http_token(host, token_file)
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise DeploymentError(
-            code="PORT_IN_USE",
-            message=f"{host}:{port} cannot be listened on ({error.strerror}).",
-            advice="Choose another port with --port, or 0 for a free one.",
-        ) from None
+    listener = open_listener(host, port)
 
     def connections() -> dict[str, str]:
         return {row.name: row.status for row in list_sites(server_folder)}
 
     watcher = Watcher(runs, connections, SuperLinkSettings(server_folder.resolve()).log_file)
-    shown = f"[{host}]" if ":" in host else host
     hint = "#TOKEN with the token in place of TOKEN" if token else ""
-    say(f"Open http://{shown}:{listener.getsockname()[1]}/{hint}  It only shows, it changes nothing. Ctrl-C stops it.")
-    config = uvicorn.Config(
-        HttpGuard(console_app(watcher), token, STATIC),
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        ws="none",
-        limit_concurrency=64,
-        timeout_keep_alive=10,
-        timeout_graceful_shutdown=2,
-        lifespan="off",
-    )
+    say(f"Open {address_shown(host, listener)}{hint}  It only shows, it changes nothing. Ctrl-C stops it.")
+    config = uvicorn.Config(HttpGuard(console_app(watcher), token, STATIC), timeout_graceful_shutdown=2, **PAGE_LIMITS)
     uvicorn.Server(config).run(sockets=[listener])
