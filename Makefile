@@ -24,7 +24,7 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup wheels images compose-test demo demo-vlm test lint types pytest bench bench-docs mutate screenshots api format proto clean attacks
+.PHONY: help setup wheels images compose-test kubernetes-schema demo demo-vlm test lint types pytest bench bench-docs mutate screenshots api format proto clean attacks
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -87,8 +87,14 @@ images: wheels  ## the container images dpfpl-server, dpfpl-client, dpfpl-agent 
 	$(BIN)/python tests/compose/run.py --parts
 
 # Needs a Docker engine, or root and dockerd to start a private one for the time; about 25 minutes on two free cores.
-compose-test: wheels  ## the federation in hardened containers: checks, faults, upgrade, backup
+compose-test: wheels kubernetes-schema  ## the federation in hardened containers: checks, faults, upgrade, backup
 	$(BIN)/python tests/compose/run.py
+
+# The client library's types know every field. It brings some thirty packages along, so it gets an environment of its own.
+kubernetes-schema:  ## every field of the Kubernetes manifests against the API's own types
+	@test -e runs/kubernetes/.installed || { $(PYTHON) -m venv runs/kubernetes && \
+	  runs/kubernetes/bin/python -m pip install --quiet $(PIP_ARGS) kubernetes==37.0.2 pytest && touch runs/kubernetes/.installed; }
+	runs/kubernetes/bin/python -m pytest -q -c /dev/null --noconftest -p no:cacheprovider --rootdir . tests/deploy/test_kubernetes.py
 
 mutate: setup  ## break the mechanism on purpose and see the tests notice
 	$(BIN)/python tests/mutation/mutate.py

@@ -32,7 +32,8 @@ FROM ${BASE} AS root
 COPY deploy/container/strip.sh /tmp/strip.sh
 RUN echo "dpfpl:x:10001:10001::/var/lib/dpfpl:/usr/sbin/nologin" >> /etc/passwd \
  && echo "dpfpl:x:10001:" >> /etc/group \
- && install -d -o 10001 -g 10001 -m 0700 /var/lib/dpfpl /var/lib/dpfpl/server /var/lib/dpfpl/runs \
+ && install -d -o 10001 -g 10001 -m 0755 /var/lib/dpfpl \
+ && install -d -o 10001 -g 10001 -m 0700 /var/lib/dpfpl/server /var/lib/dpfpl/runs \
  && install -d -o 10001 -g 10001 -m 0755 /kits \
  && sh /tmp/strip.sh
 
@@ -41,7 +42,8 @@ COPY --from=root / /
 COPY --from=build /opt/dpfpl /opt/dpfpl
 COPY LICENSE /opt/dpfpl/
 ENV PATH=/opt/dpfpl/bin:/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
-    HOME=/tmp FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 HF_HUB_DISABLE_TELEMETRY=1
+    HOME=/tmp HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 \
+    FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 HF_HUB_DISABLE_TELEMETRY=1 DO_NOT_TRACK=1
 WORKDIR /var/lib/dpfpl
 USER 10001:10001
 EXPOSE 9092

@@ -3,6 +3,8 @@
 import contextlib
 import ipaddress
 import json
+import re
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ from federation import AGENT, NODE, Federation, wait_for
 __all__ = [
     "OUTSIDE_PORT",
     "SERVICES",
+    "Listener",
     "host_address",
     "outside",
     "packets",
@@ -34,7 +37,15 @@ QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
 }
+LINKS = (("site-a", "server"), ("site-b", "server"), ("site-c-node", "site-c-gate"), ("site-c-gate", "server"))
+"""Who dials whom, at port 9092. Nobody dials anybody else."""
+TCP, FLEET_PORT = 6, 9092
+STRAY = ("192.0.2.1", 443)
+"""An address that belongs to nobody, for a packet that is meant to be noticed."""
 
 
 def s1_hardened(fed: Federation) -> str:
@@ -182,58 +193,102 @@ def s3_mounts(fed: Federation) -> str:
     )
 
 
+class Listener:
+    """Hears every packet on the engine's networks, and remembers which container had which address meanwhile."""
+
+    def __init__(self, fed: Federation, image: str, seconds: int = 3600) -> None:
+        self._fed, self._name = fed, f"{fed.project}-listener"
+        self.addresses: dict[str, str] = {}
+        self.heard: list[dict[str, Any]] = []
+        self.missed = -1
+        self._ended = threading.Event()
+        fed.engine.docker(
+            "run", "-d", "--name", self._name, "--network", "host", "--user", "0", "--cap-drop", "ALL",
+            "--cap-add", "NET_RAW", "--entrypoint", "python3", image, "-c",
+            (HERE / "sniff.py").read_text(encoding="utf-8"), str(seconds),
+        )  # fmt: skip
+        wait_for("the listener", lambda: "listening" in fed.engine.docker("logs", self._name), 30)
+        self._looking = threading.Thread(target=self._look)
+        self._looking.start()
+
+    def _look(self) -> None:
+        while not self._ended.wait(1.0):
+            self.addresses |= _addresses(self._fed)
+
+    def end(self) -> None:
+        """Stop listening; what was heard is there afterwards."""
+        if self._ended.is_set():
+            return
+        self._ended.set()
+        self._looking.join()
+        self._fed.engine.docker("stop", "-t", "10", self._name, check=False)
+        entries = [json.loads(line) for line in self._fed.engine.docker("logs", self._name, check=False).splitlines()]
+        self._fed.engine.docker("rm", "-f", self._name, check=False)
+        self.heard = [entry for entry in entries if "from" in entry]
+        self.missed = entries[-1].get("missed", -1) if entries else -1
+
+
 @contextlib.contextmanager
-def packets(fed: Federation, image: str, seconds: int = 3600) -> Iterator[str]:
-    """Listen to everything that crosses the engine's networks; yields the listener's container."""
-    name = f"{fed.project}-sniffer"
-    fed.engine.docker(
-        "run", "-d", "--name", name, "--network", "host", "--user", "0", "--cap-drop", "ALL", "--cap-add", "NET_RAW",
-        "--entrypoint", "python3", image, "-c", (HERE / "sniff.py").read_text(encoding="utf-8"), str(seconds),
-    )  # fmt: skip
+def packets(fed: Federation, image: str) -> Iterator[Listener]:
+    """Listen to everything that crosses the engine's networks while the block runs; one stray packet is sent first."""
+    listener = Listener(fed, image)
     try:
-        wait_for("the listener", lambda: "listening" in fed.engine.docker("logs", name), 30)
-        yield name
+        code = f"import socket; socket.socket(2, 2).sendto(b'stray', {STRAY!r})"
+        fed.engine.docker("run", "--rm", "--user", "10001", "--entrypoint", "python3", image, "-c", code)
+        yield listener
     finally:
-        fed.engine.docker("rm", "-f", name, check=False)
+        listener.end()
 
 
-def s4_telemetry(fed: Federation, listener: str) -> str:
-    """Over a whole experiment no packet of a container went anywhere but to another container of the federation."""
+def s4_telemetry(fed: Federation, listener: Listener) -> str:
+    """Over a whole experiment the containers spoke with whom they must, each of these, and with nobody else."""
+    assert listener.missed == 0, f"{listener.missed} packets were not heard"
+    assert any(entry["to"] == STRAY[0] for entry in listener.heard), "a packet to the outside was not heard"
     networks = _subnets(fed)
-    inside, strange = 0, []
-    for line in fed.engine.docker("logs", listener).splitlines():
-        entry = json.loads(line)
-        if "from" not in entry:
-            continue
+    found = set()
+    for entry in listener.heard:
         source, target = ipaddress.ip_address(entry["from"]), ipaddress.ip_address(entry["to"])
-        if not any(source in network for network in networks):
-            continue
-        if any(target in network for network in networks) or target.is_multicast or target.is_link_local:
-            inside += 1
-        else:
-            strange.append(entry)
-    assert inside >= 8, f"{inside}: the listener heard too little: the check might not notice anything"
-    assert not strange, strange
-    for service in ("server", *SITES):
-        values = dict(line.split("=", 1) for line in fed.execute(service, "env").splitlines() if "=" in line)
-        assert QUIET.items() <= values.items(), service
-        if service != "server":
-            assert values["HF_HUB_OFFLINE"] == "1", service
+        ours = any(end in network for end in (source, target) for network in networks)
+        if source.version == 6 and (source.is_link_local or source.is_unspecified) and target.is_multicast:
+            continue  # the machine's own kernel greets each new interface; no container has an IPv6 address
+        if ours or source.version == 6:
+            names = (listener.addresses.get(entry[end], entry[end]) for end in ("from", "to"))
+            found.add((*names, entry["protocol"], *entry["ports"], entry["opens"]))
+    expected = set()
+    for caller, called in LINKS:
+        expected |= {(caller, called, TCP, 0, FLEET_PORT, opens) for opens in (True, False)}
+        expected.add((called, caller, TCP, FLEET_PORT, 0, False))
+    assert found == expected, f"not expected: {sorted(found - expected)}; missing: {sorted(expected - found)}"
+    for service in (*SERVICES, "experiment"):
+        values = dict(line.split("=", 1) for line in fed.state(service)["Config"]["Env"])
+        assert QUIET.items() <= values.items(), f"{service}: {values}"
     return (
-        f"{inside} kinds of packets heard, all between the federation's own containers; 0 to any other "
-        "address, 0 to a name server"
+        f"over that whole experiment {len(LINKS)} links were heard, each opened by its caller and answered, and no "
+        "other packet, none missed; telemetry, update check and hubs are switched off in "
+        f"{len(SERVICES) + 1} containers"
     )
 
 
 def _subnets(fed: Federation) -> list[Any]:
-    listed = fed.engine.docker(
-        "network", "ls", "-q", "--filter", f"label=com.docker.compose.project={fed.project}"
-    ).split()
     return [
-        ipaddress.ip_network(config["Subnet"])
-        for network in json.loads(fed.engine.docker("network", "inspect", *listed))
-        for config in network["IPAM"]["Config"]
+        ipaddress.ip_network(config["Subnet"]) for network in _networks(fed) for config in network["IPAM"]["Config"]
     ]
+
+
+def _networks(fed: Federation) -> list[dict[str, Any]]:
+    label = f"label=com.docker.compose.project={fed.project}"
+    listed = fed.engine.docker("network", "ls", "-q", "--filter", label, check=False).split()
+    return list(json.loads(fed.engine.docker("network", "inspect", *listed, check=False) or "[]")) if listed else []
+
+
+def _addresses(fed: Federation) -> dict[str, str]:
+    """The service at each address of the project's networks, right now."""
+    found = {}
+    for network in _networks(fed):
+        for container in network["Containers"].values():
+            service = re.sub(r"^.*?[-_](?=site-|server|experiment|provision)|[-_]\d+$", "", container["Name"])
+            found[container["IPv4Address"].split("/")[0]] = service
+    return found
 
 
 def s5_flower_home(fed: Federation) -> str:
@@ -266,28 +321,57 @@ def s5_flower_home(fed: Federation) -> str:
     )
 
 
+CLAIM = """
+import httpx
+from flwr.proto.runtime_pb2 import AcquireTaskRequest
+from flwr.supercore.constant import TaskType
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+from flwr.supercore.runtime import RuntimeHttpClient
+client = RuntimeHttpClient.from_server_address(
+    server_address="127.0.0.1:%s", insecure=True, root_certificates=None,
+    interceptors=[RuntimeVersionHttpInterceptor(component_name="SuperExec")],
+)
+try:
+    client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
+    print("answered")
+except httpx.HTTPStatusError as error:
+    print("refused", error.response.status_code)
+"""
+
+
 def s9_tokens(fed: Federation) -> str:
-    """A stranger cannot claim a task: the Runtime API is on loopback only; no command line shows a token at a site."""
-    port = fed.python(
-        "site-a",
-        "import pathlib; print([c.split(b'\\0')[c.split(b'\\0').index(b'--port') + 1].decode() for c in "
-        "(p.read_bytes() for p in pathlib.Path('/proc').glob('[0-9]*/cmdline')) if b'--port' in c.split(b'\\0') "
-        "and b'--superlink' in c.split(b'\\0')][0])",
-        user=NODE,
-    )
+    """A stranger cannot claim a task, be it from beside or from within; no command line at a site shows a token."""
+    ports = {service: _runtime_port(fed, service) for service in ("site-a", "site-b", "site-c-node")}
     address = fed.state("site-a")["NetworkSettings"]["Networks"][f"{fed.project}_site-a"]["IPAddress"]
-    answers = json.loads(fed.python("server", _reach([(address, int(port)), (address, 7070)])))
+    answers = json.loads(fed.python("server", _reach([(address, int(ports["site-a"])), (address, 7070)])))
     assert "REACHED" not in answers.values(), answers
-    shown = []
-    until = time.monotonic() + 3
-    while time.monotonic() < until:
-        for service in ("site-a", "site-b", "site-c-node"):
+    # The agent's user in a container of two, and in one of the SuperNode's own whoever else there might be.
+    for service, port in ports.items():
+        user = AGENT if service != "site-c-node" else "10003:10003"
+        answer = fed.python(service, CLAIM % port, user=user)
+        assert answer == "refused 401", f"{service}: {answer}"
+    fed.begin("tokens", number=2, local_steps=4, target_epsilon=0.5)
+    shown, at_server, looks = [], set(), 0
+    until = time.monotonic() + 300
+    while not fed.tell("tokens", "code") and time.monotonic() < until:
+        looks += 1
+        for service in ports:
             shown += [p["command"] for p in fed.processes(service) if "token" in p["command"]]
+        at_server |= {p["uid"] for p in fed.processes("server") if "--token" in p["command"]}
+    fed.finish("tokens")
     assert not shown, shown
-    server = [p["uid"] for p in fed.processes("server") if "--token" in p["command"]]
-    assert set(server) <= {10001}, server
+    assert at_server == {10001}, at_server  # Flower's own way, which shows that there was a task to look at
     return (
-        "from another container the agent's and the Runtime API's port are closed; no task token in a "
-        "command line at a site "
-        f"({'one shown in' if server else 'none in'} the server's container, whose only user is the server's)"
+        "from another container the agent's and the Runtime API's port are closed; inside, a user who is not the "
+        f"SuperNode's is refused a task (401) at three sites; no token in a command line at a site in {looks} looks "
+        "during an experiment (one in the server's container, whose only user is the server's)"
     )
+
+
+def _runtime_port(fed: Federation, service: str) -> str:
+    """Where the SuperNode's Runtime API listens on loopback."""
+    (command,) = {
+        p["command"] for p in fed.processes(service) if "warm_node" in p["command"] and "guard.py" not in p["command"]
+    }
+    words = command.split()
+    return str(words[words.index("--port") + 1])

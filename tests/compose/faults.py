@@ -1,6 +1,7 @@
 """Faults in mid-round, one a function: what is done, and what must be true afterwards."""
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -17,6 +18,10 @@ QUICK = {"number": ROUNDS, "local_steps": 4, "target_epsilon": 0.5, "deadline": 
 SLOW = {"number": ROUNDS, "local_steps": 8, "target_epsilon": 0.5, "deadline": 300.0}
 """Long enough local training to be hit in the middle of it."""
 SITES = ("site-a", "site-b", "site-c-agent")
+RECONNECT_S = 40.0
+"""Twice the longest pause between two tries."""
+BLACKHOLE_S = 30.0
+"""As in bad_link.py."""
 
 
 def _paid_right(fed: Federation, name: str, more_charges: dict[str, int] | None = None) -> str:
@@ -169,15 +174,22 @@ def disk_full(fed: Federation) -> str:
 
 
 def l6_bad_link(fed: Federation) -> str:
-    """site-c's gate delays by 300 ms, passes 1 Mbit/s, resets connections and lets nothing through for 30 s."""
-    fed.begin("bad-link", **QUICK)
+    """site-c's gate delays by 300 ms, passes 1 Mbit/s, resets connections; for 30 s of a round nothing gets through."""
+    fed.begin("bad-link", **SLOW)
+    fed.wait_for_round("bad-link", 2)
+    fed.engine.docker("kill", "-s", "USR1", fed.container("site-c-gate"))
     result = fed.finish("bad-link", 900)
     log = fed.engine.docker("logs", fed.container("site-c-gate"))
     assert "blackhole begins" in log, log
     assert "reset" in log, log
-    seconds = sum(entry["seconds"] for entry in result["rounds"])
+    slowest = max(entry["seconds"] for entry in result["rounds"])
+    assert slowest >= BLACKHOLE_S, f"the longest round took {slowest:.0f} s: the blackhole was not in it"
+    again = re.search(r"passing again ([\d.]+) s", log)
+    assert again, log
+    assert float(again[1]) <= RECONNECT_S, again[0]
     return (
-        f"{log.count('reset')} resets and a blackhole of 30 s; finished in {seconds:.0f} s of rounds; "
+        f"{log.count('reset')} resets and, in mid-round, a blackhole of {BLACKHOLE_S:.0f} s, heard again {again[1]} s "
+        f"after it; finished, the longest round took {slowest:.0f} s; "
         f"{_paid_right(fed, 'bad-link')}"
     )
 

@@ -17,6 +17,8 @@ from federation import NODE, Federation, wait_for
 __all__ = ["Pilot", "pilot"]
 
 SERVER = "fl.example.test"
+OWNER = 12345
+"""Who owns the files of operator and sites: somebody whom no image knows."""
 IMAGES = {"ring": 40, "bar": 40}
 
 
@@ -62,7 +64,7 @@ class Pilot:
         with socket.socket() as free:
             free.bind(("", 0))
             self.port = str(free.getsockname()[1])
-        owner = {"DPFPL_UID": "10001", "DPFPL_GID": "10001", "DPFPL_PORT": self.port, "DPFPL_SERVER": SERVER}
+        owner = {"DPFPL_UID": str(OWNER), "DPFPL_GID": str(OWNER), "DPFPL_PORT": self.port, "DPFPL_SERVER": SERVER}
         self.server = self._party("operator", f"{project}-operator", [ROOT / "deploy/server/compose.yml"], **owner)
         for name in ("server", "runs", "kits", "experiments"):
             self._own(folder / "operator" / name)
@@ -87,7 +89,7 @@ class Pilot:
         """What 'as your own user' does: give it to whom the containers run as."""
         folder.mkdir(parents=True, exist_ok=True)
         for path in (folder, *folder.rglob("*")):
-            os.chown(path, 10001, 10001)
+            os.chown(path, OWNER, OWNER)
 
     def _party(self, name: str, project: str, files: list[Path], **environment: str) -> Federation:
         (self.folder / name).mkdir(exist_ok=True)
@@ -188,6 +190,28 @@ class Pilot:
         shutil.unpack_archive(f"{archive}.tar", self.folder / "hospital-a", filter="data")
         self._own(self.folder / "hospital-a" / "kit")
         site.compose("start", "client")
+
+    def refusal(self) -> str:
+        """What hospital-a's agent says when it refuses its ledger; the container must not count as healthy."""
+        site = self.sites["hospital-a"]
+
+        def said() -> str:
+            log = site.compose("logs", "--tail", "30", "client", check=False).stdout
+            return next((line for line in reversed(log.splitlines()) if "LEDGER_ROLLED_BACK" in line), "")
+
+        text = str(wait_for("the agent to notice", said, 240)).strip()
+        assert not site.running("client")
+        return text[text.index("LEDGER_ROLLED_BACK") :]
+
+    def accept_rollback(self) -> list[str]:
+        """As docs/containers.md says: stop, accept, start; the experiments that were charged again."""
+        site = self.sites["hospital-a"]
+        site.compose("stop", "client")
+        shown = site.compose("run", "--rm", "client", "ledger", "accept-rollback", "--yes", "--json").stdout
+        charged = [row["experiment"] for row in json.loads(shown[shown.index("{") :])["charged"]]
+        site.compose("up", "-d")
+        wait_for("hospital-a", lambda: site.running("client"), 240)
+        return sorted(charged)
 
     def down(self) -> None:
         """Take everything down."""

@@ -1,5 +1,6 @@
 """The Kubernetes manifests are restricted as the Pod Security Standards' strictest level asks, and fit together."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import yaml
 
 FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "kubernetes"
 FILES = ("server.yaml", "site.yaml")
+VERSIONS = {"Deployment": "apps/v1", "NetworkPolicy": "networking.k8s.io/v1"}
 
 
 def objects(file: str) -> list[dict[str, Any]]:
@@ -66,3 +68,17 @@ def test_s3_what_is_the_agents_is_not_mounted_beside_the_supernode() -> None:
     (images,) = (m for c in spec["containers"] for m in c["volumeMounts"] if m["name"] == "images")
     assert images["readOnly"] is True
     assert "node-kit" not in mounts["agent"]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_apis_own_types_accept_every_field(file: str) -> None:
+    """``make kubernetes-schema`` runs this with the client library, too large for everybody's environment."""
+    client = pytest.importorskip("kubernetes.client", reason="make kubernetes-schema installs it for the time")
+
+    for found in objects(file):
+        assert found["apiVersion"] == VERSIONS.get(found["kind"], "v1")
+        model = getattr(client, f"V1{found['kind']}")
+        model.model_validate(found)  # unknown fields and wrong types are errors
+        for wrong in ({"specs": {}}, {"metadata": {"name": 5}}, {"metadata": {"name": "x", "lables": {}}}):
+            with pytest.raises(ValueError, match="validation error"):
+                model.model_validate({**copy.deepcopy(found), **wrong})

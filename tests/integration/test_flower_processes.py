@@ -10,8 +10,14 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
+from flwr.proto.runtime_pb2 import AcquireTaskRequest
+from flwr.supercore.constant import TaskType
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
+from flwr.supercore.runtime import RuntimeHttpClient
 
 from dpfpl_client.supernode import SuperNodeSettings, start_supernode, wait_until_connected
 from dpfpl_common.errors import DeploymentError
@@ -260,6 +266,35 @@ def test_a_server_of_another_authority_is_not_trusted(federation: Federation, tm
     with Control(address, other / "ca.crt") as control, pytest.raises(DeploymentError) as caught:
         control.nodes()
     assert caught.value.code == "CONTROL_UNREACHABLE"
+
+
+def test_S9_a_stranger_on_the_machine_cannot_claim_a_task(federation: Federation) -> None:
+    """The Runtime API is open to every user of the machine. Ours gives a task to its own executor alone; the other
+    site runs Flower's command as it comes, which asks nobody who he is, so the question can be answered otherwise."""
+
+    def ask(site: str, *interceptors: Any) -> str:
+        (node,) = (p for p in federation.group.processes if p.name.endswith(site))
+        version = RuntimeVersionHttpInterceptor(component_name="SuperExec")
+        client = RuntimeHttpClient.from_server_address(
+            server_address=f"127.0.0.1:{node.command[node.command.index('--port') + 1]}",
+            insecure=True,
+            root_certificates=None,
+            interceptors=[version, *interceptors],
+        )
+        try:
+            client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
+        except httpx.HTTPStatusError as error:
+            return f"refused, {error.response.status_code}"
+        finally:
+            client.close()
+        return "answered"
+
+    guess = SuperExecAuthHttpInterceptor(
+        master_secret=b"guessed", protected_methods={"/flwr.proto.Runtime/AcquireTask"}
+    )
+    assert ask("hospital-b") == "answered"
+    assert ask("hospital-a") == "refused, 401"
+    assert ask("hospital-a", guess) == "refused, 401"
 
 
 def test_a_warm_node_without_its_executor_ends_instead_of_swallowing_messages(federation: Federation) -> None:

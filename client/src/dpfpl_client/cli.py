@@ -42,7 +42,9 @@ def about() -> None:
 
 @app.command(epilog="Example: dpfpl-client init --kit hospital-a.tar.gz --data /data/xrays")
 def init(
-    data: Annotated[str | None, typer.Option(help="image folder, .csv (path,label), digits or shapes")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="image folder, .csv (path,label), .jsonl (questions), digits or shapes")
+    ] = None,
     site: SiteFile = SITE,
     name: Annotated[str, typer.Option(help="the site's name, for a site without a kit")] = "site",
     kit: Annotated[
@@ -175,6 +177,7 @@ def predict(
     site: SiteFile = SITE,
     experiment: Annotated[str | None, typer.Option(help="whose prompt; default: the latest")] = None,
     top: Annotated[int, typer.Option("--top-k", "--top", min=1, help="how many classes to show")] = 3,
+    question: Annotated[str, typer.Option(help="asked of every image, by a prompt that answers questions")] = "",
     csv: Annotated[Path | None, typer.Option("--csv", help="write a CSV file, one row an image")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -185,7 +188,7 @@ def predict(
 
     paths = expand_images(images)
     results = []
-    for result in classify_files(_classifier(_load(site), experiment), paths, top):
+    for result in classify_files(_classifier(_load(site), experiment, question), paths, top):
         results.append(result)
         if result.prediction is None:
             console.print(as_line(result), markup=False, highlight=False, soft_wrap=True)
@@ -319,12 +322,12 @@ def _load(site: Path) -> SiteSettings:
     return load_site(site)
 
 
-def _classifier(settings: SiteSettings, experiment: str | None) -> "Classifier":
+def _classifier(settings: SiteSettings, experiment: str | None, question: str = "") -> "Classifier":
     from dpfpl_client.learning.backbone import load_backbone
     from dpfpl_client.prompt import load_prompt
 
     prompt = load_prompt(settings.state_folder, experiment)
-    return prompt.classifier(load_backbone(settings.model, offline=settings.offline))
+    return prompt.classifier(load_backbone(settings.model, offline=settings.offline), question)
 
 
 def _image_progress(done: int, total: int) -> None:

@@ -7,12 +7,17 @@ Flower's SuperExec does, and forks itself for each, so a ClientApp is as isolate
 The idle wait between two looks, which Flower offers no setting for, is shortened in this process, and the connection
 to the server is opened by :mod:`dpfpl_client.link`.
 
+The Runtime API listens on loopback, where other users of the machine reach it. It gives tasks only to our executor:
+requests for one are signed with a secret that is drawn at the start and lies in no file (Flower's SuperExec
+authentication). A task's token, which opens the rest of that API, travels by fork and stands in no command line.
+
 Takes the arguments of ``flower-supernode``; ``DPFPL_NODE_POLL_S`` sets the wait. Run by :mod:`dpfpl_client.supernode`.
 """
 
 import ctypes
 import importlib
 import os
+import secrets
 import signal
 import sys
 import threading
@@ -28,7 +33,7 @@ silence_telemetry()  # before Flower is imported, which reads its switch then
 import flwr.supernode.start_client_internal as flower_loop  # noqa: E402  after the switch
 from flwr.proto.runtime_pb2 import AcquireTaskRequest  # noqa: E402
 from flwr.supercore.constant import TaskType  # noqa: E402
-from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor  # noqa: E402
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor  # noqa: E402
 from flwr.supercore.retry import make_simple_http_retry_invoker  # noqa: E402
 from flwr.supercore.runtime import RuntimeHttpClient  # noqa: E402
 from flwr.supernode.cli.flower_supernode import flower_supernode  # noqa: E402
@@ -41,6 +46,8 @@ __all__ = ["main"]
 
 _PRELOAD = "DPFPL_NODE_PRELOAD"
 _POLL = "DPFPL_NODE_POLL_S"
+_ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
+_SECRET_BYTES = 32
 _PR_SET_PDEATHSIG = 1
 
 
@@ -49,17 +56,26 @@ def main() -> NoReturn:
     poll_s = float(os.environ.get(_POLL, "1.0"))
     port = sys.argv[sys.argv.index("--port") + 1]
     importlib.import_module(os.environ.get(_PRELOAD, "dpfpl_client.app"))
-    parent = os.getpid()
+    parent, secret = os.getpid(), secrets.token_bytes(_SECRET_BYTES)
     executor = os.fork()
     if executor == 0:
         _die_with_parent(parent)
-        _execute_tasks(f"127.0.0.1:{port}", poll_s)
+        _execute_tasks(f"127.0.0.1:{port}", poll_s, secret)
     threading.Thread(target=_end_with, args=(executor,), daemon=True).start()
     link.install(Path(os.environ["FLWR_HOME"]) / "link.json")
     flower_loop.time = _Impatient(poll_s)  # type: ignore[attr-defined]
-    sys.argv = ["flower-supernode", *sys.argv[1:], "--isolation", "process"]
+    own = ("--isolation", "process", "--superexec-auth-secret-file", _readable_once(secret))
+    sys.argv = ["flower-supernode", *sys.argv[1:], *own]
     flower_supernode()
     sys.exit()
+
+
+def _readable_once(secret: bytes) -> str:
+    """A path at which this process, and no other user's, reads the secret one time; nothing is written to a disk."""
+    reader, writer = os.pipe()
+    os.write(writer, secret)
+    os.close(writer)
+    return f"/dev/fd/{reader}"
 
 
 class _Impatient(types.ModuleType):
@@ -77,7 +93,7 @@ class _Impatient(types.ModuleType):
         return getattr(time, name)
 
 
-def _execute_tasks(address: str, poll_s: float) -> NoReturn:
+def _execute_tasks(address: str, poll_s: float, secret: bytes) -> NoReturn:
     """Ask the SuperNode for tasks for ever, and fork for each."""
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     signal.signal(signal.SIGINT, lambda *_: os._exit(0))
@@ -85,7 +101,10 @@ def _execute_tasks(address: str, poll_s: float) -> NoReturn:
         server_address=address,
         insecure=True,  # loopback, the same as Flower's own SuperExec
         root_certificates=None,
-        interceptors=[RuntimeVersionHttpInterceptor(component_name="SuperExec")],
+        interceptors=[
+            RuntimeVersionHttpInterceptor(component_name="SuperExec"),
+            SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods={_ACQUIRE}),
+        ],
         retry_invoker=make_simple_http_retry_invoker(),
     )
     request = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])

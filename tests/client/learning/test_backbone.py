@@ -4,6 +4,8 @@ import json
 import resource
 import shutil
 import time
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,8 @@ from dpfpl_client.learning.evaluation import LabelledFeatures
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
 from dpfpl_client.learning.randomness import SystemRandomness
 from dpfpl_common.errors import ModelError
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
@@ -98,6 +102,11 @@ def test_one_byte_of_any_file_changes_the_fingerprint(folder, backbone):
     path.write_text(path.read_text() + " ")
     seen.add(load_backbone(str(folder)).fingerprint)
     assert len(seen) == 3
+
+
+def test_the_containers_simulation_names_the_embedded_model(backbone):
+    table = tomllib.loads((ROOT / "deploy/simulation/experiment.toml").read_text(encoding="utf-8"))
+    assert table["model"]["fingerprint"] == backbone.fingerprint
 
 
 def test_texts_too_long_are_named(backbone):

@@ -33,6 +33,14 @@ class Predictor(Protocol):
         """
         ...
 
+    def reply(self, feature: Tensor, question: str) -> tuple[str, float]:
+        """The answer to a question about one image row [feature_size], and how probable the model finds it.
+
+        Raises:
+            ModelError: NO_ANSWERS, the family answers no questions.
+        """
+        ...
+
     def accuracy(self, examples: "LabelledFeatures") -> float | None:
         """Share of right answers; None without examples."""
         ...

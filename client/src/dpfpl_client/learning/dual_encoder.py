@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dpfpl_client.learning.class_scorer import ClassScorer
     from dpfpl_common.experiment import Experiment
 
-__all__ = ["DualEncoder", "as_dual_encoder"]
+__all__ = ["DualEncoder", "as_dual_encoder", "no_answers"]
 
 
 class DualEncoder:
@@ -78,11 +78,7 @@ class DualEncoder:
         from dpfpl_client.learning.class_scorer import ClassScorer
 
         if experiment.task.kind != "classify":
-            raise ModelError(
-                code="NO_ANSWERS",
-                message=f"A model of the family {self.family!r} answers no questions (task {experiment.task.kind}).",
-                advice="Use a generative vision-language model, or the task classify.",
-            )
+            raise no_answers(self.family)
         return ClassScorer(self, self.class_tokens(experiment.classes, experiment.prompt.num_context))
 
     def class_tokens(self, class_names: Sequence[str], num_context: int) -> ClassTokens:
@@ -158,6 +154,15 @@ class DualEncoder:
     @property
     def _eos_id(self) -> int:
         return int(self._tokenizer.eos_token_id)
+
+
+def no_answers(family: str) -> ModelError:
+    """NO_ANSWERS: the task is to answer questions, and the model only compares."""
+    return ModelError(
+        code="NO_ANSWERS",
+        message=f"A model of the family {family!r} answers no questions (task vqa).",
+        advice="Use a generative vision-language model, or the task classify.",
+    )
 
 
 def as_dual_encoder(backbone: "Backbone") -> DualEncoder:

@@ -180,6 +180,16 @@ class AnswerPredictor:
                 scores[part.index, number] = scorer._log_likelihoods(contexts, part)
         return torch.softmax(scores, dim=1)
 
+    @torch.no_grad()
+    def reply(self, feature: Tensor, question: str) -> tuple[str, float]:
+        """The answer to a question about one picture's row, and the product of its tokens' probabilities."""
+        scorer = self._scorer
+        (part,) = scorer._parts(self._context, [(question, "")], feature[None])
+        (ids,) = self._spoken(part)
+        text = scorer._layout.text_of(ids)
+        (said,) = scorer._parts(self._context, [(question, text)], feature[None])
+        return text, float(scorer._log_likelihoods(self._context[None], said)[0].exp())
+
     def accuracy(self, examples: LabelledFeatures) -> float | None:
         """Share of right answers: the most probable class, or the spoken answer by normalised exact match."""
         if len(examples) == 0:
