@@ -305,6 +305,13 @@ MUTATIONS = (
         (NO_LEAK_TESTS,),
     ),
     Mutation(
+        "one example's gradient depends on the others', in a generative model",
+        "client/src/dpfpl_client/learning/generative/scorer.py",
+        "torch.autograd.grad(losses.sum(), copies)[0]",
+        "torch.autograd.grad((losses * losses.detach().mean()).sum(), copies)[0]",
+        ("tests/client/learning/generative/test_families.py::test_an_example_changes_its_own_gradient_only",),
+    ),
+    Mutation(
         "the update is divided by the true number of images",
         STEP,
         "    divisor = privacy.sample_rate * privacy.nominal_site_size\n    shared_stddev",

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-__all__ = ["attacks", "register", "round_cost", "speed", "speed_page"]
+__all__ = ["attacks", "models", "register", "round_cost", "speed", "speed_page"]
 
 console = Console(stderr=True)
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
@@ -17,6 +17,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 def register(app: typer.Typer) -> None:
     """Add the commands to ``dpfpl-bench``."""
     app.command("attacks", epilog="Example: dpfpl-bench attacks --partition iid --seeds 3")(attacks)
+    app.command("models", epilog="Example: dpfpl-bench models --page docs/models.md")(models)
     app.command("round", epilog="Example: dpfpl-bench round --out runs/round --json")(round_cost)
     app.command("speed", epilog="Example: dpfpl-bench speed --quick --json")(speed)
     app.command("speed-page", epilog="Example: dpfpl-bench speed-page --docs docs")(speed_page)
@@ -39,6 +40,29 @@ def attacks(
     request = AttackRequest(epsilon=parse_epsilon(epsilon), partition=partition, rounds=rounds, seeds=seeds)
     cells = run_attacks(request, lambda text: console.print(text, highlight=False))
     sys.stdout.write(json.dumps(cells, indent=2) + "\n" if as_json else markdown(cells))
+
+
+def models(
+    family: Annotated[list[str] | None, typer.Option(help="only these; repeat the flag")] = None,
+    page: Annotated[Path | None, typer.Option(help="file whose table is replaced")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make, load, train, export and time a small random model of every known family; prints a table in Markdown."""
+    from dpfpl_bench.families import FAMILIES
+    from dpfpl_bench.model_table import measure_all, table, with_table
+    from dpfpl_common.errors import ConfigError
+
+    unknown = sorted(set(family or ()) - set(FAMILIES))
+    if unknown:
+        raise ConfigError(
+            code="IMPOSSIBLE_VALUE",
+            message=f"--family is {unknown[0]!r}, expected one of {', '.join(FAMILIES)}.",
+            advice="Correct the flag.",
+        )
+    measured = measure_all(family or list(FAMILIES))
+    sys.stdout.write(json.dumps(measured, indent=2) + "\n" if as_json else table(measured) + "\n")
+    if page is not None:
+        page.write_text(with_table(page.read_text(encoding="utf-8"), measured), encoding="utf-8")
 
 
 def round_cost(

@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["BEGIN", "END", "FamilyFacts", "measure", "measure_all", "page", "table"]
+__all__ = ["BEGIN", "END", "FamilyFacts", "measure", "measure_all", "table", "with_table"]
 
 BEGIN, END = "<!-- table: dpfpl-bench models -->", "<!-- end of the table -->"
 BATCH = 16
@@ -140,7 +140,7 @@ def table(measured: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def page(text: str, measured: dict[str, Any]) -> str:
+def with_table(text: str, measured: dict[str, Any]) -> str:
     """The page with the table between its marks replaced."""
     head, found, rest = text.partition(BEGIN)
     _, ended, tail = rest.partition(END)

@@ -12,7 +12,7 @@ from dpfpl_bench.tiny_vlm.questions import Habit, answer_to, ask
 from dpfpl_client.data import ImageRecord, SiteData
 from dpfpl_client.data.decode import ArrayImage, pixel_digest
 
-__all__ = ["SITE_HABITS", "drawn_sites", "with_neighbours", "write_questions"]
+__all__ = ["SITE_HABITS", "drawn_questions", "drawn_sites", "with_neighbours", "write_questions"]
 
 SITE_HABITS = (
     Habit("words", "english"),
@@ -31,8 +31,8 @@ def drawn_sites(count: int, train: int, test: int, seed: int) -> list[SiteData]:
     """
     sites = [
         SiteData(
-            _records(SITE_HABITS[number % len(SITE_HABITS)], "train", train, (seed, number, 0)),
-            _records(SITE_HABITS[number % len(SITE_HABITS)], "test", test, (seed, number, 1)),
+            drawn_questions(SITE_HABITS[number % len(SITE_HABITS)], "train", train, (seed, number, 0)),
+            drawn_questions(SITE_HABITS[number % len(SITE_HABITS)], "test", test, (seed, number, 1)),
             (),
             (),
             (),
@@ -71,7 +71,8 @@ def write_questions(folder: Path, site: SiteData) -> Path:
     return path
 
 
-def _records(habit: Habit, split: str, count: int, seed: tuple[int, ...]) -> tuple[ImageRecord, ...]:
+def drawn_questions(habit: Habit, split: str, count: int, seed: tuple[int, ...]) -> tuple[ImageRecord, ...]:
+    """Questions about ``count`` pictures in a habit's words; another habit with the same seed changes answers only."""
     rng = np.random.Generator(np.random.PCG64([20_261_125, *seed]))
     records = []
     for number in range(count):
