@@ -89,6 +89,7 @@ def run_simulation(
     sites = prepare_sites(data, class_names, FeatureCache(request.cache, backbone), names, on_images)
     on_step("calibrating the noise")
     experiment = build_experiment(request.bench, backbone, request.model, class_names, sites)
+    backbone.scorer(experiment)  # a model that cannot serve the task says so here, not as a site's refusal
     on_step("training")
     outcome = _engine(request, backbone, sites).run(experiment, on_status)
     floors = {}
