@@ -190,10 +190,10 @@ def demo(
     _demonstrate("demo", run_demo, out, rounds, epsilon, as_json=as_json)
 
 
-@app.command("demo-vlm", epilog="Example: dpfpl-bench demo-vlm --out runs/demo-vlm --rounds 10")
+@app.command("demo-vlm", epilog="Example: dpfpl-bench demo-vlm --out runs/demo-vlm --rounds 6")
 def demo_vlm(
     out: Annotated[Path, typer.Option(help="folder for result.json, report.html and all logs")] = Path("runs/demo-vlm"),
-    rounds: Annotated[int, typer.Option(min=1, help="federated rounds")] = 10,
+    rounds: Annotated[int, typer.Option(min=1, help="federated rounds")] = 6,
     epsilon: Annotated[str, typer.Option(help="target for whoever receives a personalised prompt")] = "8",
     as_json: Annotated[bool, typer.Option("--json", help="print result.json instead of the table")] = False,
 ) -> None:
