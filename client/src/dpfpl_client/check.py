@@ -64,6 +64,8 @@ class _Check:
         train = Counter(record.label for record in data.train)
         test = Counter(record.label for record in data.test)
         report.facts["images"] = {name: {"train": train[name], "test": test[name]} for name in data.classes}
+        if any(record.question for record in data.train):
+            report.facts["questions"] = {"train": len(data.train), "test": len(data.test)}
         report.facts["training_images"] = len(data.train)
         report.facts["unreadable_images"] = len(data.unreadable)
         for problem in data.problems:

@@ -120,8 +120,8 @@ class PromptLearner:
     def __init__(self, backbone: Backbone, experiment: Experiment, features: SiteFeatures) -> None:
         self._experiment = experiment
         self._features = features
-        self._initial = initial_context(backbone, experiment)
         self._scorer = backbone.scorer(experiment)
+        self._initial = initial_context(backbone, experiment)
         self._method = build_method(experiment.prompt.method, experiment.context_shape, experiment.prompt.rank)
 
     @property
