@@ -119,7 +119,7 @@ def test_a_model_that_only_compares_refuses_questions(trained_site):
     with pytest.raises(RefusedError) as caught:
         built.agent.train(TrainRequest(experiment, 1, zeros(experiment)))
     assert caught.value.code == "NO_ANSWERS"
-    assert built.agent._ledger.events("asked") == ()
+    assert built.agent._ledger.events("asked") == []
     built.lock.release()
 
 
