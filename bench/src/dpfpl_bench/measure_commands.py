@@ -8,13 +8,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-<<<<<<< HEAD
-__all__ = ["attacks", "models", "register", "round_cost", "speed", "speed_page"]
-=======
 from dpfpl_common.errors import ConfigError
 
-__all__ = ["attacks", "register", "round_cost", "scale", "speed", "speed_page"]
->>>>>>> main
+__all__ = ["attacks", "models", "register", "round_cost", "scale", "speed", "speed_page"]
 
 console = Console(stderr=True)
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
@@ -50,7 +46,6 @@ def attacks(
     sys.stdout.write(json.dumps(cells, indent=2) + "\n" if as_json else markdown(cells))
 
 
-<<<<<<< HEAD
 def models(
     family: Annotated[list[str] | None, typer.Option(help="only these; repeat the flag")] = None,
     page: Annotated[Path | None, typer.Option(help="file whose table is replaced")] = None,
@@ -59,7 +54,6 @@ def models(
     """Make, load, train, export and time a small random model of every known family; prints a table in Markdown."""
     from dpfpl_bench.families import FAMILIES
     from dpfpl_bench.model_table import measure_all, table, with_table
-    from dpfpl_common.errors import ConfigError
 
     unknown = sorted(set(family or ()) - set(FAMILIES))
     if unknown:
@@ -72,7 +66,8 @@ def models(
     sys.stdout.write(json.dumps(measured, indent=2) + "\n" if as_json else table(measured) + "\n")
     if page is not None:
         page.write_text(with_table(page.read_text(encoding="utf-8"), measured), encoding="utf-8")
-=======
+
+
 def _federations(text: str) -> tuple[tuple[int, int], ...]:
     """From "1/5,2/10" to ((5, 1), (10, 2))."""
     found = []
@@ -86,7 +81,6 @@ def _federations(text: str) -> tuple[tuple[int, int], ...]:
             )
         found.append((int(sites), int(hostile)))
     return tuple(found)
->>>>>>> main
 
 
 def round_cost(
