@@ -7,14 +7,21 @@ import pytest
 import torch
 
 from dpfpl_bench.cli import app
+from dpfpl_bench.demo import DemoRequest
+from dpfpl_bench.demo_vlm import VLM_SITES, vlm_experiment
+from dpfpl_bench.model_table import BEGIN, END, with_table
 from dpfpl_bench.question_sites import question_sites
+from dpfpl_bench.simulation import Simulation, prepare_sites
 from dpfpl_bench.tiny_vlm.evaluate import abilities
 from dpfpl_bench.tiny_vlm.pictures import SIZE, Facts, draw_picture
 from dpfpl_bench.tiny_vlm.questions import HABITS, PLAIN, QUESTIONS, Habit, answer_to, vocabulary
 from dpfpl_bench.tiny_vlm.sites import SITE_HABITS, drawn_questions, drawn_sites, with_neighbours, write_questions
+from dpfpl_client.agent.feature_cache import FeatureCache
 from dpfpl_client.data import DataSettings, load_site_data
 from dpfpl_client.learning.backbone import load_backbone
+from dpfpl_common.accounting import epsilon
 from dpfpl_common.errors import ConfigError
+from dpfpl_common.trust import planned_events
 
 torch.set_num_threads(1)
 
@@ -25,8 +32,8 @@ def model():
 
 
 @pytest.fixture
-def bench(capsys):
-    """Run dpfpl-bench; the exit code is asserted, standard output comes back."""
+def bench():
+    """Runs dpfpl-bench with these arguments."""
     from typer.testing import CliRunner
 
     def run(*arguments):
@@ -136,3 +143,31 @@ def test_what_does_not_go_together_is_refused(bench, tmp_path, flags, code):
     write_questions(tmp_path / "north", drawn_sites(1, 6, 3, seed=5)[0])
     done = bench("run", "--task", "vqa", "--data", tmp_path, "--rounds", 1, "--floors", "none", "--quiet", *flags)
     assert getattr(done.exception, "code", None) == code
+
+
+def test_three_sites_learn_their_own_words_at_epsilon_8(model, tmp_path):
+    """The demo's experiment, in one process and smaller: personalised answers beat the model without a prompt."""
+    data = drawn_sites(len(VLM_SITES), 150, 40, seed=0)
+    sites = prepare_sites(data, (), FeatureCache(None, model), VLM_SITES)
+    experiment = vlm_experiment(DemoRequest(tmp_path, 4, 8.0), model, sites)
+    outcome = Simulation(model, sites, 0).run(experiment)
+    assert experiment.privacy.noise_multiplier > 0.5
+    for name, final in outcome.final.items():
+        assert final["personal_local"] > final["zero_shot_local"] + 0.15, name
+    recipient = [event for event in planned_events(experiment) if event.adversary == "prompt_recipient"]
+    assert epsilon(recipient, experiment.privacy.target_delta) <= 8.0
+
+
+def test_the_table_of_families_replaces_only_itself():
+    fact = {
+        "family": "llava", "model": "Llava", "parameters": 2_000_000, "row": 64, "trains": True, "exports": "context",
+        "exact": "once", "step_ms": 12.4, "step_mb": 3.2,
+    }  # fmt: skip
+    measured = {"device": "a processor", "versions": {"torch": "1"}, "families": [fact]}
+    text = with_table(f"before\n{BEGIN}\nold\n{END}\nafter\n", measured)
+    assert text.startswith("before\n")
+    assert text.endswith(f"{END}\nafter\n")
+    assert "| `llava` | `Llava` | 2.0 M | 64 | yes | context | once | 12 | 3 |" in text
+    assert "old" not in text
+    with pytest.raises(ValueError, match="no <!--"):
+        with_table("a page without marks", measured)
