@@ -20,6 +20,7 @@ from dpfpl_common.experiment import (
     PrivacySettings,
     PromptSettings,
     RoundSettings,
+    TaskSettings,
     load_experiment,
     parse_experiment,
 )
@@ -155,6 +156,8 @@ OTHER = {
     "aggregation.largest_site": 4.0,
     "gradients.precision": "bfloat16",
     "gradients.classes": 2,
+    "task.question": "what is it?",
+    "task.max_answer_tokens": 9,
 }
 
 
@@ -180,13 +183,30 @@ def test_an_experiment_of_an_earlier_release_keeps_its_digest():
     assert "aggregation" not in BASE.to_json()
     assert "gradients" not in BASE.to_json()
     assert "projection" not in BASE.to_json()
+    assert "task" not in BASE.to_json()
     assert parse_experiment(BASE.to_json()).digest() == BASE.digest()
 
 
+def test_questions_are_asked_without_a_list_of_classes():
+    vqa = dataclasses.replace(BASE, classes=(), task=TaskSettings(kind="vqa"))
+    assert parse_experiment(vqa.to_json()) == vqa
+    assert vqa.digest() != BASE.digest()
+    with pytest.raises(ConfigError, match="empty list"):
+        dataclasses.replace(BASE, task=TaskSettings(kind="vqa"))
+    for wrong, word in (
+        ({"kind": "caption"}, "task.kind"),
+        ({"question": "a\nb"}, "task.question"),
+        ({"question": "a" * 1001}, "task.question"),
+        ({"max_answer_tokens": 0}, "task.max_answer_tokens"),
+    ):
+        with pytest.raises(ConfigError, match=word):
+            dataclasses.replace(BASE, task=TaskSettings(**wrong))
+
+
 def test_every_field_is_reachable_and_part_of_the_identity():
-    # The other mechanism, a projection and another rule go with one trust mode only, sampled sites with one unit; they
-    # have tests of their own.
-    apart = {"privacy.mechanism", "privacy.projection", "privacy.site_sample_rate", "aggregation.rule"}
+    # The other mechanism, a projection and another rule go with one trust mode only, sampled sites with one unit, the
+    # other task without classes; they have tests of their own.
+    apart = {"privacy.mechanism", "privacy.projection", "privacy.site_sample_rate", "aggregation.rule", "task.kind"}
     assert set(leaves(Experiment)) - set(OTHER) == apart
     digests = {BASE.digest()} | {parse_experiment(json.dumps(changed(k, v))).digest() for k, v in OTHER.items()}
     assert len(digests) == len(OTHER) + 1
