@@ -8,6 +8,7 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 BENCH_ARGS ?=
+MUTATE_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -93,7 +94,7 @@ kubernetes-schema:  ## every field of the Kubernetes manifests against the API's
 	runs/kubernetes/bin/python -m pytest -q -c /dev/null --noconftest -p no:cacheprovider --rootdir . tests/deploy/test_kubernetes.py
 
 mutate: setup  ## break the mechanism on purpose and see the tests notice
-	$(BIN)/python tests/mutation/mutate.py
+	$(BIN)/python tests/mutation/mutate.py $(MUTATE_ARGS)
 
 attacks: setup  ## play a malicious operator against a real agent and write docs/attacks.md
 	$(BIN)/python tests/attacks/adversarial_operator.py --out docs/attacks.md

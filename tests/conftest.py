@@ -12,3 +12,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # What agents remember outside their state folders must not reach the home of whoever runs the tests.
 _REGISTRY = tempfile.TemporaryDirectory(prefix="dpfpl-registry-")
 os.environ["DPFPL_REGISTRY"] = _REGISTRY.name
+
+
+def pytest_collection_modifyitems(config, items):
+    """``long`` tests run only where they are asked for: ``-m long``, or by name, ``tests/file.py::test``."""
+    if "long" in config.option.markexpr or any("::" in argument for argument in config.args):
+        return
+    left_out = [item for item in items if "long" in item.keywords]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if "long" not in item.keywords]

@@ -23,6 +23,7 @@ from dpfpl_client.data import DataSettings, list_classes, load_pool, partition_s
 from dpfpl_client.exporting.card import Facts
 from dpfpl_client.exporting.export import write_export
 from dpfpl_client.learning.backbone import load_backbone
+from dpfpl_client.learning.dp_optimizer import clipped_sums
 from dpfpl_client.learning.evaluation import LabelledFeatures
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
 from dpfpl_client.learning.randomness import SeededRandomness, SystemRandomness
@@ -143,14 +144,19 @@ def test_a_small_update_is_sent_as_it_is():
 
 
 def test_a_site_clips_its_sum_and_not_its_examples(backbone):
-    """Two sites of the same mean gradient but other spreads send the same direction only without a clip of examples."""
-    experiment = make_experiment(backbone.width, local_steps=1, sample_rate=1.0, clipping_norm=1e6)
+    """Examples far longer than the bound, their sum over a large public divisor well inside: it is sent as it is."""
+    experiment = make_experiment(
+        backbone.width, local_steps=1, sample_rate=1.0, nominal_site_size=1200, clipping_norm=0.05
+    )
     learner = PromptLearner(backbone, experiment, features_of(backbone, images_of(backbone)))
     context, state = np.zeros(experiment.context_shape, "<f4"), PersonalState.initial(experiment)
     gradients = learner._gradients(context, state.context, images_of(backbone))
+    wanted = gradients.sum(axis=0) / 1200
+    clipped = clipped_sums([gradients], [0.05])[0] / 1200
+    assert np.linalg.norm(wanted) < 0.5 * 0.05, "the site's own clip has nothing to do"
+    assert np.linalg.norm(clipped - wanted) > 0.5 * np.linalg.norm(wanted), "a clip of examples would be seen"
     sent = learner.train_round(context, state, SeededRandomness(0).for_round("site-01", 1)).update
     # The whole batch's gradient is one float32 product, not a sum of the examples' own.
-    wanted = gradients.sum(axis=0) / 12
     assert np.linalg.norm(sent - wanted) < 1e-5 * np.linalg.norm(wanted)
 
 

@@ -1,216 +1,248 @@
-"""Ways to break crash-safety, wire and socket: name, file, text that is there exactly once, what it becomes, tests."""
+"""Ways to break crash-safety, wire and socket: name, file, text there, what it becomes, tests."""
 
 __all__ = ["CRASH_SAFETY"]
 
-AGENT = "client/src/dpfpl_client/agent/"
-COMMON = "common/src/dpfpl_common/"
-KILLS = "tests/faults/test_kill_points.py::test_"
-BEFORE = (KILLS + "F2_F3_killed_after_the_reservation_it_stays_charged_and_old_noise_is_never_used",)
-AFTER = (KILLS + "F4_F5_killed_after_the_record_the_very_bytes_are_served_and_charged_once",)
-POWER_TESTS = ("tests/faults/test_power_loss.py",)
-DISK_TESTS = ("tests/faults/test_storage_faults.py",)
-FAULT_TESTS = ("tests/faults/test_site_faults.py",)
-INPUT_TESTS = ("tests/client/agent/test_rpc_input.py",)
-ATTACK_TESTS = ("tests/attacks/test_attack_rows.py",)
+ATTACK_ROWS_TESTS = "tests/attacks/test_attack_rows.py"
+CORE = "client/src/dpfpl_client/agent/core.py"
+DURABLE = "common/src/dpfpl_common/durable.py"
+FIELDS = "common/src/dpfpl_common/fields.py"
+KILL_POINTS_TESTS = "tests/faults/test_kill_points.py"
+LEDGER_FILE = "client/src/dpfpl_client/agent/ledger_file.py"
+PAYLOAD = "common/src/dpfpl_common/payload.py"
+POWER_LOSS_TESTS = "tests/faults/test_power_loss.py"
+RPC_INPUT_TESTS = "tests/client/agent/test_rpc_input.py"
+SEPARATION_TESTS = "tests/attacks/test_separation.py"
+SERVICE = "client/src/dpfpl_client/agent/service.py"
+SITE_FAULTS_TESTS = "tests/faults/test_site_faults.py"
+STORAGE_FAULTS_TESTS = "tests/faults/test_storage_faults.py"
+STORE = "client/src/dpfpl_client/agent/store.py"
+WIRE_TESTS = "tests/common/test_wire.py"
 
 CRASH_SAFETY = (
     (
         "crash: reserved after the computation",
-        AGENT + "core.py",
+        CORE,
         "        sequence = self._ledger.reserve(experiment.name, request.round, digest, events)\n"
         "        record = self._compute(learner, request, digest, policy, started)\n",
         "        record = self._compute(learner, request, digest, policy, started)\n"
         "        sequence = self._ledger.reserve(experiment.name, request.round, digest, events)\n",
-        BEFORE,
+        (
+            f"{KILL_POINTS_TESTS}::test_F2_F3_killed_after_the_reservation_it_stays_charged_and_old_noise_is_never_used[after_noise]",
+        ),
     ),
     (
         "crash: committed before the record is written",
-        AGENT + "core.py",
+        CORE,
         "        self._store.write(experiment.name, request.round, record)\n"
         "        self._ledger.commit(sequence, record.digest())\n",
         "        self._ledger.commit(sequence, record.digest())\n"
         "        self._store.write(experiment.name, request.round, record)\n",
-        BEFORE,
+        (
+            f"{KILL_POINTS_TESTS}::test_F2_F3_killed_after_the_reservation_it_stays_charged_and_old_noise_is_never_used[within_record]",
+        ),
     ),
     (
         "crash: a release found after a crash is not committed",
-        AGENT + "core.py",
+        CORE,
         "                if not charge.release_digest:\n"
         "                    self._ledger.commit(charge.sequence, record.digest())\n",
         "",
-        AFTER,
+        (
+            f"{KILL_POINTS_TESTS}::test_F4_F5_killed_after_the_record_the_very_bytes_are_served_and_charged_once[after_record]",
+        ),
     ),
     (
         "crash: an interrupted round is computed anew without a charge",
-        AGENT + "core.py",
+        CORE,
         "        sequence = self._ledger.reserve(experiment.name, request.round, digest, events)\n",
         "        before = self._ledger.find(experiment.name, request.round)\n"
         "        sequence = before.sequence if before else self._ledger.reserve(\n"
         "            experiment.name, request.round, digest, events\n"
         "        )\n",
-        BEFORE,
+        (
+            f"{KILL_POINTS_TESTS}::test_F2_F3_killed_after_the_reservation_it_stays_charged_and_old_noise_is_never_used[after_reserve]",
+        ),
     ),
     (
         "crash: a release is computed anew although it is stored",
-        AGENT + "core.py",
+        CORE,
         "            if record is not None and record.request_digest == digest:\n",
         "            if record is not None and record.request_digest == digest and charge.release_digest:\n",
-        AFTER,
+        (
+            f"{KILL_POINTS_TESTS}::test_F4_F5_killed_after_the_record_the_very_bytes_are_served_and_charged_once[after_record]",
+        ),
     ),
     (
         "crash: a record is written in place",
-        COMMON + "durable.py",
+        DURABLE,
         '    temporary = path.with_name(f".{path.name}.tmp")\n',
         "    temporary = path\n",
-        BEFORE,
+        (
+            f"{KILL_POINTS_TESTS}::test_F2_F3_killed_after_the_reservation_it_stays_charged_and_old_noise_is_never_used[within_record]",
+        ),
     ),
     (
         "power: a record's content is not synced",
-        COMMON + "durable.py",
+        DURABLE,
         "            os.fsync(descriptor)\n        finally:\n            os.close(descriptor)\n        temporary",
         "        finally:\n            os.close(descriptor)\n        temporary",
-        POWER_TESTS,
+        (
+            f"{POWER_LOSS_TESTS}::test_F8_the_ledger_is_synced_before_the_release_is_sent",
+            f"{POWER_LOSS_TESTS}::test_F7_power_loss_at_any_moment",
+        ),
     ),
     (
         "power: a record's name is not synced",
-        COMMON + "durable.py",
+        DURABLE,
         "        raise\n    fsync_folder(path.parent)\n",
         "        raise\n",
-        POWER_TESTS,
+        (
+            f"{POWER_LOSS_TESTS}::test_F8_the_ledger_is_synced_before_the_release_is_sent",
+            f"{POWER_LOSS_TESTS}::test_F7_power_loss_at_any_moment",
+        ),
     ),
     (
         "power: a new folder's name is not synced",
-        COMMON + "durable.py",
+        DURABLE,
         "        path.mkdir(mode=mode, exist_ok=True)\n        fsync_folder(path.parent)\n",
         "        path.mkdir(mode=mode, exist_ok=True)\n",
-        POWER_TESTS,
+        (
+            f"{POWER_LOSS_TESTS}::test_F8_the_ledger_is_synced_before_the_release_is_sent",
+            f"{POWER_LOSS_TESTS}::test_F7_power_loss_at_any_moment",
+        ),
     ),
     (
         "power: the ledger is written as Flower's databases are",
-        AGENT + "ledger_file.py",
+        LEDGER_FILE,
         '        self.execute("PRAGMA synchronous=FULL")',
         '        self.execute("PRAGMA synchronous=NORMAL")',
-        POWER_TESTS,
+        (f"{POWER_LOSS_TESTS}::test_F8_the_ledger_is_synced_before_the_release_is_sent",),
     ),
     (
         "disk: the ledger goes on after a sync that failed",
-        AGENT + "ledger_file.py",
+        LEDGER_FILE,
         "            self._broken = True\n            if isinstance",
         "            if isinstance",
-        DISK_TESTS,
+        (
+            f"{STORAGE_FAULTS_TESTS}::test_F9_after_a_sync_that_failed_once_nothing_is_released_until_the_agent_is_started_anew",
+        ),
     ),
     (
         "disk: the store goes on after a sync that failed",
-        AGENT + "store.py",
+        STORE,
         "            self._broken = True\n            raise",
         "            raise",
-        DISK_TESTS,
+        (
+            f"{STORAGE_FAULTS_TESTS}::test_F9_after_a_sync_that_failed_once_nothing_is_released_until_the_agent_is_started_anew",
+        ),
     ),
     (
         "disk: a full disk is a broken one",
-        COMMON + "durable.py",
+        DURABLE,
         "    return error.errno in (errno.ENOSPC, errno.EDQUOT)",
         "    return False",
-        DISK_TESTS,
+        (f"{STORAGE_FAULTS_TESTS}::test_F10_a_full_disk_refuses_keeps_the_prompt_and_recovers",),
     ),
     (
         "disk: what was begun stays on a full disk",
-        COMMON + "durable.py",
+        DURABLE,
         "        temporary.unlink(missing_ok=True)\n        raise",
         "        raise",
-        DISK_TESTS,
+        (f"{STORAGE_FAULTS_TESTS}::test_F10_a_full_disk_refuses_keeps_the_prompt_and_recovers",),
     ),
     (
         "stop: a computing agent may take as long as it likes",
-        AGENT + "service.py",
+        SERVICE,
         "        idle = server.stop(grace_s)\n",
         "        idle = server.stop(600.0)\n",
-        FAULT_TESTS,
+        (f"{SITE_FAULTS_TESTS}::test_F15_asked_to_stop_while_it_trains_it_ends_within_ten_seconds_and_cleanly[False]",),
     ),
     (
         "wire: values that are not finite pass",
-        COMMON + "payload.py",
+        PAYLOAD,
         "    if not np.all(np.isfinite(array)):\n",
         "    if False:\n",
-        INPUT_TESTS,
+        (f"{RPC_INPUT_TESTS}::test_I2_values_that_are_no_context_are_refused_before_any_charge",),
     ),
     (
         "wire: another shape passes",
-        COMMON + "fields.py",
+        FIELDS,
         "    if tuple(declared) != shape:\n",
         "    if False:\n",
-        INPUT_TESTS,
+        (f"{RPC_INPUT_TESTS}::test_I3_other_shapes_are_refused_also_those_that_numpy_would_broadcast",),
     ),
     (
         "wire: data of another length are read",
-        COMMON + "fields.py",
+        FIELDS,
         "    if len(data) != size:\n",
         "    if False:\n",
-        INPUT_TESTS,
+        (f"{RPC_INPUT_TESTS}::test_I3_other_types_and_sizes_are_refused",),
     ),
     (
         "wire: no cap on a message's size",
-        AGENT + "service.py",
+        SERVICE,
         '    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),\n',
         '    ("grpc.max_receive_message_length", -1),\n',
-        INPUT_TESTS,
+        (f"{RPC_INPUT_TESTS}::test_I5_a_message_above_the_cap_is_not_read",),
     ),
     (
         "wire: unknown fields pass",
-        COMMON + "wire.py",
+        "common/src/dpfpl_common/wire.py",
         "    if len(UnknownFieldSet(message)) > 0:\n",
         "    if False:\n",
-        ("tests/common/test_wire.py",),
+        (f"{WIRE_TESTS}::test_unknown_fields_are_refused_nested_ones_too",),
     ),
     (
         "wire: another version of the protocol is spoken with",
-        COMMON + "fields.py",
+        FIELDS,
         "    if type(version) is not int or version != PROTOCOL_VERSION:\n",
         "    if False:\n",
-        INPUT_TESTS,
+        (f"{RPC_INPUT_TESTS}::test_I7_another_protocol_or_model_is_refused_naming_what_is_expected",),
     ),
     (
         "wire: a round outside the experiment passes",
-        COMMON + "payload.py",
+        PAYLOAD,
         " or not low <= number <= high:\n",
         ":\n",
-        INPUT_TESTS,
+        (f"{RPC_INPUT_TESTS}::test_I6_rounds_that_do_not_exist_are_refused",),
     ),
     (
         "wire: the text of an error inside leaves",
-        AGENT + "service.py",
+        SERVICE,
         "                reply = wire.encode_refusal(internal_refusal(incident))\n",
-        "                import sys\n\n"
-        '                refusal = agent_pb2.Refusal(code="INTERNAL", rule=f"{sys.exception()} incident {incident}")\n'
+        "                import sys\n"
+        "\n"
+        '                refusal = agent_pb2.Refusal(code="INTERNAL", rule=f"{sys.exception()} '
+        'incident {incident}")\n'
         "                reply = agent_pb2.Reply(protocol_version=1, refusal=refusal)\n",
-        INPUT_TESTS,
+        (f"{RPC_INPUT_TESTS}::test_I13_the_text_of_an_error_inside_stays_inside",),
     ),
     (
         "socket: any caller is let in",
-        AGENT + "service.py",
+        SERVICE,
         "        if self._credential.matches(details.invocation_metadata):\n",
         "        if True:\n",
-        ATTACK_TESTS,
+        (f"{ATTACK_ROWS_TESTS}::test_A12_without_the_token_the_socket_says_nothing_and_other_users_do_not_reach_it",),
     ),
     (
         "socket: others may connect",
-        AGENT + "socket_file.py",
+        "client/src/dpfpl_client/agent/socket_file.py",
         "        self._path.chmod(0o600 if self._group is None else 0o660)",
         "        self._path.chmod(0o666)",
-        ATTACK_TESTS,
+        (f"{ATTACK_ROWS_TESTS}::test_A12_without_the_token_the_socket_says_nothing_and_other_users_do_not_reach_it",),
     ),
     (
         "socket: an address for everybody is taken",
-        AGENT + "service.py",
+        SERVICE,
         "private_host(self._wanted, self._allow_any)",
         "private_host(self._wanted, True)",
-        ATTACK_TESTS,
+        (f"{ATTACK_ROWS_TESTS}::test_A12_an_address_that_strangers_reach_is_refused",),
     ),
     (
         "users: the agent's log can be read by the operator's code",
         "client/src/dpfpl_client/launch.py",
         '    (folder / "logs").mkdir(exist_ok=True, mode=0o700)\n',
         '    (folder / "logs").mkdir(exist_ok=True, mode=0o755)\n',
-        ("tests/attacks/test_separation.py",),
+        (f"{SEPARATION_TESTS}::test_A5_hostile_code_reads_nothing_of_the_site",),
     ),
 )

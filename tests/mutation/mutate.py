@@ -1,49 +1,60 @@
 """Breaks the mechanism on purpose, one way at a time, and shows that the tests notice (``make mutate``).
 
-Each mutation is made in a private copy of the repository, where the named tests must then fail; the same tests must
-pass in an unbroken copy first. Two copies work side by side. The last line is ``caught N of N``; the exit code is 0
-only if all are caught. Words as arguments choose the mutations whose names have them all: ``mutate.py one_shot row``.
+What it does. Before anything runs, every break is looked at: the text to change is there exactly once, what it becomes
+compiles and names nothing that is not there, its tests exist. Then the tests of every break must pass in unbroken
+copies of the working tree, alone and in the same selection as they are used. Then each break is made in a copy and its
+tests are run there, up to the first failure. It is
+
+- ``caught``: one of its tests ran and failed, and not because the broken code could not be imported or read;
+- ``MISSED``: all its tests passed;
+- ``BROKEN``: it was no working program, so its failure says nothing;
+- ``TIMED OUT``: its tests did not end; nothing is concluded from that;
+- ``NOT SHOWN``: its tests are skipped here (the reason is told).
+
+Only the first counts. Tests run in forks of a process that has imported torch, Flower and the like, but nothing of
+this project (``warm.py``); two copies work side by side. Results are kept in ``runs/mutate``, so a run that was cut off
+goes on. They hold for this very working tree and this very break; a change of either forgets them. The last line is
+``caught N of N``, N being all that were chosen; the exit code is 0 only if all are caught.
+
+    make mutate
+    make mutate MUTATE_ARGS="--part 1/3"             # a third of them, in order; the others keep their results
+    make mutate MUTATE_ARGS="one_shot row"           # those whose names have all these words
+    make mutate MUTATE_ARGS="--fresh --workers 1"    # nothing is taken from an earlier run
 """
 
+import argparse
+import compileall
+import hashlib
+import json
 import os
-import queue
+import py_compile
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from accounting import ACCOUNTING
 from crash_safety import CRASH_SAFETY
+from federation import FEDERATION
+from mechanism import MECHANISM
+from one_shot import ONE_SHOT
 from site_gate import SITE_GATE
+from warm import Child, Outcome, started, warm_up
 
 ROOT = Path(__file__).resolve().parents[2]
-WORKERS = 2
-SAMPLING = "common/src/dpfpl_common/sampling.py"
-WHOLE_UPDATE = "client/src/dpfpl_client/learning/whole_update.py"
-AGGREGATION = "server/src/dpfpl_server/aggregation.py"
-STEP = "client/src/dpfpl_client/learning/step.py"
-OPTIMIZER = "client/src/dpfpl_client/learning/dp_optimizer.py"
-NOISE = "common/src/dpfpl_common/noise.py"
-TRUST = "common/src/dpfpl_common/trust.py"
-CORE = "client/src/dpfpl_client/agent/core.py"
-METHODS = "client/src/dpfpl_client/learning/methods.py"
-LEARNER = "client/src/dpfpl_client/learning/learner.py"
-PROTOTYPES = "client/src/dpfpl_client/learning/prototypes.py"
-STEP_TESTS = "tests/client/learning/test_step.py"
-LEARNER_TESTS = "tests/client/learning/test_learner.py"
-METHOD_TESTS = "tests/client/learning/test_methods.py"
-NO_LEAK_TESTS = "tests/client/learning/test_no_leak_between_examples.py"
-REPLY_TESTS = "tests/audit/test_reply.py"
-PROTOTYPE_TESTS = "tests/client/learning/test_prototypes.py"
-NOISE_TESTS = "tests/common/test_noise.py"
-TRUST_TESTS = "tests/common/test_trust.py"
-CLIPPING_TESTS = "tests/common/test_clipping.py"
-SITE_UNIT_TESTS = "tests/integration/test_site_unit.py"
-CORE_TESTS = "tests/client/agent/test_core.py"
+WORDS = {
+    "failed": "caught ",
+    "passed": "MISSED ",
+    "broken": "BROKEN ",
+    "timed out": "TIMED OUT ",
+    "skipped": "NOT SHOWN ",
+}
+IGNORED = (".git", ".venv", "runs", "__pycache__", ".*_cache", ".hypothesis", "dist", "build", "wheels", ".coverage*")
 
 
 @dataclass(frozen=True)
@@ -55,7 +66,7 @@ class Mutation:
         file: where.
         old: text that occurs there exactly once.
         new: what it becomes.
-        tests: files of which at least one test must fail.
+        tests: node ids of which at least one must fail.
     """
 
     name: str
@@ -64,424 +75,232 @@ class Mutation:
     new: str
     tests: tuple[str, ...]
 
+    @property
+    def module(self) -> str:
+        """Dotted name of the changed module."""
+        return self.file.split("/src/")[1].removesuffix(".py").replace("/", ".")
 
-MUTATIONS = (
-    Mutation(
-        "the batch's sum is clipped instead of every example",
-        OPTIMIZER,
-        "    return [np.tensordot(factors[kept, b], block[kept], axes=1) for b, block in enumerate(blocks)]",
-        "    sums = [block[kept].sum(axis=0) for block in blocks]\n"
-        "    whole = joint_clip_factors([[float(np.square(s).sum()) for s in sums]], clipping_norms)[0]\n"
-        "    return [whole * s for s in sums]",
-        (STEP_TESTS,),
-    ),
-    Mutation(
-        "no clipping at all",
-        OPTIMIZER,
-        "    kept = factors[:, 0] > 0\n",
-        "    kept = factors[:, 0] > 0\n    factors = np.ones_like(factors)\n",
-        (STEP_TESTS,),
-    ),
-    Mutation(
-        "the last block is left out of the joint norm",
-        OPTIMIZER,
-        "np.repeat(joint_clip_factors(squared, clipping_norms)[:, None]",
-        "np.repeat(joint_clip_factors(squared[:, :-1] if len(blocks) > 1 else squared, "
-        "clipping_norms[:-1] if len(blocks) > 1 else clipping_norms)[:, None]",
-        (STEP_TESTS,),
-    ),
-    Mutation(
-        "non-finite examples pass the clip",
-        "common/src/dpfpl_common/clipping.py",
-        "    return np.where(finite, factors, 0.0)",
-        "    return np.where(finite, factors, 1.0)",
-        (CLIPPING_TESTS, STEP_TESTS),
-    ),
-    Mutation(
-        "one block without its noise",
-        STEP,
-        "noise_stddevs=[shared_stddev, *[factor_stddev] * len(personal_blocks)]",
-        "noise_stddevs=[shared_stddev, *[factor_stddev] * (len(personal_blocks) - 1), *[0.0] * bool(personal_blocks)]",
-        (STEP_TESTS,),
-    ),
-    Mutation(
-        "sensitivity C / B, as published",
-        STEP,
-        "    shared_stddev = site_noise_stddev(experiment)\n",
-        "    shared_stddev = site_noise_stddev(experiment) / divisor\n",
-        (STEP_TESTS,),
-    ),
-    Mutation(
-        "the true batch size as divisor",
-        STEP,
-        "        expected_batch_size=divisor,",
-        "        expected_batch_size=max(1, len(gradients)),",
-        (STEP_TESTS,),
-    ),
-    Mutation(
-        "the same noise for every block",
-        OPTIMIZER,
-        "            total = p.summed_grad.numpy()\n",
-        "            total = p.summed_grad.numpy()\n"
-        "            self._once = getattr(self, '_once', None)\n"
-        "            if self._once is None and stddev > 0:\n"
-        "                self._once = float(self._noise.add(np.zeros(1), 1.0)[0])\n"
-        "            p.grad = torch.from_numpy(total + stddev * (self._once or 0.0))\n"
-        "            continue\n",
-        (STEP_TESTS, LEARNER_TESTS),
-    ),
-    Mutation(
-        "un-noised gradients reach the personal prompt",
-        STEP,
-        "    return StepRelease(shared=shared, personal=directions.merge(released))",
-        "    raw = [block.sum(axis=0) / divisor for block in directions.split(gradients)]\n"
-        "    return StepRelease(shared=shared, personal=directions.merge(raw))",
-        (STEP_TESTS, LEARNER_TESTS),
-    ),
-    Mutation(
-        "an empty batch releases nothing",
-        STEP,
-        "    privacy = experiment.privacy\n    divisor",
-        "    privacy = experiment.privacy\n"
-        "    if len(gradients) == 0:\n"
-        "        return StepRelease(np.zeros(gradients.shape[1:]), np.zeros(gradients.shape[1:]))\n"
-        "    divisor",
-        (STEP_TESTS,),
-    ),
-    Mutation(
-        "every example joins every step",
-        SAMPLING,
-        "        return np.flatnonzero(words < np.uint64(int(sample_rate * 2**53)))",
-        "        return np.arange(count)",
-        (STEP_TESTS,),
-    ),
-    Mutation(
-        "noise from a seed",
-        NOISE,
-        "    drawn: list[npt.NDArray[np.int64]] = []\n",
-        "    entropy = np.random.default_rng(0).bytes\n    drawn: list[npt.NDArray[np.int64]] = []\n",
-        (NOISE_TESTS,),
-    ),
-    Mutation(
-        "two thirds of the noise",
-        NOISE,
-        "        step = noise_stddev * (1.0 + ROUNDING_SLACK) / SCALE",
-        "        step = noise_stddev * 0.667 / SCALE",
-        (NOISE_TESTS,),
-    ),
-    Mutation(
-        "noise added to the float sum, so that floats leak",
-        NOISE,
-        "np.asarray((steps.astype(np.int64) + discrete_gaussian(steps.size).reshape(steps.shape)) * step)",
-        "np.asarray(total + discrete_gaussian(steps.size).reshape(steps.shape) * step)",
-        (NOISE_TESTS,),
-    ),
-    Mutation(
-        "every site adds too small a share",
-        TRUST,
-        "            return stddev / math.sqrt(honest_shares(experiment))",
-        "            return stddev / math.sqrt(len(experiment.sites) + 1)",
-        (TRUST_TESTS,),
-    ),
-    Mutation(
-        "the operator's messages are accounted as if aggregated",
-        TRUST,
-        ".get(privacy.trust, z / math.sqrt(shares))",
-        ".get(privacy.trust, z)",
-        (TRUST_TESTS,),
-    ),
-    Mutation(
-        "class sums: a long feature counts in full",
-        PROTOTYPES,
-        " * np.minimum(1.0, (1.0 - 1e-12) / np.maximum(norms[finite], 1e-300))[:, None]",
-        "",
-        (PROTOTYPE_TESTS,),
-    ),
-    Mutation(
-        "class sums: only classes with images are noised",
-        PROTOTYPES,
-        "    return noise.add(sums, noise_multiplier) if noise_multiplier > 0 else sums",
-        "    noised = noise.add(sums, noise_multiplier) if noise_multiplier > 0 else sums\n"
-        "    return np.where(np.any(sums != 0, axis=1)[:, None], noised, 0.0)",
-        (PROTOTYPE_TESTS,),
-    ),
-    Mutation(
-        "one_shot: a row of pure noise is believed",
-        PROTOTYPES,
-        "    found = energy > pure_noise + hiding\n",
-        "    found = energy > 0\n",
-        (PROTOTYPE_TESTS,),
-    ),
-    Mutation(
-        "one_shot: a class that may hide in the noise is given up",
-        PROTOTYPES,
-        "    weights = np.where(found, signal, min(math.sqrt(hiding), most))\n",
-        "    weights = signal\n",
-        (PROTOTYPE_TESTS,),
-    ),
-    Mutation(
-        "one_shot: how far to believe a row is decided from the un-noised sums",
-        LEARNER,
-        "        prototypes = prototypes_from(sums, noise_multiplier, *self._public_facts)\n",
-        "        train = self._features.train\n"
-        "        true = np.zeros_like(sums)\n"
-        "        np.add.at(true, train.labels.numpy(), train.features.double().numpy())\n"
-        "        prototypes = prototypes_from(sums, noise_multiplier, *self._public_facts)\n"
-        "        sizes = np.linalg.norm(true, axis=1)\n"
-        "        prototypes = dataclasses.replace(prototypes, weights=sizes / max(1e-9, sizes.sum()))\n",
-        (LEARNER_TESTS,),
-    ),
-    Mutation(
-        "one_shot: the noised sums are drawn anew in every round",
-        LEARNER,
-        "            state = dataclasses.replace(state, class_sums=sums)\n",
-        "            state = dataclasses.replace(state, class_sums=None)\n",
-        (LEARNER_TESTS,),
-    ),
-    Mutation(
-        "projection: directions from the site's own images",
-        LEARNER,
-        "        return expected, self._scorer.public_directions(self._initial, count)\n",
-        "        own = self._features.train.features.double().numpy()\n"
-        "        return expected, np.linalg.svd(own, full_matrices=False)[2][:count]\n",
-        (LEARNER_TESTS,),
-    ),
-    Mutation(
-        "projection: only the noise in the directions counts, but all of it stays",
-        PROTOTYPES,
-        "        sums, size = sums @ directions.T @ directions, len(directions)\n",
-        "        size = len(directions)\n",
-        (PROTOTYPE_TESTS,),
-    ),
-    Mutation(
-        "dplora: the personal context is not cut to the rank",
-        METHODS,
-        "        return truncated(parameters, self._rank)\n",
-        "        return parameters\n",
-        (METHOD_TESTS,),
-    ),
-    Mutation(
-        "dplora: the size of the personal context is forgotten",
-        "client/src/dpfpl_client/learning/factorisation.py",
-        "    return np.asarray((left[:, :rank] * values[:rank]) @ right[:rank])\n",
-        "    return np.asarray(left[:, :rank] @ right[:rank])\n",
-        (METHOD_TESTS,),
-    ),
-    Mutation(
-        "fedpgp: the factors are not kept from round to round",
-        "client/src/dpfpl_client/agent/store.py",
-        "        if self.state.parameters is not None:\n",
-        "        if False:\n",
-        (f"{LEARNER_TESTS}::test_a_restart_from_the_record_equals_going_on",),
-    ),
-    Mutation(
-        "fedpgp: the factors are made anew in every round",
-        LEARNER,
-        "        if state.optimizer.steps > 0:\n            return state\n",
-        "",
-        (f"{LEARNER_TESTS}::test_fedpgp_makes_its_factors_once",),
-    ),
-    Mutation(
-        "fedotp: its personal block is not accounted for",
-        TRUST,
-        '"fedotp": 2',
-        '"fedotp": 1',
-        (METHOD_TESTS,),
-    ),
-    Mutation(
-        "fedotp: the personal block is taken past the clip",
-        STEP,
-        "    shared, *released = optimizer.release(blocks)\n",
-        "    shared, *released = optimizer.release(blocks)\n"
-        "    if len(released) == 1:\n"
-        "        released = [released[0] + 1e-3 * gradients.sum(axis=0)]\n",
-        (STEP_TESTS,),
-    ),
-    Mutation(
-        "one example's gradient depends on the others'",
-        "client/src/dpfpl_client/learning/gradients.py",
-        "    residual[torch.arange(len(labels)), labels] -= 1.0\n",
-        "    residual[torch.arange(len(labels)), labels] -= 1.0\n    residual = residual - residual.mean(dim=0)\n",
-        (NO_LEAK_TESTS,),
-    ),
-    Mutation(
-        "the update is divided by the true number of images",
-        STEP,
-        "    divisor = privacy.sample_rate * privacy.nominal_site_size\n    shared_stddev",
-        "    divisor = privacy.sample_rate * max(1, len(gradients))\n    shared_stddev",
-        (REPLY_TESTS,),
-    ),
-    Mutation(
-        "a release without a charge",
-        CORE,
-        "        sequence = self._ledger.reserve(experiment.name, request.round, digest, events)\n",
-        "        sequence = 0\n",
-        (CORE_TESTS,),
-    ),
-    Mutation(
-        "fresh noise for a changed request of the same round",
-        CORE,
-        "        if charge.request_digest != digest:",
-        "        if False:",
-        (CORE_TESTS,),
-    ),
-    Mutation(
-        "whole sites: the update is not clipped",
-        WHOLE_UPDATE,
-        "    clipped = factor * update if factor > 0",
-        "    clipped = update if factor > 0",
-        (SITE_UNIT_TESTS,),
-    ),
-    Mutation(
-        "whole sites: a non-finite update passes the clip",
-        WHOLE_UPDATE,
-        "    clipped = factor * update if factor > 0 else np.zeros_like(update)",
-        "    clipped = np.nan_to_num(factor * update) if factor > 0 else np.nan_to_num(update)",
-        (SITE_UNIT_TESTS,),
-    ),
-    Mutation(
-        "whole sites: the number of replies as divisor",
-        AGGREGATION,
-        "        return np.asarray(noised / (privacy.site_sample_rate * len(experiment.sites)))",
-        "        return np.asarray(noised / max(1, len(updates)))",
-        (SITE_UNIT_TESTS,),
-    ),
-    Mutation(
-        "whole sites: the noise of a step, divided by its batch size",
-        AGGREGATION,
-        "        noised = noise.add(total, stddev) if stddev > 0 else total\n",
-        "        divisor = privacy.sample_rate * privacy.nominal_site_size\n"
-        "        noised = noise.add(total, stddev / divisor) if stddev > 0 else total\n",
-        (SITE_UNIT_TESTS,),
-    ),
-    Mutation(
-        "whole sites: only the rounds that a site took part in are charged, at the amplified rate",
-        CORE,
-        "            return planned_events(experiment, 0 if self._ledger.events(experiment.name) else None)",
-        "            return planned_events(experiment, experiment.rounds.local_steps)",
-        (SITE_UNIT_TESTS,),
-    ),
-    Mutation(
-        "whole sites: every site joins every round",
-        "server/src/dpfpl_server/strategy.py",
-        "        return {sites[index]: self._nodes[sites[index]] for index in self._sampler.draw(len(sites), rate)}",
-        "        return dict(self._nodes)",
-        (SITE_UNIT_TESTS,),
-    ),
-    Mutation(
-        "whole sites: the personal prompt is claimed to be private",
-        TRUST,
-        '("prompt_recipient", 0.0, 1.0)',
-        '("prompt_recipient", z, 1.0)',
-        (SITE_UNIT_TESTS,),
-    ),
-    Mutation(
-        "replies are taken without the site's signature",
-        "server/src/dpfpl_server/replies.py",
-        "        if self._signatures is not None:\n",
-        "        if False:\n",
-        ("tests/server/test_signatures.py",),
-    ),
-    Mutation(
-        "the signature leaves the reply's content out",
-        "common/src/dpfpl_common/signed_text.py",
-        "        _content_digest(reply),\n",
-        "",
-        ("tests/server/test_signatures.py", "tests/common/test_signed_text.py"),
-    ),
-    Mutation(
-        "the signature is not tied to the experiment",
-        "common/src/dpfpl_common/signed_text.py",
-        "        experiment.digest().encode(),\n",
-        "",
-        ("tests/server/test_signatures.py", "tests/common/test_signed_text.py"),
-    ),
-    Mutation(
-        "a median of single shares of noise passes for their sum",
-        "common/src/dpfpl_common/experiment.py",
-        '    elif rule != "mean" and p.trust != "local":\n',
-        '    elif rule != "mean" and p.trust == "central":\n',
-        ("tests/common/test_experiment.py",),
-    ),
-    Mutation(
-        "a changed checkpoint is resumed from",
-        "server/src/dpfpl_server/run_store.py",
-        "        if not whole or digest != sha256:\n",
-        "        if not whole:\n",
-        ("tests/server/test_run_folder.py",),
-    ),
-    Mutation(
-        "a second reply to the same message is aggregated too",
-        "server/src/dpfpl_server/exchange.py",
-        '            site = waiting.pop(message_id, "")\n',
-        '            site = waiting.pop(message_id, "") or answered.get(message_id, "")\n',
-        ("tests/server/test_strategy.py",),
-    ),
-    Mutation(
-        "two server programs work on one run",
-        "server/src/dpfpl_server/pulse.py",
-        "                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
-        "                pass\n",
-        ("tests/server/test_pulse.py",),
-    ),
-    *(Mutation(*parts) for parts in (*SITE_GATE, *CRASH_SAFETY)),
+    def text(self, root: Path) -> str:
+        """The changed file."""
+        return (root / self.file).read_text(encoding="utf-8").replace(self.old, self.new)
+
+
+MUTATIONS = tuple(
+    Mutation(*parts) for parts in (*MECHANISM, *ONE_SHOT, *ACCOUNTING, *FEDERATION, *SITE_GATE, *CRASH_SAFETY)
 )
 
 
-def main(words: Sequence[str]) -> int:
-    """Run the baseline and the mutations; print one line each."""
-    chosen = [mutation for mutation in MUTATIONS if all(word in mutation.name for word in words)]
-    tests = sorted({test for mutation in chosen for test in mutation.tests})
+def problems(mutations: Sequence[Mutation], root: Path) -> list[str]:
+    """What is wrong with the breaks themselves, by name."""
+    found = []
+    names = [mutation.name for mutation in mutations]
+    found += [f"{name}: there are two of this name" for name in sorted({n for n in names if names.count(n) > 1})]
+    for mutation in mutations:
+        count = (root / mutation.file).read_text(encoding="utf-8").count(mutation.old)
+        if count != 1:
+            found.append(f"{mutation.name}: the text to change is there {count} times in {mutation.file}, not once")
+        for test in mutation.tests:
+            file, function = re.match(r"([^:]+)::(\w+)", test).groups()
+            if f"def {function}(" not in (root / file).read_text(encoding="utf-8"):
+                found.append(f"{mutation.name}: there is no test {test}")
+    return found or _no_programs(mutations, root)
+
+
+def _no_programs(mutations: Sequence[Mutation], root: Path) -> list[str]:
+    """Breaks that do not compile, or name what is nowhere defined."""
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number, mutation in enumerate(mutations):
+            path = Path(folder) / f"{number}.py"
+            path.write_text(mutation.text(root), encoding="utf-8")
+            try:
+                py_compile.compile(str(path), cfile=str(path.with_suffix(".pyc")), doraise=True)
+            except py_compile.PyCompileError as error:
+                found.append(f"{mutation.name}: {error.exc_value}")
+        command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821,F823", "-q"]
+        command += ["--output-format", "concise", folder]
+        told = subprocess.run(command, capture_output=True, text=True, check=False)
+        for line in told.stdout.splitlines():
+            if place := re.match(r".*?(\d+)\.py:\d+:\d+: (F82.*)", line):
+                found.append(f"{mutations[int(place[1])].name}: {place[2]}")
+    return found
+
+
+class Results:
+    """What earlier runs on this very working tree showed; one line of JSON each, written as it becomes known."""
+
+    def __init__(self, file: Path, tree: str, fresh: bool) -> None:
+        self._file, self._tree = file, tree
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() and not fresh else []
+        kept = [json.loads(line) for line in lines if line.endswith("}")]
+        self._known = {entry["key"]: Outcome(**entry["outcome"]) for entry in kept if entry["tree"] == tree}
+        if fresh:
+            file.unlink(missing_ok=True)
+
+    def known(self, *parts: str) -> Outcome | None:
+        """The outcome of what these texts describe."""
+        return self._known.get(_digest(parts))
+
+    def keep(self, outcome: Outcome, name: str, *parts: str) -> None:
+        """Remember it, also for later runs."""
+        key = _digest(parts)
+        self._known[key] = outcome
+        entry = {"tree": self._tree, "key": key, "name": name, "outcome": vars(outcome)}
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+def _digest(parts: Iterable[str]) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def tree_digest(root: Path) -> str:
+    """Of all code and all tests; the lists of breaks are not part of it, as each break is known by its own text."""
+    lists = {"mechanism.py", "one_shot.py", "accounting.py", "federation.py", "site_gate.py", "crash_safety.py"}
+    files = [root / "pyproject.toml", root / "constraints.txt"]
+    for folder in ("common", "client", "server", "bench", "tests"):
+        files += [p for p in (root / folder).rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+    parts = []
+    for file in sorted(files):
+        if file.suffix != ".pyc" and not (file.parent.name == "mutation" and file.name in lists):
+            parts += [str(file.relative_to(root)), hashlib.sha256(file.read_bytes()).hexdigest()]
+    return _digest(parts)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One selection of tests to run, unbroken or under a mutation."""
+
+    tests: tuple[str, ...]
+    mutation: Mutation | None = None
+    limit_s: float = 600.0
+
+
+def side_by_side(jobs: Sequence[Job], copies: Sequence[Path], told: Callable[[Job, Outcome], None]) -> None:
+    """Run all jobs, each in a copy of its own for the time; ``told`` is called as each ends."""
+    waiting, free = list(jobs), list(copies)
+    running: list[tuple[Job, Path, Child]] = []
+    try:
+        while waiting or running:
+            while waiting and free:
+                job, copy = waiting.pop(0), free.pop()
+                if job.mutation:
+                    shutil.copyfile(copy / job.mutation.file, copy / "unbroken.txt")
+                    (copy / job.mutation.file).write_text(job.mutation.text(copy), encoding="utf-8")
+                module = job.mutation.module if job.mutation else ""
+                running.append((job, copy, started(copy, job.tests, module, job.limit_s)))
+            time.sleep(0.02)
+            for entry in list(running):
+                job, copy, child = entry
+                if (outcome := child.ended()) is not None:
+                    running.remove(entry)
+                    if job.mutation:
+                        shutil.copyfile(copy / "unbroken.txt", copy / job.mutation.file)
+                    free.append(copy)
+                    told(job, outcome)
+    finally:
+        for _, _, child in running:
+            child.kill()
+
+
+def made_copies(folder: Path, count: int, root: Path = ROOT) -> list[Path]:
+    """Copies of the working tree; their byte code is checked against the source's content, not against its time."""
+    folder.chmod(0o755)  # some tests have other users run what is inside
+    copies = [folder / f"copy-{number}" for number in range(count)]
+    for copy in copies:
+        shutil.copytree(root, copy, ignore=shutil.ignore_patterns(*IGNORED))
+        for name in ("common", "client", "server", "bench"):
+            mode = py_compile.PycInvalidationMode.CHECKED_HASH
+            compileall.compile_dir(copy / name / "src", quiet=2, invalidation_mode=mode)
+    return copies
+
+
+def unbroken(mutations: Sequence[Mutation], copies: Sequence[Path], results: Results) -> bool:
+    """Whether every selection of tests passes without any break; prints those that do not."""
+    selections = dict.fromkeys(mutation.tests for mutation in mutations)
+    todo = [Job(tests) for tests in selections if results.known("unbroken", *tests) is None]
+    side_by_side(todo, copies, lambda job, outcome: results.keep(outcome, "unbroken", "unbroken", *job.tests))
+    sound = True
+    for tests in selections:
+        outcome = results.known("unbroken", *tests)
+        assert outcome is not None
+        if outcome.word not in ("passed", "skipped"):
+            sound = False
+            print(f"without any break, {outcome.word}: {outcome.test or tests[0]} ({outcome.why})", flush=True)
+    return sound
+
+
+def shown(mutations: Sequence[Mutation], copies: Sequence[Path], results: Results) -> int:
+    """Make the breaks whose outcome is not known yet, print one line each; how many of all are caught."""
+
+    def key(mutation: Mutation) -> tuple[str, ...]:
+        return ("broken", mutation.file, mutation.old, mutation.new, *mutation.tests)
+
+    def tell(mutation: Mutation, outcome: Outcome, earlier: str = "") -> None:
+        why = f" [{outcome.test.split('::')[-1]}: {outcome.why}]" if outcome.test else f" [{outcome.why}]"
+        print(f"{WORDS[outcome.word]} {mutation.name} ({earlier or f'{outcome.seconds:.1f} s'}){why}", flush=True)
+
+    def told(job: Job, outcome: Outcome) -> None:
+        assert job.mutation is not None
+        results.keep(outcome, job.mutation.name, *key(job.mutation))
+        tell(job.mutation, outcome)
+
+    todo = []
+    for mutation in mutations:
+        before = results.known("unbroken", *mutation.tests)
+        assert before is not None
+        if (outcome := results.known(*key(mutation))) is not None:
+            tell(mutation, outcome, "earlier")
+        elif before.word == "skipped":
+            tell(mutation, before)
+        else:
+            todo.append(Job(mutation.tests, mutation, 60.0 + 10.0 * before.seconds))
+    side_by_side(todo, copies, told)
+    outcomes = [results.known(*key(mutation)) for mutation in mutations]
+    return sum(outcome is not None and outcome.word == "failed" for outcome in outcomes)
+
+
+def part_of(mutations: Sequence[Mutation], text: str) -> list[Mutation]:
+    """``2/3`` is the second third; the parts together are all."""
+    number, count = (int(each) for each in text.split("/"))
+    if not 1 <= number <= count:
+        raise ValueError
+    return list(mutations[number - 1 :: count])
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Look at the breaks, run the baseline, make the breaks; print one line each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", help="only breaks whose names have all these words")
+    parser.add_argument("--part", default="1/1", help="which share of them, for instance 1/3")
+    parser.add_argument("--workers", type=int, default=2, help="copies that work side by side")
+    parser.add_argument("--fresh", action="store_true", help="forget what earlier runs showed")
+    parser.add_argument("--results", type=Path, default=ROOT / "runs" / "mutate" / "results.jsonl")
+    options = parser.parse_args(arguments)
+    if found := problems(MUTATIONS, ROOT):
+        print("\n".join(["Nothing was run, because of the breaks themselves:", *found]))
+        return 2
+    chosen = [mutation for mutation in MUTATIONS if all(word in mutation.name for word in options.words)]
+    try:
+        chosen = part_of(chosen, options.part)
+    except ValueError:
+        parser.error(f"--part {options.part}: expected a share such as 1/3")
+    began = time.monotonic()
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    sys.dont_write_bytecode = True
+    warm_up()
     with tempfile.TemporaryDirectory(prefix="mutate-") as folder:
-        Path(folder).chmod(0o755)  # some tests have other users run what is inside
-        copies: queue.SimpleQueue[Path] = queue.SimpleQueue()
-        for number in range(WORKERS):
-            copy = Path(folder) / f"repository-{number}"
-            ignored = shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__", ".*_cache", ".hypothesis", "dist")
-            shutil.copytree(ROOT, copy, ignore=ignored)
-            copies.put(copy)
-        if _run(copy, tests) != 0:
-            print("the tests fail without any mutation; nothing can be shown")
+        copies = made_copies(Path(folder), options.workers)
+        results = Results(options.results, tree_digest(copies[0]), options.fresh)
+        if not unbroken(chosen, copies, results):
+            print("nothing can be shown")
             return 2
-        with ThreadPoolExecutor(WORKERS) as pool:
-            caught = sum(pool.map(lambda mutation: _caught(copies, mutation), chosen))
+        print(f"unbroken, all tests pass ({time.monotonic() - began:.0f} s)", flush=True)
+        caught = shown(chosen, copies, results)
+    print(f"{time.monotonic() - began:.0f} s")
     print(f"caught {caught} of {len(chosen)}")
     return 0 if caught == len(chosen) else 1
-
-
-def _caught(copies: "queue.SimpleQueue[Path]", mutation: Mutation) -> bool:
-    copy = copies.get()
-    file = copy / mutation.file
-    original = file.read_text(encoding="utf-8")
-    assert original.count(mutation.old) == 1, f"{mutation.name}: the text to change is not there exactly once"
-    began = time.monotonic()
-    file.write_text(original.replace(mutation.old, mutation.new), encoding="utf-8")
-    try:
-        code = _run(copy, list(mutation.tests))
-    finally:
-        file.write_text(original, encoding="utf-8")
-        copies.put(copy)
-    caught = code == 1  # pytest: some tests failed; 2 and above would be an error of another kind
-    print(f"{'caught ' if caught else 'MISSED '} {mutation.name} ({time.monotonic() - began:.0f} s)", flush=True)
-    return caught
-
-
-def _run(copy: Path, tests: list[str]) -> int:
-    sources = [str(copy / name / "src") for name in ("common", "client", "server", "bench")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sources), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-x",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-m",
-        "not slow and not long",
-        *tests,
-    ]
-    return subprocess.run(command, cwd=copy, env=environment, capture_output=True, check=False).returncode
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from dpfpl_client.learning.randomness import SeededRandomness, SystemRandomness
 from dpfpl_common.errors import RoundError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings, RoundSettings
 from dpfpl_common.noise import NoNoise, SeededNoise, SystemNoise
-from dpfpl_common.trust import site_noise_stddev
+from dpfpl_common.trust import largest_signal, site_noise_stddev
 from dpfpl_server.aggregation import aggregate, initial_global_context, update_norm_cap
 
 SITES = ("east", "north", "south", "west")
@@ -222,6 +222,26 @@ def test_an_honest_update_never_exceeds_the_norm_cap(backbone, trust, sample_rat
     assert max(norms) <= update_norm_cap(experiment)
     if z == 0:
         assert min(norms) > 0.3 * 1e-4 / sample_rate  # the examples really are aligned, else the test shows nothing
+
+
+@pytest.mark.parametrize("clipping_norm", [1e-9, 1.0])
+def test_an_honest_update_of_one_shot_keeps_within_the_norm_cap_whatever_its_gradients(backbone, clipping_norm):
+    """Nobody clips them: a steep place once had a whole run abandoned, an honest site dropped for its long update."""
+    experiment = make_experiment(
+        width=backbone.width,
+        mechanism="one_shot",
+        trust="local",
+        noise_multiplier=1e-3,
+        clipping_norm=clipping_norm,
+        rounds={"local_steps": 2},
+    )
+    result = learner_of(backbone, experiment, 12).train_round(
+        initial_global_context(experiment), PersonalState.initial(experiment), SeededRandomness(0).for_round("east", 1)
+    )
+    norm = np.linalg.norm(result.update.astype("<f4").astype(np.float64))
+    assert norm <= largest_signal(experiment) <= update_norm_cap(experiment)
+    if clipping_norm == 1e-9:
+        assert norm > 0.999 * largest_signal(experiment)  # it would have been longer
 
 
 @pytest.mark.parametrize("clipping_norm", [1e-6, 0.1, 10.0])

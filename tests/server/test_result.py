@@ -16,6 +16,7 @@ from dpfpl_common.experiment import (
     PromptSettings,
     RoundSettings,
 )
+from dpfpl_common.planning import resolve_noise
 from dpfpl_common.trust import BLOCKS
 from dpfpl_server.result import build_result, floors_from_metrics, mean, privacy_statement
 
@@ -195,6 +196,18 @@ def test_the_epsilons_of_every_method_and_mechanism_can_be_recomputed(method, wa
     assert {event["steps"] for event in events.values()} == {expected[events["operator"]["mechanism"]]}
     if way.get("clipping") == "separate":
         assert events["prompt_recipient"]["noise_multiplier"] == pytest.approx(2.5 / BLOCKS[method] ** 0.5)
+
+
+@pytest.mark.privacy
+def test_paper_accounting_states_its_nominal_epsilon_beside_the_honest_ones():
+    asked = make_experiment(noise_multiplier=None, target_epsilon=0.5, accounting="paper")
+    privacy = strict(make_result(resolve_noise(asked)))["privacy"]
+    assert privacy["nominal_epsilon"] == 0.5
+    (event,) = (event for event in privacy["events"] if event["adversary"] == "prompt_recipient")
+    (row,) = (row for row in privacy["epsilons"] if row["adversary"] == "prompt_recipient")
+    assert row["epsilon"] == pytest.approx(recomputed(event, row["delta"]), rel=0.01)
+    assert row["epsilon"] != pytest.approx(0.5, rel=0.05)
+    assert strict(make_result(make_experiment(target_epsilon=0.5)))["privacy"]["nominal_epsilon"] is None
 
 
 @pytest.mark.privacy

@@ -26,6 +26,7 @@ __all__ = [
     "UNIT_NAMES",
     "WHOLE_UPDATE",
     "capped_event",
+    "largest_signal",
     "planned_events",
     "separate_blocks",
     "server_noise_stddev",
@@ -82,6 +83,19 @@ def server_noise_stddev(experiment: Experiment) -> float:
     if experiment.privacy.trust != "central":
         return 0.0
     return _multiplier(experiment) * experiment.privacy.clipping_norm
+
+
+def largest_signal(experiment: Experiment) -> float:
+    """Norm that what an honest site sends does not exceed, its noise aside.
+
+    ``per_step``: the clipped sums, at most C an image over the divisor, for a site of ``aggregation.largest_site``
+    times the nominal size. ``one_shot``: gradients that nobody clips, as they see noised sums only; a site holds them
+    to the same length, so that the server can tell an honest update from an absurd one. Under the unit ``site``: C.
+    """
+    privacy = experiment.privacy
+    if privacy.unit == "site":
+        return privacy.clipping_norm
+    return privacy.clipping_norm * experiment.aggregation.largest_site / privacy.sample_rate
 
 
 def planned_events(experiment: Experiment, steps: int | None = None) -> tuple[PrivacyEvent, ...]:

@@ -10,7 +10,7 @@ from dpfpl_common.errors import RoundError
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.noise import NoiseSource
 from dpfpl_common.payload import Context
-from dpfpl_common.trust import server_noise_stddev, site_noise_stddev
+from dpfpl_common.trust import largest_signal, server_noise_stddev, site_noise_stddev
 from dpfpl_server.robust import robust
 
 __all__ = [
@@ -133,16 +133,14 @@ def initial_global_context(experiment: Experiment) -> Context:
 def update_norm_cap(experiment: Experiment) -> float:
     """A norm that an honest update exceeds with negligible probability.
 
-    The clipped part is at most C times the site's size over the divisor, allowed here for sites of up to
-    ``aggregation.largest_site`` times the nominal size (default 100); the noise part is bounded by its expected norm
-    plus eight deviations. Under the unit
-    ``site`` the clipped part is at most C, whatever the size, and the noise is on the update itself.
+    What ``dpfpl_common.trust.largest_signal`` says of it without noise; the noise part is bounded by its expected norm
+    plus eight deviations. Under the unit ``site`` the noise is on the update itself.
     """
     privacy = experiment.privacy
     if privacy.unit == "site":
         spread = math.sqrt(math.prod(experiment.context_shape)) + 8.0
-        return privacy.clipping_norm + site_noise_stddev(experiment) * spread
+        return largest_signal(experiment) + site_noise_stddev(experiment) * spread
     divisor = privacy.sample_rate * privacy.nominal_site_size
     size = math.prod(experiment.context_shape)
     noise = (privacy.noise_multiplier or 0.0) * privacy.clipping_norm / divisor * (math.sqrt(size) + 8.0)
-    return privacy.clipping_norm * experiment.aggregation.largest_site / privacy.sample_rate + noise
+    return largest_signal(experiment) + noise

@@ -182,6 +182,13 @@ def test_no_noise_is_refused_even_by_the_weakest_policy(experiment, changed):
             permit(weakest, silent)
 
 
+def test_the_papers_nominal_epsilon_is_refused_even_by_the_weakest_policy(experiment, changed):
+    weakest = Policy(("*",), 1e300, 1e300, delta=0.009, trust=("central", "local", "distributed"))
+    permit(weakest, changed(experiment, privacy={"target_epsilon": 1.0}))
+    with pytest.raises(RefusedError, match="ACCOUNTING_NOT_HONEST"):
+        permit(weakest, changed(experiment, privacy={"target_epsilon": 1.0, "accounting": "paper"}))
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     noise=st.sampled_from([0.0, 0.2, 0.31, 0.5, 1.0, 1.7, 3.0]),

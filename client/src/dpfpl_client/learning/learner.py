@@ -15,10 +15,11 @@ from dpfpl_client.learning.prototypes import noised_class_sums, prototypes_from
 from dpfpl_client.learning.public_directions import direction_count
 from dpfpl_client.learning.randomness import Randomness
 from dpfpl_client.learning.step import noised_step
-from dpfpl_client.learning.whole_update import batch_gradient, released_update
+from dpfpl_client.learning.whole_update import ROUNDING_MARGIN, batch_gradient, released_update
 from dpfpl_common.errors import ModelError
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.optimizer import OptimizerState, descend
+from dpfpl_common.trust import largest_signal
 
 __all__ = ["PersonalState", "PromptLearner", "RoundResult", "SiteFeatures", "initial_context"]
 
@@ -199,7 +200,9 @@ class PromptLearner:
             update += gradient / experiment.rounds.local_steps
             personal = directions.merge([block[0] for block in directions.split(gradient[None])])
             state = self._moved(state, personal)
-        return RoundResult(update=update, state=state)
+        # Near a steep place one gradient may be hundreds of times as long as the others.
+        longest, length = (1.0 - ROUNDING_MARGIN) * largest_signal(experiment), float(np.linalg.norm(update))
+        return RoundResult(update=update * min(1.0, longest / max(length, 1e-300)), state=state)
 
     @functools.cached_property
     def _public_facts(self) -> tuple[Floats, Floats | None]:

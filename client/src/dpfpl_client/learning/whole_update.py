@@ -15,12 +15,12 @@ from dpfpl_common.experiment import Experiment
 from dpfpl_common.noise import NoiseSource
 from dpfpl_common.trust import site_noise_stddev
 
-__all__ = ["batch_gradient", "released_update"]
+__all__ = ["ROUNDING_MARGIN", "batch_gradient", "released_update"]
 
 Floats = npt.NDArray[np.float64]
 
 ROUNDING_MARGIN = 1e-6
-"""How far below C an update is clipped: more than sending it as float32 can lengthen it."""
+"""How far below a bound an update is held: more than sending it as float32 can lengthen it."""
 
 
 def batch_gradient(experiment: Experiment, gradients: Floats) -> Floats:
