@@ -15,6 +15,7 @@ from dpfpl_common.noise import grid_allows
 from dpfpl_common.settings import from_table, read_toml, to_table
 from dpfpl_common.task_settings import TaskSettings, check_task
 from dpfpl_common.value_checks import choice as _choice
+from dpfpl_common.value_checks import floats_as_floats
 from dpfpl_common.value_checks import impossible as _impossible
 from dpfpl_common.value_checks import within as _within
 
@@ -200,7 +201,7 @@ class Experiment:
 
     def __post_init__(self) -> None:
         for part in (self.optimizer, self.privacy, self.rounds, self.aggregation):
-            _floats_as_floats(part)
+            floats_as_floats(part)
         _check(self)
 
     @property
@@ -265,17 +266,6 @@ def parse_experiment(text: str) -> Experiment:
     except (ValueError, RecursionError):
         raise ConfigError(code="BAD_EXPERIMENT", message="The experiment is not valid JSON.") from None
     return from_table(Experiment, table, "experiment")
-
-
-def _floats_as_floats(settings: Any) -> None:
-    """A whole number given for a float is the same setting, so it must give the same digest."""
-    for f in dataclasses.fields(settings):
-        value = getattr(settings, f.name)
-        if f.type in (float, float | None) and isinstance(value, int) and not isinstance(value, bool):
-            try:
-                object.__setattr__(settings, f.name, float(value))
-            except OverflowError:
-                raise _impossible(f.name, value, "a number") from None
 
 
 def _check(e: Experiment) -> None:
