@@ -15,6 +15,7 @@ from dpfpl_common.noise import grid_allows
 from dpfpl_common.settings import from_table, read_toml, to_table
 from dpfpl_common.task_settings import TaskSettings, check_task
 from dpfpl_common.value_checks import choice as _choice
+from dpfpl_common.value_checks import floats_as_floats
 from dpfpl_common.value_checks import impossible as _impossible
 from dpfpl_common.value_checks import within as _within
 
@@ -200,7 +201,7 @@ class Experiment:
 
     def __post_init__(self) -> None:
         for part in (self.optimizer, self.privacy, self.rounds, self.aggregation):
-            _floats_as_floats(part)
+            floats_as_floats(part)
         _check(self)
 
     @property
@@ -267,17 +268,6 @@ def parse_experiment(text: str) -> Experiment:
     return from_table(Experiment, table, "experiment")
 
 
-def _floats_as_floats(settings: Any) -> None:
-    """A whole number given for a float is the same setting, so it must give the same digest."""
-    for f in dataclasses.fields(settings):
-        value = getattr(settings, f.name)
-        if f.type in (float, float | None) and isinstance(value, int) and not isinstance(value, bool):
-            try:
-                object.__setattr__(settings, f.name, float(value))
-            except OverflowError:
-                raise _impossible(f.name, value, "a number") from None
-
-
 def _check(e: Experiment) -> None:
     if not NAME.fullmatch(e.name):
         raise _impossible("name", e.name, "1-63 of a-z, 0-9, '.', '_', '-', starting with a letter or digit")
@@ -300,6 +290,8 @@ def _check(e: Experiment) -> None:
     _within("optimizer.personal_learning_rate", o.personal_learning_rate, 0.0, 1e6)
     _choice("gradients.precision", e.gradients.precision, PRECISIONS)
     _within("gradients.classes", e.gradients.classes, 0, 10**6)
+    if e.gradients.classes == 1:
+        raise _impossible("gradients.classes", 1, "the label and a rival, so at least 2; or 0 for all classes")
     _choice("privacy.unit", p.unit, UNITS)
     _choice("privacy.mechanism", p.mechanism, MECHANISMS)
     _choice("privacy.trust", p.trust, TRUST_MODES)

@@ -26,9 +26,10 @@ with torch.inference_mode():
 print(dict(zip(prompts, logits.softmax(-1)[0].tolist())))
 ```
 
-Run it in this folder; `transformers` and `peft` are all it needs. The adapter is PEFT's `TrainableTokens`: the context
-vectors take the rows of {count} rare vocabulary entries, which this folder's tokenizer spells `<|context_1|>` and so
-on. Use this tokenizer with the adapter, and the base model's own without it.
+Run it in this folder; `transformers` and `peft` are all it needs. Pictures with 16 bits a channel must be scaled to 8
+first, which `convert("RGB")` does not do (`dpfpl-client predict` does). The adapter is PEFT's `TrainableTokens`: the
+context vectors take the rows of {count} rare vocabulary entries, which this folder's tokenizer spells `<|context_1|>`
+and so on. Use this tokenizer with the adapter, and the base model's own without it.
 """
 
 WITHOUT_ADAPTER = """\
