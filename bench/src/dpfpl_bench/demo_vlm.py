@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dpfpl_bench.demo import DemoRequest, clear_earlier, edit_kit, start_federation
-from dpfpl_bench.floors import centralised, local_only
+from dpfpl_bench.floors import trained_floors
 from dpfpl_bench.simulation import SimulatedSite, prepare_sites
 from dpfpl_bench.tiny_vlm.sites import drawn_sites, with_neighbours, write_questions
 from dpfpl_client.agent.feature_cache import FeatureCache
@@ -59,8 +59,7 @@ def run_demo_vlm(request: DemoRequest, on_status: Callable[[Status], None]) -> d
         start_federation(work, fleet, control, group, VLM_SITES)
         result = run_experiment(experiment, work / "server", request.out, on_status)
     on_status({"phase": "COMPUTING_FLOORS", "text": "computing the floors: every site alone, all data in one place"})
-    result["floors"]["local_only"] = local_only(backbone, simulated, experiment, seed=0)
-    result["floors"]["centralised"] = centralised(backbone, simulated, experiment, seed=0)
+    result["floors"] |= trained_floors(backbone, simulated, experiment, seed=0)
     for entry in result["sites"]:  # what a deployed site keeps to itself; here the pictures are drawn
         entry["test_images"] = TEST
     result["seconds_in_all"] = round(time.monotonic() - started, 3)

@@ -115,6 +115,13 @@ class GenerativeBackbone:
                 f"{self.family!r} does not compare with classes.",
                 advice="Use the mechanism per_step, or a model of the CLIP or SigLIP family.",
             )
+        if experiment.prompt.retention or experiment.prompt.contrast:
+            raise ModelError(
+                code="NO_CLASS_FEATURES",
+                message=f"prompt.retention and prompt.contrast pull on class features, which a model of the family "
+                f"{self.family!r} does not have.",
+                advice="Leave them out, or use a model of the CLIP or SigLIP family.",
+            )
         if experiment.gradients != EXACT:
             raise ModelError(
                 code="NO_ESTIMATES",
