@@ -210,7 +210,7 @@ def test_what_has_no_meaning_is_refused(model, vqa_experiment):
     pulled = dataclasses.replace(pulled, prompt=dataclasses.replace(pulled.prompt, retention=0.5))
     with pytest.raises(ModelError, match="retention"):
         model.scorer(pulled)
-    experiment = dataclasses.replace(vqa_experiment(model, **classes), gradients=GradientSettings(classes=1))
+    experiment = dataclasses.replace(vqa_experiment(model, **classes), gradients=GradientSettings(classes=2))
     with pytest.raises(ModelError) as caught:
         model.scorer(experiment)
     assert caught.value.code == "NO_ESTIMATES"
