@@ -162,3 +162,13 @@ def test_without_noise_every_site_alone_is_trained_once(backbone, sites, simulat
     found = trained_floors(backbone, sites, experiment, seed=0)
     assert len(simulated) == 3
     assert found["local_only"] == found["local_only_no_noise"]
+
+
+def test_floors_of_a_mechanism_s_own_options_can_be_trained(backbone, sites):
+    """``centralised`` trains by another mechanism and method, to which they say nothing."""
+    once = make_experiment(backbone, rounds=1, mechanism="one_shot", trust="local")
+    kept = dataclasses.replace(once, prompt=dataclasses.replace(once.prompt, absent_weight=0.5))
+    steps = make_experiment(backbone, rounds=1)
+    drawn = dataclasses.replace(steps, prompt=dataclasses.replace(steps.prompt, method="fedpgp", contrast=1.0))
+    for experiment in (kept, drawn):
+        assert set(trained_floors(backbone, sites, experiment, seed=0)) >= {"local_only", "centralised"}

@@ -101,7 +101,9 @@ def centralised(backbone: Backbone, sites: Sequence[SimulatedSite], experiment: 
     together = dataclasses.replace(
         experiment,
         sites=("pool",),
-        prompt=dataclasses.replace(experiment.prompt, method="promptfl"),
+        prompt=dataclasses.replace(
+            experiment.prompt, method="promptfl", absent_weight=0.0, retention=0.0, contrast=0.0
+        ),
         privacy=dataclasses.replace(
             experiment.privacy,
             unit="example",
