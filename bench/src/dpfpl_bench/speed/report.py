@@ -135,9 +135,7 @@ def _floor(result: Mapping[str, Any]) -> str:
         f"kernel, {rate['default'] / 1e9:.0f} with torch's default, {rate['bfloat16'] / 1e9:.0f} in bfloat16. At the "
         "first rate the products that no exact way can avoid would take this share of the time measured. The last "
         "columns are what a step of nothing but these products would be over D, and the two others over it.\n\n"
-        + _table(
-            ("step", "GFLOP needed", "share of the time", "floor over D", "replica over it", "naive over it"), lines
-        )
+        + _table(head, lines)
     )
 
 
