@@ -72,7 +72,8 @@ def _machine(result: Mapping[str, Any]) -> str:
     return (
         f"Measured on {machine['processor']}, {machine['cores']} cores, one thread used, {machine['capability']}, "
         f"kernels of {machine['kernel_chosen']}; {versions}; {result['seconds']:.0f} s in all"
-        + (f"; load average at the start {load[0]:.1f}.\n" if load else ".\n")
+        + (f"; load average at the start {load[0]:.1f}." if load else ".")
+        + (f" {result['note']}\n" if "note" in result else "\n")
     )
 
 
