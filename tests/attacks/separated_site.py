@@ -41,6 +41,25 @@ of = parse_experiment(sys.argv[1])
 with AgentChannel(sys.argv[2], Path(sys.argv[3]), 60.0) as agent:
     print("round", agent.train(TrainRequest(of, 1, np.zeros(of.context_shape, "<f4"), False)).round)
 """
+ASK = """
+import sys, urllib.request, urllib.error
+for path in ("/health", "/metrics"):
+    request = urllib.request.Request(f"http://{sys.argv[1]}{path}", headers={"Authorization": f"Bearer {sys.argv[2]}"})
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            print(answer.status, answer.read().decode().replace(chr(10), " "))
+    except urllib.error.HTTPError as error:
+        print(error.code, error.read().decode().replace(chr(10), " "))
+"""
+
+
+def asked(address, user, token=""):
+    """What the agent's monitor answers to a user: /health and /metrics, each with its status."""
+    done = subprocess.run(
+        [sys.executable, "-c", ASK, address, token], user=user.uid, group=user.gid, extra_groups=user.groups,
+        check=True, capture_output=True, text=True, cwd="/",
+    )  # fmt: skip
+    return done.stdout.splitlines()
 
 
 def images(folder):
@@ -81,6 +100,8 @@ def main():
     images(root / "data")
     site_file = kit / "site.toml"
     client("init", "--data", root / "data", "--site", site_file)
+    monitor = f"127.0.0.1:{free_port()}"
+    site_file.write_text(site_file.read_text() + f'\n[monitoring]\naddress = "{monitor}"\n')
     client("separate", "--site", site_file, "--agent-user", "dpfpl-a", "--node-user", "dpfpl-n")
     settings = load_site(site_file)
     told["open images"] = refusal(lambda: check_separation(site_file, settings))
@@ -157,6 +178,16 @@ def main():
         with AgentChannel(settings.agent_address, settings.token_file, 30.0) as channel:
             again = channel.train(TrainRequest(of, 1, np.zeros(of.context_shape, "<f4"), evaluate=False))
         told["agent answers"] = again.round
+        token = (settings.state_folder / "metrics.token").read_text().strip()
+        told["monitor as the SuperNode's user"] = asked(monitor, node_user)
+        told["monitor with its token"] = asked(monitor, agent_user, token)
+        policy = kit / "policy.toml"
+        kept = policy.read_text()
+        lines = [line for line in kept.splitlines() if not line.startswith("max_epsilon_lifetime")]
+        policy.write_text("\n".join(["max_epsilon_lifetime = 0.001", *lines]) + "\n")
+        told["monitor, nothing left"] = asked(monitor, node_user)
+        policy.write_text(kept)
+        told["monitor, mended"] = asked(monitor, node_user)
 
     def left():
         return [p for p in Path("/proc").glob("[0-9]*") if p.exists() and p.stat().st_uid in (64001, 64002)]

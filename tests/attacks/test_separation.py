@@ -80,6 +80,23 @@ def test_A5_honest_code_reaches_the_agent_and_both_run_as_their_users(told):
     }
 
 
+def test_L11_the_agents_health_over_http_is_for_every_user_and_its_numbers_are_not(told):
+    """The agent runs as a user of its own and tells its health to any probe; the SuperNode's user reads no number."""
+    health, metrics = told["monitor as the SuperNode's user"]
+    assert (health[:4], json.loads(health[4:])) == ("200 ", {"status": "healthy", "reasons": []})
+    assert (metrics[:4], json.loads(metrics[4:])) == ("401 ", {"code": "TOKEN_WRONG"})
+    health, metrics = told["monitor with its token"]
+    assert health.startswith("200 ")
+    assert metrics.startswith("200 ")
+    assert 'dpfpl_site_part_healthy{part="agent"} 1' in metrics
+    assert 'dpfpl_site_part_healthy{part="budget"} 1' in metrics
+    assert 'part="link"' not in metrics  # in the SuperNode's folder, which the agent's user cannot enter
+    health, _ = told["monitor, nothing left"]
+    reasons = [{"part": "budget", "code": "BUDGET_EXHAUSTED"}]  # codes only
+    assert (health[:4], json.loads(health[4:])["reasons"]) == ("503 ", reasons)
+    assert told["monitor, mended"][0].startswith("200 ")
+
+
 def test_unsafe_set_ups_are_refused_naming_what_is_open(told):
     assert told["open images"]["code"] == "SEPARATION_UNSAFE"
     assert "data" in told["open images"]["message"]

@@ -1,14 +1,23 @@
 """U5: the attacks attack, the rules bear what they should, and the table says so."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from dpfpl_bench import attacks as module
 from dpfpl_bench.attacks import ATTACKS, RULES, markdown
+from dpfpl_bench.backdoor import TARGET, Stamped, stamped, success, with_backdoor
+from dpfpl_bench.measure_commands import _federations
 from dpfpl_bench.simulation import SimulatedSite
+from dpfpl_client.agent.feature_cache import FeatureCache
+from dpfpl_client.data import DataSettings, ImageRecord, SiteData, list_classes, load_pool, partition_sites
+from dpfpl_client.data.decode import ArrayImage, pixel_digest
+from dpfpl_client.learning.backbone import load_backbone
 from dpfpl_client.learning.evaluation import LabelledFeatures
 from dpfpl_client.learning.learner import SiteFeatures
+from dpfpl_common.errors import ConfigError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings
 from dpfpl_common.payload import SiteReply, TrainRequest
 
@@ -47,13 +56,74 @@ def test_flipped_labels_are_flipped_in_training_only():
     assert site.features.train.labels.tolist() == labels.tolist()
 
 
-def test_the_table_has_a_row_for_every_attack_and_a_column_for_every_rule():
+def records(count, label, split):
+    pixels = np.zeros((8, 8, 3), dtype=np.uint8)
+    made = []
+    for number in range(count):
+        pixels = pixels + np.uint8(number + 1)
+        source = ArrayImage(pixels)
+        made.append(ImageRecord(f"{split}/{label}/{number}", label, pixel_digest(source.read()), split, source))
+    return tuple(made)
+
+
+def test_a_stamped_image_has_the_square_and_nothing_else_changed():
+    (record,) = records(1, "dog", "train")
+    image = np.asarray(stamped(record, "cat").open())
+    assert np.all(image[6:, 6:] == (255, 0, 0))
+    image = image.copy()
+    image[6:, 6:] = np.asarray(record.open())[6:, 6:]
+    np.testing.assert_array_equal(image, np.asarray(record.open()))
+
+
+def test_a_backdoor_is_taught_beside_the_true_images_and_only_towards_the_target():
+    train = records(3, "dog", "train") + records(2, "cat", "train")
+    data = SiteData(train, records(2, "dog", "test"), (), ("cat", "dog"), ())
+    poisoned = with_backdoor(data, ("cat", "dog"))
+    assert poisoned.train[:5] == train
+    assert [record.label for record in poisoned.train[5:]] == ["cat"] * 3
+    assert poisoned.test == data.test
+
+
+def test_success_is_the_share_of_stamped_images_that_pass_for_the_target():
+    settings = DataSettings(source="digits")
+    classes = list_classes(settings)
+    backbone = load_backbone("embedded")
+    dealt = partition_sites(load_pool(settings, classes)[::9], classes, "iid", 2, 0)
+    site = Stamped.of("site-1", dealt[0], classes, FeatureCache(None, backbone))
+    assert set(site.features.test.labels.tolist()) == {TARGET}
+    experiment = dataclasses.replace(EXPERIMENT, classes=classes, model=ModelSettings(width=backbone.width))
+    zero = np.zeros(experiment.context_shape, "<f4")
+    by_personal, by_shared = success(backbone, experiment, [site], zero, {"site-1": zero.astype(float)})
+    passing = float((_nearest(backbone, experiment, site) == TARGET).double().mean())
+    assert by_personal == pytest.approx(passing)
+    assert by_shared == pytest.approx(passing)
+    assert 0 <= passing < 1
+
+
+def _nearest(backbone, experiment, site):
+    context = backbone.text_embeddings(experiment.prompt.init_text, experiment.prompt.num_context)
+    tokens = backbone.class_tokens(experiment.classes, experiment.prompt.num_context)
+    text = backbone.text_features(context, tokens)
+    return (site.features.test.features @ text.T).argmax(dim=1)
+
+
+def test_the_tables_have_a_row_for_every_attack_and_a_column_for_every_rule():
+    figures = {"personal": 0.5, "shared": 0.25, "personal_success": 0.125, "shared_success": 1.0}
     cells = [
-        {"sites": 5, "hostile": 1, "attack": attack, "rule": rule, "personal": 0.5, "shared": 0.25}
-        for attack in ATTACKS
-        for rule in RULES
+        {"sites": 5, "hostile": 1, "attack": attack, "rule": rule, **figures} for attack in ATTACKS for rule in RULES
     ]
     lines = markdown(cells).splitlines()
-    assert len(lines) == 2 + len(ATTACKS)
-    assert all(line.count("|") == 3 + len(RULES) for line in lines)
-    assert lines[2].count("50.0 / 25.0") == len(RULES)
+    rows = [line for line in lines if line.startswith("| 1 of 5")]
+    doors = [name for name, attack in ATTACKS.items() if attack.poison == "backdoor"]
+    assert len(rows) == len(ATTACKS) + 1 + len(doors)
+    assert all(line.count("|") == 3 + len(RULES) for line in rows)
+    assert rows[0].count("50.0 / 25.0") == len(RULES)
+    assert rows[-1].count("12.5 / 100.0") == len(RULES)
+
+
+@pytest.mark.parametrize("text", ["5", "1/4", "0/5", "2/6", "x/5", "-1/5"])
+def test_federations_that_krum_cannot_bear_are_refused(text):
+    with pytest.raises(ConfigError) as caught:
+        _federations(text)
+    assert caught.value.code == "IMPOSSIBLE_VALUE"
+    assert _federations("1/5, 2/10") == ((5, 1), (10, 2))

@@ -175,21 +175,22 @@ def disk_full(fed: Federation) -> str:
 
 def l6_bad_link(fed: Federation) -> str:
     """site-c's gate delays by 300 ms, passes 1 Mbit/s, resets connections; for 30 s of a round nothing gets through."""
-    fed.begin("bad-link", **SLOW)
+    # A reset in the middle of a reply may lose it, which costs the round its deadline: Flower does not send it again.
+    fed.begin("bad-link", **{**SLOW, "deadline": 90.0})
     fed.wait_for_round("bad-link", 2)
     fed.engine.docker("kill", "-s", "USR1", fed.container("site-c-gate"))
     result = fed.finish("bad-link", 900)
     log = fed.engine.docker("logs", fed.container("site-c-gate"))
     assert "blackhole begins" in log, log
     assert "reset" in log, log
-    slowest = max(entry["seconds"] for entry in result["rounds"])
-    assert slowest >= BLACKHOLE_S, f"the longest round took {slowest:.0f} s: the blackhole was not in it"
+    seconds = [entry["seconds"] for entry in result["rounds"]]
+    assert seconds[1] >= BLACKHOLE_S, f"rounds of {seconds} s: the blackhole was not in the second"
     again = re.search(r"passing again ([\d.]+) s", log)
     assert again, log
     assert float(again[1]) <= RECONNECT_S, again[0]
     return (
         f"{log.count('reset')} resets and, in mid-round, a blackhole of {BLACKHOLE_S:.0f} s, heard again {again[1]} s "
-        f"after it; finished, the longest round took {slowest:.0f} s; "
+        f"after it; finished, rounds of {' and '.join(f'{s:.0f} s' for s in seconds)}; "
         f"{_paid_right(fed, 'bad-link')}"
     )
 

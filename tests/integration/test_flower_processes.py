@@ -164,10 +164,11 @@ class Federation:
         )
         return start_supernode(settings, self.group, extra_environment=self.environment)
 
-    def submit(self, nodes: int) -> int:
+    def submit(self, nodes: int, remark: str = "") -> int:
+        """Start a run; each other remark makes another bundle."""
         (self.root / "answer.json").unlink(missing_ok=True)
         config = {"run-dir": str(self.root / "answer.json"), "nodes": nodes}
-        return submit_run(self.server, config, bundle={"pyproject.toml": BUNDLE})
+        return submit_run(self.server, config, bundle={"pyproject.toml": BUNDLE + f"# {remark}\n".encode()})
 
     def finish(self, run_id: int) -> None:
         wait_until(
@@ -177,6 +178,9 @@ class Federation:
             processes=self.group.processes,
             interval_s=0.3,
         )
+
+    def flower_home(self, site: str = "") -> Path:
+        return (self.root / f'state of "{site}"' if site else self.server) / "flower"
 
     def alive(self) -> list[str]:
         """Every process that inherited our mark, also orphans in other sessions."""
@@ -218,6 +222,56 @@ def test_a_message_reaches_every_site_and_comes_back(federation: Federation) -> 
             "torch": False,
         }
     assert "the stub server app says hello" in "".join(run_log(federation.server, run_id))
+
+
+def unpacked(home: Path) -> int:
+    return sum(path.is_dir() for path in (home / "apps").iterdir())
+
+
+def run_once(federation: Federation, remark: str) -> None:
+    run_id = federation.submit(nodes=len(federation.sites), remark=remark)
+    federation.finish(run_id)
+    assert run_status(federation.server, run_id).completed
+
+
+@pytest.mark.long
+def test_R7_over_many_runs_the_disk_stays_as_it_is(tmp_path: Path) -> None:
+    """``DPFPL_TEST_RUNS`` runs of ever new bundles, then as many of one; a hundred of each unless given."""
+    count = int(os.environ.get("DPFPL_TEST_RUNS", "100"))
+    federation = Federation(tmp_path, sites=("hospital-a",))
+
+    def size(folder: Path) -> int:
+        return sum(file.lstat().st_size for file in folder.rglob("*") if not file.is_dir())
+
+    def look(runs: int) -> tuple[int, int]:
+        site, server = federation.flower_home("hospital-a"), federation.flower_home()
+        found = size(site), size(server)
+        database = sum(file.stat().st_size for file in server.glob("superlink.db*"))
+        print(
+            f"R7 after {runs} runs: site {found[0]} bytes, {unpacked(site)} bundles; server {found[1]} bytes, "
+            f"{unpacked(server)} bundles, database {database}",
+            flush=True,
+        )
+        return found
+
+    with federation.group:
+        federation.start()
+        for number in range(count):
+            run_once(federation, f"new {number}")
+            if number == 9:
+                site_before = look(10)[0]
+        site_then, server_then = look(count)
+        assert site_then <= site_before + 4096
+        assert unpacked(federation.flower_home("hospital-a")) <= 3
+        for _ in range(count):
+            run_once(federation, "the same")
+        site_after, server_after = look(2 * count)
+        assert site_after <= site_before + 4096
+        assert unpacked(federation.flower_home()) <= count + 1
+        assert server_after - server_then < 50_000 * count  # what Flower's database keeps of each run
+        federation.group.stop()
+        federation.start_server()
+        assert unpacked(federation.flower_home()) <= 3, "a start of the server removes the rest"
 
 
 def test_a_run_can_be_stopped_and_the_sites_stay(federation: Federation) -> None:

@@ -12,9 +12,13 @@ from pathlib import Path
 
 import grpc
 import pytest
+from flwr.client.grpc_rere_client.node_auth_client_interceptor import NodeAuthClientInterceptor
+from flwr.proto.fleet_pb2 import ActivateNodeRequest
+from flwr.proto.fleet_pb2_grpc import FleetStub
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from dpfpl_client.data import DataSettings, list_classes
-from dpfpl_client.fleet_probe import probe_fleet
+from dpfpl_client.fleet_probe import load_node_key, probe_fleet
 from dpfpl_client.launch import start_agent, start_node, wait_for_agent
 from dpfpl_client.link_state import LinkState, link_file, read_link
 from dpfpl_client.site_settings import SiteSettings, load_site
@@ -49,7 +53,7 @@ class Federation:
     """A provisioned server that may start late, and sites that reach it through links of their own."""
 
     root: Path
-    sites: tuple[str, ...] = ("north", "east", "south", "west")
+    sites: tuple[str, ...] = ("north", "east", "south", "west", "centre")
     group: ProcessGroup = field(default_factory=ProcessGroup)
 
     def __post_init__(self) -> None:
@@ -129,6 +133,30 @@ def test_O7_a_rotated_key_is_refused_at_once_and_the_new_one_taken(federation: F
     wait_until_connected(new)
     revoke_site(federation.server, "west")
     assert new.wait(20) is not None, "a revoked site is out at once as well"
+
+
+def sign_in(federation: Federation, site: str, interval_s: float) -> float:
+    """Sign in as the site's SuperNode would, and vanish as one that was killed; the time of it."""
+    key = load_node_key(federation.kits[site] / "node.key")
+    credentials = grpc.ssl_channel_credentials((federation.server / "ca.crt").read_bytes())
+    with grpc.secure_channel(f"127.0.0.1:{federation.fleet}", credentials) as channel:
+        stub = FleetStub(grpc.intercept_channel(channel, NodeAuthClientInterceptor(key, key.public_key())))
+        request = ActivateNodeRequest(public_key=public_key_to_bytes(key.public_key()), heartbeat_interval=interval_s)
+        stub.ActivateNode(request, timeout=10)
+    return time.monotonic()
+
+
+def test_L6_a_supernode_that_was_killed_waits_for_its_old_session_to_end(federation: Federation) -> None:
+    """Flower keeps a vanished node online for two heartbeats and refuses it meanwhile as if its key were unknown."""
+    heartbeat_s = 10.0  # the shortest that Flower takes
+    vanished = sign_in(federation, "centre", heartbeat_s)
+    node = start_node(federation.settings("centre"), federation.group)
+    wait_until_connected(node, timeout_s=60)
+    waited = time.monotonic() - vanished
+    assert waited > heartbeat_s, "it came in while the old session was alive"
+    assert waited < 2 * heartbeat_s + 15.0
+    assert "still counts this site's previous connection; waiting" in node.log_text()
+    node.stop()
 
 
 def test_the_probe_changes_nothing_and_finds_the_clock_to_the_second(

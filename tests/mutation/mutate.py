@@ -43,6 +43,7 @@ from crash_safety import CRASH_SAFETY
 from federation import FEDERATION
 from mechanism import MECHANISM
 from one_shot import ONE_SHOT
+from server import SERVER
 from site_gate import SITE_GATE
 from warm import Child, Outcome, started, warm_up
 
@@ -86,7 +87,7 @@ class Mutation:
 
 
 MUTATIONS = tuple(
-    Mutation(*parts) for parts in (*MECHANISM, *ONE_SHOT, *ACCOUNTING, *FEDERATION, *SITE_GATE, *CRASH_SAFETY)
+    Mutation(*parts) for parts in (*MECHANISM, *ONE_SHOT, *ACCOUNTING, *FEDERATION, *SERVER, *SITE_GATE, *CRASH_SAFETY)
 )
 
 

@@ -1,9 +1,11 @@
 """Robust rules do what they say, as Flower's own do, and only where the noise of one message is enough."""
 
+import itertools
+
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Message, Metadata, MetricRecord, RecordDict
-from flwr.serverapp.strategy import FedMedian, FedTrimmedAvg
+from flwr.serverapp.strategy import FedMedian, FedTrimmedAvg, Krum
 
 from dpfpl_bench.inprocess_grid import InProcessGrid
 from dpfpl_common.errors import RoundError
@@ -11,7 +13,7 @@ from dpfpl_common.experiment import AggregationSettings, Experiment, ModelSettin
 from dpfpl_common.noise import SystemNoise
 from dpfpl_common.payload import SiteReply
 from dpfpl_server.aggregation import UpdateStack, UpdateSum, aggregate, collector
-from dpfpl_server.robust import coordinate_median, trimmed_mean
+from dpfpl_server.robust import coordinate_median, krum, trimmed_mean
 from dpfpl_server.strategy import DPFPLStrategy
 
 UPDATES = [np.random.default_rng(seed).normal(size=(4, 8)).astype("<f4") for seed in range(5)]
@@ -50,7 +52,30 @@ def test_the_trimmed_mean_is_flowers():
     np.testing.assert_allclose(trimmed_mean(UPDATES, 1), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("rule", ["median", "trimmed_mean"])
+@pytest.mark.parametrize(("count", "hostile"), [(5, 1), (7, 2), (9, 2)])
+def test_krum_is_flowers(count, hostile):
+    updates = [np.random.default_rng(seed).normal(size=(4, 8)).astype("<f4") for seed in range(count)]
+    expected = flowers(Krum(num_malicious_nodes=hostile), updates)
+    np.testing.assert_array_equal(krum(updates, hostile), expected)
+    assert any(np.array_equal(expected, update) for update in updates)  # one site's own message
+
+
+def test_krum_leaves_colluders_out_unless_they_are_more_than_it_was_told():
+    rng = np.random.default_rng(0)
+    honest = [(np.ones((4, 8)) + rng.normal(0, 0.1, (4, 8))).astype("<f4") for _ in range(5)]
+    colluders = [np.full((4, 8), -9.0, dtype="<f4")] * 2  # at no distance from each other
+    assert krum([*colluders, *honest], 2).mean() == pytest.approx(1.0, abs=0.1)
+    crowd = colluders * 3
+    assert krum([*crowd, *honest], 2).mean() == -9.0
+
+
+def test_of_equals_krum_takes_the_same_one_in_any_order():
+    pair = [np.full((4, 8), value, dtype="<f4") for value in (0.0, 1.0, 4.0, 5.0, 2.5)]
+    chosen = {float(krum([pair[index] for index in order], 1)[0, 0]) for order in itertools.permutations(range(5))}
+    assert len(chosen) == 1
+
+
+@pytest.mark.parametrize("rule", ["median", "trimmed_mean", "krum"])
 def test_U5_one_hostile_update_of_five_moves_a_robust_rule_within_the_honest_range(rule):
     hostile = np.full((4, 8), 1e5, dtype="<f4")
     honest = np.stack(UPDATES[:4])
@@ -66,7 +91,7 @@ def test_only_the_mean_is_added_up_as_replies_come():
     assert isinstance(collector(make_experiment("median")), UpdateStack)
 
 
-@pytest.mark.parametrize("rule", ["median", "trimmed_mean"])
+@pytest.mark.parametrize("rule", ["median", "trimmed_mean", "krum"])
 def test_the_order_of_arrival_does_not_matter(rule):
     forwards = aggregate(make_experiment(rule), UPDATES, SystemNoise())
     np.testing.assert_allclose(aggregate(make_experiment(rule), UPDATES[::-1], SystemNoise()), forwards, rtol=1e-12)
@@ -78,6 +103,8 @@ def test_too_few_updates_abandon_the_round():
     with pytest.raises(RoundError) as caught:
         trimmed_mean(UPDATES[:2], 1)
     assert caught.value.code == "TOO_FEW_SITES"
+    with pytest.raises(RoundError):
+        krum(UPDATES[:4], 1)
     with pytest.raises(RoundError):
         coordinate_median([])
 
@@ -99,7 +126,7 @@ class Site:
 
 
 @pytest.mark.parametrize("factor", [-1.0, -10.0])
-@pytest.mark.parametrize("rule", ["mean", "median", "trimmed_mean"])
+@pytest.mark.parametrize("rule", ["mean", "median", "trimmed_mean", "krum"])
 def test_U5_where_the_shared_prompt_goes_with_one_hostile_site_of_five(rule, factor):
     """The mean bears a flipped sign and not ten times it; the robust rules bear both."""
     experiment = make_experiment(rule)

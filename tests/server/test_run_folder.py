@@ -190,6 +190,14 @@ def test_L2_a_server_killed_while_saving_leaves_a_whole_checkpoint(folder, after
     assert_same(found, make_checkpoint(found.round))
 
 
+def test_L2_a_completed_round_is_synced_to_the_disk_and_an_event_need_not_be(folder):
+    full, normal = 2, 1
+    folder.save_checkpoint(make_checkpoint())
+    assert folder.store._rows("PRAGMA synchronous") == [(full,)]
+    folder.add_event({"phase": "ONE"})
+    assert folder.store._rows("PRAGMA synchronous") == [(normal,)]
+
+
 def test_L2_a_round_and_its_drops_appear_together(folder):
     folder.save_checkpoint(make_checkpoint())
     assert [(d["round"], d["site"], d["code"]) for d in folder.store.drops()] == [

@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+from datetime import datetime, timedelta
 
 import numpy as np
 import pytest
@@ -15,6 +16,9 @@ from typer.testing import CliRunner
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_common.optimizer import OptimizerState
 from dpfpl_server import cli, experiments_cli
+from dpfpl_server import expiry as expiry_module
+from dpfpl_server.expiry import expiries
+from dpfpl_server.provision import ProvisionRequest, provision
 from dpfpl_server.run import finish
 from dpfpl_server.run_folder import Checkpoint, RunFolder
 
@@ -136,6 +140,32 @@ def test_L4_status_before_during_and_after(monkeypatch, capfd, runs):
     state = json.loads(out)
     assert (code, state["state"], state["round"], state["rounds"], state["finished"]) == (0, "FINISHED", 2, 2, True)
     assert state["last"]["phase"] == "FINISHED"
+
+
+@pytest.mark.parametrize(("days", "warned"), [(20, True), (200, False)])
+def test_status_and_watch_say_that_a_certificate_ends(monkeypatch, capfd, runs, tmp_path, days, warned):
+    server = tmp_path / "server"
+    provision(ProvisionRequest(server, tmp_path / "kits", ("north",)))
+    end = next(expiry for expiry in expiries(server) if expiry.file == "server.crt").not_after
+    monkeypatch.setattr(expiry_module, "datetime", _at(end - timedelta(days=days)))
+    complete(runs)
+    where = ("--runs", runs.path.parent, "--server", server)
+    said = "server.crt: the server's certificate ends in 20 days. Run dpfpl-server renew"
+    code, out, _ = dpfpl_server(monkeypatch, capfd, "status", "pilot", *where)
+    assert (code, f"WARNING {said}" in out) == (0, warned)
+    _, out, _ = dpfpl_server(monkeypatch, capfd, "status", "pilot", "--json", *where)
+    assert [text[: len(said)] for text in json.loads(out)["warnings"]] == [said] * warned
+    _, _, errors = dpfpl_server(monkeypatch, capfd, "watch", "pilot", *where)
+    assert (f"WARNING {said}" in errors) == warned
+
+
+def _at(moment):
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return moment.astimezone(tz)
+
+    return Clock
 
 
 def test_status_of_a_dead_server_is_not_its_last_words(monkeypatch, capfd, runs):

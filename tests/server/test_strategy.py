@@ -379,6 +379,21 @@ def test_L3_the_round_closes_at_its_deadline_with_the_quorum():
     )
 
 
+def test_L2_a_round_is_called_done_only_once_it_is_kept():
+    """Whoever reads that it is done may kill the server: nothing of it must be lost then."""
+    order = []
+    grid = Grid(make_agents())
+    strategy = DPFPLStrategy(
+        make_experiment(number=2),
+        grid.nodes,
+        keys=None,
+        on_checkpoint=lambda checkpoint: order.append(("kept", checkpoint.round)),
+        on_status=lambda status: status["phase"] == "ROUND_DONE" and order.append(("done", status["round"])),
+    )
+    strategy.run(grid)
+    assert order == [("kept", 1), ("done", 1), ("kept", 2), ("done", 2)]
+
+
 # Abandoned rounds
 
 

@@ -1,7 +1,8 @@
 """``dpfpl-bench attacks``: what hostile sites do to honest ones under each aggregation rule.
 
 Robust rules need ``local`` trust, so all columns have it. Every site is a real agent; a hostile one lies about what it
-computed or learned from flipped labels. The numbers are means over the honest sites, each on its own test images.
+computed, learned from flipped labels or teaches a backdoor. The numbers are means over the honest sites, each on its
+own test images.
 """
 
 import dataclasses
@@ -12,29 +13,46 @@ from typing import Any
 
 import numpy as np
 
+from dpfpl_bench.backdoor import Stamped, success, with_backdoor
 from dpfpl_bench.settings import BenchSettings, build_experiment
 from dpfpl_bench.simulation import SimulatedSite, Simulation, prepare_sites, site_names
 from dpfpl_client.agent.endpoint import Agent
 from dpfpl_client.agent.feature_cache import FeatureCache
 from dpfpl_client.agent.store import MemoryStore
-from dpfpl_client.data import DataSettings, list_classes, load_pool, partition_sites
+from dpfpl_client.data import DataSettings, SiteData, list_classes, load_pool, partition_sites
 from dpfpl_client.learning.backbone import Backbone, load_backbone
 from dpfpl_client.learning.evaluation import LabelledFeatures
 from dpfpl_common.experiment import AggregationSettings, Experiment
 from dpfpl_common.payload import EvaluateRequest, SiteReply, TrainRequest
 
-__all__ = ["ATTACKS", "RULES", "AttackRequest", "markdown", "run_attacks"]
+__all__ = ["ATTACKS", "RULES", "Attack", "AttackRequest", "markdown", "run_attacks"]
 
-ATTACKS: Mapping[str, float | None] = {"none": 1.0, "sign flip": -1.0, "times -10": -10.0, "label flip": None}
-"""What a hostile site multiplies its update with; None: it is honest about labels that were flipped."""
+
+@dataclass(frozen=True)
+class Attack:
+    """Attributes: ``factor``, what a hostile site multiplies its update with; ``poison`` of its data, if any."""
+
+    factor: float = 1.0
+    poison: str = ""
+
+
+ATTACKS: Mapping[str, Attack] = {
+    "none": Attack(),
+    "sign flip": Attack(-1.0),
+    "times -10": Attack(-10.0),
+    "label flip": Attack(poison="labels"),
+    "backdoor": Attack(poison="backdoor"),
+    "backdoor times 10": Attack(10.0, "backdoor"),
+}
 
 RULES: Mapping[str, AggregationSettings] = {
     "mean": AggregationSettings(),
     "mean, largest_site 2": AggregationSettings(largest_site=2.0),
     "median": AggregationSettings(rule="median"),
     "trimmed mean": AggregationSettings(rule="trimmed_mean"),
+    "Krum": AggregationSettings(rule="krum"),
 }
-"""The columns; the trimmed mean cuts as many values at each end as there are hostile sites."""
+"""The columns; trimmed mean and Krum are told how many hostile sites there are."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +64,7 @@ class AttackRequest:
         epsilon: target under ``local`` trust; None = no noise.
         partition: how the digits are dealt out.
         rounds: of each run.
-        seeds: runs of each cell, averaged.
+        seeds: runs of each cell, from 0, averaged.
     """
 
     federations: tuple[tuple[int, int], ...] = ((5, 1), (10, 2))
@@ -56,44 +74,95 @@ class AttackRequest:
     seeds: int = 1
 
 
+@dataclass(frozen=True)
+class _Dealt:
+    """One dealing of the data: every site as it is, the hostile ones' poisoned forms, and stamped test images."""
+
+    sites: list[SimulatedSite]
+    poisoned: Mapping[str, list[SimulatedSite]]
+    stamped: list[Stamped]
+
+    def under(self, attack: Attack) -> list[SimulatedSite]:
+        bad = self.poisoned.get(attack.poison, [])
+        return [*bad, *self.sites[len(bad) :]]
+
+
 def run_attacks(request: AttackRequest, on_cell: Callable[[str], None] = lambda text: None) -> list[dict[str, Any]]:
-    """One entry a cell: sites, hostile, attack, rule, accuracies of the honest sites."""
+    """One entry a cell: sites, hostile, attack, rule, the honest sites' accuracies and the backdoor's success there."""
     settings = DataSettings(source="digits")
     classes = list_classes(settings)
     pool, backbone = load_pool(settings, classes), load_backbone("embedded")
     cache = FeatureCache(None, backbone)
     cells = []
     for count, hostile in request.federations:
-        dealt = [partition_sites(pool, classes, request.partition, count, seed) for seed in range(request.seeds)]
-        federations = [prepare_sites(data, classes, cache, site_names(count)) for data in dealt]
+        dealt = []
+        for seed in range(request.seeds):
+            data = partition_sites(pool, classes, request.partition, count, seed)
+            dealt.append(_deal(data, classes, cache, hostile))
         for attack in ATTACKS:
             for rule in RULES:
-                found = []
-                for seed, sites in enumerate(federations):
-                    experiment = _experiment(request, backbone, classes, sites, hostile, rule)
-                    final = _Attacked(backbone, sites, seed, attack, hostile).run(experiment).final
-                    found += [final[site.name] for site in sites[hostile:]]
-                cell = {
-                    "sites": count,
-                    "hostile": hostile,
-                    "attack": attack,
-                    "rule": rule,
-                    "personal": statistics.fmean(metrics["personal_local"] for metrics in found),
-                    "shared": statistics.fmean(metrics["global_local"] for metrics in found),
-                }
-                cells.append(cell)
-                accuracies = f"personal {cell['personal']:.3f}, shared {cell['shared']:.3f}"
-                on_cell(f"{hostile} of {count}, {attack}, {rule}: {accuracies}")
+                runs = [_run(request, backbone, classes, one, hostile, attack, rule, s) for s, one in enumerate(dealt)]
+                figures = {key: statistics.fmean(run[key] for run in runs) for key in runs[0]}
+                cells.append({"sites": count, "hostile": hostile, "attack": attack, "rule": rule, **figures})
+                said = ", ".join(f"{key} {value:.3f}" for key, value in figures.items())
+                on_cell(f"{hostile} of {count}, {attack}, {rule}: {said}")
     return cells
 
 
+def _deal(data: Sequence[SiteData], classes: tuple[str, ...], cache: FeatureCache, hostile: int) -> _Dealt:
+    names = site_names(len(data))
+    sites = prepare_sites(data, classes, cache, names)
+    doored = [with_backdoor(one, classes) for one in data[:hostile]]
+    return _Dealt(
+        sites,
+        {
+            "labels": [_with_flipped_labels(site) for site in sites[:hostile]],
+            "backdoor": prepare_sites(doored, classes, cache, names[:hostile]),
+        },
+        [Stamped.of(names[i], data[i], classes, cache) for i in range(hostile, len(data))],
+    )
+
+
+def _run(
+    request: AttackRequest,
+    backbone: Backbone,
+    classes: tuple[str, ...],
+    dealt: _Dealt,
+    hostile: int,
+    attack: str,
+    rule: str,
+    seed: int,
+) -> dict[str, float]:
+    """One run's figures: means over the honest sites."""
+    sites = dealt.under(ATTACKS[attack])
+    experiment = _experiment(request, backbone, classes, dealt.sites, hostile, rule)
+    outcome = _Attacked(backbone, sites, seed, ATTACKS[attack].factor, hostile).run(experiment)
+    found = [outcome.final[site.name] for site in sites[hostile:]]
+    context = outcome.checkpoint.global_context
+    by_personal, by_shared = success(backbone, experiment, dealt.stamped, context, outcome.personal)
+    return {
+        "personal": statistics.fmean(metrics["personal_local"] for metrics in found),
+        "shared": statistics.fmean(metrics["global_local"] for metrics in found),
+        "personal_success": by_personal,
+        "shared_success": by_shared,
+    }
+
+
 def markdown(cells: Sequence[Mapping[str, Any]]) -> str:
-    """The cells as a table: personal / shared prompt, in percent."""
+    """Two tables, personal / shared prompt in percent: the accuracies, and how often a stamped image passes."""
+    doors = [cell for cell in cells if cell["attack"] == "none" or ATTACKS[cell["attack"]].poison == "backdoor"]
+    accuracies = _table(cells, "personal", "shared")
+    return f"{accuracies}\nStamped images that pass for the target class:\n\n" + _table(
+        doors, "personal_success", "shared_success"
+    )
+
+
+def _table(cells: Sequence[Mapping[str, Any]], personal: str, shared: str) -> str:
     lines = ["| Hostile sites | Attack | " + " | ".join(RULES) + " |", "|---" * (2 + len(RULES)) + "|"]
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for cell in cells:
         row = rows.setdefault((f"{cell['hostile']} of {cell['sites']}", cell["attack"]), {})
-        row[cell["rule"]] = f"{100 * cell['personal']:.1f} / {100 * cell['shared']:.1f}"
+        row[cell["rule"]] = f"{100 * cell[personal]:.1f} / {100 * cell[shared]:.1f}"
     for (who, attack), row in rows.items():
         lines.append(f"| {who} | {attack} | " + " | ".join(row.get(rule, "") for rule in RULES) + " |")
     return "\n".join(lines) + "\n"
@@ -128,27 +197,28 @@ def _experiment(
         evaluate_every=request.rounds,
     )
     experiment = build_experiment(bench, backbone, "embedded", classes, sites)
+    # A hostile site's reply may be dropped, for its norm, and the round goes on, where the rule bears it.
+    dropouts = 0 if rule == "Krum" else hostile
     return dataclasses.replace(
         experiment,
-        privacy=dataclasses.replace(experiment.privacy, tolerated_dropouts=hostile),
+        privacy=dataclasses.replace(experiment.privacy, tolerated_dropouts=dropouts),
         aggregation=dataclasses.replace(RULES[rule], trim=min(hostile, (len(sites) - hostile - 1) // 2)),
     )
 
 
 class _Attacked(Simulation):
-    """A simulation whose first sites are hostile."""
+    """A simulation whose first sites multiply what they send."""
 
     def __init__(
-        self, backbone: Backbone, sites: Sequence[SimulatedSite], seed: int, attack: str, hostile: int
+        self, backbone: Backbone, sites: Sequence[SimulatedSite], seed: int, factor: float, hostile: int
     ) -> None:
-        self._factor = ATTACKS[attack]
-        self._bad = {site.name for site in sites[:hostile]} if attack != "none" else set()
-        flipped = [_with_flipped_labels(site) if site.name in self._bad else site for site in sites]
-        super().__init__(backbone, flipped if self._factor is None else sites, seed)
+        super().__init__(backbone, sites, seed)
+        self._factor = factor
+        self._bad = {site.name for site in sites[:hostile]}
 
     def _agent(self, site: SimulatedSite, store: MemoryStore) -> Agent:
         agent = super()._agent(site, store)
-        return _Liar(agent, self._factor) if site.name in self._bad and self._factor is not None else agent
+        return _Liar(agent, self._factor) if site.name in self._bad else agent
 
 
 class _Liar:

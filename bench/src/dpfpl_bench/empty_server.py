@@ -8,7 +8,7 @@ from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from dpfpl_common.durable import write_durably
-from dpfpl_server.exchange import exchange
+from dpfpl_server.exchange import exchange, pull_again_soon
 
 __all__ = ["app"]
 
@@ -19,6 +19,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Write the seconds of each round into the file that run-dir names."""
+    pull_again_soon()
     seconds = []
     nodes = [str(node) for node in grid.get_node_ids()]
     for number in range(ROUNDS):

@@ -1,4 +1,4 @@
-"""``dpfpl-bench attacks``, ``round`` and ``speed``: measurements that the documents quote."""
+"""``dpfpl-bench attacks``, ``round``, ``scale`` and ``speed``: measurements that the documents quote."""
 
 import json
 import sys
@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-__all__ = ["attacks", "register", "round_cost", "speed", "speed_page"]
+from dpfpl_common.errors import ConfigError
+
+__all__ = ["attacks", "register", "round_cost", "scale", "speed", "speed_page"]
 
 console = Console(stderr=True)
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
@@ -18,6 +20,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to ``dpfpl-bench``."""
     app.command("attacks", epilog="Example: dpfpl-bench attacks --partition iid --seeds 3")(attacks)
     app.command("round", epilog="Example: dpfpl-bench round --out runs/round --json")(round_cost)
+    app.command("scale", epilog="Example: dpfpl-bench scale --sites 10,100,1000 --rounds 2")(scale)
     app.command("speed", epilog="Example: dpfpl-bench speed --quick --json")(speed)
     app.command("speed-page", epilog="Example: dpfpl-bench speed-page --docs docs")(speed_page)
 
@@ -27,6 +30,7 @@ def attacks(
     epsilon: Annotated[str, typer.Option(help="target under local trust, or none")] = "8",
     rounds: Annotated[int, typer.Option(min=1, help="federated rounds of each run")] = 10,
     seeds: Annotated[int, typer.Option(min=1, help="runs of each cell, averaged")] = 1,
+    hostile: Annotated[str, typer.Option(help="how many of how many sites are hostile")] = "1/5,2/10",
     as_json: AsJson = False,
 ) -> None:
     """Measure what hostile sites do to honest ones under each aggregation rule; prints a table in Markdown."""
@@ -36,9 +40,24 @@ def attacks(
     from dpfpl_bench.cli import parse_epsilon
 
     torch.set_num_threads(1)
-    request = AttackRequest(epsilon=parse_epsilon(epsilon), partition=partition, rounds=rounds, seeds=seeds)
+    request = AttackRequest(_federations(hostile), parse_epsilon(epsilon), partition, rounds, seeds)
     cells = run_attacks(request, lambda text: console.print(text, highlight=False))
     sys.stdout.write(json.dumps(cells, indent=2) + "\n" if as_json else markdown(cells))
+
+
+def _federations(text: str) -> tuple[tuple[int, int], ...]:
+    """From "1/5,2/10" to ((5, 1), (10, 2))."""
+    found = []
+    for part in text.split(","):
+        hostile, _, sites = part.strip().partition("/")
+        if not (hostile.isdigit() and sites.isdigit() and int(hostile) > 0 and 2 * int(hostile) + 2 < int(sites)):
+            raise ConfigError(
+                code="IMPOSSIBLE_VALUE",
+                message=f"--hostile is {part.strip()!r}.",
+                advice="Give hostile/all with more than twice as many and two sites in all, as Krum needs: 1/5,2/10.",
+            )
+        found.append((int(sites), int(hostile)))
+    return tuple(found)
 
 
 def round_cost(
@@ -58,6 +77,28 @@ def round_cost(
         f"{figures['slowest_site_s']:.1f} s; allowed {AIM:g} empty + slowest = {figures['allowed_s']:.2f} s; ratio "
         f"{figures['ratio']:.2f}"
     )
+
+
+def scale(
+    sites: Annotated[str, typer.Option(help="numbers of sites")] = "10,100,1000",
+    rounds: Annotated[int, typer.Option(min=1, help="federated rounds of each")] = 3,
+    images: Annotated[int, typer.Option(min=1, help="training images of a site")] = 60,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a round with a real agent for every site, all in this process; prints a table in Markdown."""
+    import torch
+
+    from dpfpl_bench.scale import ScaleRequest, markdown, measure_scale
+
+    parts = [part.strip() for part in sites.split(",")]
+    if not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise ConfigError(
+            code="IMPOSSIBLE_VALUE", message=f"--sites is {sites!r}.", advice="Give numbers of sites: 10,100,1000."
+        )
+    torch.set_num_threads(1)
+    request = ScaleRequest(tuple(int(part) for part in parts), rounds, images)
+    rows = measure_scale(request, lambda text: console.print(text, highlight=False))
+    sys.stdout.write(json.dumps(rows, indent=2) + "\n" if as_json else markdown(rows))
 
 
 def speed(
@@ -83,7 +124,6 @@ def speed_page(
 ) -> None:
     """Write docs/performance.md from bench.json."""
     from dpfpl_bench.speed.report import write_performance
-    from dpfpl_common.errors import ConfigError
 
     if not bench.is_file():
         raise ConfigError(

@@ -8,6 +8,7 @@ import json
 import shutil
 import statistics
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from dpfpl_common.processes import ProcessGroup, free_ports, wait_until
 from dpfpl_server.bundle import bundle_files
 from dpfpl_server.provision import ProvisionRequest, provision
 from dpfpl_server.run import run_experiment
+from dpfpl_server.run_folder import RunFolder
 from dpfpl_server.superlink import run_status, submit_run
 
 __all__ = ["measure_deployed_round"]
@@ -44,8 +46,9 @@ def measure_deployed_round(
         on_step: told what happens.
 
     Returns:
-        Medians in seconds (``round_s``, ``empty_round_s``, and ``slowest_site_s`` as sites report it, rounded up to
-        tenths), ``allowed_s`` = 1.2 empty rounds plus the slowest site, the round's ``ratio`` to that, and all values.
+        Medians in seconds: ``round_s``, from the end of one round to the end of the next, with its checkpoint;
+        ``empty_round_s``; ``slowest_site_s`` as sites report it, rounded up to tenths; ``allowed_s`` = 1.2 empty rounds
+        plus the slowest site; the round's ``ratio`` to that; and all values.
     """
     shutil.rmtree(out, ignore_errors=True)
     work = out / "work"
@@ -64,9 +67,9 @@ def measure_deployed_round(
         result = run_experiment(experiment, work / "server", out / "run")
         on_step("empty rounds")
         empty = _empty_rounds(work / "server", out / "empty.json", group)
-    entries = result["rounds"][1:] or result["rounds"]
-    took = [entry["seconds"] for entry in entries]
-    slowest = [max(entry["site_seconds"].values()) for entry in entries]
+    ends = [event["at"] for event in RunFolder(out / "run").events() if event["phase"] == "ROUND_DONE"]
+    took = [round(after - before, 3) for before, after in pairwise(ends)]
+    slowest = [max(entry["site_seconds"].values()) for entry in result["rounds"][1:]]
     round_s, empty_s, slowest_s = (statistics.median(values) for values in (took, empty, slowest))
     allowed = AIM * empty_s + slowest_s
     return {

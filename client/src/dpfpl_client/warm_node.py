@@ -2,10 +2,10 @@
 
 Stock Flower starts a fresh ``flwr-clientapp`` per message (about a second of CPU for imports alone) and looks for
 messages every 3 s. Here the SuperNode runs in Flower's isolation mode "process", which is made for an executor of one's
-own. Ours is forked from the SuperNode before that starts any thread: it asks the SuperNode's Runtime API for tasks, as
-Flower's SuperExec does, and forks itself for each, so a ClientApp is as isolated as before but has nothing to import.
-The idle wait between two looks, which Flower offers no setting for, is shortened in this process, and the connection
-to the server is opened by :mod:`dpfpl_client.link`.
+own. Ours is forked from the SuperNode before that starts any thread: told through a pipe that a message is there, it
+asks the SuperNode's Runtime API for the task, as Flower's SuperExec does, and forks itself for it, so a ClientApp is as
+isolated as before but has nothing to import. Flower's waits between two looks, which it offers no settings for, are
+shortened in these processes, and the connection to the server is opened by :mod:`dpfpl_client.link`.
 
 The Runtime API listens on loopback, where other users of the machine reach it. It gives tasks only to our executor:
 requests for one are signed with a secret that is drawn at the start and lies in no file (Flower's SuperExec
@@ -14,17 +14,20 @@ authentication). A task's token, which opens the rest of that API, travels by fo
 Takes the arguments of ``flower-supernode``; ``DPFPL_NODE_POLL_S`` sets the wait. Run by :mod:`dpfpl_client.supernode`.
 """
 
+import contextlib
 import ctypes
 import importlib
 import os
 import secrets
+import select
 import signal
 import sys
 import threading
 import time
 import types
+from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from dpfpl_common.telemetry import silence_telemetry
 
@@ -33,6 +36,7 @@ silence_telemetry()  # before Flower is imported, which reads its switch then
 import flwr.supernode.start_client_internal as flower_loop  # noqa: E402  after the switch
 from flwr.proto.runtime_pb2 import AcquireTaskRequest  # noqa: E402
 from flwr.supercore.constant import TaskType  # noqa: E402
+from flwr.supercore.inflatable import inflatable_utils  # noqa: E402
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor  # noqa: E402
 from flwr.supercore.retry import make_simple_http_retry_invoker  # noqa: E402
 from flwr.supercore.runtime import RuntimeHttpClient  # noqa: E402
@@ -41,6 +45,7 @@ from flwr.supernode.runtime.run_clientapp import run_clientapp  # noqa: E402
 
 from dpfpl_client import link  # noqa: E402
 from dpfpl_client.strays import adopt_orphans, clear_strays, reap  # noqa: E402
+from dpfpl_common.flower_home import prune_apps  # noqa: E402
 
 __all__ = ["main"]
 
@@ -49,6 +54,10 @@ _POLL = "DPFPL_NODE_POLL_S"
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 _SECRET_BYTES = 32
 _PR_SET_PDEATHSIG = 1
+_SOON_S = 0.05
+"""How long Flower's half seconds and seconds last here, with which it waits for another process of this machine."""
+_LOOK_S = 1.0
+"""How often the executor asks for tasks unasked, should it ever have missed a word."""
 
 
 def main() -> NoReturn:
@@ -56,14 +65,20 @@ def main() -> NoReturn:
     poll_s = float(os.environ.get(_POLL, "1.0"))
     port = sys.argv[sys.argv.index("--port") + 1]
     importlib.import_module(os.environ.get(_PRELOAD, "dpfpl_client.app"))
+    defaults: dict[str, Any] = inflatable_utils.pull_objects.__kwdefaults__ or {}
+    defaults["initial_backoff"] = _SOON_S  # else 1 s, where a part of a message is not there yet
     parent, secret = os.getpid(), secrets.token_bytes(_SECRET_BYTES)
+    heard, told = os.pipe()
     executor = os.fork()
     if executor == 0:
+        os.close(told)
         _die_with_parent(parent)
-        _execute_tasks(f"127.0.0.1:{port}", poll_s, secret)
+        _execute_tasks(f"127.0.0.1:{port}", heard, secret)
+    os.close(heard)
     threading.Thread(target=_end_with, args=(executor,), daemon=True).start()
     link.install(Path(os.environ["FLWR_HOME"]) / "link.json")
     flower_loop.time = _Impatient(poll_s)  # type: ignore[attr-defined]
+    flower_loop._pull_and_store_message = _announced(flower_loop._pull_and_store_message, told)
     own = ("--isolation", "process", "--superexec-auth-secret-file", _readable_once(secret))
     sys.argv = ["flower-supernode", *sys.argv[1:], *own]
     flower_supernode()
@@ -79,22 +94,42 @@ def _readable_once(secret: bytes) -> str:
 
 
 class _Impatient(types.ModuleType):
-    """The time module as Flower's message loop sees it: no sleep is longer than the poll interval."""
+    """The time module as Flower's message loop sees it.
+
+    The loop sleeps 3 s between two questions to the server, here the poll interval; and 0.5 s between two looks for the
+    ClientApp's reply and for its parts, here as good as nothing.
+    """
 
     def __init__(self, longest_s: float) -> None:
         super().__init__("time")
         self._longest_s = longest_s
 
     def sleep(self, seconds: float) -> None:
-        """Sleep, but not longer than the poll interval."""
-        time.sleep(min(seconds, self._longest_s))
+        """Sleep, but not longer than that."""
+        time.sleep(min(seconds, self._longest_s if seconds >= 1.0 else _SOON_S))
 
     def __getattr__(self, name: str) -> object:
         return getattr(time, name)
 
 
-def _execute_tasks(address: str, poll_s: float, secret: bytes) -> NoReturn:
-    """Ask the SuperNode for tasks for ever, and fork for each."""
+def _announced(pull: Callable[..., int | None], told: int) -> Callable[..., int | None]:
+    """Flower's taking of one message, followed by a word to the executor once the whole message is here.
+
+    Its task is there before the message; who asks for it at once finds the message in parts.
+    """
+
+    def pull_and_tell(**arguments: Any) -> int | None:
+        run = pull(**arguments)
+        if run is not None:
+            with contextlib.suppress(BrokenPipeError):  # without its executor this process ends, see _end_with
+                os.write(told, b"!")
+        return run
+
+    return pull_and_tell
+
+
+def _execute_tasks(address: str, heard: int, secret: bytes) -> NoReturn:
+    """Ask the SuperNode for tasks for ever, whenever a message is said to be there, and fork for each."""
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     signal.signal(signal.SIGINT, lambda *_: os._exit(0))
     client = RuntimeHttpClient.from_server_address(
@@ -109,18 +144,29 @@ def _execute_tasks(address: str, poll_s: float, secret: bytes) -> NoReturn:
     )
     request = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
     me, alive, strays = os.getpid(), set[int](), False
+    due = 0.0
     adopt_orphans()
     while True:
-        task = client.AcquireTask(request)
-        if task.HasField("task") and task.token:
-            if (pid := os.fork()) == 0:
-                _die_with_parent(me)
-                _run_one(address, task.token)
-            alive.add(pid)
-        else:
-            time.sleep(min(poll_s, 0.1))
+        if time.monotonic() >= due:
+            due = time.monotonic() + _LOOK_S
+            task = client.AcquireTask(request)
+            if task.HasField("task") and task.token:
+                due = 0.0  # another one may be there
+                if (pid := os.fork()) == 0:
+                    os.close(heard)
+                    _die_with_parent(me)
+                    _run_one(address, task.token)
+                alive.add(pid)
+        patience = _SOON_S if alive or strays else _LOOK_S
+        if select.select([heard], [], [], max(0.0, min(patience, due - time.monotonic())))[0]:
+            if not os.read(heard, 4096):
+                os._exit(0)  # the SuperNode has gone
+            due = 0.0
         ended = alive & reap()
         alive -= ended
+        if ended and not alive:  # nothing uses the unpacked bundles now
+            with contextlib.suppress(OSError):
+                prune_apps(Path(os.environ["FLWR_HOME"]))
         if ended or strays:  # look into /proc only when a ClientApp ended, and until nothing is left
             strays = clear_strays(alive)
 

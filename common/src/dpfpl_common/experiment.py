@@ -47,7 +47,7 @@ METHODS = ("dpfpl", "dplora", "fedotp", "fedpgp", "promptfl")
 TASKS = ("classify", "vqa")
 SITE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 OPTIMIZERS = ("adam", "sgd")
-RULES = ("mean", "median", "trimmed_mean")
+RULES = ("mean", "median", "trimmed_mean", "krum")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 
@@ -185,9 +185,11 @@ class AggregationSettings:
     """How the sites' updates become one; every site counts the same, whatever it says of itself.
 
     Attributes:
-        rule: ``mean``, the paper's; ``median`` or ``trimmed_mean``, coordinate by coordinate, which bear some hostile
-            sites but need ``local`` trust: only there is each message noised enough by itself.
-        trim: under ``trimmed_mean``, how many values are cut off at each end of every coordinate.
+        rule: ``mean``, the paper's; ``median`` or ``trimmed_mean``, coordinate by coordinate; or ``krum``, the one
+            update that is nearest to its neighbours. The last three bear some hostile sites but need ``local`` trust:
+            only there is each message noised enough by itself.
+        trim: how many hostile sites ``krum`` bears, and ``trimmed_mean``, which cuts off so many values at each end of
+            every coordinate.
         largest_site: the most training images a site may have, in nominal sizes; larger updates are dropped.
     """
 
@@ -326,8 +328,9 @@ def _check(e: Experiment) -> None:
     _choice("privacy.clipping", p.clipping, CLIPPINGS)
     _choice("privacy.accounting", p.accounting, ACCOUNTINGS)
     _choice("aggregation.rule", e.aggregation.rule, RULES)
-    trimmed = e.aggregation.rule == "trimmed_mean"  # a round with just the quorum must leave something
-    _within("aggregation.trim", e.aggregation.trim, 1, (e.min_sites - 1) // 2 if trimmed else 10**6)
+    # A round with just the quorum must leave something; Krum's guarantee needs two more than 2 * trim + 1 updates.
+    most = {"trimmed_mean": (e.min_sites - 1) // 2, "krum": (e.min_sites - 3) // 2}
+    _within("aggregation.trim", e.aggregation.trim, 1, most.get(e.aggregation.rule, 10**6))
     _within("aggregation.largest_site", e.aggregation.largest_site, 1.0, 1e6)
     _refuse_unsound(p, e.aggregation.rule)
     if (p.target_epsilon is None) and (p.noise_multiplier is None):
@@ -379,16 +382,16 @@ def _refuse_unsound(p: PrivacySettings, rule: str) -> None:
         reason = "separate clipping needs several blocks; here only one is released"
     elif rule != "mean" and p.trust != "local":
         reason = (
-            f"a {rule} is no function of the sum of all messages, so the noise that the sum carries under {p.trust} "
+            f"{rule} is no function of the sum of all messages, so the noise that the sum carries under {p.trust} "
             "trust does not protect it; each message must carry the whole noise"
         )
     if reason:
         raise ConfigError(
             code="NO_SOUND_ANALYSIS",
             message=f"Refused: {reason}.",
-            advice="For one_shot, median and trimmed_mean set trust to local; otherwise use clipping joint, accounting "
-            "honest and projection none. The unit site needs the mechanism per_step and trust distributed or, to "
-            "sample sites, central.",
+            advice="For one_shot, median, trimmed_mean and krum set trust to local; otherwise use clipping joint, "
+            "accounting honest and projection none. The unit site needs the mechanism per_step and trust distributed "
+            "or, to sample sites, central.",
         )
 
 

@@ -4,14 +4,18 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
+from flwr.supercore.inflatable import inflatable_utils
 
-__all__ = ["Outcome", "content_bytes", "exchange", "record_bytes"]
+__all__ = ["Outcome", "content_bytes", "exchange", "pull_again_soon", "record_bytes"]
 
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.1
+"""Between two looks for replies; or as long as the look itself took, so that many sites leave the SuperLink time."""
 PULL_AT_ONCE = 100
+PULL_AGAIN_SECONDS = 0.05
 
 
 @dataclass
@@ -31,6 +35,15 @@ class Outcome:
     late: Counter[str] = field(default_factory=Counter)
     duplicates: Counter[str] = field(default_factory=Counter)
     unanswered: dict[str, str] = field(default_factory=dict)
+
+
+def pull_again_soon() -> None:
+    """Have this process ask soon again for a part of a message that its sender is still pushing.
+
+    Flower waits a second, so a round would last that much longer whenever a look falls into a site's push.
+    """
+    defaults: dict[str, Any] = inflatable_utils.pull_objects.__kwdefaults__ or {}
+    defaults["initial_backoff"] = PULL_AGAIN_SECONDS
 
 
 def exchange(
@@ -67,6 +80,7 @@ def exchange(
         outcome.failures[site] = "NOT_SENT: the server could not queue the message"
     end = clock() + deadline_s
     while waiting:
+        began = time.monotonic()
         for reply in _pulled(grid, [*waiting, *missed]):
             message_id = reply.metadata.reply_to_message_id
             site = waiting.pop(message_id, "")
@@ -83,7 +97,7 @@ def exchange(
             on_reply(site)
         if not waiting or clock() >= end:
             break
-        time.sleep(POLL_SECONDS)
+        time.sleep(max(POLL_SECONDS, time.monotonic() - began))
     for site in waiting.values():
         outcome.failures[site] = f"NO_REPLY: nothing came within {deadline_s:g} s"
     outcome.unanswered = {**missed, **waiting}
@@ -105,7 +119,7 @@ def _ignored(outcome: Outcome, reply: Message, late: str, again: str) -> None:
 
 
 def content_bytes(message: Message) -> int:
-    """Bytes of a message's arrays and of the text of its other records; what the wire adds is not counted."""
+    """Bytes of a message's arrays and of its other records' values as text; what the wire adds is not counted."""
     return 0 if message.has_error() else record_bytes(message.content)
 
 
@@ -114,6 +128,8 @@ def record_bytes(content: RecordDict) -> int:
     return sum(
         sum(len(array.data) for array in record.values())
         if isinstance(record, ArrayRecord)
-        else sum(len(str(key)) + len(str(value)) for key, value in record.items())
+        else sum(
+            len(str(key)) + len(value if isinstance(value, bytes) else str(value)) for key, value in record.items()
+        )
         for record in content.values()
     )

@@ -111,33 +111,41 @@ def resume(
     _run(experiment, server, runs, (restarts, server_wait, site_wait), as_json)
 
 
-def status(name: Name, runs: RunsFolder = Path("runs"), as_json: AsJson = False) -> None:
-    """Say what an experiment is doing or waiting for, and whether anybody is there to do it.
+def status(
+    name: Name, server: ServerFolder = Path("server"), runs: RunsFolder = Path("runs"), as_json: AsJson = False
+) -> None:
+    """Say what an experiment is doing or waiting for, whether anybody is there to do it, and which certificate ends.
 
     Exit codes: 0 finished or going on, 3 failed, 4 stopped or cut off, 5 waiting for sites or hanging.
     """
+    from dpfpl_server.expiry import expiry_warnings
     from dpfpl_server.run_folder import RunFolder
     from dpfpl_server.run_state import run_state
 
-    state = run_state(RunFolder(runs / name))
+    state, warnings = run_state(RunFolder(runs / name)), expiry_warnings(server)
     if as_json:
-        _print_json(state.table())
+        _print_json({**state.table(), "warnings": warnings})
     else:
-        typer.echo("\n".join(state.lines()))
+        typer.echo("\n".join([*state.lines(), *(f"WARNING {text}" for text in warnings)]))
     sys.exit(state.exit_code)
 
 
-def watch(name: Name, runs: RunsFolder = Path("runs"), as_json: AsJson = False) -> None:
+def watch(
+    name: Name, server: ServerFolder = Path("server"), runs: RunsFolder = Path("runs"), as_json: AsJson = False
+) -> None:
     """Watch an experiment that was started elsewhere, live, until it ends; Ctrl-C leaves it alone.
 
     With --json every event is one line of JSON. Exit codes as for status.
     """
     from dpfpl_server.display import LiveDisplay
+    from dpfpl_server.expiry import expiry_warnings
     from dpfpl_server.run_folder import RunFolder
     from dpfpl_server.run_state import run_state
 
     folder = RunFolder(runs / name)
     experiment = folder.experiment()
+    for text in expiry_warnings(server):
+        console.print(f"WARNING {text}", markup=False, highlight=False, soft_wrap=True)
     display = LiveDisplay(name, experiment.rounds.number, console=console)
     seen, quiet_since = 0, time.monotonic()
     for event in [] if as_json else folder.events():  # what was, at once; then live

@@ -1,4 +1,4 @@
-"""Rules that bear some hostile updates: coordinate by coordinate, median and trimmed mean (Yin et al., ICML 2018).
+"""Rules that bear some hostile updates: median and trimmed mean (Yin et al., 2018), Krum (Blanchard et al., 2017).
 
 They need every single update, so they are post-processing of what each site sent, not of a sum: their output is as
 private as one message is, no more. See docs/algorithm.md, robust aggregation.
@@ -13,7 +13,7 @@ from dpfpl_common.errors import RoundError
 from dpfpl_common.experiment import AggregationSettings
 from dpfpl_common.payload import Context
 
-__all__ = ["coordinate_median", "robust", "trimmed_mean"]
+__all__ = ["coordinate_median", "krum", "robust", "trimmed_mean"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -26,6 +26,8 @@ def robust(settings: AggregationSettings, updates: Sequence[Context]) -> Floats:
     """
     if settings.rule == "median":
         return coordinate_median(updates)
+    if settings.rule == "krum":
+        return krum(updates, settings.trim)
     return trimmed_mean(updates, settings.trim)
 
 
@@ -40,6 +42,24 @@ def trimmed_mean(updates: Sequence[Context], trim: int) -> Floats:
     _enough(updates, 2 * trim + 1)
     ordered = np.sort(np.stack(updates).astype(np.float64), axis=0)
     return np.asarray(ordered[trim : len(updates) - trim].mean(axis=0))
+
+
+def krum(updates: Sequence[Context], hostile: int) -> Floats:
+    """The one update whose n - hostile - 2 nearest others are nearest, by squared L2 distance.
+
+    It is one site's message as it was sent: nothing averages its noise, so its variance is n times the mean's. Of
+    equals the one with the smallest bytes wins, so that the order of arrival never decides.
+    """
+    _enough(updates, 2 * hostile + 3)
+    flat = np.stack(updates).astype(np.float64).reshape(len(updates), -1)
+    closest = len(updates) - hostile - 2
+
+    def score(index: int) -> tuple[float, bytes]:
+        distances = np.square(flat - flat[index]).sum(axis=1)
+        others = np.sort(np.delete(distances, index))[:closest]
+        return float(others.sum()), flat[index].tobytes()
+
+    return np.asarray(updates[min(range(len(updates)), key=score)], dtype=np.float64)
 
 
 def _enough(updates: Sequence[Context], needed: int) -> None:

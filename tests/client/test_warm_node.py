@@ -1,0 +1,135 @@
+"""The warm node's executor: asks when it is told, ends with its SuperNode, and leaves no more bundles than it may."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from flwr.proto.runtime_pb2 import AcquireTaskResponse
+from flwr.proto.task_pb2 import Task
+
+from dpfpl_client import warm_node
+
+
+class Runtime:
+    """The SuperNode's Runtime API with a file for its one task; every question is a byte in ``asked``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.task, self.asked = folder / "task", folder / "asked"
+        self.asked.touch()
+
+    def AcquireTask(self, _request: object) -> AcquireTaskResponse:
+        with self.asked.open("a") as file:
+            file.write("?")
+        if not self.task.exists():
+            return AcquireTaskResponse()
+        self.task.unlink()
+        return AcquireTaskResponse(token="t", task=Task())
+
+    def count(self) -> int:
+        return self.asked.stat().st_size
+
+
+class Executor:
+    """The executor in a process of its own; ``tell`` is what the SuperNode writes to."""
+
+    def __init__(self, runtime: Runtime, home: Path) -> None:
+        self.heard, self.tell = os.pipe()
+        self.pid = os.fork()
+        if self.pid:
+            os.close(self.heard)
+            return
+        os.close(self.tell)
+        os.environ["FLWR_HOME"] = str(home)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(warm_node.RuntimeHttpClient, "from_server_address", lambda **_: runtime)
+            patch.setattr(warm_node, "_run_one", lambda address, token: os._exit(0))
+            patch.setattr(warm_node, "_LOOK_S", 30.0)
+            warm_node._execute_tasks("nowhere", self.heard, b"secret")
+
+    def wait(self, seconds: float) -> int | None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.02)
+        return None
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[tuple[Runtime, Executor]]:
+    runtime = Runtime(tmp_path)
+    executor = Executor(runtime, tmp_path)
+    yield runtime, executor
+    if executor.wait(0.0) is None:
+        try:
+            os.kill(executor.pid, signal.SIGKILL)
+            os.waitpid(executor.pid, 0)
+        except (ProcessLookupError, ChildProcessError):
+            pass
+
+
+def until(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+    return condition()
+
+
+def test_the_executor_asks_when_it_is_told_and_hardly_ever_else(started: tuple[Runtime, Executor]) -> None:
+    runtime, executor = started
+    assert until(lambda: runtime.count() == 1), "once at the start"
+    time.sleep(0.5)
+    assert runtime.count() == 1
+    runtime.task.touch()
+    os.write(executor.tell, b"!")
+    assert until(lambda: not runtime.task.exists())
+    assert until(lambda: runtime.count() == 3), "and whether there is another one"
+
+
+def test_the_executor_ends_with_its_supernode(started: tuple[Runtime, Executor]) -> None:
+    runtime, executor = started
+    assert until(lambda: runtime.count() == 1)
+    os.close(executor.tell)
+    assert executor.wait(5.0) == 0
+
+
+def test_R7_once_a_clientapp_has_ended_only_the_newest_bundles_stay(
+    started: tuple[Runtime, Executor], tmp_path: Path
+) -> None:
+    runtime, executor = started
+    for number in range(6):
+        (tmp_path / "apps" / f"bundle.{number}").mkdir(parents=True)
+        os.utime(tmp_path / "apps" / f"bundle.{number}", (number, number))
+    runtime.task.touch()
+    os.write(executor.tell, b"!")
+    assert until(lambda: len(list((tmp_path / "apps").iterdir())) == 3)
+    assert sorted(path.name for path in (tmp_path / "apps").iterdir()) == ["bundle.3", "bundle.4", "bundle.5"]
+
+
+@pytest.mark.parametrize(("run", "said"), [(5, b"!"), (None, b"")])
+def test_only_a_whole_message_is_announced(run: int | None, said: bytes) -> None:
+    heard, told = os.pipe()
+    assert warm_node._announced(lambda **arguments: run, told)(state=1) == run
+    os.close(told)
+    assert os.read(heard, 10) == said
+    os.close(heard)
+
+
+def test_without_an_executor_taking_a_message_does_not_fail() -> None:
+    heard, told = os.pipe()
+    os.close(heard)
+    assert warm_node._announced(lambda **arguments: 5, told)() == 5
+    os.close(told)
+
+
+def test_flowers_waits_are_shortened(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    impatient = warm_node._Impatient(0.8)
+    impatient.sleep(3)  # between two questions to the server
+    impatient.sleep(0.5)  # for the ClientApp's reply
+    assert slept == [0.8, warm_node._SOON_S]
