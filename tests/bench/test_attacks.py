@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from dpfpl_bench import attacks as module
-from dpfpl_bench.attacks import ATTACKS, RULES, markdown
+from dpfpl_bench.attacks import ATTACKS, RULES, AttackRequest, markdown
 from dpfpl_bench.backdoor import TARGET, Stamped, stamped, success, with_backdoor
 from dpfpl_bench.measure_commands import _federations
-from dpfpl_bench.simulation import SimulatedSite
+from dpfpl_bench.simulation import SimulatedSite, Simulation, prepare_sites, site_names
 from dpfpl_client.agent.feature_cache import FeatureCache
 from dpfpl_client.data import DataSettings, ImageRecord, SiteData, list_classes, load_pool, partition_sites
 from dpfpl_client.data.decode import ArrayImage, pixel_digest
@@ -98,6 +98,27 @@ def test_success_is_the_share_of_stamped_images_that_pass_for_the_target():
     assert by_personal == pytest.approx(passing)
     assert by_shared == pytest.approx(passing)
     assert 0 <= passing < 1
+
+
+def test_U5_the_backdoor_is_learned_where_it_is_taught():
+    """Without noise and with large steps: else a table in which no stamped image passes would say nothing."""
+    settings = DataSettings(source="digits")
+    classes = list_classes(settings)
+    backbone, cache = load_backbone("embedded"), FeatureCache(None, load_backbone("embedded"))
+    names = site_names(5)
+    data = partition_sites(load_pool(settings, classes)[::3], classes, "iid", len(names), 0)
+    stamps = [Stamped.of(name, one, classes, cache) for name, one in zip(names, data, strict=True)]
+    passed = {}
+    for taught in (True, False):
+        sites = prepare_sites([with_backdoor(one, classes) if taught else one for one in data], classes, cache, names)
+        experiment = module._experiment(AttackRequest(epsilon=None, rounds=5), backbone, classes, sites, 1, "mean")
+        steps = dataclasses.replace(experiment.optimizer, global_learning_rate=0.1, personal_learning_rate=0.1)
+        experiment = dataclasses.replace(experiment, optimizer=steps)
+        outcome = Simulation(backbone, sites, 0).run(experiment)
+        context = outcome.checkpoint.global_context
+        passed[taught], _ = success(backbone, experiment, stamps, context, outcome.personal)
+    assert passed[True] > 0.6
+    assert passed[False] < 0.3
 
 
 def _nearest(backbone, experiment, site):

@@ -273,4 +273,11 @@ MECHANISM = (
         "    kept = factors[:, 0] > 0\n    factors = factors * (1.0 + 2.0**-8)\n",
         (f"{STEP_TESTS}::test_P10_one_example_moves_the_whole_release_by_at_most_one",),
     ),
+    (
+        "public pulls: a pull that is made of the batch's un-noised gradients",
+        LEARNER,
+        "directions.split(pull.personal[None])",
+        "directions.split(pull.personal[None] + gradients.sum(axis=0))",
+        (f"{LEARNER_TESTS}::test_public_pulls_are_made_of_released_values_and_public_facts_alone",),
+    ),
 )

@@ -72,13 +72,6 @@ SERVER = (
         BELOW_QUORUM,
     ),
     (
-        "server: the quorum leaves the tolerated drop-outs out",
-        COMMON + "experiment.py",
-        "        return self.rounds.min_sites or len(self.sites) - self.privacy.tolerated_dropouts\n",
-        "        return self.rounds.min_sites or len(self.sites) - 1\n",
-        BELOW_QUORUM,
-    ),
-    (
         "server: every provisioned site is asked, on the list or not",
         PACKAGE + "strategy.py",
         "        self._nodes = {site: nodes[site] for site in experiment.sites}\n",
@@ -181,7 +174,7 @@ SERVER = (
         PACKAGE + "robust.py",
         "    closest = len(updates) - hostile - 2\n",
         "    closest = len(updates) - 1\n",
-        (ROBUST + "krum_leaves_colluders_out_unless_they_are_more_than_it_was_told",),
+        (ROBUST + "krum_is_not_drawn_towards_a_far_hostile_update",),
     ),
     (
         "robust: Krum chooses among too few",

@@ -69,6 +69,12 @@ def test_krum_leaves_colluders_out_unless_they_are_more_than_it_was_told():
     assert krum([*crowd, *honest], 2).mean() == -9.0
 
 
+def test_krum_is_not_drawn_towards_a_far_hostile_update():
+    """Were all distances counted, the honest update that lies nearest to the hostile one would win."""
+    updates = [np.full((4, 8), value, dtype="<f4") for value in (0.0, 1.0, 2.2, 3.3, 100.0)]
+    assert krum(updates, 1).mean() == 1.0
+
+
 def test_of_equals_krum_takes_the_same_one_in_any_order():
     pair = [np.full((4, 8), value, dtype="<f4") for value in (0.0, 1.0, 4.0, 5.0, 2.5)]
     chosen = {float(krum([pair[index] for index in order], 1)[0, 0]) for order in itertools.permutations(range(5))}

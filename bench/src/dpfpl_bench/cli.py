@@ -16,7 +16,14 @@ from rich.markup import escape  # noqa: E402
 from dpfpl_bench import measure_commands  # noqa: E402
 from dpfpl_bench.audit_command import EXAMPLES as AUDIT_EXAMPLES  # noqa: E402
 from dpfpl_bench.audit_command import audit  # noqa: E402
-from dpfpl_bench.data_flag import data_settings  # noqa: E402
+from dpfpl_bench.benchmark_command import EXAMPLES as BENCHMARK_EXAMPLES  # noqa: E402
+from dpfpl_bench.benchmark_command import benchmarks  # noqa: E402
+from dpfpl_bench.data_command import EXAMPLES as DATA_EXAMPLES  # noqa: E402
+from dpfpl_bench.data_command import data  # noqa: E402
+from dpfpl_bench.data_flag import data_settings, initial_text, named_classes  # noqa: E402
+from dpfpl_bench.field_data import FIELD  # noqa: E402
+from dpfpl_bench.paper_command import EXAMPLES as PAPER_EXAMPLES  # noqa: E402
+from dpfpl_bench.paper_command import paper  # noqa: E402
 from dpfpl_bench.sweep_command import EXAMPLES as SWEEP_EXAMPLES  # noqa: E402
 from dpfpl_bench.sweep_command import sweep  # noqa: E402
 from dpfpl_common.errors import ConfigError, DpfplError  # noqa: E402
@@ -41,6 +48,9 @@ Examples:
 
 app.command(epilog=SWEEP_EXAMPLES)(sweep)
 app.command(epilog=AUDIT_EXAMPLES)(audit)
+app.command(epilog=DATA_EXAMPLES)(data)
+app.command(epilog=PAPER_EXAMPLES)(paper)
+app.command(epilog=BENCHMARK_EXAMPLES)(benchmarks)
 measure_commands.register(app)
 
 
@@ -52,7 +62,7 @@ def about() -> None:
 @app.command(epilog=EXAMPLES)
 def run(
     data: Annotated[
-        str, typer.Option(help="digits, shapes, an image folder, a .csv (path,label) or a hub id")
+        str, typer.Option(help="digits, shapes, a set's name (oxford_pets), a folder, a .csv (path,label) or a hub id")
     ] = "digits",
     model: Annotated[str, typer.Option(help="embedded, a folder or hub id of the CLIP family")] = "embedded",
     method: Annotated[str, typer.Option(help="dpfpl, dplora, fedotp, fedpgp or promptfl")] = "dpfpl",
@@ -64,12 +74,24 @@ def run(
     mechanism: Annotated[str, typer.Option(help="per_step or one_shot")] = "per_step",
     trust: Annotated[str, typer.Option(help="distributed, central or local")] = "",
     projection: Annotated[str, typer.Option(help="of one_shot's class sums: none, or text")] = "none",
+    absent_weight: Annotated[
+        float, typer.Option(help="of one_shot: least share of the loss that keeps the classes a site lacks")
+    ] = 0.0,
+    retention: Annotated[
+        float, typer.Option(help="of per_step: pull of the personal part towards keeping all classes apart")
+    ] = 0.0,
+    contrast: Annotated[float, typer.Option(help="of fedpgp: weight of its contrastive term")] = 0.0,
+    personal_strength: Annotated[
+        float, typer.Option(help="weight of the personal part in use: 0 shared prompt alone, 1 as trained")
+    ] = 1.0,
     clipping: Annotated[str, typer.Option(help="joint or separate")] = "joint",
     accounting: Annotated[str, typer.Option(help="honest, or paper for reproductions")] = "honest",
     epsilon: Annotated[str, typer.Option(help="target for whoever receives a personalised prompt, or none")] = "8",
     delta: Annotated[float, typer.Option(help="delta of every epsilon")] = 1e-5,
     sites: Annotated[int, typer.Option(min=1, help="number of sites")] = 4,
-    partition: Annotated[str, typer.Option(help="pathological, dirichlet, domain or iid")] = "pathological",
+    partition: Annotated[
+        str, typer.Option(help="pathological, dirichlet, domain, iid, or domain-folders")
+    ] = "pathological",
     alpha: Annotated[float, typer.Option(help="concentration of the dirichlet partition")] = 0.3,
     rounds: Annotated[int, typer.Option(min=1, help="federated rounds")] = 10,
     local_steps: Annotated[int, typer.Option(min=1, help="noised steps of a site in one round")] = 4,
@@ -79,12 +101,16 @@ def run(
     ] = 0.1,
     learning_rate: Annotated[float, typer.Option(help="of the global context")] = 0.02,
     personal_learning_rate: Annotated[float, typer.Option(help="of the personal context")] = 0.02,
-    init_text: Annotated[str, typer.Option(help="text that the context starts from")] = "a photo of a",
+    init_text: Annotated[
+        str | None, typer.Option(help="text that the context starts from; left out: the data set's own")
+    ] = None,
     num_context: Annotated[int, typer.Option(help="context vectors; 0 = as many as the text has tokens")] = 0,
     evaluate_every: Annotated[int, typer.Option(min=1, help="evaluate every so many rounds")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="of partition, sampling and simulated noise")] = 0,
     engine: Annotated[str, typer.Option(help="inprocess, or flower for Flower's own simulation runtime")] = "inprocess",
-    floors: Annotated[str, typer.Option(help="all, or none to leave out the trained floors")] = "all",
+    floors: Annotated[
+        str, typer.Option(help="all, alone (each site alone only), or none: which floors to train")
+    ] = "all",
     cache: Annotated[
         Path | None, typer.Option(file_okay=False, help="folder that keeps image features between runs")
     ] = None,
@@ -104,9 +130,11 @@ def run(
     from dpfpl_bench.settings import BenchSettings
 
     torch.set_num_threads(threads)
+    settings = data_settings(data, seed, offline=not online)
     request = RunRequest(
         model=model,
-        data=data_settings(data, seed),
+        data=settings,
+        classes=named_classes(data, settings) if data in FIELD else None,
         partition=partition,
         num_sites=sites,
         alpha=alpha,
@@ -127,12 +155,16 @@ def run(
             clipping_norm=clipping_norm,
             learning_rate=learning_rate,
             personal_learning_rate=personal_learning_rate,
-            init_text=init_text,
+            init_text=initial_text(data) if init_text is None else init_text,
             num_context=num_context,
             evaluate_every=evaluate_every,
             unit=unit,
             site_sample_rate=site_sample_rate,
             projection=projection,
+            absent_weight=absent_weight,
+            retention=retention,
+            contrast=contrast,
+            personal_strength=personal_strength,
         ),
         floors=floors,
         engine=engine,
@@ -146,7 +178,7 @@ def run(
         write_result(result, out)
 
 
-@app.command()
+@app.command(epilog="Example: dpfpl-bench demo --epsilon 2 --out runs/demo2")
 def demo(
     out: Annotated[Path, typer.Option(help="folder for result.json, report.html and all logs")] = Path("runs/demo"),
     rounds: Annotated[int, typer.Option(min=1, help="federated rounds")] = 10,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpfpl_bench.floors import centralised, local_only
+from dpfpl_bench.floors import trained_floors
 from dpfpl_bench.simulation import SimulatedSite, prepare_sites
 from dpfpl_client.agent.feature_cache import FeatureCache
 from dpfpl_client.data import DataSettings, list_classes, load_pool, partition_sites
@@ -80,8 +80,7 @@ def run_demo(request: DemoRequest, on_status: Callable[[Status], None]) -> dict[
         start_federation(work, fleet, control, group)
         result = run_experiment(experiment, work / "server", request.out, on_status)
     on_status({"phase": "COMPUTING_FLOORS", "text": "computing the floors: every site alone, all data in one place"})
-    result["floors"]["local_only"] = local_only(backbone, simulated, experiment, seed=0)
-    result["floors"]["centralised"] = centralised(backbone, simulated, experiment, seed=0)
+    result["floors"] |= trained_floors(backbone, simulated, experiment, seed=0)
     known = {site.name: site for site in simulated}
     for entry in result["sites"]:  # what a deployed site keeps to itself; here the images are public
         entry["num_classes"] = known[entry["name"]].num_classes

@@ -48,6 +48,10 @@ class BenchSettings:
     unit: str = "example"
     site_sample_rate: float = 1.0
     projection: str = "none"
+    absent_weight: float = 0.0
+    retention: float = 0.0
+    contrast: float = 0.0
+    personal_strength: float = 1.0
 
 
 def build_experiment(
@@ -68,7 +72,16 @@ def build_experiment(
         classes=class_names,
         sites=tuple(site.name for site in sites),
         model=ModelSettings(width=backbone.width, id=model, fingerprint=backbone.fingerprint),
-        prompt=PromptSettings(settings.method, num_context, settings.rank, settings.init_text),
+        prompt=PromptSettings(
+            settings.method,
+            num_context,
+            settings.rank,
+            settings.init_text,
+            personal_strength=settings.personal_strength,
+            absent_weight=settings.absent_weight,
+            retention=settings.retention,
+            contrast=settings.contrast,
+        ),
         optimizer=OptimizerSettings("adam", settings.learning_rate, settings.personal_learning_rate),
         privacy=PrivacySettings(
             unit=settings.unit,

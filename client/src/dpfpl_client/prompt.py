@@ -11,6 +11,7 @@ In Python::
         print(prediction.classes[0], prediction.probabilities[0])
 """
 
+import dataclasses
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -79,6 +80,15 @@ class SitePrompt:
     personal_context: np.ndarray[tuple[int, ...], np.dtype[np.float64]]
     round: int
 
+    def with_strength(self, strength: float) -> "SitePrompt":
+        """The same prompt with another weight alpha of its personal part: 0 the shared prompt alone, 1 as trained.
+
+        Raises:
+            ConfigError: not from 0 to 10.
+        """
+        prompt = dataclasses.replace(self.experiment.prompt, personal_strength=strength)
+        return dataclasses.replace(self, experiment=dataclasses.replace(self.experiment, prompt=prompt))
+
     def context(self, backbone: Backbone) -> torch.Tensor:
         """The full context [num_context, width] for this model's text tower.
 
@@ -91,7 +101,8 @@ class SitePrompt:
                 message="The prompt was learned for another model than the one that site.toml names.",
                 advice=f"Use the model with the fingerprint {self.experiment.model.fingerprint}.",
             )
-        learned = self.global_context.astype(np.float64) + self.personal_context
+        strength = self.experiment.prompt.personal_strength
+        learned = self.global_context.astype(np.float64) + strength * self.personal_context
         return initial_context(backbone, self.experiment) + torch.from_numpy(learned.astype(np.float32))
 
     def classifier(self, backbone: Backbone) -> Classifier:
@@ -114,6 +125,12 @@ def load_prompt(folder: Path | str, experiment: str | None = None) -> SitePrompt
         StateError: nothing was learned yet, or not under this name, or an exported prompt is damaged.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise StateError(
+            code="NO_PROMPT",
+            message=f"{folder} is no folder.",
+            advice="Give a site's folder, its state folder, or an exported prompt.",
+        )
     if (folder / "prompt.json").is_file():
         return _exported(folder, experiment)
     if (folder / "site.toml").is_file():

@@ -61,6 +61,14 @@ class Scorer(Protocol):
         """
         ...
 
+    def feature_gradient(self, context: Tensor, cotangents: Tensor) -> Tensor:
+        """Gradient [num_context, width] of ``sum(cotangents * class features)`` by the context.
+
+        Raises:
+            ModelError: NO_CLASS_FEATURES.
+        """
+        ...
+
     def public_directions(self, initial: Tensor, count: int) -> Any:
         """[count, feature_size] orthonormal rows that the class features sweep around the initial context.
 

@@ -68,6 +68,11 @@ class ClassScorer:
         """Unit text features [classes, feature_size]."""
         return self._backbone.text_features(context, self._tokens)
 
+    @torch.no_grad()
+    def feature_gradient(self, context: Tensor, cotangents: Tensor) -> Tensor:
+        """Gradient [num_context, width] of ``sum(cotangents * class features)`` by the context."""
+        return self._backbone.text_pass(context, self._tokens).pullback(cotangents[None])[0]
+
     def public_directions(self, initial: torch.Tensor, count: int) -> npt.NDArray[np.float64]:
         """Directions that the class texts' features sweep around the initial context."""
         return text_directions(self._backbone, self._tokens, initial, count)

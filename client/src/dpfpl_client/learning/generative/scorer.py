@@ -99,6 +99,10 @@ class AnswerScorer:
         """There are none."""
         raise _no_class_features()
 
+    def feature_gradient(self, context: Tensor, cotangents: Tensor) -> Tensor:
+        """There are none."""
+        raise _no_class_features()
+
     def public_directions(self, initial: Tensor, count: int) -> Any:
         """There are none."""
         raise _no_class_features()
