@@ -7,10 +7,13 @@ import pytest
 
 from dpfpl_client.adequacy import noise_to_signal, noise_words
 from dpfpl_client.agent.audit import AuditLog
+from dpfpl_client.agent.feature_cache import FeatureCache
 from dpfpl_client.agent.ledger import Ledger
 from dpfpl_client.agent.policy_file import PolicyFile
 from dpfpl_client.agent.registry import Registry
 from dpfpl_client.check import check_site
+from dpfpl_client.data import list_classes, load_site_data
+from dpfpl_client.learning.backbone import load_backbone
 from dpfpl_client.registration import register_site
 from dpfpl_client.site_settings import load_site
 from dpfpl_common.accounting import PrivacyEvent
@@ -55,6 +58,19 @@ def test_a_good_kit_is_ready(kit):
     assert (facts["site"], facts["training_images"], facts["spent_epsilon"]) == ("a", 8, 0.0)
     assert facts["model"]["id"] == "embedded"
     assert facts["policy"]["max_epsilon_lifetime"] == 20.0
+
+
+def test_it_says_how_long_the_first_start_will_take_and_when_nothing_is_left_to_do(kit):
+    def seen():
+        return check(kit, connect=False).facts["image_features"]
+
+    assert seen() == {"to_compute": 12, "takes_about": "1 s"}
+    settings = load_site(kit / "site.toml")
+    data = load_site_data(settings.data, list_classes(settings.data))
+    FeatureCache(settings.state_folder / "cache", load_backbone("embedded")).features([*data.train, *data.test[:1]])
+    assert seen()["to_compute"] == 3
+    FeatureCache(settings.state_folder / "cache", load_backbone("embedded")).features(data.test)
+    assert seen()["to_compute"] == 0
 
 
 def test_it_leaves_nothing_behind(kit):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dpfpl_client.images import FileResult, classify_files, expand_images
+from dpfpl_client.images import FileResult, classify_files, count_skipped, expand_images
 from dpfpl_client.prediction_output import write_csv
 from dpfpl_client.prompt import Prediction
 from dpfpl_common.errors import DataError, StateError
@@ -26,6 +26,17 @@ def folder(tmp_path):
 def test_folders_become_their_images_in_order(folder):
     found = expand_images([folder / "a.png", folder / "b"])
     assert [str(path.relative_to(folder)) for path in found] == ["a.png", "b/1.jpg", "b/2.PNG"]
+
+
+def test_what_is_not_looked_at_is_counted(folder):
+    assert count_skipped([folder / "a.png", folder / "b"]) == 2  # .hidden.png and notes.txt
+    assert count_skipped([folder / "b/notes.txt"]) == 0
+
+
+def test_a_name_that_is_not_utf8_gets_its_row(tmp_path):
+    strange = tmp_path / os.fsdecode(b"bad\xff.png")
+    write_csv(tmp_path / "out.csv", [FileResult(strange, Prediction(("cat",), (1.0,)))])
+    assert b"bad\xff.png,,cat,1.0" in (tmp_path / "out.csv").read_bytes()
 
 
 def test_a_named_file_is_taken_whatever_it_is_called(folder):

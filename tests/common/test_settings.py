@@ -146,3 +146,8 @@ def test_missing_and_unreadable_files(tmp_path):
     with pytest.raises(ConfigError) as caught:
         read_toml(tmp_path)
     assert caught.value.code == "FILE_UNREADABLE"
+
+
+def test_a_byte_order_mark_is_no_mistake(tmp_path):
+    (tmp_path / "notepad.toml").write_bytes(b'\xef\xbb\xbfname = "a"\n')
+    assert read_toml(tmp_path / "notepad.toml") == {"name": "a"}

@@ -59,7 +59,7 @@ def make_result(rounds=3, completed=None, released=SITES, dropped=None, privacy=
 
 
 def plain(fragment):
-    return html.unescape(re.sub(r"<[^>]*>", "", fragment))
+    return html.unescape(re.sub(r"<[^>]*>", "", fragment)).replace("\u00a0", " ")  # a figure never breaks
 
 
 def answer(page):

@@ -201,6 +201,21 @@ def test_the_log_is_cut_to_its_last_lines(tmp_path):
     assert len(tail(tmp_path / "odd")) == 1
 
 
+def test_the_log_has_no_colour_codes(tmp_path):
+    (tmp_path / "log").write_text("\x1b[92mINFO \x1b[0m: started\n")
+    assert tail(tmp_path / "log") == ["INFO : started"]
+
+
+def test_a_finished_run_shows_the_accuracies_of_its_report(run):
+    run.complete(1)
+    before = {site["name"]: site["accuracy"] for site in look(run)["sites"]}
+    final = dict.fromkeys(SITES[:-1], 0.125) | {SITES[-1]: None}
+    result = {"rounds": [], "sites": [{"name": name, "local": value} for name, value in final.items()]}
+    (run.path / "result.json").write_text(json.dumps(result))
+    after = {site["name"]: site["accuracy"] for site in look(run)["sites"]}
+    assert after == {name: 0.125 if value else before[name] for name, value in final.items()} != before
+
+
 def test_control_characters_are_not_passed_on(run):
     run.complete(1, dropped={"clinic-b": "\x1b[2J\u202e evil"})
     text = json.dumps(snapshot(run.folder, {}, ["\x1b[31m red"]), ensure_ascii=False)

@@ -54,7 +54,7 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         if "td" in self._open or "th" in self._open:
-            self._rows[-1][-1] += data
+            self._rows[-1][-1] += data.replace("\u00a0", " ")
         elif self._in_caption:
             self._caption = data
 
@@ -304,7 +304,17 @@ def test_write_report_reads_the_result_of_the_folder(tmp_path):
     assert path.read_text(encoding="utf-8") == render_report(result)
 
 
-@pytest.mark.parametrize(("content", "code"), [(None, "NO_RESULT"), ("{", "RESULT_DAMAGED")])
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (None, "NO_RESULT"),
+        ("{", "RESULT_DAMAGED"),
+        ("[]", "RESULT_DAMAGED"),
+        ("{}", "RESULT_DAMAGED"),
+        (json.dumps(make_result() | {"floors": {"zero_shot": "high"}}), "RESULT_DAMAGED"),
+        (json.dumps(make_result() | {"privacy": {}}), "RESULT_DAMAGED"),
+    ],
+)
 def test_write_report_without_a_result_says_what_to_do(tmp_path, content, code):
     if content is not None:
         (tmp_path / "result.json").write_text(content)

@@ -281,13 +281,36 @@ def test_the_audit_is_shown_if_there_was_one_and_missed_if_there_was_none():
 def test_the_answer_says_when_it_has_paid_for_itself():
     result = everything()
     inputs = parse_roi(BY_HAND | {"error_rate_before": 0.15, "error_rate_after": 0.1}, "roi.toml")
-    assert "paid for itself by month 5 in the expected case" in answer(render_report(result, "en", inputs))
+    assert "it pays for itself by month 5 in the expected case" in answer(render_report(result, "en", inputs))
     assert "5か月目までに投資を回収" in answer(render_report(result, "ja", inputs))
     poor = parse_roi(BY_HAND | {"running_cost_per_month": 10**6}, "roi.toml")
     assert "does not pay for itself" in answer(render_report(result, "en", poor))
     assert "never" in plain(render_report(result, "en", poor))
     free = parse_roi(BY_HAND | {"one_off_cost": 0}, "roi.toml")
     assert "costs nothing up front" in answer(render_report(result, "en", free))
+
+
+def test_what_pays_only_after_the_months_considered_is_not_sold_as_a_gain():
+    slow = parse_roi(
+        BY_HAND | {"one_off_cost": 9000, "months": 3, "error_rate_before": 0.15, "error_rate_after": 0.1}, ""
+    )
+    page = render_report(everything(), "en", slow)
+    assert "does not pay for itself within the 3 months considered, but only by month 5" in answer(page)
+    assert "5, after the months considered" in plain(page)
+    assert "3か月以内には投資を回収できず、回収は 5か月目" in answer(render_report(everything(), "ja", slow))
+
+
+def test_a_calculation_of_nothing_but_zeros_is_drawn():
+    nothing = dict.fromkeys((k for k, v in BY_HAND.items() if isinstance(v, int | float) and k != "months"), 0)
+    page = render_report(everything(), "en", parse_roi(BY_HAND | nothing, "roi.toml"))
+    assert "costs nothing up front" in answer(page)
+
+
+def test_an_attack_that_beats_the_claim_is_not_a_plain_row():
+    result = everything()
+    assert "above the claim. The claim is wrong" not in plain(render_report(result))
+    result["audit"][0] |= {"epsilon_lower_bound": 30.0, "epsilon_claimed": 8.0}
+    assert "30.00: above the claim. The claim is wrong" in plain(render_report(result))
 
 
 def test_without_accuracies_the_company_must_give_error_rates():
@@ -305,6 +328,9 @@ def test_the_origin_of_error_rates_is_said():
     company = plain(render_report(result, "en", both))
     assert "this run's own" not in company
     assert "come from roi.toml, not from this run" in company
+    one = plain(render_report(result, "en", parse_roi(BY_HAND | {"error_rate_before": 0.2}, "roi.toml")))
+    assert "this run's own" in one
+    assert "The other error rate comes from roi.toml" in one
 
 
 # Languages

@@ -246,7 +246,7 @@ def test_report_writes_the_page_again(monkeypatch, capfd, runs):
     ("arguments", "code"),
     [
         (("status", "nothing"), "NO_RUN"),
-        (("report", "nothing"), "NO_RESULT"),
+        (("report", "nothing"), "NO_RUN"),
         (("report", "pilot"), "NO_RESULT"),
         (("resume", "nothing"), "NO_RUN"),
         (("run", "missing.toml"), ""),

@@ -146,7 +146,7 @@ def run(
         write_result(result, out)
 
 
-@app.command()
+@app.command(epilog="Example: dpfpl-bench demo --epsilon 2 --out runs/demo2")
 def demo(
     out: Annotated[Path, typer.Option(help="folder for result.json, report.html and all logs")] = Path("runs/demo"),
     rounds: Annotated[int, typer.Option(min=1, help="federated rounds")] = 10,

@@ -1,6 +1,7 @@
 """``dpfpl-client check``: everything that would stop a site from taking part, before it starts."""
 
 import socket
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from dpfpl_client.agent.audit import AuditLog
 from dpfpl_client.agent.budget import spent as epsilons
 from dpfpl_client.agent.build import check_delta
 from dpfpl_client.agent.dataset import LEDGER_FILE, changes_since_registration
+from dpfpl_client.agent.feature_cache import images_to_compute
 from dpfpl_client.agent.ledger import Ledger
 from dpfpl_client.agent.manifest import manifest_of
 from dpfpl_client.agent.policy_file import PolicyFile
@@ -20,6 +22,7 @@ from dpfpl_client.agent.signing import load_signing_key
 from dpfpl_client.approval import describe, read_plan
 from dpfpl_client.data import SiteData, list_classes, load_site_data
 from dpfpl_client.fleet_probe import probe_fleet
+from dpfpl_client.image_progress import duration
 from dpfpl_client.learning.backbone import Backbone, load_backbone
 from dpfpl_client.ledger_view import towards_recipients, verify
 from dpfpl_client.site_settings import SiteSettings
@@ -29,6 +32,9 @@ from dpfpl_common.finding import ERROR, OK, Finding
 from dpfpl_common.surroundings import durable_folder, telemetry
 
 __all__ = ["CheckReport", "check_site"]
+
+TRIED_IMAGES = 8
+"""From so many ``check`` reckons how long all will take."""
 
 
 @dataclass
@@ -81,6 +87,23 @@ class _Check:
             "width": self.backbone.width,
             "fingerprint": self.backbone.fingerprint,
         }
+
+    def features(self) -> None:
+        """How long the next start will take: a few images are tried, nothing of them is kept."""
+        if self.site_data is None or self.backbone is None:
+            return
+        data, backbone = self.site_data, self.backbone
+        missing = images_to_compute(
+            self.settings.state_folder / "cache", backbone, (*data.train, *data.test, *data.neighbour_test)
+        )
+        seconds = 0.0
+        if missing:
+            tried = missing[:TRIED_IMAGES]
+            list(backbone.image_features(record.open() for record in tried[:1]))  # kernels are chosen now
+            began = time.process_time()
+            list(backbone.image_features(record.open() for record in tried))
+            seconds = (time.process_time() - began) / len(tried) * len(missing) / self.settings.agent.threads
+        self.report.facts["image_features"] = {"to_compute": len(missing), "takes_about": duration(seconds)}
 
     def policy_and_ledger(self) -> None:
         """The rules that hold, what they make of the images, the chain, and what is left."""
@@ -226,8 +249,8 @@ def check_site(settings: SiteSettings, *, connect: bool = True, plan: Path | Non
         plan: an experiment to be judged with it.
     """
     check = _Check(settings, plan)
-    parts: list[Callable[[], None]] = [check.data, check.model, check.policy_and_ledger, check.dataset]
-    parts += [check.surroundings, check.planned]
+    parts: list[Callable[[], None]] = [check.data, check.model, check.features]
+    parts += [check.policy_and_ledger, check.dataset, check.surroundings, check.planned]
     if settings.server.address:
         parts += [check.kit, *([check.connection] if connect else [])]
     else:

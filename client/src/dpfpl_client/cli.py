@@ -13,6 +13,7 @@ import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 from dpfpl_client.gate_cli import add_gate_commands  # noqa: E402
+from dpfpl_client.image_progress import ImageProgress  # noqa: E402
 from dpfpl_client.operations_cli import add_commands  # noqa: E402
 from dpfpl_client.site_settings import SiteSettings, load_site  # noqa: E402
 from dpfpl_common.errors import ConfigError, DpfplError  # noqa: E402
@@ -143,7 +144,7 @@ def agent(
     if address:
         settings = dataclasses.replace(settings, agent=dataclasses.replace(settings.agent, address=address))
     torch.set_num_threads(settings.agent.threads)
-    built = build_agent(settings, _image_progress)
+    built = build_agent(settings, ImageProgress(typer.echo))
     for problem in built.data.problems:
         console.print(f"{problem.severity}: {problem.message} [{problem.code}]", markup=False, highlight=False)
     if built.loosened:
@@ -179,7 +180,7 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Classify images with this site's personalised prompt; an image that cannot be read does not stop the others."""
-    from dpfpl_client.images import classify_files, expand_images
+    from dpfpl_client.images import classify_files, count_skipped, expand_images
     from dpfpl_client.prediction_output import as_json as entry
     from dpfpl_client.prediction_output import as_line, write_csv
 
@@ -196,6 +197,8 @@ def predict(
     if as_json:
         _print_json([entry(result) for result in results])
     failed = sum(result.prediction is None for result in results)
+    if skipped := count_skipped(images):
+        console.print(f"{skipped} other file{'s' if skipped > 1 else ''} skipped: no image by name, or hidden")
     if csv is not None and not as_json:
         typer.echo(f"wrote {csv}: {len(results) - failed} of {len(results)} images classified")
     sys.exit(0 if not failed else 1 if failed < len(results) else 2)
@@ -325,11 +328,6 @@ def _classifier(settings: SiteSettings, experiment: str | None) -> "Classifier":
 
     prompt = load_prompt(settings.state_folder, experiment)
     return prompt.classifier(load_backbone(settings.model, offline=settings.offline))
-
-
-def _image_progress(done: int, total: int) -> None:
-    if done == total or done % 500 == 0:
-        typer.echo(f"image features {done}/{total}")
 
 
 def _number(value: float | str) -> str:

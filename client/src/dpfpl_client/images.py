@@ -10,7 +10,7 @@ from dpfpl_client.data.decode import IMAGE_EXTENSIONS, UnreadableImageError, dec
 from dpfpl_client.prompt import Classifier, Prediction
 from dpfpl_common.errors import DataError
 
-__all__ = ["FileResult", "classify_files", "expand_images"]
+__all__ = ["FileResult", "classify_files", "count_skipped", "expand_images"]
 
 BATCH = 64
 BATCH_PIXELS = 1 << 26
@@ -37,8 +37,7 @@ def expand_images(named: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in named:
         if path.is_dir():
-            inside = (p for p in path.rglob("*") if p.suffix.lower() in IMAGE_EXTENSIONS and p.is_file())
-            found += sorted(p for p in inside if not p.name.startswith("."))
+            found += sorted(filter(_looked_at, path.rglob("*")))
         else:
             found.append(path)
     if not found:
@@ -48,6 +47,16 @@ def expand_images(named: Sequence[Path]) -> list[Path]:
             advice=f"Known are {', '.join(sorted(IMAGE_EXTENSIONS))}.",
         )
     return found
+
+
+def count_skipped(named: Sequence[Path]) -> int:
+    """How many files below the named folders are not looked at: no name of an image, hidden, or no regular file."""
+    inside = (path for folder in named if folder.is_dir() for path in folder.rglob("*") if not path.is_dir())
+    return sum(not _looked_at(path) for path in inside)
+
+
+def _looked_at(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".") and path.is_file()
 
 
 def classify_files(classifier: Classifier, paths: Iterable[Path], top: int) -> Iterator[FileResult]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from dpfpl_client.image_progress import last_progress
 from dpfpl_client.keeper import Keeper
 from dpfpl_client.separation import Identity, check_separation, identities, one_user_warning
 from dpfpl_client.site_settings import SiteSettings
@@ -65,19 +66,30 @@ def start_site(
         say(f"The agent runs as {agent_user.name}, the SuperNode and what the operator submits as {node_user.name}.")
     agent = start_agent(site_file, settings, group)
     say("The agent is reading images and computing their features (once) ...")
-    wait_for_agent(agent)
+    wait_for_agent(agent, say)
     return agent, start_node(settings, group)
 
 
-def wait_for_agent(agent: ManagedProcess) -> None:
-    """Wait until the agent answers; the first start reads all images.
+def wait_for_agent(agent: ManagedProcess, say: Callable[[str], None] = lambda text: None) -> None:
+    """Wait until the agent answers; the first start computes the features of all images, which may take hours.
 
     Raises:
-        DeploymentError: it ended, or takes too long; the message carries the end of its log.
+        DeploymentError: it ended, or was silent for too long; the message carries the end of its log.
     """
-    wait_until(
-        lambda: "listens on" in agent.log_text(), timeout_s=AGENT_START_S, what="the agent to answer", processes=[agent]
-    )
+    said = ""
+    while True:
+        log = agent.log_text()
+        if (progress := last_progress(log)) != said:
+            say(progress)
+            said = progress
+        if "listens on" in log:
+            return
+        wait_until(
+            lambda seen=log: agent.log_text() != seen,  # type: ignore[misc]
+            timeout_s=AGENT_START_S,
+            what="the agent to answer",
+            processes=[agent],
+        )
 
 
 def start_node(settings: SiteSettings, group: ProcessGroup) -> ManagedProcess:

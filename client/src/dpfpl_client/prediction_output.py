@@ -1,11 +1,13 @@
 """Predictions as lines, JSON or CSV."""
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dpfpl_client.images import FileResult
+from dpfpl_common.durable import write_durably
 from dpfpl_common.errors import StateError
 
 __all__ = ["as_json", "as_line", "write_csv"]
@@ -37,7 +39,8 @@ def as_json(result: FileResult) -> dict[str, Any]:
 def write_csv(path: Path, results: Sequence[FileResult]) -> None:
     """Columns ``image, error, class_1, probability_1, class_2, ...``, one row an image.
 
-    A cell that a spreadsheet would take for a formula gets an apostrophe before it.
+    A cell that a spreadsheet would take for a formula gets an apostrophe before it. A file name that is not UTF-8 keeps
+    its bytes. An older file is replaced whole or not at all.
 
     Raises:
         StateError: the file cannot be written.
@@ -47,21 +50,26 @@ def write_csv(path: Path, results: Sequence[FileResult]) -> None:
     for rank in range(1, shown + 1):
         head += [f"class_{rank}", f"probability_{rank}"]
     try:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(head)
-            for result in results:
-                row: list[object] = [_cell(str(result.path)), result.error]
-                if result.prediction is not None:
-                    pairs = zip(result.prediction.classes, result.prediction.probabilities, strict=True)
-                    row += [value for name, probability in pairs for value in (_cell(name), probability)]
-                writer.writerow(row + [""] * (len(head) - len(row)))
+        write_durably(path.absolute(), _rows(head, results).encode("utf-8", errors="surrogateescape"), 0o644)
     except OSError as error:
         raise StateError(
             code="CANNOT_WRITE",
             message=f"{path} cannot be written ({error.strerror}).",
             advice="Give --csv a file in a folder that exists and is yours.",
         ) from None
+
+
+def _rows(head: Sequence[str], results: Sequence[FileResult]) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(head)
+    for result in results:
+        row: list[object] = [_cell(str(result.path)), result.error]
+        if result.prediction is not None:
+            pairs = zip(result.prediction.classes, result.prediction.probabilities, strict=True)
+            row += [value for name, probability in pairs for value in (_cell(name), probability)]
+        writer.writerow(row + [""] * (len(head) - len(row)))
+    return text.getvalue()
 
 
 def _cell(text: str) -> str:

@@ -114,6 +114,12 @@ def load_prompt(folder: Path | str, experiment: str | None = None) -> SitePrompt
         StateError: nothing was learned yet, or not under this name, or an exported prompt is damaged.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise StateError(
+            code="NO_PROMPT",
+            message=f"{folder} is no folder.",
+            advice="Give a site's folder, its state folder, or an exported prompt.",
+        )
     if (folder / "prompt.json").is_file():
         return _exported(folder, experiment)
     if (folder / "site.toml").is_file():

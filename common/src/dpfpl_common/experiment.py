@@ -321,6 +321,8 @@ def _check(e: Experiment) -> None:
     _within("optimizer.personal_learning_rate", o.personal_learning_rate, 0.0, 1e6)
     _choice("gradients.precision", e.gradients.precision, PRECISIONS)
     _within("gradients.classes", e.gradients.classes, 0, 10**6)
+    if e.gradients.classes == 1:
+        raise _impossible("gradients.classes", 1, "the label and a rival, so at least 2; or 0 for all classes")
     _choice("privacy.unit", p.unit, UNITS)
     _choice("privacy.mechanism", p.mechanism, MECHANISMS)
     _choice("privacy.trust", p.trust, TRUST_MODES)

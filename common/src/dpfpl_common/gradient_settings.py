@@ -13,8 +13,8 @@ class GradientSettings:
 
     Attributes:
         precision: ``float32``, or ``bfloat16`` to round the factors of large products on the way back.
-        classes: how many classes of an example's loss count towards its gradient, those with the largest share in it;
-            0 for all.
+        classes: how many classes of an example's loss count towards its gradient: its label and those that the model
+            confuses it with most, so at least 2; 0 for all.
     """
 
     precision: str = "float32"

@@ -19,8 +19,7 @@ T = TypeVar("T")
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file; duplicate keys and bad syntax are errors that name the file and the place."""
     try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows' Notepad writes a byte order mark
     except FileNotFoundError:
         raise ConfigError(code="FILE_MISSING", message=f"{path} does not exist.", advice="Check the path.") from None
     except OSError as error:

@@ -64,10 +64,11 @@ def cash_chart(title: str, lines: Sequence[CashLine], axis: str) -> Html:
 
 def _ticks(low: float, high: float) -> list[float]:
     """Round amounts that span both, four to eight of them, zero among them."""
-    span = (high - low) or 1.0
+    span = (high - low) or 1.0  # every amount zero: one step above it
     power = 10 ** math.floor(math.log10(span / 4))
     step = next(factor * power for factor in (1, 2, 5, 10) if span / (factor * power) <= 6)
-    return [step * index for index in range(math.floor(low / step), math.ceil(high / step) + 1)] or [0.0, step]
+    first = math.floor(low / step)
+    return [step * index for index in range(first, max(first + 1, math.ceil(high / step)) + 1)]
 
 
 def _apart(places: Sequence[float]) -> list[float]:

@@ -41,6 +41,7 @@ def report(
 
     folder = RunFolder(runs / name)
     if folder.read_json("result.json") is None:
+        folder.experiment()  # where there is no such run, an error that says so
         raise StateError(
             code="NO_RESULT",
             message=f"{folder.path} has no result yet.",
@@ -92,4 +93,10 @@ def console(
     """Show running experiments live in a browser; it only reads. Ctrl-C stops it."""
     from dpfpl_server.console.server import serve_console
 
+    if not runs.is_dir():
+        raise ConfigError(
+            code="NO_RUNS_FOLDER",
+            message=f"{runs} is no folder.",
+            advice="Give --runs the folder in which dpfpl-server run keeps its runs.",
+        )
     serve_console(runs, server, host, port, token_file, typer.echo)

@@ -9,13 +9,16 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from dpfpl_common.errors import ConfigError
-from dpfpl_common.settings import from_table
+from dpfpl_common.settings import from_table, shown
 from dpfpl_server.formulas import evaluate
 
 __all__ = ["SCENARIOS", "STEPS", "ErrorRates", "Estimate", "RoiInputs", "Scenario", "Step", "parse_roi", "scenario"]
 
 SCENARIOS = ("low", "expected", "high")
 """By what they make of the return: the cautious, the expected and the hopeful case."""
+
+LARGEST_AMOUNT = 1e12
+"""More cases, minutes or money than this are a slip of the pen."""
 
 
 @dataclass(frozen=True)
@@ -157,11 +160,18 @@ def parse_roi(table: Mapping[str, Any], where: str) -> RoiInputs:
         key: dict.fromkeys(SCENARIOS, value) if key in estimates and _is_number(value) else value
         for key, value in table.items()
     }
+    for key in estimates & spread.keys():
+        if not isinstance(spread[key], Mapping):
+            raise ConfigError(
+                code="WRONG_TYPE",
+                message=f"{where} {key} is {shown(spread[key])}, expected a number without quotes.",
+                advice="Or three of them: { low = 1, expected = 2, high = 3 }.",
+            )
     inputs = from_table(RoiInputs, spread, where)
     for field in fields(inputs):
         value = getattr(inputs, field.name)
         if isinstance(value, Estimate):
-            top = 1.0 if field.name.startswith(("share_", "error_rate_")) else float("inf")
+            top = 1.0 if field.name.startswith(("share_", "error_rate_")) else LARGEST_AMOUNT
             for case in SCENARIOS:
                 _within(f"{where} {field.name} {case}", getattr(value, case), top)
     if not 1 <= inputs.months <= 600:
@@ -177,7 +187,7 @@ def _is_number(value: object) -> bool:
 
 def _within(key: str, value: float, top: float) -> None:
     if not 0 <= value <= top:
-        raise _impossible(key, value, "a number from 0 to 1" if top == 1.0 else "a number that is not negative")
+        raise _impossible(key, value, f"a number from 0 to {top:g}")
 
 
 def _impossible(key: str, value: object, expected: str) -> ConfigError:

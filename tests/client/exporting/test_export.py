@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 from transformers import CLIPModel
 
+from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.embedded import embedded_model_path
 from dpfpl_client.exporting import export as export_module
 from dpfpl_client.exporting.adapter import NotExpressibleError, build_adapter
@@ -209,6 +210,27 @@ def test_the_card_states_what_a_recipient_must_know(trained_site, backbone, tmp_
 
 
 @pytest.mark.privacy
+def test_todays_policy_decides_which_accuracies_the_card_states(trained_site, backbone, tmp_path):
+    settings = load_site(trained_site)
+    store, policy = DiskStore(settings.state_folder), trained_site.parent / "policy.toml"
+    (name,) = store.experiments()
+    last = store.last_round(name)
+    record = store.read(name, last)
+    store.write(
+        name,
+        last,
+        dataclasses.replace(record, reply=dataclasses.replace(record.reply, metrics={"personal_local": 0.97})),
+    )
+    rest = "".join(line for line in policy.read_text().splitlines(True) if not line.startswith("metrics"))
+    for rule, shown in (("exact", "97.0 %"), ("coarse", "95.0 %"), ("none", "lets no accuracy out")):
+        policy.write_text(f'metrics = "{rule}"\n{rest}')
+        export_prompt(settings, load_prompt(settings.state_folder), backbone, tmp_path / rule)
+        card = (tmp_path / rule / "README.md").read_text()
+        assert shown in card
+        assert rule == "exact" or "97.0" not in card
+
+
+@pytest.mark.privacy
 def test_the_cards_epsilons_are_rounded_up_and_follow_the_rounds(prompt, backbone):
     card = model_card(prompt, backbone, Facts(site="north"), None, "base", "")
     more = model_card(dataclasses.replace(prompt, round=9), backbone, Facts(site="north"), None, "base", "")
@@ -279,6 +301,12 @@ def test_a_folder_with_something_else_is_left_alone(prompt, backbone, tmp_path):
     with pytest.raises(StateError, match="NOT_AN_EXPORT_FOLDER"):
         write_export(prompt, backbone, tmp_path, Facts(site="north"))
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["thesis.txt"]
+
+
+def test_a_folder_that_cannot_be_made_is_named(prompt, backbone, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StateError, match="CANNOT_WRITE"):
+        write_export(prompt, backbone, tmp_path / "file" / "out", Facts(site="north"))
 
 
 def test_another_model_than_the_embedded_one_stays_where_it_is(prompt, tmp_path):

@@ -15,8 +15,8 @@ pytestmark = pytest.mark.privacy
 CLASSES = ("cat", "dog", "tree", "boat")
 ESTIMATES = [
     GradientSettings(),
-    GradientSettings(classes=1),
-    GradientSettings("bfloat16", 2),
+    GradientSettings(classes=2),
+    GradientSettings("bfloat16", 3),
     GradientSettings("bfloat16"),
 ]
 NORM = 1e-3

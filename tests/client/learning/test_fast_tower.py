@@ -4,86 +4,58 @@ import dataclasses
 import logging
 import random
 
+import numpy as np
 import pytest
 import torch
-from transformers import CLIPTextConfig
-from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
+from text_models import BOS, EOS, FAMILY, TINY, TOLERANCES, problem, relative, text_model
 
+from dpfpl_client.learning.factorisation import factorise
 from dpfpl_client.learning.fast_tower import FastTextTower, MemoryPlan
 from dpfpl_client.learning.plain_tower import PlainTextTower
-from dpfpl_client.learning.text_tower import ClassTokens, SharedPrefixTextTower
+from dpfpl_client.learning.text_tower import SharedPrefixTextTower
 from dpfpl_client.learning.tower_choice import text_tower_of
-
-VOCABULARY, BOS, EOS = 120, 118, 119
-TINY = MemoryPlan(chunk_rows=1, state_bytes=1, gradient_bytes=1, row_length=1)
-FAMILY = [
-    {"hidden_act": "quick_gelu", "num_hidden_layers": 1, "num_attention_heads": 1},
-    {"hidden_act": "gelu", "num_hidden_layers": 2, "num_attention_heads": 4},
-    {"hidden_act": "quick_gelu", "num_hidden_layers": 4, "num_attention_heads": 8, "projection_dim": 7},
-    {"hidden_act": "gelu", "num_hidden_layers": 3, "num_attention_heads": 2, "eos_token_id": 2},
-    {"hidden_act": "quick_gelu", "num_hidden_layers": 2, "hidden_size": 96, "intermediate_size": 56},
-]
-TOLERANCES = {torch.float64: (1e-10, 1e-10), torch.float32: (1e-5, 1e-4)}
-
-
-def text_model(dtype=torch.float64, seed=0, **settings):
-    """A random model; legacy configurations (eos_token_id 2) take the largest id for the end of a prompt."""
-    generator = torch.Generator().manual_seed(seed)
-    chosen = {"eos_token_id": EOS, "projection_dim": 24, "hidden_size": 32, "intermediate_size": 48,
-              "num_attention_heads": 4, "num_hidden_layers": 2, **settings}  # fmt: skip
-    model = CLIPTextModelWithProjection(
-        CLIPTextConfig(
-            vocab_size=VOCABULARY, max_position_embeddings=60, bos_token_id=BOS, pad_token_id=EOS,
-            attn_implementation="sdpa", **chosen,
-        )
-    )  # fmt: skip
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            size = 0.3 if "weight" in name else 0.1
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * size + ("norm" in name))
-    return model.to(dtype).eval().requires_grad_(False)
-
-
-def class_tokens(generator, count, longest=20):
-    names = [[generator.randrange(3, BOS) for _ in range(generator.randint(1, longest))] for _ in range(count)]
-    return ClassTokens.build([[*name, EOS] for name in names], BOS)
-
-
-def relative(ours, theirs):
-    """Largest relative error of the first axis' rows."""
-    return float(((ours - theirs).flatten(1).norm(dim=1) / theirs.flatten(1).norm(dim=1)).max())
-
-
-def problem(seed, model, *, classes=None, batch=None):
-    """Context, classes, and rank-one cotangents of a batch of examples."""
-    generator = random.Random(seed)
-    dtype = model.text_projection.weight.dtype
-    torch_generator = torch.Generator().manual_seed(seed)
-    count = classes or generator.choice([1, 2, 3, 5, 10, 40])
-    tokens = class_tokens(generator, count, generator.choice([1, 3, 20]))
-    m = generator.choice([1, 2, 4, 16])
-    context = torch.randn((m, model.config.hidden_size), generator=torch_generator).to(dtype)
-    batch = batch or generator.choice([1, 2, 5])
-    scales = torch.randn((batch, count), generator=torch_generator).to(dtype)
-    directions = torch.randn((batch, model.config.projection_dim), generator=torch_generator).to(dtype)
-    return context, tokens, scales, directions
 
 
 def check(model, tower, context, tokens, scales, directions):
-    """Features and gradients, both pullbacks, against one autograd call for each example through the plain model."""
+    """Features and gradients, all pullbacks, against one autograd call for each example through the plain model.
+
+    Returns the largest relative errors of features and of gradients.
+    """
     of_features, of_gradients = TOLERANCES[context.dtype]
     plain = PlainTextTower(model.text_model, model.text_projection)
     ours, theirs = tower.run(context, tokens), plain.run(context, tokens)
-    assert relative(ours.features, theirs.features) < of_features
     assert torch.equal(tower(context, tokens), ours.features)
+    one_by_one = tower.run(context, tokens, singly=True)
+    features = max(relative(each.features, theirs.features) for each in (ours, one_by_one))
+    assert features < of_features
     exact = theirs.rank_one_pullback(scales, directions)
-    assert relative(ours.rank_one_pullback(scales, directions), exact) < of_gradients
-    assert relative(ours.pullback(scales[:, :, None] * directions[:, None]), exact) < of_gradients
+    errors = [
+        relative(ours.rank_one_pullback(scales, directions), exact),
+        relative(ours.pullback(scales[:, :, None] * directions[:, None]), exact),
+    ]
     few = max(1, scales.shape[1] // 3)
     exact = theirs.rank_one_pullback(scales, directions, few=few)
-    one_by_one = tower.run(context, tokens, singly=True)
-    assert relative(one_by_one.rank_one_pullback(scales, directions, few=few), exact) < of_gradients
-    assert relative(ours.rank_one_pullback(scales, directions, few=few), exact) < of_gradients
+    errors += [relative(each.rank_one_pullback(scales, directions, few=few), exact) for each in (ours, one_by_one)]
+    assert max(errors) < of_gradients
+    return features, max(errors)
+
+
+def check_factors(model, tower, context, tokens, scales, directions, rank):
+    """One example's gradients towards the factors of a context of this rank, against autograd through both factors."""
+    factors = factorise(context.numpy(), min(rank, len(context)), np.random.default_rng(rank))
+    left, right, residual = (torch.from_numpy(part).to(context) for part in dataclasses.astuple(factors))
+    left.requires_grad_(True), right.requires_grad_(True)
+    unit = torch.nn.functional.normalize(
+        PlainTextTower(model.text_model, model.text_projection)(left @ right + residual, tokens), dim=-1
+    )
+    to_left, to_right = torch.autograd.grad((scales[0] * (unit @ directions[0])).sum(), (left, right))
+    whole = tower.run((left @ right + residual).detach(), tokens).rank_one_pullback(scales[:1], directions[:1])
+    found = factors.project(whole.double().numpy())
+    to_left = to_left - left @ (left.T @ to_left)  # the overlap of both factors is counted once, on the right
+    size = float(whole.norm())
+    errors = [np.linalg.norm(a[0] - b.detach().numpy()) / size for a, b in zip(found, (to_left, to_right), strict=True)]
+    assert max(errors) < TOLERANCES[context.dtype][1]
+    return max(errors)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
@@ -92,7 +64,9 @@ def check(model, tower, context, tokens, scales, directions):
 def test_random_models_equal_their_own_forward_and_a_loop_of_gradients(config, seed, dtype):
     model = text_model(dtype, seed, **config)
     tower = FastTextTower(model.text_model, model.text_projection, BOS)
-    check(model, tower, *problem(seed, model))
+    given = problem(seed, model)
+    check(model, tower, *given)
+    check_factors(model, tower, *given, rank=(1, 2, 4, 8)[seed % 4])
 
 
 @pytest.mark.parametrize(
@@ -121,7 +95,7 @@ def test_many_classes(dtype, classes):
 @pytest.mark.long
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("seed", range(100, 300))
-def test_many_random_problems(seed, dtype):
+def test_many_random_problems(seed, dtype, record_property):
     generator = random.Random(seed)
     model = text_model(dtype, seed, **generator.choice(FAMILY))
     plan = MemoryPlan(
@@ -131,7 +105,10 @@ def test_many_random_problems(seed, dtype):
         row_length=generator.choice([1, 8, 16, 40]),
     )
     tower = FastTextTower(model.text_model, model.text_projection, BOS, plan=plan)
-    check(model, tower, *problem(seed, model, classes=generator.choice([1, 4, 30, 100, 1000])))
+    given = problem(seed, model, classes=generator.choice([1, 4, 30, 100, 1000]))
+    features, gradients = check(model, tower, *given)
+    factors = check_factors(model, tower, *given, rank=generator.choice([1, 2, 4, 8]))
+    record_property("errors", f"{features:.2e} {gradients:.2e} {factors:.2e}")  # pytest --junitxml shows them
 
 
 def test_the_readable_tower_is_the_same_function():

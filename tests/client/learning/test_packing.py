@@ -38,3 +38,22 @@ def test_little_room_is_wasted():
     suffixes = [[7] * (2 + index % 3) for index in range(100)]
     packed = pack(ClassTokens.build(suffixes, 98))
     assert packed.ids.numel() < 1.1 * sum(map(len, suffixes))
+
+
+def test_rows_are_of_the_length_that_leaves_the_least_unfilled():
+    suffixes = [[7] * (3 + index % 3) for index in range(10)]  # 39 tokens: three rows of 13, not of 16
+    assert tuple(pack(ClassTokens.build(suffixes, 98)).ids.shape) == (3, 13)
+
+
+def test_some_rows_know_how_they_were_laid_out():
+    packed = pack(ClassTokens.build([[7] * (2 + index % 3) for index in range(9)], 98), singly=True)
+    assert packed.part(slice(2, 5)).singly
+    chosen = packed.of_rows(torch.tensor([3, 3, 1]))
+    assert chosen.class_of_end.flatten().tolist() == [3, 3, 1]
+    assert packed.classes == packed.part(slice(0, 1)).classes == chosen.classes == 9
+
+
+def test_a_layout_serves_other_tokens_of_the_same_lengths():
+    for token in (7, 8):
+        packed = pack(ClassTokens.build([[token] * 3, [token]], 98))
+        assert set(packed.ids.flatten().tolist()) == {token}

@@ -16,7 +16,7 @@ ESTIMATES: Final = {
     "3 classes": GradientSettings(classes=3),
     "3 classes, bfloat16": GradientSettings(classes=3, precision="bfloat16"),
 }
-SEEDS: Final = 3
+SEEDS: Final = 5
 ROUNDS: Final = 10
 
 
@@ -28,7 +28,7 @@ def measure_estimates(say: Callable[[str], None]) -> list[dict[str, Any]]:
         say(f"accuracy of the estimate {name}")
         experiment = fixed_noise(backbone, sites, ROUNDS, gradients=settings)
         finals = [list(Simulation(backbone, sites, seed).run(experiment).final.values()) for seed in range(SEEDS)]
-        row: dict[str, Any] = {"estimate": name}
+        row: dict[str, Any] = {"estimate": name, "seeds": SEEDS}
         for where in ("local", "neighbour"):
             each = [100 * statistics.mean(m[f"personal_{where}"] for m in final) for final in finals]
             row[where] = statistics.mean(each)

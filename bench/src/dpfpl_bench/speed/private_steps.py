@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from dpfpl_bench.speed.problem import Problem
 from dpfpl_client.learning.fast_tower import FastTextTower
-from dpfpl_client.learning.gradients import loss_scales
+from dpfpl_client.learning.gradients import label_against_rivals, loss_scales
 from dpfpl_client.learning.plain_tower import PlainTextTower
 from dpfpl_client.learning.text_tower import SharedPrefixTextTower
 
@@ -98,6 +98,8 @@ def fast_private(tower: FastTextTower, problem: Problem, *, coarse: bool = False
     def step() -> Tensor:
         text = tower.run(problem.context, problem.tokens, singly=classes > 0)
         scales = loss_scales(text, problem.scale, problem.features, problem.labels)
+        if 0 < classes < problem.classes:
+            scales = label_against_rivals(scales, problem.labels, classes - 1)
         return text.rank_one_pullback(scales, problem.features, coarse=coarse, few=classes)
 
     return step

@@ -82,6 +82,6 @@ def _contestants(model: Any, tower: FastTextTower, classes: int, quick: bool) ->
 def _large_batch(tower: FastTextTower, problem: Problem) -> Contestants:
     return {
         "private_160": (private_steps.fast_private(tower, problem), 3),
-        "private_160_bfloat16": (private_steps.fast_private(tower, problem, coarse=True), 3),
-        "private_160_few_bfloat16": (private_steps.fast_private(tower, problem, coarse=True, classes=FEW), 3),
+        "private_bfloat16_160": (private_steps.fast_private(tower, problem, coarse=True), 3),
+        "private_few_bfloat16_160": (private_steps.fast_private(tower, problem, coarse=True, classes=FEW), 3),
     }

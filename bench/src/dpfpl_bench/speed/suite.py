@@ -52,7 +52,7 @@ def run_suite(out: Path, *, quick: bool, say: Callable[[str], None] = lambda tex
         if not quick:
             result["estimates"] = measure_estimates(say)
             with tempfile.TemporaryDirectory(prefix="dpfpl-") as folder:
-                result["deployed"] = measure_deployed_round(Path(folder) / "round", 5, say)
+                result["deployed"] = measure_deployed_round(Path(folder) / "round", 11, say)
     finally:
         torch.set_num_threads(threads)
     result["targets"] = targets(result)

@@ -1,14 +1,18 @@
 """Fair timing on a machine that is not quiet: contestants take turns, CPU time counts, medians of ratios."""
 
+import ctypes
 import os
 import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 __all__ = ["Timed", "peak_memory", "take_turns"]
+
+LONG_S: Final = 2.0
+"""Calls longer than this are not repeated."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,9 @@ def take_turns(
 ) -> dict[str, Timed]:
     """Time contestants, each once a turn.
 
+    What a contestant leaves in the caches must not burden the next one, so each is called once before the call that
+    counts, unless one call takes so long that it brings its own data anyway.
+
     Args:
         contestants: what to call, and in how many of the turns at most (slow ones need fewer).
         yardstick: whose time the ratios are over; it runs before and after each other one, and both count.
@@ -42,22 +49,24 @@ def take_turns(
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     ratios: dict[str, list[float]] = {name: [] for name in contestants}
     measure, _ = contestants[yardstick]
-    for call, _ in contestants.values():
-        if call is measure:
-            call()  # the first call of all fills caches and chooses kernels
     for turn in range(turns):
-        before = _cpu_seconds(measure)
+        before = _warm_seconds(measure)
         for name, (call, most) in contestants.items():
             if turn >= most or name == yardstick:
                 continue
-            taken = _cpu_seconds(call)
-            after = _cpu_seconds(measure)
+            taken = _warm_seconds(call)
+            after = _warm_seconds(measure)
             seconds[name].append(taken)
             ratios[name].append(taken / ((before + after) / 2))
             seconds[yardstick].append(after)
             before = after
     ratios[yardstick] = [1.0] * len(seconds[yardstick])
     return {name: Timed(seconds[name], ratios[name]) for name in contestants if seconds[name]}
+
+
+def _warm_seconds(call: Callable[[], object]) -> float:
+    first = _cpu_seconds(call)
+    return first if first > LONG_S else _cpu_seconds(call)
 
 
 def _cpu_seconds(call: Callable[[], object]) -> float:
@@ -75,6 +84,7 @@ def peak_memory(call: Callable[[], object]) -> int | None:
     if child == 0:
         code = 1
         try:
+            _give_back_free_memory()
             before = _peak()
             call()
             os.write(writer, str(_peak() - before).encode())
@@ -86,6 +96,13 @@ def peak_memory(call: Callable[[], object]) -> int | None:
         answer = pipe.read()
     os.waitpid(child, 0)
     return int(answer) if answer else None
+
+
+def _give_back_free_memory() -> None:
+    """Freed memory that the allocator keeps would be used again without showing (glibc only)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _peak() -> int:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
@@ -19,7 +20,7 @@ from dpfpl_client.learning.backbone import Backbone
 from dpfpl_client.learning.evaluation import LabelledFeatures
 from dpfpl_client.learning.learner import SiteFeatures
 
-__all__ = ["MAX_BYTES", "FeatureCache", "site_features"]
+__all__ = ["MAX_BYTES", "FeatureCache", "images_to_compute", "site_features"]
 
 Progress = Callable[[int, int], None]
 
@@ -28,6 +29,9 @@ MAX_BYTES: Final = 4 * 2**30
 
 SAVED_AT_ONCE: Final = 256
 """Vectors that a kill can cost; computing them takes longer by far than writing them."""
+
+DECODED_AT_ONCE: Final = 4
+"""Images of one task: handing a task over costs as much as decoding a small image."""
 
 
 class FeatureCache:
@@ -43,7 +47,7 @@ class FeatureCache:
         self._memory: dict[bytes, Tensor] = {}
         self._file: FeatureFile | None = None
         if folder is not None:
-            path = folder / f"features-{backbone.feature_identity[:32]}.bin"
+            path = _path(folder, backbone)
             _make_room(folder, path, max_bytes)
             self._file = FeatureFile(path, backbone.feature_size, max_bytes)
 
@@ -98,19 +102,41 @@ class FeatureCache:
             self._file.add({key: row.numpy().astype(np.float32) for key, row in rows.items()})
 
 
+def images_to_compute(folder: Path, backbone: Backbone, records: Iterable[ImageRecord]) -> list[ImageRecord]:
+    """One record for every content and viewpoint that a cache in ``folder`` would have to compute; changes nothing."""
+    kept = FeatureFile(_path(folder, backbone), backbone.feature_size, MAX_BYTES)
+    different = {_key(record): record for record in records}
+    return [record for key, record in different.items() if key not in kept]
+
+
+def _path(folder: Path, backbone: Backbone) -> Path:
+    return folder / f"features-{backbone.feature_identity[:32]}.bin"
+
+
 def _key(record: ImageRecord) -> bytes:
     return hashlib.sha256(f"{record.digest}/{record.viewpoint}".encode()).digest()
 
 
 def _decoded_ahead(records: Iterable[ImageRecord]) -> Iterator[Image.Image]:
-    """The images in order, a few decoded in parallel while the model computes."""
+    """The images in order, some decoded in parallel while the model computes."""
     workers = min(4, os.cpu_count() or 1)
     todo = iter(records)
+
+    def decoded(group: Sequence[ImageRecord]) -> list[Image.Image]:
+        return [record.open() for record in group]
+
+    def groups() -> Iterator[list[ImageRecord]]:
+        while group := list(islice(todo, DECODED_AT_ONCE)):
+            yield group
+
+    ahead = groups()
     with ThreadPoolExecutor(workers) as pool:
-        waiting: list[Future[Image.Image]] = [pool.submit(record.open) for record in islice(todo, 8 * workers)]
+        waiting: deque[Future[list[Image.Image]]] = deque(
+            pool.submit(decoded, group) for group in islice(ahead, 2 * workers)
+        )
         while waiting:
-            yield waiting.pop(0).result()
-            waiting += [pool.submit(record.open) for record in islice(todo, 1)]
+            yield from waiting.popleft().result()
+            waiting.extend(pool.submit(decoded, group) for group in islice(ahead, 1))
 
 
 def _make_room(folder: Path, own: Path, max_bytes: int) -> None:
@@ -134,9 +160,11 @@ def site_features(
     """Features and labels of a site's three sets; labels index ``class_names``."""
     names = tuple(class_names)
     index = {name: position for position, name in enumerate(names)}
-
-    def labelled(records: Sequence[ImageRecord]) -> LabelledFeatures:
-        labels = torch.tensor([index[record.label] for record in records], dtype=torch.long)
-        return LabelledFeatures(cache.features(records, progress), labels)
-
-    return SiteFeatures(labelled(data.train), labelled(data.test), labelled(data.neighbour_test), names)
+    sets = (data.train, data.test, data.neighbour_test)
+    # All at once, so that the progress has one total.
+    features = cache.features([record for records in sets for record in records], progress)
+    train, test, neighbour = (
+        LabelledFeatures(rows, torch.tensor([index[record.label] for record in records], dtype=torch.long))
+        for rows, records in zip(torch.split(features, [len(records) for records in sets]), sets, strict=True)
+    )
+    return SiteFeatures(train, test, neighbour, names)

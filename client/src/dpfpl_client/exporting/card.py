@@ -15,10 +15,10 @@ __all__ = ["Facts", "model_card"]
 METRICS = {
     "zero_shot_local": "plain text prompt, nothing learned (floor)",
     "global_local": "shared prompt alone (floor)",
-    "personal_local": "this prompt",
+    "personal_local": "this prompt, one round before its last",
     "zero_shot_neighbour": "plain text prompt, on the other sites' classes (floor)",
     "global_neighbour": "shared prompt alone, on the other sites' classes (floor)",
-    "personal_neighbour": "this prompt, on the other sites' classes",
+    "personal_neighbour": "this prompt, one round before its last, on the other sites' classes",
 }
 
 WITH_ADAPTER = """\
@@ -39,9 +39,10 @@ with torch.inference_mode():
 print(dict(zip(prompts, logits.softmax(-1)[0].tolist())))
 ```
 
-Run it in this folder; `transformers` and `peft` are all it needs. The adapter is PEFT's `TrainableTokens`: the context
-vectors take the rows of {count} rare vocabulary entries, which this folder's tokenizer spells `<|context_1|>` and so
-on. Use this tokenizer with the adapter, and the base model's own without it.
+Run it in this folder; `transformers` and `peft` are all it needs. Pictures with 16 bits a channel must be scaled to 8
+first, which `convert("RGB")` does not do (`dpfpl-client predict` does). The adapter is PEFT's `TrainableTokens`: the
+context vectors take the rows of {count} rare vocabulary entries, which this folder's tokenizer spells `<|context_1|>`
+and so on. Use this tokenizer with the adapter, and the base model's own without it.
 """
 
 WITHOUT_ADAPTER = """\
@@ -151,8 +152,9 @@ def _accuracy(metrics: Mapping[str, float]) -> str:
         return "The site's policy lets no accuracy out, so none is stated.\n"
     rows = "\n".join(f"| {what} | {100 * value:.1f} % |" for what, value in known)
     return (
-        "On the site's test images, as its policy lets it out (it may be rounded to steps of five points), measured "
-        f"when the last round began:\n\n| | accuracy |\n|---|---|\n{rows}\n"
+        "On the site's test images, as its policy lets it out (it may be rounded to steps of five points). A site "
+        "measures when a round begins, so these figures are those of the prompt one round of training before this "
+        f"one:\n\n| | accuracy |\n|---|---|\n{rows}\n"
     )
 
 

@@ -60,7 +60,7 @@ def export_prompt(settings: SiteSettings, prompt: SitePrompt, backbone: Backbone
         site=settings.name,
         charged_epsilon=_charged(settings, prompt.experiment.name),
         charged_delta=policy.delta,
-        metrics=record.reply.metrics if record else {},
+        metrics=policy.released_metrics(record.reply.metrics) if record else {},
         seeded=settings.simulation is not None,
     )
     return write_export(prompt, backbone, folder, facts)
@@ -128,7 +128,14 @@ def _make(folder: Path) -> None:
             message=f"{folder} holds something else than an earlier export.",
             advice="Give --out a new or empty folder.",
         )
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise StateError(
+            code="CANNOT_WRITE",
+            message=f"{folder} cannot be made ({error.strerror}).",
+            advice="Give --out a folder in a place that exists and is yours.",
+        ) from None
 
 
 def _write_parts(prompt: SitePrompt, backbone: DualEncoder, folder: Path, adapter: Adapter | None) -> list[str]:

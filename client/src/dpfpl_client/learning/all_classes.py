@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dpfpl_client.learning.folded_layers import Normed
 from dpfpl_client.learning.shared_attention import AttentionGradients
-from dpfpl_client.learning.tower_states import Part, SharedKeys, Weights, at_ends, by_rows, slices
+from dpfpl_client.learning.tower_states import Part, SharedKeys, Weights, at_ends, slices
 
 __all__ = ["AllClassesPullback", "Towards"]
 
@@ -76,14 +76,14 @@ class AllClassesPullback:
         pulled = state.classes.pullback(attended.view(len(w), rows, ends, layer.heads, -1))
         self._share(-1, pulled, chunk)
         towards = g.new_empty((len(w), g.shape[1], 2, layer.heads, g.shape[2] // layer.heads))
-        towards[:, m:, 0] = by_rows(pulled.keys)
-        towards[:, m:, 1] = by_rows(pulled.values)
+        for place, gradient in enumerate((pulled.keys, pulled.values)):
+            torch.unflatten(towards[:, m:, place], 1, gradient.shape[1:3]).copy_(gradient)
         if m:
             keys, values = self._gradients[-1]
             towards[:, :m, 0] = keys[:, chunk, 1:].permute(1, 2, 0, 3)
             towards[:, :m, 1] = values[:, chunk, 1:].permute(1, 2, 0, 3)
         normed = layer.keys_values.pullback(towards.flatten(2), coarse=self._coarse)
-        asked = layer.queries.pullback(by_rows(pulled.queries).flatten(2), coarse=self._coarse)
+        asked = layer.queries.pullback(pulled.queries.flatten(3).flatten(1, 2), coarse=self._coarse)
         at = at_ends(part.packed, m).flatten()
         normed.index_add_(1, at, asked)
         state.first.add_pullback(g, normed)
@@ -108,14 +108,14 @@ class AllClassesPullback:
         towards = g.new_empty((len(g), count, 3, heads, g.shape[2] // heads))
         if not lowest:
             for place, gradient in enumerate((pulled.queries, pulled.keys, pulled.values)):
-                towards[:, m:, place] = by_rows(gradient)
+                torch.unflatten(towards[:, m:, place], 1, shape).copy_(gradient)
         if m:
             assert state.context is not None
             own = state.context.pullback(attended[:, None, :m], shared=False)
             keys, values = self._gradients[index]
-            towards[:, :m, 0] = by_rows(own.queries)
-            towards[:, :m, 1] = by_rows(own.keys).add_(keys[:, chunk, 1:].permute(1, 2, 0, 3))
-            towards[:, :m, 2] = by_rows(own.values).add_(values[:, chunk, 1:].permute(1, 2, 0, 3))
+            towards[:, :m, 0] = own.queries[:, 0]
+            torch.add(own.keys[:, 0], keys[:, chunk, 1:].permute(1, 2, 0, 3), out=towards[:, :m, 1])
+            torch.add(own.values[:, 0], values[:, chunk, 1:].permute(1, 2, 0, 3), out=towards[:, :m, 2])
         normed = layer.into_attention.pullback(towards.flatten(2), coarse=self._coarse)
         Normed(state.first.unit[:count], state.first.inverse[:count]).add_pullback(g[:, :count], normed)
 

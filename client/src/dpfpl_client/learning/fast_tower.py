@@ -53,7 +53,7 @@ class FastTextTower:
             for index, layer in enumerate(layers)
         ]
         self._eps = float(text_model.final_layer_norm.eps)
-        self._projection = folded_projection(text_projection, text_model.final_layer_norm, coarse=coarse)
+        self._projection = folded_projection(text_projection, text_model.final_layer_norm)
         self._weights = Weights(self._layers, self._projection, self._plan)
         self._begin = self._begin_keys(bos_id)
 
@@ -79,7 +79,7 @@ class FastTextTower:
         def again(packed: PackedClasses, first: bool) -> Part:
             return self._part(context, packed, [] if first else shared, keep=True)
 
-        return TextPass(self._weights, context, parts, len(tokens.lengths), again)
+        return TextPass(self._weights, context, parts, packed, count, again)
 
     def _rows_within(self, size: int, packed: PackedClasses) -> int:
         """How many packed rows leave states of at most that many bytes; at least one."""
@@ -121,9 +121,9 @@ class FastTextTower:
                 _heads(each[rows:].view(*packed.ids.shape, -1), layer.heads) for each in (queries, keys, values)
             )
             classes = attend(asked, seen, read, *shared[index], packed.allowed)
-            attended = by_rows(classes.output[:, :, None]).flatten(2)[0]
+            attended = by_rows(classes.output)
             if own is not None:
-                attended = torch.cat([by_rows(own.output[:, :, None]).flatten(2)[0], attended])
+                attended = torch.cat([by_rows(own.output), attended])
             x, second, slope = layer.half(x + layer.out(attended))
             if keep:
                 states.append(LayerState(first, own, classes, second, slope))
@@ -158,7 +158,7 @@ class FastTextTower:
             self._context_attention(len(self._layers) - 1, keys[:0], keys[:rows], values[:rows], shared)
         at = at_ends(packed, rows)
         ends = x[at]  # [R, E, d]
-        allowed = packed.allowed[torch.arange(len(at))[:, None], packed.ends]
+        allowed = packed.allowed[torch.arange(len(at), device=at.device)[:, None], packed.ends]
         classes = attend(
             _heads(layer.queries(first.unit[at]), layer.heads),
             _heads(keys[rows:].view(*shape, -1), layer.heads),
@@ -166,7 +166,7 @@ class FastTextTower:
             *shared[-1],
             allowed,
         )
-        attended = by_rows(classes.output[:, :, None]).flatten(2).view(ends.shape)
+        attended = by_rows(classes.output).view(ends.shape)
         ends, second, slope = layer.half(ends + layer.out(attended))
         final = Normed.of(ends, self._eps)
         if keep:

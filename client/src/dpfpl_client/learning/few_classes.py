@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dpfpl_client.learning.folded_layers import FoldedLayer, Normed
-from dpfpl_client.learning.tower_states import LayerState, Part, SharedKeys, Weights, by_rows
+from dpfpl_client.learning.tower_states import LayerState, Part, SharedKeys, Weights, slices
 
 __all__ = ["few_classes_pullback"]
 
@@ -33,8 +33,7 @@ def few_classes_pullback(weights: Weights, part: Part, towards: Tensor, chosen: 
     g = towards.new_zeros((batch, few, length, width))
     for index in range(len(weights.layers) - 1, -1, -1):
         layer, state = weights.layers[index], part.layers[index]
-        for start in range(0, batch, at_once):
-            chunk = slice(start, start + at_once)
+        for chunk in slices(batch, at_once):
             rows = chosen[chunk].flatten()
             pairs = g[chunk].flatten(0, 1)[None]  # [1, b K, T, d]; a view
             keys, values = gradients[index]
@@ -67,9 +66,9 @@ def _layer(
     attended = layer.out.pullback(g, coarse=coarse).view(*g.shape[:3], layer.heads, -1)
     pulled = state.classes.of_rows(rows).pullback(attended, own=not lowest, groups=batch)
     if not lowest:
-        towards = torch.stack([by_rows(each) for each in (pulled.queries, pulled.keys, pulled.values)], dim=2)
-        normed = layer.into_attention.pullback(towards.flatten(2), coarse=coarse)
-        _of_classes(state.first, part, rows).add_pullback(g, normed.view(g.shape))
+        towards = torch.stack([pulled.queries, pulled.keys, pulled.values], dim=3)
+        normed = layer.into_attention.pullback(towards.flatten(3), coarse=coarse)
+        _of_classes(state.first, part, rows).add_pullback(g, normed)
     return pulled.shared_keys, pulled.shared_values
 
 
@@ -92,11 +91,11 @@ def _last(
     )
     attended = layer.out.pullback(ends, coarse=coarse).view(*ends.shape[:3], layer.heads, -1)
     pulled = state.classes.of_rows(rows).pullback(attended, groups=batch)
-    towards = torch.stack([by_rows(pulled.keys), by_rows(pulled.values)], dim=2)
-    normed = layer.keys_values.pullback(towards.flatten(2), coarse=coarse).view(g.shape)
-    asked = layer.queries.pullback(by_rows(pulled.queries).flatten(2), coarse=coarse)
+    towards = torch.stack([pulled.keys, pulled.values], dim=3)
+    normed = layer.keys_values.pullback(towards.flatten(3), coarse=coarse)
+    asked = layer.queries.pullback(pulled.queries.flatten(3), coarse=coarse)
     pairs, places = torch.arange(len(rows), device=rows.device), part.packed.ends[rows, 0]
-    normed[0, pairs, places] += asked[0]
+    normed[0, pairs, places] += asked[0, :, 0]
     _of_classes(state.first, part, rows).add_pullback(g, normed)
     g[0, pairs, places] += ends[0, :, 0]
     return pulled.shared_keys, pulled.shared_values
@@ -109,8 +108,7 @@ def _through_context(weights: Weights, part: Part, gradients: SharedKeys, batch:
     at_once = max(1, weights.plan.chunk_rows // m)
     for index in range(len(weights.layers) - 1, -1, -1):
         layer, state = weights.layers[index], part.layers[index]
-        for start in range(0, batch, at_once):
-            chunk = slice(start, start + at_once)
+        for chunk in slices(batch, at_once):
             keys, values = (each[:, chunk, 1:].permute(1, 2, 0, 3) for each in gradients[index])
             if layer.keys_values is not None:
                 towards, product = torch.stack([keys, values], dim=2), layer.keys_values
@@ -121,9 +119,7 @@ def _through_context(weights: Weights, part: Part, gradients: SharedKeys, batch:
                 layer.half_pullback(g[chunk], half, state.slope[:m], coarse=coarse)
                 attended = layer.out.pullback(g[chunk], coarse=coarse).view(-1, 1, m, layer.heads, width // layer.heads)
                 own = state.context.pullback(attended, shared=False)
-                towards = torch.stack(
-                    [by_rows(own.queries), by_rows(own.keys) + keys, by_rows(own.values) + values], dim=2
-                )
+                towards = torch.stack([own.queries[:, 0], own.keys[:, 0] + keys, own.values[:, 0] + values], dim=2)
                 product = layer.into_attention
             normed = product.pullback(towards.flatten(2), coarse=coarse)
             Normed(state.first.unit[:m], state.first.inverse[:m]).add_pullback(g[chunk], normed)

@@ -94,11 +94,11 @@ class FoldedLayer:
         normed.add_pullback(g, self._up.pullback(u, coarse=coarse))
 
 
-def folded_projection(projection: Any, norm: Any, *, coarse: bool) -> FrozenProduct:
+def folded_projection(projection: Any, norm: Any) -> FrozenProduct:
     """The last LayerNorm's affine part with the projection to features."""
     weight, bias = _after_norm(projection, norm)
     dtype = projection.weight.dtype
-    return FrozenProduct(weight.to(dtype), bias.to(dtype), coarse=coarse)
+    return FrozenProduct(weight.to(dtype), bias.to(dtype), any_rows=True)
 
 
 def centred(x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from dpfpl_client.learning.text_tower import ClassTokens
 from dpfpl_client.learning.tower_choice import TextPass
 from dpfpl_common.experiment import GradientSettings
 
-__all__ = ["EXACT", "loss_scales", "per_example_gradients", "total_gradient"]
+__all__ = ["EXACT", "label_against_rivals", "loss_scales", "per_example_gradients", "total_gradient"]
 
 EXACT: Final = GradientSettings()
 
@@ -41,7 +41,7 @@ def per_example_gradients(
         tokens: the experiment's classes.
         image_features: [batch, feature_size], unit rows z_x.
         labels: [batch], class indices.
-        estimate: with fewer classes, the largest entries of an example's cotangent stand for all; with bfloat16, the
+        estimate: with fewer classes, an example's label and its strongest rivals stand for all; with bfloat16, the
             factors of large products are rounded.
 
     Returns:
@@ -52,6 +52,8 @@ def per_example_gradients(
     coarse, few = estimate.precision == "bfloat16", estimate.classes
     text = backbone.text_pass(context, tokens, coarse=coarse, singly=0 < few < len(tokens.lengths))
     scales = loss_scales(text, backbone.logit_scale, image_features, labels, backbone.logit_bias)
+    if 0 < few < scales.shape[1]:
+        scales = label_against_rivals(scales, labels, few - 1, balanced=backbone.logit_bias is None)
     result = text.rank_one_pullback(scales, image_features, coarse=coarse, few=few)
     assert len(result) == len(labels)
     return result
@@ -90,3 +92,17 @@ def loss_scales(
     residual = torch.softmax(logits, dim=1) if logit_bias is None else torch.sigmoid(logits + logit_bias)
     residual[torch.arange(len(labels)), labels] -= 1.0
     return logit_scale * residual
+
+
+def label_against_rivals(scales: Tensor, labels: Tensor, rivals: int, *, balanced: bool = True) -> Tensor:
+    """Of each row of ``loss_scales`` the label's entry and the so many largest others; the rest is zero.
+
+    Balanced, for the softmax's rows, which sum to zero: the label's entry becomes minus the sum of the others kept, so
+    that what all text features have in common still cancels. Without this, accuracy suffered (docs/performance.md).
+    """
+    of_label = labels[:, None]
+    others = scales.scatter(1, of_label, 0.0)
+    chosen = others.topk(rivals, dim=1).indices
+    kept = torch.zeros_like(scales).scatter(1, chosen, others.gather(1, chosen))
+    own = -kept.sum(dim=1, keepdim=True) if balanced else scales.gather(1, of_label)
+    return kept.scatter(1, of_label, own)

@@ -1,7 +1,8 @@
 """Class names of different lengths as few equal rows, several names one after another in a row."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -11,21 +12,25 @@ from dpfpl_client.learning.text_tower import ClassTokens
 __all__ = ["ROW_LENGTH", "PackedClasses", "pack"]
 
 ROW_LENGTH = 16
-"""Preferred tokens of a row: short rows waste little attention on other names, long ones keep the products large."""
+"""Most tokens of a row: short rows waste little attention on other names, long ones leave less room unfilled."""
+
+ATTENTION_COST = 256
+"""A row of so many tokens would make a token's attention within it as dear as its products (measured at width 512)."""
 
 
 @dataclass(frozen=True)
 class PackedClasses:
-    """Classes laid out in R rows of T tokens.
+    """Classes laid out in R rows of T tokens, on the device of their tokens.
 
     Attributes:
-        ids: [R, T] token ids; what no class fills repeats EOS and is seen by nobody.
+        ids: [R, T] token ids; what no class fills holds some token and is seen by nobody.
         places: [R, T] position of each token within its own class, from 0.
         allowed: [R, T, T] bool, whether a query (second axis) sees a key (third): the same class, not later. A filler
             sees itself, so that no row of attention is empty.
         ends: [R, E] where in its row each class ends, padded with 0.
         class_of_end: [R, E] index of that class, -1 for padding.
         singly: row r is class r.
+        classes: how many there are in all, also if these are only some of their rows.
     """
 
     ids: Tensor
@@ -34,28 +39,48 @@ class PackedClasses:
     ends: Tensor
     class_of_end: Tensor
     singly: bool = False
+    classes: int = 0
 
     def part(self, rows: slice) -> "PackedClasses":
-        """Some of the rows."""
+        """Some of the rows; classes keep their indices."""
+        return self._taken(rows, singly=self.singly)
+
+    def of_rows(self, rows: Tensor) -> "PackedClasses":
+        """Some of the rows in any order, repeated where asked for."""
+        return self._taken(rows, singly=False)
+
+    def _taken(self, rows: slice | Tensor, *, singly: bool) -> "PackedClasses":
         return PackedClasses(
-            self.ids[rows], self.places[rows], self.allowed[rows], self.ends[rows], self.class_of_end[rows]
+            self.ids[rows],
+            self.places[rows],
+            self.allowed[rows],
+            self.ends[rows],
+            self.class_of_end[rows],
+            singly,
+            self.classes,
         )
 
 
 def pack(tokens: ClassTokens, row_length: int = ROW_LENGTH, *, singly: bool = False) -> PackedClasses:
-    """Every class whole in one row, the longest first into the fullest row that still has room.
+    """Every class whole in one row, in rows of the length that leaves the least unfilled.
 
     Args:
         tokens: the classes.
-        row_length: preferred length of a row; the longest class may ask for more. The rows are then made as short as
-            their fullest one.
+        row_length: most tokens of a row; the longest class may ask for more.
         singly: one class a row, in the order given.
     """
-    lengths = tokens.lengths.tolist()
-    rows = [[index] for index in range(len(lengths))] if singly else _assigned(lengths, max(row_length, *lengths))
+    layout, owners = _layout(tuple(tokens.lengths.tolist()), row_length, singly, tokens.ids.device)
+    return replace(layout, ids=tokens.ids[owners, layout.places])
+
+
+@lru_cache(maxsize=32)
+def _layout(
+    lengths: tuple[int, ...], row_length: int, singly: bool, device: torch.device
+) -> tuple[PackedClasses, Tensor]:
+    """The layout for classes of these lengths, its ids left out, and the owner [R, T] of every token."""
+    rows = [[index] for index in range(len(lengths))] if singly else _assigned(lengths, row_length)
     width = max(sum(lengths[index] for index in row) for row in rows)
     most = max(len(row) for row in rows)
-    ids = torch.full((len(rows), width), int(tokens.ids[0, int(tokens.lengths[0]) - 1]))
     places = torch.zeros((len(rows), width), dtype=torch.long)
     owner = -1 - torch.arange(width).repeat(len(rows), 1)  # fillers: each a class of its own
     ends = torch.zeros((len(rows), most), dtype=torch.long)
@@ -64,27 +89,46 @@ def pack(tokens: ClassTokens, row_length: int = ROW_LENGTH, *, singly: bool = Fa
         start = 0
         for place, index in enumerate(row):
             stop = start + lengths[index]
-            ids[number, start:stop] = tokens.ids[index, : lengths[index]]
             places[number, start:stop] = torch.arange(lengths[index])
             owner[number, start:stop] = index
             ends[number, place] = stop - 1
             class_of_end[number, place] = index
             start = stop
     allowed = (owner[:, :, None] == owner[:, None, :]) & torch.ones(width, width, dtype=torch.bool).tril()
-    return PackedClasses(ids, places, allowed, ends, class_of_end, singly)
+    places = places.to(device)
+    layout = PackedClasses(
+        places, places, allowed.to(device), ends.to(device), class_of_end.to(device), singly, len(lengths)
+    )
+    return layout, owner.clamp(min=0).to(device)
 
 
-def _assigned(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+def _assigned(lengths: Sequence[int], row_length: int) -> list[list[int]]:
+    """Rows of classes for the capacity at which all rows together, all as long as the fullest, cost least."""
+    longest = max(lengths)
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    best: tuple[int, list[list[int]]] | None = None
+    for capacity in range(max(longest, row_length // 2), max(longest + longest // 2, row_length) + 1):
+        rows = _best_fit(lengths, order, capacity)
+        fullest = max(sum(lengths[index] for index in row) for row in rows)
+        cost = len(rows) * fullest * (fullest + ATTENTION_COST)
+        if best is None or cost < best[0]:
+            best = cost, rows
+    assert best is not None
+    return best[1]
+
+
+def _best_fit(lengths: Sequence[int], order: Sequence[int], capacity: int) -> list[list[int]]:
+    """The classes, the longest first, each into the fullest row that still has room for it."""
     rows: list[list[int]] = []
-    room: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        fitting = [row for row, left in enumerate(room) if left >= lengths[index]]
-        if fitting:
-            best = min(fitting, key=lambda row: room[row])
-        else:
-            best = len(rows)
+    by_room: list[list[int]] = [[] for _ in range(capacity + 1)]
+    for index in order:
+        length = lengths[index]
+        room = next((room for room in range(length, capacity + 1) if by_room[room]), None)
+        if room is None:
             rows.append([])
-            room.append(capacity)
-        rows[best].append(index)
-        room[best] -= lengths[index]
+            room, number = capacity, len(rows) - 1
+        else:
+            number = by_room[room].pop()
+        rows[number].append(index)
+        by_room[room - length].append(number)
     return rows

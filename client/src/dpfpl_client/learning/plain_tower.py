@@ -26,7 +26,7 @@ class PlainTextTower:
     def __call__(self, context: Tensor, tokens: ClassTokens) -> Tensor:
         """Features [classes, feature size], not normalised, of a context [m, d]; differentiable in it."""
         count, m = len(tokens.ids), len(context)
-        begin = torch.full((count, 1 + m), tokens.bos_id)  # what stands for the context is replaced below
+        begin = tokens.ids.new_full((count, 1 + m), tokens.bos_id)  # what stands for the context is replaced below
         ids = torch.cat([begin, tokens.ids], dim=1).to(context.device)
 
         def put_in(module: Any, given: Any, embedded: Tensor) -> Tensor:

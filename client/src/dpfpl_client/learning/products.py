@@ -27,14 +27,17 @@ class FrozenProduct:
         weight: [outputs, inputs], of the type in which to compute.
         bias: [outputs], or None.
         coarse: also keep W in bfloat16 for pullbacks that may be rounded.
+        any_rows: the pullback is asked for as many rows as a batch has, which changes from step to step. oneDNN makes
+            and keeps a program of up to a megabyte for every number of rows that it meets, so torch's own kernel is
+            used for it.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, *, coarse: bool = False) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, coarse: bool = False, any_rows: bool = False) -> None:
         self.inputs, self.outputs = weight.shape[1], weight.shape[0]
         self._bias = bias
         transposed = weight.t().contiguous()
         self._forward = _kernel(weight)
-        self._pullback = _kernel(transposed)
+        self._pullback = _usual(transposed) if any_rows else _kernel(transposed)
         self._coarse = _kernel(transposed.bfloat16()) if coarse else None
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -59,7 +62,10 @@ def _kernel(weight: Tensor) -> Kernel:
     """The product of 2-D inputs [rows, inputs] with a constant weight [outputs, inputs]."""
     if weight.device.type == "cpu" and prefers_onednn(weight.dtype):
         return _onednn(weight)
-    weight = weight.contiguous()
+    return _usual(weight.contiguous())
+
+
+def _usual(weight: Tensor) -> Kernel:
     return lambda x, bias: functional.linear(x, weight, bias)
 
 

@@ -53,6 +53,9 @@ class Attention:
     ) -> "AttentionGradients":
         """Gradients of ``sum(cotangents * output)`` for every cotangent.
 
+        The batch's axis stands right after the queries': then whatever is summed over queries, or over rows and
+        queries, is one product of matrices as they lie in memory, without a copy.
+
         Args:
             cotangents: [B, R, Q, H, e], any strides.
             own: gradients towards queries and own keys and values are wanted.
@@ -62,53 +65,51 @@ class Attention:
         heads, rows, queries, size = self.queries.shape
         batch, own_keys, shared_keys = len(cotangents), self.keys.shape[2], self.shared_keys.shape[1]
         flat = heads * rows
-        g = cotangents.permute(3, 1, 0, 2, 4).contiguous()  # [H, R, B, Q, e]
+        g = cotangents.permute(3, 1, 2, 0, 4).contiguous()  # [H, R, Q, B, e]
         # Softmax: ds = p (dp - <g, output>), the last being the mean of dp under p.
-        mean = (g * self.output[:, :, None]).sum(-1, keepdim=True)
+        mean = (g * self.output[:, :, :, None]).sum(-1, keepdim=True)
         to_shared = torch.bmm(g.view(heads, -1, size), self.shared_values.transpose(1, 2))
-        to_shared = to_shared.view(heads, rows, batch, queries, shared_keys)
-        to_shared.sub_(mean).mul_(self.shared_weights[:, :, None])
-        to_own = torch.bmm(
-            g.view(flat, batch * queries, size), self.values.view(flat, own_keys, size).transpose(1, 2)
-        ).view(heads, rows, batch, queries, own_keys)
+        to_shared = to_shared.view(heads, rows, queries, batch, shared_keys)
+        to_shared.sub_(mean).mul_(self.shared_weights[:, :, :, None])
         result = AttentionGradients()
         if own:
-            to_own.sub_(mean).mul_(self.own_weights[:, :, None])
-            d_queries = torch.bmm(to_shared.view(heads, -1, shared_keys), self.shared_keys)
-            d_queries = d_queries.view(flat, batch * queries, size)
-            d_queries.baddbmm_(to_own.view(flat, batch * queries, own_keys), self.keys.view(flat, own_keys, size))
+            to_own = torch.bmm(g.view(flat, -1, size), self.values.view(flat, own_keys, size).transpose(1, 2))
+            to_own = to_own.view(heads, rows, queries, batch, own_keys)
+            to_own.sub_(mean).mul_(self.own_weights[:, :, :, None])
+            d_queries = torch.bmm(to_shared.view(heads, -1, shared_keys), self.shared_keys).view(flat, -1, size)
+            d_queries.baddbmm_(to_own.view(flat, -1, own_keys), self.keys.view(flat, own_keys, size))
             d_keys = torch.bmm(
-                to_own.transpose(3, 4).reshape(flat, batch * own_keys, queries),
-                self.queries.view(flat, queries, size),
+                to_own.view(flat, queries, batch * own_keys).transpose(1, 2), self.queries.view(flat, queries, size)
             )
-            weights = self.own_weights.transpose(2, 3)[:, :, None].expand(-1, -1, batch, -1, -1)
-            d_values = torch.bmm(weights.reshape(-1, own_keys, queries), g.view(flat * batch, queries, size))
-            result.queries = d_queries.view(heads, rows, batch, queries, size)
-            result.keys = d_keys.view(heads, rows, batch, own_keys, size)
-            result.values = d_values.view(heads, rows, batch, own_keys, size)
+            d_values = torch.bmm(
+                self.own_weights.view(flat, queries, own_keys).transpose(1, 2), g.view(flat, queries, batch * size)
+            )
+            result.queries = d_queries.view(heads, rows, queries, batch, size).permute(3, 1, 2, 0, 4)
+            result.keys = d_keys.view(heads, rows, batch, own_keys, size).permute(2, 1, 3, 0, 4)
+            result.values = d_values.view(heads, rows, own_keys, batch, size).permute(3, 1, 2, 0, 4)
         if shared:
             result.shared_keys, result.shared_values = self._towards_shared(g, to_shared, groups)
         return result
 
     def _towards_shared(self, g: Tensor, scores: Tensor, groups: int) -> tuple[Tensor, Tensor]:
         """Sums over rows and queries, [H, groups or B, S, e], from cotangents and gradients towards the scores."""
-        heads, rows, batch, queries, size = g.shape
+        heads, rows, queries, batch, size = g.shape
         assert groups == 1 or batch == 1
-        count = rows // groups * queries
-        shared = scores.shape[-1]
-        scores = scores.view(heads * groups, rows // groups, batch, queries, shared)
-        scores = scores.permute(0, 2, 4, 1, 3).reshape(heads * groups, batch * shared, count)
-        keys = torch.bmm(scores, self.queries.view(heads * groups, count, size)).view(heads, -1, shared, size)
-        weights = self.shared_weights.view(heads * groups, count, shared).transpose(1, 2)
-        values = torch.empty_like(keys)
-        for each in range(batch):  # an axis between two that are summed over: no single product
-            part = torch.bmm(weights, g[:, :, each].reshape(heads * groups, count, size))
-            values[:, each * groups : (each + 1) * groups] = part.view(heads, groups, shared, size)
-        return keys, values
+        count, shared = rows // groups * queries, scores.shape[-1]
+        keys = torch.bmm(
+            scores.view(heads * groups, count, batch * shared).transpose(1, 2),
+            self.queries.view(heads * groups, count, size),
+        )
+        values = torch.bmm(
+            self.shared_weights.view(heads * groups, count, shared).transpose(1, 2),
+            g.view(heads * groups, count, batch * size),
+        )
+        values = values.view(heads, groups, shared, batch, size).transpose(2, 3)
+        return keys.view(heads, -1, shared, size), values.flatten(1, 2)
 
 
 class AttentionGradients:
-    """Gradients [H, R, B, Q or T, e] and [H, B or groups, S, e]; what was not asked for is missing."""
+    """Gradients [B, R, Q or T, H, e] and [H, B or groups, S, e], any strides; what was not asked for is missing."""
 
     queries: Tensor
     keys: Tensor

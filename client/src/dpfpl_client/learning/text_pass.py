@@ -23,7 +23,8 @@ class TextPass:
         weights: of the tower that made it.
         context: [m, d].
         parts: the pass over all classes; the first has the context's rows.
-        classes: how many there are.
+        packed: all classes.
+        most_rows: of ``packed``, whose states are kept at once.
         again: makes a part anew, with what was not kept; told whether with the context's rows.
     """
 
@@ -32,14 +33,17 @@ class TextPass:
         weights: Weights,
         context: Tensor,
         parts: list[Part],
-        classes: int,
+        packed: PackedClasses,
+        most_rows: int,
         again: Callable[[PackedClasses, bool], Part],
     ) -> None:
-        self._weights, self._context, self._parts, self._again = weights, context, parts, again
-        self.features = parts[0].features.new_empty((classes, weights.projection.outputs))
+        self._weights, self._context, self._parts = weights, context, parts
+        self._packed, self._most_rows, self._again = packed, most_rows, again
+        # One row more than classes: the padding of ends, class -1, goes into the last one.
+        features = parts[0].features.new_empty((packed.classes + 1, weights.projection.outputs))
         for part in parts:
-            real = part.packed.class_of_end >= 0
-            self.features[part.packed.class_of_end[real]] = part.features[real]
+            features[part.packed.class_of_end] = part.features
+        self.features = features[: packed.classes]
 
     @torch.no_grad()
     def pullback(self, cotangents: Tensor) -> Tensor:
@@ -72,17 +76,27 @@ class TextPass:
             straight: Tensor = scaled[examples][:, classes, None] * along[examples, None, :]
             return straight.addcmul_(radial[examples][:, classes, None], across[classes], value=-1.0)
 
-        if 0 < few < scales.shape[1] and self._one_class_a_row():
+        if 0 < few < scales.shape[1] and self._packed.singly and len(self._context):
             chosen = scales.abs().topk(few, dim=1).indices
             straight = scaled.gather(1, chosen)[:, :, None] * along[:, None, :]
             straight.addcmul_(radial.gather(1, chosen)[:, :, None], across[chosen], value=-1.0)
-            return few_classes_pullback(self._weights, self._parts[0], straight, chosen, coarse=coarse)
+            return self._pull_few(straight, chosen, coarse=coarse)
         return self._pull(len(scales), towards, coarse=coarse)
 
-    def _one_class_a_row(self) -> bool:
-        """Whether all classes' states are there, in the order of the classes."""
-        part = self._parts[0]
-        return len(self._parts) == 1 and part.rows > 0 and bool(part.layers) and part.packed.singly
+    def _pull_few(self, towards: Tensor, chosen: Tensor, *, coarse: bool) -> Tensor:
+        """From gradients [B, K, d] towards the final normed rows of the classes ``chosen`` [B, K] to the context."""
+        if len(self._parts) == 1 and self._parts[0].layers:
+            return few_classes_pullback(self._weights, self._parts[0], towards, chosen, coarse=coarse)
+        # Too many classes to keep: each example's few are computed again. How many rows that makes does not depend on
+        # which classes they are.
+        batch, few = chosen.shape
+        result = self._context.new_empty((batch, *self._context.shape))
+        for examples in slices(batch, max(1, self._most_rows // few)):
+            packed = self._packed.of_rows(chosen[examples].flatten())
+            each = torch.arange(len(packed.ids), device=chosen.device).view(-1, few)
+            part = self._again(packed, True)
+            result[examples] = few_classes_pullback(self._weights, part, towards[examples], each, coarse=coarse)
+        return result
 
     def _pull(self, batch: int, towards: Towards, *, coarse: bool) -> Tensor:
         """From gradients towards the final normed rows, ``towards(examples, classes)`` [b, c, d], to the context."""

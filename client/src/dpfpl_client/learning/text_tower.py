@@ -55,12 +55,14 @@ class SharedPrefixTextTower:
         suffix_length = tokens.ids.shape[1]
         prefix = (torch.cat([begin, context]) + positions[:prefix_length])[None]  # [1, 1 + m, d]
         suffix = embed(tokens.ids) + positions[prefix_length : prefix_length + suffix_length]  # [C, L, d]
-        prefix_mask = _causal(prefix_length, 0, prefix.dtype)
-        suffix_mask = _causal(suffix_length, prefix_length, prefix.dtype)
+        prefix_mask = _causal(prefix_length, 0, prefix)
+        suffix_mask = _causal(suffix_length, prefix_length, prefix)
         for layer in self._layers:
             prefix, keys, values = _layer(layer, prefix, None, None, prefix_mask)
             suffix, _, _ = _layer(layer, suffix, keys, values, suffix_mask)
-        ends = suffix[torch.arange(len(suffix)), tokens.lengths - 1]  # [C, d], hidden state at EOS
+        ends = suffix[
+            torch.arange(len(suffix), device=suffix.device), tokens.lengths - 1
+        ]  # [C, d], hidden state at EOS
         features: Tensor = self._projection(self._final_norm(ends))
         return features
 
@@ -86,7 +88,7 @@ def _layer(
     return hidden, keys, values
 
 
-def _causal(length: int, before: int, dtype: torch.dtype) -> Tensor:
+def _causal(length: int, before: int, like: Tensor) -> Tensor:
     """Additive mask [length, before + length]: every position sees all ``before`` shared ones and its own past."""
-    mask = torch.full((length, before + length), float("-inf"), dtype=dtype)
+    mask = like.new_full((length, before + length), float("-inf"))
     return mask.triu(diagonal=before + 1)

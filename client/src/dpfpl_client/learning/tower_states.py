@@ -78,8 +78,8 @@ class Weights:
 
 
 def by_rows(x: Tensor) -> Tensor:
-    """[H, R, B, T, e] as [B, R T, H, e]."""
-    return x.permute(2, 1, 3, 0, 4).flatten(1, 2)
+    """[H, R, T, e] as [R T, d]."""
+    return x.permute(1, 2, 0, 3).reshape(x.shape[1] * x.shape[2], -1)
 
 
 def at_ends(packed: PackedClasses, before: int) -> Tensor:
@@ -89,6 +89,7 @@ def at_ends(packed: PackedClasses, before: int) -> Tensor:
 
 
 def slices(total: int, size: int) -> Iterator[slice]:
-    """``range(total)`` in pieces of at most ``size``."""
-    for start in range(0, total, size):
-        yield slice(start, min(start + size, total))
+    """``range(total)`` in the fewest pieces of at most ``size``, as equal as can be."""
+    pieces = -(-total // size)
+    for piece in range(pieces):
+        yield slice(piece * total // pieces, (piece + 1) * total // pieces)

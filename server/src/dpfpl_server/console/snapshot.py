@@ -1,5 +1,6 @@
 """Everything that the live page shows of one experiment, as one value ready for JSON; reading it changes nothing."""
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +21,7 @@ __all__ = ["list_experiments", "snapshot", "tail"]
 LOG_BYTES = 32_768
 LOG_LINES = 60
 SHOWN_DROPS = 200
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 CURVES = (
     ("personal_local", "own classes", 0),
     ("global_local", "own classes, shared prompt alone", 1),
@@ -64,7 +66,7 @@ def snapshot(folder: RunFolder, connections: Mapping[str, str], log: Sequence[st
         "activity": live.activity,
         "waiting_for": [printable(site) for site in state.last.get("waiting_for", ())] if not state.over else [],
         "problem": _problem(state.last) if state.state == "FAILED" else None,
-        "sites": _sites(experiment, live, connections, history, drops, over=state.over),
+        "sites": _sites(experiment, live, connections, history, drops, result, over=state.over),
         "privacy": _privacy(experiment, state.round),
         "chart": _chart(experiment, history, result),
         "drops": [
@@ -81,7 +83,7 @@ def tail(path: Path) -> list[str]:
         with path.open("rb") as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - LOG_BYTES))
-            text = file.read().decode("utf-8", errors="replace")
+            text = COLOURS.sub("", file.read().decode("utf-8", errors="replace"))
     except OSError:
         return []
     lines = text.splitlines()
@@ -98,14 +100,17 @@ def _sites(
     connections: Mapping[str, str],
     history: Sequence[Mapping[str, Any]],
     drops: Sequence[Mapping[str, Any]],
+    result: Any | None,
     *,
     over: bool,
 ) -> list[dict[str, Any]]:
-    """Each site with what it did, and the epsilon that it can have been charged at most.
+    """Each site with what it did, its newest accuracy, and the epsilon that it can have been charged at most.
 
+    The accuracy is that of the finished prompt once there is a result, as in the report.
     The server knows in which rounds it used a site's answer. A reply that came too late or was rejected may have been
     charged at the site as well, so those count, too. What the site really charged, and its caps, only the site knows.
     """
+    final = {site["name"]: site.get("local") for site in (result or {}).get("sites", ())}
     rows = []
     for name in experiment.sites:
         used = sum(name in entry["sites"] for entry in history)
@@ -122,7 +127,7 @@ def _sites(
                 "doing": "" if over else live.sites.get(printable(name), ""),
                 "used": used,
                 "dropped": dropped,
-                "accuracy": accuracy[-1] if accuracy else None,
+                "accuracy": final[name] if final.get(name) is not None else accuracy[-1] if accuracy else None,
                 "epsilon_at_most": _recipient_epsilon(experiment, min(used + dropped, experiment.rounds.number)),
             }
         )

@@ -6,7 +6,7 @@ from typing import Any
 from dpfpl_server.markup import Html, text
 from dpfpl_server.plain_words import noise_is_real
 from dpfpl_server.report.facts import called, paired_sites, site_sample_rate
-from dpfpl_server.report.figures import Figures, key_path
+from dpfpl_server.report.figures import Figures, is_loose, key_path
 from dpfpl_server.report.names import floor_name, unit_name, who
 from dpfpl_server.report.roi_case import RoiCase
 
@@ -104,12 +104,14 @@ def privacy_sentence(result: Result, figures: Figures) -> Html:
         )
         for i, entry in enumerate(privacy["epsilons"])
     ]
+    loose = any(is_loose(figures, f"privacy.epsilons[{i}].epsilon") for i in range(len(claims)))
     infinite = any(entry["epsilon"] == "infinite" for entry in privacy["epsilons"])
     return texts(
         "answer.privacy",
         simulated=texts("answer.real" if noise_is_real(result) else "answer.simulated"),
         unit=unit_name(texts, result, brief=True),
         claims=texts.listed(claims),
+        loose=texts("answer.loose") if loose else "",
         infinite=texts("answer.infinite") if infinite else "",
     )
 
@@ -143,4 +145,7 @@ def _worth(figures: Figures, roi: RoiCase | None) -> Html:
         return texts("answer.roi_never")
     if month == 0:
         return texts("answer.roi_at_once")
-    return texts("answer.roi_month", month=texts("format.month", n=figures.number("roi.expected.break_even_month")))
+    shown = texts("format.month", n=figures.number("roi.expected.break_even_month"))
+    if month > roi.inputs.months:
+        return texts("answer.roi_late", months=figures.number("roi.expected.months"), month=shown)
+    return texts("answer.roi_month", month=shown)

@@ -14,7 +14,10 @@ from dpfpl_server.markup import Html, text
 from dpfpl_server.plain_words import DASH, bytes_text, epsilon_text, exact
 from dpfpl_server.report.texts import Texts
 
-__all__ = ["Figures", "key_path"]
+__all__ = ["Figures", "is_loose", "key_path"]
+
+NO_BREAK_SPACE = "\u00a0"
+NEARLY_CERTAIN = 0.95
 
 
 def key_path(root: str, key: str) -> str:
@@ -53,6 +56,10 @@ class Figures:
     def number(self, formula: str, digits: int = 0) -> Html:
         """A number with thousands separated."""
         return self._data(formula, lambda value: f"{value:,.{digits}f}")
+
+    def money(self, formula: str) -> Html:
+        """An amount, in whole units from a hundred on."""
+        return self._data(formula, lambda value: f"{value:,.{0 if value == 0 or abs(value) >= 100 else 2}f}")
 
     def exact(self, formula: str) -> Html:
         """A setting as it is."""
@@ -102,7 +109,13 @@ class Figures:
         if value is None:
             missing = text(self.texts.plain("format.not_available"))
             return Html(f'<data value="" data-from="{text(formula)}"><abbr title="{missing}">{DASH}</abbr></data>')
-        return Html(f'<data value="{text(json.dumps(value))}" data-from="{text(formula)}">{text(shown(value))}</data>')
+        unbroken = text(shown(value)).replace(" ", NO_BREAK_SPACE)
+        return Html(f'<data value="{text(json.dumps(value))}" data-from="{text(formula)}">{unbroken}</data>')
+
+
+def is_loose(figures: Figures, formula: str) -> bool:
+    """Whether an epsilon by itself no longer excludes that somebody becomes nearly certain (from about 2.95 on)."""
+    return figures.of(formula) != "infinite" and float(figures.of(f"posterior({formula})")) > NEARLY_CERTAIN
 
 
 def _certainty(value: float) -> str:

@@ -27,6 +27,17 @@ from dpfpl_server.run_folder import RunFolder
 
 __all__ = ["read_roi", "render_report", "write_report"]
 
+SHAPE: dict[str, type] = {
+    "config": Mapping,
+    "method": str,
+    "transport": str,
+    "accuracy": Mapping,
+    "floors": Mapping,
+    "sites": list,
+    "rounds": list,
+    "privacy": Mapping,
+}
+
 PAGE = """<!DOCTYPE html>
 <html lang="{language}">
 <head>
@@ -119,17 +130,14 @@ def write_report(
     try:
         result = RunFolder(run_folder_path).read_json("result.json")
     except StateError:
-        raise StateError(
-            code="RESULT_DAMAGED",
-            message=f"{run_folder_path / 'result.json'} is not valid JSON.",
-            advice="Finish the run again (dpfpl-server resume NAME); it is rebuilt from the checkpoint.",
-        ) from None
+        raise _not_a_result(run_folder_path / "result.json", "it is not valid JSON") from None
     if result is None:
         raise StateError(
             code="NO_RESULT",
             message=f"{run_folder_path} holds no result.json.",
             advice="Let the run finish (dpfpl-server resume NAME), then ask for the report again.",
         )
+    _check_shape(result, run_folder_path / "result.json")
     path = out or run_folder_path / ("report.html" if language == "en" else f"report.{language}.html")
     page = render_report(result, language, roi).encode()
     try:
@@ -141,6 +149,36 @@ def write_report(
             advice="Give --out a file in a folder that exists and is yours.",
         ) from None
     return path
+
+
+def _check_shape(result: object, path: Path) -> None:
+    """Refuse what no version of this software wrote, by the first key that is not as it should be.
+
+    Raises:
+        StateError: a key is missing or of another type.
+    """
+    if not isinstance(result, Mapping):
+        raise _not_a_result(path, "it is no table")
+    for key, kind in SHAPE.items():
+        if not isinstance(result.get(key), kind):
+            raise _not_a_result(path, f"{key!r} is missing or of another type")
+    nested = {
+        "floors": list(result["floors"].values()),
+        "sites": result["sites"],
+        "rounds": result["rounds"],
+        "privacy": [*result["privacy"].get("epsilons", [None]), *result["privacy"].get("events", [None])],
+    }
+    for key, entries in nested.items():
+        if not all(isinstance(entry, Mapping) for entry in entries):
+            raise _not_a_result(path, f"an entry of {key!r} is missing or no table")
+
+
+def _not_a_result(path: Path, why: str) -> StateError:
+    return StateError(
+        code="RESULT_DAMAGED",
+        message=f"{path} is not a result of this software: {why}.",
+        advice="Finish the run again (dpfpl-server resume NAME); it is rebuilt from the checkpoint.",
+    )
 
 
 def read_roi(path: Path) -> RoiInputs:

@@ -5,13 +5,12 @@ from typing import Any
 
 from dpfpl_server.markup import Html, bullets, details, paragraph, section, table, text
 from dpfpl_server.report.facts import called, site_sample_rate
-from dpfpl_server.report.figures import Figures, key_path
+from dpfpl_server.report.figures import Figures, is_loose, key_path
 from dpfpl_server.report.names import unit_name, unit_short, who
 
 __all__ = ["audit_section", "privacy_section"]
 
 Result = Mapping[str, Any]
-NEARLY_CERTAIN = 0.95
 
 
 def privacy_section(result: Result, figures: Figures) -> Html:
@@ -25,7 +24,9 @@ def privacy_section(result: Result, figures: Figures) -> Html:
         Html(f"<h3>{texts('left.words')}</h3>"),
         bullets([_in_words(result, figures, i) for i in range(len(result["privacy"]["epsilons"]))]),
         paragraph([texts("left.near_certain")]) if _near_certain(result, figures) else "",
-        paragraph([texts("left.tests_uncovered"), texts("left.ledger")], "quiet", between=texts.space),
+        paragraph(
+            [texts("left.final"), texts("left.tests_uncovered"), texts("left.ledger")], "quiet", between=texts.space
+        ),
         details(texts("left.technical"), *_technical(result, figures)),
     )
 
@@ -81,8 +82,7 @@ def _in_words(result: Result, figures: Figures, index: int) -> Html:
 
 
 def _near_certain(result: Result, figures: Figures) -> bool:
-    finite = [i for i, entry in enumerate(result["privacy"]["epsilons"]) if entry["epsilon"] != "infinite"]
-    return any(figures.of(f"posterior(privacy.epsilons[{i}].epsilon)") > NEARLY_CERTAIN for i in finite)
+    return any(is_loose(figures, f"privacy.epsilons[{i}].epsilon") for i in range(len(result["privacy"]["epsilons"])))
 
 
 def _technical(result: Result, figures: Figures) -> list[Html]:
@@ -144,7 +144,7 @@ def audit_section(result: Result, figures: Figures) -> Html:
         (
             str(entry.get("attack", "")),
             str(entry.get("adversary", "")),
-            figures.number(f"audit[{i}].epsilon_lower_bound", 2),
+            _bound(figures, i),
             figures.epsilon(f"audit[{i}].epsilon_claimed"),
             figures.percent(f"audit[{i}].confidence"),
         )
@@ -152,3 +152,13 @@ def audit_section(result: Result, figures: Figures) -> Html:
     ]
     heads = [texts(f"audit.{key}") for key in ("attack", "against", "bound", "claimed", "confidence")]
     return section(texts("audit.title"), table(texts("audit.caption"), heads, rows, (2, 3, 4)))
+
+
+def _bound(figures: Figures, index: int) -> Html:
+    """The lower bound; where it is above the claim, words that nobody overlooks."""
+    at = f"audit[{index}]"
+    shown = figures.number(f"{at}.epsilon_lower_bound", 2)
+    claimed, bound = figures.of(f"{at}.epsilon_claimed"), figures.of(f"{at}.epsilon_lower_bound")
+    if claimed in (None, "infinite") or bound is None or bound <= claimed:
+        return shown
+    return Html(f"<strong>{figures.texts('audit.refuted', bound=shown)}</strong>")

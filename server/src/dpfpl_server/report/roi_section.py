@@ -84,17 +84,26 @@ def _shown(figures: Figures, formula: str, unit: str) -> Html:
             return figures.percent(formula)
         case "hours" | "cases" | "minutes":
             return figures.number(formula, 1)
+        case "money":
+            return figures.money(formula)
         case _:
             return figures.number(formula)
 
 
 def _months(figures: Figures, roi: RoiCase) -> list[Html]:
-    return [
-        figures.texts("roi.never")
-        if roi.scenarios[case].break_even_month is None
-        else figures.number(f"roi.{case}.break_even_month")
-        for case in SCENARIOS
-    ]
+    shown = []
+    for case in SCENARIOS:
+        month = roi.scenarios[case].break_even_month
+        number = figures.number(f"roi.{case}.break_even_month")
+        late = month is not None and month > roi.inputs.months
+        shown.append(
+            figures.texts("roi.never")
+            if month is None
+            else figures.texts("roi.after_horizon", month=number)
+            if late
+            else number
+        )
+    return shown
 
 
 def _origin(figures: Figures, roi: RoiCase) -> list[Html]:
@@ -103,7 +112,7 @@ def _origin(figures: Figures, roi: RoiCase) -> list[Html]:
         return [texts("roi.rates_company")]
     notes = [texts("roi.rates_run", low=roi.least, high=roi.most)]
     if len(roi.rate_formulas) == 1:
-        notes.append(texts("roi.rates_company"))
+        notes.append(texts("roi.rates_company_one"))
     if "error_rate_before" in roi.rate_formulas:
         notes.append(texts("roi.rates_before"))
     return notes
