@@ -4,7 +4,8 @@ What it does. Before anything runs, every break is looked at: the text to change
 compiles and names nothing that is not there, its tests exist. Then all these tests must pass in unbroken copies of the
 working tree, file by file. Then each break is made in a copy, its tests are run there, and it is
 
-- ``caught``: one of its tests ran and failed (the others are then not run), and not because the broken code could not be imported or read;
+- ``caught``: one of its tests ran and failed (which ends the run), and not because the broken code could not be
+  imported or read;
 - ``MISSED``: all its tests passed;
 - ``BROKEN``: it was no working program, so its failure says nothing;
 - ``TIMED OUT``: its tests did not end; nothing is concluded from that;
