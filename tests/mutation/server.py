@@ -76,7 +76,7 @@ SERVER = (
         COMMON + "experiment.py",
         "        return self.rounds.min_sites or len(self.sites) - self.privacy.tolerated_dropouts\n",
         "        return self.rounds.min_sites or len(self.sites) - 1\n",
-        BELOW_QUORUM,
+        ("tests/common/test_trust.py::test_whoever_survives_and_whoever_colludes_the_unknown_noise_suffices",),
     ),
     (
         "server: every provisioned site is asked, on the list or not",
