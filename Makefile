@@ -25,7 +25,7 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup wheels images compose-test kubernetes-schema demo test lint types pytest bench bench-docs mutate screenshots api format proto clean attacks
+.PHONY: help setup wheels images compose-test kubernetes-schema demo demo-vlm test lint types pytest bench bench-docs benchmarks mutate screenshots api format proto clean attacks
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +53,10 @@ demo: setup  ## a real federation on this machine; report in runs/demo/
 	@began=$$(date +%s); $(BIN)/dpfpl-bench demo --out runs/demo; code=$$?; \
 	echo "demo: $$(( $$(date +%s) - began )) s"; exit $$code
 
+demo-vlm: setup  ## the same with a generative model that answers questions; report in runs/demo-vlm/
+	@began=$$(date +%s); $(BIN)/dpfpl-bench demo-vlm --out runs/demo-vlm; code=$$?; \
+	echo "demo-vlm: $$(( $$(date +%s) - began )) s"; exit $$code
+
 test: lint types pytest  ## lint, types and the whole test suite
 
 lint: setup  ## ruff: rules and format
@@ -72,6 +76,9 @@ bench: setup  ## how fast it is, against the usual ways; runs/bench/bench.json
 
 bench-docs: setup  ## docs/performance.md from the last make bench
 	$(BIN)/dpfpl-bench speed-page --bench runs/bench/bench.json --docs docs
+
+benchmarks: setup  ## accuracy, floors and attacks on built-in data: docs/benchmarks.md from runs/benchmarks
+	$(BIN)/dpfpl-bench benchmarks --out runs/benchmarks --docs docs $(BENCH_ARGS)
 
 # Wheels of everything that the images install, so that a build needs no package index; PIP_ARGS says where CPU torch is.
 WHEELS := deploy/wheels/.collected

@@ -107,7 +107,7 @@ def test_a_site_needs_no_code_for_its_images(bench, images, form, tmp_path):
     assert result["config"]["classes"] == sorted(CLASSES)
     assert (result["transport"], result["seed"], len(result["rounds"])) == ("in_process", 0, 2)
     assert all(0 <= site["local"] <= 1 and site["num_classes"] == 3 for site in result["sites"])
-    assert set(result["floors"]) == {"zero_shot", "global_only", "local_only", "centralised"}
+    assert set(result["floors"]) == {"zero_shot", "global_only", "local_only", "local_only_no_noise", "centralised"}
     assert all(0 <= floor["local"] <= 1 for floor in result["floors"].values())
     assert {row["epsilon"] for row in result["privacy"]["epsilons"]} == {"infinite"}
 

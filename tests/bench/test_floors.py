@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dpfpl_bench import floors
-from dpfpl_bench.floors import centralised, local_only
+from dpfpl_bench.floors import centralised, local_only, trained_floors
 from dpfpl_bench.simulation import SimulatedSite, Simulation
 from dpfpl_client.learning.backbone import load_backbone
 from dpfpl_client.learning.evaluation import LabelledFeatures
@@ -146,4 +146,19 @@ def test_a_site_without_test_images_is_left_out_of_the_means(backbone, sites):
 
     floor = local_only(backbone, [blind], make_experiment(backbone, rounds=1), seed=0)
 
-    assert floor == {"local": None, "neighbour": None}
+    assert floor == {"local": None, "neighbour": None, "worst_site": None}
+
+
+def test_every_site_alone_is_shown_with_its_noise_and_without(backbone, sites, simulated):
+    found = trained_floors(backbone, sites, make_experiment(backbone, rounds=1), seed=0)
+    assert set(found) == {"local_only", "local_only_no_noise", "centralised"}
+    assert [alone.privacy.noise_multiplier for _, alone in simulated] == [1.0, 1.0, 0.0, 0.0, 0.0]
+    for floor in found.values():
+        assert floor["worst_site"] <= floor["local"]
+
+
+def test_without_noise_every_site_alone_is_trained_once(backbone, sites, simulated):
+    experiment = make_experiment(backbone, rounds=1, target_epsilon=None, noise_multiplier=0.0)
+    found = trained_floors(backbone, sites, experiment, seed=0)
+    assert len(simulated) == 3
+    assert found["local_only"] == found["local_only_no_noise"]

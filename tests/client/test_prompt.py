@@ -12,7 +12,7 @@ from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.learning.backbone import load_backbone
 from dpfpl_client.learning.evaluation import class_probabilities
 from dpfpl_client.prompt import load_prompt
-from dpfpl_common.errors import ModelError, StateError
+from dpfpl_common.errors import ConfigError, ModelError, StateError
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,18 @@ def test_the_classifier_is_the_evaluations_own_arithmetic(state, backbone):
     for row, prediction in zip(expected.tolist(), prompt.predict(backbone, images, 2), strict=True):
         found = dict(zip(prediction.classes, prediction.probabilities, strict=True))
         assert [found[name] for name in prompt.experiment.classes] == pytest.approx(row, abs=2e-6)
+
+
+def test_the_strength_weighs_the_personal_part_alone(state, backbone):
+    prompt = load_prompt(state)
+    plain, weak, strong = (prompt.with_strength(alpha).context(backbone) for alpha in (0.0, 0.5, 2.0))
+    personal = torch.from_numpy(prompt.personal_context.astype(np.float32))
+    assert personal.abs().max() > 0
+    torch.testing.assert_close(prompt.context(backbone), plain + personal)
+    torch.testing.assert_close(weak, plain + 0.5 * personal)
+    torch.testing.assert_close(strong, plain + 2 * personal)
+    with pytest.raises(ConfigError, match="personal_strength"):
+        prompt.with_strength(-0.1)
 
 
 def test_a_prompt_is_found_by_the_sites_folder_too(state):

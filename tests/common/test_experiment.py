@@ -20,6 +20,7 @@ from dpfpl_common.experiment import (
     PrivacySettings,
     PromptSettings,
     RoundSettings,
+    TaskSettings,
     load_experiment,
     parse_experiment,
 )
@@ -130,6 +131,8 @@ OTHER = {
     "prompt.num_context": 5,
     "prompt.rank": 2,
     "prompt.init_text": "",
+    "prompt.personal_strength": 0.5,
+    "prompt.retention": 0.5,
     "optimizer.name": "sgd",
     "optimizer.global_learning_rate": 0.5,
     "optimizer.personal_learning_rate": 0.5,
@@ -181,13 +184,47 @@ def test_an_experiment_of_an_earlier_release_keeps_its_digest():
     assert "aggregation" not in BASE.to_json()
     assert "gradients" not in BASE.to_json()
     assert "projection" not in BASE.to_json()
+    assert "task" not in BASE.to_json()
+    assert "personal_strength" not in BASE.to_json()
+    assert "absent_weight" not in BASE.to_json()
+    assert "retention" not in BASE.to_json()
+    assert "contrast" not in BASE.to_json()
+    stronger = dataclasses.replace(BASE, prompt=dataclasses.replace(BASE.prompt, personal_strength=1.5))
+    assert parse_experiment(stronger.to_json()) == stronger
+    assert stronger.digest() != BASE.digest()
     assert parse_experiment(BASE.to_json()).digest() == BASE.digest()
 
 
+def test_questions_are_asked_without_a_list_of_classes():
+    vqa = dataclasses.replace(BASE, classes=(), task=TaskSettings(kind="vqa"))
+    assert parse_experiment(vqa.to_json()) == vqa
+    assert vqa.digest() != BASE.digest()
+    with pytest.raises(ConfigError, match="empty list"):
+        dataclasses.replace(BASE, task=TaskSettings(kind="vqa"))
+    for wrong, word in (
+        ({"kind": "caption"}, "task.kind"),
+        ({"question": "a\nb"}, "task.question"),
+        ({"question": "a" * 1001}, "task.question"),
+        ({"max_answer_tokens": 0}, "task.max_answer_tokens"),
+    ):
+        with pytest.raises(ConfigError, match=word):
+            dataclasses.replace(BASE, task=TaskSettings(**wrong))
+
+
 def test_every_field_is_reachable_and_part_of_the_identity():
-    # The other mechanism, a projection and another rule go with one trust mode only, sampled sites with one unit; they
-    # have tests of their own.
-    apart = {"privacy.mechanism", "privacy.projection", "privacy.site_sample_rate", "aggregation.rule"}
+    # The other mechanism, a projection and another rule go with one trust mode only, sampled sites with one unit, a
+    # question with one task; they have tests of their own.
+    apart = {
+        "prompt.absent_weight",
+        "prompt.contrast",
+        "privacy.mechanism",
+        "privacy.projection",
+        "privacy.site_sample_rate",
+        "aggregation.rule",
+        "task.kind",
+        "task.question",
+        "task.max_answer_tokens",
+    }
     assert set(leaves(Experiment)) - set(OTHER) == apart
     digests = {BASE.digest()} | {parse_experiment(json.dumps(changed(k, v))).digest() for k, v in OTHER.items()}
     assert len(digests) == len(OTHER) + 1
@@ -221,6 +258,17 @@ def test_what_has_no_sound_analysis_is_refused_with_the_reason(privacy, reason):
     whole = dataclasses.replace(BASE, privacy=projected)
     assert parse_experiment(whole.to_json()) == whole
     assert dataclasses.replace(BASE, privacy=projected).digest() != dataclasses.replace(BASE, privacy=sound).digest()
+    keeping = dataclasses.replace(BASE, prompt=dataclasses.replace(BASE.prompt, absent_weight=0.5), privacy=sound)
+    assert parse_experiment(keeping.to_json()) == keeping
+    assert keeping.digest() != dataclasses.replace(BASE, privacy=sound).digest()
+    drawn = dataclasses.replace(BASE, prompt=dataclasses.replace(BASE.prompt, method="fedpgp", contrast=1.0))
+    assert parse_experiment(drawn.to_json()) == drawn
+    with pytest.raises(ConfigError, match=r"contrast.*fedpgp"):
+        dataclasses.replace(drawn, prompt=dataclasses.replace(drawn.prompt, method="fedotp"))
+    with pytest.raises(ConfigError, match=r"retention.*per_step"):
+        dataclasses.replace(BASE, prompt=dataclasses.replace(BASE.prompt, retention=1.0), privacy=sound)
+    with pytest.raises(ConfigError, match=r"absent_weight.*one_shot only"):
+        dataclasses.replace(keeping, privacy=BASE.privacy)
     with pytest.raises(ConfigError, match="one of none, text"):
         dataclasses.replace(BASE, privacy=dataclasses.replace(sound, projection="images"))
 

@@ -77,6 +77,8 @@ def engine() -> Iterator[Engine]:
         raise RuntimeError(
             "No Docker engine answers, and none can be started: needs root and dockerd (apt-get install docker.io)."
         )
+    alone = not Path("/sys/class/net/docker0").exists()  # else another engine is or was here, and its traces stay
+    before = _packet_filter()
     # Docker's sockets have short paths only, and its data must not lie on tmpfs.
     folder = Path(tempfile.mkdtemp(prefix="dpfpl-engine-", dir="/var/tmp"))
     host = f"unix://{folder}/docker.sock"
@@ -112,4 +114,42 @@ def engine() -> Iterator[Engine]:
         if daemon.poll() is None:
             daemon.kill()
             daemon.wait()
-        shutil.rmtree(folder, ignore_errors=True)
+        _clear(folder)
+        if alone:
+            _forget_network(before)
+
+
+def _clear(folder: Path) -> None:
+    """Remove the engine's folder; it holds a network namespace, which dockerd leaves mounted."""
+    for mounted in (folder / "exec" / "netns").glob("*"):
+        run("umount", str(mounted), check=False)
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        raise RuntimeError(f"{folder} could not be removed whole.")
+
+
+def _forget_network(before: str) -> None:
+    """Take away dockerd's bridge and its rules in the packet filter; everybody else's stay."""
+    run("ip", "link", "del", "docker0", check=False)
+    program = shutil.which("iptables-restore")
+    if program is None:
+        return
+    policies = [line for line in _table(before, "filter") if line.startswith(":FORWARD")] or [":FORWARD ACCEPT [0:0]"]
+    lines, table = [], ""
+    for line in _packet_filter().splitlines():
+        table = line if line.startswith("*") else table
+        if "docker" not in line.lower():
+            lines.append(policies[0] if table == "*filter" and line.startswith(":FORWARD") else line)
+    run(program, input="\n".join(lines) + "\n", check=False)
+
+
+def _packet_filter() -> str:
+    """The machine's packet filter, as text; nothing where it cannot be asked."""
+    program = shutil.which("iptables-save")
+    return run(program, check=False).stdout if program else ""
+
+
+def _table(rules: str, name: str) -> list[str]:
+    """The lines of one table."""
+    _, _, rest = rules.partition(f"*{name}\n")
+    return rest.partition("COMMIT")[0].splitlines()

@@ -199,6 +199,13 @@ MECHANISM = (
         (f"{NO_LEAK_BETWEEN_EXAMPLES_TESTS}::test_P12_another_examples_image_label_and_size_change_no_bit_of_a_row",),
     ),
     (
+        "one example's gradient depends on the others', in a generative model",
+        "client/src/dpfpl_client/learning/generative/scorer.py",
+        "torch.autograd.grad(losses.sum(), copies)[0]",
+        "torch.autograd.grad((losses * losses.detach().mean()).sum(), copies)[0]",
+        ("tests/client/learning/generative/test_families.py::test_an_example_changes_its_own_gradient_only",),
+    ),
+    (
         "the update is divided by the true number of images",
         STEP,
         "    divisor = privacy.sample_rate * privacy.nominal_site_size\n    shared_stddev",
@@ -272,5 +279,12 @@ MECHANISM = (
         "    kept = factors[:, 0] > 0\n",
         "    kept = factors[:, 0] > 0\n    factors = factors * (1.0 + 2.0**-8)\n",
         (f"{STEP_TESTS}::test_P10_one_example_moves_the_whole_release_by_at_most_one",),
+    ),
+    (
+        "public pulls: a pull that is made of the batch's un-noised gradients",
+        LEARNER,
+        "directions.split(pull.personal[None])",
+        "directions.split(pull.personal[None] + gradients.sum(axis=0))",
+        (f"{LEARNER_TESTS}::test_public_pulls_are_made_of_released_values_and_public_facts_alone",),
     ),
 )

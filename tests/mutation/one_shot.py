@@ -33,21 +33,32 @@ ONE_SHOT = (
     (
         "one_shot: a class that may hide in the noise is given up",
         PROTOTYPES,
-        "    weights = np.where(found, signal, min(math.sqrt(hiding), most))\n",
+        "    weights = np.where(found, signal, max(min(math.sqrt(hiding), most), least))\n",
         "    weights = signal\n",
         (f"{PROTOTYPES_TESTS}::test_a_clear_class_is_found_and_an_absent_one_is_not",),
     ),
     (
         "one_shot: how far to believe a row is decided from the un-noised sums",
         LEARNER,
-        "        prototypes = prototypes_from(sums, noise_multiplier, *self._public_facts)\n",
+        "        prototypes = prototypes_from(\n"
+        "            sums, noise_multiplier, *self._public_facts, absent_weight=experiment.prompt.absent_weight\n"
+        "        )\n",
         "        train = self._features.train\n"
         "        true = np.zeros_like(sums)\n"
         "        np.add.at(true, train.labels.numpy(), train.features.double().numpy())\n"
-        "        prototypes = prototypes_from(sums, noise_multiplier, *self._public_facts)\n"
+        "        prototypes = prototypes_from(\n"
+        "            sums, noise_multiplier, *self._public_facts, absent_weight=experiment.prompt.absent_weight\n"
+        "        )\n"
         "        sizes = np.linalg.norm(true, axis=1)\n"
         "        prototypes = dataclasses.replace(prototypes, weights=sizes / max(1e-9, sizes.sum()))\n",
         (f"{LEARNER_TESTS}::test_one_shot_trains_on_what_the_noise_source_answered_alone",),
+    ),
+    (
+        "one_shot: the classes that a site lacks lose their share as the noise falls",
+        PROTOTYPES,
+        "    weights = np.where(found, signal, max(min(math.sqrt(hiding), most), least))\n",
+        "    weights = np.where(found, signal, min(math.sqrt(hiding), most))\n",
+        (f"{PROTOTYPES_TESTS}::test_the_absent_keep_their_share_however_little_noise_there_is",),
     ),
     (
         "one_shot: the noised sums are drawn anew in every round",

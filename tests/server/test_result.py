@@ -107,8 +107,16 @@ def test_the_figures_are_those_of_the_sites():
         "neighbour": pytest.approx(0.2),
         "worst_site": 0.5,
     }
-    assert result["floors"]["zero_shot"] == {"local": pytest.approx(0.4), "neighbour": pytest.approx(0.4)}
-    assert result["floors"]["global_only"] == {"local": pytest.approx(0.5), "neighbour": pytest.approx(0.3)}
+    assert result["floors"]["zero_shot"] == {
+        "local": pytest.approx(0.4),
+        "neighbour": pytest.approx(0.4),
+        "worst_site": 0.3,
+    }
+    assert result["floors"]["global_only"] == {
+        "local": pytest.approx(0.5),
+        "neighbour": pytest.approx(0.3),
+        "worst_site": pytest.approx(0.4),
+    }
 
 
 @pytest.mark.parametrize("history", [[], [entry(1)]])
@@ -117,7 +125,7 @@ def test_missing_metrics_are_null(history):
 
     assert all(site["local"] is None and site["before"] is None for site in result["sites"])
     assert result["accuracy"] == {"local": None, "neighbour": None, "worst_site": None}
-    assert result["floors"]["zero_shot"] == {"local": None, "neighbour": None}
+    assert result["floors"]["zero_shot"] == {"local": None, "neighbour": None, "worst_site": None}
 
 
 def test_the_configuration_can_be_read_back():
@@ -232,4 +240,4 @@ def test_mean_leaves_out_what_is_missing():
     assert mean([0.5, None, 1.0]) == 0.75
     assert mean([None]) is None
     assert mean([]) is None
-    assert floors_from_metrics({})["zero_shot"] == {"local": None, "neighbour": None}
+    assert floors_from_metrics({})["zero_shot"] == {"local": None, "neighbour": None, "worst_site": None}

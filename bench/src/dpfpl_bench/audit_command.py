@@ -4,13 +4,14 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from dpfpl_bench.data_flag import data_settings
+from dpfpl_bench.data_flag import data_settings, named_classes
 from dpfpl_common.errors import ConfigError
 
 __all__ = ["EXAMPLES", "audit"]
@@ -21,6 +22,10 @@ Examples:
   dpfpl-bench audit --data digits --epsilon 8
 
   dpfpl-bench audit --data IMAGE_FOLDER --method fedotp --epsilon 2 --quick --json --out audit.json
+
+  dpfpl-bench audit --demo runs/demo --seeds 3 --quick
+
+  dpfpl-bench audit --data digits --mechanism one_shot --epsilon 2
 """
 
 
@@ -36,24 +41,32 @@ def audit(
     rounds: Annotated[int, typer.Option(min=1, help="federated rounds")] = 10,
     local_steps: Annotated[int, typer.Option(min=1, help="noised steps in one round")] = 4,
     clipping_norm: Annotated[float, typer.Option(help="L2 bound of one example's gradient")] = 0.1,
-    seed: Annotated[int, typer.Option(min=0, help="of partition, canaries, sampling and noise")] = 0,
+    mechanism: Annotated[str, typer.Option(help="per_step, or one_shot: its class sums")] = "per_step",
+    seed: Annotated[int, typer.Option(min=0, help="of partition, canaries, sampling and noise; the first of them")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="repetitions, combined by a fixed rule")] = 1,
+    demo: Annotated[
+        Path | None, typer.Option(file_okay=False, help="a demo's folder: attack what its sites released, too")
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="a fifth of the trials: looser bounds")] = False,
     online: Annotated[bool, typer.Option("--online", help="let hub ids be downloaded")] = False,
     out: Annotated[Path | None, typer.Option(dir_okay=False, help="where to write the findings as JSON")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of the table")] = False,
 ) -> None:
-    """Attack one site's training (mechanism per_step), with its noise and with the noise off.
+    """Attack one site's training, with its noise and with the noise off.
+
+    Over several seeds a bound is the largest with noise and the smallest without; rates are means.
 
     Exit codes: 0 every claim holds, 1 an attack learned more than is claimed, 2 bad input.
     """
     import torch
 
-    from dpfpl_bench.audit import AuditSettings, Finding
+    from dpfpl_bench.audit import AuditSettings, Finding, combined
     from dpfpl_bench.audit import audit as attack
-    from dpfpl_bench.settings import BenchSettings, build_experiment
+    from dpfpl_bench.settings import build_experiment
     from dpfpl_bench.simulation import prepare_sites, site_names
+    from dpfpl_bench.sweep_settings import Cell, FixedSettings
     from dpfpl_client.agent.feature_cache import FeatureCache
-    from dpfpl_client.data import list_classes, partition_sites, read_pool
+    from dpfpl_client.data import partition_sites, read_pool
     from dpfpl_client.learning.backbone import load_backbone
     from dpfpl_client.learning.dual_encoder import as_dual_encoder
     from dpfpl_common.settings import to_table
@@ -64,45 +77,41 @@ def audit(
             code="IMPOSSIBLE_VALUE", message=f"--epsilon is {epsilon:g}.", advice="Give a number above 0."
         )
     console = Console(stderr=True)
-    settings = data_settings(data, seed)
-    names = list_classes(settings)
-    parts = partition_sites(read_pool(settings, names).records, names, partition, sites, seed, 0.3)
-    backbone = as_dual_encoder(load_backbone(model, offline=not online))
-    prepared = prepare_sites(parts, names, FeatureCache(None, backbone), site_names(sites))
-    bench = BenchSettings(
-        name="audit",
-        method=method,
-        rank=rank,
-        mechanism="per_step",
-        trust="distributed",
-        epsilon=epsilon,
-        clipping="joint",
-        accounting="honest",
-        delta=delta,
-        rounds=rounds,
-        local_steps=local_steps,
-        sample_rate=0.5,
-        clipping_norm=clipping_norm,
-        learning_rate=0.02,
-        personal_learning_rate=0.02,
-        init_text="a photo of a",
-        num_context=0,
-        evaluate_every=1,
-    )
-    experiment = build_experiment(bench, backbone, model, names, prepared)
+
+    def told(text: str) -> None:
+        console.print(f"{text} ...", highlight=False)
+
+    findings: list[Finding] = []
+    if demo is not None:
+        from dpfpl_bench.audit_demo import audit_released, open_demo
+
+        with TemporaryDirectory() as cache:
+            opened = open_demo(demo, Path(cache))
+        experiment, backbone, train = opened.experiment, opened.backbone, opened.sites[0].features.train
+        findings = audit_released(opened, seeds, told)
+    else:
+        settings = data_settings(data, seed, offline=not online)
+        names = named_classes(data, settings)
+        parts = partition_sites(read_pool(settings, names).records, names, partition, sites, seed, 0.3)
+        backbone = as_dual_encoder(load_backbone(model, offline=not online))
+        prepared = prepare_sites(parts, names, FeatureCache(None, backbone), site_names(sites))
+        fixed = FixedSettings(delta=delta, rounds=rounds, local_steps=local_steps, clipping_norm=clipping_norm)
+        trust = "local" if mechanism == "one_shot" else "distributed"
+        bench = Cell(method, rank, mechanism, trust, epsilon, seed).bench_settings("audit", fixed)
+        experiment = build_experiment(bench, backbone, model, names, prepared)
+        train = prepared[0].features.train
     effort = AuditSettings(seed=seed)
     if quick:
         effort = dataclasses.replace(effort, canaries=60, trials=400, trainings=12, inversions=4)
-    findings: list[Finding] = attack(
-        backbone,
-        experiment,
-        prepared[0].features.train,
-        effort,
-        lambda text: console.print(f"{text} ...", highlight=False),
-    )
+    found = []
+    for number in range(seed, seed + seeds):
+        told(f"seed {number}")
+        found.append(attack(backbone, experiment, train, dataclasses.replace(effort, seed=number), told))
+    findings += combined(found)
     report = {
         "config": to_table(experiment),
         "effort": to_table(effort),
+        "seeds": list(range(seed, seed + seeds)),
         "findings": [to_table(finding) for finding in findings],
     }
     text = json.dumps(report, indent=2) + "\n"

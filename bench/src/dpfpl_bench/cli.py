@@ -7,7 +7,7 @@ silence_telemetry()
 import json  # noqa: E402  after telemetry is switched off
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import Annotated  # noqa: E402
+from typing import TYPE_CHECKING, Annotated, Any  # noqa: E402
 
 import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
@@ -16,10 +16,23 @@ from rich.markup import escape  # noqa: E402
 from dpfpl_bench import measure_commands  # noqa: E402
 from dpfpl_bench.audit_command import EXAMPLES as AUDIT_EXAMPLES  # noqa: E402
 from dpfpl_bench.audit_command import audit  # noqa: E402
-from dpfpl_bench.data_flag import data_settings  # noqa: E402
+from dpfpl_bench.benchmark_command import EXAMPLES as BENCHMARK_EXAMPLES  # noqa: E402
+from dpfpl_bench.benchmark_command import benchmarks  # noqa: E402
+from dpfpl_bench.data_command import EXAMPLES as DATA_EXAMPLES  # noqa: E402
+from dpfpl_bench.data_command import data  # noqa: E402
+from dpfpl_bench.data_flag import data_settings, initial_text, named_classes  # noqa: E402
+from dpfpl_bench.field_data import FIELD  # noqa: E402
+from dpfpl_bench.paper_command import EXAMPLES as PAPER_EXAMPLES  # noqa: E402
+from dpfpl_bench.paper_command import paper  # noqa: E402
 from dpfpl_bench.sweep_command import EXAMPLES as SWEEP_EXAMPLES  # noqa: E402
 from dpfpl_bench.sweep_command import sweep  # noqa: E402
 from dpfpl_common.errors import ConfigError, DpfplError  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dpfpl_bench.demo import DemoRequest
+    from dpfpl_server.strategy import Status
 
 __all__ = ["main"]
 
@@ -36,11 +49,16 @@ Examples:
 
   dpfpl-bench run --data shapes --epsilon none --sites 50 --floors none
 
+  dpfpl-bench run --task vqa --sites 3 --epsilon 8
+
   dpfpl-bench run --data digits --unit site --site-sample-rate 0.1 --trust central --sites 100 --floors none
 """  # noqa: E501
 
 app.command(epilog=SWEEP_EXAMPLES)(sweep)
 app.command(epilog=AUDIT_EXAMPLES)(audit)
+app.command(epilog=DATA_EXAMPLES)(data)
+app.command(epilog=PAPER_EXAMPLES)(paper)
+app.command(epilog=BENCHMARK_EXAMPLES)(benchmarks)
 measure_commands.register(app)
 
 
@@ -52,9 +70,22 @@ def about() -> None:
 @app.command(epilog=EXAMPLES)
 def run(
     data: Annotated[
-        str, typer.Option(help="digits, shapes, an image folder, a .csv (path,label) or a hub id")
-    ] = "digits",
-    model: Annotated[str, typer.Option(help="embedded, a folder or hub id of the CLIP family")] = "embedded",
+        str,
+        typer.Option(
+            help="digits, shapes, a set's name (oxford_pets), a folder, a .csv (path,label) or a hub id; for vqa: "
+            "questions, a .jsonl file (image, question, answer), or a folder with SITE/questions.jsonl",
+            show_default="digits; questions for vqa",
+        ),
+    ] = "",
+    model: Annotated[
+        str,
+        typer.Option(
+            help="embedded, embedded-vlm, a folder or a hub id; see docs/models.md",
+            show_default="embedded; embedded-vlm for vqa",
+        ),
+    ] = "",
+    task: Annotated[str, typer.Option(help="classify, or vqa: answer questions about images")] = "classify",
+    question: Annotated[str, typer.Option(help="what classify asks a generative model about every image")] = "",
     method: Annotated[str, typer.Option(help="dpfpl, dplora, fedotp, fedpgp or promptfl")] = "dpfpl",
     rank: Annotated[int, typer.Option(help="rank of the personal factors")] = 4,
     unit: Annotated[
@@ -64,12 +95,24 @@ def run(
     mechanism: Annotated[str, typer.Option(help="per_step or one_shot")] = "per_step",
     trust: Annotated[str, typer.Option(help="distributed, central or local")] = "",
     projection: Annotated[str, typer.Option(help="of one_shot's class sums: none, or text")] = "none",
+    absent_weight: Annotated[
+        float, typer.Option(help="of one_shot: least share of the loss that keeps the classes a site lacks")
+    ] = 0.0,
+    retention: Annotated[
+        float, typer.Option(help="of per_step: pull of the personal part towards keeping all classes apart")
+    ] = 0.0,
+    contrast: Annotated[float, typer.Option(help="of fedpgp: weight of its contrastive term")] = 0.0,
+    personal_strength: Annotated[
+        float, typer.Option(help="weight of the personal part in use: 0 shared prompt alone, 1 as trained")
+    ] = 1.0,
     clipping: Annotated[str, typer.Option(help="joint or separate")] = "joint",
     accounting: Annotated[str, typer.Option(help="honest, or paper for reproductions")] = "honest",
     epsilon: Annotated[str, typer.Option(help="target for whoever receives a personalised prompt, or none")] = "8",
     delta: Annotated[float, typer.Option(help="delta of every epsilon")] = 1e-5,
     sites: Annotated[int, typer.Option(min=1, help="number of sites")] = 4,
-    partition: Annotated[str, typer.Option(help="pathological, dirichlet, domain or iid")] = "pathological",
+    partition: Annotated[
+        str, typer.Option(help="pathological, dirichlet, domain, iid, or domain-folders")
+    ] = "pathological",
     alpha: Annotated[float, typer.Option(help="concentration of the dirichlet partition")] = 0.3,
     rounds: Annotated[int, typer.Option(min=1, help="federated rounds")] = 10,
     local_steps: Annotated[int, typer.Option(min=1, help="noised steps of a site in one round")] = 4,
@@ -79,12 +122,20 @@ def run(
     ] = 0.1,
     learning_rate: Annotated[float, typer.Option(help="of the global context")] = 0.02,
     personal_learning_rate: Annotated[float, typer.Option(help="of the personal context")] = 0.02,
-    init_text: Annotated[str, typer.Option(help="text that the context starts from")] = "a photo of a",
+    init_text: Annotated[
+        str | None,
+        typer.Option(
+            help="text that the context starts from; left out: the data set's own",
+            show_default="the data set's own; please answer the question for vqa",
+        ),
+    ] = None,
     num_context: Annotated[int, typer.Option(help="context vectors; 0 = as many as the text has tokens")] = 0,
     evaluate_every: Annotated[int, typer.Option(min=1, help="evaluate every so many rounds")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="of partition, sampling and simulated noise")] = 0,
     engine: Annotated[str, typer.Option(help="inprocess, or flower for Flower's own simulation runtime")] = "inprocess",
-    floors: Annotated[str, typer.Option(help="all, or none to leave out the trained floors")] = "all",
+    floors: Annotated[
+        str, typer.Option(help="all, alone (each site alone only), or none: which floors to train")
+    ] = "all",
     cache: Annotated[
         Path | None, typer.Option(file_okay=False, help="folder that keeps image features between runs")
     ] = None,
@@ -102,11 +153,20 @@ def run(
     from dpfpl_bench.progress import RunProgress
     from dpfpl_bench.run import RunRequest, run_simulation, write_result
     from dpfpl_bench.settings import BenchSettings
+    from dpfpl_common.experiment import TaskSettings
 
     torch.set_num_threads(threads)
+    open_answers = task == "vqa"
+    questions = (data or "questions") if open_answers else ""
+    data = "digits" if open_answers else data or "digits"
+    settings = data_settings(data, seed, offline=not online)
+    if init_text is None:
+        init_text = "please answer the question" if open_answers else initial_text(data)
     request = RunRequest(
-        model=model,
-        data=data_settings(data, seed),
+        model=model or ("embedded-vlm" if open_answers else "embedded"),
+        data=settings,
+        questions=questions,
+        classes=named_classes(data, settings) if data in FIELD else None,
         partition=partition,
         num_sites=sites,
         alpha=alpha,
@@ -133,6 +193,11 @@ def run(
             unit=unit,
             site_sample_rate=site_sample_rate,
             projection=projection,
+            absent_weight=absent_weight,
+            retention=retention,
+            contrast=contrast,
+            personal_strength=personal_strength,
+            task=TaskSettings(kind=task, question=question),
         ),
         floors=floors,
         engine=engine,
@@ -154,7 +219,35 @@ def demo(
     as_json: Annotated[bool, typer.Option("--json", help="print result.json instead of the table")] = False,
 ) -> None:
     """Run a real federation on this machine: a SuperLink and four sites, gRPC with TLS and node keys."""
-    from dpfpl_bench.demo import DemoRequest, run_demo
+    from dpfpl_bench.demo import run_demo
+
+    _demonstrate("demo", run_demo, out, rounds, epsilon, as_json=as_json)
+
+
+@app.command("demo-vlm", epilog="Example: dpfpl-bench demo-vlm --out runs/demo-vlm --rounds 6")
+def demo_vlm(
+    out: Annotated[Path, typer.Option(help="folder for result.json, report.html and all logs")] = Path("runs/demo-vlm"),
+    rounds: Annotated[int, typer.Option(min=1, help="federated rounds")] = 6,
+    epsilon: Annotated[str, typer.Option(help="target for whoever receives a personalised prompt")] = "8",
+    as_json: Annotated[bool, typer.Option("--json", help="print result.json instead of the table")] = False,
+) -> None:
+    """The same with three sites that have questions about pictures answered, by a tiny generative model."""
+    from dpfpl_bench.demo_vlm import run_demo_vlm
+
+    _demonstrate("demo-vlm", run_demo_vlm, out, rounds, epsilon, as_json=as_json)
+
+
+def _demonstrate(
+    name: str,
+    run: "Callable[[DemoRequest, Callable[[Status], None]], dict[str, Any]]",
+    out: Path,
+    rounds: int,
+    epsilon: str,
+    *,
+    as_json: bool,
+) -> None:
+    """Run a demo with live progress and print its result."""
+    from dpfpl_bench.demo import DemoRequest
     from dpfpl_server.display import LiveDisplay, print_result
 
     target = parse_epsilon(epsilon)
@@ -165,8 +258,8 @@ def demo(
             advice="For a run without noise use dpfpl-bench run --epsilon none.",
         )
     request = DemoRequest(out=out.resolve(), rounds=rounds, epsilon=target)
-    with LiveDisplay("demo", rounds, console=console) as display:
-        result = run_demo(request, display.update)
+    with LiveDisplay(name, rounds, console=console) as display:
+        result = run(request, display.update)
     if as_json:
         sys.stdout.write(json.dumps(result, indent=2) + "\n")
     else:

@@ -1,12 +1,13 @@
-"""What a federation must beat: each site alone, and all data in one place.
+"""What a federation must beat: each site alone, with its noise and without, and all data in one place.
 
-Both are run with the federation's own learner and the same number of steps. ``local_only`` keeps the federation's noise
-level: it is what a site could do alone under the same promise. ``centralised`` is not private: all images in one place,
-one shared prompt, trained on batches as large as a site's.
+All are run with the federation's own learner and the same number of steps. ``local_only`` keeps the federation's noise
+level: it is what a site could do alone under the same promise. ``local_only_no_noise`` is the same without the promise.
+``centralised`` is not private either: all images in one place, one shared prompt, trained on batches as large as a
+site's. Each floor has its worst site beside its means.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -19,9 +20,45 @@ from dpfpl_common.experiment import Experiment, RoundSettings
 from dpfpl_common.payload import Context
 from dpfpl_server.result import mean
 
-__all__ = ["centralised", "local_only"]
+__all__ = ["centralised", "local_only", "trained_floors"]
 
 Floor = dict[str, float | None]
+
+
+def trained_floors(
+    backbone: Backbone,
+    sites: Sequence[SimulatedSite],
+    experiment: Experiment,
+    seed: int,
+    on_step: Callable[[str], None] = lambda text: None,
+    *,
+    which: str = "all",
+) -> dict[str, Floor]:
+    """The floors that are trained, by their names in result.json's ``floors``.
+
+    Args:
+        backbone: the frozen model.
+        sites: the federation's.
+        experiment: the federation's, noise level resolved.
+        seed: of the trainings.
+        on_step: told what is trained.
+        which: ``all``, ``alone`` for the one under the same promise only, ``none``.
+    """
+    if which == "none":
+        return {}
+    on_step("floor: every site alone, under the same promise")
+    floors = {"local_only": local_only(backbone, sites, experiment, seed)}
+    if which == "alone":
+        return floors
+    on_step("floor: every site alone, without noise")
+    # Without noise it is the same training, and repeating it would tell nothing.
+    noisy = experiment.is_private and experiment.privacy.unit == "example"
+    floors["local_only_no_noise"] = (
+        local_only(backbone, sites, experiment.with_noise_multiplier(0.0), seed) if noisy else floors["local_only"]
+    )
+    on_step("floor: all data in one place")
+    floors["centralised"] = centralised(backbone, sites, experiment, seed)
+    return floors
 
 
 def local_only(
@@ -50,7 +87,7 @@ def local_only(
             rounds=_unwatched(experiment),
         )
         finals += Simulation(backbone, [site], seed).run(alone).final.values()
-    return {where: mean(m.get(f"personal_{where}") for m in finals) for where in ("local", "neighbour")}
+    return _floor("personal", finals)
 
 
 def centralised(backbone: Backbone, sites: Sequence[SimulatedSite], experiment: Experiment, seed: int) -> Floor:
@@ -95,7 +132,13 @@ def _tested_everywhere(
     metrics = [
         PromptLearner(backbone, experiment, site.features).evaluate(global_context, nothing_personal) for site in sites
     ]
-    return {where: mean(m.get(f"global_{where}") for m in metrics) for where in ("local", "neighbour")}
+    return _floor("global", metrics)
+
+
+def _floor(prompt: str, metrics: Sequence[Mapping[str, float]]) -> Floor:
+    local = [m[f"{prompt}_local"] for m in metrics if f"{prompt}_local" in m]
+    neighbour = [m[f"{prompt}_neighbour"] for m in metrics if f"{prompt}_neighbour" in m]
+    return {"local": mean(local), "neighbour": mean(neighbour), "worst_site": min(local, default=None)}
 
 
 def _unwatched(experiment: Experiment) -> RoundSettings:
@@ -106,4 +149,8 @@ def _unwatched(experiment: Experiment) -> RoundSettings:
 def _joined(parts: Sequence[LabelledFeatures]) -> LabelledFeatures:
     if not parts:
         return LabelledFeatures(torch.zeros((0, 0)), torch.zeros(0, dtype=torch.long))
-    return LabelledFeatures(torch.cat([p.features for p in parts]), torch.cat([p.labels for p in parts]))
+    return LabelledFeatures(
+        torch.cat([p.features for p in parts]),
+        torch.cat([p.labels for p in parts]),
+        tuple(asked for p in parts for asked in p.asked),
+    )

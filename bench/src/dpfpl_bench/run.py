@@ -1,16 +1,20 @@
 """``dpfpl-bench run``: one simulated federation from data and model to result.json."""
 
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpfpl_bench.floors import centralised, local_only
+from dpfpl_bench.domain_folders import domain_classes, domain_sites
+from dpfpl_bench.floors import trained_floors
+from dpfpl_bench.question_sites import question_sites
 from dpfpl_bench.settings import BenchSettings, build_experiment
 from dpfpl_bench.simulation import SimulatedSite, Simulation, prepare_sites, site_names
+from dpfpl_bench.strength import strength_curve
 from dpfpl_client.agent.feature_cache import FeatureCache
-from dpfpl_client.data import DataSettings, list_classes, partition_sites, read_pool
+from dpfpl_client.data import DataSettings, ImageRecord, SiteData, list_classes, partition_sites, read_pool
 from dpfpl_client.learning.backbone import Backbone, load_backbone
 from dpfpl_common.durable import write_durably
 from dpfpl_common.errors import ConfigError
@@ -20,9 +24,12 @@ from dpfpl_server.strategy import Status
 if TYPE_CHECKING:
     from dpfpl_bench.flower_engine import FlowerSimulation
 
-__all__ = ["RunRequest", "run_simulation", "write_result"]
+__all__ = ["DOMAIN_FOLDERS", "RunRequest", "data_digest", "run_simulation", "write_result"]
 
-FLOORS = ("all", "none")
+DOMAIN_FOLDERS = "domain-folders"
+"""A partition that only the bench knows: one site for each folder of a folder of domains."""
+
+FLOORS = ("all", "alone", "none")
 ENGINES = {"inprocess": "in_process", "flower": "flower_simulation"}
 """Values of ``engine``, and what the result calls each as its transport."""
 
@@ -33,8 +40,11 @@ class RunRequest:
 
     Attributes:
         engine: "inprocess", or "flower" for Flower's simulation runtime; the same result either way.
-        floors: "all" also trains the local-only and centralised floors, "none" leaves them out.
+        floors: "all" also trains each site alone and all data in one place, "alone" only each site alone under the
+            same promise, "none" neither.
         cache: folder for image features; None keeps them in memory.
+        questions: instead of ``data``, where the task is vqa; see ``question_sites``.
+        classes: of the data; None: all that the source has.
     """
 
     model: str
@@ -48,6 +58,8 @@ class RunRequest:
     engine: str = "inprocess"
     cache: Path | None = None
     offline: bool = True
+    questions: str = ""
+    classes: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         for flag, value, allowed in (("floors", self.floors, FLOORS), ("engine", self.engine, ENGINES)):
@@ -57,6 +69,12 @@ class RunRequest:
                     message=f"--{flag} is {value!r}, expected one of {', '.join(allowed)}.",
                     advice="Correct the flag.",
                 )
+        if self.bench.task.kind == "vqa" and self.engine != "inprocess":
+            raise ConfigError(
+                code="IMPOSSIBLE_VALUE",
+                message=f"--engine is {self.engine!r}, expected inprocess for the task vqa.",
+                advice="Correct the flag.",
+            )
 
 
 def run_simulation(
@@ -71,28 +89,18 @@ def run_simulation(
 
         require_ray()
     on_step("reading images")
-    class_names = list_classes(request.data)
-    pool = read_pool(request.data, class_names, request.cache / "images.json" if request.cache else None)
-    for problem in pool.problems:
-        on_step(f"{problem.severity}: {problem.message} [{problem.code}]")
-    data = partition_sites(pool.records, class_names, request.partition, request.num_sites, request.seed, request.alpha)
+    names, class_names, data = _sites_data(request, on_step)
     on_step("loading the model")
     backbone = load_backbone(request.model, offline=request.offline)
     on_step("computing image features")
-    sites = prepare_sites(
-        data, class_names, FeatureCache(request.cache, backbone), site_names(request.num_sites), on_images
-    )
+    sites = prepare_sites(data, class_names, FeatureCache(request.cache, backbone), names, on_images)
     on_step("calibrating the noise")
     experiment = build_experiment(request.bench, backbone, request.model, class_names, sites)
+    backbone.scorer(experiment)  # a model that cannot serve the task says so here, not as a site's refusal
     on_step("training")
     outcome = _engine(request, backbone, sites).run(experiment, on_status)
-    floors = {}
-    if request.floors == "all":
-        on_step("floor: every site alone")
-        floors["local_only"] = local_only(backbone, sites, experiment, request.seed)
-        on_step("floor: all data in one place")
-        floors["centralised"] = centralised(backbone, sites, experiment, request.seed)
-    return build_result(
+    floors = trained_floors(backbone, sites, experiment, request.seed, on_step, which=request.floors)
+    result = build_result(
         experiment,
         transport=ENGINES[request.engine],
         history=outcome.checkpoint.history,
@@ -103,6 +111,49 @@ def run_simulation(
         extra_floors=floors,
         real_noise=False,
     )
+    result["strength_curve"] = strength_curve(
+        backbone, sites, experiment, outcome.checkpoint.global_context, outcome.personal
+    )
+    result["data_digest"] = data_digest(data)
+    return result
+
+
+def data_digest(data: Sequence[SiteData]) -> str:
+    """sha256 over every image's pixels, class and part, whatever the files are called: two runs saw the same images."""
+    lines = sorted(f"{part} {r.digest} {r.label}\n" for site in data for part, r in _parts(site))
+    return hashlib.sha256("".join(dict.fromkeys(lines)).encode()).hexdigest()
+
+
+def _parts(site: SiteData) -> list[tuple[str, ImageRecord]]:
+    return [("train", r) for r in site.train] + [("test", r) for r in (*site.test, *site.neighbour_test)]
+
+
+def _sites_data(
+    request: RunRequest, on_step: Callable[[str], None]
+) -> tuple[list[str], tuple[str, ...], list[SiteData]]:
+    """Names of the sites, classes, and every site's data."""
+    if request.bench.task.kind == "vqa":
+        names, asked = question_sites(request.questions, request.num_sites, request.seed)
+        for problem in (problem for site in asked for problem in site.problems):
+            on_step(f"{problem.severity}: {problem.message} [{problem.code}]")
+        return names, (), asked
+    names = site_names(request.num_sites)
+    if request.partition == DOMAIN_FOLDERS:
+        class_names = request.classes or domain_classes(request.data)
+        data = domain_sites(request.data, class_names)
+        if len(data) != request.num_sites:
+            raise ConfigError(
+                code="IMPOSSIBLE_VALUE",
+                message=f"--sites is {request.num_sites}, the folder holds {len(data)} domains.",
+                advice=f"Give --sites {len(data)}, or leave folders away.",
+            )
+        return names, class_names, data
+    class_names = request.classes or list_classes(request.data)
+    pool = read_pool(request.data, class_names, request.cache / "images.json" if request.cache else None)
+    for problem in pool.problems:
+        on_step(f"{problem.severity}: {problem.message} [{problem.code}]")
+    data = partition_sites(pool.records, class_names, request.partition, request.num_sites, request.seed, request.alpha)
+    return names, class_names, data
 
 
 def _engine(request: RunRequest, backbone: Backbone, sites: list[SimulatedSite]) -> "Simulation | FlowerSimulation":

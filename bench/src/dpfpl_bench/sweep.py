@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dpfpl_bench.field_data import FIELD
 from dpfpl_bench.sweep_settings import Cell, Sweep
 from dpfpl_common.errors import ConfigError, DpfplError
 
-__all__ = ["SweepOutcome", "SweepProgress", "run_sweep"]
+__all__ = ["SweepOutcome", "SweepProgress", "finished_runs", "run_sweep"]
 
 Result = dict[str, Any]
 
@@ -88,6 +89,14 @@ def run_sweep(
     return outcome
 
 
+def finished_runs(sweep: Sweep, folder: Path) -> SweepOutcome:
+    """What is there of a sweep; nothing is run."""
+    outcome = SweepOutcome()
+    for cell in sweep.cells():
+        _load(sweep, cell, folder / "runs", outcome)
+    return outcome
+
+
 def _load(sweep: Sweep, cell: Cell, runs: Path, outcome: SweepOutcome) -> bool:
     """Take a run's result from its file; False if there is none or it is damaged."""
     try:
@@ -103,13 +112,15 @@ def _run_cell(sweep: Sweep, cell: Cell, folder: Path, offline: bool) -> str | No
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch  # after the variable, which it reads then
 
-    from dpfpl_bench.data_flag import data_settings
+    from dpfpl_bench.data_flag import data_settings, named_classes
     from dpfpl_bench.run import RunRequest, run_simulation, write_result
 
     torch.set_num_threads(1)
+    data = data_settings(sweep.data, cell.seed, offline=offline)
     request = RunRequest(
         model=sweep.model,
-        data=data_settings(sweep.data, cell.seed),
+        data=data,
+        classes=named_classes(sweep.data, data) if sweep.data in FIELD else None,
         partition=sweep.partition,
         num_sites=sweep.sites,
         alpha=sweep.alpha,

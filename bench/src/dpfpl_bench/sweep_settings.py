@@ -13,7 +13,7 @@ from dpfpl_common.settings import from_table, read_toml, to_table
 
 __all__ = ["Cell", "FixedSettings", "Grid", "Sweep", "load_sweep"]
 
-FLOORS = ("all", "none")
+FLOORS = ("all", "alone", "none")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,11 @@ class Grid:
 
 @dataclass(frozen=True)
 class FixedSettings:
-    """The same in every run; the flags of ``dpfpl-bench run`` with the same names and defaults."""
+    """The same in every run; the flags of ``dpfpl-bench run`` with the same names and defaults.
+
+    ``absent_weight`` and ``projection`` are of ``one_shot``, ``retention`` of ``per_step``: they say nothing to the
+    other mechanism's runs.
+    """
 
     delta: float = 1e-5
     rounds: int = 10
@@ -56,6 +60,11 @@ class FixedSettings:
     init_text: str = "a photo of a"
     num_context: int = 0
     evaluate_every: int = 100_000
+    projection: str = "none"
+    absent_weight: float = 0.0
+    retention: float = 0.0
+    contrast: float = 0.0
+    personal_strength: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,12 @@ class Cell:
 
     def bench_settings(self, name: str, fixed: FixedSettings) -> BenchSettings:
         """The run's settings in full."""
+        if self.mechanism != "one_shot":
+            fixed = dataclasses.replace(fixed, projection="none", absent_weight=0.0)
+        else:
+            fixed = dataclasses.replace(fixed, retention=0.0)
+        if self.mechanism == "one_shot" or self.method != "fedpgp":
+            fixed = dataclasses.replace(fixed, contrast=0.0)
         return BenchSettings(
             name=name,
             method=self.method,
@@ -94,7 +109,8 @@ class Sweep:
     Attributes:
         data: as ``--data`` of ``dpfpl-bench run``.
         seeds: how many, from 0; each draws split, partition, sampling and noise anew.
-        floors: ``all`` trains the floors of every run (each site alone under the same promise, all data in one place),
+        floors: ``all`` trains the floors of every run (each site alone, all data in one place), ``alone``
+            the one under the same promise,
             ``none`` keeps the two that cost nothing (plain text prompt, shared prompt alone).
     """
 

@@ -12,7 +12,7 @@ from dpfpl_bench.sweep_settings import Cell
 
 __all__ = ["FLOORS", "Row", "as_csv", "as_markdown", "summarise"]
 
-FLOORS = ("zero_shot", "global_only", "local_only", "centralised")
+FLOORS = ("zero_shot", "global_only", "local_only", "local_only_no_noise", "centralised")
 Result = Mapping[str, Any]
 
 

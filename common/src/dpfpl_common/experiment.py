@@ -12,8 +12,12 @@ from typing import Any
 from dpfpl_common.errors import ConfigError
 from dpfpl_common.gradient_settings import PRECISIONS, GradientSettings
 from dpfpl_common.noise import grid_allows
+from dpfpl_common.prompt_checks import check_prompt
 from dpfpl_common.settings import from_table, read_toml, to_table
+from dpfpl_common.soundness import refuse_unsound
+from dpfpl_common.task_settings import TaskSettings, check_task
 from dpfpl_common.value_checks import choice as _choice
+from dpfpl_common.value_checks import floats_as_floats
 from dpfpl_common.value_checks import impossible as _impossible
 from dpfpl_common.value_checks import within as _within
 
@@ -44,7 +48,6 @@ CLIPPINGS = ("joint", "separate")
 ACCOUNTINGS = ("honest", "paper")
 UNITS = ("example", "site")
 METHODS = ("dpfpl", "dplora", "fedotp", "fedpgp", "promptfl")
-TASKS = ("classify", "vqa")
 SITE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 OPTIMIZERS = ("adam", "sgd")
 RULES = ("mean", "median", "trimmed_mean", "krum")
@@ -67,22 +70,6 @@ class ModelSettings:
 
 
 @dataclass(frozen=True)
-class TaskSettings:
-    """What is asked of the model.
-
-    Attributes:
-        kind: ``classify``, one of the experiment's classes for an image; ``vqa``, an answer in words to a question on
-            an image, for generative models. Its list of classes is empty: what sites ask and answer is their own.
-        question: of ``classify`` with a generative model: asked of every image; empty: a plain one.
-        max_answer_tokens: of ``vqa``: longer answers are cut off when the prompt is tested.
-    """
-
-    kind: str = "classify"
-    question: str = ""
-    max_answer_tokens: int = 8
-
-
-@dataclass(frozen=True)
 class PromptSettings:
     """The learned prompt.
 
@@ -92,12 +79,23 @@ class PromptSettings:
         rank: rank k of the factors of the personal context.
         init_text: the context starts as this text's embeddings, repeated to the left if it has fewer tokens than
             num_context. Empty: start from zero vectors plus N(0, 0.02^2), as the paper.
+        personal_strength: alpha; evaluated, used and exported is ``p_G + alpha p_L``. 1: as trained; 0: the shared
+            prompt alone. Training is the same whatever it is.
+        absent_weight: of ``one_shot``: at least this share of the loss keeps the classes of which nothing was found in
+            the site's release where the plain text has them; 0: no more than what the noise may hide.
+        retention: of ``per_step``: weight of a pull, made of public facts alone, that keeps all classes apart as the
+            shared prompt has them while the personal part is trained; 1: as long as one example may pull; 0: none.
+        contrast: of ``fedpgp`` under ``per_step``: weight of its contrastive term, likewise without images; 0: none.
     """
 
     method: str = "dpfpl"
     num_context: int = 4
     rank: int = 4
     init_text: str = "a photo of a"
+    personal_strength: float = 1.0
+    absent_weight: float = 0.0
+    retention: float = 0.0
+    contrast: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -215,8 +213,8 @@ class Experiment:
     task: TaskSettings = field(default_factory=TaskSettings)
 
     def __post_init__(self) -> None:
-        for part in (self.optimizer, self.privacy, self.rounds, self.aggregation):
-            _floats_as_floats(part)
+        for part in (self.prompt, self.optimizer, self.privacy, self.rounds, self.aggregation):
+            floats_as_floats(part)
         _check(self)
 
     @property
@@ -254,6 +252,9 @@ class Experiment:
             del table["aggregation"]
         if self.gradients == GradientSettings():
             del table["gradients"]
+        for later in ("personal_strength", "absent_weight", "retention", "contrast"):
+            if getattr(self.prompt, later) == getattr(PromptSettings, later):
+                del table["prompt"][later]
         if self.task == TaskSettings():
             del table["task"]
         if self.privacy.projection == PrivacySettings.projection:
@@ -283,26 +284,10 @@ def parse_experiment(text: str) -> Experiment:
     return from_table(Experiment, table, "experiment")
 
 
-def _floats_as_floats(settings: Any) -> None:
-    """A whole number given for a float is the same setting, so it must give the same digest."""
-    for f in dataclasses.fields(settings):
-        value = getattr(settings, f.name)
-        if f.type in (float, float | None) and isinstance(value, int) and not isinstance(value, bool):
-            try:
-                object.__setattr__(settings, f.name, float(value))
-            except OverflowError:
-                raise _impossible(f.name, value, "a number") from None
-
-
 def _check(e: Experiment) -> None:
     if not NAME.fullmatch(e.name):
         raise _impossible("name", e.name, "1-63 of a-z, 0-9, '.', '_', '-', starting with a letter or digit")
-    _choice("task.kind", e.task.kind, TASKS)
-    _within("task.max_answer_tokens", e.task.max_answer_tokens, 1, 1024)
-    if len(e.task.question) > 1000 or not (e.task.question.isprintable() or not e.task.question):
-        raise _impossible("task.question", e.task.question, "one printable line of at most 1000 characters")
-    if e.task.kind == "vqa" and e.classes:
-        raise _impossible("classes", e.classes, "an empty list: with the task vqa, answers are the sites' own words")
+    check_task(e.task, e.classes)
     for key, names in (("sites", e.sites),) if e.task.kind == "vqa" else (("classes", e.classes), ("sites", e.sites)):
         if not names or len(set(names)) != len(names) or not all(_is_name(n) for n in names):
             raise _impossible(key, names, "a list of distinct, printable, non-empty names")
@@ -314,8 +299,7 @@ def _check(e: Experiment) -> None:
     p, r, o = e.privacy, e.rounds, e.optimizer
     _within("model.width", e.model.width, 1, 65536)
     _choice("prompt.method", e.prompt.method, METHODS)
-    _within("prompt.num_context", e.prompt.num_context, 1, 1024)
-    _within("prompt.rank", e.prompt.rank, 1, min(e.context_shape))
+    check_prompt(e)
     _choice("optimizer.name", o.name, OPTIMIZERS)
     _within("optimizer.global_learning_rate", o.global_learning_rate, 0.0, 1e6)
     _within("optimizer.personal_learning_rate", o.personal_learning_rate, 0.0, 1e6)
@@ -334,7 +318,7 @@ def _check(e: Experiment) -> None:
     most = {"trimmed_mean": (e.min_sites - 1) // 2, "krum": (e.min_sites - 3) // 2}
     _within("aggregation.trim", e.aggregation.trim, 1, most.get(e.aggregation.rule, 10**6))
     _within("aggregation.largest_site", e.aggregation.largest_site, 1.0, 1e6)
-    _refuse_unsound(p, e.aggregation.rule)
+    refuse_unsound(p, e.aggregation.rule)
     if (p.target_epsilon is None) and (p.noise_multiplier is None):
         raise _impossible("privacy", "neither", "target_epsilon or noise_multiplier (0 for no noise)")
     if p.target_epsilon is not None:
@@ -361,62 +345,6 @@ def _check(e: Experiment) -> None:
         _within("rounds.min_sites", r.min_sites, len(e.sites) - p.tolerated_dropouts, len(e.sites))
     _within("rounds.deadline", r.deadline, 1.0, 1e6)
     _within("rounds.evaluate_every", r.evaluate_every, 1, 100_000)
-
-
-def _refuse_unsound(p: PrivacySettings, rule: str) -> None:
-    """Refuse combinations without a sound analysis, with the reason."""
-    reason = _unsound_site_unit(p)
-    if reason:
-        pass
-    elif p.mechanism == "one_shot" and p.trust != "local":
-        reason = (
-            f"the mechanism one_shot cannot run under {p.trust} trust: what a site sends is trained on its own noised "
-            "class sums, which carry their whole noise already; shares of noise have no meaning there"
-        )
-    elif p.mechanism == "one_shot" and p.accounting == "paper":
-        reason = "the paper's formula is about noise at every step; one_shot adds noise once"
-    elif p.projection != "none" and p.mechanism != "one_shot":
-        reason = (
-            f"the projection {p.projection} is one of class sums of image features, which {p.mechanism} does not "
-            "release; its gradients are projected by the method's own directions"
-        )
-    elif p.clipping == "separate" and (p.mechanism == "one_shot" or p.trust == "local"):
-        reason = "separate clipping needs several blocks; here only one is released"
-    elif rule != "mean" and p.trust != "local":
-        reason = (
-            f"{rule} is no function of the sum of all messages, so the noise that the sum carries under {p.trust} "
-            "trust does not protect it; each message must carry the whole noise"
-        )
-    if reason:
-        raise ConfigError(
-            code="NO_SOUND_ANALYSIS",
-            message=f"Refused: {reason}.",
-            advice="For one_shot, median, trimmed_mean and krum set trust to local; otherwise use clipping joint, "
-            "accounting honest and projection none. The unit site needs the mechanism per_step and trust distributed "
-            "or, to sample sites, central.",
-        )
-
-
-def _unsound_site_unit(p: PrivacySettings) -> str:
-    """Why the settings around the unit ``site`` have no sound analysis; empty if they have one."""
-    if p.unit != "site":
-        if p.site_sample_rate < 1:
-            return "sampling sites is analysed for the unit site only"
-        return ""
-    if p.mechanism != "per_step":
-        return "one_shot bounds what one image adds to the class sums, not what a whole site adds"
-    if p.trust == "local":
-        return "under local trust the personal prompt learns from noised steps; a whole update is noised once a round"
-    if p.clipping != "joint":
-        return "under the unit site one vector is clipped, the whole update; there are no separate blocks"
-    if p.accounting != "honest":
-        return "the paper's formula is about single examples, not about whole sites"
-    if p.site_sample_rate < 1 and p.trust != "central":
-        return (
-            "under distributed trust the sampled sites would add a random number of noise shares, which may be fewer "
-            "than the analysis counts on"
-        )
-    return ""
 
 
 def _is_name(text: str) -> bool:

@@ -40,7 +40,8 @@ def build_result(
         num_classes: classes that each site trains on, where known.
         seconds: the whole run.
         seed: of a simulation.
-        extra_floors: floors that only a simulation can compute, by name: ``local_only``, ``centralised``.
+        extra_floors: floors that only a simulation can compute, by name: ``local_only``,
+            ``local_only_no_noise``, ``centralised``.
         real_noise: whether the noise was the operating system's; seeded noise is named as such.
         node_authentication: whether every site proved its registered key to the server.
     """
@@ -84,13 +85,15 @@ def build_result(
 
 def floors_from_metrics(final: Mapping[str, Metrics]) -> dict[str, dict[str, float | None]]:
     """The floors that the sites themselves measure: the plain text prompt, and the shared prompt alone."""
-    return {
-        floor: {
-            where: mean(metrics.get(f"{prefix}_{where}") for metrics in final.values())
-            for where in ("local", "neighbour")
+    floors = {}
+    for floor, prefix in (("zero_shot", "zero_shot"), ("global_only", "global")):
+        local = [metrics.get(f"{prefix}_local") for metrics in final.values()]
+        floors[floor] = {
+            "local": mean(local),
+            "neighbour": mean(metrics.get(f"{prefix}_neighbour") for metrics in final.values()),
+            "worst_site": min((value for value in local if value is not None), default=None),
         }
-        for floor, prefix in (("zero_shot", "zero_shot"), ("global_only", "global"))
-    }
+    return floors
 
 
 def privacy_statement(experiment: Experiment, rounds: int, *, real_noise: bool = True) -> dict[str, Any]:

@@ -66,13 +66,22 @@ def _accuracy(result: Mapping[str, Any]) -> Table:
 
 def _floors(result: Mapping[str, Any]) -> Table:
     accuracy = result["accuracy"]
-    rows = [("this federation", percent(accuracy["local"]), DASH, percent(accuracy["neighbour"]))]
+    rows = [
+        (
+            "this federation",
+            percent(accuracy["local"]),
+            DASH,
+            percent(accuracy["worst_site"]),
+            percent(accuracy["neighbour"]),
+        )
+    ]
     for key, floor in result["floors"].items():
         local = floor.get("local")
         ahead = points(local, accuracy["local"])
-        rows.append((FLOORS.get(key, (key, ""))[0], percent(local), ahead, percent(floor.get("neighbour"))))
-    rows.append(("worst site", percent(accuracy["worst_site"]), DASH, DASH))
-    return _table("Compared with", ("mean of the sites", "own classes", "ahead by", "others' classes"), rows)
+        others = (percent(floor.get(where)) for where in ("worst_site", "neighbour"))
+        rows.append((FLOORS.get(key, (key, ""))[0], percent(local), ahead, *others))
+    head = ("mean of the sites", "own classes", "ahead by", "worst site", "others' classes")
+    return _table("Compared with", head, rows)
 
 
 def _privacy(result: Mapping[str, Any]) -> Table:

@@ -256,6 +256,41 @@ def test_the_context_is_the_sum_of_its_parts(site, backbone):
     assert torch.equal(learner.context(g, p), initial + 0.75)
 
 
+def test_the_strength_weighs_the_personal_part_in_evaluation_and_not_in_training(backbone, site, make_features):
+    experiment, learner = site()
+    weightless = dataclasses.replace(experiment, prompt=dataclasses.replace(experiment.prompt, personal_strength=0.0))
+    other = PromptLearner(backbone, weightless, make_features(0, backbone.feature_size, CLASSES, 24))
+    shared, state = start(experiment)
+    personal = np.random.default_rng(0).normal(0.0, 0.5, experiment.context_shape)
+    assert learner.evaluate(shared, personal)["personal_local"] != learner.evaluate(shared, personal)["global_local"]
+    metrics = other.evaluate(shared, personal)
+    assert metrics["personal_local"] == metrics["global_local"]
+    first, second = (
+        each.train_round(shared, state, SeededRandomness(0).for_round("s0", 1)) for each in (learner, other)
+    )
+    np.testing.assert_array_equal(first.state.context, second.state.context)
+
+
+@pytest.mark.parametrize(
+    ("method", "extra"), [*((m, {"retention": 2.0}) for m in METHODS), ("fedpgp", {"contrast": 2.0})]
+)
+def test_public_pulls_are_made_of_released_values_and_public_facts_alone(
+    backbone, site, recording_noise, method, extra
+):
+    """The noise source drops the data: two data sets end in the same state, and not in that without a pull."""
+    states = []
+    for seed, options in ((1, extra), (2, extra), (1, {})):
+        generator = np.random.default_rng(9)
+        noise = recording_noise(lambda total, std, generator=generator: generator.normal(0, std, total.shape))
+        experiment, bare = site(seed, method=method, local_steps=3)
+        pulled = dataclasses.replace(experiment, prompt=dataclasses.replace(experiment.prompt, **options))
+        learner = PromptLearner(backbone, pulled, bare._features)
+        sources = Randomness(noise, SeededSampler(np.random.default_rng(1)), np.random.default_rng(2))
+        states.append(learner.train_round(*start(experiment), sources).state.context)
+    assert states[0].tobytes() == states[1].tobytes()
+    assert (states[0].tobytes() == states[2].tobytes()) == (method == "promptfl")
+
+
 def test_without_test_images_there_is_no_metric(backbone, site, make_features):
     experiment, _ = site()
     features = make_features(0, backbone.feature_size, CLASSES)

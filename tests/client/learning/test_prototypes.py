@@ -110,6 +110,28 @@ def test_a_clear_class_is_found_and_an_absent_one_is_not(directions):
     assert np.linalg.norm(prototypes.features, axis=1).max() <= 1.25
 
 
+@pytest.mark.parametrize("z", [0.0, 0.05])
+def test_the_absent_keep_their_share_however_little_noise_there_is(z):
+    expected = unit(np.random.default_rng(0).normal(size=(4, 30)))
+    sums = np.zeros((4, 30))
+    sums[1] = 20 * expected[2]
+    sums += z * np.random.default_rng(1).normal(size=sums.shape)
+    bare = prototypes_from(sums, z, expected)
+    kept = prototypes_from(sums, z, expected, absent_weight=0.4)
+    assert kept.weights.sum() == pytest.approx(1.0)
+    assert kept.weights[1] == pytest.approx(0.6)
+    assert bare.weights[1] > 0.9
+    np.testing.assert_array_equal(kept.features, bare.features)
+    np.testing.assert_allclose(kept.features[[0, 2, 3]], expected[[0, 2, 3]])
+
+
+def test_a_site_that_has_every_class_loses_nothing_to_the_absent():
+    expected = np.eye(3)
+    sums = 50 * np.eye(3)
+    found = prototypes_from(sums, 0.1, expected, absent_weight=0.9)
+    np.testing.assert_allclose(found.weights, prototypes_from(sums, 0.1, expected).weights)
+
+
 def test_what_was_not_found_counts_at_most_twice_what_was():
     """One class of a hundred, hardly above the noise: without a bound it would not be heard."""
     sums = np.zeros((100, 128))

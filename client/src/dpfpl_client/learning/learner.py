@@ -13,6 +13,7 @@ from dpfpl_client.learning.evaluation import LabelledFeatures
 from dpfpl_client.learning.methods import build_method
 from dpfpl_client.learning.prototypes import noised_class_sums, prototypes_from
 from dpfpl_client.learning.public_directions import direction_count
+from dpfpl_client.learning.public_pulls import Pull, public_pull
 from dpfpl_client.learning.randomness import Randomness
 from dpfpl_client.learning.step import noised_step
 from dpfpl_client.learning.whole_update import ROUNDING_MARGIN, batch_gradient, released_update
@@ -49,6 +50,8 @@ class SiteFeatures:
         """
         if classes == self.classes:
             return self
+        if not self.classes or not classes:  # questions where classes are meant, or the other way round
+            return SiteFeatures(self.train.none(), self.test.none(), self.neighbour_test.none(), classes)
         index = torch.tensor([classes.index(name) if name in classes else -1 for name in self.classes])
 
         def mapped(images: LabelledFeatures) -> LabelledFeatures:
@@ -119,8 +122,8 @@ class PromptLearner:
     def __init__(self, backbone: Backbone, experiment: Experiment, features: SiteFeatures) -> None:
         self._experiment = experiment
         self._features = features
-        self._initial = initial_context(backbone, experiment)
         self._scorer = backbone.scorer(experiment)
+        self._initial = initial_context(backbone, experiment)
         self._method = build_method(experiment.prompt.method, experiment.context_shape, experiment.prompt.rank)
 
     @property
@@ -151,8 +154,19 @@ class PromptLearner:
             gradients = self._gradients(global_context, state.context, self._features.train.take(chosen))
             release = noised_step(experiment, directions, gradients, randomness.noise)
             update += release.shared / experiment.rounds.local_steps
-            state = self._moved(state, release.personal)
+            personal = release.personal
+            pull = self._public_pull(global_context, state.context)
+            if pull is not None:
+                update += pull.shared / experiment.rounds.local_steps
+                personal = personal + directions.merge([block[0] for block in directions.split(pull.personal[None])])
+            state = self._moved(state, personal)
         return RoundResult(update=update, state=state)
+
+    def _public_pull(self, global_context: npt.NDArray[np.float32], personal_context: Floats) -> Pull | None:
+        """What is added to a step from public facts and released values alone."""
+        shared = self.context(global_context, np.zeros_like(personal_context))
+        whole = self.context(global_context, personal_context)
+        return public_pull(self._experiment, self._scorer, self._initial, shared, whole)
 
     def _train_as_a_whole(
         self, global_context: npt.NDArray[np.float32], state: PersonalState, randomness: Randomness
@@ -187,7 +201,9 @@ class PromptLearner:
                 noise_multiplier,
             )
             state = dataclasses.replace(state, class_sums=sums)
-        prototypes = prototypes_from(sums, noise_multiplier, *self._public_facts)
+        prototypes = prototypes_from(
+            sums, noise_multiplier, *self._public_facts, absent_weight=experiment.prompt.absent_weight
+        )
         present = np.flatnonzero(prototypes.weights)
         pseudo = LabelledFeatures(
             torch.from_numpy(prototypes.features[present].astype(np.float32)), torch.from_numpy(present)
@@ -237,9 +253,13 @@ class PromptLearner:
         )
 
     def evaluate(self, global_context: npt.NDArray[np.float32], personal_context: Floats) -> dict[str, float]:
-        """Accuracies by the names of ``dpfpl_common.payload.METRIC_NAMES``; a set without images has no entry."""
+        """Accuracies by the names of ``dpfpl_common.payload.METRIC_NAMES``; a set without images has no entry.
+
+        The personal context counts with the experiment's ``personal_strength``.
+        """
+        strength = self._experiment.prompt.personal_strength
         contexts = {
-            "personal": self.context(global_context, personal_context),
+            "personal": self.context(global_context, strength * personal_context),
             "global": self.context(global_context, np.zeros_like(personal_context)),
             "zero_shot": self._initial,
         }

@@ -79,7 +79,11 @@ def noised_class_sums(
 
 
 def prototypes_from(
-    sums: Floats, noise_multiplier: float, expected: Floats, directions: Floats | None = None
+    sums: Floats,
+    noise_multiplier: float,
+    expected: Floats,
+    directions: Floats | None = None,
+    absent_weight: float = 0.0,
 ) -> Prototypes:
     """How far to believe the noised sums; decided from them and from public facts alone, so it costs nothing.
 
@@ -87,6 +91,10 @@ def prototypes_from(
     most ``exp(-t)`` (Laurent and Massart 2000, lemma 1). A row above that, t = ln(1 / FALSE_ALARM), is a class that the
     site has, and counts by its signal. Below it a signal of ``z sqrt(2 sqrt(k t) + 2 t)`` may hide: such a class counts
     by that, with its text feature in the image's place, so that the prompt does not give it up for want of evidence.
+
+    *The absent.* With ever less noise nothing can hide any more, and the classes that a site lacks would cease to
+    count: the prompt would be bent towards the site's own classes. ``absent_weight`` is the least share of all weight
+    that the classes that were not found have together.
 
     *How far.* Of a found row the noise's share of the energy is subtracted, which leaves the share w, and what is
     missing is filled up with the class's own text feature: ``w (row / signal) + (1 - w) expected``, a Wiener filter
@@ -101,6 +109,7 @@ def prototypes_from(
         noise_multiplier: z.
         expected: [classes, feature_size], unit text features of the initial prompt.
         directions: [k, feature_size], orthonormal rows; None: all.
+        absent_weight: from 0 to below 1.
     """
     size = sums.shape[1]
     if directions is not None:
@@ -117,5 +126,6 @@ def prototypes_from(
     if not found.any():
         return Prototypes(features=features, weights=np.zeros(len(sums)))
     most = MOST_HIDDEN * float(signal.sum()) / max(1, int(np.sum(~found)))
-    weights = np.where(found, signal, min(math.sqrt(hiding), most))
+    least = absent_weight / (1.0 - absent_weight) * float(signal.sum()) / max(1, int(np.sum(~found)))
+    weights = np.where(found, signal, max(min(math.sqrt(hiding), most), least))
     return Prototypes(features=features, weights=weights / weights.sum())

@@ -85,18 +85,28 @@ def floors_section(result: Result, figures: Figures) -> Html:
     texts = figures.texts
     empty = Html(DASH)
     rows: list[tuple[Html, ...]] = [
-        (texts("floors.ours"), figures.percent("accuracy.local"), empty, figures.percent("accuracy.neighbour"), empty)
+        (
+            texts("floors.ours"),
+            figures.percent("accuracy.local"),
+            empty,
+            figures.percent("accuracy.worst_site"),
+            figures.percent("accuracy.neighbour"),
+            empty,
+        )
     ]
     bars, meanings = [], []
     if figures.of("accuracy.local") is not None:
         bars.append(Bar(texts.plain("floors.ours"), figures.of("accuracy.local"), highlighted=True))
     for key in result["floors"]:
-        local, neighbour = (f"{key_path('floors', key)}.{where}" for where in ("local", "neighbour"))
+        local, worst, neighbour = (
+            f"{key_path('floors', key)}.{where}" for where in ("local", "worst_site", "neighbour")
+        )
         rows.append(
             (
                 floor_name(texts, key),
                 figures.percent(local),
                 figures.points(f"accuracy.local - {local}"),
+                figures.percent(worst) if "worst_site" in result["floors"][key] else empty,
                 figures.percent(neighbour),
                 figures.points(f"accuracy.neighbour - {neighbour}"),
             )
@@ -106,11 +116,11 @@ def floors_section(result: Result, figures: Figures) -> Html:
             bars.append(Bar(texts.optional("floors", key) or key, figures.of(local)))
     if not {"local_only", "centralised"} & set(result["floors"]):
         meanings.append(texts("floors.only_known"))
-    head = [texts(f"floors.{key}") for key in ("way", "own", "ahead", "others", "ahead")]
+    head = [texts(f"floors.{key}") for key in ("way", "own", "ahead", "worst", "others", "ahead")]
     return section(
         texts("floors.title"),
         bar_chart(texts.plain("floors.chart"), bars) if bars else "",
-        table(texts("floors.caption"), head, rows, range(1, 5), texts.plain("format.not_available")),
+        table(texts("floors.caption"), head, rows, range(1, 6), texts.plain("format.not_available")),
         paragraph(meanings, "quiet", between=texts.space),
     )
 

@@ -1,0 +1,154 @@
+"""``make benchmarks``: the runs behind docs/benchmarks.md, on the built-in image sets. Resumable; a run is a file.
+
+Every table is one :class:`Study`: a few sweeps whose runs are compared. The page is written by
+``dpfpl_bench.benchmark_page`` from the files alone, so a page never says what did not run.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dpfpl_bench.sweep import SweepOutcome, finished_runs, run_sweep
+from dpfpl_bench.sweep_settings import FixedSettings, Grid, Sweep
+
+__all__ = ["EPSILONS", "STUDIES", "Study", "run_study"]
+
+EPSILONS = (8.0, 4.0, 2.0, 1.0)
+DEFAULTS = FixedSettings()
+BALANCED = FixedSettings(absent_weight=0.5)
+RETAINED = FixedSettings(retention=1.0)
+LONGER = FixedSettings(num_context=8)
+
+
+@dataclass(frozen=True)
+class Study:
+    """One table.
+
+    Attributes:
+        key: its anchor and the prefix of its files.
+        title: of its section.
+        says: what it answers.
+        sweeps: its runs.
+        plots: whether accuracy is drawn against epsilon, or rank.
+    """
+
+    key: str
+    title: str
+    says: str
+    sweeps: tuple[Sweep, ...]
+    plots: bool = False
+
+
+def _against_floors(key: str, data: str, mechanism: str, settings: FixedSettings) -> tuple[Sweep, Sweep]:
+    """Without noise beside all floors; with noise beside each site alone under the same promise."""
+    trust = "local" if mechanism == "one_shot" else "distributed"
+    bare = Grid(mechanism=(mechanism,), trust=(trust,), epsilon=())
+    noisy = dataclasses.replace(bare, epsilon=EPSILONS, no_noise=False)
+    return (
+        Sweep(name=f"{key}-bare", data=data, grid=bare, settings=settings),
+        Sweep(name=key, data=data, floors="alone", grid=noisy, settings=settings),
+    )
+
+
+def _studies() -> tuple[Study, ...]:
+    found = []
+    for data in ("digits", "shapes"):
+        found.append(
+            Study(
+                f"{data}-default",
+                f"The default settings on {data}",
+                "Noise at every step, each site adds its share: what an experiment.toml without further settings does.",
+                _against_floors(f"{data}-default", data, "per_step", DEFAULTS),
+                plots=True,
+            )
+        )
+        found.append(
+            Study(
+                f"{data}-retention",
+                f"Noise at every step with retention on {data}",
+                "As above with `retention = 1`: a pull made of public facts keeps all classes apart.",
+                (
+                    Sweep(
+                        name=f"{data}-retention",
+                        data=data,
+                        floors="none",
+                        grid=Grid(epsilon=(8.0, 2.0)),
+                        settings=RETAINED,
+                    ),
+                ),
+            )
+        )
+        found.append(
+            Study(
+                f"{data}-one-shot",
+                f"One release for all on {data}",
+                "`mechanism = one_shot`, `trust = local`, `absent_weight = 0.5`: the setting that we recommend where a "
+                "class has enough images to be found (docs/privacy.md).",
+                _against_floors(f"{data}-one-shot", data, "one_shot", BALANCED),
+                plots=True,
+            )
+        )
+    for mechanism in ("per_step", "one_shot"):
+        trust = "local" if mechanism == "one_shot" else "distributed"
+        settings = BALANCED if mechanism == "one_shot" else DEFAULTS
+        found.append(
+            Study(
+                f"dirichlet-{mechanism.replace('_', '-')}",
+                f"Sites that share classes, {mechanism}",
+                "Digits, Dirichlet(0.3): here the others' images are also about a site's own classes.",
+                (
+                    Sweep(
+                        name=f"dirichlet-{mechanism}",
+                        partition="dirichlet",
+                        floors="alone",
+                        grid=Grid(mechanism=(mechanism,), trust=(trust,), epsilon=(2.0,), no_noise=False),
+                        settings=settings,
+                    ),
+                ),
+            )
+        )
+    found.append(
+        Study(
+            "ranks",
+            "Rank, and what the residual is worth",
+            "Digits, eight context vectors, so that rank 8 is full rank; `dplora` is `dpfpl` without the residual.",
+            (
+                Sweep(
+                    name="ranks",
+                    seeds=2,
+                    floors="none",
+                    grid=Grid(method=("dpfpl", "dplora"), rank=(1, 2, 4, 8), epsilon=(2.0,), no_noise=False),
+                    settings=LONGER,
+                ),
+            ),
+            plots=True,
+        )
+    )
+    return tuple(found)
+
+
+STUDIES = _studies()
+"""All tables, in the order of the page."""
+
+
+def run_study(study: Study, out: Path, workers: int, on_text: Callable[[str], None]) -> SweepOutcome:
+    """Run what is missing of a study; its sweeps share a folder and with it the image features.
+
+    Args:
+        study: what to run.
+        out: folder of the runs.
+        workers: processes; 0: run nothing, take what is there.
+        on_text: told what is done.
+    """
+    whole = SweepOutcome()
+    for sweep in study.sweeps:
+        on_text(f"{study.key}: {sweep.name}")
+        if workers:
+            outcome = run_sweep(sweep, out, workers, lambda p: on_text(f"  {p.done}/{p.total} {p.text}"))
+        else:
+            outcome = finished_runs(sweep, out)
+        whole.results.update(outcome.results)
+        whole.refused.update(outcome.refused)
+        whole.failed.update(outcome.failed)
+    return whole
