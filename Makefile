@@ -25,7 +25,7 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup wheels images compose-test kubernetes-schema demo test lint types pytest bench bench-docs benchmarks mutate screenshots api format proto clean attacks
+.PHONY: help setup wheels images compose-test kubernetes-schema demo demo-vlm test lint types pytest bench bench-docs benchmarks mutate screenshots api format proto clean attacks
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,10 @@ $(STAMP): constraints.txt $(METADATA)
 demo: setup  ## a real federation on this machine; report in runs/demo/
 	@began=$$(date +%s); $(BIN)/dpfpl-bench demo --out runs/demo; code=$$?; \
 	echo "demo: $$(( $$(date +%s) - began )) s"; exit $$code
+
+demo-vlm: setup  ## the same with a generative model that answers questions; report in runs/demo-vlm/
+	@began=$$(date +%s); $(BIN)/dpfpl-bench demo-vlm --out runs/demo-vlm; code=$$?; \
+	echo "demo-vlm: $$(( $$(date +%s) - began )) s"; exit $$code
 
 test: lint types pytest  ## lint, types and the whole test suite
 

@@ -20,6 +20,7 @@ from dpfpl_common.experiment import (
     PrivacySettings,
     PromptSettings,
     RoundSettings,
+    TaskSettings,
     load_experiment,
     parse_experiment,
 )
@@ -183,6 +184,7 @@ def test_an_experiment_of_an_earlier_release_keeps_its_digest():
     assert "aggregation" not in BASE.to_json()
     assert "gradients" not in BASE.to_json()
     assert "projection" not in BASE.to_json()
+    assert "task" not in BASE.to_json()
     assert "personal_strength" not in BASE.to_json()
     assert "absent_weight" not in BASE.to_json()
     assert "retention" not in BASE.to_json()
@@ -191,6 +193,22 @@ def test_an_experiment_of_an_earlier_release_keeps_its_digest():
     assert parse_experiment(stronger.to_json()) == stronger
     assert stronger.digest() != BASE.digest()
     assert parse_experiment(BASE.to_json()).digest() == BASE.digest()
+
+
+def test_questions_are_asked_without_a_list_of_classes():
+    vqa = dataclasses.replace(BASE, classes=(), task=TaskSettings(kind="vqa"))
+    assert parse_experiment(vqa.to_json()) == vqa
+    assert vqa.digest() != BASE.digest()
+    with pytest.raises(ConfigError, match="empty list"):
+        dataclasses.replace(BASE, task=TaskSettings(kind="vqa"))
+    for wrong, word in (
+        ({"kind": "caption"}, "task.kind"),
+        ({"question": "a\nb"}, "task.question"),
+        ({"question": "a" * 1001}, "task.question"),
+        ({"max_answer_tokens": 0}, "task.max_answer_tokens"),
+    ):
+        with pytest.raises(ConfigError, match=word):
+            dataclasses.replace(BASE, task=TaskSettings(**wrong))
 
 
 def test_every_field_is_reachable_and_part_of_the_identity():

@@ -199,6 +199,13 @@ MECHANISM = (
         (f"{NO_LEAK_BETWEEN_EXAMPLES_TESTS}::test_P12_another_examples_image_label_and_size_change_no_bit_of_a_row",),
     ),
     (
+        "one example's gradient depends on the others', in a generative model",
+        "client/src/dpfpl_client/learning/generative/scorer.py",
+        "torch.autograd.grad(losses.sum(), copies)[0]",
+        "torch.autograd.grad((losses * losses.detach().mean()).sum(), copies)[0]",
+        ("tests/client/learning/generative/test_families.py::test_an_example_changes_its_own_gradient_only",),
+    ),
+    (
         "the update is divided by the true number of images",
         STEP,
         "    divisor = privacy.sample_rate * privacy.nominal_site_size\n    shared_stddev",

@@ -7,7 +7,7 @@ silence_telemetry()
 import json  # noqa: E402  after telemetry is switched off
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import Annotated  # noqa: E402
+from typing import TYPE_CHECKING, Annotated, Any  # noqa: E402
 
 import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
@@ -28,6 +28,12 @@ from dpfpl_bench.sweep_command import EXAMPLES as SWEEP_EXAMPLES  # noqa: E402
 from dpfpl_bench.sweep_command import sweep  # noqa: E402
 from dpfpl_common.errors import ConfigError, DpfplError  # noqa: E402
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dpfpl_bench.demo import DemoRequest
+    from dpfpl_server.strategy import Status
+
 __all__ = ["main"]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -42,6 +48,8 @@ Examples:
   dpfpl-bench run --model MODEL_DIR --data IMAGE_FOLDER --epsilon 2 --sites 10 --partition pathological --rounds 20 --out result.json
 
   dpfpl-bench run --data shapes --epsilon none --sites 50 --floors none
+
+  dpfpl-bench run --task vqa --sites 3 --epsilon 8
 
   dpfpl-bench run --data digits --unit site --site-sample-rate 0.1 --trust central --sites 100 --floors none
 """  # noqa: E501
@@ -62,9 +70,22 @@ def about() -> None:
 @app.command(epilog=EXAMPLES)
 def run(
     data: Annotated[
-        str, typer.Option(help="digits, shapes, a set's name (oxford_pets), a folder, a .csv (path,label) or a hub id")
-    ] = "digits",
-    model: Annotated[str, typer.Option(help="embedded, a folder or hub id of the CLIP family")] = "embedded",
+        str,
+        typer.Option(
+            help="digits, shapes, a set's name (oxford_pets), a folder, a .csv (path,label) or a hub id; for vqa: "
+            "questions, a .jsonl file (image, question, answer), or a folder with SITE/questions.jsonl",
+            show_default="digits; questions for vqa",
+        ),
+    ] = "",
+    model: Annotated[
+        str,
+        typer.Option(
+            help="embedded, embedded-vlm, a folder or a hub id; see docs/models.md",
+            show_default="embedded; embedded-vlm for vqa",
+        ),
+    ] = "",
+    task: Annotated[str, typer.Option(help="classify, or vqa: answer questions about images")] = "classify",
+    question: Annotated[str, typer.Option(help="what classify asks a generative model about every image")] = "",
     method: Annotated[str, typer.Option(help="dpfpl, dplora, fedotp, fedpgp or promptfl")] = "dpfpl",
     rank: Annotated[int, typer.Option(help="rank of the personal factors")] = 4,
     unit: Annotated[
@@ -102,7 +123,11 @@ def run(
     learning_rate: Annotated[float, typer.Option(help="of the global context")] = 0.02,
     personal_learning_rate: Annotated[float, typer.Option(help="of the personal context")] = 0.02,
     init_text: Annotated[
-        str | None, typer.Option(help="text that the context starts from; left out: the data set's own")
+        str | None,
+        typer.Option(
+            help="text that the context starts from; left out: the data set's own",
+            show_default="the data set's own; please answer the question for vqa",
+        ),
     ] = None,
     num_context: Annotated[int, typer.Option(help="context vectors; 0 = as many as the text has tokens")] = 0,
     evaluate_every: Annotated[int, typer.Option(min=1, help="evaluate every so many rounds")] = 1,
@@ -128,12 +153,19 @@ def run(
     from dpfpl_bench.progress import RunProgress
     from dpfpl_bench.run import RunRequest, run_simulation, write_result
     from dpfpl_bench.settings import BenchSettings
+    from dpfpl_common.experiment import TaskSettings
 
     torch.set_num_threads(threads)
+    open_answers = task == "vqa"
+    questions = (data or "questions") if open_answers else ""
+    data = "digits" if open_answers else data or "digits"
     settings = data_settings(data, seed, offline=not online)
+    if init_text is None:
+        init_text = "please answer the question" if open_answers else initial_text(data)
     request = RunRequest(
-        model=model,
+        model=model or ("embedded-vlm" if open_answers else "embedded"),
         data=settings,
+        questions=questions,
         classes=named_classes(data, settings) if data in FIELD else None,
         partition=partition,
         num_sites=sites,
@@ -155,7 +187,7 @@ def run(
             clipping_norm=clipping_norm,
             learning_rate=learning_rate,
             personal_learning_rate=personal_learning_rate,
-            init_text=initial_text(data) if init_text is None else init_text,
+            init_text=init_text,
             num_context=num_context,
             evaluate_every=evaluate_every,
             unit=unit,
@@ -165,6 +197,7 @@ def run(
             retention=retention,
             contrast=contrast,
             personal_strength=personal_strength,
+            task=TaskSettings(kind=task, question=question),
         ),
         floors=floors,
         engine=engine,
@@ -186,7 +219,35 @@ def demo(
     as_json: Annotated[bool, typer.Option("--json", help="print result.json instead of the table")] = False,
 ) -> None:
     """Run a real federation on this machine: a SuperLink and four sites, gRPC with TLS and node keys."""
-    from dpfpl_bench.demo import DemoRequest, run_demo
+    from dpfpl_bench.demo import run_demo
+
+    _demonstrate("demo", run_demo, out, rounds, epsilon, as_json=as_json)
+
+
+@app.command("demo-vlm", epilog="Example: dpfpl-bench demo-vlm --out runs/demo-vlm --rounds 6")
+def demo_vlm(
+    out: Annotated[Path, typer.Option(help="folder for result.json, report.html and all logs")] = Path("runs/demo-vlm"),
+    rounds: Annotated[int, typer.Option(min=1, help="federated rounds")] = 6,
+    epsilon: Annotated[str, typer.Option(help="target for whoever receives a personalised prompt")] = "8",
+    as_json: Annotated[bool, typer.Option("--json", help="print result.json instead of the table")] = False,
+) -> None:
+    """The same with three sites that have questions about pictures answered, by a tiny generative model."""
+    from dpfpl_bench.demo_vlm import run_demo_vlm
+
+    _demonstrate("demo-vlm", run_demo_vlm, out, rounds, epsilon, as_json=as_json)
+
+
+def _demonstrate(
+    name: str,
+    run: "Callable[[DemoRequest, Callable[[Status], None]], dict[str, Any]]",
+    out: Path,
+    rounds: int,
+    epsilon: str,
+    *,
+    as_json: bool,
+) -> None:
+    """Run a demo with live progress and print its result."""
+    from dpfpl_bench.demo import DemoRequest
     from dpfpl_server.display import LiveDisplay, print_result
 
     target = parse_epsilon(epsilon)
@@ -197,8 +258,8 @@ def demo(
             advice="For a run without noise use dpfpl-bench run --epsilon none.",
         )
     request = DemoRequest(out=out.resolve(), rounds=rounds, epsilon=target)
-    with LiveDisplay("demo", rounds, console=console) as display:
-        result = run_demo(request, display.update)
+    with LiveDisplay(name, rounds, console=console) as display:
+        result = run(request, display.update)
     if as_json:
         sys.stdout.write(json.dumps(result, indent=2) + "\n")
     else:

@@ -30,7 +30,9 @@ from dpfpl_server.superlink import SuperLinkSettings, start_superlink
 __all__ = [
     "SITES",
     "DemoRequest",
+    "clear_earlier",
     "demo_experiment",
+    "edit_kit",
     "fill_in_kit",
     "run_demo",
     "start_federation",
@@ -42,7 +44,7 @@ PARTITION = "pathological"
 LONGEST_SOCKET_PATH = 100
 POLICY = """\
 # The demo's images are public, so its sites let exact accuracies out. Do not copy this line for data of your own.
-experiments = ["demo"]
+experiments = ["{experiment}"]
 max_epsilon_per_experiment = {epsilon}
 max_epsilon_lifetime = {epsilon}
 metrics = "exact"
@@ -66,7 +68,7 @@ def run_demo(request: DemoRequest, on_status: Callable[[Status], None]) -> dict[
     """
     started = time.monotonic()
     work = request.out / "work"
-    _clear(request.out)
+    clear_earlier(request.out)
     fleet, control = free_ports(2)
     on_status({"phase": "PROVISIONING", "text": "making certificates, keys and kits"})
     provision(ProvisionRequest(work / "server", work / "kits", SITES, port=fleet))
@@ -92,7 +94,7 @@ def run_demo(request: DemoRequest, on_status: Callable[[Status], None]) -> dict[
     return result
 
 
-def _clear(out: Path) -> None:
+def clear_earlier(out: Path) -> None:
     """Remove an earlier demo, and nothing else."""
     if out.exists() and any(out.iterdir()) and not (out / "work").is_dir():
         raise ConfigError(
@@ -106,20 +108,25 @@ def _clear(out: Path) -> None:
 
 def fill_in_kit(kit: Path, index: int, epsilon: float) -> None:
     """What a site's administrator would edit: the data in site.toml, and policy.toml."""
-    site_file = kit / "site.toml"
-    initialise(site_file, "digits", kit.name)
     part = f'\npartition = "{PARTITION}"\nnum_sites = {len(SITES)}\nsite_index = {index}\n'
-    text = site_file.read_text().replace("\n[server]", f"{part}\n[server]", 1)
+    edit_kit(kit, "digits", lambda text: text.replace("\n[server]", f"{part}\n[server]", 1), "demo", epsilon)
+
+
+def edit_kit(kit: Path, data: str, edit: Callable[[str], str], experiment: str, epsilon: float) -> None:
+    """Point a kit to its data, edit its site.toml, and approve one experiment with room over its epsilon."""
+    site_file = kit / "site.toml"
+    initialise(site_file, data, kit.name)
+    text = edit(site_file.read_text())
     if len(str(kit / "state" / "agent.sock")) > LONGEST_SOCKET_PATH:
         text = text.replace("unix:state/agent.sock", f"127.0.0.1:{free_port()}")
     site_file.write_text(text)
-    (kit / "policy.toml").write_text(POLICY.format(epsilon=1.25 * epsilon))
+    (kit / "policy.toml").write_text(POLICY.format(experiment=experiment, epsilon=1.25 * epsilon))
 
 
-def start_federation(work: Path, fleet: int, control: int, group: ProcessGroup) -> None:
+def start_federation(work: Path, fleet: int, control: int, group: ProcessGroup, sites: tuple[str, ...] = SITES) -> None:
     """The server and all sites of the provisioned folder ``work``, up and connected."""
     start_superlink(SuperLinkSettings(work / "server", fleet_address=f"127.0.0.1:{fleet}", control_port=control), group)
-    kits = [work / "kits" / name / "site.toml" for name in SITES]
+    kits = [work / "kits" / name / "site.toml" for name in sites]
     agents = [start_agent(kit, load_site(kit), group) for kit in kits]
     for agent in agents:
         wait_for_agent(agent)

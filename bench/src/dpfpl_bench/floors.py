@@ -149,4 +149,8 @@ def _unwatched(experiment: Experiment) -> RoundSettings:
 def _joined(parts: Sequence[LabelledFeatures]) -> LabelledFeatures:
     if not parts:
         return LabelledFeatures(torch.zeros((0, 0)), torch.zeros(0, dtype=torch.long))
-    return LabelledFeatures(torch.cat([p.features for p in parts]), torch.cat([p.labels for p in parts]))
+    return LabelledFeatures(
+        torch.cat([p.features for p in parts]),
+        torch.cat([p.labels for p in parts]),
+        tuple(asked for p in parts for asked in p.asked),
+    )

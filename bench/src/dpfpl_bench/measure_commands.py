@@ -10,7 +10,7 @@ from rich.console import Console
 
 from dpfpl_common.errors import ConfigError
 
-__all__ = ["attacks", "register", "round_cost", "scale", "speed", "speed_page"]
+__all__ = ["attacks", "models", "register", "round_cost", "scale", "speed", "speed_page"]
 
 console = Console(stderr=True)
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
@@ -19,6 +19,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 def register(app: typer.Typer) -> None:
     """Add the commands to ``dpfpl-bench``."""
     app.command("attacks", epilog="Example: dpfpl-bench attacks --partition iid --seeds 3")(attacks)
+    app.command("models", epilog="Example: dpfpl-bench models --page docs/models.md")(models)
     app.command("round", epilog="Example: dpfpl-bench round --out runs/round --json")(round_cost)
     app.command("scale", epilog="Example: dpfpl-bench scale --sites 10,100,1000 --rounds 2")(scale)
     app.command("speed", epilog="Example: dpfpl-bench speed --quick --json")(speed)
@@ -43,6 +44,28 @@ def attacks(
     request = AttackRequest(_federations(hostile), parse_epsilon(epsilon), partition, rounds, seeds)
     cells = run_attacks(request, lambda text: console.print(text, highlight=False))
     sys.stdout.write(json.dumps(cells, indent=2) + "\n" if as_json else markdown(cells))
+
+
+def models(
+    family: Annotated[list[str] | None, typer.Option(help="only these; repeat the flag")] = None,
+    page: Annotated[Path | None, typer.Option(help="file whose table is replaced")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make, load, train, export and time a small random model of every known family; prints a table in Markdown."""
+    from dpfpl_bench.families import FAMILIES
+    from dpfpl_bench.model_table import measure_all, table, with_table
+
+    unknown = sorted(set(family or ()) - set(FAMILIES))
+    if unknown:
+        raise ConfigError(
+            code="IMPOSSIBLE_VALUE",
+            message=f"--family is {unknown[0]!r}, expected one of {', '.join(FAMILIES)}.",
+            advice="Correct the flag.",
+        )
+    measured = measure_all(family or list(FAMILIES))
+    sys.stdout.write(json.dumps(measured, indent=2) + "\n" if as_json else table(measured) + "\n")
+    if page is not None:
+        page.write_text(with_table(page.read_text(encoding="utf-8"), measured), encoding="utf-8")
 
 
 def _federations(text: str) -> tuple[tuple[int, int], ...]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpfpl_bench.domain_folders import domain_classes, domain_sites
 from dpfpl_bench.floors import trained_floors
+from dpfpl_bench.question_sites import question_sites
 from dpfpl_bench.settings import BenchSettings, build_experiment
 from dpfpl_bench.simulation import SimulatedSite, Simulation, prepare_sites, site_names
 from dpfpl_bench.strength import strength_curve
@@ -42,6 +43,7 @@ class RunRequest:
         floors: "all" also trains each site alone and all data in one place, "alone" only each site alone under the
             same promise, "none" neither.
         cache: folder for image features; None keeps them in memory.
+        questions: instead of ``data``, where the task is vqa; see ``question_sites``.
         classes: of the data; None: all that the source has.
     """
 
@@ -56,6 +58,7 @@ class RunRequest:
     engine: str = "inprocess"
     cache: Path | None = None
     offline: bool = True
+    questions: str = ""
     classes: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -66,6 +69,12 @@ class RunRequest:
                     message=f"--{flag} is {value!r}, expected one of {', '.join(allowed)}.",
                     advice="Correct the flag.",
                 )
+        if self.bench.task.kind == "vqa" and self.engine != "inprocess":
+            raise ConfigError(
+                code="IMPOSSIBLE_VALUE",
+                message=f"--engine is {self.engine!r}, expected inprocess for the task vqa.",
+                advice="Correct the flag.",
+            )
 
 
 def run_simulation(
@@ -80,15 +89,14 @@ def run_simulation(
 
         require_ray()
     on_step("reading images")
-    class_names, data = _sites_data(request, on_step)
+    names, class_names, data = _sites_data(request, on_step)
     on_step("loading the model")
     backbone = load_backbone(request.model, offline=request.offline)
     on_step("computing image features")
-    sites = prepare_sites(
-        data, class_names, FeatureCache(request.cache, backbone), site_names(request.num_sites), on_images
-    )
+    sites = prepare_sites(data, class_names, FeatureCache(request.cache, backbone), names, on_images)
     on_step("calibrating the noise")
     experiment = build_experiment(request.bench, backbone, request.model, class_names, sites)
+    backbone.scorer(experiment)  # a model that cannot serve the task says so here, not as a site's refusal
     on_step("training")
     outcome = _engine(request, backbone, sites).run(experiment, on_status)
     floors = trained_floors(backbone, sites, experiment, request.seed, on_step, which=request.floors)
@@ -120,7 +128,16 @@ def _parts(site: SiteData) -> list[tuple[str, ImageRecord]]:
     return [("train", r) for r in site.train] + [("test", r) for r in (*site.test, *site.neighbour_test)]
 
 
-def _sites_data(request: RunRequest, on_step: Callable[[str], None]) -> tuple[tuple[str, ...], list[SiteData]]:
+def _sites_data(
+    request: RunRequest, on_step: Callable[[str], None]
+) -> tuple[list[str], tuple[str, ...], list[SiteData]]:
+    """Names of the sites, classes, and every site's data."""
+    if request.bench.task.kind == "vqa":
+        names, asked = question_sites(request.questions, request.num_sites, request.seed)
+        for problem in (problem for site in asked for problem in site.problems):
+            on_step(f"{problem.severity}: {problem.message} [{problem.code}]")
+        return names, (), asked
+    names = site_names(request.num_sites)
     if request.partition == DOMAIN_FOLDERS:
         class_names = request.classes or domain_classes(request.data)
         data = domain_sites(request.data, class_names)
@@ -130,14 +147,13 @@ def _sites_data(request: RunRequest, on_step: Callable[[str], None]) -> tuple[tu
                 message=f"--sites is {request.num_sites}, the folder holds {len(data)} domains.",
                 advice=f"Give --sites {len(data)}, or leave folders away.",
             )
-        return class_names, data
+        return names, class_names, data
     class_names = request.classes or list_classes(request.data)
     pool = read_pool(request.data, class_names, request.cache / "images.json" if request.cache else None)
     for problem in pool.problems:
         on_step(f"{problem.severity}: {problem.message} [{problem.code}]")
-    return class_names, partition_sites(
-        pool.records, class_names, request.partition, request.num_sites, request.seed, request.alpha
-    )
+    data = partition_sites(pool.records, class_names, request.partition, request.num_sites, request.seed, request.alpha)
+    return names, class_names, data
 
 
 def _engine(request: RunRequest, backbone: Backbone, sites: list[SimulatedSite]) -> "Simulation | FlowerSimulation":

@@ -1,6 +1,6 @@
 """From the flags of ``dpfpl-bench run`` to an experiment."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dpfpl_bench.simulation import SimulatedSite
 from dpfpl_client.learning.backbone import Backbone
@@ -11,6 +11,7 @@ from dpfpl_common.experiment import (
     PrivacySettings,
     PromptSettings,
     RoundSettings,
+    TaskSettings,
 )
 from dpfpl_common.planning import resolve_noise
 
@@ -52,6 +53,7 @@ class BenchSettings:
     retention: float = 0.0
     contrast: float = 0.0
     personal_strength: float = 1.0
+    task: TaskSettings = field(default_factory=TaskSettings)
 
 
 def build_experiment(
@@ -98,6 +100,7 @@ def build_experiment(
             site_sample_rate=settings.site_sample_rate,
             nominal_site_size=max(1, round(sum(sizes) / len(sizes))),
         ),
+        task=settings.task,
         rounds=RoundSettings(
             number=settings.rounds, local_steps=settings.local_steps, evaluate_every=settings.evaluate_every
         ),

@@ -94,6 +94,7 @@ def describe(settings: SiteSettings, experiment: Experiment) -> dict[str, Any]:
         "name": experiment.name,
         "digest": experiment.digest(),
         "classes": list(experiment.classes),
+        "task": experiment.task.kind,
         "sites": list(experiment.sites),
         "member": settings.name in experiment.sites,
         "rounds": rounds.number,
@@ -118,7 +119,9 @@ def words(plan: dict[str, Any]) -> list[str]:
         f"Experiment {plan['name']}, configuration {plan['digest'][:12]}",
         f"  {len(plan['sites'])} sites: {', '.join(plan['sites'])}"
         + ("" if plan["member"] else " - WITHOUT this site"),
-        f"  {len(plan['classes'])} classes: {', '.join(plan['classes'])}",
+        f"  {len(plan['classes'])} classes: {', '.join(plan['classes'])}"
+        if plan["task"] == "classify"
+        else "  questions about images, answered in words; what is asked and answered stays here",
         f"What leaves this site in each of {plan['rounds']} rounds: {plan['values_per_round']} numbers, the clipped "
         f"and {'un-noised' if plan['trust'] == 'central' else 'noised'} update of the shared prompt; "
         f"{ACCURACIES[plan['metrics']]}; a duration. Never an image, a label or a file name.",

@@ -70,6 +70,8 @@ class _Check:
         train = Counter(record.label for record in data.train)
         test = Counter(record.label for record in data.test)
         report.facts["images"] = {name: {"train": train[name], "test": test[name]} for name in data.classes}
+        if any(record.question for record in data.train):
+            report.facts["questions"] = {"train": len(data.train), "test": len(data.test)}
         report.facts["training_images"] = len(data.train)
         report.facts["unreadable_images"] = len(data.unreadable)
         for problem in data.problems:
@@ -224,6 +226,12 @@ class _Check:
         if self.backbone is not None and experiment.model.fingerprint not in ("", self.backbone.fingerprint):
             self.report.errors.append("The plan asks for another model than the site has. [OTHER_MODEL]")
         if self.site_data is None or self.backbone is None:
+            return
+        if experiment.task.kind == "vqa":
+            if not any(record.question for record in self.site_data.train):
+                self.report.warnings.append(
+                    "The plan asks questions; the site has none and would only send noise. [NO_QUESTIONS]"
+                )
             return
         counts = Counter(record.label for record in self.site_data.train if record.label in experiment.classes)
         if not counts:

@@ -43,7 +43,9 @@ def about() -> None:
 
 @app.command(epilog="Example: dpfpl-client init --kit hospital-a.tar.gz --data /data/xrays")
 def init(
-    data: Annotated[str | None, typer.Option(help="image folder, .csv (path,label), digits or shapes")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="image folder, .csv (path,label), .jsonl (questions), digits or shapes")
+    ] = None,
     site: SiteFile = SITE,
     name: Annotated[str, typer.Option(help="the site's name, for a site without a kit")] = "site",
     kit: Annotated[
@@ -176,6 +178,7 @@ def predict(
     site: SiteFile = SITE,
     experiment: Annotated[str | None, typer.Option(help="whose prompt; default: the latest")] = None,
     top: Annotated[int, typer.Option("--top-k", "--top", min=1, help="how many classes to show")] = 3,
+    question: Annotated[str, typer.Option(help="asked of every image, by a prompt that answers questions")] = "",
     alpha: Annotated[
         float | None, typer.Option(help="weight of the personal part: 0 shared prompt alone, 1 as trained")
     ] = None,
@@ -189,7 +192,7 @@ def predict(
 
     paths = expand_images(images)
     results = []
-    for result in classify_files(_classifier(_load(site), experiment, alpha), paths, top):
+    for result in classify_files(_classifier(_load(site), experiment, alpha, question), paths, top):
         results.append(result)
         if result.prediction is None:
             console.print(as_line(result), markup=False, highlight=False, soft_wrap=True)
@@ -325,14 +328,16 @@ def _load(site: Path) -> SiteSettings:
     return load_site(site)
 
 
-def _classifier(settings: SiteSettings, experiment: str | None, alpha: float | None = None) -> "Classifier":
+def _classifier(
+    settings: SiteSettings, experiment: str | None, alpha: float | None = None, question: str = ""
+) -> "Classifier":
     from dpfpl_client.learning.backbone import load_backbone
     from dpfpl_client.prompt import load_prompt
 
     prompt = load_prompt(settings.state_folder, experiment)
     if alpha is not None:
         prompt = prompt.with_strength(alpha)
-    return prompt.classifier(load_backbone(settings.model, offline=settings.offline))
+    return prompt.classifier(load_backbone(settings.model, offline=settings.offline), question)
 
 
 def _number(value: float | str) -> str:

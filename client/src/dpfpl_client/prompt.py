@@ -35,7 +35,7 @@ __all__ = ["Classifier", "Prediction", "SitePrompt", "load_prompt"]
 
 @dataclass(frozen=True)
 class Prediction:
-    """Attributes: the most probable classes with their probabilities, best first."""
+    """Attributes: the most probable classes with their probabilities, best first; or one answer to a question."""
 
     classes: tuple[str, ...]
     probabilities: tuple[float, ...]
@@ -45,18 +45,40 @@ class Classifier:
     """A prompt joined to its model: what depends on the classes alone is computed once, each image is one pass.
 
     Attributes:
-        classes: their names, in the experiment's order.
+        classes: their names, in the experiment's order; none where the prompt was learned to answer questions.
+
+    Args:
+        prompt: a site's.
+        backbone: the model it was learned for.
+        question: asked of every image, where the prompt was learned to answer questions.
+
+    Raises:
+        ModelError: NO_QUESTION or UNWANTED_QUESTION.
     """
 
-    def __init__(self, prompt: "SitePrompt", backbone: Backbone) -> None:
+    def __init__(self, prompt: "SitePrompt", backbone: Backbone, question: str = "") -> None:
+        answers = prompt.experiment.task.kind == "vqa"
+        if answers != bool(question.strip()):
+            raise ModelError(
+                code="NO_QUESTION" if answers else "UNWANTED_QUESTION",
+                message="The prompt was learned to answer questions about images, and none was asked."
+                if answers
+                else "The prompt was learned to tell classes apart; it answers no questions.",
+                advice='Ask one: --question "what is it?"' if answers else "Leave the question out.",
+            )
+        self._question = question
         self.classes = prompt.experiment.classes
         self._backbone = backbone
         with torch.inference_mode():
             self._predictor = backbone.scorer(prompt.experiment).at(prompt.context(backbone))
 
     def classify(self, images: Iterable[Image.Image], top: int = 1) -> Iterator[Prediction]:
-        """The ``top`` most probable classes of every image, in the images' order."""
+        """The ``top`` most probable classes of every image, or the answer, in the images' order."""
         for feature in self._backbone.image_features(images):
+            if self._question:
+                answer, probability = self._predictor.reply(feature, self._question)
+                yield Prediction((answer,), (round(probability, 6),))
+                continue
             probabilities = self._predictor.probabilities(feature[None])[0]
             best = probabilities.topk(min(top, len(self.classes)))
             yield Prediction(
@@ -105,9 +127,9 @@ class SitePrompt:
         learned = self.global_context.astype(np.float64) + strength * self.personal_context
         return initial_context(backbone, self.experiment) + torch.from_numpy(learned.astype(np.float32))
 
-    def classifier(self, backbone: Backbone) -> Classifier:
-        """This prompt, ready to classify with its model."""
-        return Classifier(self, backbone)
+    def classifier(self, backbone: Backbone, question: str = "") -> Classifier:
+        """This prompt, ready to classify with its model, or to answer one question."""
+        return Classifier(self, backbone, question)
 
     def predict(self, backbone: Backbone, images: Iterable[Image.Image], top: int) -> list[Prediction]:
         """The ``top`` most probable classes of every image."""

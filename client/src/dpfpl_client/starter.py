@@ -35,7 +35,7 @@ def initialise(site_file: Path, data: str, name: str) -> list[Path]:
 
     Args:
         site_file: the site's site.toml.
-        data: a folder, a .csv file, "digits" or "shapes".
+        data: a folder, a .csv or .jsonl file, "digits" or "shapes".
         name: the site's name, used only for a new site.toml.
 
     Returns:
@@ -108,8 +108,11 @@ def _source(data: str) -> tuple[str, str]:
         return "folder", str(path)
     if path.is_file() and path.suffix.lower() == ".csv":
         return "csv", str(path)
+    if path.is_file() and path.suffix.lower() == ".jsonl":
+        return "questions", str(path)
     raise ConfigError(
         code="NO_DATA",
-        message=f"{data!r} is neither a folder nor a .csv file.",
-        advice="Give a folder of images, a CSV file with the columns path and label, digits or shapes.",
+        message=f"{data!r} is neither a folder nor a .csv or .jsonl file.",
+        advice="Give a folder of images, a CSV file with the columns path and label, a file of questions (.jsonl), "
+        "digits or shapes.",
     )

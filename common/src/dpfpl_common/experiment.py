@@ -15,7 +15,9 @@ from dpfpl_common.noise import grid_allows
 from dpfpl_common.prompt_checks import check_prompt
 from dpfpl_common.settings import from_table, read_toml, to_table
 from dpfpl_common.soundness import refuse_unsound
+from dpfpl_common.task_settings import TaskSettings, check_task
 from dpfpl_common.value_checks import choice as _choice
+from dpfpl_common.value_checks import floats_as_floats
 from dpfpl_common.value_checks import impossible as _impossible
 from dpfpl_common.value_checks import within as _within
 
@@ -46,7 +48,6 @@ CLIPPINGS = ("joint", "separate")
 ACCOUNTINGS = ("honest", "paper")
 UNITS = ("example", "site")
 METHODS = ("dpfpl", "dplora", "fedotp", "fedpgp", "promptfl")
-TASKS = ("classify", "vqa")
 SITE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 OPTIMIZERS = ("adam", "sgd")
 RULES = ("mean", "median", "trimmed_mean", "krum")
@@ -66,22 +67,6 @@ class ModelSettings:
     width: int
     id: str = "embedded"
     fingerprint: str = ""
-
-
-@dataclass(frozen=True)
-class TaskSettings:
-    """What is asked of the model.
-
-    Attributes:
-        kind: ``classify``, one of the experiment's classes for an image; ``vqa``, an answer in words to a question on
-            an image, for generative models. Its list of classes is empty: what sites ask and answer is their own.
-        question: of ``classify`` with a generative model: asked of every image; empty: a plain one.
-        max_answer_tokens: of ``vqa``: longer answers are cut off when the prompt is tested.
-    """
-
-    kind: str = "classify"
-    question: str = ""
-    max_answer_tokens: int = 8
 
 
 @dataclass(frozen=True)
@@ -229,7 +214,7 @@ class Experiment:
 
     def __post_init__(self) -> None:
         for part in (self.prompt, self.optimizer, self.privacy, self.rounds, self.aggregation):
-            _floats_as_floats(part)
+            floats_as_floats(part)
         _check(self)
 
     @property
@@ -299,26 +284,10 @@ def parse_experiment(text: str) -> Experiment:
     return from_table(Experiment, table, "experiment")
 
 
-def _floats_as_floats(settings: Any) -> None:
-    """A whole number given for a float is the same setting, so it must give the same digest."""
-    for f in dataclasses.fields(settings):
-        value = getattr(settings, f.name)
-        if f.type in (float, float | None) and isinstance(value, int) and not isinstance(value, bool):
-            try:
-                object.__setattr__(settings, f.name, float(value))
-            except OverflowError:
-                raise _impossible(f.name, value, "a number") from None
-
-
 def _check(e: Experiment) -> None:
     if not NAME.fullmatch(e.name):
         raise _impossible("name", e.name, "1-63 of a-z, 0-9, '.', '_', '-', starting with a letter or digit")
-    _choice("task.kind", e.task.kind, TASKS)
-    _within("task.max_answer_tokens", e.task.max_answer_tokens, 1, 1024)
-    if len(e.task.question) > 1000 or not (e.task.question.isprintable() or not e.task.question):
-        raise _impossible("task.question", e.task.question, "one printable line of at most 1000 characters")
-    if e.task.kind == "vqa" and e.classes:
-        raise _impossible("classes", e.classes, "an empty list: with the task vqa, answers are the sites' own words")
+    check_task(e.task, e.classes)
     for key, names in (("sites", e.sites),) if e.task.kind == "vqa" else (("classes", e.classes), ("sites", e.sites)):
         if not names or len(set(names)) != len(names) or not all(_is_name(n) for n in names):
             raise _impossible(key, names, "a list of distinct, printable, non-empty names")

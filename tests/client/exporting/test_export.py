@@ -232,8 +232,8 @@ def test_todays_policy_decides_which_accuracies_the_card_states(trained_site, ba
 
 @pytest.mark.privacy
 def test_the_cards_epsilons_are_rounded_up_and_follow_the_rounds(prompt, backbone):
-    card = model_card(prompt, backbone, Facts(site="north"), None, "base", "")
-    more = model_card(dataclasses.replace(prompt, round=9), backbone, Facts(site="north"), None, "base", "")
+    card = model_card(prompt, backbone, Facts(site="north"), "base", "")
+    more = model_card(dataclasses.replace(prompt, round=9), backbone, Facts(site="north"), "base", "")
 
     def epsilons(text):
         return [float(line.split("|")[2]) for line in text.splitlines() if line.endswith("| 1e-05 |")]
@@ -247,7 +247,7 @@ def test_the_cards_epsilons_are_rounded_up_and_follow_the_rounds(prompt, backbon
 
 @pytest.mark.privacy
 def test_seeded_noise_is_called_no_protection(prompt, backbone):
-    card = model_card(prompt, backbone, Facts(site="north", seeded=True), None, "base", "")
+    card = model_card(prompt, backbone, Facts(site="north", seeded=True), "base", "")
     assert "nothing is protected" in card
 
 

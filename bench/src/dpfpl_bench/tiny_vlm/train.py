@@ -30,13 +30,13 @@ class TrainingPlan:
     """
 
     seed: int = 0
-    steps: int = 1800
+    steps: int = 1400
     batch_size: int = 96
     learning_rate: float = 2e-3
     vision_learning_rate: float = 3e-4
     weight_decay: float = 0.02
     warmup: int = 100
-    pictures: int = 12_000
+    pictures: int = 6_000
     plain_share: float = 0.4
     embedding_noise: float = 0.7
 

@@ -157,14 +157,24 @@ def _make_room(folder: Path, own: Path, max_bytes: int) -> None:
 def site_features(
     cache: FeatureCache, data: SiteData, class_names: Iterable[str], progress: Progress | None = None
 ) -> SiteFeatures:
-    """Features and labels of a site's three sets; labels index ``class_names``."""
+    """Features and labels of a site's three sets; labels index ``class_names``.
+
+    Without class names the records are questions, which come along with their answers.
+    """
     names = tuple(class_names)
     index = {name: position for position, name in enumerate(names)}
     sets = (data.train, data.test, data.neighbour_test)
     # All at once, so that the progress has one total.
     features = cache.features([record for records in sets for record in records], progress)
+
+    def labelled(rows: Tensor, records: Sequence[ImageRecord]) -> LabelledFeatures:
+        if not names:
+            asked = tuple((record.question, record.label) for record in records)
+            return LabelledFeatures(rows, torch.zeros(len(records), dtype=torch.long), asked)
+        return LabelledFeatures(rows, torch.tensor([index[record.label] for record in records], dtype=torch.long))
+
     train, test, neighbour = (
-        LabelledFeatures(rows, torch.tensor([index[record.label] for record in records], dtype=torch.long))
+        labelled(rows, records)
         for rows, records in zip(torch.split(features, [len(records) for records in sets]), sets, strict=True)
     )
     return SiteFeatures(train, test, neighbour, names)

@@ -16,12 +16,14 @@ class SourceItem:
         label: as the source calls the class.
         split: ``train`` or ``test`` where the source says so, None where it is to be drawn.
         source: the pixels.
+        question: what is asked about the image, where the data are questions; the label is then the right answer.
     """
 
     key: str
     label: str
     split: str | None
     source: ImageSource
+    question: str = ""
 
 
 @dataclass(frozen=True)

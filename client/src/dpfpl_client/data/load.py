@@ -13,6 +13,7 @@ from dpfpl_client.data.hub import list_hub
 from dpfpl_client.data.labels import check_class_names, map_labels, select_known
 from dpfpl_client.data.listing import Listing
 from dpfpl_client.data.partition import partition_sites
+from dpfpl_client.data.questions_file import list_questions
 from dpfpl_client.data.records import DataProblem, ImageRecord, SiteData
 from dpfpl_client.data.settings import DataSettings
 from dpfpl_client.data.shapes import SHAPE_CLASSES, list_shapes
@@ -43,6 +44,8 @@ def load_site_data(settings: DataSettings, class_names: Sequence[str], index_pat
         DataError: nothing can be read or used; the message names what, the advice says what to do.
     """
     pool = read_pool(settings, class_names, index_path)
+    if settings.source == "questions":
+        return _questions_of_a_site(pool)
     sites = partition_sites(
         pool.records,
         class_names,
@@ -64,18 +67,20 @@ def load_pool(
 
 def read_pool(settings: DataSettings, class_names: Sequence[str] | None = None, index_path: Path | None = None) -> Pool:
     """As :func:`load_pool`, together with the problems."""
-    if class_names is not None:
+    open_answers = settings.source == "questions"
+    if class_names is not None and not open_answers:
         check_class_names(class_names)
     listing = _list_source(settings)
     items, problems = map_labels(listing.items, settings.class_map)
-    if class_names is not None:
+    if class_names is not None and not open_answers:
         items, unknown = select_known(items, class_names)
         problems += unknown
     index = DigestIndex(index_path)
     digested, corrupt, unreadable = digest_items(items, index)
     records, copies = split_items(digested, settings.test_fraction, settings.split_seed, settings.viewpoint)
     problems += corrupt + copies + index.save()
-    problems += _lost_classes({item.label for item in items}, records)
+    if not open_answers:
+        problems += _lost_classes({item.label for item in items}, records)
     if not records:
         raise DataError(
             code="NO_IMAGES",
@@ -89,11 +94,15 @@ def read_pool(settings: DataSettings, class_names: Sequence[str] | None = None, 
 def list_classes(settings: DataSettings) -> tuple[str, ...]:
     """The class names found in a source, after the class map; sorted, but for the built-ins in their natural order.
 
+    Questions have none: their answers are the site's own words.
+
     Raises:
         DataError: the source cannot be read, or holds no image.
     """
     if settings.source == "digits":
         return tuple(dict.fromkeys(settings.class_map.get(name, name) for name in DIGIT_CLASSES))
+    if settings.source == "questions":
+        return ()
     if settings.source == "shapes":
         return tuple(dict.fromkeys(settings.class_map.get(name, name) for name in SHAPE_CLASSES))
     items, _ = map_labels(_list_source(settings).items, settings.class_map)
@@ -106,6 +115,8 @@ def _list_source(settings: DataSettings) -> Listing:
             listing = list_folder(Path(settings.path))
         case "csv":
             listing = list_csv(Path(settings.path))
+        case "questions":
+            listing = list_questions(Path(settings.path))
         case "huggingface":
             listing = list_hub(settings.path)
         case "digits":
@@ -119,6 +130,19 @@ def _list_source(settings: DataSettings) -> Listing:
             advice=" ".join(problem.message for problem in listing.problems[:3]) or "Put images there.",
         )
     return listing
+
+
+def _questions_of_a_site(pool: Pool) -> SiteData:
+    """All questions are the site's own; there are no classes."""
+    train = tuple(record for record in pool.records if record.split == "train")
+    test = tuple(record for record in pool.records if record.split == "test")
+    if not train:
+        raise DataError(
+            code="NO_TRAINING_IMAGES",
+            message="There is no training image.",
+            advice="Add questions about images, or lower test_fraction.",
+        )
+    return SiteData(train, test, (), (), pool.problems, pool.unreadable)
 
 
 def _lost_classes(listed: set[str], records: Sequence[ImageRecord]) -> list[DataProblem]:

@@ -39,6 +39,7 @@ class ImageRecord:
         split: ``train`` or ``test``.
         source: where the pixels come from.
         viewpoint: how the site sees the image (see :mod:`dpfpl_client.data.viewpoint`).
+        question: what is asked about the image, where the data are questions; the label is then the right answer.
     """
 
     key: str
@@ -47,6 +48,7 @@ class ImageRecord:
     split: str
     source: ImageSource = field(repr=False, compare=False)
     viewpoint: str = "upright"
+    question: str = ""
 
     def open(self) -> Image.Image:
         """Decode the image to RGB and turn it to the viewpoint.
@@ -109,8 +111,11 @@ class SiteData:
 
     @property
     def manifest_digest(self) -> str:
-        """The identity of the training set: sha256 over the sorted (digest, label) pairs, whatever the files' names."""
-        lines = sorted(f"{record.digest} {record.label}\n" for record in self.train)
+        """The training set's identity: sha256 over the sorted (digest, label, question), whatever the files' names."""
+        lines = sorted(
+            f"{record.digest} {record.label}\n" + (f"{record.question}\n" if record.question else "")
+            for record in self.train
+        )
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

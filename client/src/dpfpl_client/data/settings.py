@@ -9,7 +9,7 @@ from dpfpl_common.errors import ConfigError
 
 __all__ = ["PARTITIONS", "SOURCES", "DataSettings", "check_partition", "expect"]
 
-SOURCES = ("folder", "csv", "huggingface", "digits", "shapes")
+SOURCES = ("folder", "csv", "huggingface", "digits", "shapes", "questions")
 PARTITIONS = ("none", "pathological", "dirichlet", "domain", "iid")
 _BUILT_IN = ("digits", "shapes")
 _ALPHAS = (1e-3, 1e6)
@@ -21,8 +21,8 @@ class DataSettings:
 
     Attributes:
         source: one of ``SOURCES``.
-        path: the folder, the CSV file, or the hub id (``owner/name``, with ``:configuration`` where there are several);
-            empty for the built-ins.
+        path: the folder, the CSV file, the file of questions (JSON lines), or the hub id (``owner/name``, with
+            ``:configuration`` where there are several); empty for the built-ins.
         test_fraction: the expected part of the images that is kept for testing, where the source has no split.
         split_seed: the seed of that split; sites that may hold copies of one image should share it.
         partition: ``none`` for a site that owns its data; the others simulate several sites over one data set.
@@ -54,6 +54,9 @@ class DataSettings:
         check_partition(self.partition, self.num_sites, self.alpha)
         expect("site_index", self.site_index, 0 <= self.site_index < self.num_sites, f"from 0 to {self.num_sites - 1}")
         check_viewpoint(self.viewpoint)
+        if self.source == "questions":
+            expect("partition", self.partition, self.partition == "none", "none: a file of questions is one site's own")
+            expect("class_map", dict(self.class_map), not self.class_map, "nothing: questions have no classes")
         if self.partition == "domain":
             expect("viewpoint", self.viewpoint, self.viewpoint == "upright", "upright: this partition chooses it")
 

@@ -6,6 +6,7 @@ The rules, in order:
    below ``test_fraction``: copies land on the same side, adding images moves no other, and sites with one seed agree.
 2. Of several copies of one picture in a split, one is kept: a picture stored twice would otherwise weigh twice in
    training, where the privacy of "one example" covers it once. If the copies carry different labels, none is kept.
+   Where the data are questions, only copies that are asked the same question are copies.
 3. A test image whose picture occurs in train is dropped.
 
 Adding or removing one training example changes what is kept by at most one example, and test never influences train.
@@ -47,7 +48,10 @@ def split_items(
     for split, side in sides.items():
         kept, found = _without_copies(side)
         problems += found
-        records += [ImageRecord(item.key, item.label, digest, split, item.source, viewpoint) for item, digest in kept]
+        records += [
+            ImageRecord(item.key, item.label, digest, split, item.source, viewpoint, item.question)
+            for item, digest in kept
+        ]
     return records, problems
 
 
@@ -58,13 +62,13 @@ def drawn_split(digest: str, test_fraction: float, seed: int) -> str:
 
 
 def _without_copies(side: Sequence[_Digested]) -> tuple[list[_Digested], list[DataProblem]]:
-    copies: defaultdict[str, list[SourceItem]] = defaultdict(list)
+    copies: defaultdict[tuple[str, str], list[SourceItem]] = defaultdict(list)
     for item, digest in sorted(side, key=lambda pair: pair[0].key):
-        copies[digest].append(item)
+        copies[digest, item.question].append(item)
     kept: list[_Digested] = []
     repeated: dict[str, str] = {}
     contradictory: dict[str, str] = {}
-    for digest, (first, *others) in copies.items():
+    for (digest, _), (first, *others) in copies.items():
         labels = sorted({first.label, *(item.label for item in others)})
         if len(labels) > 1:
             named = " and ".join(repr(label) for label in labels)

@@ -1,12 +1,15 @@
-"""The embedded model: a tiny CLIP in Hugging Face format that ships with this package, for tests and demonstrations."""
+"""Two tiny models in Hugging Face format that ship with this package, for tests and demonstrations."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["embedded_model_path"]
+__all__ = ["EMBEDDED", "embedded_model_path"]
+
+EMBEDDED = {"embedded": "model", "embedded-vlm": "vlm"}
+"""Names of models in settings, and their folders: a CLIP, and a LLaVA that answers questions about drawings."""
 
 
-def embedded_model_path() -> Path:
-    """The folder inside the installed package that `CLIPModel.from_pretrained` loads; its MODEL_CARD.md says more."""
-    return Path(__file__).resolve().parent / "model"
+def embedded_model_path(name: str = "embedded") -> Path:
+    """The folder inside the installed package that transformers loads; its MODEL_CARD.md says more."""
+    return Path(__file__).resolve().parent / EMBEDDED[name]

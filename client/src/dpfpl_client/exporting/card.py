@@ -4,8 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from dpfpl_client.exporting.adapter import Adapter
-from dpfpl_client.learning.dual_encoder import DualEncoder
+from dpfpl_client.learning.backbone import Backbone
 from dpfpl_client.prompt import SitePrompt
 from dpfpl_common.accounting import epsilon, json_epsilon
 from dpfpl_common.trust import ADVERSARIES, UNIT_NAMES, planned_events
@@ -21,53 +20,19 @@ METRICS = {
     "personal_neighbour": "this prompt, one round before its last, on the other sites' classes",
 }
 
-WITH_ADAPTER = """\
-```python
-import json, torch
-from PIL import Image
-from peft import PeftModel
-from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
-base = {base}
-model = PeftModel.from_pretrained(CLIPModel.from_pretrained(base), ".").eval()
-tokenizer, processor = AutoTokenizer.from_pretrained("."), CLIPImageProcessor.from_pretrained(base)
-prompts = json.load(open("prompt.json", encoding="utf-8"))["class_prompts"]
-text = tokenizer(list(prompts.values()), padding=True, return_tensors="pt")
-pixels = processor(images=Image.open("photo.png").convert("RGB"), return_tensors="pt")["pixel_values"]
-with torch.inference_mode():
-    logits = model(pixel_values=pixels, **text).logits_per_image
-print(dict(zip(prompts, logits.softmax(-1)[0].tolist())))
-```
+PLACES = {"classify": "before the class name", "vqa": "between picture and question"}
 
-Run it in this folder; `transformers` and `peft` are all it needs. Pictures with 16 bits a channel must be scaled to 8
-first, which `convert("RGB")` does not do (`dpfpl-client predict` does). The adapter is PEFT's `TrainableTokens`: the
-context vectors take the rows of {count} rare vocabulary entries, which this folder's tokenizer spells `<|context_1|>`
-and so on. Use this tokenizer with the adapter, and the base model's own without it.
-"""
-
-WITHOUT_ADAPTER = """\
-PEFT cannot express this prompt: {reason}. The classes' merged text features do the same for these classes:
-
-```python
-import json, torch
-from PIL import Image
-from safetensors.torch import load_file
-from transformers import AutoImageProcessor, AutoModel
-
-base = {base}
-about = json.load(open("prompt.json", encoding="utf-8"))
-text = load_file("text_features.safetensors")["text_features"]
-model, processor = AutoModel.from_pretrained(base).eval(), AutoImageProcessor.from_pretrained(base, backend="pil")
-inputs = processor(images=Image.open("photo.png").convert("RGB"), return_tensors="pt")
-with torch.inference_mode():
-    image = model.get_image_features(**inputs)
-    image = getattr(image, "pooler_output", image)
-    logits = about["logit_scale"] * torch.nn.functional.normalize(image, dim=-1) @ text.T
-print(dict(zip(about["experiment"]["classes"], {head}[0].tolist())))
-```
-"""
-
-SOFTMAX, SIGMOID = "logits.softmax(-1)", "torch.sigmoid(logits + about['logit_bias'])"
+USES = {
+    "classify": """\
+To classify images of the classes above, of the kind that the site collects, with the base model named above. It was
+tested, if at all, on that site's own test images only. It answers with one of its classes for every image, also for one
+that belongs to none. A probability is the model's own confidence and was not calibrated.""",
+    "vqa": """\
+To answer questions of the kind that the site asks, about images of the kind that it collects, with the base model named
+above. It was tested, if at all, on that site's own test questions only. It answers every question, also one that the
+image does not answer.""",
+}
 
 
 @dataclass(frozen=True)
@@ -88,26 +53,20 @@ class Facts:
     seeded: bool = False
 
 
-def model_card(
-    prompt: SitePrompt, backbone: DualEncoder, facts: Facts, adapter: Adapter | None, base_model: str, reason: str
-) -> str:
-    """README.md of the exported folder, in Markdown with the hub's front matter."""
+def model_card(prompt: SitePrompt, backbone: Backbone, facts: Facts, base_model: str, usage: str) -> str:
+    """README.md of the exported folder, in Markdown with the hub's front matter; ``usage`` says how to use it."""
     experiment = prompt.experiment
     base = json.dumps(base_model)
-    usage = (
-        WITH_ADAPTER.format(base=base, count=len(adapter.context))
-        if adapter
-        else WITHOUT_ADAPTER.format(base=base, reason=reason, head=SOFTMAX if backbone.logit_bias is None else SIGMOID)
-    )
+    library = "peft" if "PeftModel" in usage else "transformers"
     return f"""\
 ---
-library_name: {"peft" if adapter else "transformers"}
+library_name: {library}
 base_model: {base}
 tags: [{backbone.family}, prompt-learning, federated-learning]
 ---
 # Prompt of {facts.site} from the experiment {experiment.name}
 
-{experiment.prompt.num_context} learned vectors that stand before the class name in the text input of a frozen
+{experiment.prompt.num_context} learned vectors that stand {PLACES[experiment.task.kind]} in the input of a frozen
 {backbone.family} model. They were learned by the method {experiment.prompt.method} in a federation of
 {len(experiment.sites)} sites over {prompt.round} rounds; the images never left their sites.
 
@@ -121,8 +80,7 @@ it) is `{backbone.fingerprint}`.
 {usage}
 ## What it was learned from
 
-Labelled images of the site {facts.site}, and what all sites shared: {_listed(experiment.sites)}. Classes:
-{_listed(experiment.classes)}. How many images a site has is not stated: counts are private.
+{_sources(prompt, facts)} How many images a site has is not stated: counts are private.
 
 ## Accuracy
 
@@ -132,12 +90,17 @@ Labelled images of the site {facts.site}, and what all sites shared: {_listed(ex
 {_privacy(prompt, facts)}
 ## Intended use
 
-To classify images of the classes above, of the kind that the site collects, with the base model named above. It was
-tested, if at all, on that site's own test images only. It answers with one of its classes for every image, also for one
-that belongs to none. A probability is the model's own confidence and was not calibrated. Before decisions about people,
+{USES[experiment.task.kind]} Before decisions about people,
 test it on data of your own. Whoever holds this folder is a prompt recipient in the table above: pass it on only as far
 as the site agreed.
 """
+
+
+def _sources(prompt: SitePrompt, facts: Facts) -> str:
+    experiment = prompt.experiment
+    what = "Labelled images" if experiment.task.kind == "classify" else "Questions about images, with their answers,"
+    classes = f" Classes:\n{_listed(experiment.classes)}." if experiment.classes else ""
+    return f"{what} of the site {facts.site}, and what all sites shared: {_listed(experiment.sites)}.{classes}"
 
 
 def _base(base_model: str) -> str:

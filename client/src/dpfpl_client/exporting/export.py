@@ -15,12 +15,14 @@ from dpfpl_client.agent.approvals import Approvals
 from dpfpl_client.agent.permit import permit
 from dpfpl_client.agent.policy import load_policy
 from dpfpl_client.agent.store import DiskStore
-from dpfpl_client.embedded import embedded_model_path
-from dpfpl_client.exporting.adapter import Adapter, NotExpressibleError, build_adapter
+from dpfpl_client.embedded import EMBEDDED, embedded_model_path
+from dpfpl_client.exporting.adapter import NotExpressibleError, build_adapter
 from dpfpl_client.exporting.card import Facts, model_card
+from dpfpl_client.exporting.usage import classes_usage, generative_usage
 from dpfpl_client.learning.backbone import Backbone
-from dpfpl_client.learning.dual_encoder import DualEncoder, as_dual_encoder
+from dpfpl_client.learning.dual_encoder import DualEncoder
 from dpfpl_client.learning.factorisation import factorise
+from dpfpl_client.learning.generative.backbone import GenerativeBackbone
 from dpfpl_client.ledger_view import summarise
 from dpfpl_client.prompt import SitePrompt
 from dpfpl_client.site_settings import SiteSettings
@@ -81,34 +83,56 @@ def write_export(prompt: SitePrompt, backbone: Backbone, folder: Path, facts: Fa
     """Write the folder; the policy is the caller's business, but a prompt without noise never leaves.
 
     The folder holds README.md (model card), prompt.safetensors with prompt.json (the context and its parts),
-    text_features.safetensors (the classes' merged text features), and, where PEFT can express it, the adapter with its
-    tokenizer. For the embedded model, which no hub has, the base model comes along.
+    for a model that compares images with classes, text_features.safetensors (the classes' merged text features) and,
+    where PEFT can express it, the adapter with its tokenizer. An embedded model, which no hub has, comes along.
 
     Raises:
         PrivacyError: see above.
         StateError: the folder holds something else.
     """
     _refuse_what_must_stay(prompt)
-    model = as_dual_encoder(backbone)
-    context = prompt.context(model)
     embedded = _is_embedded(prompt, backbone)
     base_model = "base_model" if embedded else prompt.experiment.model.id
-    reason, adapter = "", None
-    try:
-        adapter = build_adapter(model, context, prompt.experiment.classes, base_model)
-    except NotExpressibleError as error:
-        reason = str(error)
     _make(folder)
-    files = _write_parts(prompt, model, folder, adapter)
-    if adapter is not None:
-        files += adapter.write(folder, model.token_embedding)
+    if isinstance(backbone, DualEncoder):
+        files, usage, reason = _write_with_classes(prompt, backbone, folder, base_model)
+    else:
+        assert isinstance(backbone, GenerativeBackbone)
+        reason = "its context stands in the middle of a turn, behind the picture"
+        files = _write_parts(prompt, backbone, folder, {"turn": backbone.turn})
+        usage = generative_usage(prompt.experiment, base_model, reason)
     if embedded:
-        files += _copy_base_model(folder / "base_model")
-    card = model_card(prompt, model, facts, adapter, base_model, reason)
+        files += _copy_base_model(prompt.experiment.model.id, folder / "base_model")
+    card = model_card(prompt, backbone, facts, base_model, usage)
     write_durably(folder / "README.md", card.encode())
     for path in folder.rglob("*"):
         path.chmod(0o700 if path.is_dir() else PRIVATE)
     return Exported(folder, ("README.md", *files), reason)
+
+
+def _write_with_classes(
+    prompt: SitePrompt, backbone: DualEncoder, folder: Path, base_model: str
+) -> tuple[list[str], str, str]:
+    """The parts, the classes' features and the adapter, where there can be one: files, usage, and why there is none."""
+    context, classes = prompt.context(backbone), prompt.experiment.classes
+    reason, adapter = "", None
+    try:
+        adapter = build_adapter(backbone, context, classes, base_model)
+    except NotExpressibleError as error:
+        reason = str(error)
+    about: dict[str, Any] = {
+        "context_follows": backbone.context_follows,
+        "logit_scale": backbone.logit_scale,
+        "logit_bias": backbone.logit_bias,
+        "class_prompts": dict(zip(classes, adapter.prompts, strict=True)) if adapter else None,
+    }
+    files = _write_parts(prompt, backbone, folder, about)
+    features = backbone.scorer(prompt.experiment).class_features(context).numpy()
+    write_durably(folder / "text_features.safetensors", save({"text_features": np.ascontiguousarray(features)}))
+    files.append("text_features.safetensors")
+    if adapter is not None:
+        files += adapter.write(folder, backbone.token_embedding)
+    return files, classes_usage(backbone, adapter, base_model, reason), reason
 
 
 def _refuse_what_must_stay(prompt: SitePrompt) -> None:
@@ -138,7 +162,7 @@ def _make(folder: Path) -> None:
         ) from None
 
 
-def _write_parts(prompt: SitePrompt, backbone: DualEncoder, folder: Path, adapter: Adapter | None) -> list[str]:
+def _write_parts(prompt: SitePrompt, backbone: Backbone, folder: Path, more: dict[str, Any]) -> list[str]:
     experiment = prompt.experiment
     factors = factorise(prompt.personal_context, experiment.prompt.rank, np.random.default_rng(0))
     parts = {
@@ -154,27 +178,23 @@ def _write_parts(prompt: SitePrompt, backbone: DualEncoder, folder: Path, adapte
         "experiment": to_table(experiment),
         "model_fingerprint": backbone.fingerprint,
         "rounds": prompt.round,
-        "context_follows": backbone.context_follows,
-        "logit_scale": backbone.logit_scale,
-        "logit_bias": backbone.logit_bias,
-        "class_prompts": dict(zip(experiment.classes, adapter.prompts, strict=True)) if adapter else None,
+        **more,
     }
-    features = backbone.scorer(experiment).class_features(prompt.context(backbone)).numpy()
     write_durably(folder / "prompt.safetensors", save(tensors), PRIVATE)
-    write_durably(folder / "text_features.safetensors", save({"text_features": np.ascontiguousarray(features)}))
     write_durably(folder / "prompt.json", (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode(), PRIVATE)
-    return ["prompt.json", "prompt.safetensors", "text_features.safetensors"]
+    return ["prompt.json", "prompt.safetensors"]
 
 
 def _is_embedded(prompt: SitePrompt, backbone: Backbone) -> bool:
     from dpfpl_client.learning.backbone import load_backbone
 
-    return prompt.experiment.model.id == "embedded" and load_backbone("embedded").fingerprint == backbone.fingerprint
+    name = prompt.experiment.model.id
+    return name in EMBEDDED and load_backbone(name).fingerprint == backbone.fingerprint
 
 
-def _copy_base_model(folder: Path) -> list[str]:
+def _copy_base_model(name: str, folder: Path) -> list[str]:
     folder.mkdir(exist_ok=True, mode=0o700)
-    source = embedded_model_path()
+    source = embedded_model_path(name)
     names = sorted(path.name for path in source.iterdir() if path.is_file())
     for name in names:
         write_durably(folder / name, (source / name).read_bytes())

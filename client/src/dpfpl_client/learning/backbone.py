@@ -33,6 +33,14 @@ class Predictor(Protocol):
         """
         ...
 
+    def reply(self, feature: Tensor, question: str) -> tuple[str, float]:
+        """The answer to a question about one image row [feature_size], and how probable the model finds it.
+
+        Raises:
+            ModelError: NO_ANSWERS, the family answers no questions.
+        """
+        ...
+
     def accuracy(self, examples: "LabelledFeatures") -> float | None:
         """Share of right answers; None without examples."""
         ...
@@ -87,6 +95,7 @@ class Backbone(Protocol):
         feature_identity: sha256 over what image rows depend on beside the images: fingerprint and preprocessing.
         width: width d of token embeddings and context vectors.
         feature_size: length of an image's row.
+        shortcuts: in words, what is computed once instead of again and again, exactly.
     """
 
     family: str
@@ -94,6 +103,11 @@ class Backbone(Protocol):
     feature_identity: str
     width: int
     feature_size: int
+
+    @property
+    def shortcuts(self) -> str:
+        """See above."""
+        ...
 
     def num_tokens(self, text: str) -> int:
         """How many context vectors a text fills."""
@@ -120,7 +134,7 @@ def load_backbone(model: str, *, offline: bool = True, dtype: torch.dtype = torc
     """Load a model of any known family.
 
     Args:
-        model: "embedded", a folder in Hugging Face format, or a Hugging Face id.
+        model: "embedded" or "embedded-vlm", a folder in Hugging Face format, or a Hugging Face id.
         offline: do not reach for the network; a hub id must then be in the local cache.
         dtype: in which to compute; float64 for comparisons.
 

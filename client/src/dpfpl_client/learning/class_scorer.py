@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dpfpl_client.learning.dual_encoder import DualEncoder
+from dpfpl_client.learning.dual_encoder import DualEncoder, no_answers
 from dpfpl_client.learning.evaluation import LabelledFeatures, accuracy, head_probabilities
 from dpfpl_client.learning.gradients import per_example_gradients, total_gradient
 from dpfpl_client.learning.public_directions import text_directions
@@ -33,6 +33,10 @@ class ClassPredictor:
     def probabilities(self, features: Tensor) -> Tensor:
         """[n, classes] by the model's own head, for unit image features [n, feature_size]."""
         return head_probabilities(self._backbone, self.text_features, features)
+
+    def reply(self, feature: Tensor, question: str) -> tuple[str, float]:
+        """There is none."""
+        raise no_answers(self._backbone.family)
 
     def accuracy(self, examples: LabelledFeatures) -> float | None:
         """Share of images whose class is the nearest."""

@@ -17,6 +17,7 @@ __all__ = ["ClipBackbone", "load_clip"]
 class ClipBackbone(DualEncoder):
     """A class prompt is ``[BOS][context]<class name>.[EOS]``; nothing after EOS is ever computed, exactly."""
 
+    shortcuts = "image features once; begin token and context once for all classes; nothing after a class name"
     context_follows = "the begin token; then comes '<class name>.' and the end token"
 
     def __init__(self, model: Any, tokenizer: Any, image_processor: Any, fingerprint: str) -> None:

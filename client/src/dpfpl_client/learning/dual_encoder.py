@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dpfpl_client.learning.class_scorer import ClassScorer
     from dpfpl_common.experiment import Experiment
 
-__all__ = ["DualEncoder", "as_dual_encoder"]
+__all__ = ["DualEncoder", "as_dual_encoder", "no_answers"]
 
 
 class DualEncoder:
@@ -36,11 +36,13 @@ class DualEncoder:
         logit_scale: the model's own tau, multiplying cosine similarities.
         logit_bias: added to the logits of a sigmoid head; None for a softmax head.
         context_follows: where the context stands and what comes after it, for whoever uses an exported prompt.
+        shortcuts: in words, what is computed once, exactly.
         adapter_obstacle: why a PEFT adapter of trained tokens cannot express a prompt; empty where it can.
     """
 
     context_follows = ""
     adapter_obstacle = ""
+    shortcuts = "image features once"
 
     def __init__(self, model: Any, tokenizer: Any, image_processor: Any, fingerprint: str, feature_size: int) -> None:
         self._model = model.eval().requires_grad_(False)
@@ -76,11 +78,7 @@ class DualEncoder:
         from dpfpl_client.learning.class_scorer import ClassScorer
 
         if experiment.task.kind != "classify":
-            raise ModelError(
-                code="NO_ANSWERS",
-                message=f"A model of the family {self.family!r} answers no questions (task {experiment.task.kind}).",
-                advice="Use a generative vision-language model, or the task classify.",
-            )
+            raise no_answers(self.family)
         return ClassScorer(self, self.class_tokens(experiment.classes, experiment.prompt.num_context))
 
     def class_tokens(self, class_names: Sequence[str], num_context: int) -> ClassTokens:
@@ -156,6 +154,15 @@ class DualEncoder:
     @property
     def _eos_id(self) -> int:
         return int(self._tokenizer.eos_token_id)
+
+
+def no_answers(family: str) -> ModelError:
+    """NO_ANSWERS: the task is to answer questions, and the model only compares."""
+    return ModelError(
+        code="NO_ANSWERS",
+        message=f"A model of the family {family!r} answers no questions (task vqa).",
+        advice="Use a generative vision-language model, or the task classify.",
+    )
 
 
 def as_dual_encoder(backbone: "Backbone") -> DualEncoder:

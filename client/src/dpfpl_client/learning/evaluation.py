@@ -27,6 +27,10 @@ class LabelledFeatures:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def none(self) -> "LabelledFeatures":
+        """An empty set of the same kind of rows."""
+        return LabelledFeatures(self.features[:0], self.labels[:0])
+
     def take(self, indices: npt.NDArray[np.int64]) -> "LabelledFeatures":
         """Those of these indices."""
         chosen = torch.from_numpy(indices)

@@ -50,6 +50,8 @@ class SiteFeatures:
         """
         if classes == self.classes:
             return self
+        if not self.classes or not classes:  # questions where classes are meant, or the other way round
+            return SiteFeatures(self.train.none(), self.test.none(), self.neighbour_test.none(), classes)
         index = torch.tensor([classes.index(name) if name in classes else -1 for name in self.classes])
 
         def mapped(images: LabelledFeatures) -> LabelledFeatures:
@@ -120,8 +122,8 @@ class PromptLearner:
     def __init__(self, backbone: Backbone, experiment: Experiment, features: SiteFeatures) -> None:
         self._experiment = experiment
         self._features = features
-        self._initial = initial_context(backbone, experiment)
         self._scorer = backbone.scorer(experiment)
+        self._initial = initial_context(backbone, experiment)
         self._method = build_method(experiment.prompt.method, experiment.context_shape, experiment.prompt.rank)
 
     @property

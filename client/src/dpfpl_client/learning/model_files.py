@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from dpfpl_client.embedded import embedded_model_path
+from dpfpl_client.embedded import EMBEDDED, embedded_model_path
 from dpfpl_common.errors import ModelError
 
 __all__ = ["feature_identity", "load_image_processor", "load_parts", "model_fingerprint", "model_folder", "model_type"]
@@ -19,13 +19,13 @@ T = TypeVar("T")
 
 
 def model_folder(model: str, *, offline: bool) -> Path:
-    """The folder of "embedded", of a path, or of a hub id (from the local cache where ``offline``).
+    """The folder of an embedded model, of a path, or of a hub id (from the local cache where ``offline``).
 
     Raises:
         ModelError: MODEL_NOT_FOUND.
     """
-    if model == "embedded":
-        return embedded_model_path()
+    if model in EMBEDDED:
+        return embedded_model_path(model)
     path = Path(model).expanduser()
     if path.is_dir():
         return path

@@ -63,6 +63,7 @@ class PaddedTextTower:
 class SiglipBackbone(DualEncoder):
     """The head is a sigmoid: ``p(c | x) = sigmoid(tau z_x . T_c + b)``, one decision a class."""
 
+    shortcuts = "image features once; one graph over all padded class texts serves a whole batch"
     context_follows = "nothing; then comes '<class name>.', the end token and padding up to the model's positions"
     adapter_obstacle = "its texts are padded to the model's full length, and the padding takes part"
 

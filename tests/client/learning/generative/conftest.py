@@ -25,7 +25,7 @@ QUESTIONS = (
     ("how many small animals are there?", "two or three"),
     ("what is it?", "a dog"),
     ("what colour is it?", "dark green"),
-    ("what is it?", "bird"),
+    ("where is it?", "bird"),
 )
 
 

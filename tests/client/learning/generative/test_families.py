@@ -206,7 +206,11 @@ def test_what_has_no_meaning_is_refused(model, vqa_experiment):
     with pytest.raises(ModelError, match="one_shot") as caught:
         model.scorer(vqa_experiment(model, mechanism="one_shot", trust="local", **classes))
     assert caught.value.code == "NO_CLASS_FEATURES"
-    experiment = dataclasses.replace(vqa_experiment(model, **classes), gradients=GradientSettings(classes=1))
+    pulled = vqa_experiment(model, **classes)
+    pulled = dataclasses.replace(pulled, prompt=dataclasses.replace(pulled.prompt, retention=0.5))
+    with pytest.raises(ModelError, match="retention"):
+        model.scorer(pulled)
+    experiment = dataclasses.replace(vqa_experiment(model, **classes), gradients=GradientSettings(classes=2))
     with pytest.raises(ModelError) as caught:
         model.scorer(experiment)
     assert caught.value.code == "NO_ESTIMATES"

@@ -57,6 +57,28 @@ class GenerativeBackbone:
         )
 
     @property
+    def shortcuts(self) -> str:
+        """What is computed once, exactly."""
+        return "picture's tokens once; " + (
+            "the turn up to the context once a picture, without a graph"
+            if self.language.shared
+            else "no layer's activations are kept"
+        )
+
+    @property
+    def turn(self) -> dict[str, object]:
+        """How a turn is laid out, for whoever uses an exported prompt with plain transformers."""
+        return {
+            "head": [int(token) for token in self.layout.head],
+            "tail": self.layout.tail,
+            "end": self.layout.end_id,
+            "square": EDGE if self._quirks.square else None,
+            "nested": self._quirks.nested,
+            "processor_options": dict(self._quirks.processor_options),
+            "rope_index": self._quirks.rope_index,
+        }
+
+    @property
     def tokenizer(self) -> Any:
         """The model's own Hugging Face tokenizer."""
         return self._tokenizer
@@ -92,6 +114,13 @@ class GenerativeBackbone:
                 message=f"one_shot releases sums of image features for each class, which a model of the family "
                 f"{self.family!r} does not compare with classes.",
                 advice="Use the mechanism per_step, or a model of the CLIP or SigLIP family.",
+            )
+        if experiment.prompt.retention or experiment.prompt.contrast:
+            raise ModelError(
+                code="NO_CLASS_FEATURES",
+                message=f"prompt.retention and prompt.contrast pull on class features, which a model of the family "
+                f"{self.family!r} does not have.",
+                advice="Leave them out, or use a model of the CLIP or SigLIP family.",
             )
         if experiment.gradients != EXACT:
             raise ModelError(

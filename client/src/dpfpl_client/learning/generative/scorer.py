@@ -5,6 +5,7 @@ question for all, and the class's name is the answer. The loss is the mean cross
 the end token included.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -184,6 +185,13 @@ class AnswerPredictor:
                 scores[part.index, number] = scorer._log_likelihoods(contexts, part)
         return torch.softmax(scores, dim=1)
 
+    @torch.no_grad()
+    def reply(self, feature: Tensor, question: str) -> tuple[str, float]:
+        """The answer to a question about one picture's row, and the product of its tokens' probabilities."""
+        (part,) = self._scorer._parts(self._context, [(question, "")], feature[None])
+        ((ids, logarithm),) = self._spoken(part)
+        return self._scorer._layout.text_of(ids), math.exp(logarithm)
+
     def accuracy(self, examples: LabelledFeatures) -> float | None:
         """Share of right answers: the most probable class, or the spoken answer by normalised exact match."""
         if len(examples) == 0:
@@ -201,16 +209,17 @@ class AnswerPredictor:
         scorer = self._scorer
         result = [""] * len(examples)
         for part in scorer._parts(self._context, scorer._asked(examples), examples.features):
-            for place, ids in zip(part.index.tolist(), self._spoken(part), strict=True):
+            for place, (ids, _) in zip(part.index.tolist(), self._spoken(part), strict=True):
                 result[place] = scorer._layout.text_of(ids)
         return result
 
-    def _spoken(self, part: MicroBatch) -> list[list[int]]:
-        """Greedy ids of a micro-batch, without the end token."""
+    def _spoken(self, part: MicroBatch) -> list[tuple[list[int], float]]:
+        """Greedy ids of a micro-batch, without the end token, and the logarithm of their probability."""
         language, end = self._scorer._language, self._scorer._layout.end_id
         contexts = self._context.expand(len(part.index), -1, -1)
         behind = torch.cat([contexts, language.embed(part.questions)], dim=1)
         spoken: list[list[int]] = [[] for _ in part.index]
+        logarithms = [0.0] * len(spoken)
         open_ = set(range(len(spoken)))
         keys_values: KeysValues | None = language.prefix(part.pictures) if language.shared else None
         for _ in range(self._scorer._task.max_answer_tokens):
@@ -218,8 +227,9 @@ class AnswerPredictor:
                 hidden = language.states(part.pictures, behind)
             else:
                 hidden, keys_values = language.continued(keys_values, behind)
-            chosen = language.logits(hidden[:, -1]).argmax(dim=-1)
+            likely, chosen = functional.log_softmax(language.logits(hidden[:, -1]).float(), dim=-1).max(dim=-1)
             for row in sorted(open_):
+                logarithms[row] += float(likely[row])
                 if int(chosen[row]) == end:
                     open_.remove(row)
                 else:
@@ -228,7 +238,7 @@ class AnswerPredictor:
                 break
             said = language.embed(chosen[:, None])
             behind = torch.cat([behind, said], dim=1) if keys_values is None else said
-        return spoken
+        return list(zip(spoken, logarithms, strict=True))
 
 
 def _no_class_features() -> ModelError:

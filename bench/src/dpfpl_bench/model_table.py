@@ -1,0 +1,190 @@
+"""``dpfpl-bench models``: every known family made with random weights, loaded, trained, exported and timed here.
+
+Each family runs in a process of its own, so that its memory is its own. What the table of docs/models.md says was done
+by this command, with architectures from the installed transformers and sizes that fit a laptop: it shows that a family
+works and how families compare, not how long a model of billions of parameters takes.
+"""
+
+import json
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+__all__ = ["BEGIN", "END", "FamilyFacts", "measure", "measure_all", "table", "with_table"]
+
+BEGIN, END = "<!-- table: dpfpl-bench models -->", "<!-- end of the table -->"
+BATCH = 16
+REPEATS = 5
+CLASSES = ("cat", "small red dog", "bird", "green house")
+
+
+@dataclass(frozen=True)
+class FamilyFacts:
+    """What was seen of one family.
+
+    Attributes:
+        family: the model type.
+        model: the class of transformers.
+        parameters: of the random model.
+        row: numbers that an image becomes.
+        trains: a noised round moved the shared update and the personal prompt, both finite.
+        exports: files of an exported prompt.
+        exact: which shortcuts serve it; each is held to the plain forward by tests.
+        step_ms: median of one batch's per-example gradients, wall clock.
+        step_mb: what the process grew by, at its largest, while making them.
+        batch: examples in that batch.
+    """
+
+    family: str
+    model: str
+    parameters: int
+    row: int
+    trains: bool
+    exports: str
+    exact: str
+    step_ms: float
+    step_mb: float
+    batch: int = BATCH
+
+
+def measure(family: str) -> FamilyFacts:
+    """One family, in this process: its peak memory only grows, so call it once a process."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from dpfpl_bench.families import Sizes, write_random_model
+    from dpfpl_client.learning.backbone import load_backbone
+    from dpfpl_client.learning.evaluation import LabelledFeatures
+    from dpfpl_client.learning.gradients import EXACT
+    from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
+    from dpfpl_client.learning.randomness import SystemRandomness
+
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_random_model(family, Path(folder), Sizes(width=256, layers=6, heads=8, image=112, patch=14))
+        backbone = load_backbone(str(path))
+    experiment = _experiment(backbone.width)
+    generator = np.random.default_rng(0)
+    images = [Image.fromarray(generator.integers(0, 255, (112, 112, 3), dtype=np.uint8)) for _ in range(BATCH)]
+    rows = torch.stack(list(backbone.image_features(images)))
+    examples = LabelledFeatures(rows, torch.arange(BATCH) % len(CLASSES))
+    scorer = backbone.scorer(experiment)
+    context = backbone.text_embeddings("a photo of a", 4)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    times = []
+    for _ in range(REPEATS):
+        began = time.perf_counter()
+        scorer.gradients(context, examples, EXACT)
+        times.append(time.perf_counter() - began)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    learner = PromptLearner(backbone, experiment, SiteFeatures(examples, examples, examples, CLASSES))
+    result = learner.train_round(
+        np.zeros(experiment.context_shape, np.float32),
+        PersonalState.initial(experiment),
+        SystemRandomness().for_round("a", 1),
+    )
+    moved = [result.update, result.state.context]
+    model: Any = backbone._model  # type: ignore[attr-defined]
+    return FamilyFacts(
+        family=family,
+        model=type(model).__name__,
+        parameters=sum(weight.numel() for weight in model.parameters()),
+        row=backbone.feature_size,
+        trains=all(bool(np.isfinite(part).all() and part.any()) for part in moved),
+        exports=_exported(backbone, experiment, result.state.context),
+        exact=backbone.shortcuts,
+        step_ms=round(1000 * sorted(times)[REPEATS // 2], 1),
+        step_mb=round(grown / 1024, 1),
+    )
+
+
+def measure_all(families: list[str]) -> dict[str, Any]:
+    """All of them, each in a process of its own, and what they ran on."""
+    facts = []
+    for family in families:
+        command = [sys.executable, "-m", "dpfpl_bench.model_table", family]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        facts.append(json.loads(done.stdout.splitlines()[-1]))
+    return {
+        "device": f"{_processor()}, one thread, float32",
+        "versions": {name: version(name) for name in ("torch", "transformers")},
+        "families": facts,
+    }
+
+
+def table(measured: dict[str, Any]) -> str:
+    """Markdown of the measured facts."""
+    lines = [
+        f"Device: {measured['device']}; "
+        + ", ".join(f"{name} {number}" for name, number in measured["versions"].items())
+        + ". Random weights, width 256, 6 layers a tower, pictures of 112 pixels; a step is the exact gradients of "
+        f"{BATCH} examples, one for each.",
+        "",
+        "| Family | Class | Parameters | Image row | Trains | Exports | Exact and shared | Step, ms | Memory, MB |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for fact in measured["families"]:
+        lines.append(
+            f"| `{fact['family']}` | `{fact['model']}` | {fact['parameters'] / 1e6:.1f} M | {fact['row']} "
+            f"| {'yes' if fact['trains'] else 'no'} | {fact['exports']} | {fact['exact']} | {fact['step_ms']:.0f} "
+            f"| {fact['step_mb']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def with_table(text: str, measured: dict[str, Any]) -> str:
+    """The page with the table between its marks replaced."""
+    head, found, rest = text.partition(BEGIN)
+    _, ended, tail = rest.partition(END)
+    if not (found and ended):
+        raise ValueError(f"the page has no {BEGIN} ... {END}")
+    return f"{head}{BEGIN}\n\n{table(measured)}\n\n{END}{tail}"
+
+
+def _experiment(width: int) -> Any:
+    from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings, RoundSettings
+
+    return Experiment(
+        name="models",
+        classes=CLASSES,
+        sites=("a",),
+        model=ModelSettings(width=width),
+        prompt=PromptSettings(num_context=4, rank=2),
+        privacy=PrivacySettings(noise_multiplier=1.0, trust="local", sample_rate=0.9, nominal_site_size=BATCH),
+        rounds=RoundSettings(number=1, local_steps=2),
+    )
+
+
+def _exported(backbone: Any, experiment: Any, personal: Any) -> str:
+    import numpy as np
+
+    from dpfpl_client.exporting.card import Facts
+    from dpfpl_client.exporting.export import write_export
+    from dpfpl_client.prompt import SitePrompt
+
+    prompt = SitePrompt(experiment, np.zeros(experiment.context_shape, np.float32), personal, 1)
+    with tempfile.TemporaryDirectory() as folder:
+        written = write_export(prompt, backbone, Path(folder) / "out", Facts(site="a"))
+    return "context and PEFT adapter" if not written.no_adapter else "context"
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    print(json.dumps(asdict(measure(sys.argv[1]))))

@@ -1,0 +1,114 @@
+"""How an exported prompt is used with plain transformers, family by family: the code of its model card."""
+
+import json
+
+from dpfpl_client.exporting.adapter import Adapter
+from dpfpl_client.learning.dual_encoder import DualEncoder
+from dpfpl_common.experiment import Experiment
+
+__all__ = ["classes_usage", "generative_usage"]
+
+WITH_ADAPTER = """\
+```python
+import json, torch
+from PIL import Image
+from peft import PeftModel
+from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+
+base = {base}
+model = PeftModel.from_pretrained(CLIPModel.from_pretrained(base), ".").eval()
+tokenizer, processor = AutoTokenizer.from_pretrained("."), CLIPImageProcessor.from_pretrained(base)
+prompts = json.load(open("prompt.json", encoding="utf-8"))["class_prompts"]
+text = tokenizer(list(prompts.values()), padding=True, return_tensors="pt")
+pixels = processor(images=Image.open("photo.png").convert("RGB"), return_tensors="pt")["pixel_values"]
+with torch.inference_mode():
+    logits = model(pixel_values=pixels, **text).logits_per_image
+print(dict(zip(prompts, logits.softmax(-1)[0].tolist())))
+```
+
+Run it in this folder; `transformers` and `peft` are all it needs. Pictures with 16 bits a channel must be scaled to 8
+first, which `convert("RGB")` does not do (`dpfpl-client predict` does). The adapter is PEFT's `TrainableTokens`: the
+context vectors take the rows of {count} rare vocabulary entries, which this folder's tokenizer spells `<|context_1|>`
+and so on. Use this tokenizer with the adapter, and the base model's own without it.
+"""
+
+WITHOUT_ADAPTER = """\
+PEFT cannot express this prompt: {reason}. The classes' merged text features do the same for these classes:
+
+```python
+import json, torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModel
+
+base = {base}
+about = json.load(open("prompt.json", encoding="utf-8"))
+text = load_file("text_features.safetensors")["text_features"]
+model, processor = AutoModel.from_pretrained(base).eval(), AutoImageProcessor.from_pretrained(base, backend="pil")
+inputs = processor(images=Image.open("photo.png").convert("RGB"), return_tensors="pt")
+with torch.inference_mode():
+    image = model.get_image_features(**inputs)
+    image = getattr(image, "pooler_output", image)
+    logits = about["logit_scale"] * torch.nn.functional.normalize(image, dim=-1) @ text.T
+print(dict(zip(about["experiment"]["classes"], {head}[0].tolist())))
+```
+"""
+
+SOFTMAX, SIGMOID = "logits.softmax(-1)", "torch.sigmoid(logits + about['logit_bias'])"
+
+GENERATIVE = """\
+PEFT cannot express this prompt: {reason}. Plain transformers can, with the embeddings put together by hand:
+
+```python
+import json, torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+
+base, question = {base}, {question}
+turn = json.load(open("prompt.json", encoding="utf-8"))["turn"]
+context = load_file("prompt.safetensors")["context"]
+model = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32).eval()
+tokenizer, processor = AutoTokenizer.from_pretrained(base), AutoImageProcessor.from_pretrained(base, backend="pil")
+image = Image.open("photo.png").convert("RGB")
+if turn["square"]:
+    image = image.resize((turn["square"], turn["square"]), Image.Resampling.BICUBIC)
+inputs = processor(images=[[image] if turn["nested"] else image], return_tensors="pt", **turn["processor_options"])
+inputs = {{k: v for k, v in inputs.items() if k in ("pixel_values", "pixel_attention_mask", "image_grid_thw")}}
+asked = tokenizer(question + turn["tail"], add_special_tokens=False)["input_ids"]
+begin, answer = len(turn["head"]), []
+with torch.inference_mode():
+    for _ in range({most}):
+        ids = torch.tensor([turn["head"] + asked[:1] * len(context) + asked + answer])
+        embeddings = model.get_input_embeddings()(ids)
+        embeddings[0, begin : begin + len(context)] = context
+        if turn["rope_index"]:
+            kinds = (ids == model.config.image_token_id).int()
+            inputs["position_ids"] = model.model.get_rope_index(ids, kinds, inputs["image_grid_thw"])[0]
+        word = int(model(inputs_embeds=embeddings, use_cache=False, **inputs).logits[0, -1].argmax())
+        if word == turn["end"]:
+            break
+        answer.append(word)
+print(tokenizer.decode(answer, skip_special_tokens=True))
+```
+"""
+
+
+def classes_usage(backbone: DualEncoder, adapter: Adapter | None, base_model: str, reason: str) -> str:
+    """For a model that compares images with classes; without an adapter ``reason`` says why there is none."""
+    base = json.dumps(base_model)
+    if adapter:
+        return WITH_ADAPTER.format(base=base, count=len(adapter.context))
+    head = SOFTMAX if backbone.logit_bias is None else SIGMOID
+    return WITHOUT_ADAPTER.format(base=base, reason=reason, head=head)
+
+
+def generative_usage(experiment: Experiment, base_model: str, reason: str) -> str:
+    """For a model that answers questions."""
+    question = experiment.task.question or "What is in the picture?"
+    return GENERATIVE.format(
+        base=json.dumps(base_model),
+        question=json.dumps(question, ensure_ascii=False),
+        reason=reason,
+        most=experiment.task.max_answer_tokens,
+    )

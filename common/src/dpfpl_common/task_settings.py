@@ -1,0 +1,41 @@
+"""What is asked of the model: a class for an image, or an answer to a question about it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dpfpl_common.value_checks import choice, impossible, within
+
+__all__ = ["TaskSettings", "check_task"]
+
+TASKS = ("classify", "vqa")
+LONGEST_QUESTION = 1000
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """What is asked of the model.
+
+    Attributes:
+        kind: ``classify``, one of the experiment's classes for an image; ``vqa``, an answer in words to a question on
+            an image, for generative models. Its list of classes is empty: what sites ask and answer is their own.
+        question: of ``classify`` with a generative model: asked of every image; empty: a plain one.
+        max_answer_tokens: of ``vqa``: longer answers are cut off when the prompt is tested.
+    """
+
+    kind: str = "classify"
+    question: str = ""
+    max_answer_tokens: int = 8
+
+
+def check_task(task: TaskSettings, classes: Sequence[str]) -> None:
+    """Refuse impossible values, and classes where questions are asked.
+
+    Raises:
+        ConfigError: naming the key, the value and what was expected.
+    """
+    choice("task.kind", task.kind, TASKS)
+    within("task.max_answer_tokens", task.max_answer_tokens, 1, 1024)
+    if len(task.question) > LONGEST_QUESTION or not task.question.isprintable():
+        raise impossible("task.question", task.question, f"one printable line of at most {LONGEST_QUESTION} characters")
+    if task.kind == "vqa" and classes:
+        raise impossible("classes", classes, "an empty list: with the task vqa, answers are the sites' own words")

@@ -1,0 +1,173 @@
+"""Sites that have questions answered: what --data means, whole runs, floors, and the embedded generative model."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from dpfpl_bench.cli import app
+from dpfpl_bench.demo import DemoRequest
+from dpfpl_bench.demo_vlm import VLM_SITES, vlm_experiment
+from dpfpl_bench.model_table import BEGIN, END, with_table
+from dpfpl_bench.question_sites import question_sites
+from dpfpl_bench.simulation import Simulation, prepare_sites
+from dpfpl_bench.tiny_vlm.evaluate import abilities
+from dpfpl_bench.tiny_vlm.pictures import SIZE, Facts, draw_picture
+from dpfpl_bench.tiny_vlm.questions import HABITS, PLAIN, QUESTIONS, Habit, answer_to, vocabulary
+from dpfpl_bench.tiny_vlm.sites import SITE_HABITS, drawn_questions, drawn_sites, with_neighbours, write_questions
+from dpfpl_client.agent.feature_cache import FeatureCache
+from dpfpl_client.data import DataSettings, load_site_data
+from dpfpl_client.learning.backbone import load_backbone
+from dpfpl_common.accounting import epsilon
+from dpfpl_common.errors import ConfigError
+from dpfpl_common.trust import planned_events
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_backbone("embedded-vlm")
+
+
+@pytest.fixture
+def bench():
+    """Runs dpfpl-bench with these arguments."""
+    from typer.testing import CliRunner
+
+    def run(*arguments):
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+    return run
+
+
+def test_every_word_of_questions_and_answers_has_a_token(model):
+    unknown = model.tokenizer.unk_token_id
+    for text in (*vocabulary(), *(wording for wordings in QUESTIONS.values() for wording in wordings)):
+        assert unknown not in model.tokenizer(text, add_special_tokens=False)["input_ids"], text
+
+
+def test_answers_differ_by_habit_where_houses_differ():
+    three = Facts("red", "circle", 3)
+    assert [answer_to("count", three, habit) for habit in HABITS[:2]] == ["3", "three"]
+    assert answer_to("shape", three, Habit("words", "german")) == "kreis"
+    assert answer_to("digit", Facts("red", digit=7), Habit("figures", "french")) == "7"
+    assert PLAIN not in SITE_HABITS
+
+
+def test_pictures_are_drawn_from_the_seed_alone():
+    facts = Facts("blue", "star", 4)
+    one, two = (draw_picture(facts, np.random.default_rng(3)) for _ in range(2))
+    assert one.shape == (SIZE, SIZE, 3)
+    assert np.array_equal(one, two)
+    first, again = (drawn_questions(PLAIN, "test", 5, (1, 2)) for _ in range(2))
+    assert [record.digest for record in first] == [record.digest for record in again]
+
+
+def test_what_is_written_is_what_is_read_back(tmp_path):
+    (site,) = drawn_sites(1, 12, 5, seed=3)
+    read = load_site_data(DataSettings("questions", str(write_questions(tmp_path, site))), ())
+
+    def content(records):
+        return sorted((record.digest, record.question, record.label) for record in records)
+
+    assert read.problems == ()
+    assert content(read.train) == content(site.train)
+    assert content(read.test) == content(site.test)
+
+
+def test_neighbours_are_the_other_sites_tests():
+    sites = with_neighbours(drawn_sites(3, 4, 2, seed=0))
+    assert [len(site.neighbour_test) for site in sites] == [4, 4, 4]
+    assert not {record.digest for record in sites[0].test} & {record.digest for record in sites[0].neighbour_test}
+
+
+def test_a_file_is_dealt_out_by_picture_and_folders_are_sites(tmp_path):
+    (site,) = drawn_sites(1, 30, 10, seed=1)
+    write_questions(tmp_path / "north", site)
+    write_questions(tmp_path / "south", drawn_sites(2, 8, 4, seed=2)[1])
+    names, sites = question_sites(str(tmp_path), 7, 0)
+    assert names == ["north", "south"]
+    assert [len(each.train) for each in sites] == [30, 8]
+    names, dealt = question_sites(str(tmp_path / "north" / "questions.jsonl"), 3, 0)
+    assert names == ["site-1", "site-2", "site-3"]
+    assert sum(len(each.train) for each in dealt) == 30
+    digests = [{record.digest for record in (*each.train, *each.test)} for each in dealt]
+    assert not digests[0] & digests[1]
+    for nothing in (tmp_path / "none.csv", tmp_path / "north" / "pictures"):
+        with pytest.raises(ConfigError) as caught:
+            question_sites(str(nothing), 2, 0)
+        assert caught.value.code == "NO_DATA"
+    with pytest.raises(ConfigError) as caught:
+        question_sites(str(tmp_path / "north" / "questions.jsonl"), 60, 0)
+    assert caught.value.code == "IMPOSSIBLE_VALUE"
+
+
+def test_the_embedded_model_knows_its_world_and_answers_plainly_without_a_prompt(model):
+    """The room that prompts have: told how to word its answers it is right far more often than with plain words."""
+    found = {ability.habit: ability for ability in abilities("embedded-vlm", tests=60)}
+    assert found[PLAIN].plain_text > 0.8
+    for habit in SITE_HABITS[:3]:
+        assert found[habit].told > 0.75
+        assert found[habit].plain_text < found[habit].told - 0.2
+
+
+def test_run_with_questions_reports_every_site_and_its_floors(bench, tmp_path):
+    for name, site in zip(("north", "south"), drawn_sites(2, 40, 20, seed=5), strict=True):
+        write_questions(tmp_path / name, site)
+    quick = ("--rounds", 2, "--local-steps", 1, "--personal-learning-rate", 0.05, "--quiet")
+    done = bench("run", "--task", "vqa", "--data", tmp_path, "--out", tmp_path / "result.json", *quick)
+    assert done.exit_code == 0, done.output
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert [site["name"] for site in result["sites"]] == ["north", "south"]
+    assert all(0 <= site["local"] <= 1 for site in result["sites"])
+    assert set(result["floors"]) >= {"zero_shot", "global_only", "local_only", "centralised"}
+    assert result["floors"]["zero_shot"]["local"] is not None
+    assert result["config"]["task"]["kind"] == "vqa"
+    assert result["config"]["classes"] == []
+    assert {entry["adversary"] for entry in result["privacy"]["epsilons"]} == {
+        "prompt_recipient", "other_site", "operator"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("flags", "code"),
+    [
+        (("--engine", "flower"), "IMPOSSIBLE_VALUE"),
+        (("--model", "embedded"), "NO_ANSWERS"),
+        (("--mechanism", "one_shot"), "NO_CLASS_FEATURES"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(bench, tmp_path, flags, code):
+    write_questions(tmp_path / "north", drawn_sites(1, 6, 3, seed=5)[0])
+    done = bench("run", "--task", "vqa", "--data", tmp_path, "--rounds", 1, "--floors", "none", "--quiet", *flags)
+    assert getattr(done.exception, "code", None) == code
+
+
+def test_three_sites_learn_their_own_words_at_epsilon_8(model, tmp_path):
+    """The demo's experiment, in one process and smaller: personalised answers beat the model without a prompt."""
+    data = drawn_sites(len(VLM_SITES), 150, 40, seed=0)
+    sites = prepare_sites(data, (), FeatureCache(None, model), VLM_SITES)
+    experiment = vlm_experiment(DemoRequest(tmp_path, 4, 8.0), model, sites)
+    outcome = Simulation(model, sites, 0).run(experiment)
+    assert experiment.privacy.noise_multiplier > 0.5
+    for name, final in outcome.final.items():
+        assert final["personal_local"] > final["zero_shot_local"] + 0.15, name
+    recipient = [event for event in planned_events(experiment) if event.adversary == "prompt_recipient"]
+    assert epsilon(recipient, experiment.privacy.target_delta) <= 8.0
+
+
+def test_the_table_of_families_replaces_only_itself():
+    fact = {
+        "family": "llava", "model": "Llava", "parameters": 2_000_000, "row": 64, "trains": True, "exports": "context",
+        "exact": "once", "step_ms": 12.4, "step_mb": 3.2,
+    }  # fmt: skip
+    measured = {"device": "a processor", "versions": {"torch": "1"}, "families": [fact]}
+    text = with_table(f"before\n{BEGIN}\nold\n{END}\nafter\n", measured)
+    assert text.startswith("before\n")
+    assert text.endswith(f"{END}\nafter\n")
+    assert "| `llava` | `Llava` | 2.0 M | 64 | yes | context | once | 12 | 3 |" in text
+    assert "old" not in text
+    with pytest.raises(ValueError, match="no <!--"):
+        with_table("a page without marks", measured)

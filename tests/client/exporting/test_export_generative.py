@@ -1,0 +1,96 @@
+"""A prompt of a generative model, exported and used by the code of its own model card."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+from dpfpl_bench.families import write_random_model
+from dpfpl_bench.tiny_vlm.questions import QUESTIONS
+from dpfpl_client.exporting.card import Facts
+from dpfpl_client.exporting.export import write_export
+from dpfpl_client.learning.backbone import load_backbone
+from dpfpl_client.prompt import SitePrompt, load_prompt
+from dpfpl_common.errors import ModelError
+from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings, TaskSettings
+
+QUESTION = QUESTIONS["colour"][0]
+
+
+def prompt_for(backbone, model, kind="vqa"):
+    classes = () if kind == "vqa" else ("red", "blue")
+    experiment = Experiment(
+        name="asked",
+        classes=classes,
+        sites=("north",),
+        model=ModelSettings(width=backbone.width, id=model, fingerprint=backbone.fingerprint),
+        prompt=PromptSettings(num_context=4, rank=2, init_text="the"),
+        privacy=PrivacySettings(noise_multiplier=1.0),
+        task=TaskSettings(kind=kind, max_answer_tokens=4, question=QUESTION if kind == "classify" else ""),
+    )
+    generator = np.random.default_rng(0)
+    moved = generator.normal(0, 0.05, experiment.context_shape)
+    return SitePrompt(experiment, moved.astype(np.float32), moved[::-1].copy(), 3)
+
+
+@pytest.fixture
+def picture():
+    return Image.fromarray(np.random.default_rng(1).integers(0, 255, (40, 60, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("family", ["embedded-vlm", "qwen2_vl"])
+def test_the_model_cards_own_code_gives_our_answers(family, picture, tmp_path):
+    model = family if family == "embedded-vlm" else str(write_random_model(family, tmp_path / "base"))
+    backbone = load_backbone(model)
+    prompt = prompt_for(backbone, model)
+    exported = write_export(prompt, backbone, tmp_path / "out", Facts(site="north"))
+    assert "middle of a turn" in exported.no_adapter
+    card = (tmp_path / "out" / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.S)
+    code = code.replace(json.dumps("What is in the picture?"), json.dumps(QUESTION))
+    picture.save(tmp_path / "out" / "photo.png")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path / "out", env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    (ours,) = prompt.classifier(backbone, QUESTION).classify([picture])
+    assert done.stdout.strip() == ours.classes[0].strip()
+    assert 0 <= ours.probabilities[0] <= 1
+
+
+def test_the_parts_add_up_and_are_read_back(picture, tmp_path):
+    backbone = load_backbone("embedded-vlm")
+    prompt = prompt_for(backbone, "embedded-vlm")
+    write_export(prompt, backbone, tmp_path / "out", Facts(site="north"))
+    parts = load_file(tmp_path / "out" / "prompt.safetensors")
+    whole = prompt.context(backbone).numpy()
+    np.testing.assert_allclose(parts["context"], whole, atol=1e-6)
+    rebuilt = parts["left"] @ parts["right"] + parts["residual"]
+    np.testing.assert_allclose(rebuilt, parts["personal_context"], atol=1e-5)
+    again = load_prompt(tmp_path / "out")
+    assert again.experiment == prompt.experiment
+    (one,), (two,) = (p.classifier(backbone, QUESTION).classify([picture]) for p in (prompt, again))
+    assert one == two
+    assert not (tmp_path / "out" / "text_features.safetensors").exists()
+    assert (tmp_path / "out" / "base_model" / "model.safetensors").is_file()
+
+
+def test_a_question_is_asked_where_it_makes_sense(picture):
+    backbone = load_backbone("embedded-vlm")
+    with pytest.raises(ModelError) as caught:
+        prompt_for(backbone, "embedded-vlm").classifier(backbone)
+    assert caught.value.code == "NO_QUESTION"
+    classes = prompt_for(backbone, "embedded-vlm", kind="classify")
+    with pytest.raises(ModelError) as caught:
+        classes.classifier(backbone, "what is it?")
+    assert caught.value.code == "UNWANTED_QUESTION"
+    (found,) = classes.classifier(backbone).classify([picture], 2)
+    assert set(found.classes) == {"red", "blue"}
+    assert sum(found.probabilities) == pytest.approx(1.0, abs=1e-4)

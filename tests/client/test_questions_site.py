@@ -1,0 +1,137 @@
+"""A real site whose data are questions: init, check, a round with its charge, predict, export; and what it refuses."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from dpfpl_bench.tiny_vlm.sites import drawn_sites, write_questions
+from dpfpl_client.agent.build import build_agent
+from dpfpl_client.site_settings import load_site
+from dpfpl_common.errors import RefusedError
+from dpfpl_common.experiment import (
+    Experiment,
+    ModelSettings,
+    PrivacySettings,
+    PromptSettings,
+    RoundSettings,
+    TaskSettings,
+)
+from dpfpl_common.payload import EvaluateRequest, TrainRequest
+
+POLICY = """
+experiments = ["*"]
+max_epsilon_per_experiment = 50.0
+max_epsilon_lifetime = 100.0
+metrics = "exact"
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    torch.set_num_threads(1)
+    return write_questions(tmp_path_factory.mktemp("data"), drawn_sites(1, 24, 12, seed=9)[0])
+
+
+@pytest.fixture
+def site(tmp_path, data, command):
+    """site.toml as ``init`` writes it, the generative model named, a policy."""
+    assert command("init", "--data", data, "--site", tmp_path / "site.toml", "--name", "north")[0] == 0
+    text = (tmp_path / "site.toml").read_text()
+    assert 'source = "questions"' in text
+    (tmp_path / "site.toml").write_text('registry = "registry"\n' + text.replace('"embedded" ', '"embedded-vlm" ', 1))
+    (tmp_path / "policy.toml").write_text(POLICY)
+    (tmp_path / "policy.toml").chmod(0o640)
+    return tmp_path / "site.toml"
+
+
+def experiment_for(width, *, classes=(), task="vqa", **privacy):
+    settings = {"noise_multiplier": 1.0, "nominal_site_size": 24, "sample_rate": 0.5}
+    return Experiment(
+        name="asked" if task == "vqa" else "classes",
+        classes=classes,
+        sites=("north", "south"),
+        model=ModelSettings(width=width),
+        prompt=PromptSettings(num_context=4, rank=2, init_text="please answer the question"),
+        privacy=PrivacySettings(**{**settings, **privacy}),
+        rounds=RoundSettings(number=2, local_steps=2),
+        task=TaskSettings(kind=task),
+    )
+
+
+def zeros(experiment):
+    return np.zeros(experiment.context_shape, "<f4")
+
+
+def test_check_counts_questions_and_names_none_of_them(site, command):
+    code, out, _ = command("check", "--site", site, "--json")
+    facts = json.loads(out)["facts"]
+    assert facts["questions"] == {"train": 24, "test": 12}
+    assert facts["training_images"] == 24
+    assert code in (0, 1)  # a site without a server can only be used alone: a warning
+
+
+@pytest.mark.privacy
+def test_a_round_is_charged_once_and_repeated_from_the_store(site):
+    built = build_agent(load_site(site))
+    experiment = experiment_for(built.backbone.width)
+    first = built.agent.train(TrainRequest(experiment, 1, zeros(experiment)))
+    assert first.update.any()
+    assert first.metrics["zero_shot_local"] > 0.3
+    again = built.agent.train(TrainRequest(experiment, 1, zeros(experiment)))
+    assert np.array_equal(first.update, again.update)
+    ledger = built.agent._ledger
+    assert {event.steps for event in ledger.events("asked")} == {2}
+    built.lock.release()
+
+
+def test_the_prompt_is_asked_and_exported(site, command, tmp_path, data):
+    built = build_agent(load_site(site))
+    experiment = experiment_for(built.backbone.width)
+    built.agent.train(TrainRequest(experiment, 1, zeros(experiment), evaluate=False))
+    built.agent.evaluate(EvaluateRequest(experiment, 1, zeros(experiment)))
+    built.lock.release()
+    picture = data.parent / "pictures" / "0000.png"
+    code, out, _ = command("predict", picture, "--site", site, "--question", "what colour is it?", "--json")
+    (entry,) = json.loads(out)
+    assert code == 0
+    assert len(entry["classes"]) == 1
+    assert "NO_QUESTION" in "".join(command("predict", picture, "--site", site)[1:])
+    code, out, err = command("export", "--out", tmp_path / "out", "--site", site, "--json")
+    assert code == 0, err
+    assert "between picture and question" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_questions_where_classes_are_meant_send_noise_and_nothing_else(site):
+    """A refusal would tell what kind of data the site has; it trains on nothing, like a site without the classes."""
+    built = build_agent(load_site(site))
+    experiment = experiment_for(built.backbone.width, classes=("red", "blue"), task="classify")
+    reply = built.agent.train(TrainRequest(experiment, 1, zeros(experiment)))
+    assert reply.update.any()
+    assert reply.metrics == {}
+    built.lock.release()
+
+
+def test_a_model_that_only_compares_refuses_questions(trained_site):
+    built = build_agent(load_site(trained_site))
+    experiment = experiment_for(built.backbone.width)
+    with pytest.raises(RefusedError) as caught:
+        built.agent.train(TrainRequest(experiment, 1, zeros(experiment)))
+    assert caught.value.code == "NO_ANSWERS"
+    assert built.agent._ledger.events("asked") == []
+    built.lock.release()
+
+
+@pytest.mark.privacy
+def test_no_question_answer_or_name_is_in_what_leaves(site, data):
+    from dpfpl_common.wire import encode_reply
+
+    built = build_agent(load_site(site))
+    request = TrainRequest(experiment_for(built.backbone.width), 1, zeros(experiment_for(built.backbone.width)))
+    sent = encode_reply(built.agent.train(request), request).SerializeToString()
+    built.lock.release()
+    for line in data.read_text(encoding="utf-8").splitlines():
+        for secret in json.loads(line).values():
+            if len(secret) > 5:
+                assert secret.encode() not in sent
