@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dpfpl_bench.lifted import lifted_backbone, lifted_features
-from dpfpl_bench.projection_table import limited
+from dpfpl_bench.privacy_runs import limited
 from dpfpl_bench.simulation import SimulatedSite
 from dpfpl_client.learning.backbone import load_backbone
 from dpfpl_client.learning.evaluation import LabelledFeatures, class_probabilities

@@ -67,6 +67,9 @@ def test_golden_values():
     assert gaussian_epsilon(1.0, 1e-5) == pytest.approx(4.3774, abs=1e-3)
     assert epsilon([event(1.0)], 1e-5) == pytest.approx(4.3774, abs=2e-3)
     assert epsilon([event(10.0, 1.0, 100)], 1e-5) == pytest.approx(4.3774, abs=2e-3)
+    # With sampling; Opacus' PRV accountant says 1.838 and 8.350, each to 0.01 and from above.
+    assert epsilon([event(1.0, 0.01, 1000)], 1e-5) == pytest.approx(1.828, abs=2e-3)
+    assert epsilon([event(2.0, 0.5, 40)], 1e-5) == pytest.approx(8.339, abs=2e-3)
 
 
 @pytest.mark.parametrize(("z", "q", "steps", "delta"), GRID)

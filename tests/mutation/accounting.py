@@ -31,7 +31,7 @@ ACCOUNTING = (
         ACCOUNTANT,
         "GaussianDpEvent(noise_multiplier / math.sqrt(steps))",
         "GaussianDpEvent(noise_multiplier)",
-        (f"{ACCOUNTING_TESTS}::test_without_sampling_epsilon_is_the_closed_form",),
+        (f"{ACCOUNTING_TESTS}::test_without_sampling_epsilon_is_the_closed_form[0.001-40-2.5]",),
     ),
     (
         "accounting: a cap that is passed by a tenth holds",
@@ -87,7 +87,9 @@ ACCOUNTING = (
         PERMIT,
         "    if exceeds([capped_event(experiment)], policy.delta, policy.max_epsilon_per_experiment):\n",
         "    if False:\n",
-        (f"{POLICY_TESTS}::test_a_permitted_experiment_never_passes_a_cap",),
+        (
+            f"{POLICY_TESTS}::test_each_rule_alone_refuses_under_its_own_code[EPSILON_OVER_CAP-max_epsilon_per_experiment-0.001]",
+        ),
     ),
     (
         "policy: next to no noise passes",

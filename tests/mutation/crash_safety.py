@@ -27,7 +27,7 @@ CRASH_SAFETY = (
         "        record = self._compute(learner, request, digest, policy, started)\n"
         "        sequence = self._ledger.reserve(experiment.name, request.round, digest, events)\n",
         (
-            f"{KILL_POINTS_TESTS}::test_F2_F3_killed_after_the_reservation_it_stays_charged_and_old_noise_is_never_used[after_noise]",
+            f"{KILL_POINTS_TESTS}::test_F2_F3_killed_after_the_reservation_it_stays_charged_and_old_noise_is_never_used[before_noise]",
         ),
     ),
     (

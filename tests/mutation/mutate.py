@@ -1,11 +1,11 @@
 """Breaks the mechanism on purpose, one way at a time, and shows that the tests notice (``make mutate``).
 
 What it does. Before anything runs, every break is looked at: the text to change is there exactly once, what it becomes
-compiles and names nothing that is not there, its tests exist. Then the tests of every break must pass in unbroken
-copies of the working tree, alone and in the same selection as they are used. Then each break is made in a copy and its
-tests are run there, up to the first failure. It is
+compiles and names nothing that is not there, its tests exist. Then all these tests must pass in unbroken copies of the
+working tree, file by file. Then each break is made in a copy, its tests are run there, and it is
 
-- ``caught``: one of its tests ran and failed, and not because the broken code could not be imported or read;
+- ``caught``: one of its tests ran and failed (which ends the run), and not because the broken code could not be
+  imported or read;
 - ``MISSED``: all its tests passed;
 - ``BROKEN``: it was no working program, so its failure says nothing;
 - ``TIMED OUT``: its tests did not end; nothing is concluded from that;
@@ -30,6 +30,7 @@ import os
 import py_compile
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -158,13 +159,12 @@ def _digest(parts: Iterable[str]) -> str:
 
 def tree_digest(root: Path) -> str:
     """Of all code and all tests; the lists of breaks are not part of it, as each break is known by its own text."""
-    lists = {"mechanism.py", "one_shot.py", "accounting.py", "federation.py", "site_gate.py", "crash_safety.py"}
     files = [root / "pyproject.toml", root / "constraints.txt"]
     for folder in ("common", "client", "server", "bench", "tests"):
-        files += [p for p in (root / folder).rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+        files += [p for p in (root / folder).rglob("*") if p.is_file() and p.suffix != ".pyc"]
     parts = []
     for file in sorted(files):
-        if file.suffix != ".pyc" and not (file.parent.name == "mutation" and file.name in lists):
+        if file.parent.name != "mutation" or file.name in ("mutate.py", "warm.py"):
             parts += [str(file.relative_to(root)), hashlib.sha256(file.read_bytes()).hexdigest()]
     return _digest(parts)
 
@@ -217,13 +217,28 @@ def made_copies(folder: Path, count: int, root: Path = ROOT) -> list[Path]:
     return copies
 
 
+def by_file(mutations: Sequence[Mutation]) -> dict[str, tuple[str, ...]]:
+    """The tests of all of them, each once, by file; a whole test function makes its single cases superfluous."""
+    every = dict.fromkeys(test for mutation in mutations for test in mutation.tests)
+    needed = [test for test in every if "[" not in test or test.split("[")[0] not in every]
+    return {
+        file: tuple(t for t in needed if t.startswith(f"{file}::")) for file in {t.split("::")[0]: 0 for t in needed}
+    }
+
+
+def needed_files(mutations: Sequence[Mutation]) -> dict[str, tuple[str, ...]]:
+    """The files of their tests, each with the tests of all breaks, so that parts share what is known of a file."""
+    used = {test.split("::")[0] for mutation in mutations for test in mutation.tests}
+    return {file: tests for file, tests in by_file(MUTATIONS).items() if file in used}
+
+
 def unbroken(mutations: Sequence[Mutation], copies: Sequence[Path], results: Results) -> bool:
-    """Whether every selection of tests passes without any break; prints those that do not."""
-    selections = dict.fromkeys(mutation.tests for mutation in mutations)
-    todo = [Job(tests) for tests in selections if results.known("unbroken", *tests) is None]
+    """Whether all tests pass without any break; prints what does not."""
+    files = needed_files(mutations)
+    todo = [Job(tests) for tests in files.values() if results.known("unbroken", *tests) is None]
     side_by_side(todo, copies, lambda job, outcome: results.keep(outcome, "unbroken", "unbroken", *job.tests))
     sound = True
-    for tests in selections:
+    for tests in files.values():
         outcome = results.known("unbroken", *tests)
         assert outcome is not None
         if outcome.word not in ("passed", "skipped"):
@@ -247,16 +262,18 @@ def shown(mutations: Sequence[Mutation], copies: Sequence[Path], results: Result
         results.keep(outcome, job.mutation.name, *key(job.mutation))
         tell(job.mutation, outcome)
 
-    todo = []
+    todo, files = [], needed_files(mutations)
     for mutation in mutations:
-        before = results.known("unbroken", *mutation.tests)
-        assert before is not None
+        found = [results.known("unbroken", *files[test.split("::")[0]]) for test in mutation.tests]
+        before = [outcome for outcome in found if outcome is not None]
+        assert len(before) == len(found)
         if (outcome := results.known(*key(mutation))) is not None:
             tell(mutation, outcome, "earlier")
-        elif before.word == "skipped":
-            tell(mutation, before)
+        elif skipped := [outcome for outcome in before if outcome.word == "skipped"]:
+            tell(mutation, skipped[0])
         else:
-            todo.append(Job(mutation.tests, mutation, 60.0 + 10.0 * before.seconds))
+            limit_s = 120.0 + 5.0 * sum(outcome.seconds for outcome in before)
+            todo.append(Job(mutation.tests, mutation, limit_s))
     side_by_side(todo, copies, told)
     outcomes = [results.known(*key(mutation)) for mutation in mutations]
     return sum(outcome is not None and outcome.word == "failed" for outcome in outcomes)
@@ -288,6 +305,7 @@ def main(arguments: Sequence[str]) -> int:
     except ValueError:
         parser.error(f"--part {options.part}: expected a share such as 1/3")
     began = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what it started ends with it
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     sys.dont_write_bytecode = True
     warm_up()

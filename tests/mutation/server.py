@@ -72,6 +72,13 @@ SERVER = (
         BELOW_QUORUM,
     ),
     (
+        "server: the quorum leaves the tolerated drop-outs out",
+        COMMON + "experiment.py",
+        "        return self.rounds.min_sites or len(self.sites) - self.privacy.tolerated_dropouts\n",
+        "        return self.rounds.min_sites or len(self.sites) - 1\n",
+        ("tests/common/test_trust.py::test_whoever_survives_and_whoever_colludes_the_unknown_noise_suffices",),
+    ),
+    (
         "server: every provisioned site is asked, on the list or not",
         PACKAGE + "strategy.py",
         "        self._nodes = {site: nodes[site] for site in experiment.sites}\n",

@@ -144,6 +144,7 @@ def started(copy: Path, tests: Sequence[str], module: str = "", limit_s: float =
         return Child(pid, work, limit_s)
     try:
         os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         _in_the_copy(copy, work)
         told = _tested(copy, tests, module)
         (work / "outcome.json").write_text(json.dumps(told), encoding="utf-8")

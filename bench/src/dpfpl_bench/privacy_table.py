@@ -1,7 +1,8 @@
-"""The tables of docs/privacy.md: method, mechanism and trust mode against epsilon, on a built-in image set.
+"""The tables of docs/privacy.md: method, mechanism and trust mode against epsilon, on the built-in image sets.
 
-``python -m dpfpl_bench.privacy_table --out runs/privacy`` writes one JSON file a run (so it can be interrupted and goes
-on where it was) and prints the table in Markdown. ``--data shapes --methods dpfpl promptfl`` makes the smaller one.
+``python -m dpfpl_bench.privacy_table --out runs/privacy`` makes the runs that are missing, one JSON file each, so it
+can be interrupted and goes on where it was; with ``--docs docs`` it then writes docs/privacy-runs.json and the tables
+between their marks in docs/privacy.md.
 """
 
 from dpfpl_common.telemetry import silence_telemetry
@@ -11,21 +12,24 @@ silence_telemetry()
 import argparse  # noqa: E402  after telemetry is switched off
 import dataclasses  # noqa: E402
 import json  # noqa: E402
+import re  # noqa: E402
 import statistics  # noqa: E402
-from collections.abc import Sequence  # noqa: E402
-from concurrent.futures import ProcessPoolExecutor, as_completed  # noqa: E402
+import time  # noqa: E402
+from collections.abc import Mapping, Sequence  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
+from typing import Any, Final  # noqa: E402
 
-from dpfpl_bench.run import RunRequest, run_simulation, write_result  # noqa: E402
-from dpfpl_bench.settings import BenchSettings  # noqa: E402
-from dpfpl_client.data import DataSettings  # noqa: E402
+import torch  # noqa: E402
+
+from dpfpl_bench.privacy_runs import PrivacyRun, done, file_of  # noqa: E402
 from dpfpl_common.experiment import METHODS  # noqa: E402
 
-__all__ = ["SITES", "Cell", "bench_settings", "cells", "main", "markdown"]
+__all__ = ["SEEDS", "TABLES", "Table", "collected", "main", "markdown", "runs_of", "with_tables"]
 
-WAYS = (
+SEEDS: Final = 3
+EPSILONS: Final = (8.0, 4.0, 2.0, 1.0, 0.5)
+WAYS: Final = (
     ("per_step", "distributed", "none"),
     ("per_step", "central", "none"),
     ("per_step", "local", "none"),
@@ -34,159 +38,179 @@ WAYS = (
 )
 """Mechanism, trust and projection."""
 
-EPSILONS = (None, 8.0, 4.0, 2.0, 1.0, 0.5)
-SITES = 4
+NARROW: Final = (WAYS[0], WAYS[3], WAYS[4])
+FLOORS: Final = ("zero_shot", "global_only", "local_only", "centralised")
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One run of a table."""
+class Table:
+    """Attributes: ``rows``: what stands at the left, and a run of the row; ``floors``: below, where there are any."""
 
-    method: str
-    mechanism: str
-    trust: str
-    epsilon: float | None
-    seed: int
-    data: str = "digits"
-    projection: str = "none"
-
-    @property
-    def name(self) -> str:
-        """Its file name."""
-        way = self.mechanism if self.projection == "none" else f"{self.mechanism}+{self.projection}"
-        return f"{self.data}-{self.method}-{way}-{self.trust}-{self.epsilon or 'none'}-{self.seed}.json"
-
-    @property
-    def run(self) -> "Cell":
-        """The cell whose run stands for this one: without noise, ``central`` and ``distributed`` are the same."""
-        same = self.epsilon is None and self.trust == "central"
-        return dataclasses.replace(self, trust="distributed") if same else self
-
-    @property
-    def has_floors(self) -> bool:
-        """Whether the floors are trained along with it; they are the same for a whole table."""
-        return (
-            self.method == "dpfpl" and self.mechanism == "per_step" and self.epsilon is None and self.trust == "local"
-        )
+    head: tuple[str, ...]
+    rows: tuple[tuple[tuple[str, ...], PrivacyRun], ...]
+    epsilons: tuple[float | None, ...] = (None, *EPSILONS)
+    floors: bool = False
 
 
-def cells(seeds: int, data: str = "digits", methods: Sequence[str] = METHODS) -> list[Cell]:
-    """All runs, each once."""
+def _shown(mechanism: str, projection: str) -> str:
+    return mechanism if projection == "none" else f"{mechanism}, projection {projection}"
+
+
+def _few() -> tuple[tuple[tuple[str, ...], PrivacyRun], ...]:
+    rows = []
+    for per_class in (5, 10, 30, 0):
+        for size in (0, 512):
+            for mechanism, trust, projection in NARROW:
+                if size and mechanism == "per_step":
+                    continue  # it does not depend on the dimension
+                dimension = "any" if mechanism == "per_step" else str(size or 96)
+                labels = (str(per_class or "all, about 130"), mechanism, projection, dimension)
+                rows.append((labels, PrivacyRun("dpfpl", mechanism, trust, projection, per_class=per_class, size=size)))
+    return tuple(rows)
+
+
+TABLES: Final[Mapping[str, Table]] = {
+    "methods": Table(
+        ("method", "mechanism", "trust"),
+        tuple(
+            ((method, _shown(way[0], way[2]), way[1]), PrivacyRun(method, *way)) for method in METHODS for way in WAYS
+        ),
+        floors=True,
+    ),
+    "ranks": Table(
+        ("rank", "mechanism", "trust"),
+        tuple(
+            ((str(rank), way[0], way[1]), PrivacyRun("dpfpl", *way, rank=rank))
+            for way in NARROW[:2]
+            for rank in (1, 2, 4)
+        ),
+    ),
+    "shapes": Table(
+        ("method", "mechanism", "trust"),
+        tuple(
+            (("dpfpl", _shown(way[0], way[2]), way[1]), PrivacyRun("dpfpl", *way, data="shapes"))
+            for way in (WAYS[0], WAYS[2], WAYS[3], WAYS[4])
+        ),
+        floors=True,
+    ),
+    "few": Table(("images of a class", "mechanism", "projection", "dimension"), _few(), EPSILONS),
+}
+
+
+def _cell(run: PrivacyRun, epsilon: float | None) -> list[PrivacyRun]:
+    """The runs behind one cell, one a seed."""
+    return [dataclasses.replace(run, epsilon=epsilon, seed=seed).stands_for for seed in range(SEEDS)]
+
+
+def runs_of(tables: Sequence[str]) -> list[PrivacyRun]:
+    """All their runs, each once, table after table."""
     every = [
-        Cell(method, mechanism, trust, epsilon, seed, data, projection).run
-        for seed in range(seeds)
-        for epsilon in EPSILONS
-        for method in methods
-        for mechanism, trust, projection in WAYS
+        dataclasses.replace(row, epsilon=epsilon, seed=seed).stands_for
+        for name in tables
+        for seed in range(SEEDS)
+        for epsilon in TABLES[name].epsilons
+        for _, row in TABLES[name].rows
     ]
+    if any(TABLES[name].floors for name in tables):
+        data = {row.data for name in tables if TABLES[name].floors for _, row in TABLES[name].rows}
+        every += [run for source in sorted(data) for run in _with_floors(source)]
     return list(dict.fromkeys(every))
 
 
-def run_cell(cell: Cell, out: Path) -> Path:
-    """Run one cell unless its file is there."""
-    path = out / cell.name
-    if path.exists():
-        return path
-    import torch
-
-    torch.set_num_threads(1)
-    bench = bench_settings(cell.method, cell.mechanism, cell.trust, cell.epsilon, cell.projection)
-    request = RunRequest(
-        model="embedded",
-        data=DataSettings(source=cell.data, split_seed=cell.seed),
-        partition="pathological",
-        num_sites=SITES,
-        alpha=0.3,
-        seed=cell.seed,
-        bench=bench,
-        floors="all" if cell.has_floors else "none",
-    )
-    write_result(run_simulation(request), path)
-    return path
+def _with_floors(data: str) -> list[PrivacyRun]:
+    runs = [PrivacyRun("dpfpl", "per_step", "local", seed=seed, data=data) for seed in range(SEEDS)]
+    assert all(run.has_floors for run in runs)
+    return runs
 
 
-def bench_settings(
-    method: str, mechanism: str, trust: str, epsilon: float | None, projection: str = "none"
-) -> BenchSettings:
-    """The setting that all tables of docs/privacy.md share."""
-    return BenchSettings(
-        name="privacy-table",
-        method=method,
-        rank=4,
-        mechanism=mechanism,
-        trust=trust,
-        projection=projection,
-        epsilon=epsilon,
-        clipping="joint",
-        accounting="honest",
-        delta=1e-5,
-        rounds=10,
-        local_steps=4,
-        sample_rate=0.5,
-        clipping_norm=0.1,
-        learning_rate=0.02,
-        personal_learning_rate=0.02,
-        init_text="a photo of a",
-        num_context=0,
-        evaluate_every=100,
-    )
+def collected(folder: Path) -> dict[str, Any]:
+    """The results that are there, as docs/privacy-runs.json keeps them: percent, local and neighbour, by run."""
+    kept: dict[str, Any] = {}
+    for run in runs_of(tuple(TABLES)):
+        if not file_of(run, folder).exists():
+            continue
+        result = done(run, folder)
+        kept[run.name] = _percent(result["accuracy"])
+        if run.has_floors:
+            kept |= {f"{run.name} {floor}": _percent(result["floors"][floor]) for floor in FLOORS}
+    return dict(sorted(kept.items()))
 
 
-def markdown(out: Path, seeds: int, data: str = "digits", methods: Sequence[str] = METHODS) -> str:
-    """The table: mean over seeds of local / neighbour accuracy in percent, with the standard deviation over seeds."""
-    head = (
-        "| method | mechanism | trust | " + " | ".join(f"epsilon {e:g}" if e else "no noise" for e in EPSILONS) + " |"
-    )
-    lines = [head, "|" + "---|" * (len(EPSILONS) + 3)]
-    for method in methods:
-        for mechanism, trust, projection in WAYS:
-            shown = mechanism if projection == "none" else f"{mechanism}, projection {projection}"
-            texts = []
-            for epsilon in EPSILONS:
-                runs = [Cell(method, mechanism, trust, epsilon, seed, data, projection).run for seed in range(seeds)]
-                texts.append(_pair([_read(out / run.name) for run in runs]))
-            lines.append(f"| {method} | {shown} | {trust} | " + " | ".join(texts) + " |")
-    return "\n".join([*lines, "", *_floors(out, [cell for cell in cells(seeds, data) if cell.has_floors])])
+def _percent(accuracy: Mapping[str, float]) -> list[float]:
+    return [round(100 * accuracy[where], 3) for where in ("local", "neighbour")]
 
 
-def _floors(out: Path, runs: Sequence[Cell]) -> list[str]:
-    results = [_read(out / run.name) for run in runs]
-    lines = ["| floor | local / neighbour |", "|---|---|"]
-    for floor in ("zero_shot", "global_only", "local_only", "centralised"):
-        lines.append(f"| {floor} | {_pair([{'accuracy': result['floors'][floor]} for result in results])} |")
-    return lines
+def markdown(name: str, kept: Mapping[str, Sequence[float]]) -> str:
+    """A table: mean over seeds of local / neighbour accuracy in percent, with the standard deviation over seeds.
+
+    A row is of as many seeds as all its cells have; a row without any is left out.
+    """
+    table = TABLES[name]
+    head = [*table.head, "seeds", *(f"epsilon {epsilon:g}" if epsilon else "no noise" for epsilon in table.epsilons)]
+    lines = [_row(head), "|" + "---|" * len(head)]
+    for labels, run in table.rows:
+        cells = [[each.name for each in _cell(run, epsilon)] for epsilon in table.epsilons]
+        seeds = next((k for k in range(SEEDS) if any(names[k] not in kept for names in cells)), SEEDS)
+        if seeds:
+            pairs = [_pair([kept[each] for each in names[:seeds]]) for names in cells]
+            lines.append(_row([*labels, str(seeds), *pairs]))
+    if table.floors:
+        lines += ["", _row(("floor (no noise)", "seeds", "local / neighbour")), "|---|---|---|"]
+        runs = [run for run in _with_floors(table.rows[0][1].data) if run.name in kept]
+        lines += [
+            _row((floor, str(len(runs)), _pair([kept[f"{run.name} {floor}"] for run in runs]))) for floor in FLOORS
+        ]
+    return "\n".join(lines)
 
 
-def _pair(results: Sequence[dict[str, Any]]) -> str:
-    texts = []
-    for where in ("local", "neighbour"):
-        values = [100 * result["accuracy"][where] for result in results]
-        spread = statistics.stdev(values) if len(values) > 1 else 0.0
-        texts.append(f"{statistics.mean(values):.1f} ± {spread:.1f}")
-    return " / ".join(texts)
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
 
 
-def _read(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text())
-    return content
+def _pair(results: Sequence[Sequence[float]]) -> str:
+    return " / ".join(_with_spread(values) for values in zip(*results, strict=True))
+
+
+def _with_spread(values: Sequence[float]) -> str:
+    mean = f"{statistics.mean(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.1f}"
+
+
+def with_tables(document: str, kept: Mapping[str, Sequence[float]]) -> str:
+    """The document with every table between its marks, ``<!-- table: NAME -->`` and ``<!-- end -->``, made anew."""
+
+    def made(found: re.Match[str]) -> str:
+        return f"<!-- table: {found[1]} -->\n{markdown(found[1], kept)}\n<!-- end -->"
+
+    return re.sub(r"<!-- table: (\w+) -->\n.*?<!-- end -->", made, document, flags=re.DOTALL)
 
 
 def main() -> None:
-    """Run what is missing, then print the table."""
+    """Make the runs that are missing, then print the tables or write them into the document."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/privacy"))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--data", default="digits", choices=("digits", "shapes"))
-    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
+    parser.add_argument("--out", type=Path, default=Path("runs/privacy"), help="folder of the runs' files")
+    parser.add_argument("--tables", nargs="+", default=list(TABLES), choices=list(TABLES))
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no further run after so many")
+    parser.add_argument("--docs", type=Path, help="the folder docs, to write the tables into privacy.md")
     options = parser.parse_args()
-    todo = cells(options.seeds, options.data, options.methods)
-    with ProcessPoolExecutor(options.workers) as pool:
-        futures = {pool.submit(run_cell, cell, options.out): cell for cell in todo}
-        for done, future in enumerate(as_completed(futures), start=1):
-            future.result()
-            print(f"{done}/{len(todo)} {futures[future].name}", flush=True)
-    print(markdown(options.out, options.seeds, options.data, options.methods))
+    torch.set_num_threads(1)
+    began = time.monotonic()
+    todo = runs_of(options.tables)
+    missing = [run for run in todo if not file_of(run, options.out).exists()]
+    for number, run in enumerate(missing, start=1):
+        if time.monotonic() - began > 60 * options.minutes:
+            print(f"{len(missing) - number + 1} of {len(todo)} runs are still to be made; call it again.", flush=True)
+            break
+        done(run, options.out)
+        print(f"{len(todo) - len(missing) + number}/{len(todo)} {run.name}", flush=True)
+    kept = collected(options.out)
+    if options.docs is None:
+        print("\n\n".join(markdown(name, kept) for name in options.tables))
+        return
+    lines = [f"  {json.dumps(name)}: {json.dumps(pair)}" for name, pair in kept.items()]
+    (options.docs / "privacy-runs.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    document = options.docs / "privacy.md"
+    document.write_text(with_tables(document.read_text(encoding="utf-8"), kept), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -72,7 +72,8 @@ def _machine(result: Mapping[str, Any]) -> str:
     return (
         f"Measured on {machine['processor']}, {machine['cores']} cores, one thread used, {machine['capability']}, "
         f"kernels of {machine['kernel_chosen']}; {versions}; {result['seconds']:.0f} s in all"
-        + (f"; load average at the start {load[0]:.1f}.\n" if load else ".\n")
+        + (f"; load average at the start {load[0]:.1f}." if load else ".")
+        + (f" {result['note']}\n" if "note" in result else "\n")
     )
 
 
@@ -112,7 +113,10 @@ def _floor(result: Mapping[str, Any]) -> str:
     lines = []
     for classes, steps in result["steps"].items():
         unit = steps["shared_prefix"]["cpu_seconds"]
-        replica = steps.get("published_replica")
+        replica = steps.get("published_replica", {}).get("cpu_seconds")
+        naive = steps.get("naive", {}).get("cpu_seconds") or steps.get("naive_part", {}).get(
+            "cpu_seconds_of_whole_batch"
+        )
         for name in ("fast", "private"):
             row = steps[name]
             least = row["flops"] / rate["chosen"]
@@ -122,16 +126,17 @@ def _floor(result: Mapping[str, Any]) -> str:
                     f"{row['flops'] / 1e9:.0f}",
                     f"{100 * least / row['cpu_seconds']:.0f} %",
                     f"{least / unit:.2f}",
-                    f"{replica['cpu_seconds'] / least:.0f}" if replica and name == "private" else "",
+                    *(f"{each / least:.0f}" if each and name == "private" else "" for each in (replica, naive)),
                 ]
             )
+    head = ("step", "GFLOP needed", "share of the time", "floor over D", "replica over it", "naive over it")
     return (
         "## Distance to the floor\n\n"
         f"In one product of {rate['rows']} rows a thread reaches {rate['chosen'] / 1e9:.0f} GFLOP/s with the chosen "
         f"kernel, {rate['default'] / 1e9:.0f} with torch's default, {rate['bfloat16'] / 1e9:.0f} in bfloat16. At the "
         "first rate the products that no exact way can avoid would take this share of the time measured. The last "
-        "columns are what a step of nothing but these products would be over D, and the replica over it.\n\n"
-        + _table(("step", "GFLOP needed", "share of the time", "floor over D", "replica over the floor"), lines)
+        "columns are what a step of nothing but these products would be over D, and the two others over it.\n\n"
+        + _table(head, lines)
     )
 
 

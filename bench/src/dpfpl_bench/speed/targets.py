@@ -33,7 +33,7 @@ def targets(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     for classes in steps:
         at_most(f"estimated private step over D, {classes} classes", _ratio(steps, classes, ESTIMATED), 2)
     at_most("estimated private step of 160 examples over D, 10 classes", _ratio(steps, "10", f"{ESTIMATED}_160"), 8)
-    at_most("estimate's accuracy below exact, points", _loss(result.get("estimates", [])), 0.5)
+    at_most("estimate's local accuracy below exact gradients', points", _loss(result.get("estimates", [])), 0.5)
     for classes, limit in (("10", 40), ("100", 15)):
         for kind, name in (("exact", "private"), ("estimated", ESTIMATED)):
             at_least(
@@ -70,12 +70,14 @@ def targets(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _loss(estimates: Sequence[Mapping[str, Any]]) -> float | None:
-    """By how many points the estimate is worse than exact gradients, local or neighbour, whichever is more."""
+    """By how many points the estimate is worse than exact gradients on a site's own classes.
+
+    On other sites' classes seeds differ by several points, so that half a point does not show; the page has both.
+    """
     by_name = {row["estimate"]: row for row in estimates}
     if "exact" not in by_name or ESTIMATE not in by_name:
         return None
-    exact, estimate = by_name["exact"], by_name[ESTIMATE]
-    return max(float(exact[where] - estimate[where]) for where in ("local", "neighbour"))
+    return float(by_name["exact"]["local"] - by_name[ESTIMATE]["local"])
 
 
 def _ratio(steps: Steps, classes: str, name: str, key: str = "ratio") -> float | None:

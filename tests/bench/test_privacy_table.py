@@ -1,0 +1,69 @@
+"""The tables of docs/privacy.md: every number comes from a run that is kept beside it and can be made again."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from dpfpl_bench import privacy_runs
+from dpfpl_bench.privacy_runs import PrivacyRun, done, settings_of, simulated
+from dpfpl_bench.privacy_table import TABLES, markdown, runs_of, with_tables
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+KEPT = json.loads((DOCS / "privacy-runs.json").read_text(encoding="utf-8"))
+
+
+def test_the_document_shows_the_kept_runs_and_no_others():
+    document = (DOCS / "privacy.md").read_text(encoding="utf-8")
+    assert [document.count(f"<!-- table: {name} -->") for name in TABLES] == [1] * len(TABLES)
+    assert with_tables(document, KEPT) == document, "run python -m dpfpl_bench.privacy_table --docs docs"
+    runs = {run.name for run in runs_of(tuple(TABLES))}
+    assert len(runs) == len(runs_of(tuple(TABLES))), "two runs of one name"
+    assert {name.split()[0] for name in KEPT} <= runs
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        PrivacyRun("dpfpl", "one_shot", "local", epsilon=2.0, per_class=30),
+        PrivacyRun("fedpgp", "one_shot", "local", "text", epsilon=1.0),
+        PrivacyRun("dpfpl", "per_step", "distributed", epsilon=8.0, per_class=5),
+    ],
+    ids=lambda run: run.name,
+)
+def test_a_kept_run_can_be_made_again(run):
+    """On another processor the last bits differ, and after forty steps a few images of a thousand with them."""
+    torch.set_num_threads(1)
+    again = simulated(run)["accuracy"]
+    assert [100 * again["local"], 100 * again["neighbour"]] == pytest.approx(KEPT[run.name], abs=1.0)
+
+
+def test_a_row_is_of_as_many_seeds_as_all_its_cells_have():
+    everything = {run.name: [90.0, 80.0 + run.seed] for run in runs_of(["ranks"])}
+    lines = markdown("ranks", everything).splitlines()
+    assert len(lines) == 2 + len(TABLES["ranks"].rows)
+    assert all(line.count("| 3 | 90.0 ± 0.0 / 81.0 ± 1.0 |") == 1 for line in lines[2:])
+    del everything["digits-dpfpl-r1-per_step-distributed-e2-s1"]
+    assert "| 1 | 90.0 / 80.0 |" in markdown("ranks", everything).splitlines()[2]
+    del everything["digits-dpfpl-r1-per_step-distributed-free-s0"]
+    assert len(markdown("ranks", everything).splitlines()) == len(lines) - 1
+
+
+def test_what_a_run_is_reaches_its_settings():
+    run = PrivacyRun("fedotp", "one_shot", "local", "text", epsilon=4.0, rank=3)
+    settings = settings_of(run)
+    assert (settings.method, settings.mechanism, settings.trust, settings.projection) == (
+        "fedotp", "one_shot", "local", "text",
+    )  # fmt: skip
+    assert (settings.epsilon, settings.rank) == (4.0, 3)
+    assert PrivacyRun("dpfpl", "per_step", "central").stands_for.trust == "distributed"
+    assert PrivacyRun("dpfpl", "per_step", "central", epsilon=1.0).stands_for.trust == "central"
+
+
+def test_a_run_is_made_once(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(privacy_runs, "simulated", lambda run: made.append(run) or {"accuracy": {}})
+    run = PrivacyRun("dpfpl", "per_step", "local")
+    assert done(run, tmp_path) == done(run, tmp_path) == {"accuracy": {}}
+    assert made == [run]
