@@ -82,6 +82,7 @@ def test_same_prompts_as_in_process_and_nothing_left_behind(backbone, tmp_path, 
         np.testing.assert_array_equal(flower.personal[site], process.personal[site])
         assert flower.personal[site].any()
     assert not np.array_equal(flower.personal["alpha"], flower.personal["beta"])
+    assert statuses[-1]["dropped"] == {}  # or it says why
     assert flower.final == process.final
     assert [entry["sites"] for entry in flower.checkpoint.history] == [["alpha", "beta"]] * 2
     assert [s["round"] for s in statuses if s["phase"] == "ROUND_DONE"] == [1, 2]

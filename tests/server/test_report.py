@@ -75,12 +75,12 @@ def test_every_number_of_the_site_table_is_the_results():
 
 
 def test_floors_and_how_far_the_federation_is_ahead():
-    result = make_result(extra_floors={"local_only": {"local": 0.8, "neighbour": None}})
+    result = make_result(extra_floors={"local_only": {"local": 0.8, "neighbour": None, "worst_site": 0.7}})
     rows = {row[0]: row[1:] for row in Page(render_report(result)).table("Means over")}
     ours = result["accuracy"]["local"]
     assert rows["this federation"][0] == f"{100 * ours:.1f} %"
     assert rows["plain text prompt"][0] == f"{100 * result['floors']['zero_shot']['local']:.1f} %"
-    assert rows["every site alone"] == ["80.0 %", f"{100 * (ours - 0.8):+.1f}", "–", "–"]
+    assert rows["every site alone"] == ["80.0 %", f"{100 * (ours - 0.8):+.1f}", "70.0 %", "–", "–"]
 
 
 def test_the_answer_is_three_sentences_with_gain_comparison_worst_site_privacy_and_cost():

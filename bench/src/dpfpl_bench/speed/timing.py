@@ -79,12 +79,12 @@ def peak_memory(call: Callable[[], object]) -> int | None:
     """Bytes that a call needs beyond what is there already: measured in a forked copy of this process (POSIX only)."""
     if not hasattr(os, "fork"):
         return None
+    _give_back_free_memory()  # before the fork: what is resident then is where the child's peak begins
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            _give_back_free_memory()
             before = _peak()
             call()
             os.write(writer, str(_peak() - before).encode())
