@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from dpfpl_bench import demo_vlm
 from dpfpl_bench.cli import app
-from dpfpl_bench.demo import DemoRequest
+from dpfpl_bench.demo import DemoRequest, edit_kit
 from dpfpl_bench.demo_vlm import VLM_SITES, vlm_experiment
 from dpfpl_bench.model_table import BEGIN, END, with_table
 from dpfpl_bench.question_sites import question_sites
@@ -19,9 +20,11 @@ from dpfpl_bench.tiny_vlm.sites import SITE_HABITS, drawn_questions, drawn_sites
 from dpfpl_client.agent.feature_cache import FeatureCache
 from dpfpl_client.data import DataSettings, load_site_data
 from dpfpl_client.learning.backbone import load_backbone
+from dpfpl_client.site_settings import load_site
 from dpfpl_common.accounting import epsilon
 from dpfpl_common.errors import ConfigError
 from dpfpl_common.trust import planned_events
+from dpfpl_server.provision import ProvisionRequest, provision
 
 torch.set_num_threads(1)
 
@@ -171,3 +174,16 @@ def test_the_table_of_families_replaces_only_itself():
     assert "old" not in text
     with pytest.raises(ValueError, match="no <!--"):
         with_table("a page without marks", measured)
+
+
+def test_a_second_demo_elsewhere_is_not_taken_for_a_second_ledger_of_the_same_pictures(tmp_path):
+    """Every demo draws the same pictures; what the machine remembers of one must not stop the next."""
+    (tmp_path / "questions.jsonl").touch()
+    for name in ("first", "second"):
+        site = tmp_path / name
+        provision(ProvisionRequest(site / "server", site / "kits", VLM_SITES[:1], port=1234))
+        kit = site / "kits" / VLM_SITES[0]
+        edit_kit(kit, str(tmp_path / "questions.jsonl"), demo_vlm._with_the_model, "demo-vlm", 8.0)
+        settings = load_site(kit / "site.toml")
+        assert settings.model == demo_vlm.MODEL
+        assert settings.registry_folder == kit / "registry"

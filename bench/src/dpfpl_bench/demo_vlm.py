@@ -88,7 +88,8 @@ def vlm_experiment(request: DemoRequest, backbone: Backbone, sites: list[Simulat
 
 
 def _with_the_model(text: str) -> str:
-    return text.replace('model = "embedded" ', f'model = "{MODEL}" ', 1)
+    """The model, and a registry of this demo's own: every demo draws the same pictures, and nobody is in them."""
+    return 'registry = "registry"\n' + text.replace('model = "embedded" ', f'model = "{MODEL}" ', 1)
 
 
 def _same_sites_in_process(work: Path) -> tuple[Backbone, list[SimulatedSite]]:
