@@ -8,8 +8,8 @@ from dpfpl_server.markup import Html, text
 __all__ = ["Bar", "Change", "bar_chart", "change_chart"]
 
 WIDTH, ROW, TOP, RIGHT, FONT = 520, 30, 8, 66, 15
-LABEL = 186
-LONGEST_LABEL = 22
+LABEL = 218
+LONGEST_LABEL = 26
 
 
 @dataclass(frozen=True)
