@@ -157,7 +157,10 @@ def chromium() -> Iterator[Browser]:
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
         ) as process:
             try:
-                with connect(_address(Path(profile), process), max_size=1 << 28, open_timeout=30) as socket:
+                # No pings: the answers would wait behind events that nobody reads between two tests.
+                with connect(
+                    _address(Path(profile), process), max_size=1 << 28, open_timeout=30, ping_interval=None
+                ) as socket:
                     yield Browser(socket)
             finally:
                 process.terminate()

@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -236,13 +236,11 @@ def _client_app(folder: str) -> ClientApp:
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        site = _site(folder, context)
-        return answer(_agent(folder, site), site, message)
+        return _answer(folder, _site(folder, context), message)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        site = _site(folder, context)
-        return answer(_agent(folder, site), site, message)
+        return _answer(folder, _site(folder, context), message)
 
     return app
 
@@ -264,13 +262,20 @@ def _backbone(model: str, offline: bool, threads: int) -> Backbone:
 
 
 @functools.cache
-def _agent(folder: str, site: str) -> SiteAgent:
-    plan, own = _plan(folder), Path(folder) / site
-    backbone = _backbone(plan.model, plan.offline, plan.threads)
-    tensors = load_file(own / "data.safetensors")
+def _features(folder: str, site: str) -> SiteFeatures:
+    tensors = load_file(Path(folder) / site / "data.safetensors")
     train, test, neighbour_test = (
         LabelledFeatures(tensors[f"{part}_features"], tensors[f"{part}_labels"]) for part in PARTS
     )
-    features = SiteFeatures(train, test, neighbour_test, plan.classes)
-    ledger = Ledger(own / "ledger.sqlite")
-    return SiteAgent(site, backbone, features, None, ledger, DiskStore(own), SeededRandomness(plan.seed))
+    return SiteFeatures(train, test, neighbour_test, _plan(folder).classes)
+
+
+def _answer(folder: str, site: str, message: Message) -> Message:
+    """The site's reply. The ledger is opened anew each time: another actor may have added to it since."""
+    plan, own = _plan(folder), Path(folder) / site
+    backbone = _backbone(plan.model, plan.offline, plan.threads)
+    with closing(Ledger(own / "ledger.sqlite")) as ledger:
+        features, randomness = _features(folder, site), SeededRandomness(plan.seed)
+        return answer(
+            SiteAgent(site, backbone, features, None, ledger, DiskStore(own), randomness), site, message
+        )
