@@ -22,6 +22,7 @@ POLL_SECONDS = 0.1
 """Between two looks for replies; or as long as the look itself took, so that many sites leave the SuperLink time."""
 PULL_AT_ONCE = 100
 PULL_AGAIN_SECONDS = 0.05
+PULL_AGAIN_AT_LEAST_SECONDS = 0.5
 ASK_AGAIN_AT = 0.5
 """Share of the time after which a silent site is asked once more."""
 REST_OF_A_REPLY_SECONDS = 15.0
@@ -61,6 +62,7 @@ def pull_again_soon(deadline_s: float) -> None:
     """
     defaults: dict[str, Any] = inflatable_utils.pull_objects.__kwdefaults__ or {}
     defaults["initial_backoff"] = PULL_AGAIN_SECONDS
+    defaults["backoff_cap"] = PULL_AGAIN_AT_LEAST_SECONDS
     defaults["max_time"] = min(REST_OF_A_REPLY_SECONDS, deadline_s / 4)
 
 
