@@ -13,11 +13,11 @@ WITH_ADAPTER = """\
 import json, torch
 from PIL import Image
 from peft import PeftModel
-from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 base = {base}
-model = PeftModel.from_pretrained(CLIPModel.from_pretrained(base), ".").eval()
-tokenizer, processor = AutoTokenizer.from_pretrained("."), CLIPImageProcessor.from_pretrained(base)
+model = PeftModel.from_pretrained(AutoModel.from_pretrained(base), ".").eval()
+tokenizer, processor = AutoTokenizer.from_pretrained("."), AutoImageProcessor.from_pretrained(base, backend="pil")
 prompts = json.load(open("prompt.json", encoding="utf-8"))["class_prompts"]
 text = tokenizer(list(prompts.values()), padding=True, return_tensors="pt")
 pixels = processor(images=Image.open("photo.png").convert("RGB"), return_tensors="pt")["pixel_values"]
