@@ -1,8 +1,10 @@
 """Bad links between a site and the server: what is waited for, what is not, and that nothing is paid for twice."""
 
+import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent import futures
@@ -12,10 +14,18 @@ from pathlib import Path
 
 import grpc
 import pytest
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.client.grpc_rere_client.connection import grpc_request_response
 from flwr.client.grpc_rere_client.node_auth_client_interceptor import NodeAuthClientInterceptor
 from flwr.proto.fleet_pb2 import ActivateNodeRequest
 from flwr.proto.fleet_pb2_grpc import FleetStub
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    no_object_id_recompute,
+)
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supercore.retry import make_simple_grpc_retry_invoker
 
 from dpfpl_client.data import DataSettings, list_classes
 from dpfpl_client.fleet_probe import load_node_key, probe_fleet
@@ -34,7 +44,7 @@ from dpfpl_server.certificates import Issued, new_authority, new_server_certific
 from dpfpl_server.provision import ProvisionRequest, provision
 from dpfpl_server.run import run_experiment
 from dpfpl_server.sites_admin import revoke_site, rotate_site
-from dpfpl_server.superlink import SuperLinkSettings, start_superlink
+from dpfpl_server.superlink import SuperLinkSettings, run_log, start_superlink, submit_run
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
@@ -48,12 +58,49 @@ KEEPALIVE_S = 4.0
 POLICY = 'experiments = ["*"]\nmax_epsilon_per_experiment = 50.0\nmax_epsilon_lifetime = 50.0\nmetrics = "coarse"\n'
 
 
+ONE_EXCHANGE = """
+import json, time
+from pathlib import Path
+from flwr.app import Message, RecordDict
+from flwr.serverapp import ServerApp
+from dpfpl_server.exchange import exchange, pull_again_soon
+
+app = ServerApp()
+
+@app.main()
+def main(grid, context):
+    pull_again_soon(6.0)
+    nodes = {}
+    while len(nodes) < 3:
+        nodes = {n.name: n.node_id for n in grid.get_nodes() if n.name in ("half", "whole", "forgetful")}
+        time.sleep(0.1)
+    message = lambda site: Message(RecordDict(), nodes[site], "query", group_id="1")
+    began = time.monotonic()
+    outcome = exchange(grid, {site: message(site) for site in nodes}, 6.0, again=message)
+    found = {"replies": sorted(outcome.replies), "failures": outcome.failures, "again": sorted(outcome.again)}
+    found["seconds"] = time.monotonic() - began
+    Path(context.run_config["run-dir"]).write_text(json.dumps(found))
+"""
+BUNDLE = b"""
+[project]
+name = "one-exchange"
+version = "0.1.0"
+[tool.flwr.app]
+publisher = "test"
+[tool.flwr.app.components]
+serverapp = "one_exchange:app"
+clientapp = "one_exchange:app"
+[tool.flwr.app.config]
+run-dir = ""
+"""
+
+
 @dataclass
 class Federation:
     """A provisioned server that may start late, and sites that reach it through links of their own."""
 
     root: Path
-    sites: tuple[str, ...] = ("north", "east", "south", "west", "centre")
+    sites: tuple[str, ...] = ("north", "east", "south", "west", "centre", "half", "whole", "forgetful")
     group: ProcessGroup = field(default_factory=ProcessGroup)
 
     def __post_init__(self) -> None:
@@ -62,7 +109,9 @@ class Federation:
         self.kits = provision(ProvisionRequest(self.server, self.root / "kits", self.sites, port=self.fleet)).kits
 
     def start_server(self) -> None:
-        start_superlink(SuperLinkSettings(self.server, f"127.0.0.1:{self.fleet}", self.control), self.group)
+        (self.root / "one_exchange.py").write_text(ONE_EXCHANGE)
+        settings = SuperLinkSettings(self.server, f"127.0.0.1:{self.fleet}", self.control, task_poll_s=0.2)
+        start_superlink(settings, self.group, extra_environment={"PYTHONPATH": str(self.root)})
 
     def settings(self, site: str, port: int | None = None) -> SiteSettings:
         file = self.kits[site] / "site.toml"
@@ -374,6 +423,53 @@ def test_L6_a_run_over_a_bad_link_completes_and_nothing_is_paid_twice(federation
         (row,) = summarise(load_site(file))["experiments"]
         assert (row["rounds"], row["charges"], row["released"]) == (4, 4, 4)
     print(f"L6: back {back['after_s']:.1f} s after the link, {link.connections} connections, {link.resets} resets")
+
+
+def play(federation: Federation, site: str, stop: threading.Event) -> None:
+    """Be the site's SuperNode, and answer as the site's name says."""
+    key = load_node_key(federation.kits[site] / "node.key")
+    authority = (federation.server / "ca.crt").read_bytes()
+    address = f"127.0.0.1:{federation.fleet}"
+    told = 0
+    with grpc_request_response(
+        address, False, make_simple_grpc_retry_invoker(), -1, authority, (key, key.public_key())
+    ) as (_node, receive, send, _run, _bundle, _pull, push_object, _confirm):
+        while not stop.wait(0.1):
+            found = receive()
+            if found is None:
+                continue
+            told += 1
+            if site == "forgetful" and told == 1:
+                continue  # as if the server's answer was lost on its way
+            reply = Message(RecordDict({"c": ConfigRecord({"by": f"{site} {told}"})}), reply_to=found[0])
+            reply.metadata.__dict__["_message_id"] = reply.object_id
+            with no_object_id_recompute():
+                parts, tree = get_all_nested_objects(reply), get_object_tree(reply)
+            if site == "whole":
+                stop.wait(0.5)  # so that the server is at the half reply already
+            missing, session = send(reply, tree, 0.1)
+            for part in sorted(missing)[: 1 if site == "half" else None]:
+                push_object(reply.metadata.run_id, session, part, parts[part].deflate())
+
+
+def test_L6_half_a_reply_holds_nobody_up_and_a_lost_question_is_asked_again(federation: Federation) -> None:
+    """Flower alone would wait three minutes for the rest of the one, with all other replies behind it."""
+    stop, answer = threading.Event(), federation.root / "exchange.json"
+    players = [threading.Thread(target=play, args=(federation, s, stop)) for s in ("half", "whole", "forgetful")]
+    for player in players:
+        player.start()
+    run = submit_run(federation.server, {"run-dir": str(answer)}, bundle={"pyproject.toml": BUNDLE})
+    try:
+        wait_until(answer.exists, timeout_s=60, what="the exchange", processes=federation.group.processes)
+    finally:
+        stop.set()
+        for player in players:
+            player.join()
+    found = json.loads(answer.read_text())
+    assert found["replies"] == ["forgetful", "whole"], (found, run_log(federation.server, run))
+    assert found["failures"] == {"half": "NODE_ERROR: Flower error 3"}
+    assert {"forgetful", "half"} <= set(found["again"])
+    assert found["seconds"] < 6.0 + 3 * 1.5 + 1.0
 
 
 @pytest.mark.long

@@ -328,6 +328,7 @@ class SlowGrid(Grid):
 
 def test_L5_a_late_reply_is_counted_and_changes_nothing(monkeypatch):
     monkeypatch.setattr(exchange_module, "POLL_SECONDS", 0.1)
+    monkeypatch.setattr(exchange_module, "ASK_AGAIN_AT", 2.0)  # never
     experiment = make_experiment(dropouts=1, deadline=1.0)
     grid = SlowGrid(make_agents(), {("west", 1): 12})  # it comes during round 2
     strategy = DPFPLStrategy(experiment, grid.nodes, keys=None, site_wait_s=0.0)
@@ -349,6 +350,38 @@ def test_L5_a_late_reply_is_counted_and_changes_nothing(monkeypatch):
     agents["west"].train = train
     other, other_grid, _ = run_all(experiment, agents)
     np.testing.assert_array_equal(strategy.checkpoint.global_context, other.run(other_grid).global_context)
+
+
+class LosingGrid(Grid):
+    """Loses each site's first train reply, as a connection does that breaks in the middle of it."""
+
+    def __init__(self, agents, **more):
+        super().__init__(agents, **more)
+        self.lost = set()
+
+    def pull_messages(self, ids):
+        replies = super().pull_messages(ids)
+        lost = {r.metadata.src_node_id for r in replies if r.metadata.message_type == "train"} - self.lost
+        self.lost |= lost
+        return [r for r in replies if r.metadata.src_node_id not in lost]
+
+
+@pytest.mark.privacy
+def test_L6_a_lost_reply_is_asked_for_again_and_the_round_is_the_same():
+    """Without asking again this round would be abandoned; the site answers from what it released and pays nothing."""
+    agents = make_agents()
+    grid = LosingGrid(agents)
+    strategy = DPFPLStrategy(make_experiment(deadline=2.0), grid.nodes, keys=None)
+    checkpoint = strategy.run(grid)
+    assert [entry["asked_again"] for entry in checkpoint.history] == [list(SITES), [], []]
+    assert [entry["late"] for entry in checkpoint.history] == [{}, {}, {}]
+    assert 1.0 <= checkpoint.history[0]["seconds"] < 1.9
+    assert checkpoint.history[0]["bytes_down"] == 2 * checkpoint.history[1]["bytes_down"]
+    for agent in agents.values():
+        assert len({request_digest(r) for r in agent.requests if r.round == 1}) == 1
+        assert len(agent.releases) == 3
+    plain, plain_grid, _ = run_all(make_experiment())
+    np.testing.assert_array_equal(checkpoint.global_context, plain.run(plain_grid).global_context)
 
 
 def test_L5_a_duplicate_reply_is_counted_and_not_aggregated():
@@ -399,7 +432,7 @@ def test_L2_a_round_is_called_done_only_once_it_is_kept():
 
 def test_L3_below_the_quorum_nothing_is_kept_and_the_same_request_is_tried_again():
     agents = make_agents()
-    failures = {"left": 2}
+    failures = {"left": 4}  # in either attempt the site is asked twice
 
     def flaky(reply):
         if reply.content["reply"]["round"] == 2 and failures["left"] > 0:
@@ -420,9 +453,9 @@ def test_L3_below_the_quorum_nothing_is_kept_and_the_same_request_is_tried_again
     abandoned = [s for s in statuses if s["phase"] == "ROUND_ABANDONED"]
     assert [(s["round"], s["attempt"]) for s in abandoned] == [(2, 1), (2, 2)]
     assert "west: NO_REPLY" in abandoned[0]["reasons"]
-    for agent in agents.values():  # the same bytes asked three times, so a site released (and paid) once
+    for site, agent in agents.items():  # the same bytes asked again and again, so a site released (and paid) once
         second = [request_digest(r) for r in agent.requests if r.round == 2]
-        assert len(second) == 3
+        assert len(second) == (5 if site == "west" else 3)
         assert len(set(second)) == 1
         assert len(agent.releases) == 3
     clean, clean_grid, _ = run_all(make_experiment())
@@ -443,7 +476,7 @@ def test_U4_after_three_attempts_the_run_ends_with_the_reasons_and_the_last_chec
     assert "west: NO_REPLY" in caught.value.message
     assert [c.round for c in saved] == [1]
     assert strategy.checkpoint is saved[0]
-    assert len([p for p in grid.pushed if p[2] == 2]) == 3 * 4
+    assert len([p for p in grid.pushed if p[2] == 2]) == 3 * (4 + 1)  # west is asked again in each attempt
 
 
 def refusing(code):
