@@ -77,7 +77,7 @@ def test_a_table_names_seeds_settings_events_floors_and_the_worst_site(written):
     assert "## The default settings on digits" in text
     assert "on shapes" not in text.replace("digits and shapes", "")
     assert "| none | 90.0 ± 0.0 | 75.0 ± 0.0 | 55.0 | 80.0 / 70.0 | 80.0 / 70.0 | 85.0 / 70.0 | +10.0 / +5.0 |" in text
-    assert "8: z 1.250, rate 0.5, 40 releases (per_step)" in text
+    assert "8: z 1.250, rate 0.5, 40 releases (one_shot)" in text
     assert "each site alone without noise 95.0 / 70.0, worst site 60.0" in text
     assert "clipping_norm 0.1" in text
     assert "alpha 1.5" in text
