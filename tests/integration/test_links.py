@@ -16,11 +16,13 @@ from pathlib import Path
 
 import grpc
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.client.grpc_rere_client.connection import grpc_request_response
 from flwr.client.grpc_rere_client.node_auth_client_interceptor import NodeAuthClientInterceptor
-from flwr.proto.fleet_pb2 import ActivateNodeRequest
+from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest, RegisterNodeFleetRequest
 from flwr.proto.fleet_pb2_grpc import FleetStub
+from flwr.proto.node_pb2 import Node
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
@@ -45,10 +47,11 @@ from dpfpl_common.processes import ManagedProcess, ProcessGroup, free_ports, wai
 from dpfpl_common.server_probe import probe_server
 from dpfpl_server import certificates
 from dpfpl_server.certificates import Issued, new_authority, new_server_certificate
+from dpfpl_server.control import Node as RegisteredNode
 from dpfpl_server.provision import ProvisionRequest, provision
 from dpfpl_server.run import run_experiment
 from dpfpl_server.sites_admin import revoke_site, rotate_site
-from dpfpl_server.superlink import SuperLinkSettings, run_log, start_superlink, submit_run
+from dpfpl_server.superlink import SuperLinkSettings, open_control, run_log, start_superlink, submit_run
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
@@ -239,11 +242,39 @@ def test_the_probe_changes_nothing_and_finds_the_clock_to_the_second(
         assert rest in caught.value.message
     with BadLink(federation.fleet) as link:
         assert probe_server(f"127.0.0.1:{link.port}", kit / "ca.crt").tls_version == "TLSv1.3"
-    from dpfpl_server.superlink import open_control
-
-    with open_control(federation.server) as control:
-        status = {node.name: node.status for node in control.nodes()}
+    status = {node.name: node.status for node in open_control_nodes(federation)}
     assert status["south"] == "registered", "asking did not bring the site online"
+
+
+def test_U6_keys_that_the_operator_did_not_register_get_nowhere(federation: Federation) -> None:
+    """One machine with three made-up keys: it can neither register them itself nor sign in nor ask for messages."""
+    known = {node.name for node in open_control_nodes(federation)}
+    credentials = grpc.ssl_channel_credentials((federation.server / "ca.crt").read_bytes())
+    said = set()
+    with grpc.secure_channel(f"127.0.0.1:{federation.fleet}", credentials) as channel:
+        for _ in range(3):
+            key = ec.generate_private_key(ec.SECP384R1())
+            public = public_key_to_bytes(key.public_key())
+            stub = FleetStub(grpc.intercept_channel(channel, NodeAuthClientInterceptor(key, key.public_key())))
+            for call, request in (
+                (stub.RegisterNode, RegisterNodeFleetRequest(public_key=public)),
+                (stub.ActivateNode, ActivateNodeRequest(public_key=public, heartbeat_interval=30.0)),
+                (stub.PullMessages, PullMessagesRequest(node=Node(node_id=1))),
+            ):
+                with pytest.raises(grpc.RpcError) as caught:
+                    call(request, timeout=10)
+                said.add((type(request).__name__, caught.value.code().name))
+    assert {node.name for node in open_control_nodes(federation)} == known
+    assert said == {
+        ("RegisterNodeFleetRequest", "FAILED_PRECONDITION"),
+        ("ActivateNodeRequest", "FAILED_PRECONDITION"),
+        ("PullMessagesRequest", "UNAUTHENTICATED"),
+    }
+
+
+def open_control_nodes(federation: Federation) -> list[RegisteredNode]:
+    with open_control(federation.server) as control:
+        return control.nodes()
 
 
 @pytest.mark.parametrize("version", ["1.38.0", "1.40.0"])
