@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from dpfpl_bench import attack_table
 from dpfpl_bench import attacks as module
-from dpfpl_bench.attacks import ATTACKS, RULES, AttackRequest, markdown
+from dpfpl_bench.attack_table import AttackRequest, largest_spread, markdown, run_attacks
+from dpfpl_bench.attacks import ATTACKS, RULES, AttackSettings
 from dpfpl_bench.backdoor import TARGET, Stamped, stamped, success, with_backdoor
 from dpfpl_bench.measure_commands import _federations
 from dpfpl_bench.simulation import SimulatedSite, Simulation, prepare_sites, site_names
@@ -111,7 +113,7 @@ def test_U5_the_backdoor_is_learned_where_it_is_taught():
     passed = {}
     for taught in (True, False):
         sites = prepare_sites([with_backdoor(one, classes) if taught else one for one in data], classes, cache, names)
-        experiment = module._experiment(AttackRequest(epsilon=None, rounds=5), backbone, classes, sites, 1, "mean")
+        experiment = module._experiment(AttackSettings(epsilon=None, rounds=5), backbone, classes, sites, 1, "mean")
         steps = dataclasses.replace(experiment.optimizer, global_learning_rate=0.1, personal_learning_rate=0.1)
         experiment = dataclasses.replace(experiment, optimizer=steps)
         outcome = Simulation(backbone, sites, 0).run(experiment)
@@ -140,6 +142,33 @@ def test_the_tables_have_a_row_for_every_attack_and_a_column_for_every_rule():
     assert all(line.count("|") == 3 + len(RULES) for line in rows)
     assert rows[0].count("50.0 / 25.0") == len(RULES)
     assert rows[-1].count("12.5 / 100.0") == len(RULES)
+
+
+class Counted:
+    """Stands for ``Attacked``: figures by seed, and a count of what was run."""
+
+    runs = 0
+
+    def __init__(self, settings, count, hostile, seed):
+        self.seed = seed
+
+    def run(self, attack, rule):
+        Counted.runs += 1
+        return dict.fromkeys(attack_table.FIGURES, 0.5 + self.seed / 10)
+
+
+def test_a_measurement_that_was_broken_off_goes_on_where_it_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(attack_table, "Attacked", Counted)
+    monkeypatch.setattr(Counted, "runs", 0)
+    each = len(ATTACKS) * len(RULES)
+    run_attacks(AttackRequest(((5, 1),), seeds=2), tmp_path)
+    assert Counted.runs == 2 * each
+    cells = run_attacks(AttackRequest(((5, 1), (10, 2)), seeds=2), tmp_path)
+    assert Counted.runs == 4 * each, "what is there is not run again"
+    assert (len(cells), cells[0]["shared"]) == (2 * each, pytest.approx(0.55))
+    assert largest_spread(cells, "shared") == pytest.approx(0.1 / 2**0.5)
+    run_attacks(AttackRequest(((5, 1),), AttackSettings(rounds=9), seeds=1), tmp_path)
+    assert Counted.runs == 5 * each, "other settings are other runs"
 
 
 @pytest.mark.parametrize("text", ["5", "1/4", "0/5", "2/6", "x/5", "-1/5"])

@@ -6,9 +6,15 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from flwr.app import Array, ArrayRecord, Message, Metadata, RecordDict
+from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.runtime_pb2 import AcquireTaskResponse
 from flwr.proto.task_pb2 import Task
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
+from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
+from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
 
 from dpfpl_client import warm_node
 
@@ -124,6 +130,37 @@ def test_without_an_executor_taking_a_message_does_not_fail() -> None:
     os.close(heard)
     assert warm_node._announced(lambda **arguments: 5, told)() == 5
     os.close(told)
+
+
+@pytest.mark.parametrize("lost", range(4))
+def test_L6_a_reply_stays_whole_where_the_receipt_of_a_part_is_lost(lost: int) -> None:
+    """Both ends are Flower's own. The transport repeats a call whose answer did not come; see ``wrap_stub`` there."""
+    site, server = (InMemoryNodeState(InMemoryObjectStore()) for _ in range(2))
+    arrays = ArrayRecord({name: Array(np.full(3, index)) for index, name in enumerate("abc")})
+    question = Message(RecordDict(), metadata=Metadata(7, "q", 1, 2, "", "1", 1.0, 1e6, "train"))
+    warm_node.flower_loop._insert_message(
+        Message(RecordDict({"r": arrays}), reply_to=question), site, site.object_store
+    )
+    site.record_message_processing_start(message_id="q")
+    site.record_message_processing_end(message_id="q")
+    expected: list[str] = []
+
+    def send(message: Message, tree: ObjectTree, seconds: float) -> tuple[set[str], str]:
+        session = server.start_session(7)
+        expected.extend(server.preregister_object_tree(tree, session))
+        return set(expected), session
+
+    def push_object(run: int, session: str, part: str, content: bytes) -> None:
+        stored = server.store_object(run, session, part, content)
+        if part == expected[lost]:
+            stored = server.store_object(run, session, part, content)
+        if not stored:
+            raise ObjectPushError(part, run, session)
+
+    push = warm_node._not_broken_off(warm_node.flower_loop._push_messages)
+    push(state=site, object_store=site.object_store, send=send, push_object=push_object)
+    assert len(expected) >= 5
+    assert [part for part in expected if not server.object_store.get(part)] == []
 
 
 def test_flowers_waits_are_shortened(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,12 @@
 """Bad links between a site and the server: what is waited for, what is not, and that nothing is paid for twice."""
 
+import http.server
+import json
 import os
+import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent import futures
@@ -12,14 +16,26 @@ from pathlib import Path
 
 import grpc
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.client.grpc_rere_client.connection import grpc_request_response
 from flwr.client.grpc_rere_client.node_auth_client_interceptor import NodeAuthClientInterceptor
-from flwr.proto.fleet_pb2 import ActivateNodeRequest
+from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest, RegisterNodeFleetRequest
 from flwr.proto.fleet_pb2_grpc import FleetStub
+from flwr.proto.node_pb2 import Node
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    no_object_id_recompute,
+)
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supercore.retry import make_simple_grpc_retry_invoker
+from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 
 from dpfpl_client.data import DataSettings, list_classes
 from dpfpl_client.fleet_probe import load_node_key, probe_fleet
 from dpfpl_client.launch import start_agent, start_node, wait_for_agent
+from dpfpl_client.link import FATAL_EXIT
 from dpfpl_client.link_state import LinkState, link_file, read_link
 from dpfpl_client.site_settings import SiteSettings, load_site
 from dpfpl_client.spending import summarise
@@ -31,10 +47,11 @@ from dpfpl_common.processes import ManagedProcess, ProcessGroup, free_ports, wai
 from dpfpl_common.server_probe import probe_server
 from dpfpl_server import certificates
 from dpfpl_server.certificates import Issued, new_authority, new_server_certificate
+from dpfpl_server.control import Node as RegisteredNode
 from dpfpl_server.provision import ProvisionRequest, provision
 from dpfpl_server.run import run_experiment
 from dpfpl_server.sites_admin import revoke_site, rotate_site
-from dpfpl_server.superlink import SuperLinkSettings, start_superlink
+from dpfpl_server.superlink import SuperLinkSettings, open_control, run_log, start_superlink, submit_run
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
@@ -48,12 +65,49 @@ KEEPALIVE_S = 4.0
 POLICY = 'experiments = ["*"]\nmax_epsilon_per_experiment = 50.0\nmax_epsilon_lifetime = 50.0\nmetrics = "coarse"\n'
 
 
+ONE_EXCHANGE = """
+import json, time
+from pathlib import Path
+from flwr.app import Message, RecordDict
+from flwr.serverapp import ServerApp
+from dpfpl_server.exchange import exchange, pull_again_soon
+
+app = ServerApp()
+
+@app.main()
+def main(grid, context):
+    pull_again_soon(6.0)
+    nodes = {}
+    while len(nodes) < 3:
+        nodes = {n.name: n.node_id for n in grid.get_nodes() if n.name in ("half", "whole", "forgetful")}
+        time.sleep(0.1)
+    message = lambda site: Message(RecordDict(), nodes[site], "query", group_id="1")
+    began = time.monotonic()
+    outcome = exchange(grid, {site: message(site) for site in nodes}, 6.0, again=message)
+    found = {"replies": sorted(outcome.replies), "failures": outcome.failures, "again": sorted(outcome.again)}
+    found["seconds"] = time.monotonic() - began
+    Path(context.run_config["run-dir"]).write_text(json.dumps(found))
+"""
+BUNDLE = b"""
+[project]
+name = "one-exchange"
+version = "0.1.0"
+[tool.flwr.app]
+publisher = "test"
+[tool.flwr.app.components]
+serverapp = "one_exchange:app"
+clientapp = "one_exchange:app"
+[tool.flwr.app.config]
+run-dir = ""
+"""
+
+
 @dataclass
 class Federation:
     """A provisioned server that may start late, and sites that reach it through links of their own."""
 
     root: Path
-    sites: tuple[str, ...] = ("north", "east", "south", "west", "centre")
+    sites: tuple[str, ...] = ("north", "east", "south", "west", "centre", "half", "whole", "forgetful")
     group: ProcessGroup = field(default_factory=ProcessGroup)
 
     def __post_init__(self) -> None:
@@ -62,7 +116,9 @@ class Federation:
         self.kits = provision(ProvisionRequest(self.server, self.root / "kits", self.sites, port=self.fleet)).kits
 
     def start_server(self) -> None:
-        start_superlink(SuperLinkSettings(self.server, f"127.0.0.1:{self.fleet}", self.control), self.group)
+        (self.root / "one_exchange.py").write_text(ONE_EXCHANGE)
+        settings = SuperLinkSettings(self.server, f"127.0.0.1:{self.fleet}", self.control, task_poll_s=0.2)
+        start_superlink(settings, self.group, extra_environment={"PYTHONPATH": str(self.root)})
 
     def settings(self, site: str, port: int | None = None) -> SiteSettings:
         file = self.kits[site] / "site.toml"
@@ -186,11 +242,79 @@ def test_the_probe_changes_nothing_and_finds_the_clock_to_the_second(
         assert rest in caught.value.message
     with BadLink(federation.fleet) as link:
         assert probe_server(f"127.0.0.1:{link.port}", kit / "ca.crt").tls_version == "TLSv1.3"
-    from dpfpl_server.superlink import open_control
-
-    with open_control(federation.server) as control:
-        status = {node.name: node.status for node in control.nodes()}
+    status = {node.name: node.status for node in open_control_nodes(federation)}
     assert status["south"] == "registered", "asking did not bring the site online"
+
+
+def test_U6_keys_that_the_operator_did_not_register_get_nowhere(federation: Federation) -> None:
+    """One machine with three made-up keys: it can neither register them itself nor sign in nor ask for messages."""
+    known = {node.name for node in open_control_nodes(federation)}
+    credentials = grpc.ssl_channel_credentials((federation.server / "ca.crt").read_bytes())
+    said = set()
+    with grpc.secure_channel(f"127.0.0.1:{federation.fleet}", credentials) as channel:
+        for _ in range(3):
+            key = ec.generate_private_key(ec.SECP384R1())
+            public = public_key_to_bytes(key.public_key())
+            stub = FleetStub(grpc.intercept_channel(channel, NodeAuthClientInterceptor(key, key.public_key())))
+            for call, request in (
+                (stub.RegisterNode, RegisterNodeFleetRequest(public_key=public)),
+                (stub.ActivateNode, ActivateNodeRequest(public_key=public, heartbeat_interval=30.0)),
+                (stub.PullMessages, PullMessagesRequest(node=Node(node_id=1))),
+            ):
+                with pytest.raises(grpc.RpcError) as caught:
+                    call(request, timeout=10)
+                said.add((type(request).__name__, caught.value.code().name))
+    assert {node.name for node in open_control_nodes(federation)} == known
+    assert said == {
+        ("RegisterNodeFleetRequest", "FAILED_PRECONDITION"),
+        ("ActivateNodeRequest", "FAILED_PRECONDITION"),
+        ("PullMessagesRequest", "UNAUTHENTICATED"),
+    }
+
+
+def open_control_nodes(federation: Federation) -> list[RegisteredNode]:
+    with open_control(federation.server) as control:
+        return control.nodes()
+
+
+@pytest.mark.parametrize("version", ["1.38.0", "1.40.0"])
+def test_O5_flowers_server_lets_a_supernode_of_another_version_in_without_a_word(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    """Seen with a real SuperNode of 1.38.0, which then took part in a run. That one of 1.40.0 stays outside is because
+    it speaks another protocol. So it is our launcher that asks for the version; see test_upgrade.py."""
+    kit = federation.kits["south"]
+    said = RuntimeVersionMetadata.from_local_component("SuperNode", package_version_value=version)
+    monkeypatch.setattr(RuntimeVersionMetadata, "from_local_component", lambda name: said)
+    probe_fleet(f"127.0.0.1:{federation.fleet}", kit / "ca.crt", kit / "node.key")
+
+
+def test_O5_a_server_of_flower_1_40_is_named_and_left(tmp_path: Path) -> None:
+    """There the Fleet API is HTTPS on the one port, without ALPN, and nothing listens on the port of the kits.
+
+    Seen with a real SuperLink of 1.40.0: WRONG_SERVICE after 4 s at the one, SERVER_UNREACHABLE at the other.
+    """
+    federation = Federation(tmp_path, ("north",))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(federation.server / "server.crt", federation.server / "server.key")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    settings = federation.settings("north", server.server_port)
+    with federation.group:
+        with pytest.raises(DeploymentError, match=r"Flower 1\.40") as caught:
+            start_node(settings, federation.group)
+        assert caught.value.code == "WRONG_SERVICE"
+        node = node_without_a_look(settings, federation.group)
+        with pytest.raises(DeploymentError) as caught:
+            wait_until_connected(node, timeout_s=30)
+        assert (caught.value.code, node.wait(10)) == ("WRONG_SERVICE", FATAL_EXIT)
+    server.shutdown()
+    (closed,) = free_ports(1)
+    kit = federation.kits["north"]
+    with pytest.raises(DeploymentError) as caught:
+        probe_fleet(f"127.0.0.1:{closed}", kit / "ca.crt", kit / "node.key")
+    assert caught.value.code == "SERVER_UNREACHABLE"
 
 
 def bad_server(kind: str, authority: Issued, tmp_path: Path) -> tuple[object, int, list[str]]:
@@ -376,7 +500,55 @@ def test_L6_a_run_over_a_bad_link_completes_and_nothing_is_paid_twice(federation
     print(f"L6: back {back['after_s']:.1f} s after the link, {link.connections} connections, {link.resets} resets")
 
 
+def play(federation: Federation, site: str, stop: threading.Event) -> None:
+    """Be the site's SuperNode, and answer as the site's name says."""
+    key = load_node_key(federation.kits[site] / "node.key")
+    authority = (federation.server / "ca.crt").read_bytes()
+    address = f"127.0.0.1:{federation.fleet}"
+    told = 0
+    with grpc_request_response(
+        address, False, make_simple_grpc_retry_invoker(), -1, authority, (key, key.public_key())
+    ) as (_node, receive, send, _run, _bundle, _pull, push_object, _confirm):
+        while not stop.wait(0.1):
+            found = receive()
+            if found is None:
+                continue
+            told += 1
+            if site == "forgetful" and told == 1:
+                continue  # as if the server's answer was lost on its way
+            reply = Message(RecordDict({"c": ConfigRecord({"by": f"{site} {told}"})}), reply_to=found[0])
+            reply.metadata.__dict__["_message_id"] = reply.object_id
+            with no_object_id_recompute():
+                parts, tree = get_all_nested_objects(reply), get_object_tree(reply)
+            if site == "whole":
+                stop.wait(0.5)  # so that the server is at the half reply already
+            missing, session = send(reply, tree, 0.1)
+            for part in sorted(missing)[: 1 if site == "half" else None]:
+                push_object(reply.metadata.run_id, session, part, parts[part].deflate())
+
+
+def test_L6_half_a_reply_holds_nobody_up_and_a_lost_question_is_asked_again(federation: Federation) -> None:
+    """Flower alone would wait three minutes for the rest of the one, with all other replies behind it."""
+    stop, answer = threading.Event(), federation.root / "exchange.json"
+    players = [threading.Thread(target=play, args=(federation, s, stop)) for s in ("half", "whole", "forgetful")]
+    for player in players:
+        player.start()
+    run = submit_run(federation.server, {"run-dir": str(answer)}, bundle={"pyproject.toml": BUNDLE})
+    try:
+        wait_until(answer.exists, timeout_s=60, what="the exchange", processes=federation.group.processes)
+    finally:
+        stop.set()
+        for player in players:
+            player.join()
+    found = json.loads(answer.read_text())
+    assert found["replies"] == ["forgetful", "whole"], (found, run_log(federation.server, run))
+    assert found["failures"] == {"half": "NODE_ERROR: Flower error 3"}
+    assert {"forgetful", "half"} <= set(found["again"])
+    assert found["seconds"] < 6.0 + 3 * 1.5 + 1.0
+
+
 @pytest.mark.long
+@pytest.mark.timeout(7200)
 def test_L6_a_long_blackhole_with_the_bounds_of_production(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """``DPFPL_TEST_BLACKHOLE_S`` sets its length; five minutes unless given, the row asks for thirty."""
     monkeypatch.delenv("DPFPL_LINK_KEEPALIVE_S")

@@ -8,6 +8,7 @@ AGENT = "client/src/dpfpl_client/agent/"
 STRATEGY = "tests/server/test_strategy.py::test_"
 FOLDER = "tests/server/test_run_folder.py::test_"
 SUPERVISE = "tests/server/test_supervise.py::test_"
+EXCHANGE = "tests/server/test_exchange.py::test_"
 ROBUST = "tests/server/test_robust.py::test_"
 BAD_REPLY = (STRATEGY + "U1_U2_a_bad_reply_is_dropped_with_its_reason_and_the_round_goes_on",)
 BELOW_QUORUM = (STRATEGY + "L3_below_the_quorum_nothing_is_kept_and_the_same_request_is_tried_again",)
@@ -168,6 +169,41 @@ SERVER = (
         "            if folder.server_life().alive:\n                return attempt\n",
         "            if False:\n                return attempt\n",
         (SUPERVISE + "a_run_without_a_supervisor_is_taken_up_again_not_doubled",),
+    ),
+    (
+        "exchange: a silent site is not asked again",
+        PACKAGE + "exchange.py",
+        "ASK_AGAIN_AT = 0.5\n",
+        "ASK_AGAIN_AT = 2.0\n",
+        (STRATEGY + "L6_a_lost_reply_is_asked_for_again_and_the_round_is_the_same",),
+    ),
+    (
+        "exchange: a silent site is asked again and again",
+        PACKAGE + "exchange.py",
+        "            _ask_again(grid, set(waiting.values()) - outcome.again, again, waiting, outcome)\n",
+        "            _ask_again(grid, set(waiting.values()), again, waiting, outcome)\n",
+        (EXCHANGE + "L6_a_silent_site_is_asked_once_more_at_half_of_the_time",),
+    ),
+    (
+        "exchange: a reply that broke off is not asked for again",
+        PACKAGE + "exchange.py",
+        "    return bool(reply.error.code == ErrorCode.MESSAGE_UNAVAILABLE)\n",
+        "    return False\n",
+        (EXCHANGE + "L6_a_site_whose_reply_broke_off_is_asked_again_at_once_but_only_once",),
+    ),
+    (
+        "exchange: a look that outlasts the deadline is the last one",
+        PACKAGE + "exchange.py",
+        "        if not waiting or passed >= deadline_s:",
+        "        if not waiting or clock() - start >= deadline_s:",
+        (EXCHANGE + "what_came_while_a_look_took_long_is_looked_for_once_more",),
+    ),
+    (
+        "exchange: a part that the server has already ends the sending of a reply",
+        "client/src/dpfpl_client/warm_node.py",
+        "            with contextlib.suppress(ObjectPushError):\n",
+        "            with contextlib.suppress(ZeroDivisionError):\n",
+        ("tests/client/test_warm_node.py::test_L6_a_reply_stays_whole_where_the_receipt_of_a_part_is_lost",),
     ),
     (
         "robust: the trimmed mean trims nothing",

@@ -156,6 +156,110 @@ def test_an_error_reply_is_a_failure_with_its_reason(clock):
     assert outcome.failures == {"north": "NODE_ERROR: Flower error 3"}
 
 
+def asked_again(messages, grid, clock, deadline_s=10.0, refuse=False):
+    """The exchange with second messages, and those messages by site."""
+    second = {}
+
+    def again(site):
+        second[site] = make_message(messages[site].metadata.dst_node_id)
+        grid.on_again(site, second[site])
+        return second[site]
+
+    return exchange(grid, messages, deadline_s, clock=clock, again=again), second
+
+
+class Answering(FakeGrid):
+    """Also answers second messages: ``second`` maps a site to how long after it was asked again it answers."""
+
+    def __init__(self, clock, script=(), second=None):
+        super().__init__(clock, script)
+        self.second = second or {}
+
+    def on_again(self, site, message):
+        if site in self.second:
+            self.script.append([self.clock.now - self.start + self.second[site], reply_to(message)])
+
+
+def test_L6_a_silent_site_is_asked_once_more_at_half_of_the_time(clock):
+    messages = {"north": make_message(1), "south": make_message(2), "west": make_message(3)}
+    grid = Answering(clock, [(1.0, reply_to(messages["north"]))], {"south": 0.5})
+
+    outcome, second = asked_again(messages, grid, clock)
+
+    assert set(second) == outcome.again == {"south", "west"}
+    assert [m.metadata.dst_node_id for m in grid.pushed] == [1, 2, 3, 2, 3]
+    assert outcome.replies["south"].metadata.reply_to_message_id == second["south"].metadata.message_id
+    assert outcome.failures == {"west": "NO_REPLY: nothing came within 10 s"}
+    assert 10.0 <= clock.now - grid.start < 10.5, "west is asked once, not again and again"
+    late = {messages["west"].metadata.message_id, second["west"].metadata.message_id}
+    assert {key for key, site in outcome.unanswered.items() if site == "west"} == late
+
+
+def test_a_slow_site_that_answers_both_messages_is_counted_once_and_as_neither_late_nor_twice(clock):
+    messages = {"north": make_message(1), "south": make_message(2)}
+    script = [(6.0, reply_to(messages["north"])), (8.0, reply_to(messages["south"]))]
+    grid = Answering(clock, script, {"north": 2.0, "south": 30.0})
+
+    outcome, second = asked_again(messages, grid, clock)
+
+    assert outcome.replies["north"].metadata.reply_to_message_id == messages["north"].metadata.message_id
+    assert set(outcome.replies) == {"north", "south"}
+    assert (outcome.late, outcome.duplicates, outcome.failures) == ({}, {}, {})
+    assert outcome.unanswered == {second["south"].metadata.message_id: ""}
+    clock.now += 30.0
+    following = {"north": make_message(1)}
+    grid.script.append([clock.now - grid.start, reply_to(following["north"])])
+    after = exchange(grid, following, 10.0, clock=clock, earlier=outcome.unanswered)
+    assert (after.late, after.duplicates, after.unanswered) == ({}, {}, {})
+
+
+def test_L6_a_site_whose_reply_broke_off_is_asked_again_at_once_but_only_once(clock):
+    messages = {"north": make_message(1), "south": make_message(2)}
+    broken = [Message(Error(code=3, reason="parts are missing"), reply_to=m) for m in messages.values()]
+    grid = Answering(clock, [(1.0, reply) for reply in broken], {"north": 0.3})
+
+    def on_again(site, message):
+        if site == "south":
+            grid.script.append([2.0, Message(Error(code=3, reason="again"), reply_to=message)])
+        else:
+            Answering.on_again(grid, site, message)
+
+    grid.on_again = on_again
+    outcome, _ = asked_again(messages, grid, clock)
+
+    assert set(outcome.replies) == {"north"}
+    assert outcome.failures == {"south": "NODE_ERROR: Flower error 3"}
+    assert clock.now - grid.start < 2.5, "asked at once, and twice broken is enough"
+
+
+def test_an_error_of_the_second_message_does_not_end_the_wait_for_the_first(clock):
+    messages = {"north": make_message(1)}
+    grid = Answering(clock, [(8.0, reply_to(messages["north"]))])
+    grid.on_again = lambda site, message: grid.script.append([6.0, Message(Error(code=5, reason=""), reply_to=message)])
+
+    outcome, _ = asked_again(messages, grid, clock)
+
+    assert set(outcome.replies) == {"north"}
+    assert outcome.failures == {}
+
+
+def test_what_came_while_a_look_took_long_is_looked_for_once_more(clock):
+    """Flower waits for the rest of one site's reply with all others behind it; the deadline may pass meanwhile."""
+    messages = {"north": make_message(1), "south": make_message(2)}
+    grid = FakeGrid(clock, [(9.0, reply_to(messages["north"]))])
+    pull = grid.pull_messages
+
+    def slow(ids):
+        found = pull(ids)
+        if len(grid.pulls) == 3:
+            clock.now += 12.0
+        return found
+
+    grid.pull_messages = slow
+    outcome = exchange(grid, messages, 10.0, clock=clock)
+    assert set(outcome.replies) == {"north"}
+
+
 def test_a_message_that_cannot_be_queued_is_a_failure_at_once(clock):
     messages = {"north": make_message(1), "south": make_message(2)}
     grid = FakeGrid(clock, [(0.0, reply_to(messages["south"]))], refuse=(1,))

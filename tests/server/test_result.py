@@ -174,6 +174,15 @@ def test_the_epsilons_follow_from_the_events(trust, sample_rate):
         assert rows["operator"]["epsilon"] > rows["other_site"]["epsilon"]
 
 
+@pytest.mark.privacy
+def test_where_sites_are_sampled_no_round_tells_which_took_part_or_was_asked_again():
+    told = {**entry(1), "asked_again": ["north"], "late": {"north": 1}, "duplicates": {"south": 1}}
+    experiment = make_experiment(unit="site", trust="central", site_sample_rate=0.5)
+    rounds = json.dumps(strict(make_result(experiment, history=[told]))["rounds"])
+    assert not [site for site in SITES if site in rounds]
+    assert "north" in json.dumps(strict(make_result(history=[told]))["rounds"])
+
+
 WAYS = [
     {},
     {"trust": "central"},

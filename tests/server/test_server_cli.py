@@ -1,12 +1,14 @@
 """``dpfpl-server``: help with examples, JSON for scripts, one clear line and exit code 2 for what a user can cause."""
 
 import contextlib
+import errno
 import json
 import os
 import sys
 import threading
 import time
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -97,6 +99,45 @@ def test_help_shows_every_command_and_examples():
         assert f"Example: dpfpl-server {command}" in " ".join(page.output.split())
         assert command in ("provision", "start", "roi-template", "console") or "--json" in page.output
     assert "Exit codes: 0 done" in text
+
+
+@pytest.mark.parametrize(
+    ("server", "kits", "number", "code"),
+    [
+        ("file/server", "kits", 0, "WRONG_PATH"),
+        ("server", "file", 0, "WRONG_PATH"),
+        (300 * "x", "kits", 0, "WRONG_PATH"),
+        ("closed", "kits", errno.EACCES, "NO_ACCESS"),
+        ("server", "closed", errno.EACCES, "NO_ACCESS"),
+        ("server", "closed", errno.EROFS, "NO_ACCESS"),
+        ("closed", "kits", errno.ENOSPC, "STORAGE_FULL"),
+    ],
+)
+def test_provision_in_a_place_that_it_cannot_use_is_one_clear_error(
+    monkeypatch, capfd, tmp_path, server, kits, number, code
+):
+    (tmp_path / "file").write_text("")
+    make = Path.mkdir
+
+    def mkdir(path, *arguments, **named):  # root may do everything, so what another user meets is played
+        if path.name == "closed":
+            raise OSError(number, os.strerror(number), str(path))
+        make(path, *arguments, **named)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    arguments = ("provision", "--site", "north", "--server", tmp_path / server, "--out", tmp_path / kits)
+    ended, _, err = dpfpl_server(monkeypatch, capfd, *arguments)
+    named, advice = err.strip().splitlines()
+    assert (ended, named.split(":")[0]) == (2, code)
+    assert str(tmp_path) in named
+    assert len(advice) > 20
+    assert not list(tmp_path.rglob("sites.json")), "no site is registered whose kit could not be written"
+
+
+def test_an_error_that_is_no_files_stays_as_it_is(monkeypatch, capfd):
+    monkeypatch.setattr(cli, "app", lambda: (_ for _ in ()).throw(OSError(errno.ECONNRESET, "reset")))
+    with pytest.raises(OSError, match="reset"):
+        dpfpl_server(monkeypatch, capfd, "list")
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from dpfpl_common.payload import SiteReply, request_digest
 from dpfpl_server import exchange as exchange_module
 from dpfpl_server import strategy as module
 from dpfpl_server.aggregation import update_norm_cap
+from dpfpl_server.exit_codes import FAILED, exit_code_of
 from dpfpl_server.strategy import DPFPLStrategy
 
 SITES = ("east", "north", "south", "west")
@@ -328,6 +329,7 @@ class SlowGrid(Grid):
 
 def test_L5_a_late_reply_is_counted_and_changes_nothing(monkeypatch):
     monkeypatch.setattr(exchange_module, "POLL_SECONDS", 0.1)
+    monkeypatch.setattr(exchange_module, "ASK_AGAIN_AT", 2.0)  # never
     experiment = make_experiment(dropouts=1, deadline=1.0)
     grid = SlowGrid(make_agents(), {("west", 1): 12})  # it comes during round 2
     strategy = DPFPLStrategy(experiment, grid.nodes, keys=None, site_wait_s=0.0)
@@ -349,6 +351,57 @@ def test_L5_a_late_reply_is_counted_and_changes_nothing(monkeypatch):
     agents["west"].train = train
     other, other_grid, _ = run_all(experiment, agents)
     np.testing.assert_array_equal(strategy.checkpoint.global_context, other.run(other_grid).global_context)
+
+
+class LosingGrid(Grid):
+    """Loses each site's first train reply, as a connection does that breaks in the middle of it."""
+
+    def __init__(self, agents, **more):
+        super().__init__(agents, **more)
+        self.lost = set()
+
+    def pull_messages(self, ids):
+        replies = super().pull_messages(ids)
+        lost = {r.metadata.src_node_id for r in replies if r.metadata.message_type == "train"} - self.lost
+        self.lost |= lost
+        return [r for r in replies if r.metadata.src_node_id not in lost]
+
+
+@pytest.mark.privacy
+def test_L6_a_lost_reply_is_asked_for_again_and_the_round_is_the_same():
+    """Without asking again this round would be abandoned; the site answers from what it released and pays nothing."""
+    agents = make_agents()
+    grid = LosingGrid(agents)
+    strategy = DPFPLStrategy(make_experiment(deadline=2.0), grid.nodes, keys=None)
+    checkpoint = strategy.run(grid)
+    assert [entry["asked_again"] for entry in checkpoint.history] == [list(SITES), [], []]
+    assert [entry["late"] for entry in checkpoint.history] == [{}, {}, {}]
+    assert 1.0 <= checkpoint.history[0]["seconds"] < 1.9
+    assert checkpoint.history[0]["bytes_down"] == 2 * checkpoint.history[1]["bytes_down"]
+    for agent in agents.values():
+        assert len({request_digest(r) for r in agent.requests if r.round == 1}) == 1
+        assert len(agent.releases) == 3
+    plain, plain_grid, _ = run_all(make_experiment())
+    np.testing.assert_array_equal(checkpoint.global_context, plain.run(plain_grid).global_context)
+
+
+def test_O8_a_site_that_leaves_in_the_middle_is_left_alone_and_the_others_go_on():
+    """What an agent says after ``dpfpl-client forget``, from round 2 on; its own half is in test_site_health.py."""
+    agents = make_agents()
+    answer = agents["west"].train
+
+    def leave(request):
+        if request.round > 1:
+            raise RefusedError(code="FORGOTTEN", message="This site left this experiment.", advice="Go on without it.")
+        return answer(request)
+
+    agents["west"].train = leave
+    strategy, grid, _ = run_all(make_experiment(dropouts=1), agents)
+    first, *later = strategy.run(grid).history
+    assert first["sites"] == list(SITES)
+    assert [entry["sites"] for entry in later] == [["east", "north", "south"]] * 2
+    assert all(entry["dropped"]["west"].startswith("REFUSED FORGOTTEN") for entry in later)
+    assert [entry["asked_again"] for entry in later] == [[], []]
 
 
 def test_L5_a_duplicate_reply_is_counted_and_not_aggregated():
@@ -399,7 +452,7 @@ def test_L2_a_round_is_called_done_only_once_it_is_kept():
 
 def test_L3_below_the_quorum_nothing_is_kept_and_the_same_request_is_tried_again():
     agents = make_agents()
-    failures = {"left": 2}
+    failures = {"left": 4}  # in either attempt the site is asked twice
 
     def flaky(reply):
         if reply.content["reply"]["round"] == 2 and failures["left"] > 0:
@@ -420,9 +473,9 @@ def test_L3_below_the_quorum_nothing_is_kept_and_the_same_request_is_tried_again
     abandoned = [s for s in statuses if s["phase"] == "ROUND_ABANDONED"]
     assert [(s["round"], s["attempt"]) for s in abandoned] == [(2, 1), (2, 2)]
     assert "west: NO_REPLY" in abandoned[0]["reasons"]
-    for agent in agents.values():  # the same bytes asked three times, so a site released (and paid) once
+    for site, agent in agents.items():  # the same bytes asked again and again, so a site released (and paid) once
         second = [request_digest(r) for r in agent.requests if r.round == 2]
-        assert len(second) == 3
+        assert len(second) == (5 if site == "west" else 3)
         assert len(set(second)) == 1
         assert len(agent.releases) == 3
     clean, clean_grid, _ = run_all(make_experiment())
@@ -443,7 +496,7 @@ def test_U4_after_three_attempts_the_run_ends_with_the_reasons_and_the_last_chec
     assert "west: NO_REPLY" in caught.value.message
     assert [c.round for c in saved] == [1]
     assert strategy.checkpoint is saved[0]
-    assert len([p for p in grid.pushed if p[2] == 2]) == 3 * 4
+    assert len([p for p in grid.pushed if p[2] == 2]) == 3 * (4 + 1)  # west is asked again in each attempt
 
 
 def refusing(code):
@@ -582,6 +635,31 @@ def test_L4_missing_sites_are_waited_for_visibly_and_for_a_bounded_time(monkeypa
     assert statuses[0]["waiting_for"] == ["north", "west"]
     assert (statuses[0]["connected"], statuses[0]["sites"]) == (2, 4)
     assert grid.pushed == []
+
+
+def test_L4_sites_that_are_lost_later_are_waited_for_as_long_and_no_longer(monkeypatch):
+    """After round 1 only one of two is left, fewer than the quorum: named, waited for, and the rounds so far kept."""
+    clock = Time()
+    monkeypatch.setattr(module, "time", clock)
+    experiment = make_experiment(sites=("east", "south"))
+    grid = Grid(make_agents(experiment.sites))
+    statuses, saved = [], []
+
+    def lose(checkpoint):
+        saved.append(checkpoint.round)
+        grid.offline.add("south")
+
+    strategy = DPFPLStrategy(
+        experiment, grid.nodes, keys=None, on_status=statuses.append, on_checkpoint=lose, site_wait_s=7.0
+    )
+    with pytest.raises(RoundError) as caught:
+        strategy.run(grid)
+
+    assert (caught.value.code, saved) == ("SITES_MISSING", [1])
+    assert 7.0 <= clock.now <= 7.5
+    waiting = [s["text"] for s in statuses if s["phase"] == "WAITING_FOR_SITES"]
+    assert waiting == ["WAITING_FOR_SITES (1/2, missing: south), at most 7 s"]
+    assert exit_code_of(caught.value) == FAILED == 3
 
 
 def test_the_first_round_waits_for_latecomers_and_then_runs(monkeypatch):

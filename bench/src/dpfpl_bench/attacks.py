@@ -1,15 +1,14 @@
-"""``dpfpl-bench attacks``: what hostile sites do to honest ones under each aggregation rule.
+"""One run with hostile sites under an aggregation rule, and what it did to the honest ones.
 
 Robust rules need ``local`` trust, so all columns have it. Every site is a real agent; a hostile one lies about what it
 computed, learned from flipped labels or teaches a backdoor. The numbers are means over the honest sites, each on its
-own test images.
+own test images. ``dpfpl-bench attacks`` makes a table of such runs, see ``attack_table``.
 """
 
 import dataclasses
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -25,7 +24,7 @@ from dpfpl_client.learning.evaluation import LabelledFeatures
 from dpfpl_common.experiment import AggregationSettings, Experiment
 from dpfpl_common.payload import EvaluateRequest, SiteReply, TrainRequest
 
-__all__ = ["ATTACKS", "RULES", "Attack", "AttackRequest", "markdown", "run_attacks"]
+__all__ = ["ATTACKS", "RULES", "Attack", "AttackSettings", "Attacked"]
 
 
 @dataclass(frozen=True)
@@ -56,22 +55,21 @@ RULES: Mapping[str, AggregationSettings] = {
 
 
 @dataclass(frozen=True)
-class AttackRequest:
-    """What to measure.
+class AttackSettings:
+    """What all runs of a table share.
 
     Attributes:
-        federations: number of sites, and how many of them are hostile.
         epsilon: target under ``local`` trust; None = no noise.
         partition: how the digits are dealt out.
         rounds: of each run.
-        seeds: runs of each cell, from 0, averaged.
+        learning_rate: of the shared prompt. The default is ten times what the other benchmarks use: large enough that
+            the way which the sites' updates take decides, and not the text that the prompt starts from.
     """
 
-    federations: tuple[tuple[int, int], ...] = ((5, 1), (10, 2))
     epsilon: float | None = 8.0
     partition: str = "iid"
-    rounds: int = 10
-    seeds: int = 1
+    rounds: int = 8
+    learning_rate: float = 0.2
 
 
 @dataclass(frozen=True)
@@ -87,26 +85,39 @@ class _Dealt:
         return [*bad, *self.sites[len(bad) :]]
 
 
-def run_attacks(request: AttackRequest, on_cell: Callable[[str], None] = lambda text: None) -> list[dict[str, Any]]:
-    """One entry a cell: sites, hostile, attack, rule, the honest sites' accuracies and the backdoor's success there."""
-    settings = DataSettings(source="digits")
-    classes = list_classes(settings)
-    pool, backbone = load_pool(settings, classes), load_backbone("embedded")
-    cache = FeatureCache(None, backbone)
-    cells = []
-    for count, hostile in request.federations:
-        dealt = []
-        for seed in range(request.seeds):
-            data = partition_sites(pool, classes, request.partition, count, seed)
-            dealt.append(_deal(data, classes, cache, hostile))
-        for attack in ATTACKS:
-            for rule in RULES:
-                runs = [_run(request, backbone, classes, one, hostile, attack, rule, s) for s, one in enumerate(dealt)]
-                figures = {key: statistics.fmean(run[key] for run in runs) for key in runs[0]}
-                cells.append({"sites": count, "hostile": hostile, "attack": attack, "rule": rule, **figures})
-                said = ", ".join(f"{key} {value:.3f}" for key, value in figures.items())
-                on_cell(f"{hostile} of {count}, {attack}, {rule}: {said}")
-    return cells
+class Attacked:
+    """The federation of one size and one seed, under whatever attack and rule; its data are read once.
+
+    Args:
+        settings: what all runs share.
+        count: number of sites.
+        hostile: how many of them are; the first ones.
+        seed: of the dealing, of sampling and of noise.
+    """
+
+    def __init__(self, settings: AttackSettings, count: int, hostile: int, seed: int) -> None:
+        data = DataSettings(source="digits")
+        self._settings, self._hostile, self._seed = settings, hostile, seed
+        self._classes = list_classes(data)
+        self._backbone = load_backbone("embedded")
+        dealt = partition_sites(load_pool(data, self._classes), self._classes, settings.partition, count, seed)
+        self._dealt = _deal(dealt, self._classes, FeatureCache(None, self._backbone), hostile)
+
+    def run(self, attack: str, rule: str) -> dict[str, float]:
+        """One run's figures, means over the honest sites: accuracies and the backdoor's success, by either prompt."""
+        sites = self._dealt.under(ATTACKS[attack])
+        experiment = _experiment(self._settings, self._backbone, self._classes, self._dealt.sites, self._hostile, rule)
+        lying = _Lying(self._backbone, sites, self._seed, ATTACKS[attack].factor, self._hostile)
+        outcome = lying.run(experiment)
+        found = [outcome.final[site.name] for site in sites[self._hostile :]]
+        context = outcome.checkpoint.global_context
+        by_personal, by_shared = success(self._backbone, experiment, self._dealt.stamped, context, outcome.personal)
+        return {
+            "personal": statistics.fmean(metrics["personal_local"] for metrics in found),
+            "shared": statistics.fmean(metrics["global_local"] for metrics in found),
+            "personal_success": by_personal,
+            "shared_success": by_shared,
+        }
 
 
 def _deal(data: Sequence[SiteData], classes: tuple[str, ...], cache: FeatureCache, hostile: int) -> _Dealt:
@@ -123,53 +134,8 @@ def _deal(data: Sequence[SiteData], classes: tuple[str, ...], cache: FeatureCach
     )
 
 
-def _run(
-    request: AttackRequest,
-    backbone: Backbone,
-    classes: tuple[str, ...],
-    dealt: _Dealt,
-    hostile: int,
-    attack: str,
-    rule: str,
-    seed: int,
-) -> dict[str, float]:
-    """One run's figures: means over the honest sites."""
-    sites = dealt.under(ATTACKS[attack])
-    experiment = _experiment(request, backbone, classes, dealt.sites, hostile, rule)
-    outcome = _Attacked(backbone, sites, seed, ATTACKS[attack].factor, hostile).run(experiment)
-    found = [outcome.final[site.name] for site in sites[hostile:]]
-    context = outcome.checkpoint.global_context
-    by_personal, by_shared = success(backbone, experiment, dealt.stamped, context, outcome.personal)
-    return {
-        "personal": statistics.fmean(metrics["personal_local"] for metrics in found),
-        "shared": statistics.fmean(metrics["global_local"] for metrics in found),
-        "personal_success": by_personal,
-        "shared_success": by_shared,
-    }
-
-
-def markdown(cells: Sequence[Mapping[str, Any]]) -> str:
-    """Two tables, personal / shared prompt in percent: the accuracies, and how often a stamped image passes."""
-    doors = [cell for cell in cells if cell["attack"] == "none" or ATTACKS[cell["attack"]].poison == "backdoor"]
-    accuracies = _table(cells, "personal", "shared")
-    return f"{accuracies}\nStamped images that pass for the target class:\n\n" + _table(
-        doors, "personal_success", "shared_success"
-    )
-
-
-def _table(cells: Sequence[Mapping[str, Any]], personal: str, shared: str) -> str:
-    lines = ["| Hostile sites | Attack | " + " | ".join(RULES) + " |", "|---" * (2 + len(RULES)) + "|"]
-    rows: dict[tuple[str, str], dict[str, str]] = {}
-    for cell in cells:
-        row = rows.setdefault((f"{cell['hostile']} of {cell['sites']}", cell["attack"]), {})
-        row[cell["rule"]] = f"{100 * cell[personal]:.1f} / {100 * cell[shared]:.1f}"
-    for (who, attack), row in rows.items():
-        lines.append(f"| {who} | {attack} | " + " | ".join(row.get(rule, "") for rule in RULES) + " |")
-    return "\n".join(lines) + "\n"
-
-
 def _experiment(
-    request: AttackRequest,
+    settings: AttackSettings,
     backbone: Backbone,
     classes: tuple[str, ...],
     sites: list[SimulatedSite],
@@ -182,19 +148,19 @@ def _experiment(
         rank=4,
         mechanism="per_step",
         trust="local",
-        epsilon=request.epsilon,
+        epsilon=settings.epsilon,
         clipping="joint",
         accounting="honest",
         delta=1e-5,
-        rounds=request.rounds,
+        rounds=settings.rounds,
         local_steps=4,
         sample_rate=0.5,
         clipping_norm=0.1,
-        learning_rate=0.02,
+        learning_rate=settings.learning_rate,
         personal_learning_rate=0.02,
         init_text="a photo of a",
         num_context=0,
-        evaluate_every=request.rounds,
+        evaluate_every=settings.rounds,
     )
     experiment = build_experiment(bench, backbone, "embedded", classes, sites)
     # A hostile site's reply may be dropped, for its norm, and the round goes on, where the rule bears it.
@@ -206,7 +172,7 @@ def _experiment(
     )
 
 
-class _Attacked(Simulation):
+class _Lying(Simulation):
     """A simulation whose first sites multiply what they send."""
 
     def __init__(

@@ -13,19 +13,20 @@ from dpfpl_server.exchange import exchange, pull_again_soon
 __all__ = ["app"]
 
 ROUNDS = 10
+DEADLINE_S = 120.0
 app = ServerApp()
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Write the seconds of each round into the file that run-dir names."""
-    pull_again_soon()
+    pull_again_soon(DEADLINE_S)
     seconds = []
     nodes = [str(node) for node in grid.get_node_ids()]
     for number in range(ROUNDS):
         started = time.monotonic()
         messages = {node: grid.create_message(RecordDict(), "query", int(node), str(number)) for node in nodes}
-        outcome = exchange(grid, messages, 120.0)
+        outcome = exchange(grid, messages, DEADLINE_S)
         if len(outcome.replies) < len(nodes):
             raise RuntimeError(f"an empty round failed: {outcome.failures}")
         seconds.append(time.monotonic() - started)

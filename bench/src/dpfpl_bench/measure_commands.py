@@ -18,7 +18,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 def register(app: typer.Typer) -> None:
     """Add the commands to ``dpfpl-bench``."""
-    app.command("attacks", epilog="Example: dpfpl-bench attacks --partition iid --seeds 3")(attacks)
+    app.command("attacks", epilog="Example: dpfpl-bench attacks --hostile 1/5 --seeds 3 --out runs/attacks")(attacks)
     app.command("models", epilog="Example: dpfpl-bench models --page docs/models.md")(models)
     app.command("round", epilog="Example: dpfpl-bench round --out runs/round --json")(round_cost)
     app.command("scale", epilog="Example: dpfpl-bench scale --sites 10,100,1000 --rounds 2")(scale)
@@ -27,23 +27,32 @@ def register(app: typer.Typer) -> None:
 
 
 def attacks(
+    out: Annotated[Path, typer.Option(help="folder of the single runs' figures; what it has is not run again")] = Path(
+        "runs/attacks"
+    ),
     partition: Annotated[str, typer.Option(help="iid, dirichlet or pathological")] = "iid",
     epsilon: Annotated[str, typer.Option(help="target under local trust, or none")] = "8",
-    rounds: Annotated[int, typer.Option(min=1, help="federated rounds of each run")] = 10,
-    seeds: Annotated[int, typer.Option(min=1, help="runs of each cell, averaged")] = 1,
+    rounds: Annotated[int, typer.Option(min=1, help="federated rounds of each run")] = 8,
+    learning_rate: Annotated[float, typer.Option(min=1e-6, help="of the shared prompt")] = 0.2,
+    seeds: Annotated[int, typer.Option(min=1, help="runs of each cell, averaged")] = 3,
     hostile: Annotated[str, typer.Option(help="how many of how many sites are hostile")] = "1/5,2/10",
     as_json: AsJson = False,
 ) -> None:
     """Measure what hostile sites do to honest ones under each aggregation rule; prints a table in Markdown."""
     import torch
 
-    from dpfpl_bench.attacks import AttackRequest, markdown, run_attacks
+    from dpfpl_bench.attack_table import AttackRequest, largest_spread, markdown, run_attacks
+    from dpfpl_bench.attacks import AttackSettings
     from dpfpl_bench.cli import parse_epsilon
 
     torch.set_num_threads(1)
-    request = AttackRequest(_federations(hostile), parse_epsilon(epsilon), partition, rounds, seeds)
-    cells = run_attacks(request, lambda text: console.print(text, highlight=False))
+    settings = AttackSettings(parse_epsilon(epsilon), partition, rounds, learning_rate)
+    request = AttackRequest(_federations(hostile), settings, seeds)
+    cells = run_attacks(request, out, lambda text: console.print(text, highlight=False))
     sys.stdout.write(json.dumps(cells, indent=2) + "\n" if as_json else markdown(cells))
+    for figure in ("personal", "shared"):
+        spread = 100 * largest_spread(cells, figure)
+        console.print(f"largest standard deviation over seeds, {figure} prompt: {spread:.1f} points", highlight=False)
 
 
 def models(

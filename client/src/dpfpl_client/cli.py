@@ -7,7 +7,7 @@ silence_telemetry()  # before Flower or a model library is imported, which read 
 import json  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import TYPE_CHECKING, Annotated, Any  # noqa: E402
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn  # noqa: E402
 
 import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
@@ -17,6 +17,7 @@ from dpfpl_client.image_progress import ImageProgress  # noqa: E402
 from dpfpl_client.operations_cli import add_commands  # noqa: E402
 from dpfpl_client.site_settings import SiteSettings, load_site  # noqa: E402
 from dpfpl_common.errors import ConfigError, DpfplError  # noqa: E402
+from dpfpl_common.file_errors import file_error  # noqa: E402
 
 if TYPE_CHECKING:
     from dpfpl_client.prompt import Classifier
@@ -352,19 +353,23 @@ def _print_json(content: Any) -> None:
     sys.stdout.write(json.dumps(content, indent=2) + "\n")
 
 
+def _fail(error: DpfplError) -> NoReturn:
+    text = f"{error.code}: {error.message}\n{error.advice}"
+    console.print(text, style="bold", highlight=False, markup=False, soft_wrap=True)
+    sys.exit(2)
+
+
 def main() -> None:
     """Entry point: our own errors become one clear message and exit code 2."""
     try:
         app()
     except DpfplError as error:
-        console.print(
-            f"{error.code}: {error.message}\n{error.advice}",
-            style="bold",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
-        sys.exit(2)
+        _fail(error)
+    except OSError as error:
+        known = file_error(error)
+        if known is None:
+            raise
+        _fail(known)
     except ModuleNotFoundError as error:
         if error.name not in ("torch", "transformers", "PIL", "safetensors", "sklearn"):
             raise

@@ -37,6 +37,7 @@ import flwr.supernode.start_client_internal as flower_loop  # noqa: E402  after 
 from flwr.proto.runtime_pb2 import AcquireTaskRequest  # noqa: E402
 from flwr.supercore.constant import TaskType  # noqa: E402
 from flwr.supercore.inflatable import inflatable_utils  # noqa: E402
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError  # noqa: E402
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor  # noqa: E402
 from flwr.supercore.retry import make_simple_http_retry_invoker  # noqa: E402
 from flwr.supercore.runtime import RuntimeHttpClient  # noqa: E402
@@ -79,6 +80,7 @@ def main() -> NoReturn:
     link.install(Path(os.environ["FLWR_HOME"]) / "link.json")
     flower_loop.time = _Impatient(poll_s)  # type: ignore[attr-defined]
     flower_loop._pull_and_store_message = _announced(flower_loop._pull_and_store_message, told)
+    flower_loop._push_messages = _not_broken_off(flower_loop._push_messages)
     own = ("--isolation", "process", "--superexec-auth-secret-file", _readable_once(secret))
     sys.argv = ["flower-supernode", *sys.argv[1:], *own]
     flower_supernode()
@@ -126,6 +128,23 @@ def _announced(pull: Callable[..., int | None], told: int) -> Callable[..., int 
         return run
 
     return pull_and_tell
+
+
+def _not_broken_off(push: Callable[..., None]) -> Callable[..., None]:
+    """Flower's sending of replies, in which a part that the server has already is no error.
+
+    A part whose receipt was lost with the connection is sent again. The server, which does not wait for it any more,
+    does not take it, and Flower's SuperNode would then leave out all parts behind it: the reply would never be whole.
+    """
+
+    def push_all(*, push_object: Callable[..., None], **arguments: Any) -> None:
+        def push_unless_there(*part: Any) -> None:
+            with contextlib.suppress(ObjectPushError):
+                push_object(*part)
+
+        push(push_object=push_unless_there, **arguments)
+
+    return push_all
 
 
 def _execute_tasks(address: str, heard: int, secret: bytes) -> NoReturn:

@@ -31,7 +31,7 @@ def main(grid: Grid, context: Context) -> None:
             code="NO_RUN_DIR", message="The run has no run-dir.", advice="Start it with dpfpl-server run."
         )
     folder = RunFolder(Path(place))
-    pull_again_soon()
+    pull_again_soon(folder.experiment().rounds.deadline)
     try:
         with folder.server_pulse(PREDECESSOR_S):
             run(grid, folder)

@@ -7,12 +7,13 @@ silence_telemetry()  # before Flower is imported, which reads its switch then
 import json  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import Annotated, Any  # noqa: E402
+from typing import Annotated, Any, NoReturn  # noqa: E402
 
 import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 from dpfpl_common.errors import ConfigError, DpfplError  # noqa: E402
+from dpfpl_common.file_errors import file_error  # noqa: E402
 from dpfpl_server import experiments_cli, operations_cli, pilot_cli, sites_cli  # noqa: E402
 from dpfpl_server.exit_codes import HELP, INTERRUPTED, exit_code_of  # noqa: E402
 
@@ -126,9 +127,19 @@ def main() -> None:
     try:
         app()
     except DpfplError as error:
-        console.print(f"{error.code}: {error.message}\n{error.advice}", style="bold", highlight=False, markup=False)
-        sys.exit(exit_code_of(error))
+        _fail(error)
+    except OSError as error:
+        known = file_error(error)
+        if known is None:
+            raise
+        _fail(known)
     except SystemExit as leave:
         if leave.code == INTERRUPTED:  # what typer makes of Ctrl-C
             console.print("Stopped. Go on with: dpfpl-server resume NAME")
         raise
+
+
+def _fail(error: DpfplError) -> NoReturn:
+    text = f"{error.code}: {error.message}\n{error.advice}"
+    console.print(text, style="bold", highlight=False, markup=False, soft_wrap=True)
+    sys.exit(exit_code_of(error))

@@ -1,4 +1,9 @@
-"""One exchange of messages with a set of sites: push, then pull until all answered or time is up."""
+"""One exchange of messages with a set of sites: push, then pull until all answered or time is up.
+
+Flower delivers a message once and takes its reply once. A connection that breaks between the SuperLink's books and the
+site therefore loses either for good, so a site that is silent at half of the time is asked a second time, in a message
+of its own; what it computed meanwhile it serves again.
+"""
 
 import time
 from collections import Counter
@@ -7,15 +12,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.inflatable import inflatable_utils
 
-__all__ = ["Outcome", "content_bytes", "exchange", "pull_again_soon", "record_bytes"]
+__all__ = ["AskAgain", "Outcome", "content_bytes", "exchange", "pull_again_soon", "record_bytes"]
 
 POLL_SECONDS = 0.1
 """Between two looks for replies; or as long as the look itself took, so that many sites leave the SuperLink time."""
 PULL_AT_ONCE = 100
 PULL_AGAIN_SECONDS = 0.05
+PULL_AGAIN_AT_LEAST_SECONDS = 0.5
+ASK_AGAIN_AT = 0.5
+"""Share of the time after which a silent site is asked once more."""
+REST_OF_A_REPLY_SECONDS = 15.0
+"""How long the other parts of a reply may take whose first one is here: a mebibyte at a megabit per second."""
+
+AskAgain = Callable[[str], Message]
+"""Makes a second message, of the same content, to the named site."""
 
 
 @dataclass
@@ -27,7 +41,9 @@ class Outcome:
         failures: by site name; why there is no usable reply.
         late: by site name; replies to an earlier exchange's message that came too late for it.
         duplicates: by site name; further replies to a message that was answered already.
-        unanswered: messages without a reply at the deadline, by message id; what comes for them is late.
+        unanswered: site names by id of messages without a reply at the deadline; what comes for them is late. No name
+            where a reply is not needed any more, because the site answered another message with the same content.
+        again: sites that were asked a second time.
     """
 
     replies: dict[str, Message] = field(default_factory=dict)
@@ -35,15 +51,19 @@ class Outcome:
     late: Counter[str] = field(default_factory=Counter)
     duplicates: Counter[str] = field(default_factory=Counter)
     unanswered: dict[str, str] = field(default_factory=dict)
+    again: set[str] = field(default_factory=set)
 
 
-def pull_again_soon() -> None:
-    """Have this process ask soon again for a part of a message that its sender is still pushing.
+def pull_again_soon(deadline_s: float) -> None:
+    """Have this process ask soon again for a part of a message that its sender is still pushing, and not for ever.
 
-    Flower waits a second, so a round would last that much longer whenever a look falls into a site's push.
+    Flower waits a second, so a round would last that much longer whenever a look falls into a site's push; and it waits
+    for minutes, with all other sites' replies behind it, for the rest of a reply whose sender stopped in the middle.
     """
     defaults: dict[str, Any] = inflatable_utils.pull_objects.__kwdefaults__ or {}
     defaults["initial_backoff"] = PULL_AGAIN_SECONDS
+    defaults["backoff_cap"] = PULL_AGAIN_AT_LEAST_SECONDS
+    defaults["max_time"] = min(REST_OF_A_REPLY_SECONDS, deadline_s / 4)
 
 
 def exchange(
@@ -54,11 +74,12 @@ def exchange(
     clock: Callable[[], float] = time.monotonic,
     take: Callable[[str, Message], None] | None = None,
     earlier: Mapping[str, str] | None = None,
+    again: AskAgain | None = None,
 ) -> Outcome:
     """Send one message to each site and collect the replies until the deadline.
 
-    Replies are matched by the message they answer, never by the node they claim to come from. The first one to a
-    message counts; further ones, and those to earlier exchanges' messages, are counted and ignored.
+    Replies are matched by the message they answer, never by the node they claim to come from. The first one of a site
+    counts; further ones, and those to earlier exchanges' messages, are counted and ignored.
 
     Args:
         grid: Flower's, or an in-process stand-in.
@@ -69,24 +90,30 @@ def exchange(
         take: given each reply with content as it comes; the outcome then keeps none, so that a round's memory does not
             grow with the number of sites.
         earlier: unanswered messages of earlier exchanges, site names by message id.
+        again: makes a site's second message; without it none is sent. Sent once, to a site that is silent at half of
+            the time, or whose reply broke off in the middle.
     """
     outcome = Outcome()
     answered: dict[str, str] = {}
     missed = dict(earlier or {})
-    ids: list[str | None] = [*grid.push_messages(messages.values())]
-    ids = ids or [None] * len(messages)  # Flower's answer where the messages are too large for the server
-    waiting = {message_id: site for site, message_id in zip(messages, ids, strict=True) if message_id}
-    for site in set(messages) - set(waiting.values()):
-        outcome.failures[site] = "NOT_SENT: the server could not queue the message"
-    end = clock() + deadline_s
+    waiting: dict[str, str] = {}
+    _send(grid, messages, waiting, outcome)
+    start = clock()
     while waiting:
-        began = time.monotonic()
+        began, passed = time.monotonic(), clock() - start
+        if again is not None and passed >= ASK_AGAIN_AT * deadline_s:
+            _ask_again(grid, set(waiting.values()) - outcome.again, again, waiting, outcome)
         for reply in _pulled(grid, [*waiting, *missed]):
             message_id = reply.metadata.reply_to_message_id
             site = waiting.pop(message_id, "")
             if not site:
                 _ignored(outcome, reply, missed.pop(message_id, ""), answered.get(message_id, ""))
                 continue
+            if reply.has_error() and again is not None and _broke_off(reply):
+                _ask_again(grid, {site} - outcome.again, again, waiting, outcome)
+            if reply.has_error() and site in waiting.values():
+                continue  # its other message is still out
+            missed.update((other, "") for other in _withdrawn(waiting, site))
             answered[message_id] = site
             if reply.has_error():
                 outcome.failures[site] = f"NODE_ERROR: Flower error {reply.error.code}"
@@ -95,13 +122,43 @@ def exchange(
             else:
                 outcome.replies[site] = reply
             on_reply(site)
-        if not waiting or clock() >= end:
+        if not waiting or passed >= deadline_s:  # what came during a look that took long was looked for once more
             break
         time.sleep(max(POLL_SECONDS, time.monotonic() - began))
     for site in waiting.values():
         outcome.failures[site] = f"NO_REPLY: nothing came within {deadline_s:g} s"
     outcome.unanswered = {**missed, **waiting}
     return outcome
+
+
+def _send(grid: Grid, messages: Mapping[str, Message], waiting: dict[str, str], outcome: Outcome) -> None:
+    """Send to each site and note the message's id; a site whose message was not taken has failed."""
+    ids: list[str | None] = [*grid.push_messages(messages.values())]
+    ids = ids or [None] * len(messages)  # Flower's answer where the messages are too large for the server
+    sent = {message_id: site for site, message_id in zip(messages, ids, strict=True) if message_id}
+    waiting.update(sent)
+    for site in set(messages) - set(sent.values()) - outcome.again:
+        outcome.failures[site] = "NOT_SENT: the server could not queue the message"
+
+
+def _ask_again(grid: Grid, sites: set[str], again: AskAgain, waiting: dict[str, str], outcome: Outcome) -> None:
+    """Send these sites a second message; whether it could be sent changes nothing for the first."""
+    if sites:
+        outcome.again |= sites
+        _send(grid, {site: again(site) for site in sorted(sites)}, waiting, outcome)
+
+
+def _broke_off(reply: Message) -> bool:
+    """Whether Flower says that a reply's sender stopped in the middle of it."""
+    return bool(reply.error.code == ErrorCode.MESSAGE_UNAVAILABLE)
+
+
+def _withdrawn(waiting: dict[str, str], site: str) -> list[str]:
+    """Take a site's other messages from those that are waited for."""
+    others = [message_id for message_id, name in waiting.items() if name == site]
+    for message_id in others:
+        del waiting[message_id]
+    return others
 
 
 def _pulled(grid: Grid, ids: list[str]) -> Iterator[Message]:

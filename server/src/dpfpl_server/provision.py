@@ -119,6 +119,8 @@ def _provision(request: ProvisionRequest, names: tuple[str, ...], hosts: list[st
     sites = load_sites(folder)
     wanted = [name for name in names if request.force or name not in sites]
     _refuse_foreign_keys(request, wanted)
+    if wanted:
+        _require_writable(request.kits_folder)
     authority, authority_is_new = _authority(folder, request.ca_key)
     certificate_is_new = _server_certificate(folder, authority, hosts)
     save_place(folder, request.address, request.port)
@@ -175,6 +177,13 @@ def _write(kit: Kit, path: Path, archive: str) -> None:
     with tempfile.TemporaryDirectory(prefix=".kit-", dir=path.parent) as temporary:
         write_kit(kit, Path(temporary) / kit.name)
         pack_kit(Path(temporary) / kit.name, path, archive)
+
+
+def _require_writable(folder: Path) -> None:
+    """Before a site is registered whose kit could not be written; an OSError that names the folder otherwise."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder):
+        pass
 
 
 def _refuse_foreign_keys(request: ProvisionRequest, names: list[str]) -> None:

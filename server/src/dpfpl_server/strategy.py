@@ -157,7 +157,8 @@ class DPFPLStrategy(Strategy):
             "round": number,
             "seconds": round(seconds, 3),
             "bytes_up": replies.bytes,
-            "bytes_down": sum(content_bytes(message) for message in messages.values()),
+            "bytes_down": sum(content_bytes(message) for message in messages.values())
+            + sum(content_bytes(messages[site]) for site in outcome.again),
             "sites": sorted(replies.accepted),
             "dropped": replies.failures,
             **_ignored(outcome),
@@ -212,7 +213,14 @@ class DPFPLStrategy(Strategy):
 
         report()
         deadline = self.experiment.rounds.deadline
-        outcome = exchange(grid, messages, deadline, report, take=replies.take, earlier=self._unanswered)
+
+        def again(site: str) -> Message:
+            """Free for the site: it serves a finished release once more, and computes one only if it has none."""
+            first = messages[site]
+            return grid.create_message(first.content, first.metadata.message_type, self._nodes[site], str(number))
+
+        take, missed = replies.take, self._unanswered
+        outcome = exchange(grid, messages, deadline, report, take=take, earlier=missed, again=again)
         replies.failures.update(outcome.failures)
         newest = list(outcome.unanswered.items())[-MOST_UNANSWERED:]
         self._unanswered = dict(newest)
@@ -287,5 +295,9 @@ class DPFPLStrategy(Strategy):
 
 
 def _ignored(outcome: Outcome) -> Status:
-    """How many replies of each site came too late or twice."""
-    return {"late": dict(outcome.late), "duplicates": dict(outcome.duplicates)}
+    """Which sites were asked a second time, and how many replies of each site came too late or twice."""
+    return {
+        "asked_again": sorted(outcome.again),
+        "late": dict(outcome.late),
+        "duplicates": dict(outcome.duplicates),
+    }

@@ -1,5 +1,7 @@
 """A prompt of a generative model, exported and used by the code of its own model card."""
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -44,8 +46,27 @@ def picture():
     return Image.fromarray(np.random.default_rng(1).integers(0, 255, (40, 60, 3), dtype=np.uint8))
 
 
-@pytest.mark.parametrize("family", ["embedded-vlm", "qwen2_vl"])
-def test_the_model_cards_own_code_gives_our_answers(family, picture, tmp_path):
+def by_a_program(code, folder):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def here(code, folder):
+    """The same in this process, which has transformers loaded."""
+    with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(code, {})
+    return printed.getvalue().strip()
+
+
+OTHERS = ("qwen2_vl", "llava_next", "internvl", "mistral3", "gemma3", "paligemma/gemma2", "qwen3_vl")
+
+
+@pytest.mark.parametrize(
+    ("family", "run"), [("embedded-vlm", by_a_program), *((family, here) for family in ("qwen2_vl", *OTHERS))]
+)
+def test_the_model_cards_own_code_gives_our_answers(family, run, picture, tmp_path):
     model = family if family == "embedded-vlm" else str(write_random_model(family, tmp_path / "base"))
     backbone = load_backbone(model)
     prompt = prompt_for(backbone, model)
@@ -55,13 +76,8 @@ def test_the_model_cards_own_code_gives_our_answers(family, picture, tmp_path):
     (code,) = re.findall(r"```python\n(.*?)```", card, re.S)
     code = code.replace(json.dumps("What is in the picture?"), json.dumps(QUESTION))
     picture.save(tmp_path / "out" / "photo.png")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path / "out", env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
     (ours,) = prompt.classifier(backbone, QUESTION).classify([picture])
-    assert done.stdout.strip() == ours.classes[0].strip()
+    assert run(code, tmp_path / "out") == ours.classes[0].strip() != ""
     assert 0 <= ours.probabilities[0] <= 1
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from dpfpl_client.embedded import embedded_model_path
 from dpfpl_client.learning.backbone import load_backbone
 from dpfpl_client.learning.evaluation import LabelledFeatures
+from dpfpl_client.learning.generative.families import FAMILIES, REFUSED
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
 from dpfpl_client.learning.randomness import SystemRandomness
 from dpfpl_common.errors import ModelError
@@ -55,6 +56,22 @@ def test_another_family(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))
     assert "'bert'" in refused(folder, "UNKNOWN_FAMILY")
+
+
+@pytest.mark.parametrize("family", sorted(REFUSED))
+def test_a_family_that_cannot_be_used_is_refused_by_name_with_the_reason(folder, family):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": family}))
+    message = refused(folder, "UNKNOWN_FAMILY")
+    assert repr(family) in message
+    assert REFUSED[family] in message
+
+
+def test_the_reasons_are_about_families_of_the_installed_transformers():
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    assert set(REFUSED) <= set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+    assert not set(REFUSED) & set(FAMILIES)
 
 
 def test_pickled_weights_are_never_loaded(folder):

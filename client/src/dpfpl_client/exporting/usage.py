@@ -13,11 +13,11 @@ WITH_ADAPTER = """\
 import json, torch
 from PIL import Image
 from peft import PeftModel
-from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 base = {base}
-model = PeftModel.from_pretrained(CLIPModel.from_pretrained(base), ".").eval()
-tokenizer, processor = AutoTokenizer.from_pretrained("."), CLIPImageProcessor.from_pretrained(base)
+model = PeftModel.from_pretrained(AutoModel.from_pretrained(base), ".").eval()
+tokenizer, processor = AutoTokenizer.from_pretrained("."), AutoImageProcessor.from_pretrained(base, backend="pil")
 prompts = json.load(open("prompt.json", encoding="utf-8"))["class_prompts"]
 text = tokenizer(list(prompts.values()), padding=True, return_tensors="pt")
 pixels = processor(images=Image.open("photo.png").convert("RGB"), return_tensors="pt")["pixel_values"]
@@ -68,13 +68,15 @@ from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTo
 base, question = {base}, {question}
 turn = json.load(open("prompt.json", encoding="utf-8"))["turn"]
 context = load_file("prompt.safetensors")["context"]
-model = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32).eval()
+options = {{"dtype": torch.float32, "attn_implementation": turn["attention"]}}
+model = AutoModelForImageTextToText.from_pretrained(base, **options).eval()
 tokenizer, processor = AutoTokenizer.from_pretrained(base), AutoImageProcessor.from_pretrained(base, backend="pil")
 image = Image.open("photo.png").convert("RGB")
 if turn["square"]:
     image = image.resize((turn["square"], turn["square"]), Image.Resampling.BICUBIC)
 inputs = processor(images=[[image] if turn["nested"] else image], return_tensors="pt", **turn["processor_options"])
-inputs = {{k: v for k, v in inputs.items() if k in ("pixel_values", "pixel_attention_mask", "image_grid_thw")}}
+taken = ("pixel_values", "pixel_attention_mask", "image_grid_thw", "image_sizes")
+inputs = {{name: inputs[name] for name in taken if name in inputs}}
 asked = tokenizer(question + turn["tail"], add_special_tokens=False)["input_ids"]
 begin, answer = len(turn["head"]), []
 with torch.inference_mode():
@@ -85,6 +87,10 @@ with torch.inference_mode():
         if turn["rope_index"]:
             kinds = (ids == model.config.image_token_id).int()
             inputs["position_ids"] = model.model.get_rope_index(ids, kinds, inputs["image_grid_thw"])[0]
+        if turn["sees_ahead"]:  # who sees ahead: the picture's tokens each other, or all before the answer each other
+            said = torch.arange(ids.shape[1]) >= ids.shape[1] - len(answer)
+            ahead = ids[0] == model.config.image_token_id if turn["sees_ahead"] == "picture" else said
+            inputs["token_type_ids"] = ahead.long()[None]
         word = int(model(inputs_embeds=embeddings, use_cache=False, **inputs).logits[0, -1].argmax())
         if word == turn["end"]:
             break

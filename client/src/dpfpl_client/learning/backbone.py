@@ -143,19 +143,22 @@ def load_backbone(model: str, *, offline: bool = True, dtype: torch.dtype = torc
     """
     # Imported here: transformers takes seconds, and most commands never load a model.
     from dpfpl_client.learning.clip_backbone import load_clip
+    from dpfpl_client.learning.encoder_backbone import ENCODER_FAMILIES, load_encoder
     from dpfpl_client.learning.generative.backbone import load_generative
-    from dpfpl_client.learning.generative.families import FAMILIES
+    from dpfpl_client.learning.generative.families import FAMILIES, REFUSED
     from dpfpl_client.learning.siglip_backbone import load_siglip
 
     loaders: dict[str, Callable[[Path, torch.dtype], Backbone]] = {
-        "clip": load_clip, "siglip": load_siglip, "siglip2": load_siglip, **dict.fromkeys(FAMILIES, load_generative)
+        "clip": load_clip, "siglip": load_siglip, "siglip2": load_siglip,
+        **dict.fromkeys(ENCODER_FAMILIES, load_encoder), **dict.fromkeys(FAMILIES, load_generative),
     }  # fmt: skip
     folder = model_folder(model, offline=offline)
     family = model_type(folder)
     if family not in loaders:
+        reason = REFUSED.get(family, "it is not among those whose gradients are known to be exact")
         raise ModelError(
             code="UNKNOWN_FAMILY",
-            message=f"The model in {folder} is of the family {family!r}, which is not among those that can be used.",
+            message=f"The model in {folder} is of the family {family!r}, which cannot be used: {reason}.",
             advice=f"Use a model whose config.json names one of: {', '.join(sorted(loaders))}.",
         )
     return loaders[family](folder, dtype)

@@ -91,9 +91,7 @@ class DualEncoder:
 
     def _suffixes(self, class_names: Sequence[str], num_context: int, positions: int) -> list[list[int]]:
         """Ids of ``<class name>.<EOS>``; PROMPT_TOO_LONG where context and the longest need more than ``positions``."""
-        suffixes = [
-            [*self._tokenizer(f"{name}.", add_special_tokens=False)["input_ids"], self._eos_id] for name in class_names
-        ]
+        suffixes = [self._suffix(name) for name in class_names]
         longest = max(range(len(suffixes)), key=lambda index: len(suffixes[index]))
         needed = num_context + len(suffixes[longest])
         if needed > positions:
@@ -104,6 +102,15 @@ class DualEncoder:
                 advice="Use fewer context vectors or a shorter class name.",
             )
         return suffixes
+
+    def _suffix(self, name: str) -> list[int]:
+        """Ids of ``<class name>.<EOS>``."""
+        return [*self._plain_ids(f"{name}."), self._eos_id]
+
+    def _plain_ids(self, text: str) -> list[int]:
+        """A text's ids, and nothing around them."""
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
 
     def text_embeddings(self, text: str, num_context: int) -> torch.Tensor:
         """Token embeddings [num_context, width] of ``text``, repeated to the left until they fill the context.
@@ -116,7 +123,7 @@ class DualEncoder:
 
     def num_tokens(self, text: str) -> int:
         """How many context vectors a text fills."""
-        return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        return len(self._plain_ids(text))
 
     @torch.no_grad()
     def text_features(self, context: torch.Tensor, tokens: ClassTokens) -> torch.Tensor:

@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 
 from dpfpl_bench.families import write_random_model
+from dpfpl_bench.random_models.generative import GENERATIVE
 from dpfpl_client.learning.backbone import load_backbone
 from dpfpl_client.learning.evaluation import LabelledFeatures
-from dpfpl_client.learning.generative.families import FAMILIES
 from dpfpl_common.experiment import (
     Experiment,
     ModelSettings,
@@ -29,9 +29,9 @@ QUESTIONS = (
 )
 
 
-@pytest.fixture(scope="package", params=sorted(FAMILIES))
+@pytest.fixture(scope="package", params=sorted(GENERATIVE))
 def folder(request, tmp_path_factory):
-    return write_random_model(request.param, tmp_path_factory.mktemp(request.param))
+    return write_random_model(request.param, tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="package")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from dpfpl_bench.random_models.generative import GENERATIVE
 from dpfpl_client.learning.backbone import load_backbone
 from dpfpl_client.learning.generative.families import FAMILIES
 from dpfpl_client.learning.generative.language import LanguageModel
@@ -25,8 +26,13 @@ def stock(folder):
     """The same folder as a user of plain transformers loads it."""
     from transformers import AutoImageProcessor, AutoModelForImageTextToText
 
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
-    return model, AutoImageProcessor.from_pretrained(folder, backend="pil")
+    options = {"dtype": torch.float32, "attn_implementation": "eager"}  # which leaves nothing out
+    stock = AutoModelForImageTextToText.from_pretrained(folder, **options).eval().requires_grad_(False)
+    return stock, AutoImageProcessor.from_pretrained(folder, backend="pil")
+
+
+def test_every_family_is_tried():
+    assert {name.partition("/")[0] for name in GENERATIVE} == set(FAMILIES)
 
 
 @pytest.fixture
@@ -34,34 +40,47 @@ def context(model):
     return 0.5 * torch.randn(M, model.width, generator=torch.Generator().manual_seed(1))
 
 
-def picture_inputs(stock, family, picture):
+def picture_inputs(stock, model, picture):
     """What the family's own processor makes of one picture, prepared as the backbone documents it."""
-    quirks = FAMILIES[family]
-    picture = picture.resize((448, 448), 3) if quirks.square else picture
+    quirks, edge = FAMILIES[model.family], model.turn["square"]
+    picture = picture.resize((edge, edge), 3) if edge else picture
     inputs = stock[1](
         images=[[picture]] if quirks.nested else [picture], return_tensors="pt", **quirks.processor_options
     )
-    return {key: inputs[key] for key in ("pixel_values", "pixel_attention_mask", "image_grid_thw") if key in inputs}
+    names = ("pixel_values", "pixel_attention_mask", "image_grid_thw", "image_sizes")
+    return {key: inputs[key] for key in names if key in inputs}
 
 
-def plain_logits(stock, model, picture, context, question, answer):
-    """Logits [length, vocabulary] of a whole turn through the model's own forward, pixels and all."""
-    theirs, layout = stock[0], model.layout
-    begin, end = list(layout.head), [*layout.question_ids(question), *layout.answer_ids(answer)[:-1]]
-    ids = torch.tensor([[*map(int, begin), *([end[0]] * len(context)), *end]])
+def plain_logits(stock, model, picture, context, asked, said):
+    """Logits [length, vocabulary] of a whole turn through the model's own forward, pixels and all.
+
+    ``asked`` are the ids from the context to the answer, ``said`` those of the answer so far.
+    """
+    theirs, begin, quirks = stock[0], list(map(int, model.layout.head)), FAMILIES[model.family]
+    ids = torch.tensor([[*begin, *([asked[0]] * len(context)), *asked, *said]])
     embedded = theirs.get_input_embeddings()(ids)
     embedded = torch.cat([embedded[:, : len(begin)], context[None], embedded[:, len(begin) + len(context) :]], dim=1)
-    inputs = picture_inputs(stock, model.family, picture)
-    if FAMILIES[model.family].rope_index:
-        kinds = (ids == theirs.config.image_token_id).int()
-        positions, _ = theirs.model.get_rope_index(ids, kinds, image_grid_thw=inputs["image_grid_thw"])
+    inputs = picture_inputs(stock, model, picture)
+    is_picture = ids == theirs.config.image_token_id
+    if quirks.rope_index:
+        positions, _ = theirs.model.get_rope_index(ids, is_picture.int(), image_grid_thw=inputs["image_grid_thw"])
         inputs["position_ids"] = positions
+    if quirks.sees_ahead == "picture":
+        inputs["token_type_ids"] = is_picture.long()
+    if quirks.sees_ahead == "prefix":
+        inputs["token_type_ids"] = torch.tensor([[0] * (ids.shape[1] - len(said)) + [1] * len(said)])
     return theirs(inputs_embeds=embedded, use_cache=False, **inputs).logits[0]
+
+
+def plain_turn(stock, model, picture, context, question, answer):
+    layout = model.layout
+    asked, said = layout.question_ids(question), layout.answer_ids(answer)[:-1]
+    return plain_logits(stock, model, picture, context, asked, said)
 
 
 def plain_loss(stock, model, picture, context, question, answer):
     right = torch.tensor(model.layout.answer_ids(answer))
-    logits = plain_logits(stock, model, picture, context, question, answer)
+    logits = plain_turn(stock, model, picture, context, question, answer)
     return functional.cross_entropy(logits[-len(right) :], right)
 
 
@@ -73,8 +92,9 @@ def test_the_context_is_put_where_the_plain_forward_with_inputs_embeds_has_it(
     behind = torch.cat(
         [context.expand(1, -1, -1), model.language.embed(part.questions), model.language.embed(part.answers[:, :-1])], 1
     )
-    ours = model.language.logits(model.language.states(part.pictures, behind))[0]
-    theirs = plain_logits(stock, model, pictures[1], context, *examples.asked[1])[-len(ours) :]
+    answer = part.answers.shape[1] - 1
+    ours = model.language.logits(model.language.states(part.pictures, behind, answer))[0]
+    theirs = plain_turn(stock, model, pictures[1], context, *examples.asked[1])[-len(ours) :]
     assert float((ours - theirs).norm() / theirs.norm()) < 1e-5
 
 
@@ -111,28 +131,38 @@ def test_memory_bound_gradients_are_the_same(model, examples, context, vqa_exper
     assert torch.allclose(scorer.gradients(context, examples, EXACT), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_the_whole_way_is_the_same_function(folder, stock, model, examples, context, vqa_experiment):
-    """Layers recomputed instead of kept, nothing shared: what serves models in which the picture's part sees behind."""
-    assert model.language.shared
+def otherwise(folder, shared):
+    """The model once more, the other way."""
     other = load_backbone(str(folder))
-    grid = other.language._grid
-    other.language = LanguageModel(other._model, other.layout, grid, shared=False)
+    was = other.language
+    options = {"depth": was._depth, "grid": was._grid, "shared": shared}
+    other.language = LanguageModel(other._model, other.layout, FAMILIES[other.family], **options)
+    return other
+
+
+def test_whole_turns_are_the_same_function_where_the_beginning_is_shared(
+    folder, model, examples, context, vqa_experiment
+):
+    """Layers recomputed instead of kept, nothing shared; and the trial's choice is right where it chose that."""
+    shared = model.language.shared
+    assert shared == (FAMILIES[model.family].sees_ahead != "prefix")
+    other = otherwise(folder, not shared)
     ours, theirs = model.scorer(vqa_experiment(model)), other.scorer(vqa_experiment(model))
-    expected = ours.gradients(context, examples, EXACT)
-    assert torch.allclose(theirs.gradients(context, examples, EXACT), expected, rtol=1e-3, atol=1e-5)
-    assert theirs.at(context).answers(examples) == ours.at(context).answers(examples)
+    expected, found = ours.gradients(context, examples, EXACT), theirs.gradients(context, examples, EXACT)
+    assert torch.allclose(found, expected, rtol=1e-3, atol=1e-5) == shared
+    if shared:
+        assert theirs.at(context).answers(examples) == ours.at(context).answers(examples)
 
 
 def test_the_whole_way_keeps_no_layers_activations(folder, examples, monkeypatch):
     """Of recomputed layers only their inputs stay for the backward pass."""
-    other = load_backbone(str(folder))
-    language = LanguageModel(other._model, other.layout, other.language._grid, shared=False)
+    language = otherwise(folder, False).language
 
     def kept():
         sizes = []
         behind = torch.randn(len(examples), 8, language.width, requires_grad=True)
         with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
-            language.states(examples.features, behind)
+            language.states(examples.features, behind, 2)
         return sum(sizes)
 
     recomputed = kept()
@@ -147,29 +177,12 @@ def test_greedy_answers_are_hugging_faces_own(stock, model, pictures, examples, 
     for picture, (question, _), mine in zip(pictures, examples.asked, spoken, strict=True):
         ids, layout = [], model.layout
         for _ in range(5):
-            text = [*layout.question_ids(question), *ids]
-            logits = plain_logits_of_ids(stock, model, picture, context, text)
+            logits = plain_logits(stock, model, picture, context, layout.question_ids(question), ids)
             word = int(logits[-1].argmax())
             if word == layout.end_id:
                 break
             ids.append(word)
         assert mine == layout.text_of(ids)
-
-
-def plain_logits_of_ids(stock, model, picture, context, text):
-    class Spelled:
-        head, end_id = model.layout.head, model.layout.end_id
-
-        def question_ids(self, question):
-            return tuple(text)
-
-        def answer_ids(self, answer):
-            return (self.end_id,)
-
-    class Model:
-        layout, family = Spelled(), model.family
-
-    return plain_logits(stock, Model(), picture, context, "", "")
 
 
 def test_classification_scores_the_names_as_whole_answers(stock, model, pictures, examples, context, vqa_experiment):

@@ -8,12 +8,18 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from PIL import Image
 
-from dpfpl_client.learning.generative.families import FAMILIES
+from dpfpl_client.learning.generative.families import FAMILIES, Family
 from dpfpl_client.learning.generative.language import LanguageModel
 from dpfpl_client.learning.generative.layout import layout_of
 from dpfpl_client.learning.gradients import EXACT
 from dpfpl_client.learning.initial_text import repeated_to_the_left
-from dpfpl_client.learning.model_files import feature_identity, load_image_processor, load_parts, model_fingerprint
+from dpfpl_client.learning.model_files import (
+    feature_identity,
+    load_image_processor,
+    load_parts,
+    model_fingerprint,
+    model_type,
+)
 from dpfpl_common.errors import ModelError
 
 if TYPE_CHECKING:
@@ -25,6 +31,9 @@ __all__ = ["GenerativeBackbone", "load_generative"]
 EDGE: Final = 448
 """To which pictures are brought, in pixels, where the model would otherwise take any size: 256 tokens of Qwen2-VL."""
 
+PREPARED: Final = ("pixel_values", "pixel_attention_mask", "image_grid_thw", "image_sizes")
+"""What image towers take of what image processors give."""
+
 
 class GenerativeBackbone:
     """A frozen generative model.
@@ -34,7 +43,7 @@ class GenerativeBackbone:
         fingerprint: sha256 over the model's files; two sites with the same fingerprint have the same model.
         feature_identity: sha256 over what a picture's row depends on beside the picture.
         width: width d of the language model's embeddings and of context vectors.
-        feature_size: length of a picture's row: its tokens times d.
+        feature_size: length of a picture's row: its tokens times d, times what Qwen3-VL adds for deeper layers.
         layout: how a turn is laid out.
         language: the language model behind a picture.
     """
@@ -46,14 +55,19 @@ class GenerativeBackbone:
         self.family = str(model.config.model_type)
         self._quirks = FAMILIES[self.family]
         self.fingerprint = fingerprint
-        self.feature_identity = feature_identity(fingerprint, image_processor, EDGE, self._quirks)
+        self._edge = _edge(self._quirks, model.config)
+        self.feature_identity = feature_identity(fingerprint, image_processor, self._edge, self._quirks)
         probe = self._prepared([Image.new("RGB", (64, 48), (90, 120, 150))])
         (row,) = self._rows(probe)
-        self.width = int(row.shape[1])
+        self.width = int(model.get_input_embeddings().weight.shape[1])
         self.feature_size = row.numel()
         self.layout = layout_of(self._quirks, tokenizer, int(model.config.image_token_id), len(row))
         self.language = LanguageModel(
-            model, self.layout, probe.get("image_grid_thw") if self._quirks.rope_index else None
+            model,
+            self.layout,
+            self._quirks,
+            depth=int(row.shape[1]) // self.width,
+            grid=probe.get("image_grid_thw") if self._quirks.rope_index else None,
         )
 
     @property
@@ -72,10 +86,12 @@ class GenerativeBackbone:
             "head": [int(token) for token in self.layout.head],
             "tail": self.layout.tail,
             "end": self.layout.end_id,
-            "square": EDGE if self._quirks.square else None,
+            "square": self._edge,
             "nested": self._quirks.nested,
             "processor_options": dict(self._quirks.processor_options),
             "rope_index": self._quirks.rope_index,
+            "sees_ahead": self._quirks.sees_ahead,
+            "attention": self._quirks.attention,
         }
 
     @property
@@ -132,22 +148,34 @@ class GenerativeBackbone:
 
     def _prepared(self, images: list[Image.Image]) -> dict[str, torch.Tensor]:
         """What the image tower takes."""
-        if self._quirks.square:
-            images = [image.resize((EDGE, EDGE), Image.Resampling.BICUBIC) for image in images]
+        if self._edge:
+            images = [image.resize((self._edge, self._edge), Image.Resampling.BICUBIC) for image in images]
         given = [[image] for image in images] if self._quirks.nested else images
         found = self._image_processor(images=given, return_tensors="pt", **self._quirks.processor_options)
-        return {key: found[key] for key in ("pixel_values", "pixel_attention_mask", "image_grid_thw") if key in found}
+        return {key: found[key] for key in PREPARED if key in found}
 
     @torch.no_grad()
     def _rows(self, prepared: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-        """A picture's tokens [tokens, width], for every picture."""
-        return list(self._model.get_image_features(**prepared).pooler_output)
+        """A picture's tokens [tokens, depth * width], for every picture."""
+        found = self._model.get_image_features(**prepared)
+        deeper = getattr(found, "deepstack_features", None) or []
+        return [torch.cat(levels, dim=1) for levels in zip(found.pooler_output, *deeper, strict=True)]
+
+
+def _edge(quirks: Family, config: Any) -> int | None:
+    """Of the square that pictures are brought to, in pixels; None where the processor makes all of one size."""
+    if quirks.square == "tower":
+        size = config.vision_config.image_size
+        return int(size if isinstance(size, int) else size[0])
+    if quirks.row_ends:  # whole rows of merged patches
+        return EDGE - EDGE % (int(config.vision_config.patch_size) * int(config.spatial_merge_size))
+    return EDGE if quirks.square else None
 
 
 def load_generative(folder: Path, dtype: torch.dtype) -> GenerativeBackbone:
     """The generative model of a folder."""
     from transformers import AutoModelForImageTextToText
 
-    options = {"attn_implementation": "sdpa", "dtype": dtype}
+    options = {"attn_implementation": FAMILIES[model_type(folder)].attention, "dtype": dtype}
     parts = load_parts(folder, AutoModelForImageTextToText, load_image_processor, **options)
     return GenerativeBackbone(*parts, model_fingerprint(folder))

@@ -15,6 +15,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from dpfpl_client.learning.generative.families import Family
 from dpfpl_client.learning.generative.layout import Layout
 
 __all__ = ["TOLERANCE", "LanguageModel"]
@@ -36,6 +37,9 @@ class LanguageModel:
     Args:
         model: a loaded ``...ForConditionalGeneration``.
         layout: its turn.
+        family: its quirks.
+        depth: how many vectors a picture's token has: the one in the token's place, and those that Qwen3-VL adds to the
+            states behind its first layers.
         grid: [1, 3], the picture's grid, for models that make their positions of it; None elsewhere.
         shared: which way; None decides by a trial.
 
@@ -43,11 +47,23 @@ class LanguageModel:
         shared: which way serves.
     """
 
-    def __init__(self, model: Any, layout: Layout, grid: Tensor | None, *, shared: bool | None = None) -> None:
-        self._model, self._layout, self._grid = model, layout, grid
+    def __init__(
+        self,
+        model: Any,
+        layout: Layout,
+        family: Family,
+        *,
+        depth: int = 1,
+        grid: Tensor | None = None,
+        shared: bool | None = None,
+    ) -> None:
+        self._model, self._layout, self._family, self._depth, self._grid = model, layout, family, depth, grid
         self._decoder = model.model.get_decoder() if hasattr(model.model, "get_decoder") else model.get_decoder()
+        self._core = model.model if family.sees_ahead else self._decoder  # who makes the masks of who sees ahead
         self._embedding = model.get_input_embeddings()
         self._output = model.get_output_embeddings()
+        text = model.config.get_text_config()
+        self._cap: float | None = getattr(text, "final_logit_softcapping", None) if family.caps_logits else None
         self._kept: OrderedDict[bytes, KeysValues] = OrderedDict()
         self._kept_bytes = 0
         self.width = int(self._embedding.weight.shape[1])
@@ -76,19 +92,20 @@ class LanguageModel:
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., vocabulary]."""
         found: Tensor = self._output(hidden)
-        return found
+        return found if self._cap is None else self._cap * torch.tanh(found / self._cap)
 
-    def states(self, pictures: Tensor, behind: Tensor) -> Tensor:
+    def states(self, pictures: Tensor, behind: Tensor, answer: int) -> Tensor:
         """Hidden states [b, L, width] of ``behind`` [b, L, width], which stands behind the head with the pictures.
 
         Args:
-            pictures: rows [b, tokens * width].
+            pictures: rows [b, tokens * depth * width].
             behind: embeddings of context, question and answer; differentiable in it.
+            answer: how many of them, the last ones, are the answer's.
         """
         if self.shared:
             hidden, _ = self.continued(self.prefix(pictures), behind)
             return hidden
-        return self._whole(pictures, behind)
+        return self._whole(pictures, behind, answer)
 
     def prefix(self, pictures: Tensor) -> KeysValues:
         """Keys and values [b, heads, h, e] of the head, by layer; kept for pictures seen before."""
@@ -97,7 +114,7 @@ class LanguageModel:
         fresh: dict[bytes, KeysValues] = {}
         if missing:
             with torch.no_grad():
-                found = self._run(self._head(pictures[missing]), None, 0)[1]
+                found = self._headed(pictures[missing])
             for number, place in enumerate(missing):
                 fresh[keys[place]] = [(k[number : number + 1], v[number : number + 1]) for k, v in found]
         rows = [self._kept.get(key) or fresh[key] for key in keys]
@@ -110,44 +127,78 @@ class LanguageModel:
 
     def continued(self, before: KeysValues, behind: Tensor) -> tuple[Tensor, KeysValues]:
         """Hidden states [b, L, width] behind keys and values, and these with the new ones."""
-        return self._run(behind, before, before[0][0].shape[2])
-
-    def _run(self, embedded: Tensor, before: KeysValues | None, start: int) -> tuple[Tensor, KeysValues]:
         from transformers import DynamicCache
 
-        cache = DynamicCache(before) if before is not None else DynamicCache()
-        positions = self._positions(start + embedded.shape[1])[..., start:]
-        output = self._decoder(
-            inputs_embeds=embedded,
-            position_ids=positions.expand(*positions.shape[:-2], len(embedded), -1),
+        cache, start = DynamicCache(before), before[0][0].shape[2]
+        output = self._core(
+            inputs_embeds=behind,
+            position_ids=self._positions(len(behind), start, start + behind.shape[1]),
             past_key_values=cache,
             use_cache=True,
         )
         return output.last_hidden_state, [(layer.keys, layer.values) for layer in cache.layers]
 
-    def _whole(self, pictures: Tensor, behind: Tensor) -> Tensor:
+    def _headed(self, pictures: Tensor) -> KeysValues:
+        """Keys and values of the head, for these pictures."""
+        from transformers import DynamicCache
+
+        cache, embedded = DynamicCache(), self._head(pictures)
+        self._core(
+            inputs_embeds=embedded,
+            position_ids=self._positions(len(embedded), 0, embedded.shape[1]),
+            past_key_values=cache,
+            use_cache=True,
+            **self._seeing(pictures, embedded.shape[1], 0),
+        )
+        return [(layer.keys, layer.values) for layer in cache.layers]
+
+    def _whole(self, pictures: Tensor, behind: Tensor, answer: int) -> Tensor:
         embedded = torch.cat([self._head(pictures), behind], dim=1)
-        positions = self._positions(embedded.shape[1])
         with _Recomputed(self._decoder):
-            output = self._decoder(
+            output = self._core(
                 inputs_embeds=embedded,
-                position_ids=positions.expand(*positions.shape[:-2], len(embedded), -1),
+                position_ids=self._positions(len(embedded), 0, embedded.shape[1]),
                 use_cache=False,
+                **self._seeing(pictures, embedded.shape[1], answer),
             )
         hidden: Tensor = output.last_hidden_state[:, -behind.shape[1] :]
         return hidden
 
     def _head(self, pictures: Tensor) -> Tensor:
         """The head's embeddings [b, h, width] with the pictures' rows in their places."""
-        embedded = self.embed(self._layout.head).detach()[None].repeat(len(pictures), 1, 1)
-        embedded[:, self._layout.picture] = pictures.to(embedded).reshape(len(pictures), -1, self.width)
+        ids = self._layout.head.masked_fill(self._layout.picture, 0)  # the image token may lie outside the vocabulary
+        embedded = self.embed(ids).detach()[None].repeat(len(pictures), 1, 1)
+        embedded[:, self._layout.picture] = self._levels(pictures)[:, :, 0].to(embedded)
         return embedded
 
+    def _levels(self, pictures: Tensor) -> Tensor:
+        """[b, tokens, depth, width]."""
+        return pictures.reshape(len(pictures), -1, self._depth, self.width)
+
+    def _seeing(self, pictures: Tensor, length: int, answer: int) -> dict[str, Any]:
+        """What a turn's first ``length`` tokens need beside embeddings: who sees ahead, what deeper layers see."""
+        picture = torch.zeros(length, dtype=torch.bool)
+        picture[: len(self._layout.picture)] = self._layout.picture[:length]
+        given: dict[str, Any] = {}
+        if self._family.sees_ahead:
+            ahead = torch.arange(length) >= length - answer if self._family.sees_ahead == "prefix" else picture
+            given["token_type_ids"] = ahead.long().expand(len(pictures), -1)
+        if self._depth > 1:
+            levels = self._levels(pictures).to(self._embedding.weight)
+            given["visual_pos_masks"] = picture.expand(len(pictures), -1)
+            given["deepstack_visual_embeds"] = [levels[:, :, level].flatten(0, 1) for level in range(1, self._depth)]
+        return given
+
+    def _positions(self, count: int, start: int, end: int) -> Tensor:
+        """Of a turn's tokens from ``start`` to ``end``, for each of ``count`` turns: [b, L], or [3, b, L]."""
+        positions = self._all_positions(end)[..., start:]
+        return positions.expand(*positions.shape[:-2], count, -1)
+
     @functools.lru_cache(maxsize=256)  # noqa: B019  lives as long as its model
-    def _positions(self, length: int) -> Tensor:
+    def _all_positions(self, length: int) -> Tensor:
         """Positions of the first ``length`` tokens of a turn: [1, length], or [3, 1, length]."""
         if self._grid is None:
-            return torch.arange(length)[None]
+            return torch.arange(length)[None]  # where a family counts from 1, rotary positions give the same
         ids = self._layout.head.new_full((1, length), int(self._layout.head[0]))
         size = min(length, len(self._layout.head))
         ids[0, :size] = self._layout.head[:size]
@@ -174,11 +225,11 @@ class LanguageModel:
         def drawn(*shape: int) -> Tensor:
             return (scale * torch.randn(shape, generator=generator)).to(self._embedding.weight)
 
-        pictures = drawn(1, int(self._layout.picture.sum()) * self.width)
+        pictures = drawn(1, int(self._layout.picture.sum()) * self._depth * self.width)
         behind = drawn(1, 4, self.width)
         try:
-            found = self.states(pictures, behind)
-            expected = self._whole(pictures, behind)
+            found = self.states(pictures, behind, 1)
+            expected = self._whole(pictures, behind, 1)
             difference = float((found - expected).norm() / expected.norm())
         except (AttributeError, IndexError, TypeError) as error:  # layers whose state is not keys and values
             self._give_up(type(error).__name__)

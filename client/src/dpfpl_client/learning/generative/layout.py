@@ -5,6 +5,7 @@ nothing in it depends on the context, and what the language model computes for i
 """
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,12 +29,14 @@ class Layout:
         head: ids [h] before the context, the picture's as placeholders.
         picture: which of them are the picture's, bool [h].
         tail: text between question and answer.
+        end: the token that ends an answer; the tokenizer's end token where empty or unknown to it.
     """
 
     tokenizer: Any
     head: Tensor
     picture: Tensor
     tail: str
+    end: str = ""
 
     @functools.lru_cache(maxsize=4096)  # noqa: B019  one layout lives as long as its model
     def question_ids(self, question: str) -> tuple[int, ...]:
@@ -45,10 +48,11 @@ class Layout:
         """Ids of an answer and the end token."""
         return (*self.tokenizer(answer, add_special_tokens=False)["input_ids"], self.end_id)
 
-    @property
+    @functools.cached_property
     def end_id(self) -> int:
         """The token that ends an answer."""
-        return int(self.tokenizer.eos_token_id)
+        known = self.end and self.end in self.tokenizer.get_vocab()
+        return int(self.tokenizer.convert_tokens_to_ids(self.end) if known else self.tokenizer.eos_token_id)
 
     def text_of(self, ids: list[int]) -> str:
         """An answer's text."""
@@ -62,6 +66,7 @@ def layout_of(family: Family, tokenizer: Any, image_token_id: int, picture_token
         ModelError: NO_PICTURE_IN_TEMPLATE, the template does not put one picture before the question.
     """
     image = str(tokenizer.convert_ids_to_tokens(image_token_id))
+    written = family.written or image
     if getattr(tokenizer, "chat_template", None):
         content = [{"type": "image"}, {"type": "text", "text": MARK}]
         turn = str(
@@ -70,18 +75,29 @@ def layout_of(family: Family, tokenizer: Any, image_token_id: int, picture_token
             )
         )
     else:
-        turn = family.template.format(image=image, text=MARK)
+        turn = family.template.format(image=written, text=MARK, bos=tokenizer.bos_token or "")
     head, found, tail = turn.partition(MARK)
-    if not found or head.count(image) != 1:
+    if not found or head.count(written) != 1:
         raise ModelError(
             code="NO_PICTURE_IN_TEMPLATE",
-            message=f"The model's chat template does not write one picture ({image}) before the question.",
+            message=f"The model's chat template does not write one picture ({written}) before the question.",
             advice="Use a model whose chat template accepts one picture and one text, the picture first.",
         )
-    head = head.replace(image, family.around[0] + image * picture_tokens + family.around[1])
-    ids = [*_opening(tokenizer, head), *tokenizer(head, add_special_tokens=False)["input_ids"]]
-    row = torch.tensor(ids)
-    return Layout(tokenizer, row, row == image_token_id, tail)
+    before, after = family.around
+    head = head.replace(written, f"{before}{_picture(family, image, picture_tokens)}{after}")
+    opening = _opening(tokenizer, head) if family.opening else []
+    row = torch.tensor([*opening, *tokenizer(head, add_special_tokens=False)["input_ids"]])
+    return Layout(tokenizer, row, row == image_token_id, tail, family.end)
+
+
+def _picture(family: Family, image: str, tokens: int) -> str:
+    """A picture's tokens, square, with what ends its rows."""
+    if family.row_ends is None:
+        return image * tokens
+    side = math.isqrt(tokens)
+    assert side * side == tokens, "pictures are made square where rows are ended"
+    between, last = family.row_ends
+    return between.join([image * side] * side) + last
 
 
 def _opening(tokenizer: Any, head: str) -> list[int]:

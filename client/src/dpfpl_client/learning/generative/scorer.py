@@ -127,7 +127,7 @@ class AnswerScorer:
         """log p(answer | picture, context, question), [b]."""
         embed = self._language.embed
         behind = torch.cat([contexts, embed(part.questions), embed(part.answers[:, :-1])], dim=1)
-        hidden = self._language.states(part.pictures, behind)
+        hidden = self._language.states(part.pictures, behind, part.answers.shape[1] - 1)
         logits = self._language.logits(hidden[:, -part.answers.shape[1] :])
         spoken = functional.log_softmax(logits.float(), dim=-1).gather(2, part.answers[:, :, None])[:, :, 0]
         return (spoken * part.real).sum(dim=1)
@@ -222,9 +222,9 @@ class AnswerPredictor:
         logarithms = [0.0] * len(spoken)
         open_ = set(range(len(spoken)))
         keys_values: KeysValues | None = language.prefix(part.pictures) if language.shared else None
-        for _ in range(self._scorer._task.max_answer_tokens):
+        for said_before in range(self._scorer._task.max_answer_tokens):
             if keys_values is None:
-                hidden = language.states(part.pictures, behind)
+                hidden = language.states(part.pictures, behind, said_before)
             else:
                 hidden, keys_values = language.continued(keys_values, behind)
             likely, chosen = functional.log_softmax(language.logits(hidden[:, -1]).float(), dim=-1).max(dim=-1)

@@ -1,0 +1,133 @@
+"""What the random models are put together from: sizes of towers and tokenizers learned from a few words."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from dpfpl_client.embedded import embedded_model_path
+
+__all__ = [
+    "Made", "Sizes", "bert_tokenizer", "gemma_tokenizer", "roberta_tokenizer", "square", "text_sizes", "tokenizer_with",
+    "vision_sizes", "xlm_tokenizer",
+]  # fmt: skip
+
+BEGIN, END, PAD, UNKNOWN = "<|startoftext|>", "<|endoftext|>", "<pad>", "<unk>"
+WORDS = [
+    "a", "photo", "of", "an", "the", "picture", "cat", "dog", "bird", "small", "red", "green", "house", "look", "at",
+]  # fmt: skip
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+Made = tuple[Any, Any, Any]
+"""Model, tokenizer and image processor."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large: ``width`` of hidden states, ``layers`` of each tower, ``image`` and ``patch`` edges in pixels."""
+
+    width: int = 32
+    layers: int = 2
+    heads: int = 4
+    image: int = 32
+    patch: int = 8
+
+
+def tokenizer_with(*special: str, **roles: str) -> Any:
+    """The embedded model's vocabulary with more special tokens, as a plain fast tokenizer."""
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_file(str(embedded_model_path() / "tokenizer.json")),
+        bos_token=BEGIN,
+        eos_token=END,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        **roles,
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": list(special)})
+    return tokenizer
+
+
+def gemma_tokenizer() -> Any:
+    """SigLIP 2's own tokenizer class, learned from a few words."""
+    from tokenizers.trainers import BpeTrainer
+    from transformers import Siglip2Tokenizer
+
+    special = [PAD, "<eos>", "<bos>", UNKNOWN, "<mask>"]
+    learner = Siglip2Tokenizer().backend_tokenizer
+    trainer = BpeTrainer(vocab_size=300, show_progress=False, special_tokens=special)
+    words = "a photo of an the picture cat dog bird small red green house"
+    learner.train_from_iterator([f"{words} ", words, *(f"{word}." for word in words.split())], trainer)
+    learned = json.loads(learner.to_str())["model"]
+    return Siglip2Tokenizer(
+        vocab=learned["vocab"], merges=[tuple(pair) for pair in learned["merges"]], padding_side="right"
+    )
+
+
+def bert_tokenizer() -> Any:
+    """BERT's own tokenizer class with a few whole words, and letters for the rest."""
+    from transformers import BertTokenizer
+
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    entries = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *WORDS,
+        ".",
+        "?",
+        *letters[1:],
+        *(f"##{c}" for c in letters),
+    ]
+    return BertTokenizer(vocab={entry: number for number, entry in enumerate(entries)})
+
+
+def roberta_tokenizer() -> Any:
+    """RoBERTa's own tokenizer class: whole words within a text, letters at its beginning."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import RobertaTokenizer
+
+    merges = list(dict.fromkeys((f"Ġ{word}"[: n + 1], word[n]) for word in WORDS for n in range(len(word))))
+    entries = [
+        "<s>",
+        PAD,
+        "</s>",
+        UNKNOWN,
+        "<mask>",
+        *sorted(ByteLevel.alphabet()),
+        *("".join(pair) for pair in merges),
+    ]
+    return RobertaTokenizer(vocab={entry: number for number, entry in enumerate(entries)}, merges=merges)
+
+
+def xlm_tokenizer() -> Any:
+    """XLM-RoBERTa's own tokenizer class with a few whole words, and letters for the rest."""
+    from transformers import XLMRobertaTokenizer
+
+    pieces = ["<s>", PAD, "</s>", UNKNOWN, *(f"▁{word}" for word in WORDS), "▁", ".", "?"]
+    letters = [(letter, -30.0) for letter in LETTERS]
+    return XLMRobertaTokenizer(vocab=[*((piece, -float(place)) for place, piece in enumerate(pieces)), *letters])
+
+
+def vision_sizes(s: Sizes, **more: Any) -> dict[str, Any]:
+    """Of an image tower, as most configurations call them."""
+    return {
+        "hidden_size": s.width, "intermediate_size": 2 * s.width, "num_hidden_layers": s.layers,
+        "num_attention_heads": s.heads, "image_size": s.image, "patch_size": s.patch, **more,
+    }  # fmt: skip
+
+
+def text_sizes(s: Sizes, vocabulary: int, **more: Any) -> dict[str, Any]:
+    """Of a text tower or a language model."""
+    return {
+        "hidden_size": s.width, "intermediate_size": 2 * s.width, "num_hidden_layers": s.layers,
+        "num_attention_heads": s.heads, "vocab_size": vocabulary, **more,
+    }  # fmt: skip
+
+
+def square(s: Sizes) -> dict[str, int]:
+    """Of an image, as image processors take it."""
+    return {"height": s.image, "width": s.image}
