@@ -16,12 +16,16 @@ from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.link import failure_reason
 from dpfpl_client.site_settings import load_site
 from dpfpl_client.spending import summarise
+from dpfpl_client.supernode import SuperNodeSettings, start_supernode
 from dpfpl_common import PROTOCOL_VERSION, agent_pb2, fields, wire
 from dpfpl_common import surroundings as surroundings_module
-from dpfpl_common.errors import PayloadError, RefusedError
+from dpfpl_common.errors import DeploymentError, PayloadError, RefusedError
 from dpfpl_common.flower_home import prune_apps
 from dpfpl_common.payload import SiteReply, TrainRequest
+from dpfpl_common.processes import ProcessGroup
 from dpfpl_server import records as server_records
+from dpfpl_server.provision import ProvisionRequest, provision
+from dpfpl_server.superlink import SuperLinkSettings, start_superlink
 
 
 class Agent:
@@ -132,6 +136,26 @@ def test_O5_the_doctor_says_which_flower_is_needed(monkeypatch, version, fits):
     (finding,) = surroundings_module.flower_version()
     assert (finding.code == "") == fits
     assert "1.39" in finding.message
+
+
+@pytest.mark.parametrize("version", ["1.38.0", "1.40.0"])
+def test_O5_neither_side_starts_under_another_line_of_flower(monkeypatch, tmp_path, version):
+    """Whatever pip was talked into: nothing of Flower is started, and the reason is named."""
+    monkeypatch.setattr(surroundings_module.metadata, "version", lambda name: version)
+    kit = provision(ProvisionRequest(tmp_path / "server", tmp_path / "kits", ("north",))).kits["north"]
+    started = []
+    monkeypatch.setattr(ProcessGroup, "start", lambda *given, **named: started.append(given))
+    settings = SuperNodeSettings(
+        "north", "127.0.0.1:1", kit / "ca.crt", kit / "node.key", tmp_path, "unix:/a", tmp_path / "token"
+    )
+    for start in (
+        lambda: start_supernode(settings, ProcessGroup()),
+        lambda: start_superlink(SuperLinkSettings(tmp_path / "server", "127.0.0.1:0", 1), ProcessGroup()),
+    ):
+        with pytest.raises(DeploymentError, match=f"{version} is installed, 1.39") as caught:
+            start()
+        assert caught.value.code == "VERSION_MISMATCH"
+    assert started == []
 
 
 def test_O5_flowers_own_check_tells_other_lines_apart():

@@ -21,9 +21,9 @@ from dpfpl_common.experiment import (
     PromptSettings,
     RoundSettings,
     TaskSettings,
-    load_experiment,
     parse_experiment,
 )
+from dpfpl_common.experiment_file import load_experiment
 from dpfpl_common.planning import resolve_noise
 
 BASE = Experiment(

@@ -1,7 +1,9 @@
 """Bad links between a site and the server: what is waited for, what is not, and that nothing is paid for twice."""
 
+import http.server
 import json
 import os
+import ssl
 import subprocess
 import sys
 import threading
@@ -14,11 +16,13 @@ from pathlib import Path
 
 import grpc
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.client.grpc_rere_client.connection import grpc_request_response
 from flwr.client.grpc_rere_client.node_auth_client_interceptor import NodeAuthClientInterceptor
-from flwr.proto.fleet_pb2 import ActivateNodeRequest
+from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest, RegisterNodeFleetRequest
 from flwr.proto.fleet_pb2_grpc import FleetStub
+from flwr.proto.node_pb2 import Node
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
@@ -26,10 +30,12 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.retry import make_simple_grpc_retry_invoker
+from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 
 from dpfpl_client.data import DataSettings, list_classes
 from dpfpl_client.fleet_probe import load_node_key, probe_fleet
 from dpfpl_client.launch import start_agent, start_node, wait_for_agent
+from dpfpl_client.link import FATAL_EXIT
 from dpfpl_client.link_state import LinkState, link_file, read_link
 from dpfpl_client.site_settings import SiteSettings, load_site
 from dpfpl_client.spending import summarise
@@ -41,10 +47,11 @@ from dpfpl_common.processes import ManagedProcess, ProcessGroup, free_ports, wai
 from dpfpl_common.server_probe import probe_server
 from dpfpl_server import certificates
 from dpfpl_server.certificates import Issued, new_authority, new_server_certificate
+from dpfpl_server.control import Node as RegisteredNode
 from dpfpl_server.provision import ProvisionRequest, provision
 from dpfpl_server.run import run_experiment
 from dpfpl_server.sites_admin import revoke_site, rotate_site
-from dpfpl_server.superlink import SuperLinkSettings, run_log, start_superlink, submit_run
+from dpfpl_server.superlink import SuperLinkSettings, open_control, run_log, start_superlink, submit_run
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
@@ -235,11 +242,79 @@ def test_the_probe_changes_nothing_and_finds_the_clock_to_the_second(
         assert rest in caught.value.message
     with BadLink(federation.fleet) as link:
         assert probe_server(f"127.0.0.1:{link.port}", kit / "ca.crt").tls_version == "TLSv1.3"
-    from dpfpl_server.superlink import open_control
-
-    with open_control(federation.server) as control:
-        status = {node.name: node.status for node in control.nodes()}
+    status = {node.name: node.status for node in open_control_nodes(federation)}
     assert status["south"] == "registered", "asking did not bring the site online"
+
+
+def test_U6_keys_that_the_operator_did_not_register_get_nowhere(federation: Federation) -> None:
+    """One machine with three made-up keys: it can neither register them itself nor sign in nor ask for messages."""
+    known = {node.name for node in open_control_nodes(federation)}
+    credentials = grpc.ssl_channel_credentials((federation.server / "ca.crt").read_bytes())
+    said = set()
+    with grpc.secure_channel(f"127.0.0.1:{federation.fleet}", credentials) as channel:
+        for _ in range(3):
+            key = ec.generate_private_key(ec.SECP384R1())
+            public = public_key_to_bytes(key.public_key())
+            stub = FleetStub(grpc.intercept_channel(channel, NodeAuthClientInterceptor(key, key.public_key())))
+            for call, request in (
+                (stub.RegisterNode, RegisterNodeFleetRequest(public_key=public)),
+                (stub.ActivateNode, ActivateNodeRequest(public_key=public, heartbeat_interval=30.0)),
+                (stub.PullMessages, PullMessagesRequest(node=Node(node_id=1))),
+            ):
+                with pytest.raises(grpc.RpcError) as caught:
+                    call(request, timeout=10)
+                said.add((type(request).__name__, caught.value.code().name))
+    assert {node.name for node in open_control_nodes(federation)} == known
+    assert said == {
+        ("RegisterNodeFleetRequest", "FAILED_PRECONDITION"),
+        ("ActivateNodeRequest", "FAILED_PRECONDITION"),
+        ("PullMessagesRequest", "UNAUTHENTICATED"),
+    }
+
+
+def open_control_nodes(federation: Federation) -> list[RegisteredNode]:
+    with open_control(federation.server) as control:
+        return control.nodes()
+
+
+@pytest.mark.parametrize("version", ["1.38.0", "1.40.0"])
+def test_O5_flowers_server_lets_a_supernode_of_another_version_in_without_a_word(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    """Seen with a real SuperNode of 1.38.0, which then took part in a run. That one of 1.40.0 stays outside is because
+    it speaks another protocol. So it is our launcher that asks for the version; see test_upgrade.py."""
+    kit = federation.kits["south"]
+    said = RuntimeVersionMetadata.from_local_component("SuperNode", package_version_value=version)
+    monkeypatch.setattr(RuntimeVersionMetadata, "from_local_component", lambda name: said)
+    probe_fleet(f"127.0.0.1:{federation.fleet}", kit / "ca.crt", kit / "node.key")
+
+
+def test_O5_a_server_of_flower_1_40_is_named_and_left(tmp_path: Path) -> None:
+    """There the Fleet API is HTTPS on the one port, without ALPN, and nothing listens on the port of the kits.
+
+    Seen with a real SuperLink of 1.40.0: WRONG_SERVICE after 4 s at the one, SERVER_UNREACHABLE at the other.
+    """
+    federation = Federation(tmp_path, ("north",))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(federation.server / "server.crt", federation.server / "server.key")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    settings = federation.settings("north", server.server_port)
+    with federation.group:
+        with pytest.raises(DeploymentError, match=r"Flower 1\.40") as caught:
+            start_node(settings, federation.group)
+        assert caught.value.code == "WRONG_SERVICE"
+        node = node_without_a_look(settings, federation.group)
+        with pytest.raises(DeploymentError) as caught:
+            wait_until_connected(node, timeout_s=30)
+        assert (caught.value.code, node.wait(10)) == ("WRONG_SERVICE", FATAL_EXIT)
+    server.shutdown()
+    (closed,) = free_ports(1)
+    kit = federation.kits["north"]
+    with pytest.raises(DeploymentError) as caught:
+        probe_fleet(f"127.0.0.1:{closed}", kit / "ca.crt", kit / "node.key")
+    assert caught.value.code == "SERVER_UNREACHABLE"
 
 
 def bad_server(kind: str, authority: Issued, tmp_path: Path) -> tuple[object, int, list[str]]:
@@ -473,6 +548,7 @@ def test_L6_half_a_reply_holds_nobody_up_and_a_lost_question_is_asked_again(fede
 
 
 @pytest.mark.long
+@pytest.mark.timeout(7200)
 def test_L6_a_long_blackhole_with_the_bounds_of_production(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """``DPFPL_TEST_BLACKHOLE_S`` sets its length; five minutes unless given, the row asks for thirty."""
     monkeypatch.delenv("DPFPL_LINK_KEEPALIVE_S")

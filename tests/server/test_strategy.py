@@ -15,6 +15,7 @@ from dpfpl_common.payload import SiteReply, request_digest
 from dpfpl_server import exchange as exchange_module
 from dpfpl_server import strategy as module
 from dpfpl_server.aggregation import update_norm_cap
+from dpfpl_server.exit_codes import FAILED, exit_code_of
 from dpfpl_server.strategy import DPFPLStrategy
 
 SITES = ("east", "north", "south", "west")
@@ -384,6 +385,25 @@ def test_L6_a_lost_reply_is_asked_for_again_and_the_round_is_the_same():
     np.testing.assert_array_equal(checkpoint.global_context, plain.run(plain_grid).global_context)
 
 
+def test_O8_a_site_that_leaves_in_the_middle_is_left_alone_and_the_others_go_on():
+    """What an agent says after ``dpfpl-client forget``, from round 2 on; its own half is in test_site_health.py."""
+    agents = make_agents()
+    answer = agents["west"].train
+
+    def leave(request):
+        if request.round > 1:
+            raise RefusedError(code="FORGOTTEN", message="This site left this experiment.", advice="Go on without it.")
+        return answer(request)
+
+    agents["west"].train = leave
+    strategy, grid, _ = run_all(make_experiment(dropouts=1), agents)
+    first, *later = strategy.run(grid).history
+    assert first["sites"] == list(SITES)
+    assert [entry["sites"] for entry in later] == [["east", "north", "south"]] * 2
+    assert all(entry["dropped"]["west"].startswith("REFUSED FORGOTTEN") for entry in later)
+    assert [entry["asked_again"] for entry in later] == [[], []]
+
+
 def test_L5_a_duplicate_reply_is_counted_and_not_aggregated():
     class Twice(Grid):
         def pull_messages(self, ids):
@@ -615,6 +635,31 @@ def test_L4_missing_sites_are_waited_for_visibly_and_for_a_bounded_time(monkeypa
     assert statuses[0]["waiting_for"] == ["north", "west"]
     assert (statuses[0]["connected"], statuses[0]["sites"]) == (2, 4)
     assert grid.pushed == []
+
+
+def test_L4_sites_that_are_lost_later_are_waited_for_as_long_and_no_longer(monkeypatch):
+    """After round 1 only one of two is left, fewer than the quorum: named, waited for, and the rounds so far kept."""
+    clock = Time()
+    monkeypatch.setattr(module, "time", clock)
+    experiment = make_experiment(sites=("east", "south"))
+    grid = Grid(make_agents(experiment.sites))
+    statuses, saved = [], []
+
+    def lose(checkpoint):
+        saved.append(checkpoint.round)
+        grid.offline.add("south")
+
+    strategy = DPFPLStrategy(
+        experiment, grid.nodes, keys=None, on_status=statuses.append, on_checkpoint=lose, site_wait_s=7.0
+    )
+    with pytest.raises(RoundError) as caught:
+        strategy.run(grid)
+
+    assert (caught.value.code, saved) == ("SITES_MISSING", [1])
+    assert 7.0 <= clock.now <= 7.5
+    waiting = [s["text"] for s in statuses if s["phase"] == "WAITING_FOR_SITES"]
+    assert waiting == ["WAITING_FOR_SITES (1/2, missing: south), at most 7 s"]
+    assert exit_code_of(caught.value) == FAILED == 3
 
 
 def test_the_first_round_waits_for_latecomers_and_then_runs(monkeypatch):

@@ -105,8 +105,13 @@ def run(
         str, typer.Option(help="what is protected: example, or site for a site's whole data set")
     ] = "example",
     site_sample_rate: Annotated[float, typer.Option(help="chance that a site joins a round; needs --unit site")] = 1.0,
-    mechanism: Annotated[str, typer.Option(help="per_step or one_shot")] = "per_step",
-    trust: Annotated[str, typer.Option(help="distributed, central or local")] = "",
+    mechanism: Annotated[
+        str, typer.Option(help="one_shot or per_step", show_default="one_shot where it can serve, else per_step")
+    ] = "",
+    trust: Annotated[
+        str,
+        typer.Option(help="distributed, central or local", show_default="local for one_shot, distributed for per_step"),
+    ] = "",
     projection: Annotated[str, typer.Option(help="of one_shot's class sums: none, or text")] = "none",
     absent_weight: Annotated[
         float, typer.Option(help="of one_shot: least share of the loss that keeps the classes a site lacks")
@@ -189,7 +194,7 @@ def run(
             method=method,
             rank=rank,
             mechanism=mechanism,
-            trust=trust or ("local" if mechanism == "one_shot" else "distributed"),
+            trust=trust,
             epsilon=parse_epsilon(epsilon),
             clipping=clipping,
             accounting=accounting,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpfpl_bench.domain_folders import domain_classes, domain_sites
 from dpfpl_bench.floors import trained_floors
+from dpfpl_bench.preference import preference_curve
 from dpfpl_bench.question_sites import question_sites
 from dpfpl_bench.settings import BenchSettings, build_experiment
 from dpfpl_bench.simulation import SimulatedSite, Simulation, prepare_sites, site_names
@@ -16,6 +17,7 @@ from dpfpl_bench.strength import strength_curve
 from dpfpl_client.agent.feature_cache import FeatureCache
 from dpfpl_client.data import DataSettings, ImageRecord, SiteData, list_classes, partition_sites, read_pool
 from dpfpl_client.learning.backbone import Backbone, load_backbone
+from dpfpl_client.learning.dual_encoder import DualEncoder
 from dpfpl_common.durable import write_durably
 from dpfpl_common.errors import ConfigError
 from dpfpl_server.result import build_result
@@ -114,6 +116,10 @@ def run_simulation(
     result["strength_curve"] = strength_curve(
         backbone, sites, experiment, outcome.checkpoint.global_context, outcome.personal
     )
+    if isinstance(backbone, DualEncoder):
+        result["preference_curve"] = preference_curve(
+            backbone, sites, experiment, outcome.checkpoint.global_context, outcome.personal
+        )
     result["data_digest"] = data_digest(data)
     return result
 

@@ -15,6 +15,7 @@ from dpfpl_client.site_settings import SiteSettings
 from dpfpl_common.accounting import json_epsilon
 from dpfpl_common.errors import ConfigError, RefusedError
 from dpfpl_common.experiment import Experiment
+from dpfpl_common.experiment_file import experiment_from_table
 from dpfpl_common.planning import resolve_noise
 from dpfpl_common.settings import from_table, read_toml
 from dpfpl_common.trust import ADVERSARIES, UNIT_NAMES
@@ -35,7 +36,8 @@ def read_plan(path: Path) -> Experiment:
     Raises:
         ConfigError: the file says something else.
     """
-    if path.suffix == ".toml":
+    is_file = path.suffix == ".toml"
+    if is_file:
         table = {"name": path.stem, **read_toml(path)}
         if "sites" not in table:
             raise ConfigError(
@@ -58,7 +60,8 @@ def read_plan(path: Path) -> Experiment:
     claimed = ""
     if isinstance(table, dict) and isinstance(table.get("experiment"), dict):
         table, claimed = table["experiment"], str(table.get("digest", ""))
-    experiment = resolve_noise(from_table(Experiment, table, path.name))
+    read = experiment_from_table(table, path.name) if is_file else from_table(Experiment, table, path.name)
+    experiment = resolve_noise(read)
     if claimed not in ("", experiment.digest()):
         raise ConfigError(
             code="BAD_PLAN",

@@ -43,7 +43,8 @@ def probe_fleet(address: str, ca_certificate: Path, node_key: Path, timeout_s: f
     """Return if the server knows this site's key and takes its clock.
 
     Raises:
-        DeploymentError: SITE_UNKNOWN, CLOCK_SKEW, VERSION_MISMATCH, WRONG_SERVICE, NODE_KEY or FLEET_REFUSED.
+        DeploymentError: SITE_UNKNOWN, CLOCK_SKEW, VERSION_MISMATCH, WRONG_SERVICE, NODE_KEY,
+            SERVER_UNREACHABLE or FLEET_REFUSED.
     """
     key = load_node_key(node_key)
     credentials = grpc.ssl_channel_credentials(ca_certificate.read_bytes())
@@ -161,6 +162,12 @@ def _other(answer: _Answer) -> DeploymentError:
             code="VERSION_MISMATCH",
             message=f"The server runs another release of Flower: {answer.details}",
             advice="Install the release that the operator names on both sides.",
+        )
+    if answer.details.startswith("UNAVAILABLE"):
+        return DeploymentError(
+            code="SERVER_UNREACHABLE",
+            message=f"The server's Fleet API cannot be reached: {answer.details[:300]}",
+            advice="Check the address and port in site.toml, and that both sides run Flower 1.39.",
         )
     return DeploymentError(
         code="FLEET_REFUSED",

@@ -18,6 +18,7 @@ from dpfpl_common.processes import (
     installed_command,
     wait_until,
 )
+from dpfpl_common.surroundings import require_flower
 
 __all__ = [
     "SuperNodeSettings",
@@ -104,8 +105,9 @@ def supernode_command(settings: SuperNodeSettings, runtime_port: int) -> list[st
     """Return the command line; there is no way to make it an insecure one.
 
     Raises:
-        DeploymentError: the authority's certificate or the node key is missing.
+        DeploymentError: the authority's certificate or the node key is missing, or Flower is of another series.
     """
+    require_flower()
     for path in (settings.ca_certificate, settings.node_key):
         if not path.is_file():
             raise DeploymentError(

@@ -6,10 +6,18 @@ from importlib import metadata
 from pathlib import Path
 
 from dpfpl_common.durable import fsync_folder
+from dpfpl_common.errors import DeploymentError
 from dpfpl_common.finding import ERROR, OK, WARNING, Finding
 from dpfpl_common.telemetry import quiet_environment
 
-__all__ = ["durable_folder", "flower_version", "insecure_processes", "private_modes", "telemetry"]
+__all__ = [
+    "durable_folder",
+    "flower_version",
+    "insecure_processes",
+    "private_modes",
+    "require_flower",
+    "telemetry",
+]
 
 _NO_FSYNC = {"tmpfs": "memory", "ramfs": "memory", "overlay": "a container's own layer", "nfs": "NFS", "nfs4": "NFS"}
 _FLOWER = ("flower-superlink", "flower-supernode", "flwr", "dpfpl_client.warm_node")
@@ -69,6 +77,17 @@ def flower_version() -> list[Finding]:
             "Install this package again in an environment of its own.",
         )
     ]
+
+
+def require_flower() -> None:
+    """Refuse to start under a Flower of another series: 1.38 would be let in without a word, 1.40 never meets ours.
+
+    Raises:
+        DeploymentError: VERSION_MISMATCH.
+    """
+    for found in flower_version():
+        if found.code:
+            raise DeploymentError(code=found.code, message=found.message, advice=found.advice)
 
 
 def durable_folder(check: str, folder: Path, mounts: Path = Path("/proc/self/mounts")) -> list[Finding]:

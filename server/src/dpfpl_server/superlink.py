@@ -14,6 +14,7 @@ from pathlib import Path
 from dpfpl_common.errors import ConfigError, DeploymentError
 from dpfpl_common.flower_home import prune_apps
 from dpfpl_common.processes import ManagedProcess, ProcessGroup, child_environment, installed_command, wait_until
+from dpfpl_common.surroundings import require_flower
 from dpfpl_server.bundle import bundle_files
 from dpfpl_server.control import Control, RunStatus
 from dpfpl_server.kits import write_private
@@ -74,8 +75,9 @@ def superlink_command(settings: SuperLinkSettings) -> list[str]:
     """Return the command line; there is no way to make it an insecure one.
 
     Raises:
-        DeploymentError: the folder is not provisioned.
+        DeploymentError: the folder is not provisioned, or Flower is of another series.
     """
+    require_flower()
     folder = settings.server_folder.resolve()
     missing = [name for name in _NEEDED if not (folder / name).is_file()]
     if missing:

@@ -244,6 +244,14 @@ def test_refused_before_any_charge_and_any_computation(site, request_for, experi
     assert site.agent.train(request_for()).round == 1  # nor does the refusal use up the experiment's name
 
 
+def test_U8_a_site_that_did_not_agree_refuses_by_itself_whoever_asks(site, request_for, experiment, changed, computed):
+    """The server asks only the sites on its list; a site does not rely on that."""
+    refused("NOT_A_MEMBER", site.agent.train, request_for(1, changed(experiment, sites=("south",))))
+    site.start(Policy(experiments=("another",), max_epsilon_per_experiment=50.0, max_epsilon_lifetime=100.0))
+    refused("EXPERIMENT_NOT_APPROVED", site.agent.train, request_for())
+    assert (site.charges, site.released, computed) == ([], 0, [])
+
+
 def test_the_right_fingerprint_is_accepted(site, request_for, experiment, changed):
     other = changed(experiment, model={"fingerprint": site.backbone.fingerprint})
     assert site.agent.train(request_for(1, other)).update is not None
