@@ -45,7 +45,7 @@ class RunRequest:
         floors: "all" also trains each site alone and all data in one place, "alone" only each site alone under the
             same promise, "none" neither.
         cache: folder for image features; None keeps them in memory.
-        questions: instead of ``data``, where the task is vqa; see ``question_sites``.
+        questions: instead of ``data``, where the task is vqa or caption; see ``question_sites``.
         classes: of the data; None: all that the source has.
     """
 
@@ -71,10 +71,10 @@ class RunRequest:
                     message=f"--{flag} is {value!r}, expected one of {', '.join(allowed)}.",
                     advice="Correct the flag.",
                 )
-        if self.bench.task.kind == "vqa" and self.engine != "inprocess":
+        if self.bench.task.in_words and self.engine != "inprocess":
             raise ConfigError(
                 code="IMPOSSIBLE_VALUE",
-                message=f"--engine is {self.engine!r}, expected inprocess for the task vqa.",
+                message=f"--engine is {self.engine!r}, expected inprocess for the task {self.bench.task.kind}.",
                 advice="Correct the flag.",
             )
 
@@ -138,7 +138,7 @@ def _sites_data(
     request: RunRequest, on_step: Callable[[str], None]
 ) -> tuple[list[str], tuple[str, ...], list[SiteData]]:
     """Names of the sites, classes, and every site's data."""
-    if request.bench.task.kind == "vqa":
+    if request.bench.task.in_words:
         names, asked = question_sites(request.questions, request.num_sites, request.seed)
         for problem in (problem for site in asked for problem in site.problems):
             on_step(f"{problem.severity}: {problem.message} [{problem.code}]")

@@ -22,6 +22,11 @@ from dpfpl_common.trust import ADVERSARIES, UNIT_NAMES
 
 __all__ = ["describe", "pending_plan", "read_plan", "words"]
 
+ANSWERS = {
+    "vqa": "questions about images, answered in words; what is asked and answered stays here",
+    "caption": "captions of images; what they say stays here",
+}
+
 ACCURACIES = {"none": "no accuracies", "coarse": "accuracies in steps of 0.05", "exact": "exact accuracies"}
 
 
@@ -124,7 +129,7 @@ def words(plan: dict[str, Any]) -> list[str]:
         + ("" if plan["member"] else " - WITHOUT this site"),
         f"  {len(plan['classes'])} classes: {', '.join(plan['classes'])}"
         if plan["task"] == "classify"
-        else "  questions about images, answered in words; what is asked and answered stays here",
+        else f"  {ANSWERS[plan['task']]}",
         f"What leaves this site in each of {plan['rounds']} rounds: {plan['values_per_round']} numbers, "
         f"{_update(plan['mechanism'], plan['trust'])}; "
         f"{ACCURACIES[plan['metrics']]}; a duration. Never an image, a label or a file name.",

@@ -282,10 +282,10 @@ def _check(e: Experiment) -> None:
     if not NAME.fullmatch(e.name):
         raise _impossible("name", e.name, "1-63 of a-z, 0-9, '.', '_', '-', starting with a letter or digit")
     check_task(e.task, e.classes)
-    for key, names in (("sites", e.sites),) if e.task.kind == "vqa" else (("classes", e.classes), ("sites", e.sites)):
+    for key, names in (("sites", e.sites),) if e.task.in_words else (("classes", e.classes), ("sites", e.sites)):
         if not names or len(set(names)) != len(names) or not all(_is_name(n) for n in names):
             raise _impossible(key, names, "a list of distinct, printable, non-empty names")
-    if len(e.classes) < 2 and e.task.kind == "classify":
+    if len(e.classes) < 2 and not e.task.in_words:
         raise _impossible("classes", e.classes, "at least two class names")
     for site in e.sites:
         if not SITE_NAME.fullmatch(site):
