@@ -130,8 +130,8 @@ def words(plan: dict[str, Any]) -> list[str]:
         f"  {len(plan['classes'])} classes: {', '.join(plan['classes'])}"
         if plan["task"] == "classify"
         else f"  {ANSWERS[plan['task']]}",
-        f"What leaves this site in each of {plan['rounds']} rounds: {plan['values_per_round']} numbers, the clipped "
-        f"and {'un-noised' if plan['trust'] == 'central' else 'noised'} update of the shared prompt; "
+        f"What leaves this site in each of {plan['rounds']} rounds: {plan['values_per_round']} numbers, "
+        f"{_update(plan['mechanism'], plan['trust'])}; "
         f"{ACCURACIES[plan['metrics']]}; a duration. Never an image, a label or a file name.",
         f"What is protected: {UNIT_NAMES[plan['unit']]}. Noise multiplier {plan['noise_multiplier']:.3g}, "
         f"{plan['mechanism']}, trust {plan['trust']}.",
@@ -148,6 +148,12 @@ def words(plan: dict[str, Any]) -> list[str]:
     if plan["refused_because"]:
         lines.append(f"Your policy would refuse it all the same: {plan['refused_because']}")
     return lines
+
+
+def _update(mechanism: str, trust: str) -> str:
+    if mechanism == "one_shot":
+        return "an update of the shared prompt, computed from sums over your images that are noised once, at the start"
+    return f"the clipped and {'un-noised' if trust == 'central' else 'noised'} update of the shared prompt"
 
 
 def _cost(policy: Policy, experiment: Experiment, adversary: str, alone: float, together: float) -> dict[str, Any]:
