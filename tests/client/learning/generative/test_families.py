@@ -20,13 +20,6 @@ from dpfpl_common.errors import ModelError
 from dpfpl_common.experiment import GradientSettings, TaskSettings
 
 M = 3
-QUESTIONS = (
-    ("what colour is it?", "red"),
-    ("how many small animals are there?", "two or three"),
-    ("what is it?", "a dog"),
-    ("what colour is it?", "dark green"),
-    ("where is it?", "bird"),
-)
 
 
 @pytest.fixture(scope="package")
@@ -245,17 +238,18 @@ def test_what_has_no_meaning_is_refused(model, vqa_experiment):
 def test_captions_answer_the_public_question_or_none_and_are_measured_by_their_words(
     stock, model, pictures, examples, context, vqa_experiment
 ):
-    captions = type(examples)(examples.features, examples.labels, tuple(("", answer) for _, answer in QUESTIONS))
+    answers = [answer for _, answer in examples.asked]
+    captions = type(examples)(examples.features, examples.labels, tuple(("", answer) for answer in answers))
     for question in ("", "what is it?"):
         task = TaskSettings(kind="caption", question=question, max_answer_tokens=5)
         scorer = model.scorer(vqa_experiment(model, task=task))
-        asked = type(examples)(examples.features, examples.labels, tuple((question, answer) for _, answer in QUESTIONS))
+        asked = type(examples)(examples.features, examples.labels, tuple((question, answer) for answer in answers))
         vqa = model.scorer(vqa_experiment(model))
         assert torch.equal(scorer.gradients(context, captions, EXACT), vqa.gradients(context, asked, EXACT))
         leaf = context.clone().requires_grad_(True)
-        single = torch.autograd.grad(plain_loss(stock, model, pictures[1], leaf, question, QUESTIONS[1][1]), leaf)[0]
+        single = torch.autograd.grad(plain_loss(stock, model, pictures[1], leaf, question, answers[1]), leaf)[0]
         mine = scorer.gradients(context, captions.take(np.array([1])), EXACT)[0]
         assert float((mine - single).norm() / single.norm()) < 1e-4
         spoken = scorer.at(context).answers(captions)
-        overlaps = [word_overlap(said, answer) for said, (_, answer) in zip(spoken, QUESTIONS, strict=True)]
+        overlaps = [word_overlap(said, answer) for said, answer in zip(spoken, answers, strict=True)]
         assert scorer.at(context).accuracy(captions) == pytest.approx(sum(overlaps) / len(overlaps))
