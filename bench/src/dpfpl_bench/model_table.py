@@ -81,7 +81,7 @@ def measure(family: str, sizes: Sizes = USUAL, batch: int = BATCH) -> FamilyFact
     rows = torch.stack(list(backbone.image_features(images)))
     examples = LabelledFeatures(rows, torch.arange(batch) % len(CLASSES))
     scorer = backbone.scorer(experiment)
-    context = backbone.text_embeddings("a photo of a", 4)
+    context = backbone.text_embeddings("a", 4)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     times = []
     for _ in range(REPEATS):
@@ -175,7 +175,7 @@ def _experiment(width: int, batch: int) -> Any:
         classes=CLASSES,
         sites=("a",),
         model=ModelSettings(width=width),
-        prompt=PromptSettings(num_context=4, rank=2),
+        prompt=PromptSettings(num_context=4, rank=2, init_text="a"),
         privacy=PrivacySettings(noise_multiplier=1.0, trust="local", sample_rate=0.9, nominal_site_size=batch),
         rounds=RoundSettings(number=1, local_steps=2),
     )

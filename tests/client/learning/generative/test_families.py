@@ -20,6 +20,8 @@ from dpfpl_common.errors import ModelError
 from dpfpl_common.experiment import GradientSettings, TaskSettings
 
 M = 3
+RECURRENT = ("qwen3_5",)
+"""Whose layers keep a state that is not keys and values."""
 
 
 @pytest.fixture(scope="package")
@@ -146,9 +148,13 @@ def test_whole_turns_are_the_same_function_where_the_beginning_is_shared(
 ):
     """Layers recomputed instead of kept, nothing shared; and the trial's choice is right where it chose that."""
     shared = model.language.shared
-    assert shared == (FAMILIES[model.family].sees_ahead != "prefix")
+    assert shared == (FAMILIES[model.family].sees_ahead != "prefix" and model.family not in RECURRENT)
     other = otherwise(folder, not shared)
     ours, theirs = model.scorer(vqa_experiment(model)), other.scorer(vqa_experiment(model))
+    if model.family in RECURRENT:
+        with pytest.raises(IndexError):
+            theirs.gradients(context, examples, EXACT)
+        return
     expected, found = ours.gradients(context, examples, EXACT), theirs.gradients(context, examples, EXACT)
     assert torch.allclose(found, expected, rtol=1e-3, atol=1e-5) == shared
     if shared:
