@@ -73,7 +73,8 @@ import json, time
 from pathlib import Path
 from flwr.app import Message, RecordDict
 from flwr.serverapp import ServerApp
-from dpfpl_server.exchange import exchange, pull_again_soon
+from dpfpl_server.exchange import exchange
+from dpfpl_server.patience import pull_again_soon
 
 app = ServerApp()
 
@@ -516,7 +517,10 @@ def test_L6_a_run_over_a_bad_link_completes_and_nothing_is_paid_twice(federation
     for file in files.values():
         (row,) = summarise(load_site(file))["experiments"]
         assert (row["rounds"], row["charges"], row["released"]) == (4, 4, 4)
-    print(f"L6: back {back['after_s']:.1f} s after the link, {link.connections} connections, {link.resets} resets")
+    took = [(entry["seconds"], entry["asked_again"]) for entry in result["rounds"]]
+    print(
+        f"L6: back {back['after_s']:.1f} s after the link, {link.connections} connections, {link.resets} resets, {took}"
+    )
 
 
 def play(federation: Federation, site: str, stop: threading.Event) -> None:
@@ -554,7 +558,7 @@ def test_L6_half_a_reply_holds_nobody_up_and_a_lost_question_is_asked_again(fede
         player.start()
     run = submit_run(federation.server, {"run-dir": str(answer)}, bundle={"pyproject.toml": BUNDLE})
     try:
-        wait_until(answer.exists, timeout_s=60, what="the exchange", processes=federation.group.processes)
+        wait_until(answer.exists, timeout_s=60, what="the exchange")
     finally:
         stop.set()
         for player in players:
