@@ -78,6 +78,7 @@ bench-docs: setup  ## docs/performance.md from the last make bench
 	$(BIN)/dpfpl-bench speed-page --bench runs/bench/bench.json --docs docs
 
 benchmarks: setup  ## accuracy, floors and attacks on built-in data: docs/benchmarks.md from runs/benchmarks
+	test -f runs/demo/result.json || $(BIN)/dpfpl-bench demo --out runs/demo  # its prompts are attacked
 	$(BIN)/dpfpl-bench benchmarks --out runs/benchmarks --docs docs $(BENCH_ARGS)
 
 # Wheels of everything that the images install, so that a build needs no package index; PIP_ARGS says where CPU torch is.

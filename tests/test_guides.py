@@ -194,19 +194,23 @@ def means(cell):
 def test_measured_numbers_are_those_of_the_privacy_page():
     measured = (ROOT / "docs/privacy.md").read_text()
     text = " ".join((ROOT / "docs/choosing-a-model.md").read_text().split())
-    row, plain = (
-        re.findall(rf"^\| {method} \| per_step \| distributed \|(.*)$", measured, re.MULTILINE)[0].split("|")
-        for method in ("dpfpl", "promptfl")
+    steps, once, plain = (
+        [means(cell) for cell in re.findall(rf"^\| {way} \|(.*)$", measured, re.MULTILINE)[0].split("|")[1:7]]
+        for way in (
+            r"dpfpl \| per_step \| distributed",
+            r"dpfpl \| one_shot \| local",
+            r"promptfl \| one_shot \| local",
+        )
     )
-    (local, neighbour), *others = (means(cell) for cell in row[1:7])
-    noised = [own for own, _ in others]
-    assert f"`dpfpl` {local} % on a site's own classes and {neighbour} % on the others'" in text
-    ours, theirs = means(plain[1])
+    (own, others), (ours, theirs) = once[1], plain[1]  # no noise comes first, epsilon 8 second
+    assert f"`dpfpl` {own} % on a site's own classes and {others} % on the others'" in text
     assert f"`promptfl` {ours} and {theirs} (" in text
-    said = (
-        "{} % at epsilon 8, {} at 4, {} at 2, {} at 1 and {} at 0.5, where every image counted without noise gave {} ("
-    )
-    assert said.format(*noised, local) in text
+    said = "{} % at epsilon 8, {} at 4, {} at 2, {} at 1 and {} at 0.5, where "
+    for (free, _), *noised, end in (
+        (*steps, "every image counted without noise gave {} ("),
+        (*once, "no noise gave {}."),
+    ):
+        assert (said + end).format(*(local for local, _ in noised), free) in text
 
 
 def test_the_api_reference_is_built_from_the_docstrings(tmp_path):

@@ -69,7 +69,7 @@ def published_release(gradients: np.ndarray, nominal_epsilon: float, rng: np.ran
     return clipped + rng.normal(0.0, stddev, mean.shape)
 
 
-@pytest.mark.parametrize("nominal", [0.4, 2.0])
+@pytest.mark.parametrize("nominal", [0.1, 0.4, 2.0])
 def test_the_published_arithmetic_promises_less_privacy_than_it_keeps(nominal: float) -> None:
     others, canary = opposed_batch()
     rng = np.random.default_rng(1)
@@ -80,10 +80,14 @@ def test_the_published_arithmetic_promises_less_privacy_than_it_keeps(nominal: f
     assert epsilon_lower_bound(with_canary, without, DELTA) > nominal
 
 
+WAYS: dict[str, dict[str, object]] = {"joint": {}, "local": {"trust": "local"}, "separate": {"clipping": "separate"}}
+
+
 @pytest.mark.parametrize(
-    "privacy", [{}, {"trust": "local"}, {"clipping": "separate"}], ids=["joint", "local", "separate"]
+    ("target", "privacy"),
+    [(0.1, WAYS["joint"]), *((target, way) for target in (0.4, 2.0) for way in WAYS.values())],
+    ids=["0.1-joint", *(f"{target}-{name}" for target in (0.4, 2.0) for name in WAYS)],
 )
-@pytest.mark.parametrize("target", [0.4, 2.0])
 def test_the_same_attack_on_ours_stays_below_the_claim(target: float, privacy: dict[str, object]) -> None:
     audited = experiment(target, **privacy)
     others, canary = opposed_batch()

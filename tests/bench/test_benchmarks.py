@@ -4,6 +4,7 @@ import pytest
 
 from dpfpl_bench.benchmark_page import audit_section, page
 from dpfpl_bench.benchmarks import STUDIES
+from dpfpl_bench.preference import PREFERENCES
 from dpfpl_bench.strength import STRENGTHS
 from dpfpl_bench.sweep import SweepOutcome
 
@@ -27,6 +28,16 @@ def result(cell, local=0.9):
         },
         "strength_curve": [
             {"strength": alpha, "local": 0.5 + alpha / 10, "neighbour": 0.7, "worst_site": 0.4} for alpha in STRENGTHS
+        ],
+        "preference_curve": [
+            {
+                "preference": value,
+                "zero_shot_local": 0.8 + value / 20,
+                "zero_shot_neighbour": 0.8 - value / 20,
+                "personalised_local": local,
+                "personalised_neighbour": 0.75,
+            }
+            for value in PREFERENCES
         ],
         "seconds": 3.0,
     }
@@ -66,10 +77,15 @@ def test_a_table_names_seeds_settings_events_floors_and_the_worst_site(written):
     assert "## The default settings on digits" in text
     assert "on shapes" not in text.replace("digits and shapes", "")
     assert "| none | 90.0 ± 0.0 | 75.0 ± 0.0 | 55.0 | 80.0 / 70.0 | 80.0 / 70.0 | 85.0 / 70.0 | +10.0 / +5.0 |" in text
-    assert "8: z 1.250, rate 0.5, 40 releases (per_step)" in text
+    assert "8: z 1.250, rate 0.5, 40 releases (one_shot)" in text
     assert "each site alone without noise 95.0 / 70.0, worst site 60.0" in text
     assert "clipping_norm 0.1" in text
     assert "alpha 1.5" in text
+    assert (
+        "| any | plain text | 70.0 / 90.0 | 75.0 / 85.0 | 80.0 / 80.0 | 85.0 / 75.0 | 90.0 / 70.0 | 100.0 / 60.0 | |"
+        in text
+    )
+    assert "| 90.0 / 75.0 | 85.0, +5.0 |" in text
     for picture in ("digits-default-accuracy-by-epsilon", "ranks-accuracy-by-rank"):
         assert (docs / "images" / f"benchmark-{picture}.svg").is_file()
 

@@ -4,20 +4,25 @@ import importlib.util
 import os
 import subprocess
 import time
+from contextlib import closing
 
 import numpy as np
 import pytest
 import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 
+from dpfpl_bench import flower_engine
 from dpfpl_bench.flower_engine import FlowerSimulation, _nodes_by_site, require_ray
 from dpfpl_bench.inprocess_grid import InProcessGrid
 from dpfpl_bench.simulation import SimulatedSite, Simulation
+from dpfpl_client.agent.ledger import Ledger
 from dpfpl_client.learning.backbone import load_backbone
 from dpfpl_client.learning.evaluation import LabelledFeatures
 from dpfpl_client.learning.learner import SiteFeatures
 from dpfpl_common.errors import ConfigError, RoundError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
+from dpfpl_common.payload import SiteReply, TrainRequest
+from dpfpl_server.records import decode_reply, encode_train_request
 
 CLASSES = ("cat", "dog", "owl")
 
@@ -95,6 +100,27 @@ def test_same_prompts_as_in_process_and_nothing_left_behind(backbone, tmp_path, 
     assert not left
 
 
+def test_an_actor_goes_on_where_another_has_written(backbone, tmp_path):
+    """Any actor may serve a site: what one holds of a ledger is out of date as soon as another has answered."""
+    sites = make_sites(backbone)
+    simulation = FlowerSimulation("embedded", True, sites, seed=7)
+    flower_engine._write_plan(tmp_path, simulation._plan, sites)
+    experiment = make_experiment(backbone, sites, trust="local")
+    nothing = np.zeros(experiment.context_shape, dtype="<f4")
+    grid = InProcessGrid({})
+
+    def answered(round_number):
+        request = TrainRequest(experiment, round_number, nothing)
+        message = grid.create_message(encode_train_request(request), "train", 1, "0")
+        return decode_reply(flower_engine._answer(str(tmp_path), "alpha", message).content, request)
+
+    assert isinstance(answered(1), SiteReply)
+    with closing(Ledger(tmp_path / "alpha" / "ledger.sqlite")) as elsewhere:
+        elsewhere.record_evaluation(experiment.name, "asked of another actor", {})
+
+    assert isinstance(answered(2), SiteReply)
+
+
 def test_without_ray_the_error_names_the_extra(monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "ray" else find(name, *rest))
@@ -107,8 +133,6 @@ def test_without_ray_the_error_names_the_extra(monkeypatch):
 
 
 def test_a_runtime_that_ends_early_is_an_error_not_a_wait(backbone, monkeypatch):
-    from dpfpl_bench import flower_engine
-
     monkeypatch.setattr(flower_engine, "_run_on_ray", lambda server, client, num_sites: None)
     sites = make_sites(backbone)
 

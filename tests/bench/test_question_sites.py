@@ -15,7 +15,7 @@ from dpfpl_bench.question_sites import question_sites
 from dpfpl_bench.simulation import Simulation, prepare_sites
 from dpfpl_bench.tiny_vlm.evaluate import abilities
 from dpfpl_bench.tiny_vlm.pictures import SIZE, Facts, draw_picture
-from dpfpl_bench.tiny_vlm.questions import HABITS, PLAIN, QUESTIONS, Habit, answer_to, vocabulary
+from dpfpl_bench.tiny_vlm.questions import HABITS, PLAIN, QUESTIONS, Habit, answer_to, caption_of, vocabulary
 from dpfpl_bench.tiny_vlm.sites import SITE_HABITS, drawn_questions, drawn_sites, with_neighbours, write_questions
 from dpfpl_client.agent.feature_cache import FeatureCache
 from dpfpl_client.data import DataSettings, load_site_data
@@ -132,6 +132,24 @@ def test_run_with_questions_reports_every_site_and_its_floors(bench, tmp_path):
     assert {entry["adversary"] for entry in result["privacy"]["epsilons"]} == {
         "prompt_recipient", "other_site", "operator"
     }  # fmt: skip
+
+
+def test_run_with_captions_measures_the_overlap_of_words(bench, tmp_path):
+    for name, site in zip(("north", "south"), drawn_sites(2, 30, 12, seed=5, captions=True), strict=True):
+        write_questions(tmp_path / name, site)
+    quick = ("--rounds", 1, "--local-steps", 2, "--personal-learning-rate", 0.05, "--floors", "none", "--quiet")
+    done = bench("run", "--task", "caption", "--data", tmp_path, "--out", tmp_path / "result.json", *quick)
+    assert done.exit_code == 0, done.output
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["config"]["task"] == {"kind": "caption", "question": "", "max_answer_tokens": 32}
+    overlaps = [site[key] for site in result["sites"] for key in ("before", "local")]
+    assert all(0 <= overlap <= 1 for overlap in overlaps)
+    assert any(0 < overlap < 1 for overlap in overlaps)
+
+
+def test_a_caption_says_all_of_a_picture_in_the_houses_words():
+    assert caption_of(Facts("red", "circle", 3), Habit("words", "german")) == "drei rot kreis"
+    assert caption_of(Facts("blue", digit=7), PLAIN) == "blue 7"
 
 
 @pytest.mark.parametrize(

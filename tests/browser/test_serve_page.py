@@ -1,5 +1,6 @@
 """The page of ``dpfpl-client serve`` in a real browser: an image in, classes out; what is none is refused in words."""
 
+import contextlib
 import threading
 
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 from dpfpl_client.prompt import Prediction
 from dpfpl_client.serving.app import STATIC, classifier_app
 from dpfpl_common.http_guard import HttpGuard
+from dpfpl_common.task_settings import TaskSettings
 
 pytestmark = pytest.mark.slow
 
@@ -17,14 +19,30 @@ class Classifier:
     """Stands for a prompt: what it answers is tested elsewhere."""
 
     classes = ("pneumonia", "healthy", "<b>effusion</b>")
+    task = TaskSettings()
 
-    def classify(self, images, top):
+    def asked(self, question):
+        return question
+
+    def classify(self, images, top, question):
         return iter([Prediction(self.classes[:top], (0.81, 0.17, 0.02)[:top]) for _ in images])
 
 
-@pytest.fixture
-def address():
-    app = HttpGuard(classifier_app(Classifier(), 50_000), None, STATIC)
+class Answerer(Classifier):
+    """Stands for a prompt that answers in words: it repeats the question."""
+
+    classes = ()
+
+    def __init__(self, kind="vqa"):
+        self.task = TaskSettings(kind)
+
+    def classify(self, images, top, question):
+        return iter([Prediction((f"<i>you asked: {question}</i>",), (0.5,)) for _ in images])
+
+
+@contextlib.contextmanager
+def serving(classifier):
+    app = HttpGuard(classifier_app(classifier, 50_000), None, STATIC)
     server = uvicorn.Server(
         uvicorn.Config(app, port=0, log_level="error", lifespan="off", ws="none", timeout_graceful_shutdown=1)
     )
@@ -35,6 +53,12 @@ def address():
     yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
     server.should_exit = True
     thread.join(10)
+
+
+@pytest.fixture
+def address():
+    with serving(Classifier()) as address:
+        yield address
 
 
 @pytest.mark.parametrize(("device", "width"), [("desktop", 800), ("phone", 390)])
@@ -49,8 +73,41 @@ def test_an_image_is_classified(browser, address, tmp_path, picture, device, wid
     assert tab.value("document.querySelector('#result tr').textContent") == "pneumonia81.0 %"
     assert tab.value("document.querySelector('#result b')") is None  # a class name is text
     assert tab.value("document.documentElement.scrollWidth") <= width
+    assert tab.value("getComputedStyle(document.querySelector('#asking')).display") == "none"
     picture(tab, f"serve-{device}")
     assert tab.problems == []
+
+
+@pytest.mark.parametrize(("device", "width"), [("desktop", 800), ("phone", 390)])
+def test_a_question_is_asked_about_an_image(browser, tmp_path, device, width):
+    Image.effect_noise((240, 160), 60).save(tmp_path / "chest.png")
+    with serving(Answerer()) as address:
+        tab = browser.tab(width, 800, mobile=device == "phone")
+        tab.open(address)
+        tab.wait("!document.querySelector('#asking').hidden")
+        assert tab.value("document.title") == "Ask about an image"
+        tab.choose_file("#file", tmp_path / "chest.png")
+        tab.wait("document.querySelector('#result').textContent.includes('Write a question')")
+        tab.value("document.querySelector('#question').value = 'is it broken & where?'")
+        tab.value("document.querySelector('#asking button').click()")
+        tab.wait("document.querySelectorAll('#result tr').length === 1")
+        expected = "<i>you asked: is it broken & where?</i>50.0 %"
+        assert tab.value("document.querySelector('#result tr').textContent") == expected
+        assert tab.value("document.documentElement.scrollWidth") <= width
+        assert tab.value("document.querySelector('#classes').textContent") == "Largest file: 0.05 MB."
+        assert tab.problems == []
+
+
+def test_a_caption_needs_no_question(browser, tmp_path):
+    Image.effect_noise((240, 160), 60).save(tmp_path / "chest.png")
+    with serving(Answerer("caption")) as address:
+        tab = browser.tab()
+        tab.open(address)
+        tab.wait("!document.querySelector('#asking').hidden")
+        tab.choose_file("#file", tmp_path / "chest.png")
+        tab.wait("document.querySelectorAll('#result tr').length === 1")
+        assert tab.value("document.title") == "Describe an image"
+        assert tab.problems == []
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,16 @@ def test_plans_in_toml_need_their_sites(tmp_path, experiment):
     read = read_plan(path)
     assert (read.name, read) == ("lungs", resolve_noise(read))
     assert read.privacy.noise_multiplier is not None
+    assert (read.privacy.mechanism, read.privacy.trust) == ("one_shot", "local")  # as the operator's server fills it in
+
+
+def test_noise_that_is_added_once_is_said_to_be(command, trained_site, tmp_path, monkeypatch):
+    monkeypatch.setattr("typer.confirm", lambda *_, **__: False)
+    path = tmp_path / "lungs.toml"
+    path.write_text('classes = ["a", "b"]\nsites = ["north"]\n[model]\nwidth = 128\n[privacy]\ntarget_epsilon = 4.0\n')
+    _, out, _ = command("approve", path, "--site", trained_site)
+    assert "sums over your images that are noised once, at the start" in out
+    assert "noised update" not in out
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"experiment": {}}', "no json"])

@@ -135,3 +135,46 @@ def test_no_question_answer_or_name_is_in_what_leaves(site, data):
         for secret in json.loads(line).values():
             if len(secret) > 5:
                 assert secret.encode() not in sent
+
+
+@pytest.fixture
+def caption_site(tmp_path, command):
+    data = write_questions(tmp_path / "data", drawn_sites(1, 24, 12, seed=9, captions=True)[0])
+    assert "question" not in data.read_text()
+    assert command("init", "--data", data, "--site", tmp_path / "site.toml", "--name", "north")[0] == 0
+    text = (tmp_path / "site.toml").read_text()
+    (tmp_path / "site.toml").write_text('registry = "registry"\n' + text.replace('"embedded" ', '"embedded-vlm" ', 1))
+    (tmp_path / "policy.toml").write_text(POLICY)
+    (tmp_path / "policy.toml").chmod(0o640)
+    return tmp_path / "site.toml"
+
+
+def test_captions_are_counted_learned_written_and_exported(caption_site, command, tmp_path):
+    facts = json.loads(command("check", "--site", caption_site, "--json")[1])["facts"]
+    assert facts["captions"] == {"train": 24, "test": 12}
+    assert "questions" not in facts
+    built = build_agent(load_site(caption_site))
+    experiment = experiment_for(built.backbone.width, task="caption")
+    reply = built.agent.train(TrainRequest(experiment, 1, zeros(experiment)))
+    built.lock.release()
+    assert 0 <= reply.metrics["zero_shot_local"] <= 1
+    picture = tmp_path / "data" / "pictures" / "0000.png"
+    for more in ((), ("--question", "what colour is it?")):
+        code, out, err = command("predict", picture, "--site", caption_site, "--json", *more)
+        assert code == 0, err
+        assert json.loads(out)[0]["classes"][0]
+    code, out, err = command("export", "--out", tmp_path / "out", "--site", caption_site, "--json")
+    assert code == 0, err
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "behind the picture, before the caption" in card
+    assert "word overlap (F1)" in card
+
+
+@pytest.mark.parametrize(("task", "warned"), [("vqa", True), ("caption", False)])
+def test_check_warns_where_a_plan_asks_and_lines_have_no_questions(caption_site, command, tmp_path, task, warned):
+    plan = tmp_path / "plan.json"
+    plan.write_text(experiment_for(128, task=task).to_json())
+    report = json.loads(command("check", "--site", caption_site, "--plan", plan, "--json")[1])
+    found = [text for text in report["warnings"] if "NO_QUESTIONS" in text]
+    assert bool(found) == warned
+    assert all("24 of 24" in text for text in found)

@@ -21,9 +21,9 @@ from dpfpl_common.experiment import (
     PromptSettings,
     RoundSettings,
     TaskSettings,
-    load_experiment,
     parse_experiment,
 )
+from dpfpl_common.experiment_file import load_experiment
 from dpfpl_common.planning import resolve_noise
 
 BASE = Experiment(
@@ -195,14 +195,20 @@ def test_an_experiment_of_an_earlier_release_keeps_its_digest():
     assert parse_experiment(BASE.to_json()).digest() == BASE.digest()
 
 
-def test_questions_are_asked_without_a_list_of_classes():
-    vqa = dataclasses.replace(BASE, classes=(), task=TaskSettings(kind="vqa"))
-    assert parse_experiment(vqa.to_json()) == vqa
-    assert vqa.digest() != BASE.digest()
+@pytest.mark.parametrize("kind", ["vqa", "caption"])
+def test_answers_in_words_go_without_a_list_of_classes(kind):
+    in_words = dataclasses.replace(BASE, classes=(), task=TaskSettings(kind=kind))
+    assert in_words.task.in_words
+    assert not BASE.task.in_words
+    assert parse_experiment(in_words.to_json()) == in_words
+    assert in_words.digest() != BASE.digest()
     with pytest.raises(ConfigError, match="empty list"):
-        dataclasses.replace(BASE, task=TaskSettings(kind="vqa"))
+        dataclasses.replace(BASE, task=TaskSettings(kind=kind))
+
+
+def test_an_impossible_task_is_named():
     for wrong, word in (
-        ({"kind": "caption"}, "task.kind"),
+        ({"kind": "describe"}, "task.kind"),
         ({"question": "a\nb"}, "task.question"),
         ({"question": "a" * 1001}, "task.question"),
         ({"max_answer_tokens": 0}, "task.max_answer_tokens"),

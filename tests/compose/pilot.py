@@ -129,7 +129,7 @@ class Pilot:
         """Run an experiment to its end, as an operator types it."""
         (self.folder / "operator" / "experiments" / f"{name}.toml").write_text(
             f'name = "{name}"\nclasses = ["bar", "ring"]\n\n[model]\nwidth = 128\nfingerprint = "{fingerprint}"\n\n'
-            "[privacy]\ntarget_epsilon = 2.0\ntarget_delta = 1e-5\nnominal_site_size = 60\n\n"
+            "[privacy]\nmechanism = 'per_step'\ntarget_epsilon = 2.0\ntarget_delta = 1e-5\nnominal_site_size = 60\n\n"
             "[rounds]\nnumber = 2\nlocal_steps = 3\n"
         )
         self.server.execute("server", "dpfpl-server", "run", f"experiments/{name}.toml")

@@ -154,6 +154,16 @@ def test_an_infinite_epsilon_promises_nothing():
 
 
 @pytest.mark.privacy
+def test_what_left_is_said_as_the_mechanism_has_it():
+    once = plain(render_report(make_result(privacy={"mechanism": "one_shot", "trust": "local"})))
+    steps = plain(render_report(make_result(privacy={"trust": "local"})))
+    assert "to which it added noise once, before the first round" in once
+    assert "clipped and noised at the site" not in once
+    assert "clipped and noised at the site" in steps
+    assert "added noise once" not in steps
+
+
+@pytest.mark.privacy
 def test_without_noise_no_privacy_is_claimed():
     page = render_report(make_result(privacy={"noise_multiplier": 0.0}))
     assert "no privacy is claimed" in answer(page)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dpfpl_bench.benchmarks import STUDIES, Study
+from dpfpl_bench.preference import PREFERENCES, own_at_equal_others
 from dpfpl_bench.strength import STRENGTHS
 from dpfpl_bench.sweep import SweepOutcome
 from dpfpl_bench.sweep_plots import write_plots
@@ -63,6 +64,8 @@ def _study(study: Study, outcome: SweepOutcome, images: Path) -> str:
     curve = _curve(outcome.results)
     if curve and not study.key.startswith(("ranks", "dirichlet")):
         lines += ["", *curve]
+    if not study.key.startswith("ranks"):
+        lines += ["", *_preference(outcome.results)]
     planned = sum(len(sweep.cells()) for sweep in study.sweeps)
     missing = planned - len(outcome.results) - len(outcome.failed)
     if missing:
@@ -163,6 +166,48 @@ def _curve(results: Mapping[Cell, Any]) -> list[str]:
             cells.append(f"{_percent(own)} / {_percent(others)}, {_percent(min(p['worst_site'] for p in points))}")
         lines.append(f"| {'none' if epsilon is None else f'{epsilon:g}'} | " + " | ".join(cells) + " |")
     return lines
+
+
+def _preference(results: Mapping[Cell, Any]) -> list[str]:
+    """What training taught beyond a preference for a site's own classes."""
+    groups: dict[float | None, list[Any]] = {}
+    for cell, result in results.items():
+        groups.setdefault(cell.epsilon, []).append(result["preference_curve"])
+    shown = [place for place, value in enumerate(PREFERENCES) if value in (-2.0, -1.0, 0.0, 1.0, 2.0, 4.0)]
+    names = " | ".join(f"{PREFERENCES[place]:+g}" if PREFERENCES[place] else "0" for place in shown)
+    lines = [
+        "Own classes preferred by a constant added to their logits, without training anything, own / others'; last "
+        "column: what the plain text reaches on own classes with the preference that leaves it the personalised "
+        "prompt's accuracy on the others', and how far training is ahead of it:",
+        "",
+        f"| epsilon | prompt | {names} | plain text at equal others', training ahead |",
+        "|" + "---|" * (len(shown) + 3),
+    ]
+    for epsilon, curves in sorted(groups.items(), key=lambda pair: -(pair[0] or 1e9)):
+        name = "none" if epsilon is None else f"{epsilon:g}"
+        if len(lines) == 4:
+            lines.append(f"| any | plain text | {_points(curves, shown, 'zero_shot')} | |")
+        lines.append(f"| {name} | personalised | {_points(curves, shown, 'personalised')} | {_taught(curves)} |")
+    return lines
+
+
+def _points(curves: Sequence[Any], places: Sequence[int], prompt: str) -> str:
+    cells = []
+    for place in places:
+        own, others = (
+            statistics.mean(c[place][f"{prompt}_{where}"] for c in curves) for where in ("local", "neighbour")
+        )
+        cells.append(f"{_percent(own)} / {_percent(others)}")
+    return " | ".join(cells)
+
+
+def _taught(curves: Sequence[Any]) -> str:
+    pairs = [(own_at_equal_others(curve), curve[PREFERENCES.index(0.0)]["personalised_local"]) for curve in curves]
+    reached = [(plain, trained) for plain, trained in pairs if plain is not None]
+    if not reached:
+        return "-"
+    ahead = statistics.mean(trained - plain for plain, trained in reached)
+    return f"{_percent(statistics.mean(plain for plain, _ in reached))}, {100 * ahead:+.1f}"
 
 
 def audit_section(reports: Mapping[str, Mapping[str, Any]]) -> str:

@@ -19,6 +19,7 @@ DEFAULTS = FixedSettings()
 BALANCED = FixedSettings(absent_weight=0.5)
 RETAINED = FixedSettings(retention=1.0)
 LONGER = FixedSettings(num_context=8)
+STEPS = Grid(mechanism=("per_step",), trust=("distributed",))
 
 
 @dataclass(frozen=True)
@@ -51,47 +52,51 @@ def _against_floors(key: str, data: str, mechanism: str, settings: FixedSettings
     )
 
 
+def _studies_of(data: str) -> list[Study]:
+    return [
+        Study(
+            f"{data}-default",
+            f"The default settings on {data}",
+            "One noised release, `local` trust: what an experiment.toml without further settings does.",
+            _against_floors(f"{data}-default", data, "one_shot", DEFAULTS),
+            plots=True,
+        ),
+        Study(
+            f"{data}-balanced",
+            f"The default settings with absent_weight on {data}",
+            "As above with `absent_weight = 0.5`: half of the loss keeps the classes of which a site showed nothing.",
+            _against_floors(f"{data}-balanced", data, "one_shot", BALANCED),
+        ),
+        Study(
+            f"{data}-per-step",
+            f"Noise at every step on {data}",
+            '`mechanism = "per_step"`: the published algorithm with an honest mechanism, each site adds its share.',
+            _against_floors(f"{data}-per-step", data, "per_step", DEFAULTS),
+            plots=True,
+        ),
+        Study(
+            f"{data}-retention",
+            f"Noise at every step with retention on {data}",
+            "As above with `retention = 1`: a pull made of public facts keeps all classes apart.",
+            (
+                Sweep(
+                    name=f"{data}-retention",
+                    data=data,
+                    floors="none",
+                    grid=dataclasses.replace(STEPS, epsilon=(8.0, 2.0)),
+                    settings=RETAINED,
+                ),
+            ),
+        ),
+    ]
+
+
 def _studies() -> tuple[Study, ...]:
     found = []
     for data in ("digits", "shapes"):
-        found.append(
-            Study(
-                f"{data}-default",
-                f"The default settings on {data}",
-                "Noise at every step, each site adds its share: what an experiment.toml without further settings does.",
-                _against_floors(f"{data}-default", data, "per_step", DEFAULTS),
-                plots=True,
-            )
-        )
-        found.append(
-            Study(
-                f"{data}-retention",
-                f"Noise at every step with retention on {data}",
-                "As above with `retention = 1`: a pull made of public facts keeps all classes apart.",
-                (
-                    Sweep(
-                        name=f"{data}-retention",
-                        data=data,
-                        floors="none",
-                        grid=Grid(epsilon=(8.0, 2.0)),
-                        settings=RETAINED,
-                    ),
-                ),
-            )
-        )
-        found.append(
-            Study(
-                f"{data}-one-shot",
-                f"One release for all on {data}",
-                "`mechanism = one_shot`, `trust = local`, `absent_weight = 0.5`: the setting that we recommend where a "
-                "class has enough images to be found (docs/privacy.md).",
-                _against_floors(f"{data}-one-shot", data, "one_shot", BALANCED),
-                plots=True,
-            )
-        )
+        found += _studies_of(data)
     for mechanism in ("per_step", "one_shot"):
         trust = "local" if mechanism == "one_shot" else "distributed"
-        settings = BALANCED if mechanism == "one_shot" else DEFAULTS
         found.append(
             Study(
                 f"dirichlet-{mechanism.replace('_', '-')}",
@@ -103,7 +108,6 @@ def _studies() -> tuple[Study, ...]:
                         partition="dirichlet",
                         floors="alone",
                         grid=Grid(mechanism=(mechanism,), trust=(trust,), epsilon=(2.0,), no_noise=False),
-                        settings=settings,
                     ),
                 ),
             )
@@ -118,7 +122,9 @@ def _studies() -> tuple[Study, ...]:
                     name="ranks",
                     seeds=2,
                     floors="none",
-                    grid=Grid(method=("dpfpl", "dplora"), rank=(1, 2, 4, 8), epsilon=(2.0,), no_noise=False),
+                    grid=dataclasses.replace(
+                        STEPS, method=("dpfpl", "dplora"), rank=(1, 2, 4, 8), epsilon=(2.0,), no_noise=False
+                    ),
                     settings=LONGER,
                 ),
             ),

@@ -51,6 +51,8 @@ Examples:
 
   dpfpl-bench run --task vqa --sites 3 --epsilon 8
 
+  dpfpl-bench run --task caption --sites 3 --epsilon 8
+
   dpfpl-bench run --data digits --unit site --site-sample-rate 0.1 --trust central --sites 100 --floors none
 """  # noqa: E501
 
@@ -60,6 +62,12 @@ app.command(epilog=DATA_EXAMPLES)(data)
 app.command(epilog=PAPER_EXAMPLES)(paper)
 app.command(epilog=BENCHMARK_EXAMPLES)(benchmarks)
 measure_commands.register(app)
+
+OPEN_TASKS = {
+    "vqa": ("questions", "please answer the question"),
+    "caption": ("captions", "please look and say"),
+}
+"""Tasks whose answers are words: what is drawn for them, and what a prompt begins as."""
 
 
 @app.callback()
@@ -72,28 +80,38 @@ def run(
     data: Annotated[
         str,
         typer.Option(
-            help="digits, shapes, a set's name (oxford_pets), a folder, a .csv (path,label) or a hub id; for vqa: "
-            "questions, a .jsonl file (image, question, answer), or a folder with SITE/questions.jsonl",
-            show_default="digits; questions for vqa",
+            help="digits, shapes, a set's name (oxford_pets), a folder, a .csv (path,label) or a hub id; for vqa "
+            "and caption: questions, captions, a .jsonl file (image, question, answer), or a folder with "
+            "SITE/questions.jsonl",
+            show_default="digits; questions for vqa, captions for caption",
         ),
     ] = "",
     model: Annotated[
         str,
         typer.Option(
             help="embedded, embedded-vlm, a folder or a hub id; see docs/models.md",
-            show_default="embedded; embedded-vlm for vqa",
+            show_default="embedded; embedded-vlm for vqa and caption",
         ),
     ] = "",
-    task: Annotated[str, typer.Option(help="classify, or vqa: answer questions about images")] = "classify",
-    question: Annotated[str, typer.Option(help="what classify asks a generative model about every image")] = "",
+    task: Annotated[str, typer.Option(help="classify, vqa: answer questions about images, or caption")] = "classify",
+    question: Annotated[str, typer.Option(help="what classify or caption asks a generative model of every image")] = "",
+    max_answer_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, max=1024, help="longer answers are cut off", show_default="8; 32 for caption"),
+    ] = None,
     method: Annotated[str, typer.Option(help="dpfpl, dplora, fedotp, fedpgp or promptfl")] = "dpfpl",
     rank: Annotated[int, typer.Option(help="rank of the personal factors")] = 4,
     unit: Annotated[
         str, typer.Option(help="what is protected: example, or site for a site's whole data set")
     ] = "example",
     site_sample_rate: Annotated[float, typer.Option(help="chance that a site joins a round; needs --unit site")] = 1.0,
-    mechanism: Annotated[str, typer.Option(help="per_step or one_shot")] = "per_step",
-    trust: Annotated[str, typer.Option(help="distributed, central or local")] = "",
+    mechanism: Annotated[
+        str, typer.Option(help="one_shot or per_step", show_default="one_shot where it can serve, else per_step")
+    ] = "",
+    trust: Annotated[
+        str,
+        typer.Option(help="distributed, central or local", show_default="local for one_shot, distributed for per_step"),
+    ] = "",
     projection: Annotated[str, typer.Option(help="of one_shot's class sums: none, or text")] = "none",
     absent_weight: Annotated[
         float, typer.Option(help="of one_shot: least share of the loss that keeps the classes a site lacks")
@@ -126,7 +144,7 @@ def run(
         str | None,
         typer.Option(
             help="text that the context starts from; left out: the data set's own",
-            show_default="the data set's own; please answer the question for vqa",
+            show_default="the data set's own; please answer the question for vqa, please look and say for caption",
         ),
     ] = None,
     num_context: Annotated[int, typer.Option(help="context vectors; 0 = as many as the text has tokens")] = 0,
@@ -156,12 +174,12 @@ def run(
     from dpfpl_common.experiment import TaskSettings
 
     torch.set_num_threads(threads)
-    open_answers = task == "vqa"
-    questions = (data or "questions") if open_answers else ""
+    open_answers = task in OPEN_TASKS
+    questions = (data or OPEN_TASKS[task][0]) if open_answers else ""
     data = "digits" if open_answers else data or "digits"
     settings = data_settings(data, seed, offline=not online)
     if init_text is None:
-        init_text = "please answer the question" if open_answers else initial_text(data)
+        init_text = OPEN_TASKS[task][1] if open_answers else initial_text(data)
     request = RunRequest(
         model=model or ("embedded-vlm" if open_answers else "embedded"),
         data=settings,
@@ -176,7 +194,7 @@ def run(
             method=method,
             rank=rank,
             mechanism=mechanism,
-            trust=trust or ("local" if mechanism == "one_shot" else "distributed"),
+            trust=trust,
             epsilon=parse_epsilon(epsilon),
             clipping=clipping,
             accounting=accounting,
@@ -197,7 +215,7 @@ def run(
             retention=retention,
             contrast=contrast,
             personal_strength=personal_strength,
-            task=TaskSettings(kind=task, question=question),
+            task=TaskSettings(task, question, max_answer_tokens or (32 if task == "caption" else 8)),
         ),
         floors=floors,
         engine=engine,

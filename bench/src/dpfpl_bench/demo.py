@@ -152,7 +152,12 @@ def demo_experiment(request: DemoRequest, backbone: Backbone, sites: list[Simula
             classes=sites[0].features.classes,
             sites=SITES,
             model=ModelSettings(width=backbone.width, fingerprint=backbone.fingerprint),
-            privacy=PrivacySettings(target_epsilon=request.epsilon, nominal_site_size=round(sum(sizes) / len(sizes))),
+            privacy=PrivacySettings(
+                mechanism="one_shot",
+                trust="local",
+                target_epsilon=request.epsilon,
+                nominal_site_size=round(sum(sizes) / len(sizes)),
+            ),
             rounds=RoundSettings(number=request.rounds),
         )
     )

@@ -44,8 +44,8 @@ from dpfpl_server.strategy import DPFPLStrategy, Status
 __all__ = ["FlowerSimulation", "require_ray"]
 
 MAX_ACTORS = 2
-START_SECONDS = 180.0
-"""Until Ray has started and the actors have loaded torch and the model."""
+START_SECONDS = 600.0
+"""Until Ray has started and the actors have loaded torch and the model, also on a machine that does much else."""
 RAY_VARIABLES = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning about future defaults

@@ -167,7 +167,7 @@ def _sweep(base: Sweep, rows: Sequence[PaperRow], data: str, sites: int, account
         partition="dirichlet" if table == 4 else "pathological",
         alpha=0.3,
         floors="none",
-        grid=Grid(method=METHODS, rank=base.grid.rank, trust=("central",), epsilon=epsilons),
+        grid=Grid(method=METHODS, rank=base.grid.rank, mechanism=("per_step",), trust=("central",), epsilon=epsilons),
         settings=dataclasses.replace(base.settings, accounting=accounting),
     )
 

@@ -10,19 +10,21 @@ from dpfpl_bench.tiny_vlm.sites import drawn_sites, with_neighbours
 from dpfpl_client.data import DataSettings, ImageRecord, SiteData, load_site_data
 from dpfpl_common.errors import ConfigError
 
-__all__ = ["DRAWN", "question_sites"]
+__all__ = ["question_sites"]
 
-DRAWN = "questions"
+DRAWN = {"questions": False, "captions": True}
+"""What is drawn by which name; the value says whether captions are."""
+
 TRAIN, TEST = 300, 150
-"""Questions of a drawn site."""
+"""Questions or captions of a drawn site."""
 
 
 def question_sites(data: str, count: int, seed: int) -> tuple[list[str], list[SiteData]]:
     """Names of the sites and their questions.
 
     Args:
-        data: ``questions``, drawn sites for the embedded model; a .jsonl file, whose pictures are dealt out evenly; or
-            a folder whose sub-folders hold a ``questions.jsonl`` each, one site a folder.
+        data: ``questions`` or ``captions``, drawn sites for the embedded model; a .jsonl file, whose pictures are dealt
+            out evenly; or a folder whose sub-folders hold a ``questions.jsonl`` each, one site a folder.
         count: of the sites; a folder says itself how many.
         seed: of drawing, dealing and splits.
 
@@ -31,8 +33,8 @@ def question_sites(data: str, count: int, seed: int) -> tuple[list[str], list[Si
         DataError: what is wrong with a file.
     """
     path = Path(data).expanduser()
-    if data == DRAWN:
-        return site_names(count), drawn_sites(count, TRAIN, TEST, seed)
+    if data in DRAWN:
+        return site_names(count), drawn_sites(count, TRAIN, TEST, seed, captions=DRAWN[data])
     if path.is_dir():
         files = sorted(path.glob("*/questions.jsonl"))
         if files:
@@ -43,7 +45,8 @@ def question_sites(data: str, count: int, seed: int) -> tuple[list[str], list[Si
     raise ConfigError(
         code="NO_DATA",
         message=f"{data!r} is no .jsonl file and no folder with SITE/questions.jsonl in it.",
-        advice='Give a file of lines {"image": ..., "question": ..., "answer": ...}, such a folder, or questions.',
+        advice='Give a file of lines {"image": ..., "question": ..., "answer": ...}, such a folder, "questions" or '
+        '"captions".',
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpfpl_bench.domain_folders import domain_classes, domain_sites
 from dpfpl_bench.floors import trained_floors
+from dpfpl_bench.preference import preference_curve
 from dpfpl_bench.question_sites import question_sites
 from dpfpl_bench.settings import BenchSettings, build_experiment
 from dpfpl_bench.simulation import SimulatedSite, Simulation, prepare_sites, site_names
@@ -16,6 +17,7 @@ from dpfpl_bench.strength import strength_curve
 from dpfpl_client.agent.feature_cache import FeatureCache
 from dpfpl_client.data import DataSettings, ImageRecord, SiteData, list_classes, partition_sites, read_pool
 from dpfpl_client.learning.backbone import Backbone, load_backbone
+from dpfpl_client.learning.dual_encoder import DualEncoder
 from dpfpl_common.durable import write_durably
 from dpfpl_common.errors import ConfigError
 from dpfpl_server.result import build_result
@@ -43,7 +45,7 @@ class RunRequest:
         floors: "all" also trains each site alone and all data in one place, "alone" only each site alone under the
             same promise, "none" neither.
         cache: folder for image features; None keeps them in memory.
-        questions: instead of ``data``, where the task is vqa; see ``question_sites``.
+        questions: instead of ``data``, where the task is vqa or caption; see ``question_sites``.
         classes: of the data; None: all that the source has.
     """
 
@@ -69,10 +71,10 @@ class RunRequest:
                     message=f"--{flag} is {value!r}, expected one of {', '.join(allowed)}.",
                     advice="Correct the flag.",
                 )
-        if self.bench.task.kind == "vqa" and self.engine != "inprocess":
+        if self.bench.task.in_words and self.engine != "inprocess":
             raise ConfigError(
                 code="IMPOSSIBLE_VALUE",
-                message=f"--engine is {self.engine!r}, expected inprocess for the task vqa.",
+                message=f"--engine is {self.engine!r}, expected inprocess for the task {self.bench.task.kind}.",
                 advice="Correct the flag.",
             )
 
@@ -114,6 +116,10 @@ def run_simulation(
     result["strength_curve"] = strength_curve(
         backbone, sites, experiment, outcome.checkpoint.global_context, outcome.personal
     )
+    if isinstance(backbone, DualEncoder):
+        result["preference_curve"] = preference_curve(
+            backbone, sites, experiment, outcome.checkpoint.global_context, outcome.personal
+        )
     result["data_digest"] = data_digest(data)
     return result
 
@@ -132,7 +138,7 @@ def _sites_data(
     request: RunRequest, on_step: Callable[[str], None]
 ) -> tuple[list[str], tuple[str, ...], list[SiteData]]:
     """Names of the sites, classes, and every site's data."""
-    if request.bench.task.kind == "vqa":
+    if request.bench.task.in_words:
         names, asked = question_sites(request.questions, request.num_sites, request.seed)
         for problem in (problem for site in asked for problem in site.problems):
             on_step(f"{problem.severity}: {problem.message} [{problem.code}]")

@@ -13,6 +13,7 @@ from dpfpl_common.experiment import (
     RoundSettings,
     TaskSettings,
 )
+from dpfpl_common.experiment_file import mechanism_for
 from dpfpl_common.planning import resolve_noise
 
 __all__ = ["BenchSettings", "build_experiment"]
@@ -23,6 +24,7 @@ class BenchSettings:
     """What a simulated run needs beyond its data.
 
     Attributes:
+        mechanism: empty, as ``trust``: what a file would get that leaves it out.
         epsilon: target for whoever receives a personalised prompt, under the unit ``site`` for another site; None = no
             noise, no privacy claim.
         num_context: 0 = as many vectors as the initial text has tokens.
@@ -69,6 +71,7 @@ def build_experiment(
     """
     sizes = [len(site.features.train) for site in sites]
     num_context = settings.num_context or backbone.num_tokens(settings.init_text) or 16
+    mechanism, trust = _chosen(settings)
     experiment = Experiment(
         name=settings.name,
         classes=class_names,
@@ -87,8 +90,8 @@ def build_experiment(
         optimizer=OptimizerSettings("adam", settings.learning_rate, settings.personal_learning_rate),
         privacy=PrivacySettings(
             unit=settings.unit,
-            mechanism=settings.mechanism,
-            trust=settings.trust,
+            mechanism=mechanism,
+            trust=trust,
             target_epsilon=settings.epsilon,
             target_delta=settings.delta,
             noise_multiplier=0.0 if settings.epsilon is None else None,
@@ -106,3 +109,19 @@ def build_experiment(
         ),
     )
     return resolve_noise(experiment)
+
+
+def _chosen(settings: BenchSettings) -> tuple[str, str]:
+    return mechanism_for(
+        {
+            "privacy": {
+                "mechanism": settings.mechanism or None,
+                "trust": settings.trust or None,
+                "unit": settings.unit,
+                "clipping": settings.clipping,
+                "accounting": settings.accounting,
+            },
+            "task": {"kind": settings.task.kind, "question": settings.task.question},
+            "prompt": {"retention": settings.retention},
+        }
+    )

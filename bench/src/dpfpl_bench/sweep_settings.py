@@ -27,8 +27,8 @@ class Grid:
 
     method: tuple[str, ...] = ("dpfpl",)
     rank: tuple[int, ...] = (4,)
-    mechanism: tuple[str, ...] = ("per_step",)
-    trust: tuple[str, ...] = ("distributed",)
+    mechanism: tuple[str, ...] = ("one_shot",)
+    trust: tuple[str, ...] = ("local",)
     epsilon: tuple[float, ...] = (8.0, 2.0)
     no_noise: bool = True
 

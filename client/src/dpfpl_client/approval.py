@@ -15,11 +15,17 @@ from dpfpl_client.site_settings import SiteSettings
 from dpfpl_common.accounting import json_epsilon
 from dpfpl_common.errors import ConfigError, RefusedError
 from dpfpl_common.experiment import Experiment
+from dpfpl_common.experiment_file import experiment_from_table
 from dpfpl_common.planning import resolve_noise
 from dpfpl_common.settings import from_table, read_toml
 from dpfpl_common.trust import ADVERSARIES, UNIT_NAMES
 
 __all__ = ["describe", "pending_plan", "read_plan", "words"]
+
+ANSWERS = {
+    "vqa": "questions about images, answered in words; what is asked and answered stays here",
+    "caption": "captions of images; what they say stays here",
+}
 
 ACCURACIES = {"none": "no accuracies", "coarse": "accuracies in steps of 0.05", "exact": "exact accuracies"}
 
@@ -30,7 +36,8 @@ def read_plan(path: Path) -> Experiment:
     Raises:
         ConfigError: the file says something else.
     """
-    if path.suffix == ".toml":
+    is_file = path.suffix == ".toml"
+    if is_file:
         table = {"name": path.stem, **read_toml(path)}
         if "sites" not in table:
             raise ConfigError(
@@ -53,7 +60,8 @@ def read_plan(path: Path) -> Experiment:
     claimed = ""
     if isinstance(table, dict) and isinstance(table.get("experiment"), dict):
         table, claimed = table["experiment"], str(table.get("digest", ""))
-    experiment = resolve_noise(from_table(Experiment, table, path.name))
+    read = experiment_from_table(table, path.name) if is_file else from_table(Experiment, table, path.name)
+    experiment = resolve_noise(read)
     if claimed not in ("", experiment.digest()):
         raise ConfigError(
             code="BAD_PLAN",
@@ -121,9 +129,9 @@ def words(plan: dict[str, Any]) -> list[str]:
         + ("" if plan["member"] else " - WITHOUT this site"),
         f"  {len(plan['classes'])} classes: {', '.join(plan['classes'])}"
         if plan["task"] == "classify"
-        else "  questions about images, answered in words; what is asked and answered stays here",
-        f"What leaves this site in each of {plan['rounds']} rounds: {plan['values_per_round']} numbers, the clipped "
-        f"and {'un-noised' if plan['trust'] == 'central' else 'noised'} update of the shared prompt; "
+        else f"  {ANSWERS[plan['task']]}",
+        f"What leaves this site in each of {plan['rounds']} rounds: {plan['values_per_round']} numbers, "
+        f"{_update(plan['mechanism'], plan['trust'])}; "
         f"{ACCURACIES[plan['metrics']]}; a duration. Never an image, a label or a file name.",
         f"What is protected: {UNIT_NAMES[plan['unit']]}. Noise multiplier {plan['noise_multiplier']:.3g}, "
         f"{plan['mechanism']}, trust {plan['trust']}.",
@@ -140,6 +148,12 @@ def words(plan: dict[str, Any]) -> list[str]:
     if plan["refused_because"]:
         lines.append(f"Your policy would refuse it all the same: {plan['refused_because']}")
     return lines
+
+
+def _update(mechanism: str, trust: str) -> str:
+    if mechanism == "one_shot":
+        return "an update of the shared prompt, computed from sums over your images that are noised once, at the start"
+    return f"the clipped and {'un-noised' if trust == 'central' else 'noised'} update of the shared prompt"
 
 
 def _cost(policy: Policy, experiment: Experiment, adversary: str, alone: float, together: float) -> dict[str, Any]:

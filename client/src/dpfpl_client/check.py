@@ -70,8 +70,12 @@ class _Check:
         train = Counter(record.label for record in data.train)
         test = Counter(record.label for record in data.test)
         report.facts["images"] = {name: {"train": train[name], "test": test[name]} for name in data.classes}
-        if any(record.question for record in data.train):
-            report.facts["questions"] = {"train": len(data.train), "test": len(data.test)}
+        if settings.data.source == "questions":
+            for kind, wanted in (("questions", True), ("captions", False)):
+                sides = {"train": data.train, "test": data.test}
+                counts = {name: sum(bool(r.question) == wanted for r in side) for name, side in sides.items()}
+                if any(counts.values()):
+                    report.facts[kind] = counts
         report.facts["training_images"] = len(data.train)
         report.facts["unreadable_images"] = len(data.unreadable)
         for problem in data.problems:
@@ -227,11 +231,8 @@ class _Check:
             self.report.errors.append("The plan asks for another model than the site has. [OTHER_MODEL]")
         if self.site_data is None or self.backbone is None:
             return
-        if experiment.task.kind == "vqa":
-            if not any(record.question for record in self.site_data.train):
-                self.report.warnings.append(
-                    "The plan asks questions; the site has none and would only send noise. [NO_QUESTIONS]"
-                )
+        if experiment.task.in_words:
+            self._questions(experiment.task.kind, [bool(record.question) for record in self.site_data.train])
             return
         counts = Counter(record.label for record in self.site_data.train if record.label in experiment.classes)
         if not counts:
@@ -246,6 +247,18 @@ class _Check:
         if worrying:
             text = f"With {counts.total()} training images {words}. A rule of thumb. [FEW_IMAGES]"
             self.report.warnings.append(text)
+
+    def _questions(self, task: str, asked: list[bool]) -> None:
+        """Whether the lines are what the task needs: a question each for vqa; for captions any will do."""
+        if self.settings.data.source != "questions":
+            self.report.warnings.append(
+                "The plan wants answers in words; the site has none and would only send noise. [NO_QUESTIONS]"
+            )
+        elif task == "vqa" and not all(asked):
+            self.report.warnings.append(
+                f"The plan asks questions; {asked.count(False)} of {len(asked)} training lines have none and are "
+                "trained on without one. [NO_QUESTIONS]"
+            )
 
 
 def check_site(settings: SiteSettings, *, connect: bool = True, plan: Path | None = None) -> CheckReport:

@@ -179,7 +179,9 @@ def predict(
     site: SiteFile = SITE,
     experiment: Annotated[str | None, typer.Option(help="whose prompt; default: the latest")] = None,
     top: Annotated[int, typer.Option("--top-k", "--top", min=1, help="how many classes to show")] = 3,
-    question: Annotated[str, typer.Option(help="asked of every image, by a prompt that answers questions")] = "",
+    question: Annotated[
+        str, typer.Option(help="asked of every image, by a prompt that answers questions or captions")
+    ] = "",
     alpha: Annotated[
         float | None, typer.Option(help="weight of the personal part: 0 shared prompt alone, 1 as trained")
     ] = None,
@@ -230,7 +232,7 @@ def serve(
     wanted = ServeSettings.checked(host, port, token_file, max_megabytes * 1_000_000)
     settings = _load(site)
     torch.set_num_threads(settings.agent.threads)
-    serve_classifier(_classifier(settings, experiment), wanted, typer.echo)
+    serve_classifier(_classifier(settings, experiment, question=None), wanted, typer.echo)
 
 
 @app.command(epilog="Example: dpfpl-client export --out prompt --site site.toml")
@@ -330,7 +332,7 @@ def _load(site: Path) -> SiteSettings:
 
 
 def _classifier(
-    settings: SiteSettings, experiment: str | None, alpha: float | None = None, question: str = ""
+    settings: SiteSettings, experiment: str | None, alpha: float | None = None, question: str | None = ""
 ) -> "Classifier":
     from dpfpl_client.learning.backbone import load_backbone
     from dpfpl_client.prompt import load_prompt

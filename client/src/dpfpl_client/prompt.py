@@ -29,6 +29,7 @@ from dpfpl_client.learning.learner import initial_context
 from dpfpl_client.site_settings import load_site
 from dpfpl_common.errors import ModelError, StateError
 from dpfpl_common.experiment import Experiment, parse_experiment
+from dpfpl_common.task_settings import LONGEST_QUESTION
 
 __all__ = ["Classifier", "Prediction", "SitePrompt", "load_prompt"]
 
@@ -46,37 +47,44 @@ class Classifier:
 
     Attributes:
         classes: their names, in the experiment's order; none where the prompt was learned to answer questions.
+        task: the experiment's.
 
     Args:
         prompt: a site's.
         backbone: the model it was learned for.
-        question: asked of every image, where the prompt was learned to answer questions.
+        question: asked of every image, where the prompt was learned to answer questions; for captions the
+            experiment's own where empty. None: every call of ``classify`` brings its own.
 
     Raises:
-        ModelError: NO_QUESTION or UNWANTED_QUESTION.
+        ModelError: NO_QUESTION, UNWANTED_QUESTION or BAD_QUESTION.
     """
 
-    def __init__(self, prompt: "SitePrompt", backbone: Backbone, question: str = "") -> None:
-        answers = prompt.experiment.task.kind == "vqa"
-        if answers != bool(question.strip()):
-            raise ModelError(
-                code="NO_QUESTION" if answers else "UNWANTED_QUESTION",
-                message="The prompt was learned to answer questions about images, and none was asked."
-                if answers
-                else "The prompt was learned to tell classes apart; it answers no questions.",
-                advice='Ask one: --question "what is it?"' if answers else "Leave the question out.",
-            )
-        self._question = question
+    def __init__(self, prompt: "SitePrompt", backbone: Backbone, question: str | None = "") -> None:
+        self.task = prompt.experiment.task
+        self._question = None if question is None else self.asked(question)
         self.classes = prompt.experiment.classes
         self._backbone = backbone
         with torch.inference_mode():
             self._predictor = backbone.scorer(prompt.experiment).at(prompt.context(backbone))
 
-    def classify(self, images: Iterable[Image.Image], top: int = 1) -> Iterator[Prediction]:
-        """The ``top`` most probable classes of every image, or the answer, in the images' order."""
+    def classify(
+        self, images: Iterable[Image.Image], top: int = 1, question: str | None = None
+    ) -> Iterator[Prediction]:
+        """The ``top`` most probable classes of every image, or the answer, in the images' order.
+
+        Args:
+            images: any number.
+            top: how many classes.
+            question: instead of the classifier's own, for these images.
+
+        Raises:
+            ModelError: as ``asked``.
+        """
+        own = self._question if question is None else None
+        asked = self.asked(question or "") if own is None else own
         for feature in self._backbone.image_features(images):
-            if self._question:
-                answer, probability = self._predictor.reply(feature, self._question)
+            if self.task.in_words:
+                answer, probability = self._predictor.reply(feature, asked)
                 yield Prediction((answer,), (round(probability, 6),))
                 continue
             probabilities = self._predictor.probabilities(feature[None])[0]
@@ -85,6 +93,33 @@ class Classifier:
                 tuple(self.classes[index] for index in best.indices.tolist()),
                 tuple(round(value, 6) for value in best.values.tolist()),
             )
+
+    def asked(self, question: str) -> str:
+        """The question as the model is asked it, in one line; for captions the experiment's own where there is none.
+
+        Raises:
+            ModelError: NO_QUESTION, UNWANTED_QUESTION or BAD_QUESTION.
+        """
+        asked = " ".join(question.split())
+        if asked and not self.task.in_words:
+            raise ModelError(
+                code="UNWANTED_QUESTION",
+                message="The prompt was learned to tell classes apart; it answers no questions.",
+                advice="Leave the question out.",
+            )
+        if len(asked) > LONGEST_QUESTION or not asked.isprintable():
+            raise ModelError(
+                code="BAD_QUESTION",
+                message=f"The question is longer than {LONGEST_QUESTION} characters or has unprintable ones.",
+                advice="Ask a shorter one, in plain text.",
+            )
+        if self.task.kind == "vqa" and not asked:
+            raise ModelError(
+                code="NO_QUESTION",
+                message="The prompt was learned to answer questions about images, and none was asked.",
+                advice='Ask one: --question "what is it?", or in a request ?question=what+is+it.',
+            )
+        return asked or (self.task.question if self.task.kind == "caption" else "")
 
 
 @dataclass(frozen=True)
@@ -127,8 +162,8 @@ class SitePrompt:
         learned = self.global_context.astype(np.float64) + strength * self.personal_context
         return initial_context(backbone, self.experiment) + torch.from_numpy(learned.astype(np.float32))
 
-    def classifier(self, backbone: Backbone, question: str = "") -> Classifier:
-        """This prompt, ready to classify with its model, or to answer one question."""
+    def classifier(self, backbone: Backbone, question: str | None = "") -> Classifier:
+        """This prompt, ready to classify with its model, or to answer one question, or with None any."""
         return Classifier(self, backbone, question)
 
     def predict(self, backbone: Backbone, images: Iterable[Image.Image], top: int) -> list[Prediction]:

@@ -6,14 +6,13 @@ import json
 import math
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from dpfpl_common.errors import ConfigError
 from dpfpl_common.gradient_settings import PRECISIONS, GradientSettings
 from dpfpl_common.noise import grid_allows
 from dpfpl_common.prompt_checks import check_prompt
-from dpfpl_common.settings import from_table, read_toml, to_table
+from dpfpl_common.settings import from_table, to_table
 from dpfpl_common.soundness import refuse_unsound
 from dpfpl_common.task_settings import TaskSettings, check_task
 from dpfpl_common.value_checks import choice as _choice
@@ -37,7 +36,6 @@ __all__ = [
     "PromptSettings",
     "RoundSettings",
     "TaskSettings",
-    "load_experiment",
     "parse_experiment",
 ]
 
@@ -114,7 +112,8 @@ class PrivacySettings:
     Attributes:
         unit: ``example``, one training example of one site, added or removed; ``site``, one site's whole data set.
         mechanism: ``per_step``, noise at every step; ``one_shot``, one noised sum of image features per class at the
-            start, after which training is post-processing.
+            start, after which training is post-processing. A file that leaves it and ``trust`` out gets what
+            ``dpfpl_common.experiment_file`` says.
         trust: who adds the noise of the shared gradient, see ``dpfpl_common.trust``.
         target_epsilon: calibrates ``noise_multiplier`` so that whoever receives a site's personalised prompt is held to
             this epsilon, under the unit ``site`` another site of the federation; absent if noise_multiplier is given.
@@ -270,11 +269,6 @@ class Experiment:
         return dataclasses.replace(self, privacy=dataclasses.replace(self.privacy, noise_multiplier=noise_multiplier))
 
 
-def load_experiment(path: Path) -> Experiment:
-    """Read experiment.toml; errors name the key, the value and what was expected."""
-    return from_table(Experiment, read_toml(path), path.name)
-
-
 def parse_experiment(text: str) -> Experiment:
     """The inverse of ``Experiment.to_json``; for what arrives in a message."""
     try:
@@ -288,10 +282,10 @@ def _check(e: Experiment) -> None:
     if not NAME.fullmatch(e.name):
         raise _impossible("name", e.name, "1-63 of a-z, 0-9, '.', '_', '-', starting with a letter or digit")
     check_task(e.task, e.classes)
-    for key, names in (("sites", e.sites),) if e.task.kind == "vqa" else (("classes", e.classes), ("sites", e.sites)):
+    for key, names in (("sites", e.sites),) if e.task.in_words else (("classes", e.classes), ("sites", e.sites)):
         if not names or len(set(names)) != len(names) or not all(_is_name(n) for n in names):
             raise _impossible(key, names, "a list of distinct, printable, non-empty names")
-    if len(e.classes) < 2 and e.task.kind == "classify":
+    if len(e.classes) < 2 and not e.task.in_words:
         raise _impossible("classes", e.classes, "at least two class names")
     for site in e.sites:
         if not SITE_NAME.fullmatch(site):

@@ -96,7 +96,7 @@ def read_experiment(text: object) -> Experiment:
             code="NOT_CANONICAL",
             message="The experiment is not in canonical form: a repeated key, a whole number in a field of real "
             "numbers, other spacing or other order.",
-            advice="Send Experiment.to_json() of an experiment that was read by load_experiment or parse_experiment.",
+            advice="Send Experiment.to_json() of an experiment that load_experiment or parse_experiment gave.",
         )
     return experiment
 

@@ -8,6 +8,7 @@ from typing import Any
 __all__ = [
     "DASH",
     "FLOORS",
+    "MEASURED",
     "TRANSPORTS",
     "TRUST",
     "amount",
@@ -37,6 +38,15 @@ FLOORS: Mapping[str, tuple[str, str]] = MappingProxyType(
     }
 )
 """What the result is compared with: short name and meaning, by the keys of result.json's ``floors``."""
+
+MEASURED: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "classify": ("classes", "accuracy"),
+        "vqa": ("questions", "right answers"),
+        "caption": ("captions", "word overlap"),
+    }
+)
+"""On what a prompt is tested, a site's own and the others', and what is measured, by the experiment's task."""
 
 TRANSPORTS: Mapping[str, str] = MappingProxyType(
     {

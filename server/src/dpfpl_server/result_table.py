@@ -12,6 +12,7 @@ from rich.text import Text
 from dpfpl_server.plain_words import (
     DASH,
     FLOORS,
+    MEASURED,
     amount,
     bytes_text,
     change,
@@ -59,8 +60,9 @@ def _accuracy(result: Mapping[str, Any]) -> Table:
         )
         for site in result["sites"]
     ]
-    head = ("site", "own classes, %", "points", "others' classes, %", "shared prompt alone")
-    title = f"{result['config']['name']}: accuracy before → after {amount(len(result['rounds']), 'round')}"
+    things, measured = _measured(result)
+    head = ("site", f"own {things}, %", "points", f"others' {things}, %", "shared prompt alone")
+    title = f"{result['config']['name']}: {measured} before → after {amount(len(result['rounds']), 'round')}"
     return _table(title, head, rows)
 
 
@@ -80,8 +82,13 @@ def _floors(result: Mapping[str, Any]) -> Table:
         ahead = points(local, accuracy["local"])
         others = (percent(floor.get(where)) for where in ("worst_site", "neighbour"))
         rows.append((FLOORS.get(key, (key, ""))[0], percent(local), ahead, *others))
-    head = ("mean of the sites", "own classes", "ahead by", "worst site", "others' classes")
+    things, _ = _measured(result)
+    head = ("mean of the sites", f"own {things}", "ahead by", "worst site", f"others' {things}")
     return _table("Compared with", head, rows)
+
+
+def _measured(result: Mapping[str, Any]) -> tuple[str, str]:
+    return MEASURED.get(str(result["config"].get("task", {}).get("kind", "")), MEASURED["classify"])
 
 
 def _privacy(result: Mapping[str, Any]) -> Table:

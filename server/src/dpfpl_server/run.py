@@ -6,8 +6,9 @@ from typing import Any
 
 from dpfpl_common.errors import ConfigError, RoundError
 from dpfpl_common.experiment import Experiment
+from dpfpl_common.experiment_file import experiment_from_table
 from dpfpl_common.planning import resolve_noise
-from dpfpl_common.settings import from_table, read_toml
+from dpfpl_common.settings import read_toml
 from dpfpl_server.report import write_report
 from dpfpl_server.result import build_result
 from dpfpl_server.run_folder import RunFolder
@@ -34,7 +35,7 @@ def load_planned_experiment(path: Path, server_folder: Path, *, registered: bool
             message="No site is provisioned yet.",
             advice="Provision sites first: dpfpl-server provision --site NAME --out KITS, then dpfpl-server start.",
         )
-    return resolve_noise(from_table(Experiment, table, path.name))
+    return resolve_noise(experiment_from_table(table, path.name))
 
 
 def run_experiment(

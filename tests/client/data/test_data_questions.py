@@ -72,7 +72,7 @@ def test_a_test_question_about_a_training_image_is_dropped(questions):
     [
         ("{", "it is not JSON"),
         ("[]", "no JSON object"),
-        ({"image": "img/2.png", "answer": "x"}, "'question'"),
+        ({"image": "img/2.png", "qestion": "what?", "answer": "x"}, "'qestion'"),
         ({"image": "img/2.png", "question": "x"}, "'answer'"),
         ({"question": "x", "answer": "x"}, "'image'"),
         (line(2, answer=3), "its answer is no text"),
@@ -168,3 +168,19 @@ def test_a_site_without_training_questions_is_refused(questions):
     with pytest.raises(DataError) as caught:
         load_site_data(questions([line(n, split="test") for n in range(3)]), ())
     assert caught.value.code == "NO_TRAINING_IMAGES"
+
+
+def test_a_caption_is_a_line_without_a_question(questions):
+    lines = [{"image": f"img/{n}.png", "answer": f"a dog  number {n}"} for n in range(10)]
+    data = load_site_data(questions([*lines, lines[3], {"image": "img/4.png", "answer": "a cat"}]), ())
+    records = (*data.train, *data.test)
+    assert {record.question for record in records} == {""}
+    assert {record.label for record in records} == {f"a dog number {n}" for n in range(10) if n != 4}
+    assert {each.code for each in data.problems} == {"DUPLICATE_QUESTION", "CONFLICTING_ANSWERS"}
+
+
+def test_captions_and_questions_about_one_picture_are_examples_of_their_own(questions):
+    pool = read_pool(questions([{"image": "img/1.png", "answer": "a dog"}, line(1), line(1, question="and this?")]), ())
+    assert sorted(record.question for record in pool.records) == ["", "and this?", "what is it?"]
+    assert len({record.split for record in pool.records}) == 1
+    assert pool.problems == ()

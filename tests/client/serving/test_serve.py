@@ -1,6 +1,7 @@
 """The classifier over HTTP: right answers, and clear refusals of whatever is not a reasonable image."""
 
 import asyncio
+import dataclasses
 import io
 import json
 import subprocess
@@ -9,16 +10,18 @@ import threading
 import time
 
 import httpx
+import numpy as np
 import pytest
 from PIL import Image
 
 from dpfpl_client.learning.backbone import load_backbone
-from dpfpl_client.prompt import load_prompt
+from dpfpl_client.prompt import SitePrompt, load_prompt
 from dpfpl_client.serving import app as app_module
 from dpfpl_client.serving import reading
 from dpfpl_client.serving.app import MAX_WAITING, classifier_app
 from dpfpl_client.serving.server import ServeSettings, serve_classifier
 from dpfpl_common.errors import DeploymentError
+from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings, TaskSettings
 
 LIMIT = 100_000
 PNG = {"content-type": "image/png"}
@@ -129,10 +132,13 @@ def test_a_crowd_is_told_to_come_back(classifier, image):
         class Slow:
             classes = classifier.classes
 
-            def classify(self, images, top):
+            def asked(self, question):
+                return question
+
+            def classify(self, images, top, question):
                 entered.set()
                 release.wait(10)
-                return classifier.classify(images, top)
+                return classifier.classify(images, top, question)
 
         transport = httpx.ASGITransport(classifier_app(Slow(), LIMIT))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
@@ -171,7 +177,65 @@ def test_the_interface_describes_itself_and_loads_nothing_from_elsewhere(classif
         # A namespace is a name; nothing is loaded from there.
         assert "http://" not in page.text.replace('xmlns="http://www.w3.org/2000/svg"', "")
         assert "https://" not in page.text
-    assert call(classifier, "GET", "/v1/prompt").json() == {"classes": ["bright", "dark"], "max_bytes": LIMIT}
+    about = {"classes": ["bright", "dark"], "task": "classify", "question": "", "max_bytes": LIMIT}
+    assert call(classifier, "GET", "/v1/prompt").json() == about
+
+
+def test_a_question_to_a_prompt_that_tells_classes_apart_is_refused_before_the_image_is_read(classifier):
+    async def endless():
+        raise AssertionError("the image was read")
+        yield b""
+
+    answer = call(classifier, "POST", "/v1/predict?question=what+is+it", content=endless(), headers=PNG)
+    assert (answer.status_code, answer.json()["code"]) == (422, "UNWANTED_QUESTION")
+    assert answer.json()["advice"]
+
+
+def in_words(kind, question=""):
+    backbone = load_backbone("embedded-vlm")
+    experiment = Experiment(
+        name="asked",
+        classes=(),
+        sites=("north",),
+        model=ModelSettings(width=backbone.width),
+        prompt=PromptSettings(num_context=4, rank=2, init_text="look"),
+        privacy=PrivacySettings(noise_multiplier=1.0),
+        task=TaskSettings(kind=kind, question=question, max_answer_tokens=4),
+    )
+    zeros = np.zeros(experiment.context_shape)
+    return SitePrompt(experiment, zeros.astype(np.float32), zeros, 1).classifier(backbone, None)
+
+
+def test_a_prompt_that_answers_questions_is_asked_one_with_every_image(image):
+    asked = in_words("vqa")
+    assert call(asked, "GET", "/v1/prompt").json() == {
+        "classes": [], "task": "vqa", "question": "", "max_bytes": LIMIT,
+    }  # fmt: skip
+    for path in ("/v1/predict", "/v1/predict?question=", "/v1/predict?question=%20%0A"):
+        answer = call(asked, "POST", path, content=encoded(image), headers=PNG)
+        assert (answer.status_code, answer.json()["code"]) == (422, "NO_QUESTION")
+    for path, code in (("x" * 1001, "BAD_QUESTION"), ("a%00b", "BAD_QUESTION")):
+        answer = call(asked, "POST", f"/v1/predict?question={path}", content=encoded(image), headers=PNG)
+        assert (answer.status_code, answer.json()["code"]) == (422, code)
+    found = {}
+    for question in ("what colour is it?", "which digit is written?"):
+        answer = call(asked, "POST", "/v1/predict", params={"question": question}, content=encoded(image), headers=PNG)
+        assert answer.status_code == 200, answer.text
+        ((expected,), (probability,)) = dataclasses.astuple(next(asked.classify([image], question=question)))
+        (found[question],) = answer.json()["predictions"]
+        assert found[question] == {"name": expected, "probability": pytest.approx(probability, abs=1e-5)}
+    assert len({entry["name"] for entry in found.values()}) == 2
+
+
+@pytest.mark.parametrize("own", ["", "what colour is it?"])
+def test_a_prompt_for_captions_may_be_asked_and_has_a_question_of_its_own(image, own):
+    captions = in_words("caption", own)
+    assert call(captions, "GET", "/v1/prompt").json()["question"] == own
+    plain = call(captions, "POST", "/v1/predict", content=encoded(image), headers=PNG).json()["predictions"][0]
+    same = call(captions, "POST", "/v1/predict", params={"question": own}, content=encoded(image), headers=PNG)
+    assert same.json()["predictions"][0] == plain
+    other = call(captions, "POST", "/v1/predict?question=read+the+digit.", content=encoded(image), headers=PNG)
+    assert other.json()["predictions"][0]["name"] != plain["name"]
 
 
 def test_a_port_in_use_is_said(classifier):

@@ -6,7 +6,9 @@ import numpy as np
 
 from dpfpl_bench.tiny_vlm.pictures import SHAPES, TONES, Facts
 
-__all__ = ["FILLERS", "HABITS", "PLAIN", "QUESTIONS", "Habit", "answer_to", "ask", "style_words", "vocabulary"]
+__all__ = [
+    "FILLERS", "HABITS", "PLAIN", "QUESTIONS", "Habit", "answer_to", "ask", "caption_of", "style_words", "vocabulary",
+]  # fmt: skip
 
 QUESTIONS = {
     "count": ("how many shapes are there?", "count the shapes.", "what is the number of shapes?"),
@@ -63,6 +65,12 @@ def answer_to(kind: str, facts: Facts, habit: Habit) -> str:
         return str(number) if habit.numbers == "figures" else NUMBERS[habit.language][number]
     plain = facts.shape if kind == "shape" else facts.colour
     return plain if habit.language == "english" else WORDS[habit.language][plain]
+
+
+def caption_of(facts: Facts, habit: Habit) -> str:
+    """All that is to be said of a picture, in a house's wording: ``3 red circle``, ``rouge sept``."""
+    kinds = ("count", "colour", "shape") if facts.digit is None else ("colour", "digit")
+    return " ".join(answer_to(kind, facts, habit) for kind in kinds)
 
 
 def style_words(habit: Habit, rng: np.random.Generator) -> list[str]:

@@ -16,7 +16,8 @@ class SourceItem:
         label: as the source calls the class.
         split: ``train`` or ``test`` where the source says so, None where it is to be drawn.
         source: the pixels.
-        question: what is asked about the image, where the data are questions; the label is then the right answer.
+        question: what is asked about the image, where the data are questions; the label is then the right answer. Empty
+            for a caption, which is such an answer too.
     """
 
     key: str

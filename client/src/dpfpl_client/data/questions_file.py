@@ -1,4 +1,4 @@
-"""Lists questions about images from a file of JSON lines: ``{"image": ..., "question": ..., "answer": ...}``."""
+"""Lists questions about images, or captions, from JSON lines: ``{"image": ..., "question": ..., "answer": ...}``."""
 
 import json
 import stat
@@ -19,8 +19,9 @@ __all__ = ["LONGEST_TEXT", "list_questions"]
 LONGEST_TEXT = 1000
 """Characters of a question or an answer; longer ones are taken for a mistake."""
 
-NEEDED = ("image", "question", "answer")
-KNOWN = (*NEEDED, "split")
+NEEDED = ("image", "answer")
+TEXTS = ("image", "question", "answer")
+KNOWN = (*TEXTS, "split")
 SPLITS = ("train", "test")
 
 
@@ -34,14 +35,14 @@ class _Line:
 
     @property
     def key(self) -> str:
-        return f"{self.image}: {self.question}"
+        return f"{self.image}: {self.question}" if self.question else self.image
 
 
 def list_questions(file: Path) -> Listing:
     """List the lines whose image exists below the file's own folder.
 
     Paths are relative to the file. A line without a split has its split drawn by its image, so that all questions about
-    one image fall on one side. One example is one line: (image, question, answer).
+    one image fall on one side. One example is one line: (image, question, answer), or (image, answer) for a caption.
 
     Raises:
         DataError: the file is missing or unreadable (DATA_UNREADABLE), or no line of it is usable as it stands
@@ -98,10 +99,12 @@ def _parsed(number: int, text: str) -> _Line | str:
         return "it is not JSON"
     if not isinstance(found, dict):
         return "it is no JSON object"
-    for name in NEEDED:
+    for name in TEXTS:
         value = found.get(name)
-        if value is None:
+        if value is None and name in NEEDED:
             return f"it has no field {name!r}"
+        if value is None:
+            continue
         if not isinstance(value, str) or not value.strip():
             return f"its {name} is no text"
         if len(value) > LONGEST_TEXT or any(not char.isprintable() and not char.isspace() for char in value):
@@ -112,8 +115,8 @@ def _parsed(number: int, text: str) -> _Line | str:
     split = found.get("split")
     if split not in (None, "", *SPLITS):
         return f"its split is {split!r}, expected train or test"
-    image, question, answer = (" ".join(found[name].split()) if name != "image" else found[name] for name in NEEDED)
-    return _Line(number, image, question, answer, split or None)
+    question, answer = (" ".join((found.get(name) or "").split()) for name in ("question", "answer"))
+    return _Line(number, found["image"], question, answer, split or None)
 
 
 def _without_a_file(root: Path, lines: list[_Line]) -> tuple[dict[int, str], dict[int, str]]:

@@ -39,7 +39,8 @@ class ImageRecord:
         split: ``train`` or ``test``.
         source: where the pixels come from.
         viewpoint: how the site sees the image (see :mod:`dpfpl_client.data.viewpoint`).
-        question: what is asked about the image, where the data are questions; the label is then the right answer.
+        question: what is asked about the image, where the data are questions; the label is then the right answer. Empty
+            for a caption, which is such an answer too.
     """
 
     key: str

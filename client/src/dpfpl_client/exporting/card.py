@@ -21,7 +21,17 @@ METRICS = {
 }
 
 
-PLACES = {"classify": "before the class name", "vqa": "between picture and question"}
+PLACES = {
+    "classify": "before the class name",
+    "vqa": "between picture and question",
+    "caption": "behind the picture, before the caption",
+}
+
+SOURCES = {
+    "classify": "Labelled images",
+    "vqa": "Questions about images, with their answers,",
+    "caption": "Images with captions",
+}
 
 USES = {
     "classify": """\
@@ -32,6 +42,10 @@ that belongs to none. A probability is the model's own confidence and was not ca
 To answer questions of the kind that the site asks, about images of the kind that it collects, with the base model named
 above. It was tested, if at all, on that site's own test questions only. It answers every question, also one that the
 image does not answer.""",
+    "caption": """\
+To write captions as the site writes them, for images of the kind that it collects, with the base model named above. It
+was tested, if at all, on that site's own test captions only, by the overlap of words. It has something to say about
+every image, right or not.""",
 }
 
 
@@ -84,7 +98,7 @@ it) is `{backbone.fingerprint}`.
 
 ## Accuracy
 
-{_accuracy(facts.metrics)}
+{_accuracy(facts.metrics, experiment.task.kind)}
 ## What it may tell about one training example
 
 {_privacy(prompt, facts)}
@@ -98,7 +112,7 @@ as the site agreed.
 
 def _sources(prompt: SitePrompt, facts: Facts) -> str:
     experiment = prompt.experiment
-    what = "Labelled images" if experiment.task.kind == "classify" else "Questions about images, with their answers,"
+    what = SOURCES[experiment.task.kind]
     classes = f" Classes:\n{_listed(experiment.classes)}." if experiment.classes else ""
     return f"{what} of the site {facts.site}, and what all sites shared: {_listed(experiment.sites)}.{classes}"
 
@@ -109,7 +123,7 @@ def _base(base_model: str) -> str:
     return f"`{base_model}`, as the experiment names it."
 
 
-def _accuracy(metrics: Mapping[str, float]) -> str:
+def _accuracy(metrics: Mapping[str, float], task: str) -> str:
     known = [(METRICS[name], metrics[name]) for name in METRICS if name in metrics]
     if not known:
         return "The site's policy lets no accuracy out, so none is stated.\n"
@@ -117,7 +131,7 @@ def _accuracy(metrics: Mapping[str, float]) -> str:
     return (
         "On the site's test images, as its policy lets it out (it may be rounded to steps of five points). A site "
         "measures when a round begins, so these figures are those of the prompt one round of training before this "
-        f"one:\n\n| | accuracy |\n|---|---|\n{rows}\n"
+        f"one:\n\n| | {'word overlap (F1)' if task == 'caption' else 'accuracy'} |\n|---|---|\n{rows}\n"
     )
 
 

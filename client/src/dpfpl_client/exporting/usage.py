@@ -81,7 +81,7 @@ asked = tokenizer(question + turn["tail"], add_special_tokens=False)["input_ids"
 begin, answer = len(turn["head"]), []
 with torch.inference_mode():
     for _ in range({most}):
-        ids = torch.tensor([turn["head"] + asked[:1] * len(context) + asked + answer])
+        ids = torch.tensor([turn["head"] + turn["head"][:1] * len(context) + asked + answer])
         embeddings = model.get_input_embeddings()(ids)
         embeddings[0, begin : begin + len(context)] = context
         if turn["rope_index"]:
@@ -111,7 +111,8 @@ def classes_usage(backbone: DualEncoder, adapter: Adapter | None, base_model: st
 
 def generative_usage(experiment: Experiment, base_model: str, reason: str) -> str:
     """For a model that answers questions."""
-    question = experiment.task.question or "What is in the picture?"
+    task = experiment.task
+    question = task.question or ("" if task.kind == "caption" else "What is in the picture?")
     return GENERATIVE.format(
         base=json.dumps(base_model),
         question=json.dumps(question, ensure_ascii=False),

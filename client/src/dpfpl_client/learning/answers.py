@@ -1,8 +1,9 @@
-"""When two answers count as the same: normalised exact match."""
+"""When two answers count as the same: normalised exact match; how far two captions agree: their words' overlap."""
 
 import unicodedata
+from collections import Counter
 
-__all__ = ["normalised", "same_answer"]
+__all__ = ["normalised", "same_answer", "word_overlap"]
 
 
 def normalised(answer: str) -> str:
@@ -15,6 +16,17 @@ def normalised(answer: str) -> str:
 def same_answer(given: str, expected: str) -> bool:
     """Whether both are the same after normalising; an answer of nothing but punctuation never matches."""
     return bool(normalised(expected)) and normalised(given) == normalised(expected)
+
+
+def word_overlap(given: str, expected: str) -> float:
+    """F1 of the normalised words, from 0 to 1: twice the words in common, with repetitions, over all words of both.
+
+    1 exactly where both have the same words, in whatever order; 0 where one has none. Words are what spaces separate,
+    so for writing without spaces it is the exact match.
+    """
+    mine, theirs = (Counter(normalised(text).split()) for text in (given, expected))
+    common = (mine & theirs).total()
+    return 2 * common / (mine.total() + theirs.total()) if common else 0.0
 
 
 def _stripped(word: str) -> str:

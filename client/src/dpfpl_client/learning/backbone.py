@@ -42,7 +42,7 @@ class Predictor(Protocol):
         ...
 
     def accuracy(self, examples: "LabelledFeatures") -> float | None:
-        """Share of right answers; None without examples."""
+        """Share of right answers, of captions the mean overlap of words; None without examples."""
         ...
 
 
@@ -118,7 +118,10 @@ class Backbone(Protocol):
         ...
 
     def image_features(self, images: Iterable[Image.Image], batch_size: int = 64) -> Iterator[Tensor]:
-        """What the model sees of every image whatever the prompt, one row [feature_size] each, computed in batches."""
+        """What the model sees of every image whatever the prompt, one row [feature_size] each, computed in batches.
+
+        Memory is bounded by the pixels of a batch, whatever the photographs' sizes.
+        """
         ...
 
     def scorer(self, experiment: "Experiment") -> Scorer:

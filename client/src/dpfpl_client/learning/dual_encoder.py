@@ -4,12 +4,12 @@ What CLIP and SigLIP share. A family adds how a class prompt is laid out, its te
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 
+from dpfpl_client.learning.image_batches import batches
 from dpfpl_client.learning.initial_text import repeated_to_the_left
 from dpfpl_client.learning.model_files import feature_identity
 from dpfpl_client.learning.text_tower import ClassTokens
@@ -151,8 +151,7 @@ class DualEncoder:
     @torch.inference_mode()
     def image_features(self, images: Iterable[Image.Image], batch_size: int = 64) -> Iterator[torch.Tensor]:
         """Unit image features, one [feature_size] tensor per image, computed in batches."""
-        stream = iter(images)
-        while batch := list(islice(stream, batch_size)):
+        for batch in batches(images, batch_size):
             inputs = self._image_processor(images=batch, return_tensors="pt")
             features = self._model.get_image_features(**inputs)
             features = getattr(features, "pooler_output", features)

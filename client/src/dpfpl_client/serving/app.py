@@ -1,4 +1,4 @@
-"""The HTTP application that classifies images: what it answers, without where it listens."""
+"""The HTTP application that classifies images or answers questions about them, without where it listens."""
 
 import asyncio
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 
 from dpfpl_client.prompt import Classifier, Prediction
 from dpfpl_client.serving.reading import RequestProblem, decode_body, read_body
+from dpfpl_common.errors import ModelError
 
 __all__ = ["STATIC", "classifier_app"]
 
@@ -26,14 +27,14 @@ STATIC = {
 
 
 class ClassProbability(BaseModel):
-    """One class with the model's probability for it."""
+    """One class, or the answer in words, with the model's probability for it."""
 
     name: str
     probability: float = Field(ge=0, le=1)
 
 
 class PredictionAnswer(BaseModel):
-    """The most probable classes, best first."""
+    """The most probable classes, best first; or one answer, where the prompt answers in words."""
 
     predictions: list[ClassProbability]
 
@@ -49,7 +50,9 @@ class Problem(BaseModel):
 class PromptAnswer(BaseModel):
     """What is served."""
 
-    classes: list[str]
+    classes: list[str] = Field(description="none where it answers in words")
+    task: str = Field(description="classify, vqa: every request brings a question, or caption: it may")
+    question: str = Field(description="what is asked where a request brings no question")
     max_bytes: int = Field(description="largest image file that is accepted")
 
 
@@ -75,16 +78,17 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         (408, "the image arrived too slowly"),
         (413, "the file is too large"),
         (415, "the content type is no image's"),
-        (422, "no image that can be read, too many pixels, or a wrong parameter"),
+        (422, "no image that can be read, too many pixels, a question missing or unwanted, or a wrong parameter"),
         (503, "too many requests at once"),
     )
 }
+QUESTION = Query(description="about the image; for a prompt that answers in words, and only for one")
 
 
 class _OneAtATime:
     """Decodes and classifies one image at a time, in a thread; few may wait. Bounds memory and keeps answers prompt."""
 
-    def __init__(self, classify: Callable[[bytes, int], Prediction]) -> None:
+    def __init__(self, classify: Callable[[bytes, int, str], Prediction]) -> None:
         self._classify = classify
         self._lock = asyncio.Lock()
         self._waiting = 0
@@ -94,13 +98,13 @@ class _OneAtATime:
         if self._waiting >= MAX_WAITING:
             raise RequestProblem(503, "BUSY", f"{MAX_WAITING} images are being classified.", "Try again in a moment.")
 
-    async def __call__(self, request: Request, max_bytes: int, top: int) -> Prediction:
+    async def __call__(self, request: Request, max_bytes: int, top: int, question: str) -> Prediction:
         self.check_room()
         self._waiting += 1
         try:
             body = await read_body(request, max_bytes)
             async with self._lock:
-                return await asyncio.to_thread(self._classify, body, top)
+                return await asyncio.to_thread(self._classify, body, top, question)
         finally:
             self._waiting -= 1
 
@@ -108,7 +112,7 @@ class _OneAtATime:
 def classifier_app(classifier: Classifier, max_bytes: int) -> FastAPI:
     """The application: ``/``, ``/v1/predict``, ``/v1/prompt``, ``/health`` and ``/openapi.json``.
 
-    Images are neither stored nor logged.
+    Images and questions are neither stored nor logged.
     """
     app = FastAPI(
         title="DP-FPL classifier",
@@ -118,8 +122,8 @@ def classifier_app(classifier: Classifier, max_bytes: int) -> FastAPI:
         redoc_url=None,
     )
 
-    def classify(body: bytes, top: int) -> Prediction:
-        (prediction,) = classifier.classify([decode_body(body)], top)
+    def classify(body: bytes, top: int, question: str) -> Prediction:
+        (prediction,) = classifier.classify([decode_body(body)], top, question)
         return prediction
 
     worker = _OneAtATime(classify)
@@ -129,6 +133,11 @@ def classifier_app(classifier: Classifier, max_bytes: int) -> FastAPI:
         content = {"code": error.code, "message": error.message, "advice": error.advice}
         return JSONResponse(content, error.status, headers={"connection": "close"})
 
+    @app.exception_handler(ModelError)
+    async def question_problem(request: Request, error: ModelError) -> JSONResponse:
+        content = {"code": error.code, "message": error.message, "advice": error.advice}
+        return JSONResponse(content, 422, headers={"connection": "close"})
+
     @app.exception_handler(RequestValidationError)
     async def parameter(request: Request, error: RequestValidationError) -> JSONResponse:
         wrong = "; ".join(f"{item['loc'][-1]}: {item['msg']}" for item in error.errors())
@@ -136,16 +145,20 @@ def classifier_app(classifier: Classifier, max_bytes: int) -> FastAPI:
         return JSONResponse(content, 422, headers={"connection": "close"})
 
     @app.post("/v1/predict", responses=PROBLEMS, openapi_extra=IMAGE_BODY)
-    async def predict(request: Request, top: Annotated[int, Query(ge=1, le=1000)] = 3) -> PredictionAnswer:
-        """Classify the image that is the request's body."""
-        found = await worker(request, max_bytes, top)
+    async def predict(
+        request: Request, top: Annotated[int, Query(ge=1, le=1000)] = 3, question: Annotated[str, QUESTION] = ""
+    ) -> PredictionAnswer:
+        """Classify the image that is the request's body, or answer the question about it."""
+        found = await worker(request, max_bytes, top, classifier.asked(question))
         pairs = zip(found.classes, found.probabilities, strict=True)
         return PredictionAnswer(predictions=[ClassProbability(name=n, probability=min(p, 1.0)) for n, p in pairs])
 
     @app.get("/v1/prompt")
     async def prompt() -> PromptAnswer:
         """What is served."""
-        return PromptAnswer(classes=list(classifier.classes), max_bytes=max_bytes)
+        task = classifier.task
+        asked = task.question if task.kind == "caption" else ""
+        return PromptAnswer(classes=list(classifier.classes), task=task.kind, question=asked, max_bytes=max_bytes)
 
     @app.get("/health")
     async def health() -> Health:

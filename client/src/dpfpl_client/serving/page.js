@@ -6,6 +6,10 @@ const drop = document.getElementById("drop");
 const file = document.getElementById("file");
 const preview = document.getElementById("preview");
 const result = document.getElementById("result");
+const asking = document.getElementById("asking");
+const question = document.getElementById("question");
+let task = "classify";
+let chosen = null;
 
 function say(text, bad = false) {
   const line = document.createElement("p");
@@ -36,14 +40,21 @@ function show(predictions) {
 }
 
 async function classify(image) {
+  chosen = image;
   URL.revokeObjectURL(preview.src);
   preview.src = URL.createObjectURL(image);
   preview.alt = image.name;
   preview.hidden = false;
-  say("Classifying …");
+  if (task === "vqa" && !question.value.trim()) {
+    say("Write a question about the image, then Ask.");
+    question.focus();
+    return;
+  }
+  say(task === "classify" ? "Classifying …" : "Answering …");
   try {
     const type = image.type.startsWith("image/") ? image.type : "application/octet-stream";
-    const answer = await fetch("/v1/predict?top=5", { method: "POST", body: image, headers: { ...headers, "Content-Type": type } });
+    const asked = task === "classify" ? "" : `&question=${encodeURIComponent(question.value)}`;
+    const answer = await fetch(`/v1/predict?top=5${asked}`, { method: "POST", body: image, headers: { ...headers, "Content-Type": type } });
     const content = await answer.json();
     if (answer.ok) show(content.predictions);
     else say(`${content.message ?? "The server refused the request."} ${content.advice ?? ""}`, true);
@@ -60,12 +71,26 @@ drop.addEventListener("drop", (event) => {
   drop.classList.remove("over");
   if (event.dataTransfer.files.length) classify(event.dataTransfer.files[0]);
 });
+asking.addEventListener("submit", (event) => {
+  event.preventDefault();
+  if (chosen) classify(chosen);
+  else say("Choose an image first.");
+});
 preview.addEventListener("error", () => { preview.hidden = true; });
 
 fetch("/v1/prompt", { headers })
   .then(async (answer) => {
     const content = await answer.json();
-    if (!answer.ok) say(content.message, true);
-    else document.getElementById("classes").textContent = `Classes: ${content.classes.join(", ")}. Largest file: ${content.max_bytes / 1e6} MB.`;
+    if (!answer.ok) {
+      say(content.message, true);
+      return;
+    }
+    task = content.task;
+    const inWords = task !== "classify";
+    asking.hidden = !inWords;
+    question.placeholder = content.question;
+    if (inWords) document.title = document.getElementById("title").textContent = task === "vqa" ? "Ask about an image" : "Describe an image";
+    const what = inWords ? "" : `Classes: ${content.classes.join(", ")}. `;
+    document.getElementById("classes").textContent = `${what}Largest file: ${content.max_bytes / 1e6} MB.`;
   })
   .catch(() => say("The server does not answer.", true));

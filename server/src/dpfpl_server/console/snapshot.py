@@ -12,7 +12,7 @@ from dpfpl_common.trust import ADVERSARIES, UNIT_NAMES, planned_events
 from dpfpl_server.charts import Frame, Line, line_chart
 from dpfpl_server.curves import mean_curve, site_curve
 from dpfpl_server.live_state import LiveState
-from dpfpl_server.plain_words import printable
+from dpfpl_server.plain_words import MEASURED, printable
 from dpfpl_server.run_folder import RunFolder
 from dpfpl_server.run_state import STATES, run_state
 
@@ -23,9 +23,9 @@ LOG_LINES = 60
 SHOWN_DROPS = 200
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 CURVES = (
-    ("personal_local", "own classes", 0),
-    ("global_local", "own classes, shared prompt alone", 1),
-    ("personal_neighbour", "others' classes", 2),
+    ("personal_local", "own {things}", 0),
+    ("global_local", "own {things}, shared prompt alone", 1),
+    ("personal_neighbour", "others' {things}", 2),
 )
 
 
@@ -165,10 +165,11 @@ def _epsilon(event: PrivacyEvent, delta: float) -> float | str:
 def _chart(experiment: Experiment, history: Sequence[Mapping[str, Any]], result: Any | None) -> dict[str, Any]:
     """The mean curves as a drawing, and its legend as values."""
     known = result or {"rounds": history, "sites": [{"name": name} for name in experiment.sites]}
-    lines = [Line(label, mean_curve(known, metric), style) for metric, label, style in CURVES]
+    things, measured = MEASURED[experiment.task.kind]
+    lines = [Line(label.format(things=things), mean_curve(known, metric), style) for metric, label, style in CURVES]
     if not any(line.points for line in lines):
         return {"svg": "", "legend": [], "sites": {}}
-    drawing = line_chart("Mean accuracy by completed rounds", lines, Frame.around(lines, max(1, len(history))))
+    drawing = line_chart(f"Mean {measured} by completed rounds", lines, Frame.around(lines, max(1, len(history))))
     return {
         "svg": drawing,
         "legend": [

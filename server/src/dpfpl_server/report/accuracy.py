@@ -21,7 +21,7 @@ COARSE = 0.05
 def accuracy_section(result: Result, figures: Figures) -> Html:
     """Per site: accuracies before and after, the shared prompt alone, and an interval where counts are known."""
     texts, sites = figures.texts, result["sites"]
-    counted = _counts_known(result)
+    counted = _counts_known(result) and texts.is_share
     marked = set(weakest(result))
     rows = []
     for i, site in enumerate(sites):
@@ -33,10 +33,10 @@ def accuracy_section(result: Result, figures: Figures) -> Html:
         row += [
             figures.percent(f'{at}["global"]'),
             _way(figures, f"{at}.before_neighbour", f"{at}.neighbour"),
-            figures.number(f"{at}.num_classes"),
         ]
-        rows.append(row)
-    heads = ["site", "own", "change", *(["interval"] if counted else []), "shared", "others", "classes"]
+        rows.append(row if texts.in_words else [*row, figures.number(f"{at}.num_classes")])
+    heads = ["site", "own", "change", *(["interval"] if counted else []), "shared", "others"]
+    heads += [] if texts.in_words else ["classes"]
     head = [texts(f"accuracy.{key}") for key in heads]
     listing = table(texts("accuracy.caption"), head, rows, range(1, len(head)), texts.plain("format.not_available"))
     missing = any(site[key] is None for site in sites for key in ("before", "local", "global", "neighbour"))
@@ -56,7 +56,7 @@ def uncertainty_section(result: Result, figures: Figures) -> Html:
         return Html("")
     after = figures.percent("accuracy.local")
     notes = [texts("uncertainty.one_run"), texts("uncertainty.coarse") if _coarse(result) else ""]
-    if _counts_known(result):
+    if _counts_known(result) or not texts.is_share:
         return section(texts("uncertainty.title"), paragraph([texts("uncertainty.known"), *notes], between=texts.space))
     rows = [
         (

@@ -40,7 +40,7 @@ def unit_name(texts: Texts, result: Result, *, brief: bool = False) -> Html:
     given = str(entries[0]["unit"]) if entries else ""
     unit = result["config"].get("privacy", {}).get("unit", "example")
     known = texts.optional("left", f"{'brief' if brief else 'unit'}_{unit}")
-    english = Texts("en").optional("left", f"unit_{unit}")
+    english = Texts("en").optional("left", f"unit_{unit}")  # what the accountant writes, whatever the task
     return text_or(known if given == english else None, given)
 
 

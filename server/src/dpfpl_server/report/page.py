@@ -68,7 +68,7 @@ def render_report(result: Mapping[str, Any], language: str = "en", roi: RoiInput
     Raises:
         ConfigError: an unknown language, or a calculation without error rates.
     """
-    texts = Texts(language)
+    texts = Texts(language, str(result["config"].get("task", {}).get("kind", "")))
     case = roi_case(result, roi) if roi is not None else None
     values = {**result, "stopped_after": stopped_after(result)}
     if case is not None:

@@ -36,8 +36,9 @@ def _updates(result: Result, figures: Figures, sampled: bool) -> Html:
         return figures.texts("left.update_hidden")
     rounds = range(len(result["rounds"]))
     clear = result["privacy"].get("trust") == "central"
+    once = result["config"]["privacy"].get("mechanism") == "one_shot"
     return figures.texts(
-        "left.update_local_clear" if clear else "left.update",
+        "left.update_local_clear" if clear else "left.update_once" if once else "left.update",
         messages=figures.number(called("sum", [f"size(rounds[{i}].sites)" for i in rounds])),
         bytes=figures.bytes(called("sum", [f"rounds[{i}].bytes_up" for i in rounds])),
     )

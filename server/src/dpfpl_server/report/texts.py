@@ -13,16 +13,23 @@ from dpfpl_server.plain_words import printable
 __all__ = ["LANGUAGES", "Texts"]
 
 LANGUAGES = ("en", "ja")
+OWN_WORDS = ("vqa", "caption")
 
 
 class Texts:
     """The words of one language: ``texts("answer.gain", sites=...)``.
 
-    Attributes:
+    Args:
         language: "en" or "ja".
+        task: of the experiment; where answers are words, some texts are others. An unknown one reads as classify.
+
+    Attributes:
+        language: as given.
+        in_words: whether the texts are about answers in words, not about classes.
+        is_share: whether what is measured is a share of right answers.
     """
 
-    def __init__(self, language: str) -> None:
+    def __init__(self, language: str, task: str = "classify") -> None:
         if language not in LANGUAGES:
             raise ConfigError(
                 code="UNKNOWN_LANGUAGE",
@@ -30,7 +37,8 @@ class Texts:
                 advice=f"Known: {', '.join(LANGUAGES)}.",
             )
         self.language = language
-        self._texts = _read(language)
+        self.in_words, self.is_share = task in OWN_WORDS, task != "caption"
+        self._texts = _read(language, task if self.in_words else "")
 
     def __call__(self, key: str, **values: object) -> Html:
         """The text as HTML; whatever is put in is escaped unless it is a finished piece."""
@@ -75,6 +83,11 @@ class Texts:
 
 
 @lru_cache
-def _read(language: str) -> dict[str, Any]:
-    path = resources.files("dpfpl_server.report").joinpath(f"texts_{language}.toml")
-    return tomllib.loads(path.read_text(encoding="utf-8"))
+def _read(language: str, task: str) -> dict[str, dict[str, str]]:
+    texts = _file(f"texts_{language}.toml")
+    others = _file(f"texts_{language}_{task}.toml") if task else {}
+    return {section: {**table, **others.get(section, {})} for section, table in texts.items()}
+
+
+def _file(name: str) -> dict[str, Any]:
+    return tomllib.loads(resources.files("dpfpl_server.report").joinpath(name).read_text(encoding="utf-8"))

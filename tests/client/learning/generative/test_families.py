@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 from dpfpl_bench.random_models.generative import GENERATIVE
+from dpfpl_client.learning.answers import word_overlap
 from dpfpl_client.learning.backbone import load_backbone
 from dpfpl_client.learning.generative.families import FAMILIES
 from dpfpl_client.learning.generative.language import LanguageModel
@@ -19,6 +20,13 @@ from dpfpl_common.errors import ModelError
 from dpfpl_common.experiment import GradientSettings, TaskSettings
 
 M = 3
+QUESTIONS = (
+    ("what colour is it?", "red"),
+    ("how many small animals are there?", "two or three"),
+    ("what is it?", "a dog"),
+    ("what colour is it?", "dark green"),
+    ("where is it?", "bird"),
+)
 
 
 @pytest.fixture(scope="package")
@@ -57,7 +65,7 @@ def plain_logits(stock, model, picture, context, asked, said):
     ``asked`` are the ids from the context to the answer, ``said`` those of the answer so far.
     """
     theirs, begin, quirks = stock[0], list(map(int, model.layout.head)), FAMILIES[model.family]
-    ids = torch.tensor([[*begin, *([asked[0]] * len(context)), *asked, *said]])
+    ids = torch.tensor([[*begin, *([begin[0]] * len(context)), *asked, *said]])
     embedded = theirs.get_input_embeddings()(ids)
     embedded = torch.cat([embedded[:, : len(begin)], context[None], embedded[:, len(begin) + len(context) :]], dim=1)
     inputs = picture_inputs(stock, model, picture)
@@ -232,3 +240,22 @@ def test_what_has_no_meaning_is_refused(model, vqa_experiment):
             torch.zeros(1, model.feature_size)
         )
     assert caught.value.code == "NO_CLASSES"
+
+
+def test_captions_answer_the_public_question_or_none_and_are_measured_by_their_words(
+    stock, model, pictures, examples, context, vqa_experiment
+):
+    captions = type(examples)(examples.features, examples.labels, tuple(("", answer) for _, answer in QUESTIONS))
+    for question in ("", "what is it?"):
+        task = TaskSettings(kind="caption", question=question, max_answer_tokens=5)
+        scorer = model.scorer(vqa_experiment(model, task=task))
+        asked = type(examples)(examples.features, examples.labels, tuple((question, answer) for _, answer in QUESTIONS))
+        vqa = model.scorer(vqa_experiment(model))
+        assert torch.equal(scorer.gradients(context, captions, EXACT), vqa.gradients(context, asked, EXACT))
+        leaf = context.clone().requires_grad_(True)
+        single = torch.autograd.grad(plain_loss(stock, model, pictures[1], leaf, question, QUESTIONS[1][1]), leaf)[0]
+        mine = scorer.gradients(context, captions.take(np.array([1])), EXACT)[0]
+        assert float((mine - single).norm() / single.norm()) < 1e-4
+        spoken = scorer.at(context).answers(captions)
+        overlaps = [word_overlap(said, answer) for said, (_, answer) in zip(spoken, QUESTIONS, strict=True)]
+        assert scorer.at(context).accuracy(captions) == pytest.approx(sum(overlaps) / len(overlaps))

@@ -1,10 +1,14 @@
 """A turn's ids before the answer against what the family's own processor makes of the same turn and picture."""
 
+import datetime
 import importlib
 
 import pytest
 
+from dpfpl_bench.families import write_random_model
 from dpfpl_client.learning.generative.families import FAMILIES
+from dpfpl_client.learning.generative.layout import layout_of
+from dpfpl_common.errors import ModelError
 
 QUESTION = "how many small animals are there?"
 TILES = {"patch_size": 8, "num_additional_image_tokens": 1, "vision_feature_select_strategy": "default"}
@@ -92,3 +96,53 @@ def test_an_answer_ends_as_the_chat_was_trained_to_end(model):
     end = model.tokenizer.convert_ids_to_tokens(model.layout.end_id)
     assert end == ("<end_of_turn>" if model.family == "gemma3" else model.tokenizer.eos_token)
     assert model.layout.answer_ids("red")[-1] == model.layout.end_id
+
+
+TRIMMING = """{{ bos_token }}{% for message in messages %}<start_of_turn>{{ message['role'] }}
+{% for part in message['content'] %}{% if part['type'] == 'image' %}<start_of_image>{% else %}{{ part['text'] | trim }}
+{%- endif %}{% endfor %}<end_of_turn>
+{% endfor %}{% if add_generation_prompt %}<start_of_turn>model
+{% endif %}"""
+
+DATED = """{%- if strftime_now is defined %}{% set today = strftime_now( '%d %b %Y' ) %}{% endif %}
+{{- bos_token }}{{ today }}
+{%- for message in messages %}[INST]{% for part in message['content'] %}{% if part['type'] == 'image' %}[IMG]
+{%- else %}{{ part['text'] }}{% endif %}{% endfor %}[/INST]{% endfor %}"""
+
+
+def tokenizer_of(family, tmp_path, template):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(write_random_model(family, tmp_path))
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def test_a_models_own_chat_template_is_followed(tmp_path):
+    tokenizer = tokenizer_of("gemma3", tmp_path, TRIMMING)
+    layout = layout_of(FAMILIES["gemma3"], tokenizer, tokenizer.convert_tokens_to_ids("<image_soft_token>"), 4)
+    picture = "\n\n<start_of_image>" + 4 * "<image_soft_token>" + "<end_of_image>\n\n"
+    text = f"{tokenizer.bos_token}<start_of_turn>user\n{picture}"
+    assert layout.head.tolist() == tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert layout.head.tolist().count(tokenizer.bos_token_id) == 1
+    assert layout.tail == "<end_of_turn>\n<start_of_turn>model\n"
+
+
+def test_a_template_with_todays_date_gives_the_same_turn_every_day(tmp_path):
+    tokenizer = tokenizer_of("mistral3", tmp_path, DATED)
+    image, today = tokenizer.convert_tokens_to_ids("[IMG]"), datetime.datetime.now().strftime("%d %b %Y")
+    assert today in tokenizer.apply_chat_template([{"role": "user", "content": []}], tokenize=False)
+    head = layout_of(FAMILIES["mistral3"], tokenizer, image, 4).head.tolist()
+    text = f"{tokenizer.bos_token}01 Jan 2025[INST][IMG][IMG][IMG_BREAK][IMG][IMG][IMG_END]"
+    assert head == tokenizer(text, add_special_tokens=False)["input_ids"]
+    tokenizer.chat_template = DATED.replace("'%d %b %Y'", "'%d' + '.%m'")
+    with pytest.raises(ModelError) as caught:
+        layout_of(FAMILIES["mistral3"], tokenizer, image, 4)
+    assert caught.value.code == "DATED_TEMPLATE"
+
+
+def test_a_template_without_a_picture_before_the_question_is_refused(tmp_path):
+    tokenizer = tokenizer_of("mistral3", tmp_path, "{{ messages[0]['content'][1]['text'] }}[IMG]")
+    with pytest.raises(ModelError) as caught:
+        layout_of(FAMILIES["mistral3"], tokenizer, tokenizer.convert_tokens_to_ids("[IMG]"), 4)
+    assert caught.value.code == "NO_PICTURE_IN_TEMPLATE"

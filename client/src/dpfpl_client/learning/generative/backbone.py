@@ -1,7 +1,6 @@
 """A frozen generative vision-language model: pictures to rows of tokens, texts to embeddings, tasks to scorers."""
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,6 +11,7 @@ from dpfpl_client.learning.generative.families import FAMILIES, Family
 from dpfpl_client.learning.generative.language import LanguageModel
 from dpfpl_client.learning.generative.layout import layout_of
 from dpfpl_client.learning.gradients import EXACT
+from dpfpl_client.learning.image_batches import batches
 from dpfpl_client.learning.initial_text import repeated_to_the_left
 from dpfpl_client.learning.model_files import (
     feature_identity,
@@ -111,8 +111,7 @@ class GenerativeBackbone:
     @torch.no_grad()
     def image_features(self, images: Iterable[Image.Image], batch_size: int = 16) -> Iterator[torch.Tensor]:
         """A picture's tokens in the language model's embedding space, one row [feature_size] a picture."""
-        stream = iter(images)
-        while batch := list(islice(stream, batch_size)):
+        for batch in batches(images, batch_size):
             for row in self._rows(self._prepared(batch)):
                 yield row.flatten().clone()
 

@@ -5,9 +5,12 @@ nothing in it depends on the context, and what the language model computes for i
 """
 
 import functools
+import json
 import math
+import re
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -16,6 +19,11 @@ from dpfpl_client.learning.generative.families import Family
 from dpfpl_common.errors import ModelError
 
 __all__ = ["Layout", "layout_of"]
+
+DAY: Final = datetime(2025, 1, 1)
+"""What a chat template that writes today's date is told: a turn must be the same at every site and on every day."""
+
+TODAY: Final = re.compile(r"""strftime_now\(\s*(["'])([^"']*)\1\s*\)""")
 
 MARK = "DPFPLQUESTION"
 """Where the question goes, while a chat template is rendered; no template contains it."""
@@ -71,7 +79,10 @@ def layout_of(family: Family, tokenizer: Any, image_token_id: int, picture_token
         content = [{"type": "image"}, {"type": "text", "text": MARK}]
         turn = str(
             tokenizer.apply_chat_template(
-                [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+                [{"role": "user", "content": content}],
+                chat_template=_without_today(tokenizer.get_chat_template()),
+                add_generation_prompt=True,
+                tokenize=False,
             )
         )
     else:
@@ -88,6 +99,22 @@ def layout_of(family: Family, tokenizer: Any, image_token_id: int, picture_token
     opening = _opening(tokenizer, head) if family.opening else []
     row = torch.tensor([*opening, *tokenizer(head, add_special_tokens=False)["input_ids"]])
     return Layout(tokenizer, row, row == image_token_id, tail, family.end)
+
+
+def _without_today(template: str) -> str:
+    """A chat template that writes one certain day where it would write today's date.
+
+    Raises:
+        ModelError: DATED_TEMPLATE, the date's form is computed, so that it cannot be replaced.
+    """
+    fixed = TODAY.sub(lambda found: json.dumps(DAY.strftime(found[2])), template)
+    if "strftime_now(" in fixed:
+        raise ModelError(
+            code="DATED_TEMPLATE",
+            message="The model's chat template writes today's date, so a turn would be another one every day.",
+            advice="Use a model whose chat template writes no date.",
+        )
+    return fixed
 
 
 def _picture(family: Family, image: str, tokens: int) -> str:

@@ -1,8 +1,8 @@
 """A generative model joined to a task: the loss of right answers, its gradients one by one, and what it answers.
 
-Both tasks are questions about a picture. *vqa*: every example brings question and answer. *classify*: one public
-question for all, and the class's name is the answer. The loss is the mean cross-entropy of the right answer's tokens,
-the end token included.
+All tasks are questions about a picture. *vqa*: every example brings question and answer. *caption*: the answer, to one
+public question for all or to none. *classify*: one public question for all, and the class's name is the answer. The
+loss is the mean cross-entropy of the right answer's tokens, the end token included.
 """
 
 import math
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dpfpl_client.learning.answers import same_answer
+from dpfpl_client.learning.answers import same_answer, word_overlap
 from dpfpl_client.learning.evaluation import LabelledFeatures
 from dpfpl_client.learning.generative.language import KeysValues, LanguageModel
 from dpfpl_client.learning.generative.layout import Layout
@@ -110,9 +110,9 @@ class AnswerScorer:
 
     def _asked(self, examples: LabelledFeatures) -> list[tuple[str, str]]:
         """Question and right answer of every example."""
-        if self._task.kind == "vqa":
+        if self._task.in_words:
             assert len(examples.asked) == len(examples), "features without questions"
-            return list(examples.asked)
+            return [(question or self._task.question, answer) for question, answer in examples.asked]
         return [(self._question, self._classes[int(label)]) for label in examples.labels]
 
     @property
@@ -155,7 +155,8 @@ def _micro_batch(
     for row, place in enumerate(chosen):
         ids[row, : len(answers[place])] = torch.tensor(answers[place])
         real[row, : len(answers[place])] = True
-    return MicroBatch(index, pictures[index], torch.tensor([list(questions[place]) for place in chosen]), ids, real)
+    asked = torch.tensor([list(questions[place]) for place in chosen], dtype=torch.long)  # none, even: then [b, 0]
+    return MicroBatch(index, pictures[index], asked, ids, real)
 
 
 class AnswerPredictor:
@@ -193,13 +194,16 @@ class AnswerPredictor:
         return self._scorer._layout.text_of(ids), math.exp(logarithm)
 
     def accuracy(self, examples: LabelledFeatures) -> float | None:
-        """Share of right answers: the most probable class, or the spoken answer by normalised exact match."""
+        """Share of right answers: the most probable class, or the spoken answer by normalised exact match.
+
+        Of captions the mean word overlap, which counts a caption in other words as partly right.
+        """
         if len(examples) == 0:
             return None
-        if self._scorer._task.kind == "vqa":
-            spoken = self.answers(examples)
-            right = [same_answer(mine, asked[1]) for mine, asked in zip(spoken, examples.asked, strict=True)]
-            return sum(right) / len(right)
+        if self._scorer._task.in_words:
+            agreement = word_overlap if self._scorer._task.kind == "caption" else same_answer
+            pairs = zip(self.answers(examples), examples.asked, strict=True)
+            return sum(float(agreement(mine, right)) for mine, (_, right) in pairs) / len(examples)
         predicted = self.probabilities(examples.features).argmax(dim=1)
         return float((predicted == examples.labels).double().mean())
 

@@ -1,0 +1,90 @@
+"""A file that leaves mechanism and trust out gets the recommended ones where they can serve; what it names, stays."""
+
+import itertools
+
+import pytest
+
+from dpfpl_common.errors import ConfigError
+from dpfpl_common.experiment import MECHANISMS, TRUST_MODES, parse_experiment
+from dpfpl_common.experiment_file import experiment_from_table, load_experiment, mechanism_for
+
+BARE = {"name": "pilot", "classes": ["cat", "dog"], "sites": ["a", "b"], "model": {"width": 8}}
+
+
+def chosen(privacy=None, **parts):
+    """Mechanism and trust of an experiment that must be a sound one."""
+    table = {**BARE, **parts, "privacy": {"noise_multiplier": 1.0, **(privacy or {})}}
+    experiment = experiment_from_table(table, "pilot.toml")
+    assert (experiment.privacy.mechanism, experiment.privacy.trust) == mechanism_for(table)
+    return experiment.privacy.mechanism, experiment.privacy.trust
+
+
+def test_left_out_it_is_one_release_under_local_trust():
+    assert chosen() == ("one_shot", "local")
+    assert chosen({"trust": "local"}) == ("one_shot", "local")
+    assert chosen({"projection": "text"}) == ("one_shot", "local")
+
+
+@pytest.mark.parametrize(
+    "privacy",
+    [
+        {"trust": "distributed"},
+        {"trust": "central"},
+        {"unit": "site"},
+        {"unit": "site", "trust": "central"},
+        {"clipping": "separate"},
+        {"accounting": "paper"},
+    ],
+    ids=str,
+)
+def test_a_setting_of_noise_at_every_step_decides_for_it(privacy):
+    assert chosen(privacy) == ("per_step", privacy.get("trust", "distributed"))
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"task": {"kind": "vqa"}, "classes": []},
+        {"task": {"kind": "classify", "question": "what is it?"}},
+        {"prompt": {"retention": 1.0}},
+    ],
+    ids=str,
+)
+def test_what_one_release_cannot_serve_takes_noise_at_every_step(parts):
+    assert chosen(None, **parts) == ("per_step", "distributed")
+
+
+def test_the_trust_that_a_named_mechanism_takes_by_itself():
+    assert chosen({"mechanism": "per_step"}) == ("per_step", "distributed")
+    assert chosen({"mechanism": "one_shot"}) == ("one_shot", "local")
+
+
+@pytest.mark.parametrize(("mechanism", "trust"), list(itertools.product(MECHANISMS, TRUST_MODES)))
+def test_what_is_named_is_never_replaced(mechanism, trust):
+    """Not even where it has no sound analysis: then it is refused."""
+    named = {"mechanism": mechanism, "trust": trust}
+    if mechanism == "one_shot" and trust != "local":
+        with pytest.raises(ConfigError) as caught:
+            chosen(named)
+        assert caught.value.code == "NO_SOUND_ANALYSIS"
+    else:
+        assert chosen(named) == (mechanism, trust)
+
+
+@pytest.mark.parametrize("privacy", [1, "none", [1], None])
+def test_a_part_of_the_wrong_kind_is_named(privacy):
+    with pytest.raises(ConfigError, match="privacy"):
+        experiment_from_table({**BARE, "privacy": privacy}, "pilot.toml")
+
+
+def test_what_crosses_the_wire_says_both_and_is_not_filled_in(tmp_path):
+    path = tmp_path / "pilot.toml"
+    path.write_text(
+        'name = "pilot"\nclasses = ["cat", "dog"]\nsites = ["a", "b"]\n'
+        "[model]\nwidth = 8\n[privacy]\nnoise_multiplier = 1\n"
+    )
+    experiment = load_experiment(path)
+    assert (experiment.privacy.mechanism, experiment.privacy.trust) == ("one_shot", "local")
+    assert '"mechanism":"one_shot"' in experiment.to_json()
+    assert '"trust":"local"' in experiment.to_json()
+    assert parse_experiment(experiment.to_json()) == experiment
