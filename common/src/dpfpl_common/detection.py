@@ -19,5 +19,5 @@ def hidden_energy(noise_multiplier: float, size: int) -> float:
 
 
 def images_to_stand_out(noise_multiplier: float, size: int) -> int:
-    """From how many images on a class is found, on average, if their unit features agree wholly; else from some more."""
+    """From how many images on a class is found on average, if their unit features agree wholly; else from some more."""
     return math.ceil(math.sqrt(hidden_energy(noise_multiplier, size)))
