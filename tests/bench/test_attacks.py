@@ -107,8 +107,8 @@ def test_U5_the_backdoor_is_learned_where_it_is_taught():
     settings = DataSettings(source="digits")
     classes = list_classes(settings)
     backbone, cache = load_backbone("embedded"), FeatureCache(None, load_backbone("embedded"))
-    names = site_names(5)
-    data = partition_sites(load_pool(settings, classes)[::3], classes, "iid", len(names), 0)
+    names = site_names(4)
+    data = partition_sites(load_pool(settings, classes)[::6], classes, "iid", len(names), 0)
     stamps = [Stamped.of(name, one, classes, cache) for name, one in zip(names, data, strict=True)]
     passed = {}
     for taught in (True, False):
@@ -119,7 +119,7 @@ def test_U5_the_backdoor_is_learned_where_it_is_taught():
         outcome = Simulation(backbone, sites, 0).run(experiment)
         context = outcome.checkpoint.global_context
         passed[taught], _ = success(backbone, experiment, stamps, context, outcome.personal)
-    assert passed[True] > 0.6
+    assert passed[True] > 0.5
     assert passed[False] < 0.3
 
 

@@ -206,6 +206,27 @@ SERVER = (
         ("tests/client/test_warm_node.py::test_L6_a_reply_stays_whole_where_the_receipt_of_a_part_is_lost",),
     ),
     (
+        "patience: an untrusted certificate is tried again and again",
+        PACKAGE + "patience.py",
+        '("certificate" in text or not any(sign in text for sign in _BROKEN))',
+        "(not any(sign in text for sign in _BROKEN))",
+        (EXCHANGE + "a_connection_that_closed_within_tls_is_tried_again_and_an_untrusted_one_is_not",),
+    ),
+    (
+        "provision: a site is registered before its kit's place was tried",
+        PACKAGE + "provision.py",
+        "    if wanted:\n        _require_writable(request.kits_folder)\n",
+        "",
+        ("tests/server/test_server_cli.py::test_provision_in_a_place_that_it_cannot_use_is_one_clear_error",),
+    ),
+    (
+        "flower: a site starts under another line of it",
+        "client/src/dpfpl_client/supernode.py",
+        "    require_flower()\n",
+        "",
+        ("tests/client/test_upgrade.py::test_O5_neither_side_starts_under_another_line_of_flower",),
+    ),
+    (
         "robust: the trimmed mean trims nothing",
         PACKAGE + "robust.py",
         "    return np.asarray(ordered[trim : len(updates) - trim].mean(axis=0))",

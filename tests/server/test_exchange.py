@@ -3,12 +3,15 @@
 import time
 import uuid
 
+import httpx
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, Metadata, RecordDict
+from flwr.superlink.grid.http_grid import HttpGrid
 
 from dpfpl_server import exchange as module
 from dpfpl_server.exchange import content_bytes, exchange
+from dpfpl_server.patience import bear_broken_connections
 
 
 class Clock:
@@ -305,3 +308,23 @@ def test_content_bytes_counts_arrays_and_texts():
 
     assert content_bytes(make_message(1, content)) == len(array.data) + len("round") + len("12")
     assert content_bytes(Message(Error(code=1), reply_to=make_message(1))) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "again"),
+    [
+        ("[SSL: UNEXPECTED_EOF_WHILE_READING] EOF occurred in violation of protocol (_ssl.c:1006)", True),
+        ("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: unable to get issuer", False),
+        ("[SSL: CERTIFICATE_VERIFY_FAILED] certificate has expired, EOF occurred", False),
+        ("[SSL: WRONG_VERSION_NUMBER] wrong version number", False),
+        ("[Errno 111] Connection refused", True),
+    ],
+)
+def test_a_connection_that_closed_within_tls_is_tried_again_and_an_untrusted_one_is_not(text, again):
+    grid = HttpGrid("127.0.0.1:1", token="t")
+    bear_broken_connections(grid)
+    assert grid._retry_invoker.should_giveup(httpx.ConnectError(text)) is not again
+
+
+def test_a_grid_without_retries_is_left_alone(clock):
+    bear_broken_connections(FakeGrid(clock))

@@ -134,6 +134,15 @@ def test_provision_in_a_place_that_it_cannot_use_is_one_clear_error(
     assert not list(tmp_path.rglob("sites.json")), "no site is registered whose kit could not be written"
 
 
+def test_runs_that_cannot_be_read_are_not_no_runs(monkeypatch, capfd, tmp_path):
+    def closed(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", closed)
+    code, out, err = dpfpl_server(monkeypatch, capfd, "list", "--runs", tmp_path)
+    assert (code, out, err.split(":")[0]) == (2, "", "NO_ACCESS")
+
+
 def test_an_error_that_is_no_files_stays_as_it_is(monkeypatch, capfd):
     monkeypatch.setattr(cli, "app", lambda: (_ for _ in ()).throw(OSError(errno.ECONNRESET, "reset")))
     with pytest.raises(OSError, match="reset"):

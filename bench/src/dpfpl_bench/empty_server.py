@@ -8,7 +8,8 @@ from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from dpfpl_common.durable import write_durably
-from dpfpl_server.exchange import exchange, pull_again_soon
+from dpfpl_server.exchange import exchange
+from dpfpl_server.patience import pull_again_soon
 
 __all__ = ["app"]
 

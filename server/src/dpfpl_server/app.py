@@ -10,7 +10,7 @@ from flwr.app import Context  # noqa: E402
 from flwr.serverapp import Grid, ServerApp  # noqa: E402
 
 from dpfpl_common.errors import ConfigError, DpfplError  # noqa: E402
-from dpfpl_server.exchange import pull_again_soon  # noqa: E402
+from dpfpl_server.patience import bear_broken_connections, pull_again_soon  # noqa: E402
 from dpfpl_server.run_folder import RunFolder  # noqa: E402
 from dpfpl_server.strategy import DPFPLStrategy  # noqa: E402
 
@@ -31,6 +31,7 @@ def main(grid: Grid, context: Context) -> None:
             code="NO_RUN_DIR", message="The run has no run-dir.", advice="Start it with dpfpl-server run."
         )
     folder = RunFolder(Path(place))
+    bear_broken_connections(grid)
     pull_again_soon(folder.experiment().rounds.deadline)
     try:
         with folder.server_pulse(PREDECESSOR_S):

@@ -9,24 +9,18 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
-from flwr.supercore.inflatable import inflatable_utils
 
-__all__ = ["AskAgain", "Outcome", "content_bytes", "exchange", "pull_again_soon", "record_bytes"]
+__all__ = ["AskAgain", "Outcome", "content_bytes", "exchange", "record_bytes"]
 
 POLL_SECONDS = 0.1
 """Between two looks for replies; or as long as the look itself took, so that many sites leave the SuperLink time."""
 PULL_AT_ONCE = 100
-PULL_AGAIN_SECONDS = 0.05
-PULL_AGAIN_AT_LEAST_SECONDS = 0.5
 ASK_AGAIN_AT = 0.5
 """Share of the time after which a silent site is asked once more."""
-REST_OF_A_REPLY_SECONDS = 15.0
-"""How long the other parts of a reply may take whose first one is here: a mebibyte at a megabit per second."""
 
 AskAgain = Callable[[str], Message]
 """Makes a second message, of the same content, to the named site."""
@@ -52,18 +46,6 @@ class Outcome:
     duplicates: Counter[str] = field(default_factory=Counter)
     unanswered: dict[str, str] = field(default_factory=dict)
     again: set[str] = field(default_factory=set)
-
-
-def pull_again_soon(deadline_s: float) -> None:
-    """Have this process ask soon again for a part of a message that its sender is still pushing, and not for ever.
-
-    Flower waits a second, so a round would last that much longer whenever a look falls into a site's push; and it waits
-    for minutes, with all other sites' replies behind it, for the rest of a reply whose sender stopped in the middle.
-    """
-    defaults: dict[str, Any] = inflatable_utils.pull_objects.__kwdefaults__ or {}
-    defaults["initial_backoff"] = PULL_AGAIN_SECONDS
-    defaults["backoff_cap"] = PULL_AGAIN_AT_LEAST_SECONDS
-    defaults["max_time"] = min(REST_OF_A_REPLY_SECONDS, deadline_s / 4)
 
 
 def exchange(

@@ -192,11 +192,14 @@ def list_runs(runs: RunsFolder = Path("runs"), as_json: AsJson = False) -> None:
     from dpfpl_server.run_state import run_state
 
     states: list[dict[str, Any]] = []
-    for file in sorted(runs.glob("*/experiment.json")):
+    folders = sorted(runs.iterdir()) if runs.is_dir() else []  # glob would take an unreadable folder for an empty one
+    for folder in folders:
+        if not (folder / "experiment.json").is_file():
+            continue
         try:
-            states.append(run_state(RunFolder(file.parent)).table())
+            states.append(run_state(RunFolder(folder)).table())
         except DpfplError as error:
-            states.append({"name": file.parent.name, "state": "DAMAGED", "meaning": str(error)})
+            states.append({"name": folder.name, "state": "DAMAGED", "meaning": str(error)})
     if as_json:
         _print_json(states)
         return
