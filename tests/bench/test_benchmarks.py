@@ -2,6 +2,7 @@
 
 import pytest
 
+from dpfpl_bench.benchmark_aims import aims_section
 from dpfpl_bench.benchmark_page import audit_section, page
 from dpfpl_bench.benchmarks import STUDIES
 from dpfpl_bench.preference import PREFERENCES
@@ -88,6 +89,41 @@ def test_a_table_names_seeds_settings_events_floors_and_the_worst_site(written):
     assert "| 90.0 / 75.0 | 85.0, +5.0 |" in text
     for picture in ("digits-default-accuracy-by-epsilon", "ranks-accuracy-by-rank"):
         assert (docs / "images" / f"benchmark-{picture}.svg").is_file()
+
+
+def runs_of_default(own_at_2=0.9, own_alone=0.85):
+    (study,) = (s for s in STUDIES if s.key == "digits-default")
+    cells = [cell for sweep in study.sweeps for cell in sweep.cells()]
+    results = {cell: result(cell, own_at_2 if cell.epsilon == 2.0 else 0.9) for cell in cells}
+    for each in results.values():
+        each["floors"]["local_only"] = {"local": own_alone, "neighbour": 0.7, "worst_site": 0.6}
+    return {"digits-default": SweepOutcome(results=results)}
+
+
+def test_an_aim_is_reached_only_where_the_runs_say_so():
+    text = aims_section(runs_of_default())
+    assert "at most 2 points of own accuracy against no noise | digits | 0.0 | yes |" in text
+    assert "| digits | +10.0 (epsilon 8), +10.0 (4), +10.0 (2), +10.0 (1) | yes |" in text
+    assert (
+        "each site alone under the same promise | digits | +5.0 (epsilon 8), +5.0 (4), +5.0 (2), +5.0 (1) | yes |"
+        in text
+    )
+    assert "shapes" not in text
+
+    text = aims_section(runs_of_default(own_at_2=0.79, own_alone=0.9))
+    assert "at most 2 points of own accuracy against no noise | digits | 11.0 | no |" in text
+    assert "| digits | +10.0 (epsilon 8), +10.0 (4), -1.0 (2), +10.0 (1) | no |" in text
+    assert "| digits | +0.0 (epsilon 8), +0.0 (4), -11.0 (2), +0.0 (1) | no |" in text
+
+
+def test_the_gain_that_is_kept_is_that_of_the_best_strength_that_stays_near_zero_shot():
+    runs = runs_of_default()
+    for each in runs["digits-default"].results.values():
+        each["floors"]["zero_shot"] = {"local": 0.5, "neighbour": 0.7, "worst_site": 0.5}
+        for point in each["strength_curve"]:  # alpha 0.5: 0.8 own, 0.69 others'; alpha 0.75: 0.95 and 0.67
+            alpha = point["strength"]
+            point |= {"local": 0.5 + 0.6 * alpha, "neighbour": 0.73 - 0.08 * alpha}
+    assert "| digits | 75 % (epsilon 8), 75 % (4), 75 % (2), 75 % (1) | no |" in aims_section(runs)
 
 
 def finding(**changes):

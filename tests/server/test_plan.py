@@ -67,6 +67,15 @@ def test_the_bytes_are_about_those_that_are_sent(tmp_path):
     assert plan["down"] == 3 * 3 * plan["down_per_site_round"]
 
 
+def test_how_many_images_a_class_needs_is_said_where_it_needs_some(tmp_path):
+    steps = make_plan(make_experiment(), REGISTER, tmp_path)
+    assert steps["images_of_a_class"] == {}
+    assert "a class counts" not in "\n".join(plan_lines(steps))
+    once = make_plan(make_experiment(mechanism="one_shot", trust="local", noise_multiplier=2.0), REGISTER, tmp_path)
+    assert once["images_of_a_class"] == {"96": 21, "512": 28, "768": 31}  # 10 z, 14 z, 15.3 z
+    assert "than about 21 where the model's image features have 96 numbers, 28 where" in "\n".join(plan_lines(once))
+
+
 BREACHES = {
     "trust": {"trust": "central"},
     "units": {"unit": "site"},

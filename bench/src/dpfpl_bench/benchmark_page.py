@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dpfpl_bench.benchmark_aims import aims_section
 from dpfpl_bench.benchmarks import STUDIES, Study
 from dpfpl_bench.preference import PREFERENCES, own_at_equal_others
 from dpfpl_bench.strength import STRENGTHS
@@ -45,6 +46,7 @@ def page(outcomes: Mapping[str, SweepOutcome], docs: Path, audits: str, seconds:
         seconds: that all runs took, one after another.
     """
     parts = [HEAD, f"The runs of this page took {seconds / 60:.0f} minutes of one core in all, loading included.\n"]
+    parts.append(aims_section(outcomes))
     kept = [study for study in STUDIES if study.key in outcomes and outcomes[study.key].results]
     parts += [_study(study, outcomes[study.key], docs / "images") for study in kept]
     parts.append(audits)

@@ -112,6 +112,24 @@ def _studies() -> tuple[Study, ...]:
                 ),
             )
         )
+    found += [
+        Study(
+            f"{data}-small-sites",
+            f"Twelve small sites that share classes, {data}",
+            "Dirichlet(0.3), 30 to 260 training images a site, the default mechanism.",
+            (
+                Sweep(
+                    name=f"{data}-small-sites",
+                    data=data,
+                    sites=12,
+                    partition="dirichlet",
+                    floors="alone",
+                    grid=Grid(epsilon=(8.0, 2.0, 1.0), no_noise=False),
+                ),
+            ),
+        )
+        for data in ("digits", "shapes")
+    ]
     found.append(
         Study(
             "ranks",

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dpfpl_common.accounting import epsilon, json_epsilon
+from dpfpl_common.detection import images_to_stand_out
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.payload import TrainRequest
 from dpfpl_common.settings import to_table
@@ -25,6 +26,8 @@ __all__ = ["make_plan", "plan_lines"]
 REPLY_BYTES = 128 + 350
 """Of a reply besides the values of its update: the array's header, names, metrics, signature."""
 ATTEMPTS = 3
+FEATURE_SIZES = (96, 512, 768)
+"""Of the embedded model, of CLIP's base models and of its large one."""
 
 
 def make_plan(experiment: Experiment, sites: Mapping[str, Site], runs: Path) -> dict[str, Any]:
@@ -48,6 +51,7 @@ def make_plan(experiment: Experiment, sites: Mapping[str, Site], runs: Path) -> 
             "server_stddev": server_noise_stddev(experiment),
         },
         "privacy": privacy_statement(experiment, experiment.rounds.number),
+        "images_of_a_class": _images_of_a_class(experiment),
         "bytes": _bytes(experiment),
         "seconds": _seconds(experiment, runs),
         "refusals": problems + _refused_by_the_starting_policy(experiment),
@@ -68,12 +72,32 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
             for entry in privacy["epsilons"]
         ),
         f"unit: {privacy['epsilons'][0]['unit']}",
+        *_images_line(plan["images_of_a_class"]),
         f"traffic: a site {traffic['down_per_site_round']} bytes down, {traffic['up_per_site_round']} up a round; "
         f"all sites, all rounds {traffic['down']} down, {traffic['up']} up",
         f"time: about {seconds['expected']:.0f} s ({seconds['basis']}); at most {seconds['at_most']:.0f} s",
     ]
     lines += [f"REFUSED by {entry['by']} (rule {entry['rule']}): {entry['why']}" for entry in plan["refusals"]]
     return lines + [f"WARNING {text}" for text in plan["warnings"]]
+
+
+def _images_of_a_class(experiment: Experiment) -> dict[str, int]:
+    """How many images of a class a site needs at least, by the size of an image's features; empty under per_step."""
+    privacy = experiment.privacy
+    if privacy.mechanism != "one_shot" or not privacy.noise_multiplier:
+        return {}
+    return {str(size): images_to_stand_out(privacy.noise_multiplier, size) for size in FEATURE_SIZES}
+
+
+def _images_line(images: Mapping[str, int]) -> list[str]:
+    if not images:
+        return []
+    numbers = ", ".join(
+        f"{count} where the model's image features have {size} numbers" for size, count in images.items()
+    )
+    return [
+        f"a class counts at a site only with more images of it than about {numbers}; with fewer its text stays as it is"
+    ]
 
 
 def _epsilon(value: float | str) -> str:

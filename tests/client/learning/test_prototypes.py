@@ -9,6 +9,7 @@ from scipy import stats
 
 from dpfpl_client.learning.prototypes import noised_class_sums, prototypes_from
 from dpfpl_client.learning.public_directions import direction_count, text_directions
+from dpfpl_common.detection import images_to_stand_out
 from dpfpl_common.errors import PrivacyError
 from dpfpl_common.noise import SeededNoise, SystemNoise
 
@@ -206,3 +207,14 @@ def test_the_public_directions_hold_the_class_texts_and_no_image(backbone, class
     assert direction_count(1000, 96) == 96
     start = np.zeros((4, backbone.width), np.float32)
     assert text_directions(backbone, tokens, torch.from_numpy(start), 16).shape == (16, backbone.feature_size)
+
+
+@pytest.mark.parametrize(("noise_multiplier", "size"), [(0.6, 96), (2.0, 96), (2.0, 512), (7.0, 768)])
+def test_a_class_is_found_from_as_many_agreeing_images_as_the_plan_says(noise_multiplier, size):
+    """On average: noise adds z^2 to the energy of each coordinate."""
+    least = images_to_stand_out(noise_multiplier, size)
+    expected = np.eye(2, size)
+    for images, found in ((least, True), (least - 1, False)):
+        sums = np.zeros((2, size))
+        sums[0, 0] = np.sqrt(images**2 + noise_multiplier**2 * size)
+        assert prototypes_from(sums, noise_multiplier, expected).weights.any() == found

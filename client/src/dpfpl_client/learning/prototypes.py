@@ -12,15 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from dpfpl_common.detection import hidden_energy
 from dpfpl_common.errors import PrivacyError
 from dpfpl_common.noise import NoiseSource, grid_allows
 
 __all__ = ["Prototypes", "noised_class_sums", "prototypes_from"]
 
 Floats = npt.NDArray[np.float64]
-
-FALSE_ALARM = 1e-6
-"""Chance that a row of pure noise is taken for a class."""
 
 MOST_HIDDEN = 2.0
 """Weight of all classes that were not found, over that of those that were: at most this."""
@@ -88,8 +86,8 @@ def prototypes_from(
     """How far to believe the noised sums; decided from them and from public facts alone, so it costs nothing.
 
     *Which rows.* The squared norm of pure noise in k dimensions exceeds ``z^2 (k + 2 sqrt(k t) + 2 t)`` with chance at
-    most ``exp(-t)`` (Laurent and Massart 2000, lemma 1). A row above that, t = ln(1 / FALSE_ALARM), is a class that the
-    site has, and counts by its signal. Below it a signal of ``z sqrt(2 sqrt(k t) + 2 t)`` may hide: such a class counts
+    most ``exp(-t)`` (``dpfpl_common.detection``). A row above that, t = ln(10^6), is a class that the site has, and
+    counts by its signal. Below it a signal of ``z sqrt(2 sqrt(k t) + 2 t)`` may hide: such a class counts
     by that, with its text feature in the image's place, so that the prompt does not give it up for want of evidence.
 
     *The absent.* With ever less noise nothing can hide any more, and the classes that a site lacks would cease to
@@ -116,8 +114,7 @@ def prototypes_from(
         sums, size = sums @ directions.T @ directions, len(directions)
     energy = np.sum(sums**2, axis=1)
     pure_noise = noise_multiplier**2 * size
-    t = math.log(1.0 / FALSE_ALARM)
-    hiding = noise_multiplier**2 * (2 * math.sqrt(size * t) + 2 * t)
+    hiding = hidden_energy(noise_multiplier, size)
     found = energy > pure_noise + hiding
     signal = np.sqrt(np.where(found, np.maximum(energy - pure_noise, 0.0), 0.0))
     norms = np.sqrt(np.maximum(energy, 1e-300))
