@@ -185,6 +185,7 @@ def test_the_table_of_families_replaces_only_itself():
         "exact": "once", "step_ms": 12.4, "step_mb": 3.2,
     }  # fmt: skip
     measured = {"device": "a processor", "versions": {"torch": "1"}, "families": [fact]}
+    measured |= {"sizes": {"width": 256, "layers": 6, "image": 112}, "batch": 16}
     text = with_table(f"before\n{BEGIN}\nold\n{END}\nafter\n", measured)
     assert text.startswith("before\n")
     assert text.endswith(f"{END}\nafter\n")

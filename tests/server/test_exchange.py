@@ -183,6 +183,23 @@ class Answering(FakeGrid):
             self.script.append([self.clock.now - self.start + self.second[site], reply_to(message)])
 
 
+def test_after_a_look_that_brought_replies_the_next_one_comes_soon(clock, monkeypatch):
+    """Its time went into the replies; a look in vain that took long says that the SuperLink has much to do."""
+    messages = {"north": make_message(1), "south": make_message(2)}
+    grid = FakeGrid(clock, [(0.0, reply_to(messages["north"])), (3.0, reply_to(messages["south"]))])
+    slept, sleep, pull = [], module.time.sleep, grid.pull_messages
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: (slept.append(round(seconds, 3)), sleep(seconds)))
+    monkeypatch.setattr(module.time, "monotonic", clock)
+
+    def slow(ids):
+        clock.now += 0.7
+        return pull(ids)
+
+    grid.pull_messages = slow
+    exchange(grid, messages, 10.0, clock=clock)
+    assert slept == [0.1, 0.7, 0.7]
+
+
 def test_L6_a_silent_site_is_asked_once_more_at_half_of_the_time(clock):
     messages = {"north": make_message(1), "south": make_message(2), "west": make_message(3)}
     grid = Answering(clock, [(1.0, reply_to(messages["north"]))], {"south": 0.5})

@@ -58,10 +58,16 @@ def attacks(
 def models(
     family: Annotated[list[str] | None, typer.Option(help="only these; repeat the flag")] = None,
     page: Annotated[Path | None, typer.Option(help="file whose table is replaced")] = None,
+    width: Annotated[int, typer.Option(min=16, help="of hidden states")] = 256,
+    layers: Annotated[int, typer.Option(min=2, help="of each tower")] = 6,
+    heads: Annotated[int, typer.Option(min=2, help="of attention; they divide the width")] = 8,
+    image: Annotated[int, typer.Option(min=16, help="edge of a picture in pixels")] = 112,
+    patch: Annotated[int, typer.Option(min=2, help="edge of a patch in pixels; it divides the picture's")] = 14,
+    batch: Annotated[int, typer.Option(min=1, help="examples of a step")] = 16,
     as_json: AsJson = False,
 ) -> None:
     """Make, load, train, export and time a small random model of every known family; prints a table in Markdown."""
-    from dpfpl_bench.families import FAMILIES
+    from dpfpl_bench.families import FAMILIES, Sizes
     from dpfpl_bench.model_table import measure_all, table, with_table
 
     unknown = sorted(set(family or ()) - set(FAMILIES))
@@ -71,7 +77,14 @@ def models(
             message=f"--family is {unknown[0]!r}, expected one of {', '.join(FAMILIES)}.",
             advice="Correct the flag.",
         )
-    measured = measure_all(family or list(FAMILIES))
+    for flag, whole, part in (("heads", width, heads), ("patch", image, patch)):
+        if whole % part:
+            raise ConfigError(
+                code="IMPOSSIBLE_VALUE",
+                message=f"--{flag} is {part}, which does not divide {whole}.",
+                advice="Correct the flag.",
+            )
+    measured = measure_all(family or list(FAMILIES), Sizes(width, layers, heads, image, patch), batch)
     sys.stdout.write(json.dumps(measured, indent=2) + "\n" if as_json else table(measured) + "\n")
     if page is not None:
         page.write_text(with_table(page.read_text(encoding="utf-8"), measured), encoding="utf-8")

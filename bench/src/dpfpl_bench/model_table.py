@@ -2,7 +2,7 @@
 
 Each family runs in a process of its own, so that its memory is its own. What the table of docs/models.md says was done
 by this command, with architectures from the installed transformers and sizes that fit a laptop: it shows that a family
-works and how families compare, not how long a model of billions of parameters takes.
+works and how families compare, not how long a model of billions of parameters takes. Other sizes can be asked for.
 """
 
 import json
@@ -17,10 +17,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["BEGIN", "END", "FamilyFacts", "measure", "measure_all", "table", "with_table"]
+from dpfpl_bench.random_models.parts import Sizes
+from dpfpl_common.errors import ModelError
+
+__all__ = ["BATCH", "BEGIN", "END", "USUAL", "FamilyFacts", "measure", "measure_all", "table", "with_table"]
 
 BEGIN, END = "<!-- table: dpfpl-bench models -->", "<!-- end of the table -->"
 BATCH = 16
+USUAL = Sizes(width=256, layers=6, heads=8, image=112, patch=14)
 REPEATS = 5
 CLASSES = ("cat", "small red dog", "bird", "green house")
 
@@ -54,13 +58,13 @@ class FamilyFacts:
     batch: int = BATCH
 
 
-def measure(family: str) -> FamilyFacts:
+def measure(family: str, sizes: Sizes = USUAL, batch: int = BATCH) -> FamilyFacts:
     """One family, in this process: its peak memory only grows, so call it once a process."""
     import numpy as np
     import torch
     from PIL import Image
 
-    from dpfpl_bench.families import Sizes, write_random_model
+    from dpfpl_bench.families import write_random_model
     from dpfpl_client.learning.backbone import load_backbone
     from dpfpl_client.learning.evaluation import LabelledFeatures
     from dpfpl_client.learning.gradients import EXACT
@@ -69,15 +73,15 @@ def measure(family: str) -> FamilyFacts:
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        path = write_random_model(family, Path(folder), Sizes(width=256, layers=6, heads=8, image=112, patch=14))
+        path = write_random_model(family, Path(folder), sizes)
         backbone = load_backbone(str(path))
-    experiment = _experiment(backbone.width)
-    generator = np.random.default_rng(0)
-    images = [Image.fromarray(generator.integers(0, 255, (112, 112, 3), dtype=np.uint8)) for _ in range(BATCH)]
+    experiment = _experiment(backbone.width, batch)
+    generator, pixels = np.random.default_rng(0), (sizes.image, sizes.image, 3)
+    images = [Image.fromarray(generator.integers(0, 255, pixels, dtype=np.uint8)) for _ in range(batch)]
     rows = torch.stack(list(backbone.image_features(images)))
-    examples = LabelledFeatures(rows, torch.arange(BATCH) % len(CLASSES))
+    examples = LabelledFeatures(rows, torch.arange(batch) % len(CLASSES))
     scorer = backbone.scorer(experiment)
-    context = backbone.text_embeddings("a photo of a", 4)
+    context = backbone.text_embeddings("a", 4)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     times = []
     for _ in range(REPEATS):
@@ -103,30 +107,44 @@ def measure(family: str) -> FamilyFacts:
         exact=backbone.shortcuts,
         step_ms=round(1000 * sorted(times)[REPEATS // 2], 1),
         step_mb=round(grown / 1024, 1),
+        batch=batch,
     )
 
 
-def measure_all(families: list[str]) -> dict[str, Any]:
-    """All of them, each in a process of its own, and what they ran on."""
+def measure_all(families: list[str], sizes: Sizes = USUAL, batch: int = BATCH) -> dict[str, Any]:
+    """All of them, each in a process of its own, and what they ran on.
+
+    Raises:
+        ModelError: NOT_MEASURED, a family cannot be made in these sizes.
+    """
     facts = []
     for family in families:
-        command = [sys.executable, "-m", "dpfpl_bench.model_table", family]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        command = [sys.executable, "-m", "dpfpl_bench.model_table", family, json.dumps(asdict(sizes)), str(batch)]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        if done.returncode:
+            raise ModelError(
+                code="NOT_MEASURED",
+                message=f"{family} with these sizes: {(done.stderr.strip() or 'ended').splitlines()[-1][:300]}",
+                advice="Give other sizes; an even number of heads suits every family.",
+            )
         facts.append(json.loads(done.stdout.splitlines()[-1]))
     return {
         "device": f"{_processor()}, one thread, float32",
         "versions": {name: version(name) for name in ("torch", "transformers")},
+        "sizes": asdict(sizes),
+        "batch": batch,
         "families": facts,
     }
 
 
 def table(measured: dict[str, Any]) -> str:
     """Markdown of the measured facts."""
+    sizes, batch = measured["sizes"], measured["batch"]
     lines = [
         f"Device: {measured['device']}; "
         + ", ".join(f"{name} {number}" for name, number in measured["versions"].items())
-        + ". Random weights, width 256, 6 layers a tower, pictures of 112 pixels; a step is the exact gradients of "
-        f"{BATCH} examples, one for each.",
+        + f". Random weights, width {sizes['width']}, {sizes['layers']} layers a tower, pictures of {sizes['image']} "
+        f"pixels; a step is the exact gradients of {batch} examples, one for each.",
         "",
         "| Family | Class | Parameters | Image row | Trains | Exports | Exact and shared | Step, ms | Memory, MB |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -149,7 +167,7 @@ def with_table(text: str, measured: dict[str, Any]) -> str:
     return f"{head}{BEGIN}\n\n{table(measured)}\n\n{END}{tail}"
 
 
-def _experiment(width: int) -> Any:
+def _experiment(width: int, batch: int) -> Any:
     from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings, RoundSettings
 
     return Experiment(
@@ -157,8 +175,8 @@ def _experiment(width: int) -> Any:
         classes=CLASSES,
         sites=("a",),
         model=ModelSettings(width=width),
-        prompt=PromptSettings(num_context=4, rank=2),
-        privacy=PrivacySettings(noise_multiplier=1.0, trust="local", sample_rate=0.9, nominal_site_size=BATCH),
+        prompt=PromptSettings(num_context=4, rank=2, init_text="a"),
+        privacy=PrivacySettings(noise_multiplier=1.0, trust="local", sample_rate=0.9, nominal_site_size=batch),
         rounds=RoundSettings(number=1, local_steps=2),
     )
 
@@ -187,4 +205,4 @@ def _processor() -> str:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(measure(sys.argv[1]))))
+    print(json.dumps(asdict(measure(sys.argv[1], Sizes(**json.loads(sys.argv[2])), int(sys.argv[3])))))

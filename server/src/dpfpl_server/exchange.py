@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 __all__ = ["AskAgain", "Outcome", "content_bytes", "exchange", "record_bytes"]
 
 POLL_SECONDS = 0.1
-"""Between two looks for replies; or as long as the look itself took, so that many sites leave the SuperLink time."""
+"""Between two looks for replies; or as long as a look in vain took, so that many sites leave the SuperLink time."""
 PULL_AT_ONCE = 100
 ASK_AGAIN_AT = 0.5
 """Share of the time after which a silent site is asked once more."""
@@ -82,11 +82,11 @@ def exchange(
     _send(grid, messages, waiting, outcome)
     start = clock()
     while waiting:
-        began, passed = time.monotonic(), clock() - start
+        began, passed, came = time.monotonic(), clock() - start, False
         if again is not None and passed >= ASK_AGAIN_AT * deadline_s:
             _ask_again(grid, set(waiting.values()) - outcome.again, again, waiting, outcome)
         for reply in _pulled(grid, [*waiting, *missed]):
-            message_id = reply.metadata.reply_to_message_id
+            message_id, came = reply.metadata.reply_to_message_id, True
             site = waiting.pop(message_id, "")
             if not site:
                 _ignored(outcome, reply, missed.pop(message_id, ""), answered.get(message_id, ""))
@@ -106,7 +106,7 @@ def exchange(
             on_reply(site)
         if not waiting or passed >= deadline_s:  # what came during a look that took long was looked for once more
             break
-        time.sleep(max(POLL_SECONDS, time.monotonic() - began))
+        time.sleep(POLL_SECONDS if came else max(POLL_SECONDS, time.monotonic() - began))
     for site in waiting.values():
         outcome.failures[site] = f"NO_REPLY: nothing came within {deadline_s:g} s"
     outcome.unanswered = {**missed, **waiting}

@@ -236,6 +236,26 @@ def _qwen3_vl(s: Sizes) -> Made:
     return Qwen3VLForConditionalGeneration(config), tokenizer, processor
 
 
+def _qwen3_5(s: Sizes) -> Made:
+    from transformers import Qwen2VLImageProcessorPil, Qwen3_5Config, Qwen3_5ForConditionalGeneration
+
+    tokenizer, head = tokenizer_with(*QWEN_TOKENS), s.width // s.heads
+    layers = (["linear_attention", "full_attention"] * s.layers)[: s.layers]
+    linear = {"linear_key_head_dim": head, "linear_value_head_dim": head}
+    linear |= {"linear_num_key_heads": s.heads // 2, "linear_num_value_heads": s.heads}
+    text = _qwen_text(s, tokenizer) | {"head_dim": head, "layer_types": layers, **linear}
+    config = Qwen3_5Config(
+        vision_config={
+            "depth": s.layers, "hidden_size": s.width, "intermediate_size": 2 * s.width, "num_heads": s.heads,
+            "patch_size": s.patch, "out_hidden_size": s.width, "num_position_embeddings": 64,
+        },
+        text_config=text,
+        **_qwen_tokens(tokenizer),
+    )  # fmt: skip
+    processor = Qwen2VLImageProcessorPil(patch_size=s.patch, min_pixels=s.image**2, max_pixels=s.image**2)
+    return Qwen3_5ForConditionalGeneration(config), tokenizer, processor
+
+
 GENERATIVE: Final[dict[str, Callable[[Sizes], Made]]] = {
     "llava": _llava,
     "llava_next": _llava_next,
@@ -250,4 +270,5 @@ GENERATIVE: Final[dict[str, Callable[[Sizes], Made]]] = {
     "qwen2_vl": _qwen2_vl,
     "qwen2_5_vl": _qwen2_5_vl,
     "qwen3_vl": _qwen3_vl,
+    "qwen3_5": _qwen3_5,
 }

@@ -20,13 +20,8 @@ from dpfpl_common.errors import ModelError
 from dpfpl_common.experiment import GradientSettings, TaskSettings
 
 M = 3
-QUESTIONS = (
-    ("what colour is it?", "red"),
-    ("how many small animals are there?", "two or three"),
-    ("what is it?", "a dog"),
-    ("what colour is it?", "dark green"),
-    ("where is it?", "bird"),
-)
+RECURRENT = ("qwen3_5",)
+"""Whose layers keep a state that is not keys and values."""
 
 
 @pytest.fixture(scope="package")
@@ -153,9 +148,13 @@ def test_whole_turns_are_the_same_function_where_the_beginning_is_shared(
 ):
     """Layers recomputed instead of kept, nothing shared; and the trial's choice is right where it chose that."""
     shared = model.language.shared
-    assert shared == (FAMILIES[model.family].sees_ahead != "prefix")
+    assert shared == (FAMILIES[model.family].sees_ahead != "prefix" and model.family not in RECURRENT)
     other = otherwise(folder, not shared)
     ours, theirs = model.scorer(vqa_experiment(model)), other.scorer(vqa_experiment(model))
+    if model.family in RECURRENT:
+        with pytest.raises(IndexError):
+            theirs.gradients(context, examples, EXACT)
+        return
     expected, found = ours.gradients(context, examples, EXACT), theirs.gradients(context, examples, EXACT)
     assert torch.allclose(found, expected, rtol=1e-3, atol=1e-5) == shared
     if shared:
@@ -245,17 +244,18 @@ def test_what_has_no_meaning_is_refused(model, vqa_experiment):
 def test_captions_answer_the_public_question_or_none_and_are_measured_by_their_words(
     stock, model, pictures, examples, context, vqa_experiment
 ):
-    captions = type(examples)(examples.features, examples.labels, tuple(("", answer) for _, answer in QUESTIONS))
+    answers = [answer for _, answer in examples.asked]
+    captions = type(examples)(examples.features, examples.labels, tuple(("", answer) for answer in answers))
     for question in ("", "what is it?"):
         task = TaskSettings(kind="caption", question=question, max_answer_tokens=5)
         scorer = model.scorer(vqa_experiment(model, task=task))
-        asked = type(examples)(examples.features, examples.labels, tuple((question, answer) for _, answer in QUESTIONS))
+        asked = type(examples)(examples.features, examples.labels, tuple((question, answer) for answer in answers))
         vqa = model.scorer(vqa_experiment(model))
         assert torch.equal(scorer.gradients(context, captions, EXACT), vqa.gradients(context, asked, EXACT))
         leaf = context.clone().requires_grad_(True)
-        single = torch.autograd.grad(plain_loss(stock, model, pictures[1], leaf, question, QUESTIONS[1][1]), leaf)[0]
+        single = torch.autograd.grad(plain_loss(stock, model, pictures[1], leaf, question, answers[1]), leaf)[0]
         mine = scorer.gradients(context, captions.take(np.array([1])), EXACT)[0]
         assert float((mine - single).norm() / single.norm()) < 1e-4
         spoken = scorer.at(context).answers(captions)
-        overlaps = [word_overlap(said, answer) for said, (_, answer) in zip(spoken, QUESTIONS, strict=True)]
+        overlaps = [word_overlap(said, answer) for said, answer in zip(spoken, answers, strict=True)]
         assert scorer.at(context).accuracy(captions) == pytest.approx(sum(overlaps) / len(overlaps))

@@ -32,11 +32,13 @@ RULES = {
     "qwen2_vl": ("Qwen2VLProcessor", {"image_token": "<|image_pad|>"}),
     "qwen2_5_vl": ("Qwen2_5_VLProcessor", {"image_token": "<|image_pad|>"}),
     "qwen3_vl": ("Qwen3VLProcessor", {"image_token": "<|image_pad|>"}),
+    "qwen3_5": ("Qwen3VLProcessor", {"image_token": "<|image_pad|>"}),
 }  # fmt: skip
 
 
 def processor_class(family, name):
-    return getattr(importlib.import_module(f"transformers.models.{family}.processing_{family}"), name)
+    module = {"qwen3_5": "qwen3_vl"}.get(family, family)  # which has no processor of its own
+    return getattr(importlib.import_module(f"transformers.models.{module}.processing_{module}"), name)
 
 
 def by_the_whole_processor(family, tokenizer, image_processor, text, given):

@@ -87,6 +87,7 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "qwen2_vl": _QWEN,
     "qwen2_5_vl": _QWEN,
     "qwen3_vl": _QWEN,
+    "qwen3_5": _QWEN,
 }
 """By the model type of their config.json."""
 
@@ -102,7 +103,6 @@ REFUSED: Final[Mapping[str, str]] = {
     **dict.fromkeys(("chameleon", "emu3"), _ENTRIES),
     **dict.fromkeys(("instructblip", "instructblipvideo"), "what it sees of a picture depends on the question"),
     "blip-2": "its pictures pass through a Q-Former, which was not tried",
-    "qwen3_5": "its layers keep a recurrent state, which was not tried",
     "qwen3_vl_moe": "its layers choose experts, which was not tried",
 }
 """Why well-known families cannot be used, by model type."""
