@@ -281,7 +281,7 @@ def test_R7_over_many_runs_the_disk_stays_as_it_is(tmp_path: Path) -> None:
         assert server_after - server_then < 50_000 * count  # what Flower's database keeps of each run
         failed = [why for why in failed if why]
         print(f"R7: {len(failed)} of {2 * count} runs failed: {failed}")
-        assert len(failed) <= count / 100
+        assert not failed
         federation.group.stop()
         federation.start_server()
         assert unpacked(federation.flower_home()) <= 3, "a start of the server removes the rest"
