@@ -136,7 +136,12 @@ def test_a_canary_through_the_whole_site_stays_below_the_claim(mechanism: str) -
             sites=("one",),
             model=ModelSettings(width=backbone.width),
             privacy=PrivacySettings(
-                mechanism=mechanism, target_epsilon=target, trust="local", sample_rate=1.0, nominal_site_size=8
+                mechanism=mechanism,
+                target_epsilon=target,
+                trust="local",
+                sample_rate=1.0,
+                nominal_site_size=8,
+                clipping_norm=0.01,  # below the canary's gradient, so that it moves the sum by all that is allowed
             ),
             rounds=RoundSettings(number=1, local_steps=1),
         )

@@ -71,11 +71,22 @@ def ray_processes():
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the extra [flower] is not installed")
 def test_same_prompts_as_in_process_and_nothing_left_behind(backbone, tmp_path, monkeypatch):
+    import ray
+
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     sites = make_sites(backbone)
     experiment = make_experiment(backbone, sites, trust="central")  # the server's noise is part of it
     before, environment = ray_processes(), dict(os.environ)
-    statuses = []
+    statuses, starts = [], []
+
+    def first_time_too_slow(*arguments, **options):
+        starts.append(1)
+        if len(starts) == 1:
+            raise RuntimeError("Timed out waiting for file gcs_server_port")
+        return start(*arguments, **options)
+
+    start = ray.init
+    monkeypatch.setattr(ray, "init", first_time_too_slow)
 
     flower = FlowerSimulation("embedded", True, sites, seed=7).run(experiment, statuses.append)
     process = Simulation(backbone, sites, seed=7).run(experiment)
@@ -88,6 +99,7 @@ def test_same_prompts_as_in_process_and_nothing_left_behind(backbone, tmp_path, 
         assert flower.personal[site].any()
     assert not np.array_equal(flower.personal["alpha"], flower.personal["beta"])
     assert statuses[-1]["dropped"] == {}  # or it says why
+    assert (len(starts), ray.init) == (2, first_time_too_slow)  # started again, and Ray's own function put back
     assert flower.final == process.final
     assert [entry["sites"] for entry in flower.checkpoint.history] == [["alpha", "beta"]] * 2
     assert [s["round"] for s in statuses if s["phase"] == "ROUND_DONE"] == [1, 2]

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
@@ -46,6 +47,7 @@ __all__ = ["FlowerSimulation", "require_ray"]
 MAX_ACTORS = 2
 START_SECONDS = 600.0
 """Until Ray has started and the actors have loaded torch and the model, also on a machine that does much else."""
+RAY_STARTS = 3
 RAY_VARIABLES = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning about future defaults
@@ -144,7 +146,7 @@ def require_ray() -> None:
 
 def _run_on_ray(server: ServerApp, client: ClientApp, num_sites: int) -> None:
     actors = max(1, min(MAX_ACTORS, os.cpu_count() or 1, num_sites))
-    with _quiet():
+    with _quiet(), _patient_ray():
         from flwr.simulation import run_simulation  # sets variables of Ray's
 
         run_simulation(
@@ -177,6 +179,30 @@ def _quiet() -> Iterator[None]:
         for added in set(os.environ) - set(before):
             del os.environ[added]
         os.environ.update(before)
+
+
+@contextmanager
+def _patient_ray() -> Iterator[None]:
+    """Ray gives its first process half a minute to come up; where that is too little it is started again."""
+    import ray
+
+    start = ray.init
+
+    def start_patiently(*arguments: Any, **options: Any) -> Any:
+        for left in reversed(range(RAY_STARTS)):
+            try:
+                return start(*arguments, **options)
+            except RuntimeError:
+                ray.shutdown()
+                if not left:
+                    raise
+        return None
+
+    setattr(ray, "init", start_patiently)  # noqa: B010  mypy forbids to assign a function
+    try:
+        yield
+    finally:
+        setattr(ray, "init", start)  # noqa: B010
 
 
 def _stop_pulling_when(stopped: threading.Event, grid: Grid) -> None:
