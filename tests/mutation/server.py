@@ -215,7 +215,7 @@ SERVER = (
     (
         "provision: a site is registered before its kit's place was tried",
         PACKAGE + "provision.py",
-        "    if wanted:\n        _require_writable(request.kits_folder)\n",
+        "    for name in wanted:\n        _require_writable(request.kit_path(name))\n",
         "",
         ("tests/server/test_server_cli.py::test_provision_in_a_place_that_it_cannot_use_is_one_clear_error",),
     ),

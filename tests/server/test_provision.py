@@ -1,12 +1,15 @@
 """Provisioning: what a kit holds, who can read it, and that no key is ever replaced by accident."""
 
+import errno
 import ipaddress
 import json
 import os
 import stat
+import tempfile
 import tomllib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -177,6 +180,27 @@ def test_force_replaces_the_key_but_not_what_the_site_wrote(tmp_path: Path) -> N
     assert sites["a"].public_key == (kit / "node.pub").read_text().strip()
     assert sites["b"] == other
     assert node_ids(tmp_path / "server") == {}  # the old identity is not carried over
+
+
+def test_kits_go_into_folders_that_are_there_although_the_one_around_them_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the containers have it: every kit is a volume of its own, mounted into a read-only folder."""
+    closed, trial = tmp_path / "kits", tempfile.NamedTemporaryFile
+
+    def on_a_read_only_disk(*arguments: Any, **options: Any) -> Any:
+        if Path(options["dir"]) == closed:
+            raise OSError(errno.EROFS, "Read-only file system", str(closed))
+        return trial(*arguments, **options)
+
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", on_a_read_only_disk)
+    (closed / "a").mkdir(parents=True)
+    run(tmp_path, "a")
+    assert (closed / "a" / "node.key").is_file()
+
+    with pytest.raises(OSError, match="Read-only"):
+        run(tmp_path, "b")
+    assert list(load_sites(tmp_path / "server")) == ["a"]
 
 
 def test_a_foreign_key_in_the_way_is_refused_before_anything_is_written(tmp_path: Path) -> None:

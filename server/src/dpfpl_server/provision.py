@@ -119,8 +119,8 @@ def _provision(request: ProvisionRequest, names: tuple[str, ...], hosts: list[st
     sites = load_sites(folder)
     wanted = [name for name in names if request.force or name not in sites]
     _refuse_foreign_keys(request, wanted)
-    if wanted:
-        _require_writable(request.kits_folder)
+    for name in wanted:
+        _require_writable(request.kit_path(name))
     authority, authority_is_new = _authority(folder, request.ca_key)
     certificate_is_new = _server_certificate(folder, authority, hosts)
     save_place(folder, request.address, request.port)
@@ -179,10 +179,14 @@ def _write(kit: Kit, path: Path, archive: str) -> None:
         pack_kit(Path(temporary) / kit.name, path, archive)
 
 
-def _require_writable(folder: Path) -> None:
-    """Before a site is registered whose kit could not be written; an OSError that names the folder otherwise."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=folder):
+def _require_writable(kit: Path) -> None:
+    """Before a site is registered whose kit could not be written; an OSError that names the folder otherwise.
+
+    Where the kit's folder is there, as a mounted volume is, the folder around it may be closed.
+    """
+    if not kit.is_dir():
+        kit.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=kit if kit.is_dir() else kit.parent):
         pass
 
 
