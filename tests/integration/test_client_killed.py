@@ -224,10 +224,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HeldFederat
 def test_F16_F17_a_killed_supernode_and_a_killed_clientapp_leave_no_orphan_and_what_was_computed_is_kept(
     federation: HeldFederation, supernode: str, clientapp: str
 ) -> None:
-    """One of each in one round, which is abandoned; the next attempt is answered from what the agents kept.
-
-    The site whose SuperNode died is lost to the round, the one whose ClientApp died is asked again and answers.
-    """
+    """One of each in one round: the second question, or the next attempt, is answered from what the agents kept."""
     federation.hold()
     run = federation.run_aside(f"without-{supernode}", deadline=90.0)
     federation.wait_until_held()
@@ -244,10 +241,9 @@ def test_F16_F17_a_killed_supernode_and_a_killed_clientapp_leave_no_orphan_and_w
     kept = federation.releases(run.of.name)
     federation.start_again(supernode)
     run.ended_well(kept)
-    (missing,) = run.abandoned()
     # Flower tells of a killed ClientApp after about a minute; the server asks a silent site again before, at half of
-    # the deadline.
-    assert list(missing) == [supernode]
+    # the deadline. The other site is lost to the round if Flower gave up its node before that, and answers otherwise.
+    assert [list(missing) for missing in run.abandoned()] in ([], [[supernode]])
     assert descendants(federation.nodes[clientapp].pid)[0] == survivor
     wait_until(
         lambda: not any(federation.clientapps(site) for site in SITES), timeout_s=ORPHAN_S, what="the last ClientApps"
