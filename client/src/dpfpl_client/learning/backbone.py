@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from dpfpl_client.learning.model_files import model_folder, model_type
+from dpfpl_client.learning.placement import CPU, device_named
 from dpfpl_common.errors import ModelError
 
 if TYPE_CHECKING:
@@ -133,16 +134,24 @@ class Backbone(Protocol):
         ...
 
 
-def load_backbone(model: str, *, offline: bool = True, dtype: torch.dtype = torch.float32) -> Backbone:
+def load_backbone(
+    model: str,
+    *,
+    offline: bool = True,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = CPU,
+) -> Backbone:
     """Load a model of any known family.
 
     Args:
         model: "embedded" or "embedded-vlm", a folder in Hugging Face format, or a Hugging Face id.
         offline: do not reach for the network; a hub id must then be in the local cache.
-        dtype: in which to compute; float64 for comparisons.
+        dtype: in which to compute: float32; bfloat16, half the memory, for generative models; float64 for comparisons.
+        device: where to compute: ``cpu``, ``cuda``, ``cuda:1``. What the backbone takes and gives is on the processor.
 
     Raises:
-        ModelError: the model is missing, has no safetensors weights, is of an unknown family, or does not load.
+        ModelError: the model is missing, has no safetensors weights, is of an unknown family, does not load, or cannot
+            compute there or in that way.
     """
     # Imported here: transformers takes seconds, and most commands never load a model.
     from dpfpl_client.learning.clip_backbone import load_clip
@@ -151,10 +160,11 @@ def load_backbone(model: str, *, offline: bool = True, dtype: torch.dtype = torc
     from dpfpl_client.learning.generative.families import FAMILIES, REFUSED
     from dpfpl_client.learning.siglip_backbone import load_siglip
 
-    loaders: dict[str, Callable[[Path, torch.dtype], Backbone]] = {
+    loaders: dict[str, Callable[[Path, torch.dtype, torch.device], Backbone]] = {
         "clip": load_clip, "siglip": load_siglip, "siglip2": load_siglip,
         **dict.fromkeys(ENCODER_FAMILIES, load_encoder), **dict.fromkeys(FAMILIES, load_generative),
     }  # fmt: skip
+    place = device_named(device)
     folder = model_folder(model, offline=offline)
     family = model_type(folder)
     if family not in loaders:
@@ -164,4 +174,10 @@ def load_backbone(model: str, *, offline: bool = True, dtype: torch.dtype = torc
             message=f"The model in {folder} is of the family {family!r}, which cannot be used: {reason}.",
             advice=f"Use a model whose config.json names one of: {', '.join(sorted(loaders))}.",
         )
-    return loaders[family](folder, dtype)
+    if dtype == torch.bfloat16 and family not in FAMILIES:
+        raise ModelError(
+            code="PRECISION_UNUSABLE",
+            message=f"A model of the family {family!r} computes in float32 only.",
+            advice="Leave the precision out; what rounding can save here is [gradients] precision in experiment.toml.",
+        )
+    return loaders[family](folder, dtype, place)

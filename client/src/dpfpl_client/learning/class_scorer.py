@@ -46,23 +46,27 @@ class ClassPredictor:
 class ClassScorer:
     """A dual encoder joined to classes.
 
+    What it is given and gives is on the processor, wherever the model computes.
+
     Args:
         backbone: the frozen model.
         tokens: the experiment's classes.
     """
 
     def __init__(self, backbone: DualEncoder, tokens: ClassTokens) -> None:
-        self._backbone, self._tokens = backbone, tokens
+        self._backbone, self._tokens, self._device = backbone, tokens.to(backbone.device), backbone.device
 
     def gradients(self, context: Tensor, examples: LabelledFeatures, estimate: "GradientSettings") -> Tensor:
         """One gradient [num_context, width] an example."""
-        return per_example_gradients(
-            self._backbone, context, self._tokens, examples.features, examples.labels, estimate
-        )
+        features, labels = examples.features.to(self._device), examples.labels.to(self._device)
+        context = context.to(self._device)
+        return per_example_gradients(self._backbone, context, self._tokens, features, labels, estimate).cpu()
 
     def total_gradient(self, context: Tensor, examples: LabelledFeatures, weights: Tensor) -> Tensor:
         """The weighted sum of the examples' gradients, at the cost of one."""
-        return total_gradient(self._backbone, context, self._tokens, examples.features, examples.labels, weights)
+        context, weights = context.to(self._device), weights.to(self._device)
+        features, labels = examples.features.to(self._device), examples.labels.to(self._device)
+        return total_gradient(self._backbone, context, self._tokens, features, labels, weights).cpu()
 
     def at(self, context: Tensor) -> ClassPredictor:
         """The classes under a context."""
@@ -70,13 +74,14 @@ class ClassScorer:
 
     def class_features(self, context: Tensor) -> Tensor:
         """Unit text features [classes, feature_size]."""
-        return self._backbone.text_features(context, self._tokens)
+        return self._backbone.text_features(context.to(self._device), self._tokens).cpu()
 
     @torch.no_grad()
     def feature_gradient(self, context: Tensor, cotangents: Tensor) -> Tensor:
         """Gradient [num_context, width] of ``sum(cotangents * class features)`` by the context."""
-        return self._backbone.text_pass(context, self._tokens).pullback(cotangents[None])[0]
+        text = self._backbone.text_pass(context.to(self._device), self._tokens)
+        return text.pullback(cotangents[None].to(self._device))[0].cpu()
 
     def public_directions(self, initial: torch.Tensor, count: int) -> npt.NDArray[np.float64]:
         """Directions that the class texts' features sweep around the initial context."""
-        return text_directions(self._backbone, self._tokens, initial, count)
+        return text_directions(self._backbone, self._tokens, initial.to(self._device), count)

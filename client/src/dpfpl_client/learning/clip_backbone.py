@@ -37,7 +37,7 @@ class ClipBackbone(DualEncoder):
         return int(self._tokenizer.bos_token_id)
 
 
-def load_clip(folder: Path, dtype: torch.dtype) -> ClipBackbone:
+def load_clip(folder: Path, dtype: torch.dtype, device: torch.device) -> ClipBackbone:
     """The CLIP model of a folder."""
     from transformers import CLIPModel
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -45,5 +45,5 @@ def load_clip(folder: Path, dtype: torch.dtype) -> ClipBackbone:
     def processor(folder: Path) -> Any:
         return CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
 
-    parts = load_parts(folder, CLIPModel, processor, attn_implementation="sdpa", dtype=dtype)
+    parts = load_parts(folder, CLIPModel, processor, device, attn_implementation="sdpa", dtype=dtype)
     return ClipBackbone(*parts, model_fingerprint(folder))

@@ -35,6 +35,7 @@ class DualEncoder:
         feature_size: size e of the shared image-text space.
         logit_scale: the model's own tau, multiplying cosine similarities.
         logit_bias: added to the logits of a sigmoid head; None for a softmax head.
+        device: where the towers compute. Images come from, and image features and token embeddings go to, the processor.
         context_follows: where the context stands and what comes after it, for whoever uses an exported prompt.
         shortcuts: in words, what is computed once, exactly.
         adapter_obstacle: why a PEFT adapter of trained tokens cannot express a prompt; empty where it can.
@@ -48,6 +49,7 @@ class DualEncoder:
         self._model = model.eval().requires_grad_(False)
         self._tokenizer = tokenizer
         self._image_processor = image_processor
+        self.device: torch.device = model.logit_scale.device
         self._tower = self._make_tower(coarse=False)
         self._is_coarse = False
         self.family = str(model.config.model_type)
@@ -118,8 +120,8 @@ class DualEncoder:
         The text itself always stands whole right before the class name. A text longer than the context is an error.
         """
         filled = repeated_to_the_left(self._tokenizer, text, num_context)
-        embedding: torch.Tensor = self.token_embedding(torch.tensor(filled, dtype=torch.long))
-        return embedding.detach().reshape(len(filled), self.width)
+        embedding: torch.Tensor = self.token_embedding(torch.tensor(filled, dtype=torch.long, device=self.device))
+        return embedding.detach().reshape(len(filled), self.width).cpu()
 
     def num_tokens(self, text: str) -> int:
         """How many context vectors a text fills."""
@@ -127,7 +129,7 @@ class DualEncoder:
 
     @torch.no_grad()
     def text_features(self, context: torch.Tensor, tokens: ClassTokens) -> torch.Tensor:
-        """Unit text features [classes, feature_size] of a context [num_context, width]."""
+        """Unit text features [classes, feature_size] of a context [num_context, width]; all of them on the model's device."""
         return torch.nn.functional.normalize(self._tower(context, tokens), dim=-1)
 
     def text_pass(
@@ -136,7 +138,7 @@ class DualEncoder:
         """A forward pass of the text tower, to be pulled back to the context.
 
         Args:
-            context: [num_context, width].
+            context: [num_context, width], on the model's device as everything here.
             tokens: the classes.
             coarse: the pullback will be asked to round to bfloat16; the weights for it are made when first needed.
             singly: the pullback will be asked for a few classes of each example.
@@ -148,14 +150,14 @@ class DualEncoder:
     def _make_tower(self, *, coarse: bool) -> TextTower:
         raise NotImplementedError
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def image_features(self, images: Iterable[Image.Image], batch_size: int = 64) -> Iterator[torch.Tensor]:
         """Unit image features, one [feature_size] tensor per image, computed in batches."""
         for batch in batches(images, batch_size):
             inputs = self._image_processor(images=batch, return_tensors="pt")
-            features = self._model.get_image_features(**inputs)
+            features = self._model.get_image_features(**inputs.to(self.device))
             features = getattr(features, "pooler_output", features)
-            yield from torch.nn.functional.normalize(features, dim=-1).clone()
+            yield from torch.nn.functional.normalize(features, dim=-1).cpu().clone()
 
     @property
     def _eos_id(self) -> int:

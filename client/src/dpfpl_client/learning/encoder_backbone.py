@@ -63,7 +63,7 @@ class WholeTextTower:
     def _features(self, context: Tensor, suffixes: Tensor) -> Tensor:
         """[n, feature size] for suffixes [n, length] of one length."""
         start, m, count = len(self._begin), len(context), len(suffixes)
-        begin = torch.tensor([*self._begin, *[self._filler] * m], dtype=torch.long).expand(count, -1)
+        begin = torch.tensor([*self._begin, *[self._filler] * m], dtype=torch.long).expand(count, -1).to(suffixes)
         ids = torch.cat([begin, suffixes], dim=1)
 
         def put_in(module: Any, given: Any, embedded: Tensor) -> Tensor:
@@ -129,13 +129,13 @@ class EncoderBackbone(DualEncoder):
     @torch.no_grad()
     def _try(self) -> None:
         """Refuse a model in which vectors in the words' places do not give what the words give."""
-        words = torch.tensor(self._plain_ids("a photo of a"))
-        tokens = ClassTokens.build([self._suffix("photo"), self._suffix("a photo")], self._filler)
+        words = torch.tensor(self._plain_ids("a photo of a"), device=self.device)
+        tokens = ClassTokens.build([self._suffix("photo"), self._suffix("a photo")], self._filler).to(self.device)
         try:
             ours = self._tower(self.token_embedding(words), tokens)
             theirs = []
             for row, length in zip(tokens.ids, tokens.lengths.tolist(), strict=True):
-                ids = torch.cat([torch.tensor(self._begin, dtype=torch.long), words, row[:length]])[None]
+                ids = torch.cat([torch.tensor(self._begin, dtype=torch.long).to(row), words, row[:length]])[None]
                 theirs.append(self._model.get_text_features(ids, attention_mask=torch.ones_like(ids)).pooler_output)
             expected = torch.cat(theirs)
             difference = float((ours - expected).norm() / expected.norm())
@@ -145,12 +145,12 @@ class EncoderBackbone(DualEncoder):
             raise _unusable(self._model, f"relative difference {difference:.1e}")
 
 
-def load_encoder(folder: Path, dtype: torch.dtype) -> DualEncoder:
+def load_encoder(folder: Path, dtype: torch.dtype, device: torch.device) -> DualEncoder:
     """The dual encoder of a folder; with a CLIP text tower it is served as CLIP is."""
     from transformers import AutoModel
 
     options = {"attn_implementation": "eager"} if model_type(folder) in NEEDS_EAGER else {}
-    model, tokenizer, processor = load_parts(folder, AutoModel, load_image_processor, dtype=dtype, **options)
+    model, tokenizer, processor = load_parts(folder, AutoModel, load_image_processor, device, dtype=dtype, **options)
     clip = str(model.config.text_config.model_type) in CLIP_TEXT
     return (ClipBackbone if clip else EncoderBackbone)(model, tokenizer, processor, model_fingerprint(folder))
 

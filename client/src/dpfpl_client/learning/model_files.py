@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+import torch
+
 from dpfpl_client.embedded import EMBEDDED, embedded_model_path
 from dpfpl_common.errors import ModelError
 
@@ -77,17 +79,20 @@ def feature_identity(fingerprint: str, image_processor: Any, *more: object) -> s
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def load_parts(folder: Path, model_class: Any, processor: Callable[[Path], T], **options: Any) -> tuple[Any, Any, T]:
+def load_parts(
+    folder: Path, model_class: Any, processor: Callable[[Path], T], device: torch.device, **options: Any
+) -> tuple[Any, Any, T]:
     """Model, tokenizer and image processor of a folder; no code of the folder runs, no weight is made up.
 
     Args:
         folder: in Hugging Face format.
         model_class: of transformers, with ``from_pretrained``.
         processor: makes the image processor from the folder.
+        device: where the model goes.
         options: for the model's ``from_pretrained``.
 
     Raises:
-        ModelError: NO_SAFETENSORS or MODEL_DOES_NOT_LOAD.
+        ModelError: NO_SAFETENSORS, MODEL_DOES_NOT_LOAD or MODEL_TOO_LARGE.
     """
     from safetensors import SafetensorError
     from transformers import AutoTokenizer
@@ -118,7 +123,14 @@ def load_parts(folder: Path, model_class: Any, processor: Callable[[Path], T], *
             f"{min(report['missing_keys'])}.",
             "Download or export the model again.",
         )
-    return model, tokenizer, images
+    try:
+        return model.to(device), tokenizer, images
+    except torch.OutOfMemoryError:
+        raise ModelError(
+            code="MODEL_TOO_LARGE",
+            message=f"The model in {folder} does not fit the memory of {device}.",
+            advice='Use a smaller model, precision = "bfloat16" for a generative one, or device = "cpu".',
+        ) from None
 
 
 def load_image_processor(folder: Path) -> Any:

@@ -47,8 +47,8 @@ def text_directions(backbone: DualEncoder, tokens: ClassTokens, initial: torch.T
     cloud = [backbone.text_features(initial, tokens)]
     rows = 0
     while rows < 4 * count:
-        moved = torch.from_numpy(generator.normal(0.0, stddev, tuple(initial.shape))).to(initial.dtype)
+        moved = torch.from_numpy(generator.normal(0.0, stddev, tuple(initial.shape))).to(initial)
         cloud.append(backbone.text_features(initial + moved, tokens))
         rows += len(cloud[-1])
-    _, _, directions = np.linalg.svd(torch.cat(cloud).double().numpy(), full_matrices=False)
+    _, _, directions = np.linalg.svd(torch.cat(cloud).double().cpu().numpy(), full_matrices=False)
     return np.asarray(directions[:count])

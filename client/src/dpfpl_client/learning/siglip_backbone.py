@@ -93,9 +93,9 @@ class SiglipBackbone(DualEncoder):
         return int(self._tokenizer.pad_token_id)
 
 
-def load_siglip(folder: Path, dtype: torch.dtype) -> SiglipBackbone:
+def load_siglip(folder: Path, dtype: torch.dtype, device: torch.device) -> SiglipBackbone:
     """The SigLIP or SigLIP 2 model of a folder."""
     from transformers import AutoModel
 
-    parts = load_parts(folder, AutoModel, load_image_processor, attn_implementation="sdpa", dtype=dtype)
+    parts = load_parts(folder, AutoModel, load_image_processor, device, attn_implementation="sdpa", dtype=dtype)
     return SiglipBackbone(*parts, model_fingerprint(folder))

@@ -37,6 +37,10 @@ class ClassTokens:
         ids = torch.tensor([[*suffix, *[suffix[-1]] * (longest - len(suffix))] for suffix in suffixes])
         return cls(ids=ids, lengths=torch.tensor([len(suffix) for suffix in suffixes]), bos_id=bos_id)
 
+    def to(self, device: torch.device) -> "ClassTokens":
+        """The same on another device."""
+        return ClassTokens(self.ids.to(device), self.lengths.to(device), self.bos_id)
+
 
 class SharedPrefixTextTower:
     """Text features of class prompts from a context, through the weights of a loaded ``CLIPTextModel``."""

@@ -76,7 +76,7 @@ def _difference(fast: FastTextTower, plain: PlainTextTower, text_model: Any, bos
     room = text_model.config.max_position_embeddings - 2
     lengths = [length for length in (1, 3, 2) if length <= room - 1] or [0]
     chosen = [[others[int(torch.randint(len(others), (), generator=generator))] for _ in range(n)] for n in lengths]
-    tokens = ClassTokens.build([[*name, eos_id] for name in chosen], bos_id)
+    tokens = ClassTokens.build([[*name, eos_id] for name in chosen], bos_id).to(weight.device)
     m = max(0, min(4, room - max(lengths)))
     scale = float(weight.float().std())
     context = (scale * torch.randn((m, weight.shape[1]), generator=generator)).to(weight)

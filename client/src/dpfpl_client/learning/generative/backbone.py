@@ -56,7 +56,8 @@ class GenerativeBackbone:
         self._quirks = FAMILIES[self.family]
         self.fingerprint = fingerprint
         self._edge = _edge(self._quirks, model.config)
-        self.feature_identity = feature_identity(fingerprint, image_processor, self._edge, self._quirks)
+        rounding = [] if model.dtype == torch.float32 else [model.dtype]
+        self.feature_identity = feature_identity(fingerprint, image_processor, self._edge, self._quirks, *rounding)
         probe = self._prepared([Image.new("RGB", (64, 48), (90, 120, 150))])
         (row,) = self._rows(probe)
         self.width = int(model.get_input_embeddings().weight.shape[1])
@@ -106,14 +107,15 @@ class GenerativeBackbone:
     def text_embeddings(self, text: str, num_context: int) -> torch.Tensor:
         """Token embeddings [num_context, width] of a text, repeated to the left until they fill the context."""
         ids = repeated_to_the_left(self._tokenizer, text, num_context)
-        return self.language.embed(torch.tensor(ids, dtype=torch.long)).detach().reshape(len(ids), self.width)
+        found = self.language.embed(torch.tensor(ids, dtype=torch.long)).detach().reshape(len(ids), self.width)
+        return _given(found)
 
     @torch.no_grad()
     def image_features(self, images: Iterable[Image.Image], batch_size: int = 16) -> Iterator[torch.Tensor]:
         """A picture's tokens in the language model's embedding space, one row [feature_size] a picture."""
         for batch in batches(images, batch_size):
             for row in self._rows(self._prepared(batch)):
-                yield row.flatten().clone()
+                yield _given(row.flatten()).clone()
 
     def scorer(self, experiment: "Experiment") -> "AnswerScorer":
         """The model joined to an experiment's task.
@@ -156,9 +158,15 @@ class GenerativeBackbone:
     @torch.no_grad()
     def _rows(self, prepared: dict[str, torch.Tensor]) -> list[torch.Tensor]:
         """A picture's tokens [tokens, depth * width], for every picture."""
-        found = self._model.get_image_features(**prepared)
+        found = self._model.get_image_features(**{key: value.to(self._model.device) for key, value in prepared.items()})
         deeper = getattr(found, "deepstack_features", None) or []
         return [torch.cat(levels, dim=1) for levels in zip(found.pooler_output, *deeper, strict=True)]
+
+
+def _given(found: torch.Tensor) -> torch.Tensor:
+    """On the processor, in float32 where the model computes in less."""
+    found = found.cpu()
+    return found.float() if found.dtype == torch.bfloat16 else found
 
 
 def _edge(quirks: Family, config: Any) -> int | None:
@@ -171,10 +179,10 @@ def _edge(quirks: Family, config: Any) -> int | None:
     return EDGE if quirks.square else None
 
 
-def load_generative(folder: Path, dtype: torch.dtype) -> GenerativeBackbone:
+def load_generative(folder: Path, dtype: torch.dtype, device: torch.device) -> GenerativeBackbone:
     """The generative model of a folder."""
     from transformers import AutoModelForImageTextToText
 
     options = {"attn_implementation": FAMILIES[model_type(folder)].attention, "dtype": dtype}
-    parts = load_parts(folder, AutoModelForImageTextToText, load_image_processor, **options)
+    parts = load_parts(folder, AutoModelForImageTextToText, load_image_processor, device, **options)
     return GenerativeBackbone(*parts, model_fingerprint(folder))

@@ -17,16 +17,23 @@ from torch import Tensor
 
 from dpfpl_client.learning.generative.families import Family
 from dpfpl_client.learning.generative.layout import Layout
+from dpfpl_client.learning.placement import share_of_memory
 
-__all__ = ["TOLERANCE", "LanguageModel"]
+__all__ = ["LanguageModel"]
 
 logger = logging.getLogger(__name__)
 
-TOLERANCE: Final = 1e-4
-"""Largest relative difference up to which both ways count as the same function."""
+TOLERANCE: Final = {torch.float32: 1e-4, torch.float64: 1e-4, torch.bfloat16: 5e-2}
+"""Largest relative difference, by what is computed in, up to which both ways count as the same function."""
+
+INFLUENCE: Final = 1e-4
+"""Most that the head's states may change, relatively, with what stands behind it, in whatever precision: not at all."""
 
 KEPT_BYTES: Final = 256 * 2**20
-"""Most that keys and values of pictures take up between steps."""
+"""Most that keys and values of pictures take up between steps, in the processor's memory."""
+
+ACTIVATION_BYTES: Final = 2**29
+"""Most that the graph of one micro-batch may take there, roughly."""
 
 KeysValues = list[tuple[Tensor, Tensor]]
 
@@ -45,6 +52,9 @@ class LanguageModel:
 
     Attributes:
         shared: which way serves.
+        activation_bytes: most that the graph of one micro-batch may take, roughly.
+
+    Embeddings and states are on the model's device and in its precision; pictures' rows may be anywhere.
     """
 
     def __init__(
@@ -67,27 +77,35 @@ class LanguageModel:
         self._kept: OrderedDict[bytes, KeysValues] = OrderedDict()
         self._kept_bytes = 0
         self.width = int(self._embedding.weight.shape[1])
+        self._device: torch.device = self._embedding.weight.device
+        self._kept_most = share_of_memory(self._device, KEPT_BYTES)
+        self.activation_bytes = share_of_memory(self._device, ACTIVATION_BYTES)
         self.shared = True
         if shared is None:
             self._decide()
         else:
             self.shared = shared
 
-    def examples_within(self, size: int, length: int) -> int:
-        """How many examples with ``length`` tokens behind the head keep a graph of ``size`` bytes; at least one."""
+    def examples_within(self, length: int) -> int:
+        """How many examples with ``length`` tokens behind the head keep a graph of ``activation_bytes``; at least one."""
         config = self._model.config.get_text_config()
         seen = length + len(self._layout.head)
         tokens = length if self.shared else seen
         inner = int(getattr(config, "intermediate_size", 4 * self.width))
         token = 12 * self.width + 4 * inner + 2 * int(config.num_attention_heads) * seen
         layers = int(config.num_hidden_layers) if self.shared else 2  # whole: recomputed layer by layer
-        each = 4 * tokens * layers * token + 4 * length * int(config.vocab_size)
-        return max(1, size // each)
+        element = self._embedding.weight.element_size()
+        each = element * tokens * layers * token + 4 * length * int(config.vocab_size)
+        return max(1, int(self.activation_bytes // each))
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token embeddings [..., width]."""
-        rows: Tensor = self._embedding(ids)
+        rows: Tensor = self._embedding(ids.to(self._device))
         return rows
+
+    def vectors(self, contexts: Tensor) -> Tensor:
+        """Contexts as the model takes embeddings; differentiable, so that float32 gradients come back."""
+        return contexts.to(self._embedding.weight)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., vocabulary]."""
@@ -153,6 +171,10 @@ class LanguageModel:
         return [(layer.keys, layer.values) for layer in cache.layers]
 
     def _whole(self, pictures: Tensor, behind: Tensor, answer: int) -> Tensor:
+        return self._turn(pictures, behind, answer)[:, -behind.shape[1] :]
+
+    def _turn(self, pictures: Tensor, behind: Tensor, answer: int) -> Tensor:
+        """Hidden states of the head and what stands behind it, [b, h + L, width]."""
         embedded = torch.cat([self._head(pictures), behind], dim=1)
         with _Recomputed(self._decoder):
             output = self._core(
@@ -161,14 +183,14 @@ class LanguageModel:
                 use_cache=False,
                 **self._seeing(pictures, embedded.shape[1], answer),
             )
-        hidden: Tensor = output.last_hidden_state[:, -behind.shape[1] :]
+        hidden: Tensor = output.last_hidden_state
         return hidden
 
     def _head(self, pictures: Tensor) -> Tensor:
         """The head's embeddings [b, h, width] with the pictures' rows in their places."""
         ids = self._layout.head.masked_fill(self._layout.picture, 0)  # the image token may lie outside the vocabulary
         embedded = self.embed(ids).detach()[None].repeat(len(pictures), 1, 1)
-        embedded[:, self._layout.picture] = self._levels(pictures)[:, :, 0].to(embedded)
+        embedded[:, self._layout.picture.to(self._device)] = self._levels(pictures)[:, :, 0].to(embedded)
         return embedded
 
     def _levels(self, pictures: Tensor) -> Tensor:
@@ -182,10 +204,10 @@ class LanguageModel:
         given: dict[str, Any] = {}
         if self._family.sees_ahead:
             ahead = torch.arange(length) >= length - answer if self._family.sees_ahead == "prefix" else picture
-            given["token_type_ids"] = ahead.long().expand(len(pictures), -1)
+            given["token_type_ids"] = ahead.long().to(self._device).expand(len(pictures), -1)
         if self._depth > 1:
             levels = self._levels(pictures).to(self._embedding.weight)
-            given["visual_pos_masks"] = picture.expand(len(pictures), -1)
+            given["visual_pos_masks"] = picture.to(self._device).expand(len(pictures), -1)
             given["deepstack_visual_embeds"] = [levels[:, :, level].flatten(0, 1) for level in range(1, self._depth)]
         return given
 
@@ -198,24 +220,24 @@ class LanguageModel:
     def _all_positions(self, length: int) -> Tensor:
         """Positions of the first ``length`` tokens of a turn: [1, length], or [3, 1, length]."""
         if self._grid is None:
-            return torch.arange(length)[None]  # where a family counts from 1, rotary positions give the same
+            return torch.arange(length, device=self._device)[None]  # where a family counts from 1, rotary positions give the same
         ids = self._layout.head.new_full((1, length), int(self._layout.head[0]))
         size = min(length, len(self._layout.head))
         ids[0, :size] = self._layout.head[:size]
         kinds = torch.zeros_like(ids, dtype=torch.int32)
         kinds[0, :size] = self._layout.picture[:size].int()
         found: Tensor = self._model.model.get_rope_index(ids, kinds, image_grid_thw=self._grid)[0]
-        return found
+        return found.to(self._device)
 
     def _keep(self, key: bytes, row: KeysValues) -> None:
-        size = sum(k.numel() * k.element_size() + v.numel() * v.element_size() for k, v in row)
-        if size > KEPT_BYTES:
+        size = _size(row)
+        if size > self._kept_most:
             return
         self._kept[key] = row
         self._kept_bytes += size
-        while self._kept_bytes > KEPT_BYTES:
+        while self._kept_bytes > self._kept_most:
             _, oldest = self._kept.popitem(last=False)
-            self._kept_bytes -= sum(k.numel() * k.element_size() + v.numel() * v.element_size() for k, v in oldest)
+            self._kept_bytes -= _size(oldest)
 
     @torch.no_grad()
     def _decide(self) -> None:
@@ -229,20 +251,37 @@ class LanguageModel:
         behind = drawn(1, 4, self.width)
         try:
             found = self.states(pictures, behind, 1)
-            expected = self._whole(pictures, behind, 1)
-            difference = float((found - expected).norm() / expected.norm())
+            turn = self._turn(pictures, behind, 1)
+            difference = _relative(found, turn[:, -behind.shape[1] :])
+            influence, tolerance = 0.0, TOLERANCE[self._embedding.weight.dtype]
+            if tolerance > INFLUENCE:  # rounding could hide it
+                other = self._turn(pictures, drawn(1, 4, self.width), 1)
+                influence = _relative(other[:, : -behind.shape[1]], turn[:, : -behind.shape[1]])
         except (AttributeError, IndexError, TypeError) as error:  # layers whose state is not keys and values
             self._give_up(type(error).__name__)
             return
         finally:
             self._kept.clear()
             self._kept_bytes = 0
-        if not difference <= TOLERANCE:
+        if not difference <= tolerance:
             self._give_up(f"relative difference {difference:.1e}")
+        elif not influence <= INFLUENCE:
+            self._give_up(f"the picture's part depends on what follows, {influence:.1e}")
 
     def _give_up(self, reason: str) -> None:
         logger.warning("The picture's part cannot be shared in this model (%s); everything is computed whole.", reason)
         self.shared = False
+
+
+def _size(row: KeysValues) -> int:
+    """Bytes."""
+    return sum(k.numel() * k.element_size() + v.numel() * v.element_size() for k, v in row)
+
+
+def _relative(found: Tensor, expected: Tensor) -> float:
+    """Of the difference's norm to the expected one's, both in float32 or better."""
+    wide = torch.promote_types(expected.dtype, torch.float32)
+    return float((found.to(wide) - expected.to(wide)).norm() / expected.to(wide).norm())
 
 
 class _Recomputed:

@@ -28,9 +28,6 @@ __all__ = ["AnswerPredictor", "AnswerScorer"]
 QUESTION: Final = "What is in the picture?"
 """Asked where a classification names no question of its own."""
 
-ACTIVATION_BYTES: Final = 2**29
-"""Most that the graph of one micro-batch may take, roughly."""
-
 AT_ONCE: Final = 64
 
 
@@ -56,6 +53,8 @@ class MicroBatch:
 class AnswerScorer:
     """The model, its turn, and a task.
 
+    What it is given and gives is on the processor, wherever the model computes.
+
     Args:
         language: the language model behind a picture.
         layout: of a turn.
@@ -70,7 +69,8 @@ class AnswerScorer:
         """d loss_x / d context [batch, num_context, width].
 
         Every example of a micro-batch has a copy of the context of its own, so one backward pass gives each example's
-        gradient; examples share nothing else. Memory is bounded by the micro-batch.
+        gradient; examples share nothing else. Memory is bounded by the micro-batch. The copies are float32 also where
+        the model computes in bfloat16, and so are the gradients that come back.
         """
         result = context.new_zeros((len(examples), *context.shape))
         for part in self._parts(context, self._asked(examples), examples.features):
@@ -126,10 +126,13 @@ class AnswerScorer:
     def _log_likelihoods(self, contexts: Tensor, part: MicroBatch) -> Tensor:
         """log p(answer | picture, context, question), [b]."""
         embed = self._language.embed
-        behind = torch.cat([contexts, embed(part.questions), embed(part.answers[:, :-1])], dim=1)
+        behind = torch.cat(
+            [self._language.vectors(contexts), embed(part.questions), embed(part.answers[:, :-1])], dim=1
+        )
         hidden = self._language.states(part.pictures, behind, part.answers.shape[1] - 1)
         logits = self._language.logits(hidden[:, -part.answers.shape[1] :])
-        spoken = functional.log_softmax(logits.float(), dim=-1).gather(2, part.answers[:, :, None])[:, :, 0]
+        answers = part.answers[:, :, None].to(logits.device)
+        spoken = functional.log_softmax(logits.float(), dim=-1).gather(2, answers)[:, :, 0].cpu()
         return (spoken * part.real).sum(dim=1)
 
     def _parts(self, context: Tensor, asked: Sequence[tuple[str, str]], pictures: Tensor) -> Iterator[MicroBatch]:
@@ -139,7 +142,7 @@ class AnswerScorer:
         for length in sorted({len(ids) for ids in questions}):
             members = [place for place, ids in enumerate(questions) if len(ids) == length]
             longest = max(len(answers[place]) for place in members)
-            size = self._language.examples_within(ACTIVATION_BYTES, len(context) + length + longest)
+            size = self._language.examples_within(len(context) + length + longest)
             for start in range(0, len(members), min(AT_ONCE, size)):
                 chosen = members[start : start + min(AT_ONCE, size)]
                 yield _micro_batch(chosen, pictures, questions, answers)
@@ -221,7 +224,7 @@ class AnswerPredictor:
         """Greedy ids of a micro-batch, without the end token, and the logarithm of their probability."""
         language, end = self._scorer._language, self._scorer._layout.end_id
         contexts = self._context.expand(len(part.index), -1, -1)
-        behind = torch.cat([contexts, language.embed(part.questions)], dim=1)
+        behind = torch.cat([language.vectors(contexts), language.embed(part.questions)], dim=1)
         spoken: list[list[int]] = [[] for _ in part.index]
         logarithms = [0.0] * len(spoken)
         open_ = set(range(len(spoken)))
@@ -231,7 +234,8 @@ class AnswerPredictor:
                 hidden = language.states(part.pictures, behind, said_before)
             else:
                 hidden, keys_values = language.continued(keys_values, behind)
-            likely, chosen = functional.log_softmax(language.logits(hidden[:, -1]).float(), dim=-1).max(dim=-1)
+            best = functional.log_softmax(language.logits(hidden[:, -1]).float(), dim=-1).max(dim=-1)
+            likely, chosen = best.values.cpu(), best.indices.cpu()
             for row in sorted(open_):
                 logarithms[row] += float(likely[row])
                 if int(chosen[row]) == end:
