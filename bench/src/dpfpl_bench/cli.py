@@ -159,6 +159,10 @@ def run(
     ] = None,
     online: Annotated[bool, typer.Option("--online", help="let hub ids be downloaded")] = False,
     threads: Annotated[int, typer.Option(min=1, help="threads of the matrix library")] = 1,
+    device: Annotated[str, typer.Option(help="where the model computes: cpu, cuda, cuda:1")] = "cpu",
+    precision: Annotated[
+        str, typer.Option(help="float32, or bfloat16: half the memory of a generative model")
+    ] = "float32",
     out: Annotated[Path | None, typer.Option(dir_okay=False, help="where to write result.json")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="only print the result")] = False,
 ) -> None:
@@ -171,6 +175,7 @@ def run(
     from dpfpl_bench.progress import RunProgress
     from dpfpl_bench.run import RunRequest, run_simulation, write_result
     from dpfpl_bench.settings import BenchSettings
+    from dpfpl_client.site_settings import ComputeSettings
     from dpfpl_common.experiment import TaskSettings
 
     torch.set_num_threads(threads)
@@ -221,6 +226,7 @@ def run(
         engine=engine,
         cache=cache,
         offline=not online,
+        compute=ComputeSettings(device, precision),
     )
     with RunProgress(console, rounds, quiet=quiet) as progress:
         result = run_simulation(request, progress.step, progress.images, progress.status)

@@ -20,8 +20,10 @@ FAMILIES: Final = {**ENCODERS, **GENERATIVE}
 """By the model type of their config.json; behind a slash what their towers are, where a type says nothing of them."""
 
 
-def write_random_model(family: str, folder: Path, sizes: Sizes | None = None, seed: int = 0) -> Path:
-    """A model of that family with random weights in ``folder``, in Hugging Face format; the folder again."""
+def write_random_model(
+    family: str, folder: Path, sizes: Sizes | None = None, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> Path:
+    """A model of that family with random weights, stored as ``dtype``, in Hugging Face format; the folder again."""
     sizes = sizes or Sizes()
     model, tokenizer, processor = FAMILIES[family](sizes)
     generator = torch.Generator().manual_seed(seed)
@@ -30,7 +32,7 @@ def write_random_model(family: str, folder: Path, sizes: Sizes | None = None, se
             if weight.ndim >= 2:
                 weight.normal_(0.0, 1.5 * weight[0].numel() ** -0.5, generator=generator)
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
+    model.to(dtype).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

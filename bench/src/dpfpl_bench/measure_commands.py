@@ -64,11 +64,18 @@ def models(
     image: Annotated[int, typer.Option(min=16, help="edge of a picture in pixels")] = 112,
     patch: Annotated[int, typer.Option(min=2, help="edge of a patch in pixels; it divides the picture's")] = 14,
     batch: Annotated[int, typer.Option(min=1, help="examples of a step")] = 16,
+    device: Annotated[str, typer.Option(help="where to compute: cpu, cuda, cuda:1")] = "cpu",
+    precision: Annotated[
+        str, typer.Option(help="float32, or bfloat16, which only generative models compute in")
+    ] = "float32",
+    threads: Annotated[int, typer.Option(min=1, help="threads of the matrix library")] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Make, load, train, export and time a small random model of every known family; prints a table in Markdown."""
     from dpfpl_bench.families import FAMILIES, Sizes
-    from dpfpl_bench.model_table import measure_all, table, with_table
+    from dpfpl_bench.model_table import Trial, measure_all, table, with_table
+    from dpfpl_bench.random_models.generative import GENERATIVE
+    from dpfpl_client.site_settings import ComputeSettings
 
     unknown = sorted(set(family or ()) - set(FAMILIES))
     if unknown:
@@ -84,7 +91,10 @@ def models(
                 message=f"--{flag} is {part}, which does not divide {whole}.",
                 advice="Correct the flag.",
             )
-    measured = measure_all(family or list(FAMILIES), Sizes(width, layers, heads, image, patch), batch)
+    ComputeSettings(device, precision)
+    trial = Trial(Sizes(width, layers, heads, image, patch), batch, device, precision, threads)
+    known = list(FAMILIES) if precision == "float32" else list(GENERATIVE)
+    measured = measure_all(family or known, trial, lambda text: console.print(text, highlight=False))
     sys.stdout.write(json.dumps(measured, indent=2) + "\n" if as_json else table(measured) + "\n")
     if page is not None:
         page.write_text(with_table(page.read_text(encoding="utf-8"), measured), encoding="utf-8")

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,13 +21,23 @@ from typing import Any
 from dpfpl_bench.random_models.parts import Sizes
 from dpfpl_common.errors import ModelError
 
-__all__ = ["BATCH", "BEGIN", "END", "USUAL", "FamilyFacts", "measure", "measure_all", "table", "with_table"]
+__all__ = ["BEGIN", "END", "USUAL", "FamilyFacts", "Trial", "measure", "measure_all", "table", "with_table"]
 
 BEGIN, END = "<!-- table: dpfpl-bench models -->", "<!-- end of the table -->"
-BATCH = 16
 USUAL = Sizes(width=256, layers=6, heads=8, image=112, patch=14)
 REPEATS = 5
 CLASSES = ("cat", "small red dog", "bird", "green house")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is made and measured: sizes of the models, examples of a step, where and in what it is computed."""
+
+    sizes: Sizes = USUAL
+    batch: int = 16
+    device: str = "cpu"
+    precision: str = "float32"
+    threads: int = 1
 
 
 @dataclass(frozen=True)
@@ -42,8 +53,8 @@ class FamilyFacts:
         exports: files of an exported prompt.
         exact: which shortcuts serve it; each is held to the plain forward by tests.
         step_ms: median of one batch's per-example gradients, wall clock.
-        step_mb: what the process grew by, at its largest, while making them.
-        batch: examples in that batch.
+        step_mb: what the process grew by, at its largest, while making them; on a GPU what torch held there beyond the
+            model, at its largest.
     """
 
     family: str
@@ -55,10 +66,9 @@ class FamilyFacts:
     exact: str
     step_ms: float
     step_mb: float
-    batch: int = BATCH
 
 
-def measure(family: str, sizes: Sizes = USUAL, batch: int = BATCH) -> FamilyFacts:
+def measure(family: str, trial: Trial) -> FamilyFacts:
     """One family, in this process: its peak memory only grows, so call it once a process."""
     import numpy as np
     import torch
@@ -71,10 +81,11 @@ def measure(family: str, sizes: Sizes = USUAL, batch: int = BATCH) -> FamilyFact
     from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
     from dpfpl_client.learning.randomness import SystemRandomness
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(trial.threads)
+    sizes, batch, dtype = trial.sizes, trial.batch, getattr(torch, trial.precision)
     with tempfile.TemporaryDirectory() as folder:
-        path = write_random_model(family, Path(folder), sizes)
-        backbone = load_backbone(str(path))
+        path = write_random_model(family, Path(folder), sizes, dtype=dtype)
+        backbone = load_backbone(str(path), dtype=dtype, device=trial.device)
     experiment = _experiment(backbone.width, batch)
     generator, pixels = np.random.default_rng(0), (sizes.image, sizes.image, 3)
     images = [Image.fromarray(generator.integers(0, 255, pixels, dtype=np.uint8)) for _ in range(batch)]
@@ -82,13 +93,13 @@ def measure(family: str, sizes: Sizes = USUAL, batch: int = BATCH) -> FamilyFact
     examples = LabelledFeatures(rows, torch.arange(batch) % len(CLASSES))
     scorer = backbone.scorer(experiment)
     context = backbone.text_embeddings("a", 4)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _most_megabytes(trial.device)
     times = []
     for _ in range(REPEATS):
         began = time.perf_counter()
         scorer.gradients(context, examples, EXACT)
         times.append(time.perf_counter() - began)
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    grown = _most_megabytes(trial.device) - before
     learner = PromptLearner(backbone, experiment, SiteFeatures(examples, examples, examples, CLASSES))
     result = learner.train_round(
         np.zeros(experiment.context_shape, np.float32),
@@ -106,33 +117,33 @@ def measure(family: str, sizes: Sizes = USUAL, batch: int = BATCH) -> FamilyFact
         exports=_exported(backbone, experiment, result.state.context),
         exact=backbone.shortcuts,
         step_ms=round(1000 * sorted(times)[REPEATS // 2], 1),
-        step_mb=round(grown / 1024, 1),
-        batch=batch,
+        step_mb=round(grown, 1),
     )
 
 
-def measure_all(families: list[str], sizes: Sizes = USUAL, batch: int = BATCH) -> dict[str, Any]:
-    """All of them, each in a process of its own, and what they ran on.
+def measure_all(families: list[str], trial: Trial, on_family: Callable[[str], None]) -> dict[str, Any]:
+    """All of them, each in a process of its own, and what they ran on; ``on_family`` hears of each before it begins.
 
     Raises:
         ModelError: NOT_MEASURED, a family cannot be made in these sizes.
     """
     facts = []
-    for family in families:
-        command = [sys.executable, "-m", "dpfpl_bench.model_table", family, json.dumps(asdict(sizes)), str(batch)]
+    for number, family in enumerate(families, start=1):
+        on_family(f"{family} ({number} of {len(families)})")
+        command = [sys.executable, "-m", "dpfpl_bench.model_table", family, json.dumps(asdict(trial))]
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         if done.returncode:
             raise ModelError(
                 code="NOT_MEASURED",
-                message=f"{family} with these sizes: {(done.stderr.strip() or 'ended').splitlines()[-1][:300]}",
-                advice="Give other sizes; an even number of heads suits every family.",
+                message=f"{family}: {(done.stderr.strip() or 'ended').splitlines()[-1][:300]}",
+                advice="Give other sizes (an even number of heads suits every family), or another device or precision.",
             )
         facts.append(json.loads(done.stdout.splitlines()[-1]))
     return {
-        "device": f"{_processor()}, one thread, float32",
+        "device": _described(trial),
         "versions": {name: version(name) for name in ("torch", "transformers")},
-        "sizes": asdict(sizes),
-        "batch": batch,
+        "sizes": asdict(trial.sizes),
+        "batch": trial.batch,
         "families": facts,
     }
 
@@ -194,6 +205,24 @@ def _exported(backbone: Any, experiment: Any, personal: Any) -> str:
     return "context and PEFT adapter" if not written.no_adapter else "context"
 
 
+def _most_megabytes(device: str) -> float:
+    """The most that this process has held so far, there."""
+    import torch
+
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _described(trial: Trial) -> str:
+    if trial.device == "cpu":
+        threads = "one thread" if trial.threads == 1 else f"{trial.threads} threads"
+        return f"{_processor()}, {threads}, {trial.precision}"
+    import torch
+
+    return f"{torch.cuda.get_device_name(trial.device)}, {trial.precision}"
+
+
 def _processor() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -205,4 +234,5 @@ def _processor() -> str:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(measure(sys.argv[1], Sizes(**json.loads(sys.argv[2])), int(sys.argv[3])))))
+    given = json.loads(sys.argv[2])
+    print(json.dumps(asdict(measure(sys.argv[1], Trial(**{**given, "sizes": Sizes(**given["sizes"])})))))

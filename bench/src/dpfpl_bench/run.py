@@ -3,9 +3,11 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from dpfpl_bench.domain_folders import domain_classes, domain_sites
 from dpfpl_bench.floors import trained_floors
@@ -18,6 +20,7 @@ from dpfpl_client.agent.feature_cache import FeatureCache
 from dpfpl_client.data import DataSettings, ImageRecord, SiteData, list_classes, partition_sites, read_pool
 from dpfpl_client.learning.backbone import Backbone, load_backbone
 from dpfpl_client.learning.dual_encoder import DualEncoder
+from dpfpl_client.site_settings import ComputeSettings
 from dpfpl_common.durable import write_durably
 from dpfpl_common.errors import ConfigError
 from dpfpl_server.result import build_result
@@ -45,6 +48,7 @@ class RunRequest:
         floors: "all" also trains each site alone and all data in one place, "alone" only each site alone under the
             same promise, "none" neither.
         cache: folder for image features; None keeps them in memory.
+        compute: where the model computes; ``engine`` flower only knows the default.
         questions: instead of ``data``, where the task is vqa or caption; see ``question_sites``.
         classes: of the data; None: all that the source has.
     """
@@ -60,6 +64,7 @@ class RunRequest:
     engine: str = "inprocess"
     cache: Path | None = None
     offline: bool = True
+    compute: ComputeSettings = field(default_factory=ComputeSettings)
     questions: str = ""
     classes: tuple[str, ...] | None = None
 
@@ -71,6 +76,12 @@ class RunRequest:
                     message=f"--{flag} is {value!r}, expected one of {', '.join(allowed)}.",
                     advice="Correct the flag.",
                 )
+        if self.compute != ComputeSettings() and self.engine != "inprocess":
+            raise ConfigError(
+                code="IMPOSSIBLE_VALUE",
+                message=f"--engine is {self.engine!r}, expected inprocess where --device or --precision is given.",
+                advice="Correct the flag.",
+            )
         if self.bench.task.in_words and self.engine != "inprocess":
             raise ConfigError(
                 code="IMPOSSIBLE_VALUE",
@@ -93,7 +104,10 @@ def run_simulation(
     on_step("reading images")
     names, class_names, data = _sites_data(request, on_step)
     on_step("loading the model")
-    backbone = load_backbone(request.model, offline=request.offline)
+    compute = request.compute
+    backbone = load_backbone(
+        request.model, offline=request.offline, dtype=getattr(torch, compute.precision), device=compute.device
+    )
     on_step("computing image features")
     sites = prepare_sites(data, class_names, FeatureCache(request.cache, backbone), names, on_images)
     on_step("calibrating the noise")

@@ -23,7 +23,7 @@ from dpfpl_client.approval import describe, read_plan
 from dpfpl_client.data import SiteData, list_classes, load_site_data
 from dpfpl_client.fleet_probe import probe_fleet
 from dpfpl_client.image_progress import duration
-from dpfpl_client.learning.backbone import Backbone, load_backbone
+from dpfpl_client.learning.backbone import Backbone, load_site_backbone
 from dpfpl_client.ledger_view import towards_recipients, verify
 from dpfpl_client.site_settings import SiteSettings
 from dpfpl_common.accounting import json_epsilon
@@ -87,11 +87,12 @@ class _Check:
 
     def model(self) -> None:
         """The model's identity."""
-        self.backbone = load_backbone(self.settings.model, offline=self.settings.offline)
+        self.backbone = load_site_backbone(self.settings)
         self.report.facts["model"] = {
             "id": self.settings.model,
             "width": self.backbone.width,
             "fingerprint": self.backbone.fingerprint,
+            "computes": f"on {self.settings.compute.device} in {self.settings.compute.precision}",
         }
 
     def features(self) -> None:
@@ -106,9 +107,12 @@ class _Check:
         if missing:
             tried = missing[:TRIED_IMAGES]
             list(backbone.image_features(record.open() for record in tried[:1]))  # kernels are chosen now
-            began = time.process_time()
+            # On the processor, of whatever else runs meanwhile nothing counts; a GPU's time is only seen from outside.
+            on_cpu = self.settings.compute.device == "cpu"
+            clock, workers = (time.process_time, self.settings.agent.threads) if on_cpu else (time.perf_counter, 1)
+            began = clock()
             list(backbone.image_features(record.open() for record in tried))
-            seconds = (time.process_time() - began) / len(tried) * len(missing) / self.settings.agent.threads
+            seconds = (clock() - began) / len(tried) * len(missing) / workers
         self.report.facts["image_features"] = {"to_compute": len(missing), "takes_about": duration(seconds)}
 
     def policy_and_ledger(self) -> None:

@@ -2,16 +2,19 @@
 
 import dataclasses
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from dpfpl_client.data import DataSettings
 from dpfpl_common.errors import ConfigError
 from dpfpl_common.experiment import SITE_NAME
+from dpfpl_common.gradient_settings import PRECISIONS
 from dpfpl_common.settings import from_table, read_toml
 
 __all__ = [
     "AgentSettings",
+    "ComputeSettings",
     "MonitoringSettings",
     "ServerSettings",
     "SimulationSettings",
@@ -21,6 +24,7 @@ __all__ = [
 ]
 
 PUBLIC_SOURCES = ("digits", "shapes")
+DEVICE = re.compile(r"cpu|cuda(:\d{1,2})?")
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,33 @@ class AgentSettings:
                 code="IMPOSSIBLE_VALUE",
                 message=f"site.toml [agent] threads is {self.threads}.",
                 advice="Give the number of processor cores to use, at least 1.",
+            )
+
+
+@dataclass(frozen=True)
+class ComputeSettings:
+    """Where this site's model computes, and how it rounds; neither changes what is clipped to, nor the noise.
+
+    Attributes:
+        device: ``cpu``, ``cuda`` or ``cuda:1``.
+        precision: ``float32``; ``bfloat16`` halves the memory of a generative model.
+    """
+
+    device: str = "cpu"
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        if not DEVICE.fullmatch(self.device):
+            raise ConfigError(
+                code="IMPOSSIBLE_VALUE",
+                message=f"The device is {self.device!r}.",
+                advice="Use cpu, cuda, or cuda:1 for the second GPU.",
+            )
+        if self.precision not in PRECISIONS:
+            raise ConfigError(
+                code="IMPOSSIBLE_VALUE",
+                message=f"The precision is {self.precision!r}, expected {' or '.join(PRECISIONS)}.",
+                advice="Correct it, or leave it out.",
             )
 
 
@@ -113,6 +144,7 @@ class SiteSettings:
         offline: never reach for a model hub.
         server: how to reach the operator's server.
         agent: where the agent listens.
+        compute: where the model computes.
         users: the two users that agent and SuperNode run as, if they are kept apart.
         monitoring: where it shows its health and metrics.
         simulation: seeded randomness; refused unless the data is a built-in public set.
@@ -128,6 +160,7 @@ class SiteSettings:
     offline: bool = True
     server: ServerSettings = field(default_factory=ServerSettings)
     agent: AgentSettings = field(default_factory=AgentSettings)
+    compute: ComputeSettings = field(default_factory=ComputeSettings)
     users: UserSettings = field(default_factory=UserSettings)
     monitoring: MonitoringSettings = field(default_factory=MonitoringSettings)
     simulation: SimulationSettings | None = None

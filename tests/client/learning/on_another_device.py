@@ -130,5 +130,8 @@ def test_every_family_computes_on_another_device_and_gives_back_to_the_processor
         there, devices = what_a_site_asks(folder, ELSEWHERE)
         assert devices == {ELSEWHERE}
     for name, expected in here.items():
-        assert there[name].device == CPU and not isinstance(there[name], Elsewhere), name
-        torch.testing.assert_close(there[name], expected, rtol=1e-3, atol=1e-4, msg=lambda text, at=name: f"{at}: {text}")
+        assert there[name].device == CPU, name
+        assert not isinstance(there[name], Elsewhere), name
+        torch.testing.assert_close(
+            there[name], expected, rtol=1e-3, atol=1e-4, msg=lambda text, at=name: f"{at}: {text}"
+        )

@@ -19,9 +19,10 @@ from dpfpl_common.errors import ModelError
 
 if TYPE_CHECKING:
     from dpfpl_client.learning.evaluation import LabelledFeatures
+    from dpfpl_client.site_settings import SiteSettings
     from dpfpl_common.experiment import Experiment, GradientSettings
 
-__all__ = ["Backbone", "Predictor", "Scorer", "load_backbone"]
+__all__ = ["Backbone", "Predictor", "Scorer", "load_backbone", "load_site_backbone"]
 
 
 class Predictor(Protocol):
@@ -181,3 +182,14 @@ def load_backbone(
             advice="Leave the precision out; what rounding can save here is [gradients] precision in experiment.toml.",
         )
     return loaders[family](folder, dtype, place)
+
+
+def load_site_backbone(settings: "SiteSettings") -> Backbone:
+    """The model that site.toml names, where and as it says.
+
+    Raises:
+        ModelError: as ``load_backbone``.
+    """
+    compute = settings.compute
+    dtype = getattr(torch, compute.precision)
+    return load_backbone(settings.model, offline=settings.offline, dtype=dtype, device=compute.device)

@@ -35,7 +35,7 @@ class DualEncoder:
         feature_size: size e of the shared image-text space.
         logit_scale: the model's own tau, multiplying cosine similarities.
         logit_bias: added to the logits of a sigmoid head; None for a softmax head.
-        device: where the towers compute. Images come from, and image features and token embeddings go to, the processor.
+        device: where the towers compute. Image features and token embeddings are given on the processor all the same.
         context_follows: where the context stands and what comes after it, for whoever uses an exported prompt.
         shortcuts: in words, what is computed once, exactly.
         adapter_obstacle: why a PEFT adapter of trained tokens cannot express a prompt; empty where it can.
@@ -129,7 +129,7 @@ class DualEncoder:
 
     @torch.no_grad()
     def text_features(self, context: torch.Tensor, tokens: ClassTokens) -> torch.Tensor:
-        """Unit text features [classes, feature_size] of a context [num_context, width]; all of them on the model's device."""
+        """Unit text features [classes, feature_size] of a context [num_context, width], both on the model's device."""
         return torch.nn.functional.normalize(self._tower(context, tokens), dim=-1)
 
     def text_pass(

@@ -26,10 +26,10 @@ def device_named(name: str | torch.device) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (AssertionError, RuntimeError) as error:  # torch without CUDA asserts, without a driver it raises
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
         raise ModelError(
             code="DEVICE_NOT_THERE",
-            message=f"torch {torch.__version__} cannot compute on {str(name)!r}: {reason}",
+            message=f"torch {torch.__version__} cannot compute on {str(name)!r}: {reason}.",
             advice='Use device = "cpu", or install a torch that was built for this machine\'s GPU and its driver.',
         ) from None
     if device.type == "cuda":

@@ -87,7 +87,7 @@ class LanguageModel:
             self.shared = shared
 
     def examples_within(self, length: int) -> int:
-        """How many examples with ``length`` tokens behind the head keep a graph of ``activation_bytes``; at least one."""
+        """How many examples with ``length`` tokens behind the head keep a graph of that many bytes; at least one."""
         config = self._model.config.get_text_config()
         seen = length + len(self._layout.head)
         tokens = length if self.shared else seen
@@ -220,7 +220,9 @@ class LanguageModel:
     def _all_positions(self, length: int) -> Tensor:
         """Positions of the first ``length`` tokens of a turn: [1, length], or [3, 1, length]."""
         if self._grid is None:
-            return torch.arange(length, device=self._device)[None]  # where a family counts from 1, rotary positions give the same
+            return torch.arange(length, device=self._device)[
+                None
+            ]  # where a family counts from 1, rotary positions give the same
         ids = self._layout.head.new_full((1, length), int(self._layout.head[0]))
         size = min(length, len(self._layout.head))
         ids[0, :size] = self._layout.head[:size]
