@@ -1,8 +1,9 @@
 """When two answers count as the same: normalised exact match; how far two captions agree: their words' overlap.
 
-The match forgets how an answer is written and keeps what it says. It forgets case, Unicode's compatible forms, how many
-spaces there are, and what punctuates or quotes a sentence: full stops, commas, colons, question marks, quotes, brackets
-and dashes around words. It keeps whatever is read aloud or changes a value: letters, digits, symbols (``+ = < $ °``) and
+The match forgets how an answer is written and keeps what it says. It forgets case, Unicode's compatible forms, how
+many spaces there are, and what punctuates or quotes a sentence: full stops, commas, colons, question marks, quotes,
+brackets and dashes around words. It keeps whatever is read aloud or changes a value: letters, digits, symbols
+(``+ = < $ °``) and
 
 - marks that stand for a word (``% # & * @ / §`` and the like): ``50%`` is not ``50``, but ``50 %`` is ``50%``;
 - a single hyphen that touches a word: ``-5``, ``A-``, ``10-``; hyphen, minus sign and en dash are one;
@@ -47,8 +48,8 @@ def same_answer(given: str, expected: str) -> bool:
 def word_overlap(given: str, expected: str) -> float:
     """F1 of the words, from 0 to 1: twice the words in common, with repetitions, over all words of both.
 
-    1 exactly where both have the same words, in whatever order; 0 where one has none. Words are what spaces separate, in
-    Unicode's compatible form, without case and, unlike those of answers, without any punctuation around them. So for
+    1 exactly where both have the same words, in whatever order; 0 where one has none. Words are what spaces separate,
+    in Unicode's compatible form, without case and, unlike those of answers, without any punctuation around them. So for
     writing without spaces it is 1 or 0.
     """
     mine, theirs = (Counter(_plain_words(text)) for text in (given, expected))
