@@ -22,7 +22,7 @@ from dpfpl_client.data import DataSettings, load_site_data
 from dpfpl_client.learning.backbone import load_backbone
 from dpfpl_client.site_settings import load_site
 from dpfpl_common.accounting import epsilon
-from dpfpl_common.errors import ConfigError
+from dpfpl_common.errors import ConfigError, DataError
 from dpfpl_common.trust import planned_events
 from dpfpl_server.provision import ProvisionRequest, provision
 
@@ -102,6 +102,10 @@ def test_a_file_is_dealt_out_by_picture_and_folders_are_sites(tmp_path):
         with pytest.raises(ConfigError) as caught:
             question_sites(str(nothing), 2, 0)
         assert caught.value.code == "NO_DATA"
+    with pytest.raises(DataError, match="No such file") as caught:
+        question_sites(str(tmp_path / "none.jsonl"), 2, 0)
+    assert caught.value.code == "DATA_UNREADABLE"
+    assert "--data" in caught.value.advice
     with pytest.raises(ConfigError) as caught:
         question_sites(str(tmp_path / "north" / "questions.jsonl"), 60, 0)
     assert caught.value.code == "IMPOSSIBLE_VALUE"
