@@ -186,14 +186,14 @@ def test_three_sites_learn_their_own_words_at_epsilon_8(model, tmp_path):
 def test_the_table_of_families_replaces_only_itself():
     fact = {
         "family": "llava", "model": "Llava", "parameters": 2_000_000, "row": 64, "trains": True, "exports": "context",
-        "exact": "once", "step_ms": 12.4, "step_mb": 3.2,
+        "exact": "once", "first_step_ms": 48.0, "step_ms": 12.4, "step_mb": 3.2,
     }  # fmt: skip
     measured = {"device": "a processor", "versions": {"torch": "1"}, "families": [fact]}
     measured |= {"sizes": {"width": 256, "layers": 6, "image": 112}, "batch": 16}
     text = with_table(f"before\n{BEGIN}\nold\n{END}\nafter\n", measured)
     assert text.startswith("before\n")
     assert text.endswith(f"{END}\nafter\n")
-    assert "| `llava` | `Llava` | 2.0 M | 64 | yes | context | once | 12 | 3 |" in text
+    assert "| `llava` | `Llava` | 2.0 M | 64 | yes | context | once | 48 | 12 | 3 |" in text
     assert "old" not in text
     with pytest.raises(ValueError, match="no <!--"):
         with_table("a page without marks", measured)
