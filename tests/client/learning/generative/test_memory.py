@@ -67,7 +67,7 @@ def test_what_is_kept_stays_within_its_bound_and_the_oldest_goes_first(
     language.prefix(examples.features[:1])
     each = language._kept_bytes
     assert each > 0
-    language._kept_most = 2 * each
+    fresh.hold(2 * each)
     for row in examples.features[1:]:
         language.prefix(row[None])
         held = [
@@ -79,6 +79,8 @@ def test_what_is_kept_stays_within_its_bound_and_the_oldest_goes_first(
     assert computed == []
     language.prefix(examples.features[:1])
     assert computed == [1]
+    fresh.hold(each // 2)
+    assert (len(language._kept), language._kept_bytes) == (0, 0)
     expected = load_backbone(str(fresh.tokenizer.name_or_path)).scorer(vqa_experiment(fresh))
     found = scorer.gradients(context, examples, EXACT)
     assert torch.allclose(found, expected.gradients(context, examples, EXACT), rtol=1e-4, atol=1e-6)

@@ -101,6 +101,11 @@ class LanguageModel:
         each = element * tokens * layers * token + 4 * length * int(config.vocab_size)
         return max(1, int(self.activation_bytes // each))
 
+    def hold(self, size: int) -> None:
+        """Keep at most ``size`` bytes of keys and values between steps."""
+        self._kept_most = size
+        self._shorten()
+
     def embed(self, ids: Tensor) -> Tensor:
         """Token embeddings [..., width]."""
         rows: Tensor = self._embedding(ids.to(self._device))
@@ -240,6 +245,9 @@ class LanguageModel:
             return
         self._kept[key] = row
         self._kept_bytes += size
+        self._shorten()
+
+    def _shorten(self) -> None:
         while self._kept_bytes > self._kept_most:
             _, oldest = self._kept.popitem(last=False)
             self._kept_bytes -= _size(oldest)
