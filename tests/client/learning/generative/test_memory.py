@@ -61,7 +61,7 @@ def test_pictures_that_differ_in_their_last_number_are_not_mistaken(fresh, examp
 
 
 def test_what_is_kept_stays_within_its_bound_and_the_oldest_goes_first(
-    fresh, computed, examples, context, vqa_experiment
+    fresh, computed, examples, context, vqa_experiment, caplog
 ):
     language, scorer = fresh.language, fresh.scorer(vqa_experiment(fresh))
     language.prefix(examples.features[:1])
@@ -74,6 +74,7 @@ def test_what_is_kept_stays_within_its_bound_and_the_oldest_goes_first(
             k.numel() * k.element_size() + v.numel() * v.element_size() for r in language._kept.values() for k, v in r
         ]
         assert sum(held) == language._kept_bytes <= 2 * each
+    assert sum("picture_memory" in record.message for record in caplog.records) == 1  # told once
     del computed[:]
     language.prefix(examples.features[-2:])
     assert computed == []
