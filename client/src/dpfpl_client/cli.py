@@ -57,7 +57,7 @@ def init(
 ) -> None:
     """Unpack a kit and point site.toml at this site's images; makes site.toml and policy.toml where there is no kit."""
     from dpfpl_client.kit import unpack_kit
-    from dpfpl_client.starter import initialise
+    from dpfpl_client.starter import initialise, model_note
 
     if kit is not None:
         folder, written = unpack_kit(kit, into, sha256)
@@ -67,6 +67,8 @@ def init(
         raise ConfigError(code="NO_DATA", message="There is nothing to do.", advice="Give --data, --kit or both.")
     for path in initialise(site, data, name) if data is not None else []:
         typer.echo(f"wrote {path}")
+    if data is not None and (note := model_note(site)):
+        typer.echo(note)
     typer.echo(f"Next: read policy.toml, then dpfpl-client check --site {site}")
 
 

@@ -15,6 +15,7 @@ from dpfpl_client.learning.model_files import feature_identity
 from dpfpl_client.learning.text_tower import ClassTokens
 from dpfpl_client.learning.tower_choice import TextPass, TextTower
 from dpfpl_common.errors import ModelError
+from dpfpl_common.experiment import MECHANISMS
 
 if TYPE_CHECKING:
     from dpfpl_client.learning.backbone import Backbone
@@ -38,9 +39,13 @@ class DualEncoder:
         device: where the towers compute. Image features and token embeddings are given on the processor all the same.
         context_follows: where the context stands and what comes after it, for whoever uses an exported prompt.
         shortcuts: in words, what is computed once, exactly.
+        tasks: what it can be asked: classes alone.
+        mechanisms: under which it can learn: all.
         adapter_obstacle: why a PEFT adapter of trained tokens cannot express a prompt; empty where it can.
     """
 
+    tasks: tuple[str, ...] = ("classify",)
+    mechanisms: tuple[str, ...] = MECHANISMS
     context_follows = ""
     adapter_obstacle = ""
     shortcuts = "image features once"

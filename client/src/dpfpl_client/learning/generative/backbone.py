@@ -21,6 +21,7 @@ from dpfpl_client.learning.model_files import (
     model_type,
 )
 from dpfpl_common.errors import ModelError
+from dpfpl_common.task_settings import TASKS
 
 if TYPE_CHECKING:
     from dpfpl_client.learning.generative.scorer import AnswerScorer
@@ -46,7 +47,12 @@ class GenerativeBackbone:
         feature_size: length of a picture's row: its tokens times d, times what Qwen3-VL adds for deeper layers.
         layout: how a turn is laid out.
         language: the language model behind a picture.
+        tasks: what it can be asked: everything.
+        mechanisms: under which it can learn: it has no features of classes to sum.
     """
+
+    tasks: tuple[str, ...] = TASKS
+    mechanisms: tuple[str, ...] = ("per_step",)
 
     def __init__(self, model: Any, tokenizer: Any, image_processor: Any, fingerprint: str) -> None:
         self._model = model.eval().requires_grad_(False)
@@ -125,12 +131,13 @@ class GenerativeBackbone:
         """
         from dpfpl_client.learning.generative.scorer import AnswerScorer
 
-        if experiment.privacy.mechanism == "one_shot":
+        if experiment.privacy.mechanism not in self.mechanisms:
             raise ModelError(
                 code="NO_CLASS_FEATURES",
                 message=f"one_shot releases sums of image features for each class, which a model of the family "
                 f"{self.family!r} does not compare with classes.",
-                advice="Use the mechanism per_step, or a model of the CLIP or SigLIP family.",
+                advice='Write mechanism = "per_step" under [privacy] of experiment.toml (dpfpl-bench run --mechanism '
+                "per_step), or use a model of the CLIP or SigLIP family.",
             )
         if experiment.prompt.retention or experiment.prompt.contrast:
             raise ModelError(

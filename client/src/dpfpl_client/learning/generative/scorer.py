@@ -117,6 +117,14 @@ class AnswerScorer:
         behind = len(self._layout.question_ids(question)) + len(self._layout.answer_ids(answer))
         return len(self._layout.head) + num_context + behind > self._language.longest
 
+    def cut_off(self, answers: Sequence[str]) -> int:
+        """How many of these right answers are other ones when they end after the task's ``max_answer_tokens``."""
+        limit, count = self._task.max_answer_tokens, 0
+        for answer in answers:
+            *ids, _ = self._layout.answer_ids(answer)
+            count += len(ids) > limit and not same_answer(self._layout.text_of(ids[:limit]), answer)
+        return count
+
     def _asked(self, examples: LabelledFeatures) -> list[tuple[str, str]]:
         """Question and right answer of every example."""
         if self._task.in_words:
