@@ -106,6 +106,10 @@ class GenerativeBackbone:
         """The model's own Hugging Face tokenizer."""
         return self._tokenizer
 
+    def hold(self, size: int) -> None:
+        """Hold at most ``size`` bytes of keys and values of pictures between steps."""
+        self.language.hold(size)
+
     def num_tokens(self, text: str) -> int:
         """How many context vectors a text fills."""
         return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
