@@ -22,7 +22,7 @@ from dpfpl_client.data import DataSettings, load_site_data
 from dpfpl_client.learning.backbone import load_backbone
 from dpfpl_client.site_settings import load_site
 from dpfpl_common.accounting import epsilon
-from dpfpl_common.errors import ConfigError
+from dpfpl_common.errors import ConfigError, DataError
 from dpfpl_common.trust import planned_events
 from dpfpl_server.provision import ProvisionRequest, provision
 
@@ -102,6 +102,10 @@ def test_a_file_is_dealt_out_by_picture_and_folders_are_sites(tmp_path):
         with pytest.raises(ConfigError) as caught:
             question_sites(str(nothing), 2, 0)
         assert caught.value.code == "NO_DATA"
+    with pytest.raises(DataError, match="No such file") as caught:
+        question_sites(str(tmp_path / "none.jsonl"), 2, 0)
+    assert caught.value.code == "DATA_UNREADABLE"
+    assert "--data" in caught.value.advice
     with pytest.raises(ConfigError) as caught:
         question_sites(str(tmp_path / "north" / "questions.jsonl"), 60, 0)
     assert caught.value.code == "IMPOSSIBLE_VALUE"
@@ -182,14 +186,14 @@ def test_three_sites_learn_their_own_words_at_epsilon_8(model, tmp_path):
 def test_the_table_of_families_replaces_only_itself():
     fact = {
         "family": "llava", "model": "Llava", "parameters": 2_000_000, "row": 64, "trains": True, "exports": "context",
-        "exact": "once", "step_ms": 12.4, "step_mb": 3.2,
+        "exact": "once", "first_step_ms": 48.0, "step_ms": 12.4, "step_mb": 3.2,
     }  # fmt: skip
     measured = {"device": "a processor", "versions": {"torch": "1"}, "families": [fact]}
     measured |= {"sizes": {"width": 256, "layers": 6, "image": 112}, "batch": 16}
     text = with_table(f"before\n{BEGIN}\nold\n{END}\nafter\n", measured)
     assert text.startswith("before\n")
     assert text.endswith(f"{END}\nafter\n")
-    assert "| `llava` | `Llava` | 2.0 M | 64 | yes | context | once | 12 | 3 |" in text
+    assert "| `llava` | `Llava` | 2.0 M | 64 | yes | context | once | 48 | 12 | 3 |" in text
     assert "old" not in text
     with pytest.raises(ValueError, match="no <!--"):
         with_table("a page without marks", measured)

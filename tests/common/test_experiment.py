@@ -206,6 +206,11 @@ def test_answers_in_words_go_without_a_list_of_classes(kind):
         dataclasses.replace(BASE, task=TaskSettings(kind=kind))
 
 
+def test_a_question_may_join_letters():
+    task = TaskSettings(kind="caption", question="\u0645\u06cc\u200c\u0634\u0648\u062f\u061f")
+    assert dataclasses.replace(BASE, classes=(), task=task).task == task
+
+
 def test_an_impossible_task_is_named():
     for wrong, word in (
         ({"kind": "describe"}, "task.kind"),

@@ -206,6 +206,26 @@ MECHANISM = (
         ("tests/client/learning/generative/test_families.py::test_an_example_changes_its_own_gradient_only",),
     ),
     (
+        "a turn that is longer than a generative model's positions trains",
+        "client/src/dpfpl_client/learning/generative/scorer.py",
+        "len(ids) == length and fits[place]]",
+        "len(ids) == length]",
+        (
+            "tests/client/learning/generative/test_memory.py"
+            "::test_a_turn_that_is_too_long_teaches_nothing_and_changes_no_others_gradient",
+        ),
+    ),
+    (
+        "gradients that were computed in bfloat16 are not clipped",
+        OPTIMIZER,
+        "    kept = factors[:, 0] > 0\n",
+        "    kept = factors[:, 0] > 0\n    factors = np.ones_like(factors)\n",
+        (
+            "tests/client/learning/generative/test_precision.py"
+            "::test_one_example_more_moves_a_release_by_the_clipping_norm_at_most",
+        ),
+    ),
+    (
         "the update is divided by the true number of images",
         STEP,
         "    divisor = privacy.sample_rate * privacy.nominal_site_size\n    shared_stddev",

@@ -19,6 +19,9 @@ __all__ = ["FAMILIES", "Sizes", "write_random_model"]
 FAMILIES: Final = {**ENCODERS, **GENERATIVE}
 """By the model type of their config.json; behind a slash what their towers are, where a type says nothing of them."""
 
+HEADS: Final = {"logit_scale": 2.0, "logit_bias": -3.0}
+"""Of models that compare; published ones have about 4.6 and -16, which would leave probabilities of 0 and 1 only."""
+
 
 def write_random_model(
     family: str, folder: Path, sizes: Sizes | None = None, seed: int = 0, dtype: torch.dtype = torch.float32
@@ -28,9 +31,13 @@ def write_random_model(
     model, tokenizer, processor = FAMILIES[family](sizes)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim >= 2:
+        for name, weight in model.named_parameters():
+            if name in HEADS:
+                weight.fill_(HEADS[name])
+            elif weight.ndim >= 2:
                 weight.normal_(0.0, 1.5 * weight[0].numel() ** -0.5, generator=generator)
+            else:  # biases and norms begin as zeros and ones, which hide what is left out
+                weight += 0.1 * torch.randn(weight.shape, generator=generator)
     folder.mkdir(parents=True, exist_ok=True)
     model.to(dtype).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -8,7 +8,7 @@ import numpy as np
 from dpfpl_bench.simulation import site_names
 from dpfpl_bench.tiny_vlm.sites import drawn_sites, with_neighbours
 from dpfpl_client.data import DataSettings, ImageRecord, SiteData, load_site_data
-from dpfpl_common.errors import ConfigError
+from dpfpl_common.errors import ConfigError, DataError
 
 __all__ = ["question_sites"]
 
@@ -51,7 +51,12 @@ def question_sites(data: str, count: int, seed: int) -> tuple[list[str], list[Si
 
 
 def _site(file: Path, seed: int) -> SiteData:
-    return load_site_data(DataSettings(source="questions", path=str(file), split_seed=seed), ())
+    try:
+        return load_site_data(DataSettings(source="questions", path=str(file), split_seed=seed), ())
+    except DataError as error:
+        if error.code != "DATA_UNREADABLE":
+            raise
+        raise DataError(code=error.code, message=error.message, advice="Check --data.") from None
 
 
 def _dealt(whole: SiteData, count: int, seed: int) -> list[SiteData]:

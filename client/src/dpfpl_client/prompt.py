@@ -29,7 +29,7 @@ from dpfpl_client.learning.learner import initial_context
 from dpfpl_client.site_settings import load_site
 from dpfpl_common.errors import ModelError, StateError
 from dpfpl_common.experiment import Experiment, parse_experiment
-from dpfpl_common.task_settings import LONGEST_QUESTION
+from dpfpl_common.task_settings import LONGEST_QUESTION, unprintable
 
 __all__ = ["Classifier", "Prediction", "SitePrompt", "load_prompt"]
 
@@ -106,11 +106,17 @@ class Classifier:
                 message="The prompt was learned to tell classes apart; it answers no questions.",
                 advice="Leave the question out.",
             )
-        if len(asked) > LONGEST_QUESTION or not asked.isprintable():
+        if len(asked) > LONGEST_QUESTION:
             raise ModelError(
                 code="BAD_QUESTION",
-                message=f"The question is longer than {LONGEST_QUESTION} characters or has unprintable ones.",
-                advice="Ask a shorter one, in plain text.",
+                message=f"The question is longer than {LONGEST_QUESTION} characters.",
+                advice="Ask a shorter one.",
+            )
+        if strange := unprintable(asked):
+            raise ModelError(
+                code="BAD_QUESTION",
+                message=f"The question has the unprintable character U+{ord(strange):04X}.",
+                advice="Ask it in plain text.",
             )
         self._check_words(asked)
         if self.task.kind == "vqa" and not asked:

@@ -5,10 +5,13 @@ from dataclasses import dataclass
 
 from dpfpl_common.value_checks import choice, impossible, within
 
-__all__ = ["LONGEST_QUESTION", "TASKS", "TaskSettings", "check_task"]
+__all__ = ["LONGEST_QUESTION", "TASKS", "TaskSettings", "check_task", "unprintable"]
 
 TASKS = ("classify", "vqa", "caption")
 LONGEST_QUESTION = 1000
+
+JOINERS = "\u200c\u200d"
+"""Zero-width non-joiner and joiner: Persian words and composed emoji are written with them."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,13 @@ def check_task(task: TaskSettings, classes: Sequence[str]) -> None:
     """
     choice("task.kind", task.kind, TASKS)
     within("task.max_answer_tokens", task.max_answer_tokens, 1, 1024)
-    if len(task.question) > LONGEST_QUESTION or not task.question.isprintable():
+    if len(task.question) > LONGEST_QUESTION or unprintable(task.question):
         raise impossible("task.question", task.question, f"one printable line of at most {LONGEST_QUESTION} characters")
     if task.in_words and classes:
         expected = f"an empty list: with the task {task.kind}, answers are the sites' own words"
         raise impossible("classes", classes, expected)
+
+
+def unprintable(text: str) -> str:
+    """The first character that belongs in no line of text, of a question or an answer; empty if all do."""
+    return next((char for char in text if not char.isprintable() and char not in JOINERS), "")

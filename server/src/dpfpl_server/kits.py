@@ -27,6 +27,10 @@ node_key = "node.key"
 [agent]
 address = "unix:state/agent.sock"
 key = "agent.key"             # signs what the agent sends; only the agent's user may read it (mode 0600)
+
+# [compute]                   # where the model computes: uncomment for a GPU (docs/models.md)
+# device = "cuda"             # cpu | cuda | cuda:1
+# precision = "bfloat16"      # float32 | bfloat16: half the memory, for models that answer questions
 """
 
 STARTING_POLICY = """\

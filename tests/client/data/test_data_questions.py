@@ -2,9 +2,11 @@
 
 import json
 import os
+from collections import Counter
 
 import pytest
 
+from dpfpl_client.agent.manifest import manifest_of
 from dpfpl_client.data import DataSettings, list_classes, load_site_data, read_pool
 from dpfpl_common.errors import ConfigError, DataError
 
@@ -77,9 +79,14 @@ def test_a_test_question_about_a_training_image_is_dropped(questions):
         ({"question": "x", "answer": "x"}, "'image'"),
         (line(2, answer=3), "its answer is no text"),
         (line(2, question="  "), "its question is no text"),
-        (line(2, answer="x" * 1001), "longer than 1000"),
-        (line(2, question="a\x00b"), "unprintable"),
-        (line(2, anwser="x"), "'anwser'"),
+        (line(2, answer="x" * 1001), "its answer is longer than 1000 characters"),
+        (line(2, question="a\x00b"), "its question has the unprintable character U+0000"),
+        (line(2, answer="a\u202eb"), "its answer has the unprintable character U+202E"),
+        ('{"image": "img/2.png", "answer": "a", "answer": "b"}', "it has the field 'answer' twice"),
+        ({"image": "img/2.png", "answer": "x", "Question": "what?"}, "no field 'question', but 'Question'"),
+        ({"image": "img/2.png", "answer": "x", "prompt": "what?"}, "no field 'question', but 'prompt'"),
+        ({"image": "img/2.png", "question": "what?", "anwser": "x"}, "no field 'answer', but 'anwser'"),
+        (line(2, spilt="test"), "no field 'split', but 'spilt'"),
         (line(2, split="validation"), "'validation'"),
     ],
 )
@@ -89,6 +96,34 @@ def test_a_wrong_line_is_named_and_skipped(questions, bad, words):
     assert "line 2" in message
     assert words in message
     assert len(pool.records) == 1
+
+
+def test_other_fields_are_ignored_and_named_once(questions):
+    lines = [line(1, id=7, question_id=8, anwser="x"), line(2, id=9, source={"a": 1}), line(3, split="train")]
+    pool = read_pool(questions([*lines, {"image": "img/4.png", "answer": "a dog", "id": 3, "license": "CC"}]), ())
+    assert len(pool.records) == 4
+    text = problem(pool, "UNKNOWN_FIELDS")
+    assert all(f"'{name}'" in text for name in ("id", "question_id", "anwser", "source", "license"))
+    assert "question, answer, split" in text
+
+
+@pytest.mark.parametrize("text", ["\u0645\u06cc\u200c\u0634\u0648\u062f", "\U0001f469\u200d\U0001f52c"])
+def test_words_and_signs_that_need_joiners_are_text(questions, text):
+    (record,) = read_pool(questions([line(1, question=f"{text}?", answer=text)]), ()).records
+    assert (record.question, record.label) == (f"{text}?", text)
+
+
+def test_one_line_in_another_encoding_is_named_and_skipped(questions, tmp_path):
+    settings = questions([line(1), line(2), line(3)])
+    file = tmp_path / "data" / "questions.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    lines[1] = '{"image": "img/2.png", "answer": "ein Tier namens \u00e9"}\n'.encode("latin-1")
+    file.write_bytes(b"".join(lines))
+    pool = read_pool(settings, ())
+    message = problem(pool, "BAD_LINE")
+    assert "line 2" in message
+    assert "not UTF-8 text (byte 0xe9)" in message
+    assert len(pool.records) == 2
 
 
 def test_a_file_of_nothing_but_wrong_lines_is_refused(questions):
@@ -127,6 +162,38 @@ def test_the_same_question_twice_counts_once_and_contradictions_not_at_all(quest
     assert [record.key for record in pool.records] == ["img/1.png: what is it?", "img/3.png: what is it?"]
     assert "line 2" in problem(pool, "DUPLICATE_QUESTION")
     assert len([each for each in pool.problems if each.code == "CONFLICTING_ANSWERS"]) == 2
+
+
+def test_one_answer_written_in_two_ways_counts_once_as_first_written(questions):
+    pool = read_pool(questions([line(1, answer="Red"), line(1, answer="red."), line(2, answer="-5")]), ())
+    assert [record.label for record in pool.records] == ["Red", "-5"]
+    assert "line 1 says the same" in problem(pool, "DUPLICATE_QUESTION")
+    pool = read_pool(questions([line(1, answer="-5"), line(1, answer="5"), line(2)]), ())
+    assert len([each for each in pool.problems if each.code == "CONFLICTING_ANSWERS"]) == 2
+
+
+def test_a_line_on_both_sides_counts_on_the_first(questions):
+    pool = read_pool(questions([line(1, split="test"), line(1, split="train"), line(2), line(2, split="train")]), ())
+    assert [(record.key, record.split) for record in pool.records] == [
+        ("img/2.png: what is it?", "train"),
+        ("img/1.png: what is it?", "test"),
+    ]
+    assert "line 2" in problem(pool, "CONFLICTING_SPLITS")
+    assert "puts it into test" in problem(pool, "CONFLICTING_SPLITS")
+    assert "line 3" in problem(pool, "DUPLICATE_QUESTION")
+
+
+def test_names_with_colons_are_told_apart(questions, tmp_path):
+    for name in ("a", "a: b"):
+        (tmp_path / "data" / name).write_bytes((tmp_path / "data" / "img" / f"{len(name)}.png").read_bytes())
+    lines = [
+        {"image": "a", "question": "b: c", "answer": "one"},
+        {"image": "a: b", "question": "c", "answer": "two"},
+    ]
+    pool = read_pool(questions(lines), ())
+    assert sorted((record.question, record.label) for record in pool.records) == [("b: c", "one"), ("c", "two")]
+    assert len({record.key for record in pool.records}) == 2
+    assert pool.problems == ()
 
 
 def test_a_copy_under_another_name_counts_once_for_each_question(questions, tmp_path):
@@ -172,11 +239,47 @@ def test_a_site_without_training_questions_is_refused(questions):
 
 def test_a_caption_is_a_line_without_a_question(questions):
     lines = [{"image": f"img/{n}.png", "answer": f"a dog  number {n}"} for n in range(10)]
-    data = load_site_data(questions([*lines, lines[3], {"image": "img/4.png", "answer": "a cat"}]), ())
+    data = load_site_data(questions([*lines, lines[3]]), ())
     records = (*data.train, *data.test)
     assert {record.question for record in records} == {""}
-    assert {record.label for record in records} == {f"a dog number {n}" for n in range(10) if n != 4}
-    assert {each.code for each in data.problems} == {"DUPLICATE_QUESTION", "CONFLICTING_ANSWERS"}
+    assert {record.label for record in records} == {f"a dog number {n}" for n in range(10)}
+    assert {each.code for each in data.problems} == {"DUPLICATE_QUESTION"}
+
+
+def test_every_caption_of_a_picture_is_an_example_on_one_side(questions, tmp_path):
+    (tmp_path / "data" / "img" / "copy.png").write_bytes((tmp_path / "data" / "img" / "0.png").read_bytes())
+    lines = [{"image": f"img/{n}.png", "answer": f"caption {c} of {n}"} for n in range(20) for c in range(5)]
+    copies = [{"image": "img/copy.png", "answer": "caption 1 of 0"}, {"image": "img/copy.png", "answer": "a copy"}]
+    data = load_site_data(questions([*lines, *copies]), ())
+    assert len(data.train) + len(data.test) == 101
+    assert not {record.digest for record in data.train} & {record.digest for record in data.test}
+    assert {each.code for each in data.problems} == {"DUPLICATE_IMAGE"}
+    manifest = manifest_of(data)
+    assert sum(len(images) for images in manifest.images.values()) == 101  # every line has a name of its own
+
+
+@pytest.mark.privacy
+def test_one_line_more_is_at_most_one_example_more_or_less(questions):
+    """The guarantee's unit: whatever line is added, and wherever, what is trained on differs by one example."""
+
+    def examples(lines):
+        records = read_pool(questions(lines), ()).records
+        return Counter((r.digest, r.question, r.label) for r in records if r.split == "train")
+
+    base = [
+        line(1, split="train"),
+        line(1, split="train"),
+        {"image": "img/1.png", "answer": "a dog", "split": "train"},
+        {"image": "img/1.png", "answer": "a cat", "split": "train"},
+        line(2, split="train"),
+    ]
+    captions = [{"image": f"img/{n}.png", "answer": text} for n in (1, 2) for text in ("a dog", "A bird.")]
+    more = [*captions, line(1), line(1, answer="a cat"), line(2, split="test"), line(2, answer="a cat"), line(3)]
+    for added in more:
+        for place in (0, len(base)):
+            with_it = [*base[:place], {"split": "train", **added}, *base[place:]]
+            one, other = examples(base), examples(with_it)
+            assert ((one - other) + (other - one)).total() <= 1
 
 
 def test_captions_and_questions_about_one_picture_are_examples_of_their_own(questions):

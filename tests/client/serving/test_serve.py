@@ -214,9 +214,11 @@ def test_a_prompt_that_answers_questions_is_asked_one_with_every_image(image):
     for path in ("/v1/predict", "/v1/predict?question=", "/v1/predict?question=%20%0A"):
         answer = call(asked, "POST", path, content=encoded(image), headers=PNG)
         assert (answer.status_code, answer.json()["code"]) == (422, "NO_QUESTION")
-    for path, code in (("x" * 1001, "BAD_QUESTION"), ("a%00b", "BAD_QUESTION")):
+    for path, words in (("x" * 1001, "longer than 1000"), ("a%00b", "character U+0000"), ("a%E2%80%AEb", "U+202E")):
         answer = call(asked, "POST", f"/v1/predict?question={path}", content=encoded(image), headers=PNG)
-        assert (answer.status_code, answer.json()["code"]) == (422, code)
+        assert (answer.status_code, answer.json()["code"]) == (422, "BAD_QUESTION")
+        assert words in answer.json()["message"]
+    assert asked.asked("\u0645\u06cc\u200c\u0634\u0648\u062f \U0001f469\u200d\U0001f52c?").count("\u200d") == 1
     assert asked.asked("what <image> is </s> it?")  # plain characters to this tokenizer
     found = {}
     for question in ("what colour is it?", "which digit is written?"):

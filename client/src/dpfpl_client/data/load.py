@@ -77,7 +77,9 @@ def read_pool(settings: DataSettings, class_names: Sequence[str] | None = None, 
         problems += unknown
     index = DigestIndex(index_path)
     digested, corrupt, unreadable = digest_items(items, index)
-    records, copies = split_items(digested, settings.test_fraction, settings.split_seed, settings.viewpoint)
+    records, copies = split_items(
+        digested, settings.test_fraction, settings.split_seed, settings.viewpoint, in_words=open_answers
+    )
     problems += corrupt + copies + index.save()
     if not open_answers:
         problems += _lost_classes({item.label for item in items}, records)

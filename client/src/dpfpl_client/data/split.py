@@ -6,7 +6,7 @@ The rules, in order:
    below ``test_fraction``: copies land on the same side, adding images moves no other, and sites with one seed agree.
 2. Of several copies of one picture in a split, one is kept: a picture stored twice would otherwise weigh twice in
    training, where the privacy of "one example" covers it once. If the copies carry different labels, none is kept.
-   Where the data are questions, only copies that are asked the same question are copies.
+   Where the data are questions, only copies that are asked the same question are copies; captions, that say the same.
 3. A test image whose picture occurs in train is dropped.
 
 Adding or removing one training example changes what is kept by at most one example, and test never influences train.
@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 from dpfpl_client.data.listing import SourceItem
 from dpfpl_client.data.records import DataProblem, ImageRecord, problem_per_name
+from dpfpl_client.learning.answers import normalised
 
 __all__ = ["drawn_split", "split_items"]
 
@@ -25,7 +26,7 @@ _Digested = tuple[SourceItem, str]
 
 
 def split_items(
-    digested: Sequence[_Digested], test_fraction: float, seed: int, viewpoint: str
+    digested: Sequence[_Digested], test_fraction: float, seed: int, viewpoint: str, *, in_words: bool = False
 ) -> tuple[list[ImageRecord], list[DataProblem]]:
     """Make the records, ordered by key within train and then test.
 
@@ -34,6 +35,7 @@ def split_items(
         test_fraction: the expected part of test among the images without a declared split.
         seed: of the drawn split.
         viewpoint: how the site sees the images; the split does not depend on it.
+        in_words: the labels are answers to questions, or captions.
     """
     sides: dict[str, list[_Digested]] = {"train": [], "test": []}
     for item, digest in digested:
@@ -46,7 +48,7 @@ def split_items(
     )
     records: list[ImageRecord] = []
     for split, side in sides.items():
-        kept, found = _without_copies(side)
+        kept, found = _without_copies(side, in_words=in_words)
         problems += found
         records += [
             ImageRecord(item.key, item.label, digest, split, item.source, viewpoint, item.question)
@@ -61,16 +63,17 @@ def drawn_split(digest: str, test_fraction: float, seed: int) -> str:
     return "test" if draw < test_fraction * 2**64 else "train"
 
 
-def _without_copies(side: Sequence[_Digested]) -> tuple[list[_Digested], list[DataProblem]]:
-    copies: defaultdict[tuple[str, str], list[SourceItem]] = defaultdict(list)
+def _without_copies(side: Sequence[_Digested], *, in_words: bool) -> tuple[list[_Digested], list[DataProblem]]:
+    copies: defaultdict[tuple[str, str, str], list[SourceItem]] = defaultdict(list)
     for item, digest in sorted(side, key=lambda pair: pair[0].key):
-        copies[digest, item.question].append(item)
+        caption = item.label if in_words and not item.question else ""
+        copies[digest, item.question, caption].append(item)
     kept: list[_Digested] = []
     repeated: dict[str, str] = {}
     contradictory: dict[str, str] = {}
-    for (digest, _), (first, *others) in copies.items():
+    for (digest, *_), (first, *others) in copies.items():
         labels = sorted({first.label, *(item.label for item in others)})
-        if len(labels) > 1:
+        if len({normalised(label) if in_words else label for label in labels}) > 1:
             named = " and ".join(repr(label) for label in labels)
             contradictory |= {item.key: f"copies of the picture are labelled {named}" for item in (first, *others)}
         else:

@@ -15,7 +15,7 @@ __all__ = ["feature_identity", "load_image_processor", "load_parts", "model_fing
 
 WEIGHT_FILES = ("*.safetensors",)
 CONFIG_FILES = ("*.json", "*.txt", "*.jinja", "*.model")
-IDENTIFYING = (*WEIGHT_FILES, "*.json", "*.txt", "*.jinja")
+IDENTIFYING = (*WEIGHT_FILES, *CONFIG_FILES)
 
 T = TypeVar("T")
 

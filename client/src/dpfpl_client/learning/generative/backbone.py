@@ -171,7 +171,16 @@ class GenerativeBackbone:
                 message=f"The cheaper estimates of [gradients] are not made for the family {self.family!r}.",
                 advice="Leave [gradients] out.",
             )
-        return AnswerScorer(self.language, self.layout, experiment.task, experiment.classes)
+        scorer = AnswerScorer(self.language, self.layout, experiment.task, experiment.classes)
+        for name in experiment.classes:
+            if scorer.too_long(experiment.prompt.num_context, scorer.question, name):
+                raise ModelError(
+                    code="PROMPT_TOO_LONG",
+                    message=f"A turn with {experiment.prompt.num_context} context vectors and the class name {name!r} "
+                    f"has more than the model's {self.language.longest} tokens.",
+                    advice="Use fewer context vectors, a shorter question or a shorter class name.",
+                )
+        return scorer
 
     def _prepared(self, images: list[Image.Image]) -> dict[str, torch.Tensor]:
         """What the image tower takes."""

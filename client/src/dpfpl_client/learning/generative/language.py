@@ -53,6 +53,8 @@ class LanguageModel:
     Attributes:
         shared: which way serves.
         activation_bytes: most that the graph of one micro-batch may take, roughly.
+        longest: most tokens of a turn, head and answer included. Beyond it some models' rotary positions change with
+            what was computed before, and an example's gradient would no longer depend on that example alone.
 
     Embeddings and states are on the model's device and in its precision; pictures' rows may be anywhere.
     """
@@ -73,6 +75,7 @@ class LanguageModel:
         self._embedding = model.get_input_embeddings()
         self._output = model.get_output_embeddings()
         text = model.config.get_text_config()
+        self.longest = _longest(text)
         self._cap: float | None = getattr(text, "final_logit_softcapping", None) if family.caps_logits else None
         self._kept: OrderedDict[bytes, KeysValues] = OrderedDict()
         self._kept_bytes = 0
@@ -273,6 +276,22 @@ class LanguageModel:
     def _give_up(self, reason: str) -> None:
         logger.warning("The picture's part cannot be shared in this model (%s); everything is computed whole.", reason)
         self.shared = False
+
+
+def _longest(config: Any) -> int:
+    """Tokens for which the language model's positions are what they were made for."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [
+        rope,
+        *(each for each in rope.values() if isinstance(each, dict)),
+    ]  # Gemma 3 has one for each kind of layer
+    limits = [int(getattr(config, "max_position_embeddings", None) or 2**31)]
+    limits += [
+        int(each["original_max_position_embeddings"])
+        for each in kinds
+        if each.get("rope_type") == "longrope" and each.get("original_max_position_embeddings")
+    ]
+    return min(limits)
 
 
 def _size(row: KeysValues) -> int:

@@ -5,6 +5,7 @@ public question for all or to none. *classify*: one public question for all, and
 loss is the mean cross-entropy of the right answer's tokens, the end token included.
 """
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from dpfpl_common.experiment import GradientSettings, TaskSettings
 
 __all__ = ["AnswerPredictor", "AnswerScorer"]
+
+logger = logging.getLogger(__name__)
 
 QUESTION: Final = "What is in the picture?"
 """Asked where a classification names no question of its own."""
@@ -69,7 +72,8 @@ class AnswerScorer:
         """d loss_x / d context [batch, num_context, width].
 
         Every example of a micro-batch has a copy of the context of its own, so one backward pass gives each example's
-        gradient; examples share nothing else. Memory is bounded by the micro-batch. The copies are float32 also where
+        gradient; examples share nothing else. Memory is bounded by the micro-batch. An example whose turn is too long
+        for the model has the gradient zero. The copies are float32 also where
         the model computes in bfloat16, and so are the gradients that come back.
         """
         result = context.new_zeros((len(examples), *context.shape))
@@ -108,15 +112,21 @@ class AnswerScorer:
         """There are none."""
         raise _no_class_features()
 
+    def too_long(self, num_context: int, question: str, answer: str) -> bool:
+        """Whether a turn has more tokens than the model was made for; such an example teaches nothing."""
+        behind = len(self._layout.question_ids(question)) + len(self._layout.answer_ids(answer))
+        return len(self._layout.head) + num_context + behind > self._language.longest
+
     def _asked(self, examples: LabelledFeatures) -> list[tuple[str, str]]:
         """Question and right answer of every example."""
         if self._task.in_words:
             assert len(examples.asked) == len(examples), "features without questions"
             return [(question or self._task.question, answer) for question, answer in examples.asked]
-        return [(self._question, self._classes[int(label)]) for label in examples.labels]
+        return [(self.question, self._classes[int(label)]) for label in examples.labels]
 
     @property
-    def _question(self) -> str:
+    def question(self) -> str:
+        """Asked of every picture where classes are told apart."""
         return self._task.question or QUESTION
 
     def _losses(self, contexts: Tensor, part: MicroBatch) -> Tensor:
@@ -136,11 +146,22 @@ class AnswerScorer:
         return (spoken * part.real).sum(dim=1)
 
     def _parts(self, context: Tensor, asked: Sequence[tuple[str, str]], pictures: Tensor) -> Iterator[MicroBatch]:
-        """Micro-batches: questions of one length, no more at once than memory allows; in no particular order."""
+        """Micro-batches: questions of one length, no more at once than memory allows; in no particular order.
+
+        Turns that are too long for the model are in none of them.
+        """
+        fits = [not self.too_long(len(context), question, answer) for question, answer in asked]
+        if not all(fits):
+            logger.warning(
+                "%d of %d turns have more than the model's %d tokens and are left out.",
+                len(fits) - sum(fits), len(fits), self._language.longest,
+            )  # fmt: skip
         questions = [self._layout.question_ids(question) for question, _ in asked]
         answers = [self._layout.answer_ids(answer) for _, answer in asked]
         for length in sorted({len(ids) for ids in questions}):
-            members = [place for place, ids in enumerate(questions) if len(ids) == length]
+            members = [place for place, ids in enumerate(questions) if len(ids) == length and fits[place]]
+            if not members:
+                continue
             longest = max(len(answers[place]) for place in members)
             size = self._language.examples_within(len(context) + length + longest)
             for start in range(0, len(members), min(AT_ONCE, size)):
@@ -184,14 +205,24 @@ class AnswerPredictor:
             )
         scores = torch.empty((len(features), len(scorer._classes)))
         for number, name in enumerate(scorer._classes):
-            for part in scorer._parts(self._context, [(scorer._question, name)] * len(features), features):
+            for part in scorer._parts(self._context, [(scorer.question, name)] * len(features), features):
                 contexts = self._context.expand(len(part.index), -1, -1)
                 scores[part.index, number] = scorer._log_likelihoods(contexts, part)
         return torch.softmax(scores, dim=1)
 
     @torch.no_grad()
     def reply(self, feature: Tensor, question: str) -> tuple[str, float]:
-        """The answer to a question about one picture's row, and the product of its tokens' probabilities."""
+        """The answer to a question about one picture's row, and the product of its tokens' probabilities.
+
+        Raises:
+            ModelError: TURN_TOO_LONG.
+        """
+        if self._scorer.too_long(len(self._context), question, ""):
+            raise ModelError(
+                code="TURN_TOO_LONG",
+                message=f"The question makes a turn of more than the model's {self._scorer._language.longest} tokens.",
+                advice="Ask a shorter one.",
+            )
         (part,) = self._scorer._parts(self._context, [(question, "")], feature[None])
         ((ids, logarithm),) = self._spoken(part)
         return self._scorer._layout.text_of(ids), math.exp(logarithm)
@@ -212,7 +243,7 @@ class AnswerPredictor:
 
     @torch.no_grad()
     def answers(self, examples: LabelledFeatures) -> list[str]:
-        """What the model answers each question, word by word the most probable."""
+        """What the model answers each question, word by word the most probable; nothing where the turn is too long."""
         scorer = self._scorer
         result = [""] * len(examples)
         for part in scorer._parts(self._context, scorer._asked(examples), examples.features):
@@ -229,7 +260,8 @@ class AnswerPredictor:
         logarithms = [0.0] * len(spoken)
         open_ = set(range(len(spoken)))
         keys_values: KeysValues | None = language.prefix(part.pictures) if language.shared else None
-        for said_before in range(self._scorer._task.max_answer_tokens):
+        room = language.longest - len(self._scorer._layout.head) - behind.shape[1]
+        for said_before in range(min(room, self._scorer._task.max_answer_tokens)):
             if keys_values is None:
                 hidden = language.states(part.pictures, behind, said_before)
             else:
