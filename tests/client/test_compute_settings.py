@@ -5,7 +5,7 @@ import torch
 
 from dpfpl_client.agent.build import build_agent
 from dpfpl_client.check import check_site
-from dpfpl_client.learning.backbone import load_site_backbone
+from dpfpl_client.learning.backbone import load_computing
 from dpfpl_client.site_settings import ComputeSettings, load_site
 from dpfpl_common.errors import ConfigError
 
@@ -26,7 +26,7 @@ def test_without_it_the_processor_computes_in_float32(fresh_site):
 
 def test_a_generative_model_is_loaded_in_the_precision_that_the_site_says(fresh_site):
     settings = saying(fresh_site, 'precision = "bfloat16"', model="embedded-vlm")
-    model = load_site_backbone(settings)
+    model = load_computing(settings.model, settings.compute)
     assert {weight.dtype for weight in model._model.parameters()} == {torch.bfloat16}
     built = build_agent(settings)
     try:
@@ -34,6 +34,11 @@ def test_a_generative_model_is_loaded_in_the_precision_that_the_site_says(fresh_
     finally:
         built.lock.release()
     assert check_site(settings).facts["model"]["computes"] == "on cpu in bfloat16"
+
+
+def test_a_generative_model_holds_as_much_of_pictures_as_the_site_says(fresh_site):
+    settings = saying(fresh_site, "picture_memory = 3", model="embedded-vlm")
+    assert load_computing(settings.model, settings.compute).language._kept_most == 3 * 2**20
 
 
 @pytest.mark.parametrize(
@@ -49,7 +54,15 @@ def test_what_cannot_be_is_an_error_of_the_check(fresh_site, text, model, code):
 
 
 @pytest.mark.parametrize(
-    "text", ['device = "gpu"', 'device = "cuda:"', 'precision = "float16"', "precision = 16", 'speed = "high"']
+    "text",
+    [
+        'device = "gpu"',
+        'device = "cuda:"',
+        'precision = "float16"',
+        "precision = 16",
+        "picture_memory = -1",
+        'speed = "high"',
+    ],
 )
 def test_what_has_no_meaning_is_named(fresh_site, text):
     with pytest.raises(ConfigError) as caught:

@@ -199,9 +199,9 @@ def test_lines_that_the_model_cannot_be_told_are_left_out_at_the_start(site, dat
     site.write_text(text)
     original = GenerativeBackbone.__init__
 
-    def with_a_larger_vocabulary(self, model, tokenizer, *rest):
+    def with_a_larger_vocabulary(self, model, tokenizer, *rest, **more):
         tokenizer.add_tokens(["beyond"])
-        original(self, model, tokenizer, *rest)
+        original(self, model, tokenizer, *rest, **more)
 
     monkeypatch.setattr(GenerativeBackbone, "__init__", with_a_larger_vocabulary)
     built = build_agent(load_site(site))

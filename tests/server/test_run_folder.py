@@ -86,6 +86,13 @@ def test_a_folder_without_a_run_is_an_error(tmp_path):
     assert caught.value.code == "NO_RUN"
 
 
+def test_a_run_that_cannot_be_read_is_not_said_to_be_missing(tmp_path):
+    (tmp_path / "run" / "experiment.json").mkdir(parents=True)  # for root, who may read everything
+    with pytest.raises(StateError, match="Is a directory") as caught:
+        RunFolder(tmp_path / "run").experiment()
+    assert caught.value.code == "RUN_UNREADABLE"
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"[1]"])
 def test_a_damaged_experiment_is_our_own_error(folder, content):
     (folder.path / "experiment.json").write_bytes(content)

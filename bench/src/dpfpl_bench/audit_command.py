@@ -25,7 +25,7 @@ Examples:
 
   dpfpl-bench audit --demo runs/demo --seeds 3 --quick
 
-  dpfpl-bench audit --data digits --mechanism one_shot --epsilon 2
+  dpfpl-bench audit --data digits --mechanism per_step --epsilon 2
 """
 
 
@@ -41,7 +41,9 @@ def audit(
     rounds: Annotated[int, typer.Option(min=1, help="federated rounds")] = 10,
     local_steps: Annotated[int, typer.Option(min=1, help="noised steps in one round")] = 4,
     clipping_norm: Annotated[float, typer.Option(help="L2 bound of one example's gradient")] = 0.1,
-    mechanism: Annotated[str, typer.Option(help="per_step, or one_shot: its class sums")] = "per_step",
+    mechanism: Annotated[
+        str, typer.Option(help="what run trains with by default: one_shot, its class sums; or per_step, every step")
+    ] = "one_shot",
     seed: Annotated[int, typer.Option(min=0, help="of partition, canaries, sampling and noise; the first of them")] = 0,
     seeds: Annotated[int, typer.Option(min=1, help="repetitions, combined by a fixed rule")] = 1,
     demo: Annotated[

@@ -37,8 +37,24 @@ AUDITS = {
         "--mechanism",
         "one_shot",
     ),
-    "Noise at every step, digits, epsilon 8": ("--data", "digits", "--epsilon", "8", "--quick"),
-    "Noise at every step, digits, epsilon 2": ("--data", "digits", "--epsilon", "2", "--quick"),
+    "Noise at every step, digits, epsilon 8": (
+        "--data",
+        "digits",
+        "--epsilon",
+        "8",
+        "--mechanism",
+        "per_step",
+        "--quick",
+    ),
+    "Noise at every step, digits, epsilon 2": (
+        "--data",
+        "digits",
+        "--epsilon",
+        "2",
+        "--mechanism",
+        "per_step",
+        "--quick",
+    ),
 }
 """What is attacked, and the flags of ``dpfpl-bench audit``: class sums take it seconds, trainings minutes."""
 

@@ -163,6 +163,9 @@ def run(
     precision: Annotated[
         str, typer.Option(help="float32, or bfloat16: half the memory of a generative model")
     ] = "float32",
+    picture_memory: Annotated[
+        int, typer.Option(min=0, help="MB that a generative model holds of pictures between steps; 0: 256")
+    ] = 0,
     out: Annotated[Path | None, typer.Option(dir_okay=False, help="where to write result.json")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="only print the result")] = False,
 ) -> None:
@@ -226,7 +229,7 @@ def run(
         engine=engine,
         cache=cache,
         offline=not online,
-        compute=ComputeSettings(device, precision),
+        compute=ComputeSettings(device, precision, picture_memory),
     )
     with RunProgress(console, rounds, quiet=quiet) as progress:
         result = run_simulation(request, progress.step, progress.images, progress.status)

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from dpfpl_bench.domain_folders import domain_classes, domain_sites
 from dpfpl_bench.floors import trained_floors
 from dpfpl_bench.preference import preference_curve
@@ -18,7 +16,7 @@ from dpfpl_bench.simulation import SimulatedSite, Simulation, prepare_sites, sit
 from dpfpl_bench.strength import strength_curve
 from dpfpl_client.agent.feature_cache import FeatureCache
 from dpfpl_client.data import DataSettings, ImageRecord, SiteData, list_classes, partition_sites, read_pool
-from dpfpl_client.learning.backbone import Backbone, load_backbone
+from dpfpl_client.learning.backbone import Backbone, load_computing
 from dpfpl_client.learning.dual_encoder import DualEncoder
 from dpfpl_client.site_settings import ComputeSettings
 from dpfpl_common.durable import write_durably
@@ -104,10 +102,7 @@ def run_simulation(
     on_step("reading images")
     names, class_names, data = _sites_data(request, on_step)
     on_step("loading the model")
-    compute = request.compute
-    backbone = load_backbone(
-        request.model, offline=request.offline, dtype=getattr(torch, compute.precision), device=compute.device
-    )
+    backbone = load_computing(request.model, request.compute, offline=request.offline)
     on_step("computing image features")
     sites = prepare_sites(data, class_names, FeatureCache(request.cache, backbone), names, on_images)
     on_step("calibrating the noise")

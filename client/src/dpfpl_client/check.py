@@ -23,7 +23,7 @@ from dpfpl_client.approval import describe, read_plan
 from dpfpl_client.data import SiteData, list_classes, load_site_data
 from dpfpl_client.fleet_probe import probe_fleet
 from dpfpl_client.image_progress import duration
-from dpfpl_client.learning.backbone import Backbone, load_site_backbone
+from dpfpl_client.learning.backbone import Backbone, load_computing
 from dpfpl_client.ledger_view import towards_recipients, verify
 from dpfpl_client.site_settings import SiteSettings
 from dpfpl_common.accounting import json_epsilon
@@ -87,7 +87,7 @@ class _Check:
 
     def model(self) -> None:
         """The model's identity."""
-        self.backbone = load_site_backbone(self.settings)
+        self.backbone = load_computing(self.settings.model, self.settings.compute, offline=self.settings.offline)
         self.report.facts["model"] = {
             "id": self.settings.model,
             "width": self.backbone.width,

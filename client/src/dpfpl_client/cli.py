@@ -245,12 +245,14 @@ def export(
 ) -> None:
     """Write this site's prompt for plain transformers and peft, with a model card; refused where policy forbids it."""
     from dpfpl_client.exporting.export import export_prompt
-    from dpfpl_client.learning.backbone import load_site_backbone
+    from dpfpl_client.learning.backbone import load_computing
     from dpfpl_client.prompt import load_prompt
 
     settings = _load(site)
     prompt = load_prompt(settings.state_folder, experiment)
-    exported = export_prompt(settings, prompt, load_site_backbone(settings), out)
+    exported = export_prompt(
+        settings, prompt, load_computing(settings.model, settings.compute, offline=settings.offline), out
+    )
     if as_json:
         _print_json({"folder": str(out), "files": exported.files, "no_adapter": exported.no_adapter or None})
         return
@@ -338,13 +340,13 @@ def _load(site: Path) -> SiteSettings:
 def _classifier(
     settings: SiteSettings, experiment: str | None, alpha: float | None = None, question: str | None = ""
 ) -> "Classifier":
-    from dpfpl_client.learning.backbone import load_site_backbone
+    from dpfpl_client.learning.backbone import load_computing
     from dpfpl_client.prompt import load_prompt
 
     prompt = load_prompt(settings.state_folder, experiment)
     if alpha is not None:
         prompt = prompt.with_strength(alpha)
-    return prompt.classifier(load_site_backbone(settings), question)
+    return prompt.classifier(load_computing(settings.model, settings.compute, offline=settings.offline), question)
 
 
 def _number(value: float | str) -> str:

@@ -57,9 +57,15 @@ class RunFolder:
         if self._experiment is None:
             try:
                 self._experiment = parse_experiment((self.path / "experiment.json").read_text())
-            except OSError:
+            except (FileNotFoundError, NotADirectoryError):
                 raise StateError(
                     code="NO_RUN", message=f"{self.path} holds no run.", advice="Check the run's name."
+                ) from None
+            except OSError as error:
+                raise StateError(
+                    code="RUN_UNREADABLE",
+                    message=f"{self.path / 'experiment.json'} cannot be read ({error.strerror or error}).",
+                    advice="Use the account that started the run, or let this one read its folder.",
                 ) from None
             except UnicodeDecodeError:
                 raise self._damaged("experiment.json") from None

@@ -16,7 +16,7 @@ from dpfpl_client.agent.signing import SigningAgent, load_signing_key
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.agent.wording import without_unusable_words
 from dpfpl_client.data import SiteData, list_classes, load_site_data
-from dpfpl_client.learning.backbone import Backbone, load_site_backbone
+from dpfpl_client.learning.backbone import Backbone, load_computing
 from dpfpl_client.learning.randomness import RandomnessSource, SeededRandomness, SystemRandomness
 from dpfpl_client.site_settings import SiteSettings
 from dpfpl_common.errors import ConfigError
@@ -63,7 +63,7 @@ def build_agent(settings: SiteSettings, progress: Progress | None = None) -> Bui
         ledger, problems = open_ledger(state, registry, data, audit)
         data = dataclasses.replace(data, problems=(*data.problems, *problems))
         lock.add(registry.hold(ledger.identity))
-        backbone = load_site_backbone(settings)
+        backbone = load_computing(settings.model, settings.compute, offline=settings.offline)
         if not class_names:
             data = without_unusable_words(data, backbone)
         features = site_features(FeatureCache(state / "cache", backbone), data, class_names, progress)

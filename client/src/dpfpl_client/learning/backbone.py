@@ -19,10 +19,10 @@ from dpfpl_common.errors import ModelError
 
 if TYPE_CHECKING:
     from dpfpl_client.learning.evaluation import LabelledFeatures
-    from dpfpl_client.site_settings import SiteSettings
+    from dpfpl_client.site_settings import ComputeSettings
     from dpfpl_common.experiment import Experiment, GradientSettings
 
-__all__ = ["Backbone", "Predictor", "Scorer", "load_backbone", "load_site_backbone"]
+__all__ = ["Backbone", "Predictor", "Scorer", "load_backbone", "load_computing"]
 
 
 class Predictor(Protocol):
@@ -134,6 +134,10 @@ class Backbone(Protocol):
         """
         ...
 
+    def hold(self, size: int) -> None:
+        """Hold at most ``size`` bytes of what is computed of images between steps; ignored where nothing is held."""
+        ...
+
     def scorer(self, experiment: "Experiment") -> Scorer:
         """The model joined to an experiment's task.
 
@@ -192,12 +196,13 @@ def load_backbone(
     return loaders[family](folder, dtype, place)
 
 
-def load_site_backbone(settings: "SiteSettings") -> Backbone:
-    """The model that site.toml names, where and as it says.
+def load_computing(model: str, compute: "ComputeSettings", *, offline: bool = True) -> Backbone:
+    """A model of any known family, where and as ``compute`` says.
 
     Raises:
         ModelError: as ``load_backbone``.
     """
-    compute = settings.compute
-    dtype = getattr(torch, compute.precision)
-    return load_backbone(settings.model, offline=settings.offline, dtype=dtype, device=compute.device)
+    backbone = load_backbone(model, offline=offline, dtype=getattr(torch, compute.precision), device=compute.device)
+    if compute.picture_memory:
+        backbone.hold(compute.picture_memory * 2**20)
+    return backbone

@@ -125,6 +125,9 @@ class DualEncoder:
         embedding: torch.Tensor = self.token_embedding(torch.tensor(filled, dtype=torch.long, device=self.device))
         return embedding.detach().reshape(len(filled), self.width).cpu()
 
+    def hold(self, size: int) -> None:
+        """Nothing but image features is computed of images, so nothing is held."""
+
     def num_tokens(self, text: str) -> int:
         """How many context vectors a text fills."""
         return len(self._plain_ids(text))

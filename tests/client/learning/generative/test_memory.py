@@ -61,24 +61,27 @@ def test_pictures_that_differ_in_their_last_number_are_not_mistaken(fresh, examp
 
 
 def test_what_is_kept_stays_within_its_bound_and_the_oldest_goes_first(
-    fresh, computed, examples, context, vqa_experiment
+    fresh, computed, examples, context, vqa_experiment, caplog
 ):
     language, scorer = fresh.language, fresh.scorer(vqa_experiment(fresh))
     language.prefix(examples.features[:1])
     each = language._kept_bytes
     assert each > 0
-    language._kept_most = 2 * each
+    fresh.hold(2 * each)
     for row in examples.features[1:]:
         language.prefix(row[None])
         held = [
             k.numel() * k.element_size() + v.numel() * v.element_size() for r in language._kept.values() for k, v in r
         ]
         assert sum(held) == language._kept_bytes <= 2 * each
+    assert sum("picture_memory" in record.message for record in caplog.records) == 1  # told once
     del computed[:]
     language.prefix(examples.features[-2:])
     assert computed == []
     language.prefix(examples.features[:1])
     assert computed == [1]
+    fresh.hold(each // 2)
+    assert (len(language._kept), language._kept_bytes) == (0, 0)
     expected = load_backbone(str(fresh.tokenizer.name_or_path)).scorer(vqa_experiment(fresh))
     found = scorer.gradients(context, examples, EXACT)
     assert torch.allclose(found, expected.gradients(context, examples, EXACT), rtol=1e-4, atol=1e-6)

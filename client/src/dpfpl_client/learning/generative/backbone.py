@@ -114,6 +114,10 @@ class GenerativeBackbone:
         """The model's own Hugging Face tokenizer."""
         return self._tokenizer
 
+    def hold(self, size: int) -> None:
+        """Hold at most ``size`` bytes of keys and values of pictures between steps."""
+        self.language.hold(size)
+
     def num_tokens(self, text: str) -> int:
         """How many context vectors a text fills."""
         return len(self.layout.words.ids(text))

@@ -78,6 +78,7 @@ class LanguageModel:
         self.longest = _longest(text)
         self._cap: float | None = getattr(text, "final_logit_softcapping", None) if family.caps_logits else None
         self._kept: OrderedDict[bytes, KeysValues] = OrderedDict()
+        self._told_of_memory = False
         self._kept_bytes = 0
         self.width = int(self._embedding.weight.shape[1])
         self._device: torch.device = self._embedding.weight.device
@@ -100,6 +101,11 @@ class LanguageModel:
         element = self._embedding.weight.element_size()
         each = element * tokens * layers * token + 4 * length * int(config.vocab_size)
         return max(1, int(self.activation_bytes // each))
+
+    def hold(self, size: int) -> None:
+        """Keep at most ``size`` bytes of keys and values between steps."""
+        self._kept_most, self._told_of_memory = size, False
+        self._shorten()
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token embeddings [..., width]."""
@@ -240,6 +246,16 @@ class LanguageModel:
             return
         self._kept[key] = row
         self._kept_bytes += size
+        self._shorten()
+
+    def _shorten(self) -> None:
+        if self._kept_bytes > self._kept_most and not self._told_of_memory:
+            self._told_of_memory = True
+            logger.warning(
+                "What is computed of pictures takes more than %d MB, so some of it is computed again at every step; "
+                "a larger picture_memory under [compute] in site.toml saves that (one picture takes %.1f MB).",
+                self._kept_most >> 20, self._kept_bytes / len(self._kept) / 2**20,
+            )  # fmt: skip
         while self._kept_bytes > self._kept_most:
             _, oldest = self._kept.popitem(last=False)
             self._kept_bytes -= _size(oldest)
