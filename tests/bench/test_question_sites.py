@@ -8,8 +8,8 @@ import torch
 
 from dpfpl_bench import demo_vlm
 from dpfpl_bench.cli import app
-from dpfpl_bench.demo import DemoRequest, edit_kit
 from dpfpl_bench.demo_vlm import VLM_SITES, vlm_experiment
+from dpfpl_bench.demonstration import DemoRequest, edit_kit
 from dpfpl_bench.model_table import BEGIN, END, with_table
 from dpfpl_bench.question_sites import question_sites
 from dpfpl_bench.simulation import Simulation, prepare_sites

@@ -7,7 +7,7 @@ silence_telemetry()
 import json  # noqa: E402  after telemetry is switched off
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import TYPE_CHECKING, Annotated, Any  # noqa: E402
+from typing import TYPE_CHECKING, Annotated  # noqa: E402
 
 import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
@@ -29,10 +29,7 @@ from dpfpl_bench.sweep_command import sweep  # noqa: E402
 from dpfpl_common.errors import ConfigError, DpfplError  # noqa: E402
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from dpfpl_bench.demo import DemoRequest
-    from dpfpl_server.strategy import Status
+    from dpfpl_bench.demonstration import Scenario
 
 __all__ = ["main"]
 
@@ -246,9 +243,9 @@ def demo(
     as_json: Annotated[bool, typer.Option("--json", help="print result.json instead of the table")] = False,
 ) -> None:
     """Run a real federation on this machine: a SuperLink and four sites, gRPC with TLS and node keys."""
-    from dpfpl_bench.demo import run_demo
+    from dpfpl_bench.demo import DEMO
 
-    _demonstrate("demo", run_demo, out, rounds, epsilon, as_json=as_json)
+    _demonstrate("demo", DEMO, out, rounds, epsilon, as_json=as_json)
 
 
 @app.command("demo-vlm", epilog="Example: dpfpl-bench demo-vlm --out runs/demo-vlm --rounds 6")
@@ -259,14 +256,14 @@ def demo_vlm(
     as_json: Annotated[bool, typer.Option("--json", help="print result.json instead of the table")] = False,
 ) -> None:
     """The same with three sites that have questions about pictures answered, by a tiny generative model."""
-    from dpfpl_bench.demo_vlm import run_demo_vlm
+    from dpfpl_bench.demo_vlm import DEMO_VLM
 
-    _demonstrate("demo-vlm", run_demo_vlm, out, rounds, epsilon, as_json=as_json)
+    _demonstrate("demo-vlm", DEMO_VLM, out, rounds, epsilon, as_json=as_json)
 
 
 def _demonstrate(
     name: str,
-    run: "Callable[[DemoRequest, Callable[[Status], None]], dict[str, Any]]",
+    scenario: "Scenario",
     out: Path,
     rounds: int,
     epsilon: str,
@@ -274,7 +271,7 @@ def _demonstrate(
     as_json: bool,
 ) -> None:
     """Run a demo with live progress and print its result."""
-    from dpfpl_bench.demo import DemoRequest
+    from dpfpl_bench.demonstration import DemoRequest, demonstrate
     from dpfpl_server.display import LiveDisplay, print_result
 
     target = parse_epsilon(epsilon)
@@ -286,7 +283,7 @@ def _demonstrate(
         )
     request = DemoRequest(out=out.resolve(), rounds=rounds, epsilon=target)
     with LiveDisplay(name, rounds, console=console) as display:
-        result = run(request, display.update)
+        result = demonstrate(scenario, request, display.update)
     if as_json:
         sys.stdout.write(json.dumps(result, indent=2) + "\n")
     else:

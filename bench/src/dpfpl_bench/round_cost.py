@@ -12,18 +12,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from dpfpl_bench.demo import (
-    SITES,
-    DemoRequest,
-    demo_experiment,
-    fill_in_kit,
-    start_federation,
-    the_same_sites_in_process,
-)
+from dpfpl_bench.demo import DEMO
+from dpfpl_bench.demonstration import DemoRequest, provisioned, start_federation
 from dpfpl_common.errors import RoundError
-from dpfpl_common.processes import ProcessGroup, free_ports, wait_until
+from dpfpl_common.processes import ProcessGroup, wait_until
 from dpfpl_server.bundle import bundle_files
-from dpfpl_server.provision import ProvisionRequest, provision
 from dpfpl_server.run import run_experiment
 from dpfpl_server.run_folder import RunFolder
 from dpfpl_server.superlink import run_status, submit_run
@@ -51,18 +44,13 @@ def measure_deployed_round(
         plus the slowest site; the round's ``ratio`` to that; and all values.
     """
     shutil.rmtree(out, ignore_errors=True)
-    work = out / "work"
-    work.mkdir(parents=True)
-    fleet, control = free_ports(2)
     on_step("provisioning")
-    provision(ProvisionRequest(work / "server", work / "kits", SITES, port=fleet))
-    for index, name in enumerate(SITES):
-        fill_in_kit(work / "kits" / name, index, EPSILON)
-    backbone, sites = the_same_sites_in_process(work)
-    experiment = demo_experiment(DemoRequest(out, rounds, EPSILON), backbone, sites)
+    request = DemoRequest(out, rounds, EPSILON)
+    work, fleet, control = provisioned(DEMO, request)
+    experiment = DEMO.federation(request).experiment
     with ProcessGroup() as group:
         on_step("starting a server and four sites")
-        start_federation(work, fleet, control, group)
+        start_federation(work, fleet, control, group, DEMO.sites)
         on_step(f"{rounds} rounds of the demo")
         result = run_experiment(experiment, work / "server", out / "run")
         on_step("empty rounds")
