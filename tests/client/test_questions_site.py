@@ -101,6 +101,10 @@ def test_the_prompt_is_asked_and_exported(site, command, tmp_path, data):
     code, out, err = command("export", "--out", tmp_path / "out", "--site", site, "--json")
     assert code == 0, err
     assert "between picture and question" in (tmp_path / "out" / "README.md").read_text()
+    assert "base_model/model.safetensors" in json.loads(out)["files"]  # though the experiment names no model
+    code, out, _ = command("export", "--out", tmp_path / "out", "--site", site)
+    assert "how to use the prompt without one" in out
+    assert "merged" not in out
 
 
 def test_questions_where_classes_are_meant_send_noise_and_nothing_else(site):
