@@ -106,6 +106,10 @@ def test_the_prompt_is_asked_and_exported(site, command, tmp_path, data):
     code, out, err = command("export", "--out", tmp_path / "out", "--site", site, "--json")
     assert code == 0, err
     assert "between picture and question" in (tmp_path / "out" / "README.md").read_text()
+    assert "base_model/model.safetensors" in json.loads(out)["files"]  # though the experiment names no model
+    code, out, _ = command("export", "--out", tmp_path / "out", "--site", site)
+    assert "how to use the prompt without one" in out
+    assert "merged" not in out
 
 
 def test_questions_where_classes_are_meant_send_noise_and_nothing_else(site):
@@ -259,7 +263,9 @@ def test_another_model_is_named(site, command, tmp_path):
     assert "'some/model'" in error
 
 
-def test_answers_that_can_never_be_right_are_counted_before_and_at_the_start(site, data, command, tmp_path, caplog, monkeypatch):
+def test_answers_that_can_never_be_right_are_counted_before_and_at_the_start(
+    site, data, command, tmp_path, caplog, monkeypatch
+):
     monkeypatch.setattr(logging.getLogger("dpfpl_client"), "propagate", True)  # as it is before an agent process
     long = data.with_name("long.jsonl")
     lines = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()]
@@ -281,3 +287,54 @@ def test_answers_that_can_never_be_right_are_counted_before_and_at_the_start(sit
     (logged,) = [record.getMessage() for record in caplog.records if "ANSWERS_TOO_LONG" in record.getMessage()]
     assert "18 of 36" in logged
     assert "TOO_LONG" not in (site.parent / "state" / "audit.jsonl").read_text()
+
+
+def test_lines_that_the_model_cannot_be_told_are_left_out_at_the_start(site, data, command, tmp_path, monkeypatch):
+    """A token without a vector would have ended a round; where nothing else is left, the agent does not start."""
+    from dpfpl_client.learning.generative.backbone import GenerativeBackbone
+
+    folder = tmp_path / "beyond"
+    lines = [json.loads(line) for line in data.read_text().splitlines()]
+    folder.mkdir()
+    for line in lines:
+        source = data.parent / line["image"]
+        (folder / line["image"]).parent.mkdir(parents=True, exist_ok=True)
+        (folder / line["image"]).write_bytes(source.read_bytes())
+    trained = [line for line in lines if line.get("split") != "test"]
+    trained[0]["question"], trained[1]["answer"] = "what beyond is it?", "red beyond"
+    trained[2]["question"] = "what <image> is </s> it?"  # plain characters to this tokenizer
+    (folder / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = site.read_text().replace(str(data), str(folder / "questions.jsonl"))
+    site.write_text(text)
+    original = GenerativeBackbone.__init__
+
+    def with_a_larger_vocabulary(self, model, tokenizer, *rest, **more):
+        tokenizer.add_tokens(["beyond"])
+        original(self, model, tokenizer, *rest, **more)
+
+    monkeypatch.setattr(GenerativeBackbone, "__init__", with_a_larger_vocabulary)
+    built = build_agent(load_site(site))
+    told = [problem for problem in built.data.problems if problem.code == "SPECIAL_TOKEN"]
+    assert [problem.severity for problem in told] == ["warning", "warning"]
+    assert all("beyond" in problem.message for problem in told)
+    assert len(built.data.train) == 22
+    experiment = experiment_for(built.backbone.width, sample_rate=1.0, nominal_site_size=22)
+    assert built.agent.train(TrainRequest(experiment, 1, zeros(experiment))).update.any()
+    built.lock.release()
+
+
+def test_a_site_of_nothing_but_such_lines_does_not_start():
+    from types import SimpleNamespace
+
+    from dpfpl_client.agent.wording import without_unusable_words
+    from dpfpl_client.data import ImageRecord, SiteData
+    from dpfpl_common.errors import DataError, ModelError
+
+    def refuses(*texts):
+        raise ModelError(code="SPECIAL_TOKEN", message="It spells '</s>'.", advice="Write otherwise.")
+
+    record = ImageRecord("1.png", "red", "0" * 64, "train", None, question="what is </s>?")
+    with pytest.raises(DataError) as caught:
+        without_unusable_words(SiteData((record,), (), (), (), ()), SimpleNamespace(check_words=refuses))
+    assert caught.value.code == "SPECIAL_TOKEN"
+    assert "1.png" in caught.value.message

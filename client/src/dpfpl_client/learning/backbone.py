@@ -127,6 +127,14 @@ class Backbone(Protocol):
         """Token embeddings [num_context, width] of a text, repeated to the left until they fill the context."""
         ...
 
+    def check_words(self, *texts: str) -> None:
+        """Refuse texts that spell a token that controls the model, and cannot be read as plain words.
+
+        Raises:
+            ModelError: SPECIAL_TOKEN.
+        """
+        ...
+
     def image_features(self, images: Iterable[Image.Image], batch_size: int = 64) -> Iterator[Tensor]:
         """What the model sees of every image whatever the prompt, one row [feature_size] each, computed in batches.
 

@@ -261,7 +261,7 @@ class AnswerPredictor:
 
     def _spoken(self, part: MicroBatch) -> list[tuple[list[int], float]]:
         """Greedy ids of a micro-batch, without the end token, and the logarithm of their probability."""
-        language, end = self._scorer._language, self._scorer._layout.end_id
+        language, ends = self._scorer._language, self._scorer._layout.ends
         contexts = self._context.expand(len(part.index), -1, -1)
         behind = torch.cat([language.vectors(contexts), language.embed(part.questions)], dim=1)
         spoken: list[list[int]] = [[] for _ in part.index]
@@ -278,7 +278,7 @@ class AnswerPredictor:
             likely, chosen = best.values.cpu(), best.indices.cpu()
             for row in sorted(open_):
                 logarithms[row] += float(likely[row])
-                if int(chosen[row]) == end:
+                if int(chosen[row]) in ends:
                     open_.remove(row)
                 else:
                     spoken[row].append(int(chosen[row]))
