@@ -72,6 +72,17 @@ def test_every_flag_arrives(backbone):
     assert (experiment.rounds.number, experiment.rounds.local_steps, experiment.rounds.evaluate_every) == (5, 2, 2)
 
 
+def test_a_model_without_class_features_gets_the_mechanism_that_serves_it(backbone):
+    left_out = {"mechanism": "", "trust": ""}
+    privacy = build(backbone, **left_out).privacy
+    assert (privacy.mechanism, privacy.trust) == ("one_shot", "local")
+    generative = load_backbone("embedded-vlm")
+    privacy = build(generative, num_context=4, init_text="answer", **left_out).privacy
+    assert (privacy.mechanism, privacy.trust) == ("per_step", "distributed")
+    named = build(generative, num_context=4, init_text="answer", mechanism="one_shot", trust="local")
+    assert named.privacy.mechanism == "one_shot"  # and refused by the model, which says what to write
+
+
 @pytest.mark.privacy
 @pytest.mark.parametrize("target", [1.0, 3.0])
 def test_the_noise_is_calibrated_to_the_target(backbone, target):

@@ -151,6 +151,18 @@ def test_run_with_captions_measures_the_overlap_of_words(bench, tmp_path):
     assert any(0 < overlap < 1 for overlap in overlaps)
 
 
+def test_run_says_which_answers_can_never_be_right(bench, tmp_path):
+    file = write_questions(tmp_path / "north", drawn_sites(1, 12, 6, seed=5)[0])
+    lines = [json.loads(line) | {"answer": "red blue " * 4} for line in file.read_text().splitlines()]
+    file.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    quick = ("--sites", 1, "--rounds", 1, "--local-steps", 1, "--floors", "none")
+    for limit, warned in ((7, True), (8, False)):
+        done = bench("run", "--task", "vqa", "--data", file, "--max-answer-tokens", limit, *quick)
+        assert done.exit_code == 0, done.output
+        text = " ".join(done.stderr.split())
+        assert ("18 of 18 answers can never be right" in text) == warned
+
+
 def test_a_caption_says_all_of_a_picture_in_the_houses_words():
     assert caption_of(Facts("red", "circle", 3), Habit("words", "german")) == "drei rot kreis"
     assert caption_of(Facts("blue", digit=7), PLAIN) == "blue 7"

@@ -52,6 +52,17 @@ def test_init_without_a_kit_is_ready_with_a_warning(command, tmp_path, image_fol
     assert report["facts"]["training_images"] == 8
 
 
+def test_what_nobody_foresaw_is_not_ready_with_warnings(command, fresh_site, monkeypatch):
+    def fails(*arguments, **options):
+        raise TypeError("nobody foresaw this")
+
+    monkeypatch.setattr("dpfpl_client.check.check_site", fails)
+    code, _, err = command("check", "--site", fresh_site)
+    assert code == 2
+    assert "Traceback" in err
+    assert "nobody foresaw this" in err
+
+
 def test_check_reports_errors_as_json(command, fresh_site):
     (fresh_site.parent / "policy.toml").unlink()
     code, out, _ = command("check", "--site", fresh_site, "--json")

@@ -1,6 +1,8 @@
 """A real site whose data are questions: init, check, a round with its charge, predict, export; and what it refuses."""
 
+import dataclasses
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -20,6 +22,8 @@ from dpfpl_common.experiment import (
 )
 from dpfpl_common.payload import EvaluateRequest, TrainRequest
 
+INIT_TEXT = "please answer the question"
+
 POLICY = """
 experiments = ["*"]
 max_epsilon_per_experiment = 50.0
@@ -36,27 +40,28 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def site(tmp_path, data, command):
-    """site.toml as ``init`` writes it, the generative model named, a policy."""
+    """site.toml as ``init`` writes it, and a policy."""
     assert command("init", "--data", data, "--site", tmp_path / "site.toml", "--name", "north")[0] == 0
     text = (tmp_path / "site.toml").read_text()
     assert 'source = "questions"' in text
-    (tmp_path / "site.toml").write_text('registry = "registry"\n' + text.replace('"embedded" ', '"embedded-vlm" ', 1))
+    assert 'model = "embedded-vlm"' in text
+    (tmp_path / "site.toml").write_text('registry = "registry"\n' + text)
     (tmp_path / "policy.toml").write_text(POLICY)
     (tmp_path / "policy.toml").chmod(0o640)
     return tmp_path / "site.toml"
 
 
-def experiment_for(width, *, classes=(), task="vqa", **privacy):
+def experiment_for(width, *, classes=(), task="vqa", max_answer_tokens=8, init_text=INIT_TEXT, **privacy):
     settings = {"noise_multiplier": 1.0, "nominal_site_size": 24, "sample_rate": 0.5}
     return Experiment(
         name="asked" if task == "vqa" else "classes",
         classes=classes,
         sites=("north", "south"),
         model=ModelSettings(width=width),
-        prompt=PromptSettings(num_context=4, rank=2, init_text="please answer the question"),
+        prompt=PromptSettings(num_context=4, rank=2, init_text=init_text),
         privacy=PrivacySettings(**{**settings, **privacy}),
         rounds=RoundSettings(number=2, local_steps=2),
-        task=TaskSettings(kind=task),
+        task=TaskSettings(kind=task, max_answer_tokens=max_answer_tokens),
     )
 
 
@@ -101,6 +106,10 @@ def test_the_prompt_is_asked_and_exported(site, command, tmp_path, data):
     code, out, err = command("export", "--out", tmp_path / "out", "--site", site, "--json")
     assert code == 0, err
     assert "between picture and question" in (tmp_path / "out" / "README.md").read_text()
+    assert "base_model/model.safetensors" in json.loads(out)["files"]  # though the experiment names no model
+    code, out, _ = command("export", "--out", tmp_path / "out", "--site", site)
+    assert "how to use the prompt without one" in out
+    assert "merged" not in out
 
 
 def test_questions_where_classes_are_meant_send_noise_and_nothing_else(site):
@@ -143,7 +152,7 @@ def caption_site(tmp_path, command):
     assert "question" not in data.read_text()
     assert command("init", "--data", data, "--site", tmp_path / "site.toml", "--name", "north")[0] == 0
     text = (tmp_path / "site.toml").read_text()
-    (tmp_path / "site.toml").write_text('registry = "registry"\n' + text.replace('"embedded" ', '"embedded-vlm" ', 1))
+    (tmp_path / "site.toml").write_text('registry = "registry"\n' + text)
     (tmp_path / "policy.toml").write_text(POLICY)
     (tmp_path / "policy.toml").chmod(0o640)
     return tmp_path / "site.toml"
@@ -178,3 +187,154 @@ def test_check_warns_where_a_plan_asks_and_lines_have_no_questions(caption_site,
     found = [text for text in report["warnings"] if "NO_QUESTIONS" in text]
     assert bool(found) == warned
     assert all("24 of 24" in text for text in found)
+
+
+def checked(command, site, *more):
+    return json.loads(command("check", "--site", site, "--json", *more)[1])
+
+
+def use_model(site, model):
+    site.write_text(site.read_text().replace('model = "embedded-vlm"', f'model = "{model}"'))
+
+
+def codes(texts):
+    return [text.rpartition("[")[2].rstrip("]") for text in texts if text.endswith("]")]
+
+
+def test_check_says_that_a_model_answers_no_questions(site, command):
+    assert "NO_ANSWERS" not in codes(checked(command, site)["warnings"])
+    use_model(site, "embedded")
+    report = checked(command, site)
+    assert report["facts"]["model"]["tasks"] == ["classify"]
+    (warning,) = [text for text in report["warnings"] if "NO_ANSWERS" in text]
+    assert "'clip'" in warning
+    assert '"embedded-vlm"' in warning
+
+
+def test_check_says_that_a_model_for_questions_has_only_classes(site, command, image_folder):
+    assert command("init", "--data", image_folder, "--site", site)[0] == 0
+    (warning,) = [text for text in checked(command, site)["warnings"] if "NO_QUESTIONS" in text]
+    assert "classify" in warning
+    plan = site.parent / "plan.json"
+    plan.write_text(experiment_for(96, classes=("bright", "dark"), task="classify").to_json())
+    report = checked(command, site, "--plan", plan)  # the plan decides: this one can be served
+    assert report["errors"] == []
+    assert "NO_QUESTIONS" not in codes(report["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("model", "plan", "code"),
+    [
+        ("embedded-vlm", {}, None),
+        ("embedded-vlm", {"width": 128}, "WRONG_WIDTH"),
+        ("embedded-vlm", {"init_text": "please answer the question about it"}, "INIT_TEXT_TOO_LONG"),
+        ("embedded-vlm", {"mechanism": "one_shot", "trust": "local", "task": "classify"}, "NO_CLASS_FEATURES"),
+        ("embedded", {"width": 128}, "NO_ANSWERS"),
+    ],
+    ids=str,
+)
+def test_what_the_agent_would_refuse_for_its_model_is_an_error_of_the_check(site, command, tmp_path, model, plan, code):
+    """Before any site has computed: the very errors of the first round."""
+    use_model(site, model)
+    classes = ("red", "blue") if plan.get("task") == "classify" else ()
+    experiment = experiment_for(**{"width": 96, "classes": classes, **plan})
+    (tmp_path / "plan.json").write_text(experiment.to_json())
+    errors = checked(command, site, "--plan", tmp_path / "plan.json")["errors"]
+    assert codes(errors) == ([] if code is None else [code])
+    built = build_agent(load_site(site))
+    try:
+        request = TrainRequest(experiment, 1, zeros(experiment), evaluate=False)
+        if code is None:
+            built.agent.train(request)
+            return
+        with pytest.raises(RefusedError) as caught:
+            built.agent.train(request)
+        assert str(caught.value) == errors[0]
+    finally:
+        built.lock.release()
+
+
+def test_another_model_is_named(site, command, tmp_path):
+    experiment = experiment_for(96)
+    other = dataclasses.replace(experiment, model=ModelSettings(width=96, id="some/model", fingerprint="f" * 64))
+    (tmp_path / "plan.json").write_text(other.to_json())
+    (error,) = checked(command, site, "--plan", tmp_path / "plan.json")["errors"]
+    assert "OTHER_MODEL" in error
+    assert "'some/model'" in error
+
+
+def test_answers_that_can_never_be_right_are_counted_before_and_at_the_start(
+    site, data, command, tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setattr(logging.getLogger("dpfpl_client"), "propagate", True)  # as it is before an agent process
+    long = data.with_name("long.jsonl")
+    lines = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()]
+    for line in lines[::2]:
+        line["answer"] = "red blue red blue red"
+    long.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
+    assert command("init", "--data", long, "--site", site)[0] == 0
+    for limit, warned in ((4, True), (5, False)):
+        experiment = experiment_for(96, max_answer_tokens=limit)
+        (tmp_path / "plan.json").write_text(experiment.to_json())
+        found = [t for t in checked(command, site, "--plan", tmp_path / "plan.json")["warnings"] if "ANSWERS_TOO" in t]
+        assert bool(found) == warned
+        assert all("18 of 36 answers" in text and "4 tokens" in text for text in found)
+    built = build_agent(load_site(site))
+    experiment = experiment_for(96, max_answer_tokens=4)
+    for _ in range(2):
+        built.agent.train(TrainRequest(experiment, 1, zeros(experiment), evaluate=False))
+    built.lock.release()
+    (logged,) = [record.getMessage() for record in caplog.records if "ANSWERS_TOO_LONG" in record.getMessage()]
+    assert "18 of 36" in logged
+    assert "TOO_LONG" not in (site.parent / "state" / "audit.jsonl").read_text()
+
+
+def test_lines_that_the_model_cannot_be_told_are_left_out_at_the_start(site, data, command, tmp_path, monkeypatch):
+    """A token without a vector would have ended a round; where nothing else is left, the agent does not start."""
+    from dpfpl_client.learning.generative.backbone import GenerativeBackbone
+
+    folder = tmp_path / "beyond"
+    lines = [json.loads(line) for line in data.read_text().splitlines()]
+    folder.mkdir()
+    for line in lines:
+        source = data.parent / line["image"]
+        (folder / line["image"]).parent.mkdir(parents=True, exist_ok=True)
+        (folder / line["image"]).write_bytes(source.read_bytes())
+    trained = [line for line in lines if line.get("split") != "test"]
+    trained[0]["question"], trained[1]["answer"] = "what beyond is it?", "red beyond"
+    trained[2]["question"] = "what <image> is </s> it?"  # plain characters to this tokenizer
+    (folder / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = site.read_text().replace(str(data), str(folder / "questions.jsonl"))
+    site.write_text(text)
+    original = GenerativeBackbone.__init__
+
+    def with_a_larger_vocabulary(self, model, tokenizer, *rest, **more):
+        tokenizer.add_tokens(["beyond"])
+        original(self, model, tokenizer, *rest, **more)
+
+    monkeypatch.setattr(GenerativeBackbone, "__init__", with_a_larger_vocabulary)
+    built = build_agent(load_site(site))
+    told = [problem for problem in built.data.problems if problem.code == "SPECIAL_TOKEN"]
+    assert [problem.severity for problem in told] == ["warning", "warning"]
+    assert all("beyond" in problem.message for problem in told)
+    assert len(built.data.train) == 22
+    experiment = experiment_for(built.backbone.width, sample_rate=1.0, nominal_site_size=22)
+    assert built.agent.train(TrainRequest(experiment, 1, zeros(experiment))).update.any()
+    built.lock.release()
+
+
+def test_a_site_of_nothing_but_such_lines_does_not_start():
+    from types import SimpleNamespace
+
+    from dpfpl_client.agent.wording import without_unusable_words
+    from dpfpl_client.data import ImageRecord, SiteData
+    from dpfpl_common.errors import DataError, ModelError
+
+    def refuses(*texts):
+        raise ModelError(code="SPECIAL_TOKEN", message="It spells '</s>'.", advice="Write otherwise.")
+
+    record = ImageRecord("1.png", "red", "0" * 64, "train", None, question="what is </s>?")
+    with pytest.raises(DataError) as caught:
+        without_unusable_words(SiteData((record,), (), (), (), ()), SimpleNamespace(check_words=refuses))
+    assert caught.value.code == "SPECIAL_TOKEN"
+    assert "1.png" in caught.value.message

@@ -50,6 +50,24 @@ def test_without_a_kit_a_strict_site_is_made(tmp_path, source):
     assert stat.S_IMODE((tmp_path / "new" / "policy.toml").stat().st_mode) == 0o640
 
 
+def test_questions_need_a_model_that_answers(kit, tmp_path, command):
+    (tmp_path / "asked.jsonl").write_text("{}\n")
+    code, out, _ = command("init", "--data", tmp_path / "asked.jsonl", "--site", kit / "site.toml")
+    assert code == 0
+    assert load_site(kit / "site.toml").model == "embedded"  # the operator's choice is not changed
+    assert "generative" in out
+    assert '"embedded-vlm"' in out
+    code, out, _ = command("init", "--data", tmp_path / "asked.jsonl", "--site", tmp_path / "own" / "site.toml")
+    assert load_site(tmp_path / "own" / "site.toml").model == "embedded-vlm"
+    assert "trial" in out
+    for site_file in (kit / "site.toml", tmp_path / "own" / "site.toml"):
+        (source,) = [line for line in site_file.read_text().splitlines() if line.startswith("source")]
+        assert "questions" in source.partition("#")[2]
+    (path,) = [line for line in (kit / "site.toml").read_text().splitlines() if line.startswith("path")]
+    assert ".jsonl" in path.partition("#")[2]
+    assert "embedded" not in command("init", "--data", "digits", "--site", tmp_path / "own" / "site.toml")[1]
+
+
 @pytest.mark.parametrize("folder", ["plain", "with space", 'quo"te', "back\\slash", "älter-😀", "l'été"])
 def test_any_folder_name_survives(tmp_path, folder):
     (tmp_path / folder).mkdir()

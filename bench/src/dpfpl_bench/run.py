@@ -18,6 +18,7 @@ from dpfpl_client.agent.feature_cache import FeatureCache
 from dpfpl_client.data import DataSettings, ImageRecord, SiteData, list_classes, partition_sites, read_pool
 from dpfpl_client.learning.backbone import Backbone, load_computing
 from dpfpl_client.learning.dual_encoder import DualEncoder
+from dpfpl_client.learning.long_answers import too_long_answers
 from dpfpl_client.site_settings import ComputeSettings
 from dpfpl_common.durable import write_durably
 from dpfpl_common.errors import ConfigError
@@ -107,7 +108,10 @@ def run_simulation(
     sites = prepare_sites(data, class_names, FeatureCache(request.cache, backbone), names, on_images)
     on_step("calibrating the noise")
     experiment = build_experiment(request.bench, backbone, request.model, class_names, sites)
-    backbone.scorer(experiment)  # a model that cannot serve the task says so here, not as a site's refusal
+    scorer = backbone.scorer(experiment)  # a model that cannot serve the task says so here, not as a site's refusal
+    asked = [pair for site in sites for part in (site.features.train, site.features.test) for pair in part.asked]
+    if warning := too_long_answers(scorer, experiment.task, [answer for _, answer in asked]):
+        on_step(f"warning: {warning}")
     on_step("training")
     outcome = _engine(request, backbone, sites).run(experiment, on_status)
     floors = trained_floors(backbone, sites, experiment, request.seed, on_step, which=request.floors)

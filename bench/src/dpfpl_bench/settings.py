@@ -24,7 +24,7 @@ class BenchSettings:
     """What a simulated run needs beyond its data.
 
     Attributes:
-        mechanism: empty, as ``trust``: what a file would get that leaves it out.
+        mechanism: empty, as ``trust``: what a file would get that leaves it out, but one that the model serves.
         epsilon: target for whoever receives a personalised prompt, under the unit ``site`` for another site; None = no
             noise, no privacy claim.
         num_context: 0 = as many vectors as the initial text has tokens.
@@ -71,7 +71,7 @@ def build_experiment(
     """
     sizes = [len(site.features.train) for site in sites]
     num_context = settings.num_context or backbone.num_tokens(settings.init_text) or 16
-    mechanism, trust = _chosen(settings)
+    mechanism, trust = _chosen(settings, backbone.mechanisms)
     experiment = Experiment(
         name=settings.name,
         classes=class_names,
@@ -111,7 +111,7 @@ def build_experiment(
     return resolve_noise(experiment)
 
 
-def _chosen(settings: BenchSettings) -> tuple[str, str]:
+def _chosen(settings: BenchSettings, served: tuple[str, ...]) -> tuple[str, str]:
     return mechanism_for(
         {
             "privacy": {
@@ -123,5 +123,6 @@ def _chosen(settings: BenchSettings) -> tuple[str, str]:
             },
             "task": {"kind": settings.task.kind, "question": settings.task.question},
             "prompt": {"retention": settings.retention},
-        }
+        },
+        served,
     )

@@ -6,6 +6,7 @@ silence_telemetry()  # before Flower or a model library is imported, which read 
 
 import json  # noqa: E402
 import sys  # noqa: E402
+import traceback  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn  # noqa: E402
 
@@ -57,7 +58,7 @@ def init(
 ) -> None:
     """Unpack a kit and point site.toml at this site's images; makes site.toml and policy.toml where there is no kit."""
     from dpfpl_client.kit import unpack_kit
-    from dpfpl_client.starter import initialise
+    from dpfpl_client.starter import initialise, model_note
 
     if kit is not None:
         folder, written = unpack_kit(kit, into, sha256)
@@ -67,6 +68,8 @@ def init(
         raise ConfigError(code="NO_DATA", message="There is nothing to do.", advice="Give --data, --kit or both.")
     for path in initialise(site, data, name) if data is not None else []:
         typer.echo(f"wrote {path}")
+    if data is not None and (note := model_note(site)):
+        typer.echo(note)
     typer.echo(f"Next: read policy.toml, then dpfpl-client check --site {site}")
 
 
@@ -257,7 +260,10 @@ def export(
         return
     typer.echo(f"wrote {out}: {', '.join(exported.files)}")
     if exported.no_adapter:
-        typer.echo(f"No PEFT adapter: {exported.no_adapter}. README.md shows how to use the merged text features.")
+        instead = (
+            "the merged text features" if "text_features.safetensors" in exported.files else "the prompt without one"
+        )
+        typer.echo(f"No PEFT adapter: {exported.no_adapter}. README.md shows how to use {instead}.")
     typer.echo("Read README.md there before you pass it on: it says what the prompt may tell about a training image.")
 
 
@@ -363,8 +369,16 @@ def _fail(error: DpfplError) -> NoReturn:
     sys.exit(2)
 
 
+def _unforeseen() -> NoReturn:
+    traceback.print_exc()
+    sys.exit(2)
+
+
 def main() -> None:
-    """Entry point: our own errors become one clear message and exit code 2."""
+    """Entry point: our own errors become one clear message and exit code 2.
+
+    So does what nobody foresaw, behind its traceback: Python's own exit code 1 would say "ready, with warnings".
+    """
     try:
         app()
     except DpfplError as error:
@@ -372,14 +386,16 @@ def main() -> None:
     except OSError as error:
         known = file_error(error)
         if known is None:
-            raise
+            _unforeseen()
         _fail(known)
     except ModuleNotFoundError as error:
         if error.name not in ("torch", "transformers", "PIL", "safetensors", "sklearn"):
-            raise
+            _unforeseen()
         console.print(f'{error.name} is missing. Install the agent: pip install "dpfpl-client[agent]"', style="bold")
         sys.exit(2)
     except SystemExit as leave:
         if leave.code == INTERRUPTED:  # what typer makes of Ctrl-C
             console.print("Stopped.")
         raise
+    except Exception:  # noqa: BLE001  shown whole, and only the exit code is ours
+        _unforeseen()

@@ -60,10 +60,9 @@ class Classifier:
     """
 
     def __init__(self, prompt: "SitePrompt", backbone: Backbone, question: str | None = "") -> None:
-        self.task = prompt.experiment.task
+        self.task, self._backbone = prompt.experiment.task, backbone
         self._question = None if question is None else self.asked(question)
         self.classes = prompt.experiment.classes
-        self._backbone = backbone
         with torch.inference_mode():
             self._predictor = backbone.scorer(prompt.experiment).at(prompt.context(backbone))
 
@@ -119,6 +118,7 @@ class Classifier:
                 message=f"The question has the unprintable character U+{ord(strange):04X}.",
                 advice="Ask it in plain text.",
             )
+        self._check_words(asked)
         if self.task.kind == "vqa" and not asked:
             raise ModelError(
                 code="NO_QUESTION",
@@ -126,6 +126,12 @@ class Classifier:
                 advice='Ask one: --question "what is it?", or in a request ?question=what+is+it.',
             )
         return asked or (self.task.question if self.task.kind == "caption" else "")
+
+    def _check_words(self, asked: str) -> None:
+        try:
+            self._backbone.check_words(asked)
+        except ModelError as error:
+            raise ModelError(code="BAD_QUESTION", message=error.message, advice=error.advice) from None
 
 
 @dataclass(frozen=True)

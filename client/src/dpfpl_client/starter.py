@@ -2,20 +2,21 @@
 
 import json
 import re
+import tomllib
 from pathlib import Path
 
 from dpfpl_common.errors import ConfigError
 from dpfpl_common.experiment import NAME
 
-__all__ = ["initialise", "name_users"]
+__all__ = ["initialise", "model_note", "name_users"]
 
 SITE = """\
 name = {name}
-model = "embedded"            # a Hugging Face id, a folder with a model, or "embedded"
+model = {model} # a Hugging Face id, a folder, "embedded"; for questions a generative one: "embedded-vlm"
 state = "state"               # personal prompt, privacy ledger and caches; keep it, and back it up
 
 [data]
-source = {source}
+source = {source}  # folder | csv | questions | huggingface | digits | shapes
 path = {path}
 """
 
@@ -61,7 +62,9 @@ def initialise(site_file: Path, data: str, name: str) -> list[Path]:
                 advice="Use 1-63 of a-z, 0-9, '.', '_', '-', starting with a letter or digit.",
             )
         site_file.parent.mkdir(parents=True, exist_ok=True)
-        text = SITE.format(name=_quoted(name), source=_quoted(source), path=_quoted(path))
+        model = "embedded-vlm" if source == "questions" else "embedded"
+        facts = {"name": name, "model": model, "source": source, "path": path}
+        text = SITE.format(**{key: _quoted(value) for key, value in facts.items()})
         site_file.write_text(text, encoding="utf-8")
         written.append(site_file)
     policy = site_file.parent / "policy.toml"
@@ -70,6 +73,22 @@ def initialise(site_file: Path, data: str, name: str) -> list[Path]:
         policy.chmod(0o640)
         written.append(policy)
     return written
+
+
+def model_note(site_file: Path) -> str:
+    """What an administrator should know about the model where the data are questions; empty elsewhere."""
+    table = tomllib.loads(site_file.read_text(encoding="utf-8"))
+    if table.get("data", {}).get("source") != "questions":
+        return ""
+    model = table.get("model", "embedded")
+    if model == "embedded":
+        return (
+            f'Questions and captions need a generative model, which "embedded" is not: set model in {site_file} to the '
+            'one that the operator names; for a trial "embedded-vlm".'
+        )
+    if model == "embedded-vlm":
+        return 'The model "embedded-vlm" is for a trial: it knows drawn pictures only. Set model as the operator says.'
+    return ""
 
 
 def name_users(site_file: Path, agent: str, node: str) -> None:

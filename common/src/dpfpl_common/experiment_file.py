@@ -1,10 +1,10 @@
 """experiment.toml: what stands there, and what is taken where it says nothing of mechanism and trust."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from dpfpl_common.experiment import Experiment
+from dpfpl_common.experiment import MECHANISMS, Experiment
 from dpfpl_common.settings import from_table, read_toml
 
 __all__ = ["experiment_from_table", "load_experiment", "mechanism_for"]
@@ -28,18 +28,23 @@ def experiment_from_table(table: Mapping[str, Any], where: str) -> Experiment:
     return from_table(Experiment, {**table, "privacy": chosen}, where)
 
 
-def mechanism_for(table: Mapping[str, Any]) -> tuple[str, str]:
+def mechanism_for(table: Mapping[str, Any], served: Collection[str] = MECHANISMS) -> tuple[str, str]:
     """Mechanism and trust of an experiment's table, filled in where they are left out.
 
     ``one_shot`` with ``local`` trust wherever it can serve: it is the better at most epsilons (docs/privacy.md), holds
     the operator to the target as well and is charged once. ``per_step`` otherwise: for questions, whole sites, and
     where another setting is one of ``per_step`` only.
+
+    Args:
+        table: the experiment's.
+        served: the mechanisms under which the model can learn, where it is known.
     """
     privacy, task, prompt = (_part(table, name) for name in ("privacy", "task", "prompt"))
     mechanism, trust = privacy.get("mechanism"), privacy.get("trust")
     if mechanism is None:
         needs_steps = (
-            trust not in (None, "local")
+            "one_shot" not in served
+            or trust not in (None, "local")
             or privacy.get("unit", "example") != "example"
             or privacy.get("clipping", "joint") != "joint"
             or privacy.get("accounting", "honest") != "honest"

@@ -12,12 +12,12 @@ KIT_FILES = ("ca.crt", "node.key", "node.pub", "agent.key", "site.toml", "policy
 _SITE = """\
 # What this site is and where its things are. Relative paths start from this file's folder.
 name = {name}
-model = "embedded"            # a Hugging Face id, a folder with a model, or "embedded"
+model = "embedded"            # a Hugging Face id, a folder, "embedded"; for questions a generative one: "embedded-vlm"
 state = "state"               # personal prompt, privacy ledger and logs; keep it, and back it up
 
 [data]
-source = "folder"             # folder | csv | huggingface | digits | shapes
-path = "/path/to/images"      # train/<class>/* and test/<class>/*, or one level <class>/*
+source = "folder"             # folder | csv | questions | huggingface | digits | shapes
+path = "/path/to/images"      # a folder train/<class>/* and test/<class>/* or <class>/*, a .csv or a .jsonl file
 
 [server]
 address = {address}

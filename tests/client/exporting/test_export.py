@@ -21,7 +21,7 @@ from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.embedded import embedded_model_path
 from dpfpl_client.exporting import export as export_module
 from dpfpl_client.exporting.adapter import NotExpressibleError, build_adapter
-from dpfpl_client.exporting.card import Facts, model_card
+from dpfpl_client.exporting.card import BaseModel, Facts, model_card
 from dpfpl_client.exporting.export import export_prompt, write_export
 from dpfpl_client.learning.backbone import load_backbone
 from dpfpl_client.learning.learner import initial_context
@@ -32,6 +32,8 @@ from dpfpl_common.accounting import epsilon
 from dpfpl_common.errors import ConfigError, PrivacyError, RefusedError, StateError
 from dpfpl_common.experiment import parse_experiment
 from dpfpl_common.trust import planned_events
+
+BASE = BaseModel("base", "experiment")
 
 STOCK = textwrap.dedent(
     """
@@ -232,8 +234,8 @@ def test_todays_policy_decides_which_accuracies_the_card_states(trained_site, ba
 
 @pytest.mark.privacy
 def test_the_cards_epsilons_are_rounded_up_and_follow_the_rounds(prompt, backbone):
-    card = model_card(prompt, backbone, Facts(site="north"), "base", "")
-    more = model_card(dataclasses.replace(prompt, round=9), backbone, Facts(site="north"), "base", "")
+    card = model_card(prompt, backbone, Facts(site="north"), BASE, "")
+    more = model_card(dataclasses.replace(prompt, round=9), backbone, Facts(site="north"), BASE, "")
 
     def epsilons(text):
         return [float(line.split("|")[2]) for line in text.splitlines() if line.endswith("| 1e-05 |")]
@@ -247,7 +249,7 @@ def test_the_cards_epsilons_are_rounded_up_and_follow_the_rounds(prompt, backbon
 
 @pytest.mark.privacy
 def test_seeded_noise_is_called_no_protection(prompt, backbone):
-    card = model_card(prompt, backbone, Facts(site="north", seeded=True), "base", "")
+    card = model_card(prompt, backbone, Facts(site="north", seeded=True), BASE, "")
     assert "nothing is protected" in card
 
 

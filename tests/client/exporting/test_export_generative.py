@@ -1,6 +1,7 @@
 """A prompt of a generative model, exported and used by the code of its own model card."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -10,11 +11,13 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.numpy import load_file
 
 from dpfpl_bench.families import write_random_model
 from dpfpl_bench.tiny_vlm.questions import QUESTIONS
+from dpfpl_client.data.decode import decode_image
+from dpfpl_client.exporting import usage
 from dpfpl_client.exporting.card import Facts
 from dpfpl_client.exporting.export import write_export
 from dpfpl_client.learning.backbone import load_backbone
@@ -64,7 +67,7 @@ OTHERS = ("qwen2_vl", "llava_next", "internvl", "mistral3", "gemma3", "paligemma
 
 
 @pytest.mark.parametrize(
-    ("family", "run"), [("embedded-vlm", by_a_program), *((family, here) for family in ("qwen2_vl", *OTHERS))]
+    ("family", "run"), [("embedded-vlm", by_a_program), *((family, here) for family in ("llava", "smolvlm", *OTHERS))]
 )
 def test_the_model_cards_own_code_gives_our_answers(family, run, picture, tmp_path):
     model = family if family == "embedded-vlm" else str(write_random_model(family, tmp_path / "base"))
@@ -79,6 +82,87 @@ def test_the_model_cards_own_code_gives_our_answers(family, run, picture, tmp_pa
     (ours,) = prompt.classifier(backbone, QUESTION).classify([picture])
     assert run(code, tmp_path / "out") == ours.classes[0].strip() != ""
     assert 0 <= ours.probabilities[0] <= 1
+
+
+def code_of(folder, question=QUESTION):
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
+    return code.replace(json.dumps("What is in the picture?"), json.dumps(question))
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "smolvlm", "embedded-vlm"])
+def test_the_cards_code_refuses_a_question_with_a_control_token(family, picture, tmp_path):
+    model = family if family == "embedded-vlm" else str(write_random_model(family, tmp_path / "base"))
+    backbone = load_backbone(model)
+    write_export(prompt_for(backbone, model), backbone, tmp_path / "out", Facts(site="north"))
+    picture.save(tmp_path / "out" / "photo.png")
+    image = backbone.tokenizer.convert_ids_to_tokens(backbone._model.config.image_token_id)
+    for token in (image, backbone.tokenizer.eos_token):
+        with pytest.raises(SystemExit, match="spells a token"):
+            here(code_of(tmp_path / "out", f"what {token} is it?"), tmp_path / "out")
+
+
+def turned():
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 255, (40, 60, 3), dtype=np.uint8))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    return image, {"exif": exif}
+
+
+def transparent():
+    pixels = np.random.default_rng(2).integers(0, 255, (40, 60, 4), dtype=np.uint8)
+    return Image.fromarray(pixels, "RGBA"), {}
+
+
+def wide():
+    return Image.fromarray(np.random.default_rng(3).integers(0, 65_535, (40, 60), dtype=np.uint16)), {}
+
+
+@pytest.mark.parametrize("make", [turned, transparent, wide])
+def test_the_cards_code_reads_a_picture_as_the_site_does(make, tmp_path):
+    image, options = make()
+    image.save(tmp_path / "photo.png", **options)
+    names = {"Image": Image, "ImageOps": ImageOps, "np": np}
+    exec(usage.PICTURE, names)
+    ours, theirs = decode_image(tmp_path / "photo.png"), names["opened"](tmp_path / "photo.png")
+    assert theirs.mode == "RGB"
+    assert theirs.size == ours.size
+    assert theirs.tobytes() == ours.tobytes() != Image.open(tmp_path / "photo.png").convert("RGB").tobytes()
+    for template in (usage.WITH_ADAPTER, usage.WITHOUT_ADAPTER, usage.GENERATIVE):
+        assert template.count("{picture}") == template.count("opened(") == 1
+        assert template.count("Image.open(") == 0
+
+
+def unnamed(prompt):
+    """The same, of an experiment whose model has only a width and a fingerprint."""
+    settings = ModelSettings(width=prompt.experiment.model.width, fingerprint=prompt.experiment.model.fingerprint)
+    return dataclasses.replace(prompt, experiment=dataclasses.replace(prompt.experiment, model=settings))
+
+
+def test_an_embedded_model_comes_along_whatever_the_experiment_calls_it(picture, tmp_path):
+    backbone = load_backbone("embedded-vlm")
+    prompt = unnamed(prompt_for(backbone, "embedded-vlm"))
+    assert prompt.experiment.model.id == "embedded"  # which would be another one
+    exported = write_export(prompt, backbone, tmp_path / "out", Facts(site="north", model="embedded-vlm"))
+    assert "base_model/model.safetensors" in exported.files
+    picture.save(tmp_path / "out" / "photo.png")
+    (ours,) = prompt.classifier(backbone, QUESTION).classify([picture])
+    assert here(code_of(tmp_path / "out"), tmp_path / "out") == ours.classes[0]
+    copied = json.loads((tmp_path / "out" / "base_model" / "config.json").read_text())
+    assert copied["model_type"] == "llava"
+
+
+@pytest.mark.parametrize(("site", "named"), [("org/model", "org/model"), ("embedded", "the-base-model"), ("", None)])
+def test_a_model_that_the_experiment_does_not_name_is_called_as_the_site_calls_it(site, named, tmp_path):
+    backbone = load_backbone(str(write_random_model("smolvlm", tmp_path / "base")))
+    exported = write_export(
+        unnamed(prompt_for(backbone, "embedded")), backbone, tmp_path / "out", Facts(site="north", model=site)
+    )
+    card, named = (tmp_path / "out" / "README.md").read_text(), named or "the-base-model"
+    assert f'base_model: "{named}"' in card
+    assert f'base, question = "{named}"' in card
+    assert backbone.fingerprint in card
+    assert "embedded" not in card
+    assert not [name for name in exported.files if name.startswith("base_model")]
 
 
 def test_the_parts_add_up_and_are_read_back(picture, tmp_path):

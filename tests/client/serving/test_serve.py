@@ -219,6 +219,7 @@ def test_a_prompt_that_answers_questions_is_asked_one_with_every_image(image):
         assert (answer.status_code, answer.json()["code"]) == (422, "BAD_QUESTION")
         assert words in answer.json()["message"]
     assert asked.asked("\u0645\u06cc\u200c\u0634\u0648\u062f \U0001f469\u200d\U0001f52c?").count("\u200d") == 1
+    assert asked.asked("what <image> is </s> it?")  # plain characters to this tokenizer
     found = {}
     for question in ("what colour is it?", "which digit is written?"):
         answer = call(asked, "POST", "/v1/predict", params={"question": question}, content=encoded(image), headers=PNG)
@@ -227,6 +228,24 @@ def test_a_prompt_that_answers_questions_is_asked_one_with_every_image(image):
         (found[question],) = answer.json()["predictions"]
         assert found[question] == {"name": expected, "probability": pytest.approx(probability, abs=1e-5)}
     assert len({entry["name"] for entry in found.values()}) == 2
+
+
+def test_a_question_that_spells_a_control_token_is_a_bad_question(image, monkeypatch):
+    asked = in_words("vqa")
+    tokenizer = asked._backbone.tokenizer
+    tokenizer.add_tokens(["beyond"])  # behind the embedding's last row, and one token whatever is asked for
+    for path in ("what+beyond+is+it", "beyond"):
+        answer = call(asked, "POST", f"/v1/predict?question={path}", content=encoded(image), headers=PNG)
+        assert (answer.status_code, answer.json()["code"]) == (422, "BAD_QUESTION")
+        assert "beyond" in answer.json()["message"]
+    given = []
+    embed = asked._backbone.language.embed
+    monkeypatch.setattr(asked._backbone.language, "embed", lambda ids: given.append(ids) or embed(ids))
+    answer = call(asked, "POST", "/v1/predict?question=what%3Cimage%3E%3C/s%3E", content=encoded(image), headers=PNG)
+    assert answer.status_code == 200
+    what, image_token, end = tokenizer.convert_tokens_to_ids(["what", "<image>", "</s>"])
+    (ids,) = [each.flatten().tolist() for each in given if what in each]
+    assert not {image_token, end} & set(ids)
 
 
 @pytest.mark.parametrize("own", ["", "what colour is it?"])

@@ -3,7 +3,16 @@
 from collections.abc import Callable
 from typing import Any, Final
 
-from dpfpl_bench.random_models.parts import Made, Sizes, square, text_sizes, tokenizer_with, vision_sizes
+from dpfpl_bench.random_models.parts import (
+    Made,
+    Sizes,
+    byte_tokenizer,
+    llama_tokenizer,
+    square,
+    text_sizes,
+    tokenizer_with,
+    vision_sizes,
+)
 
 __all__ = ["GENERATIVE"]
 
@@ -19,7 +28,7 @@ def _llama(s: Sizes, tokenizer: Any, **more: Any) -> dict[str, Any]:
 def _llava(s: Sizes) -> Made:
     from transformers import CLIPImageProcessorPil, LlavaConfig, LlavaForConditionalGeneration
 
-    tokenizer = tokenizer_with("<image>")
+    tokenizer = llama_tokenizer("<image>")
     config = LlavaConfig(
         vision_config={"model_type": "clip_vision_model", **vision_sizes(s)},
         text_config={"model_type": "llama", **_llama(s, tokenizer)},
@@ -46,7 +55,7 @@ def _idefics3(s: Sizes) -> Made:
 def _smolvlm(s: Sizes) -> Made:
     from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration, SmolVLMImageProcessorPil
 
-    tokenizer = tokenizer_with("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>")
+    tokenizer = byte_tokenizer("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>")
     image = tokenizer.convert_tokens_to_ids("<image>")
     config = SmolVLMConfig(
         vision_config=vision_sizes(s), text_config={"model_type": "llama", **_llama(s, tokenizer)},
@@ -75,7 +84,7 @@ def _qwen_text(s: Sizes, tokenizer: Any) -> dict[str, Any]:
 def _qwen2_vl(s: Sizes) -> Made:
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLImageProcessorPil
 
-    tokenizer = tokenizer_with(*QWEN_TOKENS)
+    tokenizer = byte_tokenizer(*QWEN_TOKENS)
     config = Qwen2VLConfig(
         vision_config={
             "depth": s.layers, "embed_dim": s.width, "hidden_size": s.width, "num_heads": s.heads,
@@ -113,7 +122,7 @@ def _tiles(s: Sizes) -> dict[str, Any]:
 def _llava_next(s: Sizes) -> Made:
     from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration, LlavaNextImageProcessorPil
 
-    tokenizer = tokenizer_with("<image>")
+    tokenizer = llama_tokenizer("<image>", first_only=True)
     config = LlavaNextConfig(
         vision_config={"model_type": "clip_vision_model", **vision_sizes(s)},
         text_config={"model_type": "mistral", **_llama(s, tokenizer)},

@@ -7,8 +7,8 @@ from typing import Any
 from dpfpl_client.embedded import embedded_model_path
 
 __all__ = [
-    "Made", "Sizes", "bert_tokenizer", "gemma_tokenizer", "roberta_tokenizer", "square", "text_sizes", "tokenizer_with",
-    "vision_sizes", "xlm_tokenizer",
+    "Made", "Sizes", "bert_tokenizer", "byte_tokenizer", "gemma_tokenizer", "llama_tokenizer", "roberta_tokenizer",
+    "square", "text_sizes", "tokenizer_with", "vision_sizes", "xlm_tokenizer",
 ]  # fmt: skip
 
 BEGIN, END, PAD, UNKNOWN = "<|startoftext|>", "<|endoftext|>", "<pad>", "<unk>"
@@ -45,6 +45,65 @@ def tokenizer_with(*special: str, **roles: str) -> Any:
         unk_token=UNKNOWN,
         **roles,
     )
+    tokenizer.add_special_tokens({"additional_special_tokens": list(special)})
+    return tokenizer
+
+
+def _merges(words: list[str], space: str) -> list[tuple[str, str]]:
+    """That make whole words of letters, within a text and at its beginning."""
+    spelled = [spelling for word in words for spelling in (f"{space}{word}", word)]
+    return list(dict.fromkeys((word[:n], word[n]) for word in spelled for n in range(1, len(word))))
+
+
+def llama_tokenizer(*special: str, first_only: bool = False) -> Any:
+    """As those of LLaMA: a word with a space before it is another token than one without.
+
+    They put a space before a text: older ones behind every special token too, newer ones not (``first_only``).
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+    from tokenizers.models import BPE
+    from transformers import PreTrainedTokenizerFast
+
+    roles, merges = [UNKNOWN, "<s>", "</s>", PAD], _merges(WORDS, "▁")
+    pieces = [*roles, *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *LETTERS, *".?:", *LETTERS.upper()]
+    pieces += ["".join(pair) for pair in merges]
+    made = Tokenizer(
+        BPE({piece: place for place, piece in enumerate(dict.fromkeys(pieces))}, merges, unk_token=UNKNOWN,
+            fuse_unk=True, byte_fallback=True)
+    )  # fmt: skip
+    if first_only:
+        made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    else:
+        made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    made.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    made.add_special_tokens([AddedToken(role, normalized=False, special=True) for role in roles])
+    made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    named = dict(zip(("unk_token", "bos_token", "eos_token", "pad_token"), roles, strict=True))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, **named)
+    tokenizer.add_special_tokens({"additional_special_tokens": list(special)})
+    return tokenizer
+
+
+def byte_tokenizer(*special: str) -> Any:
+    """As those of Qwen: bytes, no unknown words, no space put before a text, and line ends join a full stop."""
+    from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
+    from tokenizers.models import BPE
+    from transformers import PreTrainedTokenizerFast
+
+    merges = [*_merges(WORDS, "Ġ"), ("?", "Ċ"), (".", "Ċ")]
+    pieces = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(pair) for pair in merges), PAD, END]
+    made = Tokenizer(BPE({piece: place for place, piece in enumerate(dict.fromkeys(pieces))}, merges))
+    splits = r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(splits), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    made.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, eos_token=END, pad_token=PAD)
     tokenizer.add_special_tokens({"additional_special_tokens": list(special)})
     return tokenizer
 

@@ -14,6 +14,7 @@ from dpfpl_client.agent.policy_file import PolicyFile
 from dpfpl_client.agent.registry import Registry
 from dpfpl_client.agent.signing import SigningAgent, load_signing_key
 from dpfpl_client.agent.store import DiskStore
+from dpfpl_client.agent.wording import without_unusable_words
 from dpfpl_client.data import SiteData, list_classes, load_site_data
 from dpfpl_client.learning.backbone import Backbone, load_computing
 from dpfpl_client.learning.randomness import RandomnessSource, SeededRandomness, SystemRandomness
@@ -63,6 +64,8 @@ def build_agent(settings: SiteSettings, progress: Progress | None = None) -> Bui
         data = dataclasses.replace(data, problems=(*data.problems, *problems))
         lock.add(registry.hold(ledger.identity))
         backbone = load_computing(settings.model, settings.compute, offline=settings.offline)
+        if not class_names:
+            data = without_unusable_words(data, backbone)
         features = site_features(FeatureCache(state / "cache", backbone), data, class_names, progress)
     except BaseException:
         lock.release()

@@ -6,6 +6,7 @@ return. The same request again gets the same bytes at no cost; another request f
 
 import contextlib
 import hashlib
+import logging
 import math
 import re
 import threading
@@ -34,6 +35,8 @@ from dpfpl_common.payload import Context, EvaluateRequest, SiteReply, TrainReque
 from dpfpl_common.trust import planned_events
 
 __all__ = ["SiteAgent", "evaluation_digest", "slotted"]
+
+_LOG = logging.getLogger(__name__)
 
 MOST_LEARNERS = 8
 SIMULATED_SLOT = 0.1
@@ -206,6 +209,8 @@ class SiteAgent:
                 learner = PromptLearner(self._backbone, experiment, features)
             except (ModelError, ConfigError, DataError) as error:
                 raise RefusedError(code=error.code, message=error.message, advice=error.advice) from None
+            if warning := learner.too_long_answers:  # to the log alone: the audit tells nothing about the data
+                _LOG.warning("%s: %s", experiment.name, warning)
         self._learners[digest] = learner
         while len(self._learners) > MOST_LEARNERS:
             del self._learners[next(iter(self._learners))]

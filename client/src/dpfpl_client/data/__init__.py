@@ -2,7 +2,7 @@
 
 ::
 
-    folder | csv | huggingface | digits | shapes  ->  labels  ->  digests  ->  split  ->  partition  ->  SiteData
+    folder | csv | questions | huggingface | digits | shapes -> labels -> digests -> split -> partition -> SiteData
 
 Needs NumPy and Pillow, and no torch. Nothing here writes to the data, and no name or pixel is meant to leave the site.
 """

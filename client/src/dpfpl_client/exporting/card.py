@@ -3,13 +3,14 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from dpfpl_client.learning.backbone import Backbone
 from dpfpl_client.prompt import SitePrompt
 from dpfpl_common.accounting import epsilon, json_epsilon
 from dpfpl_common.trust import ADVERSARIES, UNIT_NAMES, planned_events
 
-__all__ = ["Facts", "model_card"]
+__all__ = ["BaseModel", "Facts", "model_card"]
 
 METRICS = {
     "zero_shot_local": "plain text prompt, nothing learned (floor)",
@@ -50,6 +51,14 @@ every image, right or not.""",
 
 
 @dataclass(frozen=True)
+class BaseModel:
+    """What the model is called where the prompt is used, and who says so: ``ours`` comes along in a folder."""
+
+    name: str
+    said_by: Literal["ours", "experiment", "site", "nobody"]
+
+
+@dataclass(frozen=True)
 class Facts:
     """What the prompt itself does not know.
 
@@ -58,6 +67,7 @@ class Facts:
         charged_epsilon: what the site's ledger charged for the experiment, at ``charged_delta``; None without a ledger.
         metrics: accuracies that the site's policy let out with the last round.
         seeded: whether the noise came from a seed.
+        model: the hub id of the model that the site has loaded; empty where it is none from a hub.
     """
 
     site: str
@@ -65,12 +75,13 @@ class Facts:
     charged_delta: float = 1e-5
     metrics: Mapping[str, float] = field(default_factory=dict)
     seeded: bool = False
+    model: str = ""
 
 
-def model_card(prompt: SitePrompt, backbone: Backbone, facts: Facts, base_model: str, usage: str) -> str:
+def model_card(prompt: SitePrompt, backbone: Backbone, facts: Facts, base_model: BaseModel, usage: str) -> str:
     """README.md of the exported folder, in Markdown with the hub's front matter; ``usage`` says how to use it."""
     experiment = prompt.experiment
-    base = json.dumps(base_model)
+    base = json.dumps(base_model.name)
     library = "peft" if "PeftModel" in usage else "transformers"
     return f"""\
 ---
@@ -117,10 +128,15 @@ def _sources(prompt: SitePrompt, facts: Facts) -> str:
     return f"{what} of the site {facts.site}, and what all sites shared: {_listed(experiment.sites)}.{classes}"
 
 
-def _base(base_model: str) -> str:
-    if base_model == "base_model":
-        return "The small model that ships with DP-FPL, for tests and demonstrations; it is in the folder `base_model`."
-    return f"`{base_model}`, as the experiment names it."
+def _base(base_model: BaseModel) -> str:
+    return {
+        "ours": "The small model that ships with DP-FPL, for tests and demonstrations; it is in the folder "
+        "`base_model`.",
+        "experiment": f"`{base_model.name}`, as the experiment names it.",
+        "site": f"`{base_model.name}`, as the site calls it; the experiment names none.",
+        "nobody": f"The experiment names none: put the model with this fingerprint in the place of "
+        f"`{base_model.name}`.",
+    }[base_model.said_by]
 
 
 def _accuracy(metrics: Mapping[str, float], task: str) -> str:

@@ -17,12 +17,13 @@ from dpfpl_client.agent.policy import load_policy
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.embedded import EMBEDDED, embedded_model_path
 from dpfpl_client.exporting.adapter import NotExpressibleError, build_adapter
-from dpfpl_client.exporting.card import Facts, model_card
+from dpfpl_client.exporting.card import BaseModel, Facts, model_card
 from dpfpl_client.exporting.usage import classes_usage, generative_usage
 from dpfpl_client.learning.backbone import Backbone
 from dpfpl_client.learning.dual_encoder import DualEncoder
 from dpfpl_client.learning.factorisation import factorise
 from dpfpl_client.learning.generative.backbone import GenerativeBackbone
+from dpfpl_client.learning.model_files import model_fingerprint
 from dpfpl_client.ledger_view import summarise
 from dpfpl_client.prompt import SitePrompt
 from dpfpl_client.site_settings import SiteSettings
@@ -64,6 +65,7 @@ def export_prompt(settings: SiteSettings, prompt: SitePrompt, backbone: Backbone
         charged_delta=policy.delta,
         metrics=policy.released_metrics(record.reply.metrics) if record else {},
         seeded=settings.simulation is not None,
+        model="" if Path(settings.model).expanduser().is_dir() else settings.model,
     )
     return write_export(prompt, backbone, folder, facts)
 
@@ -91,8 +93,9 @@ def write_export(prompt: SitePrompt, backbone: Backbone, folder: Path, facts: Fa
         StateError: the folder holds something else.
     """
     _refuse_what_must_stay(prompt)
-    embedded = _is_embedded(prompt, backbone)
-    base_model = "base_model" if embedded else prompt.experiment.model.id
+    embedded = _embedded(backbone.fingerprint)
+    base = BaseModel("base_model", "ours") if embedded else _named(prompt, facts.model)
+    base_model = base.name
     _make(folder)
     if isinstance(backbone, DualEncoder):
         files, usage, reason = _write_with_classes(prompt, backbone, folder, base_model)
@@ -102,8 +105,8 @@ def write_export(prompt: SitePrompt, backbone: Backbone, folder: Path, facts: Fa
         files = _write_parts(prompt, backbone, folder, {"turn": backbone.turn})
         usage = generative_usage(prompt.experiment, base_model, reason)
     if embedded:
-        files += _copy_base_model(prompt.experiment.model.id, folder / "base_model")
-    card = model_card(prompt, backbone, facts, base_model, usage)
+        files += _copy_base_model(embedded, folder / "base_model")
+    card = model_card(prompt, backbone, facts, base, usage)
     write_durably(folder / "README.md", card.encode())
     for path in folder.rglob("*"):
         path.chmod(0o700 if path.is_dir() else PRIVATE)
@@ -185,11 +188,23 @@ def _write_parts(prompt: SitePrompt, backbone: Backbone, folder: Path, more: dic
     return ["prompt.json", "prompt.safetensors"]
 
 
-def _is_embedded(prompt: SitePrompt, backbone: Backbone) -> bool:
-    from dpfpl_client.learning.backbone import load_backbone
+def _embedded(fingerprint: str) -> str:
+    """The embedded model's name that has this fingerprint; empty for any other model."""
+    return next((name for name in EMBEDDED if model_fingerprint(embedded_model_path(name)) == fingerprint), "")
 
-    name = prompt.experiment.model.id
-    return name in EMBEDDED and load_backbone(name).fingerprint == backbone.fingerprint
+
+def _named(prompt: SitePrompt, site_model: str) -> BaseModel:
+    """A model that is none of ours: as the experiment names it, else by the hub id of the site's settings.
+
+    An experiment that names none has the embedded model's name, which says nothing about a site with another model.
+    The site's folders are named nowhere.
+    """
+    named = prompt.experiment.model.id
+    if named not in EMBEDDED:
+        return BaseModel(named, "experiment")
+    if site_model and site_model not in EMBEDDED:
+        return BaseModel(site_model, "site")
+    return BaseModel("the-base-model", "nobody")
 
 
 def _copy_base_model(name: str, folder: Path) -> list[str]:

@@ -5,7 +5,7 @@ task: gradients of the context, one per example. ``Predictor`` is a scorer joine
 serves a model is decided here, from the model's own config.json; nobody above asks.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -63,6 +63,10 @@ class Scorer(Protocol):
         """The task under a context [num_context, width]."""
         ...
 
+    def cut_off(self, answers: Sequence[str]) -> int:
+        """How many of these right answers no prompt can say, because an answer ends before."""
+        ...
+
     def class_features(self, context: Tensor) -> Tensor:
         """Unit features [classes, feature_size] in the space of the image rows.
 
@@ -98,8 +102,12 @@ class Backbone(Protocol):
         width: width d of token embeddings and context vectors.
         feature_size: length of an image's row.
         shortcuts: in words, what is computed once instead of again and again, exactly.
+        tasks: what it can be asked, as ``TaskSettings.kind`` calls it.
+        mechanisms: under which it can learn.
     """
 
+    tasks: tuple[str, ...]
+    mechanisms: tuple[str, ...]
     family: str
     fingerprint: str
     feature_identity: str
@@ -117,6 +125,14 @@ class Backbone(Protocol):
 
     def text_embeddings(self, text: str, num_context: int) -> Tensor:
         """Token embeddings [num_context, width] of a text, repeated to the left until they fill the context."""
+        ...
+
+    def check_words(self, *texts: str) -> None:
+        """Refuse texts that spell a token that controls the model, and cannot be read as plain words.
+
+        Raises:
+            ModelError: SPECIAL_TOKEN.
+        """
         ...
 
     def image_features(self, images: Iterable[Image.Image], batch_size: int = 64) -> Iterator[Tensor]:

@@ -1,5 +1,6 @@
 """An experiment's classes as features of a dual encoder: gradients, probabilities and accuracy by products."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -71,6 +72,10 @@ class ClassScorer:
     def at(self, context: Tensor) -> ClassPredictor:
         """The classes under a context."""
         return ClassPredictor(self._backbone, self.class_features(context))
+
+    def cut_off(self, answers: Sequence[str]) -> int:
+        """None: classes are not said."""
+        return 0
 
     def class_features(self, context: Tensor) -> Tensor:
         """Unit text features [classes, feature_size]."""

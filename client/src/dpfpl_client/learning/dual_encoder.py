@@ -14,7 +14,9 @@ from dpfpl_client.learning.initial_text import repeated_to_the_left
 from dpfpl_client.learning.model_files import feature_identity
 from dpfpl_client.learning.text_tower import ClassTokens
 from dpfpl_client.learning.tower_choice import TextPass, TextTower
+from dpfpl_client.learning.words import Words
 from dpfpl_common.errors import ModelError
+from dpfpl_common.experiment import MECHANISMS
 
 if TYPE_CHECKING:
     from dpfpl_client.learning.backbone import Backbone
@@ -38,9 +40,13 @@ class DualEncoder:
         device: where the towers compute. Image features and token embeddings are given on the processor all the same.
         context_follows: where the context stands and what comes after it, for whoever uses an exported prompt.
         shortcuts: in words, what is computed once, exactly.
+        tasks: what it can be asked: classes alone.
+        mechanisms: under which it can learn: all.
         adapter_obstacle: why a PEFT adapter of trained tokens cannot express a prompt; empty where it can.
     """
 
+    tasks: tuple[str, ...] = ("classify",)
+    mechanisms: tuple[str, ...] = MECHANISMS
     context_follows = ""
     adapter_obstacle = ""
     shortcuts = "image features once"
@@ -49,6 +55,7 @@ class DualEncoder:
         self._model = model.eval().requires_grad_(False)
         self._tokenizer = tokenizer
         self._image_processor = image_processor
+        self._words = Words(tokenizer, len(self.token_embedding.weight))
         self.device: torch.device = model.logit_scale.device
         self._tower = self._make_tower(coarse=False)
         self._is_coarse = False
@@ -75,7 +82,8 @@ class DualEncoder:
         """The model joined to an experiment's classes.
 
         Raises:
-            ModelError: NO_ANSWERS, the task is to answer questions; or a prompt is too long.
+            ModelError: NO_ANSWERS, the task is to answer questions; SPECIAL_TOKEN, a class name spells one; or a prompt
+                is too long.
         """
         from dpfpl_client.learning.class_scorer import ClassScorer
 
@@ -110,16 +118,15 @@ class DualEncoder:
         return [*self._plain_ids(f"{name}."), self._eos_id]
 
     def _plain_ids(self, text: str) -> list[int]:
-        """A text's ids, and nothing around them."""
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
+        """A text's ids, and nothing around them; none of them ends a text or controls the model otherwise."""
+        return self._words.ids(text)
 
     def text_embeddings(self, text: str, num_context: int) -> torch.Tensor:
         """Token embeddings [num_context, width] of ``text``, repeated to the left until they fill the context.
 
         The text itself always stands whole right before the class name. A text longer than the context is an error.
         """
-        filled = repeated_to_the_left(self._tokenizer, text, num_context)
+        filled = repeated_to_the_left(self._plain_ids(text), text, num_context)
         embedding: torch.Tensor = self.token_embedding(torch.tensor(filled, dtype=torch.long, device=self.device))
         return embedding.detach().reshape(len(filled), self.width).cpu()
 
@@ -129,6 +136,15 @@ class DualEncoder:
     def num_tokens(self, text: str) -> int:
         """How many context vectors a text fills."""
         return len(self._plain_ids(text))
+
+    def check_words(self, *texts: str) -> None:
+        """Refuse texts that spell a token that controls the model.
+
+        Raises:
+            ModelError: SPECIAL_TOKEN.
+        """
+        for text in texts:
+            self._plain_ids(text)
 
     @torch.no_grad()
     def text_features(self, context: torch.Tensor, tokens: ClassTokens) -> torch.Tensor:

@@ -1,21 +1,20 @@
 """The text that a context begins as."""
 
-from typing import Any
+from collections.abc import Sequence
 
 from dpfpl_common.errors import ModelError
 
 __all__ = ["repeated_to_the_left"]
 
 
-def repeated_to_the_left(tokenizer: Any, text: str, num_context: int) -> list[int]:
-    """Token ids [num_context] of ``text``, repeated to the left until they fill the context; none for an empty text.
+def repeated_to_the_left(ids: Sequence[int], text: str, num_context: int) -> list[int]:
+    """The ids of ``text``, repeated to the left until they fill the context, [num_context]; none for an empty text.
 
     The text itself always stands whole at the end.
 
     Raises:
         ModelError: INIT_TEXT_TOO_LONG, the text is longer than the context.
     """
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     if len(ids) > num_context:
         raise ModelError(
             code="INIT_TEXT_TOO_LONG",

@@ -10,6 +10,7 @@ import torch
 
 from dpfpl_client.learning.backbone import Backbone
 from dpfpl_client.learning.evaluation import LabelledFeatures
+from dpfpl_client.learning.long_answers import too_long_answers
 from dpfpl_client.learning.methods import build_method
 from dpfpl_client.learning.prototypes import noised_class_sums, prototypes_from
 from dpfpl_client.learning.public_directions import direction_count
@@ -42,6 +43,12 @@ class SiteFeatures:
     test: LabelledFeatures
     neighbour_test: LabelledFeatures
     classes: tuple[str, ...]
+
+    @classmethod
+    def empty(cls, feature_size: int, classes: tuple[str, ...]) -> "SiteFeatures":
+        """No image at all: enough to find out whether a model serves an experiment."""
+        nothing = LabelledFeatures(torch.empty((0, feature_size)), torch.empty(0, dtype=torch.long))
+        return cls(nothing, nothing, nothing, classes)
 
     def relabelled(self, classes: tuple[str, ...]) -> "SiteFeatures":
         """The same images with labels that index another list of classes; images of classes not on it are left out.
@@ -130,6 +137,12 @@ class PromptLearner:
     def experiment(self) -> Experiment:
         """What it learns for."""
         return self._experiment
+
+    @property
+    def too_long_answers(self) -> str:
+        """A warning about answers that no prompt can say; empty where there are none."""
+        asked = (*self._features.train.asked, *self._features.test.asked)
+        return too_long_answers(self._scorer, self._experiment.task, [answer for _, answer in asked])
 
     def train_round(
         self, global_context: npt.NDArray[np.float32], state: PersonalState, randomness: Randomness

@@ -9,7 +9,8 @@ from PIL import Image
 
 from dpfpl_client.learning.generative.families import FAMILIES, Family
 from dpfpl_client.learning.generative.language import LanguageModel
-from dpfpl_client.learning.generative.layout import layout_of
+from dpfpl_client.learning.generative.layout import Ends, layout_of
+from dpfpl_client.learning.generative.template import processor_template
 from dpfpl_client.learning.gradients import EXACT
 from dpfpl_client.learning.image_batches import batches
 from dpfpl_client.learning.initial_text import repeated_to_the_left
@@ -21,6 +22,7 @@ from dpfpl_client.learning.model_files import (
     model_type,
 )
 from dpfpl_common.errors import ModelError
+from dpfpl_common.task_settings import TASKS
 
 if TYPE_CHECKING:
     from dpfpl_client.learning.generative.scorer import AnswerScorer
@@ -46,9 +48,16 @@ class GenerativeBackbone:
         feature_size: length of a picture's row: its tokens times d, times what Qwen3-VL adds for deeper layers.
         layout: how a turn is laid out.
         language: the language model behind a picture.
+        tasks: what it can be asked: everything.
+        mechanisms: under which it can learn: it has no features of classes to sum.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, image_processor: Any, fingerprint: str) -> None:
+    tasks: tuple[str, ...] = TASKS
+    mechanisms: tuple[str, ...] = ("per_step",)
+
+    def __init__(
+        self, model: Any, tokenizer: Any, image_processor: Any, fingerprint: str, template: str | None = None
+    ) -> None:
         self._model = model.eval().requires_grad_(False)
         self._tokenizer = tokenizer
         self._image_processor = image_processor
@@ -62,7 +71,15 @@ class GenerativeBackbone:
         (row,) = self._rows(probe)
         self.width = int(model.get_input_embeddings().weight.shape[1])
         self.feature_size = row.numel()
-        self.layout = layout_of(self._quirks, tokenizer, int(model.config.image_token_id), len(row))
+        self.layout = layout_of(
+            self._quirks,
+            tokenizer,
+            int(model.config.image_token_id),
+            len(row),
+            rows=len(model.get_input_embeddings().weight),
+            template=template,
+            ends=_ends(model),
+        )
         self.language = LanguageModel(
             model,
             self.layout,
@@ -85,8 +102,11 @@ class GenerativeBackbone:
         """How a turn is laid out, for whoever uses an exported prompt with plain transformers."""
         return {
             "head": [int(token) for token in self.layout.head],
+            "before": self.layout.before,
+            "lead": self.layout.lead,
             "tail": self.layout.tail,
-            "end": self.layout.end_id,
+            "ends": list(self.layout.ends),
+            "control": sorted(self.layout.words.control),
             "square": self._edge,
             "nested": self._quirks.nested,
             "processor_options": dict(self._quirks.processor_options),
@@ -106,13 +126,23 @@ class GenerativeBackbone:
 
     def num_tokens(self, text: str) -> int:
         """How many context vectors a text fills."""
-        return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        return len(self.layout.words.ids(text))
 
     def text_embeddings(self, text: str, num_context: int) -> torch.Tensor:
         """Token embeddings [num_context, width] of a text, repeated to the left until they fill the context."""
-        ids = repeated_to_the_left(self._tokenizer, text, num_context)
+        ids = repeated_to_the_left(self.layout.words.ids(text), text, num_context)
         found = self.language.embed(torch.tensor(ids, dtype=torch.long)).detach().reshape(len(ids), self.width)
         return _given(found)
+
+    def check_words(self, *texts: str) -> None:
+        """Refuse texts that cannot be asked or answered.
+
+        Raises:
+            ModelError: SPECIAL_TOKEN.
+        """
+        for text in texts:
+            self.layout.question_ids(text)
+            self.layout.answer_ids(text)
 
     @torch.no_grad()
     def image_features(self, images: Iterable[Image.Image], batch_size: int = 16) -> Iterator[torch.Tensor]:
@@ -125,16 +155,19 @@ class GenerativeBackbone:
         """The model joined to an experiment's task.
 
         Raises:
-            ModelError: what the experiment asks for has no meaning for a model without features of classes.
+            ModelError: what the experiment asks for has no meaning for a model without features of classes; or
+                SPECIAL_TOKEN, its question or a class name spells one.
         """
         from dpfpl_client.learning.generative.scorer import AnswerScorer
 
-        if experiment.privacy.mechanism == "one_shot":
+        self.check_words(experiment.task.question, *experiment.classes)
+        if experiment.privacy.mechanism not in self.mechanisms:
             raise ModelError(
                 code="NO_CLASS_FEATURES",
                 message=f"one_shot releases sums of image features for each class, which a model of the family "
                 f"{self.family!r} does not compare with classes.",
-                advice="Use the mechanism per_step, or a model of the CLIP or SigLIP family.",
+                advice='Write mechanism = "per_step" under [privacy] of experiment.toml (dpfpl-bench run --mechanism '
+                "per_step), or use a model of the CLIP or SigLIP family.",
             )
         if experiment.prompt.retention or experiment.prompt.contrast:
             raise ModelError(
@@ -182,6 +215,14 @@ def _given(found: torch.Tensor) -> torch.Tensor:
     return found.float() if found.dtype == torch.bfloat16 else found
 
 
+def _ends(model: Any) -> Ends:
+    """What generation_config.json says about the end of an answer."""
+    config = getattr(model, "generation_config", None)
+    found = getattr(config, "eos_token_id", None)
+    ids = tuple(found) if isinstance(found, list | tuple) else () if found is None else (int(found),)
+    return Ends(ids, bool(getattr(config, "_from_model_config", False)))
+
+
 def _edge(quirks: Family, config: Any) -> int | None:
     """Of the square that pictures are brought to, in pixels; None where the processor makes all of one size."""
     if quirks.square == "tower":
@@ -198,4 +239,4 @@ def load_generative(folder: Path, dtype: torch.dtype, device: torch.device) -> G
 
     options = {"attn_implementation": FAMILIES[model_type(folder)].attention, "dtype": dtype}
     parts = load_parts(folder, AutoModelForImageTextToText, load_image_processor, device, **options)
-    return GenerativeBackbone(*parts, model_fingerprint(folder))
+    return GenerativeBackbone(*parts, model_fingerprint(folder), processor_template(folder))

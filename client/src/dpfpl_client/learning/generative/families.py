@@ -17,6 +17,7 @@ class Family:
         around: what stands directly before and after a picture's tokens, beside what the template writes.
         row_ends: what follows each row of a picture's tokens, and its last row; None where rows follow each other.
         opening: what the tokenizer puts before every text opens the turn too.
+        gap: what ``template`` has between the tail and an answer.
         end: the token that ends an answer, where it is not the tokenizer's end token.
         processor_options: for the image processor, so that every picture gets the same number of tokens.
         square: bring pictures to a square first, for processors that would keep the proportions: of one size for all
@@ -34,6 +35,7 @@ class Family:
     around: tuple[str, str] = ("", "")
     row_ends: tuple[str, str] | None = None
     opening: bool = True
+    gap: str = ""
     end: str = ""
     processor_options: Mapping[str, object] = field(default_factory=dict)
     square: Literal["", "any", "tower"] = ""
@@ -44,9 +46,10 @@ class Family:
     caps_logits: bool = False
 
 
-_LLAVA = Family("USER: {image}\n{text} ASSISTANT:")
+_LLAVA = Family("USER: {image}\n{text} ASSISTANT:", gap=" ")
 _IDEFICS = Family(
     "<|im_start|>User:{image}{text}<end_of_utterance>\nAssistant:",
+    gap=" ",
     around=("<fake_token_around_image><global-img>", "<fake_token_around_image>"),
     processor_options={"do_image_splitting": False},
     nested=True,
@@ -59,7 +62,7 @@ _QWEN = Family(
 
 FAMILIES: Final[Mapping[str, Family]] = {
     "llava": _LLAVA,
-    "llava_next": Family("[INST] {image}\n{text} [/INST]", square="tower"),
+    "llava_next": Family("[INST] {image}\n{text} [/INST]", gap=" ", square="tower"),
     "llava_onevision": Family("<|im_start|>user {image}\n{text}<|im_end|><|im_start|>assistant\n", square="tower"),
     "internvl": Family(
         "<|im_start|>user\n{image}\n{text}<|im_end|>\n<|im_start|>assistant\n",

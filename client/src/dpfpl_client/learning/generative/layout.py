@@ -2,31 +2,37 @@
 
 The head is the same for every question; only the picture's own rows differ. It comes first, so under a causal mask
 nothing in it depends on the context, and what the language model computes for it can be shared and needs no gradient.
+Question and answer have the ids that they have in the whole turn: how a word is tokenised depends on what stands before
+it.
 """
 
 import functools
-import json
 import math
-import re
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dpfpl_client.learning.generative.families import Family
+from dpfpl_client.learning.generative.template import written_turn
+from dpfpl_client.learning.words import NEIGHBOUR, Words
 from dpfpl_common.errors import ModelError
 
-__all__ = ["Layout", "layout_of"]
+__all__ = ["Ends", "Layout", "layout_of"]
 
-DAY: Final = datetime(2025, 1, 1)
-"""What a chat template that writes today's date is told: a turn must be the same at every site and on every day."""
 
-TODAY: Final = re.compile(r"""strftime_now\(\s*(["'])([^"']*)\1\s*\)""")
+@dataclass(frozen=True)
+class Ends:
+    """What the model's generation_config.json says about the end of an answer.
 
-MARK = "DPFPLQUESTION"
-"""Where the question goes, while a chat template is rendered; no template contains it."""
+    Attributes:
+        ids: the tokens at which transformers stops.
+        derived: they stand in no file of their own, but were made of the model's configuration.
+    """
+
+    ids: tuple[int, ...] = ()
+    derived: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,85 +42,130 @@ class Layout:
     Attributes:
         head: ids [h] before the context, the picture's as placeholders.
         picture: which of them are the picture's, bool [h].
+        words: how questions and answers are read.
+        before: the head's text from the last of the picture's tokens on; how a question is tokenised depends on it.
+        lead: space between head and question, where the tokenizer makes one token of it and a question's first word.
         tail: text between question and answer.
-        end: the token that ends an answer; the tokenizer's end token where empty or unknown to it.
+        gap: text between tail and answer that belongs to the answer, because the model speaks it.
+        ends: ids that end an answer; the first is the one that is learned.
     """
 
     tokenizer: Any
     head: Tensor
     picture: Tensor
+    words: Words
+    before: str
+    lead: str
     tail: str
-    end: str = ""
+    gap: str
+    ends: tuple[int, ...]
 
     @functools.lru_cache(maxsize=4096)  # noqa: B019  one layout lives as long as its model
     def question_ids(self, question: str) -> tuple[int, ...]:
-        """Ids from the context to the answer."""
-        return tuple(self.tokenizer(f"{question}{self.tail}", add_special_tokens=False)["input_ids"])
+        """Ids from the context to the answer.
+
+        Raises:
+            ModelError: SPECIAL_TOKEN.
+        """
+        return tuple(self.words.between(self.before, f"{self.lead}{question}", self.tail))
 
     @functools.lru_cache(maxsize=4096)  # noqa: B019
     def answer_ids(self, answer: str) -> tuple[int, ...]:
-        """Ids of an answer and the end token."""
-        return (*self.tokenizer(answer, add_special_tokens=False)["input_ids"], self.end_id)
+        """Ids of an answer and the end token.
 
-    @functools.cached_property
+        Raises:
+            ModelError: SPECIAL_TOKEN.
+        """
+        if not answer:
+            return (self.end_id,)
+        asked = f"{self.before}{self.lead}{NEIGHBOUR}{self.tail}"
+        return (*self.words.between(asked, f"{self.gap}{answer}", ""), self.end_id)
+
+    @property
     def end_id(self) -> int:
-        """The token that ends an answer."""
-        known = self.end and self.end in self.tokenizer.get_vocab()
-        return int(self.tokenizer.convert_tokens_to_ids(self.end) if known else self.tokenizer.eos_token_id)
+        """The token that ends a learned answer."""
+        return self.ends[0]
 
     def text_of(self, ids: list[int]) -> str:
         """An answer's text."""
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 
-def layout_of(family: Family, tokenizer: Any, image_token_id: int, picture_tokens: int) -> Layout:
+def layout_of(
+    family: Family,
+    tokenizer: Any,
+    image_token_id: int,
+    picture_tokens: int,
+    *,
+    rows: int | None = None,
+    template: str | None = None,
+    ends: Ends | None = None,
+) -> Layout:
     """The layout by the model's own chat template, where it has one, else by the family's.
 
+    Args:
+        family: of the model.
+        tokenizer: the model's own.
+        image_token_id: the placeholder of a picture's token.
+        picture_tokens: how many a picture has.
+        rows: entries of the model's embedding; None: as many as the tokenizer has.
+        template: the processor's chat template; None where it has none.
+        ends: what generation_config.json says.
+
     Raises:
-        ModelError: NO_PICTURE_IN_TEMPLATE, the template does not put one picture before the question.
+        ModelError: as ``written_turn``; or VOCABULARY_TOO_SMALL, the turn has tokens that the model has no vectors for.
     """
-    image = str(tokenizer.convert_ids_to_tokens(image_token_id))
+    rows, image = len(tokenizer) if rows is None else rows, str(tokenizer.convert_ids_to_tokens(image_token_id))
     written = family.written or image
-    if getattr(tokenizer, "chat_template", None):
-        content = [{"type": "image"}, {"type": "text", "text": MARK}]
-        turn = str(
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": content}],
-                chat_template=_without_today(tokenizer.get_chat_template()),
-                add_generation_prompt=True,
-                tokenize=False,
-            )
-        )
-    else:
-        turn = family.template.format(image=written, text=MARK, bos=tokenizer.bos_token or "")
-    head, found, tail = turn.partition(MARK)
-    if not found or head.count(written) != 1:
-        raise ModelError(
-            code="NO_PICTURE_IN_TEMPLATE",
-            message=f"The model's chat template does not write one picture ({written}) before the question.",
-            advice="Use a model whose chat template accepts one picture and one text, the picture first.",
-        )
-    before, after = family.around
-    head = head.replace(written, f"{before}{_picture(family, image, picture_tokens)}{after}")
+    turn = written_turn(family, tokenizer, written, template)
+    ending = _ending(family, tokenizer, turn.close, ends or Ends(), rows)
+    words = Words(tokenizer, rows, {image_token_id, *ending})
+    first, last = family.around
+    head = turn.head.replace(written, f"{first}{_picture(family, image, picture_tokens)}{last}")
+    head, lead = _joint(tokenizer, head)
     opening = _opening(tokenizer, head) if family.opening else []
-    row = torch.tensor([*opening, *tokenizer(head, add_special_tokens=False)["input_ids"]])
-    return Layout(tokenizer, row, row == image_token_id, tail, family.end)
-
-
-def _without_today(template: str) -> str:
-    """A chat template that writes one certain day where it would write today's date.
-
-    Raises:
-        ModelError: DATED_TEMPLATE, the date's form is computed, so that it cannot be replaced.
-    """
-    fixed = TODAY.sub(lambda found: json.dumps(DAY.strftime(found[2])), template)
-    if "strftime_now(" in fixed:
+    row = torch.tensor([*opening, *_ids(tokenizer, head)])
+    picture, before = row == image_token_id, head[head.rfind(image) :]
+    layout = Layout(tokenizer, row, picture, words, before, lead, turn.tail, turn.gap, ending)
+    outside = [token for token in (*row[~picture].tolist(), *layout.question_ids(NEIGHBOUR), *ending) if token >= rows]
+    if outside:
+        token = tokenizer.convert_ids_to_tokens(outside[0])
         raise ModelError(
-            code="DATED_TEMPLATE",
-            message="The model's chat template writes today's date, so a turn would be another one every day.",
-            advice="Use a model whose chat template writes no date.",
+            code="VOCABULARY_TOO_SMALL",
+            message=f"The model has no vector for {token!r}, which every turn has.",
+            advice="Use the tokenizer that belongs to the model.",
         )
-    return fixed
+    return layout
+
+
+def _ending(family: Family, tokenizer: Any, close: str, said: Ends, rows: int) -> tuple[int, ...]:
+    """Ids at which an answer ends, first the one to learn.
+
+    The model stops where generation_config.json says. Where that file is missing, transformers derives the ids from the
+    model's configuration, which may only hold its class's defaults: then they count only if they are special tokens.
+    """
+    special = set(tokenizer.all_special_ids)
+    ends = [token for token in said.ids if token < rows and (not said.derived or token in special)]
+    own = tokenizer.get_vocab().get(family.end) if family.end else None
+    if own is not None and said.derived:
+        ends.append(own)
+    if not ends:
+        ends.append(int(tokenizer.eos_token_id))
+    written = _ids(tokenizer, close.strip())[:1]
+    preferred = [token for token in (*written, own, tokenizer.eos_token_id) if token in ends]
+    return tuple(dict.fromkeys([*preferred[:1], *ends]))
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    """Of a text of ours."""
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _joint(tokenizer: Any, head: str) -> tuple[str, str]:
+    """The head, and space at its end that rather belongs to the question's first word."""
+    ids, shorter = _ids(tokenizer, head), head.rstrip(" ")
+    apart = _ids(tokenizer, f"{head}{NEIGHBOUR}")[: len(ids)] == ids
+    return (head, "") if apart else (shorter, head[len(shorter) :])
 
 
 def _picture(family: Family, image: str, tokens: int) -> str:
@@ -131,7 +182,7 @@ def _opening(tokenizer: Any, head: str) -> list[int]:
     """What the tokenizer puts before every text, unless the template already wrote it."""
     if tokenizer.bos_token and head.startswith(tokenizer.bos_token):
         return []
-    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    plain = _ids(tokenizer, "a")
     whole = tokenizer("a")["input_ids"]
     for start in range(len(whole)):
         if whole[start : start + len(plain)] == plain:

@@ -117,6 +117,14 @@ class AnswerScorer:
         behind = len(self._layout.question_ids(question)) + len(self._layout.answer_ids(answer))
         return len(self._layout.head) + num_context + behind > self._language.longest
 
+    def cut_off(self, answers: Sequence[str]) -> int:
+        """How many of these right answers are other ones when they end after the task's ``max_answer_tokens``."""
+        limit, count = self._task.max_answer_tokens, 0
+        for answer in answers:
+            *ids, _ = self._layout.answer_ids(answer)
+            count += len(ids) > limit and not same_answer(self._layout.text_of(ids[:limit]), answer)
+        return count
+
     def _asked(self, examples: LabelledFeatures) -> list[tuple[str, str]]:
         """Question and right answer of every example."""
         if self._task.in_words:
@@ -253,7 +261,7 @@ class AnswerPredictor:
 
     def _spoken(self, part: MicroBatch) -> list[tuple[list[int], float]]:
         """Greedy ids of a micro-batch, without the end token, and the logarithm of their probability."""
-        language, end = self._scorer._language, self._scorer._layout.end_id
+        language, ends = self._scorer._language, self._scorer._layout.ends
         contexts = self._context.expand(len(part.index), -1, -1)
         behind = torch.cat([language.vectors(contexts), language.embed(part.questions)], dim=1)
         spoken: list[list[int]] = [[] for _ in part.index]
@@ -270,7 +278,7 @@ class AnswerPredictor:
             likely, chosen = best.values.cpu(), best.indices.cpu()
             for row in sorted(open_):
                 logarithms[row] += float(likely[row])
-                if int(chosen[row]) == end:
+                if int(chosen[row]) in ends:
                     open_.remove(row)
                 else:
                     spoken[row].append(int(chosen[row]))
