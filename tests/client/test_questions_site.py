@@ -289,6 +289,20 @@ def test_answers_that_can_never_be_right_are_counted_before_and_at_the_start(
     assert "TOO_LONG" not in (site.parent / "state" / "audit.jsonl").read_text()
 
 
+def test_check_counts_the_lines_that_are_too_long_for_the_model(site, data, command, tmp_path, monkeypatch):
+    lines = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()]
+    for line in lines[:3]:
+        line["question"] = "what " * 30
+    long = data.with_name("long_turns.jsonl")
+    long.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
+    assert command("init", "--data", long, "--site", site)[0] == 0
+    (tmp_path / "plan.json").write_text(experiment_for(96).to_json())
+    assert "TURN_TOO_LONG" not in codes(checked(command, site, "--plan", tmp_path / "plan.json")["warnings"])
+    monkeypatch.setattr("dpfpl_client.learning.generative.language._longest", lambda config: 48)
+    (found,) = [t for t in checked(command, site, "--plan", tmp_path / "plan.json")["warnings"] if "TOO_LONG" in t]
+    assert f"3 of {len(lines)} lines" in found
+
+
 def test_lines_that_the_model_cannot_be_told_are_left_out_at_the_start(site, data, command, tmp_path, monkeypatch):
     """A token without a vector would have ended a round; where nothing else is left, the agent does not start."""
     from dpfpl_client.learning.generative.backbone import GenerativeBackbone
@@ -313,6 +327,9 @@ def test_lines_that_the_model_cannot_be_told_are_left_out_at_the_start(site, dat
         original(self, model, tokenizer, *rest, **more)
 
     monkeypatch.setattr(GenerativeBackbone, "__init__", with_a_larger_vocabulary)
+    (tmp_path / "plan.json").write_text(experiment_for(96).to_json())
+    for more in ((), ("--plan", tmp_path / "plan.json")):
+        assert codes(checked(command, site, *more)["warnings"]).count("SPECIAL_TOKEN") == 2
     built = build_agent(load_site(site))
     told = [problem for problem in built.data.problems if problem.code == "SPECIAL_TOKEN"]
     assert [problem.severity for problem in told] == ["warning", "warning"]

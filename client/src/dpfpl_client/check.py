@@ -19,18 +19,17 @@ from dpfpl_client.agent.manifest import manifest_of
 from dpfpl_client.agent.policy_file import PolicyFile
 from dpfpl_client.agent.registry import Registry
 from dpfpl_client.agent.signing import load_signing_key
+from dpfpl_client.agent.wording import without_unusable_words
 from dpfpl_client.approval import describe, read_plan
 from dpfpl_client.data import SiteData, list_classes, load_site_data
 from dpfpl_client.fleet_probe import probe_fleet
 from dpfpl_client.image_progress import duration
 from dpfpl_client.learning.backbone import Backbone, load_computing
-from dpfpl_client.learning.learner import PromptLearner, SiteFeatures
-from dpfpl_client.learning.long_answers import too_long_answers
 from dpfpl_client.ledger_view import towards_recipients, verify
+from dpfpl_client.model_check import other_data, refused_for_its_model, words_for_the_task
 from dpfpl_client.site_settings import SiteSettings
 from dpfpl_common.accounting import json_epsilon
 from dpfpl_common.errors import DpfplError, StateError
-from dpfpl_common.experiment import Experiment, TaskSettings
 from dpfpl_common.finding import ERROR, OK, Finding
 from dpfpl_common.surroundings import durable_folder, telemetry
 
@@ -63,6 +62,7 @@ class _Check:
         self.settings, self.plan = settings, plan
         self.report = CheckReport(facts={"site": settings.name})
         self.site_data: SiteData | None = None
+        self.usable_data: SiteData | None = None  # of questions, those that the model can be told
         self.backbone: Backbone | None = None
 
     def data(self) -> None:
@@ -98,8 +98,13 @@ class _Check:
             "computes": f"on {self.settings.compute.device} in {self.settings.compute.precision}",
             "tasks": list(self.backbone.tasks),
         }
-        if self.plan is None and (warning := _other_data(self.settings.data.source, self.backbone)):
+        source = self.settings.data.source
+        if self.plan is None and (warning := other_data(source, self.backbone)):
             self.report.warnings.append(warning)
+        if self.site_data is not None and source == "questions":
+            self.usable_data = without_unusable_words(self.site_data, self.backbone)
+            left_out = self.usable_data.problems[len(self.site_data.problems) :]
+            self.report.warnings += [f"{problem.message} [{problem.code}]" for problem in left_out]
 
     def features(self) -> None:
         """How long the next start will take: a few images are tried, nothing of them is kept."""
@@ -237,14 +242,18 @@ class _Check:
             self.report.errors.append(f"The policy refuses the plan: {plan['refused_because']}")
         if not all(cost["fits"] for cost in plan["costs"]):
             self.report.errors.append("The privacy budget does not cover the plan. [BUDGET_EXHAUSTED]")
-        if self.backbone is not None:
-            self._served(experiment, self.backbone)
+        source = self.settings.data.source
+        refusal = refused_for_its_model(experiment, self.backbone) if self.backbone is not None else ""
+        if refusal:
+            self.report.errors.append(refusal)
         if self.site_data is None or self.backbone is None:
             return
         if experiment.task.in_words:
-            self._questions(experiment.task.kind, [bool(record.question) for record in self.site_data.train])
+            scorer = None if refusal else self.backbone.scorer(experiment)
+            data = self.usable_data or self.site_data
+            self.report.warnings += words_for_the_task(experiment, scorer, data, source)
             return
-        if self.settings.data.source == "questions":
+        if source == "questions":
             self.report.warnings.append(
                 "The plan wants classes told apart; the site has questions or captions and would only send noise. "
                 "[NO_KNOWN_CLASS]"
@@ -263,55 +272,6 @@ class _Check:
         if worrying:
             text = f"With {counts.total()} training images {words}. A rule of thumb. [FEW_IMAGES]"
             self.report.warnings.append(text)
-
-    def _served(self, experiment: Experiment, backbone: Backbone) -> None:
-        """Whether the model can do what is planned: what the agent would refuse at the first round is told here."""
-        if experiment.model.fingerprint not in ("", backbone.fingerprint):
-            self.report.errors.append(
-                f"The plan asks for another model than the site has: for {experiment.model.id or 'one'!r} with the "
-                f"fingerprint {experiment.model.fingerprint[:12]}, where site.toml's has {backbone.fingerprint[:12]}. "
-                "Set model in site.toml. [OTHER_MODEL]"
-            )
-            return
-        try:
-            PromptLearner(backbone, experiment, SiteFeatures.empty(backbone.feature_size, experiment.classes))
-            scorer = backbone.scorer(experiment)
-        except DpfplError as error:
-            self.report.errors.append(str(error))
-            return
-        if self.site_data is not None and self.settings.data.source == "questions":
-            answers = [record.label for record in (*self.site_data.train, *self.site_data.test)]
-            if warning := too_long_answers(scorer, experiment.task, answers):
-                self.report.warnings.append(warning)
-
-    def _questions(self, task: str, asked: list[bool]) -> None:
-        """Whether the lines are what the task needs: a question each for vqa; for captions any will do."""
-        if self.settings.data.source != "questions":
-            self.report.warnings.append(
-                "The plan wants answers in words; the site has none and would only send noise. [NO_QUESTIONS]"
-            )
-        elif task == "vqa" and not all(asked):
-            self.report.warnings.append(
-                f"The plan asks questions; {asked.count(False)} of {len(asked)} training lines have none and are "
-                "trained on without one. [NO_QUESTIONS]"
-            )
-
-
-def _other_data(source: str, backbone: Backbone) -> str:
-    """A warning where the model cannot learn, or not only, from data of this kind; empty where it can."""
-    in_words = any(TaskSettings(kind).in_words for kind in backbone.tasks)
-    if source == "questions" and not in_words:
-        return (
-            f"The data are questions or captions, which a model of the family {backbone.family!r} does not answer. Set "
-            'model in site.toml to the generative one that the operator names; for a trial to "embedded-vlm". '
-            "[NO_ANSWERS]"
-        )
-    if source != "questions" and in_words:
-        return (
-            "The model answers questions, and the data are images of classes: where an experiment's task is not "
-            "classify, the site would only send noise. [NO_QUESTIONS]"
-        )
-    return ""
 
 
 def check_site(settings: SiteSettings, *, connect: bool = True, plan: Path | None = None) -> CheckReport:

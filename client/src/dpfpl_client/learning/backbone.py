@@ -63,6 +63,10 @@ class Scorer(Protocol):
         """The task under a context [num_context, width]."""
         ...
 
+    def too_long(self, num_context: int, question: str, answer: str) -> bool:
+        """Whether a turn has more tokens than the model was made for; such an example teaches nothing."""
+        ...
+
     def cut_off(self, answers: Sequence[str]) -> int:
         """How many of these right answers no prompt can say, because an answer ends before."""
         ...

@@ -73,6 +73,10 @@ class ClassScorer:
         """The classes under a context."""
         return ClassPredictor(self._backbone, self.class_features(context))
 
+    def too_long(self, num_context: int, question: str, answer: str) -> bool:
+        """There are no turns; class names that do not fit are refused at once."""
+        return False
+
     def cut_off(self, answers: Sequence[str]) -> int:
         """None: classes are not said."""
         return 0
