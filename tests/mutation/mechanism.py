@@ -206,6 +206,13 @@ MECHANISM = (
         ("tests/client/learning/generative/test_families.py::test_an_example_changes_its_own_gradient_only",),
     ),
     (
+        "of two spellings of an answer the first is kept",
+        "client/src/dpfpl_client/data/questions_file.py",
+        "if len({line.answer for line in group}) > 1:",
+        "if len({normalised(line.answer) for line in group}) > 1:",
+        ("tests/client/data/test_data_questions.py::test_one_line_more_is_at_most_one_example_more_or_less",),
+    ),
+    (
         "a turn that is longer than a generative model's positions trains",
         "client/src/dpfpl_client/learning/generative/scorer.py",
         "len(ids) == length and fits[place]]",

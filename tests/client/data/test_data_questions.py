@@ -164,10 +164,12 @@ def test_the_same_question_twice_counts_once_and_contradictions_not_at_all(quest
     assert len([each for each in pool.problems if each.code == "CONFLICTING_ANSWERS"]) == 2
 
 
-def test_one_answer_written_in_two_ways_counts_once_as_first_written(questions):
+def test_one_answer_written_in_two_ways_counts_in_neither_and_is_said_to_be_one(questions):
     pool = read_pool(questions([line(1, answer="Red"), line(1, answer="red."), line(2, answer="-5")]), ())
-    assert [record.label for record in pool.records] == ["Red", "-5"]
-    assert "line 1 says the same" in problem(pool, "DUPLICATE_QUESTION")
+    assert [record.label for record in pool.records] == ["-5"]
+    told = [each.message for each in pool.problems if each.code == "CONFLICTING_ANSWERS"]
+    assert len(told) == 2
+    assert all("in another spelling" in text for text in told)
     pool = read_pool(questions([line(1, answer="-5"), line(1, answer="5"), line(2)]), ())
     assert len([each for each in pool.problems if each.code == "CONFLICTING_ANSWERS"]) == 2
 
@@ -274,7 +276,16 @@ def test_one_line_more_is_at_most_one_example_more_or_less(questions):
         line(2, split="train"),
     ]
     captions = [{"image": f"img/{n}.png", "answer": text} for n in (1, 2) for text in ("a dog", "A bird.")]
-    more = [*captions, line(1), line(1, answer="a cat"), line(2, split="test"), line(2, answer="a cat"), line(3)]
+    more = [
+        *captions,
+        line(1),
+        line(1, answer="a cat"),
+        line(1, answer="A dog."),
+        line(2, answer="A DOG"),
+        line(2, split="test"),
+        line(2, answer="a cat"),
+        line(3),
+    ]
     for added in more:
         for place in (0, len(base)):
             with_it = [*base[:place], {"split": "train", **added}, *base[place:]]

@@ -129,7 +129,8 @@ def _once(lines: Sequence[QuestionLine]) -> tuple[list[QuestionLine], list[DataP
     """Of the lines that say the same one; of a question with several answers none.
 
     Captions in other words are examples of their own. Adding or removing one line so changes what is kept by at most
-    one example, or puts another spelling of the same answer in its place.
+    one example. That is also why two spellings of one answer count as two answers: to keep either of them would let
+    one line put an example in another one's place.
     """
     same: defaultdict[tuple[str, str, str], list[QuestionLine]] = defaultdict(list)
     for line in lines:
@@ -139,8 +140,9 @@ def _once(lines: Sequence[QuestionLine]) -> tuple[list[QuestionLine], list[DataP
     two_sides: dict[str, str] = {}
     contradictory: dict[str, str] = {}
     for group in same.values():
-        if len({normalised(line.answer) for line in group}) > 1:
-            reason = "the same question about it is answered otherwise elsewhere"
+        if len({line.answer for line in group}) > 1:
+            one = len({normalised(line.answer) for line in group}) == 1
+            reason = f"the same question about it is answered {'in another spelling' if one else 'otherwise'} elsewhere"
             contradictory |= {_name(line): reason for line in group}
             continue
         first = next((line for line in group if line.split), group[0])
@@ -152,7 +154,9 @@ def _once(lines: Sequence[QuestionLine]) -> tuple[list[QuestionLine], list[DataP
                 repeated[_name(line)] = f"line {first.number} says the same"
     problems = problem_per_name("DUPLICATE_QUESTION", repeated, "It counts once; remove the line.")
     problems += problem_per_name("CONFLICTING_SPLITS", two_sides, "It counts there; remove one of the lines.")
-    problems += problem_per_name("CONFLICTING_ANSWERS", contradictory, "Keep the line whose answer is right.")
+    problems += problem_per_name(
+        "CONFLICTING_ANSWERS", contradictory, "None of these lines counts; keep the one whose answer is right."
+    )
     return kept, problems
 
 

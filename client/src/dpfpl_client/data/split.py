@@ -18,7 +18,6 @@ from collections.abc import Sequence
 
 from dpfpl_client.data.listing import SourceItem
 from dpfpl_client.data.records import DataProblem, ImageRecord, problem_per_name
-from dpfpl_client.learning.answers import normalised
 
 __all__ = ["drawn_split", "split_items"]
 
@@ -73,7 +72,7 @@ def _without_copies(side: Sequence[_Digested], *, in_words: bool) -> tuple[list[
     contradictory: dict[str, str] = {}
     for (digest, *_), (first, *others) in copies.items():
         labels = sorted({first.label, *(item.label for item in others)})
-        if len({normalised(label) if in_words else label for label in labels}) > 1:
+        if len(labels) > 1:  # two spellings of one answer as well: either would stand in the other's place
             named = " and ".join(repr(label) for label in labels)
             contradictory |= {item.key: f"copies of the picture are labelled {named}" for item in (first, *others)}
         else:
