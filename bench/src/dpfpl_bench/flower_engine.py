@@ -192,7 +192,7 @@ def _patient_ray() -> Iterator[None]:
         for left in reversed(range(RAY_STARTS)):
             try:
                 return start(*arguments, **options)
-            except RuntimeError:
+            except Exception:  # Ray raises nothing more particular where its node or its first worker is late
                 ray.shutdown()
                 if not left:
                     raise

@@ -252,17 +252,15 @@ def export(
 
     settings = _load(site)
     prompt = load_prompt(settings.state_folder, experiment)
-    exported = export_prompt(
-        settings, prompt, load_computing(settings.model, settings.compute, offline=settings.offline), out
-    )
+    backbone = load_computing(settings.model, settings.compute, offline=settings.offline)
+    exported = export_prompt(settings, prompt, backbone, out)
     if as_json:
         _print_json({"folder": str(out), "files": exported.files, "no_adapter": exported.no_adapter or None})
         return
     typer.echo(f"wrote {out}: {', '.join(exported.files)}")
     if exported.no_adapter:
-        instead = (
-            "the merged text features" if "text_features.safetensors" in exported.files else "the prompt without one"
-        )
+        merged = "text_features.safetensors" in exported.files
+        instead = "the merged text features" if merged else "the prompt without one"
         typer.echo(f"No PEFT adapter: {exported.no_adapter}. README.md shows how to use {instead}.")
     typer.echo("Read README.md there before you pass it on: it says what the prompt may tell about a training image.")
 
