@@ -11,6 +11,7 @@ only for processes of their own.
 import contextlib
 
 import torch
+from torch import library
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
@@ -116,7 +117,7 @@ def _copy_from(source, target, non_blocking=False):
     return target
 
 
-_library = torch.library.Library("aten", "IMPL")  # what torch's own indexing calls without asking anybody
-_library.impl("empty_strided", _empty_strided, "PrivateUse1")
-_library.impl("empty.memory_format", _empty, "PrivateUse1")
-_library.impl("_copy_from", _copy_from, "PrivateUse1")
+_kernels = library.Library("aten", "IMPL")  # what torch's own indexing calls without asking anybody
+_kernels.impl("empty_strided", _empty_strided, "PrivateUse1")
+_kernels.impl("empty.memory_format", _empty, "PrivateUse1")
+_kernels.impl("_copy_from", _copy_from, "PrivateUse1")
