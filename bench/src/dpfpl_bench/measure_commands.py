@@ -91,7 +91,7 @@ def models(
                 message=f"--{flag} is {part}, which does not divide {whole}.",
                 advice="Correct the flag.",
             )
-    ComputeSettings(device, precision)
+    ComputeSettings(device, precision)  # refuses what has no meaning before the first model is made
     trial = Trial(Sizes(width, layers, heads, image, patch), batch, device, precision, threads)
     known = list(FAMILIES) if precision == "float32" else list(GENERATIVE)
     measured = measure_all(family or known, trial, lambda text: console.print(text, highlight=False))

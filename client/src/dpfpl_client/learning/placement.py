@@ -37,9 +37,9 @@ def device_named(name: str | torch.device) -> torch.device:
     return device
 
 
-def share_of_memory(device: torch.device, at_least: int, *, part: int = 4) -> int:
-    """Bytes that one store may fill: on a GPU a ``part``-th of what is free there now; elsewhere ``at_least``."""
+def share_of_memory(device: torch.device, at_least: int) -> int:
+    """Bytes that one store may fill: on a GPU a quarter of what is free there now; elsewhere ``at_least``."""
     if device.type != "cuda":
         return at_least
     free, _ = torch.cuda.mem_get_info(device)
-    return max(at_least, free // part)
+    return max(at_least, free // 4)
