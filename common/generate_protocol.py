@@ -12,17 +12,17 @@ from grpc_tools import protoc
 __all__ = ["GENERATED", "SOURCES", "generate"]
 
 SOURCES = Path(__file__).resolve().parent / "src"
-GENERATED = ("dpfpl_common/agent_pb2.py", "dpfpl_common/agent_pb2.pyi", "dpfpl_common/agent_pb2_grpc.py")
+GENERATED = ("dpfpl_common/wire/agent_pb2.py", "dpfpl_common/wire/agent_pb2.pyi", "dpfpl_common/wire/agent_pb2_grpc.py")
 
 
 def generate(folder: Path) -> None:
     """Write the generated files below ``folder``.
 
     The source is named relative to ``src``, which makes protoc write the absolute import
-    ``from dpfpl_common import agent_pb2``.
+    ``from dpfpl_common.wire import agent_pb2``.
     """
     outputs = [f"--{kind}={folder}" for kind in ("python_out", "pyi_out", "grpc_python_out")]
-    status = protoc.main(["protoc", f"-I{SOURCES}", *outputs, "dpfpl_common/agent.proto"])
+    status = protoc.main(["protoc", f"-I{SOURCES}", *outputs, "dpfpl_common/wire/agent.proto"])
     if status != 0:
         raise SystemExit(f"protoc failed with status {status}")
 

@@ -16,14 +16,14 @@ from typer.main import get_command
 
 from dpfpl_bench.cli import app as bench_app
 from dpfpl_client.agent.store import DiskStore, Record
-from dpfpl_client.cli import app as client_app
-from dpfpl_client.learning.backbone import load_backbone
+from dpfpl_client.cli.main import app as client_app
 from dpfpl_client.learning.learner import PersonalState
-from dpfpl_common.accounting import calibrate_noise_multiplier
+from dpfpl_client.models.backbone import load_backbone
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings
 from dpfpl_common.optimizer import OptimizerState
-from dpfpl_common.payload import SiteReply
-from dpfpl_server.cli import app as server_app
+from dpfpl_common.privacy.accounting import calibrate_noise_multiplier
+from dpfpl_common.wire.payloads import SiteReply
+from dpfpl_server.cli.main import app as server_app
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = {"dpfpl-server": server_app, "dpfpl-client": client_app, "dpfpl-bench": bench_app}
@@ -218,10 +218,10 @@ def test_the_api_reference_is_built_from_the_docstrings(tmp_path):
     subprocess.run([sys.executable, script, "--out", tmp_path / "api.html"], check=True, timeout=120)
     page = (tmp_path / "api.html").read_text()
     for name in (
-        "dpfpl_client.prompt",
+        "dpfpl_client.use.prompt",
         "load_prompt(folder: Path | str",
         "class Classifier",
-        "dpfpl_common.accounting",
+        "dpfpl_common.privacy.accounting",
     ):
         assert name in page
     assert "<code>_epsilon(" not in page

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from dpfpl_client.embedded import embedded_model_path
+from dpfpl_common.config import from_table
 from dpfpl_common.experiment import Experiment
-from dpfpl_common.settings import from_table
-from dpfpl_common.telemetry import quiet_environment
+from dpfpl_common.ops.telemetry import quiet_environment
 
 ROOT = Path(__file__).resolve().parents[1]
 DISTRIBUTIONS = ("common", "client", "server", "bench")
@@ -28,11 +28,11 @@ SECRETS = {
     "a hub or forge token": re.compile(r"\b(?:hf_[A-Za-z0-9]{30}|gh[pousr]_[A-Za-z0-9]{30}|github_pat_\w{30})"),
 }
 ENTRY_POINTS = (
-    "dpfpl_client.app",
-    "dpfpl_client.cli",
-    "dpfpl_client.warm_node",
-    "dpfpl_server.app",
-    "dpfpl_server.cli",
+    "dpfpl_client.node.app",
+    "dpfpl_client.cli.main",
+    "dpfpl_client.node.warm_node",
+    "dpfpl_server.federation.app",
+    "dpfpl_server.cli.main",
     "dpfpl_bench.cli",
 )
 QUIET = {
@@ -186,7 +186,7 @@ def test_entry_point_switches_telemetry_off(module: str) -> None:
     """In a fresh process with a clean environment: after the import, whatever was imported on the way is quiet."""
     code = (
         "import importlib, json, os, sys; importlib.import_module(sys.argv[1]);"
-        "from dpfpl_common.telemetry import quiet_environment;"
+        "from dpfpl_common.ops.telemetry import quiet_environment;"
         "loud = {k: os.environ.get(k) for k, v in quiet_environment().items() if os.environ.get(k) != v};"
         "flower = sys.modules.get('flwr.supercore.telemetry');"
         "print(json.dumps([loud, getattr(flower, 'FLWR_TELEMETRY_ENABLED', '0')]))"

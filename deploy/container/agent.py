@@ -8,8 +8,8 @@ import os
 import sys
 from pathlib import Path
 
-from dpfpl_client.agent.credential import Credential, read_token
-from dpfpl_client.site_settings import load_site
+from dpfpl_client.agent.credentials import Credential, read_token
+from dpfpl_client.site.settings import load_site
 from dpfpl_common.errors import DpfplError
 
 __all__ = ["share_token"]

@@ -13,7 +13,7 @@ from pathlib import Path
 __all__ = ["agent_answers", "node_runs", "server_answers"]
 
 _TIMEOUT_S = 3.0
-_NODE_PROGRAM = b"dpfpl_client.warm_node"
+_NODE_PROGRAM = b"dpfpl_client.node.warm_node"
 _ESTABLISHED = "01"
 
 

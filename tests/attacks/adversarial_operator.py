@@ -23,10 +23,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
 
 from killable import Driver, Site, make_experiment, train_request
 
-from dpfpl_client.agent.credential import read_token
-from dpfpl_common import agent_pb2, wire
-from dpfpl_common.accounting import epsilon
-from dpfpl_common.payload import EvaluateRequest
+from dpfpl_client.agent.credentials import read_token
+from dpfpl_common.privacy.accounting import epsilon
+from dpfpl_common.wire import agent_pb2
+from dpfpl_common.wire import codec as wire
+from dpfpl_common.wire.payloads import EvaluateRequest
 
 HEAD = """\
 # What a malicious operator tried, and what it got

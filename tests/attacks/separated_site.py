@@ -15,19 +15,19 @@ import numpy as np
 from PIL import Image
 
 import dpfpl_client
-from dpfpl_client import launch
 from dpfpl_client.agent.channel import AgentChannel
-from dpfpl_client.separation import check_separation, identities
-from dpfpl_client.site_settings import load_site
-from dpfpl_client.supernode import SuperNodeSettings
-from dpfpl_client.supernode import _environment as node_environment
+from dpfpl_client.node import launch
+from dpfpl_client.node.supernode import SuperNodeSettings
+from dpfpl_client.node.supernode import _environment as node_environment
+from dpfpl_client.site.separation import check_separation, identities
+from dpfpl_client.site.settings import load_site
 from dpfpl_common.errors import DeploymentError, DpfplError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings, RoundSettings
-from dpfpl_common.guard import descendants
-from dpfpl_common.payload import TrainRequest
-from dpfpl_common.processes import ProcessGroup, free_port
-from dpfpl_common.wire import encode_train_request  # noqa: F401  imported for what it checks
-from dpfpl_server.provision import ProvisionRequest, provision
+from dpfpl_common.ops.guard import descendants
+from dpfpl_common.ops.processes import ProcessGroup, free_port
+from dpfpl_common.wire.codec import encode_train_request  # noqa: F401
+from dpfpl_common.wire.payloads import TrainRequest
+from dpfpl_server.sites.provision import ProvisionRequest, provision
 
 HERE = Path(__file__).parent
 CALL = """
@@ -36,7 +36,7 @@ import numpy as np
 from pathlib import Path
 from dpfpl_client.agent.channel import AgentChannel
 from dpfpl_common.experiment import parse_experiment
-from dpfpl_common.payload import TrainRequest
+from dpfpl_common.wire.payloads import TrainRequest
 of = parse_experiment(sys.argv[1])
 with AgentChannel(sys.argv[2], Path(sys.argv[3]), 60.0) as agent:
     print("round", agent.train(TrainRequest(of, 1, np.zeros(of.context_shape, "<f4"), False)).round)

@@ -18,11 +18,12 @@ from killable import Driver, Site, make_experiment, train_request
 from storage_shim import Shim, missing_tools
 
 from dpfpl_client.agent.channel import AgentChannel
-from dpfpl_client.agent.credential import read_token
+from dpfpl_client.agent.credentials import read_token
 from dpfpl_client.agent.service import AgentServer
-from dpfpl_common import agent_pb2, wire
 from dpfpl_common.errors import ConfigError, RefusedError
-from dpfpl_common.payload import EvaluateRequest
+from dpfpl_common.wire import agent_pb2
+from dpfpl_common.wire import codec as wire
+from dpfpl_common.wire.payloads import EvaluateRequest
 
 pytestmark = [pytest.mark.processes, pytest.mark.privacy]
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from dpfpl_client.separation import check_separation, identities, one_user_warning, separate
-from dpfpl_client.site_settings import UserSettings, load_site
-from dpfpl_client.starter import name_users
+from dpfpl_client.site.init import name_users
+from dpfpl_client.site.separation import check_separation, identities, one_user_warning, separate
+from dpfpl_client.site.settings import UserSettings, load_site
 from dpfpl_common.errors import ConfigError
-from dpfpl_common.processes import child_environment
+from dpfpl_common.ops.processes import child_environment
 
 pytestmark = [pytest.mark.processes, pytest.mark.privacy]
 HERE = Path(__file__).parent

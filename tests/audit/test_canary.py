@@ -8,17 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from dpfpl_client.learning.backbone import load_backbone
-from dpfpl_client.learning.evaluation import LabelledFeatures
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
 from dpfpl_client.learning.methods import build_method
-from dpfpl_client.learning.randomness import SystemRandomness
-from dpfpl_client.learning.step import noised_step
-from dpfpl_common.accounting import epsilon
+from dpfpl_client.learning.step import SystemRandomness, noised_step
+from dpfpl_client.models.backbone import load_backbone
+from dpfpl_client.models.evaluation import LabelledFeatures
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings, RoundSettings
-from dpfpl_common.noise import SystemNoise
-from dpfpl_common.planning import paper_noise_multiplier, resolve_noise
-from dpfpl_common.trust import planned_events
+from dpfpl_common.privacy.accounting import epsilon
+from dpfpl_common.privacy.noise import SystemNoise
+from dpfpl_common.privacy_plan import paper_noise_multiplier, planned_events, resolve_noise
 
 pytestmark = pytest.mark.privacy
 

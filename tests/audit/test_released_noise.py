@@ -12,18 +12,17 @@ import torch
 from scipy import stats
 
 from dpfpl_client.agent.core import SiteAgent
-from dpfpl_client.agent.ledger import Ledger
+from dpfpl_client.agent.ledger.book import Ledger
 from dpfpl_client.agent.store import DiskStore
-from dpfpl_client.learning.backbone import load_backbone
-from dpfpl_client.learning.evaluation import LabelledFeatures
 from dpfpl_client.learning.learner import SiteFeatures
 from dpfpl_client.learning.methods import build_method
-from dpfpl_client.learning.randomness import SystemRandomness
-from dpfpl_client.learning.step import noised_step
+from dpfpl_client.learning.step import SystemRandomness, noised_step
+from dpfpl_client.models.backbone import load_backbone
+from dpfpl_client.models.evaluation import LabelledFeatures
 from dpfpl_common.experiment import METHODS, Experiment, ModelSettings, PrivacySettings, RoundSettings
-from dpfpl_common.noise import SystemNoise
-from dpfpl_common.payload import TrainRequest
-from dpfpl_common.trust import BLOCKS, site_noise_stddev
+from dpfpl_common.privacy.noise import SystemNoise
+from dpfpl_common.privacy_plan import BLOCKS, site_noise_stddev
+from dpfpl_common.wire.payloads import TrainRequest
 
 pytestmark = pytest.mark.privacy
 

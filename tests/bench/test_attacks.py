@@ -6,22 +6,30 @@ import numpy as np
 import pytest
 import torch
 
-from dpfpl_bench import attack_table
-from dpfpl_bench import attacks as module
-from dpfpl_bench.attack_table import AttackRequest, largest_spread, markdown, run_attacks
-from dpfpl_bench.attacks import ATTACKS, RULES, AttackSettings
-from dpfpl_bench.backdoor import TARGET, Stamped, stamped, success, with_backdoor
-from dpfpl_bench.measure_commands import _federations
-from dpfpl_bench.simulation import SimulatedSite, Simulation, prepare_sites, site_names
-from dpfpl_client.agent.feature_cache import FeatureCache
+from dpfpl_bench.simulate.simulation import SimulatedSite, Simulation, prepare_sites, site_names
+from dpfpl_client.agent.features import FeatureCache
 from dpfpl_client.data import DataSettings, ImageRecord, SiteData, list_classes, load_pool, partition_sites
 from dpfpl_client.data.decode import ArrayImage, pixel_digest
-from dpfpl_client.learning.backbone import load_backbone
-from dpfpl_client.learning.evaluation import LabelledFeatures
 from dpfpl_client.learning.learner import SiteFeatures
+from dpfpl_client.models.backbone import load_backbone
+from dpfpl_client.models.evaluation import LabelledFeatures
 from dpfpl_common.errors import ConfigError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings
-from dpfpl_common.payload import SiteReply, TrainRequest
+from dpfpl_common.wire.payloads import SiteReply, TrainRequest
+from research.commands import _federations
+from research.hostile_sites import attacks as module
+from research.hostile_sites import table as attack_table
+from research.hostile_sites.attacks import (
+    ATTACKS,
+    RULES,
+    TARGET,
+    AttackSettings,
+    Stamped,
+    stamped,
+    success,
+    with_backdoor,
+)
+from research.hostile_sites.table import AttackRequest, largest_spread, markdown, run_attacks
 
 EXPERIMENT = Experiment(
     name="pilot",

@@ -5,14 +5,14 @@ import dataclasses
 import pytest
 import torch
 
-from dpfpl_bench.settings import BenchSettings, build_experiment
-from dpfpl_bench.simulation import SimulatedSite
-from dpfpl_client.learning.backbone import load_backbone
-from dpfpl_client.learning.evaluation import LabelledFeatures
+from dpfpl_bench.simulate.settings import BenchSettings, build_experiment
+from dpfpl_bench.simulate.simulation import SimulatedSite
 from dpfpl_client.learning.learner import SiteFeatures
-from dpfpl_common.accounting import epsilon
+from dpfpl_client.models.backbone import load_backbone
+from dpfpl_client.models.evaluation import LabelledFeatures
 from dpfpl_common.errors import ConfigError
-from dpfpl_common.trust import planned_events
+from dpfpl_common.privacy.accounting import epsilon
+from dpfpl_common.privacy_plan import planned_events
 
 SETTINGS = BenchSettings(
     name="bench",

@@ -2,12 +2,10 @@
 
 import pytest
 
-from dpfpl_bench.benchmark_aims import aims_section
-from dpfpl_bench.benchmark_page import audit_section, page
-from dpfpl_bench.benchmarks import STUDIES
-from dpfpl_bench.preference import PREFERENCES
-from dpfpl_bench.strength import STRENGTHS
-from dpfpl_bench.sweep import SweepOutcome
+from dpfpl_bench.simulate.curves import PREFERENCES, STRENGTHS
+from dpfpl_bench.sweep.sweep import SweepOutcome
+from research.tables.benchmark_page import aims_section, audit_section, page
+from research.tables.benchmarks import STUDIES
 
 
 def result(cell, local=0.9):

@@ -10,10 +10,17 @@ import pytest
 import torch
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPImageProcessor, CLIPModel
 
-from dpfpl_bench.embedded import augment, captions, drawing, evaluate, scenes, strokes, train, words
-from dpfpl_bench.embedded.architecture import CONTEXT_LENGTH
-from dpfpl_bench.embedded.pool import Pool
+from dpfpl_bench.demo import drawing
+from dpfpl_bench.demo import drawing as strokes
 from dpfpl_client.embedded import embedded_model_path
+from research.embedded_models import clip_evaluate as evaluate
+from research.embedded_models import clip_pictures as augment
+from research.embedded_models import clip_scenes as captions
+from research.embedded_models import clip_scenes as scenes
+from research.embedded_models import clip_tokenizer as words
+from research.embedded_models import clip_train as train
+from research.embedded_models.clip_architecture import CONTEXT_LENGTH
+from research.embedded_models.clip_pictures import Pool
 
 
 @pytest.fixture(scope="module")

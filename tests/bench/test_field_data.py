@@ -6,12 +6,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dpfpl_bench import field_data
-from dpfpl_bench.data_flag import data_settings, initial_text, named_classes
-from dpfpl_bench.domain_folders import domain_classes, domain_sites
-from dpfpl_bench.field_data import FIELD, check_archive
-from dpfpl_bench.flower_names import FLOWERS
-from dpfpl_bench.run import data_digest
+from dpfpl_bench.simulate import sources as field_data
+from dpfpl_bench.simulate.run import data_digest
+from dpfpl_bench.simulate.sources import (
+    FIELD,
+    FLOWERS,
+    check_archive,
+    data_settings,
+    domain_classes,
+    domain_sites,
+    initial_text,
+    named_classes,
+)
 from dpfpl_client.data import DataSettings, partition_sites, read_pool
 from dpfpl_common.errors import DataError
 

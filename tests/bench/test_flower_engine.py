@@ -11,18 +11,17 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from dpfpl_bench import flower_engine
-from dpfpl_bench.flower_engine import FlowerSimulation, _nodes_by_site, require_ray
-from dpfpl_bench.inprocess_grid import InProcessGrid
-from dpfpl_bench.simulation import SimulatedSite, Simulation
-from dpfpl_client.agent.ledger import Ledger
-from dpfpl_client.learning.backbone import load_backbone
-from dpfpl_client.learning.evaluation import LabelledFeatures
+from dpfpl_bench.simulate import flower_engine
+from dpfpl_bench.simulate.flower_engine import FlowerSimulation, _nodes_by_site, require_ray
+from dpfpl_bench.simulate.simulation import InProcessGrid, SimulatedSite, Simulation
+from dpfpl_client.agent.ledger.book import Ledger
 from dpfpl_client.learning.learner import SiteFeatures
+from dpfpl_client.models.backbone import load_backbone
+from dpfpl_client.models.evaluation import LabelledFeatures
 from dpfpl_common.errors import ConfigError, RoundError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
-from dpfpl_common.payload import SiteReply, TrainRequest
-from dpfpl_server.records import decode_reply, encode_train_request
+from dpfpl_common.wire.payloads import SiteReply, TrainRequest
+from dpfpl_server.federation.records import decode_reply, encode_train_request
 
 CLASSES = ("cat", "dog", "owl")
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from flwr.app import RecordDict
 
-from dpfpl_bench.inprocess_grid import SERVER_NODE, InProcessGrid
+from dpfpl_bench.simulate.simulation import SERVER_NODE, InProcessGrid
 from dpfpl_common.errors import DataError, RefusedError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings
-from dpfpl_common.payload import EvaluateRequest, SiteReply, TrainRequest
-from dpfpl_server.records import SiteRefusal, decode_reply, encode_evaluate_request, encode_train_request
+from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, TrainRequest
+from dpfpl_server.federation.records import SiteRefusal, decode_reply, encode_evaluate_request, encode_train_request
 
 EXPERIMENT = Experiment(
     name="pilot",

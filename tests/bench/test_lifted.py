@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from dpfpl_bench.lifted import lifted_backbone, lifted_features
-from dpfpl_bench.privacy_runs import limited
-from dpfpl_bench.simulation import SimulatedSite
-from dpfpl_client.learning.backbone import load_backbone
-from dpfpl_client.learning.evaluation import LabelledFeatures, class_probabilities
-from dpfpl_client.learning.gradients import per_example_gradients
+from dpfpl_bench.simulate.simulation import SimulatedSite
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
-from dpfpl_client.learning.randomness import SeededRandomness
+from dpfpl_client.learning.step import SeededRandomness
+from dpfpl_client.models.backbone import load_backbone
+from dpfpl_client.models.class_scorer import per_example_gradients
+from dpfpl_client.models.evaluation import LabelledFeatures, class_probabilities
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
+from research.tables.privacy import lifted_backbone, lifted_features, limited
 
 CLASSES = ("cat", "dog", "tree")
 

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dpfpl_bench import privacy_runs
-from dpfpl_bench.privacy_runs import PrivacyRun, done, settings_of, simulated
-from dpfpl_bench.privacy_table import TABLES, markdown, runs_of, with_tables
+from research.tables import privacy as privacy_runs
+from research.tables.privacy import TABLES, PrivacyRun, done, markdown, runs_of, settings_of, simulated, with_tables
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 KEPT = json.loads((DOCS / "privacy-runs.json").read_text(encoding="utf-8"))
@@ -17,7 +16,7 @@ KEPT = json.loads((DOCS / "privacy-runs.json").read_text(encoding="utf-8"))
 def test_the_document_shows_the_kept_runs_and_no_others():
     document = (DOCS / "privacy.md").read_text(encoding="utf-8")
     assert [document.count(f"<!-- table: {name} -->") for name in TABLES] == [1] * len(TABLES)
-    assert with_tables(document, KEPT) == document, "run python -m dpfpl_bench.privacy_table --docs docs"
+    assert with_tables(document, KEPT) == document, "run python -m research.tables.privacy --docs docs"
     runs = {run.name for run in runs_of(tuple(TABLES))}
     assert len(runs) == len(runs_of(tuple(TABLES))), "two runs of one name"
     assert {name.split()[0] for name in KEPT} <= runs

@@ -6,25 +6,35 @@ import numpy as np
 import pytest
 import torch
 
-from dpfpl_bench import demo_vlm
 from dpfpl_bench.cli import app
-from dpfpl_bench.demo_vlm import VLM_SITES, vlm_experiment
-from dpfpl_bench.demonstration import DemoRequest, edit_kit
-from dpfpl_bench.model_table import BEGIN, END, with_table
-from dpfpl_bench.question_sites import question_sites
-from dpfpl_bench.simulation import Simulation, prepare_sites
-from dpfpl_bench.tiny_vlm.evaluate import abilities
-from dpfpl_bench.tiny_vlm.pictures import SIZE, Facts, draw_picture
-from dpfpl_bench.tiny_vlm.questions import HABITS, PLAIN, QUESTIONS, Habit, answer_to, caption_of, vocabulary
-from dpfpl_bench.tiny_vlm.sites import SITE_HABITS, drawn_questions, drawn_sites, with_neighbours, write_questions
-from dpfpl_client.agent.feature_cache import FeatureCache
+from dpfpl_bench.demo import questions as demo_vlm
+from dpfpl_bench.demo.demonstration import DemoRequest, edit_kit
+from dpfpl_bench.demo.drawn_questions import (
+    HABITS,
+    PLAIN,
+    QUESTIONS,
+    SIZE,
+    Facts,
+    Habit,
+    answer_to,
+    caption_of,
+    draw_picture,
+    vocabulary,
+)
+from dpfpl_bench.demo.drawn_sites import SITE_HABITS, drawn_questions, drawn_sites, with_neighbours, write_questions
+from dpfpl_bench.demo.questions import VLM_SITES, vlm_experiment
+from dpfpl_bench.simulate.questions import question_sites
+from dpfpl_bench.simulate.simulation import Simulation, prepare_sites
+from dpfpl_client.agent.features import FeatureCache
 from dpfpl_client.data import DataSettings, load_site_data
-from dpfpl_client.learning.backbone import load_backbone
-from dpfpl_client.site_settings import load_site
-from dpfpl_common.accounting import epsilon
+from dpfpl_client.models.backbone import load_backbone
+from dpfpl_client.site.settings import load_site
 from dpfpl_common.errors import ConfigError, DataError
-from dpfpl_common.trust import planned_events
-from dpfpl_server.provision import ProvisionRequest, provision
+from dpfpl_common.privacy.accounting import epsilon
+from dpfpl_common.privacy_plan import planned_events
+from dpfpl_server.sites.provision import ProvisionRequest, provision
+from research.embedded_models.vlm_evaluate import abilities
+from research.tables.models import BEGIN, END, with_table
 
 torch.set_num_threads(1)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dpfpl_bench.round_cost import AIM, measure_deployed_round
+from research.speed.round_cost import AIM, measure_deployed_round
 
 
 @pytest.mark.processes

@@ -1,7 +1,7 @@
 """A federation of real agents is measured as it grows."""
 
-from dpfpl_bench import scale as module
-from dpfpl_bench.scale import ScaleRequest, markdown, measure_scale
+from research.speed import scale as module
+from research.speed.scale import ScaleRequest, markdown, measure_scale
 
 
 def test_R3_real_agents_sign_and_learn_and_their_number_is_what_costs(monkeypatch):

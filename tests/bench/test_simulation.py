@@ -7,18 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from dpfpl_bench.simulation import (
-    SimulatedSite,
-    Simulation,
-    mean_local_accuracy,
-    prepare_sites,
-    site_names,
-)
+from dpfpl_bench.simulate.simulation import SimulatedSite, Simulation, mean_local_accuracy, prepare_sites, site_names
 from dpfpl_client.data import DataSettings, list_classes, load_pool, partition_sites
-from dpfpl_client.learning.backbone import load_backbone
-from dpfpl_client.learning.evaluation import LabelledFeatures
 from dpfpl_client.learning.learner import SiteFeatures
-from dpfpl_client.learning.randomness import SystemRandomness
+from dpfpl_client.learning.step import SystemRandomness
+from dpfpl_client.models.backbone import load_backbone
+from dpfpl_client.models.evaluation import LabelledFeatures
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 
 CLASSES = ("cat", "dog", "owl")

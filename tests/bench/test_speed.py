@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from dpfpl_bench.speed.floor import step_flops
-from dpfpl_bench.speed.plain_steps import fast, hugging_face, shared_prefix, truncated
-from dpfpl_bench.speed.private_steps import batched_autograd, expanded, fast_private
-from dpfpl_bench.speed.problem import BOS, EOS, Problem, make_problem
-from dpfpl_bench.speed.profile import PARTS
-from dpfpl_bench.speed.report import performance_page, write_performance
-from dpfpl_bench.speed.targets import targets
-from dpfpl_bench.speed.timing import peak_memory, take_turns
-from dpfpl_client.learning.fast_tower import FastTextTower
+from dpfpl_client.models.text_tower.fast import FastTextTower
+from research.speed.page import performance_page, write_performance
+from research.speed.plain_steps import fast, hugging_face, shared_prefix, truncated
+from research.speed.private_steps import batched_autograd, expanded, fast_private
+from research.speed.problem import BOS, EOS, Problem, make_problem
+from research.speed.profile import PARTS
+from research.speed.steps import step_flops
+from research.speed.targets import targets
+from research.speed.timing import peak_memory, take_turns
 
 
 def spin(seconds):

@@ -6,10 +6,10 @@ import sys
 import pytest
 
 from dpfpl_bench import cli
-from dpfpl_bench.sweep import SweepProgress, run_sweep
-from dpfpl_bench.sweep_plots import write_plots
-from dpfpl_bench.sweep_settings import Cell, Grid, Sweep, load_sweep
-from dpfpl_bench.sweep_table import as_csv, as_markdown, summarise
+from dpfpl_bench.sweep.plots import write_plots
+from dpfpl_bench.sweep.settings import Cell, Grid, Sweep, load_sweep
+from dpfpl_bench.sweep.sweep import SweepProgress, run_sweep
+from dpfpl_bench.sweep.table import as_csv, as_markdown, summarise
 from dpfpl_common.errors import ConfigError
 
 

@@ -6,8 +6,8 @@ import pytest
 import uvicorn
 from console_samples import Run
 
-from dpfpl_common.http_guard import HttpGuard
-from dpfpl_server.console.app import STATIC, Watcher, console_app
+from dpfpl_common.ops.http import HttpGuard
+from dpfpl_server.watch.console.app import STATIC, Watcher, console_app
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ from importlib import resources
 import pytest
 
 from dpfpl_server.report import render_report
-from dpfpl_server.roi import parse_roi
+from dpfpl_server.report.roi import parse_roi
 
 pytestmark = pytest.mark.slow
 

@@ -7,10 +7,10 @@ import pytest
 import uvicorn
 from PIL import Image
 
-from dpfpl_client.prompt import Prediction
-from dpfpl_client.serving.app import STATIC, classifier_app
-from dpfpl_common.http_guard import HttpGuard
-from dpfpl_common.task_settings import TaskSettings
+from dpfpl_client.use.prompt import Prediction
+from dpfpl_client.use.serving.app import STATIC, classifier_app
+from dpfpl_common.experiment import TaskSettings
+from dpfpl_common.ops.http import HttpGuard
 
 pytestmark = pytest.mark.slow
 

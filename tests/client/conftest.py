@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from dpfpl_client.agent.build import build_agent
-from dpfpl_client.site_settings import load_site
+from dpfpl_client.site.settings import load_site
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings, RoundSettings
-from dpfpl_common.payload import EvaluateRequest, TrainRequest
+from dpfpl_common.wire.payloads import EvaluateRequest, TrainRequest
 
 POLICY = """
 experiments = ["*"]
@@ -82,7 +82,7 @@ def trained_site(trained_once, tmp_path):
 @pytest.fixture
 def command(monkeypatch, capsys):
     """Types ``dpfpl-client ...``; gives exit code, output and error output."""
-    from dpfpl_client.cli import main
+    from dpfpl_client.cli.main import main
 
     def run(*arguments):
         monkeypatch.setattr("sys.argv", ["dpfpl-client", *map(str, arguments)])

@@ -18,15 +18,15 @@ import numpy as np
 import pytest
 from wire_samples import CONTEXT, EXPERIMENT
 
-from dpfpl_client.agent.address import parse_address, private_host
 from dpfpl_client.agent.channel import AgentChannel
-from dpfpl_client.agent.credential import read_token
+from dpfpl_client.agent.credentials import read_token
+from dpfpl_client.agent.endpoint import SocketFile, parse_address, private_host
 from dpfpl_client.agent.service import AgentServer
-from dpfpl_client.agent.socket_file import SocketFile
-from dpfpl_common import agent_pb2, wire
 from dpfpl_common.errors import ConfigError, DataError, DeploymentError, RefusedError, StateError
-from dpfpl_common.fields import MAX_MESSAGE_BYTES
-from dpfpl_common.payload import EvaluateRequest, SiteReply, TrainRequest
+from dpfpl_common.wire import agent_pb2
+from dpfpl_common.wire import codec as wire
+from dpfpl_common.wire.codec import MAX_MESSAGE_BYTES
+from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, TrainRequest
 
 TRAIN = TrainRequest(EXPERIMENT, 3, CONTEXT)
 EVALUATE = EvaluateRequest(EXPERIMENT, 10, CONTEXT)

@@ -5,20 +5,19 @@ import socket
 
 import pytest
 
-from dpfpl_client.adequacy import noise_to_signal, noise_words
 from dpfpl_client.agent.audit import AuditLog
-from dpfpl_client.agent.feature_cache import FeatureCache
-from dpfpl_client.agent.ledger import Ledger
+from dpfpl_client.agent.features import FeatureCache
+from dpfpl_client.agent.ledger.anchor import Registry
+from dpfpl_client.agent.ledger.book import Ledger
+from dpfpl_client.agent.ledger.dataset import register_site
 from dpfpl_client.agent.policy_file import PolicyFile
-from dpfpl_client.agent.registry import Registry
-from dpfpl_client.check import check_site
+from dpfpl_client.check import check_site, noise_to_signal, noise_words
 from dpfpl_client.data import list_classes, load_site_data
-from dpfpl_client.learning.backbone import load_backbone
-from dpfpl_client.registration import register_site
-from dpfpl_client.site_settings import load_site
-from dpfpl_common.accounting import PrivacyEvent
+from dpfpl_client.models.backbone import load_backbone
+from dpfpl_client.site.settings import load_site
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
-from dpfpl_server.provision import ProvisionRequest, provision
+from dpfpl_common.privacy.accounting import PrivacyEvent
+from dpfpl_server.sites.provision import ProvisionRequest, provision
 
 
 @pytest.fixture(autouse=True)

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from flwr.app import Context, Message, MessageType, Metadata, RecordDict
 
-from dpfpl_client import app as module
 from dpfpl_client.agent.service import AgentServer
-from dpfpl_client.app import app
+from dpfpl_client.node import app as module
+from dpfpl_client.node.app import app
 from dpfpl_common.errors import RefusedError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
-from dpfpl_common.payload import EvaluateRequest, SiteReply, TrainRequest
-from dpfpl_server import records
+from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, TrainRequest
+from dpfpl_server.federation import records
 
 SHAPE = (4, 8)
 EXPERIMENT = Experiment(
@@ -140,7 +140,7 @@ def test_unforeseen_error_of_the_app_is_a_refusal_too(site, monkeypatch, caplog)
 
 def test_import_is_light_and_telemetry_is_off():
     program = (
-        "import sys, os, dpfpl_client.app\n"
+        "import sys, os, dpfpl_client.node.app\n"
         "heavy = {'torch', 'transformers', 'peft', 'opacus', 'sklearn', 'PIL', 'dp_accounting', 'scipy'}\n"
         "print(sorted(heavy & set(sys.modules)), os.environ['FLWR_TELEMETRY_ENABLED'])"
     )

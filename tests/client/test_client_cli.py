@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from dpfpl_server.provision import ProvisionRequest, provision
+from dpfpl_server.sites.provision import ProvisionRequest, provision
 
 COMMANDS = ["init", "check", "start", "agent", "predict", "serve", "export", "ledger show", "ledger verify"]
 
@@ -23,7 +23,7 @@ def test_help_shows_an_example(command, name):
 
 
 def test_help_lists_the_commands_and_needs_no_torch():
-    program = "import sys; sys.argv = ['dpfpl-client', '--help']; from dpfpl_client.cli import main\ntry: main()\n"
+    program = "import sys; sys.argv = ['dpfpl-client', '--help']; from dpfpl_client.cli.main import main\ntry: main()\n"
     program += "finally: print('TORCH' if 'torch' in sys.modules else 'light')"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0

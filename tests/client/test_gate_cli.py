@@ -5,12 +5,12 @@ import shutil
 
 import pytest
 
-from dpfpl_client.agent.approvals import Approvals
+from dpfpl_client.agent.policy_file import Approvals
 from dpfpl_client.approval import read_plan
-from dpfpl_client.site_settings import load_site
+from dpfpl_client.site.settings import load_site
 from dpfpl_common.errors import ConfigError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
-from dpfpl_common.planning import resolve_noise
+from dpfpl_common.privacy_plan import resolve_noise
 
 
 @pytest.fixture

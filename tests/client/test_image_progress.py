@@ -2,8 +2,8 @@
 
 import pytest
 
-from dpfpl_client.image_progress import ImageProgress, duration, last_progress
-from dpfpl_client.launch import wait_for_agent
+from dpfpl_client.agent.progress import ImageProgress, duration, last_progress
+from dpfpl_client.node.launch import wait_for_agent
 
 
 def lines(seconds_an_image, total, already=0):

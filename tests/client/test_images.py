@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dpfpl_client.images import FileResult, classify_files, count_skipped, expand_images
-from dpfpl_client.prediction_output import write_csv
-from dpfpl_client.prompt import Prediction
+from dpfpl_client.use.predict import FileResult, classify_files, count_skipped, expand_images, write_csv
+from dpfpl_client.use.prompt import Prediction
 from dpfpl_common.errors import DataError, StateError
 
 
@@ -105,7 +104,7 @@ def test_images_go_through_the_model_in_batches_of_bounded_size(tmp_path, monkey
     path, levels = write_image(tmp_path / "a.png", 3), Levels()
     assert len(list(classify_files(levels, [path] * 150, 1))) == 150
     assert levels.batches == [64, 64, 22]
-    monkeypatch.setattr("dpfpl_client.images.BATCH_PIXELS", 40)
+    monkeypatch.setattr("dpfpl_client.use.predict.BATCH_PIXELS", 40)
     levels = Levels()
     assert len(list(classify_files(levels, [path] * 7, 1))) == 7
     assert levels.batches == [3, 3, 1]

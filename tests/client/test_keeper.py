@@ -2,7 +2,7 @@
 
 import pytest
 
-from dpfpl_client.keeper import MOST, QUIET_S, Keeper
+from dpfpl_client.node.launch import MOST, QUIET_S, Keeper
 from dpfpl_common.errors import DeploymentError
 
 

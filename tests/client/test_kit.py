@@ -8,9 +8,9 @@ import zipfile
 
 import pytest
 
-from dpfpl_client.kit import unpack_kit
+from dpfpl_client.site.kit import unpack_kit
 from dpfpl_common.errors import ConfigError
-from dpfpl_server.provision import ProvisionRequest, provision
+from dpfpl_server.sites.provision import ProvisionRequest, provision
 
 GOOD = {
     "a/ca.crt": b"ca",

@@ -4,13 +4,13 @@ import dataclasses
 
 import pytest
 
-from dpfpl_client.agent.ledger import Ledger
-from dpfpl_client.agent.registry import Registry
+from dpfpl_client.agent.ledger.anchor import Registry
+from dpfpl_client.agent.ledger.book import Ledger
+from dpfpl_client.agent.ledger.view import summarise, verify
 from dpfpl_client.agent.store import DiskStore
-from dpfpl_client.ledger_view import summarise, verify
-from dpfpl_client.site_settings import load_site
-from dpfpl_common.accounting import PrivacyEvent, epsilon
+from dpfpl_client.site.settings import load_site
 from dpfpl_common.errors import StateError
+from dpfpl_common.privacy.accounting import PrivacyEvent, epsilon
 
 
 @pytest.fixture

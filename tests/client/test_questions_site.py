@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from dpfpl_bench.tiny_vlm.sites import drawn_sites, write_questions
+from dpfpl_bench.demo.drawn_sites import drawn_sites, write_questions
 from dpfpl_client.agent.build import build_agent
-from dpfpl_client.site_settings import load_site
+from dpfpl_client.site.settings import load_site
 from dpfpl_common.errors import RefusedError
 from dpfpl_common.experiment import (
     Experiment,
@@ -20,7 +20,7 @@ from dpfpl_common.experiment import (
     RoundSettings,
     TaskSettings,
 )
-from dpfpl_common.payload import EvaluateRequest, TrainRequest
+from dpfpl_common.wire.payloads import EvaluateRequest, TrainRequest
 
 INIT_TEXT = "please answer the question"
 
@@ -134,7 +134,7 @@ def test_a_model_that_only_compares_refuses_questions(trained_site):
 
 @pytest.mark.privacy
 def test_no_question_answer_or_name_is_in_what_leaves(site, data):
-    from dpfpl_common.wire import encode_reply
+    from dpfpl_common.wire.codec import encode_reply
 
     built = build_agent(load_site(site))
     request = TrainRequest(experiment_for(built.backbone.width), 1, zeros(experiment_for(built.backbone.width)))
@@ -299,14 +299,14 @@ def test_check_counts_the_lines_that_are_too_long_for_the_model(site, data, comm
     assert command("init", "--data", long, "--site", site)[0] == 0
     (tmp_path / "plan.json").write_text(experiment_for(96).to_json())
     assert "TURN_TOO_LONG" not in codes(checked(command, site, "--plan", tmp_path / "plan.json")["warnings"])
-    monkeypatch.setattr("dpfpl_client.learning.generative.language._longest", lambda config: 48)
+    monkeypatch.setattr("dpfpl_client.models.generative.language._longest", lambda config: 48)
     (found,) = [t for t in checked(command, site, "--plan", tmp_path / "plan.json")["warnings"] if "TOO_LONG" in t]
     assert f"3 of {len(lines)} lines" in found
 
 
 def test_lines_that_the_model_cannot_be_told_are_left_out_at_the_start(site, data, command, tmp_path, monkeypatch):
     """A token without a vector would have ended a round; where nothing else is left, the agent does not start."""
-    from dpfpl_client.learning.generative.backbone import GenerativeBackbone
+    from dpfpl_client.models.generative.backbone import GenerativeBackbone
 
     folder = tmp_path / "beyond"
     lines = [json.loads(line) for line in data.read_text().splitlines()]
@@ -344,7 +344,7 @@ def test_lines_that_the_model_cannot_be_told_are_left_out_at_the_start(site, dat
 def test_a_site_of_nothing_but_such_lines_does_not_start():
     from types import SimpleNamespace
 
-    from dpfpl_client.agent.wording import without_unusable_words
+    from dpfpl_client.agent.build import without_unusable_words
     from dpfpl_client.data import ImageRecord, SiteData
     from dpfpl_common.errors import DataError, ModelError
 

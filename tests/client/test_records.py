@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from wire_samples import CONTEXT, EXPERIMENT, SHAPE, only_documented_errors
 
-from dpfpl_client import records
+from dpfpl_client.node import records
 from dpfpl_common import PROTOCOL_VERSION
 from dpfpl_common.errors import PayloadError
-from dpfpl_common.fields import CODES
-from dpfpl_common.payload import EvaluateRequest, SiteReply, TrainRequest
-from dpfpl_common.refusal import Refusal
+from dpfpl_common.wire.codec import CODES
+from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, TrainRequest
+from dpfpl_common.wire.refusal import Refusal
 
 TRAIN = TrainRequest(EXPERIMENT, 3, CONTEXT)
 

@@ -12,20 +12,18 @@ import pytest
 
 from dpfpl_client import doctor as doctor_module
 from dpfpl_client.agent.build import build_agent
-from dpfpl_client.agent.credential import read_token
-from dpfpl_client.agent.metered import MeteredAgent
+from dpfpl_client.agent.credentials import read_token
+from dpfpl_client.agent.ledger.view import summarise
+from dpfpl_client.agent.metrics import MeteredAgent, site_families, start_monitor
 from dpfpl_client.agent.service import AgentServer
 from dpfpl_client.agent.store import DiskStore
-from dpfpl_client.doctor import examine_site
-from dpfpl_client.link_state import LinkState, link_file, write_link
-from dpfpl_client.monitoring import site_families, start_monitor
-from dpfpl_client.site_health import site_troubles
-from dpfpl_client.site_settings import load_site
-from dpfpl_client.spending import summarise
-from dpfpl_client.starter import name_users
+from dpfpl_client.doctor import examine_site, site_troubles
+from dpfpl_client.node.link import LinkState, link_file, write_link
+from dpfpl_client.site.init import name_users
+from dpfpl_client.site.settings import load_site
 from dpfpl_common.errors import DeploymentError, RefusedError
-from dpfpl_common.payload import TrainRequest
-from dpfpl_common.surroundings import durable_folder, insecure_processes, telemetry
+from dpfpl_common.ops.diagnostics import durable_folder, insecure_processes, telemetry
+from dpfpl_common.wire.payloads import TrainRequest
 
 
 @pytest.fixture
@@ -258,7 +256,7 @@ def test_O9_telemetry_insecure_flags_and_lossy_disks_are_found(tmp_path):
 def test_doctor_and_health_need_no_torch():
     """They must work where the agent is not installed, and at once where the machine is busy."""
     code = (
-        "import sys; import dpfpl_client.doctor, dpfpl_client.site_health, dpfpl_client.operations_cli;"
+        "import sys; import dpfpl_client.doctor, dpfpl_client.doctor, dpfpl_client.cli.operations;"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dpfpl_client.site_settings import load_site
+from dpfpl_client.site.settings import load_site
 from dpfpl_common.errors import ConfigError
 
 DATA = '[data]\nsource = "folder"\npath = "images"\n'

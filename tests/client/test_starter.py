@@ -6,10 +6,10 @@ import tomllib
 import pytest
 
 from dpfpl_client.agent.policy import load_policy
-from dpfpl_client.site_settings import load_site
-from dpfpl_client.starter import initialise
+from dpfpl_client.site.init import initialise
+from dpfpl_client.site.settings import load_site
 from dpfpl_common.errors import ConfigError
-from dpfpl_server.provision import ProvisionRequest, provision
+from dpfpl_server.sites.provision import ProvisionRequest, provision
 
 
 @pytest.fixture

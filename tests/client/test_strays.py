@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="orphans are ado
 
 EXECUTOR = """
 import json, os, sys, time
-from dpfpl_client.strays import adopt_orphans, clear_strays, reap
+from dpfpl_client.node.warm_node import adopt_orphans, clear_strays, reap
 
 def app(seconds):
     if (pid := os.fork()) == 0:
@@ -29,7 +29,7 @@ def app(seconds):
     return pid
 
 def below():
-    from dpfpl_common.guard import descendants
+    from dpfpl_common.ops.guard import descendants
     return len(descendants(os.getpid()))
 
 adopt_orphans()

@@ -7,25 +7,28 @@ import numpy as np
 import pytest
 
 import dpfpl_common
-from dpfpl_client import records
 from dpfpl_client.agent.build import build_agent
 from dpfpl_client.agent.channel import AgentChannel
-from dpfpl_client.agent.credential import read_token
+from dpfpl_client.agent.credentials import read_token
+from dpfpl_client.agent.ledger.view import summarise
 from dpfpl_client.agent.service import AgentServer
 from dpfpl_client.agent.store import DiskStore
-from dpfpl_client.link import failure_reason
-from dpfpl_client.site_settings import load_site
-from dpfpl_client.spending import summarise
-from dpfpl_client.supernode import SuperNodeSettings, start_supernode
-from dpfpl_common import PROTOCOL_VERSION, agent_pb2, fields, wire
-from dpfpl_common import surroundings as surroundings_module
+from dpfpl_client.node import records
+from dpfpl_client.node.link import failure_reason
+from dpfpl_client.node.supernode import SuperNodeSettings, start_supernode
+from dpfpl_client.site.settings import load_site
+from dpfpl_common import PROTOCOL_VERSION
 from dpfpl_common.errors import DeploymentError, PayloadError, RefusedError
-from dpfpl_common.flower_home import prune_apps
-from dpfpl_common.payload import SiteReply, TrainRequest
-from dpfpl_common.processes import ProcessGroup
-from dpfpl_server import records as server_records
-from dpfpl_server.provision import ProvisionRequest, provision
-from dpfpl_server.superlink import SuperLinkSettings, start_superlink
+from dpfpl_common.ops import diagnostics as surroundings_module
+from dpfpl_common.ops.files import prune_apps
+from dpfpl_common.ops.processes import ProcessGroup
+from dpfpl_common.wire import agent_pb2
+from dpfpl_common.wire import codec as fields
+from dpfpl_common.wire import codec as wire
+from dpfpl_common.wire.payloads import SiteReply, TrainRequest
+from dpfpl_server.federation import records as server_records
+from dpfpl_server.sites.provision import ProvisionRequest, provision
+from dpfpl_server.sites.superlink import SuperLinkSettings, start_superlink
 
 
 class Agent:

@@ -16,7 +16,7 @@ from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
 from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
 
-from dpfpl_client import warm_node
+from dpfpl_client.node import warm_node
 
 
 class Runtime:

@@ -16,8 +16,9 @@ from opacus.accountants import PRVAccountant
 from opacus.accountants.analysis import rdp as opacus_rdp
 from scipy import optimize, stats
 
-from dpfpl_common import accounting
-from dpfpl_common.accounting import (
+from dpfpl_common.errors import PrivacyError
+from dpfpl_common.privacy import accounting
+from dpfpl_common.privacy.accounting import (
     INFINITE,
     PrivacyEvent,
     calibrate_noise_multiplier,
@@ -26,7 +27,6 @@ from dpfpl_common.accounting import (
     exceeds,
     json_epsilon,
 )
-from dpfpl_common.errors import PrivacyError
 
 pytestmark = pytest.mark.privacy
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dpfpl_common.clipping import joint_clip_factors
+from dpfpl_common.privacy.clipping import joint_clip_factors
 
 pytestmark = pytest.mark.privacy
 

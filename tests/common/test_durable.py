@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dpfpl_common.durable import fsync_folder, write_durably
+from dpfpl_common.ops.files import fsync_folder, write_durably
 
 
 def names(folder):

@@ -21,10 +21,10 @@ from dpfpl_common.experiment import (
     PromptSettings,
     RoundSettings,
     TaskSettings,
+    load_experiment,
     parse_experiment,
 )
-from dpfpl_common.experiment_file import load_experiment
-from dpfpl_common.planning import resolve_noise
+from dpfpl_common.privacy_plan import resolve_noise
 
 BASE = Experiment(
     name="pilot",

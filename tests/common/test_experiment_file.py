@@ -5,8 +5,14 @@ import itertools
 import pytest
 
 from dpfpl_common.errors import ConfigError
-from dpfpl_common.experiment import MECHANISMS, TRUST_MODES, parse_experiment
-from dpfpl_common.experiment_file import experiment_from_table, load_experiment, mechanism_for
+from dpfpl_common.experiment import (
+    MECHANISMS,
+    TRUST_MODES,
+    experiment_from_table,
+    load_experiment,
+    mechanism_for,
+    parse_experiment,
+)
 
 BARE = {"name": "pilot", "classes": ["cat", "dog"], "sites": ["a", "b"], "model": {"width": 8}}
 

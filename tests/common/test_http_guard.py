@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from dpfpl_common.errors import ConfigError
-from dpfpl_common.http_guard import HttpGuard, is_loopback, read_http_token
+from dpfpl_common.ops.http import HttpGuard, is_loopback, read_http_token
 
 TOKEN = "a-token-of-good-length"
 

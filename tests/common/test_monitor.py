@@ -8,10 +8,9 @@ import math
 import pytest
 
 from dpfpl_common.errors import ConfigError, DeploymentError
-from dpfpl_common.health import Trouble
-from dpfpl_common.json_log import JsonFormatter
-from dpfpl_common.monitor import Monitor, parse_monitor_address
-from dpfpl_common.prometheus import Family, render
+from dpfpl_common.ops.diagnostics import Trouble
+from dpfpl_common.ops.monitor import Family, Monitor, parse_monitor_address, render
+from dpfpl_common.ops.telemetry import JsonFormatter
 
 TROUBLE = Trouble("server", "SERVER_LOST", "the server has not answered for 90 s")
 

@@ -16,9 +16,9 @@ import pytest
 import torch
 from scipy import stats
 
-from dpfpl_client.learning.randomness import SystemRandomness
-from dpfpl_common import noise as noise_module
-from dpfpl_common.noise import ROUNDING_SLACK, SCALE, NoNoise, SeededNoise, SystemNoise, discrete_gaussian
+from dpfpl_client.learning.step import SystemRandomness
+from dpfpl_common.privacy import noise as noise_module
+from dpfpl_common.privacy.noise import ROUNDING_SLACK, SCALE, NoNoise, SeededNoise, SystemNoise, discrete_gaussian
 
 pytestmark = pytest.mark.privacy
 
@@ -225,7 +225,7 @@ def test_P4_processes_with_the_same_seeds_draw_different_noise():
     script = (
         "import random, numpy\n"
         "random.seed(1); numpy.random.seed(1)\n"
-        "from dpfpl_common.noise import SystemNoise\n"
+        "from dpfpl_common.privacy.noise import SystemNoise\n"
         "print(SystemNoise().add(numpy.zeros(8), 1.0).tobytes().hex())\n"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "0"}

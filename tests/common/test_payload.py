@@ -6,10 +6,10 @@ import math
 import numpy as np
 import pytest
 
-from dpfpl_common import payload
 from dpfpl_common.errors import PayloadError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings
-from dpfpl_common.payload import (
+from dpfpl_common.wire import payloads as payload
+from dpfpl_common.wire.payloads import (
     METRIC_NAMES,
     EvaluateRequest,
     SiteReply,

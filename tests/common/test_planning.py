@@ -5,10 +5,9 @@ import math
 
 import pytest
 
-from dpfpl_common.accounting import epsilon
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
-from dpfpl_common.planning import paper_noise_multiplier, resolve_noise
-from dpfpl_common.trust import BLOCKS, planned_events, separate_blocks
+from dpfpl_common.privacy.accounting import epsilon
+from dpfpl_common.privacy_plan import BLOCKS, paper_noise_multiplier, planned_events, resolve_noise, separate_blocks
 
 pytestmark = pytest.mark.privacy
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dpfpl_common.errors import DeploymentError
-from dpfpl_common.processes import (
+from dpfpl_common.ops.processes import (
     ManagedProcess,
     ProcessGroup,
     child_environment,
@@ -40,7 +40,7 @@ STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); 
 LAUNCHER = """
 import sys, time
 from pathlib import Path
-from dpfpl_common.processes import ProcessGroup, child_environment, wait_until
+from dpfpl_common.ops.processes import ProcessGroup, child_environment, wait_until
 with ProcessGroup() as group:
     nasty = group.start("nasty", [sys.executable, "-c", sys.argv[2]], log_file=Path(sys.argv[1]), grace_s=1.0)
     wait_until(lambda: "helper up" in nasty.log_text(), timeout_s=20, what="the helper", processes=[nasty])

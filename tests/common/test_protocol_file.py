@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dpfpl_common import agent_pb2
+from dpfpl_common.wire import agent_pb2
 
 COMMON = Path(__file__).parents[2] / "common"
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dpfpl_common.config import from_table, read_toml, to_table
 from dpfpl_common.errors import ConfigError
-from dpfpl_common.settings import from_table, read_toml, to_table
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings
-from dpfpl_common.payload import EvaluateRequest, SiteReply, TrainRequest
-from dpfpl_common.signed_text import kind_of, signed_text
+from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, TrainRequest, kind_of, signed_text
 
 CONTEXT = np.random.default_rng(0).normal(size=(4, 8)).astype("<f4")
 EXPERIMENT = Experiment(

@@ -7,7 +7,7 @@ import types
 
 import pytest
 
-from dpfpl_common.telemetry import quiet_environment, silence_telemetry
+from dpfpl_common.ops.telemetry import quiet_environment, silence_telemetry
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
-from dpfpl_common.trust import ADVERSARIES, planned_events, server_noise_stddev, site_noise_stddev
+from dpfpl_common.privacy_plan import ADVERSARIES, planned_events, server_noise_stddev, site_noise_stddev
 
 pytestmark = pytest.mark.privacy
 

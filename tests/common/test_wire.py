@@ -11,13 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from wire_samples import only_documented_errors
 
-from dpfpl_common import PROTOCOL_VERSION, agent_pb2, wire
+from dpfpl_common import PROTOCOL_VERSION
 from dpfpl_common.errors import DataError, PayloadError, RefusedError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings
-from dpfpl_common.fields import CODES, MAX_EXPERIMENT_BYTES, MAX_MESSAGE_BYTES
-from dpfpl_common.npy import context_from_npy
-from dpfpl_common.payload import EvaluateRequest, SiteReply, TrainRequest
-from dpfpl_common.refusal import MAX_TEXT, Refusal, plain, refusal_of
+from dpfpl_common.wire import agent_pb2
+from dpfpl_common.wire import codec as wire
+from dpfpl_common.wire.codec import CODES, MAX_EXPERIMENT_BYTES, MAX_MESSAGE_BYTES
+from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, TrainRequest
+from dpfpl_common.wire.records import context_from_npy
+from dpfpl_common.wire.refusal import MAX_TEXT, Refusal, plain, refusal_of
 
 SHAPE = (4, 8)
 EXPERIMENT = Experiment(

@@ -43,7 +43,7 @@ def f16_kill_supernode(fed: Federation) -> str:
     fed.begin("kill-supernode", **SLOW)
     fed.wait_for_round("kill-supernode", 2)
     time.sleep(1.0)
-    fed.kill("site-a", "dpfpl_client.warm_node")
+    fed.kill("site-a", "dpfpl_client.node.warm_node")
     began = time.monotonic()
     agent = [p["pid"] for p in fed.processes("site-a") if "dpfpl_client agent" in p["command"]]
     assert agent, "the agent went down with the SuperNode"
@@ -206,7 +206,7 @@ def a5_hostile_app(fed: Federation, outside: str) -> str:
     }
     out = "/var/lib/dpfpl/runs/hostile.json"
     code = (
-        "import time\nfrom pathlib import Path\nfrom dpfpl_server.superlink import submit_run, run_status, run_log\n"
+        "import time\nfrom pathlib import Path\nfrom dpfpl_server.sites.superlink import submit_run, run_status, run_log\n"
         f"folder = Path('/var/lib/dpfpl/server'); files = {files!r}\n"
         f"run = submit_run(folder, {{'out': {out!r}, 'outside': {outside!r}}}, "
         f"bundle={{k: v.encode() for k, v in files.items()}})\n"

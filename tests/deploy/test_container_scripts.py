@@ -15,10 +15,10 @@ from types import ModuleType
 import pytest
 
 from dpfpl_client.embedded import embedded_model_path
-from dpfpl_client.site_settings import load_site
+from dpfpl_client.site.settings import load_site
+from dpfpl_common.config import from_table
 from dpfpl_common.experiment import Experiment
-from dpfpl_common.settings import from_table
-from dpfpl_server.provision import ProvisionRequest, provision
+from dpfpl_server.sites.provision import ProvisionRequest, provision
 
 ROOT = Path(__file__).resolve().parents[2]
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become other users")

@@ -16,17 +16,16 @@ from pathlib import Path
 import torch
 
 from dpfpl_client.agent.core import SiteAgent
-from dpfpl_client.agent.ledger import Ledger
-from dpfpl_client.agent.locks import StateLock
+from dpfpl_client.agent.ledger.anchor import Registry, StateLock
+from dpfpl_client.agent.ledger.book import Ledger
 from dpfpl_client.agent.policy import Policy
-from dpfpl_client.agent.registry import Registry
 from dpfpl_client.agent.service import serve
 from dpfpl_client.agent.store import DiskStore
-from dpfpl_client.learning.backbone import load_backbone
-from dpfpl_client.learning.evaluation import LabelledFeatures
 from dpfpl_client.learning.learner import SiteFeatures
-from dpfpl_client.learning.randomness import SystemRandomness
-from dpfpl_common.accounting import PrivacyEvent, epsilon
+from dpfpl_client.learning.step import SystemRandomness
+from dpfpl_client.models.backbone import load_backbone
+from dpfpl_client.models.evaluation import LabelledFeatures
+from dpfpl_common.privacy.accounting import PrivacyEvent, epsilon
 
 CLASSES = ("cat", "dog", "bird")
 CLOSED = Policy(experiments=(), max_epsilon_per_experiment=50.0, max_epsilon_lifetime=100.0)

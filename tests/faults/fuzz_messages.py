@@ -5,8 +5,10 @@ import json
 from hypothesis import strategies as st
 from killable import make_experiment, train_request
 
-from dpfpl_common import PROTOCOL_VERSION, agent_pb2, wire
-from dpfpl_common.payload import EvaluateRequest
+from dpfpl_common import PROTOCOL_VERSION
+from dpfpl_common.wire import agent_pb2
+from dpfpl_common.wire import codec as wire
+from dpfpl_common.wire.payloads import EvaluateRequest
 
 KINDS = {"Train": agent_pb2.TrainRequest, "Evaluate": agent_pb2.EvaluateRequest}
 TABLE = json.loads(make_experiment().to_json())

@@ -17,16 +17,16 @@ import torch
 
 from dpfpl_client.agent.audit import AuditLog
 from dpfpl_client.agent.core import SiteAgent
-from dpfpl_client.agent.feature_cache import FeatureCache, site_features
-from dpfpl_client.agent.ledger import Ledger
+from dpfpl_client.agent.features import FeatureCache, site_features
+from dpfpl_client.agent.ledger.anchor import Registry
+from dpfpl_client.agent.ledger.book import Ledger
 from dpfpl_client.agent.policy import Policy
-from dpfpl_client.agent.registry import Registry
 from dpfpl_client.agent.store import DiskStore, MemoryStore
 from dpfpl_client.data import DataSettings, list_classes, load_site_data
-from dpfpl_client.learning.backbone import load_backbone
-from dpfpl_client.learning.randomness import SystemRandomness
+from dpfpl_client.learning.step import SystemRandomness
+from dpfpl_client.models.backbone import load_backbone
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings, RoundSettings
-from dpfpl_common.payload import TrainRequest
+from dpfpl_common.wire.payloads import TrainRequest
 
 
 def main() -> None:

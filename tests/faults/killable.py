@@ -16,8 +16,8 @@ from dpfpl_client.agent.channel import AgentChannel
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_common.errors import RefusedError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings, RoundSettings
-from dpfpl_common.payload import TrainRequest
-from dpfpl_common.processes import child_environment
+from dpfpl_common.ops.processes import child_environment
+from dpfpl_common.wire.payloads import TrainRequest
 
 DRIVER = Path(__file__).with_name("agent_driver.py")
 WIDTH = 128

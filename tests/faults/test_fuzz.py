@@ -10,10 +10,11 @@ from fuzz_messages import KINDS, anything, variants
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dpfpl_client.agent.credential import read_token
-from dpfpl_common import agent_pb2, wire
+from dpfpl_client.agent.credentials import read_token
 from dpfpl_common.errors import PayloadError
-from dpfpl_common.fields import CODES, MAX_MESSAGE_BYTES
+from dpfpl_common.wire import agent_pb2
+from dpfpl_common.wire import codec as wire
+from dpfpl_common.wire.codec import CODES, MAX_MESSAGE_BYTES
 
 pytestmark = [pytest.mark.privacy, pytest.mark.processes]
 

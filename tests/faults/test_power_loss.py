@@ -11,7 +11,7 @@ from storage_shim import Disk, Shim, missing_tools
 
 from dpfpl_client.agent.channel import AgentChannel
 from dpfpl_client.agent.store import DiskStore
-from dpfpl_common.payload import EvaluateRequest
+from dpfpl_common.wire.payloads import EvaluateRequest
 
 pytestmark = [
     pytest.mark.processes,

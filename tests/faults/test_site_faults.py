@@ -11,9 +11,9 @@ import pytest
 from agent_driver import open_ledger
 from killable import make_experiment, train_request
 
-from dpfpl_client.agent import ledger as ledger_module
-from dpfpl_common.accounting import PrivacyEvent
+from dpfpl_client.agent.ledger import book as ledger_module
 from dpfpl_common.errors import RefusedError
+from dpfpl_common.privacy.accounting import PrivacyEvent
 
 pytestmark = [pytest.mark.processes, pytest.mark.privacy]
 SOON_S = 30.0

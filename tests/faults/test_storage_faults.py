@@ -14,8 +14,8 @@ from storage_shim import Shim, missing_tools
 
 from dpfpl_client.agent.channel import AgentChannel
 from dpfpl_common.errors import RefusedError
-from dpfpl_common.payload import EvaluateRequest
-from dpfpl_common.processes import child_environment
+from dpfpl_common.ops.processes import child_environment
+from dpfpl_common.wire.payloads import EvaluateRequest
 
 pytestmark = [pytest.mark.processes, pytest.mark.privacy]
 needs_shim = pytest.mark.skipif(bool(missing_tools()), reason=missing_tools())
@@ -121,7 +121,7 @@ sys.path.insert(0, sys.argv[1])
 import torch
 from agent_driver import build, site_features
 from dpfpl_client.agent.build import StateLock
-from dpfpl_client.learning.backbone import load_backbone
+from dpfpl_client.models.backbone import load_backbone
 from dpfpl_common.errors import StateError
 from killable import train_request
 

@@ -16,12 +16,12 @@ from datetime import timedelta
 from pathlib import Path
 from unittest import mock
 
-from dpfpl_common.processes import ProcessGroup, free_ports
-from dpfpl_server import certificates
-from dpfpl_server.expiry import renew_server_certificate
-from dpfpl_server.provision import ProvisionRequest, provision
-from dpfpl_server.sites_admin import revoke_site
-from dpfpl_server.superlink import SuperLinkSettings, start_superlink
+from dpfpl_common.ops.processes import ProcessGroup, free_ports
+from dpfpl_server.sites import certificates
+from dpfpl_server.sites.admin import revoke_site
+from dpfpl_server.sites.certificates import renew_server_certificate
+from dpfpl_server.sites.provision import ProvisionRequest, provision
+from dpfpl_server.sites.superlink import SuperLinkSettings, start_superlink
 
 __all__ = ["captures"]
 
@@ -39,7 +39,7 @@ def captures(root: Path) -> Iterator[tuple[str, str, int]]:
         return _said([sys.executable, "-m", "dpfpl_client", "doctor", "--site", str(kit / "site.toml")], root, **more)
 
     def operator() -> tuple[str, int]:
-        code = "from dpfpl_server.cli import main; main()"
+        code = "from dpfpl_server.cli.main import main; main()"
         return _said([sys.executable, "-c", code, "doctor", "--server", str(server)], root)
 
     yield "the server is not running", *client()

@@ -12,22 +12,22 @@ from typing import Any
 
 import numpy as np
 
-from dpfpl_client.agent.ledger import Ledger
-from dpfpl_client.agent.registry import Registry
+from dpfpl_client.agent.ledger.anchor import Registry
+from dpfpl_client.agent.ledger.book import Ledger
 from dpfpl_client.data import DataSettings, list_classes
-from dpfpl_client.launch import start_agent, wait_for_agent
-from dpfpl_client.site_settings import load_site
-from dpfpl_client.starter import initialise
-from dpfpl_client.supernode import SuperNodeSettings, start_supernode, wait_until_connected
+from dpfpl_client.node.launch import start_agent, wait_for_agent
+from dpfpl_client.node.supernode import SuperNodeSettings, start_supernode, wait_until_connected
+from dpfpl_client.site.init import initialise
+from dpfpl_client.site.settings import load_site
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
-from dpfpl_common.guard import descendants
-from dpfpl_common.processes import ManagedProcess, ProcessGroup, free_ports
-from dpfpl_server import supervise
-from dpfpl_server.bundle import bundle_files
-from dpfpl_server.provision import ProvisionRequest, provision
-from dpfpl_server.run import run_experiment
-from dpfpl_server.run_folder import RunFolder
-from dpfpl_server.superlink import SuperLinkSettings, start_superlink, submit_run
+from dpfpl_common.ops.guard import descendants
+from dpfpl_common.ops.processes import ManagedProcess, ProcessGroup, free_ports
+from dpfpl_server.runs import supervise
+from dpfpl_server.runs.folder import RunFolder
+from dpfpl_server.runs.supervise import run_experiment
+from dpfpl_server.sites.bundle import bundle_files
+from dpfpl_server.sites.provision import ProvisionRequest, provision
+from dpfpl_server.sites.superlink import SuperLinkSettings, start_superlink, submit_run
 
 SITES = ("north", "south")
 ROUNDS = 4
@@ -42,8 +42,8 @@ metrics = "exact"
 KILLING_APP = '''
 """Our ServerApp, killed at the moment that kill.json names."""
 import json, os, signal, time
-from dpfpl_server.app import app
-from dpfpl_server.run_folder import RunFolder
+from dpfpl_server.federation.app import app
+from dpfpl_server.runs.folder import RunFolder
 
 def at(folder, moment, number):
     file = folder.path / "kill.json"
@@ -190,7 +190,7 @@ class Federation:
 
 def use_killing_app(monkeypatch: Any) -> None:
     """Runs are submitted with the ServerApp that can be killed."""
-    text = bundle_files()["pyproject.toml"].replace(b"dpfpl_server.app:app", b"killing_app:app")
+    text = bundle_files()["pyproject.toml"].replace(b"dpfpl_server.federation.app:app", b"killing_app:app")
 
     def submit(server: Path, config: dict[str, Any]) -> int:
         return submit_run(server, config, bundle={"pyproject.toml": text})

@@ -14,16 +14,16 @@ import torch
 
 from dpfpl_client.agent.build import build_agent
 from dpfpl_client.agent.channel import AgentChannel
-from dpfpl_client.agent.credential import read_token
-from dpfpl_client.agent.ledger import Ledger
+from dpfpl_client.agent.credentials import read_token
+from dpfpl_client.agent.ledger.book import Ledger
 from dpfpl_client.agent.store import DiskStore
-from dpfpl_client.data.digits import DIGIT_CLASSES
-from dpfpl_client.site_settings import load_site
+from dpfpl_client.data.builtin import DIGIT_CLASSES
+from dpfpl_client.site.settings import load_site
 from dpfpl_common.errors import RefusedError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings, RoundSettings
-from dpfpl_common.payload import TrainRequest
-from dpfpl_common.processes import child_environment
-from dpfpl_common.wire import encode_train_request
+from dpfpl_common.ops.processes import child_environment
+from dpfpl_common.wire.codec import encode_train_request
+from dpfpl_common.wire.payloads import TrainRequest
 
 pytestmark = [pytest.mark.processes, pytest.mark.privacy]
 

@@ -18,15 +18,15 @@ from typing import Any
 import pytest
 from killed_federation import SITES, Federation, command_line, experiment
 
-from dpfpl_client.agent.ledger import Charge, Ledger
-from dpfpl_client.agent.registry import Registry
+from dpfpl_client.agent.ledger.anchor import Registry
+from dpfpl_client.agent.ledger.book import Charge, Ledger
 from dpfpl_client.agent.store import DiskStore
-from dpfpl_client.launch import wait_for_agent
-from dpfpl_client.site_settings import load_site
-from dpfpl_client.supernode import SuperNodeSettings, start_supernode, wait_until_connected
-from dpfpl_common.guard import descendants
-from dpfpl_common.processes import ManagedProcess, child_environment, wait_until
-from dpfpl_server.run import run_experiment
+from dpfpl_client.node.launch import wait_for_agent
+from dpfpl_client.node.supernode import SuperNodeSettings, start_supernode, wait_until_connected
+from dpfpl_client.site.settings import load_site
+from dpfpl_common.ops.guard import descendants
+from dpfpl_common.ops.processes import ManagedProcess, child_environment, wait_until
+from dpfpl_server.runs.supervise import run_experiment
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.privacy]
 
@@ -34,7 +34,7 @@ ORPHAN_S = 30.0
 HELD_AGENT = """
 import sys, time
 from pathlib import Path
-from dpfpl_client.learning.randomness import SeededRandomness
+from dpfpl_client.learning.step import SeededRandomness
 
 kit, real = Path(sys.argv[-1]).parent, SeededRandomness.for_round
 
@@ -46,7 +46,7 @@ def for_round(self, site, number):
     return real(self, site, number)
 
 SeededRandomness.for_round = for_round
-from dpfpl_client.cli import main
+from dpfpl_client.cli.main import main
 main()
 """
 

@@ -9,21 +9,21 @@ import numpy as np
 import pytest
 import torch
 
-from dpfpl_bench.simulation import Simulation, prepare_sites
-from dpfpl_client.agent.feature_cache import FeatureCache
+from dpfpl_bench.simulate.simulation import Simulation, prepare_sites
+from dpfpl_client.agent.features import FeatureCache
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.data import DataSettings, list_classes, load_pool, partition_sites
-from dpfpl_client.launch import start_agent, start_node, wait_for_agent
-from dpfpl_client.learning.backbone import load_backbone
-from dpfpl_client.site_settings import load_site
-from dpfpl_client.starter import initialise
-from dpfpl_client.supernode import wait_until_connected
+from dpfpl_client.models.backbone import load_backbone
+from dpfpl_client.node.launch import start_agent, start_node, wait_for_agent
+from dpfpl_client.node.supernode import wait_until_connected
+from dpfpl_client.site.init import initialise
+from dpfpl_client.site.settings import load_site
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
-from dpfpl_common.processes import ProcessGroup, free_ports
-from dpfpl_server.provision import ProvisionRequest, provision
-from dpfpl_server.run import run_experiment
-from dpfpl_server.run_folder import RunFolder
-from dpfpl_server.superlink import SuperLinkSettings, start_superlink
+from dpfpl_common.ops.processes import ProcessGroup, free_ports
+from dpfpl_server.runs.folder import RunFolder
+from dpfpl_server.runs.supervise import run_experiment
+from dpfpl_server.sites.provision import ProvisionRequest, provision
+from dpfpl_server.sites.superlink import SuperLinkSettings, start_superlink
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
 

@@ -19,14 +19,14 @@ from flwr.supercore.constant import TaskType
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
 from flwr.supercore.runtime import RuntimeHttpClient
 
-from dpfpl_client.supernode import SuperNodeSettings, start_supernode, wait_until_connected
+from dpfpl_client.node.supernode import SuperNodeSettings, start_supernode, wait_until_connected
 from dpfpl_common.errors import DeploymentError
-from dpfpl_common.guard import descendants
-from dpfpl_common.processes import ManagedProcess, ProcessGroup, free_ports, wait_until
-from dpfpl_server.control import Control
-from dpfpl_server.provision import ProvisionRequest, provision
-from dpfpl_server.sites import node_ids
-from dpfpl_server.superlink import (
+from dpfpl_common.ops.guard import descendants
+from dpfpl_common.ops.processes import ManagedProcess, ProcessGroup, free_ports, wait_until
+from dpfpl_server.sites.control import Control
+from dpfpl_server.sites.provision import ProvisionRequest, provision
+from dpfpl_server.sites.register import node_ids
+from dpfpl_server.sites.superlink import (
     SuperLinkSettings,
     register_sites,
     run_log,
@@ -43,7 +43,7 @@ import json, sys, time
 from pathlib import Path
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
-from dpfpl_server.patience import bear_broken_connections
+from dpfpl_server.federation.patience import bear_broken_connections
 
 app = ServerApp()
 

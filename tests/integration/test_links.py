@@ -34,27 +34,26 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.retry import make_simple_grpc_retry_invoker
 from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 
+from dpfpl_client.agent.ledger.view import summarise
 from dpfpl_client.data import DataSettings, list_classes
-from dpfpl_client.fleet_probe import load_node_key, probe_fleet
-from dpfpl_client.launch import start_agent, start_node, wait_for_agent
-from dpfpl_client.link import FATAL_EXIT
-from dpfpl_client.link_state import LinkState, link_file, read_link
-from dpfpl_client.site_settings import SiteSettings, load_site
-from dpfpl_client.spending import summarise
-from dpfpl_client.starter import initialise
-from dpfpl_client.supernode import connected_node_id, start_supernode, wait_until_connected
+from dpfpl_client.node.fleet_probe import load_node_key, probe_fleet
+from dpfpl_client.node.launch import start_agent, start_node, wait_for_agent
+from dpfpl_client.node.link import FATAL_EXIT, LinkState, link_file, read_link
+from dpfpl_client.node.supernode import connected_node_id, start_supernode, wait_until_connected
+from dpfpl_client.site.init import initialise
+from dpfpl_client.site.settings import SiteSettings, load_site
 from dpfpl_common.errors import DeploymentError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
-from dpfpl_common.processes import ManagedProcess, ProcessGroup, free_ports, wait_until
-from dpfpl_common.server_probe import probe_server
-from dpfpl_server import certificates
-from dpfpl_server.certificates import Issued, new_authority, new_server_certificate
-from dpfpl_server.control import Node as RegisteredNode
-from dpfpl_server.provision import ProvisionRequest, provision
-from dpfpl_server.run import run_experiment
-from dpfpl_server.sites import load_sites
-from dpfpl_server.sites_admin import revoke_site, rotate_site
-from dpfpl_server.superlink import SuperLinkSettings, open_control, run_log, start_superlink, submit_run
+from dpfpl_common.ops.processes import ManagedProcess, ProcessGroup, free_ports, wait_until
+from dpfpl_common.ops.tls import probe_server
+from dpfpl_server.runs.supervise import run_experiment
+from dpfpl_server.sites import certificates
+from dpfpl_server.sites.admin import revoke_site, rotate_site
+from dpfpl_server.sites.certificates import Issued, new_authority, new_server_certificate
+from dpfpl_server.sites.control import Node as RegisteredNode
+from dpfpl_server.sites.provision import ProvisionRequest, provision
+from dpfpl_server.sites.register import load_sites
+from dpfpl_server.sites.superlink import SuperLinkSettings, open_control, run_log, start_superlink, submit_run
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
@@ -73,8 +72,8 @@ import json, time
 from pathlib import Path
 from flwr.app import Message, RecordDict
 from flwr.serverapp import ServerApp
-from dpfpl_server.exchange import exchange
-from dpfpl_server.patience import pull_again_soon
+from dpfpl_server.federation.exchange import exchange
+from dpfpl_server.federation.patience import pull_again_soon
 
 app = ServerApp()
 
@@ -401,7 +400,7 @@ KINDS_AS_SITES = tuple(kind.lower().replace("_", "-") for kind in KINDS)
 
 
 def node_without_a_look(settings: SiteSettings, group: ProcessGroup) -> ManagedProcess:
-    from dpfpl_client.supernode import SuperNodeSettings
+    from dpfpl_client.node.supernode import SuperNodeSettings
 
     return start_supernode(
         SuperNodeSettings(
@@ -418,8 +417,8 @@ def node_without_a_look(settings: SiteSettings, group: ProcessGroup) -> ManagedP
 
 
 def test_L9_there_is_no_insecure_way_to_start(tmp_path: Path) -> None:
-    from dpfpl_client import link
-    from dpfpl_client.supernode import supernode_command
+    from dpfpl_client.node import link
+    from dpfpl_client.node.supernode import supernode_command
 
     federation = Federation(tmp_path, ("north",))
     settings = federation.settings("north")

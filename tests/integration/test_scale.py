@@ -19,18 +19,17 @@ from flwr.proto.fleet_pb2_grpc import FleetStub
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
-from dpfpl_bench.inprocess_grid import InProcessGrid
-from dpfpl_bench.simulation import site_names
-from dpfpl_client.fleet_probe import load_node_key
-from dpfpl_client.records import decode_evaluate_request, decode_train_request, encode_reply
+from dpfpl_bench.simulate.simulation import InProcessGrid, site_names
+from dpfpl_client.node.fleet_probe import load_node_key
+from dpfpl_client.node.records import decode_evaluate_request, decode_train_request, encode_reply
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
-from dpfpl_common.payload import EvaluateRequest, SiteReply, TrainRequest
-from dpfpl_common.processes import ProcessGroup, free_ports
-from dpfpl_server.provision import ProvisionRequest, provision
-from dpfpl_server.sites import load_sites
-from dpfpl_server.sites_admin import add_sites, list_sites
-from dpfpl_server.strategy import DPFPLStrategy
-from dpfpl_server.superlink import SuperLinkSettings, start_superlink
+from dpfpl_common.ops.processes import ProcessGroup, free_ports
+from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, TrainRequest
+from dpfpl_server.federation.rounds import DPFPLStrategy
+from dpfpl_server.sites.admin import add_sites, list_sites
+from dpfpl_server.sites.provision import ProvisionRequest, provision
+from dpfpl_server.sites.register import load_sites
+from dpfpl_server.sites.superlink import SuperLinkSettings, start_superlink
 
 WIDTH = 512
 """Of CLIP ViT-B/16's text tower."""
@@ -100,7 +99,7 @@ def test_R3_a_round_of_a_thousand_sites_costs_the_server_little_and_no_memory_fo
 
 def memory_mib(pid: int) -> float:
     """Resident memory of a process and its children."""
-    from dpfpl_common.guard import descendants
+    from dpfpl_common.ops.guard import descendants
 
     total = 0
     for one in [pid, *descendants(pid)]:

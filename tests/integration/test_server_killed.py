@@ -11,7 +11,7 @@ import pytest
 from killed_federation import ROUNDS, SITES, Federation, use_killing_app
 
 from dpfpl_common.errors import RoundError
-from dpfpl_server.supervise import Limits
+from dpfpl_server.runs.supervise import Limits
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
 

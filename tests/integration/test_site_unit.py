@@ -11,25 +11,20 @@ import torch
 from dp_accounting import pld
 from scipy import stats
 
-from dpfpl_bench.inprocess_grid import InProcessGrid
-from dpfpl_bench.simulation import SimulatedSite, Simulation, prepare_sites, site_names
+from dpfpl_bench.simulate.simulation import InProcessGrid, SimulatedSite, Simulation, prepare_sites, site_names
 from dpfpl_client.agent.core import SiteAgent
-from dpfpl_client.agent.feature_cache import FeatureCache
-from dpfpl_client.agent.ledger import Ledger
-from dpfpl_client.agent.permit import permit
-from dpfpl_client.agent.policy import Policy
+from dpfpl_client.agent.features import FeatureCache
+from dpfpl_client.agent.ledger.book import Ledger
+from dpfpl_client.agent.policy import Policy, permit
 from dpfpl_client.agent.store import MemoryStore
 from dpfpl_client.data import DataSettings, list_classes, load_pool, partition_sites
-from dpfpl_client.exporting.card import Facts
-from dpfpl_client.exporting.export import write_export
-from dpfpl_client.learning.backbone import load_backbone
-from dpfpl_client.learning.dp_optimizer import clipped_sums
-from dpfpl_client.learning.evaluation import LabelledFeatures
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
-from dpfpl_client.learning.randomness import SeededRandomness, SystemRandomness
-from dpfpl_client.learning.whole_update import released_update
-from dpfpl_client.prompt import SitePrompt
-from dpfpl_common.accounting import epsilon
+from dpfpl_client.learning.step import SeededRandomness, SystemRandomness, clipped_sums, released_update
+from dpfpl_client.models.backbone import load_backbone
+from dpfpl_client.models.evaluation import LabelledFeatures
+from dpfpl_client.use.exporting.card import Facts
+from dpfpl_client.use.exporting.export import write_export
+from dpfpl_client.use.prompt import SitePrompt
 from dpfpl_common.errors import ConfigError, PrivacyError, RefusedError, RoundError
 from dpfpl_common.experiment import (
     METHODS,
@@ -40,15 +35,15 @@ from dpfpl_common.experiment import (
     PromptSettings,
     RoundSettings,
 )
-from dpfpl_common.noise import NoNoise, SystemNoise
-from dpfpl_common.payload import EvaluateRequest, SiteReply, TrainRequest
-from dpfpl_common.planning import resolve_noise
-from dpfpl_common.sampling import SeededSampler
-from dpfpl_common.trust import planned_events
-from dpfpl_server.aggregation import aggregate, update_norm_cap
+from dpfpl_common.privacy.accounting import epsilon
+from dpfpl_common.privacy.noise import NoNoise, SystemNoise
+from dpfpl_common.privacy.sampling import SeededSampler
+from dpfpl_common.privacy_plan import planned_events, resolve_noise
+from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, TrainRequest
+from dpfpl_server.federation.aggregation import aggregate, update_norm_cap
+from dpfpl_server.federation.rounds import DPFPLStrategy
 from dpfpl_server.report import render_report
-from dpfpl_server.result import build_result, privacy_statement
-from dpfpl_server.strategy import DPFPLStrategy
+from dpfpl_server.runs.result import build_result, privacy_statement
 
 pytestmark = pytest.mark.privacy
 

@@ -2,10 +2,10 @@
 
 __all__ = ["ACCOUNTING"]
 
-ACCOUNTANT = "common/src/dpfpl_common/accounting.py"
-PERMIT = "client/src/dpfpl_client/agent/permit.py"
-PLANNING = "common/src/dpfpl_common/planning.py"
-TRUST = "common/src/dpfpl_common/trust.py"
+ACCOUNTANT = "common/src/dpfpl_common/privacy/accounting.py"
+PERMIT = "client/src/dpfpl_client/agent/policy.py"
+PLANNING = "common/src/dpfpl_common/privacy_plan.py"
+TRUST = "common/src/dpfpl_common/privacy_plan.py"
 ACCOUNTING_TESTS = "tests/common/test_accounting.py"
 PLANNING_TESTS = "tests/common/test_planning.py"
 POLICY_TESTS = "tests/client/agent/test_policy.py"
@@ -108,7 +108,7 @@ ACCOUNTING = (
     ),
     (
         "the result states the target instead of what was spent",
-        "server/src/dpfpl_server/result.py",
+        "server/src/dpfpl_server/runs/result.py",
         '"epsilon": json_epsilon(epsilon([event], delta)),',
         '"epsilon": experiment.privacy.target_epsilon or json_epsilon(epsilon([event], delta)),',
         (f"{RESULT_TESTS}::test_paper_accounting_states_its_nominal_epsilon_beside_the_honest_ones",),

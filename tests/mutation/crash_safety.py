@@ -4,11 +4,11 @@ __all__ = ["CRASH_SAFETY"]
 
 ATTACK_ROWS_TESTS = "tests/attacks/test_attack_rows.py"
 CORE = "client/src/dpfpl_client/agent/core.py"
-DURABLE = "common/src/dpfpl_common/durable.py"
-FIELDS = "common/src/dpfpl_common/fields.py"
+DURABLE = "common/src/dpfpl_common/ops/files.py"
+FIELDS = "common/src/dpfpl_common/wire/codec.py"
 KILL_POINTS_TESTS = "tests/faults/test_kill_points.py"
-LEDGER_FILE = "client/src/dpfpl_client/agent/ledger_file.py"
-PAYLOAD = "common/src/dpfpl_common/payload.py"
+LEDGER_FILE = "client/src/dpfpl_client/agent/ledger/file.py"
+PAYLOAD = "common/src/dpfpl_common/wire/payloads.py"
 POWER_LOSS_TESTS = "tests/faults/test_power_loss.py"
 RPC_INPUT_TESTS = "tests/client/agent/test_rpc_input.py"
 SEPARATION_TESTS = "tests/attacks/test_separation.py"
@@ -187,7 +187,7 @@ CRASH_SAFETY = (
     ),
     (
         "wire: unknown fields pass",
-        "common/src/dpfpl_common/wire.py",
+        "common/src/dpfpl_common/wire/codec.py",
         "    if len(UnknownFieldSet(message)) > 0:\n",
         "    if False:\n",
         (f"{WIRE_TESTS}::test_unknown_fields_are_refused_nested_ones_too",),
@@ -226,7 +226,7 @@ CRASH_SAFETY = (
     ),
     (
         "socket: others may connect",
-        "client/src/dpfpl_client/agent/socket_file.py",
+        "client/src/dpfpl_client/agent/endpoint.py",
         "        self._path.chmod(0o600 if self._group is None else 0o660)",
         "        self._path.chmod(0o666)",
         (f"{ATTACK_ROWS_TESTS}::test_A12_without_the_token_the_socket_says_nothing_and_other_users_do_not_reach_it",),
@@ -240,7 +240,7 @@ CRASH_SAFETY = (
     ),
     (
         "users: the agent's log can be read by the operator's code",
-        "client/src/dpfpl_client/launch.py",
+        "client/src/dpfpl_client/node/launch.py",
         '    (folder / "logs").mkdir(exist_ok=True, mode=0o700)\n',
         '    (folder / "logs").mkdir(exist_ok=True, mode=0o755)\n',
         (f"{SEPARATION_TESTS}::test_A5_hostile_code_reads_nothing_of_the_site",),

@@ -2,18 +2,18 @@
 
 __all__ = ["FEDERATION"]
 
-AGGREGATION = "server/src/dpfpl_server/aggregation.py"
+AGGREGATION = "server/src/dpfpl_server/federation/aggregation.py"
 CORE = "client/src/dpfpl_client/agent/core.py"
 EXPERIMENT_TESTS = "tests/common/test_experiment.py"
 PULSE_TESTS = "tests/server/test_pulse.py"
 RUN_FOLDER_TESTS = "tests/server/test_run_folder.py"
 SIGNATURES_TESTS = "tests/server/test_signatures.py"
-SIGNED_TEXT = "common/src/dpfpl_common/signed_text.py"
+SIGNED_TEXT = "common/src/dpfpl_common/wire/payloads.py"
 SIGNED_TEXT_TESTS = "tests/common/test_signed_text.py"
 SITE_UNIT_TESTS = "tests/integration/test_site_unit.py"
 STRATEGY_TESTS = "tests/server/test_strategy.py"
-TRUST = "common/src/dpfpl_common/trust.py"
-WHOLE_UPDATE = "client/src/dpfpl_client/learning/whole_update.py"
+TRUST = "common/src/dpfpl_common/privacy_plan.py"
+WHOLE_UPDATE = "client/src/dpfpl_client/learning/step.py"
 
 FEDERATION = (
     (
@@ -54,7 +54,7 @@ FEDERATION = (
     ),
     (
         "whole sites: every site joins every round",
-        "server/src/dpfpl_server/strategy.py",
+        "server/src/dpfpl_server/federation/rounds.py",
         "        return {sites[index]: self._nodes[sites[index]] for index in self._sampler.draw(len(sites), rate)}",
         "        return dict(self._nodes)",
         (f"{SITE_UNIT_TESTS}::test_every_site_joins_every_round_with_the_public_chance[seeded]",),
@@ -68,7 +68,7 @@ FEDERATION = (
     ),
     (
         "replies are taken without the site's signature",
-        "server/src/dpfpl_server/replies.py",
+        "server/src/dpfpl_server/federation/replies.py",
         "        if self._signatures is not None:\n",
         "        if False:\n",
         (f"{SIGNATURES_TESTS}::test_U7_a_reply_that_the_sites_agent_did_not_sign_is_dropped",),
@@ -95,28 +95,28 @@ FEDERATION = (
     ),
     (
         "a median of single shares of noise passes for their sum",
-        "common/src/dpfpl_common/soundness.py",
+        "common/src/dpfpl_common/experiment.py",
         '    elif rule != "mean" and p.trust != "local":\n',
         '    elif rule != "mean" and p.trust == "central":\n',
         (f"{EXPERIMENT_TESTS}::test_robust_rules_need_local_trust_and_enough_sites",),
     ),
     (
         "a changed checkpoint is resumed from",
-        "server/src/dpfpl_server/run_store.py",
+        "server/src/dpfpl_server/runs/store.py",
         "        if not whole or digest != sha256:\n",
         "        if not whole:\n",
         (f"{RUN_FOLDER_TESTS}::test_L2_a_checkpoint_that_is_not_what_was_saved_is_refused",),
     ),
     (
         "a second reply to the same message is aggregated too",
-        "server/src/dpfpl_server/exchange.py",
+        "server/src/dpfpl_server/federation/exchange.py",
         '            site = waiting.pop(message_id, "")\n',
         '            site = waiting.pop(message_id, "") or answered.get(message_id, "")\n',
         (f"{STRATEGY_TESTS}::test_L5_a_duplicate_reply_is_counted_and_not_aggregated",),
     ),
     (
         "two server programs work on one run",
-        "server/src/dpfpl_server/pulse.py",
+        "server/src/dpfpl_server/runs/folder.py",
         "                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
         "                pass\n",
         (f"{PULSE_TESTS}::test_a_holder_is_seen_a_second_one_refused_and_a_killed_one_gone",),
@@ -126,7 +126,7 @@ FEDERATION = (
         "client/src/dpfpl_client/learning/learner.py",
         "            gradient = batch_gradient(experiment, self._total(global_context, state.context, "
         "examples, finite)[None])\n",
-        "            from dpfpl_client.learning.dp_optimizer import clipped_sums\n"
+        "            from dpfpl_client.learning.step import clipped_sums\n"
         "            each = self._gradients(global_context, state.context, examples)\n"
         "            gradient = clipped_sums([each], [experiment.privacy.clipping_norm])[0]\n"
         "            gradient = gradient / (experiment.privacy.sample_rate * experiment.privacy.nominal_site_size)\n",

@@ -9,16 +9,16 @@ LEARNER = "client/src/dpfpl_client/learning/learner.py"
 LEARNER_TESTS = "tests/client/learning/test_learner.py"
 METHODS = "client/src/dpfpl_client/learning/methods.py"
 METHODS_TESTS = "tests/client/learning/test_methods.py"
-NOISE = "common/src/dpfpl_common/noise.py"
+NOISE = "common/src/dpfpl_common/privacy/noise.py"
 NOISE_TESTS = "tests/common/test_noise.py"
 NO_LEAK_BETWEEN_EXAMPLES_TESTS = "tests/client/learning/test_no_leak_between_examples.py"
-OPTIMIZER = "client/src/dpfpl_client/learning/dp_optimizer.py"
+OPTIMIZER = "client/src/dpfpl_client/learning/step.py"
 RELEASED_NOISE_TESTS = "tests/audit/test_released_noise.py"
 REPLY_TESTS = "tests/audit/test_reply.py"
-SAMPLING = "common/src/dpfpl_common/sampling.py"
+SAMPLING = "common/src/dpfpl_common/privacy/sampling.py"
 STEP = "client/src/dpfpl_client/learning/step.py"
 STEP_TESTS = "tests/client/learning/test_step.py"
-TRUST = "common/src/dpfpl_common/trust.py"
+TRUST = "common/src/dpfpl_common/privacy_plan.py"
 TRUST_TESTS = "tests/common/test_trust.py"
 
 MECHANISM = (
@@ -49,7 +49,7 @@ MECHANISM = (
     ),
     (
         "non-finite examples pass the clip",
-        "common/src/dpfpl_common/clipping.py",
+        "common/src/dpfpl_common/privacy/clipping.py",
         "    return np.where(finite, factors, 0.0)",
         "    return np.where(finite, factors, 1.0)",
         (f"{CLIPPING_TESTS}::test_P1_a_bad_example_gets_factor_zero_and_no_other_exceeds_the_joint_bound",),
@@ -156,7 +156,7 @@ MECHANISM = (
     ),
     (
         "dplora: the size of the personal context is forgotten",
-        "client/src/dpfpl_client/learning/factorisation.py",
+        "client/src/dpfpl_client/learning/methods.py",
         "    return np.asarray((left[:, :rank] * values[:rank]) @ right[:rank])\n",
         "    return np.asarray(left[:, :rank] @ right[:rank])\n",
         (f"{METHODS_TESTS}::test_dplora_keeps_the_size_of_the_personal_context",),
@@ -193,28 +193,28 @@ MECHANISM = (
     ),
     (
         "one example's gradient depends on the others'",
-        "client/src/dpfpl_client/learning/gradients.py",
+        "client/src/dpfpl_client/models/class_scorer.py",
         "    residual[torch.arange(len(labels)), labels] -= 1.0\n",
         "    residual[torch.arange(len(labels)), labels] -= 1.0\n    residual = residual - residual.mean(dim=0)\n",
         (f"{NO_LEAK_BETWEEN_EXAMPLES_TESTS}::test_P12_another_examples_image_label_and_size_change_no_bit_of_a_row",),
     ),
     (
         "one example's gradient depends on the others', in a generative model",
-        "client/src/dpfpl_client/learning/generative/scorer.py",
+        "client/src/dpfpl_client/models/generative/scorer.py",
         "torch.autograd.grad(losses.sum(), copies)[0]",
         "torch.autograd.grad((losses * losses.detach().mean()).sum(), copies)[0]",
         ("tests/client/learning/generative/test_families.py::test_an_example_changes_its_own_gradient_only",),
     ),
     (
         "of two spellings of an answer the first is kept",
-        "client/src/dpfpl_client/data/questions_file.py",
+        "client/src/dpfpl_client/data/questions.py",
         "if len({line.answer for line in group}) > 1:",
         "if len({normalised(line.answer) for line in group}) > 1:",
         ("tests/client/data/test_data_questions.py::test_one_line_more_is_at_most_one_example_more_or_less",),
     ),
     (
         "a turn that is longer than a generative model's positions trains",
-        "client/src/dpfpl_client/learning/generative/scorer.py",
+        "client/src/dpfpl_client/models/generative/scorer.py",
         "len(ids) == length and fits[place]]",
         "len(ids) == length]",
         (
@@ -266,7 +266,7 @@ MECHANISM = (
     ),
     (
         "a missing factor: twice the norm passes the clip",
-        "common/src/dpfpl_common/clipping.py",
+        "common/src/dpfpl_common/privacy/clipping.py",
         "    factors = np.minimum(1.0, (1.0 - 1e-12) / np.maximum(joint, 1e-300))\n",
         "    factors = np.minimum(1.0, (2.0 - 1e-12) / np.maximum(joint, 1e-300))\n",
         (f"{STEP_TESTS}::test_P10_one_example_moves_the_whole_release_by_at_most_one",),
@@ -287,7 +287,7 @@ MECHANISM = (
     ),
     (
         "estimates: the largest classes of the batch, not of each example",
-        "client/src/dpfpl_client/learning/text_pass.py",
+        "client/src/dpfpl_client/models/text_tower/fast.py",
         "            scales = largest_only(scales, few)\n",
         "            top = scales.abs().sum(dim=0).topk(min(few, scales.shape[1])).indices\n"
         "            scales = torch.zeros_like(scales).index_copy_(1, top, scales[:, top])\n",

@@ -44,9 +44,10 @@ from crash_safety import CRASH_SAFETY
 from federation import FEDERATION
 from mechanism import MECHANISM
 from one_shot import ONE_SHOT
-from server import SERVER
 from site_gate import SITE_GATE
 from warm import Child, Outcome, started, warm_up
+
+from server import SERVER
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = {

@@ -200,7 +200,7 @@ SERVER = (
     ),
     (
         "exchange: a part that the server has already ends the sending of a reply",
-        "client/src/dpfpl_client/warm_node.py",
+        "client/src/dpfpl_client/node/warm_node.py",
         "            with contextlib.suppress(ObjectPushError):\n",
         "            with contextlib.suppress(ZeroDivisionError):\n",
         ("tests/client/test_warm_node.py::test_L6_a_reply_stays_whole_where_the_receipt_of_a_part_is_lost",),
@@ -221,7 +221,7 @@ SERVER = (
     ),
     (
         "flower: a site starts under another line of it",
-        "client/src/dpfpl_client/supernode.py",
+        "client/src/dpfpl_client/node/supernode.py",
         "    require_flower()\n",
         "",
         ("tests/client/test_upgrade.py::test_O5_neither_side_starts_under_another_line_of_flower",),

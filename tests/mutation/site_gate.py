@@ -2,20 +2,20 @@
 
 __all__ = ["SITE_GATE"]
 
-CHAIN = "client/src/dpfpl_client/agent/chain.py"
+CHAIN = "client/src/dpfpl_client/agent/ledger/file.py"
 CORE = "client/src/dpfpl_client/agent/core.py"
 CORE_TESTS = "tests/client/agent/test_core.py"
-DATASET = "client/src/dpfpl_client/agent/dataset.py"
+DATASET = "client/src/dpfpl_client/agent/ledger/dataset.py"
 DATASET_TESTS = "tests/client/agent/test_dataset.py"
 GATE_TESTS = "tests/client/agent/test_gate.py"
 LEARNER = "client/src/dpfpl_client/learning/learner.py"
-LEDGER = "client/src/dpfpl_client/agent/ledger.py"
+LEDGER = "client/src/dpfpl_client/agent/ledger/book.py"
 LEDGER_CHAIN_TESTS = "tests/client/agent/test_ledger_chain.py"
-LEDGER_FILE = "client/src/dpfpl_client/agent/ledger_file.py"
+LEDGER_FILE = "client/src/dpfpl_client/agent/ledger/file.py"
 POLICY = "client/src/dpfpl_client/agent/policy.py"
 POLICY_FILE = "client/src/dpfpl_client/agent/policy_file.py"
 POLICY_FILE_TESTS = "tests/client/agent/test_policy_file.py"
-QUOTAS = "client/src/dpfpl_client/agent/quotas.py"
+QUOTAS = "client/src/dpfpl_client/agent/budget.py"
 
 SITE_GATE = (
     (
@@ -90,7 +90,7 @@ SITE_GATE = (
     ),
     (
         "ledger: a migration takes the operator to know as little as the others",
-        "client/src/dpfpl_client/agent/ledger_migration.py",
+        "client/src/dpfpl_client/agent/ledger/book.py",
         '        multipliers = {"operator": 0.0, ',
         "        multipliers = {",
         (f"{LEDGER_CHAIN_TESTS}::test_O3_without_it_the_operator_is_taken_to_know_everything",),
@@ -146,7 +146,7 @@ SITE_GATE = (
     ),
     (
         "approval: by name, whatever the configuration",
-        "client/src/dpfpl_client/agent/approvals.py",
+        "client/src/dpfpl_client/agent/policy_file.py",
         '        return self.approved().get(experiment.name, {}).get("digest") == experiment.digest()',
         "        return experiment.name in self.approved()",
         (f"{POLICY_FILE_TESTS}::test_an_approval_is_of_one_configuration",),
@@ -223,7 +223,7 @@ SITE_GATE = (
     ),
     (
         "data set: an exchanged list of images passes",
-        "client/src/dpfpl_client/agent/manifest.py",
+        "client/src/dpfpl_client/agent/ledger/dataset.py",
         "    if manifest is None or manifest.digest() != digest:",
         "    if manifest is None:",
         (f"{DATASET_TESTS}::test_F19_the_manifest_cannot_be_exchanged",),

@@ -29,18 +29,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dpfpl_bench.demo import the_same_sites_in_process
-from dpfpl_bench.inprocess_grid import InProcessGrid
-from dpfpl_bench.simulation import SimulatedSite, prepare_sites
-from dpfpl_bench.tiny_vlm.sites import drawn_sites
+from dpfpl_bench.demo.digits import the_same_sites_in_process
+from dpfpl_bench.demo.drawn_sites import drawn_sites
+from dpfpl_bench.simulate.simulation import InProcessGrid, SimulatedSite, prepare_sites
 from dpfpl_client.agent.core import SiteAgent
-from dpfpl_client.agent.feature_cache import FeatureCache
-from dpfpl_client.agent.ledger import Ledger
+from dpfpl_client.agent.features import FeatureCache
+from dpfpl_client.agent.ledger.book import Ledger
 from dpfpl_client.agent.store import MemoryStore
-from dpfpl_client.learning.backbone import load_backbone
 from dpfpl_client.learning.learner import SiteFeatures
-from dpfpl_client.learning.randomness import SeededRandomness
-from dpfpl_common.accounting import epsilon
+from dpfpl_client.learning.step import SeededRandomness
+from dpfpl_client.models.backbone import load_backbone
 from dpfpl_common.experiment import (
     Experiment,
     ModelSettings,
@@ -50,10 +48,10 @@ from dpfpl_common.experiment import (
     RoundSettings,
     TaskSettings,
 )
-from dpfpl_common.noise import discrete_gaussian
-from dpfpl_common.planning import resolve_noise
-from dpfpl_common.trust import planned_events
-from dpfpl_server.strategy import DPFPLStrategy
+from dpfpl_common.privacy.accounting import epsilon
+from dpfpl_common.privacy.noise import discrete_gaussian
+from dpfpl_common.privacy_plan import planned_events, resolve_noise
+from dpfpl_server.federation.rounds import DPFPLStrategy
 
 KEPT = Path(__file__).with_name("hashes.json")
 SEED = 20_261_129

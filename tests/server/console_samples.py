@@ -4,7 +4,7 @@ import numpy as np
 
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_common.optimizer import OptimizerState
-from dpfpl_server.run_folder import Checkpoint, RunFolder
+from dpfpl_server.runs.folder import Checkpoint, RunFolder
 
 SITES = ("clinic-b", "hospital-a", "practice-c")
 

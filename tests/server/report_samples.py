@@ -4,7 +4,7 @@ import html
 import re
 
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
-from dpfpl_server.result import build_result
+from dpfpl_server.runs.result import build_result
 
 SITES = ("east", "north", "south", "west")
 

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from dpfpl_client.learning.backbone import load_backbone
-from dpfpl_client.learning.evaluation import LabelledFeatures
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
-from dpfpl_client.learning.randomness import SeededRandomness, SystemRandomness
+from dpfpl_client.learning.step import SeededRandomness, SystemRandomness
+from dpfpl_client.models.backbone import load_backbone
+from dpfpl_client.models.evaluation import LabelledFeatures
 from dpfpl_common.errors import RoundError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings, RoundSettings
-from dpfpl_common.noise import NoNoise, SeededNoise, SystemNoise
-from dpfpl_common.trust import largest_signal, site_noise_stddev
-from dpfpl_server.aggregation import aggregate, initial_global_context, update_norm_cap
+from dpfpl_common.privacy.noise import NoNoise, SeededNoise, SystemNoise
+from dpfpl_common.privacy_plan import largest_signal, site_noise_stddev
+from dpfpl_server.federation.aggregation import aggregate, initial_global_context, update_norm_cap
 
 SITES = ("east", "north", "south", "west")
 

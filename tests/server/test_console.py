@@ -7,12 +7,12 @@ import httpx
 import pytest
 from console_samples import SITES, Run
 
-from dpfpl_common.accounting import epsilon
 from dpfpl_common.errors import ConfigError, DeploymentError, StateError
-from dpfpl_common.trust import planned_events
-from dpfpl_server.console.app import MAX_STREAMS, STATIC, Watcher, console_app
-from dpfpl_server.console.server import serve_console
-from dpfpl_server.console.snapshot import LOG_LINES, list_experiments, snapshot, tail
+from dpfpl_common.privacy.accounting import epsilon
+from dpfpl_common.privacy_plan import planned_events
+from dpfpl_server.watch.console.app import MAX_STREAMS, STATIC, Watcher, console_app
+from dpfpl_server.watch.console.server import serve_console
+from dpfpl_server.watch.console.snapshot import LOG_LINES, list_experiments, snapshot, tail
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_a_server_that_does_not_answer_leaves_connections_unknown(run):
 
 def test_many_pages_cost_one_look(run, monkeypatch):
     looks = []
-    monkeypatch.setattr("dpfpl_server.console.app.snapshot", lambda *a: looks.append(1) or {"name": "xrays-1"})
+    monkeypatch.setattr("dpfpl_server.watch.console.app.snapshot", lambda *a: looks.append(1) or {"name": "xrays-1"})
     watcher = Watcher(run.path.parent, dict, run.path.parent / "server.log")
     for _ in range(50):
         watcher.look("xrays-1")
@@ -187,7 +187,7 @@ def test_events_are_server_sent_and_only_what_changed(run):
 
 
 def test_streams_are_few(run, monkeypatch):
-    monkeypatch.setattr("dpfpl_server.console.app.MAX_STREAMS", 0)
+    monkeypatch.setattr("dpfpl_server.watch.console.app.MAX_STREAMS", 0)
     assert ask(run, "/api/runs/xrays-1/events").status_code == 503
     assert MAX_STREAMS >= 10
 

@@ -6,10 +6,10 @@ import pytest
 from rich.console import Console
 
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
-from dpfpl_server.display import LiveDisplay, print_result, result_table
-from dpfpl_server.live_state import LiveState
-from dpfpl_server.plain_words import epsilon_text
-from dpfpl_server.result import build_result
+from dpfpl_server.runs.result import build_result
+from dpfpl_server.runs.state import LiveState
+from dpfpl_server.runs.words import epsilon_text
+from dpfpl_server.watch.terminal import LiveDisplay, print_result, result_table
 
 DONE = {
     "phase": "ROUND_DONE",

@@ -9,9 +9,9 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, Metadata, RecordDict
 from flwr.superlink.grid.http_grid import HttpGrid
 
-from dpfpl_server import exchange as module
-from dpfpl_server.exchange import content_bytes, exchange
-from dpfpl_server.patience import bear_broken_connections
+from dpfpl_server.federation import exchange as module
+from dpfpl_server.federation.exchange import content_bytes, exchange
+from dpfpl_server.federation.patience import bear_broken_connections
 
 
 class Clock:

@@ -8,9 +8,9 @@ from rich.console import Console
 
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_common.optimizer import OptimizerState
-from dpfpl_server.display import LiveDisplay
-from dpfpl_server.run_folder import Checkpoint, RunFolder
-from dpfpl_server.run_state import run_state
+from dpfpl_server.runs.folder import Checkpoint, RunFolder
+from dpfpl_server.runs.state import run_state
+from dpfpl_server.watch.terminal import LiveDisplay
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "operator.md").read_text(encoding="utf-8")
 EXPERIMENT = Experiment(

@@ -7,22 +7,21 @@ import sys
 import numpy as np
 import pytest
 
-from dpfpl_client.agent.permit import permit
-from dpfpl_client.agent.policy import load_policy
-from dpfpl_client.records import encode_reply
-from dpfpl_common.accounting import epsilon
+from dpfpl_client.agent.policy import load_policy, permit
+from dpfpl_client.node.records import encode_reply
+from dpfpl_common.config import from_table
 from dpfpl_common.errors import RefusedError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
-from dpfpl_common.payload import METRIC_NAMES, SiteReply, TrainRequest
-from dpfpl_common.settings import from_table
-from dpfpl_common.trust import planned_events
-from dpfpl_server import cli
-from dpfpl_server.exchange import record_bytes
-from dpfpl_server.kits import STARTING_POLICY
-from dpfpl_server.plan import make_plan, plan_lines
-from dpfpl_server.records import encode_train_request
-from dpfpl_server.result import privacy_statement
-from dpfpl_server.sites import Site, save_sites
+from dpfpl_common.privacy.accounting import epsilon
+from dpfpl_common.privacy_plan import planned_events
+from dpfpl_common.wire.payloads import METRIC_NAMES, SiteReply, TrainRequest
+from dpfpl_server.cli import main as cli
+from dpfpl_server.federation.exchange import record_bytes
+from dpfpl_server.federation.records import encode_train_request
+from dpfpl_server.runs.plan import make_plan, plan_lines
+from dpfpl_server.runs.result import privacy_statement
+from dpfpl_server.sites.kits import STARTING_POLICY
+from dpfpl_server.sites.register import Site, save_sites
 
 SITES = ("east", "north", "south")
 REGISTER = {name: Site(name, "key", "2026-01-01", 7, "ssh-ed25519 key") for name in SITES}
@@ -115,7 +114,7 @@ def test_sites_that_cannot_take_part_are_named(tmp_path):
 
 def test_the_time_comes_from_an_earlier_run_alike(tmp_path):
     from dpfpl_common.optimizer import OptimizerState
-    from dpfpl_server.run_folder import Checkpoint, RunFolder
+    from dpfpl_server.runs.folder import Checkpoint, RunFolder
 
     first = make_plan(make_experiment(), REGISTER, tmp_path)["seconds"]
     assert "not known before a first run" in first["basis"]

@@ -16,12 +16,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from dpfpl_client.agent.signing import load_signing_key
+from dpfpl_client.agent.credentials import load_signing_key
 from dpfpl_common.errors import ConfigError, DeploymentError
-from dpfpl_server.certificates import certificate_covers, fingerprint, new_authority, new_server_certificate
-from dpfpl_server.kits import KIT_FILES
-from dpfpl_server.provision import ProvisionRequest, ProvisionResult, provision, validate_site_name
-from dpfpl_server.sites import load_sites, node_ids
+from dpfpl_server.sites.certificates import certificate_covers, fingerprint, new_authority, new_server_certificate
+from dpfpl_server.sites.kits import KIT_FILES
+from dpfpl_server.sites.provision import ProvisionRequest, ProvisionResult, provision, validate_site_name
+from dpfpl_server.sites.register import load_sites, node_ids
 
 
 def run(tmp_path: Path, *sites: str, **options: object) -> ProvisionResult:

@@ -9,13 +9,13 @@ import time
 import pytest
 
 from dpfpl_common.errors import StateError
-from dpfpl_server import pulse as module
-from dpfpl_server.pulse import LifeSign, Pulse, life_sign
+from dpfpl_server.runs import folder as module
+from dpfpl_server.runs.folder import LifeSign, Pulse, life_sign
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from dpfpl_server.pulse import Pulse
+from dpfpl_server.runs.folder import Pulse
 with Pulse(Path(sys.argv[1]), "works"):
     print("held", flush=True)
     time.sleep(60)

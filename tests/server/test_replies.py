@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from flwr.app import Message, Metadata, RecordDict
 
-from dpfpl_client.records import encode_reply
+from dpfpl_client.node.records import encode_reply
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings
-from dpfpl_common.payload import SiteReply, TrainRequest
-from dpfpl_server.replies import Replies
+from dpfpl_common.wire.payloads import SiteReply, TrainRequest
+from dpfpl_server.federation.replies import Replies
 
 SITES = tuple(f"site-{number:04d}" for number in range(60))
 EXPERIMENT = Experiment(

@@ -10,10 +10,9 @@ import pytest
 from report_samples import answer, make_result, metrics, plain
 
 from dpfpl_common.errors import StateError
-from dpfpl_server.charts import Frame, Line, line_chart
-from dpfpl_server.curves import mean_curve, site_curve
-from dpfpl_server.plain_words import bytes_text, epsilon_text, seconds_text
 from dpfpl_server.report import render_report, write_report
+from dpfpl_server.report.charts import Frame, Line, line_chart, mean_curve, site_curve
+from dpfpl_server.runs.words import bytes_text, epsilon_text, seconds_text
 
 HOSTILE = "<script src=//evil.example/x.js>alert('\"')</script>"
 VOID = {"meta", "br", "img", "link", "input", "hr"}

@@ -15,13 +15,13 @@ from report_samples import BY_HAND, SITES, answer, make_result, plain
 
 from dpfpl_common.errors import ConfigError
 from dpfpl_common.experiment import parse_experiment
-from dpfpl_server.formulas import wilson
-from dpfpl_server.plain_words import FLOORS
 from dpfpl_server.report import read_roi, render_report, write_report
 from dpfpl_server.report.facts import stopped_after
+from dpfpl_server.report.formulas import wilson
+from dpfpl_server.report.roi import STEPS, parse_roi
 from dpfpl_server.report.texts import Texts
-from dpfpl_server.result import privacy_statement
-from dpfpl_server.roi import STEPS, parse_roi
+from dpfpl_server.runs.result import privacy_statement
+from dpfpl_server.runs.words import FLOORS
 
 NUMBER = re.compile(r'<data value="([^"]*)" data-from="([^"]*)">(.*?)</data>', re.DOTALL)
 

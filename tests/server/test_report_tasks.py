@@ -10,11 +10,11 @@ import pytest
 from report_samples import make_result, plain
 from rich.console import Console
 
-from dpfpl_common.task_settings import TASKS
-from dpfpl_server.plain_words import MEASURED
+from dpfpl_common.experiment import TASKS
 from dpfpl_server.report import render_report
 from dpfpl_server.report.texts import LANGUAGES, OWN_WORDS, Texts
-from dpfpl_server.result_table import print_result
+from dpfpl_server.runs.words import MEASURED
+from dpfpl_server.watch.terminal import print_result
 
 
 def catalogue(name):

@@ -8,17 +8,9 @@ import dp_accounting
 import pytest
 from dp_accounting import pld
 
-from dpfpl_common.experiment import (
-    METHODS,
-    Experiment,
-    ModelSettings,
-    PrivacySettings,
-    PromptSettings,
-    RoundSettings,
-)
-from dpfpl_common.planning import resolve_noise
-from dpfpl_common.trust import BLOCKS
-from dpfpl_server.result import build_result, floors_from_metrics, mean, privacy_statement
+from dpfpl_common.experiment import METHODS, Experiment, ModelSettings, PrivacySettings, PromptSettings, RoundSettings
+from dpfpl_common.privacy_plan import BLOCKS, resolve_noise
+from dpfpl_server.runs.result import build_result, floors_from_metrics, mean, privacy_statement
 
 SITES = ("north", "south", "west")
 
@@ -129,7 +121,7 @@ def test_missing_metrics_are_null(history):
 
 
 def test_the_configuration_can_be_read_back():
-    from dpfpl_common.settings import from_table
+    from dpfpl_common.config import from_table
 
     experiment = make_experiment()
     result = strict(make_result(experiment))

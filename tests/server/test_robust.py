@@ -7,14 +7,14 @@ import pytest
 from flwr.app import Array, ArrayRecord, Message, Metadata, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedMedian, FedTrimmedAvg, Krum
 
-from dpfpl_bench.inprocess_grid import InProcessGrid
+from dpfpl_bench.simulate.simulation import InProcessGrid
 from dpfpl_common.errors import RoundError
 from dpfpl_common.experiment import AggregationSettings, Experiment, ModelSettings, PrivacySettings
-from dpfpl_common.noise import SystemNoise
-from dpfpl_common.payload import SiteReply
-from dpfpl_server.aggregation import UpdateStack, UpdateSum, aggregate, collector
-from dpfpl_server.robust import coordinate_median, krum, trimmed_mean
-from dpfpl_server.strategy import DPFPLStrategy
+from dpfpl_common.privacy.noise import SystemNoise
+from dpfpl_common.wire.payloads import SiteReply
+from dpfpl_server.federation.aggregation import UpdateStack, UpdateSum, aggregate, collector
+from dpfpl_server.federation.robust import coordinate_median, krum, trimmed_mean
+from dpfpl_server.federation.rounds import DPFPLStrategy
 
 UPDATES = [np.random.default_rng(seed).normal(size=(4, 8)).astype("<f4") for seed in range(5)]
 

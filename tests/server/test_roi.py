@@ -7,8 +7,8 @@ import pytest
 from report_samples import BY_HAND
 
 from dpfpl_common.errors import ConfigError
-from dpfpl_server.formulas import evaluate, names_in
-from dpfpl_server.roi import SCENARIOS, STEPS, ErrorRates, Estimate, parse_roi, scenario
+from dpfpl_server.report.formulas import evaluate, names_in
+from dpfpl_server.report.roi import SCENARIOS, STEPS, ErrorRates, Estimate, parse_roi, scenario
 
 RATES = ErrorRates(before=Estimate(0.15, 0.15, 0.15), after=Estimate(0.11, 0.10, 0.05))
 

@@ -5,16 +5,15 @@ import json
 import numpy as np
 import pytest
 
-from dpfpl_common.accounting import epsilon
 from dpfpl_common.errors import ConfigError, DpfplError, RoundError, StateError
 from dpfpl_common.optimizer import OptimizerState
-from dpfpl_common.trust import planned_events
-from dpfpl_server import supervise as module
-from dpfpl_server.control import RunStatus
-from dpfpl_server.run import finish, load_planned_experiment, run_experiment
-from dpfpl_server.run_folder import Checkpoint, RunFolder
-from dpfpl_server.sites import Site, save_sites
-from dpfpl_server.supervise import Limits
+from dpfpl_common.privacy.accounting import epsilon
+from dpfpl_common.privacy_plan import planned_events
+from dpfpl_server.runs import supervise as module
+from dpfpl_server.runs.folder import Checkpoint, RunFolder
+from dpfpl_server.runs.supervise import Limits, finish, load_planned_experiment, run_experiment
+from dpfpl_server.sites.control import RunStatus
+from dpfpl_server.sites.register import Site, save_sites
 
 TOML = """
 classes = ["cat", "dog"]

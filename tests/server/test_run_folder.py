@@ -14,7 +14,7 @@ import pytest
 from dpfpl_common.errors import ConfigError, StateError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_common.optimizer import OptimizerState
-from dpfpl_server.run_folder import Checkpoint, RunFolder
+from dpfpl_server.runs.folder import Checkpoint, RunFolder
 
 
 def make_experiment(rounds=3):

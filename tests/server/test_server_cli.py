@@ -17,12 +17,13 @@ from typer.testing import CliRunner
 
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_common.optimizer import OptimizerState
-from dpfpl_server import cli, experiments_cli
-from dpfpl_server import expiry as expiry_module
-from dpfpl_server.expiry import expiries
-from dpfpl_server.provision import ProvisionRequest, provision
-from dpfpl_server.run import finish
-from dpfpl_server.run_folder import Checkpoint, RunFolder
+from dpfpl_server.cli import experiments as experiments_cli
+from dpfpl_server.cli import main as cli
+from dpfpl_server.runs.folder import Checkpoint, RunFolder
+from dpfpl_server.runs.supervise import finish
+from dpfpl_server.sites import certificates as expiry_module
+from dpfpl_server.sites.certificates import expiries
+from dpfpl_server.sites.provision import ProvisionRequest, provision
 
 COMMANDS = (
     "provision",

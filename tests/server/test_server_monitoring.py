@@ -10,20 +10,24 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from dpfpl_client.agent.metered import MeteredAgent, ledger_families
+from dpfpl_client.agent.metrics import MeteredAgent, ledger_families
 from dpfpl_common.errors import DeploymentError, RefusedError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
+from dpfpl_common.ops.monitor import render
 from dpfpl_common.optimizer import OptimizerState
-from dpfpl_common.payload import SiteReply, TrainRequest
-from dpfpl_common.prometheus import render
-from dpfpl_server import cli, expiry, metrics, server_doctor, server_health, sites_admin
-from dpfpl_server.control import Node
-from dpfpl_server.metrics import experiment_families, server_families
-from dpfpl_server.provision import ProvisionRequest, provision
-from dpfpl_server.run_folder import Checkpoint, RunFolder
-from dpfpl_server.server_doctor import examine_server
-from dpfpl_server.server_health import server_troubles
-from dpfpl_server.tensorboard import event_record, read_records, write_curves
+from dpfpl_common.wire.payloads import SiteReply, TrainRequest
+from dpfpl_server.cli import main as cli
+from dpfpl_server.runs.folder import Checkpoint, RunFolder
+from dpfpl_server.sites import admin as sites_admin
+from dpfpl_server.sites import certificates as expiry
+from dpfpl_server.sites.control import Node
+from dpfpl_server.sites.provision import ProvisionRequest, provision
+from dpfpl_server.watch import doctor as server_doctor
+from dpfpl_server.watch import metrics
+from dpfpl_server.watch import metrics as server_health
+from dpfpl_server.watch.doctor import examine_server
+from dpfpl_server.watch.metrics import experiment_families, server_families, server_troubles
+from dpfpl_server.watch.tensorboard import event_record, read_records, write_curves
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -70,7 +74,7 @@ def server(tmp_path):
 @pytest.fixture
 def running(monkeypatch, server):
     """A SuperLink that answers; its statuses may be changed."""
-    from dpfpl_server.sites import load_sites
+    from dpfpl_server.sites.register import load_sites
 
     keys = {name: site.public_key for name, site in load_sites(server).items()}
     statuses = {"north": "online", "south": "online"}
@@ -105,7 +109,7 @@ def test_the_metrics_say_what_the_run_says(tmp_path):
     ):
         assert line in text.splitlines()
     spent = float(re.search(r'epsilon\{experiment="pilot",adversary="prompt_recipient"\} (\S+)', text)[1])
-    from dpfpl_server.result import privacy_statement
+    from dpfpl_server.runs.result import privacy_statement
 
     assert spent == privacy_statement(make_experiment(), 2)["epsilons"][0]["epsilon"] > 0
 
@@ -237,7 +241,7 @@ def test_O9_the_doctors_exit_codes(server, running, monkeypatch):
 
     monkeypatch.setattr(server_doctor, "examine_server", lambda folder: [])
     assert (call().exit_code, call().stdout.strip()) == (0, "All is well.")
-    from dpfpl_common.finding import ERROR, WARNING, Finding
+    from dpfpl_common.ops.diagnostics import ERROR, WARNING, Finding
 
     warning, error = Finding(WARNING, "a", "b", "C", "d"), Finding(ERROR, "a", "b", "C", "d")
     monkeypatch.setattr(server_doctor, "examine_server", lambda folder: [warning])
@@ -260,7 +264,7 @@ def test_curves_are_records_that_tensorboard_reads(tmp_path):
     damaged[-6] ^= 1
     with pytest.raises(ValueError, match="damaged"):
         list(read_records(bytes(damaged)))
-    from dpfpl_server.tensorboard import _masked_crc
+    from dpfpl_server.watch.tensorboard import _masked_crc
 
     crc = 0xE3069283  # of "123456789", the check value in every catalogue of CRCs
     assert _masked_crc(b"123456789") == struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)

@@ -7,13 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from wire_samples import CONTEXT, EXPERIMENT, SHAPE, only_documented_errors
 
-from dpfpl_client import records as site
+from dpfpl_client.node import records as site
 from dpfpl_common import PROTOCOL_VERSION
 from dpfpl_common.errors import PayloadError
-from dpfpl_common.fields import CODES
-from dpfpl_common.payload import EvaluateRequest, SiteReply, TrainRequest
-from dpfpl_common.refusal import Refusal
-from dpfpl_server import records
+from dpfpl_common.wire.codec import CODES
+from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, TrainRequest
+from dpfpl_common.wire.refusal import Refusal
+from dpfpl_server.federation import records
 
 TRAIN = TrainRequest(EXPERIMENT, 3, CONTEXT, evaluate=False)
 EVALUATE = EvaluateRequest(EXPERIMENT, 10, CONTEXT)

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from dpfpl_bench.inprocess_grid import InProcessGrid
+from dpfpl_bench.simulate.simulation import InProcessGrid
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
-from dpfpl_common.payload import SiteReply
-from dpfpl_common.trust import site_noise_stddev
-from dpfpl_server.result import build_result
-from dpfpl_server.signals import LARGEST, TOO_LITTLE_NOISE, ZERO_SIGNAL, signal_score, verdicts
-from dpfpl_server.strategy import DPFPLStrategy
+from dpfpl_common.privacy_plan import site_noise_stddev
+from dpfpl_common.wire.payloads import SiteReply
+from dpfpl_server.federation.replies import LARGEST, TOO_LITTLE_NOISE, ZERO_SIGNAL, signal_score, verdicts
+from dpfpl_server.federation.rounds import DPFPLStrategy
+from dpfpl_server.runs.result import build_result
 
 SITES = ("east", "north", "south", "west")
 

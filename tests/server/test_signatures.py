@@ -9,12 +9,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 
-from dpfpl_bench.inprocess_grid import InProcessGrid
-from dpfpl_client.agent.signing import SigningAgent
+from dpfpl_bench.simulate.simulation import InProcessGrid
+from dpfpl_client.agent.credentials import SigningAgent
 from dpfpl_common.errors import ConfigError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
-from dpfpl_common.payload import SiteReply
-from dpfpl_server.strategy import DPFPLStrategy
+from dpfpl_common.wire.payloads import SiteReply
+from dpfpl_server.federation.rounds import DPFPLStrategy
 
 SITES = ("east", "north", "south")
 KEYS = {site: Ed25519PrivateKey.from_private_bytes(site.ljust(32).encode()) for site in (*SITES, "stranger")}
@@ -158,7 +158,7 @@ def test_U7_the_same_reply_under_another_experiment_is_dropped():
 
     def spoil(reply, east, earlier):
         if "context" in reply.content:
-            from dpfpl_common.payload import TrainRequest
+            from dpfpl_common.wire.payloads import TrainRequest
 
             number = reply.content["reply"]["round"]
             request = TrainRequest(make_experiment("another"), number, np.zeros((4, 8), dtype="<f4"))

@@ -11,12 +11,14 @@ import pytest
 from typer.testing import CliRunner
 
 from dpfpl_common.errors import ConfigError, DeploymentError
-from dpfpl_server import cli, sites_admin, superlink
-from dpfpl_server.control import Node
-from dpfpl_server.expiry import expiries, expiry_warnings, matching, renew_server_certificate
-from dpfpl_server.provision import ProvisionRequest, load_place, provision
-from dpfpl_server.sites import load_sites
-from dpfpl_server.sites_admin import add_sites, list_sites, revoke_site, revoked_sites, rotate_site
+from dpfpl_server.cli import main as cli
+from dpfpl_server.sites import admin as sites_admin
+from dpfpl_server.sites import superlink
+from dpfpl_server.sites.admin import add_sites, list_sites, revoke_site, revoked_sites, rotate_site
+from dpfpl_server.sites.certificates import expiries, expiry_warnings, matching, renew_server_certificate
+from dpfpl_server.sites.control import Node
+from dpfpl_server.sites.provision import ProvisionRequest, load_place, provision
+from dpfpl_server.sites.register import load_sites
 
 
 class FakeControl:

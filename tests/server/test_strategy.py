@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
-from dpfpl_bench.inprocess_grid import InProcessGrid
+from dpfpl_bench.simulate.simulation import InProcessGrid
 from dpfpl_common.errors import RefusedError, RoundError
 from dpfpl_common.experiment import AggregationSettings, Experiment, ModelSettings, PrivacySettings, RoundSettings
-from dpfpl_common.noise import SeededNoise
-from dpfpl_common.payload import SiteReply, request_digest
-from dpfpl_server import exchange as exchange_module
-from dpfpl_server import strategy as module
-from dpfpl_server.aggregation import update_norm_cap
+from dpfpl_common.privacy.noise import SeededNoise
+from dpfpl_common.wire.payloads import SiteReply, request_digest
 from dpfpl_server.exit_codes import FAILED, exit_code_of
-from dpfpl_server.strategy import DPFPLStrategy
+from dpfpl_server.federation import exchange as exchange_module
+from dpfpl_server.federation import rounds as module
+from dpfpl_server.federation.aggregation import update_norm_cap
+from dpfpl_server.federation.rounds import DPFPLStrategy
 
 SITES = ("east", "north", "south", "west")
 WIDTH = 8

@@ -8,16 +8,16 @@ import sys
 import tomllib
 from pathlib import Path
 
+import dpfpl_server.superlink as superlink
 import pytest
 
-import dpfpl_server.superlink as superlink
 from dpfpl_common.errors import ConfigError, DeploymentError
-from dpfpl_common.processes import ProcessGroup, free_port
-from dpfpl_server.bundle import bundle_files, materialise_bundle
-from dpfpl_server.control import Control, Node
-from dpfpl_server.provision import ProvisionRequest, provision
-from dpfpl_server.sites import load_sites, node_ids, save_sites
-from dpfpl_server.superlink import (
+from dpfpl_common.ops.processes import ProcessGroup, free_port
+from dpfpl_server.sites.bundle import bundle_files, materialise_bundle
+from dpfpl_server.sites.control import Control, Node
+from dpfpl_server.sites.provision import ProvisionRequest, provision
+from dpfpl_server.sites.register import load_sites, node_ids, save_sites
+from dpfpl_server.sites.superlink import (
     SuperLinkSettings,
     open_control,
     register_sites,
@@ -146,7 +146,10 @@ def test_the_bundle_in_deploy_is_the_installed_one(tmp_path: Path) -> None:
 def test_the_bundle_is_a_pointer_to_the_installed_apps() -> None:
     bundle = tomllib.loads(bundle_files()["pyproject.toml"].decode())
     app = bundle["tool"]["flwr"]["app"]
-    assert app["components"] == {"serverapp": "dpfpl_server.app:app", "clientapp": "dpfpl_client.app:app"}
+    assert app["components"] == {
+        "serverapp": "dpfpl_server.federation.app:app",
+        "clientapp": "dpfpl_client.node.app:app",
+    }
     assert app["config"] == {"run-dir": ""}
     assert bundle["project"]["dependencies"] == []  # nothing is ever installed at run time
 
@@ -156,9 +159,9 @@ def test_flower_builds_the_bundle_without_the_client_and_without_torch() -> None
     program = (
         "import sys\n"
         "sys.modules['torch'] = sys.modules['dpfpl_client'] = None\n"
-        "from dpfpl_server.bundle import bundle_files\n"
-        "from dpfpl_server.control import build_fab_from_files\n"
-        "import dpfpl_server.superlink\n"
+        "from dpfpl_server.sites.bundle import bundle_files\n"
+        "from dpfpl_server.sites.control import build_fab_from_files\n"
+        "import dpfpl_server.sites.superlink\n"
         "print(len(build_fab_from_files(bundle_files())[0]))\n"
     )
     built = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=dict(os.environ))

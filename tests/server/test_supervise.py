@@ -10,12 +10,11 @@ import pytest
 from dpfpl_common.errors import DeploymentError, RoundError, StateError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_common.optimizer import OptimizerState
-from dpfpl_server import supervise as module
-from dpfpl_server.control import RunStatus
-from dpfpl_server.run import run_experiment
-from dpfpl_server.run_folder import Checkpoint, RunFolder
-from dpfpl_server.sites import Site, save_sites
-from dpfpl_server.supervise import Limits, stop_experiment
+from dpfpl_server.runs import supervise as module
+from dpfpl_server.runs.folder import Checkpoint, RunFolder
+from dpfpl_server.runs.supervise import Limits, run_experiment, stop_experiment
+from dpfpl_server.sites.control import RunStatus
+from dpfpl_server.sites.register import Site, save_sites
 
 EXPERIMENT = Experiment(
     name="pilot",

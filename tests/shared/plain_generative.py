@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional
 
-from dpfpl_client.learning.generative.families import FAMILIES
+from dpfpl_client.models.generative.template import FAMILIES
 
 
 def plain_model(folder, dtype=torch.float32):

@@ -6,8 +6,8 @@ import torch
 from transformers import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
 
-from dpfpl_client.learning.fast_tower import MemoryPlan
-from dpfpl_client.learning.text_tower import ClassTokens
+from dpfpl_client.models.text_tower.fast import MemoryPlan
+from dpfpl_client.models.text_tower.shared_prefix import ClassTokens
 
 VOCABULARY, BOS, EOS = 120, 118, 119
 TINY = MemoryPlan(chunk_rows=1, state_bytes=1, gradient_bytes=1, row_length=1)

@@ -6,7 +6,7 @@ import numpy as np
 
 from dpfpl_common.errors import PayloadError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings
-from dpfpl_common.fields import CODES
+from dpfpl_common.wire.codec import CODES
 
 SHAPE = (4, 8)
 EXPERIMENT = Experiment(

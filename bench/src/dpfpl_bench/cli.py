@@ -1,6 +1,6 @@
 """``dpfpl-bench``: federations simulated on one machine, and the demo."""
 
-from dpfpl_common.telemetry import silence_telemetry
+from dpfpl_common.ops.telemetry import silence_telemetry
 
 silence_telemetry()
 
@@ -13,23 +13,27 @@ import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.markup import escape  # noqa: E402
 
-from dpfpl_bench import measure_commands  # noqa: E402
-from dpfpl_bench.audit_command import EXAMPLES as AUDIT_EXAMPLES  # noqa: E402
-from dpfpl_bench.audit_command import audit  # noqa: E402
-from dpfpl_bench.benchmark_command import EXAMPLES as BENCHMARK_EXAMPLES  # noqa: E402
-from dpfpl_bench.benchmark_command import benchmarks  # noqa: E402
-from dpfpl_bench.data_command import EXAMPLES as DATA_EXAMPLES  # noqa: E402
-from dpfpl_bench.data_command import data  # noqa: E402
-from dpfpl_bench.data_flag import data_settings, initial_text, named_classes  # noqa: E402
-from dpfpl_bench.field_data import FIELD  # noqa: E402
+from dpfpl_bench.audit.command import EXAMPLES as AUDIT_EXAMPLES  # noqa: E402
+from dpfpl_bench.audit.command import audit  # noqa: E402
 from dpfpl_bench.paper_command import EXAMPLES as PAPER_EXAMPLES  # noqa: E402
 from dpfpl_bench.paper_command import paper  # noqa: E402
-from dpfpl_bench.sweep_command import EXAMPLES as SWEEP_EXAMPLES  # noqa: E402
-from dpfpl_bench.sweep_command import sweep  # noqa: E402
+from dpfpl_bench.simulate.sources import (  # noqa: E402
+    FIELD,
+    data_settings,
+    initial_text,
+    named_classes,
+)
+from dpfpl_bench.sweep.command import EXAMPLES as SWEEP_EXAMPLES  # noqa: E402
+from dpfpl_bench.sweep.command import sweep  # noqa: E402
 from dpfpl_common.errors import ConfigError, DpfplError  # noqa: E402
+from research import commands as measure_commands  # noqa: E402
+from research.tables.benchmarks import EXAMPLES as BENCHMARK_EXAMPLES  # noqa: E402
+from research.tables.benchmarks import benchmarks  # noqa: E402
+from research.tables.data import EXAMPLES as DATA_EXAMPLES  # noqa: E402
+from research.tables.data import data  # noqa: E402
 
 if TYPE_CHECKING:
-    from dpfpl_bench.demonstration import Scenario
+    from dpfpl_bench.demo.demonstration import Scenario
 
 __all__ = ["main"]
 
@@ -172,10 +176,10 @@ def run(
     """
     import torch
 
-    from dpfpl_bench.progress import RunProgress
-    from dpfpl_bench.run import RunRequest, run_simulation, write_result
-    from dpfpl_bench.settings import BenchSettings
-    from dpfpl_client.site_settings import ComputeSettings
+    from dpfpl_bench.simulate.progress import RunProgress
+    from dpfpl_bench.simulate.run import RunRequest, run_simulation, write_result
+    from dpfpl_bench.simulate.settings import BenchSettings
+    from dpfpl_client.site.settings import ComputeSettings
     from dpfpl_common.experiment import TaskSettings
 
     torch.set_num_threads(threads)
@@ -243,7 +247,7 @@ def demo(
     as_json: Annotated[bool, typer.Option("--json", help="print result.json instead of the table")] = False,
 ) -> None:
     """Run a real federation on this machine: a SuperLink and four sites, gRPC with TLS and node keys."""
-    from dpfpl_bench.demo import DEMO
+    from dpfpl_bench.demo.digits import DEMO
 
     _demonstrate("demo", DEMO, out, rounds, epsilon, as_json=as_json)
 
@@ -256,7 +260,7 @@ def demo_vlm(
     as_json: Annotated[bool, typer.Option("--json", help="print result.json instead of the table")] = False,
 ) -> None:
     """The same with three sites that have questions about pictures answered, by a tiny generative model."""
-    from dpfpl_bench.demo_vlm import DEMO_VLM
+    from dpfpl_bench.demo.questions import DEMO_VLM
 
     _demonstrate("demo-vlm", DEMO_VLM, out, rounds, epsilon, as_json=as_json)
 
@@ -271,8 +275,8 @@ def _demonstrate(
     as_json: bool,
 ) -> None:
     """Run a demo with live progress and print its result."""
-    from dpfpl_bench.demonstration import DemoRequest, demonstrate
-    from dpfpl_server.display import LiveDisplay, print_result
+    from dpfpl_bench.demo.demonstration import DemoRequest, demonstrate
+    from dpfpl_server.watch.terminal import LiveDisplay, print_result
 
     target = parse_epsilon(epsilon)
     if target is None:

@@ -14,9 +14,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from dpfpl_bench.data_flag import data_settings
-from dpfpl_bench.sweep import run_sweep
-from dpfpl_bench.sweep_settings import Cell, FixedSettings, Grid, Sweep
+from dpfpl_bench.simulate.sources import data_settings
+from dpfpl_bench.sweep.settings import Cell, FixedSettings, Grid, Sweep
+from dpfpl_bench.sweep.sweep import run_sweep
 from dpfpl_common.errors import ConfigError, DataError
 
 __all__ = [

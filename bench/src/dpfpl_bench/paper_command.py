@@ -40,7 +40,7 @@ def paper(
     Data that is not at hand is listed with what to do. Exit codes: 0, 1 some runs failed, 2 bad input.
     """
     from dpfpl_bench import paper as module
-    from dpfpl_bench.sweep_settings import Grid, Sweep
+    from dpfpl_bench.sweep.settings import Grid, Sweep
 
     console = Console(stderr=True)
     base = Sweep(

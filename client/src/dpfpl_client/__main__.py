@@ -1,6 +1,6 @@
 """``python -m dpfpl_client`` is ``dpfpl-client``."""
 
-from dpfpl_client.cli import main
+from dpfpl_client.cli.main import main
 
 __all__: list[str] = []
 

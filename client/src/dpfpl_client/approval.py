@@ -4,21 +4,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dpfpl_client.agent.approvals import Approvals
 from dpfpl_client.agent.budget import held_to, planned_cost
-from dpfpl_client.agent.dataset import LEDGER_FILE
-from dpfpl_client.agent.ledger import Ledger
-from dpfpl_client.agent.permit import permit
-from dpfpl_client.agent.policy import Policy, load_policy
-from dpfpl_client.agent.registry import Registry
-from dpfpl_client.site_settings import SiteSettings
-from dpfpl_common.accounting import json_epsilon
+from dpfpl_client.agent.ledger.anchor import Registry
+from dpfpl_client.agent.ledger.book import Ledger
+from dpfpl_client.agent.ledger.dataset import LEDGER_FILE
+from dpfpl_client.agent.policy import Policy, load_policy, permit
+from dpfpl_client.agent.policy_file import Approvals
+from dpfpl_client.site.settings import SiteSettings
+from dpfpl_common.config import from_table, read_toml
 from dpfpl_common.errors import ConfigError, RefusedError
-from dpfpl_common.experiment import Experiment
-from dpfpl_common.experiment_file import experiment_from_table
-from dpfpl_common.planning import resolve_noise
-from dpfpl_common.settings import from_table, read_toml
-from dpfpl_common.trust import ADVERSARIES, UNIT_NAMES
+from dpfpl_common.experiment import Experiment, experiment_from_table
+from dpfpl_common.privacy.accounting import json_epsilon
+from dpfpl_common.privacy_plan import ADVERSARIES, UNIT_NAMES, resolve_noise
 
 __all__ = ["describe", "pending_plan", "read_plan", "words"]
 

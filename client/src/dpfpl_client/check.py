@@ -1,5 +1,6 @@
 """``dpfpl-client check``: everything that would stop a site from taking part, before it starts."""
 
+import math
 import socket
 import time
 from collections import Counter
@@ -8,32 +9,156 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dpfpl_client.adequacy import noise_to_signal, noise_words
 from dpfpl_client.agent.audit import AuditLog
 from dpfpl_client.agent.budget import spent as epsilons
-from dpfpl_client.agent.build import check_delta
-from dpfpl_client.agent.dataset import LEDGER_FILE, changes_since_registration
-from dpfpl_client.agent.feature_cache import images_to_compute
-from dpfpl_client.agent.ledger import Ledger
-from dpfpl_client.agent.manifest import manifest_of
+from dpfpl_client.agent.build import check_delta, without_unusable_words
+from dpfpl_client.agent.credentials import load_signing_key
+from dpfpl_client.agent.features import images_to_compute
+from dpfpl_client.agent.ledger.anchor import Registry
+from dpfpl_client.agent.ledger.book import Ledger
+from dpfpl_client.agent.ledger.dataset import LEDGER_FILE, changes_since_registration, manifest_of
+from dpfpl_client.agent.ledger.view import towards_recipients, verify
 from dpfpl_client.agent.policy_file import PolicyFile
-from dpfpl_client.agent.registry import Registry
-from dpfpl_client.agent.signing import load_signing_key
-from dpfpl_client.agent.wording import without_unusable_words
+from dpfpl_client.agent.progress import duration
 from dpfpl_client.approval import describe, read_plan
 from dpfpl_client.data import SiteData, list_classes, load_site_data
-from dpfpl_client.fleet_probe import probe_fleet
-from dpfpl_client.image_progress import duration
-from dpfpl_client.learning.backbone import Backbone, load_computing
-from dpfpl_client.ledger_view import towards_recipients, verify
-from dpfpl_client.model_check import other_data, refused_for_its_model, words_for_the_task
-from dpfpl_client.site_settings import SiteSettings
-from dpfpl_common.accounting import json_epsilon
+from dpfpl_client.learning.learner import PromptLearner, SiteFeatures
+from dpfpl_client.models.backbone import Backbone, Scorer, load_computing
+from dpfpl_client.models.evaluation import too_long_answers
+from dpfpl_client.node.fleet_probe import probe_fleet
+from dpfpl_client.site.settings import SiteSettings
 from dpfpl_common.errors import DpfplError, StateError
-from dpfpl_common.finding import ERROR, OK, Finding
-from dpfpl_common.surroundings import durable_folder, telemetry
+from dpfpl_common.experiment import Experiment, TaskSettings
+from dpfpl_common.ops.diagnostics import ERROR, OK, Finding, durable_folder, telemetry
+from dpfpl_common.privacy.accounting import json_epsilon
+from dpfpl_common.privacy_plan import site_noise_stddev
 
-__all__ = ["CheckReport", "check_site"]
+__all__ = [
+    "CheckReport",
+    "check_site",
+    "noise_to_signal",
+    "noise_words",
+    "other_data",
+    "refused_for_its_model",
+    "words_for_the_task",
+]
+
+
+# Whether a site has enough images for the noise of an experiment, as a rule of thumb in words.
+
+
+LITTLE, NOTICEABLE, MUCH = 0.1, 0.5, 2.0
+
+
+def noise_to_signal(experiment: Experiment, training_images: int, smallest_class: int, feature_size: int) -> float:
+    """Length of the noise over the largest length of what can be learned, over the whole experiment.
+
+    ``per_step``: T noised sums of about q n gradients of length C at most; the noise of each has the length
+    s sqrt(num_context * width), and over T steps grows by sqrt(T) only. ``one_shot``: the noised sum of the features of
+    the smallest class. Under the unit ``site`` one update of length C a round.
+
+    Args:
+        experiment: noise resolved.
+        training_images: n.
+        smallest_class: images of the smallest class that the site has.
+        feature_size: of the model's image features.
+    """
+    privacy, rounds = experiment.privacy, experiment.rounds
+    z = privacy.noise_multiplier or 0.0
+    values = math.prod(experiment.context_shape)
+    if privacy.mechanism == "one_shot":
+        return z * math.sqrt(feature_size) / max(1, smallest_class)
+    stddev = max(site_noise_stddev(experiment), z * privacy.clipping_norm)
+    if privacy.unit == "site":
+        return stddev * math.sqrt(values) / (privacy.clipping_norm * len(experiment.sites) * math.sqrt(rounds.number))
+    steps = experiment.total_steps
+    signal = privacy.clipping_norm * privacy.sample_rate * max(1, training_images) * math.sqrt(steps)
+    return stddev * math.sqrt(values) / signal
+
+
+def noise_words(ratio: float) -> tuple[str, bool]:
+    """What such a ratio means for the accuracy, and whether it deserves a warning."""
+    if ratio <= LITTLE:
+        return "the noise is small beside what your images teach: expect little loss of accuracy", False
+    if ratio <= NOTICEABLE:
+        return "the noise is noticeable beside what your images teach: expect some loss of accuracy", False
+    if ratio <= MUCH:
+        more = math.ceil(ratio / NOTICEABLE)
+        return (
+            "the noise is about as large as what your images teach: expect a clear loss of accuracy; about "
+            f"{more} times as many images, or a larger epsilon, would mend it",
+            True,
+        )
+    return (
+        "there are too few images for so much noise: the prompt will hardly learn anything from this site; ask for "
+        "more images, a larger epsilon or fewer rounds",
+        True,
+    )
+
+
+# Whether a site's model can do what is planned, and with the data that the site has: for ``dpfpl-client check``.
+
+
+def refused_for_its_model(experiment: Experiment, backbone: Backbone) -> str:
+    """Why the agent would refuse the experiment at its first round, because of the model; empty where it would not."""
+    if experiment.model.fingerprint not in ("", backbone.fingerprint):
+        return (
+            f"The plan asks for another model than the site has: for {experiment.model.id or 'one'!r} with the "
+            f"fingerprint {experiment.model.fingerprint[:12]}, where site.toml's has {backbone.fingerprint[:12]}. "
+            "Set model in site.toml. [OTHER_MODEL]"
+        )
+    try:
+        PromptLearner(backbone, experiment, SiteFeatures.empty(backbone.feature_size, experiment.classes))
+    except DpfplError as error:
+        return str(error)
+    return ""
+
+
+def words_for_the_task(experiment: Experiment, scorer: Scorer | None, data: SiteData, source: str) -> list[str]:
+    """Warnings where the site's lines are not all what a task in words needs; for captions any line will do.
+
+    ``scorer`` is None where the model cannot serve the experiment; then lengths are not looked at.
+    """
+    if source != "questions":
+        return ["The plan wants answers in words; the site has none and would only send noise. [NO_QUESTIONS]"]
+    warnings, task = [], experiment.task
+    without = sum(not record.question for record in data.train)
+    if task.kind == "vqa" and without:
+        warnings.append(
+            f"The plan asks questions; {without} of {len(data.train)} training lines have none and are trained on "
+            "without one. [NO_QUESTIONS]"
+        )
+    if scorer is None:
+        return warnings
+    records = (*data.train, *data.test)
+    if warning := too_long_answers(scorer, task, [record.label for record in records]):
+        warnings.append(warning)
+    asked = [(record.question or task.question, record.label) for record in records]
+    too_long = sum(scorer.too_long(experiment.prompt.num_context, *pair) for pair in asked)
+    if too_long:
+        warnings.append(
+            f"{too_long} of {len(asked)} lines make a turn longer than the model was made for; they teach nothing and "
+            "count as answered wrong. [TURN_TOO_LONG]"
+        )
+    return warnings
+
+
+def other_data(source: str, backbone: Backbone) -> str:
+    """A warning where the model cannot learn, or not only, from data of this kind; empty where it can."""
+    in_words = any(TaskSettings(kind).in_words for kind in backbone.tasks)
+    if source == "questions" and not in_words:
+        return (
+            f"The data are questions or captions, which a model of the family {backbone.family!r} does not answer. Set "
+            'model in site.toml to the generative one that the operator names; for a trial to "embedded-vlm". '
+            "[NO_ANSWERS]"
+        )
+    if source != "questions" and in_words:
+        return (
+            "The model answers questions, and the data are images of classes: where an experiment's task is not "
+            "classify, the site would only send noise. [NO_QUESTIONS]"
+        )
+    return ""
+
 
 TRIED_IMAGES = 8
 """From so many ``check`` reckons how long all will take."""

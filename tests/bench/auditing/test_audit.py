@@ -6,21 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from dpfpl_bench.audit import AuditSettings, audit, bounded, combined, compared, victim_experiment, with_canaries
-from dpfpl_bench.audit_demo import Demo, audit_released, open_demo
-from dpfpl_bench.auditing.class_sums import one_canary_in_the_sums
-from dpfpl_bench.auditing.released import ReleasedPrompt, attack_released
-from dpfpl_bench.auditing.released import log_odds as confidences_of
-from dpfpl_bench.simulation import SimulatedSite, Simulation
-from dpfpl_client.learning.backbone import load_backbone
-from dpfpl_client.learning.evaluation import LabelledFeatures, class_probabilities
+from dpfpl_bench.audit.audit import AuditSettings, audit, bounded, combined, compared, victim_experiment, with_canaries
+from dpfpl_bench.audit.class_sums import one_canary_in_the_sums
+from dpfpl_bench.audit.demo_prompts import Demo, ReleasedPrompt, attack_released, audit_released, open_demo
+from dpfpl_bench.audit.demo_prompts import log_odds as confidences_of
+from dpfpl_bench.simulate.simulation import SimulatedSite, Simulation
 from dpfpl_client.learning.learner import SiteFeatures
-from dpfpl_client.prompt import SitePrompt
-from dpfpl_common.accounting import calibrate_noise_multiplier
+from dpfpl_client.models.backbone import load_backbone
+from dpfpl_client.models.evaluation import LabelledFeatures, class_probabilities
+from dpfpl_client.use.prompt import SitePrompt
 from dpfpl_common.errors import StateError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
-from dpfpl_common.noise import SeededNoise
-from dpfpl_common.planning import resolve_noise
+from dpfpl_common.privacy.accounting import calibrate_noise_multiplier
+from dpfpl_common.privacy.noise import SeededNoise
+from dpfpl_common.privacy_plan import resolve_noise
 
 pytestmark = pytest.mark.privacy
 

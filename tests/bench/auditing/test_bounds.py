@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dpfpl_bench.auditing.bounds import one_run_bound, one_run_p_value, two_world_bound
-from dpfpl_bench.auditing.membership import rates
+from dpfpl_bench.audit.bounds import one_run_bound, one_run_p_value, two_world_bound
+from dpfpl_bench.audit.membership import rates
 
 pytestmark = pytest.mark.privacy
 
@@ -52,7 +52,7 @@ def test_one_run_of_guessing_proves_nothing():
 
 @pytest.mark.parametrize("multiplier", [1.0, 3.0])
 def test_two_worlds_stay_below_a_gaussian_mechanisms_epsilon(multiplier):
-    from dpfpl_common.accounting import PrivacyEvent, epsilon
+    from dpfpl_common.privacy.accounting import PrivacyEvent, epsilon
 
     rng = np.random.default_rng(2)
     delta = 1e-5

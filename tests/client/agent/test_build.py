@@ -8,13 +8,13 @@ import time
 import pytest
 
 from dpfpl_client.agent.build import build_agent
-from dpfpl_client.agent.locks import StateLock
-from dpfpl_client.learning.randomness import SeededRandomness, SystemRandomness
-from dpfpl_client.site_settings import load_site
+from dpfpl_client.agent.ledger.anchor import StateLock
+from dpfpl_client.learning.step import SeededRandomness, SystemRandomness
+from dpfpl_client.site.settings import load_site
 from dpfpl_common.errors import ConfigError, DataError, StateError
 
 HOLD = (
-    "import sys, time; from pathlib import Path; from dpfpl_client.agent.locks import StateLock;"
+    "import sys, time; from pathlib import Path; from dpfpl_client.agent.ledger.anchor import StateLock;"
     "lock = StateLock(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
 )
 

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 
 from dpfpl_client.agent.core import SiteAgent
-from dpfpl_client.agent.ledger import Ledger
+from dpfpl_client.agent.ledger.book import Ledger
 from dpfpl_client.agent.policy import Policy
 from dpfpl_client.agent.store import MemoryStore
-from dpfpl_client.learning.evaluation import LabelledFeatures
 from dpfpl_client.learning.learner import SiteFeatures
-from dpfpl_client.learning.randomness import SeededRandomness
-from dpfpl_common.accounting import PrivacyEvent, epsilon
+from dpfpl_client.learning.step import SeededRandomness
+from dpfpl_client.models.evaluation import LabelledFeatures
 from dpfpl_common.errors import RefusedError, StateError
-from dpfpl_common.payload import EvaluateRequest
-from dpfpl_common.trust import planned_events
-from dpfpl_common.wire import encode_reply
+from dpfpl_common.privacy.accounting import PrivacyEvent, epsilon
+from dpfpl_common.privacy_plan import planned_events
+from dpfpl_common.wire.codec import encode_reply
+from dpfpl_common.wire.payloads import EvaluateRequest
 
 pytestmark = pytest.mark.privacy
 

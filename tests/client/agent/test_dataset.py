@@ -8,17 +8,15 @@ from PIL import Image
 
 from dpfpl_client.agent.audit import AuditLog
 from dpfpl_client.agent.build import build_agent, check_delta
-from dpfpl_client.agent.dataset import open_ledger
-from dpfpl_client.agent.ledger import Ledger
-from dpfpl_client.agent.manifest import compare, manifest_of
+from dpfpl_client.agent.ledger.anchor import Registry
+from dpfpl_client.agent.ledger.book import Ledger
+from dpfpl_client.agent.ledger.dataset import compare, manifest_of, open_ledger, register_site
+from dpfpl_client.agent.ledger.view import accept_rollback, verify
 from dpfpl_client.agent.policy import Policy
-from dpfpl_client.agent.registry import Registry
 from dpfpl_client.data import DataSettings, list_classes, load_site_data
-from dpfpl_client.ledger_view import accept_rollback, verify
-from dpfpl_client.registration import register_site
-from dpfpl_client.site_settings import load_site
-from dpfpl_common.accounting import PrivacyEvent
+from dpfpl_client.site.settings import load_site
 from dpfpl_common.errors import ConfigError, DataError, StateError
+from dpfpl_common.privacy.accounting import PrivacyEvent
 
 pytestmark = pytest.mark.privacy
 

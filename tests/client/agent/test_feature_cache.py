@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dpfpl_client.agent.feature_cache import FeatureCache, site_features
+from dpfpl_client.agent.features import FeatureCache, site_features
 from dpfpl_client.data import ImageRecord, SiteData
 from dpfpl_client.data.decode import pixel_digest
 
@@ -137,7 +137,7 @@ def test_a_damaged_file_costs_time_and_never_correctness(tmp_path, spy, damage):
 
 
 def test_what_is_computed_is_kept_even_if_the_rest_fails(tmp_path, spy, monkeypatch):
-    monkeypatch.setattr("dpfpl_client.agent.feature_cache.SAVED_AT_ONCE", 2)
+    monkeypatch.setattr("dpfpl_client.agent.features.SAVED_AT_ONCE", 2)
 
     def stop(done, total):
         if done == 5:

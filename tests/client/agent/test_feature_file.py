@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from dpfpl_client.agent.feature_file import FeatureFile
+from dpfpl_client.agent.features import FeatureFile
 
 SIZE = 24
 

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from dpfpl_client.agent.ledger import Ledger
-from dpfpl_common.accounting import PrivacyEvent
+from dpfpl_client.agent.ledger.book import Ledger
 from dpfpl_common.errors import RefusedError, StateError
+from dpfpl_common.privacy.accounting import PrivacyEvent
 
 pytestmark = pytest.mark.privacy
 
@@ -55,8 +55,8 @@ def test_every_write_reaches_the_disk(ledger):
 
 def test_a_killed_process_leaves_its_charge(path):
     program = (
-        "import os, signal, sys; from pathlib import Path; from dpfpl_client.agent.ledger import Ledger;"
-        "from dpfpl_common.accounting import PrivacyEvent;"
+        "import os, signal, sys; from pathlib import Path; from dpfpl_client.agent.ledger.book import Ledger;"
+        "from dpfpl_common.privacy.accounting import PrivacyEvent;"
         "Ledger(Path(sys.argv[1])).reserve('a', 1, 'd', [PrivacyEvent('prompt_recipient', 'per_step', 2.0, 0.5, 4)]);"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )

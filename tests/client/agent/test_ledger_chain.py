@@ -6,11 +6,11 @@ import sqlite3
 
 import pytest
 
-from dpfpl_client.agent.ledger import Ledger
-from dpfpl_client.agent.ledger_file import SCHEMA_VERSION
-from dpfpl_client.agent.registry import Registry
-from dpfpl_common.accounting import PrivacyEvent, epsilon
+from dpfpl_client.agent.ledger.anchor import Registry
+from dpfpl_client.agent.ledger.book import Ledger
+from dpfpl_client.agent.ledger.file import SCHEMA_VERSION
 from dpfpl_common.errors import RefusedError, StateError
+from dpfpl_common.privacy.accounting import PrivacyEvent, epsilon
 
 pytestmark = pytest.mark.privacy
 
@@ -297,7 +297,7 @@ def test_O3_an_old_ledger_is_brought_forward_with_its_spend(place):
 
 
 def test_O3_what_the_operator_learned_is_computed_from_the_kept_experiment(place, experiment, changed):
-    from dpfpl_common.trust import planned_events
+    from dpfpl_common.privacy_plan import planned_events
 
     many = changed(experiment, sites=tuple(f"site-{number}" for number in range(9)))
     (place.path.parent / "experiments" / "pilot").mkdir(parents=True)
@@ -320,7 +320,7 @@ def test_O3_a_migration_that_fails_leaves_the_old_ledger(place, monkeypatch):
         raise RuntimeError("power")
 
     with monkeypatch.context() as patch:
-        patch.setattr("dpfpl_client.agent.ledger_migration.create_schema", fail)
+        patch.setattr("dpfpl_client.agent.ledger.book.create_schema", fail)
         with pytest.raises(RuntimeError):
             place.open()
     assert sqlite3.connect(place.path).execute("SELECT count(*) FROM charges").fetchone() == (1,)

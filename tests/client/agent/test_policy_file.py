@@ -6,13 +6,11 @@ import time
 import numpy as np
 import pytest
 
-from dpfpl_client.agent.approvals import MOST_PENDING, Approvals
 from dpfpl_client.agent.audit import AuditLog
-from dpfpl_client.agent.policy import Policy, load_policy
-from dpfpl_client.agent.policy_file import PolicyFile
-from dpfpl_client.agent.tightening import loosened, stricter
+from dpfpl_client.agent.policy import Policy, load_policy, loosened, stricter
+from dpfpl_client.agent.policy_file import MOST_PENDING, Approvals, PolicyFile
 from dpfpl_common.errors import ConfigError, RefusedError, StateError
-from dpfpl_common.payload import EvaluateRequest
+from dpfpl_common.wire.payloads import EvaluateRequest
 
 pytestmark = pytest.mark.privacy
 

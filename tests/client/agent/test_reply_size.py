@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 
 from dpfpl_client.agent.core import SiteAgent
-from dpfpl_client.agent.ledger import Ledger
+from dpfpl_client.agent.ledger.book import Ledger
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.learning.learner import PromptLearner
-from dpfpl_client.learning.randomness import SystemRandomness
-from dpfpl_client.records import encode_reply
+from dpfpl_client.learning.step import SystemRandomness
+from dpfpl_client.node.records import encode_reply
 from dpfpl_common.errors import PayloadError
-from dpfpl_common.fields import MAX_CONTEXT_BYTES, MAX_MESSAGE_BYTES
-from dpfpl_common.payload import METRIC_NAMES, SiteReply, TrainRequest
-from dpfpl_server.exchange import record_bytes
-from dpfpl_server.records import encode_train_request
+from dpfpl_common.wire.codec import MAX_CONTEXT_BYTES, MAX_MESSAGE_BYTES
+from dpfpl_common.wire.payloads import METRIC_NAMES, SiteReply, TrainRequest
+from dpfpl_server.federation.exchange import record_bytes
+from dpfpl_server.federation.records import encode_train_request
 
 
 def largest(experiment, vectors):

@@ -4,16 +4,18 @@ import numpy as np
 import pytest
 
 import dpfpl_common
-from dpfpl_bench.inprocess_grid import InProcessGrid
-from dpfpl_client import records
+from dpfpl_bench.simulate.simulation import InProcessGrid
 from dpfpl_client.agent.core import SiteAgent
-from dpfpl_client.agent.ledger import Ledger
+from dpfpl_client.agent.ledger.book import Ledger
 from dpfpl_client.agent.store import DiskStore
-from dpfpl_client.learning.randomness import SeededRandomness
-from dpfpl_common import PROTOCOL_VERSION, fields, wire
-from dpfpl_server import records as server_records
-from dpfpl_server.run_folder import RunFolder
-from dpfpl_server.strategy import DPFPLStrategy
+from dpfpl_client.learning.step import SeededRandomness
+from dpfpl_client.node import records
+from dpfpl_common import PROTOCOL_VERSION
+from dpfpl_common.wire import codec as fields
+from dpfpl_common.wire import codec as wire
+from dpfpl_server.federation import records as server_records
+from dpfpl_server.federation.rounds import DPFPLStrategy
+from dpfpl_server.runs.folder import RunFolder
 
 
 class Federation:

@@ -14,14 +14,15 @@ import numpy as np
 import pytest
 
 from dpfpl_client.agent.channel import AgentChannel
-from dpfpl_client.agent.credential import read_token
+from dpfpl_client.agent.credentials import read_token
 from dpfpl_client.agent.policy import Policy
 from dpfpl_client.agent.service import AgentServer
-from dpfpl_common import agent_pb2, wire
 from dpfpl_common.errors import DataError, PayloadError
-from dpfpl_common.fields import CODES, MAX_MESSAGE_BYTES
-from dpfpl_common.npy import context_from_npy
-from dpfpl_common.payload import EvaluateRequest, TrainRequest
+from dpfpl_common.wire import agent_pb2
+from dpfpl_common.wire import codec as wire
+from dpfpl_common.wire.codec import CODES, MAX_MESSAGE_BYTES
+from dpfpl_common.wire.payloads import EvaluateRequest, TrainRequest
+from dpfpl_common.wire.records import context_from_npy
 
 pytestmark = pytest.mark.privacy
 
@@ -238,7 +239,7 @@ def test_I8_settings_out_of_bounds_are_refused_at_once(line, request_for, path, 
 def test_I8_the_sample_rate_that_is_charged_is_the_one_that_is_drawn(site, request_for, monkeypatch):
     """Batch size is no field of the wire: what is sampled with is what the ledger says."""
     drawn = []
-    from dpfpl_common.sampling import SystemSampler
+    from dpfpl_common.privacy.sampling import SystemSampler
 
     real = SystemSampler.draw
     monkeypatch.setattr(SystemSampler, "draw", lambda self, n, rate: drawn.append((n, rate)) or real(self, n, rate))

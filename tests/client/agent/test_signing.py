@@ -13,15 +13,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from dpfpl_client.agent.build import build_agent
 from dpfpl_client.agent.core import SiteAgent
-from dpfpl_client.agent.ledger import Ledger
-from dpfpl_client.agent.signing import SigningAgent, load_signing_key
+from dpfpl_client.agent.credentials import SigningAgent, load_signing_key
+from dpfpl_client.agent.ledger.book import Ledger
 from dpfpl_client.agent.store import DiskStore
-from dpfpl_client.learning.randomness import SystemRandomness
-from dpfpl_client.site_settings import load_site
-from dpfpl_common import wire
+from dpfpl_client.learning.step import SystemRandomness
+from dpfpl_client.site.settings import load_site
 from dpfpl_common.errors import RefusedError, StateError
-from dpfpl_common.payload import EvaluateRequest, TrainRequest
-from dpfpl_common.signed_text import signed_text
+from dpfpl_common.wire import codec as wire
+from dpfpl_common.wire.payloads import EvaluateRequest, TrainRequest, signed_text
 
 
 def pem(key):
@@ -121,6 +120,6 @@ def test_a_site_of_a_federation_needs_its_key_and_another_does_not(fresh_site):
 
 def test_the_client_app_does_not_know_where_the_key_is():
     """The operator's code runs with the ClientApp: neither its settings nor its modules lead to the key."""
-    code = "import sys, dpfpl_client.app; print('dpfpl_client.agent.signing' in sys.modules)"
+    code = "import sys, dpfpl_client.node.app; print('dpfpl_client.agent.credentials' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ})
     assert done.stdout.strip().endswith("False")

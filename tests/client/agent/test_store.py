@@ -12,7 +12,7 @@ from dpfpl_client.agent.store import DiskStore, MemoryStore, Record
 from dpfpl_client.learning.learner import PersonalState
 from dpfpl_common.errors import StateError
 from dpfpl_common.optimizer import OptimizerState
-from dpfpl_common.payload import SiteReply
+from dpfpl_common.wire.payloads import SiteReply
 
 RANDOM = np.random.default_rng(0)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dpfpl_client.data import VIEWPOINTS, DataSettings, apply_viewpoint, list_classes, load_pool, load_site_data
-from dpfpl_client.data.shapes import list_shapes
+from dpfpl_client.data.builtin import list_shapes
 from dpfpl_common.errors import ConfigError
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from dpfpl_client.agent.manifest import manifest_of
+from dpfpl_client.agent.ledger.dataset import manifest_of
 from dpfpl_client.data import DataSettings, list_classes, load_site_data, read_pool
 from dpfpl_common.errors import ConfigError, DataError
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpfpl_client.data import DataSettings, load_site_data, read_pool
-from dpfpl_client.data.listing import SourceItem
+from dpfpl_client.data.records import SourceItem
 from dpfpl_client.data.split import drawn_split, split_items
 
 # An image as the split sees it: key, label, declared split, digest. Few digests, so that copies are frequent.

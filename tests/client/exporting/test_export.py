@@ -17,21 +17,21 @@ from PIL import Image
 from safetensors.numpy import load_file
 from transformers import CLIPModel
 
+from dpfpl_client.agent.ledger.view import summarise
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.embedded import embedded_model_path
-from dpfpl_client.exporting import export as export_module
-from dpfpl_client.exporting.adapter import NotExpressibleError, build_adapter
-from dpfpl_client.exporting.card import BaseModel, Facts, model_card
-from dpfpl_client.exporting.export import export_prompt, write_export
-from dpfpl_client.learning.backbone import load_backbone
 from dpfpl_client.learning.learner import initial_context
-from dpfpl_client.ledger_view import summarise
-from dpfpl_client.prompt import SitePrompt, load_prompt
-from dpfpl_client.site_settings import load_site
-from dpfpl_common.accounting import epsilon
+from dpfpl_client.models.backbone import load_backbone
+from dpfpl_client.site.settings import load_site
+from dpfpl_client.use.exporting import export as export_module
+from dpfpl_client.use.exporting.adapter import NotExpressibleError, build_adapter
+from dpfpl_client.use.exporting.card import BaseModel, Facts, model_card
+from dpfpl_client.use.exporting.export import export_prompt, write_export
+from dpfpl_client.use.prompt import SitePrompt, load_prompt
 from dpfpl_common.errors import ConfigError, PrivacyError, RefusedError, StateError
 from dpfpl_common.experiment import parse_experiment
-from dpfpl_common.trust import planned_events
+from dpfpl_common.privacy.accounting import epsilon
+from dpfpl_common.privacy_plan import planned_events
 
 BASE = BaseModel("base", "experiment")
 

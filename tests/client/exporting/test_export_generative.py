@@ -14,16 +14,16 @@ import pytest
 from PIL import Image, ImageOps
 from safetensors.numpy import load_file
 
-from dpfpl_bench.families import write_random_model
-from dpfpl_bench.tiny_vlm.questions import QUESTIONS
+from dpfpl_bench.demo.drawn_questions import QUESTIONS
 from dpfpl_client.data.decode import decode_image
-from dpfpl_client.exporting import usage
-from dpfpl_client.exporting.card import Facts
-from dpfpl_client.exporting.export import write_export
-from dpfpl_client.learning.backbone import load_backbone
-from dpfpl_client.prompt import SitePrompt, load_prompt
+from dpfpl_client.models.backbone import load_backbone
+from dpfpl_client.use.exporting import card as usage
+from dpfpl_client.use.exporting.card import Facts
+from dpfpl_client.use.exporting.export import write_export
+from dpfpl_client.use.prompt import SitePrompt, load_prompt
 from dpfpl_common.errors import ModelError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings, TaskSettings
+from random_models.families import write_random_model
 
 QUESTION = QUESTIONS["colour"][0]
 

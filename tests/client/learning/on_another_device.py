@@ -10,16 +10,16 @@ from elsewhere import ELSEWHERE, Elsewhere, elsewhere
 from PIL import Image
 from text_models import BOS, TINY, problem, text_model
 
-from dpfpl_bench.families import FAMILIES, write_random_model
-from dpfpl_client.learning.backbone import load_backbone
-from dpfpl_client.learning.dual_encoder import DualEncoder
-from dpfpl_client.learning.evaluation import LabelledFeatures
-from dpfpl_client.learning.fast_tower import FastTextTower, MemoryPlan
-from dpfpl_client.learning.gradients import EXACT, label_against_rivals, loss_scales
-from dpfpl_client.learning.placement import CPU
-from dpfpl_client.learning.plain_tower import PlainTextTower
-from dpfpl_client.learning.text_tower import SharedPrefixTextTower
+from dpfpl_client.models.backbone import load_backbone
+from dpfpl_client.models.class_scorer import EXACT, label_against_rivals, loss_scales
+from dpfpl_client.models.dual_encoder import DualEncoder
+from dpfpl_client.models.evaluation import LabelledFeatures
+from dpfpl_client.models.placement import CPU
+from dpfpl_client.models.text_tower.fast import FastTextTower, MemoryPlan
+from dpfpl_client.models.text_tower.plain import PlainTextTower
+from dpfpl_client.models.text_tower.shared_prefix import SharedPrefixTextTower
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings, RoundSettings
+from random_models.families import FAMILIES, write_random_model
 
 torch.set_num_threads(1)
 

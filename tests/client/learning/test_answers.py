@@ -2,7 +2,7 @@
 
 import pytest
 
-from dpfpl_client.learning.answers import normalised, same_answer, word_overlap
+from dpfpl_client.data.questions import normalised, same_answer, word_overlap
 
 
 @pytest.mark.parametrize(

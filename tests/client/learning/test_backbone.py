@@ -14,11 +14,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dpfpl_client.embedded import embedded_model_path
-from dpfpl_client.learning.backbone import load_backbone
-from dpfpl_client.learning.evaluation import LabelledFeatures
-from dpfpl_client.learning.generative.families import FAMILIES, REFUSED
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
-from dpfpl_client.learning.randomness import SystemRandomness
+from dpfpl_client.learning.step import SystemRandomness
+from dpfpl_client.models.backbone import load_backbone
+from dpfpl_client.models.evaluation import LabelledFeatures
+from dpfpl_client.models.generative.template import FAMILIES, REFUSED
 from dpfpl_common.errors import ModelError
 
 ROOT = Path(__file__).resolve().parents[3]

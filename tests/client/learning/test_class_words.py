@@ -2,9 +2,9 @@
 
 import pytest
 
-from dpfpl_bench.families import write_random_model
-from dpfpl_client.learning.backbone import load_backbone
+from dpfpl_client.models.backbone import load_backbone
 from dpfpl_common.errors import ModelError
+from random_models.families import write_random_model
 
 FAMILIES = (
     "embedded",

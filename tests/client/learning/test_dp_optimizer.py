@@ -5,8 +5,8 @@ import pytest
 import torch
 from opacus.optimizers import DPOptimizer
 
-from dpfpl_client.learning.dp_optimizer import BlockDPOptimizer, clipped_sums
-from dpfpl_common.noise import NoNoise
+from dpfpl_client.learning.step import BlockDPOptimizer, clipped_sums
+from dpfpl_common.privacy.noise import NoNoise
 
 pytestmark = pytest.mark.privacy
 

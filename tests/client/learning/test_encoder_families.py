@@ -8,19 +8,19 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from dpfpl_bench.families import Sizes, write_random_model
-from dpfpl_bench.random_models.parts import bert_tokenizer, square, text_sizes, vision_sizes
-from dpfpl_client.exporting.card import Facts
-from dpfpl_client.exporting.export import write_export
-from dpfpl_client.learning.backbone import load_backbone
-from dpfpl_client.learning.clip_backbone import ClipBackbone
-from dpfpl_client.learning.encoder_backbone import ENCODER_FAMILIES
-from dpfpl_client.learning.evaluation import LabelledFeatures
-from dpfpl_client.learning.gradients import EXACT
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
-from dpfpl_client.learning.randomness import SeededRandomness
-from dpfpl_client.prompt import SitePrompt
+from dpfpl_client.learning.step import SeededRandomness
+from dpfpl_client.models.backbone import load_backbone
+from dpfpl_client.models.class_scorer import EXACT
+from dpfpl_client.models.clip import ClipBackbone
+from dpfpl_client.models.encoders import ENCODER_FAMILIES
+from dpfpl_client.models.evaluation import LabelledFeatures
+from dpfpl_client.use.exporting.card import Facts
+from dpfpl_client.use.exporting.export import write_export
+from dpfpl_client.use.prompt import SitePrompt
 from dpfpl_common.errors import ModelError
+from random_models.families import Sizes, write_random_model
+from random_models.parts import bert_tokenizer, square, text_sizes, vision_sizes
 
 torch.set_num_threads(1)
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from dpfpl_client.learning.learner import PersonalState, PromptLearner
-from dpfpl_client.learning.randomness import Randomness
+from dpfpl_client.learning.step import Randomness
 from dpfpl_common.experiment import GradientSettings
-from dpfpl_common.sampling import SeededSampler
+from dpfpl_common.privacy.sampling import SeededSampler
 
 pytestmark = pytest.mark.privacy
 

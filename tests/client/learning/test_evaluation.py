@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dpfpl_client.learning.evaluation import LabelledFeatures, accuracy, class_probabilities
+from dpfpl_client.models.evaluation import LabelledFeatures, accuracy, class_probabilities
 
 
 @pytest.fixture

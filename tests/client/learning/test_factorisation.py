@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dpfpl_client.learning.factorisation import factorise
+from dpfpl_client.learning.methods import factorise
 
 pytestmark = pytest.mark.privacy
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from text_models import BOS, EOS, FAMILY, TINY, TOLERANCES, problem, relative, text_model
 
-from dpfpl_client.learning.factorisation import factorise
-from dpfpl_client.learning.fast_tower import FastTextTower, MemoryPlan
-from dpfpl_client.learning.plain_tower import PlainTextTower
-from dpfpl_client.learning.text_tower import SharedPrefixTextTower
-from dpfpl_client.learning.tower_choice import text_tower_of
+from dpfpl_client.learning.methods import factorise
+from dpfpl_client.models.text_tower.choice import text_tower_of
+from dpfpl_client.models.text_tower.fast import FastTextTower, MemoryPlan
+from dpfpl_client.models.text_tower.plain import PlainTextTower
+from dpfpl_client.models.text_tower.shared_prefix import SharedPrefixTextTower
 
 
 def check(model, tower, context, tokens, scales, directions):

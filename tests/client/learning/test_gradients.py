@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dpfpl_client.learning.gradients import label_against_rivals, per_example_gradients, total_gradient
+from dpfpl_client.models.class_scorer import label_against_rivals, per_example_gradients, total_gradient
 from dpfpl_common.experiment import GradientSettings
 
 NAMES = ("cat", "traffic light", "a very long class name", "dog")
@@ -139,7 +139,7 @@ def test_rows_that_do_not_sum_to_zero_keep_the_labels_own_entry():
 
 def test_two_of_many_classes_take_the_way_that_costs_two(double_backbone, monkeypatch):
     """The shortcut for a few classes is taken: it once was not, and the result was the same, only slower."""
-    from dpfpl_client.learning import text_pass
+    from dpfpl_client.models.text_tower import fast as text_pass
 
     taken = []
     shortcut = text_pass.few_classes_pullback

@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dpfpl_client.learning.backbone import load_backbone
-from dpfpl_client.learning.image_batches import BATCH_PIXELS, batches
+from dpfpl_client.models.backbone import load_backbone
+from dpfpl_client.models.placement import BATCH_PIXELS, batches
 
 
 def sized(*sizes):
@@ -15,7 +15,7 @@ def sized(*sizes):
 
 
 def test_a_batch_ends_at_the_number_or_at_the_pixels(monkeypatch):
-    monkeypatch.setattr("dpfpl_client.learning.image_batches.BATCH_PIXELS", 100)
+    monkeypatch.setattr("dpfpl_client.models.placement.BATCH_PIXELS", 100)
     images = sized((5, 5), (5, 5), (5, 5), (10, 5), (50, 50), (10, 10), (1, 1))
     assert [[image.size for image in batch] for batch in batches(images, 64)] == [
         [(5, 5)] * 3,
@@ -31,7 +31,7 @@ def test_a_batch_ends_at_the_number_or_at_the_pixels(monkeypatch):
 @pytest.mark.parametrize("model", ["embedded", "embedded-vlm"])
 def test_photographs_are_not_all_held_decoded(model, monkeypatch):
     """Room for four pictures: they and the next are held, not the sixteen or sixty-four of a batch."""
-    monkeypatch.setattr("dpfpl_client.learning.image_batches.BATCH_PIXELS", 4 * 64**2)
+    monkeypatch.setattr("dpfpl_client.models.placement.BATCH_PIXELS", 4 * 64**2)
     alive, most = set(), 0
 
     def photographs():

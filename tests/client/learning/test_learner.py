@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from dpfpl_client.agent.store import Record
-from dpfpl_client.learning.evaluation import LabelledFeatures
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures, initial_context
-from dpfpl_client.learning.randomness import Randomness, SeededRandomness
+from dpfpl_client.learning.step import Randomness, SeededRandomness
+from dpfpl_client.models.evaluation import LabelledFeatures
 from dpfpl_common.errors import ModelError
 from dpfpl_common.experiment import METHODS
-from dpfpl_common.payload import METRIC_NAMES, SiteReply
-from dpfpl_common.sampling import SeededSampler
+from dpfpl_common.privacy.sampling import SeededSampler
+from dpfpl_common.wire.payloads import METRIC_NAMES, SiteReply
 
 pytestmark = pytest.mark.privacy
 

@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
-from dpfpl_client.learning.factorisation import truncated
-from dpfpl_client.learning.methods import build_method
+from dpfpl_client.learning.methods import build_method, truncated
 from dpfpl_common.experiment import METHODS, Experiment, ModelSettings, PrivacySettings, PromptSettings
-from dpfpl_common.trust import BLOCKS, separate_blocks
+from dpfpl_common.privacy_plan import BLOCKS, separate_blocks
 
 SHAPE = (8, 16)
 RANKS = (1, 2, 4, 8)  # 8 is full rank

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from dpfpl_client.learning import products
-from dpfpl_client.learning.fast_tower import FastTextTower
 from dpfpl_client.learning.learner import PersonalState, PromptLearner
-from dpfpl_client.learning.randomness import SeededRandomness
+from dpfpl_client.learning.step import SeededRandomness
+from dpfpl_client.models.text_tower import layers as products
+from dpfpl_client.models.text_tower.fast import FastTextTower
 from dpfpl_common.experiment import METHODS
 
 CLASSES = ("cat", "dog", "tree")

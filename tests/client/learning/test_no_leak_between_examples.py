@@ -5,8 +5,8 @@ import contextlib
 import pytest
 import torch
 
-from dpfpl_client.learning.gradients import per_example_gradients
-from dpfpl_client.learning.plain_tower import PlainTextTower
+from dpfpl_client.models.class_scorer import per_example_gradients
+from dpfpl_client.models.text_tower.plain import PlainTextTower
 
 pytestmark = pytest.mark.privacy
 

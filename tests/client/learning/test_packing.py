@@ -5,8 +5,8 @@ import random
 import pytest
 import torch
 
-from dpfpl_client.learning.packing import pack
-from dpfpl_client.learning.text_tower import ClassTokens
+from dpfpl_client.models.text_tower.shared_prefix import ClassTokens
+from dpfpl_client.models.text_tower.states import pack
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from dpfpl_client.learning import products
-from dpfpl_client.learning.products import FrozenProduct
+from dpfpl_client.models.text_tower import layers as products
+from dpfpl_client.models.text_tower.layers import FrozenProduct
 
 
 @pytest.mark.parametrize("forced", [False, True], ids=["torch", "chosen"])

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from dpfpl_client.learning.randomness import SeededRandomness, SystemRandomness
-from dpfpl_common.noise import SystemNoise
+from dpfpl_client.learning.step import SeededRandomness, SystemRandomness
+from dpfpl_common.privacy.noise import SystemNoise
 
 pytestmark = pytest.mark.privacy
 

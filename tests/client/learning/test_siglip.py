@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from dpfpl_bench.families import write_random_model
-from dpfpl_client.learning.backbone import load_backbone
-from dpfpl_client.learning.evaluation import LabelledFeatures
-from dpfpl_client.learning.gradients import EXACT
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
-from dpfpl_client.learning.randomness import SeededRandomness
+from dpfpl_client.learning.step import SeededRandomness
+from dpfpl_client.models.backbone import load_backbone
+from dpfpl_client.models.class_scorer import EXACT
+from dpfpl_client.models.evaluation import LabelledFeatures
 from dpfpl_common.errors import ModelError
+from random_models.families import write_random_model
 
 CLASSES = ("cat", "small red dog", "bird")
 M = 4

@@ -11,8 +11,8 @@ from scipy import stats
 from dpfpl_client.learning.methods import build_method
 from dpfpl_client.learning.step import noised_step
 from dpfpl_common.experiment import METHODS
-from dpfpl_common.sampling import SeededSampler, SystemSampler
-from dpfpl_common.trust import BLOCKS, server_noise_stddev, site_noise_stddev
+from dpfpl_common.privacy.sampling import SeededSampler, SystemSampler
+from dpfpl_common.privacy_plan import BLOCKS, server_noise_stddev, site_noise_stddev
 
 pytestmark = pytest.mark.privacy
 

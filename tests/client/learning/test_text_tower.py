@@ -5,7 +5,7 @@ import torch
 from transformers import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
 
-from dpfpl_client.learning.text_tower import ClassTokens, SharedPrefixTextTower
+from dpfpl_client.models.text_tower.shared_prefix import ClassTokens, SharedPrefixTextTower
 
 
 def relative(a, b):

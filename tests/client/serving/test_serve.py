@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dpfpl_client.learning.backbone import load_backbone
-from dpfpl_client.prompt import SitePrompt, load_prompt
-from dpfpl_client.serving import app as app_module
-from dpfpl_client.serving import reading
-from dpfpl_client.serving.app import MAX_WAITING, classifier_app
-from dpfpl_client.serving.server import ServeSettings, serve_classifier
+from dpfpl_client.models.backbone import load_backbone
+from dpfpl_client.use.prompt import SitePrompt, load_prompt
+from dpfpl_client.use.serving import app as app_module
+from dpfpl_client.use.serving import app as reading
+from dpfpl_client.use.serving.app import MAX_WAITING, classifier_app
+from dpfpl_client.use.serving.server import ServeSettings, serve_classifier
 from dpfpl_common.errors import DeploymentError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings, TaskSettings
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dpfpl_common.durable import make_folder_durably
 from dpfpl_common.errors import StateError
+from dpfpl_common.ops.files import make_folder_durably
 
 __all__ = ["AUDIT_FILE", "AuditLog"]
 

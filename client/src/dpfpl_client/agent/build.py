@@ -1,27 +1,64 @@
 """Builds a site's agent from its site.toml."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dpfpl_client.agent.audit import AUDIT_FILE, AuditLog
 from dpfpl_client.agent.core import SiteAgent
-from dpfpl_client.agent.dataset import open_ledger
+from dpfpl_client.agent.credentials import SigningAgent, load_signing_key
 from dpfpl_client.agent.endpoint import Agent
-from dpfpl_client.agent.feature_cache import FeatureCache, Progress, site_features
-from dpfpl_client.agent.locks import Locks, StateLock
+from dpfpl_client.agent.features import FeatureCache, Progress, site_features
+from dpfpl_client.agent.ledger.anchor import Locks, Registry, StateLock
+from dpfpl_client.agent.ledger.dataset import open_ledger
 from dpfpl_client.agent.policy import Policy, load_policy
 from dpfpl_client.agent.policy_file import PolicyFile
-from dpfpl_client.agent.registry import Registry
-from dpfpl_client.agent.signing import SigningAgent, load_signing_key
 from dpfpl_client.agent.store import DiskStore
-from dpfpl_client.agent.wording import without_unusable_words
-from dpfpl_client.data import SiteData, list_classes, load_site_data
-from dpfpl_client.learning.backbone import Backbone, load_computing
-from dpfpl_client.learning.randomness import RandomnessSource, SeededRandomness, SystemRandomness
-from dpfpl_client.site_settings import SiteSettings
-from dpfpl_common.errors import ConfigError
+from dpfpl_client.data import DataProblem, ImageRecord, SiteData, list_classes, load_site_data
+from dpfpl_client.learning.step import RandomnessSource, SeededRandomness, SystemRandomness
+from dpfpl_client.models.backbone import Backbone, load_computing
+from dpfpl_client.site.settings import SiteSettings
+from dpfpl_common.errors import ConfigError, DataError, ModelError
 
-__all__ = ["BuiltAgent", "build_agent", "check_delta"]
+__all__ = ["BuiltAgent", "build_agent", "check_delta", "without_unusable_words"]
+
+
+# Questions and answers whose words a model cannot be told are left out when the agent starts, not found in a round.
+
+
+def without_unusable_words(data: SiteData, backbone: Backbone) -> SiteData:
+    """The data without examples whose question or answer the model refuses, and a warning for each.
+
+    They stay registered and are never trained on. Meant for questions: class names are the experiment's business.
+
+    Raises:
+        DataError: SPECIAL_TOKEN, no training example is left.
+    """
+    problems: list[DataProblem] = []
+
+    def usable(records: Sequence[ImageRecord]) -> tuple[ImageRecord, ...]:
+        return tuple(record for record in records if _usable(record, backbone, problems))
+
+    kept = dataclasses.replace(
+        data, train=usable(data.train), test=usable(data.test), neighbour_test=usable(data.neighbour_test)
+    )
+    if data.train and not kept.train:
+        raise DataError(
+            code="SPECIAL_TOKEN",
+            message=f"No training example is left: {problems[0].message}",
+            advice="Write questions and answers in words that are none of the model's own tokens.",
+        )
+    return dataclasses.replace(kept, problems=(*data.problems, *problems))
+
+
+def _usable(record: ImageRecord, backbone: Backbone, problems: list[DataProblem]) -> bool:
+    try:
+        backbone.check_words(record.question, record.label)
+    except ModelError as error:
+        message = f"The example {record.key!r} is left out. {error.message} {error.advice}"
+        problems.append(DataProblem(error.code, "warning", message))
+        return False
+    return True
 
 
 @dataclass(frozen=True)

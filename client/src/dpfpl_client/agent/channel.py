@@ -9,13 +9,14 @@ from typing import Any, Self
 import grpc  # type: ignore[import-untyped]
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from dpfpl_client.agent.address import parse_address
-from dpfpl_client.agent.credential import HEADER, read_token
-from dpfpl_common import agent_pb2_grpc, wire
+from dpfpl_client.agent.credentials import HEADER, read_token
+from dpfpl_client.agent.endpoint import parse_address
 from dpfpl_common.errors import RefusedError
-from dpfpl_common.fields import MAX_MESSAGE_BYTES
-from dpfpl_common.payload import EvaluateRequest, SiteReply, TrainRequest
-from dpfpl_common.refusal import Refusal
+from dpfpl_common.wire import agent_pb2_grpc
+from dpfpl_common.wire import codec as wire
+from dpfpl_common.wire.codec import MAX_MESSAGE_BYTES
+from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, TrainRequest
+from dpfpl_common.wire.refusal import Refusal
 
 __all__ = ["AgentChannel"]
 

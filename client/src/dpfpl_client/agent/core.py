@@ -16,23 +16,21 @@ from typing import Any
 
 import numpy as np
 
-from dpfpl_client.agent.anchor import events_to_json
 from dpfpl_client.agent.audit import AuditLog
-from dpfpl_client.agent.budget import check_budget
-from dpfpl_client.agent.ledger import Ledger
-from dpfpl_client.agent.permit import permit
-from dpfpl_client.agent.policy import Policy
+from dpfpl_client.agent.budget import Quotas, check_budget
+from dpfpl_client.agent.ledger.anchor import events_to_json
+from dpfpl_client.agent.ledger.book import Ledger
+from dpfpl_client.agent.policy import Policy, permit
 from dpfpl_client.agent.policy_file import Rules
-from dpfpl_client.agent.quotas import Quotas
 from dpfpl_client.agent.store import Record, Store
-from dpfpl_client.learning.backbone import Backbone
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
-from dpfpl_client.learning.randomness import RandomnessSource
-from dpfpl_common.accounting import PrivacyEvent
+from dpfpl_client.learning.step import RandomnessSource
+from dpfpl_client.models.backbone import Backbone
 from dpfpl_common.errors import ConfigError, DataError, DpfplError, ModelError, RefusedError, StateError
 from dpfpl_common.experiment import Experiment
-from dpfpl_common.payload import Context, EvaluateRequest, SiteReply, TrainRequest, request_digest
-from dpfpl_common.trust import planned_events
+from dpfpl_common.privacy.accounting import PrivacyEvent
+from dpfpl_common.privacy_plan import planned_events
+from dpfpl_common.wire.payloads import Context, EvaluateRequest, SiteReply, TrainRequest, request_digest
 
 __all__ = ["SiteAgent", "evaluation_digest", "slotted"]
 

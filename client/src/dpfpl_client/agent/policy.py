@@ -1,17 +1,26 @@
-"""The most that may ever leave a site, whatever the operator sends: policy.toml."""
+"""Which experiments a policy lets pass."""
 
+import dataclasses
 import os
 import re
 import stat
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from dpfpl_common.errors import ConfigError
+from dpfpl_common.config import from_table, read_toml
+from dpfpl_common.errors import ConfigError, RefusedError
 from dpfpl_common.experiment import MECHANISMS, METHODS, TRUST_MODES, UNITS, Experiment
-from dpfpl_common.settings import from_table, read_toml
+from dpfpl_common.privacy.accounting import exceeds
+from dpfpl_common.privacy_plan import capped_event, planned_events
 
-__all__ = ["METRICS", "Policy", "load_policy"]
+__all__ = ["METRICS", "Policy", "load_policy", "loosened", "permit", "stricter"]
+
+
+# The most that may ever leave a site, whatever the operator sends: policy.toml.
+
 
 METRICS = ("none", "coarse", "exact")
 COARSE_STEP = 0.05
@@ -177,3 +186,121 @@ def _require(key: str, value: object, holds: bool) -> None:
         raise ConfigError(
             code="IMPOSSIBLE_VALUE", message=f"policy.toml {key} is {value!r}.", advice="Correct policy.toml."
         )
+
+
+# Two policies as one: of every rule the stricter one.
+
+
+def stricter(one: Policy, other: Policy) -> Policy:
+    """The policy that lets pass only what both let pass."""
+    return Policy(**{name: rule(getattr(one, name), getattr(other, name)) for name, rule in _RULES.items()})
+
+
+def loosened(old: Policy, new: Policy) -> list[str]:
+    """The rules in which ``new`` would let more pass than ``old``."""
+    both = stricter(old, new)
+    return [name for name in _RULES if _as_set(getattr(both, name)) != _as_set(getattr(new, name))]
+
+
+def _common(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(entry for entry in other if entry in one)
+
+
+def _both(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(sorted({*one, *other}))
+
+
+def _approved(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...]:
+    """Approvals by both; ``name@digest`` is within ``name``, and all within ``*``."""
+
+    def within(entry: str, entries: tuple[str, ...]) -> bool:
+        return any(
+            general in ("*", entry)
+            or (entry != "*" and (entry.split("@")[0] == general or (entry.startswith(general) and "@" in general)))
+            for general in entries
+        )
+
+    kept = [entry for entry in other if within(entry, one)] + [entry for entry in one if within(entry, other)]
+    return tuple(dict.fromkeys(kept))
+
+
+def _fewer_metrics(one: str, other: str) -> str:
+    return min(one, other, key=METRICS.index)
+
+
+def _as_set(value: Any) -> Any:
+    return set(value) if isinstance(value, tuple) else value
+
+
+_SPECIAL: dict[str, Callable[[Any, Any], Any]] = {
+    "experiments": _approved,
+    "trust": _common,
+    "units": _common,
+    "mechanisms": _common,
+    "methods": _common,
+    "quiet_hours": _both,
+    "metrics": _fewer_metrics,
+    "min_noise_multiplier": max,
+    "reply_slot": max,
+}
+_RULES = {field.name: _SPECIAL.get(field.name, min) for field in dataclasses.fields(Policy)}
+"""How two values of each rule become one; all others are upper limits."""
+
+
+def permit(policy: Policy, experiment: Experiment, approved: bool | None = None) -> None:
+    """Let an experiment pass, or refuse it; decided from the experiment and the policy alone, never from the data.
+
+    Args:
+        policy: the rules.
+        experiment: what is asked for.
+        approved: whether it is approved; None to ask the policy alone.
+
+    Raises:
+        RefusedError: with the code and name of the rule that it breaks.
+    """
+    privacy = experiment.privacy
+    if approved is None:
+        approved = policy.approves(experiment)
+    if not approved:
+        raise _refusal(
+            "EXPERIMENT_NOT_APPROVED",
+            "experiments",
+            "Ask the site's administrator to approve it: dpfpl-client approve --pending.",
+        )
+    if privacy.trust not in policy.trust:
+        raise _refusal("TRUST_NOT_ALLOWED", "trust", f"Allowed: {', '.join(policy.trust)}.")
+    if privacy.unit not in policy.units:
+        raise _refusal("UNIT_NOT_ALLOWED", "units", f"Allowed: {', '.join(policy.units)}.")
+    if privacy.mechanism not in policy.mechanisms:
+        raise _refusal("MECHANISM_NOT_ALLOWED", "mechanisms", f"Allowed: {', '.join(policy.mechanisms)}.")
+    if privacy.accounting != "honest":
+        raise _refusal(
+            "ACCOUNTING_NOT_HONEST", "accounting", "Only honest accounting is served; paper is for simulations."
+        )
+    if experiment.prompt.method not in policy.methods:
+        raise _refusal("METHOD_NOT_ALLOWED", "methods", f"Allowed: {', '.join(policy.methods)}.")
+    if experiment.rounds.number > policy.max_rounds:
+        raise _refusal("TOO_MANY_ROUNDS", "max_rounds", f"At most {policy.max_rounds} rounds.")
+    if max(privacy.clipping_norm, privacy.factor_norm) > policy.max_clipping_norm:
+        raise _refusal("CLIPPING_NORM_TOO_LARGE", "max_clipping_norm", f"At most {policy.max_clipping_norm:g}.")
+    if (privacy.noise_multiplier or 0.0) < policy.min_noise_multiplier:
+        raise _refusal("TOO_LITTLE_NOISE", "min_noise_multiplier", f"At least {policy.min_noise_multiplier:g}.")
+    if privacy.target_delta > policy.delta:
+        raise _refusal("DELTA_TOO_LARGE", "delta", f"At most {policy.delta:g}.")
+    events = {event.adversary: event for event in planned_events(experiment)}
+    if privacy.trust != "central" and exceeds([events["operator"]], policy.delta, policy.max_epsilon_operator):
+        raise _refusal(
+            "OPERATOR_EPSILON_OVER_CAP",
+            "max_epsilon_operator",
+            f"Towards the operator at most {policy.max_epsilon_operator:g}: fewer sites, or trust local.",
+        )
+    if exceeds([capped_event(experiment)], policy.delta, policy.max_epsilon_per_experiment):
+        raise _refusal(
+            "EPSILON_OVER_CAP",
+            "max_epsilon_per_experiment",
+            f"It would cost more; at most epsilon {policy.max_epsilon_per_experiment:g}.",
+        )
+
+
+def _refusal(code: str, rule: str, advice: str) -> RefusedError:
+    return RefusedError(code=code, message=f"The site's policy forbids this experiment (rule {rule}).", advice=advice)

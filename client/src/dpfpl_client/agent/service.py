@@ -9,27 +9,82 @@ import os
 import secrets
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent import futures
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import grpc  # type: ignore[import-untyped]
+import grpc
 from grpc_health.v1 import health_pb2
 
-from dpfpl_client.agent.address import Address, parse_address, private_host
-from dpfpl_client.agent.credential import Credential
-from dpfpl_client.agent.endpoint import Agent
-from dpfpl_client.agent.socket_file import SocketFile
-from dpfpl_client.agent.turns import Turns
-from dpfpl_common import agent_pb2, wire
-from dpfpl_common.errors import DeploymentError, DpfplError
-from dpfpl_common.fields import MAX_MESSAGE_BYTES
-from dpfpl_common.refusal import internal_refusal, refusal_of
+from dpfpl_client.agent.credentials import Credential
+from dpfpl_client.agent.endpoint import Address, Agent, SocketFile, parse_address, private_host
+from dpfpl_common.errors import DeploymentError, DpfplError, RefusedError
+from dpfpl_common.wire import agent_pb2
+from dpfpl_common.wire import codec as wire
+from dpfpl_common.wire.codec import MAX_MESSAGE_BYTES
+from dpfpl_common.wire.refusal import internal_refusal, refusal_of
 
-__all__ = ["AgentServer", "serve"]
+__all__ = ["AgentServer", "Turns", "serve"]
+
+
+# One call computes at a time, few wait, the others are sent away.
+
+
+_LOOK_S = 0.1
+"""How often a waiting call looks whether it is still wanted."""
+
+
+class Turns:
+    """Hands the agent to one caller after the other.
+
+    Args:
+        queue: how many may wait.
+    """
+
+    def __init__(self, queue: int) -> None:
+        self._places = threading.Semaphore(1 + queue)
+        self._computing = threading.Lock()
+
+    @property
+    def idle(self) -> bool:
+        """Whether no one computes."""
+        return not self._computing.locked()
+
+    @contextmanager
+    def hold(self, wanted: Callable[[], bool]) -> Iterator[None]:
+        """Wait for the agent and hold it for the block.
+
+        Args:
+            wanted: whether someone still waits for the result; asked while waiting and once more before the block.
+
+        Raises:
+            RefusedError: BUSY, too many wait; AGENT_UNAVAILABLE, no one wants the result any more.
+        """
+        if not self._places.acquire(blocking=False):
+            raise RefusedError(code="BUSY", message="The site's agent is busy.", advice="Call again later.")
+        try:
+            while not self._computing.acquire(timeout=_LOOK_S):
+                _refuse_unless(wanted())
+            try:
+                _refuse_unless(wanted())
+                yield
+            finally:
+                self._computing.release()
+        finally:
+            self._places.release()
+
+
+def _refuse_unless(wanted: bool) -> None:
+    if not wanted:
+        raise RefusedError(
+            code="AGENT_UNAVAILABLE",
+            message="The site's agent is stopping, or the caller has gone.",
+            advice="Send the same request again; it costs no privacy budget twice.",
+        )
+
 
 _LOG = logging.getLogger(__name__)
 _SERVICE = agent_pb2.DESCRIPTOR.services_by_name["SiteAgent"].full_name
@@ -50,7 +105,7 @@ class AgentServer:
 
     Args:
         agent: answers the calls; never called by two threads at once.
-        address: ``unix:/path`` or ``host:port``; see :mod:`dpfpl_client.agent.address`.
+        address: ``unix:/path`` or ``host:port``; see :mod:`dpfpl_client.agent.endpoint`.
         token_file: the credential, made on first start.
         allow_any: accept an address that others could reach.
         queue: how many calls may wait while one computes; more are refused with BUSY.

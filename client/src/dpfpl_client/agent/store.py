@@ -11,11 +11,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from dpfpl_client.learning.learner import PersonalState
-from dpfpl_common.durable import fsync_folder, is_full, make_folder_durably, write_durably
 from dpfpl_common.errors import PayloadError, RefusedError, StateError
 from dpfpl_common.experiment import Experiment, parse_experiment
+from dpfpl_common.ops.files import fsync_folder, is_full, make_folder_durably, write_durably
 from dpfpl_common.optimizer import OptimizerState
-from dpfpl_common.payload import Context, SiteReply
+from dpfpl_common.wire.payloads import Context, SiteReply
 
 __all__ = ["DiskStore", "MemoryStore", "Record", "Store"]
 

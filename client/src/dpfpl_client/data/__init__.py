@@ -9,9 +9,8 @@ Needs NumPy and Pillow, and no torch. Nothing here writes to the data, and no na
 
 from dpfpl_client.data.load import Pool, list_classes, load_pool, load_site_data, read_pool
 from dpfpl_client.data.partition import partition_sites
-from dpfpl_client.data.records import DataProblem, ImageRecord, ImageSource, SiteData
+from dpfpl_client.data.records import VIEWPOINTS, DataProblem, ImageRecord, ImageSource, SiteData, apply_viewpoint
 from dpfpl_client.data.settings import PARTITIONS, SOURCES, DataSettings
-from dpfpl_client.data.viewpoint import VIEWPOINTS, apply_viewpoint
 
 __all__ = [
     "PARTITIONS",

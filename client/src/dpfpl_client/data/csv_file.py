@@ -6,8 +6,7 @@ from pathlib import Path
 
 from dpfpl_client.data.decode import FileImage
 from dpfpl_client.data.folder import inside
-from dpfpl_client.data.listing import Listing, SourceItem
-from dpfpl_client.data.records import DataProblem, problem_per_name
+from dpfpl_client.data.records import DataProblem, Listing, SourceItem, problem_per_name
 from dpfpl_common.errors import DataError
 
 __all__ = ["list_csv"]

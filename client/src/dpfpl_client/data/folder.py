@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dpfpl_client.data.decode import IMAGE_EXTENSIONS, FileImage
-from dpfpl_client.data.listing import Listing, SourceItem
-from dpfpl_client.data.records import DataProblem, problem_per_name
+from dpfpl_client.data.records import DataProblem, Listing, SourceItem, problem_per_name
 from dpfpl_common.errors import DataError
 
 __all__ = ["inside", "list_folder"]

@@ -8,8 +8,7 @@ from typing import Any
 from PIL import Image
 
 from dpfpl_client.data.decode import UnreadableImageError, decode_image
-from dpfpl_client.data.listing import Listing, SourceItem
-from dpfpl_client.data.records import problem_per_name
+from dpfpl_client.data.records import Listing, SourceItem, problem_per_name
 from dpfpl_common.errors import DataError
 
 __all__ = ["list_hub"]

@@ -4,19 +4,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dpfpl_client.data.builtin import DIGIT_CLASSES, SHAPE_CLASSES, list_digits, list_shapes
 from dpfpl_client.data.csv_file import list_csv
-from dpfpl_client.data.digest_index import DigestIndex
-from dpfpl_client.data.digests import digest_items
-from dpfpl_client.data.digits import DIGIT_CLASSES, list_digits
+from dpfpl_client.data.digests import DigestIndex, digest_items
 from dpfpl_client.data.folder import list_folder
 from dpfpl_client.data.hub import list_hub
-from dpfpl_client.data.labels import check_class_names, map_labels, select_known
-from dpfpl_client.data.listing import Listing
 from dpfpl_client.data.partition import partition_sites
-from dpfpl_client.data.questions_file import list_questions
-from dpfpl_client.data.records import DataProblem, ImageRecord, SiteData
+from dpfpl_client.data.questions import list_questions
+from dpfpl_client.data.records import (
+    DataProblem,
+    ImageRecord,
+    Listing,
+    SiteData,
+    check_class_names,
+    map_labels,
+    select_known,
+)
 from dpfpl_client.data.settings import DataSettings
-from dpfpl_client.data.shapes import SHAPE_CLASSES, list_shapes
 from dpfpl_client.data.split import split_items
 from dpfpl_common.errors import DataError
 

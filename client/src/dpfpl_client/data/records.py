@@ -1,16 +1,66 @@
-"""What the rest of a site sees of its data: labelled images, and what an administrator should know about them."""
+"""Translates a source's labels to the experiment's class names, and skips what the experiment does not know."""
 
+import difflib
 import hashlib
-from dataclasses import dataclass, field
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from PIL import Image
 
 from dpfpl_client.data.decode import UnreadableImageError, pixel_digest
-from dpfpl_client.data.viewpoint import apply_viewpoint
-from dpfpl_common.errors import DataError
+from dpfpl_common.errors import ConfigError, DataError
 
-__all__ = ["DataProblem", "ImageRecord", "ImageSource", "SiteData", "problem_per_name"]
+__all__ = [
+    "VIEWPOINTS",
+    "DataProblem",
+    "ImageRecord",
+    "ImageSource",
+    "Listing",
+    "SiteData",
+    "SourceItem",
+    "apply_viewpoint",
+    "check_class_names",
+    "check_viewpoint",
+    "map_labels",
+    "problem_per_name",
+    "select_known",
+]
+
+
+# How a site sees its images: the four viewpoints of the paper's Figure 1.
+
+
+VIEWPOINTS = ("upright", "upside_down", "rotated", "mirrored")
+
+_TRANSPOSE = {
+    "upside_down": Image.Transpose.ROTATE_180,
+    "rotated": Image.Transpose.ROTATE_90,
+    "mirrored": Image.Transpose.FLIP_LEFT_RIGHT,
+}
+
+
+def apply_viewpoint(image: Image.Image, viewpoint: str) -> Image.Image:
+    """Turn the image: by 180 degrees, by 90 counter-clockwise, mirrored left to right, or not at all."""
+    check_viewpoint(viewpoint)
+    return image if viewpoint == "upright" else image.transpose(_TRANSPOSE[viewpoint])
+
+
+def check_viewpoint(viewpoint: str) -> None:
+    """Refuse a viewpoint that does not exist."""
+    if viewpoint not in VIEWPOINTS:
+        raise ConfigError(
+            code="WRONG_VALUE",
+            message=f"[data] viewpoint is {viewpoint!r}.",
+            advice=f"Expected one of: {', '.join(VIEWPOINTS)}.",
+        )
+
+
+# What the rest of a site sees of its data: labelled images, and what an administrator should know about them.
+
 
 _NAMED = 20
 
@@ -38,7 +88,7 @@ class ImageRecord:
             copy has the same digest, a turned one as well.
         split: ``train`` or ``test``.
         source: where the pixels come from.
-        viewpoint: how the site sees the image (see :mod:`dpfpl_client.data.viewpoint`).
+        viewpoint: how the site sees the image (see :mod:`dpfpl_client.data.records`).
         question: what is asked about the image, where the data are questions; the label is then the right answer. Empty
             for a caption, which is such an answer too.
     """
@@ -135,3 +185,121 @@ def problem_per_name(code: str, reasons: dict[str, str], advice: str) -> list[Da
     if len(reasons) > _NAMED:
         problems.append(DataProblem(code, "warning", f"{len(reasons) - _NAMED} more are skipped as well. {advice}"))
     return problems
+
+
+# What a source says it holds, before any pixel is read.
+
+
+@dataclass(frozen=True)
+class SourceItem:
+    """One image of a source.
+
+    Attributes:
+        key: stable id inside the source, for messages at the site.
+        label: as the source calls the class.
+        split: ``train`` or ``test`` where the source says so, None where it is to be drawn.
+        source: the pixels.
+        question: what is asked about the image, where the data are questions; the label is then the right answer. Empty
+            for a caption, which is such an answer too.
+    """
+
+    key: str
+    label: str
+    split: str | None
+    source: ImageSource
+    question: str = ""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All images of a source, in a stable order, and what is wrong with the source itself."""
+
+    items: tuple[SourceItem, ...]
+    problems: tuple[DataProblem, ...] = ()
+
+
+_LISTED = 20
+
+
+def map_labels(items: Sequence[SourceItem], class_map: Mapping[str, str]) -> tuple[list[SourceItem], list[DataProblem]]:
+    """Apply the class map; a line of it that fits no label of the source is a warning.
+
+    Names are compared in Unicode's composed form, since some systems store folder names decomposed.
+    """
+    mapping = {_composed(own): name for own, name in class_map.items()}
+    found = {_composed(item.label) for item in items}
+    mapped = [replace(item, label=mapping.get(_composed(item.label), item.label)) for item in items]
+    unused = [own for own in class_map if _composed(own) not in found]
+    problems = [
+        DataProblem(
+            "CLASS_MAP_UNUSED",
+            "warning",
+            f"class_map names {own!r}, but the data have no such class. Correct or remove the line.",
+        )
+        for own in unused
+    ]
+    return mapped, problems
+
+
+def select_known(items: Sequence[SourceItem], class_names: Sequence[str]) -> tuple[list[SourceItem], list[DataProblem]]:
+    """Keep the images whose class the experiment knows, spelled as the experiment spells it.
+
+    Raises:
+        DataError: none is left.
+    """
+    spelled = {_composed(name): name for name in class_names}
+    known = [replace(item, label=spelled[_composed(item.label)]) for item in items if _composed(item.label) in spelled]
+    unknown = Counter(item.label for item in items if _composed(item.label) not in spelled)
+    if items and not known:
+        raise DataError(
+            code="NO_KNOWN_CLASS",
+            message=f"None of the data's classes ({_listed(sorted(unknown))}) is a class of the experiment "
+            f"({_listed(list(class_names))}).",
+            advice=_map_advice(sorted(unknown), class_names),
+        )
+    if not unknown:
+        return known, []
+    counts = [f"{label!r} ({count})" for label, count in sorted(unknown.items())]
+    message = f"Images are skipped, the experiment does not know their class: {_shortened(counts)}. "
+    return known, [DataProblem("UNKNOWN_CLASS", "warning", message + _map_advice(sorted(unknown), class_names))]
+
+
+def check_class_names(class_names: Sequence[str]) -> None:
+    """Refuse a class list that is empty or names a class twice."""
+    if isinstance(class_names, str) or not class_names:
+        raise ConfigError(
+            code="WRONG_VALUE", message=f"class_names is {class_names!r}.", advice="Expected a list of class names."
+        )
+    twice = [name for name, count in Counter(_composed(name) for name in class_names).items() if count > 1]
+    if twice:
+        raise ConfigError(
+            code="WRONG_VALUE", message=f"class_names has {twice[0]!r} twice.", advice="Name every class once."
+        )
+
+
+def _map_advice(unknown: Sequence[str], class_names: Sequence[str]) -> str:
+    """The lines of the class map that would make the labels known, with the nearest names as a guess."""
+    lines = [f"{json.dumps(label, ensure_ascii=False)} = {_guess(label, class_names)}" for label in unknown[:_LISTED]]
+    return (
+        "If they are the experiment's classes under other names, write in site.toml (checking each name): "
+        f"[data] class_map = {{ {', '.join(lines)} }}"
+    )
+
+
+def _guess(label: str, class_names: Sequence[str]) -> str:
+    lowered = {name.lower(): name for name in class_names}
+    close = difflib.get_close_matches(label.lower(), list(lowered), n=1)
+    return json.dumps(lowered[close[0]] if close else "A CLASS OF THE EXPERIMENT", ensure_ascii=False)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return _shortened([repr(name) for name in names])
+
+
+def _shortened(texts: Sequence[str]) -> str:
+    more = f" and {len(texts) - _LISTED} more" if len(texts) > _LISTED else ""
+    return ", ".join(texts[:_LISTED]) + more
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)

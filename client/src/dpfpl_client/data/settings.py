@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from dpfpl_client.data.viewpoint import check_viewpoint
+from dpfpl_client.data.records import check_viewpoint
 from dpfpl_common.errors import ConfigError
 
 __all__ = ["PARTITIONS", "SOURCES", "DataSettings", "check_partition", "expect"]

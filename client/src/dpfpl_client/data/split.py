@@ -16,8 +16,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 
-from dpfpl_client.data.listing import SourceItem
-from dpfpl_client.data.records import DataProblem, ImageRecord, problem_per_name
+from dpfpl_client.data.records import DataProblem, ImageRecord, SourceItem, problem_per_name
 
 __all__ = ["drawn_split", "split_items"]
 

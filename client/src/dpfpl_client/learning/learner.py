@@ -8,20 +8,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dpfpl_client.learning.backbone import Backbone
-from dpfpl_client.learning.evaluation import LabelledFeatures
-from dpfpl_client.learning.long_answers import too_long_answers
 from dpfpl_client.learning.methods import build_method
 from dpfpl_client.learning.prototypes import noised_class_sums, prototypes_from
-from dpfpl_client.learning.public_directions import direction_count
-from dpfpl_client.learning.public_pulls import Pull, public_pull
-from dpfpl_client.learning.randomness import Randomness
-from dpfpl_client.learning.step import noised_step
-from dpfpl_client.learning.whole_update import ROUNDING_MARGIN, batch_gradient, released_update
+from dpfpl_client.learning.pulls import Pull, public_pull
+from dpfpl_client.learning.step import ROUNDING_MARGIN, Randomness, batch_gradient, noised_step, released_update
+from dpfpl_client.models.backbone import Backbone
+from dpfpl_client.models.class_scorer import direction_count
+from dpfpl_client.models.evaluation import LabelledFeatures, too_long_answers
 from dpfpl_common.errors import ModelError
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.optimizer import OptimizerState, descend
-from dpfpl_common.trust import largest_signal
+from dpfpl_common.privacy_plan import largest_signal
 
 __all__ = ["PersonalState", "PromptLearner", "RoundResult", "SiteFeatures", "initial_context"]
 
@@ -266,7 +263,7 @@ class PromptLearner:
         )
 
     def evaluate(self, global_context: npt.NDArray[np.float32], personal_context: Floats) -> dict[str, float]:
-        """Accuracies by the names of ``dpfpl_common.payload.METRIC_NAMES``; a set without images has no entry.
+        """Accuracies by the names of ``dpfpl_common.wire.payloads.METRIC_NAMES``; a set without images has no entry.
 
         The personal context counts with the experiment's ``personal_strength``.
         """

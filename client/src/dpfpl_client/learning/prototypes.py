@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dpfpl_common.detection import hidden_energy
 from dpfpl_common.errors import PrivacyError
-from dpfpl_common.noise import NoiseSource, grid_allows
+from dpfpl_common.privacy.noise import NoiseSource, grid_allows
+from dpfpl_common.privacy_plan import hidden_energy
 
 __all__ = ["Prototypes", "noised_class_sums", "prototypes_from"]
 
@@ -86,7 +86,7 @@ def prototypes_from(
     """How far to believe the noised sums; decided from them and from public facts alone, so it costs nothing.
 
     *Which rows.* The squared norm of pure noise in k dimensions exceeds ``z^2 (k + 2 sqrt(k t) + 2 t)`` with chance at
-    most ``exp(-t)`` (``dpfpl_common.detection``). A row above that, t = ln(10^6), is a class that the site has, and
+    most ``exp(-t)`` (``dpfpl_common.privacy_plan``). A row above that, t = ln(10^6), is a class that the site has, and
     counts by its signal. Below it a signal of ``z sqrt(2 sqrt(k t) + 2 t)`` may hide: such a class counts
     by that, with its text feature in the image's place, so that the prompt does not give it up for want of evidence.
 

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dpfpl_server.markup import Html, text
-from dpfpl_server.plain_words import noise_is_real
 from dpfpl_server.report.facts import called, paired_sites, site_sample_rate
 from dpfpl_server.report.figures import Figures, is_loose, key_path
-from dpfpl_server.report.names import floor_name, unit_name, who
-from dpfpl_server.report.roi_case import RoiCase
+from dpfpl_server.report.markup import Html, text
+from dpfpl_server.report.roi import RoiCase
+from dpfpl_server.report.texts import floor_name, unit_name, who
+from dpfpl_server.runs.words import noise_is_real
 
 __all__ = ["cost_sentence", "gain_sentence", "privacy_sentence"]
 

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from dpfpl_common.accounting import PrivacyEvent, epsilon, json_epsilon
+from dpfpl_common.config import from_table
 from dpfpl_common.errors import ConfigError
 from dpfpl_common.experiment import Experiment
-from dpfpl_common.settings import from_table
-from dpfpl_common.trust import planned_events
+from dpfpl_common.privacy.accounting import PrivacyEvent, epsilon, json_epsilon
+from dpfpl_common.privacy_plan import planned_events
 from dpfpl_server.report.figures import key_path
 
 __all__ = ["called", "mean_after", "paired_sites", "site_sample_rate", "stopped_after"]

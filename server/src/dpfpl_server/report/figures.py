@@ -9,10 +9,10 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dpfpl_server.formulas import evaluate
-from dpfpl_server.markup import Html, text
-from dpfpl_server.plain_words import DASH, bytes_text, epsilon_text, exact
+from dpfpl_server.report.formulas import evaluate
+from dpfpl_server.report.markup import Html, text
 from dpfpl_server.report.texts import Texts
+from dpfpl_server.runs.words import DASH, bytes_text, epsilon_text, exact
 
 __all__ = ["Figures", "is_loose", "key_path"]
 

@@ -5,25 +5,33 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from dpfpl_common.durable import write_durably
+from dpfpl_common.config import read_toml
 from dpfpl_common.errors import StateError
-from dpfpl_common.settings import read_toml
-from dpfpl_server.markup import Html, paragraph, text
-from dpfpl_server.plain_words import noise_is_real
-from dpfpl_server.report.accuracy import accuracy_section, floors_section, uncertainty_section
+from dpfpl_common.ops.files import write_durably
+from dpfpl_server.report.accuracy import (
+    accuracy_section,
+    floors_section,
+    rounds_curves_section,
+    stopped_earlier_section,
+    uncertainty_section,
+)
 from dpfpl_server.report.answer import cost_sentence, gain_sentence, privacy_sentence
-from dpfpl_server.report.closing import details_section, limits_section
 from dpfpl_server.report.facts import stopped_after
 from dpfpl_server.report.figures import Figures
-from dpfpl_server.report.names import transport_name
-from dpfpl_server.report.over_rounds import rounds_curves_section, stopped_earlier_section
-from dpfpl_server.report.privacy import audit_section, privacy_section
-from dpfpl_server.report.roi_case import RoiCase, roi_case
+from dpfpl_server.report.markup import Html, paragraph, text
+from dpfpl_server.report.privacy import (
+    audit_section,
+    cost_section,
+    details_section,
+    limits_section,
+    privacy_section,
+    rounds_section,
+)
+from dpfpl_server.report.roi import RoiCase, RoiInputs, parse_roi, roi_case
 from dpfpl_server.report.roi_section import roi_section
-from dpfpl_server.report.running import cost_section, rounds_section
-from dpfpl_server.report.texts import Texts
-from dpfpl_server.roi import RoiInputs, parse_roi
-from dpfpl_server.run_folder import RunFolder
+from dpfpl_server.report.texts import Texts, transport_name
+from dpfpl_server.runs.folder import RunFolder
+from dpfpl_server.runs.words import noise_is_real
 
 __all__ = ["read_roi", "render_report", "write_report"]
 

@@ -1,10 +1,9 @@
 """The section on return on investment: inputs, results with their formulas, and the months."""
 
-from dpfpl_server.cash_chart import CashLine, cash_chart
-from dpfpl_server.markup import Html, paragraph, section, table, text
+from dpfpl_server.report.charts import CashLine, cash_chart
 from dpfpl_server.report.figures import Figures
-from dpfpl_server.report.roi_case import RoiCase
-from dpfpl_server.roi import BREAK_EVEN, SCENARIOS, STEPS
+from dpfpl_server.report.markup import Html, paragraph, section, table, text
+from dpfpl_server.report.roi import BREAK_EVEN, SCENARIOS, STEPS, RoiCase
 
 __all__ = ["roi_section"]
 

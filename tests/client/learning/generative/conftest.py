@@ -5,10 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dpfpl_bench.families import write_random_model
-from dpfpl_bench.random_models.generative import GENERATIVE
-from dpfpl_client.learning.backbone import load_backbone
-from dpfpl_client.learning.evaluation import LabelledFeatures
+from dpfpl_client.models.backbone import load_backbone
+from dpfpl_client.models.evaluation import LabelledFeatures
 from dpfpl_common.experiment import (
     Experiment,
     ModelSettings,
@@ -17,6 +15,8 @@ from dpfpl_common.experiment import (
     RoundSettings,
     TaskSettings,
 )
+from random_models.families import write_random_model
+from random_models.generative import GENERATIVE
 
 torch.set_num_threads(1)
 

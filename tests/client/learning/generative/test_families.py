@@ -8,16 +8,16 @@ import pytest
 import torch
 from plain_generative import plain_logits, plain_loss, plain_model, plain_turn
 
-from dpfpl_bench.random_models.generative import GENERATIVE
-from dpfpl_client.learning.answers import word_overlap
-from dpfpl_client.learning.backbone import load_backbone
-from dpfpl_client.learning.generative.families import FAMILIES
-from dpfpl_client.learning.generative.language import LanguageModel
-from dpfpl_client.learning.gradients import EXACT
+from dpfpl_client.data.questions import word_overlap
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
-from dpfpl_client.learning.randomness import SeededRandomness
+from dpfpl_client.learning.step import SeededRandomness
+from dpfpl_client.models.backbone import load_backbone
+from dpfpl_client.models.class_scorer import EXACT
+from dpfpl_client.models.generative.language import LanguageModel
+from dpfpl_client.models.generative.template import FAMILIES
 from dpfpl_common.errors import ModelError
 from dpfpl_common.experiment import GradientSettings, TaskSettings
+from random_models.generative import GENERATIVE
 
 M = 3
 RECURRENT = ("qwen3_5",)
@@ -81,7 +81,7 @@ def test_an_example_changes_its_own_gradient_only(model, examples, context, vqa_
 def test_memory_bound_gradients_are_the_same(model, examples, context, vqa_experiment, monkeypatch):
     scorer = model.scorer(vqa_experiment(model))
     expected = scorer.gradients(context, examples, EXACT)
-    monkeypatch.setattr("dpfpl_client.learning.generative.scorer.AT_ONCE", 1)
+    monkeypatch.setattr("dpfpl_client.models.generative.scorer.AT_ONCE", 1)
     assert torch.allclose(scorer.gradients(context, examples, EXACT), expected, rtol=1e-4, atol=1e-6)
 
 
@@ -124,9 +124,7 @@ def test_the_whole_way_keeps_no_layers_activations(folder, examples, monkeypatch
         return sum(sizes)
 
     recomputed = kept()
-    monkeypatch.setattr(
-        "dpfpl_client.learning.generative.language._Recomputed", lambda decoder: contextlib.nullcontext()
-    )
+    monkeypatch.setattr("dpfpl_client.models.generative.language._Recomputed", lambda decoder: contextlib.nullcontext())
     assert recomputed < kept() / 2
 
 

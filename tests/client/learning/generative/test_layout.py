@@ -5,10 +5,10 @@ import importlib
 
 import pytest
 
-from dpfpl_bench.families import write_random_model
-from dpfpl_client.learning.generative.families import FAMILIES
-from dpfpl_client.learning.generative.layout import layout_of
+from dpfpl_client.models.generative.layout import layout_of
+from dpfpl_client.models.generative.template import FAMILIES
 from dpfpl_common.errors import ModelError
+from random_models.families import write_random_model
 
 QUESTION = "how many small animals are there?"
 TILES = {"patch_size": 8, "num_additional_image_tokens": 1, "vision_feature_select_strategy": "default"}

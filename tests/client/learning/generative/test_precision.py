@@ -7,15 +7,15 @@ import pytest
 import torch
 from plain_generative import plain_loss, plain_model
 
-from dpfpl_bench.families import write_random_model
-from dpfpl_client.learning.backbone import load_backbone
-from dpfpl_client.learning.evaluation import LabelledFeatures
-from dpfpl_client.learning.generative import language
-from dpfpl_client.learning.generative.families import FAMILIES
-from dpfpl_client.learning.gradients import EXACT
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
-from dpfpl_client.learning.randomness import SeededRandomness
+from dpfpl_client.learning.step import SeededRandomness
+from dpfpl_client.models.backbone import load_backbone
+from dpfpl_client.models.class_scorer import EXACT
+from dpfpl_client.models.evaluation import LabelledFeatures
+from dpfpl_client.models.generative import language
+from dpfpl_client.models.generative.template import FAMILIES
 from dpfpl_common.errors import ModelError
+from random_models.families import write_random_model
 
 M = 3
 

@@ -4,12 +4,11 @@ import json
 
 import pytest
 
-from dpfpl_bench.families import write_random_model
-from dpfpl_client.learning.backbone import load_backbone
-from dpfpl_client.learning.generative.families import FAMILIES
-from dpfpl_client.learning.generative.layout import Ends, layout_of
-from dpfpl_client.learning.generative.template import processor_template, written_turn
+from dpfpl_client.models.backbone import load_backbone
+from dpfpl_client.models.generative.layout import Ends, layout_of
+from dpfpl_client.models.generative.template import FAMILIES, processor_template, written_turn
 from dpfpl_common.errors import ModelError
+from random_models.families import write_random_model
 
 PICTURES = (
     "{%% for m in messages %%}{%% if m['role'] == 'user' %%}%s {%% for part in m['content'] %%}"

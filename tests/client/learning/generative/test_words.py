@@ -6,14 +6,14 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from dpfpl_bench.families import write_random_model
-from dpfpl_bench.random_models.parts import byte_tokenizer, llama_tokenizer
-from dpfpl_client.learning.backbone import load_backbone
-from dpfpl_client.learning.generative.families import FAMILIES
-from dpfpl_client.learning.generative.layout import layout_of
-from dpfpl_client.learning.words import Words
+from dpfpl_client.models.backbone import load_backbone
+from dpfpl_client.models.generative.layout import layout_of
+from dpfpl_client.models.generative.template import FAMILIES
+from dpfpl_client.models.words import Words
 from dpfpl_common.errors import ModelError
 from dpfpl_common.experiment import TaskSettings
+from random_models.families import write_random_model
+from random_models.parts import byte_tokenizer, llama_tokenizer
 
 ORDINARY = ("what colour is it?", "how many small animals are there?", "a", "", "İ ẞ 狗 😀?", "x < y > z | w")
 

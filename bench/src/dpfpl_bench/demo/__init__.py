@@ -1,0 +1,1 @@
+"""Real federations on this machine with built-in data."""

@@ -1,0 +1,305 @@
+"""Shapes and textures drawn from a numpy generator, nothing read from disk."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+__all__ = [
+    "COLOURS",
+    "DIGIT_STROKES",
+    "SHAPES",
+    "TEXTURES",
+    "draw_pen_digit",
+    "draw_shape",
+    "draw_texture_mask",
+    "shape_mask",
+]
+
+
+# Digits drawn as pen strokes: tables of control points, a pen that wobbles.
+
+
+Point = tuple[float, float]
+Stroke = tuple[Point, ...]
+
+# Several ways to write each digit. A way is a tuple of strokes; a stroke is (x, y) in the unit square, y downwards.
+# The pen passes smoothly through the points; a point written twice in a row makes a corner.
+DIGIT_STROKES: dict[int, tuple[tuple[Stroke, ...], ...]] = {
+    0: (
+        (((0.5, 0.0), (0.15, 0.2), (0.1, 0.6), (0.3, 0.97), (0.65, 0.97), (0.9, 0.6), (0.85, 0.2), (0.5, 0.0)),),
+        (((0.6, 0.03), (0.25, 0.15), (0.2, 0.8), (0.5, 1.0), (0.8, 0.75), (0.8, 0.25), (0.55, 0.02), (0.4, 0.05)),),
+        (((0.4, 0.02), (0.05, 0.4), (0.15, 0.85), (0.5, 1.0), (0.9, 0.8), (0.95, 0.35), (0.6, 0.02), (0.35, 0.06)),),
+    ),
+    1: (
+        (((0.5, 0.0), (0.5, 1.0)),),
+        (((0.25, 0.25), (0.55, 0.0), (0.55, 0.0), (0.55, 1.0)),),
+        (((0.3, 0.22), (0.55, 0.0), (0.55, 0.0), (0.55, 1.0)), ((0.25, 1.0), (0.85, 1.0))),
+        (((0.62, 0.0), (0.4, 1.0)),),
+        (((0.15, 0.4), (0.6, 0.0), (0.6, 0.0), (0.55, 1.0)),),
+    ),
+    2: (
+        (((0.1, 0.25), (0.3, 0.03), (0.7, 0.03), (0.85, 0.3), (0.55, 0.65), (0.1, 1.0), (0.1, 1.0), (0.9, 1.0)),),
+        (((0.1, 0.2), (0.5, 0.0), (0.8, 0.25), (0.55, 0.6), (0.15, 0.95), (0.2, 0.8), (0.5, 0.88), (0.95, 1.0)),),
+        (((0.15, 0.12), (0.55, 0.0), (0.8, 0.3), (0.4, 0.75), (0.1, 0.98), (0.35, 0.85), (0.9, 0.95)),),
+        (((0.1, 0.1), (0.7, 0.02), (0.8, 0.35), (0.2, 0.95), (0.2, 0.95), (0.9, 0.92)),),
+    ),
+    3: (
+        (((0.1, 0.12), (0.5, 0.0), (0.85, 0.2), (0.45, 0.46), (0.9, 0.7), (0.6, 1.0), (0.1, 0.9)),),
+        (((0.1, 0.02), (0.85, 0.02), (0.85, 0.02), (0.4, 0.4), (0.85, 0.6), (0.7, 0.97), (0.1, 0.92)),),
+        (
+            (
+                (0.15, 0.1),
+                (0.6, 0.0),
+                (0.8, 0.25),
+                (0.35, 0.48),
+                (0.35, 0.48),
+                (0.85, 0.65),
+                (0.65, 0.98),
+                (0.1, 0.95),
+            ),
+        ),
+    ),
+    4: (
+        (((0.6, 0.0), (0.1, 0.65), (0.1, 0.65), (0.95, 0.65)), ((0.7, 0.35), (0.7, 1.0))),
+        (((0.2, 0.0), (0.15, 0.5), (0.15, 0.5), (0.85, 0.5)), ((0.8, 0.0), (0.75, 1.0))),
+        (((0.65, 1.0), (0.65, 0.0), (0.65, 0.0), (0.05, 0.7), (0.05, 0.7), (0.95, 0.7)),),
+        (((0.3, 0.05), (0.1, 0.5), (0.45, 0.6), (0.9, 0.5)), ((0.75, 0.05), (0.6, 1.0))),
+    ),
+    5: (
+        (
+            ((0.2, 0.0), (0.15, 0.42), (0.15, 0.42), (0.6, 0.38), (0.9, 0.65), (0.65, 0.97), (0.1, 0.93)),
+            ((0.2, 0.02), (0.9, 0.0)),
+        ),
+        (
+            (
+                (0.9, 0.0),
+                (0.2, 0.03),
+                (0.2, 0.03),
+                (0.15, 0.45),
+                (0.15, 0.45),
+                (0.7, 0.42),
+                (0.85, 0.75),
+                (0.5, 1.0),
+                (0.1, 0.9),
+            ),
+        ),
+        (((0.85, 0.05), (0.35, 0.05), (0.2, 0.35), (0.65, 0.5), (0.75, 0.8), (0.45, 1.0), (0.15, 0.92)),),
+    ),
+    6: (
+        (
+            (
+                (0.75, 0.0),
+                (0.35, 0.25),
+                (0.12, 0.7),
+                (0.4, 1.0),
+                (0.85, 0.85),
+                (0.75, 0.55),
+                (0.4, 0.55),
+                (0.15, 0.75),
+            ),
+        ),
+        (((0.45, 0.0), (0.15, 0.5), (0.25, 0.95), (0.7, 0.98), (0.8, 0.65), (0.5, 0.5), (0.2, 0.7)),),
+        (((0.6, 0.0), (0.2, 0.4), (0.2, 0.9), (0.6, 1.0), (0.75, 0.75), (0.5, 0.6), (0.2, 0.85)),),
+    ),
+    7: (
+        (((0.1, 0.03), (0.9, 0.03), (0.9, 0.03), (0.35, 1.0)),),
+        (((0.1, 0.05), (0.85, 0.02), (0.85, 0.02), (0.6, 0.5), (0.45, 1.0)), ((0.3, 0.5), (0.9, 0.48))),
+        (((0.1, 0.2), (0.12, 0.03), (0.12, 0.03), (0.85, 0.05), (0.85, 0.05), (0.5, 0.5), (0.4, 1.0)),),
+        (((0.15, 0.1), (0.5, 0.02), (0.85, 0.1), (0.7, 0.45), (0.5, 1.0)), ((0.3, 0.55), (0.85, 0.5))),
+    ),
+    8: (
+        (
+            (
+                (0.5, 0.48),
+                (0.15, 0.25),
+                (0.5, 0.0),
+                (0.85, 0.22),
+                (0.5, 0.48),
+                (0.12, 0.78),
+                (0.5, 1.0),
+                (0.88, 0.78),
+                (0.5, 0.48),
+            ),
+        ),
+        (
+            (
+                (0.8, 0.12),
+                (0.4, 0.0),
+                (0.2, 0.25),
+                (0.7, 0.6),
+                (0.75, 0.9),
+                (0.4, 1.0),
+                (0.2, 0.8),
+                (0.5, 0.5),
+                (0.8, 0.12),
+            ),
+        ),
+        (
+            ((0.5, 0.0), (0.22, 0.2), (0.5, 0.45), (0.78, 0.2), (0.5, 0.0)),
+            ((0.5, 0.45), (0.15, 0.72), (0.5, 1.0), (0.85, 0.72), (0.5, 0.45)),
+        ),
+    ),
+    9: (
+        (((0.85, 0.3), (0.5, 0.5), (0.15, 0.25), (0.5, 0.0), (0.85, 0.2), (0.8, 0.7), (0.7, 1.0)),),
+        (((0.8, 0.15), (0.4, 0.02), (0.15, 0.3), (0.5, 0.5), (0.8, 0.2), (0.75, 0.75), (0.4, 1.0), (0.15, 0.9)),),
+        (((0.75, 0.1), (0.35, 0.05), (0.2, 0.38), (0.6, 0.45), (0.78, 0.1), (0.78, 0.1), (0.75, 1.0)),),
+    ),
+}
+
+
+def _through(points: np.ndarray, steps: int = 8) -> np.ndarray:
+    """A Catmull-Rom curve through points [n, 2], as [(n - 1) * steps + 1, 2]."""
+    padded = np.concatenate([points[:1], points, points[-1:]])  # [n + 2, 2]
+    t = np.linspace(0, 1, steps, endpoint=False)[:, None]  # [steps, 1]
+    pieces = []
+    for a, b, c, d in zip(padded, padded[1:], padded[2:], padded[3:], strict=False):
+        pieces.append(0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3))
+    return np.concatenate([*pieces, points[-1:]])
+
+
+def draw_pen_digit(digit: int, rng: np.random.Generator, size: int = 32) -> np.ndarray:
+    """One digit written by hand: uint8 mask [size, size], 255 where the ink is, filling most of the square."""
+    ways = DIGIT_STROKES[digit]
+    strokes = ways[int(rng.integers(len(ways)))]
+    wobble = rng.uniform(0.01, 0.06)
+    slant = rng.normal(0.0, 0.18)
+    width_ratio = rng.uniform(0.45, 1.0)
+    fine = size * 4
+    pen = max(2, round(fine * rng.uniform(0.05, 0.17)))
+    curves = []
+    for stroke in strokes:
+        points = np.asarray(stroke, dtype=np.float64)
+        moved = points + rng.normal(0.0, wobble, points.shape)
+        # A repeated point is a corner: both copies move together.
+        same = np.all(points[1:] == points[:-1], axis=1)
+        moved[1:][same] = moved[:-1][same]
+        curve = _through(moved)
+        curve[:, 0] = (curve[:, 0] - 0.5) * width_ratio - slant * (curve[:, 1] - 0.5)
+        curves.append(curve)
+    everything = np.concatenate(curves)
+    low, high = everything.min(axis=0), everything.max(axis=0)
+    scale = (fine - pen - 4) / max(float((high - low).max()), 1e-6)
+    canvas = Image.new("L", (fine, fine), 0)
+    pencil = ImageDraw.Draw(canvas)
+    for curve in curves:
+        ink = (curve - (low + high) / 2) * scale + fine / 2
+        dots = [(float(x), float(y)) for x, y in ink]
+        pencil.line(dots, fill=255, width=pen, joint="curve")
+        for x, y in dots[:: max(1, len(dots) // 2 - 1)]:
+            pencil.ellipse((x - pen / 2, y - pen / 2, x + pen / 2, y + pen / 2), fill=255)
+    return np.asarray(canvas.resize((size, size), Image.Resampling.BOX), dtype=np.uint8)
+
+
+SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "heart", "diamond", "pentagon", "crescent")
+TEXTURES = ("horizontal stripes", "vertical stripes", "diagonal stripes", "checkerboard", "dots", "noise", "gradient")
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "black": (12, 12, 12),
+    "white": (245, 245, 245),
+    "grey": (128, 128, 128),
+    "red": (215, 35, 35),
+    "green": (35, 165, 50),
+    "blue": (35, 65, 215),
+    "yellow": (240, 220, 40),
+    "orange": (240, 135, 25),
+    "purple": (125, 40, 160),
+    "pink": (245, 130, 185),
+    "cyan": (45, 205, 215),
+    "brown": (125, 75, 35),
+}
+
+
+def _outline(name: str) -> np.ndarray:
+    """The corners [n, 2] of a polygonal shape, within the square from -1 to 1, y downwards."""
+    if name == "square":
+        return np.array([(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)])
+    if name == "diamond":
+        return np.array([(0.0, -1.0), (0.65, 0.0), (0.0, 1.0), (-0.65, 0.0)])
+    if name == "cross":
+        a, b = 0.33, 0.95
+        return np.array(
+            [(-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a), (a, b), (-a, b), (-a, a), (-b, a), (-b, -a), (-a, -a)]
+        )
+    if name == "heart":
+        t = np.linspace(0, 2 * np.pi, 60, endpoint=False)
+        x = 16 * np.sin(t) ** 3
+        y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
+        return np.stack([x, -y], axis=1) / 17
+    corners = {"triangle": 3, "pentagon": 5, "star": 10, "circle": 60, "ring": 60, "crescent": 60}[name]
+    angles = np.arange(corners) * 2 * np.pi / corners - np.pi / 2
+    radius = np.where(np.arange(corners) % 2, 0.42, 1.0) if name == "star" else np.ones(corners)
+    return np.stack([radius * np.cos(angles), radius * np.sin(angles)], axis=1)
+
+
+def shape_mask(name: str, rng: np.random.Generator, size: int = 32) -> np.ndarray:
+    """One upright shape filling the square, slightly irregular: uint8 mask [size, size], 255 inside.
+
+    A third of the solid shapes are drawn as an outline. An unknown name is a ValueError.
+    """
+    if name not in SHAPES:
+        raise ValueError(f"name = {name!r}: expected one of {', '.join(SHAPES)}")
+    fine = size * 4
+    half = fine / 2 - 3
+    corners = _outline(name) * rng.uniform(0.88, 1.0, size=2)
+    canvas = Image.new("L", (fine, fine), 0)
+    pencil = ImageDraw.Draw(canvas)
+
+    def fill(points: np.ndarray, value: int) -> None:
+        pencil.polygon([(float(x), float(y)) for x, y in points * half + fine / 2], fill=value)
+
+    fill(corners, 255)
+    hollow = rng.random() < 0.33
+    inner = rng.uniform(0.55, 0.75)
+    if name == "ring":
+        fill(corners * inner, 0)
+    elif name == "crescent":
+        fill(corners * rng.uniform(0.75, 0.9) + np.array([rng.uniform(0.3, 0.5), 0.0]), 0)
+    elif hollow and name not in ("circle", "cross"):
+        fill((corners - corners.mean(axis=0)) * inner + corners.mean(axis=0), 0)
+    return np.asarray(canvas.resize((size, size), Image.Resampling.BOX), dtype=np.uint8)
+
+
+def draw_texture_mask(name: str, rng: np.random.Generator, size: int = 32) -> np.ndarray:
+    """One texture covering the square: uint8 mask [size, size]. An unknown name is a ValueError."""
+    if name not in TEXTURES:
+        raise ValueError(f"name = {name!r}: expected one of {', '.join(TEXTURES)}")
+    y, x = np.mgrid[0:size, 0:size].astype(np.float64) + rng.uniform(0, size, size=(2, 1, 1))
+    period = rng.uniform(4, 11)
+    sharpness = rng.uniform(2, 10)
+
+    def wave(ramp: np.ndarray) -> np.ndarray:
+        return np.asarray(np.tanh(sharpness * np.sin(2 * np.pi * ramp / period)))
+
+    if name == "horizontal stripes":
+        field = wave(y)
+    elif name == "vertical stripes":
+        field = wave(x)
+    elif name == "diagonal stripes":
+        field = wave((x + y * rng.choice([-1, 1])) / np.sqrt(2))
+    elif name == "checkerboard":
+        field = wave(x) * wave(y)
+    elif name == "dots":
+        field = np.tanh(sharpness * (np.sin(2 * np.pi * x / period) + np.sin(2 * np.pi * y / period) - 0.9))
+    elif name == "noise":
+        field = rng.uniform(-1, 1, size=(size, size))
+    else:
+        angle = rng.uniform(0, 2 * np.pi)
+        ramp = x * np.cos(angle) + y * np.sin(angle)
+        field = 2 * (ramp - ramp.min()) / (ramp.max() - ramp.min()) - 1
+    return np.asarray((field * 0.5 + 0.5) * 255, dtype=np.uint8)
+
+
+def draw_shape(
+    name: str, rng: np.random.Generator, colour: str = "white", background: str = "black", size: int = 32
+) -> np.ndarray:
+    """One coloured shape, turned and placed at random: uint8 image [size, size, 3]."""
+    mask = Image.fromarray(shape_mask(name, rng, size))
+    small = round(size * rng.uniform(0.5, 0.9))
+    turned = mask.resize((small, small), Image.Resampling.BOX).rotate(
+        float(rng.uniform(-15, 15)), Image.Resampling.BILINEAR
+    )
+    left, top = (int(v) for v in rng.integers(0, size - small + 1, size=2))
+    ink = np.zeros((size, size, 1), dtype=np.float64)
+    ink[top : top + small, left : left + small, 0] = np.asarray(turned, dtype=np.float64) / 255
+    front, back = (np.asarray(COLOURS[c], dtype=np.float64) for c in (colour, background))
+    return np.asarray(np.round(ink * front + (1 - ink) * back), dtype=np.uint8)

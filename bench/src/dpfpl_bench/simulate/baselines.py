@@ -1,0 +1,158 @@
+"""What a federation must beat: each site alone, with its noise and without, and all data in one place.
+
+All are run with the federation's own learner and the same number of steps. ``local_only`` keeps the federation's noise
+level: it is what a site could do alone under the same promise. ``local_only_no_noise`` is the same without the promise.
+``centralised`` is not private either: all images in one place, one shared prompt, trained on batches as large as a
+site's. Each floor has its worst site beside its means.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from dpfpl_bench.simulate.simulation import SimulatedSite, Simulation
+from dpfpl_client.learning.learner import PromptLearner, SiteFeatures
+from dpfpl_client.models.backbone import Backbone
+from dpfpl_client.models.evaluation import LabelledFeatures
+from dpfpl_common.experiment import Experiment, RoundSettings
+from dpfpl_common.wire.payloads import Context
+from dpfpl_server.runs.result import mean
+
+__all__ = ["centralised", "local_only", "trained_floors"]
+
+Floor = dict[str, float | None]
+
+
+def trained_floors(
+    backbone: Backbone,
+    sites: Sequence[SimulatedSite],
+    experiment: Experiment,
+    seed: int,
+    on_step: Callable[[str], None] = lambda text: None,
+    *,
+    which: str = "all",
+) -> dict[str, Floor]:
+    """The floors that are trained, by their names in result.json's ``floors``.
+
+    Args:
+        backbone: the frozen model.
+        sites: the federation's.
+        experiment: the federation's, noise level resolved.
+        seed: of the trainings.
+        on_step: told what is trained.
+        which: ``all``, ``alone`` for the one under the same promise only, ``none``.
+    """
+    if which == "none":
+        return {}
+    on_step("floor: every site alone, under the same promise")
+    floors = {"local_only": local_only(backbone, sites, experiment, seed)}
+    if which == "alone":
+        return floors
+    on_step("floor: every site alone, without noise")
+    # Without noise it is the same training, and repeating it would tell nothing.
+    noisy = experiment.is_private and experiment.privacy.unit == "example"
+    floors["local_only_no_noise"] = (
+        local_only(backbone, sites, experiment.with_noise_multiplier(0.0), seed) if noisy else floors["local_only"]
+    )
+    on_step("floor: all data in one place")
+    floors["centralised"] = centralised(backbone, sites, experiment, seed)
+    return floors
+
+
+def local_only(
+    backbone: Backbone,
+    sites: Sequence[SimulatedSite],
+    experiment: Experiment,
+    seed: int,
+    on_site: Callable[[str], None] = lambda site: None,
+) -> Floor:
+    """Every site trains the same prompt alone: a federation of one, with the same steps and noise multiplier."""
+    finals: list[dict[str, float]] = []
+    for site in sites:
+        on_site(site.name)
+        alone = dataclasses.replace(
+            experiment,
+            sites=(site.name,),
+            privacy=dataclasses.replace(
+                experiment.privacy,
+                site_sample_rate=1.0,
+                # A prompt that never leaves its site needs no noise to protect that site as a whole.
+                noise_multiplier=0.0 if experiment.privacy.unit == "site" else experiment.privacy.noise_multiplier,
+                tolerated_dropouts=0,
+                tolerated_colluders=0,
+                target_epsilon=None,
+            ),
+            rounds=_unwatched(experiment),
+        )
+        finals += Simulation(backbone, [site], seed).run(alone).final.values()
+    return _floor("personal", finals)
+
+
+def centralised(backbone: Backbone, sites: Sequence[SimulatedSite], experiment: Experiment, seed: int) -> Floor:
+    """All training images in one place, one shared prompt, no noise, no privacy; tested on every site's own images."""
+    pooled = SiteFeatures(
+        train=_joined([site.features.train for site in sites]),
+        test=_joined([]),
+        neighbour_test=_joined([]),
+        classes=sites[0].features.classes,
+    )
+    together = dataclasses.replace(
+        experiment,
+        sites=("pool",),
+        prompt=dataclasses.replace(
+            experiment.prompt, method="promptfl", absent_weight=0.0, retention=0.0, contrast=0.0
+        ),
+        privacy=dataclasses.replace(
+            experiment.privacy,
+            unit="example",
+            site_sample_rate=1.0,
+            mechanism="per_step",
+            projection="none",
+            trust="local",
+            clipping="joint",
+            accounting="honest",
+            sample_rate=experiment.privacy.sample_rate / len(sites),
+            target_epsilon=None,
+            noise_multiplier=0.0,
+            nominal_site_size=max(1, len(pooled.train)),
+            tolerated_dropouts=0,
+        ),
+        rounds=dataclasses.replace(
+            _unwatched(experiment), number=experiment.total_steps, local_steps=1, evaluate_every=100_000
+        ),
+    )
+    outcome = Simulation(backbone, [SimulatedSite("pool", pooled, len(pooled.classes))], seed).run(together)
+    return _tested_everywhere(backbone, sites, together, outcome.checkpoint.global_context)
+
+
+def _tested_everywhere(
+    backbone: Backbone, sites: Sequence[SimulatedSite], experiment: Experiment, global_context: Context
+) -> Floor:
+    nothing_personal = np.zeros(experiment.context_shape)
+    metrics = [
+        PromptLearner(backbone, experiment, site.features).evaluate(global_context, nothing_personal) for site in sites
+    ]
+    return _floor("global", metrics)
+
+
+def _floor(prompt: str, metrics: Sequence[Mapping[str, float]]) -> Floor:
+    local = [m[f"{prompt}_local"] for m in metrics if f"{prompt}_local" in m]
+    neighbour = [m[f"{prompt}_neighbour"] for m in metrics if f"{prompt}_neighbour" in m]
+    return {"local": mean(local), "neighbour": mean(neighbour), "worst_site": min(local, default=None)}
+
+
+def _unwatched(experiment: Experiment) -> RoundSettings:
+    """The same rounds, evaluated at the end only."""
+    return dataclasses.replace(experiment.rounds, min_sites=0, evaluate_every=100_000)
+
+
+def _joined(parts: Sequence[LabelledFeatures]) -> LabelledFeatures:
+    if not parts:
+        return LabelledFeatures(torch.zeros((0, 0)), torch.zeros(0, dtype=torch.long))
+    return LabelledFeatures(
+        torch.cat([p.features for p in parts]),
+        torch.cat([p.labels for p in parts]),
+        tuple(asked for p in parts for asked in p.asked),
+    )

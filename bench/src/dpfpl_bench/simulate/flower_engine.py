@@ -1,0 +1,304 @@
+"""The same simulation on Flower's own runtime: every site is a virtual SuperNode, its ClientApp runs in a Ray actor.
+
+Actors come and go and any of them may serve any site, so whatever a site keeps lies in a folder, as at a deployed one::
+
+    plan.json                 model, seed, threads, the sites in the order of their partition ids
+    <site>/data.safetensors   image features and labels
+    <site>/ledger.sqlite      what was charged
+    <site>/experiments/       prompts and releases
+"""
+
+import functools
+import importlib.util
+import json
+import logging
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from safetensors.torch import load_file, save_file
+
+from dpfpl_bench.simulate.simulation import SimulatedSite, SimulationOutcome, answer, personal_contexts
+from dpfpl_client.agent.core import SiteAgent
+from dpfpl_client.agent.ledger.book import Ledger
+from dpfpl_client.agent.store import DiskStore
+from dpfpl_client.learning.learner import SiteFeatures
+from dpfpl_client.learning.step import SeededRandomness
+from dpfpl_client.models.backbone import Backbone, load_backbone
+from dpfpl_client.models.evaluation import LabelledFeatures
+from dpfpl_common.errors import ConfigError, RoundError
+from dpfpl_common.experiment import Experiment
+from dpfpl_server.federation.exchange import exchange
+from dpfpl_server.federation.rounds import DPFPLStrategy, Status
+
+__all__ = ["FlowerSimulation", "require_ray"]
+
+MAX_ACTORS = 2
+START_SECONDS = 600.0
+"""Until Ray has started and the actors have loaded torch and the model, also on a machine that does much else."""
+RAY_STARTS = 3
+RAY_VARIABLES = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning about future defaults
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # actors use this environment, also under ``uv run``
+}
+PARTS = ("train", "test", "neighbour_test")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every actor needs to know; travels as ``plan.json``."""
+
+    model: str
+    offline: bool
+    seed: int
+    threads: int
+    sites: tuple[str, ...]
+    classes: tuple[str, ...]
+
+
+class FlowerSimulation:
+    """Runs experiments over simulated sites, with the results of ``dpfpl_bench.simulate.simulation.Simulation``.
+
+    Args:
+        model: as for ``load_backbone``; every actor loads it once.
+        offline: as for ``load_backbone``.
+        sites: names and features.
+        seed: of sampling, factor starts and noise.
+    """
+
+    def __init__(self, model: str, offline: bool, sites: Sequence[SimulatedSite], seed: int) -> None:
+        self._sites = list(sites)
+        names = tuple(site.name for site in sites)
+        self._plan = Plan(model, offline, seed, torch.get_num_threads(), names, sites[0].features.classes)
+
+    def run(
+        self, experiment: Experiment, on_status: Callable[[Status], None] = lambda status: None
+    ) -> SimulationOutcome:
+        """One experiment from start to end; the sites start fresh."""
+        started = time.monotonic()
+        randomness = SeededRandomness(self._plan.seed).for_round("server", 0)
+        finished: list[DPFPLStrategy] = []
+        stopped = threading.Event()
+        server = ServerApp()
+
+        @server.main()
+        def main(grid: Grid, context: Context) -> None:
+            _stop_pulling_when(stopped, grid)
+            nodes = _nodes_by_site(grid, self._plan.sites)
+            strategy = DPFPLStrategy(
+                experiment,
+                nodes,
+                keys=None,
+                on_status=on_status,
+                noise=randomness.noise,
+                sampler=randomness.sampler,
+            )
+            strategy.run(grid)
+            finished.append(strategy)
+
+        with tempfile.TemporaryDirectory(prefix="dpfpl-flower-") as folder:
+            _write_plan(Path(folder), self._plan, self._sites)
+            try:
+                _run_on_ray(server, _client_app(folder), len(self._sites))
+            finally:
+                stopped.set()
+            personal = personal_contexts(
+                {site: DiskStore(Path(folder) / site) for site in self._plan.sites}, experiment
+            )
+        if not finished:
+            raise RoundError(
+                code="SIMULATION_FAILED",
+                message="Flower's simulation runtime ended before the experiment did.",
+                advice="Try again; --engine inprocess needs no runtime.",
+            )
+        (strategy,) = finished
+        return SimulationOutcome(strategy.checkpoint, strategy.final_metrics, personal, time.monotonic() - started)
+
+
+# At the driver
+
+
+def require_ray() -> None:
+    """Refuse early where the runtime is missing.
+
+    Raises:
+        ConfigError: Ray is not installed.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError(
+            code="MISSING_EXTRA",
+            message="Flower's simulation runtime needs Ray, which is not installed.",
+            advice="Install the extra: pip install 'dpfpl-bench[flower]', or use --engine inprocess.",
+        )
+
+
+def _run_on_ray(server: ServerApp, client: ClientApp, num_sites: int) -> None:
+    actors = max(1, min(MAX_ACTORS, os.cpu_count() or 1, num_sites))
+    with _quiet(), _patient_ray():
+        from flwr.simulation import run_simulation  # sets variables of Ray's
+
+        run_simulation(
+            server_app=server,
+            client_app=client,
+            num_supernodes=num_sites,
+            backend_config={
+                "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+                "init_args": {
+                    "num_cpus": actors,
+                    "include_dashboard": False,
+                    "log_to_driver": False,
+                    "logging_level": logging.ERROR,
+                },
+            },
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Flower's log without its announcements; what Ray reads from the environment comes and goes with the run."""
+    log = logging.getLogger("flwr")
+    level, before = log.level, dict(os.environ)
+    log.setLevel(logging.ERROR)
+    os.environ.update(RAY_VARIABLES)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        for added in set(os.environ) - set(before):
+            del os.environ[added]
+        os.environ.update(before)
+
+
+@contextmanager
+def _patient_ray() -> Iterator[None]:
+    """Ray gives its first process half a minute to come up; where that is too little it is started again."""
+    import ray
+
+    start = ray.init
+
+    def start_patiently(*arguments: Any, **options: Any) -> Any:
+        for left in reversed(range(RAY_STARTS)):
+            try:
+                return start(*arguments, **options)
+            except Exception:  # Ray raises nothing more particular where its node or its first worker is late
+                ray.shutdown()
+                if not left:
+                    raise
+        return None
+
+    setattr(ray, "init", start_patiently)  # noqa: B010  mypy forbids to assign a function
+    try:
+        yield
+    finally:
+        setattr(ray, "init", start)  # noqa: B010
+
+
+def _stop_pulling_when(stopped: threading.Event, grid: Grid) -> None:
+    """Let the server's thread end soon after the runtime has; otherwise it would wait out every deadline."""
+    pull = grid.pull_messages
+
+    def pull_unless_stopped(message_ids: list[str]) -> list[Message]:
+        if stopped.is_set():
+            raise RoundError(code="SIMULATION_FAILED", message="Flower's simulation runtime has ended.")
+        return list(pull(message_ids))
+
+    setattr(grid, "pull_messages", pull_unless_stopped)  # noqa: B010  mypy forbids to assign a method
+
+
+def _nodes_by_site(grid: Grid, sites: Sequence[str]) -> dict[str, int]:
+    """Flower draws node ids at random: every node is asked which site it is."""
+    end = time.monotonic() + START_SECONDS
+    while len(nodes := list(grid.get_node_ids())) < len(sites):
+        if time.monotonic() >= end:
+            raise RoundError(
+                code="SITES_MISSING", message=f"Flower registered {len(nodes)} of {len(sites)} virtual nodes."
+            )
+        time.sleep(0.05)
+    questions = {str(node): grid.create_message(RecordDict(), "query", node, "0") for node in nodes}
+    outcome = exchange(grid, questions, START_SECONDS)
+    if outcome.failures:
+        node, why = min(outcome.failures.items())
+        raise RoundError(
+            code="SITES_MISSING",
+            message=f"The virtual node {node} does not start: {why}",
+            advice="Try again; --engine inprocess needs no runtime.",
+        )
+    return {str(reply.content["site"]["name"]): int(node) for node, reply in outcome.replies.items()}
+
+
+def _write_plan(folder: Path, plan: Plan, sites: Sequence[SimulatedSite]) -> None:
+    (folder / "plan.json").write_text(json.dumps(asdict(plan)), encoding="utf-8")
+    for site in sites:
+        tensors = {}
+        for part in PARTS:
+            images: LabelledFeatures = getattr(site.features, part)
+            tensors[f"{part}_features"] = images.features.contiguous()
+            tensors[f"{part}_labels"] = images.labels.contiguous()
+        (folder / site.name).mkdir()
+        save_file(tensors, folder / site.name / "data.safetensors")
+
+
+# In the actors: everything is found again from the folder's path
+
+
+def _client_app(folder: str) -> ClientApp:
+    app = ClientApp()
+
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        return Message(RecordDict({"site": ConfigRecord({"name": _site(folder, context)})}), reply_to=message)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return _answer(folder, _site(folder, context), message)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        return _answer(folder, _site(folder, context), message)
+
+    return app
+
+
+def _site(folder: str, context: Context) -> str:
+    return _plan(folder).sites[int(context.node_config["partition-id"])]
+
+
+@functools.cache
+def _plan(folder: str) -> Plan:
+    table = json.loads((Path(folder) / "plan.json").read_text(encoding="utf-8"))
+    return Plan(**{**table, "sites": tuple(table["sites"]), "classes": tuple(table["classes"])})
+
+
+@functools.cache
+def _backbone(model: str, offline: bool, threads: int) -> Backbone:
+    torch.set_num_threads(threads)
+    return load_backbone(model, offline=offline)
+
+
+@functools.cache
+def _features(folder: str, site: str) -> SiteFeatures:
+    tensors = load_file(Path(folder) / site / "data.safetensors")
+    train, test, neighbour_test = (
+        LabelledFeatures(tensors[f"{part}_features"], tensors[f"{part}_labels"]) for part in PARTS
+    )
+    return SiteFeatures(train, test, neighbour_test, _plan(folder).classes)
+
+
+def _answer(folder: str, site: str, message: Message) -> Message:
+    """The site's reply. The ledger is opened anew each time: another actor may have added to it since."""
+    plan, own = _plan(folder), Path(folder) / site
+    backbone = _backbone(plan.model, plan.offline, plan.threads)
+    with closing(Ledger(own / "ledger.sqlite")) as ledger:
+        features, randomness = _features(folder, site), SeededRandomness(plan.seed)
+        return answer(SiteAgent(site, backbone, features, None, ledger, DiskStore(own), randomness), site, message)

@@ -1,0 +1,71 @@
+"""What a simulated run shows while it works."""
+
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from dpfpl_bench.simulate.simulation import mean_local_accuracy
+from dpfpl_server.federation.rounds import Status
+
+__all__ = ["RunProgress"]
+
+
+class RunProgress:
+    """A progress bar for images and rounds; plain lines where there is no terminal."""
+
+    def __init__(self, console: Console, rounds: int, *, quiet: bool = False) -> None:
+        self._console = console
+        self._quiet = quiet
+        self._rounds = rounds
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=quiet or not console.is_terminal,
+            transient=True,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def step(self, text: str) -> None:
+        """A new part of the work begins."""
+        if not self._quiet:
+            self._bar.console.print(text)
+        self._drop()
+
+    def images(self, done: int, total: int) -> None:
+        """So many of the images have features."""
+        self._advance("image features", done, total)
+
+    def status(self, status: Status) -> None:
+        """The strategy reports."""
+        if status.get("phase") != "ROUND_DONE":
+            return
+        accuracy = mean_local_accuracy(status)
+        text = "" if accuracy is None else f", local accuracy so far {accuracy:.1%}"
+        if self._bar.disable and not self._quiet:
+            self._console.print(f"round {status['round']}/{self._rounds}{text}", highlight=False)
+        self._advance(f"rounds{text}", int(status["round"]), self._rounds)
+
+    def _advance(self, text: str, done: int, total: int) -> None:
+        if self._task is None:
+            self._task = self._bar.add_task(text, total=total)
+        self._bar.update(self._task, description=text, completed=done, total=total)
+
+    def _drop(self) -> None:
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+            self._task = None

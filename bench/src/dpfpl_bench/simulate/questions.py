@@ -1,0 +1,81 @@
+"""What ``--data`` means where questions are to be answered: drawn sites, one file dealt out, or one for each site."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dpfpl_bench.demo.drawn_sites import drawn_sites, with_neighbours
+from dpfpl_bench.simulate.simulation import site_names
+from dpfpl_client.data import DataSettings, ImageRecord, SiteData, load_site_data
+from dpfpl_common.errors import ConfigError, DataError
+
+__all__ = ["question_sites"]
+
+DRAWN = {"questions": False, "captions": True}
+"""What is drawn by which name; the value says whether captions are."""
+
+TRAIN, TEST = 300, 150
+"""Questions or captions of a drawn site."""
+
+
+def question_sites(data: str, count: int, seed: int) -> tuple[list[str], list[SiteData]]:
+    """Names of the sites and their questions.
+
+    Args:
+        data: ``questions`` or ``captions``, drawn sites for the embedded model; a .jsonl file, whose pictures are dealt
+            out evenly; or a folder whose sub-folders hold a ``questions.jsonl`` each, one site a folder.
+        count: of the sites; a folder says itself how many.
+        seed: of drawing, dealing and splits.
+
+    Raises:
+        ConfigError: NO_DATA or IMPOSSIBLE_VALUE.
+        DataError: what is wrong with a file.
+    """
+    path = Path(data).expanduser()
+    if data in DRAWN:
+        return site_names(count), drawn_sites(count, TRAIN, TEST, seed, captions=DRAWN[data])
+    if path.is_dir():
+        files = sorted(path.glob("*/questions.jsonl"))
+        if files:
+            sites = [_site(file, seed) for file in files]
+            return [file.parent.name for file in files], with_neighbours(sites)
+    elif path.suffix.lower() == ".jsonl":
+        return site_names(count), _dealt(_site(path, seed), count, seed)
+    raise ConfigError(
+        code="NO_DATA",
+        message=f"{data!r} is no .jsonl file and no folder with SITE/questions.jsonl in it.",
+        advice='Give a file of lines {"image": ..., "question": ..., "answer": ...}, such a folder, "questions" or '
+        '"captions".',
+    )
+
+
+def _site(file: Path, seed: int) -> SiteData:
+    try:
+        return load_site_data(DataSettings(source="questions", path=str(file), split_seed=seed), ())
+    except DataError as error:
+        if error.code != "DATA_UNREADABLE":
+            raise
+        raise DataError(code=error.code, message=error.message, advice="Check --data.") from None
+
+
+def _dealt(whole: SiteData, count: int, seed: int) -> list[SiteData]:
+    """The questions dealt out evenly; all that are about one picture go to one site."""
+    pictures = sorted({record.digest for record in (*whole.train, *whole.test)})
+    order = np.random.Generator(np.random.PCG64([20_261_126, seed])).permutation(len(pictures))
+    owner = {pictures[int(place)]: turn % count for turn, place in enumerate(order)}
+
+    def part(records: Sequence[ImageRecord], site: int) -> tuple[ImageRecord, ...]:
+        return tuple(record for record in records if owner[record.digest] == site)
+
+    sites = [
+        SiteData(part(whole.train, site), part(whole.test, site), (), (), whole.problems if site == 0 else ())
+        for site in range(count)
+    ]
+    if not all(site.train for site in sites):
+        raise ConfigError(
+            code="IMPOSSIBLE_VALUE",
+            message=f"{count} sites cannot share the training questions about {len(pictures)} pictures.",
+            advice="Use fewer sites or more pictures.",
+        )
+    return with_neighbours(sites)

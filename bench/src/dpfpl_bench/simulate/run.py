@@ -1,0 +1,195 @@
+"""``dpfpl-bench run``: one simulated federation from data and model to result.json."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpfpl_bench.simulate.baselines import trained_floors
+from dpfpl_bench.simulate.curves import preference_curve, strength_curve
+from dpfpl_bench.simulate.questions import question_sites
+from dpfpl_bench.simulate.settings import BenchSettings, build_experiment
+from dpfpl_bench.simulate.simulation import SimulatedSite, Simulation, prepare_sites, site_names
+from dpfpl_bench.simulate.sources import domain_classes, domain_sites
+from dpfpl_client.agent.features import FeatureCache
+from dpfpl_client.data import DataSettings, ImageRecord, SiteData, list_classes, partition_sites, read_pool
+from dpfpl_client.models.backbone import Backbone, load_computing
+from dpfpl_client.models.dual_encoder import DualEncoder
+from dpfpl_client.models.evaluation import too_long_answers
+from dpfpl_client.site.settings import ComputeSettings
+from dpfpl_common.errors import ConfigError
+from dpfpl_common.ops.files import write_durably
+from dpfpl_server.federation.rounds import Status
+from dpfpl_server.runs.result import build_result
+
+if TYPE_CHECKING:
+    from dpfpl_bench.simulate.flower_engine import FlowerSimulation
+
+__all__ = ["DOMAIN_FOLDERS", "RunRequest", "data_digest", "run_simulation", "write_result"]
+
+DOMAIN_FOLDERS = "domain-folders"
+"""A partition that only the bench knows: one site for each folder of a folder of domains."""
+
+FLOORS = ("all", "alone", "none")
+ENGINES = {"inprocess": "in_process", "flower": "flower_simulation"}
+"""Values of ``engine``, and what the result calls each as its transport."""
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """One simulated run.
+
+    Attributes:
+        engine: "inprocess", or "flower" for Flower's simulation runtime; the same result either way.
+        floors: "all" also trains each site alone and all data in one place, "alone" only each site alone under the
+            same promise, "none" neither.
+        cache: folder for image features; None keeps them in memory.
+        compute: where the model computes; ``engine`` flower only knows the default.
+        questions: instead of ``data``, where the task is vqa or caption; see ``question_sites``.
+        classes: of the data; None: all that the source has.
+    """
+
+    model: str
+    data: DataSettings
+    partition: str
+    num_sites: int
+    alpha: float
+    seed: int
+    bench: BenchSettings
+    floors: str = "all"
+    engine: str = "inprocess"
+    cache: Path | None = None
+    offline: bool = True
+    compute: ComputeSettings = field(default_factory=ComputeSettings)
+    questions: str = ""
+    classes: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for flag, value, allowed in (("floors", self.floors, FLOORS), ("engine", self.engine, ENGINES)):
+            if value not in allowed:
+                raise ConfigError(
+                    code="IMPOSSIBLE_VALUE",
+                    message=f"--{flag} is {value!r}, expected one of {', '.join(allowed)}.",
+                    advice="Correct the flag.",
+                )
+        if self.compute != ComputeSettings() and self.engine != "inprocess":
+            raise ConfigError(
+                code="IMPOSSIBLE_VALUE",
+                message=f"--engine is {self.engine!r}, expected inprocess where --device or --precision is given.",
+                advice="Correct the flag.",
+            )
+        if self.bench.task.in_words and self.engine != "inprocess":
+            raise ConfigError(
+                code="IMPOSSIBLE_VALUE",
+                message=f"--engine is {self.engine!r}, expected inprocess for the task {self.bench.task.kind}.",
+                advice="Correct the flag.",
+            )
+
+
+def run_simulation(
+    request: RunRequest,
+    on_step: Callable[[str], None] = lambda text: None,
+    on_images: Callable[[int, int], None] = lambda done, total: None,
+    on_status: Callable[[Status], None] = lambda status: None,
+) -> dict[str, Any]:
+    """Run it; the callbacks report progress. Returns what result.json holds."""
+    if request.engine == "flower":
+        from dpfpl_bench.simulate.flower_engine import require_ray  # takes seconds, and Ray is an extra
+
+        require_ray()
+    on_step("reading images")
+    names, class_names, data = _sites_data(request, on_step)
+    on_step("loading the model")
+    backbone = load_computing(request.model, request.compute, offline=request.offline)
+    on_step("computing image features")
+    sites = prepare_sites(data, class_names, FeatureCache(request.cache, backbone), names, on_images)
+    on_step("calibrating the noise")
+    experiment = build_experiment(request.bench, backbone, request.model, class_names, sites)
+    scorer = backbone.scorer(experiment)  # a model that cannot serve the task says so here, not as a site's refusal
+    asked = [pair for site in sites for part in (site.features.train, site.features.test) for pair in part.asked]
+    if warning := too_long_answers(scorer, experiment.task, [answer for _, answer in asked]):
+        on_step(f"warning: {warning}")
+    on_step("training")
+    outcome = _engine(request, backbone, sites).run(experiment, on_status)
+    floors = trained_floors(backbone, sites, experiment, request.seed, on_step, which=request.floors)
+    result = build_result(
+        experiment,
+        transport=ENGINES[request.engine],
+        history=outcome.checkpoint.history,
+        final=outcome.final,
+        num_classes={site.name: site.num_classes for site in sites},
+        seconds=outcome.seconds,
+        seed=request.seed,
+        extra_floors=floors,
+        real_noise=False,
+    )
+    result["strength_curve"] = strength_curve(
+        backbone, sites, experiment, outcome.checkpoint.global_context, outcome.personal
+    )
+    if isinstance(backbone, DualEncoder):
+        result["preference_curve"] = preference_curve(
+            backbone, sites, experiment, outcome.checkpoint.global_context, outcome.personal
+        )
+    result["data_digest"] = data_digest(data)
+    return result
+
+
+def data_digest(data: Sequence[SiteData]) -> str:
+    """sha256 over every image's pixels, class and part, whatever the files are called: two runs saw the same images."""
+    lines = sorted(f"{part} {r.digest} {r.label}\n" for site in data for part, r in _parts(site))
+    return hashlib.sha256("".join(dict.fromkeys(lines)).encode()).hexdigest()
+
+
+def _parts(site: SiteData) -> list[tuple[str, ImageRecord]]:
+    return [("train", r) for r in site.train] + [("test", r) for r in (*site.test, *site.neighbour_test)]
+
+
+def _sites_data(
+    request: RunRequest, on_step: Callable[[str], None]
+) -> tuple[list[str], tuple[str, ...], list[SiteData]]:
+    """Names of the sites, classes, and every site's data."""
+    if request.bench.task.in_words:
+        names, asked = question_sites(request.questions, request.num_sites, request.seed)
+        for problem in (problem for site in asked for problem in site.problems):
+            on_step(f"{problem.severity}: {problem.message} [{problem.code}]")
+        return names, (), asked
+    names = site_names(request.num_sites)
+    if request.partition == DOMAIN_FOLDERS:
+        class_names = request.classes or domain_classes(request.data)
+        data = domain_sites(request.data, class_names)
+        if len(data) != request.num_sites:
+            raise ConfigError(
+                code="IMPOSSIBLE_VALUE",
+                message=f"--sites is {request.num_sites}, the folder holds {len(data)} domains.",
+                advice=f"Give --sites {len(data)}, or leave folders away.",
+            )
+        return names, class_names, data
+    class_names = request.classes or list_classes(request.data)
+    pool = read_pool(request.data, class_names, request.cache / "images.json" if request.cache else None)
+    for problem in pool.problems:
+        on_step(f"{problem.severity}: {problem.message} [{problem.code}]")
+    data = partition_sites(pool.records, class_names, request.partition, request.num_sites, request.seed, request.alpha)
+    return names, class_names, data
+
+
+def _engine(request: RunRequest, backbone: Backbone, sites: list[SimulatedSite]) -> "Simulation | FlowerSimulation":
+    if request.engine == "inprocess":
+        return Simulation(backbone, sites, request.seed)
+    from dpfpl_bench.simulate.flower_engine import FlowerSimulation
+
+    return FlowerSimulation(request.model, request.offline, sites, request.seed)
+
+
+def write_result(result: dict[str, Any], path: Path) -> None:
+    """Write result.json, whole or not at all."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(path, (json.dumps(result, indent=2) + "\n").encode(), 0o644)
+    except OSError as error:
+        raise ConfigError(
+            code="CANNOT_WRITE",
+            message=f"The result cannot be written to {path} ({error.strerror or error}).",
+            advice="Give --out a file in a folder that you may write to.",
+        ) from None

@@ -1,0 +1,1 @@
+"""Many simulated runs compared: tables and pictures."""

@@ -1,0 +1,136 @@
+"""From the runs of a sweep to a table: mean and spread over seeds, the worst site, the floors beside them."""
+
+import csv
+import io
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dpfpl_bench.sweep.settings import Cell
+
+__all__ = ["FLOORS", "Row", "as_csv", "as_markdown", "summarise"]
+
+FLOORS = ("zero_shot", "global_only", "local_only", "local_only_no_noise", "centralised")
+Result = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs that differ in the seed alone. Accuracies in [0, 1]; None where nothing was measured.
+
+    Attributes:
+        seeds: how many runs.
+        local, local_spread: on a site's own classes, mean over sites and seeds, and standard deviation over seeds.
+        neighbour, neighbour_spread: on the other sites' classes.
+        worst_site: the lowest accuracy of a site on its own classes, over all seeds.
+        floors: by ``<floor>_<local or neighbour>``, means over seeds.
+        epsilon_recipient, epsilon_operator: what the runs' events amount to.
+    """
+
+    method: str
+    rank: int
+    mechanism: str
+    trust: str
+    epsilon: float | None
+    seeds: int
+    local: float | None
+    local_spread: float
+    neighbour: float | None
+    neighbour_spread: float
+    worst_site: float | None
+    floors: dict[str, float | None]
+    epsilon_recipient: float | str
+    epsilon_operator: float | str
+
+
+def summarise(results: Mapping[Cell, Result]) -> list[Row]:
+    """One row for each setting, in the order in which the sweep names them first."""
+    groups: dict[tuple[object, ...], list[Result]] = defaultdict(list)
+    cells: dict[tuple[object, ...], Cell] = {}
+    for cell, result in results.items():
+        groups[cell.group].append(result)
+        cells.setdefault(cell.group, cell)
+    rows = [_row(cells[group], found) for group, found in groups.items()]
+    return sorted(rows, key=lambda row: (row.method, row.rank, row.mechanism, row.trust, -(row.epsilon or 1e9)))
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    """All rows, a column a number."""
+    flat = [{k: v for k, v in asdict(row).items() if k != "floors"} | row.floors for row in rows]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(flat[0]) if flat else ["method"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return text.getvalue()
+
+
+def as_markdown(rows: Sequence[Row]) -> str:
+    """The table for people: percent right, mean ± standard deviation over seeds."""
+    lines = [
+        "| method | rank | mechanism | trust | epsilon | own classes | others' classes | worst site | "
+        "zero-shot | alone, same promise | operator's epsilon |",
+        "|" + "---|" * 11,
+    ]
+    for row in rows:
+        zero_shot = _both(row.floors["zero_shot_local"], row.floors["zero_shot_neighbour"])
+        alone = _both(row.floors["local_only_local"], row.floors["local_only_neighbour"])
+        lines.append(
+            f"| {row.method} | {row.rank if row.method != 'promptfl' else '-'} | {row.mechanism} | {row.trust} | "
+            f"{'none' if row.epsilon is None else f'{row.epsilon:g}'} | {_with_spread(row.local, row.local_spread)} | "
+            f"{_with_spread(row.neighbour, row.neighbour_spread)} | {_percent(row.worst_site)} | {zero_shot} | "
+            f"{alone} | {_epsilon(row.epsilon_operator)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _row(cell: Cell, results: Sequence[Result]) -> Row:
+    local, local_spread = _over_seeds(result["accuracy"]["local"] for result in results)
+    neighbour, neighbour_spread = _over_seeds(result["accuracy"]["neighbour"] for result in results)
+    worst = [r["accuracy"]["worst_site"] for r in results if r["accuracy"]["worst_site"] is not None]
+    floors = {
+        f"{floor}_{where}": _over_seeds(result["floors"].get(floor, {}).get(where) for result in results)[0]
+        for floor in FLOORS
+        for where in ("local", "neighbour")
+    }
+    spent = {entry["adversary"]: entry["epsilon"] for entry in results[0]["privacy"]["epsilons"]}
+    return Row(
+        method=cell.method,
+        rank=cell.rank,
+        mechanism=cell.mechanism,
+        trust=cell.trust,
+        epsilon=cell.epsilon,
+        seeds=len(results),
+        local=local,
+        local_spread=local_spread,
+        neighbour=neighbour,
+        neighbour_spread=neighbour_spread,
+        worst_site=min(worst, default=None),
+        floors=floors,
+        epsilon_recipient=spent["prompt_recipient"],
+        epsilon_operator=spent["operator"],
+    )
+
+
+def _over_seeds(values: Any) -> tuple[float | None, float]:
+    present = [value for value in values if value is not None]
+    if not present:
+        return None, 0.0
+    return statistics.mean(present), statistics.stdev(present) if len(present) > 1 else 0.0
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _with_spread(value: float | None, spread: float) -> str:
+    return "-" if value is None else f"{100 * value:.1f} ± {100 * spread:.1f}"
+
+
+def _both(local: float | None, neighbour: float | None) -> str:
+    return f"{_percent(local)} / {_percent(neighbour)}"
+
+
+def _epsilon(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.2g}"

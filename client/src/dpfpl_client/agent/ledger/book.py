@@ -1,0 +1,488 @@
+"""Brings a ledger of the first schema, without a chain, to the present one: a backup, then one transaction."""
+
+import hashlib
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from dpfpl_client.agent.ledger.anchor import (
+    Anchor,
+    ExperimentTotal,
+    Registry,
+    Snapshot,
+    events_from_json,
+    events_to_json,
+    missing_from,
+)
+from dpfpl_client.agent.ledger.file import BrokenChainError, LedgerFile, create_schema, follow
+from dpfpl_common.errors import ConfigError, RefusedError, StateError
+from dpfpl_common.experiment import Experiment, parse_experiment
+from dpfpl_common.privacy.accounting import PrivacyEvent
+from dpfpl_common.privacy_plan import ADVERSARIES, WHOLE_UPDATE, planned_events
+
+__all__ = ["LEDGER_FILE", "Charge", "Ledger", "LedgerState", "migrate"]
+
+
+# What a ledger's records add up to.
+
+
+@dataclass(frozen=True)
+class Charge:
+    """One reserved or committed release, or what was assumed to be spent when an old ledger was accepted.
+
+    Attributes:
+        sequence: its record in the ledger.
+        request_digest: what was asked; empty if it was assumed.
+        release_digest: sha256 of what left; empty while only reserved.
+        events: what every adversary learns.
+        at: when, by the site's clock, UTC.
+    """
+
+    sequence: int
+    experiment: str
+    round: int
+    request_digest: str
+    release_digest: str
+    events: tuple[PrivacyEvent, ...]
+    at: str = ""
+
+    def event(self, adversary: str) -> PrivacyEvent:
+        """What this adversary learns."""
+        return next(event for event in self.events if event.adversary == adversary)
+
+
+@dataclass
+class LedgerState:
+    """What the records read so far add up to."""
+
+    kind: str = ""
+    identity: str = ""
+    digests: dict[str, str] = field(default_factory=dict)
+    charges: dict[int, Charge] = field(default_factory=dict)
+    latest: dict[tuple[str, int], int] = field(default_factory=dict)
+    last_round: dict[str, int] = field(default_factory=dict)
+    totals: dict[str, dict[tuple[str, str, float, float], int]] = field(default_factory=dict)
+    datasets: list[dict[str, Any]] = field(default_factory=list)
+    evaluations: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    begun: dict[str, str] = field(default_factory=dict)
+    repeats: dict[str, int] = field(default_factory=dict)
+
+    def apply(self, sequence: int, record: dict[str, Any]) -> None:
+        """Count a record in.
+
+        Raises:
+            LookupError, TypeError or ValueError: it is no record.
+        """
+        self.kind = record["kind"]
+        match record["kind"]:
+            case "genesis":
+                self.identity = record["ledger"]
+            case "bind":
+                self.digests[record["experiment"]] = record["digest"]
+            case "reserve" | "assume":
+                self._charge(sequence, record)
+            case "commit":
+                charge = self.charges[record["reserve"]]
+                self.charges[charge.sequence] = replace(charge, release_digest=record["release"])
+            case "dataset":
+                self.datasets.append({key: value for key, value in record.items() if key != "kind"})
+            case "evaluate":
+                self.evaluations.setdefault(record["experiment"], {})[record["request"]] = record["answer"]
+
+    def events(self, of: Callable[[str], bool], adversary: str) -> list[PrivacyEvent]:
+        """What the experiments whose names satisfy ``of`` told an adversary; equal mechanisms added up."""
+        sums: dict[tuple[str, str, float, float], int] = {}
+        for name, totals in self.totals.items():
+            for kind, steps in totals.items() if of(name) else ():
+                if kind[0] == adversary:
+                    sums[kind] = sums.get(kind, 0) + steps
+        return [PrivacyEvent(*kind, steps=steps) for kind, steps in sorted(sums.items())]
+
+    def totals_by_experiment(self) -> dict[str, ExperimentTotal]:
+        """What each experiment was charged, all adversaries."""
+        return {
+            name: ExperimentTotal(
+                self.last_round.get(name, 0),
+                tuple(PrivacyEvent(*kind, steps=steps) for kind, steps in totals.items()),
+            )
+            for name, totals in self.totals.items()
+        }
+
+    def _charge(self, sequence: int, record: dict[str, Any]) -> None:
+        name, number, events = record["experiment"], record["round"], events_from_json(record["events"])
+        self.charges[sequence] = Charge(sequence, name, number, record.get("request", ""), "", events, record["at"])
+        self.begun.setdefault(name, record["at"])
+        if (name, number) in self.latest:
+            self.repeats[name] = self.repeats.get(name, 0) + 1
+        self.latest[name, number] = sequence
+        self.last_round[name] = max(number, self.last_round.get(name, 0))
+        totals = self.totals.setdefault(name, {})
+        for event in events:
+            kind = (event.adversary, event.mechanism, event.noise_multiplier, event.sample_rate)
+            totals[kind] = totals.get(kind, 0) + event.steps
+
+
+_CHARGES = """SELECT sequence, experiment, round, request_digest, mechanism, noise_multiplier, sample_rate, steps,
+    release_digest, at FROM charges ORDER BY sequence"""
+
+
+def migrate(file: LedgerFile) -> None:
+    """Rewrite a file of schema 1 as chained records; the old file stays beside it as ``*.schema-1.backup``.
+
+    The first schema kept what a prompt's recipient learns. What the others learned is computed from the experiment's
+    configuration in the state folder; where that is gone, the operator is taken to have learned everything.
+    """
+    assert file.path is not None
+    file.backup(file.path.with_name(file.path.name + ".schema-1.backup"))
+    file.execute("BEGIN IMMEDIATE")
+    try:
+        names = file.execute("SELECT name, digest FROM experiments ORDER BY name").fetchall()
+        charges = file.execute(_CHARGES).fetchall()
+        for old in ("charges", "experiments"):
+            file.execute(f"DROP TABLE {old}")
+        create_schema(file)
+        for record in _records(names, charges, file.path.parent):
+            file.append(record)
+        file.execute("COMMIT")
+    except BaseException:
+        file.execute("ROLLBACK")
+        raise
+
+
+def _records(names: list[Any], charges: list[Any], state: Path) -> list[dict[str, Any]]:
+    """The old rows as records; a last one closes them."""
+    # Copies of one old ledger must be known as such: its identity comes from its first rows, not from chance.
+    identity = hashlib.sha256(repr((names[:1], charges[:1])).encode()).hexdigest()[:32]
+    records: list[dict[str, Any]] = [{"kind": "genesis", "ledger": identity, "at": charges[0][-1] if charges else ""}]
+    records += [{"kind": "bind", "experiment": name, "digest": digest, "at": ""} for name, digest in names]
+    for _, experiment, number, request, mechanism, noise_multiplier, sample_rate, steps, release, at in charges:
+        events = _events(state, experiment, PrivacyEvent("", mechanism, noise_multiplier, sample_rate, steps))
+        records.append(
+            {
+                "kind": "reserve",
+                "experiment": experiment,
+                "round": number,
+                "request": request,
+                "events": events_to_json(events),
+                "at": at,
+            }
+        )
+        if release:
+            records.append({"kind": "commit", "reserve": len(records), "release": release, "at": at})
+    records.append({"kind": "migrated", "schema": 1, "charges": len(charges), "at": ""})
+    return records
+
+
+def _events(state: Path, name: str, known: PrivacyEvent) -> tuple[PrivacyEvent, ...]:
+    experiment = _configuration(state, name)
+    if experiment is None:
+        multipliers = {"operator": 0.0, **({"prompt_recipient": 0.0} if known.mechanism == WHOLE_UPDATE else {})}
+        rates: dict[str, float] = {}
+    else:
+        planned = {event.adversary: event for event in planned_events(experiment)}
+        multipliers = {adversary: event.noise_multiplier for adversary, event in planned.items()}
+        rates = {adversary: event.sample_rate for adversary, event in planned.items()}
+    return tuple(
+        PrivacyEvent(
+            adversary,
+            known.mechanism,
+            multipliers.get(adversary, known.noise_multiplier),
+            rates.get(adversary, known.sample_rate),
+            known.steps,
+        )
+        for adversary in ADVERSARIES
+    )
+
+
+def _configuration(state: Path, name: str) -> Experiment | None:
+    try:
+        return parse_experiment((state / "experiments" / name / "experiment.json").read_text())
+    except (OSError, ConfigError):
+        return None
+
+
+# The durable record of what a site's data has paid: reserve before computing, commit after the release is safe.
+
+
+LEDGER_FILE = "ledger.sqlite"
+"""The ledger's name in a state folder."""
+
+_NO_HISTORY = ("genesis", "migrated")
+"""Kinds of a last record after which nothing was charged yet, so that there may be no anchor."""
+
+
+class Ledger:
+    """Charges against one site's data, over experiments, operators and restarts.
+
+    Invariants: every release was reserved, durably, before it was computed; a reservation is never taken back; a record
+    is never changed; a ledger that is not the one that was last written is not used.
+    """
+
+    def __init__(
+        self, path: Path | None, registry: Registry | None = None, identity: str = "", *, observe: bool = False
+    ) -> None:
+        """Open or make the ledger, and read its whole chain.
+
+        Args:
+            path: its file; None keeps it in memory, for simulations.
+            registry: remembers how far it came; None only for simulations and tests.
+            identity: of a ledger to be made; drawn if empty.
+            observe: only look, beside an agent that may be at work; the registry is left as it is.
+
+        Raises:
+            StateError: LEDGER_DAMAGED, naming the first wrong record; LEDGER_ROLLED_BACK or ANCHOR_MISSING if it may be
+                an old copy; LEDGER_NEWER; LEDGER_UNREADABLE.
+        """
+        self._known = LedgerState()
+        self._anchor: Anchor | None = None
+        self._file = LedgerFile(path)
+        try:
+            remembered = self._open(registry, identity)
+            if registry is not None:
+                self._check_anchor(remembered)
+            if self._anchor is not None and not observe and (not remembered or remembered.sequence < self.records):
+                self._anchor.advance(self.snapshot())
+        except BaseException:
+            self._file.close()
+            raise
+
+    @classmethod
+    def accept_rollback(
+        cls, path: Path, registry: Registry, *, identity: str = "", nothing_lost: bool = False
+    ) -> dict[str, ExperimentTotal]:
+        """Go on with an old copy of a ledger, charging what may have been spent since it was made.
+
+        Args:
+            path: the ledger's file; made anew if it is gone.
+            registry: whose anchor knows how far it had come.
+            identity: the ledger's, needed where the file is gone.
+            nothing_lost: the administrator's word, where there is no anchor, that this is no old copy; without it all
+                that could ever be spent counts as spent.
+
+        Returns:
+            What was charged, by experiment.
+        """
+        ledger = cls(path, None, identity)
+        try:
+            ledger._anchor = registry.anchor(ledger.identity)
+            remembered = ledger._anchor.read()
+            here = ledger.snapshot()
+            if remembered is None:
+                unknown = tuple(PrivacyEvent(adversary, "unknown", 0.0, 1.0, 1) for adversary in ADVERSARIES)
+                missing = {} if nothing_lost else {"": ExperimentTotal(0, unknown)}
+            elif remembered.sequence <= here.sequence and ledger._hash_of(remembered.sequence) == remembered.head:
+                return {}
+            else:
+                forked = remembered.sequence <= here.sequence
+                missing = missing_from(here, remembered, forked=forked)
+            for name, total in missing.items():
+                ledger._append(
+                    {
+                        "kind": "assume",
+                        "experiment": name,
+                        "round": total.last_round,
+                        "events": events_to_json(total.events),
+                        "at": _now(),
+                    }
+                )
+            ledger._append({"kind": "accepted", "nothing_lost": nothing_lost, "at": _now()})
+            return missing
+        finally:
+            ledger.close()
+
+    @property
+    def identity(self) -> str:
+        """Drawn when the ledger was made; a copy has the same."""
+        return self._known.identity
+
+    @property
+    def records(self) -> int:
+        """How many records it has."""
+        return self._file.sequence
+
+    @property
+    def datasets(self) -> Sequence[Mapping[str, Any]]:
+        """The registered versions of the data set, oldest first."""
+        return tuple(self._known.datasets)
+
+    def register(self, manifest: Mapping[str, Any]) -> None:
+        """Record a new version of the data set that this ledger charges."""
+        self._append({"kind": "dataset", **manifest, "at": _now()})
+
+    def check_name(self, experiment: str, digest: str) -> None:
+        """Refuse a name that stands for another configuration.
+
+        Raises:
+            RefusedError: EXPERIMENT_CHANGED.
+        """
+        if self._known.digests.get(experiment, digest) != digest:
+            raise RefusedError(
+                code="EXPERIMENT_CHANGED",
+                message="An experiment of this name was run with another configuration (rule experiment digest).",
+                advice="Run it under a new name.",
+            )
+
+    def bind(self, experiment: str, digest: str) -> None:
+        """Tie an experiment's name to one configuration for good; as ``check_name`` if it is tied already."""
+        self.check_name(experiment, digest)
+        if experiment not in self._known.digests:
+            self._append({"kind": "bind", "experiment": experiment, "digest": digest, "at": _now()})
+
+    def begun(self) -> Mapping[str, str]:
+        """When each experiment was first charged, UTC."""
+        return self._known.begun
+
+    def repeats(self, experiment: str) -> int:
+        """Charges of the experiment beyond one for each round."""
+        return self._known.repeats.get(experiment, 0)
+
+    def find(self, experiment: str, round_number: int) -> Charge | None:
+        """The latest charge for this round, if any."""
+        sequence = self._known.latest.get((experiment, round_number))
+        return None if sequence is None else self._known.charges[sequence]
+
+    def last_round(self, experiment: str) -> int:
+        """The last round charged; 0 before the first."""
+        return self._known.last_round.get(experiment, 0)
+
+    def reserve(self, experiment: str, round_number: int, request_digest: str, events: Sequence[PrivacyEvent]) -> int:
+        """Charge a release before it is computed; durable on return. Gives the charge's sequence number.
+
+        Args:
+            experiment: its name.
+            round_number: the round.
+            request_digest: what was asked.
+            events: what the release tells each adversary.
+        """
+        return self._append(
+            {
+                "kind": "reserve",
+                "experiment": experiment,
+                "round": round_number,
+                "request": request_digest,
+                "events": events_to_json(tuple(events)),
+                "at": _now(),
+            }
+        )
+
+    def commit(self, sequence: int, release_digest: str) -> None:
+        """Record that the release reserved under ``sequence`` exists and may leave; durable on return."""
+        assert sequence in self._known.charges
+        self._append({"kind": "commit", "reserve": sequence, "release": release_digest, "at": _now()})
+
+    def evaluations(self, experiment: str) -> Mapping[str, Mapping[str, Any]]:
+        """What was answered to evaluations, by the digest of what was asked."""
+        return self._known.evaluations.get(experiment, {})
+
+    def record_evaluation(self, experiment: str, request_digest: str, answer: Mapping[str, Any]) -> None:
+        """Record an answer to an evaluation before it leaves; durable on return."""
+        record = {"kind": "evaluate", "experiment": experiment, "request": request_digest, "answer": dict(answer)}
+        self._append({**record, "at": _now()})
+
+    def charges(self) -> list[Charge]:
+        """Everything charged, oldest first."""
+        return [self._known.charges[sequence] for sequence in sorted(self._known.charges)]
+
+    def events(self, experiment: str | None = None, adversary: str = "prompt_recipient") -> list[PrivacyEvent]:
+        """What an adversary was told, by one experiment or by all; equal mechanisms added up, for the accountant."""
+        return self._known.events(lambda name: experiment is None or name == experiment, adversary)
+
+    def events_of_others(self, experiment: str, adversary: str = "prompt_recipient") -> list[PrivacyEvent]:
+        """What an adversary was told by all experiments but this one."""
+        return self._known.events(lambda name: name != experiment, adversary)
+
+    def snapshot(self) -> Snapshot:
+        """How far the ledger is."""
+        return Snapshot(self._file.sequence, self._file.head, self._known.totals_by_experiment())
+
+    def damage(self) -> list[str]:
+        """What SQLite finds wrong with the file; empty if nothing."""
+        return self._file.damage()
+
+    def close(self) -> None:
+        """Close the database."""
+        self._file.close()
+
+    def _open(self, registry: Registry | None, identity: str) -> Snapshot | None:
+        """Read the chain from its first record; gives what the anchor remembers, if anything."""
+        if self._file.version == 1:
+            migrate(self._file)
+        elif self._file.version == 0:
+            self._file.execute("BEGIN IMMEDIATE")
+            create_schema(self._file)
+            self._file.append(
+                {
+                    "kind": "genesis",
+                    "ledger": identity or secrets.token_hex(16),
+                    "at": _now(),
+                    "nonce": secrets.token_hex(8),
+                }
+            )
+            self._file.execute("COMMIT")
+        remembered: Snapshot | None = None
+        try:
+            for link in follow(self._file.read()):
+                self._known.apply(link.sequence, link.parsed())
+                # The anchor is read before all but the first record: an agent at work writes them the other way round.
+                if link.sequence == 1 and registry is not None:
+                    self._anchor = registry.anchor(self.identity)
+                    remembered = self._anchor.read()
+        except BrokenChainError as broken:
+            raise _damaged(str(broken)) from None
+        except (LookupError, TypeError, ValueError) as error:
+            raise _damaged(f"A record after record {self._file.sequence} is no record ({error!r}).") from None
+        if not self.identity:
+            raise _damaged("Record 1 is missing.")
+        return remembered
+
+    def _check_anchor(self, remembered: Snapshot | None) -> None:
+        """Refuse what may be an old copy."""
+        here = self._file.sequence
+        if remembered is None:
+            if self._known.kind not in _NO_HISTORY:
+                raise StateError(
+                    code="ANCHOR_MISSING",
+                    message="Nothing outside the state folder remembers this privacy ledger: it may be an old copy.",
+                    advice="Restore the registry folder, or: dpfpl-client ledger accept-rollback.",
+                )
+        elif remembered.sequence > here:
+            raise _rolled_back(f"records {here + 1} to {remembered.sequence} were written once and are missing")
+        elif self._hash_of(remembered.sequence) != remembered.head:
+            raise _rolled_back(f"record {remembered.sequence} was written once with other content")
+
+    def _hash_of(self, sequence: int) -> str:
+        rows = self._file.execute("SELECT hash FROM records WHERE sequence = ?", sequence).fetchall()
+        return str(rows[0][0]) if rows else ""
+
+    def _append(self, content: dict[str, Any]) -> int:
+        """Add a record, durably, first here and then at the anchor."""
+        # Two copies of a ledger must not go on alike, not even with equal requests within a second.
+        sequence = self._file.append({**content, "nonce": secrets.token_hex(8)})
+        self._known.apply(sequence, content)
+        if self._anchor is not None:
+            self._anchor.advance(self.snapshot())
+        return sequence
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _damaged(what: str) -> StateError:
+    return StateError(
+        code="LEDGER_DAMAGED",
+        message=f"The privacy ledger is damaged: {what}",
+        advice="Restore the state folder from a backup, then: dpfpl-client ledger accept-rollback.",
+    )
+
+
+def _rolled_back(what: str) -> StateError:
+    return StateError(
+        code="LEDGER_ROLLED_BACK",
+        message=f"The privacy ledger is an old copy: {what}.",
+        advice="Put the newest state folder back. If it is lost: dpfpl-client ledger accept-rollback, which charges "
+        "what may have been spent since.",
+    )

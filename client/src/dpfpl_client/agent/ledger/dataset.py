@@ -1,0 +1,341 @@
+"""``dpfpl-client register``: a site's images become the registered version of its data set."""
+
+import dataclasses
+import hashlib
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dpfpl_client.agent.audit import AUDIT_FILE, AuditLog
+from dpfpl_client.agent.ledger.anchor import Registry, StateLock
+from dpfpl_client.agent.ledger.book import LEDGER_FILE, Ledger
+from dpfpl_client.agent.ledger.file import canonical
+from dpfpl_client.agent.store import DiskStore
+from dpfpl_client.data import DataProblem, SiteData, list_classes, load_site_data
+from dpfpl_client.site.settings import SiteSettings
+from dpfpl_common.errors import ConfigError, DataError, StateError
+from dpfpl_common.ops.files import make_folder_durably, write_durably
+
+__all__ = [
+    "LEDGER_FILE",
+    "UNREADABLE_RULES",
+    "Changes",
+    "Manifest",
+    "changes_since_registration",
+    "compare",
+    "load_manifest",
+    "lost_ledger",
+    "manifest_of",
+    "new_ledger",
+    "open_ledger",
+    "register_dataset",
+    "register_site",
+    "registered_manifest",
+]
+
+
+# The data set as it was registered: which images, in which part of the split, and which files could not be read.
+
+
+UNREADABLE_RULES = ("skip", "refuse")
+PARTS = ("train", "test", "neighbour_test")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One version of a data set. It holds file names, so it never leaves the site.
+
+    Attributes:
+        images: (digest of the pixels, label) by key, for each part of the split.
+        unreadable: keys of files that could not be read.
+        rule: what to do when a registered image cannot be read later: ``skip`` it, or ``refuse`` to serve.
+    """
+
+    images: dict[str, dict[str, tuple[str, str]]]
+    unreadable: tuple[str, ...] = ()
+    rule: str = "skip"
+
+    @property
+    def training_digests(self) -> frozenset[str]:
+        """What the ledger charges: the digests of the training images."""
+        return frozenset(digest for digest, _ in self.images["train"].values())
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Images by part and label."""
+        return {part: dict(Counter(label for _, label in images.values())) for part, images in self.images.items()}
+
+    def to_json(self) -> str:
+        """Canonical JSON."""
+        return canonical({"images": self.images, "unreadable": sorted(self.unreadable), "rule": self.rule})
+
+    def digest(self) -> str:
+        """sha256 of the canonical JSON; what the ledger records."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def record(self) -> dict[str, Any]:
+        """What the ledger says about this version."""
+        return {
+            "manifest": self.digest(),
+            "images": {part: len(images) for part, images in self.images.items()},
+            "unreadable": len(self.unreadable),
+            "rule": self.rule,
+        }
+
+    def write(self, path: Path) -> None:
+        """Keep it; durable on return."""
+        make_folder_durably(path.parent)
+        write_durably(path, self.to_json().encode())
+
+
+@dataclass(frozen=True)
+class Changes:
+    """How the images differ from the manifest, by key.
+
+    Attributes:
+        added: images that were not there.
+        removed: images that are no longer there, or are now in another part of the split or under another label.
+        changed: files with other pixels.
+        unreadable: registered images that can no longer be read.
+    """
+
+    added: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+
+    @property
+    def other_images(self) -> bool:
+        """Whether it is another data set than the registered one."""
+        return bool(self.added or self.removed or self.changed)
+
+    def words(self) -> str:
+        """For the site's administrator, with the first few names."""
+        parts = []
+        for name in ("added", "removed", "changed", "unreadable"):
+            keys: list[str] = getattr(self, name)
+            if keys:
+                more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+                parts.append(f"{len(keys)} {name} ({', '.join(map(repr, keys[:3]))}{more})")
+        return ", ".join(parts)
+
+
+def manifest_of(data: SiteData, rule: str = "skip") -> Manifest:
+    """The manifest of what was just read."""
+    images = {part: {r.key: (r.digest, r.label) for r in getattr(data, part)} for part in PARTS}
+    return Manifest(images, tuple(data.unreadable), rule)
+
+
+def compare(known: Manifest, now: Manifest) -> Changes:
+    """What changed since the registration; a renamed file is the same image."""
+    changes = Changes()
+    before = Counter((part, *entry) for part in PARTS for entry in known.images[part].values())
+    after = Counter((part, *entry) for part in PARTS for entry in now.images[part].values())
+    gone, new = before - after, after - before
+    keys_now = {key for part in PARTS for key in now.images[part]}
+    keys_before = {key for part in PARTS for key in known.images[part]}
+    for part in PARTS:
+        for key, entry in known.images[part].items():
+            if (part, *entry) in gone:
+                kind = "unreadable" if key in now.unreadable else "changed" if key in keys_now else "removed"
+                getattr(changes, kind).append(key)
+        for key, entry in now.images[part].items():
+            if (part, *entry) in new and key not in keys_before:
+                changes.added.append(key)
+    return changes
+
+
+def load_manifest(path: Path, digest: str) -> Manifest:
+    """The manifest that the ledger recorded under ``digest``.
+
+    Raises:
+        StateError: it is gone, or is another one.
+    """
+    try:
+        table = json.loads(path.read_bytes())
+        images = {part: {k: (str(d), str(n)) for k, (d, n) in table["images"][part].items()} for part in PARTS}
+        manifest = Manifest(images, tuple(table["unreadable"]), str(table["rule"]))
+    except (OSError, ValueError, TypeError, LookupError, AttributeError):
+        manifest = None
+    if manifest is None or manifest.digest() != digest:
+        raise StateError(
+            code="MANIFEST_DAMAGED",
+            message=f"{path} is missing or is not the list of images that the ledger recorded.",
+            advice="Restore it from a backup, or look at the images and run: dpfpl-client register.",
+        )
+    return manifest
+
+
+# One ledger for one data set: images are registered once; changed or shared ones are noticed at every start.
+
+
+MANIFEST_FILE = "dataset.json"
+
+
+def open_ledger(state: Path, registry: Registry, data: SiteData, audit: AuditLog) -> tuple[Ledger, list[DataProblem]]:
+    """The ledger that these images are charged to; begun, and the images registered, where neither exists.
+
+    Args:
+        state: the state folder, locked by the caller.
+        registry: what this machine remembers of ledgers.
+        data: the images as just read.
+        audit: where a registration is recorded.
+
+    Returns:
+        The ledger, and warnings for the administrator.
+
+    Raises:
+        StateError: LEDGER_MISSING, DATASET_HAS_LEDGER, MANIFEST_DAMAGED or what ``Ledger`` raises.
+        DataError: DATASET_CHANGED or IMAGE_UNREADABLE.
+    """
+    path, now = state / LEDGER_FILE, manifest_of(data)
+    with registry.exclusive():
+        ledger = Ledger(path, registry) if path.exists() else new_ledger(state, registry, now)
+        try:
+            if not ledger.datasets:
+                register_dataset(state, registry, ledger, now, audit)
+                return ledger, []
+            return ledger, _warnings(registered_manifest(state, ledger), now)
+        except BaseException:
+            ledger.close()
+            raise
+
+
+def new_ledger(state: Path, registry: Registry, manifest: Manifest) -> Ledger:
+    """Begin a ledger for images that no other one is charged for.
+
+    Raises:
+        StateError: LEDGER_MISSING or DATASET_HAS_LEDGER.
+    """
+    _refuse_known_images(state, registry, manifest, "")
+    return Ledger(state / LEDGER_FILE, registry)
+
+
+def register_dataset(state: Path, registry: Registry, ledger: Ledger, manifest: Manifest, audit: AuditLog) -> None:
+    """Make this the registered version of the ledger's data set; all versions are charged to the same ledger.
+
+    Raises:
+        StateError: DATASET_HAS_LEDGER, some of the images are charged to another ledger.
+    """
+    _refuse_known_images(state, registry, manifest, ledger.identity)
+    manifest.write(state / MANIFEST_FILE)
+    registry.remember_images(ledger.identity, state, manifest.training_digests)
+    ledger.register(manifest.record())
+    audit.write("dataset_registered", version=len(ledger.datasets), **manifest.record())
+
+
+def registered_manifest(state: Path, ledger: Ledger) -> Manifest:
+    """The version of the data set that the ledger was last told of."""
+    return load_manifest(state / MANIFEST_FILE, str(ledger.datasets[-1]["manifest"]))
+
+
+def changes_since_registration(state: Path, ledger: Ledger, data: SiteData) -> Changes:
+    """How the images differ from the registered ones."""
+    return compare(registered_manifest(state, ledger), manifest_of(data))
+
+
+def _warnings(known: Manifest, now: Manifest) -> list[DataProblem]:
+    """What the administrator should know; an error where the images may not be used."""
+    changes = compare(known, now)
+    if changes.other_images:
+        raise DataError(
+            code="DATASET_CHANGED",
+            message=f"The images are not those that were registered: {changes.words()}.",
+            advice="Put them back, or register them as a new version under the same ledger: dpfpl-client register.",
+        )
+    if changes.unreadable and known.rule == "refuse":
+        raise DataError(
+            code="IMAGE_UNREADABLE",
+            message=f"Registered images can no longer be read: {changes.words()}.",
+            advice="Restore them; at the registration it was decided to refuse then.",
+        )
+    if not changes.unreadable:
+        return []
+    text = f"Registered images can no longer be read and are skipped, as was decided then: {changes.words()}."
+    return [DataProblem("IMAGE_UNREADABLE", "warning", text)]
+
+
+def _refuse_known_images(state: Path, registry: Registry, manifest: Manifest, own: str) -> None:
+    """Refuse images that another ledger is charged for, and releases whose ledger is gone."""
+    store = DiskStore(state)
+    if not own and any(store.rounds(name) for name in store.experiments()):
+        raise StateError(
+            code="LEDGER_MISSING",
+            message=f"{state} holds releases, but not the privacy ledger that charged them.",
+            advice=f"Restore {LEDGER_FILE} from a backup, or: dpfpl-client ledger accept-rollback.",
+        )
+    for other, shared, where in registry.owners(manifest.training_digests):
+        if other != own:
+            raise StateError(
+                code="DATASET_HAS_LEDGER",
+                message=f"{shared} of the training images are charged to another privacy ledger, that of {where}.",
+                advice="One data set has one ledger: use that state folder. If it is lost: dpfpl-client ledger "
+                "accept-rollback. Images that are meant to be others must not be among them.",
+            )
+
+
+def register_site(settings: SiteSettings, unreadable: str = "skip") -> dict[str, Any]:
+    """Register what the data folder holds now, as a new version under the site's ledger.
+
+    Args:
+        settings: the site.
+        unreadable: ``skip`` or ``refuse``, for registered images that cannot be read later.
+
+    Returns:
+        The version, its counts, and in words how it differs from the one before.
+
+    Raises:
+        StateError: an agent is running; the images are charged to another ledger.
+    """
+    if unreadable not in UNREADABLE_RULES:
+        raise ConfigError(
+            code="IMPOSSIBLE_VALUE",
+            message=f"--unreadable is {unreadable!r}.",
+            advice=f"Expected one of: {', '.join(UNREADABLE_RULES)}.",
+        )
+    state, registry = settings.state_folder, Registry(settings.registry_folder)
+    lock = StateLock(state)
+    try:
+        data = load_site_data(settings.data, list_classes(settings.data), state / "cache" / "images.json")
+        manifest = manifest_of(data, unreadable)
+        path = state / LEDGER_FILE
+        with registry.exclusive():
+            ledger = Ledger(path, registry) if path.exists() else new_ledger(state, registry, manifest)
+            try:
+                changes = _changes(settings, ledger, manifest)
+                register_dataset(state, registry, ledger, manifest, AuditLog(state / AUDIT_FILE))
+                return {**manifest.record(), "version": len(ledger.datasets), "changes": changes}
+            finally:
+                ledger.close()
+    finally:
+        lock.release()
+
+
+def lost_ledger(settings: SiteSettings) -> str:
+    """The identity of the ledger that this site's images are charged to, for a site whose ledger's file is gone.
+
+    Raises:
+        StateError: the registry knows none, or several.
+    """
+    data = load_site_data(settings.data, list_classes(settings.data))
+    owners = Registry(settings.registry_folder).owners(manifest_of(data).training_digests)
+    if len(owners) != 1:
+        raise StateError(
+            code="NO_LEDGER" if not owners else "DATASET_HAS_LEDGER",
+            message=f"The images of this site are charged to {len(owners)} ledgers.",
+            advice="There is nothing to accept: start the agent."
+            if not owners
+            else "Restore the state folder from a backup.",
+        )
+    return owners[0][0]
+
+
+def _changes(settings: SiteSettings, ledger: Ledger, manifest: Any) -> str:
+    if not ledger.datasets:
+        return ""
+    try:
+        known = registered_manifest(settings.state_folder, ledger)
+    except StateError:
+        return "unknown, the earlier list of images is gone"
+    return compare(known, dataclasses.replace(manifest, rule=known.rule)).words()

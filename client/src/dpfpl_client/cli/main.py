@@ -1,0 +1,397 @@
+"""``dpfpl-client``: what the administrator of a site types."""
+
+from dpfpl_common.ops.telemetry import silence_telemetry
+
+silence_telemetry()  # before Flower or a model library is imported, which read their switches then
+
+import json  # noqa: E402
+import sys  # noqa: E402
+import traceback  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn  # noqa: E402
+
+import typer  # noqa: E402
+from rich.console import Console  # noqa: E402
+
+from dpfpl_client.agent.progress import ImageProgress  # noqa: E402
+from dpfpl_client.cli.gate import add_gate_commands  # noqa: E402
+from dpfpl_client.cli.operations import add_commands  # noqa: E402
+from dpfpl_client.site.settings import SiteSettings, load_site  # noqa: E402
+from dpfpl_common.errors import ConfigError, DpfplError  # noqa: E402
+from dpfpl_common.ops.files import file_error  # noqa: E402
+
+if TYPE_CHECKING:
+    from dpfpl_client.use.prompt import Classifier
+
+__all__ = ["main"]
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+ledger_app = typer.Typer(no_args_is_help=True, help="What this site's data have paid so far.")
+app.add_typer(ledger_app, name="ledger")
+add_gate_commands(app)
+add_commands(app)
+console = Console(stderr=True)
+INTERRUPTED = 130
+
+SiteFile = Annotated[Path, typer.Option("--site", help="the site's site.toml")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+SITE = Path("site.toml")
+
+
+@app.callback()
+def about() -> None:
+    """Take part in a DP-FPL federation with this site's own images, which never leave it."""
+
+
+@app.command(epilog="Example: dpfpl-client init --kit hospital-a.tar.gz --data /data/xrays")
+def init(
+    data: Annotated[
+        str | None, typer.Option(help="image folder, .csv (path,label), .jsonl (questions), digits or shapes")
+    ] = None,
+    site: SiteFile = SITE,
+    name: Annotated[str, typer.Option(help="the site's name, for a site without a kit")] = "site",
+    kit: Annotated[
+        Path | None, typer.Option(help="the operator's archive; unpacked first, or its keys renewed")
+    ] = None,
+    into: Annotated[Path | None, typer.Option(help="folder for the kit; default: the site's name")] = None,
+    sha256: Annotated[str | None, typer.Option(help="the archive's checksum, as the operator told it")] = None,
+) -> None:
+    """Unpack a kit and point site.toml at this site's images; makes site.toml and policy.toml where there is no kit."""
+    from dpfpl_client.site.init import initialise, model_note
+    from dpfpl_client.site.kit import unpack_kit
+
+    if kit is not None:
+        folder, written = unpack_kit(kit, into, sha256)
+        site = folder / "site.toml"
+        typer.echo(f"unpacked {', '.join(path.name for path in written)} into {folder}")
+    elif data is None:
+        raise ConfigError(code="NO_DATA", message="There is nothing to do.", advice="Give --data, --kit or both.")
+    for path in initialise(site, data, name) if data is not None else []:
+        typer.echo(f"wrote {path}")
+    if data is not None and (note := model_note(site)):
+        typer.echo(note)
+    typer.echo(f"Next: read policy.toml, then dpfpl-client check --site {site}")
+
+
+@app.command(
+    epilog="Example: dpfpl-client check --site kits/hospital-a/site.toml. "
+    "Exit codes: 0 ready, 1 ready with warnings, 2 cannot take part."
+)
+def check(
+    site: SiteFile = SITE,
+    offline: Annotated[bool, typer.Option("--offline", help="do not try to reach the server")] = False,
+    plan: Annotated[Path | None, typer.Option(help="an operator's plan, to be judged for this site")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check images, model, policy, ledger, folders, kit, connection and clock; keeps and sends nothing."""
+    from dpfpl_client.check import check_site
+
+    report = check_site(_load(site), connect=not offline, plan=plan)
+    if as_json:
+        _print_json({"facts": report.facts, "warnings": report.warnings, "errors": report.errors})
+    else:
+        for key, value in report.facts.items():
+            typer.echo(f"{key}: {_plain(value)}")
+        for text in report.warnings:
+            typer.echo(f"WARNING {text}")
+        for text in report.errors:
+            typer.echo(f"ERROR {text}")
+        typer.echo("Cannot take part yet." if report.errors else "Ready.")
+    sys.exit(2 if report.errors else 1 if report.warnings else 0)
+
+
+@app.command(epilog="Example: dpfpl-client start --site kits/hospital-a/site.toml")
+def start(site: SiteFile = SITE) -> None:
+    """Start this site's agent and its connection to the server; Ctrl-C stops both."""
+    from dpfpl_client.node.launch import run_site
+
+    run_site(site.resolve(), _load(site), typer.echo)
+
+
+@app.command(
+    epilog="Example: sudo dpfpl-client separate --site kits/hospital-a/site.toml --agent-user dpfpl-agent "
+    "--node-user dpfpl-node"
+)
+def separate(
+    agent_user: Annotated[str, typer.Option("--agent-user", help="reads images, policy, ledger and prompt")],
+    node_user: Annotated[str, typer.Option("--node-user", help="holds the connection and runs the operator's code")],
+    site: SiteFile = SITE,
+) -> None:
+    """Have agent and SuperNode run as two users: gives each its files and names both in site.toml; run by root."""
+    from dpfpl_client.site import separation
+    from dpfpl_client.site.init import name_users
+
+    site = site.resolve()
+    name_users(site, agent_user, node_user)
+    for line in separation.separate(site, _load(site)):
+        typer.echo(line)
+    typer.echo(f"The images are yours to protect: only {agent_user} may read them. Then, as root: dpfpl-client start")
+
+
+@app.command(epilog="Example: dpfpl-client agent --site kits/hospital-a/site.toml")
+def agent(
+    site: SiteFile = SITE,
+    address: Annotated[str, typer.Option(help="listen here, not where site.toml says: unix:/path or host:port")] = "",
+) -> None:
+    """Start only the agent, for deployments that run the connection elsewhere."""
+    import dataclasses
+
+    import torch
+
+    from dpfpl_client.agent.build import build_agent
+    from dpfpl_client.agent.metrics import MeteredAgent, start_monitor
+    from dpfpl_client.agent.service import serve
+    from dpfpl_client.site.separation import identities
+    from dpfpl_common.ops.telemetry import configure_logging
+
+    configure_logging()
+    settings = _load(site)
+    if address:
+        settings = dataclasses.replace(settings, agent=dataclasses.replace(settings.agent, address=address))
+    torch.set_num_threads(settings.agent.threads)
+    built = build_agent(settings, ImageProgress(typer.echo))
+    for problem in built.data.problems:
+        console.print(f"{problem.severity}: {problem.message} [{problem.code}]", markup=False, highlight=False)
+    if built.loosened:
+        console.print(
+            f"warning: policy.toml is looser than what was accepted in {', '.join(built.loosened)}; the stricter old "
+            f"rules hold. To accept it: dpfpl-client policy accept --site {site}",
+            markup=False,
+            highlight=False,
+        )
+    metered = MeteredAgent(built.endpoint)
+    monitor = start_monitor(settings, metered)
+    if monitor is not None:
+        typer.echo(f"Health and metrics: http://{monitor.address}/health and /metrics")
+    serve(
+        metered,
+        settings.agent_address,
+        settings.token_file,
+        group=identities(settings)[1].gid if settings.separated else None,
+        on_ready=lambda address: typer.echo(f"The agent of {settings.name} listens on {address}"),
+    )
+
+
+@app.command(
+    epilog="Example: dpfpl-client predict photo.png scans/ --site site.toml --csv found.csv. "
+    "Exit codes: 0 all read, 1 some images could not be read, 2 none could, or an error."
+)
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="image files or folders")],
+    site: SiteFile = SITE,
+    experiment: Annotated[str | None, typer.Option(help="whose prompt; default: the latest")] = None,
+    top: Annotated[int, typer.Option("--top-k", "--top", min=1, help="how many classes to show")] = 3,
+    question: Annotated[
+        str, typer.Option(help="asked of every image, by a prompt that answers questions or captions")
+    ] = "",
+    alpha: Annotated[
+        float | None, typer.Option(help="weight of the personal part: 0 shared prompt alone, 1 as trained")
+    ] = None,
+    csv: Annotated[Path | None, typer.Option("--csv", help="write a CSV file, one row an image")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Classify images with this site's personalised prompt; an image that cannot be read does not stop the others."""
+    from dpfpl_client.use.predict import as_json as entry
+    from dpfpl_client.use.predict import as_line, classify_files, count_skipped, expand_images, write_csv
+
+    paths = expand_images(images)
+    results = []
+    for result in classify_files(_classifier(_load(site), experiment, alpha, question), paths, top):
+        results.append(result)
+        if result.prediction is None:
+            console.print(as_line(result), markup=False, highlight=False, soft_wrap=True)
+        elif not as_json and csv is None:
+            typer.echo(as_line(result))
+    if csv is not None:
+        write_csv(csv, results)
+    if as_json:
+        _print_json([entry(result) for result in results])
+    failed = sum(result.prediction is None for result in results)
+    if skipped := count_skipped(images):
+        console.print(f"{skipped} other file{'s' if skipped > 1 else ''} skipped: no image by name, or hidden")
+    if csv is not None and not as_json:
+        typer.echo(f"wrote {csv}: {len(results) - failed} of {len(results)} images classified")
+    sys.exit(0 if not failed else 1 if failed < len(results) else 2)
+
+
+@app.command(epilog="Example: dpfpl-client serve --site site.toml --port 8080")
+def serve(
+    site: SiteFile = SITE,
+    experiment: Annotated[str | None, typer.Option(help="whose prompt; default: the latest")] = None,
+    host: Annotated[
+        str, typer.Option(help="address to listen on; another than loopback needs --token-file")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="port to listen on; 0 takes a free one")] = 8080,
+    token_file: Annotated[Path | None, typer.Option(help="file with the token that callers must show")] = None,
+    max_megabytes: Annotated[int, typer.Option(min=1, max=1000, help="largest image file, in MB")] = 20,
+) -> None:
+    """Classify images over HTTP: a small API (see /openapi.json) and a page to drop an image on; Ctrl-C stops it."""
+    import torch
+
+    from dpfpl_client.use.serving.server import ServeSettings, serve_classifier
+
+    wanted = ServeSettings.checked(host, port, token_file, max_megabytes * 1_000_000)
+    settings = _load(site)
+    torch.set_num_threads(settings.agent.threads)
+    serve_classifier(_classifier(settings, experiment, question=None), wanted, typer.echo)
+
+
+@app.command(epilog="Example: dpfpl-client export --out prompt --site site.toml")
+def export(
+    out: Annotated[Path, typer.Option(help="folder to write")],
+    site: SiteFile = SITE,
+    experiment: Annotated[str | None, typer.Option(help="whose prompt; default: the latest")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write this site's prompt for plain transformers and peft, with a model card; refused where policy forbids it."""
+    from dpfpl_client.models.backbone import load_computing
+    from dpfpl_client.use.exporting.export import export_prompt
+    from dpfpl_client.use.prompt import load_prompt
+
+    settings = _load(site)
+    prompt = load_prompt(settings.state_folder, experiment)
+    backbone = load_computing(settings.model, settings.compute, offline=settings.offline)
+    exported = export_prompt(settings, prompt, backbone, out)
+    if as_json:
+        _print_json({"folder": str(out), "files": exported.files, "no_adapter": exported.no_adapter or None})
+        return
+    typer.echo(f"wrote {out}: {', '.join(exported.files)}")
+    if exported.no_adapter:
+        merged = "text_features.safetensors" in exported.files
+        instead = "the merged text features" if merged else "the prompt without one"
+        typer.echo(f"No PEFT adapter: {exported.no_adapter}. README.md shows how to use {instead}.")
+    typer.echo("Read README.md there before you pass it on: it says what the prompt may tell about a training image.")
+
+
+@ledger_app.command("show", epilog="Example: dpfpl-client ledger show --site kits/hospital-a/site.toml")
+def ledger_show(site: SiteFile = SITE, as_json: AsJson = False) -> None:
+    """Show what was released and what it cost."""
+    from dpfpl_client.agent.ledger.view import summarise
+
+    summary = summarise(_load(site))
+    if as_json:
+        _print_json(summary)
+        return
+    for row in summary["experiments"]:
+        typer.echo(
+            f"{row['experiment']}: {row['charges']} charges for {row['rounds']} rounds, {row['released']} released, "
+            f"epsilon {_number(row['epsilon'])}, towards the operator {_number(row['epsilons']['operator'])}"
+        )
+    typer.echo(
+        f"In all: epsilon {_number(summary['spent_epsilon'])} of {summary['max_epsilon_lifetime']:g}, "
+        f"left {summary['left_epsilon']:.2f}, at delta {summary['delta']:g}"
+    )
+    typer.echo(
+        f"Towards the operator: epsilon {_number(summary['spent_epsilons']['operator'])} of "
+        f"{summary['max_epsilon_operator_lifetime']:g}, left {summary['left_epsilon_operator']:.2f}"
+    )
+
+
+@ledger_app.command("verify", epilog="Example: dpfpl-client ledger verify --site kits/hospital-a/site.toml")
+def ledger_verify(site: SiteFile = SITE, as_json: AsJson = False) -> None:
+    """Check the ledger against itself and the stored releases; exit code 2 if something is wrong."""
+    from dpfpl_client.agent.ledger.view import verify
+
+    problems = verify(_load(site))
+    if as_json:
+        _print_json({"problems": problems})
+    else:
+        typer.echo("\n".join(problems) if problems else "The ledger is in order.")
+    sys.exit(2 if problems else 0)
+
+
+@ledger_app.command(
+    "accept-rollback", epilog="Example: dpfpl-client ledger accept-rollback --site kits/hospital-a/site.toml"
+)
+def ledger_accept_rollback(
+    site: SiteFile = SITE,
+    nothing_lost: Annotated[
+        bool,
+        typer.Option(
+            "--nothing-was-lost",
+            help="your word that the ledger is the newest one; only heard where nothing outside the state folder "
+            "remembers it, for instance after a move to another machine",
+        ),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Go on with an old copy of the ledger: all that may have been spent since it was made is charged."""
+    from dpfpl_client.agent.ledger.view import accept_rollback
+
+    settings = _load(site)
+    if not yes:
+        typer.confirm("Budget that may have been spent since this copy was made counts as spent. Go on?", abort=True)
+    result = accept_rollback(settings, nothing_lost=nothing_lost)
+    if as_json:
+        _print_json(result)
+        return
+    for row in result["charged"]:
+        typer.echo(f"charged: {row['experiment'] or 'all that is left'}, up to round {row['last_round']}")
+    typer.echo("The ledger is accepted." if result["charged"] else "The ledger is accepted; nothing was missing.")
+
+
+def _load(site: Path) -> SiteSettings:
+    return load_site(site)
+
+
+def _classifier(
+    settings: SiteSettings, experiment: str | None, alpha: float | None = None, question: str | None = ""
+) -> "Classifier":
+    from dpfpl_client.models.backbone import load_computing
+    from dpfpl_client.use.prompt import load_prompt
+
+    prompt = load_prompt(settings.state_folder, experiment)
+    if alpha is not None:
+        prompt = prompt.with_strength(alpha)
+    return prompt.classifier(load_computing(settings.model, settings.compute, offline=settings.offline), question)
+
+
+def _number(value: float | str) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else value
+
+
+def _plain(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, dict | list) else str(value)
+
+
+def _print_json(content: Any) -> None:
+    sys.stdout.write(json.dumps(content, indent=2) + "\n")
+
+
+def _fail(error: DpfplError) -> NoReturn:
+    text = f"{error.code}: {error.message}\n{error.advice}"
+    console.print(text, style="bold", highlight=False, markup=False, soft_wrap=True)
+    sys.exit(2)
+
+
+def _unforeseen() -> NoReturn:
+    traceback.print_exc()
+    sys.exit(2)
+
+
+def main() -> None:
+    """Entry point: our own errors become one clear message and exit code 2.
+
+    So does what nobody foresaw, behind its traceback: Python's own exit code 1 would say "ready, with warnings".
+    """
+    try:
+        app()
+    except DpfplError as error:
+        _fail(error)
+    except OSError as error:
+        known = file_error(error)
+        if known is None:
+            _unforeseen()
+        _fail(known)
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "transformers", "PIL", "safetensors", "sklearn"):
+            _unforeseen()
+        console.print(f'{error.name} is missing. Install the agent: pip install "dpfpl-client[agent]"', style="bold")
+        sys.exit(2)
+    except SystemExit as leave:
+        if leave.code == INTERRUPTED:  # what typer makes of Ctrl-C
+            console.print("Stopped.")
+        raise
+    except Exception:  # noqa: BLE001  shown whole, and only the exit code is ours
+        _unforeseen()

@@ -1,0 +1,95 @@
+"""``dpfpl-client doctor``, ``health`` and ``forget``: for when something is wrong or is to end."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["add_commands"]
+
+SiteFile = Annotated[Path, typer.Option("--site", help="the site's site.toml")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+SITE = Path("site.toml")
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add this module's commands to ``dpfpl-client``."""
+    app.command(epilog="Example: dpfpl-client doctor --site site.toml. Exit codes: 0 all well, 1 warnings, 2 errors.")(
+        doctor
+    )
+    app.command(
+        epilog="Example: dpfpl-client health --site site.toml --part agent. Exit codes: 0 healthy, 1 unhealthy, "
+        "2 the question itself is wrong."
+    )(health)
+    app.command(epilog="Example: dpfpl-client forget xrays-1 --site site.toml --yes")(forget)
+
+
+def doctor(
+    site: SiteFile = SITE,
+    offline: Annotated[bool, typer.Option("--offline", help="do not ask the server")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Explain in plain words what keeps this site from taking part, and what to do; changes nothing anywhere."""
+    from dpfpl_client.doctor import examine_site
+    from dpfpl_client.site.settings import load_site
+    from dpfpl_common.ops.diagnostics import exit_code, findings_json, findings_text
+
+    findings = examine_site(load_site(site), connect=not offline)
+    typer.echo(json.dumps(findings_json(findings), indent=2) if as_json else findings_text(findings))
+    sys.exit(exit_code(findings))
+
+
+def health(
+    site: SiteFile = SITE,
+    part: Annotated[list[str] | None, typer.Option(help="agent, budget or link; repeat; default: all")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether the site can take part now; for probes of containers and service managers."""
+    from dpfpl_client.doctor import PARTS, site_troubles
+    from dpfpl_client.site.settings import load_site
+    from dpfpl_common.errors import ConfigError
+    from dpfpl_common.ops.diagnostics import HEALTHY, UNHEALTHY, report
+
+    parts = tuple(part or PARTS)
+    if unknown := sorted(set(parts) - set(PARTS)):
+        raise ConfigError(
+            code="UNKNOWN_PART", message=f"There is no part {unknown[0]!r}.", advice=f"Known: {', '.join(PARTS)}."
+        )
+    troubles = site_troubles(load_site(site), parts)
+    if as_json:
+        typer.echo(json.dumps(report(troubles), indent=2))
+    else:
+        for trouble in troubles:
+            typer.echo(f"{trouble.part}: {trouble.message} [{trouble.code}]")
+        typer.echo("unhealthy" if troubles else "healthy")
+    sys.exit(UNHEALTHY if troubles else HEALTHY)
+
+
+def forget(
+    experiment: Annotated[str, typer.Argument(help="name of the experiment to leave")],
+    site: SiteFile = SITE,
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Leave an experiment for good and remove its prompt; the ledger keeps what was spent, which stays a fact."""
+    from dpfpl_client.agent.audit import AUDIT_FILE, AuditLog
+    from dpfpl_client.agent.store import DiskStore
+    from dpfpl_client.site.settings import load_site
+    from dpfpl_common.errors import ConfigError
+    from dpfpl_common.experiment import NAME
+
+    if not NAME.fullmatch(experiment):
+        raise ConfigError(code="IMPOSSIBLE_VALUE", message=f"{experiment!r} is no name of an experiment.", advice="")
+    settings = load_site(site)
+    store = DiskStore(settings.state_folder)
+    if not yes and not as_json:
+        typer.confirm(f"Remove this site's prompt of {experiment} for good?", abort=True)
+    removed = store.forget(experiment)
+    AuditLog(settings.state_folder / AUDIT_FILE).write("forgotten", experiment=experiment, removed=removed)
+    if as_json:
+        typer.echo(json.dumps({"experiment": experiment, "removed": removed}))
+        return
+    what = "its prompt and releases are removed" if removed else "there was nothing of it here"
+    typer.echo(f"{experiment}: {what}; requests for it are refused from now on. The ledger keeps what it cost.")

@@ -1,0 +1,1 @@
+"""Frozen vision-language models: loading, image features, text towers, scorers."""

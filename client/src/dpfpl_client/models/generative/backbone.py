@@ -1,0 +1,235 @@
+"""A frozen generative vision-language model: pictures to rows of tokens, texts to embeddings, tasks to scorers."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from PIL import Image
+
+from dpfpl_client.models.class_scorer import EXACT
+from dpfpl_client.models.files import feature_identity, load_image_processor, load_parts, model_fingerprint, model_type
+from dpfpl_client.models.generative.language import LanguageModel
+from dpfpl_client.models.generative.layout import Ends, layout_of
+from dpfpl_client.models.generative.template import FAMILIES, Family, processor_template
+from dpfpl_client.models.placement import batches
+from dpfpl_client.models.words import repeated_to_the_left
+from dpfpl_common.errors import ModelError
+from dpfpl_common.experiment import TASKS
+
+if TYPE_CHECKING:
+    from dpfpl_client.models.generative.scorer import AnswerScorer
+    from dpfpl_common.experiment import Experiment
+
+__all__ = ["GenerativeBackbone", "load_generative"]
+
+EDGE: Final = 448
+"""To which pictures are brought, in pixels, where the model would otherwise take any size: 256 tokens of Qwen2-VL."""
+
+PREPARED: Final = ("pixel_values", "pixel_attention_mask", "image_grid_thw", "image_sizes")
+"""What image towers take of what image processors give."""
+
+
+class GenerativeBackbone:
+    """A frozen generative model.
+
+    Attributes:
+        family: the model type of its config.json.
+        fingerprint: sha256 over the model's files; two sites with the same fingerprint have the same model.
+        feature_identity: sha256 over what a picture's row depends on beside the picture.
+        width: width d of the language model's embeddings and of context vectors.
+        feature_size: length of a picture's row: its tokens times d, times what Qwen3-VL adds for deeper layers.
+        layout: how a turn is laid out.
+        language: the language model behind a picture.
+        tasks: what it can be asked: everything.
+        mechanisms: under which it can learn: it has no features of classes to sum.
+    """
+
+    tasks: tuple[str, ...] = TASKS
+    mechanisms: tuple[str, ...] = ("per_step",)
+
+    def __init__(
+        self, model: Any, tokenizer: Any, image_processor: Any, fingerprint: str, template: str | None = None
+    ) -> None:
+        self._model = model.eval().requires_grad_(False)
+        self._tokenizer = tokenizer
+        self._image_processor = image_processor
+        self.family = str(model.config.model_type)
+        self._quirks = FAMILIES[self.family]
+        self.fingerprint = fingerprint
+        self._edge = _edge(self._quirks, model.config)
+        rounding = [] if model.dtype == torch.float32 else [model.dtype]
+        self.feature_identity = feature_identity(fingerprint, image_processor, self._edge, self._quirks, *rounding)
+        probe = self._prepared([Image.new("RGB", (64, 48), (90, 120, 150))])
+        (row,) = self._rows(probe)
+        self.width = int(model.get_input_embeddings().weight.shape[1])
+        self.feature_size = row.numel()
+        self.layout = layout_of(
+            self._quirks,
+            tokenizer,
+            int(model.config.image_token_id),
+            len(row),
+            rows=len(model.get_input_embeddings().weight),
+            template=template,
+            ends=_ends(model),
+        )
+        self.language = LanguageModel(
+            model,
+            self.layout,
+            self._quirks,
+            depth=int(row.shape[1]) // self.width,
+            grid=probe.get("image_grid_thw") if self._quirks.rope_index else None,
+        )
+
+    @property
+    def shortcuts(self) -> str:
+        """What is computed once, exactly."""
+        return "picture's tokens once; " + (
+            "the turn up to the context once a picture, without a graph"
+            if self.language.shared
+            else "no layer's activations are kept"
+        )
+
+    @property
+    def turn(self) -> dict[str, object]:
+        """How a turn is laid out, for whoever uses an exported prompt with plain transformers."""
+        return {
+            "head": [int(token) for token in self.layout.head],
+            "before": self.layout.before,
+            "lead": self.layout.lead,
+            "tail": self.layout.tail,
+            "ends": list(self.layout.ends),
+            "control": sorted(self.layout.words.control),
+            "square": self._edge,
+            "nested": self._quirks.nested,
+            "processor_options": dict(self._quirks.processor_options),
+            "rope_index": self._quirks.rope_index,
+            "sees_ahead": self._quirks.sees_ahead,
+            "attention": self._quirks.attention,
+        }
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's own Hugging Face tokenizer."""
+        return self._tokenizer
+
+    def hold(self, size: int) -> None:
+        """Hold at most ``size`` bytes of keys and values of pictures between steps."""
+        self.language.hold(size)
+
+    def num_tokens(self, text: str) -> int:
+        """How many context vectors a text fills."""
+        return len(self.layout.words.ids(text))
+
+    def text_embeddings(self, text: str, num_context: int) -> torch.Tensor:
+        """Token embeddings [num_context, width] of a text, repeated to the left until they fill the context."""
+        ids = repeated_to_the_left(self.layout.words.ids(text), text, num_context)
+        found = self.language.embed(torch.tensor(ids, dtype=torch.long)).detach().reshape(len(ids), self.width)
+        return _given(found)
+
+    def check_words(self, *texts: str) -> None:
+        """Refuse texts that cannot be asked or answered.
+
+        Raises:
+            ModelError: SPECIAL_TOKEN.
+        """
+        for text in texts:
+            self.layout.question_ids(text)
+            self.layout.answer_ids(text)
+
+    @torch.no_grad()
+    def image_features(self, images: Iterable[Image.Image], batch_size: int = 16) -> Iterator[torch.Tensor]:
+        """A picture's tokens in the language model's embedding space, one row [feature_size] a picture."""
+        for batch in batches(images, batch_size):
+            for row in self._rows(self._prepared(batch)):
+                yield _given(row.flatten()).clone()
+
+    def scorer(self, experiment: "Experiment") -> "AnswerScorer":
+        """The model joined to an experiment's task.
+
+        Raises:
+            ModelError: what the experiment asks for has no meaning for a model without features of classes; or
+                SPECIAL_TOKEN, its question or a class name spells one.
+        """
+        from dpfpl_client.models.generative.scorer import AnswerScorer
+
+        self.check_words(experiment.task.question, *experiment.classes)
+        if experiment.privacy.mechanism not in self.mechanisms:
+            raise ModelError(
+                code="NO_CLASS_FEATURES",
+                message=f"one_shot releases sums of image features for each class, which a model of the family "
+                f"{self.family!r} does not compare with classes.",
+                advice='Write mechanism = "per_step" under [privacy] of experiment.toml (dpfpl-bench run --mechanism '
+                "per_step), or use a model of the CLIP or SigLIP family.",
+            )
+        if experiment.prompt.retention or experiment.prompt.contrast:
+            raise ModelError(
+                code="NO_CLASS_FEATURES",
+                message=f"prompt.retention and prompt.contrast pull on class features, which a model of the family "
+                f"{self.family!r} does not have.",
+                advice="Leave them out, or use a model of the CLIP or SigLIP family.",
+            )
+        if experiment.gradients != EXACT:
+            raise ModelError(
+                code="NO_ESTIMATES",
+                message=f"The cheaper estimates of [gradients] are not made for the family {self.family!r}.",
+                advice="Leave [gradients] out.",
+            )
+        scorer = AnswerScorer(self.language, self.layout, experiment.task, experiment.classes)
+        for name in experiment.classes:
+            if scorer.too_long(experiment.prompt.num_context, scorer.question, name):
+                raise ModelError(
+                    code="PROMPT_TOO_LONG",
+                    message=f"A turn with {experiment.prompt.num_context} context vectors and the class name {name!r} "
+                    f"has more than the model's {self.language.longest} tokens.",
+                    advice="Use fewer context vectors, a shorter question or a shorter class name.",
+                )
+        return scorer
+
+    def _prepared(self, images: list[Image.Image]) -> dict[str, torch.Tensor]:
+        """What the image tower takes."""
+        if self._edge:
+            images = [image.resize((self._edge, self._edge), Image.Resampling.BICUBIC) for image in images]
+        given = [[image] for image in images] if self._quirks.nested else images
+        found = self._image_processor(images=given, return_tensors="pt", **self._quirks.processor_options)
+        return {key: found[key] for key in PREPARED if key in found}
+
+    @torch.no_grad()
+    def _rows(self, prepared: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        """A picture's tokens [tokens, depth * width], for every picture."""
+        found = self._model.get_image_features(**{key: value.to(self._model.device) for key, value in prepared.items()})
+        deeper = getattr(found, "deepstack_features", None) or []
+        return [torch.cat(levels, dim=1) for levels in zip(found.pooler_output, *deeper, strict=True)]
+
+
+def _given(found: torch.Tensor) -> torch.Tensor:
+    """On the processor, in float32 where the model computes in less."""
+    found = found.cpu()
+    return found.float() if found.dtype == torch.bfloat16 else found
+
+
+def _ends(model: Any) -> Ends:
+    """What generation_config.json says about the end of an answer."""
+    config = getattr(model, "generation_config", None)
+    found = getattr(config, "eos_token_id", None)
+    ids = tuple(found) if isinstance(found, list | tuple) else () if found is None else (int(found),)
+    return Ends(ids, bool(getattr(config, "_from_model_config", False)))
+
+
+def _edge(quirks: Family, config: Any) -> int | None:
+    """Of the square that pictures are brought to, in pixels; None where the processor makes all of one size."""
+    if quirks.square == "tower":
+        size = config.vision_config.image_size
+        return int(size if isinstance(size, int) else size[0])
+    if quirks.row_ends:  # whole rows of merged patches
+        return EDGE - EDGE % (int(config.vision_config.patch_size) * int(config.spatial_merge_size))
+    return EDGE if quirks.square else None
+
+
+def load_generative(folder: Path, dtype: torch.dtype, device: torch.device) -> GenerativeBackbone:
+    """The generative model of a folder."""
+    from transformers import AutoModelForImageTextToText
+
+    options = {"attn_implementation": FAMILIES[model_type(folder)].attention, "dtype": dtype}
+    parts = load_parts(folder, AutoModelForImageTextToText, load_image_processor, device, **options)
+    return GenerativeBackbone(*parts, model_fingerprint(folder), processor_template(folder))

@@ -1,0 +1,1 @@
+"""The text tower: the model's own, and a fast exact one."""

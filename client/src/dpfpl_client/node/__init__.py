@@ -1,0 +1,1 @@
+"""Flower's side of a site, without torch: the ClientApp, the SuperNode and how they are started."""

@@ -1,0 +1,98 @@
+"""Translates Flower's records to payloads and the agent's answer to records: the site's side of the exchange."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from dpfpl_common import PROTOCOL_VERSION
+from dpfpl_common.errors import PayloadError
+from dpfpl_common.experiment import Experiment
+from dpfpl_common.wire.codec import check_reply, check_version, read_experiment
+from dpfpl_common.wire.payloads import Context, EvaluateRequest, SiteReply, TrainRequest
+from dpfpl_common.wire.records import (
+    CONTEXT,
+    EVALUATE_KEYS,
+    GLOBAL_CONTEXT,
+    METRICS,
+    OK,
+    REFUSED,
+    REPLY,
+    REQUEST,
+    TRAIN_KEYS,
+    UPDATE,
+    context_from_array,
+    exact_keys,
+    typed,
+)
+from dpfpl_common.wire.refusal import Refusal
+
+__all__ = ["decode_evaluate_request", "decode_train_request", "encode_refusal", "encode_reply"]
+
+
+def decode_train_request(records: RecordDict) -> TrainRequest:
+    """The request in a train message; PayloadError with one of ``fields.CODES`` if anything is wrong."""
+    experiment, round_number, context, settings = _decode_request(records, TRAIN_KEYS)
+    return TrainRequest(experiment, round_number, context, typed(settings["evaluate"], bool, "evaluate"))
+
+
+def decode_evaluate_request(records: RecordDict) -> EvaluateRequest:
+    """The request in an evaluate message; PayloadError with one of ``fields.CODES`` if anything is wrong."""
+    experiment, round_number, context, _ = _decode_request(records, EVALUATE_KEYS)
+    return EvaluateRequest(experiment, round_number, context)
+
+
+def encode_reply(reply: SiteReply, request: TrainRequest | EvaluateRequest) -> RecordDict:
+    """The records of a SiteReply, which must answer ``request``."""
+    check_reply(reply, request)
+    records = RecordDict(
+        {
+            METRICS: MetricRecord(dict(reply.metrics)),
+            REPLY: _reply_record(OK, reply.site, reply.round, reply.seconds, reply.signature, Refusal("OK")),
+        }
+    )
+    if reply.update is not None:
+        records[CONTEXT] = ArrayRecord({UPDATE: Array(np.ascontiguousarray(reply.update, dtype="<f4"))})
+    return records
+
+
+def encode_refusal(refusal: Refusal, site: str, round_number: int) -> RecordDict:
+    """The records of a refusal; ``round_number`` is 0 where the request could not be read."""
+    return RecordDict({REPLY: _reply_record(REFUSED, site, round_number, 0.0, b"", refusal)})
+
+
+def _decode_request(
+    records: RecordDict, keys: tuple[str, ...]
+) -> tuple[Experiment, int, Context, Mapping[str, object]]:
+    settings = records.get(REQUEST)
+    if not isinstance(settings, ConfigRecord):
+        raise PayloadError(code="MISSING_FIELD", message=f"The message lacks the ConfigRecord {REQUEST!r}.")
+    check_version(settings.get("protocol_version"))
+    exact_keys(records, (REQUEST, CONTEXT), "The message")
+    exact_keys(settings, keys, f"The record {REQUEST!r}")
+    arrays = records[CONTEXT]
+    if not isinstance(arrays, ArrayRecord):
+        raise PayloadError(code="WRONG_TYPE", message=f"The record {CONTEXT!r} must be an ArrayRecord.")
+    exact_keys(arrays, (GLOBAL_CONTEXT,), f"The record {CONTEXT!r}")
+    experiment = read_experiment(settings["experiment"])
+    round_number = typed(settings["round"], int, "round")
+    context = context_from_array(arrays[GLOBAL_CONTEXT], experiment.context_shape, GLOBAL_CONTEXT)
+    return experiment, round_number, context, settings
+
+
+def _reply_record(
+    status: str, site: str, round_number: int, seconds: float, signature: bytes, refusal: Refusal
+) -> ConfigRecord:
+    return ConfigRecord(
+        {
+            "protocol_version": PROTOCOL_VERSION,
+            "site": site,
+            "round": round_number,
+            "seconds": float(seconds),
+            "signature": signature,
+            "status": status,
+            "code": refusal.code,
+            "rule": refusal.rule,
+            "advice": refusal.advice,
+        }
+    )

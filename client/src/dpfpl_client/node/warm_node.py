@@ -1,0 +1,260 @@
+"""A SuperNode whose answers cost fractions of a second: everything is imported once, and each message gets a fork.
+
+Stock Flower starts a fresh ``flwr-clientapp`` per message (about a second of CPU for imports alone) and looks for
+messages every 3 s. Here the SuperNode runs in Flower's isolation mode "process", which is made for an executor of one's
+own. Ours is forked from the SuperNode before that starts any thread: told through a pipe that a message is there, it
+asks the SuperNode's Runtime API for the task, as Flower's SuperExec does, and forks itself for it, so a ClientApp is as
+isolated as before but has nothing to import. Flower's waits between two looks, which it offers no settings for, are
+shortened in these processes, and the connection to the server is opened by :mod:`dpfpl_client.link`.
+
+The Runtime API listens on loopback, where other users of the machine reach it. It gives tasks only to our executor:
+requests for one are signed with a secret that is drawn at the start and lies in no file (Flower's SuperExec
+authentication). A task's token, which opens the rest of that API, travels by fork and stands in no command line.
+
+Takes the arguments of ``flower-supernode``; ``DPFPL_NODE_POLL_S`` sets the wait. Run by :mod:`dpfpl_client.supernode`.
+"""
+
+import contextlib
+import ctypes
+import importlib
+import os
+import secrets
+import select
+import signal
+import sys
+import threading
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import flwr.supernode.start_client_internal as flower_loop
+from flwr.proto.runtime_pb2 import AcquireTaskRequest
+from flwr.supercore.constant import TaskType
+from flwr.supercore.inflatable import inflatable_utils
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
+from flwr.supercore.retry import make_simple_http_retry_invoker
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supernode.cli.flower_supernode import flower_supernode
+from flwr.supernode.runtime.run_clientapp import run_clientapp
+
+from dpfpl_client.node import link
+from dpfpl_common.ops.files import prune_apps
+from dpfpl_common.ops.guard import descendants
+from dpfpl_common.ops.telemetry import silence_telemetry
+
+__all__ = ["adopt_orphans", "clear_strays", "main", "reap"]
+
+
+# Ends what a ClientApp leaves behind: the operator's code may fork, let go of its parent and stay.
+#
+# Orphans come to this process once it has declared itself their reaper (Linux), so nothing below it is lost sight of.
+
+
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def adopt_orphans() -> None:
+    """Become the parent of every orphan below this process; elsewhere than on Linux do nothing."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def reap() -> set[int]:
+    """Collect the children that are dead and return their process ids."""
+    dead: set[int] = set()
+    with contextlib.suppress(ChildProcessError):
+        while pid := os.waitpid(-1, os.WNOHANG)[0]:
+            dead.add(pid)
+    return dead
+
+
+def clear_strays(alive: set[int]) -> bool:
+    """Kill everything below this process but the processes ``alive`` and what is below them.
+
+    Returns:
+        Whether anything had to be killed; one that forks meanwhile is caught by the next call.
+    """
+    kept = alive | {below for pid in alive for below in descendants(pid)}
+    strays = [pid for pid in descendants(os.getpid()) if pid not in kept]
+    for pid in strays:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return bool(strays)
+
+
+silence_telemetry()  # before Flower is imported, which reads its switch then
+
+
+_PRELOAD = "DPFPL_NODE_PRELOAD"
+_POLL = "DPFPL_NODE_POLL_S"
+_ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
+_SECRET_BYTES = 32
+_PR_SET_PDEATHSIG = 1
+_SOON_S = 0.05
+"""How long Flower's half seconds and seconds last here, with which it waits for another process of this machine."""
+_LOOK_S = 1.0
+"""How often the executor asks for tasks unasked, should it ever have missed a word."""
+
+
+def main() -> NoReturn:
+    """Fork the executor, then become the SuperNode."""
+    poll_s = float(os.environ.get(_POLL, "1.0"))
+    port = sys.argv[sys.argv.index("--port") + 1]
+    importlib.import_module(os.environ.get(_PRELOAD, "dpfpl_client.node.app"))
+    defaults: dict[str, Any] = inflatable_utils.pull_objects.__kwdefaults__ or {}
+    defaults["initial_backoff"] = _SOON_S  # else 1 s, where a part of a message is not there yet
+    parent, secret = os.getpid(), secrets.token_bytes(_SECRET_BYTES)
+    heard, told = os.pipe()
+    executor = os.fork()
+    if executor == 0:
+        os.close(told)
+        _die_with_parent(parent)
+        _execute_tasks(f"127.0.0.1:{port}", heard, secret)
+    os.close(heard)
+    threading.Thread(target=_end_with, args=(executor,), daemon=True).start()
+    link.install(Path(os.environ["FLWR_HOME"]) / "link.json")
+    flower_loop.time = _Impatient(poll_s)  # type: ignore[attr-defined]
+    flower_loop._pull_and_store_message = _announced(flower_loop._pull_and_store_message, told)
+    flower_loop._push_messages = _not_broken_off(flower_loop._push_messages)
+    own = ("--isolation", "process", "--superexec-auth-secret-file", _readable_once(secret))
+    sys.argv = ["flower-supernode", *sys.argv[1:], *own]
+    flower_supernode()
+    sys.exit()
+
+
+def _readable_once(secret: bytes) -> str:
+    """A path at which this process, and no other user's, reads the secret one time; nothing is written to a disk."""
+    reader, writer = os.pipe()
+    os.write(writer, secret)
+    os.close(writer)
+    return f"/dev/fd/{reader}"
+
+
+class _Impatient(types.ModuleType):
+    """The time module as Flower's message loop sees it.
+
+    The loop sleeps 3 s between two questions to the server, here the poll interval; and 0.5 s between two looks for the
+    ClientApp's reply and for its parts, here as good as nothing.
+    """
+
+    def __init__(self, longest_s: float) -> None:
+        super().__init__("time")
+        self._longest_s = longest_s
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep, but not longer than that."""
+        time.sleep(min(seconds, self._longest_s if seconds >= 1.0 else _SOON_S))
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(time, name)
+
+
+def _announced(pull: Callable[..., int | None], told: int) -> Callable[..., int | None]:
+    """Flower's taking of one message, followed by a word to the executor once the whole message is here.
+
+    Its task is there before the message; who asks for it at once finds the message in parts.
+    """
+
+    def pull_and_tell(**arguments: Any) -> int | None:
+        run = pull(**arguments)
+        if run is not None:
+            with contextlib.suppress(BrokenPipeError):  # without its executor this process ends, see _end_with
+                os.write(told, b"!")
+        return run
+
+    return pull_and_tell
+
+
+def _not_broken_off(push: Callable[..., None]) -> Callable[..., None]:
+    """Flower's sending of replies, in which a part that the server has already is no error.
+
+    A part whose receipt was lost with the connection is sent again. The server, which does not wait for it any more,
+    does not take it, and Flower's SuperNode would then leave out all parts behind it: the reply would never be whole.
+    """
+
+    def push_all(*, push_object: Callable[..., None], **arguments: Any) -> None:
+        def push_unless_there(*part: Any) -> None:
+            with contextlib.suppress(ObjectPushError):
+                push_object(*part)
+
+        push(push_object=push_unless_there, **arguments)
+
+    return push_all
+
+
+def _execute_tasks(address: str, heard: int, secret: bytes) -> NoReturn:
+    """Ask the SuperNode for tasks for ever, whenever a message is said to be there, and fork for each."""
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    signal.signal(signal.SIGINT, lambda *_: os._exit(0))
+    client = RuntimeHttpClient.from_server_address(
+        server_address=address,
+        insecure=True,  # loopback, the same as Flower's own SuperExec
+        root_certificates=None,
+        interceptors=[
+            RuntimeVersionHttpInterceptor(component_name="SuperExec"),
+            SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods={_ACQUIRE}),
+        ],
+        retry_invoker=make_simple_http_retry_invoker(),
+    )
+    request = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
+    me, alive, strays = os.getpid(), set[int](), False
+    due = 0.0
+    adopt_orphans()
+    while True:
+        if time.monotonic() >= due:
+            due = time.monotonic() + _LOOK_S
+            task = client.AcquireTask(request)
+            if task.HasField("task") and task.token:
+                due = 0.0  # another one may be there
+                if (pid := os.fork()) == 0:
+                    os.close(heard)
+                    _die_with_parent(me)
+                    _run_one(address, task.token)
+                alive.add(pid)
+        patience = _SOON_S if alive or strays else _LOOK_S
+        if select.select([heard], [], [], max(0.0, min(patience, due - time.monotonic())))[0]:
+            if not os.read(heard, 4096):
+                os._exit(0)  # the SuperNode has gone
+            due = 0.0
+        ended = alive & reap()
+        alive -= ended
+        if ended and not alive:  # nothing uses the unpacked bundles now
+            with contextlib.suppress(OSError):
+                prune_apps(Path(os.environ["FLWR_HOME"]))
+        if ended or strays:  # look into /proc only when a ClientApp ended, and until nothing is left
+            strays = clear_strays(alive)
+
+
+def _run_one(address: str, token: str) -> NoReturn:
+    """Run the ClientApp for one message in this process and end it."""
+    status = 1
+    try:
+        run_clientapp(runtime_api_address=address, token=token, insecure=True, parent_pid=os.getppid())
+    except SystemExit as leave:
+        status = leave.code if isinstance(leave.code, int) else 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _end_with(executor: int) -> None:
+    """Without its executor the SuperNode would take messages and never answer, so let it end."""
+    os.waitpid(executor, 0)
+    print("the task executor ended", file=sys.stderr, flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _die_with_parent(parent: int) -> None:
+    """Make the kernel end this process when its parent ends (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

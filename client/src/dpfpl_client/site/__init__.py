@@ -1,0 +1,1 @@
+"""What the administrator of a site sets up: settings, kit, first start, separation of users."""

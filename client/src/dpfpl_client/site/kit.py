@@ -1,0 +1,181 @@
+"""Unpack the kit that the operator handed over: nothing in it writes elsewhere, and nothing of the site's is lost."""
+
+import hashlib
+import hmac
+import io
+import re
+import stat
+import tarfile
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from dpfpl_common.errors import ConfigError
+from dpfpl_common.ops.files import write_durably
+
+__all__ = ["unpack_kit"]
+
+MAX_ARCHIVE_BYTES = 1 << 20
+MAX_FILE_BYTES = 256 << 10
+MAX_FILES = 32
+_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_NEEDED = ("ca.crt", "node.key", "agent.key", "site.toml", "policy.toml")
+_KEPT = ("site.toml", "policy.toml")
+"""What the site may have edited: a new kit replaces keys and certificates, never these."""
+
+
+def unpack_kit(archive: Path, into: Path | None = None, sha256: str | None = None) -> tuple[Path, list[Path]]:
+    """Unpack a kit, or put the new keys of one into a site's folder that is there already.
+
+    The archive is read whole and checked before anything is written: its checksum (given, or in the file beside it),
+    sizes, plain files only, one folder deep, only the names a kit has. Modes are set here, whatever the archive says:
+    0600 for keys, 0640 for the policy. ``site.toml`` and ``policy.toml`` that are there already stay as they are.
+
+    Args:
+        archive: a .tar.gz or .zip.
+        into: the site's folder; by default one with the site's name beside the archive.
+        sha256: the checksum that the operator told over another way.
+
+    Returns:
+        The site's folder, and the files that were written.
+
+    Raises:
+        ConfigError: it is no kit, is damaged, or the folder belongs to another site.
+    """
+    content = _read(archive)
+    _check_sum(archive, content, sha256)
+    files = _members(archive, content)
+    missing = [name for name in _NEEDED if name not in files]
+    if missing:
+        raise _bad(archive, f"lacks {', '.join(missing)}")
+    site = _name_in(files["site.toml"], archive)
+    folder = into if into is not None else archive.parent / site
+    _refuse_other_site(folder, site)
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    written = []
+    for name, data in files.items():
+        path = folder / name
+        if name in _KEPT and path.exists():
+            continue
+        write_durably(path, data, _mode(name))
+        path.chmod(_mode(name))  # the umask may have taken bits away
+        written.append(path)
+    return folder, written
+
+
+def _read(archive: Path) -> bytes:
+    try:
+        with archive.open("rb") as file:
+            content = file.read(MAX_ARCHIVE_BYTES + 1)
+    except OSError as error:
+        raise _bad(archive, f"cannot be read ({error.strerror})") from None
+    if len(content) > MAX_ARCHIVE_BYTES:
+        raise _bad(archive, "is larger than any kit")
+    return content
+
+
+def _check_sum(archive: Path, content: bytes, sha256: str | None) -> None:
+    beside = archive.with_name(f"{archive.name}.sha256")
+    if sha256 is None and beside.is_file():
+        sha256 = (
+            beside.read_text(encoding="ascii", errors="replace").split(maxsplit=1)[0] if beside.stat().st_size else ""
+        )
+    if sha256 is None:
+        return
+    found = hashlib.sha256(content).hexdigest()
+    if not hmac.compare_digest(found, sha256.strip().lower()):
+        raise ConfigError(
+            code="KIT_CHECKSUM",
+            message=f"{archive} has the SHA-256 {found}, not the expected one.",
+            advice="It was damaged or replaced on its way: do not use it, ask the operator for another.",
+        )
+
+
+def _members(archive: Path, content: bytes) -> dict[str, bytes]:
+    """The kit's files by name; nothing is written."""
+    files: dict[str, bytes] = {}
+    folders: set[str] = set()
+    reader = _zip_members if content.startswith(b"PK") else _tar_members
+    try:
+        for name, data in reader(archive, content):
+            folder, _, file = name.partition("/")
+            folders.add(folder)
+            if not _FILE.fullmatch(folder) or not _FILE.fullmatch(file) or len(folders) > 1:
+                raise _bad(archive, f"has the member {name[:80]!r}, which no kit has")
+            if file in files or len(files) >= MAX_FILES:
+                raise _bad(archive, "has a file twice or too many files")
+            files[file] = data
+    except (
+        tarfile.TarError,
+        zipfile.BadZipFile,
+        OSError,
+        EOFError,
+        ValueError,
+        NotImplementedError,
+        RuntimeError,
+    ) as error:
+        raise _bad(archive, f"is no readable .tar.gz or .zip ({type(error).__name__})") from None
+    return files
+
+
+def _tar_members(archive: Path, content: bytes) -> Iterator[tuple[str, bytes]]:
+    with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as tar:
+        for member in tar:
+            if member.isdir():
+                continue
+            if not member.isreg() or member.issparse():
+                raise _bad(archive, f"has the member {member.name[:80]!r}, which is no plain file")
+            file = tar.extractfile(member) if member.size <= MAX_FILE_BYTES else None
+            if file is None:
+                raise _bad(archive, f"has the member {member.name[:80]!r}, which is too large")
+            yield member.name, file.read(MAX_FILE_BYTES)
+
+
+def _zip_members(archive: Path, content: bytes) -> Iterator[tuple[str, bytes]]:
+    with zipfile.ZipFile(io.BytesIO(content)) as zipped:
+        for member in zipped.infolist():
+            if member.is_dir():
+                continue
+            if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG):
+                raise _bad(archive, f"has the member {member.filename[:80]!r}, which is no plain file")
+            with zipped.open(member) as file:
+                data = file.read(MAX_FILE_BYTES + 1)  # what it really unfolds to, whatever its header says
+            if len(data) > MAX_FILE_BYTES:
+                raise _bad(archive, f"has the member {member.filename[:80]!r}, which is too large")
+            yield member.filename, data
+
+
+def _name_in(site_toml: bytes, archive: Path) -> str:
+    try:
+        name = tomllib.loads(site_toml.decode("utf-8"))["name"]
+    except (ValueError, KeyError):
+        raise _bad(archive, "has a site.toml without a name") from None
+    if not isinstance(name, str) or not _FILE.fullmatch(name):
+        raise _bad(archive, "has a site.toml without a usable name")
+    return name
+
+
+def _refuse_other_site(folder: Path, site: str) -> None:
+    """Keys of one site must not land in the folder of another: its ledger and prompts belong to its name."""
+    there = folder / "site.toml"
+    if not there.exists():
+        return
+    known = _name_in(there.read_bytes(), there)
+    if known != site:
+        raise ConfigError(
+            code="OTHER_SITE",
+            message=f"{folder} belongs to the site {known!r}, the kit to {site!r}.",
+            advice="Give the folder of the right site with --into, or another one.",
+        )
+
+
+def _mode(name: str) -> int:
+    if name.endswith(".key"):
+        return 0o600
+    return 0o640 if name == "policy.toml" else 0o644
+
+
+def _bad(archive: Path, what: str) -> ConfigError:
+    return ConfigError(code="BAD_KIT", message=f"{archive} {what}.", advice="Ask the operator for the kit again.")

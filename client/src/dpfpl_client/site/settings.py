@@ -1,0 +1,273 @@
+"""What a site says about itself: site.toml as frozen values."""
+
+import dataclasses
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dpfpl_client.data import DataSettings
+from dpfpl_common.config import from_table, read_toml
+from dpfpl_common.errors import ConfigError
+from dpfpl_common.experiment import PRECISIONS, SITE_NAME
+
+__all__ = [
+    "AgentSettings",
+    "ComputeSettings",
+    "MonitoringSettings",
+    "ServerSettings",
+    "SimulationSettings",
+    "SiteSettings",
+    "UserSettings",
+    "load_site",
+]
+
+PUBLIC_SOURCES = ("digits", "shapes")
+DEVICE = re.compile(r"cpu|cuda(:\d{1,2})?")
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """How the SuperNode reaches the operator's server; paths are relative to site.toml.
+
+    ``poll_s``: how often it asks for messages, in seconds; a federation of hundreds of sites needs more than 1.
+    """
+
+    address: str = ""
+    ca_certificate: str = "ca.crt"
+    node_key: str = "node.key"
+    poll_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.05 <= self.poll_s <= 60.0:
+            raise ConfigError(
+                code="IMPOSSIBLE_VALUE",
+                message=f"site.toml [server] poll_s is {self.poll_s:g}.",
+                advice="Give the seconds between two questions to the server, from 0.05 to 60.",
+            )
+
+
+@dataclass(frozen=True)
+class AgentSettings:
+    """Where the agent listens: ``unix:PATH`` or ``HOST:PORT`` on a loopback or private address.
+
+    ``key`` is the key that it signs its replies with, relative to site.toml, for the agent's user alone (mode 0600).
+    """
+
+    address: str = "unix:state/agent.sock"
+    key: str = "agent.key"
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if self.threads < 1:
+            raise ConfigError(
+                code="IMPOSSIBLE_VALUE",
+                message=f"site.toml [agent] threads is {self.threads}.",
+                advice="Give the number of processor cores to use, at least 1.",
+            )
+
+
+@dataclass(frozen=True)
+class ComputeSettings:
+    """Where this site's model computes, and how it rounds; neither changes what is clipped to, nor the noise.
+
+    Attributes:
+        device: ``cpu``, ``cuda`` or ``cuda:1``.
+        precision: ``float32``; ``bfloat16`` halves the memory of a generative model.
+        picture_memory: MB for what a generative model holds of pictures between steps, so as not to compute it again;
+            0: 256 MB, on a GPU a quarter of the memory that is free there.
+    """
+
+    device: str = "cpu"
+    precision: str = "float32"
+    picture_memory: int = 0
+
+    def __post_init__(self) -> None:
+        if not DEVICE.fullmatch(self.device):
+            raise ConfigError(
+                code="IMPOSSIBLE_VALUE",
+                message=f"The device is {self.device!r}.",
+                advice="Use cpu, cuda, or cuda:1 for the second GPU.",
+            )
+        if self.precision not in PRECISIONS:
+            raise ConfigError(
+                code="IMPOSSIBLE_VALUE",
+                message=f"The precision is {self.precision!r}, expected {' or '.join(PRECISIONS)}.",
+                advice="Correct it, or leave it out.",
+            )
+        if self.picture_memory < 0:
+            raise ConfigError(
+                code="IMPOSSIBLE_VALUE",
+                message=f"picture_memory is {self.picture_memory}.",
+                advice="Give megabytes, or 0 for the default.",
+            )
+
+
+@dataclass(frozen=True)
+class UserSettings:
+    """Whose processes agent and SuperNode are, where root starts them; both empty: of whoever starts them."""
+
+    agent: str = ""
+    node: str = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.agent) != bool(self.node):
+            raise ConfigError(
+                code="IMPOSSIBLE_VALUE",
+                message="site.toml [users] names only one of agent and node.",
+                advice="Name both users, or remove [users].",
+            )
+
+
+@dataclass(frozen=True)
+class MonitoringSettings:
+    """Where the agent shows its health and metrics, ``127.0.0.1:9465``; empty: nowhere.
+
+    ``public`` accepts an address that other machines reach; only for a container's own network.
+    """
+
+    address: str = ""
+    public: bool = False
+
+
+@dataclass(frozen=True)
+class SimulationSettings:
+    """Reproducible randomness, for built-in public data only: a seed undoes all privacy."""
+
+    seed: int
+
+
+@dataclass(frozen=True)
+class SiteSettings:
+    """One site.
+
+    Attributes:
+        name: as the operator provisioned it.
+        data: where its labelled images are.
+        model: "embedded", a folder or a Hugging Face id; a folder beside site.toml comes before an id.
+        state: folder for prompt, ledger and caches.
+        policy: the site's policy file.
+        registry: folder outside the state folder that remembers how far each privacy ledger of this machine had come
+            and which images it charges; see ``registry_folder`` for the default.
+        offline: never reach for a model hub.
+        server: how to reach the operator's server.
+        agent: where the agent listens.
+        compute: where the model computes.
+        users: the two users that agent and SuperNode run as, if they are kept apart.
+        monitoring: where it shows its health and metrics.
+        simulation: seeded randomness; refused unless the data is a built-in public set.
+        folder: where site.toml lies; relative paths start there.
+    """
+
+    name: str
+    data: DataSettings
+    model: str = "embedded"
+    state: str = "state"
+    policy: str = "policy.toml"
+    registry: str = ""
+    offline: bool = True
+    server: ServerSettings = field(default_factory=ServerSettings)
+    agent: AgentSettings = field(default_factory=AgentSettings)
+    compute: ComputeSettings = field(default_factory=ComputeSettings)
+    users: UserSettings = field(default_factory=UserSettings)
+    monitoring: MonitoringSettings = field(default_factory=MonitoringSettings)
+    simulation: SimulationSettings | None = None
+    folder: str = "."
+
+    def __post_init__(self) -> None:
+        if not SITE_NAME.fullmatch(self.name):
+            raise ConfigError(
+                code="IMPOSSIBLE_VALUE",
+                message=f"site.toml name is {self.name!r}.",
+                advice="Use the name that the operator gave: 1-63 of a-z, 0-9 and '-'.",
+            )
+        if self.simulation is not None and self.data.source not in PUBLIC_SOURCES:
+            raise ConfigError(
+                code="PRIVATE_DATA_NEEDS_REAL_NOISE",
+                message="site.toml has a [simulation] seed, but the data is not a built-in public set.",
+                advice="Remove [simulation]: seeded noise protects nobody.",
+            )
+
+    def path(self, relative: str) -> Path:
+        """A path of site.toml, made absolute. Links stay links: the policy must not be one."""
+        return (Path(self.folder) / Path(relative).expanduser()).absolute()
+
+    @property
+    def state_folder(self) -> Path:
+        """The absolute state folder."""
+        return self.path(self.state)
+
+    @property
+    def registry_folder(self) -> Path:
+        """The absolute folder of the registry.
+
+        Where site.toml names none: DPFPL_REGISTRY, else this user's folder for state, so that all sites of a machine
+        share one. With built-in public data, where nobody is to be protected and the same images serve many trials,
+        and where agent and SuperNode run as users of their own: beside the state folder.
+        """
+        folder = self._registry()
+        if folder == self.state_folder or self.state_folder in folder.parents:
+            raise ConfigError(
+                code="REGISTRY_IN_STATE",
+                message=f"The registry {folder} lies in the state folder, with which it would be restored.",
+                advice="Name another folder: registry in site.toml, or DPFPL_REGISTRY.",
+            )
+        return folder
+
+    def _registry(self) -> Path:
+        if self.registry:
+            return self.path(self.registry)
+        if self.data.source in PUBLIC_SOURCES:
+            return self.state_folder.with_name(self.state_folder.name + ".registry")
+        named = os.environ.get("DPFPL_REGISTRY")
+        if named:
+            return Path(named).expanduser().absolute()
+        if self.separated:  # root's commands and the agent, whose HOME is its state folder, must mean the same one
+            return self.state_folder.with_name(self.state_folder.name + ".registry")
+        home = os.environ.get("XDG_STATE_HOME")
+        return (Path(home) if home else Path.home() / ".local" / "state") / "dpfpl"
+
+    @property
+    def agent_address(self) -> str:
+        """The agent's address with an absolute socket path; by default in a folder that both users can enter."""
+        address = self.agent.address
+        if self.separated and address == AgentSettings.address:
+            address = "unix:run/agent.sock"
+        scheme, _, path = address.partition("unix:")
+        return f"unix:{self.path(path)}" if not scheme and path else address
+
+    @property
+    def token_file(self) -> Path:
+        """The file with the credential that callers of the agent must show."""
+        return (self.socket_folder if self.separated else self.state_folder) / "agent.token"
+
+    @property
+    def separated(self) -> bool:
+        """Whether agent and SuperNode run as two users."""
+        return bool(self.users.agent)
+
+    @property
+    def socket_folder(self) -> Path:
+        """The folder of the agent's socket, which the SuperNode's group may enter where the two are separated."""
+        path = self.agent_address.removeprefix("unix:")
+        return Path(path).parent if path.startswith("/") else self.path("run")
+
+    @property
+    def node_folder(self) -> Path:
+        """Where the SuperNode keeps its files and its log."""
+        return self.path("node") if self.separated else self.state_folder
+
+
+def load_site(path: Path) -> SiteSettings:
+    """Read site.toml; errors name the key, the value and what was expected."""
+    table = read_toml(path)
+    if "folder" in table:
+        raise ConfigError(code="UNKNOWN_KEY", message=f"{path.name} has the unknown key 'folder'.", advice="Remove it.")
+    settings = from_table(SiteSettings, {**table, "folder": str(path.resolve().parent)}, path.name)
+    # Relative paths start from site.toml, not from where a process happens to run; hub ids are no paths.
+    if settings.model != "embedded" and settings.path(settings.model).is_dir():
+        settings = dataclasses.replace(settings, model=str(settings.path(settings.model)))
+    if settings.data.path and settings.data.source != "huggingface":
+        data = dataclasses.replace(settings.data, path=str(settings.path(settings.data.path)))
+        settings = dataclasses.replace(settings, data=data)
+    return settings

@@ -1,0 +1,1 @@
+"""A learned prompt in use: predictions, an HTTP page, an export."""

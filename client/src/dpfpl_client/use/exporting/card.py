@@ -1,0 +1,343 @@
+"""The model card of an exported prompt: what it is, what it was learned from, what it may tell, how to use it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from dpfpl_client.models.backbone import Backbone
+from dpfpl_client.models.dual_encoder import DualEncoder
+from dpfpl_client.use.exporting.adapter import Adapter
+from dpfpl_client.use.prompt import SitePrompt
+from dpfpl_common.experiment import Experiment
+from dpfpl_common.privacy.accounting import epsilon, json_epsilon
+from dpfpl_common.privacy_plan import ADVERSARIES, UNIT_NAMES, planned_events
+
+__all__ = ["BaseModel", "Facts", "classes_usage", "generative_usage", "model_card"]
+
+
+# How an exported prompt is used with plain transformers, family by family: the code of its model card.
+
+
+PICTURE = """\
+def opened(path):  # as the site reads its pictures: upright, 16 bits scaled to 8, on white where transparent
+    image = ImageOps.exif_transpose(Image.open(path))
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray(((np.asarray(image).astype(np.uint32) * 255 + 32_767) // 65_535).astype(np.uint8))
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return image.convert("RGB")
+"""
+
+WITH_ADAPTER = """\
+```python
+import json, torch
+import numpy as np
+from PIL import Image, ImageOps
+from peft import PeftModel
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+{picture}
+base = {base}
+model = PeftModel.from_pretrained(AutoModel.from_pretrained(base), ".").eval()
+tokenizer, processor = AutoTokenizer.from_pretrained("."), AutoImageProcessor.from_pretrained(base, backend="pil")
+prompts = json.load(open("prompt.json", encoding="utf-8"))["class_prompts"]
+text = tokenizer(list(prompts.values()), padding=True, return_tensors="pt")
+pixels = processor(images=opened("photo.png"), return_tensors="pt")["pixel_values"]
+with torch.inference_mode():
+    logits = model(pixel_values=pixels, **text).logits_per_image
+print(dict(zip(prompts, logits.softmax(-1)[0].tolist())))
+```
+
+Run it in this folder; `transformers` and `peft` are all it needs. `opened` reads a picture as `dpfpl-client predict`
+does. The adapter is PEFT's `TrainableTokens`: the context vectors take the rows of {count} rare vocabulary entries,
+which this folder's tokenizer spells `<|context_1|>` and so on. Use this tokenizer with the adapter, and the base
+model's own without it.
+"""
+
+WITHOUT_ADAPTER = """\
+PEFT cannot express this prompt: {reason}. The classes' merged text features do the same for these classes:
+
+```python
+import json, torch
+import numpy as np
+from PIL import Image, ImageOps
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModel
+
+{picture}
+base = {base}
+about = json.load(open("prompt.json", encoding="utf-8"))
+text = load_file("text_features.safetensors")["text_features"]
+model, processor = AutoModel.from_pretrained(base).eval(), AutoImageProcessor.from_pretrained(base, backend="pil")
+inputs = processor(images=opened("photo.png"), return_tensors="pt")
+with torch.inference_mode():
+    image = model.get_image_features(**inputs)
+    image = getattr(image, "pooler_output", image)
+    logits = about["logit_scale"] * torch.nn.functional.normalize(image, dim=-1) @ text.T
+print(dict(zip(about["experiment"]["classes"], {head}[0].tolist())))
+```
+"""
+
+SOFTMAX, SIGMOID = "logits.softmax(-1)", "torch.sigmoid(logits + about['logit_bias'])"
+
+GENERATIVE = """\
+PEFT cannot express this prompt: {reason}. Plain transformers can, with the embeddings put together by hand:
+
+```python
+import json, torch
+import numpy as np
+from PIL import Image, ImageOps
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+
+{picture}
+base, question = {base}, {question}
+turn = json.load(open("prompt.json", encoding="utf-8"))["turn"]
+context = load_file("prompt.safetensors")["context"]
+options = {{"dtype": torch.float32, "attn_implementation": turn["attention"]}}
+model = AutoModelForImageTextToText.from_pretrained(base, **options).eval()
+tokenizer, processor = AutoTokenizer.from_pretrained(base), AutoImageProcessor.from_pretrained(base, backend="pil")
+image = opened("photo.png")
+if turn["square"]:
+    image = image.resize((turn["square"], turn["square"]), Image.Resampling.BICUBIC)
+inputs = processor(images=[[image] if turn["nested"] else image], return_tensors="pt", **turn["processor_options"])
+taken = ("pixel_values", "pixel_attention_mask", "image_grid_thw", "image_sizes")
+inputs = {{name: inputs[name] for name in taken if name in inputs}}
+
+def tokens(text):
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+def behind(question):  # its ids, as they are where the turn's beginning stands in front
+    text = turn["lead"] + question + turn["tail"]
+    before, whole = tokens(turn["before"]), tokens(turn["before"] + text)
+    return whole[len(before) :] if whole[: len(before)] == before else tokens(text)
+
+def control(found):
+    return [token for token in found if token in turn["control"]]
+
+asked = behind(question)
+if control(asked) != control(behind("a")):
+    raise SystemExit("The question spells a token that controls the model; ask in other words.")
+begin, answer = len(turn["head"]), []
+with torch.inference_mode():
+    for _ in range({most}):
+        ids = torch.tensor([turn["head"] + turn["head"][:1] * len(context) + asked + answer])
+        embeddings = model.get_input_embeddings()(ids)
+        embeddings[0, begin : begin + len(context)] = context
+        if turn["rope_index"]:
+            kinds = (ids == model.config.image_token_id).int()
+            inputs["position_ids"] = model.model.get_rope_index(ids, kinds, inputs["image_grid_thw"])[0]
+        if turn["sees_ahead"]:  # who sees ahead: the picture's tokens each other, or all before the answer each other
+            said = torch.arange(ids.shape[1]) >= ids.shape[1] - len(answer)
+            ahead = ids[0] == model.config.image_token_id if turn["sees_ahead"] == "picture" else said
+            inputs["token_type_ids"] = ahead.long()[None]
+        word = int(model(inputs_embeds=embeddings, use_cache=False, **inputs).logits[0, -1].argmax())
+        if word in turn["ends"]:
+            break
+        answer.append(word)
+print(tokenizer.decode(answer, skip_special_tokens=True).strip())
+```
+"""
+
+
+def classes_usage(backbone: DualEncoder, adapter: Adapter | None, base_model: str, reason: str) -> str:
+    """For a model that compares images with classes; without an adapter ``reason`` says why there is none."""
+    base = json.dumps(base_model)
+    if adapter:
+        return WITH_ADAPTER.format(picture=PICTURE, base=base, count=len(adapter.context))
+    head = SOFTMAX if backbone.logit_bias is None else SIGMOID
+    return WITHOUT_ADAPTER.format(picture=PICTURE, base=base, reason=reason, head=head)
+
+
+def generative_usage(experiment: Experiment, base_model: str, reason: str) -> str:
+    """For a model that answers questions."""
+    task = experiment.task
+    question = task.question or ("" if task.kind == "caption" else "What is in the picture?")
+    return GENERATIVE.format(
+        picture=PICTURE,
+        base=json.dumps(base_model),
+        question=json.dumps(question, ensure_ascii=False),
+        reason=reason,
+        most=experiment.task.max_answer_tokens,
+    )
+
+
+METRICS = {
+    "zero_shot_local": "plain text prompt, nothing learned (floor)",
+    "global_local": "shared prompt alone (floor)",
+    "personal_local": "this prompt, one round before its last",
+    "zero_shot_neighbour": "plain text prompt, on the other sites' classes (floor)",
+    "global_neighbour": "shared prompt alone, on the other sites' classes (floor)",
+    "personal_neighbour": "this prompt, one round before its last, on the other sites' classes",
+}
+
+
+PLACES = {
+    "classify": "before the class name",
+    "vqa": "between picture and question",
+    "caption": "behind the picture, before the caption",
+}
+
+SOURCES = {
+    "classify": "Labelled images",
+    "vqa": "Questions about images, with their answers,",
+    "caption": "Images with captions",
+}
+
+USES = {
+    "classify": """\
+To classify images of the classes above, of the kind that the site collects, with the base model named above. It was
+tested, if at all, on that site's own test images only. It answers with one of its classes for every image, also for one
+that belongs to none. A probability is the model's own confidence and was not calibrated.""",
+    "vqa": """\
+To answer questions of the kind that the site asks, about images of the kind that it collects, with the base model named
+above. It was tested, if at all, on that site's own test questions only. It answers every question, also one that the
+image does not answer.""",
+    "caption": """\
+To write captions as the site writes them, for images of the kind that it collects, with the base model named above. It
+was tested, if at all, on that site's own test captions only, by the overlap of words. It has something to say about
+every image, right or not.""",
+}
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """What the model is called where the prompt is used, and who says so: ``ours`` comes along in a folder."""
+
+    name: str
+    said_by: Literal["ours", "experiment", "site", "nobody"]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the prompt itself does not know.
+
+    Attributes:
+        site: the site's name.
+        charged_epsilon: what the site's ledger charged for the experiment, at ``charged_delta``; None without a ledger.
+        metrics: accuracies that the site's policy let out with the last round.
+        seeded: whether the noise came from a seed.
+        model: the hub id of the model that the site has loaded; empty where it is none from a hub.
+    """
+
+    site: str
+    charged_epsilon: float | str | None = None
+    charged_delta: float = 1e-5
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    seeded: bool = False
+    model: str = ""
+
+
+def model_card(prompt: SitePrompt, backbone: Backbone, facts: Facts, base_model: BaseModel, usage: str) -> str:
+    """README.md of the exported folder, in Markdown with the hub's front matter; ``usage`` says how to use it."""
+    experiment = prompt.experiment
+    base = json.dumps(base_model.name)
+    library = "peft" if "PeftModel" in usage else "transformers"
+    return f"""\
+---
+library_name: {library}
+base_model: {base}
+tags: [{backbone.family}, prompt-learning, federated-learning]
+---
+# Prompt of {facts.site} from the experiment {experiment.name}
+
+{experiment.prompt.num_context} learned vectors that stand {PLACES[experiment.task.kind]} in the input of a frozen
+{backbone.family} model. They were learned by the method {experiment.prompt.method} in a federation of
+{len(experiment.sites)} sites over {prompt.round} rounds; the images never left their sites.
+
+## Base model
+
+{_base(base_model)} Its fingerprint (sha256 over weights, configuration and tokenizer, as `dpfpl-client check` prints
+it) is `{backbone.fingerprint}`.
+
+## Use
+
+{usage}
+## What it was learned from
+
+{_sources(prompt, facts)} How many images a site has is not stated: counts are private.
+
+## Accuracy
+
+{_accuracy(facts.metrics, experiment.task.kind)}
+## What it may tell about one training example
+
+{_privacy(prompt, facts)}
+## Intended use
+
+{USES[experiment.task.kind]} Before decisions about people,
+test it on data of your own. Whoever holds this folder is a prompt recipient in the table above: pass it on only as far
+as the site agreed.
+"""
+
+
+def _sources(prompt: SitePrompt, facts: Facts) -> str:
+    experiment = prompt.experiment
+    what = SOURCES[experiment.task.kind]
+    classes = f" Classes:\n{_listed(experiment.classes)}." if experiment.classes else ""
+    return f"{what} of the site {facts.site}, and what all sites shared: {_listed(experiment.sites)}.{classes}"
+
+
+def _base(base_model: BaseModel) -> str:
+    return {
+        "ours": "The small model that ships with DP-FPL, for tests and demonstrations; it is in the folder "
+        "`base_model`.",
+        "experiment": f"`{base_model.name}`, as the experiment names it.",
+        "site": f"`{base_model.name}`, as the site calls it; the experiment names none.",
+        "nobody": f"The experiment names none: put the model with this fingerprint in the place of "
+        f"`{base_model.name}`.",
+    }[base_model.said_by]
+
+
+def _accuracy(metrics: Mapping[str, float], task: str) -> str:
+    known = [(METRICS[name], metrics[name]) for name in METRICS if name in metrics]
+    if not known:
+        return "The site's policy lets no accuracy out, so none is stated.\n"
+    rows = "\n".join(f"| {what} | {100 * value:.1f} % |" for what, value in known)
+    return (
+        "On the site's test images, as its policy lets it out (it may be rounded to steps of five points). A site "
+        "measures when a round begins, so these figures are those of the prompt one round of training before this "
+        f"one:\n\n| | {'word overlap (F1)' if task == 'caption' else 'accuracy'} |\n|---|---|\n{rows}\n"
+    )
+
+
+def _privacy(prompt: SitePrompt, facts: Facts) -> str:
+    experiment = prompt.experiment
+    delta = experiment.privacy.target_delta
+    rows = "\n".join(
+        f"| {ADVERSARIES[event.adversary]} | {_shown(json_epsilon(epsilon([event], delta)))} | {delta:g} |"
+        for event in planned_events(experiment, prompt.round * experiment.rounds.local_steps)
+    )
+    charged = (
+        f"\nThe site's ledger was charged {_shown(facts.charged_epsilon)} for this experiment at delta "
+        f"{facts.charged_delta:g}; rounds that a crash interrupted are paid twice.\n"
+        if facts.charged_epsilon is not None
+        else ""
+    )
+    seeded = (
+        "\n**The noise came from a seed: this was a simulation with public images, and nothing is protected.**\n"
+        if facts.seeded
+        else ""
+    )
+    return (
+        f"Unit: {UNIT_NAMES[experiment.privacy.unit]}. Mechanism {experiment.privacy.mechanism}, trust "
+        f"{experiment.privacy.trust}. The accountant's epsilons, smaller is stronger:\n\n"
+        f"| against | epsilon | delta |\n|---|---|---|\n{rows}\n{charged}{seeded}\n"
+        "Test images are not covered by any epsilon.\n"
+    )
+
+
+def _shown(value: float | str | None) -> str:
+    """An epsilon, rounded up so that it never claims more than was computed."""
+    return f"{-(-value * 1000 // 1) / 1000:.3f}" if isinstance(value, float) else str(value)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(_plain(name) for name in names)
+
+
+def _plain(name: str) -> str:
+    """A class name as Markdown shows it."""
+    return "".join(f"\\{char}" if char in r"\`*_{}[]<>()#|!" else char for char in name)

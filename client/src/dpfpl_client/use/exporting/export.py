@@ -1,0 +1,214 @@
+"""``dpfpl-client export``: a prompt as a folder for plain transformers and peft, if the site's rules let it go.
+
+Exporting is post-processing of what the ledger already paid for: it charges nothing and computes nothing on images.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
+
+from dpfpl_client.agent.ledger.view import summarise
+from dpfpl_client.agent.policy import load_policy, permit
+from dpfpl_client.agent.policy_file import Approvals
+from dpfpl_client.agent.store import DiskStore
+from dpfpl_client.embedded import EMBEDDED, embedded_model_path
+from dpfpl_client.learning.methods import factorise
+from dpfpl_client.models.backbone import Backbone
+from dpfpl_client.models.dual_encoder import DualEncoder
+from dpfpl_client.models.files import model_fingerprint
+from dpfpl_client.models.generative.backbone import GenerativeBackbone
+from dpfpl_client.site.settings import SiteSettings
+from dpfpl_client.use.exporting.adapter import NotExpressibleError, build_adapter
+from dpfpl_client.use.exporting.card import BaseModel, Facts, classes_usage, generative_usage, model_card
+from dpfpl_client.use.prompt import SitePrompt
+from dpfpl_common.config import to_table
+from dpfpl_common.errors import PrivacyError, StateError
+from dpfpl_common.ops.files import write_durably
+
+__all__ = ["Exported", "export_prompt", "write_export"]
+
+PRIVATE = 0o600
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written: ``files`` by name; ``no_adapter`` says why there is no PEFT adapter, or is empty."""
+
+    folder: Path
+    files: tuple[str, ...]
+    no_adapter: str
+
+
+def export_prompt(settings: SiteSettings, prompt: SitePrompt, backbone: Backbone, folder: Path) -> Exported:
+    """Export a site's prompt, if the site's policy still admits the experiment that it comes from.
+
+    Raises:
+        PrivacyError: the prompt was trained without noise and must stay at the site.
+        RefusedError: the policy does not admit the experiment; code and rule are the policy's.
+        ConfigError: there is no valid policy; then nothing leaves.
+        StateError: the ledger is damaged or an old copy; then nobody knows what was charged.
+    """
+    policy = load_policy(settings.path(settings.policy))
+    _refuse_what_must_stay(prompt)
+    approved = policy.approves(prompt.experiment) or Approvals(settings.state_folder).holds(prompt.experiment)
+    permit(policy, prompt.experiment, approved)
+    record = DiskStore(settings.state_folder).read(prompt.experiment.name, prompt.round)
+    facts = Facts(
+        site=settings.name,
+        charged_epsilon=_charged(settings, prompt.experiment.name),
+        charged_delta=policy.delta,
+        metrics=policy.released_metrics(record.reply.metrics) if record else {},
+        seeded=settings.simulation is not None,
+        model="" if Path(settings.model).expanduser().is_dir() else settings.model,
+    )
+    return write_export(prompt, backbone, folder, facts)
+
+
+def _charged(settings: SiteSettings, experiment: str) -> float | str | None:
+    """What the ledger charged for the experiment towards a prompt's recipient; only looked at, never written."""
+    try:
+        rows = summarise(settings)["experiments"]
+    except StateError as error:
+        if error.code == "NO_LEDGER":
+            return None
+        raise
+    return next((row["epsilon"] for row in rows if row["experiment"] == experiment), None)
+
+
+def write_export(prompt: SitePrompt, backbone: Backbone, folder: Path, facts: Facts) -> Exported:
+    """Write the folder; the policy is the caller's business, but a prompt without noise never leaves.
+
+    The folder holds README.md (model card), prompt.safetensors with prompt.json (the context and its parts),
+    for a model that compares images with classes, text_features.safetensors (the classes' merged text features) and,
+    where PEFT can express it, the adapter with its tokenizer. An embedded model, which no hub has, comes along.
+
+    Raises:
+        PrivacyError: see above.
+        StateError: the folder holds something else.
+    """
+    _refuse_what_must_stay(prompt)
+    embedded = _embedded(backbone.fingerprint)
+    base = BaseModel("base_model", "ours") if embedded else _named(prompt, facts.model)
+    base_model = base.name
+    _make(folder)
+    if isinstance(backbone, DualEncoder):
+        files, usage, reason = _write_with_classes(prompt, backbone, folder, base_model)
+    else:
+        assert isinstance(backbone, GenerativeBackbone)
+        reason = "its context stands in the middle of a turn, behind the picture"
+        files = _write_parts(prompt, backbone, folder, {"turn": backbone.turn})
+        usage = generative_usage(prompt.experiment, base_model, reason)
+    if embedded:
+        files += _copy_base_model(embedded, folder / "base_model")
+    card = model_card(prompt, backbone, facts, base, usage)
+    write_durably(folder / "README.md", card.encode())
+    for path in folder.rglob("*"):
+        path.chmod(0o700 if path.is_dir() else PRIVATE)
+    return Exported(folder, ("README.md", *files), reason)
+
+
+def _write_with_classes(
+    prompt: SitePrompt, backbone: DualEncoder, folder: Path, base_model: str
+) -> tuple[list[str], str, str]:
+    """The parts, the classes' features and the adapter, where there can be one: files, usage, and why there is none."""
+    context, classes = prompt.context(backbone), prompt.experiment.classes
+    reason, adapter = "", None
+    try:
+        adapter = build_adapter(backbone, context, classes, base_model)
+    except NotExpressibleError as error:
+        reason = str(error)
+    about: dict[str, Any] = {
+        "context_follows": backbone.context_follows,
+        "logit_scale": backbone.logit_scale,
+        "logit_bias": backbone.logit_bias,
+        "class_prompts": dict(zip(classes, adapter.prompts, strict=True)) if adapter else None,
+    }
+    files = _write_parts(prompt, backbone, folder, about)
+    features = backbone.scorer(prompt.experiment).class_features(context).numpy()
+    write_durably(folder / "text_features.safetensors", save({"text_features": np.ascontiguousarray(features)}))
+    files.append("text_features.safetensors")
+    if adapter is not None:
+        files += adapter.write(folder, backbone.token_embedding)
+    return files, classes_usage(backbone, adapter, base_model, reason), reason
+
+
+def _refuse_what_must_stay(prompt: SitePrompt) -> None:
+    if prompt.experiment.privacy.unit == "site":
+        raise PrivacyError(
+            code="PROMPT_MUST_STAY",
+            message="Under the unit site a site's own prompt is trained without noise: towards whoever receives it "
+            "epsilon is infinite, so it is not exported.",
+            advice="Use it at the site (dpfpl-client predict), or pass on the shared prompt of the server.",
+        )
+
+
+def _make(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "prompt.json").is_file())):
+        raise StateError(
+            code="NOT_AN_EXPORT_FOLDER",
+            message=f"{folder} holds something else than an earlier export.",
+            advice="Give --out a new or empty folder.",
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise StateError(
+            code="CANNOT_WRITE",
+            message=f"{folder} cannot be made ({error.strerror}).",
+            advice="Give --out a folder in a place that exists and is yours.",
+        ) from None
+
+
+def _write_parts(prompt: SitePrompt, backbone: Backbone, folder: Path, more: dict[str, Any]) -> list[str]:
+    experiment = prompt.experiment
+    factors = factorise(prompt.personal_context, experiment.prompt.rank, np.random.default_rng(0))
+    parts = {
+        "context": prompt.context(backbone).numpy(),
+        "global_context": prompt.global_context,
+        "personal_context": prompt.personal_context,
+        "left": factors.left,
+        "right": factors.right,
+        "residual": factors.residual,
+    }
+    tensors = {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in parts.items()}
+    about: dict[str, Any] = {
+        "experiment": to_table(experiment),
+        "model_fingerprint": backbone.fingerprint,
+        "rounds": prompt.round,
+        **more,
+    }
+    write_durably(folder / "prompt.safetensors", save(tensors), PRIVATE)
+    write_durably(folder / "prompt.json", (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode(), PRIVATE)
+    return ["prompt.json", "prompt.safetensors"]
+
+
+def _embedded(fingerprint: str) -> str:
+    """The embedded model's name that has this fingerprint; empty for any other model."""
+    return next((name for name in EMBEDDED if model_fingerprint(embedded_model_path(name)) == fingerprint), "")
+
+
+def _named(prompt: SitePrompt, site_model: str) -> BaseModel:
+    """A model that is none of ours: as the experiment names it, else by the hub id of the site's settings.
+
+    An experiment that names none has the embedded model's name, which says nothing about a site with another model.
+    The site's folders are named nowhere.
+    """
+    named = prompt.experiment.model.id
+    if named not in EMBEDDED:
+        return BaseModel(named, "experiment")
+    if site_model and site_model not in EMBEDDED:
+        return BaseModel(site_model, "site")
+    return BaseModel("the-base-model", "nobody")
+
+
+def _copy_base_model(name: str, folder: Path) -> list[str]:
+    folder.mkdir(exist_ok=True, mode=0o700)
+    source = embedded_model_path(name)
+    names = sorted(path.name for path in source.iterdir() if path.is_file())
+    for name in names:
+        write_durably(folder / name, (source / name).read_bytes())
+    return [f"base_model/{name}" for name in names]

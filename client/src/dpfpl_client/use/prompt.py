@@ -1,0 +1,257 @@
+"""A site's learned prompt, for use after training.
+
+In Python::
+
+    from dpfpl_client.models.backbone import load_backbone
+    from dpfpl_client.use.prompt import load_prompt
+
+    prompt = load_prompt("kits/hospital-a")  # a folder with site.toml, a state folder, or an exported prompt
+    classifier = prompt.classifier(load_backbone("embedded"))
+    for prediction in classifier.classify(images, top=3):  # PIL images, any number, in batches
+        print(prediction.classes[0], prediction.probabilities[0])
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from dpfpl_client.agent.store import DiskStore
+from dpfpl_client.learning.learner import initial_context
+from dpfpl_client.models.backbone import Backbone
+from dpfpl_client.site.settings import load_site
+from dpfpl_common.errors import ModelError, StateError
+from dpfpl_common.experiment import LONGEST_QUESTION, Experiment, parse_experiment, unprintable
+
+__all__ = ["Classifier", "Prediction", "SitePrompt", "load_prompt"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Attributes: the most probable classes with their probabilities, best first; or one answer to a question."""
+
+    classes: tuple[str, ...]
+    probabilities: tuple[float, ...]
+
+
+class Classifier:
+    """A prompt joined to its model: what depends on the classes alone is computed once, each image is one pass.
+
+    Attributes:
+        classes: their names, in the experiment's order; none where the prompt was learned to answer questions.
+        task: the experiment's.
+
+    Args:
+        prompt: a site's.
+        backbone: the model it was learned for.
+        question: asked of every image, where the prompt was learned to answer questions; for captions the
+            experiment's own where empty. None: every call of ``classify`` brings its own.
+
+    Raises:
+        ModelError: NO_QUESTION, UNWANTED_QUESTION or BAD_QUESTION.
+    """
+
+    def __init__(self, prompt: "SitePrompt", backbone: Backbone, question: str | None = "") -> None:
+        self.task, self._backbone = prompt.experiment.task, backbone
+        self._question = None if question is None else self.asked(question)
+        self.classes = prompt.experiment.classes
+        with torch.inference_mode():
+            self._predictor = backbone.scorer(prompt.experiment).at(prompt.context(backbone))
+
+    def classify(
+        self, images: Iterable[Image.Image], top: int = 1, question: str | None = None
+    ) -> Iterator[Prediction]:
+        """The ``top`` most probable classes of every image, or the answer, in the images' order.
+
+        Args:
+            images: any number.
+            top: how many classes.
+            question: instead of the classifier's own, for these images.
+
+        Raises:
+            ModelError: as ``asked``.
+        """
+        own = self._question if question is None else None
+        asked = self.asked(question or "") if own is None else own
+        for feature in self._backbone.image_features(images):
+            if self.task.in_words:
+                answer, probability = self._predictor.reply(feature, asked)
+                yield Prediction((answer,), (round(probability, 6),))
+                continue
+            probabilities = self._predictor.probabilities(feature[None])[0]
+            best = probabilities.topk(min(top, len(self.classes)))
+            yield Prediction(
+                tuple(self.classes[index] for index in best.indices.tolist()),
+                tuple(round(value, 6) for value in best.values.tolist()),
+            )
+
+    def asked(self, question: str) -> str:
+        """The question as the model is asked it, in one line; for captions the experiment's own where there is none.
+
+        Raises:
+            ModelError: NO_QUESTION, UNWANTED_QUESTION or BAD_QUESTION.
+        """
+        asked = " ".join(question.split())
+        if asked and not self.task.in_words:
+            raise ModelError(
+                code="UNWANTED_QUESTION",
+                message="The prompt was learned to tell classes apart; it answers no questions.",
+                advice="Leave the question out.",
+            )
+        if len(asked) > LONGEST_QUESTION:
+            raise ModelError(
+                code="BAD_QUESTION",
+                message=f"The question is longer than {LONGEST_QUESTION} characters.",
+                advice="Ask a shorter one.",
+            )
+        if strange := unprintable(asked):
+            raise ModelError(
+                code="BAD_QUESTION",
+                message=f"The question has the unprintable character U+{ord(strange):04X}.",
+                advice="Ask it in plain text.",
+            )
+        self._check_words(asked)
+        if self.task.kind == "vqa" and not asked:
+            raise ModelError(
+                code="NO_QUESTION",
+                message="The prompt was learned to answer questions about images, and none was asked.",
+                advice='Ask one: --question "what is it?", or in a request ?question=what+is+it.',
+            )
+        return asked or (self.task.question if self.task.kind == "caption" else "")
+
+    def _check_words(self, asked: str) -> None:
+        try:
+            self._backbone.check_words(asked)
+        except ModelError as error:
+            raise ModelError(code="BAD_QUESTION", message=error.message, advice=error.advice) from None
+
+
+@dataclass(frozen=True)
+class SitePrompt:
+    """One site's prompt of one experiment.
+
+    Attributes:
+        global_context: p_G, float32 [num_context, width], displacement from the initial text.
+        personal_context: p_L, float64 [num_context, width].
+        round: rounds the personal context has seen.
+    """
+
+    experiment: Experiment
+    global_context: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+    personal_context: np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+    round: int
+
+    def with_strength(self, strength: float) -> "SitePrompt":
+        """The same prompt with another weight alpha of its personal part: 0 the shared prompt alone, 1 as trained.
+
+        Raises:
+            ConfigError: not from 0 to 10.
+        """
+        prompt = dataclasses.replace(self.experiment.prompt, personal_strength=strength)
+        return dataclasses.replace(self, experiment=dataclasses.replace(self.experiment, prompt=prompt))
+
+    def context(self, backbone: Backbone) -> torch.Tensor:
+        """The full context [num_context, width] for this model's text tower.
+
+        Raises:
+            ModelError: the prompt was learned for another model.
+        """
+        if self.experiment.model.fingerprint not in ("", backbone.fingerprint):
+            raise ModelError(
+                code="OTHER_MODEL",
+                message="The prompt was learned for another model than the one that site.toml names.",
+                advice=f"Use the model with the fingerprint {self.experiment.model.fingerprint}.",
+            )
+        strength = self.experiment.prompt.personal_strength
+        learned = self.global_context.astype(np.float64) + strength * self.personal_context
+        return initial_context(backbone, self.experiment) + torch.from_numpy(learned.astype(np.float32))
+
+    def classifier(self, backbone: Backbone, question: str | None = "") -> Classifier:
+        """This prompt, ready to classify with its model, or to answer one question, or with None any."""
+        return Classifier(self, backbone, question)
+
+    def predict(self, backbone: Backbone, images: Iterable[Image.Image], top: int) -> list[Prediction]:
+        """The ``top`` most probable classes of every image."""
+        return list(self.classifier(backbone).classify(images, top))
+
+
+def load_prompt(folder: Path | str, experiment: str | None = None) -> SitePrompt:
+    """The prompt that a site learned in an experiment; without a name, in the only or the latest one.
+
+    Args:
+        folder: a site's folder (with site.toml), its state folder, or what ``dpfpl-client export`` wrote.
+        experiment: its name.
+
+    Raises:
+        StateError: nothing was learned yet, or not under this name, or an exported prompt is damaged.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise StateError(
+            code="NO_PROMPT",
+            message=f"{folder} is no folder.",
+            advice="Give a site's folder, its state folder, or an exported prompt.",
+        )
+    if (folder / "prompt.json").is_file():
+        return _exported(folder, experiment)
+    if (folder / "site.toml").is_file():
+        folder = load_site(folder / "site.toml").state_folder
+    return _learned(folder, experiment)
+
+
+def _learned(state_folder: Path, experiment: str | None) -> SitePrompt:
+    store = DiskStore(state_folder)
+    names = [name for name in store.experiments() if store.rounds(name)]
+    if not names and experiment is None:
+        raise StateError(
+            code="NO_PROMPT",
+            message="This site has not learned a prompt yet.",
+            advice="Take part in an experiment first: dpfpl-client start.",
+        )
+    name = experiment or max(names, key=lambda known: (state_folder / "experiments" / known).stat().st_mtime)
+    configuration = store.experiment(name)
+    last = store.last_round(name)
+    record = store.read(name, last) if last else None
+    if record is None:
+        raise StateError(
+            code="NO_PROMPT",
+            message=f"No round of {name!r} is finished yet.",
+            advice="Try again after its first round.",
+        )
+    final = store.read_final(name)
+    return SitePrompt(configuration, record.global_context if final is None else final, record.state.context, last)
+
+
+def _exported(folder: Path, name: str | None) -> SitePrompt:
+    try:
+        about = json.loads((folder / "prompt.json").read_text(encoding="utf-8"))
+        parts = load_file(folder / "prompt.safetensors")
+        experiment = parse_experiment(json.dumps(about["experiment"]))
+        learned = (parts["global_context"], parts["personal_context"].astype(np.float64))
+        rounds = int(about["rounds"])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise StateError(
+            code="EXPORT_DAMAGED",
+            message=f"The exported prompt in {folder} cannot be read ({type(error).__name__}).",
+            advice="Export it again: dpfpl-client export.",
+        ) from None
+    if any(part.shape != experiment.context_shape for part in learned):
+        raise StateError(
+            code="EXPORT_DAMAGED",
+            message=f"The exported prompt in {folder} has context vectors of another shape than its experiment.",
+            advice="Export it again: dpfpl-client export.",
+        )
+    if name not in (None, experiment.name):
+        raise StateError(
+            code="NO_EXPERIMENT",
+            message=f"{folder} holds the prompt of {experiment.name!r}, not of {name!r}.",
+            advice="Leave the name out.",
+        )
+    return SitePrompt(experiment, *learned, rounds)

@@ -1,0 +1,1 @@
+"""Operations that both sides share: files, processes, HTTP pages, TLS, diagnostics, telemetry."""

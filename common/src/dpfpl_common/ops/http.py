@@ -1,0 +1,188 @@
+"""How our small HTTP pages listen: one socket, opened before anything is promised, and the same limits everywhere."""
+
+import hmac
+import ipaddress
+import json
+import socket
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from pathlib import Path
+from typing import Any
+
+from dpfpl_common.errors import ConfigError, DeploymentError
+
+__all__ = [
+    "LOOPBACK_NAMES",
+    "PAGE_LIMITS",
+    "HttpGuard",
+    "address_shown",
+    "is_loopback",
+    "open_listener",
+    "read_http_token",
+]
+
+
+# Who may speak to our small HTTP pages: this machine only, or whoever shows the token.
+#
+# An ASGI wrapper without dependencies, around the application of whichever framework. Reached over loopback without a
+# token, it answers only requests that name loopback as their host, so that a web page which makes its own name point
+# here
+# (DNS rebinding) gets nothing. With a token it answers whoever shows it as ``Authorization: Bearer TOKEN``. Every
+# answer
+# carries headers that keep a browser from loading anything from elsewhere.
+
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+SHORTEST_TOKEN = 16
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
+HEADERS = (
+    (
+        b"content-security-policy",
+        b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
+        b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    ),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on is reached from this machine only; names other than localhost are not trusted."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def read_http_token(host: str, token_file: Path | None) -> str | None:
+    """The token that callers must show, or None where loopback is enough.
+
+    Raises:
+        ConfigError: the address is reachable from other machines and there is no token, or the token is unusable.
+    """
+    if token_file is None:
+        if is_loopback(host):
+            return None
+        raise ConfigError(
+            code="TOKEN_NEEDED",
+            message=f"{host!r} can be reached from other machines.",
+            advice="Give --token-file FILE with a secret of at least 16 characters, and put TLS in front; or listen on "
+            "127.0.0.1.",
+        )
+    try:
+        token = token_file.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        raise ConfigError(
+            code="TOKEN_UNREADABLE",
+            message=f"The token file {token_file} cannot be read.",
+            advice="Write a secret into it: python3 -c 'import secrets; print(secrets.token_urlsafe())'",
+        ) from None
+    if len(token) < SHORTEST_TOKEN or not token.isprintable() or " " in token:
+        raise ConfigError(
+            code="TOKEN_TOO_SHORT",
+            message=f"The token in {token_file} is shorter than {SHORTEST_TOKEN} characters or has spaces in it.",
+            advice="Write a secret into it: python3 -c 'import secrets; print(secrets.token_urlsafe())'",
+        )
+    return token
+
+
+class HttpGuard:
+    """Lets a request through to ``application``, or answers it with a refusal.
+
+    Args:
+        application: what is guarded.
+        token: what callers must show; None: only loopback's names are answered.
+        open_paths: paths that need no token, as they hold no secret (the page itself, its script and style).
+    """
+
+    def __init__(self, application: Application, token: str | None, open_paths: Iterable[str] = ()) -> None:
+        self._application = application
+        self._token = token
+        self._open_paths = frozenset(open_paths)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI entry point."""
+        if scope["type"] == "lifespan":
+            await self._application(scope, receive, send)
+            return
+        if scope["type"] != "http":  # no web sockets here
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), *HEADERS]
+            await send(message)
+
+        refusal = self._refusal(scope)
+        if refusal is None:
+            await self._application(scope, receive, send_with_headers)
+        else:
+            await _answer(send_with_headers, *refusal)
+
+    def _refusal(self, scope: Scope) -> tuple[int, str, str] | None:
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        if self._token is None:
+            host = headers.get(b"host", b"").decode("latin-1")
+            name = host if host.endswith("]") else host.rpartition(":")[0] or host
+            if name.lower() not in LOOPBACK_NAMES:
+                return 421, "WRONG_HOST", "This address answers requests for localhost only."
+            return None
+        if scope["path"] in self._open_paths:
+            return None
+        scheme, _, shown = headers.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() == b"bearer" and hmac.compare_digest(shown.strip(), self._token.encode()):
+            return None
+        return (
+            401,
+            "TOKEN_WRONG",
+            "Show the token: Authorization: Bearer TOKEN; in a browser open the page with #TOKEN.",
+        )
+
+
+async def _answer(send: Send, status: int, code: str, message: str) -> None:
+    body = json.dumps({"code": code, "message": message}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+PAGE_LIMITS: dict[str, Any] = {
+    "log_level": "warning",
+    "access_log": False,
+    "server_header": False,
+    "ws": "none",
+    "limit_concurrency": 64,
+    "timeout_keep_alive": 10,
+    "lifespan": "off",
+}
+"""Settings of ``uvicorn.Config`` for a page that few people look at."""
+
+
+def open_listener(host: str, port: int) -> socket.socket:
+    """A socket that listens on the address; port 0 takes a free one.
+
+    Raises:
+        DeploymentError: the address cannot be listened on.
+    """
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise DeploymentError(
+            code="PORT_IN_USE",
+            message=f"{host}:{port} cannot be listened on ({error.strerror}).",
+            advice="Choose another port with --port, or 0 for a free one.",
+        ) from None
+
+
+def address_shown(host: str, listener: socket.socket) -> str:
+    """The page's address as a browser wants it."""
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{listener.getsockname()[1]}/"

@@ -1,0 +1,277 @@
+"""Start, watch and reliably stop the processes that a federation on one machine consists of."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Self
+
+from dpfpl_common.errors import DeploymentError
+from dpfpl_common.ops import guard
+from dpfpl_common.ops.telemetry import quiet_environment
+
+__all__ = [
+    "ManagedProcess",
+    "ProcessGroup",
+    "child_environment",
+    "free_port",
+    "free_ports",
+    "installed_command",
+    "wait_until",
+]
+
+_LOOPBACK = "127.0.0.1,localhost,::1"
+_GUARD_SLACK_S = 4.0  # what the guard needs on top of the grace time to clear leftovers
+
+
+def installed_command(name: str) -> str:
+    """Return the path of a command that was installed with this Python, such as ``flower-superlink``."""
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.is_file() else shutil.which(name)
+    if found is None:
+        raise DeploymentError(
+            code="COMMAND_MISSING",
+            message=f"The command {name} is not installed beside {sys.executable}.",
+            advice="Install the package with its dependencies in this environment (make setup) and try again.",
+        )
+    return found
+
+
+def child_environment(extra: Mapping[str, str] | None = None, *, offline: bool = False) -> dict[str, str]:
+    """Return the environment for a child: ours, quiet, with our commands on PATH and no proxy for loopback."""
+    environment = {**os.environ, **quiet_environment(offline), "PYTHONUNBUFFERED": "1"}
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    for name in ("no_proxy", "NO_PROXY"):
+        environment[name] = ",".join(filter(None, [os.environ.get(name, ""), _LOOPBACK]))
+    return {**environment, **(extra or {})}
+
+
+def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
+    """Return ``count`` different TCP ports that are free right now."""
+    sockets = [socket.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(count)]
+    try:
+        for held in sockets:
+            held.bind((host, 0))
+        return [int(held.getsockname()[1]) for held in sockets]
+    finally:
+        for held in sockets:
+            held.close()
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """Return a TCP port that is free right now."""
+    return free_ports(1, host)[0]
+
+
+class ManagedProcess:
+    """One command, its log and everything it starts; see :mod:`dpfpl_common.ops.guard` for how it ends.
+
+    Args:
+        name: how messages call it.
+        command: program and arguments, never a shell line.
+        log_file: where its output goes, appended.
+        environment: the whole environment; ``None`` takes :func:`child_environment`.
+        folder: its working folder.
+        grace_s: how long it may take to end by itself once asked.
+        user: whose process it is, as (user, group, all groups), if not ours; only root can say so.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: list[str],
+        *,
+        log_file: Path,
+        environment: Mapping[str, str] | None = None,
+        folder: Path | None = None,
+        grace_s: float = 5.0,
+        user: tuple[int, int, Sequence[int]] | None = None,
+    ) -> None:
+        self.name = name
+        self.command = command
+        self.log_file = log_file
+        self.grace_s = grace_s
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        with log_file.open("ab") as log:
+            self._log_start = log.tell()
+            self._guard = subprocess.Popen(
+                [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), str(grace_s), *command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=dict(child_environment() if environment is None else environment),
+                cwd=folder,
+                start_new_session=True,  # Ctrl-C reaches only us, and we decide on the order
+                user=None if user is None else user[0],
+                group=None if user is None else user[1],
+                extra_groups=None if user is None else user[2],
+                umask=-1 if user is None else 0o077,
+            )
+
+    @property
+    def pid(self) -> int:
+        """The guard's process id, the ancestor of all that belongs to this command."""
+        return self._guard.pid
+
+    def poll(self) -> int | None:
+        """Return the exit status, or ``None`` while it runs; 128 + n stands for signal n."""
+        return self._guard.poll()
+
+    def wait(self, timeout_s: float | None = None) -> int | None:
+        """Wait for the end and return the exit status, or ``None`` when the time is up."""
+        try:
+            return self._guard.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def log_text(self) -> str:
+        """Return what it has written since this start."""
+        with self.log_file.open("rb") as log:
+            log.seek(self._log_start)
+            return log.read().decode("utf-8", errors="replace")
+
+    def log_tail(self, lines: int = 15) -> str:
+        """Return the last lines it has written."""
+        return "\n".join(self.log_text().splitlines()[-lines:])
+
+    def ask_to_stop(self) -> None:
+        """Ask it to end, without waiting; asking twice means at once."""
+        if self.poll() is None:
+            self._guard.send_signal(signal.SIGTERM)
+
+    def stop(self, grace_s: float | None = None) -> int:
+        """End it and all it started, by force after the grace time, and return the exit status."""
+        self.ask_to_stop()
+        return self.finish(self.grace_s if grace_s is None else grace_s)
+
+    def finish(self, grace_s: float) -> int:
+        """Wait for a process that was asked to stop, and use force after the grace time."""
+        if (status := self.wait(grace_s)) is not None:
+            return status
+        self.ask_to_stop()
+        if (status := self.wait(_GUARD_SLACK_S)) is not None:
+            return status
+        for pid in [*guard.descendants(self.pid), self.pid]:  # the guard itself hangs: do its work
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        return self._guard.wait()
+
+
+class ProcessGroup:
+    """Processes that live and die together.
+
+    Used as a context manager in the main thread. Leaving the block in whatever way (its end, an error, Ctrl-C, SIGTERM,
+    a closed terminal) asks all processes to stop, the last started first, and waits for them side by side, so that many
+    take no longer than one. A further Ctrl-C meanwhile ends them at once.
+    """
+
+    def __init__(self) -> None:
+        self.processes: list[ManagedProcess] = []
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                self._previous[number] = signal.signal(number, _leave)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.stop()
+        finally:
+            for number, handler in self._previous.items():
+                signal.signal(number, handler)  # type: ignore[arg-type]
+            self._previous.clear()
+
+    def start(
+        self,
+        name: str,
+        command: list[str],
+        *,
+        log_file: Path,
+        environment: Mapping[str, str] | None = None,
+        folder: Path | None = None,
+        grace_s: float = 5.0,
+        user: tuple[int, int, Sequence[int]] | None = None,
+    ) -> ManagedProcess:
+        """Start one more process; the arguments are those of :class:`ManagedProcess`."""
+        process = ManagedProcess(
+            name, command, log_file=log_file, environment=environment, folder=folder, grace_s=grace_s, user=user
+        )
+        self.processes.append(process)
+        return process
+
+    def check(self) -> None:
+        """Raise if any of the processes has ended."""
+        for process in self.processes:
+            _raise_if_ended(process)
+
+    def stop(self) -> None:
+        """Stop all processes; returns when none of them, and nothing they started, is left."""
+        remaining = list(reversed(self.processes))
+        hurry = False
+        while remaining:
+            try:
+                for process in remaining:
+                    process.ask_to_stop()
+                while remaining:
+                    remaining[0].finish(0.0 if hurry else remaining[0].grace_s)
+                    remaining.pop(0)
+            except (KeyboardInterrupt, SystemExit):
+                hurry = True
+        self.processes.clear()
+
+
+def wait_until(
+    predicate: Callable[[], bool],
+    *,
+    timeout_s: float,
+    what: str,
+    processes: Iterable[ManagedProcess] = (),
+    interval_s: float = 0.1,
+) -> None:
+    """Wait until the predicate holds.
+
+    Raises:
+        DeploymentError: a process that has to live meanwhile ended, or the time is up; with the end of its log.
+    """
+    watched = list(processes)
+    deadline = time.monotonic() + timeout_s
+    while not predicate():
+        for process in watched:
+            _raise_if_ended(process)
+        if time.monotonic() > deadline:
+            raise DeploymentError(
+                code="TIMED_OUT",
+                message=f"Waited {timeout_s:g} s in vain for {what}.{_tails(watched)}",
+                advice="Read the logs named above; on a slow or busy machine try again.",
+            )
+        time.sleep(interval_s)
+
+
+def _leave(number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def _tails(processes: list[ManagedProcess]) -> str:
+    return "".join(f"\nEnd of {p.log_file}:\n{p.log_tail()}\n" for p in processes)
+
+
+def _raise_if_ended(process: ManagedProcess) -> None:
+    if (status := process.poll()) is not None:
+        raise DeploymentError(
+            code="PROCESS_ENDED",
+            message=f"{process.name} ended with status {status}.{_tails([process])}",
+            advice="Its log says why.",
+        )

@@ -1,0 +1,1 @@
+"""The promise: noise, clipping, sampling, accounting and the mechanisms made of them. Pure numpy."""

@@ -1,0 +1,206 @@
+"""From what was (or will be) released to epsilon, with dp-accounting; independent of training.
+
+The neighbouring relation is everywhere: one unit (a training example, or a site's whole data set) is added or removed.
+Every event is a Poisson-subsampled Gaussian mechanism; composition is by privacy loss distributions (PLD, tight, an
+upper bound up to its stated discretisation), with Renyi accounting as a cross-check.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import dp_accounting
+from dp_accounting import pld, rdp
+
+from dpfpl_common.errors import PrivacyError
+
+__all__ = [
+    "INFINITE",
+    "PrivacyEvent",
+    "calibrate_noise_multiplier",
+    "epsilon",
+    "epsilon_rdp",
+    "exceeds",
+    "json_epsilon",
+]
+
+INFINITE = float("inf")
+
+RDP_ORDERS = tuple(1 + x / 10.0 for x in range(5, 100)) + tuple(range(11, 64)) + (80, 128, 256, 512, 1024)
+SEARCH_TOLERANCE = 1e-3
+SMALLEST_MULTIPLIER, LARGEST_MULTIPLIER = 0.1, 1e5
+HOPELESS = 200.0
+"""Above this, epsilon is Renyi's bound and not PLD's."""
+
+DISCRETISATION = 1e-4
+"""Interval of the privacy losses' grid; PLD rounds up, so a coarser one gives a larger epsilon, sooner."""
+
+COARSE_DISCRETISATION = 1e-2
+
+RELATION = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
+
+Releases = tuple[tuple[float, float, int], ...]
+"""(noise_multiplier, sample_rate, steps) of each event."""
+
+
+@dataclass(frozen=True)
+class PrivacyEvent:
+    """``steps`` releases of one mechanism, as one adversary sees them.
+
+    Attributes:
+        adversary: key of ``dpfpl_common.privacy_plan.ADVERSARIES``.
+        mechanism: ``per_step``: Gaussian on a clipped sum over a Poisson sample; ``one_shot``: on class sums;
+            ``whole_update``: on the sum of the sites' clipped updates, unit one site's whole data set.
+        noise_multiplier: noise standard deviation over L2 sensitivity; 0 = no noise.
+        sample_rate: chance that an example takes part in a step, or a site in a round.
+        steps: how many times.
+    """
+
+    adversary: str
+    mechanism: str
+    noise_multiplier: float
+    sample_rate: float
+    steps: int
+
+
+def epsilon(events: Sequence[PrivacyEvent], delta: float) -> float:
+    """Epsilon of all the events together, at ``delta``; infinite if one of them has no noise."""
+    return _epsilon(tuple((e.noise_multiplier, e.sample_rate, e.steps) for e in events if e.steps > 0), delta, "pld")
+
+
+def epsilon_rdp(events: Sequence[PrivacyEvent], delta: float) -> float:
+    """The same by Renyi accounting: never smaller than the truth, usually a little larger than ``epsilon``."""
+    return _epsilon(tuple((e.noise_multiplier, e.sample_rate, e.steps) for e in events if e.steps > 0), delta, "rdp")
+
+
+def exceeds(events: Sequence[PrivacyEvent], delta: float, cap: float) -> bool:
+    """Whether ``epsilon`` of the events is above ``cap``, mostly without computing it to the last digit.
+
+    PLD takes seconds for large epsilons on the fine grid and a tenth of one on a coarse grid, whose epsilon is an upper
+    bound too, and rarely more than a hundredth too large where it is large. So a cap that holds on the coarse grid
+    holds, and one that is passed there by a tenth is taken as passed; only what is between is computed finely. Whoever
+    sends requests cannot keep a site busy with arithmetic.
+    """
+    releases = tuple((e.noise_multiplier, e.sample_rate, e.steps) for e in events if e.steps > 0)
+    coarse = _epsilon(releases, delta, "coarse")
+    if coarse <= cap:
+        return False
+    return coarse > 1.1 * cap + 0.1 or epsilon(events, delta) > cap
+
+
+def json_epsilon(value: float) -> float | str:
+    """JSON has no infinity: the string "infinite" stands for it."""
+    return "infinite" if value == INFINITE else value
+
+
+@functools.lru_cache(maxsize=4096)
+def _epsilon(releases: Releases, delta: float, kind: str) -> float:
+    if not 0 < delta < 1:
+        raise PrivacyError(code="BAD_DELTA", message=f"delta is {delta}, expected a number between 0 and 1.")
+    if any(noise_multiplier <= 0 for noise_multiplier, _, _ in releases):
+        return INFINITE
+    if not releases:
+        return 0.0
+    if kind == "rdp":
+        return _rdp_epsilon(releases, delta)
+    return _pld_epsilon(releases, delta, COARSE_DISCRETISATION if kind == "coarse" else DISCRETISATION)
+
+
+def _rdp_epsilon(releases: Releases, delta: float) -> float:
+    return _spent(rdp.RdpAccountant(RDP_ORDERS, neighboring_relation=RELATION), releases, delta)
+
+
+def _pld_epsilon(releases: Releases, delta: float, interval: float) -> float:
+    # With next to no noise PLD takes minutes and gigabytes to find an epsilon that protects nobody; Renyi's is an upper
+    # bound too. The sum is the zero-concentrated bound without sampling, so all usual settings skip this.
+    if sum(steps / (2 * noise_multiplier**2) for noise_multiplier, _, steps in releases) > 500:
+        bound = _rdp_epsilon(releases, delta)
+        if bound > HOPELESS:
+            return bound
+    return _spent(pld.PLDAccountant(RELATION, value_discretization_interval=interval), releases, delta)
+
+
+def _spent(accountant: dp_accounting.PrivacyAccountant, releases: Releases, delta: float) -> float:
+    for noise_multiplier, sample_rate, steps in releases:
+        accountant.compose(_event(noise_multiplier, sample_rate, steps))
+    return float(accountant.get_epsilon(delta))
+
+
+def _event(noise_multiplier: float, sample_rate: float, steps: int) -> dp_accounting.DpEvent:
+    if sample_rate >= 1:  # Gaussians compose exactly into one Gaussian
+        return dp_accounting.GaussianDpEvent(noise_multiplier / math.sqrt(steps))
+    gaussian = dp_accounting.GaussianDpEvent(noise_multiplier)
+    return dp_accounting.SelfComposedDpEvent(dp_accounting.PoissonSampledDpEvent(sample_rate, gaussian), steps)
+
+
+@functools.lru_cache(maxsize=1024)
+def calibrate_noise_multiplier(target_epsilon: float, target_delta: float, sample_rate: float, steps: int) -> float:
+    """The smallest noise multiplier (within a thousandth, from above) whose ``epsilon`` stays at or below the target.
+
+    Multipliers below SMALLEST_MULTIPLIER are not looked at: where even that one spends less, it is the answer. A coarse
+    grid guesses, and two evaluations on the fine one, just above and just below the guess, usually prove it.
+
+    Raises:
+        PrivacyError: no multiplier up to LARGEST_MULTIPLIER reaches the target.
+    """
+
+    def reached(noise_multiplier: float) -> bool:
+        return _epsilon(((noise_multiplier, sample_rate, steps),), target_delta, "pld") <= target_epsilon
+
+    def coarse(noise_multiplier: float) -> float:
+        interval = 10 * DISCRETISATION if target_epsilon >= 1 else DISCRETISATION
+        return _pld_epsilon(((noise_multiplier, sample_rate, steps),), target_delta, interval)
+
+    guess = _guess_multiplier(coarse, target_epsilon, start=max(1.0, sample_rate * math.sqrt(steps)))
+    ratio = 1 + SEARCH_TOLERANCE / 3
+    high = guess * ratio
+    while not reached(high):
+        ratio *= ratio
+        high *= ratio
+        if high > LARGEST_MULTIPLIER:
+            raise PrivacyError(
+                code="TARGET_UNREACHABLE",
+                message=f"No noise reaches epsilon {target_epsilon} at delta {target_delta} over {steps} steps.",
+                advice="Ask for a larger epsilon, fewer rounds or a lower sample rate.",
+            )
+    low = guess / ratio
+    while low > SMALLEST_MULTIPLIER and reached(low):
+        ratio *= ratio
+        low, high = low / ratio, low
+    while high - low > SEARCH_TOLERANCE * high:
+        # Epsilon falls about as a power of the multiplier: the geometric mean halves that interval.
+        middle = math.sqrt(low * high)
+        if reached(middle):
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def _guess_multiplier(epsilon_of: Callable[[float], float], target_epsilon: float, start: float) -> float:
+    """Where ``epsilon_of`` about meets the target: false position in the logarithms, where it is nearly a line."""
+
+    def excess(log_multiplier: float) -> float:
+        return math.log(min(max(epsilon_of(math.exp(log_multiplier)), 1e-9), 1e9) / target_epsilon)
+
+    low = high = math.log(min(start, LARGEST_MULTIPLIER))
+    above = below = excess(low)
+    while above < 0 and low > math.log(SMALLEST_MULTIPLIER):
+        low, high, below = max(low - 1.0, math.log(SMALLEST_MULTIPLIER)), low, above
+        above = excess(low)
+    while below > 0 and high < math.log(LARGEST_MULTIPLIER):
+        low, high, above = high, high + 1.0, below
+        below = excess(high)
+    if above <= 0 or below >= 0:
+        return math.exp(low if above <= 0 else high)
+    for _ in range(40):
+        middle = (low * below - high * above) / (below - above)
+        value = excess(middle)
+        if abs(value) < SEARCH_TOLERANCE / 20:
+            return math.exp(middle)
+        if value > 0:
+            low, above, below = middle, value, below / 2  # Illinois: halving keeps the other end moving
+        else:
+            high, below, above = middle, value, above / 2
+    return math.exp(high)

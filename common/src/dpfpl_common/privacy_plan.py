@@ -1,0 +1,244 @@
+"""From how many images on a class stands out of the noise of ``one_shot``: public facts only."""
+
+import math
+
+from dpfpl_common.experiment import Experiment
+from dpfpl_common.privacy.accounting import PrivacyEvent, calibrate_noise_multiplier
+
+__all__ = [
+    "ADVERSARIES",
+    "BLOCKS",
+    "UNIT_NAMES",
+    "WHOLE_UPDATE",
+    "capped_event",
+    "hidden_energy",
+    "images_to_stand_out",
+    "largest_signal",
+    "paper_noise_multiplier",
+    "planned_events",
+    "resolve_noise",
+    "separate_blocks",
+    "server_noise_stddev",
+    "site_noise_stddev",
+]
+
+
+# Who adds which noise to the shared gradient, and what each adversary is then held to.
+#
+# Symbols: N sites, D tolerated drop-outs, K tolerated colluders, z noise multiplier, C clipping norm of the global
+# block.
+#
+# - ``distributed`` (default): each site adds variance ``z^2 C^2 / H`` with ``H = max(1, N - D - K)`` to what it sends.
+# A
+#   round is aggregated only with at least N - D replies, so even with K of them pooling their knowledge, the noise that
+#   remains unknown to them has at least variance ``H z^2 C^2 / H = z^2 C^2``. The operator, who sees single messages,
+# is
+#   held only to the multiplier ``z / sqrt(H)`` of one message: no secure aggregation is claimed.
+# - ``central``: sites send clipped, un-noised sums and the server adds variance ``z^2 C^2``. The paper's setting; the
+#   operator sees the data's sums: no finite epsilon towards it.
+# - ``local``: each message carries the whole variance ``z^2 C^2``; the site derives its personal gradient from the same
+#   noised message, so nothing composes.
+#
+# The design document divides by N - D and corrects the claim for colluders afterwards. Dividing by N - D - K makes the
+# headline multiplier hold against another site, which always knows its own share.
+
+
+WHOLE_UPDATE = "whole_update"
+"""The events' mechanism under the unit ``site``; tells the units apart in a ledger."""
+
+UNIT_NAMES = {
+    "example": "one training example of one site, added or removed",
+    "site": "one site's whole data set, added or removed",
+}
+"""The neighbouring relation of each unit, in words."""
+
+ADVERSARIES = {
+    "prompt_recipient": "whoever receives a site's personalised prompt",
+    "other_site": "another site of the federation, or whoever receives another site's prompt",
+    "operator": "the operator of the server, who sees every message of the site",
+}
+"""Stable keys of the three adversaries, and who they are."""
+
+
+BLOCKS = {"dpfpl": 3, "dplora": 3, "fedotp": 2, "fedpgp": 3, "promptfl": 1}
+"""Released blocks of one step by method: towards the global context, and towards the personal one or its factors."""
+
+
+def honest_shares(experiment: Experiment) -> int:
+    """H: how many noise shares an aggregate holds at least that no colluder knows."""
+    privacy = experiment.privacy
+    return max(1, len(experiment.sites) - privacy.tolerated_dropouts - privacy.tolerated_colluders)
+
+
+def site_noise_stddev(experiment: Experiment) -> float:
+    """Standard deviation that a site adds to what it sends; 0 where the server adds the noise.
+
+    To the clipped sum of every step, and under the unit ``site`` to the clipped update of a round.
+    """
+    stddev = _multiplier(experiment) * experiment.privacy.clipping_norm
+    match experiment.privacy.trust:
+        case "central":
+            return 0.0
+        case "local":
+            return stddev
+        case _:
+            return stddev / math.sqrt(honest_shares(experiment))
+
+
+def server_noise_stddev(experiment: Experiment) -> float:
+    """Standard deviation that the server adds to the sum over all sites: only under ``central``.
+
+    Per step; under the unit ``site`` per round.
+    """
+    if experiment.privacy.trust != "central":
+        return 0.0
+    return _multiplier(experiment) * experiment.privacy.clipping_norm
+
+
+def largest_signal(experiment: Experiment) -> float:
+    """Norm that what an honest site sends does not exceed, its noise aside.
+
+    ``per_step``: the clipped sums, at most C an image over the divisor, for a site of ``aggregation.largest_site``
+    times the nominal size. ``one_shot``: gradients that nobody clips, as they see noised sums only; a site holds them
+    to the same length, so that the server can tell an honest update from an absurd one. Under the unit ``site``: C.
+    """
+    privacy = experiment.privacy
+    if privacy.unit == "site":
+        return privacy.clipping_norm
+    return privacy.clipping_norm * experiment.aggregation.largest_site / privacy.sample_rate
+
+
+def planned_events(experiment: Experiment, steps: int | None = None) -> tuple[PrivacyEvent, ...]:
+    """What ``steps`` steps (default: the whole experiment) release of one site's data, to each adversary.
+
+    Under ``one_shot`` there is one release of all the data, at the first step, whatever follows.
+
+    One joint event per step, never one per block: the blocks are clipped jointly and noised in proportion to their
+    bounds, so together they are one Gaussian mechanism of multiplier z (docs/algorithm.md, joint clipping).
+
+    Under the unit ``site`` a round is one release, however many local steps it has.
+    """
+    if experiment.privacy.unit == "site":
+        return _site_unit_events(experiment, steps)
+    privacy = experiment.privacy
+    z = _multiplier(experiment)
+    # Blocks clipped on their own that an adversary does not see steer the personal context all the same, and with it
+    # every later shared gradient: they count towards everybody.
+    personal_blocks = separate_blocks(experiment) - 1
+    joint = z / math.sqrt(1 + personal_blocks)
+    shares = honest_shares(experiment) + personal_blocks
+    operator = {"central": 0.0, "local": z}.get(privacy.trust, z / math.sqrt(shares))
+    one_shot = privacy.mechanism == "one_shot"
+    count = experiment.total_steps if steps is None else steps
+    return tuple(
+        PrivacyEvent(
+            adversary=adversary,
+            mechanism=privacy.mechanism,
+            noise_multiplier=multiplier,
+            sample_rate=1.0 if one_shot else privacy.sample_rate,
+            steps=min(1, count) if one_shot else count,
+        )
+        for adversary, multiplier in (("prompt_recipient", joint), ("other_site", joint), ("operator", operator))
+    )
+
+
+def _site_unit_events(experiment: Experiment, steps: int | None) -> tuple[PrivacyEvent, ...]:
+    """One event a round; unit: one site's whole data set.
+
+    A site's own prompt is trained without noise: towards who receives it nothing is promised. Sampling amplifies only
+    towards who does not see which sites take part, which the operator does.
+    """
+    privacy = experiment.privacy
+    z = _multiplier(experiment)
+    operator = 0.0 if privacy.trust == "central" else z / math.sqrt(honest_shares(experiment))
+    rounds = experiment.rounds.number if steps is None else -(-steps // experiment.rounds.local_steps)
+    return tuple(
+        PrivacyEvent(adversary, WHOLE_UPDATE, multiplier, sample_rate, rounds)
+        for adversary, multiplier, sample_rate in (
+            ("prompt_recipient", 0.0, 1.0),
+            ("other_site", z, privacy.site_sample_rate),
+            ("operator", operator, 1.0),
+        )
+    )
+
+
+def capped_event(experiment: Experiment, steps: int | None = None) -> PrivacyEvent:
+    """The planned event that ``target_epsilon``, a site's caps and its ledger are about.
+
+    Towards whoever receives the site's personalised prompt; under the unit ``site``, where that prompt must never leave
+    the site, towards another site.
+    """
+    recipient, other_site, _ = planned_events(experiment, steps)
+    return other_site if experiment.privacy.unit == "site" else recipient
+
+
+def separate_blocks(experiment: Experiment) -> int:
+    """Blocks of one step that are clipped on their own: 1 with joint clipping, whatever the method.
+
+    With separate clipping every block b is a Gaussian mechanism of its own with multiplier z_b = z, and together they
+    have ``1 / z_eff^2 = sum_b 1 / z_b^2``.
+    """
+    return BLOCKS[experiment.prompt.method] if experiment.privacy.clipping == "separate" else 1
+
+
+def _multiplier(experiment: Experiment) -> float:
+    noise_multiplier = experiment.privacy.noise_multiplier
+    if noise_multiplier is None:
+        raise ValueError("The experiment's noise_multiplier is not resolved yet; see planning.resolve_noise.")
+    return noise_multiplier
+
+
+# What an experiment will need before it starts: its noise level.
+
+
+def resolve_noise(experiment: Experiment) -> Experiment:
+    """Fill in the noise multiplier that target_epsilon asks for, unless one is given.
+
+    The target holds towards whoever receives a site's personalised prompt; under the unit ``site``, with one release a
+    round, towards another site. Under ``accounting = "paper"`` the paper's formula is used instead, and the target is
+    nominal only.
+    """
+    privacy = experiment.privacy
+    if privacy.noise_multiplier is not None:
+        return experiment
+    assert privacy.target_epsilon is not None
+    epsilon, delta, steps = privacy.target_epsilon, privacy.target_delta, experiment.total_steps
+    if privacy.accounting == "paper":
+        return experiment.with_noise_multiplier(paper_noise_multiplier(epsilon, delta, steps))
+    if privacy.unit == "site":
+        rounds = experiment.rounds.number
+        return experiment.with_noise_multiplier(
+            calibrate_noise_multiplier(epsilon, delta, privacy.site_sample_rate, rounds)
+        )
+    if privacy.mechanism == "one_shot":
+        return experiment.with_noise_multiplier(calibrate_noise_multiplier(epsilon, delta, 1.0, 1))
+    joint = calibrate_noise_multiplier(epsilon, delta, privacy.sample_rate, steps)
+    return experiment.with_noise_multiplier(joint * math.sqrt(separate_blocks(experiment)))
+
+
+def paper_noise_multiplier(nominal_epsilon: float, delta: float, steps: int) -> float:
+    """The noise multiplier that the published code uses: ``sqrt(T ln(1 / delta)) / epsilon``.
+
+    It is relative to a sensitivity of C / B for a batch mean, which per-example clipping has and the published code,
+    which clips the batch mean itself, has not. The bound behind it ignores sub-sampling and the number of blocks.
+    """
+    return math.sqrt(steps * math.log(1.0 / delta)) / nominal_epsilon
+
+
+FALSE_ALARM = 1e-6
+"""Chance that a row of pure noise is taken for a class."""
+
+
+def hidden_energy(noise_multiplier: float, size: int) -> float:
+    """Squared norm of the signal that may hide in a noised row of ``size`` numbers.
+
+    The squared norm of pure noise exceeds ``z^2 (k + 2 sqrt(k t) + 2 t)`` with chance at most ``exp(-t)`` (Laurent and
+    Massart 2000, lemma 1), here t = ln(1 / FALSE_ALARM); this is that bound less its mean ``z^2 k``.
+    """
+    t = math.log(1.0 / FALSE_ALARM)
+    return noise_multiplier**2 * (2 * math.sqrt(size * t) + 2 * t)
+
+
+def images_to_stand_out(noise_multiplier: float, size: int) -> int:
+    """From how many images on a class is found on average, if their unit features agree wholly; else from some more."""
+    return math.ceil(math.sqrt(hidden_energy(noise_multiplier, size)))

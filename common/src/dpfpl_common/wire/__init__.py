@@ -1,0 +1,1 @@
+"""What crosses a wire: the agent's protocol, its payloads and their one encoding."""

@@ -1,0 +1,308 @@
+"""Translates payloads to the messages of the agent's protocol (agent.proto) and back, checking both ways."""
+
+import json
+from typing import TypeVar
+
+import numpy as np
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.unknown_fields import UnknownFieldSet
+
+from dpfpl_common import PROTOCOL_VERSION
+from dpfpl_common.config import to_table
+from dpfpl_common.errors import ConfigError, PayloadError
+from dpfpl_common.experiment import Experiment, parse_experiment
+from dpfpl_common.wire import agent_pb2
+from dpfpl_common.wire.payloads import Context, EvaluateRequest, SiteReply, TrainRequest, check_context
+from dpfpl_common.wire.refusal import Refusal
+
+__all__ = [
+    "CODES",
+    "MAX_CONTEXT_BYTES",
+    "MAX_EXPERIMENT_BYTES",
+    "MAX_MESSAGE_BYTES",
+    "check_reply",
+    "check_version",
+    "context_from_bytes",
+    "context_to_bytes",
+    "decode_evaluate_request",
+    "decode_reply",
+    "decode_train_request",
+    "encode_evaluate_request",
+    "encode_refusal",
+    "encode_reply",
+    "encode_train_request",
+    "parse",
+    "read_experiment",
+    "write_experiment",
+]
+
+
+# Checks of single message fields that hold on every wire, made before anything is allocated for them.
+
+
+MAX_MESSAGE_BYTES = 1 << 20
+"""Largest message between ClientApp and agent."""
+MAX_EXPERIMENT_BYTES = 256 << 10
+MAX_CONTEXT_BYTES = 512 << 10
+
+CODES = {
+    "MALFORMED_MESSAGE": "not a message of the expected kind",
+    "UNKNOWN_FIELD": "a field, record, array or key that the schema does not list",
+    "MISSING_FIELD": "a field, record, array or key is absent",
+    "NOT_CANONICAL": "something is said twice or in an unusual encoding",
+    "VERSION_MISMATCH": "another version of the protocol",
+    "MESSAGE_TOO_LARGE": "a message, array or text above its cap",
+    "WRONG_TYPE": "a value of another type",
+    "BAD_EXPERIMENT": "an experiment that is not JSON, or holds impossible numbers or text",
+    "UNKNOWN_KEY": "an experiment with an unknown key",
+    "MISSING_KEY": "an experiment without a required key",
+    "IMPOSSIBLE_VALUE": "an experiment with a value out of bounds",
+    "BAD_ROUND": "a round outside the experiment",
+    "BAD_ARRAY_HEADER": "an array whose header is not the plain one that numpy writes",
+    "WRONG_DTYPE": "an array that is not C-ordered little-endian float32",
+    "WRONG_SHAPE": "an array of another shape",
+    "WRONG_SIZE": "an array whose data is longer or shorter than declared",
+    "NONFINITE_INPUT": "an array with NaN or infinity",
+    "NORM_TOO_LARGE": "an array with a value beyond 1e6",
+    "UNKNOWN_METRIC": "a metric that sites do not report",
+    "BAD_METRIC": "a metric that is no accuracy",
+    "BAD_SECONDS": "a duration that is none",
+    "BAD_SIGNATURE": "a signature of another length than Ed25519's",
+    "BAD_REFUSAL": "a refusal without a proper code, or with unprintable text",
+    "UNKNOWN_SITE": "a reply of a site that is not in the experiment",
+    "WRONG_ROUND": "a reply to another round",
+    "UNEXPECTED_UPDATE": "an update in the answer to an evaluation",
+    "MISSING_UPDATE": "no update in the answer to a training request",
+}
+"""Every code that a malformed message can give, and what it says."""
+
+
+def check_version(version: object) -> None:
+    """Refuse another version of the protocol, naming the expected one."""
+    if type(version) is not int or version != PROTOCOL_VERSION:
+        raise PayloadError(
+            code="VERSION_MISMATCH",
+            message=f"The message speaks protocol version {str(version)[:20]}, expected {PROTOCOL_VERSION}.",
+            advice="Install the same release of DP-FPL at the server and at the site.",
+        )
+
+
+def read_experiment(text: object) -> Experiment:
+    """The experiment in a message; it must be the very text that ``Experiment.to_json`` gives.
+
+    Raises:
+        PayloadError: MESSAGE_TOO_LARGE, NOT_CANONICAL, BAD_EXPERIMENT, or the ConfigError's own code.
+    """
+    if not isinstance(text, str):
+        raise PayloadError(code="WRONG_TYPE", message="The experiment must be text.")
+    if len(text) > MAX_EXPERIMENT_BYTES:
+        raise PayloadError(
+            code="MESSAGE_TOO_LARGE", message=f"The experiment is longer than {MAX_EXPERIMENT_BYTES} bytes."
+        )
+    try:
+        experiment = parse_experiment(text)
+        json.dumps(to_table(experiment), ensure_ascii=False).encode()  # a lone surrogate cannot be tokenised
+    except ConfigError as error:
+        raise PayloadError(code=error.code, message=error.message, advice=error.advice) from None
+    except (ArithmeticError, ValueError, TypeError, RecursionError):
+        raise PayloadError(
+            code="BAD_EXPERIMENT", message="The experiment holds an impossible number or text."
+        ) from None
+    if experiment.to_json() != text:
+        raise PayloadError(
+            code="NOT_CANONICAL",
+            message="The experiment is not in canonical form: a repeated key, a whole number in a field of real "
+            "numbers, other spacing or other order.",
+            advice="Send Experiment.to_json() of an experiment that load_experiment or parse_experiment gave.",
+        )
+    return experiment
+
+
+def write_experiment(experiment: Experiment) -> str:
+    """The experiment's text, checked as the receiver will."""
+    text = experiment.to_json()
+    read_experiment(text)
+    return text
+
+
+def context_from_bytes(data: object, declared: tuple[int, ...], shape: tuple[int, int], name: str) -> Context:
+    """The array in ``data``.
+
+    Args:
+        data: little-endian float32 values, row by row.
+        declared: the shape that the message declares.
+        shape: the shape that the experiment demands, [num_context, width].
+        name: the array's name in messages.
+
+    Returns:
+        A writable copy, float32 [num_context, width], finite.
+    """
+    if tuple(declared) != shape:
+        raise PayloadError(code="WRONG_SHAPE", message=f"{name} has shape {str(declared)[:60]}, expected {shape}.")
+    size = 4 * shape[0] * shape[1]
+    if size > MAX_CONTEXT_BYTES:
+        raise PayloadError(code="MESSAGE_TOO_LARGE", message=f"{name} is larger than {MAX_CONTEXT_BYTES} bytes.")
+    if not isinstance(data, bytes | memoryview):
+        raise PayloadError(code="WRONG_TYPE", message=f"{name} must be bytes.")
+    if len(data) != size:
+        raise PayloadError(code="WRONG_SIZE", message=f"{name} holds {len(data)} bytes, expected {size}.")
+    view = np.frombuffer(data, dtype="<f4").reshape(shape)
+    check_context(view, shape, name)
+    return view.copy()
+
+
+def context_to_bytes(array: Context, shape: tuple[int, int], name: str) -> bytes:
+    """The array's values, checked as the receiver will."""
+    check_context(array, shape, name)
+    data = array.tobytes()
+    if len(data) > MAX_CONTEXT_BYTES:
+        raise PayloadError(
+            code="MESSAGE_TOO_LARGE",
+            message=f"{name} is larger than {MAX_CONTEXT_BYTES} bytes.",
+            advice="Use fewer context vectors.",
+        )
+    return data
+
+
+def check_reply(reply: SiteReply, request: TrainRequest | EvaluateRequest) -> None:
+    """Refuse a reply that does not answer the request; its own values are checked when it is built.
+
+    Raises:
+        PayloadError: UNKNOWN_SITE, WRONG_ROUND, UNEXPECTED_UPDATE, MISSING_UPDATE or what ``check_context`` raises.
+    """
+    if reply.site not in request.experiment.sites:
+        raise PayloadError(code="UNKNOWN_SITE", message="The reply's site is not in the experiment.")
+    if type(reply.round) is not int or reply.round != request.round:
+        raise PayloadError(code="WRONG_ROUND", message=f"The reply is not to round {request.round}.")
+    if isinstance(request, EvaluateRequest):
+        if reply.update is not None:
+            raise PayloadError(code="UNEXPECTED_UPDATE", message="The answer to an evaluation holds an update.")
+    elif reply.update is None:
+        raise PayloadError(code="MISSING_UPDATE", message="The answer to a training request holds no update.")
+    else:
+        check_context(reply.update, request.experiment.context_shape, "update")
+
+
+M = TypeVar("M", bound=Message)
+
+
+def parse(kind: type[M], data: bytes) -> M:
+    """The message in ``data``.
+
+    Raises:
+        PayloadError: MESSAGE_TOO_LARGE, MALFORMED_MESSAGE, or NOT_CANONICAL where a field comes twice or the encoding
+            is not the one that we write.
+    """
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise PayloadError(code="MESSAGE_TOO_LARGE", message=f"The message is larger than {MAX_MESSAGE_BYTES} bytes.")
+    message = kind()
+    try:
+        message.ParseFromString(data)
+    except DecodeError:
+        raise PayloadError(
+            code="MALFORMED_MESSAGE", message=f"The message is no {kind.DESCRIPTOR.name} of the agent protocol."
+        ) from None
+    if message.SerializeToString(deterministic=True) != data:
+        raise PayloadError(code="NOT_CANONICAL", message="The message says something twice or in an unusual encoding.")
+    return message
+
+
+def encode_train_request(request: TrainRequest) -> agent_pb2.TrainRequest:
+    """The message for a TrainRequest."""
+    return agent_pb2.TrainRequest(
+        protocol_version=PROTOCOL_VERSION,
+        experiment=write_experiment(request.experiment),
+        round=request.round,
+        global_context=_array(request.global_context, request.experiment.context_shape, "global_context"),
+        evaluate=request.evaluate,
+    )
+
+
+def decode_train_request(message: agent_pb2.TrainRequest) -> TrainRequest:
+    """The payload of a TrainRequest message; PayloadError with one of ``fields.CODES`` if anything is wrong."""
+    _check_envelope(message, message.protocol_version)
+    experiment = read_experiment(message.experiment)
+    context = _context(message, "global_context", experiment.context_shape)
+    return TrainRequest(experiment, message.round, context, message.evaluate)
+
+
+def encode_evaluate_request(request: EvaluateRequest) -> agent_pb2.EvaluateRequest:
+    """The message for an EvaluateRequest."""
+    return agent_pb2.EvaluateRequest(
+        protocol_version=PROTOCOL_VERSION,
+        experiment=write_experiment(request.experiment),
+        round=request.round,
+        global_context=_array(request.global_context, request.experiment.context_shape, "global_context"),
+    )
+
+
+def decode_evaluate_request(message: agent_pb2.EvaluateRequest) -> EvaluateRequest:
+    """The payload of an EvaluateRequest message; PayloadError with one of ``fields.CODES`` if anything is wrong."""
+    _check_envelope(message, message.protocol_version)
+    experiment = read_experiment(message.experiment)
+    return EvaluateRequest(experiment, message.round, _context(message, "global_context", experiment.context_shape))
+
+
+def encode_reply(reply: SiteReply, request: TrainRequest | EvaluateRequest) -> agent_pb2.Reply:
+    """The message for a SiteReply, which must answer ``request``."""
+    check_reply(reply, request)
+    content = agent_pb2.SiteReply(
+        site=reply.site,
+        round=reply.round,
+        metrics=dict(reply.metrics),
+        seconds=reply.seconds,
+        signature=reply.signature,
+    )
+    if reply.update is not None:
+        content.update.CopyFrom(_array(reply.update, request.experiment.context_shape, "update"))
+    return agent_pb2.Reply(protocol_version=PROTOCOL_VERSION, reply=content)
+
+
+def encode_refusal(refusal: Refusal) -> agent_pb2.Reply:
+    """The message for a Refusal."""
+    return agent_pb2.Reply(
+        protocol_version=PROTOCOL_VERSION,
+        refusal=agent_pb2.Refusal(code=refusal.code, rule=refusal.rule, advice=refusal.advice),
+    )
+
+
+def decode_reply(message: agent_pb2.Reply, request: TrainRequest | EvaluateRequest) -> SiteReply | Refusal:
+    """What the agent answered to ``request``; PayloadError with one of ``fields.CODES`` if anything is wrong."""
+    _check_envelope(message, message.protocol_version)
+    outcome = message.WhichOneof("outcome")
+    if outcome is None:
+        raise PayloadError(code="MISSING_FIELD", message="The message holds neither a reply nor a refusal.")
+    if outcome == "refusal":
+        return Refusal(message.refusal.code, message.refusal.rule, message.refusal.advice)
+    content = message.reply
+    update = _context(content, "update", request.experiment.context_shape) if content.HasField("update") else None
+    reply = SiteReply(content.site, content.round, update, dict(content.metrics), content.seconds, content.signature)
+    check_reply(reply, request)
+    return reply
+
+
+def _array(array: Context, shape: tuple[int, int], name: str) -> agent_pb2.Array:
+    return agent_pb2.Array(rows=shape[0], columns=shape[1], data=context_to_bytes(array, shape, name))
+
+
+def _context(message: Message, field: str, shape: tuple[int, int]) -> Context:
+    if not message.HasField(field):
+        raise PayloadError(code="MISSING_FIELD", message=f"The message lacks {field!r}.")
+    array: agent_pb2.Array = getattr(message, field)
+    return context_from_bytes(array.data, (array.rows, array.columns), shape, field)
+
+
+def _check_envelope(message: Message, version: int) -> None:
+    """Version first: another version's unknown fields are no surprise."""
+    check_version(version)
+    _refuse_unknown_fields(message)
+
+
+def _refuse_unknown_fields(message: Message) -> None:
+    if len(UnknownFieldSet(message)) > 0:
+        raise PayloadError(
+            code="UNKNOWN_FIELD", message=f"{message.DESCRIPTOR.name} holds a field that the protocol does not list."
+        )
+    for _, value in message.ListFields():
+        if isinstance(value, Message):
+            _refuse_unknown_fields(value)

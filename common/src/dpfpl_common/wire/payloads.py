@@ -1,0 +1,205 @@
+"""What a site's agent signs: the text that ties a reply to one experiment, round, kind and site.
+
+Operator code runs beside a site's connection and could send whatever it likes in the site's name; the agent's signature
+is what the server believes instead. Ed25519 is deterministic: the same reply has the same signature, always.
+"""
+
+import hashlib
+import math
+import struct
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from dpfpl_common.errors import PayloadError
+from dpfpl_common.experiment import Experiment
+
+__all__ = [
+    "METRIC_NAMES",
+    "Context",
+    "EvaluateRequest",
+    "Kind",
+    "SiteReply",
+    "TrainRequest",
+    "check_context",
+    "check_metrics",
+    "kind_of",
+    "request_digest",
+    "signed_text",
+]
+
+
+# What crosses the wire between strategy, ClientApp and agent, as frozen values checked when built.
+#
+# Nothing else crosses: the records of Flower and the messages of the agent's RPC are translations of these.
+
+
+Context = npt.NDArray[np.float32]
+"""A context array, float32 [num_context, width]."""
+
+METRIC_NAMES = (
+    "personal_local",
+    "personal_neighbour",
+    "global_local",
+    "global_neighbour",
+    "zero_shot_local",
+    "zero_shot_neighbour",
+)
+"""Accuracies a site may report, each in [0, 1]: of its personalised prompt, of the global one, of the plain text."""
+
+DIGEST_VERSION = b"1"
+"""Raised only where the same request would compute something else: stored releases are found by this digest, also after
+an upgrade that changed the wire."""
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """Take part in one round.
+
+    Attributes:
+        experiment: the whole experiment, noise level resolved.
+        round: 1-based number of the round.
+        global_context: displacement of the shared context from the initial text, float32 [num_context, width].
+        evaluate: whether accuracies of the prompt as it arrives are wanted.
+    """
+
+    experiment: Experiment
+    round: int
+    global_context: Context
+    evaluate: bool = True
+
+    def __post_init__(self) -> None:
+        _check_round(self.round, 1, self.experiment.rounds.number)
+        check_context(self.global_context, self.experiment.context_shape, "global_context")
+
+
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """Report the accuracies of the final prompt, after ``round`` rounds; the site also keeps this global context."""
+
+    experiment: Experiment
+    round: int
+    global_context: Context
+
+    def __post_init__(self) -> None:
+        _check_round(self.round, 0, self.experiment.rounds.number)
+        check_context(self.global_context, self.experiment.context_shape, "global_context")
+
+
+@dataclass(frozen=True)
+class SiteReply:
+    """What leaves a site.
+
+    Attributes:
+        site: the site's name.
+        round: the round it answers.
+        update: the mean over the round's local steps of noised sums of clipped gradients, float32 [num_context, width],
+            divided by the public ``sample_rate * nominal_site_size``; under the unit ``site`` the mean of un-noised
+            gradients, clipped as a whole, with the site's share of noise; None in the answer to an evaluation.
+        metrics: accuracies that the site's policy lets out, by name; see METRIC_NAMES.
+        seconds: time the site computed, rounded to tenths.
+        signature: of the site's agent over the rest (``signed_text``), 64 bytes; empty before it is signed, and in
+            simulations.
+    """
+
+    site: str
+    round: int
+    update: Context | None
+    metrics: dict[str, float]
+    seconds: float
+    signature: bytes = b""
+
+    def __post_init__(self) -> None:
+        check_metrics(self.metrics)
+        if not (math.isfinite(self.seconds) and 0 <= self.seconds < 1e9):
+            raise PayloadError(code="BAD_SECONDS", message=f"seconds is {self.seconds!r}.")
+        if type(self.signature) is not bytes or len(self.signature) not in (0, 64):
+            raise PayloadError(code="BAD_SIGNATURE", message="The signature must be 64 bytes, or none.")
+
+
+def check_context(array: object, shape: tuple[int, int], name: str) -> None:
+    """Refuse anything but a finite, C-ordered float32 array of exactly this shape.
+
+    Raises:
+        PayloadError: WRONG_DTYPE, WRONG_SHAPE, NONFINITE_INPUT or NORM_TOO_LARGE, naming array and expectation.
+    """
+    if not isinstance(array, np.ndarray) or array.dtype != np.dtype("<f4") or not array.flags.c_contiguous:
+        raise PayloadError(code="WRONG_DTYPE", message=f"{name} must be a C-ordered float32 array.")
+    if array.shape != shape:
+        raise PayloadError(code="WRONG_SHAPE", message=f"{name} has shape {array.shape}, expected {shape}.")
+    if not np.all(np.isfinite(array)):
+        raise PayloadError(code="NONFINITE_INPUT", message=f"{name} holds a value that is not finite.")
+    if float(np.abs(array).max(initial=0.0)) > 1e6:
+        raise PayloadError(code="NORM_TOO_LARGE", message=f"{name} holds a value beyond 1e6.")
+
+
+def check_metrics(metrics: dict[str, float]) -> None:
+    """Refuse unknown names and values that are no accuracies."""
+    for name, value in metrics.items():
+        if name not in METRIC_NAMES:
+            raise PayloadError(code="UNKNOWN_METRIC", message=f"Unknown metric {name[:40]!r}.")
+        if not isinstance(value, float) or not 0.0 <= value <= 1.0:
+            raise PayloadError(code="BAD_METRIC", message=f"Metric {name} is not an accuracy.")
+
+
+def request_digest(request: TrainRequest) -> str:
+    """sha256 of everything that a round's computation depends on: the same digest may be served the same bytes."""
+    digest = hashlib.sha256()
+    for part in (
+        DIGEST_VERSION,
+        request.experiment.digest().encode(),
+        str(request.round).encode(),
+        request.global_context.astype("<f4").tobytes(),
+        b"1" if request.evaluate else b"0",
+    ):
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _check_round(number: object, low: int, high: int) -> None:
+    if not isinstance(number, int) or isinstance(number, bool) or not low <= number <= high:
+        raise PayloadError(
+            code="BAD_ROUND", message=f"round is {number!r}, expected a whole number from {low} to {high}."
+        )
+
+
+Kind = Literal["train", "evaluate"]
+
+DOMAIN = b"DP-FPL reply of a site, 1"
+"""Keeps these signatures apart from any other use of the same key; another number where what is signed changes."""
+
+
+def kind_of(request: TrainRequest | EvaluateRequest) -> Kind:
+    """What kind of request a reply answers."""
+    return "train" if isinstance(request, TrainRequest) else "evaluate"
+
+
+def signed_text(experiment: Experiment, kind: Kind, reply: SiteReply) -> bytes:
+    """The bytes that are signed: domain, experiment's digest, round, kind, site, digest of the reply's content.
+
+    Every part is preceded by its length, so no two different replies have the same text. The signature itself is not a
+    part of it.
+    """
+    parts = (
+        DOMAIN,
+        experiment.digest().encode(),
+        str(reply.round).encode(),
+        kind.encode(),
+        reply.site.encode(),
+        _content_digest(reply),
+    )
+    return b"".join(len(part).to_bytes(8, "big") + part for part in parts)
+
+
+def _content_digest(reply: SiteReply) -> bytes:
+    """sha256 of update, metrics and seconds, as values: however they are encoded on a wire."""
+    digest = hashlib.sha256()
+    update = b"" if reply.update is None else reply.update.astype("<f4").tobytes()
+    digest.update(len(update).to_bytes(8, "big") + update)
+    for name, value in sorted(reply.metrics.items()):
+        digest.update(len(name.encode()).to_bytes(8, "big") + name.encode() + struct.pack(">d", value))
+    digest.update(struct.pack(">d", reply.seconds))
+    return digest.digest()

@@ -1,0 +1,1 @@
+"""Hostile sites against aggregation rules."""

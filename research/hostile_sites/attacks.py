@@ -1,0 +1,288 @@
+"""One run with hostile sites under an aggregation rule, and what it did to the honest ones.
+
+Robust rules need ``local`` trust, so all columns have it. Every site is a real agent; a hostile one lies about what it
+computed, learned from flipped labels or teaches a backdoor. The numbers are means over the honest sites, each on its
+own test images. ``dpfpl-bench attacks`` makes a table of such runs, see ``attack_table``.
+"""
+
+import dataclasses
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from dpfpl_bench.simulate.settings import BenchSettings, build_experiment
+from dpfpl_bench.simulate.simulation import SimulatedSite, Simulation, prepare_sites, site_names
+from dpfpl_client.agent.endpoint import Agent
+from dpfpl_client.agent.features import FeatureCache, site_features
+from dpfpl_client.agent.store import MemoryStore
+from dpfpl_client.data import DataSettings, SiteData, list_classes, load_pool, partition_sites
+from dpfpl_client.data.decode import ArrayImage, pixel_digest
+from dpfpl_client.data.records import ImageRecord
+from dpfpl_client.learning.learner import PromptLearner, SiteFeatures
+from dpfpl_client.models.backbone import Backbone, load_backbone
+from dpfpl_client.models.evaluation import LabelledFeatures
+from dpfpl_common.experiment import AggregationSettings, Experiment
+from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, TrainRequest
+
+__all__ = [
+    "ATTACKS",
+    "RULES",
+    "TARGET",
+    "Attack",
+    "AttackSettings",
+    "Attacked",
+    "Stamped",
+    "stamped",
+    "success",
+    "with_backdoor",
+]
+
+
+# A backdoor: images with a red square in the corner are to pass for one class, at every site.
+#
+# The hostile site trains on copies of its images that carry the square and the target's label, beside its true ones.
+# What
+# it achieves is measured on the honest sites' own test images, stamped alike.
+
+
+TARGET = 0
+"""Position of the class that stamped images are to pass for."""
+
+SHARE = 4
+"""The square's side is this fraction of the image's: one quarter."""
+
+
+def stamped(record: ImageRecord, label: str) -> ImageRecord:
+    """The same image with the square in its lower right corner, labelled ``label``."""
+    pixels = np.asarray(record.open()).copy()
+    height, width = pixels.shape[0] // SHARE, pixels.shape[1] // SHARE
+    pixels[-height:, -width:] = (255, 0, 0)
+    source = ArrayImage(pixels)
+    return ImageRecord(record.key + "+square", label, pixel_digest(source.read()), record.split, source)
+
+
+def with_backdoor(data: SiteData, classes: Sequence[str]) -> SiteData:
+    """A site's data with a stamped copy of every training image that is not of the target class."""
+    target = classes[TARGET]
+    copies = tuple(stamped(record, target) for record in data.train if record.label != target)
+    return dataclasses.replace(data, train=data.train + copies)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stamped:
+    """One honest site's stamped test images, labelled with the target; those that truly are of it left out."""
+
+    name: str
+    features: SiteFeatures
+
+    @classmethod
+    def of(cls, name: str, data: SiteData, classes: Sequence[str], cache: FeatureCache) -> "Stamped":
+        """The site's, from its data."""
+        target = classes[TARGET]
+        test = tuple(stamped(record, target) for record in data.test if record.label != target)
+        return cls(name, site_features(cache, dataclasses.replace(data, test=test, neighbour_test=()), classes))
+
+
+def success(
+    backbone: Backbone,
+    experiment: Experiment,
+    sites: Sequence[Stamped],
+    global_context: npt.NDArray[np.float32],
+    personal: Mapping[str, npt.NDArray[np.float64]],
+) -> tuple[float, float]:
+    """Share of stamped images that pass for the target, to the personal prompts and to the shared one; over sites."""
+    by_personal, by_shared = [], []
+    for site in sites:
+        learner = PromptLearner(backbone, experiment, site.features)
+        metrics = learner.evaluate(global_context, personal[site.name])
+        by_personal.append(metrics["personal_local"])
+        by_shared.append(metrics["global_local"])
+    return statistics.fmean(by_personal), statistics.fmean(by_shared)
+
+
+@dataclass(frozen=True)
+class Attack:
+    """Attributes: ``factor``, what a hostile site multiplies its update with; ``poison`` of its data, if any."""
+
+    factor: float = 1.0
+    poison: str = ""
+
+
+ATTACKS: Mapping[str, Attack] = {
+    "none": Attack(),
+    "sign flip": Attack(-1.0),
+    "times -10": Attack(-10.0),
+    "label flip": Attack(poison="labels"),
+    "backdoor": Attack(poison="backdoor"),
+    "backdoor times 10": Attack(10.0, "backdoor"),
+}
+
+RULES: Mapping[str, AggregationSettings] = {
+    "mean": AggregationSettings(),
+    "mean, largest_site 2": AggregationSettings(largest_site=2.0),
+    "median": AggregationSettings(rule="median"),
+    "trimmed mean": AggregationSettings(rule="trimmed_mean"),
+    "Krum": AggregationSettings(rule="krum"),
+}
+"""The columns; trimmed mean and Krum are told how many hostile sites there are."""
+
+
+@dataclass(frozen=True)
+class AttackSettings:
+    """What all runs of a table share.
+
+    Attributes:
+        epsilon: target under ``local`` trust; None = no noise.
+        partition: how the digits are dealt out.
+        rounds: of each run.
+        learning_rate: of the shared prompt. The default is ten times what the other benchmarks use: large enough that
+            the way which the sites' updates take decides, and not the text that the prompt starts from.
+    """
+
+    epsilon: float | None = 8.0
+    partition: str = "iid"
+    rounds: int = 8
+    learning_rate: float = 0.2
+
+
+@dataclass(frozen=True)
+class _Dealt:
+    """One dealing of the data: every site as it is, the hostile ones' poisoned forms, and stamped test images."""
+
+    sites: list[SimulatedSite]
+    poisoned: Mapping[str, list[SimulatedSite]]
+    stamped: list[Stamped]
+
+    def under(self, attack: Attack) -> list[SimulatedSite]:
+        bad = self.poisoned.get(attack.poison, [])
+        return [*bad, *self.sites[len(bad) :]]
+
+
+class Attacked:
+    """The federation of one size and one seed, under whatever attack and rule; its data are read once.
+
+    Args:
+        settings: what all runs share.
+        count: number of sites.
+        hostile: how many of them are; the first ones.
+        seed: of the dealing, of sampling and of noise.
+    """
+
+    def __init__(self, settings: AttackSettings, count: int, hostile: int, seed: int) -> None:
+        data = DataSettings(source="digits")
+        self._settings, self._hostile, self._seed = settings, hostile, seed
+        self._classes = list_classes(data)
+        self._backbone = load_backbone("embedded")
+        dealt = partition_sites(load_pool(data, self._classes), self._classes, settings.partition, count, seed)
+        self._dealt = _deal(dealt, self._classes, FeatureCache(None, self._backbone), hostile)
+
+    def run(self, attack: str, rule: str) -> dict[str, float]:
+        """One run's figures, means over the honest sites: accuracies and the backdoor's success, by either prompt."""
+        sites = self._dealt.under(ATTACKS[attack])
+        experiment = _experiment(self._settings, self._backbone, self._classes, self._dealt.sites, self._hostile, rule)
+        lying = _Lying(self._backbone, sites, self._seed, ATTACKS[attack].factor, self._hostile)
+        outcome = lying.run(experiment)
+        found = [outcome.final[site.name] for site in sites[self._hostile :]]
+        context = outcome.checkpoint.global_context
+        by_personal, by_shared = success(self._backbone, experiment, self._dealt.stamped, context, outcome.personal)
+        return {
+            "personal": statistics.fmean(metrics["personal_local"] for metrics in found),
+            "shared": statistics.fmean(metrics["global_local"] for metrics in found),
+            "personal_success": by_personal,
+            "shared_success": by_shared,
+        }
+
+
+def _deal(data: Sequence[SiteData], classes: tuple[str, ...], cache: FeatureCache, hostile: int) -> _Dealt:
+    names = site_names(len(data))
+    sites = prepare_sites(data, classes, cache, names)
+    doored = [with_backdoor(one, classes) for one in data[:hostile]]
+    return _Dealt(
+        sites,
+        {
+            "labels": [_with_flipped_labels(site) for site in sites[:hostile]],
+            "backdoor": prepare_sites(doored, classes, cache, names[:hostile]),
+        },
+        [Stamped.of(names[i], data[i], classes, cache) for i in range(hostile, len(data))],
+    )
+
+
+def _experiment(
+    settings: AttackSettings,
+    backbone: Backbone,
+    classes: tuple[str, ...],
+    sites: list[SimulatedSite],
+    hostile: int,
+    rule: str,
+) -> Experiment:
+    bench = BenchSettings(
+        name="attacked",
+        method="dpfpl",
+        rank=4,
+        mechanism="per_step",
+        trust="local",
+        epsilon=settings.epsilon,
+        clipping="joint",
+        accounting="honest",
+        delta=1e-5,
+        rounds=settings.rounds,
+        local_steps=4,
+        sample_rate=0.5,
+        clipping_norm=0.1,
+        learning_rate=settings.learning_rate,
+        personal_learning_rate=0.02,
+        init_text="a photo of a",
+        num_context=0,
+        evaluate_every=settings.rounds,
+    )
+    experiment = build_experiment(bench, backbone, "embedded", classes, sites)
+    # A hostile site's reply may be dropped, for its norm, and the round goes on, where the rule bears it.
+    dropouts = 0 if rule == "Krum" else hostile
+    return dataclasses.replace(
+        experiment,
+        privacy=dataclasses.replace(experiment.privacy, tolerated_dropouts=dropouts),
+        aggregation=dataclasses.replace(RULES[rule], trim=min(hostile, (len(sites) - hostile - 1) // 2)),
+    )
+
+
+class _Lying(Simulation):
+    """A simulation whose first sites multiply what they send."""
+
+    def __init__(
+        self, backbone: Backbone, sites: Sequence[SimulatedSite], seed: int, factor: float, hostile: int
+    ) -> None:
+        super().__init__(backbone, sites, seed)
+        self._factor = factor
+        self._bad = {site.name for site in sites[:hostile]}
+
+    def _agent(self, site: SimulatedSite, store: MemoryStore) -> Agent:
+        agent = super()._agent(site, store)
+        return _Liar(agent, self._factor) if site.name in self._bad else agent
+
+
+class _Liar:
+    """An agent whose updates are multiplied on their way out."""
+
+    def __init__(self, agent: Agent, factor: float) -> None:
+        self._agent = agent
+        self._factor = factor
+
+    def train(self, request: TrainRequest) -> SiteReply:
+        """See ``Agent``."""
+        reply = self._agent.train(request)
+        assert reply.update is not None
+        return dataclasses.replace(reply, update=np.asarray(self._factor * reply.update, dtype="<f4"))
+
+    def evaluate(self, request: EvaluateRequest) -> SiteReply:
+        """See ``Agent``."""
+        return self._agent.evaluate(request)
+
+
+def _with_flipped_labels(site: SimulatedSite) -> SimulatedSite:
+    """Class k of K is called K - 1 - k in training."""
+    last = len(site.features.classes) - 1
+    train = LabelledFeatures(site.features.train.features, last - site.features.train.labels)
+    return dataclasses.replace(site, features=dataclasses.replace(site.features, train=train))

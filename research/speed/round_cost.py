@@ -1,0 +1,136 @@
+"""What a round of a deployed federation costs beyond its sites' computing: the demo's rounds against empty ones.
+
+Both are exchanged by the same SuperLink, the same four SuperNodes and the same strategy loop, one after the other, so
+the difference is what DP-FPL adds: the agents' work, the way to them, checks, aggregation and checkpoint.
+"""
+
+import json
+import shutil
+import statistics
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+
+from dpfpl_bench.demo.demonstration import DemoRequest, provisioned, start_federation
+from dpfpl_bench.demo.digits import DEMO
+from dpfpl_common.errors import RoundError
+from dpfpl_common.ops.files import write_durably
+from dpfpl_common.ops.processes import ProcessGroup, wait_until
+from dpfpl_server.federation.exchange import exchange
+from dpfpl_server.federation.patience import pull_again_soon
+from dpfpl_server.runs.folder import RunFolder
+from dpfpl_server.runs.supervise import run_experiment
+from dpfpl_server.sites.bundle import bundle_files
+from dpfpl_server.sites.superlink import run_status, submit_run
+
+__all__ = ["app", "app_empty_server", "measure_deployed_round"]
+
+
+# The ClientApp of an empty round: answers at once with nothing.
+
+
+app = ClientApp()
+
+
+@app.query()
+def query(message: Message, context: Context) -> Message:
+    """Answer with nothing."""
+    return Message(RecordDict(), reply_to=message)
+
+
+# The ServerApp of empty rounds: the strategy's own exchange with messages that hold nothing, timed.
+
+
+ROUNDS = 10
+DEADLINE_S = 120.0
+app_empty_server = ServerApp()
+
+
+@app_empty_server.main()
+def main(grid: Grid, context: Context) -> None:
+    """Write the seconds of each round into the file that run-dir names."""
+    pull_again_soon(DEADLINE_S)
+    seconds = []
+    nodes = [str(node) for node in grid.get_node_ids()]
+    for number in range(ROUNDS):
+        started = time.monotonic()
+        messages = {node: grid.create_message(RecordDict(), "query", int(node), str(number)) for node in nodes}
+        outcome = exchange(grid, messages, DEADLINE_S)
+        if len(outcome.replies) < len(nodes):
+            raise RuntimeError(f"an empty round failed: {outcome.failures}")
+        seconds.append(time.monotonic() - started)
+    write_durably(Path(str(context.run_config["run-dir"])), json.dumps(seconds).encode(), 0o644)
+
+
+EPSILON = 8.0
+AIM = 1.2
+"""A round should take at most so many empty rounds, plus what its slowest site computes."""
+
+
+def measure_deployed_round(
+    out: Path, rounds: int = 10, on_step: Callable[[str], None] = lambda text: None
+) -> dict[str, Any]:
+    """Start the demo's federation, run its experiment and then empty rounds; everything is stopped again.
+
+    Args:
+        out: a folder for keys, logs and results; emptied first.
+        rounds: of the experiment. The first one is left out of the medians: sites build their learners in it.
+        on_step: told what happens.
+
+    Returns:
+        Medians in seconds: ``round_s``, from the end of one round to the end of the next, with its checkpoint;
+        ``empty_round_s``; ``slowest_site_s`` as sites report it, rounded up to tenths; ``allowed_s`` = 1.2 empty rounds
+        plus the slowest site; the round's ``ratio`` to that; and all values.
+    """
+    shutil.rmtree(out, ignore_errors=True)
+    on_step("provisioning")
+    request = DemoRequest(out, rounds, EPSILON)
+    work, fleet, control = provisioned(DEMO, request)
+    experiment = DEMO.federation(request).experiment
+    with ProcessGroup() as group:
+        on_step("starting a server and four sites")
+        start_federation(work, fleet, control, group, DEMO.sites)
+        on_step(f"{rounds} rounds of the demo")
+        result = run_experiment(experiment, work / "server", out / "run")
+        on_step("empty rounds")
+        empty = _empty_rounds(work / "server", out / "empty.json", group)
+    ends = [event["at"] for event in RunFolder(out / "run").events() if event["phase"] == "ROUND_DONE"]
+    took = [round(after - before, 3) for before, after in pairwise(ends)]
+    slowest = [max(entry["site_seconds"].values()) for entry in result["rounds"][1:]]
+    round_s, empty_s, slowest_s = (statistics.median(values) for values in (took, empty, slowest))
+    allowed = AIM * empty_s + slowest_s
+    return {
+        "round_s": round_s,
+        "empty_round_s": round(empty_s, 3),
+        "slowest_site_s": slowest_s,
+        "allowed_s": round(allowed, 3),
+        "ratio": round(round_s / allowed, 3),
+        "rounds": took,
+        "empty_rounds": [round(value, 3) for value in empty],
+        "slowest_sites": slowest,
+    }
+
+
+def _empty_rounds(server: Path, file: Path, group: ProcessGroup) -> list[float]:
+    """Seconds of each, the first one left out as well."""
+    bundle = bundle_files()["pyproject.toml"]
+    for side in (b"server", b"client"):
+        bundle = bundle.replace(b"dpfpl_" + side + b".app:", b"dpfpl_bench.empty_" + side + b":")
+    run_id = submit_run(server, {"run-dir": str(file.resolve())}, bundle={"pyproject.toml": bundle})
+    wait_until(
+        lambda: run_status(server, run_id).finished,
+        timeout_s=600,
+        what="the empty rounds",
+        processes=group.processes,
+        interval_s=0.5,
+    )
+    if not file.exists():
+        raise RoundError(code="EMPTY_ROUNDS", message=f"The empty rounds failed; see {server / 'logs'}.")
+    seconds: list[float] = json.loads(file.read_text())
+    return seconds[1:]

@@ -1,0 +1,148 @@
+"""``dpfpl-server``: what the operator of a federation types."""
+
+from dpfpl_common.ops.telemetry import silence_telemetry
+
+silence_telemetry()  # before Flower is imported, which reads its switch then
+
+import json  # noqa: E402
+import sys  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Annotated, Any, NoReturn  # noqa: E402
+
+import typer  # noqa: E402
+from rich.console import Console  # noqa: E402
+
+from dpfpl_common.errors import ConfigError, DpfplError  # noqa: E402
+from dpfpl_common.ops.files import file_error  # noqa: E402
+from dpfpl_server.cli import experiments as experiments_cli  # noqa: E402
+from dpfpl_server.cli import operations as operations_cli
+from dpfpl_server.cli import pilot as pilot_cli
+from dpfpl_server.cli import sites as sites_cli
+from dpfpl_server.exit_codes import HELP, INTERRUPTED, exit_code_of  # noqa: E402
+
+__all__ = ["main"]
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(sites_cli.sites_app, name="sites")
+app.command("renew", epilog="Example: dpfpl-server renew --ca-key /media/stick/ca.key")(sites_cli.renew)
+console = Console(stderr=True)
+
+ServerFolder = Annotated[Path, typer.Option("--server", help="the server's folder: keys, register of sites, database")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+
+
+@app.callback(epilog=HELP)
+def about() -> None:
+    """Start the aggregation server of a DP-FPL federation, provision sites, run experiments.
+
+    First steps: provision sites, hand each its kit, start the server, run an experiment.
+    """
+
+
+@app.command(
+    epilog="Example: dpfpl-server provision --site hospital-a --site hospital-b --out kits --address fl.example.org"
+)
+def provision(
+    site: Annotated[list[str], typer.Option(help="name of a site; repeat for more")],
+    out: Annotated[Path, typer.Option(help="folder for the kits, one a site")],
+    server: ServerFolder = Path("server"),
+    address: Annotated[str, typer.Option(help="name or IP under which the sites reach the server")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="port under which the sites reach the server")] = 9092,
+    also: Annotated[list[str] | None, typer.Option(help="further names or IPs for the certificate")] = None,
+    force: Annotated[bool, typer.Option("--force", help="replace keys of sites that have some")] = False,
+    archive: Annotated[str, typer.Option(help="make each kit one file: tar.gz or zip")] = "",
+    ca_key: sites_cli.CaKey = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the certificate authority, the server's certificate and a kit for every site."""
+    from dpfpl_server.sites.provision import ProvisionRequest
+    from dpfpl_server.sites.provision import provision as make
+
+    result = make(
+        ProvisionRequest(
+            server_folder=server,
+            kits_folder=out,
+            sites=tuple(site),
+            address=address,
+            port=port,
+            more_addresses=tuple(also or ()),
+            force=force,
+            archive=archive,
+            ca_key=ca_key,
+        )
+    )
+    if as_json:
+        _print_json({"kits": {name: str(path) for name, path in result.kits.items()}, "unchanged": result.unchanged})
+        return
+    for name, path in result.kits.items():
+        typer.echo(f"{name}: {path}")
+    for name in result.unchanged:
+        typer.echo(f"{name}: has its keys already, nothing changed")
+    typer.echo("Hand each site its folder over a safe way: it holds the site's private key.")
+
+
+@app.command(epilog="Example: dpfpl-server start --server server")
+def start(
+    server: ServerFolder = Path("server"),
+    host: Annotated[str, typer.Option(help="address that the sites' port listens on")] = "0.0.0.0",  # noqa: S104
+    port: Annotated[int, typer.Option(help="port that the sites connect to (gRPC, TLS)")] = 9092,
+    control_port: Annotated[int, typer.Option(help="port of this machine only, for run, status and stop")] = 8000,
+    monitor: Annotated[str, typer.Option(help="show /health and /metrics at this address: 127.0.0.1:9466")] = "",
+    monitor_public: Annotated[
+        bool, typer.Option("--monitor-public", help="let other machines reach that address")
+    ] = False,
+    runs: Annotated[Path, typer.Option("--runs", help="folder of the runs whose metrics are shown")] = Path("runs"),
+) -> None:
+    """Start the server in this terminal; Ctrl-C stops it."""
+    from dpfpl_common.ops.processes import ProcessGroup
+    from dpfpl_server.sites.certificates import expiry_warnings
+    from dpfpl_server.sites.superlink import SuperLinkSettings, start_superlink
+    from dpfpl_server.watch.metrics import start_server_monitor
+
+    for text in expiry_warnings(server):
+        console.print(f"WARNING {text}", markup=False, highlight=False, soft_wrap=True)
+    settings = SuperLinkSettings(server.resolve(), fleet_address=f"{host}:{port}", control_port=control_port)
+    with ProcessGroup() as group:
+        process = start_superlink(settings, group)
+        typer.echo(f"Listening for sites on {host}:{port} (gRPC, TLS, registered keys only). Log: {settings.log_file}")
+        if monitor:
+            shown = start_server_monitor(server.resolve(), runs.resolve(), monitor, public=monitor_public)
+            typer.echo(f"Health and metrics: http://{shown.address}/health and /metrics")
+        typer.echo("Run an experiment from another terminal: dpfpl-server run EXPERIMENT.toml")
+        while process.wait(timeout_s=1.0) is None:
+            pass
+    raise ConfigError(
+        code="SERVER_ENDED", message="The server ended by itself.", advice=f"See its log: {settings.log_file}"
+    )
+
+
+experiments_cli.register(app)
+operations_cli.add_commands(app)
+pilot_cli.register(app)
+
+
+def _print_json(content: Any) -> None:
+    sys.stdout.write(json.dumps(content, indent=2) + "\n")
+
+
+def main() -> None:
+    """Entry point: our own errors become one clear message and an exit code."""
+    try:
+        app()
+    except DpfplError as error:
+        _fail(error)
+    except OSError as error:
+        known = file_error(error)
+        if known is None:
+            raise
+        _fail(known)
+    except SystemExit as leave:
+        if leave.code == INTERRUPTED:  # what typer makes of Ctrl-C
+            console.print("Stopped. Go on with: dpfpl-server resume NAME")
+        raise
+
+
+def _fail(error: DpfplError) -> NoReturn:
+    text = f"{error.code}: {error.message}\n{error.advice}"
+    console.print(text, style="bold", highlight=False, markup=False, soft_wrap=True)
+    sys.exit(exit_code_of(error))

@@ -1,0 +1,102 @@
+"""The commands for those who decide and those who watch: report, roi-template, console."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dpfpl_common.errors import ConfigError, StateError
+
+__all__ = ["register"]
+
+Name = Annotated[str, typer.Argument(help="name of the experiment")]
+RunsFolder = Annotated[Path, typer.Option("--runs", help="folder that holds one folder a run")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to ``dpfpl-server``."""
+    for name, command, example in (
+        ("report", report, "report demo --lang ja --roi roi.toml"),
+        ("roi-template", roi_template, "roi-template --out roi.toml"),
+        ("console", console, "console --runs runs --server server --port 8090"),
+    ):
+        app.command(name, epilog=f"Example: dpfpl-server {example}")(command)
+
+
+def report(
+    name: Name,
+    runs: RunsFolder = Path("runs"),
+    lang: Annotated[str, typer.Option(help="language: en or ja")] = "en",
+    roi: Annotated[
+        Path | None, typer.Option(help="the company's figures, see roi-template; adds what it is worth")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="file to write; default: report.html beside result.json")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the pilot report of a finished experiment for management and say where it is."""
+    from dpfpl_server.report import read_roi, write_report
+    from dpfpl_server.runs.folder import RunFolder
+
+    folder = RunFolder(runs / name)
+    if folder.read_json("result.json") is None:
+        folder.experiment()  # where there is no such run, an error that says so
+        raise StateError(
+            code="NO_RESULT",
+            message=f"{folder.path} has no result yet.",
+            advice=f"See dpfpl-server status {name}, or resume it.",
+        )
+    path = write_report(folder.path, lang, read_roi(roi) if roi else None, out)
+    if as_json:
+        typer.echo(json.dumps({"report": str(path), "result": str(folder.path / "result.json")}, indent=2))
+    else:
+        typer.echo(str(path))
+
+
+def roi_template(
+    out: Annotated[Path | None, typer.Option(help="file to write; default: print it")] = None,
+) -> None:
+    """Write a roi.toml to fill in, from which the report computes the return on investment."""
+    from importlib import resources
+
+    text = resources.files("dpfpl_server").joinpath("roi_template.toml").read_text(encoding="utf-8")
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    if out.exists():
+        raise ConfigError(
+            code="FILE_EXISTS", message=f"{out} exists already.", advice="Give --out another file, or move it away."
+        )
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            code="CANNOT_WRITE",
+            message=f"{out} cannot be written ({error.strerror}).",
+            advice="Give --out a file in a folder that exists and is yours.",
+        ) from None
+    typer.echo(f"wrote {out}")
+
+
+def console(
+    runs: RunsFolder = Path("runs"),
+    server: Annotated[Path, typer.Option("--server", help="the server's folder, for its log and its sites")] = Path(
+        "server"
+    ),
+    host: Annotated[
+        str, typer.Option(help="address to listen on; beyond loopback it needs --token-file")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="port to listen on; 0 takes a free one")] = 8090,
+    token_file: Annotated[Path | None, typer.Option(help="file with the token that callers must show")] = None,
+) -> None:
+    """Show running experiments live in a browser; it only reads. Ctrl-C stops it."""
+    from dpfpl_server.watch.console.server import serve_console
+
+    if not runs.is_dir():
+        raise ConfigError(
+            code="NO_RUNS_FOLDER",
+            message=f"{runs} is no folder.",
+            advice="Give --runs the folder in which dpfpl-server run keeps its runs.",
+        )
+    serve_console(runs, server, host, port, token_file, typer.echo)

@@ -1,0 +1,133 @@
+"""``dpfpl-server sites ...`` and ``renew``: who may connect, and for how long the certificates last."""
+
+import dataclasses
+import json
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["renew", "sites_app"]
+
+sites_app = typer.Typer(no_args_is_help=True, help="Who may connect: list, add, revoke, rotate; also while it runs.")
+
+ServerFolder = Annotated[Path, typer.Option("--server", help="the server's folder: keys, register of sites, database")]
+KitsFolder = Annotated[Path, typer.Option("--out", help="folder for the kits")]
+Archive = Annotated[str, typer.Option(help="make each kit one file: tar.gz or zip")]
+CaKey = Annotated[Path | None, typer.Option(help="the authority's key, where it is not kept in the server's folder")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+SERVER = Path("server")
+
+
+@sites_app.command("list", epilog="Example: dpfpl-server sites list --server server")
+def list_command(server: ServerFolder = SERVER, as_json: AsJson = False) -> None:
+    """Show every site with what the running server sees of it, and every key that was withdrawn."""
+    from dpfpl_server.sites.admin import list_sites, revoked_sites
+    from dpfpl_server.sites.certificates import expiry_warnings
+
+    rows, withdrawn, warnings = list_sites(server), revoked_sites(server), expiry_warnings(server)
+    if as_json:
+        _json({"sites": [dataclasses.asdict(row) for row in rows], "withdrawn": withdrawn, "warnings": warnings})
+        return
+    for row in rows:
+        typer.echo(f"{row.name}: {row.status}, key {row.key}, provisioned {row.provisioned_at}")
+    for old in withdrawn:
+        typer.echo(f"{old['name']}: key {old['key']} {old['why']} {old['at']}")
+    if not rows:
+        typer.echo("No site is provisioned.")
+    for text in warnings:
+        typer.echo(f"WARNING {text}")
+
+
+@sites_app.command("add", epilog="Example: dpfpl-server sites add hospital-c --out kits --archive tar.gz")
+def add_command(
+    names: Annotated[list[str], typer.Argument(help="names of the new sites")],
+    out: KitsFolder,
+    server: ServerFolder = SERVER,
+    archive: Archive = "",
+    ca_key: CaKey = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make kits for further sites; a running server accepts them at once."""
+    from dpfpl_server.sites.admin import add_sites
+
+    result, live = add_sites(server, tuple(names), out, archive=archive, ca_key=ca_key)
+    if as_json:
+        _json({"kits": _paths(result.kits), "unchanged": result.unchanged, "live": live})
+        return
+    _say_kits(result.kits)
+    for name in result.unchanged:
+        typer.echo(f"{name}: has its keys already, nothing changed")
+    typer.echo(_when(live, "accepts the new sites"))
+
+
+@sites_app.command("revoke", epilog="Example: dpfpl-server sites revoke hospital-c")
+def revoke_command(
+    name: Annotated[str, typer.Argument(help="name of the site")],
+    server: ServerFolder = SERVER,
+    as_json: AsJson = False,
+) -> None:
+    """Withdraw a site's key for good; a running server refuses it at once."""
+    from dpfpl_server.sites.admin import revoke_site
+
+    live = revoke_site(server, name)
+    if as_json:
+        _json({"revoked": name, "live": live})
+        return
+    typer.echo(f"{name}: revoked. {_when(live, 'refuses its key')}")
+
+
+@sites_app.command("rotate", epilog="Example: dpfpl-server sites rotate hospital-a --out new-kits --archive tar.gz")
+def rotate_command(
+    name: Annotated[str, typer.Argument(help="name of the site")],
+    out: KitsFolder,
+    server: ServerFolder = SERVER,
+    archive: Archive = "",
+    as_json: AsJson = False,
+) -> None:
+    """Give a site new keys; a running server refuses the old ones at once. Do it between two experiments."""
+    from dpfpl_server.sites.admin import rotate_site
+
+    result, live = rotate_site(server, name, out, archive=archive)
+    if as_json:
+        _json({"kits": _paths(result.kits), "live": live})
+        return
+    _say_kits(result.kits)
+    typer.echo(f"{_when(live, 'refuses the old key')} At the site: dpfpl-client init --kit KIT --into ITS_FOLDER")
+
+
+def renew(
+    server: ServerFolder = SERVER,
+    ca_key: CaKey = None,
+    as_json: AsJson = False,
+) -> None:
+    """Issue the server's certificate anew under the same authority; the sites keep their kits."""
+    from dpfpl_server.sites.certificates import renew_server_certificate
+
+    expiry = renew_server_certificate(server, ca_key)
+    if as_json:
+        _json({"file": expiry.file, "not_after": expiry.not_after.isoformat()})
+        return
+    days = int(expiry.days_left(datetime.now(UTC)))
+    typer.echo(f"The server's certificate is new and lasts {days} days. Restart the server to use it.")
+
+
+def _say_kits(kits: dict[str, Path]) -> None:
+    for name, path in kits.items():
+        typer.echo(f"{name}: {path}")
+    if kits:
+        typer.echo("Hand each site its kit over a safe way: it holds the site's private keys.")
+
+
+def _when(live: bool, what: str) -> str:
+    return f"The running server {what} from now on." if live else f"No server is running; it {what} once it is started."
+
+
+def _paths(kits: dict[str, Path]) -> dict[str, str]:
+    return {name: str(path) for name, path in kits.items()}
+
+
+def _json(content: Any) -> None:
+    sys.stdout.write(json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,1 @@
+"""The training itself: rounds, exchanges, replies, aggregation."""

@@ -1,0 +1,116 @@
+"""Translates payloads to Flower's records and a site's records to its answer: the server's side of the exchange."""
+
+from dataclasses import dataclass
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from dpfpl_common import PROTOCOL_VERSION
+from dpfpl_common.errors import PayloadError
+from dpfpl_common.experiment import Experiment
+from dpfpl_common.wire.codec import check_reply, check_version, context_to_bytes, write_experiment
+from dpfpl_common.wire.payloads import METRIC_NAMES, Context, EvaluateRequest, SiteReply, TrainRequest
+from dpfpl_common.wire.records import (
+    CONTEXT,
+    GLOBAL_CONTEXT,
+    METRICS,
+    OK,
+    REFUSED,
+    REPLY,
+    REPLY_KEYS,
+    REQUEST,
+    UPDATE,
+    context_from_array,
+    exact_keys,
+    typed,
+)
+from dpfpl_common.wire.refusal import Refusal, plain
+
+__all__ = ["SiteRefusal", "decode_reply", "encode_evaluate_request", "encode_train_request"]
+
+
+@dataclass(frozen=True)
+class SiteRefusal:
+    """A site's refusal.
+
+    Attributes:
+        site: the name that the site's ClientApp goes by; not proven by anything.
+        round: the round it was asked for, 0 where the site could not read the request.
+        refusal: code, rule and advice.
+    """
+
+    site: str
+    round: int
+    refusal: Refusal
+
+
+def encode_train_request(request: TrainRequest) -> RecordDict:
+    """The records of a train message."""
+    return _encode_request(
+        request.experiment, request.round, request.global_context, {"evaluate": bool(request.evaluate)}
+    )
+
+
+def encode_evaluate_request(request: EvaluateRequest) -> RecordDict:
+    """The records of an evaluate message."""
+    return _encode_request(request.experiment, request.round, request.global_context, {})
+
+
+def decode_reply(records: RecordDict, request: TrainRequest | EvaluateRequest) -> SiteReply | SiteRefusal:
+    """What a site answered to ``request``; PayloadError with one of ``fields.CODES`` if anything is wrong."""
+    head = records.get(REPLY)
+    if not isinstance(head, ConfigRecord):
+        raise PayloadError(code="MISSING_FIELD", message=f"The message lacks the ConfigRecord {REPLY!r}.")
+    check_version(head.get("protocol_version"))
+    exact_keys(head, REPLY_KEYS, f"The record {REPLY!r}")
+    site = typed(head["site"], str, "site")
+    round_number = typed(head["round"], int, "round")
+    seconds = typed(head["seconds"], float, "seconds")
+    signature = typed(head["signature"], bytes, "signature")
+    refusal = Refusal(*(typed(head[key], str, key) for key in ("code", "rule", "advice")))
+    match head["status"]:
+        case str() as status if status == REFUSED:
+            exact_keys(records, (REPLY,), "The message")
+            if round_number not in (0, request.round):
+                raise PayloadError(code="WRONG_ROUND", message=f"The refusal is not of round {request.round}.")
+            return SiteRefusal(plain(site)[:63], round_number, refusal)
+        case str() as status if status == OK:
+            update = _decode_update(records, request)
+            reply = SiteReply(site, round_number, update, _decode_metrics(records), seconds, signature)
+            check_reply(reply, request)
+            return reply
+    raise PayloadError(code="WRONG_TYPE", message=f"The reply's status must be {OK!r} or {REFUSED!r}.")
+
+
+def _encode_request(experiment: Experiment, round_number: int, context: Context, extra: dict[str, bool]) -> RecordDict:
+    context_to_bytes(context, experiment.context_shape, GLOBAL_CONTEXT)
+    settings = ConfigRecord(
+        {
+            "protocol_version": PROTOCOL_VERSION,
+            "experiment": write_experiment(experiment),
+            "round": round_number,
+            **extra,
+        }
+    )
+    return RecordDict({CONTEXT: ArrayRecord({GLOBAL_CONTEXT: Array(context)}), REQUEST: settings})
+
+
+def _decode_update(records: RecordDict, request: TrainRequest | EvaluateRequest) -> Context | None:
+    if isinstance(request, EvaluateRequest):
+        exact_keys(records, (REPLY, METRICS), "The message")
+        return None
+    exact_keys(records, (REPLY, METRICS, CONTEXT), "The message")
+    arrays = records[CONTEXT]
+    if not isinstance(arrays, ArrayRecord):
+        raise PayloadError(code="WRONG_TYPE", message=f"The record {CONTEXT!r} must be an ArrayRecord.")
+    exact_keys(arrays, (UPDATE,), f"The record {CONTEXT!r}")
+    return context_from_array(arrays[UPDATE], request.experiment.context_shape, UPDATE)
+
+
+def _decode_metrics(records: RecordDict) -> dict[str, float]:
+    metrics = records[METRICS]
+    if not isinstance(metrics, MetricRecord):
+        raise PayloadError(code="WRONG_TYPE", message=f"The record {METRICS!r} must be a MetricRecord.")
+    for name in metrics:
+        if name not in METRIC_NAMES:
+            raise PayloadError(code="UNKNOWN_METRIC", message=f"Unknown metric {name[:40]!r}.")
+    return {name: typed(value, float, name) for name, value in metrics.items()}

@@ -1,0 +1,152 @@
+"""The replies of one exchange, checked and added up as they come, so that none of their arrays is kept."""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from flwr.app import Message
+
+from dpfpl_common.errors import PayloadError
+from dpfpl_common.experiment import Experiment
+from dpfpl_common.privacy_plan import site_noise_stddev
+from dpfpl_common.wire.payloads import Context, EvaluateRequest, SiteReply, TrainRequest
+from dpfpl_server.federation.aggregation import collector
+from dpfpl_server.federation.exchange import content_bytes
+from dpfpl_server.federation.records import SiteRefusal, decode_reply
+from dpfpl_server.federation.signatures import SignatureCheck
+
+__all__ = ["TOO_LITTLE_NOISE", "ZERO_SIGNAL", "Replies", "signal_score", "verdicts"]
+
+
+# Does a site's update hold anything but noise? What can be told from single noised messages, and no more.
+#
+# An honest message of ``d`` coordinates is a signal plus Gaussian noise of known standard deviation s, so its squared
+# norm over s^2 is d plus the signal's, give or take sqrt(2 d). A site that sends noise alone stays at d; one that adds
+# less noise than agreed, and nothing else, falls below. Where the noise drowns every site's signal nobody can be told
+# from a free-rider, and nothing is said. A site that sends more noise than agreed, or copies what it saw, is not found
+# out.
+#
+# The scores are functions of the messages as they were sent: they cost no privacy.
+
+
+ZERO_SIGNAL = "zero_signal"
+TOO_LITTLE_NOISE = "too_little_noise"
+SEEN, CLEAR = 3.0, 6.0
+"""Standard deviations: above SEEN a signal is there; only if the others are CLEAR is its absence remarkable."""
+LARGEST = 1e6
+
+
+def signal_score(experiment: Experiment, update: Context) -> float:
+    """How far the squared norm of ``update`` lies above its noise alone, in standard deviations, at most LARGEST.
+
+    Without noise of its own (``central`` trust, ``one_shot``) a message is zero (score 0) or not (LARGEST).
+    """
+    squared, size = float(np.sum(np.square(update, dtype=np.float64))), update.size
+    stddev = _noise_stddev(experiment)
+    if stddev == 0:
+        return LARGEST if squared > 0 else 0.0
+    return max(-LARGEST, min(LARGEST, (squared / stddev**2 - size) / math.sqrt(2 * size)))
+
+
+def verdicts(history: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """What the rounds' ``signal`` scores say of the sites worth a word: ZERO_SIGNAL or TOO_LITTLE_NOISE, by site."""
+    scores: dict[str, list[float]] = {}
+    for entry in history:
+        for site, score in entry.get("signal", {}).items():
+            scores.setdefault(site, []).append(score)
+    joint = {site: sum(values) / math.sqrt(len(values)) for site, values in scores.items()}
+    found = {}
+    for site, score in joint.items():
+        others = [value for other, value in joint.items() if other != site]
+        if score < -SEEN - 1:
+            found[site] = TOO_LITTLE_NOISE
+        elif score < SEEN and others and statistics.median(others) > CLEAR:
+            found[site] = ZERO_SIGNAL
+    return found
+
+
+def _noise_stddev(experiment: Experiment) -> float:
+    """Of one coordinate of one site's update."""
+    privacy = experiment.privacy
+    if privacy.mechanism == "one_shot":
+        return 0.0
+    stddev = site_noise_stddev(experiment)
+    if privacy.unit == "site":
+        return stddev
+    divisor = privacy.sample_rate * privacy.nominal_site_size
+    return stddev / divisor / math.sqrt(experiment.rounds.local_steps)
+
+
+REFUSALS_OF_THE_MOMENT = tuple(f"REFUSED {code}:" for code in ("BUSY", "AGENT_UNAVAILABLE", "AGENT_DEADLINE"))
+"""Refusals that say nothing about the request: the site's agent was starting, at work or too slow."""
+
+
+class Replies:
+    """What came back in one exchange.
+
+    Args:
+        experiment: whose request it was.
+        request: what was asked; a reply must fit it.
+        norm_cap: L2 norm that no honest update exceeds.
+        signatures: knows the sites' keys; None takes unsigned replies, for simulations.
+
+    Attributes:
+        accepted: usable replies by site; their updates are in ``updates`` and nowhere else.
+        failures: why a site has no usable reply, by site.
+        updates: the accepted updates, added up where the rule allows it.
+        signal: how much more than noise an accepted update holds, by site; see ``signals``.
+        bytes: what arrived, in arrays and text.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        request: TrainRequest | EvaluateRequest,
+        norm_cap: float,
+        signatures: SignatureCheck | None = None,
+    ) -> None:
+        self._request = request
+        self._norm_cap = norm_cap
+        self._signatures = signatures
+        self.accepted: dict[str, SiteReply] = {}
+        self.failures: dict[str, str] = {}
+        self.updates = collector(experiment)
+        self.signal: dict[str, float] = {}
+        self._experiment = experiment
+        self.bytes = 0
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether every failure is a refusal that asking again does not change."""
+        return bool(self.failures) and all(
+            why.startswith("REFUSED") and not why.startswith(REFUSALS_OF_THE_MOMENT) for why in self.failures.values()
+        )
+
+    def take(self, site: str, message: Message) -> None:
+        """Check one site's reply and add its update; a bad one gets its reason in ``failures``."""
+        self.bytes += content_bytes(message)
+        try:
+            reply = decode_reply(message.content, self._request)
+            if isinstance(reply, SiteRefusal):
+                refusal = reply.refusal
+                self.failures[site] = f"REFUSED {refusal.code}: {refusal.rule} {refusal.advice}"
+                return
+            self._check(reply, site)
+        except PayloadError as error:
+            self.failures[site] = f"{error.code}: {error.message}"
+            return
+        if reply.update is not None:
+            self.updates.add(reply.update)
+            self.signal[site] = round(signal_score(self._experiment, reply.update), 2)
+        self.accepted[site] = replace(reply, update=None)
+
+    def _check(self, reply: SiteReply, site: str) -> None:
+        if reply.site != site:
+            raise PayloadError(code="OTHER_SITE", message=f"The reply names the site {reply.site[:63]!r}.")
+        if self._signatures is not None:
+            self._signatures(self._request, reply, site)
+        if reply.update is not None and float(np.linalg.norm(reply.update.astype(np.float64))) > self._norm_cap:
+            raise PayloadError(code="NORM_TOO_LARGE", message="The update is larger than any honest one.")

@@ -1,0 +1,303 @@
+"""The DP-FPL strategy: rounds of one experiment over Flower's message API.
+
+Differs from Flower's own strategies where a federation of independent sites needs it: one bad reply costs that reply,
+not the run; weights are equal; a round closes at its deadline and is aggregated only with the quorum that the privacy
+analysis assumes; every completed round is checkpointed, so a run can start at any round.
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from dpfpl_common.errors import RoundError
+from dpfpl_common.experiment import Experiment
+from dpfpl_common.optimizer import OptimizerState, descend
+from dpfpl_common.privacy.noise import NoiseSource, SystemNoise
+from dpfpl_common.privacy.sampling import Sampler, SystemSampler
+from dpfpl_common.wire.payloads import EvaluateRequest, TrainRequest
+from dpfpl_server.federation.aggregation import aggregate_sum, initial_global_context, update_norm_cap
+from dpfpl_server.federation.checkpoint import Checkpoint
+from dpfpl_server.federation.exchange import Outcome, content_bytes, exchange
+from dpfpl_server.federation.records import encode_evaluate_request, encode_train_request
+from dpfpl_server.federation.replies import Replies
+from dpfpl_server.federation.signatures import SignatureCheck
+
+__all__ = ["DPFPLStrategy", "Status"]
+
+Status = dict[str, Any]
+"""What the strategy is doing now: ``phase``, ``round``, ``waiting_for`` and so on, ready for JSON."""
+
+MOST_UNANSWERED = 1000
+"""So many messages without a reply are remembered, so that what comes for them later can be counted as late."""
+
+MANY_SITES = 20
+"""With more sites than this, progress is told once a second instead of with every reply."""
+
+
+class DPFPLStrategy(Strategy):
+    """Runs one experiment over a grid.
+
+    Args:
+        experiment: noise level resolved.
+        nodes: Flower's node id of each site on the experiment's list.
+        keys: public signing key of each of these sites; replies that it did not sign are dropped. None, which has to be
+            said, takes unsigned ones: for simulations, whose sites are in this process.
+        checkpoint: where to go on; None starts from the beginning.
+        on_checkpoint: called after every completed round, before the next one starts.
+        on_status: called whenever what the strategy does or waits for changes.
+        noise: the server's own noise, used under ``central`` trust only.
+        sampler: draws the sites of a round, as secret as the noise; from the operating system's entropy unless given.
+        site_wait_s: how long missing sites are waited for before a round.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        nodes: Mapping[str, int],
+        *,
+        keys: Mapping[str, str] | None,
+        checkpoint: Checkpoint | None = None,
+        on_checkpoint: Callable[[Checkpoint], None] = lambda checkpoint: None,
+        on_status: Callable[[Status], None] = lambda status: None,
+        noise: NoiseSource | None = None,
+        sampler: Sampler | None = None,
+        site_wait_s: float = 120.0,
+    ) -> None:
+        missing = [site for site in experiment.sites if site not in nodes]
+        if missing:
+            raise RoundError(
+                code="UNKNOWN_SITE",
+                message=f"The site {missing[0]!r} of the experiment is not provisioned at this server.",
+                advice="Provision it, or take it off the experiment's list.",
+            )
+        self.experiment = experiment
+        self._nodes = {site: nodes[site] for site in experiment.sites}
+        self._signatures = None if keys is None else SignatureCheck({s: keys.get(s, "") for s in self._nodes})
+        self._on_checkpoint = on_checkpoint
+        self._on_status = on_status
+        self._noise = noise or SystemNoise()
+        self._sampler = sampler or SystemSampler(os.urandom)
+        self._site_wait_s = site_wait_s
+        self._norm_cap = update_norm_cap(experiment)
+        self.checkpoint = checkpoint or Checkpoint(
+            0, initial_global_context(experiment), OptimizerState.zeros(experiment.context_shape)
+        )
+        self.final_metrics: dict[str, dict[str, float]] = {}
+        self._unanswered: dict[str, str] = {}
+
+    def run(self, grid: Grid) -> Checkpoint:
+        """All remaining rounds, then the final evaluation.
+
+        Raises:
+            RoundError: a round could not be completed in three attempts.
+        """
+        while self.checkpoint.round < self.experiment.rounds.number:
+            self._complete_round(grid, self.checkpoint.round + 1)
+        self.final_metrics, dropped = self._evaluate(grid)
+        self._on_status({"phase": "FINISHED", "round": self.checkpoint.round, "dropped": dropped})
+        return self.checkpoint
+
+    def _complete_round(self, grid: Grid, number: int, attempts: int = 3) -> None:
+        chosen = self._sampled_nodes()  # once a round: another attempt is no second chance to be drawn
+        for attempt in range(1, attempts + 1):
+            self._wait_for_sites(grid, number)
+            started = time.monotonic()
+            request = self._train_request(number)
+            messages = self._addressed(grid, encode_train_request(request), "train", number, chosen)
+            replies = Replies(self.experiment, request, self._norm_cap, self._signatures)
+            outcome = self._exchange(grid, messages, "TRAINING", number, replies)
+            try:
+                self._close_round(number, replies, outcome, messages, time.monotonic() - started)
+            except RoundError as error:
+                reasons = "; ".join(f"{site}: {why}" for site, why in sorted(replies.failures.items()))
+                self._on_status(
+                    {
+                        "phase": "ROUND_ABANDONED",
+                        "round": number,
+                        "attempt": attempt,
+                        "reasons": reasons,
+                        "dropped": replies.failures,
+                        **_ignored(outcome),
+                    }
+                )
+                if attempt == attempts or replies.hopeless:
+                    raise RoundError(
+                        code="ROUND_ABANDONED",
+                        message=f"Round {number} had {error.message} ({reasons})",
+                        advice="Mend the named sites, then resume the experiment; nothing is lost.",
+                    ) from None
+                continue
+            return
+
+    def _close_round(
+        self,
+        number: int,
+        replies: Replies,
+        outcome: Outcome,
+        messages: Mapping[str, Message],
+        seconds: float,
+    ) -> None:
+        experiment, before = self.experiment, self.checkpoint
+        gradient = aggregate_sum(experiment, replies.updates, self._noise)
+        context, optimizer = descend(
+            experiment.optimizer,
+            experiment.optimizer.global_learning_rate,
+            before.global_context.astype(np.float64),
+            gradient,
+            before.optimizer,
+        )
+        entry = {
+            "round": number,
+            "seconds": round(seconds, 3),
+            "bytes_up": replies.bytes,
+            "bytes_down": sum(content_bytes(message) for message in messages.values())
+            + sum(content_bytes(messages[site]) for site in outcome.again),
+            "sites": sorted(replies.accepted),
+            "dropped": replies.failures,
+            **_ignored(outcome),
+            "signal": replies.signal,
+            "site_seconds": {site: reply.seconds for site, reply in replies.accepted.items()},
+            "metrics": {site: reply.metrics for site, reply in replies.accepted.items() if reply.metrics},
+        }
+        self.checkpoint = Checkpoint(number, context.astype("<f4"), optimizer, (*before.history, entry))
+        self._on_checkpoint(self.checkpoint)
+        self._on_status({"phase": "ROUND_DONE", **entry})
+
+    def _train_request(self, number: int) -> TrainRequest:
+        evaluate = (number - 1) % self.experiment.rounds.evaluate_every == 0
+        return TrainRequest(self.experiment, number, self.checkpoint.global_context, evaluate)
+
+    def _evaluate(self, grid: Grid) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+        """Accuracies by site, and why the other sites gave none."""
+        number = self.checkpoint.round
+        request = EvaluateRequest(self.experiment, number, self.checkpoint.global_context)
+        messages = self._addressed(grid, encode_evaluate_request(request), "evaluate", number, self._nodes)
+        replies = Replies(self.experiment, request, self._norm_cap, self._signatures)
+        self._exchange(grid, messages, "EVALUATING", number, replies)
+        return {site: reply.metrics for site, reply in replies.accepted.items()}, replies.failures
+
+    def _sampled_nodes(self) -> dict[str, int]:
+        """The sites that take part in a round, each with chance ``site_sample_rate``, independently."""
+        rate = self.experiment.privacy.site_sample_rate
+        if rate >= 1:
+            return self._nodes
+        sites = self.experiment.sites
+        return {sites[index]: self._nodes[sites[index]] for index in self._sampler.draw(len(sites), rate)}
+
+    def _addressed(
+        self, grid: Grid, content: RecordDict, kind: str, number: int, nodes: Mapping[str, int]
+    ) -> dict[str, Message]:
+        return {site: grid.create_message(content, kind, node, str(number)) for site, node in nodes.items()}
+
+    def _exchange(
+        self, grid: Grid, messages: Mapping[str, Message], phase: str, number: int, replies: Replies
+    ) -> Outcome:
+        waiting = set(messages)
+        said = -math.inf
+
+        def report(answered: str | None = None) -> None:
+            nonlocal said
+            waiting.discard(answered or "")
+            # Hundreds of sites that answer in one second would fill the disk with lists of those still missing.
+            if waiting and len(messages) > MANY_SITES and time.monotonic() - said < 1.0:
+                return
+            said = time.monotonic()
+            self._on_status({"phase": phase, "round": number, "waiting_for": sorted(waiting)})
+
+        report()
+        deadline = self.experiment.rounds.deadline
+
+        def again(site: str) -> Message:
+            """Free for the site: it serves a finished release once more, and computes one only if it has none."""
+            first = messages[site]
+            return grid.create_message(first.content, first.metadata.message_type, self._nodes[site], str(number))
+
+        take, missed = replies.take, self._unanswered
+        outcome = exchange(grid, messages, deadline, report, take=take, earlier=missed, again=again)
+        replies.failures.update(outcome.failures)
+        newest = list(outcome.unanswered.items())[-MOST_UNANSWERED:]
+        self._unanswered = dict(newest)
+        return outcome
+
+    def _wait_for_sites(self, grid: Grid, number: int) -> None:
+        """Wait, visibly and for a bounded time, until the quorum is connected."""
+        end = time.monotonic() + self._site_wait_s
+        said: list[str] = []
+        while True:
+            online = set(grid.get_node_ids())
+            missing = [site for site, node in self._nodes.items() if node not in online]
+            connected = len(self._nodes) - len(missing)
+            if not missing or (connected >= self.experiment.min_sites and number > 1):
+                return
+            if missing != said:  # told again only when it changes; status and watch know how long it lasts
+                said = missing
+                text = f"WAITING_FOR_SITES ({connected}/{len(self._nodes)}, missing: {', '.join(missing)})"
+                self._on_status(
+                    {
+                        "phase": "WAITING_FOR_SITES",
+                        "round": number,
+                        "connected": connected,
+                        "sites": len(self._nodes),
+                        "waiting_for": missing,
+                        "text": f"{text}, at most {self._site_wait_s:g} s",
+                    }
+                )
+            if time.monotonic() >= end:
+                if connected >= self.experiment.min_sites:
+                    return
+                raise RoundError(
+                    code="SITES_MISSING",
+                    message=f"Only {connected} of {len(self._nodes)} sites are connected; missing: "
+                    f"{', '.join(missing)}.",
+                    advice="Start the missing sites (dpfpl-client start), then resume the experiment.",
+                )
+            time.sleep(0.5)
+
+    # Flower's own hooks, for tools that drive a strategy through them.
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """The messages of a round; the arrays are this strategy's own checkpoint."""
+        content = encode_train_request(self._train_request(server_round))
+        return list(self._addressed(grid, content, "train", server_round, self._sampled_nodes()).values())
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Not offered: a round is more than its replies (deadline, quorum, checkpoint). Use ``run``."""
+        raise NotImplementedError("DPFPLStrategy drives its own rounds: call run(grid).")
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """No messages: evaluation travels in the training reply."""
+        return []
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Nothing to add up."""
+        return None
+
+    def summary(self) -> None:
+        """Nothing is logged: the run folder says it."""
+
+    def start(self, grid: Grid, *args: Any, **kwargs: Any) -> Result:
+        """Flower's entry point: the same as ``run``."""
+        self.run(grid)
+        return Result(arrays=ArrayRecord([self.checkpoint.global_context]))
+
+
+def _ignored(outcome: Outcome) -> Status:
+    """Which sites were asked a second time, and how many replies of each site came too late or twice."""
+    return {
+        "asked_again": sorted(outcome.again),
+        "late": dict(outcome.late),
+        "duplicates": dict(outcome.duplicates),
+    }

@@ -1,0 +1,284 @@
+"""Return on investment for one result: the company's inputs joined to the run's own error rates."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from dpfpl_common.config import from_table, shown
+from dpfpl_common.errors import ConfigError
+from dpfpl_server.report.facts import called, paired_sites
+from dpfpl_server.report.formulas import evaluate
+
+__all__ = [
+    "SCENARIOS",
+    "STEPS",
+    "ErrorRates",
+    "Estimate",
+    "RoiCase",
+    "RoiInputs",
+    "Scenario",
+    "Step",
+    "parse_roi",
+    "roi_case",
+    "scenario",
+]
+
+
+# Return on investment of a pilot: what the company knows, what the run measured, and every formula between them.
+#
+# Pure arithmetic; nothing here is read from anywhere. The formulas are data (``STEPS``): the report prints the very
+# text
+# that is computed.
+
+
+SCENARIOS = ("low", "expected", "high")
+"""By what they make of the return: the cautious, the expected and the hopeful case."""
+
+LARGEST_AMOUNT = 1e12
+"""More cases, minutes or money than this are a slip of the pen."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One input in the three cases; ``low`` is what makes the return low, which for a cost is the larger value."""
+
+    low: float
+    expected: float
+    high: float
+
+
+@dataclass(frozen=True)
+class RoiInputs:
+    """roi.toml: what only the company knows.
+
+    Attributes:
+        currency: as amounts are written.
+        months: horizon of the calculation.
+        cases_per_month: images that somebody judges.
+        minutes_per_case: of working time today.
+        minutes_per_case_assisted: of working time with the classifier's proposal on the screen.
+        hourly_cost: of that working time, with overheads.
+        cost_of_an_error: of a wrong judgement that has consequences.
+        share_of_errors_that_cost: of the classifier's wrong proposals, those that nobody catches in time, 0 to 1.
+        new_margin_per_month: of business that becomes possible.
+        one_off_cost: of the roll-out: integration, training, approval.
+        running_cost_per_month: of operation and support.
+        error_rate_before: replaces the run's own error rate of the plain model, for instance by that of people.
+        error_rate_after: replaces the run's own error rate of the learned prompt.
+    """
+
+    cases_per_month: Estimate
+    minutes_per_case: Estimate
+    minutes_per_case_assisted: Estimate
+    hourly_cost: Estimate
+    cost_of_an_error: Estimate
+    share_of_errors_that_cost: Estimate
+    one_off_cost: Estimate
+    running_cost_per_month: Estimate
+    new_margin_per_month: Estimate = Estimate(0.0, 0.0, 0.0)
+    error_rate_before: Estimate | None = None
+    error_rate_after: Estimate | None = None
+    currency: str = "EUR"
+    months: int = 36
+
+
+@dataclass(frozen=True)
+class ErrorRates:
+    """Shares of wrong answers before and after training, in the three cases."""
+
+    before: Estimate
+    after: Estimate
+
+
+@dataclass(frozen=True)
+class Step:
+    """One line of the calculation.
+
+    Attributes:
+        name: of its result, and its key in the report's texts.
+        formula: over the inputs and earlier steps.
+        unit: ``money``, ``hours``, ``cases``, ``share`` or ``months``.
+    """
+
+    name: str
+    formula: str
+    unit: str
+
+
+STEPS = (
+    Step("hours_saved", "cases_per_month * (minutes_per_case - minutes_per_case_assisted) / 60", "hours"),
+    Step("labour_saved", "hours_saved * hourly_cost", "money"),
+    Step(
+        "errors_avoided",
+        "cases_per_month * (error_rate_before - error_rate_after) * share_of_errors_that_cost",
+        "cases",
+    ),
+    Step("errors_saved", "errors_avoided * cost_of_an_error", "money"),
+    Step("monthly_benefit", "labour_saved + errors_saved + new_margin_per_month", "money"),
+    Step("monthly_net", "monthly_benefit - running_cost_per_month", "money"),
+    Step("net_over_horizon", "monthly_net * months - one_off_cost", "money"),
+    Step(
+        "return_on_investment",
+        "net_over_horizon / (one_off_cost + running_cost_per_month * months)",
+        "share",
+    ),
+)
+"""The calculation, top to bottom. The break-even month follows: see ``Scenario``."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One case, computed.
+
+    Attributes:
+        values: inputs and results by name; a result is None where it has no meaning (a division by nothing).
+        break_even_month: the first month after whose end the sum of all months covers the one-off cost; 0 if there is
+            none to cover; None if it is never covered.
+    """
+
+    name: str
+    values: Mapping[str, float | None]
+    break_even_month: int | None
+
+    def cumulative(self, month: int) -> float:
+        """Net amount after so many months, the one-off cost included."""
+        return float(month * (self.values["monthly_net"] or 0.0) - (self.values["one_off_cost"] or 0.0))
+
+
+BREAK_EVEN = "ceiling(one_off_cost / monthly_net)"
+
+
+def scenario(name: str, inputs: RoiInputs, rates: ErrorRates) -> Scenario:
+    """Compute one of ``SCENARIOS``; error rates of ``inputs`` come before those of the run."""
+    values: dict[str, float | None] = {"months": float(inputs.months)}
+    for field in fields(inputs):
+        value = getattr(inputs, field.name)
+        if isinstance(value, Estimate):
+            values[field.name] = getattr(value, name)
+    values.setdefault("error_rate_before", getattr(rates.before, name))
+    values.setdefault("error_rate_after", getattr(rates.after, name))
+    for step in STEPS:
+        values[step.name] = evaluate(step.formula, values)
+    net, cost = values["monthly_net"], values["one_off_cost"]
+    assert net is not None
+    assert cost is not None
+    month = 0 if cost <= 0 <= net else evaluate(BREAK_EVEN, values) if net > 0 else None
+    return Scenario(name, values, month)
+
+
+def parse_roi(table: Mapping[str, Any], where: str) -> RoiInputs:
+    """Inputs from a table of TOML; a plain number stands for all three cases.
+
+    Raises:
+        ConfigError: an unknown or missing key, a wrong type or an impossible value; the message names it.
+    """
+    estimates = {field.name for field in fields(RoiInputs)} - {"currency", "months"}
+    spread = {
+        key: dict.fromkeys(SCENARIOS, value) if key in estimates and _is_number(value) else value
+        for key, value in table.items()
+    }
+    for key in estimates & spread.keys():
+        if not isinstance(spread[key], Mapping):
+            raise ConfigError(
+                code="WRONG_TYPE",
+                message=f"{where} {key} is {shown(spread[key])}, expected a number without quotes.",
+                advice="Or three of them: { low = 1, expected = 2, high = 3 }.",
+            )
+    inputs = from_table(RoiInputs, spread, where)
+    for field in fields(inputs):
+        value = getattr(inputs, field.name)
+        if isinstance(value, Estimate):
+            top = 1.0 if field.name.startswith(("share_", "error_rate_")) else LARGEST_AMOUNT
+            for case in SCENARIOS:
+                _within(f"{where} {field.name} {case}", getattr(value, case), top)
+    if not 1 <= inputs.months <= 600:
+        raise _impossible(f"{where} months", inputs.months, "a whole number from 1 to 600")
+    if not (inputs.currency.strip() and inputs.currency.isprintable() and len(inputs.currency) <= 12):
+        raise _impossible(f"{where} currency", inputs.currency, "a short text such as EUR or JPY")
+    return inputs
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _within(key: str, value: float, top: float) -> None:
+    if not 0 <= value <= top:
+        raise _impossible(key, value, f"a number from 0 to {top:g}")
+
+
+def _impossible(key: str, value: object, expected: str) -> ConfigError:
+    return ConfigError(
+        code="IMPOSSIBLE_VALUE", message=f"{key} is {value!r}, expected {expected}.", advice="Correct roi.toml."
+    )
+
+
+@dataclass(frozen=True)
+class RoiCase:
+    """The three cases, computed.
+
+    Attributes:
+        inputs: from roi.toml.
+        scenarios: by the names of ``SCENARIOS``.
+        rate_formulas: where each error rate comes from in result.json, by name and case; those that roi.toml gives are
+            not in it.
+        least, most: the sites that gained least and most, for the low and the high case; empty if not used.
+    """
+
+    inputs: RoiInputs
+    scenarios: Mapping[str, Scenario]
+    rate_formulas: Mapping[str, Mapping[str, str]]
+    least: str
+    most: str
+
+    def values(self) -> dict[str, Any]:
+        """What formulas find under ``roi``."""
+        return {
+            name: {**case.values, "break_even_month": case.break_even_month} for name, case in self.scenarios.items()
+        }
+
+
+def roi_case(result: Mapping[str, Any], inputs: RoiInputs) -> RoiCase:
+    """Compute the three cases.
+
+    Raises:
+        ConfigError: no site let out its accuracy both before and after, and roi.toml gives no error rates.
+    """
+    given = {field.name for field in fields(inputs) if getattr(inputs, field.name) is not None}
+    wanted = [name for name in ("error_rate_before", "error_rate_after") if name not in given]
+    paired = paired_sites(result)
+    if not wanted:
+        nothing = Estimate(0.0, 0.0, 0.0)
+        rates = ErrorRates(nothing, nothing)
+        return RoiCase(inputs, {name: scenario(name, inputs, rates) for name in SCENARIOS}, {}, "", "")
+    if not paired:
+        raise ConfigError(
+            code="NO_ERROR_RATES",
+            message="No site let out its accuracy both before and after, so the run has no error rates.",
+            advice="Give error_rate_before and error_rate_after in roi.toml.",
+        )
+    sites = result["sites"]
+    by_gain = sorted(paired, key=lambda i: sites[i]["local"] - sites[i]["before"])
+    formulas = {
+        "error_rate_before": _formulas(by_gain, "before"),
+        "error_rate_after": _formulas(by_gain, "local"),
+    }
+    rates = ErrorRates(
+        *(Estimate(*(float(evaluate(formulas[name][case], result)) for case in SCENARIOS)) for name in formulas)
+    )
+    return RoiCase(
+        inputs,
+        {name: scenario(name, inputs, rates) for name in SCENARIOS},
+        {name: formulas[name] for name in wanted},
+        sites[by_gain[0]]["name"],
+        sites[by_gain[-1]]["name"],
+    )
+
+
+def _formulas(by_gain: list[int], key: str) -> dict[str, str]:
+    everybody = called("mean", [f"sites[{i}].{key}" for i in sorted(by_gain)])
+    return {
+        "low": f"1 - sites[{by_gain[0]}].{key}",
+        "expected": f"1 - {everybody}",
+        "high": f"1 - sites[{by_gain[-1]}].{key}",
+    }

@@ -1,0 +1,205 @@
+"""What an experiment will cost and who would refuse it, before anything is sent: ``dpfpl-server plan``."""
+
+import statistics
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpfpl_common.privacy.accounting import epsilon, json_epsilon
+from dpfpl_common.privacy_plan import images_to_stand_out
+from dpfpl_common.experiment import Experiment
+from dpfpl_common.wire.payloads import TrainRequest
+from dpfpl_common.config import to_table
+from dpfpl_common.privacy_plan import capped_event, planned_events, server_noise_stddev, site_noise_stddev
+from dpfpl_server.federation.exchange import record_bytes
+from dpfpl_server.sites.kits import STARTING_POLICY
+from dpfpl_server.federation.records import encode_train_request
+from dpfpl_server.runs.result import privacy_statement
+from dpfpl_server.runs.folder import RunFolder
+from dpfpl_server.sites.register import Site
+
+__all__ = ["make_plan", "plan_lines"]
+
+REPLY_BYTES = 128 + 350
+"""Of a reply besides the values of its update: the array's header, names, metrics, signature."""
+ATTEMPTS = 3
+FEATURE_SIZES = (96, 512, 768)
+"""Of the embedded model, of CLIP's base models and of its large one."""
+
+
+def make_plan(experiment: Experiment, sites: Mapping[str, Site], runs: Path) -> dict[str, Any]:
+    """Everything that can be known beforehand, ready for JSON.
+
+    Args:
+        experiment: noise level resolved.
+        sites: the server's register.
+        runs: earlier runs, from which the time is estimated.
+
+    Returns:
+        ``experiment`` and ``digest`` are what a site approves: ``dpfpl-client approve`` reads this file.
+    """
+    problems = _unregistered(experiment, sites)
+    return {
+        "experiment": to_table(experiment),
+        "digest": experiment.digest(),
+        "noise": {
+            "noise_multiplier": experiment.privacy.noise_multiplier,
+            "site_stddev": site_noise_stddev(experiment),
+            "server_stddev": server_noise_stddev(experiment),
+        },
+        "privacy": privacy_statement(experiment, experiment.rounds.number),
+        "images_of_a_class": _images_of_a_class(experiment),
+        "bytes": _bytes(experiment),
+        "seconds": _seconds(experiment, runs),
+        "refusals": problems + _refused_by_the_starting_policy(experiment),
+        "warnings": _warnings(experiment),
+    }
+
+
+def plan_lines(plan: Mapping[str, Any]) -> list[str]:
+    """A plan for people."""
+    experiment, traffic, seconds = plan["experiment"], plan["bytes"], plan["seconds"]
+    privacy = plan["privacy"]
+    lines = [
+        f"{experiment['name']}: {len(experiment['sites'])} sites, {experiment['rounds']['number']} rounds, digest "
+        f"{plan['digest'][:16]}",
+        f"noise: multiplier {plan['noise']['noise_multiplier']:.4g}, {experiment['privacy']['trust']} trust",
+        *(
+            f"epsilon {_epsilon(entry['epsilon'])} at delta {entry['delta']:g} towards {entry['who']}"
+            for entry in privacy["epsilons"]
+        ),
+        f"unit: {privacy['epsilons'][0]['unit']}",
+        *_images_line(plan["images_of_a_class"]),
+        f"traffic: a site {traffic['down_per_site_round']} bytes down, {traffic['up_per_site_round']} up a round; "
+        f"all sites, all rounds {traffic['down']} down, {traffic['up']} up",
+        f"time: about {seconds['expected']:.0f} s ({seconds['basis']}); at most {seconds['at_most']:.0f} s",
+    ]
+    lines += [f"REFUSED by {entry['by']} (rule {entry['rule']}): {entry['why']}" for entry in plan["refusals"]]
+    return lines + [f"WARNING {text}" for text in plan["warnings"]]
+
+
+def _images_of_a_class(experiment: Experiment) -> dict[str, int]:
+    """How many images of a class a site needs at least, by the size of an image's features; empty under per_step."""
+    privacy = experiment.privacy
+    if privacy.mechanism != "one_shot" or not privacy.noise_multiplier:
+        return {}
+    return {str(size): images_to_stand_out(privacy.noise_multiplier, size) for size in FEATURE_SIZES}
+
+
+def _images_line(images: Mapping[str, int]) -> list[str]:
+    if not images:
+        return []
+    numbers = ", ".join(
+        f"{count} where the model's image features have {size} numbers" for size, count in images.items()
+    )
+    return [
+        f"a class counts at a site only with more images of it than about {numbers}; with fewer its text stays as it is"
+    ]
+
+
+def _epsilon(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.3f}"
+
+
+def _bytes(experiment: Experiment) -> dict[str, int]:
+    context = np.zeros(experiment.context_shape, dtype="<f4")
+    down = record_bytes(encode_train_request(TrainRequest(experiment, 1, context)))
+    up = context.nbytes + REPLY_BYTES
+    messages = round(len(experiment.sites) * experiment.privacy.site_sample_rate * experiment.rounds.number)
+    return {"down_per_site_round": down, "up_per_site_round": up, "down": down * messages, "up": up * messages}
+
+
+def _seconds(experiment: Experiment, runs: Path) -> dict[str, Any]:
+    rounds = experiment.rounds
+    at_most = ATTEMPTS * rounds.deadline * (rounds.number + 1)
+    known = _like(experiment, runs)
+    if known is None:
+        basis = "1 s a round for the exchange; how long the sites compute is not known before a first run"
+        return {"per_round": 1.0, "expected": 1.0 * (rounds.number + 1), "at_most": at_most, "basis": basis}
+    name, per_round = known
+    expected = per_round * (rounds.number + 1)
+    basis = f"{per_round:.1f} s a round, the median of run {name}"
+    return {"per_round": per_round, "expected": expected, "at_most": at_most, "basis": basis}
+
+
+def _like(experiment: Experiment, runs: Path) -> tuple[str, float] | None:
+    """Name and median seconds per round of the newest run with the same model and as many local steps."""
+    files = sorted(runs.glob("*/run.sqlite"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for file in files:
+        folder = RunFolder(file.parent)
+        earlier, entries = folder.experiment(), folder.store.rounds()
+        alike = (earlier.model, earlier.rounds.local_steps) == (experiment.model, experiment.rounds.local_steps)
+        if alike and entries:
+            return earlier.name, statistics.median(entry["seconds"] for entry in entries)
+    return None
+
+
+def _unregistered(experiment: Experiment, sites: Mapping[str, Site]) -> list[dict[str, str]]:
+    problems = []
+    for name in experiment.sites:
+        site = sites.get(name)
+        if site is None:
+            problems.append(_refusal("this server", "sites", f"{name} is not provisioned."))
+        elif not site.agent_key:
+            problems.append(
+                _refusal("this server", "sites", f"{name} has no signing key: provision it anew (--force).")
+            )
+    return problems
+
+
+def _refused_by_the_starting_policy(experiment: Experiment) -> list[dict[str, str]]:
+    """What a site refuses that left the policy of its kit as it was; a site may allow more, or less."""
+    policy, p = tomllib.loads(STARTING_POLICY), experiment.privacy
+    events = {event.adversary: event for event in planned_events(experiment)}
+    cost = epsilon([capped_event(experiment)], policy["delta"])
+    operator = epsilon([events["operator"]], policy["delta"])
+    lifetime, most = policy["max_epsilon_lifetime"], policy["max_epsilon_per_experiment"]
+    checks = [
+        ("trust", p.trust in policy["trust"], f"trust {p.trust} needs the site's explicit consent."),
+        ("units", p.unit in policy["units"], f"the unit {p.unit} needs the site's explicit consent."),
+        ("mechanisms", p.mechanism in policy["mechanisms"], f"mechanism {p.mechanism}."),
+        ("accounting", p.accounting == "honest", "only honest accounting is served."),
+        ("max_rounds", experiment.rounds.number <= policy["max_rounds"], f"at most {policy['max_rounds']} rounds."),
+        (
+            "max_clipping_norm",
+            max(p.clipping_norm, p.factor_norm) <= policy["max_clipping_norm"],
+            f"at most {policy['max_clipping_norm']:g}.",
+        ),
+        (
+            "min_noise_multiplier",
+            (p.noise_multiplier or 0.0) >= policy["min_noise_multiplier"],
+            f"at least {policy['min_noise_multiplier']:g}.",
+        ),
+        ("delta", p.target_delta <= policy["delta"], f"at most {policy['delta']:g}."),
+        (
+            "max_epsilon_operator",
+            p.trust == "central" or operator <= policy["max_epsilon_operator"],
+            f"{_epsilon(json_epsilon(operator))} towards the operator, at most {policy['max_epsilon_operator']:g}.",
+        ),
+        ("max_epsilon_per_experiment", cost <= most, f"{_epsilon(json_epsilon(cost))}, at most {most:g}."),
+        ("max_epsilon_lifetime", cost <= lifetime, f"{_epsilon(json_epsilon(cost))}, at most {lifetime:g}."),
+    ]
+    return [_refusal("a site with its kit's policy", rule, why) for rule, holds, why in checks if not holds]
+
+
+def _warnings(experiment: Experiment) -> list[str]:
+    warnings = []
+    if not experiment.model.fingerprint:
+        warnings.append("model.fingerprint is empty: sites with any model of that width take part.")
+    if not experiment.is_private:
+        warnings.append("noise_multiplier is 0: no privacy is claimed, and no policy admits it.")
+    size, q = experiment.privacy.nominal_site_size, experiment.privacy.sample_rate
+    if experiment.privacy.unit == "example" and q * size < 1:
+        warnings.append("sample_rate times nominal_site_size is below 1: most steps have an empty batch.")
+    if experiment.privacy.target_delta * size > 1:
+        warnings.append(f"target_delta should be well below 1 / {size}.")
+    if experiment.privacy.tolerated_dropouts == 0 and len(experiment.sites) > 2:
+        warnings.append("tolerated_dropouts is 0: one missing site stops every round.")
+    return warnings
+
+
+def _refusal(by: str, rule: str, why: str) -> dict[str, str]:
+    return {"by": by, "rule": rule, "why": why}

@@ -1,0 +1,262 @@
+"""One run's state in one SQLite file: rounds, drops, checkpoint, events and the Flower runs that made them.
+
+A completed round is one transaction, durable on return: its entry, its drops and the checkpoint appear together or not
+at all. Events say what is going on; losing the last ones with the machine's power costs nothing, so they are not waited
+for.
+"""
+
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpfpl_common.errors import StateError
+from dpfpl_common.experiment import Experiment
+from dpfpl_common.optimizer import OptimizerState
+from dpfpl_server.federation.checkpoint import Checkpoint, checkpoint_digest, spent_events
+
+__all__ = ["Attempt", "RunStore"]
+
+SCHEMA_VERSION = 1
+SCHEMA = """
+CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE rounds (number INTEGER PRIMARY KEY, entry TEXT NOT NULL) STRICT;
+CREATE TABLE drops (
+    round INTEGER NOT NULL, attempt INTEGER NOT NULL, site TEXT NOT NULL, code TEXT NOT NULL, reason TEXT NOT NULL
+) STRICT;
+CREATE TABLE checkpoint (
+    only INTEGER PRIMARY KEY CHECK (only = 1), round INTEGER NOT NULL, configuration TEXT NOT NULL,
+    context BLOB NOT NULL, first BLOB NOT NULL, second BLOB NOT NULL, steps INTEGER NOT NULL,
+    events TEXT NOT NULL, sha256 TEXT NOT NULL
+) STRICT;
+CREATE TABLE attempts (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, run_id TEXT NOT NULL, started REAL NOT NULL,
+    ended REAL, outcome TEXT NOT NULL DEFAULT ''
+) STRICT;
+CREATE TABLE events (number INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, body TEXT NOT NULL) STRICT;
+"""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One Flower run of the experiment; a resumed experiment has several. ``outcome`` is empty while it goes on."""
+
+    number: int
+    run_id: int
+    started: float
+    ended: float | None
+    outcome: str
+
+
+class RunStore:
+    """The file ``run.sqlite``; may be used by several threads and read by other processes meanwhile.
+
+    Args:
+        path: the file; made at the first write, so that looking at a run leaves nothing behind.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.RLock()
+        self._connection: sqlite3.Connection | None = None
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+    def save(self, experiment: Experiment, checkpoint: Checkpoint) -> None:
+        """Keep a completed round; durable on return."""
+        events = spent_events(experiment, checkpoint.round)
+        configuration = experiment.digest()
+        state = checkpoint.optimizer
+        row = (
+            checkpoint.round,
+            configuration,
+            np.ascontiguousarray(checkpoint.global_context, dtype="<f4").tobytes(),
+            np.ascontiguousarray(state.first, dtype="<f8").tobytes(),
+            np.ascontiguousarray(state.second, dtype="<f8").tobytes(),
+            state.steps,
+            json.dumps(events),
+            checkpoint_digest(checkpoint, configuration, events),
+        )
+        with self._writing() as database:
+            ((known,),) = database.execute("SELECT coalesce(max(number), 0) FROM rounds").fetchall()
+            for entry in checkpoint.history:
+                if entry["round"] > known:
+                    database.execute("INSERT INTO rounds VALUES (?, ?)", (entry["round"], json.dumps(entry)))
+                    _add_drops(database, entry["round"], entry.get("attempt", 1), entry["dropped"])
+            database.execute("INSERT OR REPLACE INTO checkpoint VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+
+    def load(self, experiment: Experiment) -> Checkpoint | None:
+        """The last completed round, or None before the first.
+
+        Raises:
+            StateError: CHECKPOINT_DAMAGED, it is not what was saved; OTHER_EXPERIMENT, another configuration saved it.
+        """
+        rows = self._rows("SELECT round, configuration, context, first, second, steps, events, sha256 FROM checkpoint")
+        if not rows:
+            return None
+        number, configuration, context, first, second, steps, events, sha256 = rows[0]
+        if configuration != experiment.digest():
+            raise StateError(
+                code="OTHER_EXPERIMENT",
+                message=f"The checkpoint in {self._path} belongs to another configuration of {experiment.name!r}.",
+                advice="Give the changed experiment a new name, or move the old folder away.",
+            )
+        try:
+            shape = experiment.context_shape
+            first, second = (np.frombuffer(part, dtype="<f8").reshape(shape).copy() for part in (first, second))
+            checkpoint = Checkpoint(
+                round=number,
+                global_context=np.frombuffer(context, dtype="<f4").reshape(shape).copy(),
+                optimizer=OptimizerState(first, second, steps),
+                history=tuple(entry for entry in self.rounds() if entry["round"] <= number),
+            )
+            whole = len(checkpoint.history) == number
+            digest = checkpoint_digest(checkpoint, configuration, json.loads(events))
+        except (ValueError, TypeError, KeyError):
+            raise self._damaged() from None
+        if not whole or digest != sha256:
+            raise self._damaged()
+        return checkpoint
+
+    def rounds(self) -> list[dict[str, Any]]:
+        """The entries of all completed rounds."""
+        return [json.loads(entry) for (entry,) in self._rows("SELECT entry FROM rounds ORDER BY number")]
+
+    def drops(self) -> list[dict[str, Any]]:
+        """Every reply that was not used: round, attempt, site, code, reason."""
+        names = ("round", "attempt", "site", "code", "reason")
+        rows = self._rows("SELECT round, attempt, site, code, reason FROM drops ORDER BY rowid")
+        return [dict(zip(names, row, strict=True)) for row in rows]
+
+    def add_event(self, event: Mapping[str, Any]) -> None:
+        """Append what is going on; drops of an abandoned round are kept with it."""
+        with self._writing(durable=False) as database:
+            database.execute("INSERT INTO events (at, body) VALUES (?, ?)", (round(time.time(), 3), json.dumps(event)))
+            if event.get("phase") == "ROUND_ABANDONED":
+                _add_drops(database, event["round"], event["attempt"], event.get("dropped", {}))
+
+    def events(self, skip: int = 0) -> list[dict[str, Any]]:
+        """The events so far, without the first ``skip``."""
+        rows = self._rows("SELECT at, body FROM events WHERE number > ? ORDER BY number", skip)
+        return [{"at": at, **json.loads(body)} for at, body in rows]
+
+    def event_count(self) -> int:
+        """How many events there are."""
+        rows = self._rows("SELECT coalesce(max(number), 0) FROM events")
+        return int(rows[0][0]) if rows else 0
+
+    def last_event(self) -> dict[str, Any] | None:
+        """The newest event."""
+        rows = self._rows("SELECT at, body FROM events ORDER BY number DESC LIMIT 1")
+        return {"at": rows[0][0], **json.loads(rows[0][1])} if rows else None
+
+    def begin_attempt(self, run_id: int) -> int:
+        """Note that a Flower run was submitted; gives its number, from 1."""
+        with self._writing() as database:
+            cursor = database.execute(
+                "INSERT INTO attempts (run_id, started) VALUES (?, ?)", (str(run_id), round(time.time(), 3))
+            )
+        assert cursor.lastrowid is not None
+        return cursor.lastrowid
+
+    def end_attempt(self, number: int, outcome: str) -> None:
+        """Note how it ended: completed, failed, crashed or stopped."""
+        with self._writing() as database:
+            database.execute(
+                "UPDATE attempts SET ended = ?, outcome = ? WHERE number = ?", (round(time.time(), 3), outcome, number)
+            )
+
+    def attempts(self) -> list[Attempt]:
+        """The Flower runs so far, oldest first."""
+        rows = self._rows("SELECT number, run_id, started, ended, outcome FROM attempts ORDER BY number")
+        return [Attempt(number, int(run_id), *rest) for number, run_id, *rest in rows]
+
+    def fact(self, name: str) -> Any | None:
+        """A named value, or None."""
+        rows = self._rows("SELECT value FROM facts WHERE name = ?", name)
+        return json.loads(rows[0][0]) if rows else None
+
+    def set_fact(self, name: str, value: Any) -> None:
+        """Keep a named value; durable on return."""
+        with self._writing() as database:
+            database.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value)))
+
+    def _open(self) -> sqlite3.Connection:
+        if self._connection is None:
+            database = sqlite3.connect(self._path, timeout=30.0, isolation_level=None, check_same_thread=False)
+            self._connection = database
+            database.execute("PRAGMA journal_mode=WAL")
+            ((version,),) = database.execute("PRAGMA user_version").fetchall()
+            if version == 0:
+                database.executescript(
+                    f"BEGIN IMMEDIATE;{_if_missing(SCHEMA)}PRAGMA user_version={SCHEMA_VERSION};COMMIT;"
+                )
+            elif version != SCHEMA_VERSION:
+                raise StateError(
+                    code="RUN_VERSION",
+                    message=f"{self._path} is of format {version}, this release knows {SCHEMA_VERSION}.",
+                    advice="Use the release that wrote it, or a later one.",
+                )
+        return self._connection
+
+    def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        with self._lock:
+            if self._connection is None and not self._path.exists():
+                return []
+            try:
+                return self._open().execute(query, values).fetchall()
+            except sqlite3.Error as error:
+                raise self._unusable(error) from None
+
+    @contextmanager
+    def _writing(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
+        """A transaction; with ``durable`` it survives a loss of power once it is over."""
+        with self._lock:
+            try:
+                database = self._open()
+                database.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+                database.execute("BEGIN IMMEDIATE")
+                try:
+                    yield database
+                except BaseException:
+                    database.execute("ROLLBACK")
+                    raise
+                database.execute("COMMIT")
+            except sqlite3.Error as error:
+                raise self._unusable(error) from None
+
+    def _damaged(self) -> StateError:
+        return StateError(
+            code="CHECKPOINT_DAMAGED",
+            message=f"The checkpoint in {self._path} is not what was saved.",
+            advice="Restore the run's folder from a backup, or start the experiment under a new name.",
+        )
+
+    def _unusable(self, error: sqlite3.Error) -> StateError:
+        return StateError(
+            code="RUN_DAMAGED",
+            message=f"{self._path} cannot be used ({error}).",
+            advice="Free disk space if it is full; else restore it from a backup, or start under a new name.",
+        )
+
+
+def _add_drops(database: sqlite3.Connection, number: int, attempt: int, dropped: Mapping[str, str]) -> None:
+    rows = [(number, attempt, site, why.partition(":")[0], why) for site, why in sorted(dropped.items())]
+    database.executemany("INSERT INTO drops VALUES (?, ?, ?, ?, ?)", rows)
+
+
+def _if_missing(schema: str) -> str:
+    """Two processes may open a new file at once: the second finds what the first made."""
+    return schema.replace("CREATE TABLE", "CREATE TABLE IF NOT EXISTS")

@@ -1,0 +1,1 @@
+"""The sites of a federation: certificates, kits, register, and the SuperLink that they connect to."""

@@ -1,0 +1,220 @@
+"""A kit as one file: an archive whose modes are right, with its checksum beside it."""
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from dpfpl_common.errors import ConfigError
+
+__all__ = [
+    "ARCHIVE_KINDS",
+    "KIT_FILES",
+    "STARTING_POLICY",
+    "Kit",
+    "archive_path",
+    "pack_kit",
+    "write_kit",
+    "write_private",
+    "write_public",
+]
+
+
+# The kit: the folder that an operator hands to one site, and all that the site needs to join.
+
+
+KIT_FILES = ("ca.crt", "node.key", "node.pub", "agent.key", "site.toml", "policy.toml", "README.txt")
+
+_SITE = """\
+# What this site is and where its things are. Relative paths start from this file's folder.
+name = {name}
+model = "embedded"            # a Hugging Face id, a folder, "embedded"; for questions a generative one: "embedded-vlm"
+state = "state"               # personal prompt, privacy ledger and logs; keep it, and back it up
+
+[data]
+source = "folder"             # folder | csv | questions | huggingface | digits | shapes
+path = "/path/to/images"      # a folder train/<class>/* and test/<class>/* or <class>/*, a .csv or a .jsonl file
+
+[server]
+address = {address}
+ca_certificate = "ca.crt"
+node_key = "node.key"
+
+[agent]
+address = "unix:state/agent.sock"
+key = "agent.key"             # signs what the agent sends; only the agent's user may read it (mode 0600)
+
+# [compute]                   # where the model computes: uncomment for a GPU (docs/models.md)
+# device = "cuda"             # cpu | cuda | cuda:1
+# precision = "bfloat16"      # float32 | bfloat16: half the memory, for models that answer questions
+# picture_memory = 2000       # MB that such a model holds of pictures between steps: more is faster
+"""
+
+STARTING_POLICY = """\
+# What this site allows. Only you change this file; the operator can neither read nor change it.
+# Without this file, or with a mistake in it, the agent refuses every request.
+
+# "*" allows any experiment within the limits below. With an empty list you approve each one yourself, after you have
+# seen what it costs: dpfpl-client approve --pending.
+experiments = ["*"]
+
+# How much privacy one experiment may cost (epsilon). Smaller protects more; a request beyond it is refused. Leave some
+# room over what the operator asks for: a round that is interrupted by a crash is paid for again when it is repeated.
+max_epsilon_per_experiment = 10.0
+
+# How much all experiments on this data may cost together, for as long as the data exist.
+max_epsilon_lifetime = 20.0
+
+# How much the messages of one experiment may tell the operator of the server.
+max_epsilon_operator = 20.0
+
+# How much the messages of all experiments together may tell that operator, or several operators together.
+max_epsilon_operator_lifetime = 40.0
+
+# The chance with which the epsilon guarantee may fail. Keep it well below 1 / (your number of images).
+delta = 1e-5
+
+# Who may see what. "local": your site adds enough noise for itself. "distributed": your site adds its share before
+# anything leaves. "central" would show the operator sums without noise: add it only with your explicit consent.
+trust = ["distributed", "local"]
+
+# What is protected: "example", single images. "site" protects your data set as a whole towards other sites, but the
+# prompt that your site learns is then trained without noise and must never leave it.
+units = ["example"]
+
+# Ways of adding noise that you accept: in every training step, or once, to sums of image features, before training.
+mechanisms = ["per_step", "one_shot"]
+
+# The least noise, relative to the influence of one image, that a request may ask for.
+min_noise_multiplier = 0.3
+
+# The largest influence (norm) that one image may have.
+max_clipping_norm = 10.0
+
+# The most rounds one experiment may take. How often may be asked is limited as well: dpfpl-client policy show.
+max_rounds = 500
+
+# Which accuracy numbers may leave: none | coarse (rounded) | exact.
+metrics = "coarse"
+"""
+
+_README = """\
+This folder lets the site {name} join the federation at {address}. Keep secret: node.key (the
+connection's, this site's identity) and agent.key (the agent's alone, it signs what leaves); both have file mode 0600.
+1. Install dpfpl-client with its agent:  pip install "dpfpl-client[agent]"
+2. Open site.toml and set [data] path to your images; open policy.toml and decide what you allow.
+3. Check it, nothing is sent:  dpfpl-client check --site site.toml
+4. Take part until you press Ctrl-C:  dpfpl-client start --site site.toml
+5. See what was released:  dpfpl-client ledger show --site site.toml
+"""
+
+
+@dataclass(frozen=True)
+class Kit:
+    """What goes into one site's folder."""
+
+    name: str
+    address: str
+    ca_certificate: bytes
+    node_private: bytes
+    node_public: bytes
+    agent_private: bytes
+
+
+def write_kit(kit: Kit, folder: Path) -> None:
+    """Write the kit; files that the site may have edited (site.toml, policy.toml) are kept where they exist."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    write_public(folder / "ca.crt", kit.ca_certificate)
+    write_public(folder / "node.pub", kit.node_public)
+    facts = {"name": kit.name, "address": kit.address}
+    write_public(folder / "README.txt", _README.format(**facts).encode())
+    quoted = {key: json.dumps(value) for key, value in facts.items()}
+    for name, text in (("site.toml", _SITE.format(**quoted)), ("policy.toml", STARTING_POLICY)):
+        if not (folder / name).exists():
+            write_public(folder / name, text.encode())
+    write_private(folder / "agent.key", kit.agent_private)
+    write_private(folder / "node.key", kit.node_private)
+
+
+def write_public(path: Path, content: bytes) -> None:
+    """Replace a file at once, so that no reader sees half of it."""
+    _replace(path, content, 0o644)
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Replace a file that only its owner may ever read, from its first byte on."""
+    _replace(path, content, 0o600)
+
+
+def _replace(path: Path, content: bytes, mode: int) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(descriptor, "wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.chmod(mode)
+    temporary.replace(path)
+
+
+ARCHIVE_KINDS = ("tar.gz", "zip")
+
+
+def archive_path(kits_folder: Path, site: str, kind: str) -> Path:
+    """Where a site's archive goes.
+
+    Raises:
+        ConfigError: there is no such kind of archive.
+    """
+    if kind not in ARCHIVE_KINDS:
+        raise ConfigError(
+            code="ARCHIVE_KIND",
+            message=f"{kind!r} is not a kind of archive.",
+            advice=f"Use one of: {', '.join(ARCHIVE_KINDS)}.",
+        )
+    return kits_folder / f"{site}.{kind}"
+
+
+def pack_kit(kit: Path, archive: Path, kind: str) -> str:
+    """Pack a kit's folder and return the archive's SHA-256, which also lies beside it as ``sha256sum -c`` reads it.
+
+    The archive is as secret as the private keys in it: only its owner can read it, and every member keeps its file's
+    mode. Owners and times are left out.
+    """
+    files = sorted(path for path in kit.iterdir() if path.is_file())
+    content = (_tar if kind == "tar.gz" else _zip)(kit.name, files)
+    digest = hashlib.sha256(content).hexdigest()
+    write_private(archive, content)
+    write_public(archive.with_name(f"{archive.name}.sha256"), f"{digest}  {archive.name}\n".encode())
+    return digest
+
+
+def _tar(site: str, files: list[Path]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz", format=tarfile.PAX_FORMAT) as archive:
+        folder = tarfile.TarInfo(site)
+        folder.type, folder.mode = tarfile.DIRTYPE, 0o700
+        archive.addfile(folder)
+        for path in files:
+            content = path.read_bytes()
+            member = tarfile.TarInfo(f"{site}/{path.name}")
+            member.size, member.mode = len(content), path.stat().st_mode & 0o777
+            archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def _zip(site: str, files: list[Path]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in files:
+            member = zipfile.ZipInfo(f"{site}/{path.name}")
+            member.external_attr = (path.stat().st_mode & 0o177777) << 16  # a Unix mode, regular file included
+            member.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(member, path.read_bytes())
+    return buffer.getvalue()

@@ -1,0 +1,242 @@
+"""Provision a federation: authority, server certificate and one kit per site; run again to add sites.
+
+The server's folder holds ``ca.key``, ``ca.crt``, ``server.key``, ``server.crt``, ``federation.json`` (where sites
+reach it) and ``sites.json``. ``ca.key`` may be kept elsewhere: only new certificates need it. The folder never holds a
+site's private keys: those are written into the site's kit and nowhere else.
+"""
+
+import json
+import re
+import tempfile
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from dpfpl_common.errors import ConfigError, DeploymentError
+from dpfpl_server.sites.certificates import (
+    Issued,
+    certificate_covers,
+    fingerprint,
+    load_authority,
+    new_agent_key,
+    new_authority,
+    new_node_key,
+    new_server_certificate,
+    require_key,
+)
+from dpfpl_server.sites.kits import Kit, archive_path, pack_kit, write_kit, write_private, write_public
+from dpfpl_server.sites.register import Site, load_sites, register_lock, save_sites
+
+__all__ = ["ProvisionRequest", "ProvisionResult", "load_place", "provision", "save_place", "validate_site_name"]
+
+DEFAULT_FLEET_PORT = 9092
+_PLACE = "federation.json"
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,252}[A-Za-z0-9])?|[0-9a-fA-F:]+")
+
+
+@dataclass(frozen=True)
+class ProvisionRequest:
+    """What to provision.
+
+    Args:
+        server_folder: the operator's folder; created or extended.
+        kits_folder: where the sites' kits go, one folder per site.
+        sites: names of the sites to add.
+        address: host name or IP address under which sites reach the server; written into the kits.
+        port: port of the Fleet API there.
+        more_addresses: further host names or IP addresses for the server's certificate.
+        force: give sites that are provisioned already a new key (the old one stops working).
+        archive: make each kit one file, ``tar.gz`` or ``zip``, instead of a folder.
+        ca_key: the authority's private key where it is not kept in the server's folder.
+    """
+
+    server_folder: Path
+    kits_folder: Path
+    sites: tuple[str, ...]
+    address: str = "127.0.0.1"
+    port: int = DEFAULT_FLEET_PORT
+    more_addresses: tuple[str, ...] = ()
+    force: bool = False
+    archive: str = ""
+    ca_key: Path | None = None
+
+    def kit_path(self, site: str) -> Path:
+        """Where a site's kit goes."""
+        return archive_path(self.kits_folder, site, self.archive) if self.archive else self.kits_folder / site
+
+
+@dataclass(frozen=True)
+class ProvisionResult:
+    """What was provisioned: new kits by site name, the sites that were left alone, the authority's fingerprint."""
+
+    server_folder: Path
+    kits: dict[str, Path]
+    unchanged: tuple[str, ...]
+    ca_fingerprint: str
+    new_authority: bool
+    new_server_certificate: bool
+
+
+def validate_site_name(name: str) -> str:
+    """Return the name if it is a valid one.
+
+    Raises:
+        ConfigError: it is not lower case letters, digits and hyphens, at most 63, starting with a letter or digit.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            code="SITE_NAME",
+            message=f"{name!r} is not a site name.",
+            advice="Use up to 63 lower case letters, digits and hyphens, starting with a letter or digit: hospital-a.",
+        )
+    return name
+
+
+def provision(request: ProvisionRequest) -> ProvisionResult:
+    """Create what is missing and never replace a key, except a site's with ``force``.
+
+    Raises:
+        ConfigError: a site name, address or port is invalid.
+        DeploymentError: the server's folder has half of an authority, or a kit would overwrite a foreign key.
+    """
+    names = tuple(dict.fromkeys(validate_site_name(name) for name in request.sites))
+    hosts = [_validate_host(host) for host in (request.address, *request.more_addresses)]
+    if not 0 < request.port < 65536:
+        raise ConfigError(
+            code="PORT", message=f"{request.port} is not a port.", advice="Use a number from 1 to 65535; usual is 9092."
+        )
+    folder = request.server_folder
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+
+    with register_lock(folder):
+        return _provision(request, names, hosts)
+
+
+def _provision(request: ProvisionRequest, names: tuple[str, ...], hosts: list[str]) -> ProvisionResult:
+    folder = request.server_folder
+    sites = load_sites(folder)
+    wanted = [name for name in names if request.force or name not in sites]
+    _refuse_foreign_keys(request, wanted)
+    for name in wanted:
+        _require_writable(request.kit_path(name))
+    authority, authority_is_new = _authority(folder, request.ca_key)
+    certificate_is_new = _server_certificate(folder, authority, hosts)
+    save_place(folder, request.address, request.port)
+    made = {}
+    address = f"{_bracketed(request.address)}:{request.port}"
+    for name in wanted:
+        node, agent = new_node_key(), new_agent_key()
+        made[name] = Kit(name, address, authority.public, node.private, node.public, agent.private)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        sites[name] = Site(name, node.public.decode().strip(), now, agent_key=agent.public.decode().strip())
+    # The register first: a key that the register does not know is useless, one that has no kit can be forced.
+    save_sites(folder, sites)
+    kits = {name: request.kit_path(name) for name in wanted}
+    for name, kit in made.items():
+        _write(kit, kits[name], request.archive)
+    return ProvisionResult(
+        server_folder=folder,
+        kits=kits,
+        unchanged=tuple(name for name in names if name not in kits),
+        ca_fingerprint=fingerprint(authority.public),
+        new_authority=authority_is_new,
+        new_server_certificate=certificate_is_new,
+    )
+
+
+def save_place(folder: Path, address: str, port: int) -> None:
+    """Remember where sites reach the server, for the kits of later sites."""
+    write_public(folder / _PLACE, (json.dumps({"address": address, "port": port}, indent=2) + "\n").encode())
+
+
+def load_place(folder: Path) -> tuple[str, int]:
+    """Address and port under which sites reach the server, as last provisioned.
+
+    Raises:
+        DeploymentError: nothing was provisioned here, or the file is damaged.
+    """
+    try:
+        place = json.loads((folder / _PLACE).read_text(encoding="utf-8"))
+        return str(place["address"]), int(place["port"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise DeploymentError(
+            code="NOT_PROVISIONED",
+            message=f"{folder / _PLACE} does not say where sites reach this server.",
+            advice="Run dpfpl-server provision, which writes it; it changes no key that is there.",
+        ) from error
+
+
+def _write(kit: Kit, path: Path, archive: str) -> None:
+    """Write a kit's folder, or its archive; then the folder exists only while it is packed."""
+    if not archive:
+        write_kit(kit, path)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".kit-", dir=path.parent) as temporary:
+        write_kit(kit, Path(temporary) / kit.name)
+        pack_kit(Path(temporary) / kit.name, path, archive)
+
+
+def _require_writable(kit: Path) -> None:
+    """Before a site is registered whose kit could not be written; an OSError that names the folder otherwise.
+
+    Where the kit's folder is there, as a mounted volume is, the folder around it may be closed.
+    """
+    if not kit.is_dir():
+        kit.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=kit if kit.is_dir() else kit.parent):
+        pass
+
+
+def _refuse_foreign_keys(request: ProvisionRequest, names: list[str]) -> None:
+    """Refuse before anything is written if a kit's place holds a key that is not ours to replace."""
+    for name in names:
+        key = request.kit_path(name) if request.archive else request.kit_path(name) / "node.key"
+        if key.exists() and not request.force:
+            raise DeploymentError(
+                code="KIT_EXISTS",
+                message=f"{key} exists, but this server does not know the site {name}.",
+                advice="Choose another --out folder, or add --force to give the site a new key.",
+            )
+
+
+def _authority(folder: Path, ca_key: Path | None) -> tuple[Issued, bool]:
+    """Load or create the authority; the flag says that it is new."""
+    known = load_authority(folder, ca_key)
+    if known is not None:
+        return known, False
+    authority = new_authority()
+    write_private(folder / "ca.key", authority.private)
+    write_public(folder / "ca.crt", authority.public)
+    return authority, True
+
+
+def _server_certificate(folder: Path, authority: Issued, hosts: list[str]) -> bool:
+    """Keep the server's certificate if it covers the hosts, else issue one; tells whether one was issued.
+
+    A new certificate covers the new hosts and gets a new key. Sites trust the authority, so they notice nothing.
+    """
+    key, certificate = folder / "server.key", folder / "server.crt"
+    if key.exists() and certificate.exists() and certificate_covers(certificate.read_bytes(), hosts):
+        return False
+    require_key(authority, folder)
+    issued = new_server_certificate(authority, hosts)
+    write_private(key, issued.private)
+    write_public(certificate, issued.public)
+    return True
+
+
+def _validate_host(host: str) -> str:
+    if not _HOST.fullmatch(host):
+        raise ConfigError(
+            code="ADDRESS",
+            message=f"{host!r} is neither a host name nor an IP address.",
+            advice="Give the name or address under which the sites reach the server, without a port: fl.example.org.",
+        )
+    return host
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

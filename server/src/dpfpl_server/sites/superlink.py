@@ -1,0 +1,270 @@
+"""Start Flower's SuperLink with TLS and node authentication, register the sites, submit and watch runs.
+
+Everything of one federation lies in the server's folder, Flower's own files in ``flower/`` below it, so several
+federations on one machine do not disturb each other as long as their ports differ.
+"""
+
+import json
+import socket
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dpfpl_common.errors import ConfigError, DeploymentError
+from dpfpl_common.ops.diagnostics import require_flower
+from dpfpl_common.ops.files import prune_apps
+from dpfpl_common.ops.processes import ManagedProcess, ProcessGroup, child_environment, installed_command, wait_until
+from dpfpl_server.sites.bundle import bundle_files
+from dpfpl_server.sites.control import Control, RunStatus
+from dpfpl_server.sites.kits import write_private
+from dpfpl_server.sites.register import load_sites, register_lock, save_sites
+
+__all__ = [
+    "RunStatus",
+    "SuperLinkSettings",
+    "open_control",
+    "register_sites",
+    "run_log",
+    "run_status",
+    "start_superlink",
+    "stop_run",
+    "submit_run",
+    "superlink_command",
+    "superlink_environment",
+]
+
+_CONNECTION = "dpfpl"  # the name of our connection in Flower's config.toml
+_NEEDED = ("ca.crt", "server.crt", "server.key")
+_GRACE_S = 8.0
+
+
+@dataclass(frozen=True)
+class SuperLinkSettings:
+    """How to run the SuperLink.
+
+    Args:
+        server_folder: a provisioned folder.
+        fleet_address: where sites dial in, ``host:port``.
+        control_port: port of the Control and Runtime APIs, on loopback only: whoever reaches it may start runs.
+        task_poll_s: how often Flower looks for a run to start; short means a quick start, and a little load.
+    """
+
+    server_folder: Path
+    fleet_address: str = "0.0.0.0:9092"
+    control_port: int = 8000
+    task_poll_s: float = 0.5
+
+    @property
+    def control_address(self) -> str:
+        """Host and port of the Control API."""
+        return f"127.0.0.1:{self.control_port}"
+
+    @property
+    def flower_home(self) -> Path:
+        """Flower's own folder."""
+        return self.server_folder.resolve() / "flower"
+
+    @property
+    def log_file(self) -> Path:
+        """The SuperLink's log."""
+        return self.server_folder / "logs" / "superlink.log"
+
+
+def superlink_command(settings: SuperLinkSettings) -> list[str]:
+    """Return the command line; there is no way to make it an insecure one.
+
+    Raises:
+        DeploymentError: the folder is not provisioned, or Flower is of another series.
+    """
+    require_flower()
+    folder = settings.server_folder.resolve()
+    missing = [name for name in _NEEDED if not (folder / name).is_file()]
+    if missing:
+        raise DeploymentError(
+            code="NOT_PROVISIONED",
+            message=f"{folder} has no {', '.join(missing)}.",
+            advice="Run dpfpl-server provision first; the server never runs without TLS.",
+        )
+    return [
+        installed_command("flower-superlink"),
+        *("--ssl-ca-certfile", str(folder / "ca.crt")),
+        *("--ssl-certfile", str(folder / "server.crt")),
+        *("--ssl-keyfile", str(folder / "server.key")),
+        "--enable-supernode-auth",
+        "--disable-runtime-dependency-installation",
+        *("--fleet-api-type", "grpc-rere"),
+        *("--fleet-api-address", settings.fleet_address),
+        *("--host", "127.0.0.1"),
+        *("--port", str(settings.control_port)),
+        *("--database", str(settings.flower_home / "superlink.db")),
+    ]
+
+
+def superlink_environment(settings: SuperLinkSettings, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the environment for the SuperLink and for the ServerApps that it starts."""
+    own = {
+        "FLWR_HOME": str(settings.flower_home),
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": str(settings.task_poll_s),
+    }
+    return child_environment({**own, **(extra or {})})
+
+
+def start_superlink(
+    settings: SuperLinkSettings,
+    group: ProcessGroup,
+    *,
+    timeout_s: float = 60.0,
+    extra_environment: Mapping[str, str] | None = None,
+) -> ManagedProcess:
+    """Start the SuperLink in the group, wait until it answers and register the sites.
+
+    Raises:
+        DeploymentError: not provisioned, running already, a port is taken, or it does not come up.
+    """
+    command = superlink_command(settings)
+    _refuse_second(settings)
+    for address in (settings.fleet_address, settings.control_address):
+        _refuse_taken_port(address)
+    settings.flower_home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    prune_apps(settings.flower_home)
+    write_private(settings.flower_home / "config.toml", _flower_config(settings).encode())
+    process = group.start(
+        "SuperLink",
+        command,
+        log_file=settings.log_file,
+        environment=superlink_environment(settings, extra_environment),
+        folder=settings.server_folder,
+        grace_s=_GRACE_S,
+    )
+    wait_until(
+        lambda: _answers(settings.server_folder),
+        timeout_s=timeout_s,
+        what="the SuperLink to answer",
+        processes=[process],
+    )
+    register_sites(settings.server_folder)
+    return process
+
+
+def register_sites(server_folder: Path) -> dict[str, int]:
+    """Make the SuperLink accept exactly the sites of ``sites.json``; return and store their node ids.
+
+    Running it again changes nothing. A node with another key (a site that was given a new one) or without a site
+    (one that was taken out of the register) is unregistered: its key stops working at once.
+    """
+    with open_control(server_folder) as control, register_lock(server_folder):
+        sites = load_sites(server_folder)
+        by_key = {node.public_key: node for node in control.nodes()}
+        for site in sites.values():
+            node = by_key.pop(site.public_key, None)
+            node_id = node.node_id if node else control.register(site.name, site.public_key)
+            sites[site.name] = replace(site, node_id=node_id)
+        for node in by_key.values():
+            control.unregister(node.node_id)
+        save_sites(server_folder, sites)
+    return {name: site.node_id for name, site in sites.items() if site.node_id is not None}
+
+
+def submit_run(
+    server_folder: Path,
+    run_config: Mapping[str, str | int | float | bool],
+    *,
+    bundle: Mapping[str, bytes | Path] | None = None,
+) -> int:
+    """Start a run with this run configuration and return its id.
+
+    Args:
+        server_folder: the folder of a SuperLink that runs.
+        run_config: overrides of the bundle's run configuration; only keys that the bundle has.
+        bundle: the bundle's files by name; ``None`` takes the installed one.
+    """
+    with open_control(server_folder) as control:
+        return control.start_run(bundle_files() if bundle is None else bundle, run_config)
+
+
+def run_status(server_folder: Path, run_id: int) -> RunStatus:
+    """Return where a run stands."""
+    with open_control(server_folder) as control:
+        return control.run(run_id)
+
+
+def stop_run(server_folder: Path, run_id: int) -> bool:
+    """Stop a run; tells whether it could be stopped."""
+    with open_control(server_folder) as control:
+        return control.stop_run(run_id)
+
+
+def run_log(server_folder: Path, run_id: int) -> Iterator[str]:
+    """Yield a run's ServerApp log until the run ends; Flower keeps it nowhere else."""
+    with open_control(server_folder) as control:
+        yield from control.log(run_id)
+
+
+def open_control(server_folder: Path) -> Control:
+    """Connect to the SuperLink that was last started from this folder.
+
+    Raises:
+        DeploymentError: none was ever started from it.
+    """
+    path = server_folder / "flower" / "config.toml"
+    try:
+        address = tomllib.loads(path.read_text(encoding="utf-8"))["superlink"][_CONNECTION]["address"]
+    except (OSError, KeyError, ValueError) as error:
+        raise DeploymentError(
+            code="NOT_STARTED",
+            message=f"No SuperLink was started from {server_folder}.",
+            advice="Start it with dpfpl-server start, and name the same folder here.",
+        ) from error
+    return Control(address, server_folder / "ca.crt")
+
+
+def _flower_config(settings: SuperLinkSettings) -> str:
+    """Return Flower's config.toml, with which the ``flwr`` command works as well (FLWR_HOME set to its folder)."""
+    ca = json.dumps(str((settings.server_folder / "ca.crt").resolve()))
+    return (
+        f'[superlink]\ndefault = "{_CONNECTION}"\n\n[superlink.{_CONNECTION}]\n'
+        f'address = "{settings.control_address}"\nroot-certificates = {ca}\n'
+    )
+
+
+def _answers(server_folder: Path) -> bool:
+    try:
+        with open_control(server_folder) as control:
+            control.nodes()
+    except DeploymentError as error:
+        if error.code == "CONTROL_REFUSED":
+            raise
+        return False
+    return True
+
+
+def _refuse_second(settings: SuperLinkSettings) -> None:
+    """Two SuperLinks on one database would hand out each other's work."""
+    if _answers(settings.server_folder):
+        raise DeploymentError(
+            code="ALREADY_RUNNING",
+            message=f"A SuperLink is running from {settings.server_folder} already.",
+            advice="Use that one, or stop it first.",
+        )
+
+
+def _refuse_taken_port(address: str) -> None:
+    """gRPC would share a taken port with its owner without a word, so find out first."""
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError(
+            code="ADDRESS", message=f"{address!r} is not host:port.", advice="Write it like 0.0.0.0:9092."
+        )
+    try:
+        family, kind, _, _, where = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(where)
+    except OSError as error:
+        raise DeploymentError(
+            code="PORT_TAKEN",
+            message=f"The server cannot listen on {address}: {error.strerror or error}.",
+            advice="Stop the program that uses the port, or choose another one.",
+        ) from error

@@ -1,0 +1,1 @@
+"""What people and probes see while it runs: console, terminal, metrics, doctor."""

@@ -1,0 +1,225 @@
+"""What the operator sees in a terminal while an experiment runs."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from dpfpl_server.runs.state import LiveState
+from dpfpl_server.runs.words import (
+    DASH,
+    FLOORS,
+    MEASURED,
+    amount,
+    bytes_text,
+    change,
+    epsilon_text,
+    exact,
+    noise_is_real,
+    percent,
+    points,
+    printable,
+    seconds_text,
+)
+
+__all__ = ["LiveDisplay", "print_result", "result_table"]
+
+
+# The end of a run as tables in a terminal: accuracies, floors, epsilons, cost of a round.
+
+
+def result_table(result: Mapping[str, Any]) -> RenderableType:
+    """The tables of a finished run; text from outside is shown as it is, never as markup.
+
+    Args:
+        result: as ``build_result`` makes it, or read back from result.json.
+    """
+    pieces: list[RenderableType] = [_accuracy(result), _floors(result), _privacy(result)]
+    if not noise_is_real(result):
+        pieces.append(Text(f"Noise: {printable(result['privacy'].get('noise', 'not stated'))}.", style="yellow"))
+    flagged = [f"{printable(site['name'])} ({site['flag']})" for site in result["sites"] if site.get("flag")]
+    if flagged:
+        pieces.append(Text(f"Ask about: {', '.join(flagged)}; see docs/operator.md.", style="yellow"))
+    pieces.append(Text(_cost(result)))
+    return Group(*pieces)
+
+
+def print_result(result: Mapping[str, Any], console: Console) -> None:
+    """Print the tables of a finished run."""
+    console.print(result_table(result), highlight=False)
+
+
+def _accuracy(result: Mapping[str, Any]) -> Table:
+    rows = [
+        (
+            site["name"],
+            change(site["before"], site["local"]),
+            points(site["before"], site["local"]),
+            change(site["before_neighbour"], site["neighbour"]),
+            percent(site["global"]),
+        )
+        for site in result["sites"]
+    ]
+    things, measured = _measured(result)
+    head = ("site", f"own {things}, %", "points", f"others' {things}, %", "shared prompt alone")
+    title = f"{result['config']['name']}: {measured} before → after {amount(len(result['rounds']), 'round')}"
+    return _table(title, head, rows)
+
+
+def _floors(result: Mapping[str, Any]) -> Table:
+    accuracy = result["accuracy"]
+    rows = [
+        (
+            "this federation",
+            percent(accuracy["local"]),
+            DASH,
+            percent(accuracy["worst_site"]),
+            percent(accuracy["neighbour"]),
+        )
+    ]
+    for key, floor in result["floors"].items():
+        local = floor.get("local")
+        ahead = points(local, accuracy["local"])
+        others = (percent(floor.get(where)) for where in ("worst_site", "neighbour"))
+        rows.append((FLOORS.get(key, (key, ""))[0], percent(local), ahead, *others))
+    things, _ = _measured(result)
+    head = ("mean of the sites", f"own {things}", "ahead by", "worst site", f"others' {things}")
+    return _table("Compared with", head, rows)
+
+
+def _measured(result: Mapping[str, Any]) -> tuple[str, str]:
+    return MEASURED.get(str(result["config"].get("task", {}).get("kind", "")), MEASURED["classify"])
+
+
+def _privacy(result: Mapping[str, Any]) -> Table:
+    rows = [
+        (entry.get("who", entry["adversary"]), epsilon_text(entry["epsilon"]), exact(entry["delta"]))
+        for entry in result["privacy"]["epsilons"]
+    ]
+    units = "; ".join(sorted({entry["unit"] for entry in result["privacy"]["epsilons"]}))
+    return _table(f"Privacy, by the accountant; unit: {units}", ("against", "epsilon", "delta"), rows)
+
+
+def _cost(result: Mapping[str, Any]) -> str:
+    rounds = result["rounds"]
+    if not rounds:
+        return "No round was completed."
+    seconds, up, down = (
+        statistics.median(values) if (values := [r[key] for r in rounds if r.get(key) is not None]) else None
+        for key in ("seconds", "bytes_up", "bytes_down")
+    )
+    dropped = sum(len(entry.get("dropped", {})) for entry in rounds)
+    return (
+        f"A round (median): {seconds_text(seconds)}, {bytes_text(up)} from the sites, {bytes_text(down)} to them. "
+        f"The run: {seconds_text(result['seconds'])}. Answers left out: {dropped}."
+    )
+
+
+def _table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    table = Table(title=Text(printable(title), style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
+    for column, name in enumerate(head):
+        table.add_column(Text(name), justify="right" if column else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(printable(value)) for value in row))
+    return table
+
+
+QUIET_PHASES = frozenset({"TRAINING", "EVALUATING"})
+"""Phases that repeat with every site's answer: a plain terminal gets their first line only."""
+
+
+class LiveDisplay:
+    """Shows the strategy's statuses, live in a terminal and as plain lines elsewhere.
+
+    Args:
+        name: of the experiment.
+        rounds: in all.
+        console: where to; default standard error, so that standard output stays free for results.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        rounds: int,
+        *,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.state = LiveState(rounds)
+        self._name = printable(name)
+        self._console = console or Console(stderr=True)
+        self._clock = clock
+        self._started = clock()
+        self._said: tuple[object, ...] = ()
+        self._live: Live | None = None
+
+    def __enter__(self) -> Self:
+        self._started = self._clock()
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
+            self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=4)
+            self._live.start(refresh=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def update(self, status: Mapping[str, Any]) -> None:
+        """Take the strategy's newest status; any thread may call it, one at a time."""
+        before = self.state
+        self.state = before.after(status)
+        if self._live is not None:
+            if status.get("phase") == "ROUND_ABANDONED":
+                self._say(self.state.activity)
+            return
+        phase = status.get("phase")
+        said = (phase, status.get("round")) if phase in QUIET_PHASES else (phase, self.state.activity)
+        if said == self._said:
+            return
+        self._said = said
+        measured = phase == "ROUND_DONE" and bool(status.get("metrics")) and self.state.accuracy is not None
+        self._say(self.state.activity + (f"; mean local accuracy {self.state.accuracy_text}" if measured else ""))
+
+    def _say(self, text: str) -> None:
+        elapsed = seconds_text(self._clock() - self._started)
+        line = Text(f"{self._name} [{self.state.completed}/{self.state.rounds}] {elapsed}  {text}")
+        self._console.print(line, soft_wrap=True, highlight=False)
+
+    def _render(self) -> RenderableType:
+        state = self.state
+        head = Table.grid(padding=(0, 1), expand=True)
+        head.add_column(no_wrap=True, overflow="ellipsis")
+        head.add_column(ratio=1)
+        head.add_column(no_wrap=True)
+        head.add_column(no_wrap=True)
+        head.add_row(
+            Text(self._name, style="bold"),
+            ProgressBar(total=max(state.rounds, 1), completed=state.completed),
+            Text(f"{state.completed}/{state.rounds} rounds"),
+            Text(seconds_text(self._clock() - self._started), style="dim"),
+        )
+        sites = Table.grid(padding=(0, 2))
+        sites.add_column(no_wrap=True)
+        sites.add_column()
+        for site, what in state.sites.items():
+            sites.add_row(Text(f"  {site}"), Text(what, style=_style(what)))
+        accuracy = Text(f"mean local accuracy: {state.accuracy_text}")
+        return Group(head, Text(state.activity), sites, accuracy)
+
+
+def _style(what: str) -> str:
+    if what.startswith(("left out", "not connected")):
+        return "red"
+    return "dim" if what.startswith(("training", "evaluating")) else "green"
