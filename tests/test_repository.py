@@ -91,6 +91,14 @@ def test_no_secret_in_the_repository(what: str) -> None:
     assert holders == []
 
 
+def test_git_ignores_no_source() -> None:
+    """A pattern such as ``runs/`` hides a package of this name too, from git and from what builds the wheels."""
+    command = ["git", "ls-files", "--others", "--ignored", "--exclude-standard", "-z", "--", *DISTRIBUTIONS]
+    ignored = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+
+    assert [name for name in ignored if "/src/" in name and "__pycache__" not in name and ".egg-info" not in name] == []
+
+
 def test_no_dangerous_call_in_the_sources() -> None:
     found = [
         f"{path.relative_to(ROOT)}:{node.lineno} {problem}"

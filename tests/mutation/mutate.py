@@ -61,7 +61,9 @@ WORDS = {
     "timed out": "TIMED OUT ",
     "skipped": "NOT SHOWN ",
 }
-IGNORED = (".git", ".venv", "runs", "__pycache__", ".*_cache", ".hypothesis", "dist", "build", "wheels", ".coverage*")
+IGNORED = (".git", ".venv", "__pycache__", ".*_cache", ".hypothesis", "dist", "build", "wheels", ".coverage*")
+RESULTS = "runs"
+"""At the root alone: a package may have this name."""
 
 
 @dataclass(frozen=True)
@@ -222,8 +224,13 @@ def made_copies(folder: Path, count: int, root: Path = ROOT) -> list[Path]:
     """Copies of the working tree; their byte code is checked against the source's content, not against its time."""
     folder.chmod(0o755)  # some tests have other users run what is inside
     copies = [folder / f"copy-{number}" for number in range(count)]
+    ignored = shutil.ignore_patterns(*IGNORED)
+
+    def left_out(of: str, names: list[str]) -> set[str]:
+        return ignored(of, names) | ({RESULTS} if Path(of) == root else set())
+
     for copy in copies:
-        shutil.copytree(root, copy, ignore=shutil.ignore_patterns(*IGNORED))
+        shutil.copytree(root, copy, ignore=left_out)
         for name in ("common", "client", "server", "bench"):
             mode = py_compile.PycInvalidationMode.CHECKED_HASH
             compileall.compile_dir(copy / name / "src", quiet=2, invalidation_mode=mode)
@@ -308,7 +315,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--part", default="1/1", help="which share of them, for instance 1/3")
     parser.add_argument("--workers", type=int, default=2, help="copies that work side by side")
     parser.add_argument("--fresh", action="store_true", help="forget what earlier runs showed")
-    parser.add_argument("--results", type=Path, default=ROOT / "runs" / "mutate" / "results.jsonl")
+    parser.add_argument("--results", type=Path, default=ROOT / RESULTS / "mutate" / "results.jsonl")
     options = parser.parse_args(arguments)
     if found := problems(MUTATIONS, ROOT):
         print("\n".join(["Nothing was run, because of the breaks themselves:", *found]))

@@ -16,13 +16,13 @@ def clipped(value, bound):
     return min(value, bound)
 """
 TESTS = """
-import dpfpl_toy.clip
+import dpfpl_toy.runs.clip
 
 def test_a_large_value_is_cut():
-    assert dpfpl_toy.clip.clipped(5.0, 2.0) == 2.0
+    assert dpfpl_toy.runs.clip.clipped(5.0, 2.0) == 2.0
 
 def test_a_small_value_is_kept():
-    assert dpfpl_toy.clip.clipped(1.0, 2.0) == 1.0
+    assert dpfpl_toy.runs.clip.clipped(1.0, 2.0) == 1.0
 """
 PROGRAM = """
 import json, sys
@@ -35,12 +35,12 @@ copies = mutate.made_copies(work, 2, root)
 jobs = []
 told = {}
 for name, (new, test) in json.loads(sys.argv[4]).items():
-    mutation = mutate.Mutation(name, "dpfpl_toy.clip:clipped", "min(value, bound)", new, (test,))
+    mutation = mutate.Mutation(name, "dpfpl_toy.runs.clip:clipped", "min(value, bound)", new, (test,))
     jobs.append(mutate.Job((test,), mutation, 6.0 if "end" in name else 60.0))
 jobs.append(mutate.Job(("tests/test_clip.py",)))
 mutate.side_by_side(jobs, copies, lambda job, o: told.update({job.mutation.name if job.mutation else "none": vars(o)}))
-left = {(copy / "common/src/dpfpl_toy/clip.py").read_text() == Path(root / "common/src/dpfpl_toy/clip.py").read_text()
-        for copy in copies}
+clip = "common/src/dpfpl_toy/runs/clip.py"
+left = {(copy / clip).read_text() == (root / clip).read_text() for copy in copies}
 print(json.dumps([told, left == {True}]))
 """
 CUT, KEPT = (f"tests/test_clip.py::test_a_{which}" for which in ("large_value_is_cut", "small_value_is_kept"))
@@ -64,22 +64,23 @@ FOUND = {
 }
 NOT_FOUND = {
     "no such module": (
-        "dpfpl_toy.cut:clipped",
+        "dpfpl_toy.runs.cut:clipped",
         "min(...)",
-        "dpfpl_toy.cut; clipped is in common/src/dpfpl_toy/clip.py",
+        "dpfpl_toy.runs.cut; clipped is in common/src/dpfpl_toy/runs/clip.py",
     ),
-    "no such name": ("dpfpl_toy.clip:cut", "min(...)", "0 of the name dpfpl_toy.clip:cut"),
-    "no such code": ("dpfpl_toy.clip:clipped", "max(...)", "'max(...)' is there 0 times"),
-    "code that is there twice": ("dpfpl_toy.clip:clipped", "_1", "'_1' is there 4 times"),
+    "no such name": ("dpfpl_toy.runs.clip:cut", "min(...)", "0 of the name dpfpl_toy.runs.clip:cut"),
+    "no such code": ("dpfpl_toy.runs.clip:clipped", "max(...)", "'max(...)' is there 0 times"),
+    "code that is there twice": ("dpfpl_toy.runs.clip:clipped", "_1", "'_1' is there 4 times"),
 }
 
 
 @pytest.fixture
 def root(tmp_path):
-    for path, text in (("common/src/dpfpl_toy/clip.py", CODE), ("tests/test_clip.py", TESTS)):
+    for path, text in (("common/src/dpfpl_toy/runs/clip.py", CODE), ("tests/test_clip.py", TESTS)):
         (tmp_path / path).parent.mkdir(parents=True)
         (tmp_path / path).write_text(text)
-    (tmp_path / "common/src/dpfpl_toy/__init__.py").touch()
+    for package in ("dpfpl_toy", "dpfpl_toy/runs"):
+        (tmp_path / "common/src" / package / "__init__.py").touch()
     (tmp_path / "pyproject.toml").write_text("")
     return tmp_path
 
@@ -87,7 +88,9 @@ def root(tmp_path):
 @pytest.mark.parametrize("case", FOUND)
 def test_a_piece_of_code_is_found_by_what_it_says(root, case):
     old, new, after = FOUND[case]
-    assert ANCHOR["broken"](root, "dpfpl_toy.clip:clipped", old, new) == f"def clipped(value, bound):\n    {after}\n"
+    assert (
+        ANCHOR["broken"](root, "dpfpl_toy.runs.clip:clipped", old, new) == f"def clipped(value, bound):\n    {after}\n"
+    )
 
 
 @pytest.mark.parametrize("case", NOT_FOUND)
