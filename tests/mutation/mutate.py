@@ -174,7 +174,7 @@ def _digest(parts: Iterable[str]) -> str:
 def tree_digest(root: Path) -> str:
     """Of all code and all tests; the lists of breaks are not part of it, as each break is known by its own text."""
     files = [root / "pyproject.toml", root / "constraints.txt"]
-    for folder in ("common", "client", "server", "bench", "tests"):
+    for folder in ("common", "client", "server", "bench", "research", "tests"):
         files += [p for p in (root / folder).rglob("*") if p.is_file() and p.suffix != ".pyc"]
     parts = []
     for file in sorted(files):
