@@ -126,7 +126,7 @@ FEDERATION = (
         "client/src/dpfpl_client/learning/learner.py",
         "            gradient = batch_gradient(experiment, self._total(global_context, state.context, "
         "examples, finite)[None])\n",
-        "            from dpfpl_client.learning.step import clipped_sums\n"
+        "            from dpfpl_common.privacy.clipping import clipped_sums\n"
         "            each = self._gradients(global_context, state.context, examples)\n"
         "            gradient = clipped_sums([each], [experiment.privacy.clipping_norm])[0]\n"
         "            gradient = gradient / (experiment.privacy.sample_rate * experiment.privacy.nominal_site_size)\n",
