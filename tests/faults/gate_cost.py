@@ -43,7 +43,7 @@ def main() -> None:
         sites=("site-01", "site-02", "site-03", "site-04"),
         model=ModelSettings(width=backbone.width),
         prompt=PromptSettings(num_context=4, rank=4),
-        privacy=PrivacySettings(noise_multiplier=60.0, nominal_site_size=300),
+        privacy=PrivacySettings(mechanism="per_step", noise_multiplier=60.0, nominal_site_size=300),
         rounds=RoundSettings(number=rounds, local_steps=4),
     )
     policy = Policy(("*",), 1e3, 1e3, max_epsilon_operator=1e3, max_epsilon_operator_lifetime=1e3, reply_slot=slot)

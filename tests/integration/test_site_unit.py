@@ -65,7 +65,7 @@ def make_experiment(width=8, sites=20, rounds=6, local_steps=3, method="dpfpl", 
         sites=tuple(site_names(sites)),
         model=ModelSettings(width=width),
         prompt=PromptSettings(method=method, rank=2),
-        privacy=PrivacySettings(**(settings | privacy)),
+        privacy=PrivacySettings(**({"mechanism": "per_step"} | settings | privacy)),
         rounds=RoundSettings(number=rounds, local_steps=local_steps),
     )
 

@@ -9,7 +9,7 @@ import pytest
 
 from dpfpl_client.agent.policy import load_policy, permit
 from dpfpl_client.node.records import encode_reply
-from dpfpl_common.config import from_table
+from dpfpl_common.config import build
 from dpfpl_common.errors import RefusedError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_common.privacy.accounting import epsilon
@@ -34,7 +34,7 @@ def make_experiment(rounds=None, model=None, **privacy):
         classes=("cat", "dog"),
         sites=SITES,
         model=ModelSettings(width=128, fingerprint="abc"),
-        privacy=PrivacySettings(**{**PRIVACY, **privacy}),
+        privacy=PrivacySettings(**{"mechanism": "per_step", **PRIVACY, **privacy}),
         rounds=RoundSettings(**{"number": 3, "local_steps": 2, **(rounds or {})}),
     )
 
@@ -50,7 +50,7 @@ def test_the_epsilons_are_those_of_the_finished_run(tmp_path):
 def test_the_experiment_in_it_is_what_sites_get(tmp_path):
     experiment = make_experiment()
     plan = json.loads(json.dumps(make_plan(experiment, REGISTER, tmp_path)))
-    again = from_table(Experiment, plan["experiment"], "plan.json")
+    again = build(Experiment, plan["experiment"], "plan.json")
     assert again == experiment
     assert again.digest() == plan["digest"]
 

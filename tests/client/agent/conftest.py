@@ -44,7 +44,7 @@ def experiment(backbone):
         sites=("north", "south"),
         model=ModelSettings(width=backbone.width),
         prompt=PromptSettings(num_context=4, rank=2),
-        privacy=PrivacySettings(noise_multiplier=4.0, nominal_site_size=12),
+        privacy=PrivacySettings(mechanism="per_step", noise_multiplier=4.0, nominal_site_size=12),
         rounds=RoundSettings(number=3, local_steps=1),
     )
 

@@ -12,7 +12,7 @@ from dpfpl_common.experiment import (
     PromptSettings,
     RoundSettings,
     TaskSettings,
-    mechanism_for,
+    choose_mechanism,
 )
 from dpfpl_common.privacy_plan import resolve_noise
 
@@ -112,7 +112,7 @@ def build_experiment(
 
 
 def _chosen(settings: BenchSettings, served: tuple[str, ...]) -> tuple[str, str]:
-    return mechanism_for(
+    return choose_mechanism(
         {
             "privacy": {
                 "mechanism": settings.mechanism or None,

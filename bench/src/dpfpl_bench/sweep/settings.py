@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dpfpl_bench.simulate.settings import BenchSettings
-from dpfpl_common.config import from_table, read_toml, to_table
+from dpfpl_common.config import build, read_toml, to_table
 from dpfpl_common.errors import ConfigError
 
 __all__ = ["Cell", "FixedSettings", "Grid", "Sweep", "load_sweep"]
@@ -159,7 +159,7 @@ class Sweep:
 
 def load_sweep(path: Path) -> Sweep:
     """Read sweep.toml; errors name the key, the value and what was expected."""
-    return from_table(Sweep, read_toml(path), path.name)
+    return build(Sweep, read_toml(path), path.name)
 
 
 def _wrong(key: str, what: str, advice: str) -> ConfigError:

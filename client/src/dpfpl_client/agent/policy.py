@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpfpl_common.config import from_table, read_toml
+from dpfpl_common.config import build, read_toml
 from dpfpl_common.errors import ConfigError, RefusedError
 from dpfpl_common.experiment import MECHANISMS, METHODS, TRUST_MODES, UNITS, Experiment
 from dpfpl_common.privacy.accounting import exceeds
@@ -167,7 +167,7 @@ def load_policy(path: Path) -> Policy:
             advice="Make it a regular file of the agent's user: chmod 640.",
         )
     _require_safe_folder(path.parent)
-    return from_table(Policy, read_toml(path), path.name)
+    return build(Policy, read_toml(path), path.name)
 
 
 def _require_safe_folder(folder: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from dpfpl_client.agent.audit import AuditLog
 from dpfpl_client.agent.policy import Policy, load_policy, loosened, stricter
-from dpfpl_common.config import from_table, to_table
+from dpfpl_common.config import build, to_table
 from dpfpl_common.errors import ConfigError, StateError
 from dpfpl_common.experiment import Experiment, parse_experiment
 from dpfpl_common.ops.files import make_folder_durably, write_durably
@@ -182,7 +182,7 @@ class PolicyFile:
     def _accepted(self) -> Policy | None:
         try:
             table: Any = json.loads(self._accepted_path.read_bytes())
-            return from_table(Policy, table, self._accepted_path.name)
+            return build(Policy, table, self._accepted_path.name)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, ConfigError) as error:

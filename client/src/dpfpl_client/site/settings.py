@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dpfpl_client.data import DataSettings
-from dpfpl_common.config import from_table, read_toml
+from dpfpl_common.config import build, read_toml
 from dpfpl_common.errors import ConfigError
 from dpfpl_common.experiment import PRECISIONS, SITE_NAME
 
@@ -263,7 +263,7 @@ def load_site(path: Path) -> SiteSettings:
     table = read_toml(path)
     if "folder" in table:
         raise ConfigError(code="UNKNOWN_KEY", message=f"{path.name} has the unknown key 'folder'.", advice="Remove it.")
-    settings = from_table(SiteSettings, {**table, "folder": str(path.resolve().parent)}, path.name)
+    settings = build(SiteSettings, {**table, "folder": str(path.resolve().parent)}, path.name)
     # Relative paths start from site.toml, not from where a process happens to run; hub ids are no paths.
     if settings.model != "embedded" and settings.path(settings.model).is_dir():
         settings = dataclasses.replace(settings, model=str(settings.path(settings.model)))

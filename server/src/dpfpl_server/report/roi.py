@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from dpfpl_common.config import from_table, shown
+from dpfpl_common.config import build, shown
 from dpfpl_common.errors import ConfigError
 from dpfpl_server.report.facts import called, paired_sites
 from dpfpl_server.report.formulas import evaluate
@@ -184,7 +184,7 @@ def parse_roi(table: Mapping[str, Any], where: str) -> RoiInputs:
                 message=f"{where} {key} is {shown(spread[key])}, expected a number without quotes.",
                 advice="Or three of them: { low = 1, expected = 2, high = 3 }.",
             )
-    inputs = from_table(RoiInputs, spread, where)
+    inputs = build(RoiInputs, spread, where)
     for field in fields(inputs):
         value = getattr(inputs, field.name)
         if isinstance(value, Estimate):
