@@ -8,8 +8,9 @@ from importlib import resources
 
 import pytest
 
+from dpfpl_common.config import build
 from dpfpl_server.report import render_report
-from dpfpl_server.report.roi import parse_roi
+from dpfpl_server.report.roi import RoiInputs
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +33,7 @@ CUT_OFF_TEXT = """
 def page(request, tmp_path_factory, demo_result):
     text = resources.files("dpfpl_server").joinpath("roi_template.toml").read_text(encoding="utf-8")
     path = tmp_path_factory.mktemp("report") / "report.html"
-    path.write_text(render_report(demo_result, request.param, parse_roi(tomllib.loads(text), "roi.toml")))
+    path.write_text(render_report(demo_result, request.param, build(RoiInputs, tomllib.loads(text), "roi.toml")))
     return request.param, path
 
 

@@ -20,12 +20,12 @@ from dpfpl_client.agent.core import SiteAgent
 from dpfpl_client.agent.features import FeatureCache, site_features
 from dpfpl_client.agent.ledger.anchor import Registry
 from dpfpl_client.agent.ledger.book import Ledger
-from dpfpl_client.agent.policy import Policy
 from dpfpl_client.agent.store import DiskStore, MemoryStore
 from dpfpl_client.data import DataSettings, list_classes, load_site_data
 from dpfpl_client.learning.step import SystemRandomness
 from dpfpl_client.models.backbone import load_backbone
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings, RoundSettings
+from dpfpl_common.policy import Policy
 from dpfpl_common.wire.payloads import TrainRequest
 
 

@@ -7,11 +7,12 @@ import sys
 import numpy as np
 import pytest
 
-from dpfpl_client.agent.policy import load_policy, permit
+from dpfpl_client.agent.policy_file import load_policy
 from dpfpl_client.node.records import encode_reply
 from dpfpl_common.config import build
 from dpfpl_common.errors import RefusedError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
+from dpfpl_common.policy import permit
 from dpfpl_common.privacy.accounting import epsilon
 from dpfpl_common.privacy_plan import planned_events
 from dpfpl_common.wire.payloads import METRIC_NAMES, SiteReply, TrainRequest

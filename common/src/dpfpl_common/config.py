@@ -6,6 +6,7 @@ a mistake names the key as it stands in the file, the value and what was expecte
 
 import dataclasses
 import functools
+import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from pydantic_core import CoreSchema, ErrorDetails
 
 from dpfpl_common.errors import ConfigError
 
-__all__ = ["ImpossibleError", "Texts", "build", "read_toml", "set_keys", "settings", "shown", "to_table"]
+__all__ = ["ImpossibleError", "Texts", "build", "matching", "read_toml", "set_keys", "settings", "shown", "to_table"]
 
 T = TypeVar("T")
 Texts = Annotated[tuple[str, ...], pydantic.Strict(False)]
@@ -37,6 +38,17 @@ class ImpossibleError(ValueError):
     def __init__(self, key: str, value: object, expected: str) -> None:
         super().__init__(key)
         self.key, self.value, self.expected = tuple(key.split(".")) if key else (), value, expected
+
+
+def matching(pattern: str, expected: str) -> pydantic.AfterValidator:
+    """For ``Annotated[str, ...]``: text of which the whole matches, or what was expected."""
+
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ImpossibleError("", text, expected)
+        return text
+
+    return pydantic.AfterValidator(check)
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))

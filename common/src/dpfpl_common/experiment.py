@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Field, Strict
 
-from dpfpl_common.config import ImpossibleError, Texts, build, read_toml, settings, to_table
+from dpfpl_common.config import ImpossibleError, Texts, build, matching, read_toml, settings, to_table
 from dpfpl_common.errors import ConfigError
 from dpfpl_common.privacy.noise import grid_allows
 
@@ -76,18 +76,6 @@ def unprintable(text: str) -> str:
     return next((char for char in text if not char.isprintable() and char not in JOINERS), "")
 
 
-def _experiment_name(name: str) -> str:
-    if not NAME.fullmatch(name):
-        raise ImpossibleError("", name, "1-63 of a-z, 0-9, '.', '_', '-', starting with a letter or digit")
-    return name
-
-
-def _site_name(name: str) -> str:
-    if not SITE_NAME.fullmatch(name):
-        raise ImpossibleError("", name, "the name that the operator gave: 1-63 of a-z, 0-9 and '-'")
-    return name
-
-
 def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
     fine = all(name.strip() and len(name) <= 200 and name.isprintable() for name in names)
     if not fine or len(set(names)) != len(names):
@@ -98,8 +86,10 @@ def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
 Chance = Annotated[float, Field(ge=1e-6, le=1)]
 Names = Annotated[Texts, AfterValidator(_distinct)]
 Norm = Annotated[float, Field(ge=1e-9, le=1e9)]
-ExperimentName = Annotated[str, AfterValidator(_experiment_name)]
-SiteName = Annotated[str, AfterValidator(_site_name)]
+ExperimentName = Annotated[
+    str, matching(NAME.pattern, "1-63 of a-z, 0-9, '.', '_', '-', starting with a letter or digit")
+]
+SiteName = Annotated[str, matching(SITE_NAME.pattern, "the name that the operator gave: 1-63 of a-z, 0-9 and '-'")]
 
 
 @settings

@@ -8,17 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from dpfpl_common.privacy.accounting import epsilon, json_epsilon
-from dpfpl_common.config import to_table
-from dpfpl_common.privacy_plan import images_to_stand_out
+from dpfpl_common.config import build, to_table
 from dpfpl_common.experiment import Experiment
+from dpfpl_common.policy import Policy, violations
+from dpfpl_common.privacy.accounting import exceeds
+from dpfpl_common.privacy_plan import (
+    capped_event,
+    images_to_stand_out,
+    server_noise_stddev,
+    site_noise_stddev,
+)
 from dpfpl_common.wire.payloads import TrainRequest
-from dpfpl_common.privacy_plan import capped_event, planned_events, server_noise_stddev, site_noise_stddev
 from dpfpl_server.federation.exchange import record_bytes
-from dpfpl_server.sites.kits import STARTING_POLICY
 from dpfpl_server.federation.records import encode_train_request
-from dpfpl_server.runs.result import privacy_statement
 from dpfpl_server.runs.folder import RunFolder
+from dpfpl_server.runs.result import privacy_statement
+from dpfpl_server.sites.kits import STARTING_POLICY
 from dpfpl_server.sites.register import Site
 
 __all__ = ["make_plan", "plan_lines"]
@@ -152,37 +157,11 @@ def _unregistered(experiment: Experiment, sites: Mapping[str, Site]) -> list[dic
 
 def _refused_by_the_starting_policy(experiment: Experiment) -> list[dict[str, str]]:
     """What a site refuses that left the policy of its kit as it was; a site may allow more, or less."""
-    policy, p = tomllib.loads(STARTING_POLICY), experiment.privacy
-    events = {event.adversary: event for event in planned_events(experiment)}
-    cost = epsilon([capped_event(experiment)], policy["delta"])
-    operator = epsilon([events["operator"]], policy["delta"])
-    lifetime, most = policy["max_epsilon_lifetime"], policy["max_epsilon_per_experiment"]
-    checks = [
-        ("trust", p.trust in policy["trust"], f"trust {p.trust} needs the site's explicit consent."),
-        ("units", p.unit in policy["units"], f"the unit {p.unit} needs the site's explicit consent."),
-        ("mechanisms", p.mechanism in policy["mechanisms"], f"mechanism {p.mechanism}."),
-        ("accounting", p.accounting == "honest", "only honest accounting is served."),
-        ("max_rounds", experiment.rounds.number <= policy["max_rounds"], f"at most {policy['max_rounds']} rounds."),
-        (
-            "max_clipping_norm",
-            max(p.clipping_norm, p.factor_norm) <= policy["max_clipping_norm"],
-            f"at most {policy['max_clipping_norm']:g}.",
-        ),
-        (
-            "min_noise_multiplier",
-            (p.noise_multiplier or 0.0) >= policy["min_noise_multiplier"],
-            f"at least {policy['min_noise_multiplier']:g}.",
-        ),
-        ("delta", p.target_delta <= policy["delta"], f"at most {policy['delta']:g}."),
-        (
-            "max_epsilon_operator",
-            p.trust == "central" or operator <= policy["max_epsilon_operator"],
-            f"{_epsilon(json_epsilon(operator))} towards the operator, at most {policy['max_epsilon_operator']:g}.",
-        ),
-        ("max_epsilon_per_experiment", cost <= most, f"{_epsilon(json_epsilon(cost))}, at most {most:g}."),
-        ("max_epsilon_lifetime", cost <= lifetime, f"{_epsilon(json_epsilon(cost))}, at most {lifetime:g}."),
-    ]
-    return [_refusal("a site with its kit's policy", rule, why) for rule, holds, why in checks if not holds]
+    policy = build(Policy, tomllib.loads(STARTING_POLICY), "the kit's policy.toml")
+    found = {broken.rule: broken.advice for broken in violations(policy, experiment)}
+    if exceeds([capped_event(experiment)], policy.delta, policy.max_epsilon_lifetime):
+        found["max_epsilon_lifetime"] = f"All experiments together may cost at most {policy.max_epsilon_lifetime:g}."
+    return [_refusal("a site with its kit's policy", rule, why) for rule, why in found.items()]
 
 
 def _warnings(experiment: Experiment) -> list[str]:
