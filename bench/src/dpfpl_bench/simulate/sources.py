@@ -20,7 +20,6 @@ __all__ = [
     "domain_classes",
     "domain_names",
     "domain_sites",
-    "initial_text",
     "locate",
     "named_classes",
 ]
@@ -276,7 +275,7 @@ def data_settings(data: str, seed: int, *, offline: bool = True) -> DataSettings
     if data in FIELD:
         return _field_settings(FIELD[data], seed, offline=offline)
     path = Path(data).expanduser()
-    if data in BUILT_IN:
+    if data == "digits" or data == "shapes":
         return DataSettings(source=data, split_seed=seed)
     if path.is_dir():
         return DataSettings(source="folder", path=str(path), split_seed=seed)
@@ -301,14 +300,9 @@ def named_classes(data: str, settings: DataSettings) -> tuple[str, ...]:
     return tuple(name for name in found if name in used)
 
 
-def initial_text(data: str) -> str:
-    """What ``--init-text`` is where it is not given: the template's beginning for a named set."""
-    return FIELD[data].init_text if data in FIELD else "a photo of a"
-
-
 def _field_settings(field: FieldData, seed: int, *, offline: bool) -> DataSettings:
     where = locate(field, offline=offline)
-    source = "folder" if isinstance(where, Path) else "huggingface"
+    source: Source = "folder" if isinstance(where, Path) else "huggingface"
     raw = DataSettings(source=source, path=str(where), split_seed=seed)
     names = field.class_map(list_classes(raw))
     if len(set(names.values())) != field.classes:

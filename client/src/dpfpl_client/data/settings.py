@@ -9,12 +9,13 @@ from pydantic import Field
 from dpfpl_client.data.records import Viewpoint
 from dpfpl_common.config import ImpossibleError, settings
 
-__all__ = ["PARTITIONS", "SOURCES", "DataSettings"]
+__all__ = ["PARTITIONS", "SOURCES", "Alpha", "DataSettings", "Partition", "Source"]
 
 Source = Literal["folder", "csv", "huggingface", "digits", "shapes", "questions"]
 Partition = Literal["none", "pathological", "dirichlet", "domain", "iid"]
 SOURCES: tuple[str, ...] = get_args(Source)
 PARTITIONS: tuple[str, ...] = get_args(Partition)
+Alpha = Annotated[float, Field(ge=1e-3, le=1e6)]
 _BUILT_IN = ("digits", "shapes")
 
 
@@ -44,7 +45,7 @@ class DataSettings:
     partition: Partition = "none"
     num_sites: Annotated[int, Field(ge=1)] = 1
     site_index: Annotated[int, Field(ge=0)] = 0
-    alpha: Annotated[float, Field(ge=1e-3, le=1e6)] = 0.3
+    alpha: Alpha = 0.3
     partition_seed: int = 0
     viewpoint: Viewpoint = "upright"
     class_map: Mapping[str, str] = field(default_factory=dict)
