@@ -22,8 +22,8 @@ from dpfpl_client.agent.service import serve
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.learning.learner import SiteFeatures
 from dpfpl_client.learning.step import SystemRandomness
-from dpfpl_client.models.backbone import load_backbone
-from dpfpl_client.models.evaluation import LabelledFeatures
+from dpfpl_client.models.backbone import LabelledFeatures
+from dpfpl_client.models.loader import load_backbone
 from dpfpl_common.policy import Policy
 from dpfpl_common.privacy.accounting import PrivacyEvent, epsilon
 

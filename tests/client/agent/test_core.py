@@ -10,7 +10,7 @@ from dpfpl_client.agent.ledger.book import Ledger
 from dpfpl_client.agent.store import MemoryStore
 from dpfpl_client.learning.learner import SiteFeatures
 from dpfpl_client.learning.step import SeededRandomness
-from dpfpl_client.models.evaluation import LabelledFeatures
+from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_common.errors import RefusedError, StateError
 from dpfpl_common.policy import Policy
 from dpfpl_common.privacy.accounting import PrivacyEvent, epsilon

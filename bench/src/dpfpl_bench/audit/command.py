@@ -71,8 +71,8 @@ def audit(
     from dpfpl_bench.simulate.simulation import prepare_sites, site_names
     from dpfpl_client.agent.features import FeatureCache
     from dpfpl_client.data import partition_sites, read_pool
-    from dpfpl_client.models.backbone import load_backbone
     from dpfpl_client.models.dual_encoder import as_dual_encoder
+    from dpfpl_client.models.loader import load_backbone
     from dpfpl_common.config import build, to_table
 
     torch.set_num_threads(1)

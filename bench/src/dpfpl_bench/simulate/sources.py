@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dpfpl_client.data import DataSettings, SiteData, list_classes, partition_sites, read_pool
+from dpfpl_client.data.settings import Source
 from dpfpl_common.errors import ConfigError, DataError
 
 __all__ = [
@@ -256,9 +257,6 @@ def check_archive(data: FieldData, archive: Path) -> None:
 
 
 # What ``--data`` of the command line means.
-
-
-BUILT_IN = ("digits", "shapes")
 
 
 def data_settings(data: str, seed: int, *, offline: bool = True) -> DataSettings:
