@@ -72,6 +72,8 @@ class RunRequest(RunSettings):
             raise ImpossibleError("engine", self.engine, "'inprocess' where compute is given")
         if self.engine != "inprocess" and self.task.in_words:
             raise ImpossibleError("engine", self.engine, f"'inprocess' for the task {self.task.kind}")
+        if self.cache and not Path(self.cache).is_dir() and Path(self.cache).exists():
+            raise ImpossibleError("cache", self.cache, "a folder")
 
 
 def run_simulation(

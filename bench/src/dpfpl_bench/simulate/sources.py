@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dpfpl_client.data import DataSettings, SiteData, list_classes, partition_sites, read_pool
-from dpfpl_client.data.settings import Source
+from dpfpl_client.data.settings import BUILT_IN, Source
+from dpfpl_common.config import build
 from dpfpl_common.errors import ConfigError, DataError
 
 __all__ = [
@@ -273,8 +274,8 @@ def data_settings(data: str, seed: int, *, offline: bool = True) -> DataSettings
     if data in FIELD:
         return _field_settings(FIELD[data], seed, offline=offline)
     path = Path(data).expanduser()
-    if data == "digits" or data == "shapes":
-        return DataSettings(source=data, split_seed=seed)
+    if data in BUILT_IN:
+        return build(DataSettings, {"source": data, "split_seed": seed}, "")
     if path.is_dir():
         return DataSettings(source="folder", path=str(path), split_seed=seed)
     if path.suffix.lower() == ".csv":

@@ -164,7 +164,7 @@ def partition_sites(
         ConfigError: an impossible partition.
     """
     check_class_names(class_names)
-    build(DataSettings, {"source": "digits", "partition": partition, "num_sites": num_sites, "alpha": alpha}, "[data]")
+    build(DataSettings, {"source": "digits", "partition": partition, "num_sites": num_sites, "alpha": alpha}, "")
     known = set(class_names)
     train = [record for record in pool if record.split == "train" and record.label in known]
     test = [record for record in pool if record.split == "test" and record.label in known]

@@ -9,14 +9,15 @@ from pydantic import Field
 from dpfpl_client.data.records import Viewpoint
 from dpfpl_common.config import ImpossibleError, settings
 
-__all__ = ["PARTITIONS", "SOURCES", "Alpha", "DataSettings", "Partition", "Source"]
+__all__ = ["BUILT_IN", "PARTITIONS", "SOURCES", "Alpha", "DataSettings", "Partition", "Source"]
 
 Source = Literal["folder", "csv", "huggingface", "digits", "shapes", "questions"]
 Partition = Literal["none", "pathological", "dirichlet", "domain", "iid"]
 SOURCES: tuple[str, ...] = get_args(Source)
 PARTITIONS: tuple[str, ...] = get_args(Partition)
 Alpha = Annotated[float, Field(ge=1e-3, le=1e6)]
-_BUILT_IN = ("digits", "shapes")
+BUILT_IN = ("digits", "shapes")
+"""Public data that come with the package."""
 
 
 @settings
@@ -51,7 +52,7 @@ class DataSettings:
     class_map: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.source not in _BUILT_IN and not self.path.strip():
+        if self.source not in BUILT_IN and not self.path.strip():
             raise ImpossibleError("path", self.path, f"where to find the {self.source} source")
         if self.site_index >= self.num_sites:
             raise ImpossibleError("site_index", self.site_index, f"a number from 0 to {self.num_sites - 1}")

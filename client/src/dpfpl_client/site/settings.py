@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from dpfpl_client.data import DataSettings
+from dpfpl_client.data.settings import BUILT_IN, DataSettings
 from dpfpl_common.config import ImpossibleError, build, matching, read_toml, settings
 from dpfpl_common.errors import ConfigError
 from dpfpl_common.experiment import Precision, SiteName
@@ -23,8 +23,6 @@ __all__ = [
     "UserSettings",
     "load_site",
 ]
-
-PUBLIC_SOURCES = ("digits", "shapes")
 
 
 @settings
@@ -138,7 +136,7 @@ class SiteSettings:
     folder: str = "."
 
     def __post_init__(self) -> None:
-        if self.simulation is not None and self.data.source not in PUBLIC_SOURCES:
+        if self.simulation is not None and self.data.source not in BUILT_IN:
             raise ConfigError(
                 code="PRIVATE_DATA_NEEDS_REAL_NOISE",
                 message="site.toml has a [simulation] seed, but the data is not a built-in public set.",
@@ -174,7 +172,7 @@ class SiteSettings:
     def _registry(self) -> Path:
         if self.registry:
             return self.path(self.registry)
-        if self.data.source in PUBLIC_SOURCES:
+        if self.data.source in BUILT_IN:
             return self.state_folder.with_name(self.state_folder.name + ".registry")
         named = os.environ.get("DPFPL_REGISTRY")
         if named:
