@@ -3,7 +3,7 @@
 __all__ = ["ACCOUNTING"]
 
 ACCOUNTANT = "common/src/dpfpl_common/privacy/accounting.py"
-PERMIT = "client/src/dpfpl_client/agent/policy.py"
+PERMIT = "common/src/dpfpl_common/policy.py"
 PLANNING = "common/src/dpfpl_common/privacy_plan.py"
 TRUST = "common/src/dpfpl_common/privacy_plan.py"
 ACCOUNTING_TESTS = "tests/common/test_accounting.py"
@@ -100,7 +100,7 @@ ACCOUNTING = (
     ),
     (
         "accuracies leave exactly where the policy says coarse",
-        "client/src/dpfpl_client/agent/policy.py",
+        PERMIT,
         "                return {name: round(round(value / COARSE_STEP) * COARSE_STEP, 2) "
         "for name, value in metrics.items()}\n",
         "                return dict(metrics)\n",

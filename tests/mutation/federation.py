@@ -95,9 +95,9 @@ FEDERATION = (
     ),
     (
         "a median of single shares of noise passes for their sum",
-        "common/src/dpfpl_common/soundness.py",
-        '    elif rule != "mean" and p.trust != "local":\n',
-        '    elif rule != "mean" and p.trust == "central":\n',
+        "common/src/dpfpl_common/experiment.py",
+        '    if rule != "mean" and p.trust != "local":\n',
+        '    if rule != "mean" and p.trust == "central":\n',
         (f"{EXPERIMENT_TESTS}::test_robust_rules_need_local_trust_and_enough_sites",),
     ),
     (

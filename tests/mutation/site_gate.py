@@ -12,7 +12,6 @@ LEARNER = "client/src/dpfpl_client/learning/learner.py"
 LEDGER = "client/src/dpfpl_client/agent/ledger/book.py"
 LEDGER_CHAIN_TESTS = "tests/client/agent/test_ledger_chain.py"
 LEDGER_FILE = "client/src/dpfpl_client/agent/ledger/file.py"
-POLICY = "client/src/dpfpl_client/agent/policy.py"
 POLICY_FILE = "client/src/dpfpl_client/agent/policy_file.py"
 POLICY_FILE_TESTS = "tests/client/agent/test_policy_file.py"
 QUOTAS = "client/src/dpfpl_client/agent/budget.py"
@@ -132,7 +131,7 @@ SITE_GATE = (
     ),
     (
         "policy: the group may write it",
-        POLICY,
+        POLICY_FILE,
         "(stat.S_IWOTH | stat.S_IWGRP)",
         "stat.S_IWOTH",
         (f"{POLICY_FILE_TESTS}::test_O1_a_policy_that_others_may_write_is_refused",),
