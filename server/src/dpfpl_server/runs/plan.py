@@ -1,5 +1,6 @@
 """What an experiment will cost and who would refuse it, before anything is sent: ``dpfpl-server plan``."""
 
+import dataclasses
 import statistics
 import tomllib
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dpfpl_common.config import build, to_table
-from dpfpl_common.experiment import Experiment
+from dpfpl_common.experiment import Experiment, choose_mechanism
 from dpfpl_common.policy import Policy, violations
 from dpfpl_common.privacy.accounting import exceeds
 from dpfpl_common.privacy_plan import (
@@ -50,6 +51,7 @@ def make_plan(experiment: Experiment, sites: Mapping[str, Site], runs: Path) -> 
     return {
         "experiment": to_table(experiment),
         "digest": experiment.digest(),
+        "mechanism": _mechanism(experiment),
         "noise": {
             "noise_multiplier": experiment.privacy.noise_multiplier,
             "site_stddev": site_noise_stddev(experiment),
@@ -67,10 +69,11 @@ def make_plan(experiment: Experiment, sites: Mapping[str, Site], runs: Path) -> 
 def plan_lines(plan: Mapping[str, Any]) -> list[str]:
     """A plan for people."""
     experiment, traffic, seconds = plan["experiment"], plan["bytes"], plan["seconds"]
-    privacy = plan["privacy"]
+    privacy, mechanism = plan["privacy"], plan["mechanism"]
     lines = [
         f"{experiment['name']}: {len(experiment['sites'])} sites, {experiment['rounds']['number']} rounds, digest "
         f"{plan['digest'][:16]}",
+        f"mechanism: {mechanism['name']}; auto takes {mechanism['auto']}: {mechanism['reason']}",
         f"noise: multiplier {plan['noise']['noise_multiplier']:.4g}, {experiment['privacy']['trust']} trust",
         *(
             f"epsilon {_epsilon(entry['epsilon'])} at delta {entry['delta']:g} towards {entry['who']}"
@@ -84,6 +87,13 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
     ]
     lines += [f"REFUSED by {entry['by']} (rule {entry['rule']}): {entry['why']}" for entry in plan["refusals"]]
     return lines + [f"WARNING {text}" for text in plan["warnings"]]
+
+
+def _mechanism(experiment: Experiment) -> dict[str, str]:
+    """The mechanism beside the one that ``auto`` takes for such an experiment, and why."""
+    open_privacy = dataclasses.replace(experiment.privacy, mechanism="auto", trust="auto")
+    auto = choose_mechanism(open_privacy, experiment.prompt, experiment.task)
+    return {"name": experiment.privacy.mechanism, "auto": auto.mechanism, "reason": auto.reason}
 
 
 def _images_of_a_class(experiment: Experiment) -> dict[str, int]:
