@@ -209,7 +209,7 @@ def _config_error(error: pydantic.ValidationError, cls: type, where: str) -> Con
     return ConfigError(
         code="WRONG_TYPE" if kind in _TYPES or kind == "finite_number" else "IMPOSSIBLE_VALUE",
         message=f"{_name(where, at)} is {shown(value)}, expected {expected}.",
-        advice=f"Correct {where}." if where else "Correct the value.",
+        advice="Correct the value.",
     )
 
 

@@ -95,6 +95,5 @@ def test_impossible_settings_name_key_value_and_expectation(values, key):
         build(SiteSettings, {"name": "north", "data": {"source": "digits"} | values}, "site.toml")
     shown = repr(values.get(key, ""))
     assert raised.value.message.startswith(f"site.toml [data] {key} is {shown}, expected ")
-    assert raised.value.advice == "Correct site.toml."
     with pytest.raises(ConfigError, match=f"{key} is"):
         DataSettings(**{"source": "digits"} | values)
