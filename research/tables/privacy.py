@@ -223,7 +223,7 @@ def _sites(data: str, seed: int) -> tuple[tuple[str, ...], tuple[SimulatedSite, 
     settings = DataSettings(source=data, split_seed=seed)
     names = list_classes(settings)
     pool = read_pool(settings, names, None)
-    parts = partition_sites(pool.records, names, "pathological", SITES, seed, 0.3)
+    parts = partition_sites(pool.records, names, "pathological", SITES, seed)
     return names, tuple(prepare_sites(parts, names, FeatureCache(None, _model()), site_names(SITES)))
 
 

@@ -131,8 +131,8 @@ def test_a_wrong_type_names_key_value_and_expectation(key, value, words):
     ("key", "value", "words"),
     [
         ("kind", "best", "kind is 'best', expected 'good' or 'better'"),
-        ("share", 0, "share is 0, expected a number above 0 to 1"),
-        ("share", 1.5, "share is 1.5, expected a number above 0 to 1"),
+        ("share", 0, "share is 0, expected a number above 0 up to 1"),
+        ("share", 1.5, "share is 1.5, expected a number above 0 up to 1"),
         ("inner", {"depth": 3, "label": "deep"}, "[inner] depth is 3, expected 9 or more where label is deep"),
     ],
     ids=lambda part: part if isinstance(part, str) else "",

@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 from dpfpl_common.errors import ConfigError
 from dpfpl_common.experiment import (
     METHODS,
-    OPTIMIZERS,
-    TRUST_MODES,
     AggregationSettings,
     Experiment,
     ModelSettings,
@@ -21,6 +19,7 @@ from dpfpl_common.experiment import (
     PromptSettings,
     RoundSettings,
     TaskSettings,
+    Trust,
     load_experiment,
     parse_experiment,
 )
@@ -277,7 +276,7 @@ def test_what_has_no_sound_analysis_is_refused_with_the_reason(privacy, reason):
         dataclasses.replace(drawn, prompt=dataclasses.replace(drawn.prompt, method="fedotp"))
     with pytest.raises(ConfigError, match=r"retention.*per_step"):
         dataclasses.replace(BASE, prompt=dataclasses.replace(BASE.prompt, retention=1.0), privacy=sound)
-    with pytest.raises(ConfigError, match=r"absent_weight.*one_shot only"):
+    with pytest.raises(ConfigError, match=r"absent_weight.*only one_shot"):
         dataclasses.replace(keeping, privacy=BASE.privacy)
     with pytest.raises(ConfigError, match="'none' or 'text'"):
         dataclasses.replace(BASE, privacy=dataclasses.replace(sound, projection="images"))
@@ -311,10 +310,10 @@ def experiments(draw):
         prompt=PromptSettings(
             draw(st.sampled_from(METHODS)), num_context, draw(st.integers(1, min(width, num_context))), draw(st.text())
         ),
-        optimizer=OptimizerSettings(draw(st.sampled_from(OPTIMIZERS)), draw(POSITIVE), draw(POSITIVE)),
+        optimizer=OptimizerSettings(draw(st.sampled_from(["adam", "sgd"])), draw(POSITIVE), draw(POSITIVE)),
         privacy=PrivacySettings(
             mechanism="per_step",
-            trust=draw(st.sampled_from(TRUST_MODES)),
+            trust=draw(st.sampled_from(typing.get_args(Trust))),
             target_epsilon=draw(st.none() | st.floats(1e-3, 1e3) | st.integers(1, 1000)),
             target_delta=draw(st.floats(1e-15, 0.5)),
             noise_multiplier=draw(st.just(0.0) | st.floats(0.1, 1e3) | st.integers(0, 100)),

@@ -1,6 +1,7 @@
 """A file that leaves mechanism and trust out gets the recommended ones where they can serve; what it names, stays."""
 
 import itertools
+from typing import get_args
 
 import pytest
 
@@ -8,11 +9,11 @@ from dpfpl_common.config import build
 from dpfpl_common.errors import ConfigError
 from dpfpl_common.experiment import (
     MECHANISMS,
-    TRUST_MODES,
     Experiment,
     PrivacySettings,
     PromptSettings,
     TaskSettings,
+    Trust,
     choose_mechanism,
     load_experiment,
     parse_experiment,
@@ -69,7 +70,7 @@ def test_the_trust_that_a_named_mechanism_takes_by_itself():
     assert chosen({"mechanism": "one_shot"}) == ("one_shot", "local")
 
 
-@pytest.mark.parametrize(("mechanism", "trust"), list(itertools.product(MECHANISMS, TRUST_MODES)))
+@pytest.mark.parametrize(("mechanism", "trust"), list(itertools.product(MECHANISMS, get_args(Trust))))
 def test_what_is_named_is_never_replaced(mechanism, trust):
     """Not even where it has no sound analysis: then it is refused."""
     named = {"mechanism": mechanism, "trust": trust}

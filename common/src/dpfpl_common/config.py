@@ -230,7 +230,7 @@ def _interval(cls: type, at: _Place) -> str:
         for name in ("ge", "gt", "le", "lt")
         if (value := getattr(part, name, None)) is not None
     }
-    words = {"ge": "from {:g}", "gt": "above {:g}", "le": "to {:g}", "lt": "below {:g}"}
+    words = {"ge": "from {:g}", "gt": "above {:g}", "le": "up to {:g}", "lt": "below {:g}"}
     return " ".join(["a number", *(words[name].format(limits[name]) for name in words if name in limits)])
 
 

@@ -20,15 +20,14 @@ __all__ = [
     "LONGEST_QUESTION",
     "MECHANISMS",
     "METHODS",
-    "PROJECTIONS",
-    "RULES",
     "TASKS",
-    "TRUST_MODES",
-    "UNITS",
+    "Accounting",
     "AggregationSettings",
     "Choice",
     "Experiment",
     "GradientSettings",
+    "Mechanism",
+    "Method",
     "ModelSettings",
     "OptimizerSettings",
     "Precision",
@@ -37,6 +36,8 @@ __all__ = [
     "RoundSettings",
     "SiteName",
     "TaskSettings",
+    "Trust",
+    "Unit",
     "choose_mechanism",
     "load_experiment",
     "parse_experiment",
@@ -57,12 +58,7 @@ Unit = Literal["example", "site"]
 
 MECHANISMS: tuple[str, ...] = get_args(Mechanism)
 METHODS: tuple[str, ...] = get_args(Method)
-OPTIMIZERS: tuple[str, ...] = get_args(Optimizer)
-PROJECTIONS: tuple[str, ...] = get_args(Projection)
-RULES: tuple[str, ...] = get_args(Rule)
 TASKS: tuple[str, ...] = get_args(Task)
-TRUST_MODES: tuple[str, ...] = get_args(Trust)
-UNITS: tuple[str, ...] = get_args(Unit)
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 SITE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -458,8 +454,7 @@ def _check_sites(e: Experiment) -> None:
 def _check_privacy(e: Experiment) -> None:
     """Refuse what has no sound analysis, with the reason, and noise that no run could draw."""
     p = e.privacy
-    reason = _unsound_site_unit(p) or _unsound(p, e.aggregation.rule)
-    if reason:
+    if reason := _unsound(p, e.aggregation.rule):
         raise ConfigError(
             code="NO_SOUND_ANALYSIS",
             message=f"Refused: {reason}.",
@@ -480,63 +475,66 @@ def _check_privacy(e: Experiment) -> None:
 
 def _check_prompt(e: Experiment) -> None:
     """Refuse ranks that are too large, and options that would silently do nothing."""
-    prompt, privacy = e.prompt, e.privacy
-    if prompt.rank > min(e.context_shape):
-        expected = f"a number from 1 to {min(e.context_shape)}, the smaller of num_context and width"
-        raise ImpossibleError("prompt.rank", prompt.rank, expected)
-    noised_steps = (privacy.mechanism, privacy.unit, e.task.kind) == ("per_step", "example", "classify")
-    if prompt.absent_weight and privacy.mechanism != "one_shot":
-        expected = "0: which classes a site lacks is known without a further release under the mechanism one_shot only"
-        raise ImpossibleError("prompt.absent_weight", prompt.absent_weight, expected)
-    if prompt.retention and not noised_steps:
-        expected = "0: it goes with the mechanism per_step, the unit example and the task classify"
-        raise ImpossibleError("prompt.retention", prompt.retention, expected)
-    if prompt.contrast and not (noised_steps and prompt.method == "fedpgp"):
-        expected = "0: it is a term of fedpgp, under the mechanism per_step, the unit example and the task classify"
-        raise ImpossibleError("prompt.contrast", prompt.contrast, expected)
+    prompt, privacy, most = e.prompt, e.privacy, min(e.context_shape)
+    if prompt.rank > most:
+        raise ImpossibleError("prompt.rank", prompt.rank, f"1 up to {most}, the smaller of num_context and width")
+    steps = (privacy.mechanism, privacy.unit, e.task.kind) == ("per_step", "example", "classify")
+    where = "the mechanism per_step, the unit example and the task classify"
+    for key, serves, why in (
+        (
+            "absent_weight",
+            privacy.mechanism == "one_shot",
+            "only one_shot knows, at no cost, what a site lacks",
+        ),
+        ("retention", steps, f"it goes with {where}"),
+        ("contrast", steps and prompt.method == "fedpgp", f"it is a term of fedpgp, under {where}"),
+    ):
+        if getattr(prompt, key) and not serves:
+            raise ImpossibleError(f"prompt.{key}", getattr(prompt, key), f"0: {why}")
 
 
 def _unsound(p: PrivacySettings, rule: str) -> str:
-    """Why the combination has no sound analysis; empty if it has one."""
-    if p.mechanism == "one_shot" and p.trust != "local":
-        return (
-            f"the mechanism one_shot cannot run under {p.trust} trust: what a site sends is trained on its own noised "
-            "class sums, which carry their whole noise already; shares of noise have no meaning there"
-        )
-    if p.mechanism == "one_shot" and p.accounting == "paper":
-        return "the paper's formula is about noise at every step; one_shot adds noise once"
-    if p.projection != "none" and p.mechanism != "one_shot":
-        return (
-            f"the projection {p.projection} is one of class sums of image features, which {p.mechanism} does not "
-            "release; its gradients are projected by the method's own directions"
-        )
-    if p.clipping == "separate" and (p.mechanism == "one_shot" or p.trust == "local"):
-        return "separate clipping needs several blocks; here only one is released"
-    if rule != "mean" and p.trust != "local":
-        return (
-            f"{rule} is no function of the sum of all messages, so the noise that the sum carries under {p.trust} "
-            "trust does not protect it; each message must carry the whole noise"
-        )
-    return ""
-
-
-def _unsound_site_unit(p: PrivacySettings) -> str:
-    """Why the settings around the unit ``site`` have no sound analysis; empty if they have one."""
-    if p.unit != "site":
-        if p.site_sample_rate < 1:
-            return "sampling sites is analysed for the unit site only"
-        return ""
-    if p.mechanism != "per_step":
-        return "one_shot bounds what one image adds to the class sums, not what a whole site adds"
-    if p.trust == "local":
-        return "under local trust the personal prompt learns from noised steps; a whole update is noised once a round"
-    if p.clipping != "joint":
-        return "under the unit site one vector is clipped, the whole update; there are no separate blocks"
-    if p.accounting != "honest":
-        return "the paper's formula is about single examples, not about whole sites"
-    if p.site_sample_rate < 1 and p.trust != "central":
-        return (
+    """Why no analysis covers the combination; empty if one does."""
+    site, once, separate = p.unit == "site", p.mechanism == "one_shot", p.clipping == "separate"
+    reasons = (
+        (not site and p.site_sample_rate < 1, "sampling sites is analysed for the unit site only"),
+        (site and once, "one_shot bounds what one image adds to the class sums, not what a whole site adds"),
+        (
+            site and p.trust == "local",
+            "under local trust the personal prompt learns from noised steps; a whole update is noised once a round",
+        ),
+        (
+            site and separate,
+            "under the unit site one vector is clipped, the whole update: there are no blocks",
+        ),
+        (site and p.accounting == "paper", "the paper's formula is about single examples, not about whole sites"),
+        (
+            site and p.site_sample_rate < 1 and p.trust != "central",
             "under distributed trust the sampled sites would add a random number of noise shares, which may be fewer "
-            "than the analysis counts on"
-        )
-    return ""
+            "than the analysis counts on",
+        ),
+        (
+            once and p.trust != "local",
+            f"the mechanism one_shot cannot run under {p.trust} trust: what a site sends is trained on its own noised "
+            "class sums, which carry their whole noise already; shares of noise have no meaning there",
+        ),
+        (
+            once and p.accounting == "paper",
+            "the paper's formula is about noise at every step, and one_shot adds noise once",
+        ),
+        (
+            p.projection != "none" and not once,
+            f"the projection {p.projection} is one of class sums of image features, which {p.mechanism} does not "
+            "release; its gradients are projected by the method's own directions",
+        ),
+        (
+            separate and (once or p.trust == "local"),
+            "separate clipping needs several blocks, and only one is released",
+        ),
+        (
+            rule != "mean" and p.trust != "local",
+            f"{rule} is no function of the sum of all messages, so the noise that the sum carries under {p.trust} "
+            "trust does not protect it; each message must carry the whole noise",
+        ),
+    )
+    return next((why for holds, why in reasons if holds), "")

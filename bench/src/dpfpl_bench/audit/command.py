@@ -96,7 +96,7 @@ def audit(
     else:
         settings = data_settings(data, seed, offline=not online)
         names = named_classes(data, settings)
-        parts = partition_sites(read_pool(settings, names).records, names, partition, sites, seed, 0.3)
+        parts = partition_sites(read_pool(settings, names).records, names, partition, sites, seed)
         backbone = as_dual_encoder(load_backbone(model, offline=not online))
         prepared = prepare_sites(parts, names, FeatureCache(None, backbone), site_names(sites))
         table = {

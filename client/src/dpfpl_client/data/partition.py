@@ -143,7 +143,7 @@ def partition_sites(
     partition: str,
     num_sites: int,
     seed: int,
-    alpha: float = 0.3,
+    alpha: float = DataSettings.alpha,
 ) -> list[SiteData]:
     """Deal the images out to sites; each training and each test image belongs to exactly one site.
 

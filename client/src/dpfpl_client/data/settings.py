@@ -2,19 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import field
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from dpfpl_client.data.records import Viewpoint
 from dpfpl_common.config import ImpossibleError, settings
 
-__all__ = ["BUILT_IN", "PARTITIONS", "SOURCES", "Alpha", "DataSettings", "Partition", "Source"]
+__all__ = ["BUILT_IN", "Alpha", "DataSettings", "Partition", "Source"]
 
 Source = Literal["folder", "csv", "huggingface", "digits", "shapes", "questions"]
 Partition = Literal["none", "pathological", "dirichlet", "domain", "iid"]
-SOURCES: tuple[str, ...] = get_args(Source)
-PARTITIONS: tuple[str, ...] = get_args(Partition)
 Alpha = Annotated[float, Field(ge=1e-3, le=1e6)]
 BUILT_IN = ("digits", "shapes")
 """Public data that come with the package."""
