@@ -1,7 +1,6 @@
 """Tables become frozen values strictly: every wrong key, type or file is named."""
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import field
 from typing import Annotated, Literal
 
@@ -35,7 +34,7 @@ class Outer:
     kind: Literal["good", "better"] = "good"
     share: Annotated[float, Field(gt=0, le=1)] = 1.0
     maybe: Inner | None = None
-    words: Mapping[str, str] = field(default_factory=dict)
+    words: dict[str, str] = field(default_factory=dict)
     inner: Inner = field(default_factory=lambda: Inner(1))
 
 

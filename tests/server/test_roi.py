@@ -111,7 +111,7 @@ def test_a_missing_input_is_named():
 
 
 def test_the_template_is_valid_and_each_step_uses_only_what_comes_before():
-    text = resources.files("dpfpl_server").joinpath("roi_template.toml").read_text(encoding="utf-8")
+    text = resources.files("dpfpl_server.report").joinpath("roi_template.toml").read_text(encoding="utf-8")
     inputs = build(RoiInputs, tomllib.loads(text), "roi.toml")
     known = set(scenario("expected", inputs, RATES).values) - {step.name for step in STEPS}
     for step in STEPS:

@@ -175,7 +175,6 @@ _TYPES = {
     "dict_type": "a table",
     "float_type": "a number",
     "int_type": "a whole number",
-    "mapping_type": "a table",
     "string_type": "text",
     "tuple_type": "a list",
 }

@@ -1,6 +1,5 @@
 """The ``[data]`` table of ``site.toml``: where a site's images are, and which part of them is the site's."""
 
-from collections.abc import Mapping
 from dataclasses import field
 from typing import Annotated, Literal
 
@@ -47,7 +46,7 @@ class DataSettings:
     alpha: Alpha = 0.3
     partition_seed: int = 0
     viewpoint: Viewpoint = "upright"
-    class_map: Mapping[str, str] = field(default_factory=dict)
+    class_map: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.source not in BUILT_IN and not self.path.strip():
