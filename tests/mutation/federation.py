@@ -90,7 +90,7 @@ FEDERATION = (
     ),
     (
         "a median of single shares of noise passes for their sum",
-        "dpfpl_common.experiment:refuse_unsound",
+        "dpfpl_common.experiment:_unsound",
         "rule != 'mean' and p.trust != 'local'",
         "rule != 'mean' and p.trust == 'central'",
         (f"{EXPERIMENT_TESTS}::test_robust_rules_need_local_trust_and_enough_sites",),
