@@ -54,11 +54,13 @@ class Cell:
 
 
 def all_cells(seeds: int) -> Iterator[Cell]:
-    """Seed by seed, the dozen at the demo's epsilon first."""
-    for seed in range(seeds):
-        for level in (CURVE_EPSILON, None, *(each for each in EPSILONS if each != CURVE_EPSILON)):
+    """The dozen at the demo's epsilon first, over all seeds."""
+    levels = sorted((*EPSILONS, None), key=lambda level: level != CURVE_EPSILON)
+    for level in levels:
+        for seed in range(seeds):
             for who in ("federated", "alone"):
                 yield Cell(who, DOZEN, level, seed)
+    for seed in range(seeds):
         for count in SITES:
             if count != DOZEN:
                 yield Cell("federated", count, CURVE_EPSILON, seed)
