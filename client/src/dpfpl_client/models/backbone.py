@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dpfpl_client.learning.model_folder import refuse_broken
 from dpfpl_client.models.files import does_not_load, model_folder, model_type
+from dpfpl_client.models.folder import refuse_broken
 from dpfpl_client.models.placement import CPU, device_named
 from dpfpl_common.errors import DpfplError, ModelError
 

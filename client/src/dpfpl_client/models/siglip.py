@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpfpl_client.learning.trial import refuse_differences
 from dpfpl_client.models.dual_encoder import DualEncoder
 from dpfpl_client.models.files import load_image_processor, load_parts, model_fingerprint
 from dpfpl_client.models.text_tower.choice import TextTower
 from dpfpl_client.models.text_tower.plain import PlainPass
 from dpfpl_client.models.text_tower.shared_prefix import ClassTokens
+from dpfpl_client.models.trial import refuse_differences
 
 __all__ = ["PaddedTextTower", "SiglipBackbone", "load_siglip"]
 
