@@ -140,6 +140,14 @@ class Backbone(Protocol):
         """
         ...
 
+    def check_classes(self, class_names: Sequence[str]) -> None:
+        """Refuse class names that the model reads as the same tokens, or cannot take.
+
+        Raises:
+            ModelError: CLASSES_READ_ALIKE, SPECIAL_TOKEN or NAME_JOINS_TEXT.
+        """
+        ...
+
     def image_features(self, images: Iterable[Image.Image], batch_size: int = 64) -> Iterator[Tensor]:
         """What the model sees of every image whatever the prompt, one row [feature_size] each, computed in batches.
 

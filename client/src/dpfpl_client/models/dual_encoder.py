@@ -13,7 +13,7 @@ from dpfpl_client.models.files import feature_identity
 from dpfpl_client.models.placement import batches
 from dpfpl_client.models.text_tower.choice import TextPass, TextTower
 from dpfpl_client.models.text_tower.shared_prefix import ClassTokens
-from dpfpl_client.models.words import Words, frame_of, repeated_to_the_left
+from dpfpl_client.models.words import Words, frame_of, refuse_alike, repeated_to_the_left
 from dpfpl_common.errors import ModelError
 from dpfpl_common.experiment import MECHANISMS
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dpfpl_client.models.class_scorer import ClassScorer
     from dpfpl_common.experiment import Experiment
 
-__all__ = ["DualEncoder", "as_dual_encoder", "no_answers", "refuse_alike"]
+__all__ = ["DualEncoder", "as_dual_encoder", "no_answers"]
 
 
 class DualEncoder:
@@ -226,24 +226,6 @@ class DualEncoder:
             features = self._model.get_image_features(**self.prepared(batch).to(self.device))
             features = getattr(features, "pooler_output", features)
             yield from torch.nn.functional.normalize(features, dim=-1).cpu().clone()
-
-
-def refuse_alike(names: Sequence[str], ids: Sequence[Sequence[int]]) -> None:
-    """Refuse names of which two have the same ids: to the model they are one class.
-
-    Raises:
-        ModelError: CLASSES_READ_ALIKE.
-    """
-    seen: dict[tuple[int, ...], str] = {}
-    for name, own in zip(names, map(tuple, ids), strict=True):
-        if own in seen:
-            raise ModelError(
-                code="CLASSES_READ_ALIKE",
-                message=f"The model reads the class names {seen[own]!r} and {name!r} as the same tokens (its tokenizer "
-                "may ignore case, blanks or signs that it does not know), so it can never tell these classes apart.",
-                advice="Give the classes names that differ in words, or make them one class.",
-            )
-        seen[own] = name
 
 
 def no_answers(family: str) -> ModelError:

@@ -1,4 +1,9 @@
-"""The text that a context begins as."""
+"""People's words as token ids: what they write never becomes a token that controls the model.
+
+A question, an answer or a class name may spell such a token (``</s>``, ``<image>``). Then it is tokenised as the plain
+characters that it is; where a tokenizer cannot do that, it is refused. Words that spell none keep the ids that they
+have in running text.
+"""
 
 import functools
 import threading
@@ -8,16 +13,7 @@ from typing import Any, Final
 
 from dpfpl_common.errors import ModelError
 
-__all__ = ["NEIGHBOUR", "Frame", "Words", "frame_of", "repeated_to_the_left"]
-
-
-# People's words as token ids: what they write never becomes a token that controls the model.
-#
-# A question, an answer or a class name may spell such a token (``</s>``, ``<image>``). Then it is tokenised as the
-# plain
-# characters that it is; where a tokenizer cannot do that, it is refused. Words that spell none keep the ids that they
-# have in running text.
-
+__all__ = ["NEIGHBOUR", "Frame", "Words", "frame_of", "refuse_alike", "repeated_to_the_left"]
 
 NEIGHBOUR = "a"
 """A word that stands for any other, to see how what follows a word is tokenised."""
@@ -53,6 +49,24 @@ def frame_of(tokenizer: Any) -> Frame:
         if plain and whole[start : start + len(plain)] == plain:
             return Frame(tuple(whole[:start]), tuple(whole[start + len(plain) :]), plain[0])
     return Frame((), (), int(tokenizer.unk_token_id or 0))
+
+
+def refuse_alike(names: Sequence[str], ids: Sequence[Sequence[int]]) -> None:
+    """Refuse names of which two have the same ids: to the model they are one class.
+
+    Raises:
+        ModelError: CLASSES_READ_ALIKE.
+    """
+    seen: dict[tuple[int, ...], str] = {}
+    for name, own in zip(names, map(tuple, ids), strict=True):
+        if own in seen:
+            raise ModelError(
+                code="CLASSES_READ_ALIKE",
+                message=f"The model reads the class names {seen[own]!r} and {name!r} as the same tokens (its tokenizer "
+                "may ignore case, blanks or signs that it does not know), so it can never tell these classes apart.",
+                advice="Give the classes names that differ in words, or make them one class.",
+            )
+        seen[own] = name
 
 
 class Words:
