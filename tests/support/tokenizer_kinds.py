@@ -1,19 +1,30 @@
 """Tokenizers of every kind, learned from random words, and small random models of every family for them."""
 
+import gzip
+import importlib.util
 import io
 import json
+import os
 import random
+import subprocess
+import sys
+import tempfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+
 from random_models.families import HEADS
 from random_models.parts import Sizes, square, text_sizes, vision_sizes
 
 PAD, UNKNOWN, BEGIN, END = "<pad>", "<unk>", "<s>", "</s>"
 ROLES = (PAD, UNKNOWN, BEGIN, END)
-PUBLIC = "a photo of an the picture X-ray no finding Pneumonia left cat golden retriever house ein Bild".split()
+PUBLIC = [
+    "a", "photo", "of", "an", "the", "picture", "X-ray", "no", "finding", "Pneumonia", "left", "cat", "golden",
+    "retriever", "house", "ein", "Bild",
+]  # fmt: skip
 FRAMES = {"both": f"{BEGIN} $A {END}", "end": f"$A {END}", "begin": f"{BEGIN} $A", "none": "$A"}
 TEXT = "a photo of a"
 TEXT_POSITIONS = 48
@@ -33,7 +44,9 @@ def _word_piece(rng):
     lower = rng.random() < 0.5
     made.normalizer = normalizers.BertNormalizer(lowercase=lower, strip_accents=rng.random() < 0.5)
     made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    return made, trainers.WordPieceTrainer(vocab_size=rng.randint(120, 300), special_tokens=list(ROLES), show_progress=False)
+    return made, trainers.WordPieceTrainer(
+        vocab_size=rng.randint(120, 300), special_tokens=list(ROLES), show_progress=False
+    )
 
 
 def _bpe_words(rng):
@@ -46,7 +59,10 @@ def _bpe_words(rng):
     )
     splits = Regex(r"[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
     made.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(splits, "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(splits, "removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
@@ -120,6 +136,17 @@ TRAINED = {
 SENTENCEPIECE = "sentencepiece"
 KINDS = (*TRAINED, SENTENCEPIECE)
 
+ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJ0123456789.,-()'/&%+ÄÖßéñ犬胸部ﬁⅡ😀 "
+TEXTS = (TEXT, "an X-ray of", "a", "ein Bild von", "the picture:", "A", "photo  of", "x.")
+
+
+def random_name(rng: random.Random) -> str:
+    """Letters of several scripts, signs and blanks, also at the ends and doubled."""
+    name = "".join(rng.choice(ALPHABET) for _ in range(rng.randint(1, 10)))
+    if rng.random() < 0.3:
+        name = name.replace(name[0], " ", 1) + "  b"
+    return name if name.strip() else "x"
+
 
 def tokenizer_of(kind: str, seed: int, frame: str = "both"):
     """A tokenizer of that kind, learned from a random corpus."""
@@ -184,7 +211,9 @@ def _siglip(s, rows, roles):
     from transformers import SiglipConfig, SiglipImageProcessorPil, SiglipModel
 
     text = text_sizes(s, rows, max_position_embeddings=TEXT_POSITIONS, projection_size=s.width, **roles)
-    return SiglipModel(SiglipConfig(text_config=text, vision_config=vision_sizes(s))), SiglipImageProcessorPil(size=square(s))
+    return SiglipModel(SiglipConfig(text_config=text, vision_config=vision_sizes(s))), SiglipImageProcessorPil(
+        size=square(s)
+    )
 
 
 def _siglip2(s, rows, roles):
@@ -278,6 +307,53 @@ def write_model(family: str, kind: str, folder: Path, seed: int = 0, frame: str 
     return folder
 
 
+def clip_vocabulary() -> Path | None:
+    """The published CLIP vocabulary, where it can be got; it is not ours to pass on, so it lies nowhere here."""
+    named, name = os.environ.get("DPFPL_CLIP_VOCABULARY"), "bpe_simple_vocab_16e6.txt.gz"
+    if named:
+        return Path(named)
+    for package in ("clip", "open_clip"):
+        found = importlib.util.find_spec(package)
+        if found and found.origin and (Path(found.origin).parent / name).is_file():
+            return Path(found.origin).parent / name
+    folder = Path(tempfile.gettempdir()) / f"dpfpl-clip-vocabulary-{os.getuid()}"
+    folder.mkdir(exist_ok=True, mode=0o700)
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(folder), "clip-anytorch"]
+    if not any(folder.glob("*.whl")):
+        try:
+            subprocess.run(command, check=True, timeout=60, capture_output=True)
+        except (OSError, subprocess.SubprocessError):
+            return None
+    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
+        (folder / name).write_bytes(wheel.read(f"clip/{name}"))
+    return folder / name
+
+
+def write_clip_vocabulary(folder: Path, published: Path) -> int:
+    """The tokenizer's files as published CLIP checkpoints have them; the vocabulary's size."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    folder.mkdir(parents=True, exist_ok=True)
+    merges = gzip.decompress(published.read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
+    printable = [chr(code) for code in (*range(33, 127), *range(161, 173), *range(174, 256))]
+    letters = [*printable, *sorted(set(ByteLevel.alphabet()) - set(printable))]
+    vocabulary = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair.split()) for pair in merges)]
+    vocabulary += ["<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({entry: place for place, entry in enumerate(vocabulary)}))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
+    roles = dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>")
+    config = {"tokenizer_class": "CLIPTokenizer", "bos_token": "<|startoftext|>", "do_lower_case": True, **roles}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"model_max_length": TEXT_POSITIONS}))
+    return len(vocabulary)
+
+
+def write_published_clip(family: str, folder: Path, published: Path) -> Path:
+    """A random model of that family with CLIP's published vocabulary."""
+    size = write_clip_vocabulary(folder, published)
+    roles = {"bos_token_id": size - 2, "eos_token_id": size - 1, "pad_token_id": size - 1}
+    return write_towers(family, folder, size, roles)
+
+
 def picture(seed: int = 0, size: tuple[int, int] = (50, 40)) -> Image.Image:
     """Noise."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8))
@@ -296,7 +372,7 @@ def plain_scores(folder, names, image=None, text=TEXT):
         padded = {"padding": "max_length", "max_length": length, "truncation": True}
         words = {"input_ids": tokenizer(sentences, return_tensors="pt", **padded)["input_ids"]}
     else:
-        words = tokenizer(sentences, padding=True, return_tensors="pt")
+        words = tokenizer(sentences, padding=len(sentences) > 1, return_tensors="pt")
         words = {key: words[key] for key in ("input_ids", "attention_mask")}
     with torch.no_grad():
         return model(**words, **pixels).logits_per_image[0]

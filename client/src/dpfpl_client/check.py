@@ -221,6 +221,7 @@ class _Check:
             "width": self.backbone.width,
             "fingerprint": self.backbone.fingerprint,
             "computes": f"on {self.settings.compute.device} in {self.settings.compute.precision}",
+            "stored": self.backbone.stored_precision,
             "tasks": list(self.backbone.tasks),
         }
         source = self.settings.data.source

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from dpfpl_client.models.files import does_not_load, model_folder, model_type
-from dpfpl_client.models.folder import refuse_broken
+from dpfpl_client.models.folder import refuse_broken, stored_precision
 from dpfpl_client.models.placement import CPU, device_named
 from dpfpl_common.errors import DpfplError, ModelError
 
@@ -109,6 +109,7 @@ class Backbone(Protocol):
         shortcuts: in words, what is computed once instead of again and again, exactly.
         tasks: what it can be asked, as ``TaskSettings.kind`` calls it.
         mechanisms: under which it can learn.
+        stored_precision: in which its checkpoint holds the weights (``float16``), whatever it computes in.
     """
 
     tasks: tuple[str, ...]
@@ -118,6 +119,7 @@ class Backbone(Protocol):
     feature_identity: str
     width: int
     feature_size: int
+    stored_precision: str
 
     @property
     def shortcuts(self) -> str:
@@ -216,11 +218,13 @@ def load_backbone(
             advice="Leave the precision out; what rounding can save here is [gradients] precision in experiment.toml.",
         )
     try:
-        return loaders[family](folder, dtype, place)
+        backbone = loaders[family](folder, dtype, place)
     except DpfplError:
         raise
     except Exception as error:  # noqa: BLE001  parts that do not belong together make libraries raise anything
         raise does_not_load(folder, "weights, tokenizer and preprocessor, which do not go together", error) from None
+    backbone.stored_precision = stored_precision(folder)
+    return backbone
 
 
 def load_computing(model: str, compute: "ComputeSettings", *, offline: bool = True) -> Backbone:

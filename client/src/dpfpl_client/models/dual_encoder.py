@@ -43,11 +43,13 @@ class DualEncoder:
         shortcuts: in words, what is computed once, exactly.
         tasks: what it can be asked: classes alone.
         mechanisms: under which it can learn: all.
+        stored_precision: in which its checkpoint holds the weights.
         adapter_obstacle: why a PEFT adapter of trained tokens cannot express a prompt; empty where it can.
     """
 
     tasks: tuple[str, ...] = ("classify",)
     mechanisms: tuple[str, ...] = MECHANISMS
+    stored_precision = "float32"
     context_follows = ""
     adapter_obstacle = ""
     shortcuts = "image features once"

@@ -5,13 +5,15 @@ safetensors files that lie in the folder itself, whole, so the fingerprint over 
 """
 
 import json
+import math
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from dpfpl_common.errors import ModelError
 
-__all__ = ["identifying_files", "refuse_broken", "weight_files"]
+__all__ = ["identifying_files", "refuse_broken", "stored_precision", "weight_files"]
 
 WEIGHTS: Final = ("*.safetensors",)
 DESCRIPTIONS: Final = (
@@ -23,6 +25,7 @@ TOKENIZERS: Final = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model", "*.
 PREPROCESSORS: Final = ("preprocessor_config.json", "processor_config.json")
 POINTER: Final = b"version https://git-lfs.github.com/spec/"
 LARGEST_HEADER: Final = 100_000_000
+PRECISIONS: Final = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 AGAIN: Final = "Download it again, or copy it again from where it is whole."
 
 
@@ -98,6 +101,16 @@ def weight_files(folder: Path, config: dict[str, Any]) -> list[str]:
             advice="Download what is missing.",
         )
     return names
+
+
+def stored_precision(folder: Path) -> str:
+    """In which the checkpoint holds most of its numbers, ``float16``; the folder passed ``refuse_broken``."""
+    numbers: Counter[str] = Counter()
+    for name in weight_files(folder, _read_config(folder)):
+        for entry in _header(folder / name)[0].values():
+            if entry["dtype"] in PRECISIONS:
+                numbers[PRECISIONS[entry["dtype"]]] += math.prod(entry["shape"])
+    return numbers.most_common(1)[0][0] if numbers else "float32"
 
 
 def _plain_name(name: object, said_by: str, endings: tuple[str, ...]) -> str:
@@ -179,6 +192,19 @@ def _damaged(path: Path, what: str) -> ModelError:
 def _refuse_cut(path: Path) -> None:
     """Refuse a safetensors file that is shorter, or longer, than its own header says."""
     size = path.stat().st_size
+    table, begin = _header(path)
+    expected = begin + max((entry["data_offsets"][1] for entry in table.values()), default=0)
+    if size != expected:
+        raise _cut(path, size, expected)
+
+
+def _header(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
+    """A safetensors file's tensors by name, and where their numbers begin.
+
+    Raises:
+        ModelError: MODEL_FILE_DAMAGED or MODEL_FILE_CUT.
+    """
+    size = path.stat().st_size
     with _opened(path) as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > LARGEST_HEADER or length < 2:
@@ -188,13 +214,12 @@ def _refuse_cut(path: Path) -> None:
     if len(header) < length:
         raise _cut(path, size, 8 + length, "at least ")
     try:
-        table = json.loads(header)
-        ends = [int(entry["data_offsets"][1]) for name, entry in table.items() if name != "__metadata__"]
+        table = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
+        for entry in table.values():
+            _ = (str(entry["dtype"]), math.prod(entry["shape"]), int(entry["data_offsets"][1]))
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
         raise _damaged(path, "has a damaged header") from None
-    expected = 8 + length + max(ends, default=0)
-    if size != expected:
-        raise _cut(path, size, expected)
+    return table, 8 + length
 
 
 def _cut(path: Path, size: int, expected: int, least: str = "") -> ModelError:

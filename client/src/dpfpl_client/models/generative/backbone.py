@@ -46,7 +46,10 @@ class GenerativeBackbone:
         language: the language model behind a picture.
         tasks: what it can be asked: everything.
         mechanisms: under which it can learn: it has no features of classes to sum.
+        stored_precision: in which its checkpoint holds the weights.
     """
+
+    stored_precision = "float32"
 
     tasks: tuple[str, ...] = TASKS
     mechanisms: tuple[str, ...] = ("per_step",)
