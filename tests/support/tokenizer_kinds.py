@@ -380,7 +380,7 @@ def plain_scores(folder, names, image=None, text=TEXT):
 
 def our_scores(folder, names, image=None, text=TEXT):
     """The same by ours: the text's embeddings as the context."""
-    from dpfpl_client.models.backbone import load_backbone
+    from dpfpl_client.models.loader import load_backbone
 
     backbone = load_backbone(str(folder))
     size = backbone.num_tokens(text)

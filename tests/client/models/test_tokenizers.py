@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dpfpl_client.models import trial
-from dpfpl_client.models.backbone import load_backbone
+from dpfpl_client.models.loader import load_backbone
 from dpfpl_client.models.words import Words
 from dpfpl_common.errors import ModelError
 from tokenizer_kinds import (
