@@ -209,6 +209,29 @@ def test_the_trial_looks_at_the_last_token_of_the_vocabulary(tmp_path, monkeypat
     assert len(backbone.token_embedding.weight) - 1 in seen[0].ids
 
 
+# Kind: class names that are the same tokens.
+
+
+@pytest.mark.parametrize("names", [("Nevus", "nevus"), ("bar ", "bar"), ("lung  cancer", "lung cancer")])
+def test_names_that_the_tokenizer_does_not_tell_apart_are_refused(tmp_path, names):
+    folder = write_model("chinese_clip", "BPE, end of word marked", tmp_path, seed=1)  # lower case, blanks folded
+    backbone = load_backbone(str(folder))
+    for call in (backbone.check_classes, lambda all_names: backbone.class_tokens(all_names, 4)):
+        with pytest.raises(ModelError) as caught:
+            call(("cat", *names))
+        assert caught.value.code == "CLASSES_READ_ALIKE"
+        assert all(repr(name) in str(caught.value) for name in names)
+    backbone.check_classes(("cat", names[0]))
+
+
+def test_generative_models_refuse_classes_that_are_one_answer():
+    backbone = load_backbone("embedded-vlm")
+    with pytest.raises(ModelError) as caught:
+        backbone.check_classes(("two  red", "two red"))
+    assert caught.value.code == "CLASSES_READ_ALIKE"
+    backbone.check_classes(("two red", "red"))
+
+
 # Kind: packages that tokenizers need.
 
 
