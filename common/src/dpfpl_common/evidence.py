@@ -1,14 +1,14 @@
 """Evidence: from the sites' noised class sums to class vectors, and the vote that says whether to use them.
 
 Everything here is post-processing of noised rows, so it costs no privacy; docs/evidence.md derives it. Symbols: M sites,
-C classes, e the length of an image's feature, z the noise of one row's coordinate.
+C classes, e the length of an image's feature, z the noise of each coordinate of a row.
 
 ::
 
     rows      S_i [C, e]  one site's sums of unit image features, each coordinate + N(0, z^2)
     pool      P [C, e]    weighted sums of the sites' rows, with the variance v_c of their noise
-    head      u [C, e]    posterior means of the class means: prior the text, likelihood the pool
-              logits      scale * (x . u_c - |u_c|^2 / 2)
+    head      u [C, e]    class means, as far as they are known: prior the text, likelihood the pool
+              logits      scale * x . u_c, plus the log of how often a class is expected
     vote      one number a site: on how many more of its own images the head is right than the text
 """
 
@@ -19,16 +19,20 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Head", "Pool", "class_head", "evidence_wins", "pool_rows", "text_head", "usual_mix_bonus", "votes"]
+__all__ = ["Head", "Pool", "class_head", "evidence_wins", "mix_bonus", "pool_rows", "text_head", "votes"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
-STANDING_OUT = 4.0
-"""Standard deviations above which a class is found. A row of pure noise exceeds it with chance at most e^-8."""
+STANDING_OUT = 3.0
+"""Standard deviations above which the number of images in a pooled row is taken for real: of rows of noise 1 in 740."""
+
+FALSE_ALARM = 1e-6
+"""Chance that pure noise is taken for the direction in which images lie."""
 
 DISAGREEMENT = 0.25
-"""Share of images on which text and evidence are taken to differ, which gives the vote its sampling error."""
+"""Share of images on which text and evidence are taken to differ; gives the vote its sampling error."""
 
 
 @dataclass(frozen=True)
@@ -38,26 +42,33 @@ class Pool:
     Attributes:
         rows: [C, e] weighted sums of the sites' rows.
         variances: [C], of the noise in each coordinate of a row.
-        selection: [C], how far the choice of weights alone can lift a row of pure noise, in its standard deviations.
+        total: [e], plain sum of all rows of all sites.
+        total_variance: of the noise in each of its coordinates.
     """
 
     rows: Floats
     variances: Floats
-    selection: Floats
+    total: Floats
+    total_variance: float
 
 
 @dataclass(frozen=True)
 class Head:
-    """A linear classifier ``scale * (x . vectors_c + bias_c)`` of unit image features, and what it was made from.
+    """A linear classifier of unit image features, and what it was made from.
 
-    ``found`` [C] tells which classes have a vector of their own; the others stand on their texts. The remaining
-    attributes are what :func:`votes` needs to take one image out again.
+    Attributes:
+        vectors: [C, e] unit class vectors.
+        scale: of the logits.
+        found: [C], the classes of which the pool shows images; the others stand on their texts.
+        prior: [C, e], where the class means are expected from the texts alone.
+        common: [e], unit direction that all images have in common.
+        counts: [C], how far the pooled rows reach along it; 0 where a class is not found.
+        spread: variance of a class mean around its prior, in each coordinate.
     """
 
     vectors: Floats
-    bias: Floats
     scale: float
-    found: npt.NDArray[np.bool_]
+    found: Bools
     prior: Floats
     common: Floats
     counts: Floats
@@ -65,88 +76,60 @@ class Head:
 
     def logits(self, features: Floats) -> Floats:
         """[n, C] of unit features [n, e]."""
-        return np.asarray(self.scale * (features @ self.vectors.T + self.bias))
+        return np.asarray(self.scale * (features @ self.vectors.T))
 
 
 def pool_rows(sites: Sequence[Floats], noise_multiplier: float) -> tuple[Pool, Floats]:
-    """The pooled rows, and the weight [M, C] that every site's row got.
+    """The pooled rows, and the weight [M, C] that every site's row got; the largest of a class is 1.
 
-    A row that holds n images has signal n and noise z, so the best sum weights it by ``n / (n s^2 + z^2)``, s^2 at most
-    1 / e being the scatter of unit features. How many it holds is read off the noised row itself, along the
-    direction common to the *other* sites' rows, and counts only as far as it stands out of the noise. Such
-    weights also seek noise. The sum of M values z n_i weighted by their own positive parts is at most
-    the norm of those parts, whose mean is below z sqrt(M / 2): a class uses weights where they are worth more than that.
+    A row that holds n images is n times the class mean and noise of variance z^2. The best weight of such rows is
+    ``n / (n s^2 + z^2)``, s^2 the scatter of an image around its class mean: at most 1 / e in each coordinate, as
+    features have norm 1. How many a row holds is read off the row itself, along the direction that all *other* sites'
+    rows have in common, and counts as far as it stands out of the noise. Where that leaves less signal over noise than
+    equal weights give, as for a class of few images at each of many sites, the weights are equal.
 
     Args:
-        sites: every site's rows [C, e]; read three times, one at a time, so it may be a view of a disk.
+        sites: every site's rows [C, e]; each is read three times, one after another, so they may lie on a disk.
         noise_multiplier: z, of every row.
     """
     z = noise_multiplier
-    plain = np.zeros_like(np.asarray(sites[0], dtype=np.float64))
+    plain = np.zeros(np.shape(sites[0]))
     for rows in sites:
         plain += rows
     many, (classes, size) = len(sites), plain.shape
-    ones = np.ones((many, classes))
-    variances = np.full(classes, many * z * z)
+    total, equal = plain.sum(axis=0), np.ones((many, classes))
     if many == 1 or z == 0:
-        return Pool(plain, variances, np.zeros(classes)), ones
-    total = plain.sum(axis=0)
-    weights = ones
-    lift = math.sqrt(many / 2)
-    for _ in range(ITERS):
-        pooled = sum(w[:, None] * r for w, r in zip(weights, sites))
-        vt = (weights**2).sum(0) * z * z
-        held = []
-        for w, r in zip(weights, sites):
-            g = _unit(total - np.asarray(r).sum(0))
-            if DIR:
-                R = pooled - w[:, None] * r
-                vr = np.maximum(vt - w**2 * z * z, 1e-12)
-                en = (R**2).sum(1)
-                k = np.maximum(0, 1 - vr * size / np.maximum(en, 1e-300))[:, None]
-                d = _unit_rows(k * _unit_rows(R) + (1 - k) * g)
-                held.append((r * d).sum(1))
-            else:
-                held.append(r @ g)
-        held = np.stack(held)
-        certain = np.maximum(held, 0.0) ** 3 / (held**2 + 2 * z * z)
-        weights = certain / (certain / size + z * z)
-        weights /= np.maximum(weights.max(axis=0), 1e-300)
-        weights = np.where(weights.max(0) > 0, weights, 1)
+        return Pool(plain, np.full(classes, many * z * z), total, classes * many * z * z), equal
+    held = np.stack([rows @ _unit(total - np.sum(rows, axis=0)) for rows in sites])  # [M, C]
+    certain = np.maximum(held, 0.0) ** 3 / (held**2 + 2 * z * z)
+    weights = certain / (certain / size + z * z)
+    weights /= np.maximum(weights.max(axis=0), 1e-300)
     norms = np.maximum(np.linalg.norm(weights, axis=0), 1e-300)
-    tw = (weights * held).sum(axis=0) / norms / z
-    tp = held.sum(axis=0) / math.sqrt(many) / z
-    weighted = tw - LIFT * lift > tp
-    if GLOBAL:
-        weighted = np.full(classes, (tw > lift + STANDING_OUT).sum() >= max((tp > STANDING_OUT).sum(), classes / 3))
-    weights = np.where(weighted, weights, ones)
+    better = (weights * certain).sum(axis=0) / norms > held.sum(axis=0) / math.sqrt(many)
+    weights = np.where(better & (weights.max(axis=0) > 0), weights, equal)
     pooled = np.zeros_like(plain)
     for weight, rows in zip(weights, sites, strict=True):
         pooled += weight[:, None] * rows
-    return Pool(pooled, z * z * (weights**2).sum(axis=0), np.where(weighted, lift, 0.0)), weights
+    return Pool(pooled, z * z * (weights**2).sum(axis=0), total, classes * many * z * z), weights
 
 
 def text_head(texts: Floats, scale: float) -> Head:
-    """The model's own head: no class is found, and a logit is ``scale * x . T_c``."""
+    """The model's own head: a logit is ``scale * x . T_c``, and no class is found."""
     classes, size = texts.shape
-    return Head(
-        np.asarray(texts, dtype=np.float64),
-        np.zeros(classes),
-        scale,
-        np.zeros(classes, dtype=bool),
-        np.asarray(texts, dtype=np.float64),
-        np.zeros(size),
-        np.zeros(classes),
-        0.0,
-    )
+    same = np.asarray(texts, dtype=np.float64)
+    return Head(same, scale, np.zeros(classes, dtype=bool), same, np.zeros(size), np.zeros(classes), 0.0)
 
 
 def class_head(pool: Pool, texts: Floats, scale: float) -> Head:
-    """Class vectors as posterior means; exactly :func:`text_head` where no class stands out of the noise.
+    """Class vectors: posterior means of the class means, scaled to norm 1; the text's own head if nothing is found.
+
+    Lengths are in units of the common part of a class mean, so that a row over its reach along the common direction is
+    a noisy class mean. The logits keep the model's own scale and, if class vectors lie closer together than the texts
+    do, the spread that the texts' logits have.
 
     Args:
         pool: noised.
-        texts: [C, e] unit text features, of the plain or of the learned shared prompt.
+        texts: [C, e] unit text features, of the plain or of a learned prompt.
         scale: the model's own logit scale.
     """
     size = texts.shape[1]
@@ -155,14 +138,14 @@ def class_head(pool: Pool, texts: Floats, scale: float) -> Head:
     if energy <= _energy_bar(np.array(variance), size):
         return text_head(texts, scale)
     common, share = total / math.sqrt(energy), 1 - variance * size / energy
-    # Each row is part of the total, so its own noise points along the common direction a little.
-    counts = pool.rows @ common - pool.variances * size / math.sqrt(energy)
-    found = counts > np.maximum((STANDING_OUT + SEL * pool.selection) * np.sqrt(pool.variances), 1e-6)
+    # A row is part of the total, so its own noise points along the common direction a little.
+    counts = pool.rows @ common - np.minimum(pool.variances, variance) * size / math.sqrt(energy)
+    found = counts > np.maximum(STANDING_OUT * np.sqrt(pool.variances), 1e-6)
     if not found.any():
         return text_head(texts, scale)
     counts = np.where(found, counts, 1.0)
     means = pool.rows / counts[:, None]
-    uncertain = _uncertainty(pool.variances, counts, size)  # [C], per coordinate
+    uncertain = _uncertainty(pool.variances, counts, size)
     weights = np.where(found, 1.0 / (uncertain + 1.0 / size), 0.0)
     weights /= weights.sum()
     offsets = texts - texts.mean(axis=0)
@@ -170,28 +153,25 @@ def class_head(pool: Pool, texts: Floats, scale: float) -> Head:
     prior = share * common + (1 - share) * texts.mean(axis=0) + slope * offsets
     rest = np.where(found[:, None], means - prior, 0.0)
     spread = max(float(weights @ (np.sum(rest**2, axis=1) / size - uncertain)), 0.0)
-    trust = np.where(found, _trust(spread, uncertain), 0.0)
-    vectors = _unit_rows(prior + trust[:, None] * rest)
-    width = slope**2 * float(np.mean(np.sum(offsets**2, axis=1))) + spread * size
     text_width = float(np.mean(np.sum(offsets**2, axis=1)))
+    width = slope**2 * text_width + spread * size
     return Head(
-        vectors,
-        _bias(prior, trust, spread),
-        scale * max(1.0, math.sqrt(text_width / max(width, 1e-12))),
-        found,
-        prior,
-        common,
-        np.where(found, counts, 0.0),
-        spread,
+        vectors=_unit_rows(prior + _trust(spread, uncertain)[:, None] * rest),
+        scale=scale * max(1.0, math.sqrt(text_width / max(width, 1e-12))),
+        found=found,
+        prior=prior,
+        common=common,
+        counts=np.where(found, counts, 0.0),
+        spread=spread,
     )
 
 
 def votes(head: Head, pool: Pool, texts: Floats, features: Floats, labels: Ints, weights: Floats) -> Floats:
     """[n] from -1 to 1: for each of a site's images, (evidence right) - (text right), as if it had never been pooled.
 
-    Each image is taken out of its own class's row with the weight that its site has there. A class that nobody has
+    Each image is taken out of its own class's row, with the weight that its site has there. A class that nobody has
     cannot be judged by anybody's images: the share of such classes counts as if the image's own class were one of them.
-    An image's vote depends on that image, the pool and public facts alone, so one image moves the sum by at most 1.
+    An image's vote depends on that image, the pool and public facts alone.
 
     Args:
         head: of ``class_head``.
@@ -201,25 +181,22 @@ def votes(head: Head, pool: Pool, texts: Floats, features: Floats, labels: Ints,
         labels: [n].
         weights: [C], the site's weight in each class's row.
     """
-    rows = np.arange(len(labels))
+    each = np.arange(len(labels))
     text_right = (features @ texts.T).argmax(axis=1) == labels
-    logits = features @ head.vectors.T + head.bias
-    apart = weights[labels][:, None] * features
-    counts = head.counts[labels] - apart @ head.common
+    scores = features @ head.vectors.T
+    own = weights[labels][:, None] * features
+    counts = head.counts[labels] - own @ head.common
     there = head.found[labels] & (counts > 0)
-    safe = np.where(there, counts, 1.0)
-    means = (pool.rows[labels] - apart) / safe[:, None]
-    trust = np.where(there, _trust(head.spread, _uncertainty(pool.variances[labels], safe, texts.shape[1])), 0.0)
-    prior = head.prior[labels]
+    safe, prior = np.where(there, counts, 1.0), head.prior[labels]
+    means = (pool.rows[labels] - own) / safe[:, None]
+    trust = np.where(there, _trust(head.spread, _uncertainty(pool.variances[labels], safe, features.shape[1])), 0.0)
     without = _unit_rows(prior + trust[:, None] * (means - prior))
-    logits[rows, labels] = np.sum(features * without, axis=1) + head.bias[labels]
-    evidence_right = (logits.argmax(axis=1) == labels).astype(np.float64)
+    scores[each, labels] = np.sum(features * without, axis=1)
+    evidence_right = (scores.argmax(axis=1) == labels).astype(np.float64)
     absent = 1.0 - float(head.found.mean())
-    if absent > 0 and head.found.any():
-        by_name = _bias(head.prior, np.zeros(len(head.bias)), head.spread)[labels]
-        logits[rows, labels] = np.sum(features * _unit_rows(prior), axis=1) + by_name
-        unknown_right = logits.argmax(axis=1) == labels
-        evidence_right = (1 - absent) * evidence_right + absent * unknown_right
+    if absent > 0:
+        scores[each, labels] = np.sum(features * _unit_rows(prior), axis=1)
+        evidence_right = (1 - absent) * evidence_right + absent * (scores.argmax(axis=1) == labels)
     return np.asarray(evidence_right - text_right)
 
 
@@ -235,25 +212,29 @@ def evidence_wins(total: float, images: float, noise_multiplier: float, noises: 
     return total > math.sqrt(DISAGREEMENT * images + noises * noise_multiplier**2)
 
 
-def usual_mix_bonus(shares: Floats, usual_mix: float) -> Floats:
-    """[C], added to the logits: log of the class frequencies to expect.
+def mix_bonus(shares: Floats, usual_mix: float) -> Floats:
+    """[C], added to the logits: log of how often each class is expected, over how often if all were equally frequent.
 
     Args:
-        shares: [C] of a site's usual images, adding up to 1 (or all 0: not known).
-        usual_mix: from 0 to below 1, the share of future images expected from that mix; the rest is any class.
+        shares: [C] of a site's usual images, adding up to 1; all 0 where they are not known.
+        usual_mix: from 0 to below 1, the share of future images expected from that mix; the rest is of any class.
     """
-    classes = len(shares)
     if shares.sum() <= 0:
-        return np.zeros(classes)
-    return np.log(usual_mix * shares + (1 - usual_mix) / classes) + math.log(classes)
+        return np.zeros(len(shares))
+    return np.asarray(np.log(usual_mix * shares * len(shares) + (1 - usual_mix)))
 
 
 def _total(pool: Pool) -> tuple[Floats, float]:
-    """Sum of the rows that show where images lie, and its noise variance: of those that stand out, or of all."""
-    size = pool.rows.shape[1]
-    sure = np.sum(pool.rows**2, axis=1) > _energy_bar(pool.variances, size)
-    sums = [(pool.rows[use].sum(axis=0), float(pool.variances[use].sum())) for use in (sure, np.ones_like(sure))]
-    return max(sums, key=lambda found: float(found[0] @ found[0]) / max(found[1], 1e-300))
+    """A sum of rows that shows where images lie, and the noise variance of each of its coordinates.
+
+    The plain sum of everything or, where a long list of classes makes that mostly noise, of the pooled rows that stand
+    out alone. (A sum of all *pooled* rows would not do: their weights seek noise, all along one direction.)
+    """
+    sure = np.sum(pool.rows**2, axis=1) > _energy_bar(pool.variances, pool.rows.shape[1])
+    return max(
+        ((pool.total, pool.total_variance), (pool.rows[sure].sum(axis=0), float(pool.variances[sure].sum()))),
+        key=lambda found: float(found[0] @ found[0]) / max(found[1], 1e-300),
+    )
 
 
 def _slope(deviations: Floats, offsets: Floats, weights: Floats, classes: int) -> float:
@@ -271,7 +252,7 @@ def _slope(deviations: Floats, offsets: Floats, weights: Floats, classes: int) -
 
 
 def _uncertainty(variances: Floats, counts: Floats, size: int) -> Floats:
-    """Variance of a pooled mean in each coordinate: of the noise, and of so few images, of scatter at most 1 / e."""
+    """Variance of a pooled mean in each coordinate: of the noise, and of so few images, whose scatter is 1 / e each."""
     return np.asarray(variances / counts**2 + 1.0 / (size * counts))
 
 
@@ -280,36 +261,9 @@ def _trust(spread: float, uncertain: Floats) -> Floats:
     return np.asarray(spread / np.maximum(spread + uncertain, 1e-300))
 
 
-MODE = 0
-LIFT = 1
-ENERGY = 12
-SEL = 0
-ITERS = 1
-DIR = 0
-GLOBAL = 0
-
-
-def _bias(prior: Floats, trust: Floats, spread: float) -> Floats:
-    """[C], so that a class known by its name alone is chosen as often as it occurs.
-
-    With a vector that points to its class mean less exactly, an image of the class scores less, in the ratio cos, and
-    an image of other classes more, since the vector lies nearer to the centre. The middle of the two is levelled.
-    """
-    size = prior.shape[1]
-    own = float(np.mean(np.sum(prior**2, axis=1)))
-    length = own + spread * size
-    cos = np.sqrt((own + trust * spread * size) / length)
-    centre = np.sum(prior.mean(axis=0) ** 2) / length
-    if MODE == 0:
-        return 0 * cos
-    if MODE == 2:
-        return 0.25 * (cos.max() - cos)
-    return np.asarray(-0.5 * (cos + centre / cos))
-
-
 def _energy_bar(variances: Floats, size: int) -> Floats:
-    """Squared norm that pure noise of ``size`` numbers exceeds with chance at most e^-8 (Laurent and Massart)."""
-    t = ENERGY
+    """Squared norm that noise of ``size`` coordinates exceeds with chance FALSE_ALARM at most (Laurent and Massart)."""
+    t = math.log(1 / FALSE_ALARM)
     return np.asarray(variances * (size + 2 * math.sqrt(size * t) + 2 * t))
 
 
