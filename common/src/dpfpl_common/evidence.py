@@ -19,7 +19,20 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Head", "Pool", "class_head", "evidence_wins", "mix_bonus", "pool_rows", "text_head", "votes"]
+__all__ = [
+    "Head",
+    "Pool",
+    "class_head",
+    "evidence_wins",
+    "found_classes",
+    "mix_bonus",
+    "pack_pool",
+    "pool_rows",
+    "text_head",
+    "unpack_pool",
+    "vote_threshold",
+    "votes",
+]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -113,6 +126,25 @@ def pool_rows(sites: Sequence[Floats], noise_multiplier: float) -> tuple[Pool, F
     return Pool(pooled, z * z * (weights**2).sum(axis=0), total, classes * many * z * z), weights
 
 
+def pack_pool(pool: Pool, weights: Floats) -> npt.NDArray[np.float32]:
+    """A pool and one site's weights [C] as one matrix [C + 1, e + 2], float32; see ``unpack_pool``."""
+    classes, size = pool.rows.shape
+    packed = np.zeros((classes + 1, size + 2), dtype="<f4")
+    packed[:classes, :size], packed[:classes, size], packed[:classes, size + 1] = pool.rows, pool.variances, weights
+    packed[classes, :size], packed[classes, size] = pool.total, pool.total_variance
+    return packed
+
+
+def unpack_pool(packed: npt.NDArray[np.float32]) -> tuple[Pool, Floats]:
+    """The pool and the site's weights; a row is a class's pooled row, its variance and the site's weight, the last one
+    the sum of everything. Whatever is in there, a variance is no less than 0 and a weight from 0 to 1.
+    """
+    values = np.asarray(packed, dtype=np.float64)
+    variances = np.maximum(values[:, -2], 0.0)
+    pool = Pool(values[:-1, :-2], variances[:-1], values[-1, :-2], float(variances[-1]))
+    return pool, np.clip(values[:-1, -1], 0.0, 1.0)
+
+
 def text_head(texts: Floats, scale: float) -> Head:
     """The model's own head: a logit is ``scale * x . T_c``, and no class is found."""
     classes, size = texts.shape
@@ -133,14 +165,7 @@ def class_head(pool: Pool, texts: Floats, scale: float) -> Head:
         scale: the model's own logit scale.
     """
     size = texts.shape[1]
-    total, variance = _total(pool)
-    energy = float(total @ total)
-    if energy <= _energy_bar(np.array(variance), size):
-        return text_head(texts, scale)
-    common, share = total / math.sqrt(energy), 1 - variance * size / energy
-    # A row is part of the total, so its own noise points along the common direction a little.
-    counts = pool.rows @ common - np.minimum(pool.variances, variance) * size / math.sqrt(energy)
-    found = counts > np.maximum(STANDING_OUT * np.sqrt(pool.variances), 1e-6)
+    common, share, counts, found = _reaches(pool)
     if not found.any():
         return text_head(texts, scale)
     counts = np.where(found, counts, 1.0)
@@ -201,15 +226,19 @@ def votes(head: Head, pool: Pool, texts: Floats, features: Floats, labels: Ints,
 
 
 def evidence_wins(total: float, images: float, noise_multiplier: float, noises: int) -> bool:
-    """Whether the votes' noised total is more than one standard deviation above a draw.
+    """Whether the votes' noised total is above :func:`vote_threshold`."""
+    return total > vote_threshold(images, noise_multiplier, noises)
+
+
+def vote_threshold(images: float, noise_multiplier: float, noises: int) -> float:
+    """One standard deviation of the votes' total if text and evidence are equally right.
 
     Args:
-        total: sum over the sites, noised.
         images: public, nominal number of training images of all sites.
         noise_multiplier: of one site's vote.
         noises: how many noises of that size are in the total.
     """
-    return total > math.sqrt(DISAGREEMENT * images + noises * noise_multiplier**2)
+    return math.sqrt(DISAGREEMENT * images + noises * noise_multiplier**2)
 
 
 def mix_bonus(shares: Floats, usual_mix: float) -> Floats:
@@ -222,6 +251,28 @@ def mix_bonus(shares: Floats, usual_mix: float) -> Floats:
     if shares.sum() <= 0:
         return np.zeros(len(shares))
     return np.asarray(np.log(usual_mix * shares * len(shares) + (1 - usual_mix)))
+
+
+def found_classes(pool: Pool) -> Bools:
+    """[C], the classes of which the pool shows images at all."""
+    return _reaches(pool)[3]
+
+
+def _reaches(pool: Pool) -> tuple[Floats, float, Floats, Bools]:
+    """The direction common to all images [e], how much of it is no noise, how far each row reaches along it [C], and
+    which rows reach further than noise does [C].
+    """
+    classes, size = pool.rows.shape
+    total, variance = _total(pool)
+    energy = float(total @ total)
+    if energy <= _energy_bar(np.array(variance), size):
+        return np.zeros(size), 0.0, np.zeros(classes), np.zeros(classes, dtype=bool)
+    # A row is part of the total, so its own noise points along the common direction a little.
+    own = np.minimum(pool.variances, variance) * size / math.sqrt(energy)
+    common = total / math.sqrt(energy)
+    counts = pool.rows @ common - own
+    found = counts > np.maximum(STANDING_OUT * np.sqrt(pool.variances), 1e-6)
+    return common, 1 - variance * size / energy, counts, found
 
 
 def _total(pool: Pool) -> tuple[Floats, float]:

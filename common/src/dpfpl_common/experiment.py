@@ -300,6 +300,10 @@ class PromptSettings:
         retention: of ``per_step``: weight of a pull, made of public facts alone, that keeps all classes apart as the
             shared prompt has them while the personal part is trained; 1: as long as one example may pull; 0: none.
         contrast: of ``fedpgp`` under ``per_step``: weight of its contrastive term, likewise without images; 0: none.
+        evidence: of ``one_shot``: the sites' noised class sums are pooled into class vectors, which are used where the
+            sites' images vote for them (``dpfpl_common.evidence``); false: prompts alone, as in the paper.
+        usual_mix: share of future images that a site expects from its usual mix of classes, from 0 to below 1; the rest
+            may be of any class. Only with ``evidence``.
     """
 
     method: str = "dpfpl"
@@ -310,6 +314,8 @@ class PromptSettings:
     absent_weight: float = 0.0
     retention: float = 0.0
     contrast: float = 0.0
+    evidence: bool = True
+    usual_mix: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -448,6 +454,11 @@ class Experiment:
         return self.rounds.min_sites or len(self.sites) - self.privacy.tolerated_dropouts
 
     @property
+    def uses_evidence(self) -> bool:
+        """Whether the sites' noised class sums leave them and are pooled; see ``dpfpl_common.evidence``."""
+        return self.prompt.evidence and self.privacy.mechanism == "one_shot"
+
+    @property
     def total_steps(self) -> int:
         """Noised steps over the whole experiment, the accountant's composition length."""
         return self.rounds.number * self.rounds.local_steps
@@ -555,6 +566,9 @@ def _check(e: Experiment) -> None:
         within("rounds.min_sites", r.min_sites, len(e.sites) - p.tolerated_dropouts, len(e.sites))
     within("rounds.deadline", r.deadline, 1.0, 1e6)
     within("rounds.evaluate_every", r.evaluate_every, 1, 100_000)
+    within("prompt.usual_mix", e.prompt.usual_mix, 0.0, 0.999)
+    if e.uses_evidence and r.number < 2:
+        raise impossible("rounds.number", r.number, "at least 2 with prompt.evidence: collect, then vote")
 
 
 def _is_name(text: str) -> bool:

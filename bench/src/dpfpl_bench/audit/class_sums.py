@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dpfpl_bench.audit.bounds import one_run_bound, two_world_bound
-from dpfpl_client.learning.prototypes import noised_class_sums
+from dpfpl_common.privacy.mechanisms import noised_class_sums
 from dpfpl_client.models.evaluation import LabelledFeatures
 from dpfpl_common.privacy.noise import NoiseSource
 

@@ -46,6 +46,7 @@ class Record:
             "metrics": self.reply.metrics,
             "seconds": self.reply.seconds,
             "optimizer_steps": self.state.optimizer.steps,
+            "voted": self.state.voted,
         }
         tensors = {
             "update": self.reply.update,
@@ -56,6 +57,8 @@ class Record:
         }
         if self.state.class_sums is not None:
             tensors["class_sums"] = self.state.class_sums
+        if self.reply.evidence is not None:
+            tensors["evidence"] = self.reply.evidence
         if self.state.parameters is not None:
             tensors["personal_parameters"] = self.state.parameters
         contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
@@ -78,12 +81,17 @@ class Record:
                 update=tensors["update"],
                 metrics=meta["metrics"],
                 seconds=meta["seconds"],
+                evidence=tensors.get("evidence"),
             )
             optimizer = OptimizerState(
                 tensors["optimizer_first"], tensors["optimizer_second"], int(meta["optimizer_steps"])
             )
             state = PersonalState(
-                tensors["personal_context"], optimizer, tensors.get("class_sums"), tensors.get("personal_parameters")
+                tensors["personal_context"],
+                optimizer,
+                tensors.get("class_sums"),
+                tensors.get("personal_parameters"),
+                bool(meta["voted"]),
             )
             return cls(meta["request_digest"], reply, tensors["global_context"], state)
         except (SafetensorError, PayloadError, KeyError, ValueError, TypeError, AttributeError) as error:
@@ -117,12 +125,18 @@ class Store(Protocol):
         """The last round with a record; 0 if there is none."""
         ...
 
-    def write_final(self, experiment: str, global_context: Context) -> None:
-        """Keep the global context that came last, after all rounds."""
+    def write_final(
+        self, experiment: str, global_context: Context, pool: Context | None = None, chosen: str = ""
+    ) -> None:
+        """Keep what came last, after all rounds: global context, pool and what the votes chose."""
         ...
 
     def read_final(self, experiment: str) -> Context | None:
         """The global context that came last, or None."""
+        ...
+
+    def read_choice(self, experiment: str) -> tuple[Context | None, str]:
+        """The pool that came last and what the votes chose; None and empty without evidence."""
         ...
 
 
@@ -205,21 +219,38 @@ class DiskStore:
         paths = (self._folder / experiment).glob("round-*.safetensors")
         return sorted(int(path.stem.removeprefix("round-")) for path in paths)
 
-    def write_final(self, experiment: str, global_context: Context) -> None:
+    def write_final(
+        self, experiment: str, global_context: Context, pool: Context | None = None, chosen: str = ""
+    ) -> None:
         """See ``Store``."""
-        content = save({"global_context": np.ascontiguousarray(global_context)})
+        tensors = {"global_context": np.ascontiguousarray(global_context)}
+        if pool is not None:
+            tensors[f"pool.{chosen}"] = np.ascontiguousarray(pool)
+        content = save(tensors)
         self._write(self._folder / experiment / "final.safetensors", content)
 
     def read_final(self, experiment: str) -> Context | None:
         """See ``Store``."""
+        tensors = self._read_final(experiment)
+        return tensors.get("global_context") if tensors else None
+
+    def read_choice(self, experiment: str) -> tuple[Context | None, str]:
+        """See ``Store``."""
+        for name, value in self._read_final(experiment).items():
+            if name.startswith("pool."):
+                return value, name.removeprefix("pool.")
+        return None, ""
+
+    def _read_final(self, experiment: str) -> dict[str, Context]:
         path = self._folder / experiment / "final.safetensors"
         if not path.exists():
-            return None
+            return {}
         try:
-            context: Context = load(path.read_bytes())["global_context"]
+            tensors: dict[str, Context] = load(path.read_bytes())
+            tensors["global_context"]
         except (SafetensorError, KeyError, ValueError) as error:
             raise _damaged(error) from None
-        return context
+        return tensors
 
     def experiments(self) -> list[str]:
         """Names of the experiments that this site ever agreed to, sorted."""
@@ -257,7 +288,7 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self._records: dict[str, tuple[int, Record]] = {}
-        self._final: dict[str, Context] = {}
+        self._final: dict[str, tuple[Context, Context | None, str]] = {}
 
     def check_kept(self, experiment: str) -> None:
         """Nobody leaves a simulation."""
@@ -278,13 +309,19 @@ class MemoryStore:
         """See ``Store``."""
         return self._records[experiment][0] if experiment in self._records else 0
 
-    def write_final(self, experiment: str, global_context: Context) -> None:
+    def write_final(
+        self, experiment: str, global_context: Context, pool: Context | None = None, chosen: str = ""
+    ) -> None:
         """See ``Store``."""
-        self._final[experiment] = global_context
+        self._final[experiment] = (global_context, pool, chosen)
 
     def read_final(self, experiment: str) -> Context | None:
         """See ``Store``."""
-        return self._final.get(experiment)
+        return self._final[experiment][0] if experiment in self._final else None
+
+    def read_choice(self, experiment: str) -> tuple[Context | None, str]:
+        """See ``Store``."""
+        return self._final[experiment][1:] if experiment in self._final else (None, "")
 
 
 def _not_durable(reason: str) -> StateError:
