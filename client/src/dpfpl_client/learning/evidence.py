@@ -7,8 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dpfpl_client.models.backbone import Scorer
-from dpfpl_client.models.evaluation import LabelledFeatures
+from dpfpl_client.models.backbone import LabelledFeatures, Scorer
 from dpfpl_common.errors import ModelError
 from dpfpl_common.evidence import Head, class_head, mix_bonus, text_head, unpack_pool
 
