@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dpfpl_client.learning.prototypes import prototypes_from
-from dpfpl_common.privacy.mechanisms import noised_class_sums
 from dpfpl_client.models.class_scorer import direction_count, text_directions
 from dpfpl_common.errors import PrivacyError
+from dpfpl_common.privacy.mechanisms import noised_class_sums
 from dpfpl_common.privacy.noise import SeededNoise, SystemNoise
 from dpfpl_common.privacy_plan import images_to_stand_out
 

@@ -30,7 +30,7 @@ from dpfpl_common.errors import ConfigError, DataError, DpfplError, ModelError, 
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.privacy.accounting import PrivacyEvent
 from dpfpl_common.privacy_plan import planned_events
-from dpfpl_common.wire.payloads import Context, EvaluateRequest, SiteReply, TrainRequest, request_digest
+from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, TrainRequest, request_digest
 
 __all__ = ["SiteAgent", "evaluation_digest", "slotted"]
 

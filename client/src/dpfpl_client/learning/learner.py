@@ -14,7 +14,7 @@ from dpfpl_client.learning.prototypes import prototypes_from
 from dpfpl_client.learning.pulls import Pull, public_pull
 from dpfpl_client.learning.step import ROUNDING_MARGIN, Randomness, batch_gradient, noised_step, released_update
 from dpfpl_client.models.backbone import Backbone, LabelledFeatures, too_long_answers
-from dpfpl_client.models.class_scorer import direction_count
+from dpfpl_client.models.class_scorer import ClassScorer, direction_count
 from dpfpl_common.errors import ModelError, RefusedError
 from dpfpl_common.evidence import Head, text_head, unpack_pool, votes
 from dpfpl_common.experiment import Experiment
@@ -252,9 +252,7 @@ class PromptLearner:
         longest, length = (1.0 - ROUNDING_MARGIN) * largest_signal(experiment), float(np.linalg.norm(update))
         return RoundResult(update=update * min(1.0, longest / max(length, 1e-300)), state=state)
 
-    def _with_vote(
-        self, result: RoundResult, pool: npt.NDArray[np.float32], randomness: Randomness
-    ) -> RoundResult:
+    def _with_vote(self, result: RoundResult, pool: npt.NDArray[np.float32], randomness: Randomness) -> RoundResult:
         """The round's result with the site's noised vote on the pool, for once."""
         if result.state.voted:
             raise RefusedError(
@@ -277,9 +275,7 @@ class PromptLearner:
         texts: Floats = self._scorer.class_features(self._initial).double().numpy()
         return texts
 
-    def evidence_head(
-        self, pool: npt.NDArray[np.float32], global_context: npt.NDArray[np.float32] | None
-    ) -> Head:
+    def evidence_head(self, pool: npt.NDArray[np.float32], global_context: npt.NDArray[np.float32] | None) -> Head:
         """Class vectors from the pool, with the texts of the shared prompt as prior; without one, of the plain text.
 
         Raises:
@@ -332,7 +328,7 @@ class PromptLearner:
         The personal context counts with the experiment's ``personal_strength``. Once votes have chosen, ``personal`` is
         what they chose and ``prompt`` the personalised prompt.
         """
-        if self._experiment.uses_evidence:
+        if isinstance(self._scorer, ClassScorer):
             return self._evaluate_heads(global_context, personal_context, pool, chosen)
         strength = self._experiment.prompt.personal_strength
         contexts = {

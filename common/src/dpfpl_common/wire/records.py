@@ -25,8 +25,8 @@ __all__ = [
     "SerialisedArray",
     "context_from_array",
     "context_from_npy",
-    "matrix_from_array",
     "exact_keys",
+    "matrix_from_array",
     "typed",
 ]
 

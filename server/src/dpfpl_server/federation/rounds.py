@@ -200,9 +200,7 @@ class DPFPLStrategy(Strategy):
         sites = self.experiment.sites
         return {sites[index]: self._nodes[sites[index]] for index in self._sampler.draw(len(sites), rate)}
 
-    def _addressed(
-        self, grid: Grid, contents: Mapping[str, RecordDict], kind: str, number: int
-    ) -> dict[str, Message]:
+    def _addressed(self, grid: Grid, contents: Mapping[str, RecordDict], kind: str, number: int) -> dict[str, Message]:
         return {
             site: grid.create_message(content, kind, self._nodes[site], str(number))
             for site, content in contents.items()
