@@ -106,10 +106,10 @@ def pool_rows(sites: Sequence[Floats], noise_multiplier: float) -> tuple[Pool, F
         noise_multiplier: z, of every row.
     """
     z = noise_multiplier
-    plain = np.zeros(np.shape(sites[0]))
+    many, (classes, size) = len(sites), sites[0].shape
+    plain = np.zeros((classes, size))
     for rows in sites:
         plain += rows
-    many, (classes, size) = len(sites), plain.shape
     total, equal = plain.sum(axis=0), np.ones((many, classes))
     if many == 1 or z == 0:
         return Pool(plain, np.full(classes, many * z * z), total, classes * many * z * z), equal

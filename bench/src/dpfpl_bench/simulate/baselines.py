@@ -2,7 +2,8 @@
 
 All are run with the federation's own learner and the same number of steps. ``local_only`` keeps the federation's noise
 level: it is what a site could do alone under the same promise. ``local_only_no_noise`` is the same without the promise.
-``centralised`` is not private either: all images in one place, one shared prompt, trained until the loss on them falls no more. Each floor has its worst site beside its means.
+``centralised`` is not private either: all images in one place, one shared prompt, trained until the loss on them falls
+no more. Each has its worst site beside its means.
 """
 
 import dataclasses

@@ -22,7 +22,7 @@ from dpfpl_client.agent.ledger.anchor import events_to_json
 from dpfpl_client.agent.ledger.book import Ledger
 from dpfpl_client.agent.policy import Policy, permit
 from dpfpl_client.agent.policy_file import Rules
-from dpfpl_client.agent.store import Record, Store
+from dpfpl_client.agent.store import Choice, Record, Store
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
 from dpfpl_client.learning.step import RandomnessSource
 from dpfpl_client.models.backbone import Backbone
@@ -160,7 +160,9 @@ class SiteAgent:
             else:
                 self._quotas.take(policy, self._ledger, experiment.name, None)
         self._bind(experiment)
-        self._store.write_final(experiment.name, request.global_context, request.pool, request.chosen)
+        pool = request.pool
+        choice = None if pool is None else Choice(request.chosen, pool, learner.label_shares)
+        self._store.write_final(experiment.name, request.global_context, choice)
         if answer is None:
             metrics = self._metrics(learner, request, self._state(experiment), policy)
             answer = {"metrics": metrics, "seconds": _seconds(started, policy)}
@@ -297,8 +299,7 @@ class SiteAgent:
         """The accuracies that may leave; none is computed in vain."""
         if policy is not None and policy.metrics == "none":
             return {}
-        final = isinstance(request, EvaluateRequest)
-        pool, chosen = (request.pool, request.chosen) if final else (None, "")
+        pool, chosen = (request.pool, request.chosen) if isinstance(request, EvaluateRequest) else (None, "")
         metrics = learner.evaluate(request.global_context, state.context, pool, chosen)
         if policy is None:
             return metrics

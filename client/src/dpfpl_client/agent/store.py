@@ -4,9 +4,10 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
@@ -17,7 +18,7 @@ from dpfpl_common.ops.files import fsync_folder, is_full, make_folder_durably, w
 from dpfpl_common.optimizer import OptimizerState
 from dpfpl_common.wire.payloads import Context, SiteReply
 
-__all__ = ["DiskStore", "MemoryStore", "Record", "Store"]
+__all__ = ["Choice", "DiskStore", "MemoryStore", "Record", "Store"]
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,21 @@ class Record:
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What the votes chose, and what a site needs to use it.
+
+    Attributes:
+        chosen: ``evidence`` or ``text``.
+        pool: as ``dpfpl_common.evidence.pack_pool`` gives it.
+        shares: [classes], exact, of the site's training images; never leaves the site.
+    """
+
+    chosen: str
+    pool: Context
+    shares: npt.NDArray[np.float64]
+
+
 class Store(Protocol):
     """Keeps the records of a site's experiments."""
 
@@ -125,35 +141,7 @@ class Store(Protocol):
         """The last round with a record; 0 if there is none."""
         ...
 
-    def write_final(
-        self, experiment: str, global_context: Context, pool: Context | None = None, chosen: str = ""
-    ) -> None:
-        """Keep what came last, after all rounds: global context, pool and what the votes chose."""
-        ...
-
-    def read_final(self, experiment: str) -> Context | None:
-        """The global context that came last, or None."""
-        ...
-
-    def read_choice(self, experiment: str) -> tuple[Context | None, str]:
-        """The pool that came last and what the votes chose; None and empty without evidence."""
-        ...
-
-
-class DiskStore:
-    """Records as files ``experiments/<name>/round-<number>.safetensors`` under the state folder.
-
-    After a write that failed for another reason than a full disk, nobody knows what reached the disk: from then on
-    records are neither written nor read until there is a new store, which is a new agent.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        """Use the state folder ``folder``; nothing is made before the first write."""
-        self._folder = folder / "experiments"
-        self._forgotten = folder / "forgotten"
-        self._broken = False
-
-    def check_kept(self, experiment: str) -> None:
+    def write_final(self, experiment: str, global_context: Context, choice: Choice | None = None) -> None:
         """See ``Store``."""
         if (self._forgotten / experiment).exists():
             raise RefusedError(
@@ -219,13 +207,12 @@ class DiskStore:
         paths = (self._folder / experiment).glob("round-*.safetensors")
         return sorted(int(path.stem.removeprefix("round-")) for path in paths)
 
-    def write_final(
-        self, experiment: str, global_context: Context, pool: Context | None = None, chosen: str = ""
-    ) -> None:
+    def write_final(self, experiment: str, global_context: Context, choice: Choice | None = None) -> None:
         """See ``Store``."""
-        tensors = {"global_context": np.ascontiguousarray(global_context)}
-        if pool is not None:
-            tensors[f"pool.{chosen}"] = np.ascontiguousarray(pool)
+        tensors: dict[str, Any] = {"global_context": np.ascontiguousarray(global_context)}
+        if choice is not None:
+            tensors[f"pool.{choice.chosen}"] = np.ascontiguousarray(choice.pool)
+            tensors["shares"] = np.ascontiguousarray(choice.shares, dtype=np.float64)
         content = save(tensors)
         self._write(self._folder / experiment / "final.safetensors", content)
 
@@ -234,19 +221,20 @@ class DiskStore:
         tensors = self._read_final(experiment)
         return tensors.get("global_context") if tensors else None
 
-    def read_choice(self, experiment: str) -> tuple[Context | None, str]:
+    def read_choice(self, experiment: str) -> Choice | None:
         """See ``Store``."""
-        for name, value in self._read_final(experiment).items():
+        tensors = self._read_final(experiment)
+        for name, value in tensors.items():
             if name.startswith("pool."):
-                return value, name.removeprefix("pool.")
-        return None, ""
+                return Choice(name.removeprefix("pool."), value, tensors["shares"])
+        return None
 
-    def _read_final(self, experiment: str) -> dict[str, Context]:
+    def _read_final(self, experiment: str) -> dict[str, Any]:
         path = self._folder / experiment / "final.safetensors"
         if not path.exists():
             return {}
         try:
-            tensors: dict[str, Context] = load(path.read_bytes())
+            tensors: dict[str, Any] = load(path.read_bytes())
             tensors["global_context"]
         except (SafetensorError, KeyError, ValueError) as error:
             raise _damaged(error) from None
@@ -288,7 +276,7 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self._records: dict[str, tuple[int, Record]] = {}
-        self._final: dict[str, tuple[Context, Context | None, str]] = {}
+        self._final: dict[str, tuple[Context, Choice | None]] = {}
 
     def check_kept(self, experiment: str) -> None:
         """Nobody leaves a simulation."""
@@ -309,19 +297,17 @@ class MemoryStore:
         """See ``Store``."""
         return self._records[experiment][0] if experiment in self._records else 0
 
-    def write_final(
-        self, experiment: str, global_context: Context, pool: Context | None = None, chosen: str = ""
-    ) -> None:
+    def write_final(self, experiment: str, global_context: Context, choice: Choice | None = None) -> None:
         """See ``Store``."""
-        self._final[experiment] = (global_context, pool, chosen)
+        self._final[experiment] = (global_context, choice)
 
     def read_final(self, experiment: str) -> Context | None:
         """See ``Store``."""
         return self._final[experiment][0] if experiment in self._final else None
 
-    def read_choice(self, experiment: str) -> tuple[Context | None, str]:
+    def read_choice(self, experiment: str) -> Choice | None:
         """See ``Store``."""
-        return self._final[experiment][1:] if experiment in self._final else (None, "")
+        return self._final[experiment][1] if experiment in self._final else None
 
 
 def _not_durable(reason: str) -> StateError:

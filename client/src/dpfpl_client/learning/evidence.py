@@ -121,8 +121,8 @@ def accuracies(head: SiteHead, test: LabelledFeatures, others: LabelledFeatures,
     if unseen.any():
         result["unseen"] = float((logits[unseen].argmax(dim=1) == labels[unseen]).double().mean())
     right = (logits - torch.from_numpy(head.bias)).argmax(dim=1) == labels
-    of_class = [right[labels == label].double().mean() for label in labels.unique()]
-    result["all"] = float(torch.stack(of_class).mean())
+    of_class = [float(right[labels == label].double().mean()) for label in sorted(set(labels.tolist()))]
+    result["all"] = sum(of_class) / len(of_class)
     return result
 
 

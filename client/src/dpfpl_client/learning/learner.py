@@ -152,6 +152,11 @@ class PromptLearner:
         asked = (*self._features.train.asked, *self._features.test.asked)
         return too_long_answers(self._scorer, self._experiment.task, [answer for _, answer in asked])
 
+    @functools.cached_property
+    def label_shares(self) -> Floats:
+        """[classes], the classes' shares of the site's training images, exact: for use at the site alone."""
+        return label_shares(self._features.train.labels, len(self._experiment.classes))
+
     def train_round(
         self,
         global_context: npt.NDArray[np.float32],
@@ -357,7 +362,7 @@ class PromptLearner:
         whole = self.context(global_context, self._experiment.prompt.personal_strength * personal_context)
         scale, classes = self._scorer.logit_scale, len(self._experiment.classes)
         plain = text_head(self._plain_texts, scale)
-        own, nothing = label_shares(self._features.train.labels, classes), np.zeros(classes)
+        own, nothing = self.label_shares, np.zeros(classes)
         heads = {
             "zero_shot": site_head(plain, nothing, 0.0),
             "global": site_head(text_head(self._scorer.class_features(shared).double().numpy(), scale), nothing, 0.0),

@@ -56,7 +56,7 @@ def checkpoint_digest(checkpoint: Checkpoint, configuration: str, events: list[d
     """sha256 over everything that a resumed run starts from: arrays, counters, events, history and configuration."""
     digest = hashlib.sha256()
     state = checkpoint.optimizer
-    texts = (
+    texts: tuple[str, ...] = (
         configuration,
         str(checkpoint.round),
         str(state.steps),
