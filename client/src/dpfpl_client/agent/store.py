@@ -142,6 +142,32 @@ class Store(Protocol):
         ...
 
     def write_final(self, experiment: str, global_context: Context, choice: Choice | None = None) -> None:
+        """Keep the global context that came last, after all rounds, and what the votes chose."""
+        ...
+
+    def read_final(self, experiment: str) -> Context | None:
+        """The global context that came last, or None."""
+        ...
+
+    def read_choice(self, experiment: str) -> Choice | None:
+        """The pool that came last with what the votes chose; None without evidence."""
+        ...
+
+
+class DiskStore:
+    """Records as files ``experiments/<name>/round-<number>.safetensors`` under the state folder.
+
+    After a write that failed for another reason than a full disk, nobody knows what reached the disk: from then on
+    records are neither written nor read until there is a new store, which is a new agent.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Use the state folder ``folder``; nothing is made before the first write."""
+        self._folder = folder / "experiments"
+        self._forgotten = folder / "forgotten"
+        self._broken = False
+
+    def check_kept(self, experiment: str) -> None:
         """See ``Store``."""
         if (self._forgotten / experiment).exists():
             raise RefusedError(
