@@ -8,11 +8,11 @@ import sys
 import tomllib
 from pathlib import Path
 
-import dpfpl_server.superlink as superlink
 import pytest
 
 from dpfpl_common.errors import ConfigError, DeploymentError
 from dpfpl_common.ops.processes import ProcessGroup, free_port
+from dpfpl_server.sites import superlink
 from dpfpl_server.sites.bundle import bundle_files
 from dpfpl_server.sites.control import Control, Node
 from dpfpl_server.sites.provision import ProvisionRequest, provision

@@ -20,8 +20,8 @@ import numpy as np
 from dpfpl_common.errors import StateError
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.optimizer import OptimizerState
-from dpfpl_server.federation.evidence import Evidence
 from dpfpl_server.federation.checkpoint import Checkpoint, checkpoint_digest, spent_events
+from dpfpl_server.federation.evidence import Evidence
 
 __all__ = ["Attempt", "RunStore"]
 
@@ -103,7 +103,9 @@ class RunStore:
                 if site not in kept:
                     values = (site, rows.shape[1], np.ascontiguousarray(rows, dtype="<f4").tobytes())
                     database.execute("INSERT INTO evidence VALUES (?, ?, ?, NULL)", values)
-            database.executemany("UPDATE evidence SET vote = ? WHERE site = ?", [(v, s) for s, v in evidence.votes.items()])
+            database.executemany(
+                "UPDATE evidence SET vote = ? WHERE site = ?", [(v, s) for s, v in evidence.votes.items()]
+            )
             database.execute("INSERT OR REPLACE INTO checkpoint VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?)", row)
 
     def load(self, experiment: Experiment) -> Checkpoint | None:
