@@ -98,8 +98,8 @@ def pool_rows(sites: Sequence[Floats], noise_multiplier: float) -> tuple[Pool, F
     A row that holds n images is n times the class mean and noise of variance z^2. The best weight of such rows is
     ``n / (n s^2 + z^2)``, s^2 the scatter of an image around its class mean: at most 1 / e in each coordinate, as
     features have norm 1. How many a row holds is read off the row itself, along the direction that all *other* sites'
-    rows have in common, and counts as far as it stands out of the noise. Where that leaves less signal over noise than
-    equal weights give, as for a class of few images at each of many sites, the weights are equal.
+    rows have in common, and counts as far as it stands out of the noise. Where such weights leave less signal over noise
+    than equal ones, as for a class of few images at each of many sites, the weights are equal.
 
     Args:
         sites: every site's rows [C, e]; each is read three times, one after another, so they may lie on a disk.
@@ -114,11 +114,15 @@ def pool_rows(sites: Sequence[Floats], noise_multiplier: float) -> tuple[Pool, F
     if many == 1 or z == 0:
         return Pool(plain, np.full(classes, many * z * z), total, classes * many * z * z), equal
     held = np.stack([rows @ _unit(total - np.sum(rows, axis=0)) for rows in sites])  # [M, C]
-    certain = np.maximum(held, 0.0) ** 3 / (held**2 + 2 * z * z)
-    weights = certain / (certain / size + z * z)
+    positive, square = np.maximum(held, 0.0), held**2
+    certain = positive**3 / (square + 2 * z * z)
+    divisor = certain / size + z * z
+    weights = certain / divisor
+    # Weights made of noisy values seek noise. Stein: E[w(n) (n - true n)] = z^2 E[w'(n)], which is taken off.
+    steepness = positive**2 * (square + 6 * z * z) / (square + 2 * z * z) ** 2 * z * z / divisor**2
+    signal = (weights * held - z * z * steepness).sum(axis=0)
+    better = signal / np.maximum(np.linalg.norm(weights, axis=0), 1e-300) > held.sum(axis=0) / math.sqrt(many)
     weights /= np.maximum(weights.max(axis=0), 1e-300)
-    norms = np.maximum(np.linalg.norm(weights, axis=0), 1e-300)
-    better = (weights * certain).sum(axis=0) / norms > held.sum(axis=0) / math.sqrt(many)
     weights = np.where(better & (weights.max(axis=0) > 0), weights, equal)
     pooled = np.zeros_like(plain)
     for weight, rows in zip(weights, sites, strict=True):

@@ -52,15 +52,14 @@ def trained_floors(
     if which == "none":
         return {}
     on_step("floor: every site alone, under the same promise")
-    floors = {"local_only": local_only(backbone, sites, experiment, seed)}
+    floors = _alone("local_only", backbone, sites, experiment, seed)
     if which == "alone":
         return floors
     on_step("floor: every site alone, without noise")
     # Without noise it is the same training, and repeating it would tell nothing.
     noisy = experiment.is_private and experiment.privacy.unit == "example"
-    floors["local_only_no_noise"] = (
-        local_only(backbone, sites, experiment.with_noise_multiplier(0.0), seed) if noisy else floors["local_only"]
-    )
+    unprotected = experiment.with_noise_multiplier(0.0) if noisy else experiment
+    floors |= _alone("local_only_no_noise", backbone, sites, unprotected, seed)
     on_step("floor: all data in one place")
     floors["centralised"] = centralised(backbone, sites, experiment, seed)
     return floors
@@ -73,7 +72,18 @@ def local_only(
     seed: int,
     on_site: Callable[[str], None] = lambda site: None,
 ) -> Floor:
-    """Every site trains the same prompt alone: a federation of one, with the same steps and noise multiplier."""
+    """Every site does the same alone: a federation of one, with the same steps and noise multiplier."""
+    return columns("personal", alone(backbone, sites, experiment, seed, on_site))
+
+
+def alone(
+    backbone: Backbone,
+    sites: Sequence[SimulatedSite],
+    experiment: Experiment,
+    seed: int,
+    on_site: Callable[[str], None] = lambda site: None,
+) -> list[dict[str, float]]:
+    """Accuracies of every site that does the same alone."""
     finals: list[dict[str, float]] = []
     for site in sites:
         on_site(site.name)
@@ -92,7 +102,16 @@ def local_only(
             rounds=_unwatched(experiment),
         )
         finals += Simulation(backbone, [site], seed).run(alone).final.values()
-    return columns("personal", finals)
+    return finals
+
+
+def _alone(
+    name: str, backbone: Backbone, sites: Sequence[SimulatedSite], experiment: Experiment, seed: int
+) -> dict[str, Floor]:
+    """Every site alone: with what its own vote chooses, and, with evidence, with class vectors whatever the vote."""
+    finals = alone(backbone, sites, experiment, seed)
+    floors = {name: columns("personal", finals)}
+    return floors | ({f"{name}_evidence": columns("both", finals)} if experiment.uses_evidence else {})
 
 
 def centralised(backbone: Backbone, sites: Sequence[SimulatedSite], experiment: Experiment, seed: int) -> Floor:
