@@ -108,6 +108,8 @@ def test_the_figures_are_those_of_the_sites():
     assert result["floors"]["zero_shot"] == {
         "local": pytest.approx(0.4),
         "neighbour": pytest.approx(0.4),
+        "unseen": None,
+        "all": None,
         "worst_site": 0.3,
     }
     assert result["floors"]["global_only"] == {

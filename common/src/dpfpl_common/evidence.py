@@ -98,8 +98,8 @@ def pool_rows(sites: Sequence[Floats], noise_multiplier: float) -> tuple[Pool, F
     A row that holds n images is n times the class mean and noise of variance z^2. The best weight of such rows is
     ``n / (n s^2 + z^2)``, s^2 the scatter of an image around its class mean: at most 1 / e in each coordinate, as
     features have norm 1. How many a row holds is read off the row itself, along the direction that all *other* sites'
-    rows have in common, and counts as far as it stands out of the noise. Where such weights leave less signal over noise
-    than equal ones, as for a class of few images at each of many sites, the weights are equal.
+    rows have in common, and counts as far as it stands out of the noise. Where such weights leave less signal over
+    noise than equal ones, as for a class of few images at each of many sites, the weights are equal.
 
     Args:
         sites: every site's rows [C, e]; each is read three times, one after another, so they may lie on a disk.
