@@ -16,7 +16,7 @@ TRUST_TESTS = "tests/common/test_trust.py"
 MECHANISM = (
     (
         "the batch's sum is clipped instead of every example",
-        "dpfpl_client.learning.step:clipped_sums",
+        "dpfpl_common.privacy.clipping:clipped_sums",
         "return _1",
         "sums = [block[kept].sum(axis=0) for block in blocks]\n"
         "whole = joint_clip_factors([[float(np.square(s).sum()) for s in sums]], clipping_norms)[0]\n"
@@ -25,14 +25,14 @@ MECHANISM = (
     ),
     (
         "no clipping at all",
-        "dpfpl_client.learning.step:clipped_sums",
+        "dpfpl_common.privacy.clipping:clipped_sums",
         "kept = _1",
         "_0\nfactors = np.ones_like(factors)",
         (f"{STEP_TESTS}::test_P10_one_example_moves_the_whole_release_by_at_most_one",),
     ),
     (
         "the last block is left out of the joint norm",
-        "dpfpl_client.learning.step:clipped_sums",
+        "dpfpl_common.privacy.clipping:clipped_sums",
         "joint_clip_factors(squared, clipping_norms)",
         "joint_clip_factors(squared[:, :-1], clipping_norms[:-1]) if len(blocks) > 1 else _0",
         (f"{STEP_TESTS}::test_P10_one_example_moves_the_whole_release_by_at_most_one",),
@@ -68,13 +68,11 @@ MECHANISM = (
     (
         "the same noise for every block",
         "dpfpl_client.learning.step:BlockDPOptimizer.add_noise",
-        "total = p.summed_grad.numpy()",
-        "_0\n"
+        "p.grad = _1",
         "self._once = getattr(self, '_once', None)\n"
         "if self._once is None and stddev > 0:\n"
         "    self._once = float(self._noise.add(np.zeros(1), 1.0)[0])\n"
-        "p.grad = torch.from_numpy(total + stddev * (self._once or 0.0))\n"
-        "continue",
+        "p.grad = torch.from_numpy(p.summed_grad.numpy() + stddev * (self._once or 0.0))",
         (f"{RELEASED_NOISE_TESTS}::test_every_block_of_every_step_has_the_charged_noise_of_its_own",),
     ),
     (
@@ -211,7 +209,7 @@ MECHANISM = (
     ),
     (
         "gradients that were computed in bfloat16 are not clipped",
-        "dpfpl_client.learning.step:clipped_sums",
+        "dpfpl_common.privacy.clipping:clipped_sums",
         "kept = _1",
         "_0\nfactors = np.ones_like(factors)",
         (
@@ -242,13 +240,12 @@ MECHANISM = (
     ),
     (
         "the same noise in every step",
-        "dpfpl_client.learning.step:BlockDPOptimizer.add_noise",
-        "released = _1",
-        "kept = BlockDPOptimizer.__dict__.get('kept', {})\n"
-        "BlockDPOptimizer.kept = kept\n"
-        "if stddev > 0 and total.shape not in kept:\n"
-        "    kept[total.shape] = self._noise.add(np.zeros(total.shape), 1.0)\n"
-        "released = total + stddev * kept[total.shape] if stddev > 0 else total",
+        "dpfpl_common.privacy.steps:noised",
+        "return _1",
+        "kept = noised.__dict__\n"
+        "if noise_stddev > 0 and total.shape not in kept:\n"
+        "    kept[total.shape] = noise.add(np.zeros(total.shape), 1.0)\n"
+        "return total + noise_stddev * kept[total.shape] if noise_stddev > 0 else total",
         (f"{RELEASED_NOISE_TESTS}::test_updates_over_rounds_and_a_restart_are_the_charged_noise",),
     ),
     (
@@ -289,7 +286,7 @@ MECHANISM = (
     ),
     (
         "estimates: taken after the clip, so that rounding lengthens what was clipped",
-        "dpfpl_client.learning.step:clipped_sums",
+        "dpfpl_common.privacy.clipping:clipped_sums",
         "kept = _1",
         "_0\nfactors = factors * (1.0 + 2.0**-8)",
         (f"{STEP_TESTS}::test_P10_one_example_moves_the_whole_release_by_at_most_one",),
