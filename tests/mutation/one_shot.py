@@ -8,9 +8,9 @@ PROTOTYPES_TESTS = "tests/client/learning/test_prototypes.py"
 ONE_SHOT = (
     (
         "class sums: a long feature counts in full",
-        "dpfpl_common.privacy.one_shot:noised_class_sums",
-        "rows[finite] * _1",
-        "rows[finite]",
+        "dpfpl_common.privacy.one_shot:bounded",
+        "safe * _1",
+        "safe",
         (f"{PROTOTYPES_TESTS}::test_one_example_moves_the_sums_by_at_most_one",),
     ),
     (
