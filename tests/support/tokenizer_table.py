@@ -11,6 +11,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from dpfpl_common.errors import DpfplError
 from tokenizer_kinds import (
     FAMILIES,
     KINDS,
@@ -22,8 +23,6 @@ from tokenizer_kinds import (
     write_published_clip,
 )
 
-from dpfpl_common.errors import DpfplError
-
 NAMES = ("cat", "golden retriever", "Pneumonia (left)", "no finding", "Nevus, dysplastic", "胸部 X線", "zz x12")
 TEXTS = ("a photo of a", "an X-ray of")
 PUBLISHED = "CLIP's published vocabulary"
@@ -33,6 +32,8 @@ def cell(family: str, kind: str) -> str:
     """The largest difference of a logit, over the sentences of two texts; or the code of the refusal."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        if kind == PUBLISHED and family == "altclip":
+            return ""  # its positions begin behind the padding's id, which CLIP's vocabulary has last
         if kind == PUBLISHED:
             published = clip_vocabulary()
             if published is None:
