@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from dpfpl_client.data.decode import UnreadableImageError, decode_image
+from dpfpl_client.data.decode import Picture, PixelRules, UnreadableImageError, decode_picture
 from dpfpl_client.data.records import Listing, SourceItem, problem_per_name
 from dpfpl_common.errors import DataError
 
@@ -23,19 +23,24 @@ class HubImage:
     table: Any
     column: str
     row: int
+    rules: PixelRules
 
     def read(self) -> Image.Image:
         """Decode the row's image to RGB, with our decoder and its limits."""
+        return self.examine().image
+
+    def examine(self) -> Picture:
+        """Decode the row's image, and say what is worth knowing about it."""
         try:
             cell = self.table[self.row][self.column]
         except (OSError, ValueError) as error:
             raise UnreadableImageError(f"the row cannot be read ({error})") from None
         if cell is None or (cell["bytes"] is None and cell["path"] is None):
             raise UnreadableImageError("the row has no image")
-        return decode_image(cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]))
+        return decode_picture(cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]), self.rules)
 
 
-def list_hub(identifier: str) -> Listing:
+def list_hub(identifier: str, rules: PixelRules = PixelRules()) -> Listing:
     """List the rows of the splits ``train`` and ``test`` (else ``validation``); with only one split, it is to be drawn.
 
     Args:
@@ -65,7 +70,7 @@ def list_hub(identifier: str) -> Listing:
             if class_name is None:
                 unlabelled[key] = "it has no label"
             else:
-                items.append(SourceItem(key, class_name, split, HubImage(table, image, row)))
+                items.append(SourceItem(key, class_name, split, HubImage(table, image, row, rules)))
     return Listing(tuple(items), tuple(problem_per_name("BAD_ROW", unlabelled, "Only labelled rows can be used.")))
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from dpfpl_client.data.decode import FRAMES, PixelRules
 from dpfpl_client.data.records import check_viewpoint
 from dpfpl_common.errors import ConfigError
 
@@ -32,6 +33,9 @@ class DataSettings:
         partition_seed: the seed of the partition, the same at every simulated site.
         viewpoint: how this site sees every image of its own.
         class_map: the site's own folder names or labels -> the experiment's class names.
+        bits: so many bits a value has in greyscale files of 16 bits that do not say it themselves; what the device
+            writes, not what the pictures happen to hold.
+        frames: of a file with several pictures the ``first`` is taken, or it is left out (``refuse``).
     """
 
     source: str
@@ -45,6 +49,8 @@ class DataSettings:
     partition_seed: int = 0
     viewpoint: str = "upright"
     class_map: Mapping[str, str] = field(default_factory=dict)
+    bits: int = 16
+    frames: str = "first"
 
     def __post_init__(self) -> None:
         expect("source", self.source, self.source in SOURCES, f"one of: {', '.join(SOURCES)}")
@@ -54,11 +60,18 @@ class DataSettings:
         check_partition(self.partition, self.num_sites, self.alpha)
         expect("site_index", self.site_index, 0 <= self.site_index < self.num_sites, f"from 0 to {self.num_sites - 1}")
         check_viewpoint(self.viewpoint)
+        expect("bits", self.bits, 8 < self.bits <= 16, "9 to 16")
+        expect("frames", self.frames, self.frames in FRAMES, f"one of: {', '.join(FRAMES)}")
         if self.source == "questions":
             expect("partition", self.partition, self.partition == "none", "none: a file of questions is one site's own")
             expect("class_map", dict(self.class_map), not self.class_map, "nothing: questions have no classes")
         if self.partition == "domain":
             expect("viewpoint", self.viewpoint, self.viewpoint == "upright", "upright: this partition chooses it")
+
+    @property
+    def pixel_rules(self) -> PixelRules:
+        """How pixels become RGB where a file leaves it open."""
+        return PixelRules(self.bits, self.frames)
 
 
 def check_partition(partition: str, num_sites: int, alpha: float) -> None:
