@@ -2,8 +2,9 @@
 
 The steps, each where the file asks for it: modality (rescale slope and intercept, or the modality LUT), then the first
 VOI window (LINEAR, LINEAR_EXACT or SIGMOID), else the VOI LUT, else the smallest and largest value that the header
-names, else the range of the stored bits; then MONOCHROME1 is inverted. An unsigned file of 16 stored bits that says
-none of it follows ``[data] bits``, as other files of 16 bits do. The rule looks at one file alone.
+names, else for a CT -1024 to 3071 (the Hounsfield numbers that 12 bits hold), else the range of the stored bits; then
+MONOCHROME1 is inverted. A file of 16 stored bits that says none of it follows ``[data] bits``, as other files of 16
+bits do. The rule looks at one file alone.
 
 A header names a patient. Only the elements that the steps need are read, and nothing of any of them is kept, logged or
 sent, in messages neither: what pydicom would warn about or log is silenced, and its exceptions' texts are dropped.
@@ -23,8 +24,9 @@ from typing import Any, BinaryIO
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
+from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_dataset
-from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, pixel_array
+from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, get_decoder, pixel_array
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from dpfpl_client.data.value_range import Range, scale
@@ -32,7 +34,7 @@ from dpfpl_client.data.value_range import Range, scale
 __all__ = ["DicomPicture", "decode_dicom"]
 
 _TAGS = [
-    "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns",
+    "Modality", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns",
     "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "SmallestImagePixelValue",
     "LargestImagePixelValue", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "WindowCenter", "WindowWidth",
     "VOILUTFunction", "VOILUTSequence", "RedPaletteColorLookupTableDescriptor",
@@ -45,6 +47,11 @@ _TAGS = [
 
 _PREAMBLE = 132
 _WIDEST_BITS = 16
+_HOUNSFIELD = (-1024.0, 3071.0)
+_COMPRESSION = (
+    "it is compressed in a way that is not read here (RLE, JPEG of 8 bits and JPEG 2000 are; for others, such as JPEG "
+    "lossless, install python-gdcm, or save it uncompressed)"
+)
 _NO_PICTURE = "it is a DICOM file without a picture"
 _UNKNOWN_RANGE = "its values have more than 16 bits, and it does not say which are black and white"
 
@@ -81,9 +88,9 @@ def decode_dicom(source: Path | bytes, bits: int, max_pixels: int) -> DicomPictu
         except PermissionError:
             raise
         except NotImplementedError:
-            return "its compression is none that is read here (none, RLE, JPEG and JPEG 2000 are)"
+            return _COMPRESSION
         except (
-            ArithmeticError, AssertionError, AttributeError, BufferError, EOFError, LookupError, MemoryError,
+            InvalidDicomError, ArithmeticError, AssertionError, AttributeError, BufferError, EOFError, LookupError, MemoryError,
             OSError, RuntimeError, SyntaxError, TypeError, ValueError, zlib.error,
         ) as error:  # fmt: skip
             return f"it cannot be decoded as DICOM ({type(error).__name__})"
@@ -101,6 +108,8 @@ def _decode(file: BinaryIO, bits: int, max_pixels: int) -> DicomPicture | str:
     rows, columns = int(header.Rows), int(header.Columns)
     if rows * columns > max_pixels or rows * columns == 0:
         return f"it has {'no' if rows * columns == 0 else f'more than {max_pixels:,}'} pixels"
+    if not get_decoder(header.file_meta.TransferSyntaxUID).is_available:
+        return _COMPRESSION
     several = int(header.get("NumberOfFrames") or 1) > 1
     values = pixel_array(header, index=0)
     colours = int(header.get("SamplesPerPixel") or 1)
@@ -145,6 +154,8 @@ def _shown(
         looked_up = apply_voi(values.astype(np.int64), voi)
         first = float(table[1])
         return scale(looked_up, 0, 2 ** int(table[2]) - 1), first, first + max(1, (int(table[0]) or 65536) - 1)
+    if header.get("Modality") == "CT" and _first(header, "SmallestImagePixelValue") is None:
+        return scale(values, *_HOUNSFIELD), *_HOUNSFIELD
     stored = _stored_range(header, bits)
     if isinstance(stored, str):
         return stored
@@ -169,9 +180,8 @@ def _stored_range(header: Any, bits: int) -> tuple[int, int] | str:
     depth = int(header.get("BitsStored") or 0)
     if not 0 < depth <= _WIDEST_BITS or "PixelData" not in header:
         return _UNKNOWN_RANGE
-    if header.get("PixelRepresentation"):
-        return -(2 ** (depth - 1)), 2 ** (depth - 1) - 1
-    return 0, 2 ** (bits if depth == _WIDEST_BITS else depth) - 1
+    depth = min(depth, bits) if depth == _WIDEST_BITS else depth
+    return (-(2 ** (depth - 1)), 2 ** (depth - 1) - 1) if header.get("PixelRepresentation") else (0, 2**depth - 1)
 
 
 def _rescaled(header: Any) -> Callable[[NDArray[Any]], NDArray[Any]]:
