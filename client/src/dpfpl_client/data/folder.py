@@ -1,5 +1,6 @@
 """Lists a folder of images: ``train/<class>/*`` with ``test/<class>/*``, or ``<class>/*``."""
 
+import contextlib
 import errno
 import os
 import stat
@@ -168,7 +169,7 @@ class _Walk:
         counts = Counter(path.rpartition("/")[2] for path in self.derived)
         named = [repr(name) + (f" ({count} times)" if count > 1 else "") for name, count in sorted(counts.items())]
         more = f" and {len(named) - _LISTED} more" if len(named) > _LISTED else ""
-        text = f"Folders that machines make are left out: {', '.join(named[:_LISTED])}{more}. "
+        text = f"Hidden folders and folders that machines make are left out: {', '.join(named[:_LISTED])}{more}. "
         advice = "They hold thumbnails, copies or deleted files. Rename one if its pictures are yours to use."
         return [DataProblem("DERIVED_FOLDERS", "warning", text + advice)]
 
@@ -217,7 +218,11 @@ class _Walk:
         if is_derived(name, inside_a_class=inside_a_class) and os.path.isdir(entry):
             self.derived.add(self._name(entry))
             return False
-        if name.startswith(".") or name in _IGNORED_NAMES:
+        if name.startswith("."):
+            if self._holds_images(entry):
+                self.derived.add(self._name(entry))
+            return False
+        if name in _IGNORED_NAMES:
             return False
         try:
             if entry.is_symlink() and not self._leads_inside(entry):
@@ -227,6 +232,13 @@ class _Walk:
             self._note(entry, error)
             return False
         return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
+
+    def _holds_images(self, hidden: Path) -> bool:
+        if hidden.is_symlink() or not os.path.isdir(hidden):
+            return False
+        with contextlib.suppress(OSError):
+            return any(path.suffix.lower() in self.extensions for path in hidden.iterdir())
+        return False
 
     def _leads_inside(self, link: Path) -> bool:
         try:
