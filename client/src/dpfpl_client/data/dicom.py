@@ -111,7 +111,10 @@ def _decode(file: BinaryIO, bits: int, max_pixels: int) -> DicomPicture | str:
     if not get_decoder(header.file_meta.TransferSyntaxUID).is_available:
         return _COMPRESSION
     several = int(header.get("NumberOfFrames") or 1) > 1
-    values = pixel_array(header, index=0)
+    try:
+        values = pixel_array(header, index=0)
+    except RuntimeError:  # what every decoder's exception becomes
+        return _COMPRESSION.replace("it is", "it is damaged or", 1)
     colours = int(header.get("SamplesPerPixel") or 1)
     if header.PhotometricInterpretation == "PALETTE COLOR":
         coloured = apply_color_lut(values, header)
