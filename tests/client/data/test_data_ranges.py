@@ -90,7 +90,9 @@ def test_the_display_range_of_imagej_is_used(tmp_path):
     assert np.array_equal(grey(decode_image(file)), expected)
 
 
-@pytest.mark.parametrize("text", ["min=0\nmax=99\n", "ImageJ=1\nmin=9\nmax=9\n", "ImageJ=1\nmin=nan\nmax=9\n", "ImageJ="])
+@pytest.mark.parametrize(
+    "text", ["min=0\nmax=99\n", "ImageJ=1\nmin=9\nmax=9\n", "ImageJ=1\nmin=nan\nmax=9\n", "ImageJ="]
+)
 def test_another_programs_words_and_an_empty_range_are_no_display_range(tmp_path, text):
     assert np.array_equal(grey(decode_image(tiff(tmp_path / "x.tif", values(16), DESCRIPTION=text))),
                           eight_bits(values(16), 65_535))  # fmt: skip

@@ -5,6 +5,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from dpfpl_client.data.decode import FileImage, PixelRules
+from dpfpl_client.data.folder_names import role_of
 from dpfpl_client.data.records import Listing, SourceItem, problem_per_name
 from dpfpl_client.data.table_paths import NoImage, find_image
 from dpfpl_common.errors import DataError
@@ -29,7 +30,7 @@ def list_csv(file: Path, rules: PixelRules = PixelRules()) -> Listing:
     skipped: dict[str, str] = {}
     for line, row in _read_rows(file.expanduser()):
         path, label, split = (_cell(row, column) for column in ("path", "label", "split"))
-        found = _image(root, path, label, split.lower(), rules)
+        found = _image(root, path, label, split, rules)
         if isinstance(found, str):
             skipped[f"line {line}: {path}"] = found
         else:
@@ -52,12 +53,13 @@ def _image(root: Path, path: str, label: str, split: str, rules: PixelRules) -> 
         return "its path is empty"
     if not label:
         return "its label is empty"
-    if split and split not in _SPLITS:
+    part = role_of(split)
+    if split and part not in _SPLITS:
         return f"its split is {split!r}, expected train or test"
     found = find_image(root, path)
     if isinstance(found, NoImage):
         return found.reason
-    return SourceItem(found.key, label, split or None, FileImage(found.path, rules))
+    return SourceItem(found.key, label, part or None, FileImage(found.path, rules))
 
 
 def _once(rows: dict[str, list[tuple[int, SourceItem]]]) -> tuple[list[SourceItem], dict[str, str]]:
