@@ -197,7 +197,7 @@ def _refusal(policy: Policy, experiment: Experiment) -> str:
 
 
 def _left_out(settings: SiteSettings, experiment: Experiment) -> str:
-    """Which of the site's images the experiment does not know; empty if it knows all, or the images cannot be listed."""
+    """Which of the site's images have a class that the experiment does not know, in words; empty if none has."""
     if experiment.task.in_words or settings.data.source == "questions":
         return ""
     try:

@@ -407,9 +407,8 @@ class _Check:
                 self.report.warnings.append(f"{experiment.name}: {unknown.message} [{unknown.code}]")
         if not counts:
             text = f" {unknown.message}" if unknown is not None else ""
-            self.report.warnings.append(
-                f"The site has no training image of the plan's classes and would only send noise.{text} [NO_KNOWN_CLASS]"
-            )
+            nothing = "The site has no training image of the plan's classes and would only send noise."
+            self.report.warnings.append(f"{nothing}{text} [NO_KNOWN_CLASS]")
             return
         ratio = noise_to_signal(experiment, counts.total(), min(counts.values()), self.backbone.feature_size)
         words, worrying = noise_words(ratio)

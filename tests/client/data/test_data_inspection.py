@@ -110,7 +110,7 @@ def test_a_copy_in_another_size_or_encoding_is_warned_about(scenes, name):
     COPIES[name](scene(3)).save(scenes / "cat" / name, **({"quality": 25} if name.endswith("jpg") else {}))
     pool = pool_of(scenes)
     (message,) = messages(pool, "NEAR_COPIES")
-    assert "1 images look like another" in message
+    assert "1 of 17 images look like another" in message
     assert "'cat/3.png'" in message
     assert f"'cat/{name}'" in message
     assert len(pool.records) == 17  # nothing is left out: what is kept depends on exact copies alone
@@ -123,7 +123,7 @@ def test_a_copy_of_a_training_image_among_the_test_images_is_said(tmp_path):
             for number in range(first, first + 8):
                 scene(label + number).resize(size).save(tmp_path / part / f"c{label}" / f"{number}.png")
     (message,) = messages(pool_of(tmp_path), "NEAR_COPIES")
-    assert "8 images look like another" in message
+    assert "8 of 32 images look like another" in message
     assert "8 of the pairs have one image in train and one in test" in message
 
 

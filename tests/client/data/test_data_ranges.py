@@ -1,4 +1,4 @@
-"""Files with more than 8 bits a channel: which values are black and white, from the file or a setting, never a guess."""
+"""Files with more than 8 bits a channel: which values are black and white, from the file or a setting alone."""
 
 import struct
 import zlib
@@ -128,7 +128,7 @@ def test_what_the_file_says_comes_before_the_setting(tmp_path):
 
 
 def test_values_above_the_setting_are_refused_and_not_cut_off(tmp_path):
-    with pytest.raises(UnreadableImageError, match="values up to 16383.*ends at 4095") as raised:
+    with pytest.raises(UnreadableImageError, match=r"values up to 16383.*ends at 4095") as raised:
         decode_image(png(tmp_path / "x.png", values(14)), PixelRules(bits=12))
     assert raised.value.code == "WRONG_BITS"
     assert "device" in raised.value.advice

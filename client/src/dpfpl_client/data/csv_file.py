@@ -4,7 +4,7 @@ import csv
 from collections import defaultdict
 from pathlib import Path
 
-from dpfpl_client.data.decode import FileImage, PixelRules
+from dpfpl_client.data.decode import DEFAULT_RULES, FileImage, PixelRules
 from dpfpl_client.data.folder_names import role_of
 from dpfpl_client.data.records import Listing, SourceItem, problem_per_name
 from dpfpl_client.data.table_paths import NoImage, find_image
@@ -15,7 +15,7 @@ __all__ = ["list_csv", "permission_advice"]
 _SPLITS = ("train", "test")
 
 
-def list_csv(file: Path, rules: PixelRules = PixelRules()) -> Listing:
+def list_csv(file: Path, rules: PixelRules = DEFAULT_RULES) -> Listing:
     """List the rows whose image exists below the CSV's own folder.
 
     Paths are relative to the CSV. A row without a split (no such column, or an empty cell) has its split drawn. Comma

@@ -15,6 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from dpfpl_client.data.value_range import UnreadableImageError, check_wide_colours, has_wide_colours, scale_wide_grey
 
 __all__ = [
+    "DEFAULT_RULES",
     "FRAMES",
     "MAX_PIXELS",
     "OPTIONAL_EXTENSIONS",
@@ -82,6 +83,9 @@ class PixelRules:
     frames: str = "first"
 
 
+DEFAULT_RULES = PixelRules()
+
+
 @dataclass(frozen=True, eq=False)
 class Picture:
     """A decoded image, and what is worth knowing about its file.
@@ -104,7 +108,7 @@ class FileImage:
     """An image in a file, decoded at every read."""
 
     path: Path
-    rules: PixelRules = PixelRules()
+    rules: PixelRules = DEFAULT_RULES
 
     def read(self) -> Image.Image:
         """Decode the file to RGB."""
@@ -131,12 +135,12 @@ def image_extensions() -> frozenset[str]:
     return _EXTENSIONS | {suffix for suffix, extra in OPTIONAL_EXTENSIONS.items() if _installed(extra)}
 
 
-def decode_image(source: Path | bytes, rules: PixelRules = PixelRules()) -> Image.Image:
+def decode_image(source: Path | bytes, rules: PixelRules = DEFAULT_RULES) -> Image.Image:
     """As :func:`decode_picture`, the image alone."""
     return decode_picture(source, rules).image
 
 
-def decode_picture(source: Path | bytes, rules: PixelRules = PixelRules()) -> Picture:
+def decode_picture(source: Path | bytes, rules: PixelRules = DEFAULT_RULES) -> Picture:
     """Decode to RGB, the way a person sees it: EXIF orientation applied, transparency on white.
 
     Greyscale of 16 bits is scaled as :mod:`dpfpl_client.data.value_range` says, DICOM as
@@ -149,7 +153,7 @@ def decode_picture(source: Path | bytes, rules: PixelRules = PixelRules()) -> Pi
         head = _head(source)
         if head[128:132] == b"DICM":
             return _dicom(source, rules)
-        formats = _FORMATS
+        formats: tuple[str, ...] = _FORMATS
         if head[4:8] == b"ftyp" and head[8:12] in _HEIC_BRANDS:
             formats = _with_heic()
         with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=formats) as image:

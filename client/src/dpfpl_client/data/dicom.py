@@ -34,8 +34,8 @@ from dpfpl_client.data.value_range import Range, scale
 __all__ = ["DicomPicture", "decode_dicom"]
 
 _TAGS = [
-    "Modality", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns",
-    "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "SmallestImagePixelValue",
+    "Modality", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows",
+    "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "SmallestImagePixelValue",
     "LargestImagePixelValue", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "WindowCenter", "WindowWidth",
     "VOILUTFunction", "VOILUTSequence", "RedPaletteColorLookupTableDescriptor",
     "GreenPaletteColorLookupTableDescriptor", "BluePaletteColorLookupTableDescriptor",
@@ -90,8 +90,8 @@ def decode_dicom(source: Path | bytes, bits: int, max_pixels: int) -> DicomPictu
         except NotImplementedError:
             return _COMPRESSION
         except (
-            InvalidDicomError, ArithmeticError, AssertionError, AttributeError, BufferError, EOFError, LookupError, MemoryError,
-            OSError, RuntimeError, SyntaxError, TypeError, ValueError, zlib.error,
+            InvalidDicomError, ArithmeticError, AssertionError, AttributeError, BufferError, EOFError, LookupError,
+            MemoryError, OSError, RuntimeError, SyntaxError, TypeError, ValueError, zlib.error,
         ) as error:  # fmt: skip
             return f"it cannot be decoded as DICOM ({type(error).__name__})"
 

@@ -14,7 +14,7 @@ from typing import Protocol, runtime_checkable
 import PIL
 from PIL import features
 
-from dpfpl_client.data.decode import FileImage, Picture, PixelRules, UnreadableImageError, pixel_digest
+from dpfpl_client.data.decode import DEFAULT_RULES, FileImage, Picture, PixelRules, UnreadableImageError, pixel_digest
 from dpfpl_client.data.inspection import Look, look_at
 from dpfpl_client.data.records import DataProblem, ImageSource, SourceItem, problem_per_name
 from dpfpl_common.ops.files import write_durably
@@ -38,7 +38,7 @@ class DigestIndex:
     """
 
     path: Path | None
-    rules: PixelRules = PixelRules()
+    rules: PixelRules = DEFAULT_RULES
     _known: dict[str, tuple[int, int, str]] = field(default_factory=dict)
     _seen: dict[str, tuple[int, int, str]] = field(default_factory=dict)
 

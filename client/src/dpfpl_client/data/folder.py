@@ -2,14 +2,13 @@
 
 import contextlib
 import errno
-import os
 import stat
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dpfpl_client.data.decode import OPTIONAL_EXTENSIONS, FileImage, PixelRules, image_extensions
+from dpfpl_client.data.decode import DEFAULT_RULES, OPTIONAL_EXTENSIONS, FileImage, PixelRules, image_extensions
 from dpfpl_client.data.folder_names import find_parts, is_derived, printable
 from dpfpl_client.data.records import DataProblem, Listing, SourceItem, problem_per_name
 from dpfpl_common.errors import DataError
@@ -21,7 +20,7 @@ _DICOM_MARK = slice(128, 132)
 _LISTED = 20
 
 
-def list_folder(folder: Path, rules: PixelRules = PixelRules()) -> Listing:
+def list_folder(folder: Path, rules: PixelRules = DEFAULT_RULES) -> Listing:
     """List every image below the class folders.
 
     The folder has a split of its own when it holds ``train/`` with class folders in it, in any usual spelling; without
@@ -34,9 +33,9 @@ def list_folder(folder: Path, rules: PixelRules = PixelRules()) -> Listing:
     walk = _Walk(_open_root(folder), rules, image_extensions())
     top = {entry.name: entry for entry in walk.folders(walk.root)}
     roles = walk.parts(top)
-    parts = [(top[name], role) for name, role in roles.items()]
-    if len(parts) == 1:
-        parts = [(parts[0][0], None)]
+    parts: list[tuple[Path, str | None]] = [
+        (top[name], role if len(roles) > 1 else None) for name, role in roles.items()
+    ]
     if parts:
         walk.stray += [printable(name) for name in top if name not in roles]
     else:
@@ -72,6 +71,14 @@ def inside(root: Path, path: Path) -> bool:
     try:
         return path.resolve().is_relative_to(root)
     except (OSError, RuntimeError):  # a link that leads to itself
+        return False
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether it is a folder that can be looked at."""
+    try:
+        return path.is_dir()
+    except OSError:
         return False
 
 
@@ -145,8 +152,8 @@ class _Walk:
         problems += problem_per_name(
             "OUTSIDE_LINK",
             self.links,
-            "Links are followed inside the data folder only: move or copy the images there, or mount their folder there "
-            "(mount --bind, or a volume of the container).",
+            "Links are followed inside the data folder only: move or copy the images there, or mount their folder "
+            "there (mount --bind, or a volume of the container).",
         )
         problems += problem_per_name("BROKEN_LINK", self.broken, "Put there what it leads to, or remove the link.")
         problems += problem_per_name(
@@ -215,7 +222,7 @@ class _Walk:
 
     def _belongs(self, entry: Path, inside_a_class: bool) -> bool:
         name = entry.name.lower()
-        if is_derived(name, inside_a_class=inside_a_class) and os.path.isdir(entry):
+        if is_derived(name, inside_a_class=inside_a_class) and _is_folder(entry):
             self.derived.add(self._name(entry))
             return False
         if name.startswith("."):
@@ -234,7 +241,7 @@ class _Walk:
         return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
 
     def _holds_images(self, hidden: Path) -> bool:
-        if hidden.is_symlink() or not os.path.isdir(hidden):
+        if hidden.is_symlink() or not _is_folder(hidden):
             return False
         with contextlib.suppress(OSError):
             return any(path.suffix.lower() in self.extensions for path in hidden.iterdir())
@@ -242,15 +249,14 @@ class _Walk:
 
     def _leads_inside(self, link: Path) -> bool:
         try:
-            os.stat(link)
+            link.stat()
         except OSError as error:
             if error.errno == errno.ELOOP:
                 self.broken[self._name(link)] = "the link leads to itself"
                 return False
             if error.errno == errno.ENOENT:
-                self.broken[self._name(link)] = (
-                    f"the link leads to {printable(os.readlink(link))!r}, which does not exist"
-                )
+                target = printable(str(link.readlink()))
+                self.broken[self._name(link)] = f"the link leads to {target!r}, which does not exist"
                 return False
             raise
         if not inside(self.root, link):
@@ -259,7 +265,7 @@ class _Walk:
         return True
 
     def _note(self, path: Path, error: OSError) -> None:
-        what = "the folder" if os.path.isdir(path) else "it"
+        what = "the folder" if _is_folder(path) else "it"
         table = self.refused if isinstance(error, PermissionError) else self.failing
         table[self._name(path)] = f"{what} cannot be read ({error.strerror})"
 

@@ -9,9 +9,10 @@ __all__ = ["find_parts", "is_derived", "printable", "role_of"]
 
 _MACHINES = frozenset(
     {
-        "@eadir", "@tmp", "@recycle", "@recently-snapshot", "@__thumb", ".@__thumb", "#recycle", "#snapshot", "~snapshot",
-        "lost+found", "found.000", "$recycle.bin", "recycler", "recycled", "system volume information", "__macosx",
-        "network trash folder", "temporary items", "_vti_cnf", "thumbnails", "_thumbnails", "_thumbs", ".thumbnails",
+        "@eadir", "@tmp", "@recycle", "@recently-snapshot", "@__thumb", ".@__thumb", "#recycle", "#snapshot",
+        "~snapshot", "lost+found", "found.000", "$recycle.bin", "recycler", "recycled", "system volume information",
+        "__macosx", "network trash folder", "temporary items", "_vti_cnf", "thumbnails", "_thumbnails", "_thumbs",
+        ".thumbnails",
     }
 )  # fmt: skip
 """Folders of network drives, operating systems and picture viewers, with copies or deleted files in them."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from dpfpl_client.data.decode import Picture, PixelRules, UnreadableImageError, decode_picture
+from dpfpl_client.data.decode import DEFAULT_RULES, Picture, PixelRules, UnreadableImageError, decode_picture
 from dpfpl_client.data.folder_names import role_of
 from dpfpl_client.data.records import DataProblem, Listing, SourceItem, problem_per_name
 from dpfpl_common.errors import DataError
@@ -40,7 +40,7 @@ class HubImage:
         return decode_picture(cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]), self.rules)
 
 
-def list_hub(identifier: str, rules: PixelRules = PixelRules()) -> Listing:
+def list_hub(identifier: str, rules: PixelRules = DEFAULT_RULES) -> Listing:
     """List the rows of the splits that :func:`choose_splits` names.
 
     Args:
@@ -83,8 +83,8 @@ def choose_splits(names: Sequence[str]) -> tuple[list[tuple[str, str | None]], l
     unread = sorted(set(names) - {name for name, _ in parts})
     if not unread:
         return parts, []
-    text = f"The splits {', '.join(map(repr, unread))} of the data set are not read, only {', '.join(n for n, _ in parts)}."
-    return parts, [DataProblem("IGNORED_SPLITS", "warning", text)]
+    named, read = ", ".join(map(repr, unread)), " and ".join(repr(name) for name, _ in parts)
+    return parts, [DataProblem("IGNORED_SPLITS", "warning", f"Of the data set {read} is read, not {named}.")]
 
 
 def _class_name(value: Any, names: list[str] | None) -> str | None:

@@ -24,8 +24,8 @@ _NAMED = 5
 _BLOCK = 1024
 
 # Two thumbnails show one picture if their root-mean-square difference is at most so many levels of 256, and at most
-# this share of their contrast (standard deviation). Copies of photographs with 40 pixels a side differ by 1 to 3 levels,
-# 0.02 to 0.08 of the contrast; nothing can be said of thumbnails without contrast.
+# this share of their contrast (standard deviation). Copies of photographs with 40 pixels a side differ by 1 to 3
+# levels, 0.02 to 0.08 of the contrast; nothing can be said of thumbnails without contrast.
 _FAR, _SHARE_OF_CONTRAST, _LEAST_CONTRAST = 4.0, 0.2, 1.0
 
 
@@ -73,8 +73,8 @@ def _frames(frames: Mapping[str, int]) -> DataProblem | None:
         "SEVERAL_FRAMES",
         "warning",
         f"{len(several)} of {len(frames)} files hold several pictures each ({named}; at least {sum(several.values())} "
-        f"pictures), and only the first of each is used: {_listed(list(several))}. Save the ones that count as files of "
-        'their own, or write [data] frames = "refuse" in site.toml to leave such files out.',
+        f"pictures), and only the first of each is used: {_listed(list(several))}. Save the ones that count as files "
+        'of their own, or write [data] frames = "refuse" in site.toml to leave such files out.',
     )
 
 
@@ -106,9 +106,10 @@ def _near_copies(records: Sequence[ImageRecord], looks: Mapping[str, Look]) -> D
     return DataProblem(
         "NEAR_COPIES",
         "warning",
-        f"{len(copies)} images look like another one in another size or encoding: {named}{more}.{sides} A picture that is "
-        "there twice counts as two examples, which halves its protection, and a test on a copy of a training image "
-        "says nothing. Remove the copies (thumbnails, exports) if they are.",
+        f"{len(copies)} of {len(records)} images look like another one in another size or encoding: {named}{more}."
+        f"{sides}"
+        " A picture that is there twice counts as two examples, which halves its protection, and a test on a copy of a "
+        "training image says nothing. Remove the copies (thumbnails, exports) if they are.",
     )
 
 

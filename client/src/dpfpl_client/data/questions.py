@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from dpfpl_client.data.csv_file import permission_advice
-from dpfpl_client.data.decode import FileImage, PixelRules
+from dpfpl_client.data.decode import DEFAULT_RULES, FileImage, PixelRules
 from dpfpl_client.data.records import DataProblem, Listing, SourceItem, problem_per_name
 from dpfpl_client.data.table_paths import MISSING, FoundImage, find_image
 from dpfpl_common.errors import DataError
@@ -243,7 +243,7 @@ NAMED = 20
 """So many ignored fields are named."""
 
 
-def list_questions(file: Path, rules: PixelRules = PixelRules()) -> Listing:
+def list_questions(file: Path, rules: PixelRules = DEFAULT_RULES) -> Listing:
     """List the lines whose image exists below the file's own folder.
 
     Paths are relative to the file. A line without a split has its split drawn by its image, so that all questions about

@@ -300,8 +300,8 @@ def _map_advice(unknown: Sequence[str], class_names: Sequence[str]) -> str:
     lines = [f"{json.dumps(label, ensure_ascii=False)} = {_guess(label, class_names)}" for label in unknown[:_LISTED]]
     same = [label for label in unknown if _same_but_for_spelling(label, class_names)]
     spelled = (
-        f"{_listed(same)} {'differs' if len(same) == 1 else 'differ'} from a class of the experiment in capital letters, "
-        "blanks or underscores alone. "
+        f"{_listed(same)} {'differs' if len(same) == 1 else 'differ'} from a class of the experiment in capital "
+        "letters, blanks or underscores alone. "
         if same
         else ""
     )

@@ -24,7 +24,7 @@ from PIL import Image
 
 __all__ = ["Range", "UnreadableImageError", "check_wide_colours", "has_wide_colours", "scale", "scale_wide_grey"]
 
-Values = NDArray[np.integer]
+Values = NDArray[np.int64]
 
 _BITS_PER_SAMPLE, _DESCRIPTION, _MAX_SAMPLE_VALUE, _SAMPLE_FORMAT = 258, 270, 281, 339
 _SIGNED = 2
@@ -70,8 +70,8 @@ def scale_wide_grey(
             raise _unknown_range(opened.mode, tags)
         black, white = shown
     else:
-        values = values.astype(np.int64)
-        black, white = _declared_range(values, tags, png_significant_bits(head)) or _of_setting(values, bits)
+        whole = values.astype(np.int64)
+        black, white = _declared_range(whole, tags, png_significant_bits(head)) or _of_setting(whole, bits)
     inside = np.clip([values.min(), values.max()], black, white)
     return scale(values, black, white), float(inside[1] - inside[0]) / (white - black), max(0, int(values.max()))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from dpfpl_client.data.decode import PixelRules, UnreadableImageError, decode_image, image_extensions
+from dpfpl_client.data.decode import DEFAULT_RULES, PixelRules, UnreadableImageError, decode_image, image_extensions
 from dpfpl_client.data.folder import is_image_file
 from dpfpl_client.data.folder_names import is_derived
 from dpfpl_client.use.prompt import Classifier, Prediction
@@ -74,7 +74,7 @@ def _looked_at(folder: Path, path: Path) -> bool:
 
 
 def classify_files(
-    classifier: Classifier, paths: Iterable[Path], top: int, rules: PixelRules = PixelRules()
+    classifier: Classifier, paths: Iterable[Path], top: int, rules: PixelRules = DEFAULT_RULES
 ) -> Iterator[FileResult]:
     """One result a path, in order; images go through the model in batches.
 

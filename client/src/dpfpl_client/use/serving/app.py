@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from PIL import Image
 from pydantic import BaseModel, Field
 
-from dpfpl_client.data.decode import MAX_PIXELS, PixelRules, UnreadableImageError, decode_image
+from dpfpl_client.data.decode import DEFAULT_RULES, MAX_PIXELS, PixelRules, UnreadableImageError, decode_image
 from dpfpl_client.use.prompt import Classifier, Prediction
 from dpfpl_common.errors import ModelError
 
@@ -70,7 +70,7 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     return bytes(body)
 
 
-def decode_body(body: bytes, rules: PixelRules = PixelRules()) -> Image.Image:
+def decode_body(body: bytes, rules: PixelRules = DEFAULT_RULES) -> Image.Image:
     """The image as RGB; its size in pixels is checked before they are unpacked.
 
     Raises:
@@ -180,7 +180,7 @@ class _OneAtATime:
             self._waiting -= 1
 
 
-def classifier_app(classifier: Classifier, max_bytes: int, rules: PixelRules = PixelRules()) -> FastAPI:
+def classifier_app(classifier: Classifier, max_bytes: int, rules: PixelRules = DEFAULT_RULES) -> FastAPI:
     """The application: ``/``, ``/v1/predict``, ``/v1/prompt``, ``/health`` and ``/openapi.json``.
 
     Images and questions are neither stored nor logged.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import uvicorn
 
-from dpfpl_client.data.decode import PixelRules
+from dpfpl_client.data.decode import DEFAULT_RULES, PixelRules
 from dpfpl_client.use.prompt import Classifier
 from dpfpl_client.use.serving.app import STATIC, classifier_app
 from dpfpl_common.ops.http import PAGE_LIMITS, HttpGuard, address_shown, open_listener, read_http_token
@@ -34,7 +34,7 @@ class ServeSettings:
 
 
 def serve_classifier(
-    classifier: Classifier, settings: ServeSettings, say: Callable[[str], None], rules: PixelRules = PixelRules()
+    classifier: Classifier, settings: ServeSettings, say: Callable[[str], None], rules: PixelRules = DEFAULT_RULES
 ) -> None:
     """Serve until interrupted.
 
