@@ -13,14 +13,14 @@ STRATEGY_TESTS = "tests/server/test_strategy.py"
 FEDERATION = (
     (
         "whole sites: the update is not clipped",
-        "dpfpl_client.learning.step:released_update",
+        "dpfpl_common.privacy.steps:noised_update",
         "factor * update",
         "update",
         (f"{SITE_UNIT_TESTS}::test_no_update_passes_the_clip",),
     ),
     (
         "whole sites: a non-finite update passes the clip",
-        "dpfpl_client.learning.step:released_update",
+        "dpfpl_common.privacy.steps:noised_update",
         "factor * update if factor > 0 else np.zeros_like(update)",
         "np.nan_to_num(factor * update) if factor > 0 else np.nan_to_num(update)",
         (f"{SITE_UNIT_TESTS}::test_no_update_passes_the_clip",),

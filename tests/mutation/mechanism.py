@@ -16,7 +16,7 @@ TRUST_TESTS = "tests/common/test_trust.py"
 MECHANISM = (
     (
         "the batch's sum is clipped instead of every example",
-        "dpfpl_client.learning.step:clipped_sums",
+        "dpfpl_common.privacy.clipping:clipped_sums",
         "return _1",
         "sums = [block[kept].sum(axis=0) for block in blocks]\n"
         "whole = joint_clip_factors([[float(np.square(s).sum()) for s in sums]], clipping_norms)[0]\n"
@@ -25,14 +25,14 @@ MECHANISM = (
     ),
     (
         "no clipping at all",
-        "dpfpl_client.learning.step:clipped_sums",
+        "dpfpl_common.privacy.clipping:clipped_sums",
         "kept = _1",
         "_0\nfactors = np.ones_like(factors)",
         (f"{STEP_TESTS}::test_P10_one_example_moves_the_whole_release_by_at_most_one",),
     ),
     (
         "the last block is left out of the joint norm",
-        "dpfpl_client.learning.step:clipped_sums",
+        "dpfpl_common.privacy.clipping:clipped_sums",
         "joint_clip_factors(squared, clipping_norms)",
         "joint_clip_factors(squared[:, :-1], clipping_norms[:-1]) if len(blocks) > 1 else _0",
         (f"{STEP_TESTS}::test_P10_one_example_moves_the_whole_release_by_at_most_one",),
@@ -211,7 +211,7 @@ MECHANISM = (
     ),
     (
         "gradients that were computed in bfloat16 are not clipped",
-        "dpfpl_client.learning.step:clipped_sums",
+        "dpfpl_common.privacy.clipping:clipped_sums",
         "kept = _1",
         "_0\nfactors = np.ones_like(factors)",
         (
@@ -289,7 +289,7 @@ MECHANISM = (
     ),
     (
         "estimates: taken after the clip, so that rounding lengthens what was clipped",
-        "dpfpl_client.learning.step:clipped_sums",
+        "dpfpl_common.privacy.clipping:clipped_sums",
         "kept = _1",
         "_0\nfactors = factors * (1.0 + 2.0**-8)",
         (f"{STEP_TESTS}::test_P10_one_example_moves_the_whole_release_by_at_most_one",),

@@ -132,9 +132,9 @@ class BlockDPOptimizer(DPOptimizer):  # type: ignore[misc]
     def add_noise(self) -> None:
         """Noise of its own for every block, from the noise source."""
         for p, stddev in zip(self.params, self._noise_stddevs, strict=True):
-            p.grad = torch.tensor(
-                noised(p.summed_grad.numpy(), stddev, self._noise)
-            )  # a copy: Opacus scales it in place
+            total = p.summed_grad.numpy()
+            released = noised(total, stddev, self._noise)
+            p.grad = torch.tensor(released)  # a copy: Opacus scales it in place
 
     def release(self, blocks: Sequence[Floats]) -> list[Floats]:
         """Per-example gradients [batch, ...] of each block in, released gradients [...] out."""

@@ -2,7 +2,7 @@
 
 In Python::
 
-    from dpfpl_client.models.backbone import load_backbone
+    from dpfpl_client.models.loader import load_backbone
     from dpfpl_client.use.prompt import load_prompt
 
     prompt = load_prompt("kits/hospital-a")  # a folder with site.toml, a state folder, or an exported prompt
