@@ -81,7 +81,7 @@ def test_folders_beside_train_and_test_are_reported_not_read(tmp_path, fill):
     fill(tmp_path / "val" / "cat", 20, 4)
     data = site(tmp_path)
     assert len(data.train + data.test) == 8
-    assert "'val'" in only(data, "IGNORED_FILE")
+    assert "'val'" in only(data, "IGNORED_PART")
 
 
 def test_an_image_in_no_class_folder_is_reported(animals, fill):

@@ -57,7 +57,7 @@ def test_two_parts_in_any_spelling(parts, train, test):
 def test_beside_a_test_part_the_validation_part_is_not_read_and_said(parts, names):
     settings = parts(*names)
     assert sides(settings) == ({names[0]}, {names[2]})
-    (problem,) = [p for p in read_pool(settings).problems if p.code == "IGNORED_FILE"]
+    (problem,) = [p for p in read_pool(settings).problems if p.code == "IGNORED_PART"]
     assert repr(names[1]) in problem.message
 
 
@@ -135,7 +135,7 @@ def test_pictures_without_a_class_beside_the_training_part_are_reported(tmp_path
     fill(tmp_path / "test", 100, 3)  # as competitions have it: nobody knows their classes
     pool = read_pool(DataSettings("folder", str(tmp_path)))
     assert {record.label for record in pool.records} == {"cat", "dog"}
-    assert "'test'" in next(p.message for p in pool.problems if p.code == "IGNORED_FILE")
+    assert "'test'" in next(p.message for p in pool.problems if p.code == "IGNORED_PART")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dpfpl_client.data.decode import DEFAULT_RULES, OPTIONAL_EXTENSIONS, FileImage, PixelRules, image_extensions
-from dpfpl_client.data.folder_names import find_parts, is_derived, printable
+from dpfpl_client.data.folder_names import find_parts, is_derived, printable, role_of
 from dpfpl_client.data.records import DataProblem, Listing, SourceItem, problem_per_name
 from dpfpl_common.errors import DataError
 
@@ -37,7 +37,9 @@ def list_folder(folder: Path, rules: PixelRules = DEFAULT_RULES) -> Listing:
         (top[name], role if len(roles) > 1 else None) for name, role in roles.items()
     ]
     if parts:
-        walk.stray += [printable(name) for name in top if name not in roles]
+        others = [name for name in top if name not in roles]
+        walk.unread_parts = [name for name in others if role_of(name)]
+        walk.stray += [printable(name) for name in others if not role_of(name)]
     else:
         parts = [(walk.root, None)]
     items = [item for part, split in parts for item in walk.part(part, split)]
@@ -112,6 +114,7 @@ class _Walk:
     derived: set[str] = field(default_factory=set)
     other_files: Counter[str] = field(default_factory=Counter)
     stray: list[str] = field(default_factory=list)
+    unread_parts: list[str] = field(default_factory=list)
 
     def folders(self, part: Path) -> list[Path]:
         return [entry for entry in self._entries(part) if entry.is_dir()]
@@ -167,6 +170,11 @@ class _Walk:
             "IGNORED_FILE",
             dict.fromkeys(sorted(set(self.stray)), "it is in no class folder that is read"),
             "Move it into a class folder, or remove it.",
+        )
+        problems += problem_per_name(
+            "IGNORED_PART",
+            dict.fromkeys(self.unread_parts, "it is a further part of the split, or holds no class folders"),
+            "Move its images into a class folder of the training or test part if they should count.",
         )
         return [*problems, *self._derived(), *self._unsupported()]
 

@@ -47,7 +47,7 @@ class Look:
 
 def look_at(picture: Picture) -> Look:
     """Take down what :func:`inspect` needs."""
-    small = picture.image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
+    small = picture.image.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR, reducing_gap=4.0).convert("L")
     return Look(np.asarray(small).reshape(-1), picture.frames, picture.used, picture.largest)
 
 
