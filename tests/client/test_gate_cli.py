@@ -21,7 +21,7 @@ def experiment():
         classes=("bright", "dark"),
         sites=(*(f"site-{number}" for number in range(8)), "north"),
         model=ModelSettings(width=128),
-        privacy=PrivacySettings(noise_multiplier=6.0),
+        privacy=PrivacySettings(mechanism="per_step", noise_multiplier=6.0),
         rounds=RoundSettings(number=3),
     )
 

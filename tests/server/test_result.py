@@ -21,7 +21,7 @@ def make_experiment(rounds=4, local_steps=3, **privacy):
         classes=("cat", "dog"),
         sites=SITES,
         model=ModelSettings(width=8),
-        privacy=PrivacySettings(**({"noise_multiplier": 2.0, "sample_rate": 0.1} | privacy)),
+        privacy=PrivacySettings(**({"mechanism": "per_step", "noise_multiplier": 2.0, "sample_rate": 0.1} | privacy)),
         rounds=RoundSettings(number=rounds, local_steps=local_steps),
     )
 
@@ -121,12 +121,12 @@ def test_missing_metrics_are_null(history):
 
 
 def test_the_configuration_can_be_read_back():
-    from dpfpl_common.config import from_table
+    from dpfpl_common.config import build
 
     experiment = make_experiment()
     result = strict(make_result(experiment))
 
-    again = from_table(Experiment, result["config"], "result.json")
+    again = build(Experiment, result["config"], "result.json")
     assert again == experiment
     assert again.digest() == result["experiment_digest"]
 

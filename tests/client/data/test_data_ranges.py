@@ -231,5 +231,5 @@ def test_another_setting_makes_other_pictures_also_where_digests_are_remembered(
 
 @pytest.mark.parametrize("bits", [8, 17, 0, -1])
 def test_impossible_bits_are_refused(bits):
-    with pytest.raises(ConfigError, match=r"\[data\] bits"):
+    with pytest.raises(ConfigError, match="bits is"):
         DataSettings("digits", bits=bits)

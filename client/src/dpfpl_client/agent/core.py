@@ -20,7 +20,6 @@ from dpfpl_client.agent.audit import AuditLog
 from dpfpl_client.agent.budget import Quotas, check_budget
 from dpfpl_client.agent.ledger.anchor import events_to_json
 from dpfpl_client.agent.ledger.book import Ledger
-from dpfpl_client.agent.policy import Policy, permit
 from dpfpl_client.agent.policy_file import Rules
 from dpfpl_client.agent.store import Record, Store
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
@@ -28,6 +27,7 @@ from dpfpl_client.learning.step import RandomnessSource
 from dpfpl_client.models.backbone import Backbone
 from dpfpl_common.errors import ConfigError, DataError, DpfplError, ModelError, RefusedError, StateError
 from dpfpl_common.experiment import Experiment
+from dpfpl_common.policy import Policy, permit
 from dpfpl_common.privacy.accounting import PrivacyEvent
 from dpfpl_common.privacy_plan import planned_events
 from dpfpl_common.wire.payloads import Context, EvaluateRequest, SiteReply, TrainRequest, request_digest

@@ -18,11 +18,9 @@ from dpfpl_client.data.records import (
     apply_viewpoint,
     left_out,
 )
-from dpfpl_client.data.settings import PARTITIONS, SOURCES, DataSettings
+from dpfpl_client.data.settings import DataSettings
 
 __all__ = [
-    "PARTITIONS",
-    "SOURCES",
     "VIEWPOINTS",
     "DataProblem",
     "DataSettings",

@@ -7,6 +7,7 @@ import zlib
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +17,11 @@ from dpfpl_client.data.value_range import UnreadableImageError, check_wide_colou
 
 __all__ = [
     "DEFAULT_RULES",
-    "FRAMES",
     "MAX_PIXELS",
     "OPTIONAL_EXTENSIONS",
     "ArrayImage",
     "FileImage",
+    "Frames",
     "Picture",
     "PixelRules",
     "UnreadableImageError",
@@ -33,7 +34,7 @@ __all__ = [
 MAX_PIXELS = 89_478_485
 """Pillow's own decompression-bomb limit (a quarter of a GiB as RGB); here it is an error, not a warning."""
 
-FRAMES = ("first", "refuse")
+Frames = Literal["first", "refuse"]
 
 OPTIONAL_EXTENSIONS = {".dcm": "dicom", ".dicom": "dicom", ".heic": "heic", ".heif": "heic"}
 """Files that are read where the extra of ``dpfpl-client`` is installed."""
@@ -80,7 +81,7 @@ class PixelRules:
     """
 
     bits: int = 16
-    frames: str = "first"
+    frames: Frames = "first"
 
 
 DEFAULT_RULES = PixelRules()

@@ -10,18 +10,18 @@
 """
 
 import fcntl
+import json
 import os
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
+
 from dpfpl_common.errors import StateError
-import json
-from typing import Any
-from dpfpl_common.ops.files import write_durably
 from dpfpl_common.experiment import Experiment, parse_experiment
+from dpfpl_common.ops.files import write_durably
 from dpfpl_server.federation.checkpoint import Checkpoint
 from dpfpl_server.runs.store import RunStore
 

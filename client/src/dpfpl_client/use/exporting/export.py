@@ -12,8 +12,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from dpfpl_client.agent.ledger.view import summarise
-from dpfpl_client.agent.policy import load_policy, permit
-from dpfpl_client.agent.policy_file import Approvals
+from dpfpl_client.agent.policy_file import Approvals, load_policy
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.embedded import EMBEDDED, embedded_model_path
 from dpfpl_client.learning.methods import factorise
@@ -28,6 +27,7 @@ from dpfpl_client.use.prompt import SitePrompt
 from dpfpl_common.config import to_table
 from dpfpl_common.errors import PrivacyError, StateError
 from dpfpl_common.ops.files import write_durably
+from dpfpl_common.policy import permit
 
 __all__ = ["Exported", "export_prompt", "write_export"]
 
