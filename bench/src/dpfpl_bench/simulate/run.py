@@ -112,6 +112,7 @@ def run_simulation(
         seconds=outcome.seconds,
         seed=request.seed,
         extra_floors=floors,
+        evidence=outcome.checkpoint.evidence,
         real_noise=False,
     )
     result["strength_curve"] = strength_curve(

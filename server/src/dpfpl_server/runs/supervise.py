@@ -328,6 +328,7 @@ def finish(folder: RunFolder) -> dict[str, Any]:
         history=checkpoint.history,
         final=final,
         num_classes={},
+        evidence=checkpoint.evidence,
         seconds=sum((attempt.ended or attempt.started) - attempt.started for attempt in attempts),
         node_authentication=True,
     )
