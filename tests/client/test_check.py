@@ -152,10 +152,10 @@ def test_a_used_up_budget_is_an_error(kit):
 # What an experiment would mean here
 
 
-def planned(kit, tmp_path, **privacy):
+def planned(kit, tmp_path, classes=("bright", "dark"), **privacy):
     experiment = Experiment(
         name="lungs",
-        classes=("bright", "dark"),
+        classes=classes,
         sites=("a", "b", "c"),
         model=ModelSettings(width=128),
         privacy=PrivacySettings(**{"mechanism": "per_step", "noise_multiplier": 6.0, **privacy}),
@@ -164,6 +164,23 @@ def planned(kit, tmp_path, **privacy):
     path = tmp_path / "plan.json"
     path.write_text(experiment.to_json())
     return check(kit, connect=False, plan=path)
+
+
+def test_classes_of_a_plan_that_the_model_reads_alike_are_an_error(kit, tmp_path):
+    (error,) = planned(kit, tmp_path, classes=("Bright", "bright")).errors
+    assert "'Bright' and 'bright' as the same tokens" in error
+    assert "CLASSES_READ_ALIKE" in error
+
+
+def test_class_folders_that_the_model_reads_alike_are_an_error_without_a_plan(kit, tmp_path, image_folder):
+    images = tmp_path / "images"
+    shutil.copytree(image_folder, images)
+    for split in ("train", "test"):
+        (images / split / "dark").rename(images / split / "BRIGHT")
+    site_file = kit / "site.toml"
+    site_file.write_text(site_file.read_text().replace(str(image_folder), str(images)))
+    (error,) = check(kit, connect=False).errors
+    assert "'BRIGHT' and 'bright' as the same tokens" in error
 
 
 def test_too_few_images_for_a_plan_are_told_in_words(kit, tmp_path):

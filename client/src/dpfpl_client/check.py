@@ -27,7 +27,7 @@ from dpfpl_client.models.backbone import Backbone, Scorer, too_long_answers
 from dpfpl_client.models.loader import load_computing
 from dpfpl_client.node.fleet_probe import probe_fleet
 from dpfpl_client.site.settings import SiteSettings
-from dpfpl_common.errors import DpfplError, StateError
+from dpfpl_common.errors import DpfplError, ModelError, StateError
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.ops.diagnostics import ERROR, OK, Finding, durable_folder, telemetry
 from dpfpl_common.privacy.accounting import json_epsilon
@@ -225,9 +225,15 @@ class _Check:
             "width": self.backbone.width,
             "fingerprint": self.backbone.fingerprint,
             "computes": f"on {self.settings.compute.device} in {self.settings.compute.precision}",
+            "stored": self.backbone.stored_precision,
             "tasks": list(self.backbone.tasks),
         }
         source = self.settings.data.source
+        if self.plan is None and self.site_data is not None and source != "questions":
+            try:
+                self.backbone.check_classes(self.site_data.classes)
+            except ModelError as error:
+                self.report.errors.append(str(error))
         if self.plan is None and (warning := other_data(source, self.backbone)):
             self.report.warnings.append(warning)
         if self.site_data is not None and source == "questions":

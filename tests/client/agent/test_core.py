@@ -450,3 +450,18 @@ def test_two_threads_get_one_release_and_one_charge(site, request_for, computed)
         thread.join(60)
     assert (len(replies), len(set(replies))) == (4, 1)
     assert (len(site.charges), computed.count("train_round")) == (1, 1)
+
+
+# Classes that the model cannot tell apart
+
+
+@pytest.mark.parametrize("names", [("Nevus", "nevus"), ("bar ", "bar"), ("lung  cancer", "lung cancer")])
+def test_classes_that_the_model_reads_alike_are_refused_with_both_names_and_nothing_is_charged(
+    site, request_for, experiment, changed, names
+):
+    alike = changed(experiment, name="alike", classes=names)
+    refusal = refused("CLASSES_READ_ALIKE", site.agent.train, request_for(of=alike))
+    assert all(repr(name) in str(refusal) for name in names)
+    assert "same tokens" in str(refusal)
+    assert not site.charges
+    assert not site.released

@@ -48,7 +48,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 {picture}
 base = {base}
-model = PeftModel.from_pretrained(AutoModel.from_pretrained(base), ".").eval()
+model = PeftModel.from_pretrained(AutoModel.from_pretrained(base, dtype=torch.float32), ".").eval()
 tokenizer, processor = AutoTokenizer.from_pretrained("."), AutoImageProcessor.from_pretrained(base, backend="pil")
 prompts = json.load(open("prompt.json", encoding="utf-8"))["class_prompts"]
 text = tokenizer(list(prompts.values()), padding=True, return_tensors="pt")
@@ -58,14 +58,15 @@ with torch.inference_mode():
 print(dict(zip(prompts, logits.softmax(-1)[0].tolist())))
 ```
 
-Run it in this folder; `transformers` and `peft` are all it needs. `opened` reads a picture as `dpfpl-client predict`
-does. The adapter is PEFT's `TrainableTokens`: the context vectors take the rows of {count} rare vocabulary entries,
-which this folder's tokenizer spells `<|context_1|>` and so on. Use this tokenizer with the adapter, and the base
-model's own without it.
+Run it in this folder; it needs `torch`, `transformers`, `peft` and `pillow`. `opened` reads a picture as
+`dpfpl-client predict` does. The adapter is PEFT's `TrainableTokens`: the context vectors take the rows of {count} rare
+vocabulary entries, which this folder's tokenizer spells `<|context_1|>` and so on. Use this tokenizer with the adapter,
+and the base model's own without it.
 """
 
 WITHOUT_ADAPTER = """\
-PEFT cannot express this prompt: {reason}. The classes' merged text features do the same for these classes:
+PEFT cannot express this prompt: {reason}. The classes' merged text features do the same for these classes (it needs
+`torch`, `transformers`, `safetensors` and `pillow`):
 
 ```python
 import json, torch
@@ -78,7 +79,8 @@ from transformers import AutoImageProcessor, AutoModel
 base = {base}
 about = json.load(open("prompt.json", encoding="utf-8"))
 text = load_file("text_features.safetensors")["text_features"]
-model, processor = AutoModel.from_pretrained(base).eval(), AutoImageProcessor.from_pretrained(base, backend="pil")
+model = AutoModel.from_pretrained(base, dtype=torch.float32).eval()
+processor = AutoImageProcessor.from_pretrained(base, backend="pil")
 inputs = processor(images=opened("photo.png"), return_tensors="pt")
 with torch.inference_mode():
     image = model.get_image_features(**inputs)
@@ -119,7 +121,8 @@ Without the bias every class is expected equally often. The learned prompt, alon
 SOFTMAX, SIGMOID = "logits.softmax(-1)", "torch.sigmoid(logits + about['logit_bias'])"
 
 GENERATIVE = """\
-PEFT cannot express this prompt: {reason}. Plain transformers can, with the embeddings put together by hand:
+PEFT cannot express this prompt: {reason}. Plain transformers can, with the embeddings put together by hand (it needs
+`torch`, `transformers`, `safetensors` and `pillow`):
 
 ```python
 import json, torch
@@ -299,6 +302,7 @@ tags: [{backbone.family}, prompt-learning, federated-learning]
 
 {_base(base_model)} Its fingerprint (sha256 over weights, configuration and tokenizer, as `dpfpl-client check` prints
 it) is `{backbone.fingerprint}`.
+{_precision(backbone)}
 
 ## Use
 
@@ -326,6 +330,16 @@ def _sources(prompt: SitePrompt, facts: Facts) -> str:
     what = SOURCES[experiment.task.kind]
     classes = f" Classes:\n{_listed(experiment.classes)}." if experiment.classes else ""
     return f"{what} of the site {facts.site}, and what all sites shared: {_listed(experiment.sites)}.{classes}"
+
+
+def _precision(backbone: Backbone) -> str:
+    stored = backbone.stored_precision
+    if stored == "float32":
+        return "Its weights are stored in float32; the code below computes in float32."
+    return (
+        f"Its weights are stored in {stored}; the code below computes in float32, as transformers only does when\n"
+        "asked. In less it gives slightly other numbers."
+    )
 
 
 def _base(base_model: BaseModel) -> str:

@@ -120,7 +120,7 @@ def _write_with_classes(
     context, classes = prompt.context(backbone), prompt.experiment.classes
     reason, adapter = "", None
     try:
-        adapter = build_adapter(backbone, context, classes, base_model)
+        adapter = build_adapter(backbone, context, classes, base_model, prompt.experiment.prompt.init_text)
     except NotExpressibleError as error:
         reason = str(error)
     about: dict[str, Any] = {
