@@ -95,7 +95,7 @@ def test_the_votes_choose_class_vectors_where_the_texts_know_nothing(finished):
 
 
 def test_simulated_sites_learn_the_same_class_vectors_as_sites_on_disk(backbone, sites, finished):
-    strategy, folders = finished
+    strategy, _ = finished
     simulated = Simulation(backbone, sites, seed=1).run(strategy.experiment)
 
     assert simulated.final == strategy.final_metrics
