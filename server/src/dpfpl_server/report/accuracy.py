@@ -107,7 +107,8 @@ def _choice(result: Result) -> list[str]:
     """Texts about class vectors: that nothing was found, and what the votes chose."""
     nothing = (result.get("evidence") or {}).get("warning")
     chosen = result.get("chosen", "prompt")
-    return [*(["nothing_found"] if nothing else []), *([f"chosen_{chosen}"] if chosen != "prompt" else [])]
+    chosen_text = {"evidence": ["chosen_evidence"], "text": ["chosen_text"]}.get(chosen, [])
+    return [*(["nothing_found"] if nothing else []), *chosen_text]
 
 
 def floors_section(result: Result, figures: Figures) -> Html:
