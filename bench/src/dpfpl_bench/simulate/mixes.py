@@ -1,4 +1,4 @@
-"""Own classes against the others', as a site expects more or less of its usual mix: after one run, nothing is trained."""
+"""Own classes against the others', as a site expects more or less of its usual mix, after one run."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -53,14 +53,15 @@ def mix_curve(
                 row |= {f"{way}_{column}": measured[column] for column in ("local", "neighbour") if column in measured}
             found.append(row)
     names = [f"{way}_{column}" for way in WAYS for column in ("local", "neighbour")]
-    return [
-        {"usual_mix": mix} | {name: mean(row.get(name) for row in rows) for name in names}
-        for mix, rows in points.items()
-    ]
+    curve = []
+    for mix, rows in points.items():
+        point: dict[str, float | None] = {"usual_mix": mix}
+        curve.append(point | {name: mean(row.get(name) for row in rows) for name in names})
+    return curve
 
 
 def own_at_equal_others(curve: Sequence[Mapping[str, Any]], slack: float = 0.02) -> dict[str, float | None]:
-    """The best own accuracy of each way where the others' stays at the plain text's less ``slack``; None where nowhere."""
+    """The best own accuracy of each way whose accuracy on the others' stays at the plain text's less ``slack``."""
     level = next((point["zero_shot_neighbour"] for point in curve if point["usual_mix"] == 0.0), None)
     if level is None:
         return dict.fromkeys(WAYS)
