@@ -175,7 +175,8 @@ class DPFPLStrategy(Strategy):
         self._on_status({"phase": "ROUND_DONE", **entry})
         if evidence is not before.evidence:
             facts = evidence.facts(self.experiment)
-            self._on_status({"phase": "EVIDENCE", "round": number, "text": facts["warning"], **facts})
+            found = f"class vectors: {facts['classes_found']} of {facts['classes']} classes stand out of the noise"
+            self._on_status({"phase": "EVIDENCE", "round": number, "text": facts["warning"] or found, **facts})
 
     def _train_request(self, number: int) -> TrainRequest:
         evaluate = (number - 1) % self.experiment.rounds.evaluate_every == 0
