@@ -13,17 +13,25 @@ from dpfpl_common.experiment import Experiment
 from dpfpl_common.privacy.accounting import epsilon, json_epsilon
 from dpfpl_common.privacy_plan import ADVERSARIES, UNIT_NAMES, planned_events
 
-__all__ = ["BaseModel", "Facts", "classes_usage", "generative_usage", "model_card", "vectors_usage"]
+__all__ = [
+    "BaseModel",
+    "Facts",
+    "classes_usage",
+    "generative_usage",
+    "model_card",
+    "picture_code",
+    "vectors_usage",
+]
 
 
 # How an exported prompt is used with plain transformers, family by family: the code of its model card.
 
 
 PICTURE = """\
-def opened(path):  # as the site reads its pictures: upright, 16 bits scaled to 8, on white where transparent
+def opened(path):  # as the site reads its pictures: upright, {bits} of 16 bits scaled, on white where transparent
     image = ImageOps.exif_transpose(Image.open(path))
     if image.mode.startswith("I;16"):
-        image = Image.fromarray(((np.asarray(image).astype(np.uint32) * 255 + 32_767) // 65_535).astype(np.uint8))
+        image = Image.fromarray(np.rint(np.clip(np.asarray(image) / {white}, 0, 1) * 255).astype(np.uint8))
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
@@ -173,26 +181,31 @@ print(tokenizer.decode(answer, skip_special_tokens=True).strip())
 """
 
 
-def classes_usage(backbone: DualEncoder, adapter: Adapter | None, base_model: str, reason: str) -> str:
+def picture_code(bits: int) -> str:
+    """The function ``opened`` for a site whose files of 16 bits use so many, where they do not say it themselves."""
+    return PICTURE.format(bits=bits, white=2**bits - 1)
+
+
+def classes_usage(backbone: DualEncoder, adapter: Adapter | None, base_model: str, reason: str, bits: int = 16) -> str:
     """For a model that compares images with classes; without an adapter ``reason`` says why there is none."""
     base = json.dumps(base_model)
     if adapter:
-        return WITH_ADAPTER.format(picture=PICTURE, base=base, count=len(adapter.context))
+        return WITH_ADAPTER.format(picture=picture_code(bits), base=base, count=len(adapter.context))
     head = SOFTMAX if backbone.logit_bias is None else SIGMOID
-    return WITHOUT_ADAPTER.format(picture=PICTURE, base=base, reason=reason, head=head)
+    return WITHOUT_ADAPTER.format(picture=picture_code(bits), base=base, reason=reason, head=head)
 
 
-def vectors_usage(base_model: str) -> str:
+def vectors_usage(base_model: str, bits: int = 16) -> str:
     """For class vectors."""
-    return WITH_VECTORS.format(picture=PICTURE, base=json.dumps(base_model))
+    return WITH_VECTORS.format(picture=picture_code(bits), base=json.dumps(base_model))
 
 
-def generative_usage(experiment: Experiment, base_model: str, reason: str) -> str:
+def generative_usage(experiment: Experiment, base_model: str, reason: str, bits: int = 16) -> str:
     """For a model that answers questions."""
     task = experiment.task
     question = task.question or ("" if task.kind == "caption" else "What is in the picture?")
     return GENERATIVE.format(
-        picture=PICTURE,
+        picture=picture_code(bits),
         base=json.dumps(base_model),
         question=json.dumps(question, ensure_ascii=False),
         reason=reason,
@@ -256,6 +269,7 @@ class Facts:
         metrics: accuracies that the site's policy let out with the last round.
         seeded: whether the noise came from a seed.
         model: the hub id of the model that the site has loaded; empty where it is none from a hub.
+        bits: the site's setting for files of 16 bits.
     """
 
     site: str
@@ -264,6 +278,7 @@ class Facts:
     metrics: Mapping[str, float] = field(default_factory=dict)
     seeded: bool = False
     model: str = ""
+    bits: int = 16
 
 
 def model_card(prompt: SitePrompt, backbone: Backbone, facts: Facts, base_model: BaseModel, usage: str) -> str:
