@@ -60,8 +60,8 @@ print(dict(zip(prompts, logits.softmax(-1)[0].tolist())))
 
 Run it in this folder; it needs `torch`, `transformers`, `peft`, `numpy` and `pillow`. `opened` reads a picture
 as `dpfpl-client predict` does. The adapter is PEFT's `TrainableTokens`: the context vectors take the rows of {count}
-rare vocabulary entries, which this folder's tokenizer spells `<|context_1|>` and so on. Use this tokenizer with the adapter,
-and the base model's own without it.
+rare vocabulary entries, which this folder's tokenizer spells `<|context_1|>` and so on. Use this tokenizer with the
+adapter, and the base model's own without it.
 """
 
 WITHOUT_ADAPTER = """\
