@@ -12,7 +12,7 @@ from dpfpl_client.data.split import drawn_split, split_items
 
 # An image as the split sees it: key, label, declared split, digest. Few digests, so that copies are frequent.
 _images = st.lists(
-    st.tuples(st.sampled_from("ab"), st.sampled_from([None, "train", "test"]), st.integers(0, 12)), max_size=30
+    st.tuples(st.sampled_from("ab"), st.sampled_from([None, "train", "test"]), st.integers(0, 12)), max_size=20
 ).map(lambda rows: [(SourceItem(f"{i:02}", label, split, None), f"d{d}") for i, (label, split, d) in enumerate(rows)])
 
 
