@@ -17,7 +17,7 @@ EXPERIMENT = Experiment(
     model=ModelSettings(width=8),
     privacy=PrivacySettings(noise_multiplier=1.5),
 )
-REPLY = SiteReply("north", 3, CONTEXT, {"personal_local": 0.5, "global_local": 0.25}, 1.5)
+REPLY = SiteReply("north", 3, CONTEXT, {"personal_local": 0.5, "global_local": 0.25})
 OTHER = dataclasses.replace(EXPERIMENT, privacy=PrivacySettings(noise_multiplier=math.nextafter(1.5, 2)))
 
 
@@ -51,7 +51,7 @@ def test_whatever_is_changed_changes_the_text(what):
 
 
 def test_the_same_reply_has_the_same_text_whatever_the_order_and_the_signature():
-    again = SiteReply("north", 3, CONTEXT.copy(), {"global_local": 0.25, "personal_local": 0.5}, 1.5, b"s" * 64)
+    again = SiteReply("north", 3, CONTEXT.copy(), {"global_local": 0.25, "personal_local": 0.5}, signature=b"s" * 64)
     assert signed_text(EXPERIMENT, "train", again) == signed_text(EXPERIMENT, "train", REPLY)
 
 

@@ -204,10 +204,10 @@ class Site:
         if self.refuses:
             raise RefusedError(code="UNIT_NOT_ALLOWED", message="no (rule units)")
         update = np.full(request.experiment.context_shape, 0.01, "<f4")
-        return SiteReply(self.name, request.round, update, {}, 0.1)
+        return SiteReply(self.name, request.round, update, {})
 
     def evaluate(self, request):
-        return SiteReply(self.name, request.round, None, {}, 0.1)
+        return SiteReply(self.name, request.round, None, {})
 
 
 def run_strategy(experiment, refuses=False, sampler=None, noise=None):

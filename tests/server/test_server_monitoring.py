@@ -136,7 +136,7 @@ class Agent:
     def train(self, request):
         if request.round > 1:
             raise RefusedError(code="BUDGET_EXHAUSTED", message="secret", advice="secret")
-        return SiteReply("north", 1, None, {"personal_local": 0.5}, 0.1)
+        return SiteReply("north", 1, None, {"personal_local": 0.5})
 
     evaluate = train
 

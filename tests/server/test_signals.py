@@ -45,10 +45,10 @@ class Site:
         direction = np.ones(experiment.context_shape) / np.sqrt(np.prod(experiment.context_shape))
         update = self.signal * direction
         update = update + self.noise * self.rng.normal(0, noise_stddev(experiment), experiment.context_shape)
-        return SiteReply(self.name, request.round, update.astype("<f4"), {}, 0.1)
+        return SiteReply(self.name, request.round, update.astype("<f4"), {})
 
     def evaluate(self, request):
-        return SiteReply(self.name, request.round, None, {"personal_local": 0.5}, 0.1)
+        return SiteReply(self.name, request.round, None, {"personal_local": 0.5})
 
 
 def run(experiment, **sites):

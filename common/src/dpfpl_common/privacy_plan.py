@@ -1,13 +1,15 @@
 """From how many images on a class stands out of the noise of ``one_shot``: public facts only."""
 
+import functools
 import math
 
 from dpfpl_common.experiment import Experiment
-from dpfpl_common.privacy.accounting import PrivacyEvent, calibrate_noise_multiplier
+from dpfpl_common.privacy.accounting import HELD_BACK, PrivacyEvent, calibrate_noise_multiplier, epsilon
 
 __all__ = [
     "ADVERSARIES",
     "BLOCKS",
+    "NOISED_COUNTS",
     "UNIT_NAMES",
     "WHOLE_UPDATE",
     "capped_event",
@@ -16,7 +18,9 @@ __all__ = [
     "largest_signal",
     "paper_noise_multiplier",
     "planned_events",
+    "planned_score_events",
     "resolve_noise",
+    "score_noise_multiplier",
     "separate_blocks",
     "server_noise_stddev",
     "site_noise_stddev",
@@ -160,6 +164,41 @@ def _site_unit_events(experiment: Experiment, steps: int | None) -> tuple[Privac
             ("operator", operator, 1.0),
         )
     )
+
+
+NOISED_COUNTS = "noised_counts"
+"""The mechanism of scores."""
+
+
+def planned_score_events(experiment: Experiment, count: int = 1) -> tuple[PrivacyEvent, ...]:
+    """What ``count`` releases of scores tell each adversary of a held-back example; empty where none are made.
+
+    A site's message carries the whole noise under every trust. Under the unit ``site`` no count is bounded by what one
+    site adds, and the personal prompt depends on training examples without noise: no scores.
+    """
+    if experiment.privacy.unit == "site":
+        return ()
+    z = score_noise_multiplier(experiment)
+    return tuple(PrivacyEvent(who, NOISED_COUNTS, z, 1.0, count, HELD_BACK) for who in ADVERSARIES)
+
+
+def score_noise_multiplier(experiment: Experiment) -> float:
+    """The noise multiplier with which scores cost what the experiment's training releases cost.
+
+    Both parts of a site's examples are then protected alike, and the pair costs what training alone does. 0 where the
+    experiment claims no privacy.
+    """
+    event, delta = capped_event(experiment), experiment.privacy.target_delta
+    if event.noise_multiplier <= 0 or event.mechanism == "one_shot":
+        return event.noise_multiplier
+    return _same_epsilon(event.noise_multiplier, event.sample_rate, event.steps, delta)
+
+
+@functools.lru_cache(maxsize=256)
+def _same_epsilon(noise_multiplier: float, sample_rate: float, steps: int, delta: float) -> float:
+    """The multiplier with which one Gaussian release costs no more than these steps."""
+    cost = epsilon([PrivacyEvent("", "per_step", noise_multiplier, sample_rate, steps)], delta)
+    return calibrate_noise_multiplier(cost, delta, 1.0, 1)
 
 
 def capped_event(experiment: Experiment, steps: int | None = None) -> PrivacyEvent:

@@ -8,6 +8,7 @@ import torch
 
 from dpfpl_client.agent.core import SiteAgent
 from dpfpl_client.agent.ledger.book import Ledger
+from dpfpl_client.agent.pace import Pace
 from dpfpl_client.agent.policy import Policy
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.learning.learner import PromptLearner, SiteFeatures
@@ -106,6 +107,13 @@ class SiteOnDisk:
 @pytest.fixture
 def site(tmp_path, backbone, features):
     return SiteOnDisk(tmp_path, backbone, features)
+
+
+@pytest.fixture(autouse=True)
+def rehearsed(monkeypatch, request):
+    """Replies take the least time, without a rehearsal, but in tests of that (NI5)."""
+    if "NI5" not in request.node.name:
+        monkeypatch.setattr(Pace, "rehearse", lambda *_: None)
 
 
 @pytest.fixture

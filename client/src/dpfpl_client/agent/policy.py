@@ -16,13 +16,15 @@ from dpfpl_common.experiment import MECHANISMS, METHODS, TRUST_MODES, UNITS, Exp
 from dpfpl_common.privacy.accounting import exceeds
 from dpfpl_common.privacy_plan import capped_event, planned_events
 
-__all__ = ["METRICS", "Policy", "load_policy", "loosened", "permit", "stricter"]
+__all__ = ["EXACT_METRICS", "METRICS", "Policy", "load_policy", "loosened", "permit", "stricter"]
 
 
 # The most that may ever leave a site, whatever the operator sends: policy.toml.
 
 
-METRICS = ("none", "coarse", "exact")
+METRICS = ("none", "noised", "coarse", "exact")
+EXACT_METRICS = ("coarse", "exact")
+"""What only data that are public may be told of."""
 COARSE_STEP = 0.05
 _HOURS = re.compile(r"([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d")
 _APPROVAL = re.compile(r"\*|[a-z0-9][a-z0-9._-]{0,62}(@[0-9a-f]{12,64})?")
@@ -55,11 +57,13 @@ class Policy:
         max_repeats: most charges of one experiment beyond one a round, for rounds that were interrupted.
         max_rounds_per_hour: most rounds computed within an hour.
         max_experiments_per_day: most experiments begun within a day.
-        max_evaluations: most distinct prompts whose accuracies are told of one experiment, besides one a round.
-        metrics: which accuracies may leave: none, coarse (multiples of 0.05) or exact.
+        max_evaluations: most distinct prompts whose exact accuracies are told of one experiment, besides one a round.
+        max_evaluations_lifetime: most distinct evaluations answered over the data's lifetime, whatever they are called.
+        metrics: what may leave of how well prompts do on held-back examples: none; noised, counts within the epsilon of
+            the experiment; coarse (accuracies in multiples of 0.05) or exact, of data that are public only.
         quiet_hours: times of the day, by the site's clock, at which nothing is computed: ``22:00-06:00``.
-        reply_slot: seconds; every answer is held back until a multiple of them has passed since it was asked for, and
-            says as its duration no more than that.
+        reply_slot: seconds that every answer takes at least; an experiment's answers all take the same time, which is
+            rehearsed on made-up examples (``dpfpl_client.agent.pace``).
     """
 
     experiments: tuple[str, ...]
@@ -79,7 +83,8 @@ class Policy:
     max_rounds_per_hour: int = 3600
     max_experiments_per_day: int = 50
     max_evaluations: int = 10
-    metrics: str = "coarse"
+    max_evaluations_lifetime: int = 500
+    metrics: str = "noised"
     quiet_hours: tuple[str, ...] = ()
     reply_slot: float = 0.1
 
@@ -100,7 +105,7 @@ class Policy:
         _require("max_clipping_norm", self.max_clipping_norm, self.max_clipping_norm > 0)
         for key in ("max_rounds", "max_rounds_per_hour", "max_experiments_per_day"):
             _require(key, getattr(self, key), getattr(self, key) > 0)
-        for key in ("max_repeats", "max_evaluations"):
+        for key in ("max_repeats", "max_evaluations", "max_evaluations_lifetime"):
             _require(key, getattr(self, key), getattr(self, key) >= 0)
         _require("reply_slot", self.reply_slot, 0 < self.reply_slot <= 60)
         _require("quiet_hours", self.quiet_hours, all(_HOURS.fullmatch(hours) for hours in self.quiet_hours))

@@ -32,6 +32,8 @@ class DataSettings:
         partition_seed: the seed of the partition, the same at every simulated site.
         viewpoint: how this site sees every image of its own.
         class_map: the site's own folder names or labels -> the experiment's class names.
+        public: whether everybody may know the data: exact accuracies may leave a site on public data, and only public
+            data may be dealt out to several simulated sites. The built-in sets are public.
     """
 
     source: str
@@ -45,6 +47,12 @@ class DataSettings:
     partition_seed: int = 0
     viewpoint: str = "upright"
     class_map: Mapping[str, str] = field(default_factory=dict)
+    public: bool = False
+
+    @property
+    def is_public(self) -> bool:
+        """Whether the data are declared public, or built in."""
+        return self.public or self.source in _BUILT_IN
 
     def __post_init__(self) -> None:
         expect("source", self.source, self.source in SOURCES, f"one of: {', '.join(SOURCES)}")

@@ -18,7 +18,9 @@ from dpfpl_client.models.evaluation import LabelledFeatures, too_long_answers
 from dpfpl_common.errors import ModelError
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.optimizer import OptimizerState, descend
-from dpfpl_common.privacy_plan import largest_signal
+from dpfpl_common.privacy.counts import noised_counts
+from dpfpl_common.privacy_plan import largest_signal, score_noise_multiplier
+from dpfpl_common.wire.payloads import SCORED
 
 __all__ = ["PersonalState", "PromptLearner", "RoundResult", "SiteFeatures", "initial_context"]
 
@@ -263,24 +265,38 @@ class PromptLearner:
         )
 
     def evaluate(self, global_context: npt.NDArray[np.float32], personal_context: Floats) -> dict[str, float]:
-        """Accuracies by the names of ``dpfpl_common.wire.payloads.METRIC_NAMES``; a set without images has no entry.
+        """Exact accuracies, for public data and a site's own people, by the names of ``payloads.METRIC_NAMES``.
 
-        The personal context counts with the experiment's ``personal_strength``.
+        A set without images has no entry. The personal context counts with the experiment's ``personal_strength``.
         """
+        metrics: dict[str, float] = {}
+        for name, context in self._candidates(global_context, personal_context).items():
+            predictor = self._scorer.at(context)
+            for where, images in (("local", self._features.test), ("neighbour", self._features.neighbour_test)):
+                if len(images):
+                    metrics[f"{name}_{where}"] = float(predictor.agreement(images).mean())
+        return metrics
+
+    def scores(
+        self, global_context: npt.NDArray[np.float32], personal_context: Floats, randomness: Randomness
+    ) -> Floats:
+        """The release of scores: noised counts of right answers on the held-back images, [candidates + 1].
+
+        The candidates are ``payloads.SCORED``, in that order, all functions of noised releases; see
+        ``dpfpl_common.privacy.counts``.
+        """
+        candidates = self._candidates(global_context, personal_context)
+        rows = [self._scorer.at(candidates[name]).agreement(self._features.test).numpy() for name in SCORED]
+        return noised_counts(np.stack(rows, axis=1), randomness.noise, score_noise_multiplier(self._experiment))
+
+    def _candidates(self, global_context: npt.NDArray[np.float32], personal_context: Floats) -> dict[str, torch.Tensor]:
+        """The contexts [num_context, width] that are compared."""
         strength = self._experiment.prompt.personal_strength
-        contexts = {
+        return {
             "personal": self.context(global_context, strength * personal_context),
             "global": self.context(global_context, np.zeros_like(personal_context)),
             "zero_shot": self._initial,
         }
-        metrics: dict[str, float] = {}
-        for name, context in contexts.items():
-            predictor = self._scorer.at(context)
-            for where, images in (("local", self._features.test), ("neighbour", self._features.neighbour_test)):
-                value = predictor.accuracy(images)
-                if value is not None:
-                    metrics[f"{name}_{where}"] = value
-        return metrics
 
     def context(self, global_context: npt.ArrayLike, personal_context: npt.ArrayLike) -> torch.Tensor:
         """The full context [num_context, width] for the text tower."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dpfpl_client.models.dual_encoder import DualEncoder, no_answers
-from dpfpl_client.models.evaluation import LabelledFeatures, accuracy, head_probabilities
+from dpfpl_client.models.evaluation import LabelledFeatures, agreement, head_probabilities
 from dpfpl_client.models.text_tower.choice import TextPass
 from dpfpl_client.models.text_tower.shared_prefix import ClassTokens
 from dpfpl_common.experiment import GradientSettings
@@ -191,9 +191,9 @@ class ClassPredictor:
         """There is none."""
         raise no_answers(self._backbone.family)
 
-    def accuracy(self, examples: LabelledFeatures) -> float | None:
-        """Share of images whose class is the nearest."""
-        return accuracy(self.text_features, examples)
+    def agreement(self, examples: LabelledFeatures) -> Tensor:
+        """1 for images whose class is the nearest, else 0, [n]."""
+        return agreement(self.text_features, examples)
 
 
 class ClassScorer:

@@ -13,7 +13,7 @@ from dpfpl_client.models.dual_encoder import DualEncoder
 from dpfpl_client.models.text_tower.shared_prefix import ClassTokens
 from dpfpl_common.experiment import TaskSettings
 
-__all__ = ["LabelledFeatures", "accuracy", "class_probabilities", "head_probabilities", "too_long_answers"]
+__all__ = ["LabelledFeatures", "agreement", "class_probabilities", "head_probabilities", "too_long_answers"]
 
 
 # Accuracy of prompts on a site's test images.
@@ -56,17 +56,16 @@ def head_probabilities(backbone: DualEncoder, text_features: Tensor, image_featu
     return torch.softmax(logits, dim=1) if backbone.logit_bias is None else torch.sigmoid(logits + backbone.logit_bias)
 
 
-def accuracy(text_features: Tensor, images: LabelledFeatures) -> float | None:
-    """Share of images whose class is, among all of the experiment's, the nearest; None without images.
+def agreement(text_features: Tensor, images: LabelledFeatures) -> Tensor:
+    """[n], 1 where an image's class is, among all of the experiment's, the nearest, else 0.
 
     Args:
         text_features: unit rows [classes, feature_size].
         images: with unit features.
     """
     if len(images) == 0:
-        return None
-    predicted = (images.features @ text_features.T).argmax(dim=1)
-    return float((predicted == images.labels).double().mean())
+        return torch.zeros(0, dtype=torch.float64)
+    return ((images.features @ text_features.T).argmax(dim=1) == images.labels).double()
 
 
 def too_long_answers(scorer: Scorer, task: TaskSettings, answers: Sequence[str]) -> str:

@@ -16,7 +16,10 @@ from dp_accounting import pld, rdp
 from dpfpl_common.errors import PrivacyError
 
 __all__ = [
+    "BOTH_PARTS",
+    "HELD_BACK",
     "INFINITE",
+    "TRAINING",
     "PrivacyEvent",
     "calibrate_noise_multiplier",
     "epsilon",
@@ -43,6 +46,10 @@ RELATION = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
 Releases = tuple[tuple[float, float, int], ...]
 """(noise_multiplier, sample_rate, steps) of each event."""
 
+TRAINING, HELD_BACK, BOTH_PARTS = "training", "held_back", "both"
+"""The examples that a release is about. An example is in the training part or in the held-back part, never in both;
+``both``: nothing is known that keeps them apart."""
+
 
 @dataclass(frozen=True)
 class PrivacyEvent:
@@ -51,10 +58,12 @@ class PrivacyEvent:
     Attributes:
         adversary: key of ``dpfpl_common.privacy_plan.ADVERSARIES``.
         mechanism: ``per_step``: Gaussian on a clipped sum over a Poisson sample; ``one_shot``: on class sums;
-            ``whole_update``: on the sum of the sites' clipped updates, unit one site's whole data set.
+            ``whole_update``: on the sum of the sites' clipped updates, unit one site's whole data set;
+            ``noised_counts``: on counts of right answers.
         noise_multiplier: noise standard deviation over L2 sensitivity; 0 = no noise.
         sample_rate: chance that an example takes part in a step, or a site in a round.
         steps: how many times.
+        part: the examples it is about: ``training``, ``held_back``, or ``both``.
     """
 
     adversary: str
@@ -62,16 +71,21 @@ class PrivacyEvent:
     noise_multiplier: float
     sample_rate: float
     steps: int
+    part: str = TRAINING
 
 
 def epsilon(events: Sequence[PrivacyEvent], delta: float) -> float:
-    """Epsilon of all the events together, at ``delta``; infinite if one of them has no noise."""
-    return _epsilon(tuple((e.noise_multiplier, e.sample_rate, e.steps) for e in events if e.steps > 0), delta, "pld")
+    """Epsilon of all the events together, at ``delta``; infinite if one of them has no noise.
+
+    Events about one part compose, events about disjoint parts do so in parallel: whichever part an example is in, only
+    that part's events depend on it, so the larger of the two sums holds for every example.
+    """
+    return max(_epsilon(releases, delta, "pld") for releases in _by_part(events))
 
 
 def epsilon_rdp(events: Sequence[PrivacyEvent], delta: float) -> float:
     """The same by Renyi accounting: never smaller than the truth, usually a little larger than ``epsilon``."""
-    return _epsilon(tuple((e.noise_multiplier, e.sample_rate, e.steps) for e in events if e.steps > 0), delta, "rdp")
+    return max(_epsilon(releases, delta, "rdp") for releases in _by_part(events))
 
 
 def exceeds(events: Sequence[PrivacyEvent], delta: float, cap: float) -> bool:
@@ -82,11 +96,24 @@ def exceeds(events: Sequence[PrivacyEvent], delta: float, cap: float) -> bool:
     holds, and one that is passed there by a tenth is taken as passed; only what is between is computed finely. Whoever
     sends requests cannot keep a site busy with arithmetic.
     """
-    releases = tuple((e.noise_multiplier, e.sample_rate, e.steps) for e in events if e.steps > 0)
-    coarse = _epsilon(releases, delta, "coarse")
-    if coarse <= cap:
-        return False
-    return coarse > 1.1 * cap + 0.1 or epsilon(events, delta) > cap
+    for releases in _by_part(events):
+        coarse = _epsilon(releases, delta, "coarse")
+        if coarse > cap and (coarse > 1.1 * cap + 0.1 or _epsilon(releases, delta, "pld") > cap):
+            return True
+    return False
+
+
+def _by_part(events: Sequence[PrivacyEvent]) -> tuple[Releases, Releases]:
+    """What an example of the training part, and one of the held-back part, is told about."""
+    unknown = {event.part for event in events} - {TRAINING, HELD_BACK, BOTH_PARTS}
+    if unknown:
+        raise ValueError(f"Unknown part of the examples: {sorted(unknown)}.")
+    return tuple(  # type: ignore[return-value]
+        tuple(
+            (e.noise_multiplier, e.sample_rate, e.steps) for e in events if e.steps > 0 and e.part in (part, BOTH_PARTS)
+        )
+        for part in (TRAINING, HELD_BACK)
+    )
 
 
 def json_epsilon(value: float) -> float | str:

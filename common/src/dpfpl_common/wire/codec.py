@@ -12,7 +12,7 @@ from dpfpl_common.config import to_table
 from dpfpl_common.errors import ConfigError, PayloadError
 from dpfpl_common.experiment import Experiment, parse_experiment
 from dpfpl_common.wire import agent_pb2
-from dpfpl_common.wire.payloads import Context, EvaluateRequest, SiteReply, TrainRequest, check_context
+from dpfpl_common.wire.payloads import SCORED, Context, EvaluateRequest, SiteReply, TrainRequest, check_context
 from dpfpl_common.wire.refusal import Refusal
 
 __all__ = [
@@ -66,7 +66,7 @@ CODES = {
     "NORM_TOO_LARGE": "an array with a value beyond 1e6",
     "UNKNOWN_METRIC": "a metric that sites do not report",
     "BAD_METRIC": "a metric that is no accuracy",
-    "BAD_SECONDS": "a duration that is none",
+    "BAD_SCORES": "scores that are no finite numbers, of another count, or not asked for",
     "BAD_SIGNATURE": "a signature of another length than Ed25519's",
     "BAD_REFUSAL": "a refusal without a proper code, or with unprintable text",
     "UNKNOWN_SITE": "a reply of a site that is not in the experiment",
@@ -168,12 +168,16 @@ def check_reply(reply: SiteReply, request: TrainRequest | EvaluateRequest) -> No
     """Refuse a reply that does not answer the request; its own values are checked when it is built.
 
     Raises:
-        PayloadError: UNKNOWN_SITE, WRONG_ROUND, UNEXPECTED_UPDATE, MISSING_UPDATE or what ``check_context`` raises.
+        PayloadError: UNKNOWN_SITE, WRONG_ROUND, UNEXPECTED_UPDATE, MISSING_UPDATE, BAD_SCORES or what ``check_context``
+            raises.
     """
     if reply.site not in request.experiment.sites:
         raise PayloadError(code="UNKNOWN_SITE", message="The reply's site is not in the experiment.")
     if type(reply.round) is not int or reply.round != request.round:
         raise PayloadError(code="WRONG_ROUND", message=f"The reply is not to round {request.round}.")
+    last = isinstance(request, EvaluateRequest) and request.round == request.experiment.rounds.number
+    if reply.scores and not (last and len(reply.scores) == len(SCORED) + 1):
+        raise PayloadError(code="BAD_SCORES", message="The scores are of another count, or were not asked for.")
     if isinstance(request, EvaluateRequest):
         if reply.update is not None:
             raise PayloadError(code="UNEXPECTED_UPDATE", message="The answer to an evaluation holds an update.")
@@ -250,7 +254,7 @@ def encode_reply(reply: SiteReply, request: TrainRequest | EvaluateRequest) -> a
         site=reply.site,
         round=reply.round,
         metrics=dict(reply.metrics),
-        seconds=reply.seconds,
+        scores=reply.scores,
         signature=reply.signature,
     )
     if reply.update is not None:
@@ -276,7 +280,8 @@ def decode_reply(message: agent_pb2.Reply, request: TrainRequest | EvaluateReque
         return Refusal(message.refusal.code, message.refusal.rule, message.refusal.advice)
     content = message.reply
     update = _context(content, "update", request.experiment.context_shape) if content.HasField("update") else None
-    reply = SiteReply(content.site, content.round, update, dict(content.metrics), content.seconds, content.signature)
+    scores = tuple(content.scores)
+    reply = SiteReply(content.site, content.round, update, dict(content.metrics), scores, content.signature)
     check_reply(reply, request)
     return reply
 

@@ -5,7 +5,6 @@ is what the server believes instead. Ed25519 is deterministic: the same reply ha
 """
 
 import hashlib
-import math
 import struct
 from dataclasses import dataclass
 from typing import Literal
@@ -18,6 +17,7 @@ from dpfpl_common.experiment import Experiment
 
 __all__ = [
     "METRIC_NAMES",
+    "SCORED",
     "Context",
     "EvaluateRequest",
     "Kind",
@@ -47,7 +47,14 @@ METRIC_NAMES = (
     "zero_shot_local",
     "zero_shot_neighbour",
 )
-"""Accuracies a site may report, each in [0, 1]: of its personalised prompt, of the global one, of the plain text."""
+"""Exact accuracies that a site on public data may report, each in [0, 1]: of its personalised prompt, of the global
+one, of the plain text; on its own classes, and on those of the other sites."""
+
+SCORED = ("zero_shot", "global", "personal")
+"""The candidates whose right answers are counted, in this order: the plain text, the shared prompt, the site's own."""
+
+MOST_COUNTED = 1e12
+"""No noised count is larger."""
 
 DIGEST_VERSION = b"1"
 """Raised only where the same request would compute something else: stored releases are found by this digest, also after
@@ -77,7 +84,7 @@ class TrainRequest:
 
 @dataclass(frozen=True)
 class EvaluateRequest:
-    """Report the accuracies of the final prompt, after ``round`` rounds; the site also keeps this global context."""
+    """Keep this global context, that of ``round`` rounds; after the last one, release scores as well."""
 
     experiment: Experiment
     round: int
@@ -98,8 +105,9 @@ class SiteReply:
         update: the mean over the round's local steps of noised sums of clipped gradients, float32 [num_context, width],
             divided by the public ``sample_rate * nominal_site_size``; under the unit ``site`` the mean of un-noised
             gradients, clipped as a whole, with the site's share of noise; None in the answer to an evaluation.
-        metrics: accuracies that the site's policy lets out, by name; see METRIC_NAMES.
-        seconds: time the site computed, rounded to tenths.
+        metrics: exact accuracies, where the site's data are public, by name; see METRIC_NAMES.
+        scores: noised counts of right answers, ``[candidates + 1]`` (``dpfpl_common.privacy.counts``); empty but after
+            the last round.
         signature: of the site's agent over the rest (``signed_text``), 64 bytes; empty before it is signed, and in
             simulations.
     """
@@ -108,13 +116,13 @@ class SiteReply:
     round: int
     update: Context | None
     metrics: dict[str, float]
-    seconds: float
+    scores: tuple[float, ...] = ()
     signature: bytes = b""
 
     def __post_init__(self) -> None:
         check_metrics(self.metrics)
-        if not (math.isfinite(self.seconds) and 0 <= self.seconds < 1e9):
-            raise PayloadError(code="BAD_SECONDS", message=f"seconds is {self.seconds!r}.")
+        if not all(type(score) is float and abs(score) < MOST_COUNTED for score in self.scores):
+            raise PayloadError(code="BAD_SCORES", message="A score is not a finite number, or beyond 1e12.")
         if type(self.signature) is not bytes or len(self.signature) not in (0, 64):
             raise PayloadError(code="BAD_SIGNATURE", message="The signature must be 64 bytes, or none.")
 
@@ -168,7 +176,7 @@ def _check_round(number: object, low: int, high: int) -> None:
 
 Kind = Literal["train", "evaluate"]
 
-DOMAIN = b"DP-FPL reply of a site, 1"
+DOMAIN = b"DP-FPL reply of a site, 2"
 """Keeps these signatures apart from any other use of the same key; another number where what is signed changes."""
 
 
@@ -195,11 +203,11 @@ def signed_text(experiment: Experiment, kind: Kind, reply: SiteReply) -> bytes:
 
 
 def _content_digest(reply: SiteReply) -> bytes:
-    """sha256 of update, metrics and seconds, as values: however they are encoded on a wire."""
+    """sha256 of update, metrics and scores, as values: however they are encoded on a wire."""
     digest = hashlib.sha256()
     update = b"" if reply.update is None else reply.update.astype("<f4").tobytes()
     digest.update(len(update).to_bytes(8, "big") + update)
     for name, value in sorted(reply.metrics.items()):
         digest.update(len(name.encode()).to_bytes(8, "big") + name.encode() + struct.pack(">d", value))
-    digest.update(struct.pack(">d", reply.seconds))
+    digest.update(struct.pack(f">Q{len(reply.scores)}d", len(reply.scores), *reply.scores))
     return digest.digest()

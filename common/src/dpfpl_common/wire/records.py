@@ -35,8 +35,8 @@ __all__ = [
 #     request   ArrayRecord  CONTEXT  {GLOBAL_CONTEXT}
 #               ConfigRecord REQUEST  {protocol_version, experiment, round} and, to train, {evaluate}
 #     reply     ArrayRecord  CONTEXT  {UPDATE}                      only from training
-#               MetricRecord METRICS  {accuracies by name}
-#               ConfigRecord REPLY    {protocol_version, site, round, seconds, signature,
+#               MetricRecord METRICS  {exact accuracies by name, of public data}
+#               ConfigRecord REPLY    {protocol_version, site, round, scores, signature,
 #                                    status, code, rule, advice}
 #     refusal   ConfigRecord REPLY    the same keys, status REFUSED
 
@@ -50,7 +50,7 @@ REPLY = "reply"
 
 EVALUATE_KEYS = ("protocol_version", "experiment", "round")
 TRAIN_KEYS = (*EVALUATE_KEYS, "evaluate")
-REPLY_KEYS = ("protocol_version", "site", "round", "seconds", "signature", "status", "code", "rule", "advice")
+REPLY_KEYS = ("protocol_version", "site", "round", "scores", "signature", "status", "code", "rule", "advice")
 
 OK = "ok"
 REFUSED = "refused"

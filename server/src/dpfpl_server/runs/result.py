@@ -1,13 +1,24 @@
 """result.json: what a run brought and what it cost, deployed or simulated."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
+import numpy as np
+
 from dpfpl_common.privacy.accounting import PrivacyEvent, epsilon, json_epsilon
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.config import to_table
-from dpfpl_common.privacy_plan import ADVERSARIES, UNIT_NAMES, planned_events
+from dpfpl_common.privacy.counts import count_noise_stddev, gain, scores_from
+from dpfpl_common.privacy_plan import (
+    ADVERSARIES,
+    UNIT_NAMES,
+    planned_events,
+    planned_score_events,
+    score_noise_multiplier,
+)
+from dpfpl_common.wire.payloads import SCORED
 from dpfpl_server.federation.replies import verdicts
 
 __all__ = ["build_result", "floors_from_metrics", "privacy_statement"]
@@ -23,6 +34,7 @@ def build_result(
     transport: str,
     history: Sequence[Mapping[str, Any]],
     final: Mapping[str, Metrics],
+    scores: Mapping[str, Sequence[float]] | None = None,
     num_classes: Mapping[str, int],
     seconds: float,
     seed: int | None = None,
@@ -36,7 +48,9 @@ def build_result(
         experiment: noise level resolved.
         transport: ``grpc+tls``, ``in_process`` or ``flower_simulation``.
         history: the checkpoint's entries, one a round.
-        final: accuracies after the last round, by site and by the names of ``payload.METRIC_NAMES``.
+        final: exact accuracies after the last round, by site and by the names of ``payloads.METRIC_NAMES``; only sites
+            on public data report any.
+        scores: noised counts of right answers on held-back images, by site (``dpfpl_common.privacy.counts``).
         num_classes: classes that each site trains on, where known.
         seconds: the whole run.
         seed: of a simulation.
@@ -45,6 +59,7 @@ def build_result(
         real_noise: whether the noise was the operating system's; seeded noise is named as such.
         node_authentication: whether every site proved its registered key to the server.
     """
+    hidden = experiment.privacy.site_sample_rate < 1
     history = _published(experiment, history)
     before = history[0]["metrics"] if history else {}
     flags = verdicts(history)
@@ -58,6 +73,7 @@ def build_result(
             "before_neighbour": before.get(site, {}).get("personal_neighbour"),
             "num_classes": num_classes.get(site),
             "flag": flags.get(site),
+            "answers": None if hidden else sum(site in entry["sites"] for entry in history),
         }
         for site in experiment.sites
     ]
@@ -76,8 +92,9 @@ def build_result(
             "neighbour": mean(site["neighbour"] for site in sites),
             "worst_site": min(local, default=None),
         },
+        **_scores(experiment, scores or {}),
         "floors": floors_from_metrics(final) | dict(extra_floors or {}),
-        "privacy": privacy_statement(experiment, len(history), real_noise=real_noise),
+        "privacy": privacy_statement(experiment, len(history), scored=bool(scores), real_noise=real_noise),
         "rounds": [dict(entry) for entry in history],
         "seconds": round(seconds, 3),
     }
@@ -96,23 +113,31 @@ def floors_from_metrics(final: Mapping[str, Metrics]) -> dict[str, dict[str, flo
     return floors
 
 
-def privacy_statement(experiment: Experiment, rounds: int, *, real_noise: bool = True) -> dict[str, Any]:
-    """The three epsilons with who they are against, and the events from which anyone can recompute them."""
+def privacy_statement(
+    experiment: Experiment, rounds: int, *, scored: bool = True, real_noise: bool = True
+) -> dict[str, Any]:
+    """The three epsilons with who they are against, and the events from which anyone can recompute them.
+
+    The scores' events are about other examples than those of training: each epsilon is the larger of the two, which the
+    scores' noise makes that of training.
+    """
     steps = rounds * experiment.rounds.local_steps
     events = planned_events(experiment, steps)
     delta = experiment.privacy.target_delta
+    other = {event.adversary: [event] for event in planned_score_events(experiment)} if scored else {}
     return {
         "epsilons": [
             {
                 "adversary": event.adversary,
                 "who": ADVERSARIES[event.adversary],
-                "epsilon": json_epsilon(epsilon([event], delta)),
+                "epsilon": json_epsilon(epsilon([event, *other.get(event.adversary, ())], delta)),
                 "delta": delta,
                 "unit": UNIT_NAMES[experiment.privacy.unit],
             }
             for event in events
         ],
         "events": [_event_table(event) for event in events],
+        "held_back_events": [_event_table(event) for event in planned_score_events(experiment)] if scored else [],
         "trust": experiment.privacy.trust,
         "accounting": experiment.privacy.accounting,
         "nominal_epsilon": experiment.privacy.target_epsilon if experiment.privacy.accounting == "paper" else None,
@@ -125,7 +150,7 @@ def _published(experiment: Experiment, history: Sequence[Mapping[str, Any]]) -> 
     if experiment.privacy.site_sample_rate >= 1:
         return history
     secret: dict[str, Any] = {"seconds": None, "bytes_up": None, "bytes_down": None, "sites": [], "asked_again": []}
-    by_site = ("dropped", "late", "duplicates", "signal", "site_seconds", "metrics")
+    by_site = ("dropped", "late", "duplicates", "signal", "metrics")
     return [{"round": entry["round"], **secret, **{name: {} for name in by_site}} for entry in history]
 
 
@@ -133,6 +158,33 @@ def mean(values: Iterable[float | None]) -> float | None:
     """Mean of those that are there; None if none is."""
     present = [value for value in values if value is not None]
     return sum(present) / len(present) if present else None
+
+
+def _scores(experiment: Experiment, scores: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """What the noised counts of all sites together say of each candidate, and of its gain over the plain text."""
+    if not scores:
+        return {"scores": [], "gains": []}
+    totals = np.sum([np.asarray(counts, dtype=np.float64) for counts in scores.values()], axis=0)
+    stddev = math.sqrt(len(scores)) * count_noise_stddev(len(SCORED), score_noise_multiplier(experiment))
+    rows = [
+        {
+            "candidate": candidate,
+            "sites": len(scores),
+            "right": round(score.right, 2),
+            "of": round(score.of, 2),
+            "value": score.value,
+            "interval": [score.low, score.high],
+        }
+        for candidate, score in zip(SCORED, scores_from(totals, stddev), strict=True)
+    ]
+    gains = [(name, gain(totals, stddev, index, 0)) for index, name in enumerate(SCORED) if index]
+    return {
+        "scores": rows,
+        "gains": [
+            {"candidate": name, "over": SCORED[0], "value": value, "interval": [low, high]}
+            for name, (value, low, high) in gains
+        ],
+    }
 
 
 def _event_table(event: PrivacyEvent) -> dict[str, Any]:

@@ -329,6 +329,7 @@ def finish(folder: RunFolder) -> dict[str, Any]:
         transport="grpc+tls",
         history=checkpoint.history,
         final=final,
+        scores=folder.store.fact("scores") or {},
         num_classes={},
         seconds=sum((attempt.ended or attempt.started) - attempt.started for attempt in attempts),
         node_authentication=True,
