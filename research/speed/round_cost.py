@@ -102,7 +102,6 @@ def measure_deployed_round(
         empty = _empty_rounds(work / "server", out / "empty.json", group)
     ends = [event["at"] for event in RunFolder(out / "run").events() if event["phase"] == "ROUND_DONE"]
     took = [round(after - before, 3) for before, after in pairwise(ends)]
-    slowest = [max(entry["site_seconds"].values()) for entry in result["rounds"][1:]]
     round_s, empty_s, slowest_s = (statistics.median(values) for values in (took, empty, slowest))
     allowed = AIM * empty_s + slowest_s
     return {

@@ -126,7 +126,7 @@ def test_reply_has_exactly_the_agreed_records():
         "protocol_version": PROTOCOL_VERSION,
         "site": "north",
         "round": 3,
-        "seconds": 1.0,
+        "scores": [],
         "signature": b"s" * 64,
         "status": "ok",
         "code": "OK",

@@ -124,8 +124,8 @@ def test_metrics_by_name_only():
     assert len(str(caught.value)) < 100 or "x" * 50 not in str(caught.value)
 
 
-@pytest.mark.parametrize("seconds", [-0.1, math.nan, math.inf, 1e9])
-def test_impossible_seconds(seconds):
+@pytest.mark.parametrize("score", [math.nan, math.inf, -1e12, 1, True])
+def test_impossible_scores(score):
     with pytest.raises(PayloadError) as caught:
-        SiteReply("north", 1, None, {})
-    assert caught.value.code == "BAD_SECONDS"
+        SiteReply("north", 1, None, {}, (0.5, score))
+    assert caught.value.code == "BAD_SCORES"

@@ -45,7 +45,7 @@ def test_fields_are_these_and_no_others():
         "TrainRequest": ["protocol_version", "experiment", "round", "global_context", "evaluate"],
         "EvaluateRequest": ["protocol_version", "experiment", "round", "global_context"],
         "Reply": ["protocol_version", "reply", "refusal"],
-        "SiteReply": ["site", "round", "update", "metrics", "seconds", "signature"],
+        "SiteReply": ["site", "round", "update", "metrics", "scores", "signature"],
         "Refusal": ["code", "rule", "advice"],
     }
 

@@ -41,7 +41,7 @@ CHANGES = {
         "train",
         dataclasses.replace(REPLY, metrics={"personal_local": 0.25, "global_local": 0.5}),
     ),
-    "seconds": (EXPERIMENT, "train", dataclasses.replace(REPLY, seconds=1.6)),
+    "scores": (EXPERIMENT, "train", dataclasses.replace(REPLY, scores=(1.6,))),
 }
 
 

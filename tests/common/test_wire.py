@@ -78,7 +78,7 @@ def test_evaluate_request_round_trip():
 
 def test_reply_round_trip():
     back = wire.decode_reply(wire.encode_reply(REPLY, TRAIN), TRAIN)
-    assert (back.site, back.round, back.metrics, back.seconds) == ("north", 3, {"personal_local": 0.75}, 1.5)
+    assert (back.site, back.round, back.metrics, back.scores) == ("north", 3, {"personal_local": 0.75}, ())
     assert back.signature == REPLY.signature
     np.testing.assert_array_equal(back.update, REPLY.update)
     answer = SiteReply("south", 10, None, {})

@@ -34,7 +34,6 @@ def entry(number, metrics=None):
         "bytes_down": 20,
         "sites": list(SITES),
         "dropped": {},
-        "site_seconds": dict.fromkeys(SITES, 0.1),
         "metrics": metrics or {},
     }
 

@@ -21,7 +21,7 @@ HEAD = {
     "protocol_version": PROTOCOL_VERSION,
     "site": "north",
     "round": 3,
-    "seconds": 1.0,
+    "scores": [],
     "signature": b"",
     "status": "ok",
     "code": "OK",
@@ -56,7 +56,7 @@ def test_the_site_reads_what_the_server_writes():
 def test_the_server_reads_what_the_site_writes():
     sent = SiteReply("north", 3, CONTEXT, {"global_local": 0.5}, signature=bytes(range(64)))
     reply = records.decode_reply(site.encode_reply(sent, TRAIN), TRAIN)
-    assert (reply.site, reply.round, reply.metrics, reply.seconds) == ("north", 3, {"global_local": 0.5}, 2.5)
+    assert (reply.site, reply.round, reply.metrics, reply.scores) == ("north", 3, {"global_local": 0.5}, ())
     assert reply.signature == sent.signature
     np.testing.assert_array_equal(reply.update, CONTEXT)
     answer = SiteReply("south", 10, None, {})
@@ -76,7 +76,7 @@ def test_the_server_reads_what_the_site_writes():
         ({"round": 4}, "WRONG_ROUND"),
         ({"round": 0}, "WRONG_ROUND"),
         ({"round": 3.0}, "WRONG_TYPE"),
-        ({"seconds": 1}, "WRONG_TYPE"),
+        ({"scores": 1.0}, "WRONG_TYPE"),
         ({"seconds": float("nan")}, "BAD_SECONDS"),
         ({"status": "maybe"}, "WRONG_TYPE"),
         ({"status": 1}, "WRONG_TYPE"),
