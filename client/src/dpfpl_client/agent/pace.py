@@ -14,8 +14,7 @@ import torch
 from dpfpl_client.agent.store import Store
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
 from dpfpl_client.learning.step import SeededRandomness
-from dpfpl_client.models.backbone import Backbone
-from dpfpl_client.models.evaluation import LabelledFeatures
+from dpfpl_client.models.backbone import Backbone, LabelledFeatures
 from dpfpl_common.experiment import Experiment
 
 __all__ = ["Pace", "made_up"]

@@ -15,9 +15,9 @@ from rich.console import Console  # noqa: E402
 from dpfpl_common.errors import ConfigError, DpfplError  # noqa: E402
 from dpfpl_common.ops.files import file_error  # noqa: E402
 from dpfpl_server.cli import experiments as experiments_cli  # noqa: E402
-from dpfpl_server.cli import operations as operations_cli
-from dpfpl_server.cli import pilot as pilot_cli
-from dpfpl_server.cli import sites as sites_cli
+from dpfpl_server.cli import operations as operations_cli  # noqa: E402
+from dpfpl_server.cli import pilot as pilot_cli  # noqa: E402
+from dpfpl_server.cli import sites as sites_cli  # noqa: E402
 from dpfpl_server.exit_codes import HELP, INTERRUPTED, exit_code_of  # noqa: E402
 
 __all__ = ["main"]
@@ -50,7 +50,7 @@ def provision(
     port: Annotated[int, typer.Option(help="port under which the sites reach the server")] = 9092,
     also: Annotated[list[str] | None, typer.Option(help="further names or IPs for the certificate")] = None,
     force: Annotated[bool, typer.Option("--force", help="replace keys of sites that have some")] = False,
-    archive: Annotated[str, typer.Option(help="make each kit one file: tar.gz or zip")] = "",
+    archive: Annotated[str, typer.Option(help="make each kit one file: tar.gz")] = "",
     ca_key: sites_cli.CaKey = None,
     as_json: AsJson = False,
 ) -> None:

@@ -10,20 +10,19 @@
 """
 
 import fcntl
+import json
 import os
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
+
 from dpfpl_common.errors import StateError
-import json
-from typing import Any
-from dpfpl_common.ops.files import write_durably
 from dpfpl_common.experiment import Experiment, parse_experiment
+from dpfpl_common.ops.files import write_durably
 from dpfpl_server.federation.checkpoint import Checkpoint
-from dpfpl_server.runs.run_import import import_earlier_run
 from dpfpl_server.runs.store import RunStore
 
 __all__ = ["Checkpoint", "LifeSign", "Pulse", "RunFolder", "life_sign"]
@@ -148,8 +147,6 @@ class RunFolder:
                 )
         else:
             write_durably(file, experiment.to_json().encode(), 0o644)
-        if (self.path / "checkpoint.npz").exists() and not (self.path / "run.sqlite").exists():
-            import_earlier_run(self.path, experiment, self.store)
 
     def experiment(self) -> Experiment:
         """The experiment that the folder belongs to."""

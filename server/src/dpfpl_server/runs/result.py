@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from dpfpl_common.privacy.accounting import PrivacyEvent, epsilon, json_epsilon
-from dpfpl_common.experiment import Experiment
 from dpfpl_common.config import to_table
+from dpfpl_common.experiment import Experiment
+from dpfpl_common.privacy.accounting import PrivacyEvent, epsilon, json_epsilon
 from dpfpl_common.privacy.counts import count_noise_stddev, gain, scores_from
 from dpfpl_common.privacy_plan import (
     ADVERSARIES,

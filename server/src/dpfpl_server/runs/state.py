@@ -1,19 +1,18 @@
 """What is known of a running experiment, as a frozen value that each status of the strategy moves on."""
 
-import time
-from collections import Counter
-from dataclasses import dataclass
-from typing import Any
-from dpfpl_server.exit_codes import FAILED, NOT_GOING_ON, STUCK
-from dpfpl_server.runs.words import seconds_text
-from dpfpl_server.runs.folder import RunFolder
 import dataclasses
 import statistics
+import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+from dpfpl_server.exit_codes import FAILED, NOT_GOING_ON, STUCK
+from dpfpl_server.runs.folder import RunFolder
 from dpfpl_server.runs.words import amount, bytes_text, percent, printable, seconds_text
 
-__all__ = ["LiveState", "RunState", "STATES", "run_state"]
+__all__ = ["STATES", "LiveState", "RunState", "run_state"]
 
 
 # Where a run stands, told from its state on disk and from who is alive, so that a dead server is never called busy.
