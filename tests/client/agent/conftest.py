@@ -82,11 +82,18 @@ class SiteOnDisk:
         self.folder, self.backbone, self.features = folder, backbone, features
         self.start()
 
-    def start(self, policy=GENEROUS, features=None, name="north"):
+    def start(self, policy=GENEROUS, features=None, name="north", *, public=False):
         """A new agent on the same folder, as after a restart."""
         self.ledger, self.store = Ledger(self.folder / "ledger.sqlite"), DiskStore(self.folder)
         self.agent = SiteAgent(
-            name, self.backbone, features or self.features, policy, self.ledger, self.store, SystemRandomness()
+            name,
+            self.backbone,
+            features or self.features,
+            policy,
+            self.ledger,
+            self.store,
+            SystemRandomness(),
+            public=public,
         )
         return self.agent
 
