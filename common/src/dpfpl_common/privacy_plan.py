@@ -30,7 +30,7 @@ __all__ = [
 # Symbols: N sites, D tolerated drop-outs, K tolerated colluders, z noise multiplier, C clipping norm of the global
 # block.
 #
-# - ``distributed`` (default): each site adds variance ``z^2 C^2 / H`` with ``H = max(1, N - D - K)`` to what it sends.
+# - ``distributed`` (default): each site adds variance ``z^2 C^2 / H`` with ``H = max(1, N - D - max(1, K))`` to what it sends.
 #   A round is aggregated only with at least N - D replies, so even with K of them pooling their knowledge, the noise
 #   that remains unknown to them has at least variance ``H z^2 C^2 / H = z^2 C^2``. The operator, who sees single
 #   messages, is held only to the multiplier ``z / sqrt(H)`` of one message: no secure aggregation is claimed.
@@ -61,9 +61,12 @@ BLOCKS = {"dpfpl": 3, "dplora": 3, "fedotp": 2, "fedpgp": 3, "promptfl": 1}
 
 
 def honest_shares(experiment: Experiment) -> int:
-    """H: how many noise shares an aggregate holds at least that no colluder knows."""
+    """H: how many noise shares an aggregate holds at least that no colluder knows.
+
+    A site knows its own share, so at least one does not count even where no site colludes with another.
+    """
     privacy = experiment.privacy
-    return max(1, len(experiment.sites) - privacy.tolerated_dropouts - privacy.tolerated_colluders)
+    return max(1, len(experiment.sites) - privacy.tolerated_dropouts - max(1, privacy.tolerated_colluders))
 
 
 def site_noise_stddev(experiment: Experiment) -> float:

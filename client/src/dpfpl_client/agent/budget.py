@@ -10,7 +10,7 @@ from dpfpl_client.agent.ledger.book import Ledger
 from dpfpl_client.agent.policy import Policy
 from dpfpl_common.errors import RefusedError
 from dpfpl_common.experiment import Experiment
-from dpfpl_common.privacy.accounting import BOTH_PARTS, PrivacyEvent, epsilon, exceeds
+from dpfpl_common.privacy.accounting import BOTH_PARTS, PrivacyEvent, epsilon, exceeds, exceeds_adaptively
 from dpfpl_common.privacy_plan import ADVERSARIES, WHOLE_UPDATE, planned_events, planned_score_events
 
 __all__ = ["Quotas", "check_budget", "held_to", "planned_cost", "spent"]
@@ -61,7 +61,9 @@ def check_budget(policy: Policy, ledger: Ledger, experiment: Experiment, events:
             *_rules(policy, experiment, adversary, lifetime=False, events=plan),
             *_rules(policy, experiment, adversary, lifetime=True, events=[*others, *plan]),
         ):
-            if exceeds(sum_of, policy.delta, cap):
+            # The plan is fixed before it begins; the next experiment may be chosen for what the last gave away.
+            over = exceeds_adaptively if others and rule.endswith("lifetime") else exceeds
+            if over(sum_of, policy.delta, cap):
                 raise RefusedError(
                     code="BUDGET_EXHAUSTED",
                     message=f"The site's privacy budget does not cover this experiment (rule {rule}).",

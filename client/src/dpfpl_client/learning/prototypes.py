@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dpfpl_common.errors import PrivacyError
+from dpfpl_common.privacy.clipping import GRAIN
 from dpfpl_common.privacy.noise import NoiseSource, grid_allows
 from dpfpl_common.privacy_plan import hidden_energy
 
@@ -71,8 +72,9 @@ def noised_class_sums(
         norms = np.linalg.norm(rows, axis=1)
     finite = np.isfinite(norms)
     bounded = rows[finite] * np.minimum(1.0, (1.0 - 1e-12) / np.maximum(norms[finite], 1e-300))[:, None]
-    sums = np.zeros((num_classes, rows.shape[1]))
-    np.add.at(sums, labels[finite], bounded)
+    whole = np.zeros((num_classes, rows.shape[1]), dtype=np.int64)
+    np.add.at(whole, labels[finite], np.trunc(bounded / GRAIN).astype(np.int64))  # as ``grid_sum``, row by row
+    sums = whole * GRAIN
     return noise.add(sums, noise_multiplier) if noise_multiplier > 0 else sums
 
 

@@ -9,7 +9,13 @@ import numpy as np
 
 from dpfpl_common.config import to_table
 from dpfpl_common.experiment import Experiment
-from dpfpl_common.privacy.accounting import PrivacyEvent, epsilon, json_epsilon
+from dpfpl_common.privacy.accounting import (
+    PrivacyEvent,
+    epsilon,
+    group_epsilon,
+    json_epsilon,
+    true_positive_rate,
+)
 from dpfpl_common.privacy.counts import count_noise_stddev, gain, scores_from
 from dpfpl_common.privacy_plan import (
     ADVERSARIES,
@@ -26,6 +32,11 @@ __all__ = ["build_result", "floors_from_metrics", "privacy_statement"]
 OURS = ("dpfpl-common", "dpfpl-client", "dpfpl-server", "dpfpl-bench")
 THEIRS = ("flwr", "grpcio", "dp-accounting", "numpy", "torch", "transformers")
 Metrics = Mapping[str, float]
+
+GROUPS = (1, 2, 5, 10)
+"""Sizes of groups of examples, such as the images of one person, whose epsilon is told."""
+
+FALSE_POSITIVE_RATES = (0.001, 0.01, 0.1)
 
 
 def build_result(
@@ -136,6 +147,7 @@ def privacy_statement(
             }
             for event in events
         ],
+        **_in_other_words(experiment, events),
         "events": [_event_table(event) for event in events],
         "held_back_events": [_event_table(event) for event in planned_score_events(experiment)] if scored else [],
         "trust": experiment.privacy.trust,
@@ -145,10 +157,34 @@ def privacy_statement(
     }
 
 
+def _in_other_words(experiment: Experiment, events: Sequence[PrivacyEvent]) -> dict[str, Any]:
+    """What the capped epsilon means for several examples together, and for who tries to recognise one."""
+    if experiment.privacy.unit == "site":
+        return {"groups": [], "recognition": []}
+    event, delta = events[0], experiment.privacy.target_delta
+    whole = epsilon([event], delta)
+    return {
+        "groups": [
+            {"examples": size, "epsilon": json_epsilon(group_epsilon([event], delta, size)), "delta": delta}
+            for size in GROUPS
+        ],
+        "recognition": [
+            {"false_positive_rate": rate, "true_positive_rate": round(true_positive_rate(whole, delta, rate), 6)}
+            for rate in FALSE_POSITIVE_RATES
+        ],
+    }
+
+
 def _published(experiment: Experiment, history: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    """The rounds without anything that tells which sites were sampled: the epsilons count on that being secret."""
+    """The rounds without what is a function of one site's message where only sums carry the whole noise, and without
+    anything that tells which sites were sampled: the epsilons count on that being secret.
+
+    How much signal a single message holds, and the verdicts made of it, are for the operator's console alone.
+    """
     if experiment.privacy.site_sample_rate >= 1:
-        return history
+        if experiment.privacy.trust == "local":
+            return history
+        return [{**entry, "signal": {}} for entry in history]
     secret: dict[str, Any] = {"seconds": None, "bytes_up": None, "bytes_down": None, "sites": [], "asked_again": []}
     by_site = ("dropped", "late", "duplicates", "signal", "metrics")
     return [{"round": entry["round"], **secret, **{name: {} for name in by_site}} for entry in history]
