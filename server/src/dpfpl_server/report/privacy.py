@@ -110,6 +110,20 @@ def _technical(result: Result, figures: Figures) -> list[Html]:
         )
         for i, event in enumerate(privacy["events"])
     ]
+    groups = [
+        (figures.number(f"privacy.groups[{i}].examples"), figures.epsilon(f"privacy.groups[{i}].epsilon"))
+        for i in range(len(privacy.get("groups", ())))
+    ]
+    recognition = [
+        tuple(
+            figures.percent(f"privacy.recognition[{i}].{key}") for key in ("false_positive_rate", "true_positive_rate")
+        )
+        for i in range(len(privacy.get("recognition", ())))
+    ]
+    more = [
+        table(texts("left.groups_caption"), [texts("left.examples"), "Epsilon"], groups, (0, 1)),
+        table(texts("left.recognition_caption"), [texts("left.wrong"), texts("left.recognised")], recognition, (0, 1)),
+    ]
     trust = f"trust_{privacy.get('trust')}"
     target = result["config"].get("privacy", {}).get("target_epsilon")
     return [
@@ -127,6 +141,7 @@ def _technical(result: Result, figures: Figures) -> list[Html]:
             "quiet",
             between=texts.space,
         ),
+        *(more if groups else ()),
         table(
             texts("left.events_caption"),
             [texts(f"left.{key}") for key in ("key", "mechanism", "multiplier", "sample_rate", "steps")],
