@@ -77,7 +77,7 @@ def test_the_server_reads_what_the_site_writes():
         ({"round": 0}, "WRONG_ROUND"),
         ({"round": 3.0}, "WRONG_TYPE"),
         ({"scores": 1.0}, "WRONG_TYPE"),
-        ({"seconds": float("nan")}, "BAD_SECONDS"),
+        ({"scores": [float("nan")]}, "BAD_SCORES"),
         ({"status": "maybe"}, "WRONG_TYPE"),
         ({"status": 1}, "WRONG_TYPE"),
         ({"code": "not a code"}, "BAD_REFUSAL"),

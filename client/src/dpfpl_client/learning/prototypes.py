@@ -74,7 +74,7 @@ def noised_class_sums(
     bounded = rows[finite] * np.minimum(1.0, (1.0 - 1e-12) / np.maximum(norms[finite], 1e-300))[:, None]
     whole = np.zeros((num_classes, rows.shape[1]), dtype=np.int64)
     np.add.at(whole, labels[finite], np.trunc(bounded / GRAIN).astype(np.int64))  # as ``grid_sum``, row by row
-    sums = whole * GRAIN
+    sums: Floats = whole.astype(np.float64) * GRAIN
     return noise.add(sums, noise_multiplier) if noise_multiplier > 0 else sums
 
 

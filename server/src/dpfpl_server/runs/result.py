@@ -225,6 +225,7 @@ def _scores(experiment: Experiment, scores: Mapping[str, Sequence[float]]) -> di
 
 def _event_table(event: PrivacyEvent) -> dict[str, Any]:
     table: dict[str, Any] = to_table(event)
+    del table["part"]  # which examples they are about says the list that they are in
     return table
 
 
