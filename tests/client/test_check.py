@@ -157,7 +157,7 @@ def planned(kit, tmp_path, **privacy):
         classes=("bright", "dark"),
         sites=("a", "b", "c"),
         model=ModelSettings(width=128),
-        privacy=PrivacySettings(**{"noise_multiplier": 6.0, **privacy}),
+        privacy=PrivacySettings(**{"mechanism": "per_step", "noise_multiplier": 6.0, **privacy}),
         rounds=RoundSettings(number=3),
     )
     path = tmp_path / "plan.json"
@@ -185,7 +185,7 @@ def test_a_plan_that_would_be_refused_is_an_error(kit, tmp_path):
 def test_more_images_and_more_steps_drown_the_noise():
     few, many, cheap = (
         Experiment("x", ("a", "b"), ("n",), ModelSettings(width=128), rounds=RoundSettings(number=number),
-                   privacy=PrivacySettings(noise_multiplier=z))
+                   privacy=PrivacySettings(mechanism="per_step", noise_multiplier=z))
         for number, z in ((10, 2.0), (40, 2.0), (10, 4.0))
     )  # fmt: skip
     base = noise_to_signal(few, 300, 30, 64)

@@ -20,7 +20,7 @@ def experiment():
         classes=("bright", "dark"),
         sites=(*(f"site-{number}" for number in range(8)), "north"),
         model=ModelSettings(width=128),
-        privacy=PrivacySettings(noise_multiplier=6.0),
+        privacy=PrivacySettings(mechanism="per_step", noise_multiplier=6.0),
         rounds=RoundSettings(number=3),
     )
 
@@ -77,7 +77,7 @@ def test_what_was_refused_can_be_approved_without_a_file(command, trained_site, 
 def test_a_plan_that_the_policy_refuses_says_so(command, trained_site, tmp_path, experiment):
     import dataclasses
 
-    bare = dataclasses.replace(experiment, privacy=PrivacySettings(noise_multiplier=0.1))
+    bare = dataclasses.replace(experiment, privacy=PrivacySettings(mechanism="per_step", noise_multiplier=0.1))
     (tmp_path / "bare.json").write_text(bare.to_json())
     _, out, _ = command("approve", tmp_path / "bare.json", "--site", trained_site, "--json")
     assert "TOO_LITTLE_NOISE" in json.loads(out)["refused_because"]

@@ -8,14 +8,14 @@ PROTOTYPES_TESTS = "tests/client/learning/test_prototypes.py"
 ONE_SHOT = (
     (
         "class sums: a long feature counts in full",
-        "dpfpl_client.learning.prototypes:noised_class_sums",
-        "rows[finite] * _1",
-        "rows[finite]",
+        "dpfpl_common.privacy.one_shot:bounded",
+        "safe * _1",
+        "safe",
         (f"{PROTOTYPES_TESTS}::test_one_example_moves_the_sums_by_at_most_one",),
     ),
     (
         "class sums: only classes with images are noised",
-        "dpfpl_client.learning.prototypes:noised_class_sums",
+        "dpfpl_common.privacy.one_shot:noised_class_sums",
         "return _1",
         "return np.where(np.any(sums != 0, axis=1)[:, None], _1, 0.0)",
         (f"{PROTOTYPES_TESTS}::test_every_row_of_the_public_class_list_is_noised_even_without_any_image",),

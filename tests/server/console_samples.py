@@ -23,7 +23,7 @@ class Run:
             classes=("healthy", "pneumonia"),
             sites=SITES,
             model=ModelSettings(width=8),
-            privacy=PrivacySettings(noise_multiplier=4.0),
+            privacy=PrivacySettings(mechanism="per_step", noise_multiplier=4.0),
             rounds=RoundSettings(number=8, min_sites=3),
         )
         self.folder.begin(self.experiment)

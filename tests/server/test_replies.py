@@ -19,7 +19,7 @@ EXPERIMENT = Experiment(
     classes=("cat", "dog"),
     sites=SITES,
     model=ModelSettings(width=512),
-    privacy=PrivacySettings(noise_multiplier=1.0, clipping_norm=1.0),
+    privacy=PrivacySettings(mechanism="per_step", noise_multiplier=1.0, clipping_norm=1.0),
 )
 REQUEST = TrainRequest(EXPERIMENT, 1, np.zeros(EXPERIMENT.context_shape, "<f4"), evaluate=False)
 GRID = 2.0**-20

@@ -23,7 +23,7 @@ def make_experiment(rounds=3):
         classes=("cat", "dög"),
         sites=("north", "south"),
         model=ModelSettings(width=8),
-        privacy=PrivacySettings(noise_multiplier=1.0),
+        privacy=PrivacySettings(mechanism="per_step", noise_multiplier=1.0),
         rounds=RoundSettings(number=rounds),
     )
 

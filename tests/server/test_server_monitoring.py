@@ -36,7 +36,7 @@ def make_experiment(name="pilot", **privacy):
         classes=("cat", "dog"),
         sites=("north", "south"),
         model=ModelSettings(width=8),
-        privacy=PrivacySettings(**({"noise_multiplier": 1.0} | privacy)),
+        privacy=PrivacySettings(**({"mechanism": "per_step", "noise_multiplier": 1.0} | privacy)),
         rounds=RoundSettings(number=3),
     )
 

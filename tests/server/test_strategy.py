@@ -30,7 +30,12 @@ def make_experiment(dropouts=0, sites=SITES, trust="distributed", **rounds):
         sites=sites,
         model=ModelSettings(width=WIDTH),
         privacy=PrivacySettings(
-            noise_multiplier=1.0, tolerated_dropouts=dropouts, trust=trust, nominal_site_size=10, sample_rate=1.0
+            mechanism="per_step",
+            noise_multiplier=1.0,
+            tolerated_dropouts=dropouts,
+            trust=trust,
+            nominal_site_size=10,
+            sample_rate=1.0,
         ),
         rounds=RoundSettings(**({"number": 3, "deadline": 1.0} | rounds)),
     )

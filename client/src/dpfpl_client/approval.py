@@ -8,12 +8,12 @@ from dpfpl_client.agent.budget import held_to, planned_cost
 from dpfpl_client.agent.ledger.anchor import Registry
 from dpfpl_client.agent.ledger.book import Ledger
 from dpfpl_client.agent.ledger.dataset import LEDGER_FILE
-from dpfpl_client.agent.policy import Policy, load_policy, permit
-from dpfpl_client.agent.policy_file import Approvals
+from dpfpl_client.agent.policy_file import Approvals, load_policy
 from dpfpl_client.site.settings import SiteSettings
-from dpfpl_common.config import from_table, read_toml
+from dpfpl_common.config import build, read_toml
 from dpfpl_common.errors import ConfigError, RefusedError
-from dpfpl_common.experiment import Experiment, experiment_from_table
+from dpfpl_common.experiment import Experiment
+from dpfpl_common.policy import Policy, permit
 from dpfpl_common.privacy.accounting import json_epsilon
 from dpfpl_common.privacy_plan import ADVERSARIES, UNIT_NAMES, resolve_noise
 
@@ -57,8 +57,7 @@ def read_plan(path: Path) -> Experiment:
     claimed = ""
     if isinstance(table, dict) and isinstance(table.get("experiment"), dict):
         table, claimed = table["experiment"], str(table.get("digest", ""))
-    read = experiment_from_table(table, path.name) if is_file else from_table(Experiment, table, path.name)
-    experiment = resolve_noise(read)
+    experiment = resolve_noise(build(Experiment, table, path.name))
     if claimed not in ("", experiment.digest()):
         raise ConfigError(
             code="BAD_PLAN",

@@ -28,7 +28,7 @@ from dpfpl_client.models.loader import load_computing
 from dpfpl_client.node.fleet_probe import probe_fleet
 from dpfpl_client.site.settings import SiteSettings
 from dpfpl_common.errors import DpfplError, StateError
-from dpfpl_common.experiment import Experiment, TaskSettings
+from dpfpl_common.experiment import Experiment
 from dpfpl_common.ops.diagnostics import ERROR, OK, Finding, durable_folder, telemetry
 from dpfpl_common.privacy.accounting import json_epsilon
 from dpfpl_common.privacy_plan import site_noise_stddev
@@ -145,7 +145,7 @@ def words_for_the_task(experiment: Experiment, scorer: Scorer | None, data: Site
 
 def other_data(source: str, backbone: Backbone) -> str:
     """A warning where the model cannot learn, or not only, from data of this kind; empty where it can."""
-    in_words = any(TaskSettings(kind).in_words for kind in backbone.tasks)
+    in_words = any(kind != "classify" for kind in backbone.tasks)
     if source == "questions" and not in_words:
         return (
             f"The data are questions or captions, which a model of the family {backbone.family!r} does not answer. Set "

@@ -8,7 +8,7 @@ from typing import Any
 from dpfpl_client.agent.channel import AgentChannel
 from dpfpl_client.agent.credentials import load_signing_key
 from dpfpl_client.agent.ledger.view import summarise
-from dpfpl_client.agent.policy import load_policy
+from dpfpl_client.agent.policy_file import load_policy
 from dpfpl_client.node.fleet_probe import probe_fleet
 from dpfpl_client.node.link import link_file, read_link
 from dpfpl_client.site.settings import SiteSettings

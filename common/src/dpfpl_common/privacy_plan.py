@@ -5,6 +5,7 @@ import math
 
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.privacy.accounting import HELD_BACK, PrivacyEvent, calibrate_noise_multiplier, epsilon
+from dpfpl_common.privacy.one_shot import shared_out
 
 __all__ = [
     "ADVERSARIES",
@@ -13,6 +14,7 @@ __all__ = [
     "UNIT_NAMES",
     "WHOLE_UPDATE",
     "capped_event",
+    "class_sums_multiplier",
     "hidden_energy",
     "images_to_stand_out",
     "largest_signal",
@@ -24,13 +26,15 @@ __all__ = [
     "separate_blocks",
     "server_noise_stddev",
     "site_noise_stddev",
+    "vote_multiplier",
 ]
 
 
 # Symbols: N sites, D tolerated drop-outs, K tolerated colluders, z noise multiplier, C clipping norm of the global
 # block.
 #
-# - ``distributed`` (default): each site adds variance ``z^2 C^2 / H`` with ``H = max(1, N - D - max(1, K))`` to what it sends.
+# - ``distributed`` (default): each site adds variance ``z^2 C^2 / H`` to what it sends, ``H = max(1, N - D - max(1,
+#   K))``: a site knows its own share, so at least one does not count.
 #   A round is aggregated only with at least N - D replies, so even with K of them pooling their knowledge, the noise
 #   that remains unknown to them has at least variance ``H z^2 C^2 / H = z^2 C^2``. The operator, who sees single
 #   messages, is held only to the multiplier ``z / sqrt(H)`` of one message: no secure aggregation is claimed.
@@ -194,6 +198,20 @@ def _same_epsilon(noise_multiplier: float, sample_rate: float, steps: int, delta
     """The multiplier with which one Gaussian release costs no more than these steps."""
     cost = epsilon([PrivacyEvent("", "per_step", noise_multiplier, sample_rate, steps)], delta)
     return calibrate_noise_multiplier(cost, delta, 1.0, 1)
+
+
+def class_sums_multiplier(experiment: Experiment) -> float:
+    """Noise multiplier of the class sums of ``one_shot``: of the whole release less the vote's share, if there is one.
+
+    Both together are one Gaussian mechanism of the experiment's multiplier, which is what is charged, before the first.
+    """
+    z = _multiplier(experiment)
+    return shared_out(z)[0] if experiment.uses_evidence else z
+
+
+def vote_multiplier(experiment: Experiment) -> float:
+    """Noise multiplier of a site's vote; see :func:`class_sums_multiplier`."""
+    return shared_out(_multiplier(experiment))[1]
 
 
 def capped_event(experiment: Experiment, steps: int | None = None) -> PrivacyEvent:

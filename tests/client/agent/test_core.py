@@ -7,12 +7,12 @@ import pytest
 
 from dpfpl_client.agent.core import SiteAgent
 from dpfpl_client.agent.ledger.book import Ledger
-from dpfpl_client.agent.policy import Policy
 from dpfpl_client.agent.store import MemoryStore
 from dpfpl_client.learning.learner import SiteFeatures
 from dpfpl_client.learning.step import SeededRandomness
 from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_common.errors import RefusedError, StateError
+from dpfpl_common.policy import Policy
 from dpfpl_common.privacy.accounting import PrivacyEvent, epsilon
 from dpfpl_common.privacy_plan import planned_events
 from dpfpl_common.wire.codec import encode_reply

@@ -8,11 +8,11 @@ import pytest
 from dpfpl_client.agent.budget import check_budget, spent
 from dpfpl_client.agent.core import SCORES
 from dpfpl_client.agent.ledger.book import Ledger
-from dpfpl_client.agent.policy import Policy
 from dpfpl_common.errors import RefusedError, StateError
+from dpfpl_common.policy import Policy
 from dpfpl_common.privacy.accounting import BOTH_PARTS, HELD_BACK, TRAINING, epsilon
 from dpfpl_common.privacy_plan import planned_events, planned_score_events
-from dpfpl_common.wire.payloads import SCORED, EvaluateRequest
+from dpfpl_common.wire.payloads import EvaluateRequest, scored
 
 pytestmark = pytest.mark.privacy
 
@@ -23,7 +23,7 @@ def final(experiment, value=0.0, number=3):
 
 def test_scores_are_released_once_and_repeated_from_the_store(site, experiment):
     first = site.agent.evaluate(final(experiment)).scores
-    assert len(first) == len(SCORED) + 1
+    assert len(first) == len(scored(experiment)) + 1
     assert site.agent.evaluate(final(experiment)).scores == first
     assert site.start().evaluate(final(experiment)).scores == first
     assert site.agent.evaluate(final(experiment, 1.0)).scores == (), "another prompt gets no second count"

@@ -4,6 +4,8 @@ import unicodedata
 import pytest
 
 from dpfpl_client.data import DataSettings, list_classes, load_site_data, read_pool
+from dpfpl_client.site.settings import SiteSettings
+from dpfpl_common.config import build
 from dpfpl_common.errors import ConfigError, DataError
 
 
@@ -88,8 +90,10 @@ def test_an_impossible_class_list_is_refused(animals, names):
         ({"viewpoint": "mirrored", "partition": "domain"}, "viewpoint"),
     ],
 )
-def test_impossible_settings_name_key_and_value(values, key):
+def test_impossible_settings_name_key_value_and_expectation(values, key):
     with pytest.raises(ConfigError) as raised:
+        build(SiteSettings, {"name": "north", "data": {"source": "digits"} | values}, "site.toml")
+    shown = repr(values.get(key, ""))
+    assert raised.value.message.startswith(f"site.toml [data] {key} is {shown}, expected ")
+    with pytest.raises(ConfigError, match=f"{key} is"):
         DataSettings(**{"source": "digits"} | values)
-    assert f"[data] {key} is" in raised.value.message
-    assert raised.value.advice.startswith("Expected")

@@ -36,7 +36,7 @@ def prompt_for(backbone, model, kind="vqa"):
         sites=("north",),
         model=ModelSettings(width=backbone.width, id=model, fingerprint=backbone.fingerprint),
         prompt=PromptSettings(num_context=4, rank=2, init_text="the"),
-        privacy=PrivacySettings(noise_multiplier=1.0),
+        privacy=PrivacySettings(mechanism="per_step", noise_multiplier=1.0),
         task=TaskSettings(kind=kind, max_answer_tokens=4, question=QUESTION if kind == "classify" else ""),
     )
     generator = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""NI4: one example more changes exactly one part of the data, training or held-back, by at most one, whatever reads it."""
+"""NI4: one example more changes exactly one part of the data, training or held-back, by at most one."""
 
 import csv
 import itertools
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dpfpl_client.data import DataSettings, hub, read_pool
+from dpfpl_common.errors import DataError
 
 pytestmark = [pytest.mark.privacy, pytest.mark.slow]
 
@@ -56,12 +57,9 @@ def fresh(tmp_path):
 
 def parts(data_settings):
     """The examples of each part; a source of which nothing can be used has none."""
-    from dpfpl_common.errors import DataError
-
     try:
         records = read_pool(data_settings).records
-    except DataError as error:
-        assert error.code in ("NO_IMAGES", "NO_CLASSES", "JSONL_FIELDS")
+    except DataError:  # not one usable example
         return Counter()
     return Counter((record.split, record.digest, record.label, record.question) for record in records)
 

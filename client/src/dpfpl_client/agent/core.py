@@ -21,17 +21,17 @@ from dpfpl_client.agent.budget import Quotas, check_budget
 from dpfpl_client.agent.ledger.anchor import events_to_json
 from dpfpl_client.agent.ledger.book import Ledger
 from dpfpl_client.agent.pace import Pace
-from dpfpl_client.agent.policy import EXACT_METRICS, Policy, permit
 from dpfpl_client.agent.policy_file import Rules
-from dpfpl_client.agent.store import Record, Store
+from dpfpl_client.agent.store import Choice, Record, Store
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
 from dpfpl_client.learning.step import RandomnessSource
 from dpfpl_client.models.backbone import Backbone
 from dpfpl_common.errors import ConfigError, DataError, DpfplError, ModelError, RefusedError, StateError
 from dpfpl_common.experiment import Experiment
+from dpfpl_common.policy import EXACT_METRICS, Policy, permit
 from dpfpl_common.privacy.accounting import PrivacyEvent
 from dpfpl_common.privacy_plan import planned_events, planned_score_events
-from dpfpl_common.wire.payloads import Context, EvaluateRequest, SiteReply, TrainRequest, request_digest
+from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, TrainRequest, request_digest
 
 __all__ = ["SiteAgent", "evaluation_digest"]
 
@@ -171,10 +171,11 @@ class SiteAgent:
         if answer is None and policy is not None:
             self._quotas.take(policy, self._ledger, experiment.name, None)
         self._bind(experiment, policy)
-        self._store.write_final(experiment.name, request.global_context)
+        pool = request.pool
+        choice = None if pool is None else Choice(request.chosen, pool, learner.label_shares)
+        self._store.write_final(experiment.name, request.global_context, choice)
         if answer is None:
-            state = self._state(experiment)
-            metrics = self._metrics(learner, request.global_context, state, policy) if told else {}
+            metrics = self._metrics(learner, request, self._state(experiment), policy) if told else {}
             answer = {"metrics": metrics}
             self._ledger.record_evaluation(experiment.name, asked, answer)
         scores = self._scores(learner, request, asked, policy)
@@ -206,9 +207,8 @@ class SiteAgent:
             check_budget(policy, self._ledger, experiment, events)
         sequence = self._ledger.reserve(experiment.name, SCORES, asked, events)
         state = self._state(experiment)
-        counts = learner.scores(
-            request.global_context, state.context, self._randomness.for_round(self._name, experiment.rounds.number + 1)
-        )
+        randomness = self._randomness.for_round(self._name, experiment.rounds.number + 1)
+        counts = learner.scores(request.global_context, state, randomness, request.pool)
         scores = tuple(float(value) for value in counts)
         self._ledger.commit(sequence, self._store.write_scores(experiment.name, scores))
         return scores
@@ -323,11 +323,14 @@ class SiteAgent:
 
     def _compute(self, learner: PromptLearner, request: TrainRequest, digest: str, policy: Policy | None) -> Record:
         state = self._state(request.experiment)
-        metrics = self._metrics(learner, request.global_context, state, policy) if request.evaluate else {}
+        metrics = self._metrics(learner, request, state, policy) if request.evaluate else {}
         randomness = self._randomness.for_round(self._name, request.round)
-        result = learner.train_round(request.global_context, state, randomness)
+        result = learner.train_round(
+            request.global_context, state, randomness, collect=request.collect, pool=request.pool
+        )
         update = np.ascontiguousarray(result.update, dtype="<f4")
-        reply = SiteReply(self._name, request.round, update, metrics)
+        evidence = None if result.evidence is None else np.ascontiguousarray(result.evidence, dtype="<f4")
+        reply = SiteReply(self._name, request.round, update, metrics, evidence=evidence)
         return Record(digest, reply, request.global_context, result.state)
 
     def _state(self, experiment: Experiment) -> PersonalState:
@@ -336,14 +339,19 @@ class SiteAgent:
         return record.state if record else PersonalState.initial(experiment)
 
     def _metrics(
-        self, learner: PromptLearner, global_context: Context, state: PersonalState, policy: Policy | None
+        self,
+        learner: PromptLearner,
+        request: TrainRequest | EvaluateRequest,
+        state: PersonalState,
+        policy: Policy | None,
     ) -> dict[str, float]:
         """The exact accuracies that may leave, on public data alone; none is computed in vain."""
-        if policy is None:
-            return learner.evaluate(global_context, state.context)
-        if not self._public or policy.metrics not in EXACT_METRICS:
+        if policy is not None and (not self._public or policy.metrics not in EXACT_METRICS):
             return {}
-        metrics = learner.evaluate(global_context, state.context)
+        pool, chosen = (request.pool, request.chosen) if isinstance(request, EvaluateRequest) else (None, "")
+        metrics = learner.evaluate(request.global_context, state.context, pool, chosen)
+        if policy is None:
+            return metrics
         if learner.experiment.privacy.unit == "site":  # that prompt learned from training images without noise
             metrics = {name: value for name, value in metrics.items() if not name.startswith("personal")}
         return policy.released_metrics(metrics)
@@ -353,6 +361,9 @@ def evaluation_digest(request: EvaluateRequest) -> str:
     """sha256 of everything that the answer to an evaluation depends on."""
     digest = hashlib.sha256(f"evaluate {request.experiment.digest()} {request.round} ".encode())
     digest.update(request.global_context.astype("<f4").tobytes())
+    digest.update(request.chosen.encode() + b" ")
+    if request.pool is not None:
+        digest.update(request.pool.astype("<f4").tobytes())
     return digest.hexdigest()
 
 

@@ -187,6 +187,9 @@ def predict(
     alpha: Annotated[
         float | None, typer.Option(help="weight of the personal part: 0 shared prompt alone, 1 as trained")
     ] = None,
+    usual_mix: Annotated[
+        float | None, typer.Option(help="share of images expected from this site's usual mix of classes, 0 to below 1")
+    ] = None,
     csv: Annotated[Path | None, typer.Option("--csv", help="write a CSV file, one row an image")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -196,7 +199,7 @@ def predict(
 
     paths = expand_images(images)
     results = []
-    for result in classify_files(_classifier(_load(site), experiment, alpha, question), paths, top):
+    for result in classify_files(_classifier(_load(site), experiment, alpha, question, usual_mix), paths, top):
         results.append(result)
         if result.prediction is None:
             console.print(as_line(result), markup=False, highlight=False, soft_wrap=True)
@@ -240,6 +243,9 @@ def serve(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="port to listen on; 0 takes a free one")] = 8080,
     token_file: Annotated[Path | None, typer.Option(help="file with the token that callers must show")] = None,
+    usual_mix: Annotated[
+        float | None, typer.Option(help="share of images expected from this site's usual mix of classes, 0 to below 1")
+    ] = None,
     max_megabytes: Annotated[int, typer.Option(min=1, max=1000, help="largest image file, in MB")] = 20,
 ) -> None:
     """Classify images over HTTP: a small API (see /openapi.json) and a page to drop an image on; Ctrl-C stops it."""
@@ -250,7 +256,7 @@ def serve(
     wanted = ServeSettings.checked(host, port, token_file, max_megabytes * 1_000_000)
     settings = _load(site)
     torch.set_num_threads(settings.agent.threads)
-    serve_classifier(_classifier(settings, experiment, question=None), wanted, typer.echo)
+    serve_classifier(_classifier(settings, experiment, question=None, usual_mix=usual_mix), wanted, typer.echo)
 
 
 @app.command(epilog="Example: dpfpl-client export --out prompt --site site.toml")
@@ -353,7 +359,11 @@ def _load(site: Path) -> SiteSettings:
 
 
 def _classifier(
-    settings: SiteSettings, experiment: str | None, alpha: float | None = None, question: str | None = ""
+    settings: SiteSettings,
+    experiment: str | None,
+    alpha: float | None = None,
+    question: str | None = "",
+    usual_mix: float | None = None,
 ) -> "Classifier":
     from dpfpl_client.agent.policy_file import check_use
     from dpfpl_client.models.loader import load_computing
@@ -363,6 +373,8 @@ def _classifier(
     check_use(settings.path(settings.policy), settings.state_folder, prompt.experiment)
     if alpha is not None:
         prompt = prompt.with_strength(alpha)
+    if usual_mix is not None:
+        prompt = prompt.with_usual_mix(usual_mix)
     return prompt.classifier(load_computing(settings.model, settings.compute, offline=settings.offline), question)
 
 

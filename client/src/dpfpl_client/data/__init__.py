@@ -10,11 +10,9 @@ Needs NumPy and Pillow, and no torch. Nothing here writes to the data, and no na
 from dpfpl_client.data.load import Pool, list_classes, load_pool, load_site_data, read_pool
 from dpfpl_client.data.partition import partition_sites
 from dpfpl_client.data.records import VIEWPOINTS, DataProblem, ImageRecord, ImageSource, SiteData, apply_viewpoint
-from dpfpl_client.data.settings import PARTITIONS, SOURCES, DataSettings
+from dpfpl_client.data.settings import DataSettings
 
 __all__ = [
-    "PARTITIONS",
-    "SOURCES",
     "VIEWPOINTS",
     "DataProblem",
     "DataSettings",

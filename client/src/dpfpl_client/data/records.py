@@ -7,7 +7,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 from PIL import Image
 
@@ -24,7 +24,6 @@ __all__ = [
     "SourceItem",
     "apply_viewpoint",
     "check_class_names",
-    "check_viewpoint",
     "map_labels",
     "problem_per_name",
     "select_known",
@@ -34,7 +33,8 @@ __all__ = [
 # How a site sees its images: the four viewpoints of the paper's Figure 1.
 
 
-VIEWPOINTS = ("upright", "upside_down", "rotated", "mirrored")
+Viewpoint = Literal["upright", "upside_down", "rotated", "mirrored"]
+VIEWPOINTS: tuple[Viewpoint, ...] = get_args(Viewpoint)
 
 _TRANSPOSE = {
     "upside_down": Image.Transpose.ROTATE_180,
@@ -45,18 +45,7 @@ _TRANSPOSE = {
 
 def apply_viewpoint(image: Image.Image, viewpoint: str) -> Image.Image:
     """Turn the image: by 180 degrees, by 90 counter-clockwise, mirrored left to right, or not at all."""
-    check_viewpoint(viewpoint)
     return image if viewpoint == "upright" else image.transpose(_TRANSPOSE[viewpoint])
-
-
-def check_viewpoint(viewpoint: str) -> None:
-    """Refuse a viewpoint that does not exist."""
-    if viewpoint not in VIEWPOINTS:
-        raise ConfigError(
-            code="WRONG_VALUE",
-            message=f"[data] viewpoint is {viewpoint!r}.",
-            advice=f"Expected one of: {', '.join(VIEWPOINTS)}.",
-        )
 
 
 # What the rest of a site sees of its data: labelled images, and what an administrator should know about them.

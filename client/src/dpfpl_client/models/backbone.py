@@ -90,6 +90,15 @@ class Scorer(Protocol):
         """How many of these right answers no prompt can say, because an answer ends before."""
         ...
 
+    @property
+    def logit_scale(self) -> float:
+        """What cosines of image rows and class features are multiplied with.
+
+        Raises:
+            ModelError: NO_CLASS_FEATURES.
+        """
+        ...
+
     def class_features(self, context: Tensor) -> Tensor:
         """Unit features [classes, feature_size] in the space of the image rows.
 

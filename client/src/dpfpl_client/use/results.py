@@ -3,16 +3,23 @@
 from typing import Any
 
 from dpfpl_client.agent.features import FeatureCache, site_features
+from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.data import list_classes, load_site_data
 from dpfpl_client.learning.learner import PromptLearner
 from dpfpl_client.models.loader import load_computing
 from dpfpl_client.site.settings import SiteSettings
 from dpfpl_client.use.prompt import load_prompt
-from dpfpl_common.wire.payloads import SCORED
 
 __all__ = ["exact_results", "results_lines"]
 
-NAMES = {"zero_shot": "plain text", "global": "shared prompt", "personal": "this site's prompt"}
+NAMES = {
+    "zero_shot": "plain text",
+    "global": "shared prompt",
+    "prompt": "this site's prompt",
+    "evidence": "class vectors, plain text as prior",
+    "both": "class vectors, shared prompt as prior",
+    "personal": "what this site uses",
+}
 
 
 def exact_results(settings: SiteSettings, experiment: str | None) -> dict[str, Any]:
@@ -23,7 +30,7 @@ def exact_results(settings: SiteSettings, experiment: str | None) -> dict[str, A
         experiment: whose prompts; None for the latest.
 
     Returns:
-        ``experiment``, ``round``, ``images`` (how many were held back) and ``accuracy`` by candidate; None without any.
+        ``experiment``, ``round``, ``images`` (how many were held back) and ``accuracy`` by candidate.
     """
     prompt = load_prompt(settings.state_folder, experiment)
     names = list_classes(settings.data)
@@ -32,12 +39,14 @@ def exact_results(settings: SiteSettings, experiment: str | None) -> dict[str, A
     features = site_features(FeatureCache(settings.state_folder / "cache", backbone), data, names, None)
     features = features.relabelled(prompt.experiment.classes)
     learner = PromptLearner(backbone, prompt.experiment, features)
-    metrics = learner.evaluate(prompt.global_context, prompt.personal_context)
+    choice = DiskStore(settings.state_folder).read_choice(prompt.experiment.name)
+    chosen = (None, "") if choice is None else (choice.pool, choice.chosen)
+    metrics = learner.evaluate(prompt.global_context, prompt.personal_context, *chosen)
     return {
         "experiment": prompt.experiment.name,
         "round": prompt.round,
         "images": len(features.test),
-        "accuracy": {name: metrics.get(f"{name}_local") for name in SCORED},
+        "accuracy": {name: metrics[f"{name}_local"] for name in NAMES if f"{name}_local" in metrics},
     }
 
 
@@ -46,5 +55,5 @@ def results_lines(results: dict[str, Any]) -> list[str]:
     head = f"{results['experiment']}, after round {results['round']}, on {results['images']} held-back images"
     if not results["images"]:
         return [f"{head}: add test images, or raise test_fraction."]
-    rows = [f"  {NAMES[name]:<20} {value:.1%}" for name, value in results["accuracy"].items()]
+    rows = [f"  {NAMES[name]:<40} {value:.1%}" for name, value in results["accuracy"].items()]
     return [f"{head}:", *rows, "These numbers are exact and stay at this site; what leaves is noised."]

@@ -73,4 +73,6 @@ def grid_sum(contributions: Floats, bound: float) -> Floats:
     whatever the other examples are and in whatever order they come. Sums of floats would not have that property. Exact
     below 2^17 examples of full length; the total is never off by more than a part in 2^53.
     """
-    return np.trunc(contributions / (bound * GRAIN)).astype(np.int64).sum(axis=0).astype(np.float64) * (bound * GRAIN)
+    whole = np.trunc(contributions / (bound * GRAIN)).astype(np.int64).sum(axis=0)
+    total: Floats = whole.astype(np.float64) * (bound * GRAIN)
+    return total

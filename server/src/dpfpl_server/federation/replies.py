@@ -14,6 +14,7 @@ from dpfpl_common.experiment import Experiment
 from dpfpl_common.privacy_plan import site_noise_stddev
 from dpfpl_common.wire.payloads import Context, EvaluateRequest, SiteReply, TrainRequest
 from dpfpl_server.federation.aggregation import collector
+from dpfpl_server.federation.evidence import check_rows
 from dpfpl_server.federation.exchange import content_bytes
 from dpfpl_server.federation.records import SiteRefusal, decode_reply
 from dpfpl_server.federation.signatures import SignatureCheck
@@ -92,8 +93,10 @@ class Replies:
         request: what was asked; a reply must fit it.
         norm_cap: L2 norm that no honest update exceeds.
         signatures: knows the sites' keys; None takes unsigned replies, for simulations.
+        request_of: what each site was asked, where that differs.
 
     Attributes:
+        evidence: noised class sums or votes, by site, where they were asked for.
         accepted: usable replies by site; their updates are in ``updates`` and nowhere else.
         failures: why a site has no usable reply, by site.
         updates: the accepted updates, added up where the rule allows it.
@@ -107,8 +110,11 @@ class Replies:
         request: TrainRequest | EvaluateRequest,
         norm_cap: float,
         signatures: SignatureCheck | None = None,
+        request_of: Mapping[str, TrainRequest] | Mapping[str, EvaluateRequest] | None = None,
     ) -> None:
         self._request = request
+        self._request_of = request_of or {}
+        self.evidence: dict[str, Context] = {}
         self._norm_cap = norm_cap
         self._signatures = signatures
         self.accepted: dict[str, SiteReply] = {}
@@ -129,7 +135,7 @@ class Replies:
         """Check one site's reply and add its update; a bad one gets its reason in ``failures``."""
         self.bytes += content_bytes(message)
         try:
-            reply = decode_reply(message.content, self._request)
+            reply = decode_reply(message.content, self._request_of.get(site, self._request))
             if isinstance(reply, SiteRefusal):
                 refusal = reply.refusal
                 self.failures[site] = f"REFUSED {refusal.code}: {refusal.rule} {refusal.advice}"
@@ -141,7 +147,9 @@ class Replies:
         if reply.update is not None:
             self.updates.add(reply.update)
             self.signal[site] = round(signal_score(self._experiment, reply.update), 2)
-        self.accepted[site] = replace(reply, update=None)
+        if reply.evidence is not None:
+            self.evidence[site] = reply.evidence
+        self.accepted[site] = replace(reply, update=None, evidence=None)
 
     def _check(self, reply: SiteReply, site: str) -> None:
         if reply.site != site:
@@ -150,3 +158,5 @@ class Replies:
             self._signatures(self._request, reply, site)
         if reply.update is not None and float(np.linalg.norm(reply.update.astype(np.float64))) > self._norm_cap:
             raise PayloadError(code="NORM_TOO_LARGE", message="The update is larger than any honest one.")
+        if reply.evidence is not None and len(reply.evidence) > 1:
+            check_rows(self._experiment, reply.evidence)

@@ -111,11 +111,13 @@ class DPFPLStrategy(Strategy):
             self._wait_for_sites(grid, number)
             started = time.monotonic()
             request = self._train_request(number)
-            messages = self._addressed(grid, encode_train_request(request), "train", number, chosen)
-            replies = Replies(self.experiment, request, self._norm_cap, self._signatures)
+            asked = {site: self.checkpoint.evidence.ask(request, site) for site in chosen}
+            contents = {site: encode_train_request(of_site) for site, of_site in asked.items()}
+            messages = self._addressed(grid, contents, "train", number)
+            replies = Replies(self.experiment, request, self._norm_cap, self._signatures, asked)
             outcome = self._exchange(grid, messages, "TRAINING", number, replies)
             try:
-                self._close_round(number, replies, outcome, messages, time.monotonic() - started)
+                self._close_round(number, replies, outcome, messages, asked, time.monotonic() - started)
             except RoundError as error:
                 reasons = "; ".join(f"{site}: {why}" for site, why in sorted(replies.failures.items()))
                 self._on_status(
@@ -143,6 +145,7 @@ class DPFPLStrategy(Strategy):
         replies: Replies,
         outcome: Outcome,
         messages: Mapping[str, Message],
+        asked: Mapping[str, TrainRequest],
         seconds: float,
     ) -> None:
         experiment, before = self.experiment, self.checkpoint
@@ -166,9 +169,13 @@ class DPFPLStrategy(Strategy):
             "signal": replies.signal,
             "metrics": {site: reply.metrics for site, reply in replies.accepted.items() if reply.metrics},
         }
-        self.checkpoint = Checkpoint(number, context.astype("<f4"), optimizer, (*before.history, entry))
+        evidence = before.evidence.with_replies(replies.evidence, asked) if replies.evidence else before.evidence
+        self.checkpoint = Checkpoint(number, context.astype("<f4"), optimizer, (*before.history, entry), evidence)
         self._on_checkpoint(self.checkpoint)
         self._on_status({"phase": "ROUND_DONE", **entry})
+        if evidence is not before.evidence:
+            facts = evidence.facts(self.experiment)
+            self._on_status({"phase": "EVIDENCE", "round": number, "text": facts["warning"], **facts})
 
     def _train_request(self, number: int) -> TrainRequest:
         evaluate = (number - 1) % self.experiment.rounds.evaluate_every == 0
@@ -178,8 +185,10 @@ class DPFPLStrategy(Strategy):
         """Ask for scores, and for the accuracies of sites on public data. Gives why the other sites did not answer."""
         number = self.checkpoint.round
         request = EvaluateRequest(self.experiment, number, self.checkpoint.global_context)
-        messages = self._addressed(grid, encode_evaluate_request(request), "evaluate", number, self._nodes)
-        replies = Replies(self.experiment, request, self._norm_cap, self._signatures)
+        asked = {site: self.checkpoint.evidence.ask_last(request, site) for site in self._nodes}
+        contents = {site: encode_evaluate_request(of_site) for site, of_site in asked.items()}
+        messages = self._addressed(grid, contents, "evaluate", number)
+        replies = Replies(self.experiment, request, self._norm_cap, self._signatures, asked)
         self._exchange(grid, messages, "EVALUATING", number, replies)
         self.final_metrics = {site: reply.metrics for site, reply in replies.accepted.items()}
         self.final_scores = {site: reply.scores for site, reply in replies.accepted.items() if reply.scores}
@@ -193,10 +202,11 @@ class DPFPLStrategy(Strategy):
         sites = self.experiment.sites
         return {sites[index]: self._nodes[sites[index]] for index in self._sampler.draw(len(sites), rate)}
 
-    def _addressed(
-        self, grid: Grid, content: RecordDict, kind: str, number: int, nodes: Mapping[str, int]
-    ) -> dict[str, Message]:
-        return {site: grid.create_message(content, kind, node, str(number)) for site, node in nodes.items()}
+    def _addressed(self, grid: Grid, contents: Mapping[str, RecordDict], kind: str, number: int) -> dict[str, Message]:
+        return {
+            site: grid.create_message(content, kind, self._nodes[site], str(number))
+            for site, content in contents.items()
+        }
 
     def _exchange(
         self, grid: Grid, messages: Mapping[str, Message], phase: str, number: int, replies: Replies
@@ -268,8 +278,9 @@ class DPFPLStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """The messages of a round; the arrays are this strategy's own checkpoint."""
-        content = encode_train_request(self._train_request(server_round))
-        return list(self._addressed(grid, content, "train", server_round, self._sampled_nodes()).values())
+        request, evidence = self._train_request(server_round), self.checkpoint.evidence
+        contents = {site: encode_train_request(evidence.ask(request, site)) for site in self._sampled_nodes()}
+        return list(self._addressed(grid, contents, "train", server_round).values())
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]

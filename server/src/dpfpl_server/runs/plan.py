@@ -1,5 +1,6 @@
 """What an experiment will cost and who would refuse it, before anything is sent: ``dpfpl-server plan``."""
 
+import dataclasses
 import statistics
 import tomllib
 from collections.abc import Mapping
@@ -8,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from dpfpl_common.config import to_table
-from dpfpl_common.experiment import Experiment
-from dpfpl_common.privacy.accounting import epsilon, json_epsilon
+from dpfpl_common.config import build, to_table
+from dpfpl_common.experiment import Experiment, choose_mechanism
+from dpfpl_common.policy import Policy, violations
+from dpfpl_common.privacy.accounting import exceeds
 from dpfpl_common.privacy_plan import (
     capped_event,
     images_to_stand_out,
-    planned_events,
     server_noise_stddev,
     site_noise_stddev,
 )
@@ -50,6 +51,7 @@ def make_plan(experiment: Experiment, sites: Mapping[str, Site], runs: Path) -> 
     return {
         "experiment": to_table(experiment),
         "digest": experiment.digest(),
+        "mechanism": _mechanism(experiment),
         "noise": {
             "noise_multiplier": experiment.privacy.noise_multiplier,
             "site_stddev": site_noise_stddev(experiment),
@@ -67,10 +69,11 @@ def make_plan(experiment: Experiment, sites: Mapping[str, Site], runs: Path) -> 
 def plan_lines(plan: Mapping[str, Any]) -> list[str]:
     """A plan for people."""
     experiment, traffic, seconds = plan["experiment"], plan["bytes"], plan["seconds"]
-    privacy = plan["privacy"]
+    privacy, mechanism = plan["privacy"], plan["mechanism"]
     lines = [
         f"{experiment['name']}: {len(experiment['sites'])} sites, {experiment['rounds']['number']} rounds, digest "
         f"{plan['digest'][:16]}",
+        f"mechanism: {mechanism['name']}; auto takes {mechanism['auto']}: {mechanism['reason']}",
         f"noise: multiplier {plan['noise']['noise_multiplier']:.4g}, {experiment['privacy']['trust']} trust",
         *(
             f"epsilon {_epsilon(entry['epsilon'])} at delta {entry['delta']:g} towards {entry['who']}"
@@ -107,6 +110,13 @@ def _score_line(privacy: Mapping[str, Any]) -> list[str]:
         return []
     z = privacy["held_back_events"][0]["noise_multiplier"]
     return [f"scores: noised counts of right answers on held-back examples, multiplier {z:.4g}; epsilon stays the same"]
+
+
+def _mechanism(experiment: Experiment) -> dict[str, str]:
+    """The mechanism beside the one that ``auto`` takes for such an experiment, and why."""
+    open_privacy = dataclasses.replace(experiment.privacy, mechanism="auto", trust="auto")
+    auto = choose_mechanism(open_privacy, experiment.prompt, experiment.task)
+    return {"name": experiment.privacy.mechanism, "auto": auto.mechanism, "reason": auto.reason}
 
 
 def _images_of_a_class(experiment: Experiment) -> dict[str, int]:
@@ -180,37 +190,11 @@ def _unregistered(experiment: Experiment, sites: Mapping[str, Site]) -> list[dic
 
 def _refused_by_the_starting_policy(experiment: Experiment) -> list[dict[str, str]]:
     """What a site refuses that left the policy of its kit as it was; a site may allow more, or less."""
-    policy, p = tomllib.loads(STARTING_POLICY), experiment.privacy
-    events = {event.adversary: event for event in planned_events(experiment)}
-    cost = epsilon([capped_event(experiment)], policy["delta"])
-    operator = epsilon([events["operator"]], policy["delta"])
-    lifetime, most = policy["max_epsilon_lifetime"], policy["max_epsilon_per_experiment"]
-    checks = [
-        ("trust", p.trust in policy["trust"], f"trust {p.trust} needs the site's explicit consent."),
-        ("units", p.unit in policy["units"], f"the unit {p.unit} needs the site's explicit consent."),
-        ("mechanisms", p.mechanism in policy["mechanisms"], f"mechanism {p.mechanism}."),
-        ("accounting", p.accounting == "honest", "only honest accounting is served."),
-        ("max_rounds", experiment.rounds.number <= policy["max_rounds"], f"at most {policy['max_rounds']} rounds."),
-        (
-            "max_clipping_norm",
-            max(p.clipping_norm, p.factor_norm) <= policy["max_clipping_norm"],
-            f"at most {policy['max_clipping_norm']:g}.",
-        ),
-        (
-            "min_noise_multiplier",
-            (p.noise_multiplier or 0.0) >= policy["min_noise_multiplier"],
-            f"at least {policy['min_noise_multiplier']:g}.",
-        ),
-        ("delta", p.target_delta <= policy["delta"], f"at most {policy['delta']:g}."),
-        (
-            "max_epsilon_operator",
-            p.trust == "central" or operator <= policy["max_epsilon_operator"],
-            f"{_epsilon(json_epsilon(operator))} towards the operator, at most {policy['max_epsilon_operator']:g}.",
-        ),
-        ("max_epsilon_per_experiment", cost <= most, f"{_epsilon(json_epsilon(cost))}, at most {most:g}."),
-        ("max_epsilon_lifetime", cost <= lifetime, f"{_epsilon(json_epsilon(cost))}, at most {lifetime:g}."),
-    ]
-    return [_refusal("a site with its kit's policy", rule, why) for rule, holds, why in checks if not holds]
+    policy = build(Policy, tomllib.loads(STARTING_POLICY), "the kit's policy.toml")
+    found = {broken.rule: broken.advice for broken in violations(policy, experiment)}
+    if exceeds([capped_event(experiment)], policy.delta, policy.max_epsilon_lifetime):
+        found["max_epsilon_lifetime"] = f"All experiments together may cost at most {policy.max_epsilon_lifetime:g}."
+    return [_refusal("a site with its kit's policy", rule, why) for rule, why in found.items()]
 
 
 def _warnings(experiment: Experiment) -> list[str]:

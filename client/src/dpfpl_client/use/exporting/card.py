@@ -13,7 +13,7 @@ from dpfpl_common.experiment import Experiment
 from dpfpl_common.privacy.accounting import epsilon, json_epsilon
 from dpfpl_common.privacy_plan import ADVERSARIES, UNIT_NAMES, planned_events
 
-__all__ = ["BaseModel", "Facts", "classes_usage", "generative_usage", "model_card"]
+__all__ = ["BaseModel", "Facts", "classes_usage", "generative_usage", "model_card", "vectors_usage"]
 
 
 # How an exported prompt is used with plain transformers, family by family: the code of its model card.
@@ -78,6 +78,34 @@ with torch.inference_mode():
     logits = about["logit_scale"] * torch.nn.functional.normalize(image, dim=-1) @ text.T
 print(dict(zip(about["experiment"]["classes"], {head}[0].tolist())))
 ```
+"""
+
+WITH_VECTORS = """\
+What the site classifies with: one vector for each class, made of all sites' noised class sums where their images voted
+for them and of the plain text otherwise, and a bias for how often the site expects each class.
+
+```python
+import json, torch
+import numpy as np
+from PIL import Image, ImageOps
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModel
+
+{picture}
+base = {base}
+head = load_file("class_vectors.safetensors")
+model, processor = AutoModel.from_pretrained(base).eval(), AutoImageProcessor.from_pretrained(base, backend="pil")
+inputs = processor(images=opened("photo.png"), return_tensors="pt")
+with torch.inference_mode():
+    image = model.get_image_features(**inputs)
+    image = torch.nn.functional.normalize(getattr(image, "pooler_output", image), dim=-1).double()
+logits = head["scale"] * image @ head["vectors"].T + head["bias"]
+classes = json.load(open("prompt.json", encoding="utf-8"))["experiment"]["classes"]
+print(dict(zip(classes, logits.softmax(-1)[0].tolist())))
+```
+
+Without the bias every class is expected equally often. The learned prompt, alone:
+
 """
 
 SOFTMAX, SIGMOID = "logits.softmax(-1)", "torch.sigmoid(logits + about['logit_bias'])"
@@ -149,6 +177,11 @@ def classes_usage(backbone: DualEncoder, adapter: Adapter | None, base_model: st
         return WITH_ADAPTER.format(picture=PICTURE, base=base, count=len(adapter.context))
     head = SOFTMAX if backbone.logit_bias is None else SIGMOID
     return WITHOUT_ADAPTER.format(picture=PICTURE, base=base, reason=reason, head=head)
+
+
+def vectors_usage(base_model: str) -> str:
+    """For class vectors."""
+    return WITH_VECTORS.format(picture=PICTURE, base=json.dumps(base_model))
 
 
 def generative_usage(experiment: Experiment, base_model: str, reason: str) -> str:

@@ -22,8 +22,8 @@ from dpfpl_client.models.files import model_fingerprint
 from dpfpl_client.models.generative.backbone import GenerativeBackbone
 from dpfpl_client.site.settings import SiteSettings
 from dpfpl_client.use.exporting.adapter import NotExpressibleError, build_adapter
-from dpfpl_client.use.exporting.card import BaseModel, Facts, classes_usage, generative_usage, model_card
-from dpfpl_client.use.prompt import SitePrompt
+from dpfpl_client.use.exporting.card import BaseModel, Facts, classes_usage, generative_usage, model_card, vectors_usage
+from dpfpl_client.use.prompt import CLASS_VECTORS, SitePrompt
 from dpfpl_common.config import to_table
 from dpfpl_common.errors import PrivacyError, StateError
 from dpfpl_common.ops.files import write_durably
@@ -80,8 +80,9 @@ def write_export(prompt: SitePrompt, backbone: Backbone, folder: Path, facts: Fa
     """Write the folder; the policy is the caller's business, but a prompt without noise never leaves.
 
     The folder holds README.md (model card), prompt.safetensors with prompt.json (the context and its parts),
-    for a model that compares images with classes, text_features.safetensors (the classes' merged text features) and,
-    where PEFT can express it, the adapter with its tokenizer. An embedded model, which no hub has, comes along.
+    for a model that compares images with classes, text_features.safetensors (the classes' merged text features), with
+    evidence class_vectors.safetensors (what classifies), and, where PEFT can express it, the adapter with its
+    tokenizer. An embedded model, which no hub has, comes along.
 
     Raises:
         PrivacyError: see above.
@@ -128,9 +129,17 @@ def _write_with_classes(
     features = backbone.scorer(prompt.experiment).class_features(context).numpy()
     write_durably(folder / "text_features.safetensors", save({"text_features": np.ascontiguousarray(features)}))
     files.append("text_features.safetensors")
+    head = prompt.head(backbone, leaves=True)
+    usage = classes_usage(backbone, adapter, base_model, reason)
+    if head is not None:
+        tensors = {"vectors": head.vectors, "bias": head.bias, "scale": np.array(head.scale)}
+        content = {name: np.ascontiguousarray(value, dtype=np.float64) for name, value in tensors.items()}
+        write_durably(folder / CLASS_VECTORS, save(content))
+        files.append(CLASS_VECTORS)
+        usage = vectors_usage(base_model) + usage
     if adapter is not None:
         files += adapter.write(folder, backbone.token_embedding)
-    return files, classes_usage(backbone, adapter, base_model, reason), reason
+    return files, usage, reason
 
 
 def _refuse_what_must_stay(prompt: SitePrompt) -> None:
