@@ -69,7 +69,8 @@ def test_U9_a_site_that_sends_noise_alone_is_flagged():
         num_classes={},
         seconds=1.0,
     )
-    assert {site["name"]: site["flag"] for site in result["sites"]} == dict.fromkeys(SITES) | {"west": ZERO_SIGNAL}
+    told = {site["name"]: site["flag"] for site in result["sites"]}
+    assert told == dict.fromkeys(SITES), "a verdict on single messages is for the operator's console alone (NI8)"
 
 
 def test_honest_sites_are_not_flagged():

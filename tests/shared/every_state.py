@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 from PIL import Image
 
+from dpfpl_common.evidence import pack_pool, pool_rows
 from dpfpl_common.experiment import (
     Experiment,
     ModelSettings,
@@ -16,7 +17,8 @@ from dpfpl_common.experiment import (
 
 
 def experiment_of(view, name, classes, *, task=None, **privacy):
-    settings = {"noise_multiplier": 2.0, "nominal_site_size": 10, "sample_rate": 0.5, **privacy}
+    settings = {"mechanism": "per_step", "trust": "distributed", "noise_multiplier": 2.0}
+    settings |= {"nominal_site_size": 10, "sample_rate": 0.5, **privacy}
     return Experiment(
         name=name,
         classes=classes,
@@ -32,11 +34,11 @@ def experiment_of(view, name, classes, *, task=None, **privacy):
 
 
 MECHANISMS = {
-    "per-step": {},
-    "local": {"trust": "local"},
+    "per-step": {"mechanism": "per_step", "trust": "distributed"},
+    "local": {"mechanism": "per_step", "trust": "local"},
     "one-shot": {"mechanism": "one_shot", "trust": "local"},
 }
-WHOLE_SITE = {"whole-site": {"unit": "site"}}
+WHOLE_SITE = {"whole-site": {"unit": "site", "mechanism": "per_step", "trust": "distributed"}}
 """Another unit of privacy: it needs a ledger of its own."""
 
 
@@ -59,23 +61,35 @@ def every_state(classes, task=None, mechanisms=MECHANISMS):
                 return
             for name, privacy in mechanisms.items():
                 again = experiment_of(view, name, classes, task=task, **privacy)
-                view.train(f"{name}: repeat round 1 after a restart", again, 1)
-                view.evaluate(f"{name}: evaluate again after a restart", again, 2)
+                collect, _, final = _evidence(view, again)
+                view.train(f"{name}: repeat round 1 after a restart", again, 1, **collect)
+                view.evaluate(f"{name}: evaluate again after a restart", again, 2, **final)
 
     return script
 
 
+def _evidence(view, experiment):
+    """What the server asks for and sends where class sums are pooled: public, the same for both sites."""
+    if not experiment.uses_evidence:
+        return {}, {}, {}
+    rows = np.random.default_rng(0).normal(size=(3, len(experiment.classes), view.feature_size))
+    pooled, weights = pool_rows(list(rows), experiment.privacy.noise_multiplier)
+    pool = pack_pool(pooled, weights[0])
+    return {"collect": True}, {"pool": pool}, {"pool": pool, "chosen": "evidence"}
+
+
 def _life(view, experiment):
+    collect, vote, final = _evidence(view, experiment)
     name, moved = experiment.name, np.full(experiment.context_shape, 0.01, "<f4")
     view.evaluate(f"{name}: evaluate before any round", experiment, 0)
-    view.train(f"{name}: round 1", experiment, 1)
-    view.train(f"{name}: round 1 repeated", experiment, 1)
+    view.train(f"{name}: round 1", experiment, 1, **collect)
+    view.train(f"{name}: round 1 repeated", experiment, 1, **collect)
     view.train(f"{name}: round 1 with another context", experiment, 1, moved)
     view.evaluate(f"{name}: evaluate after round 1", experiment, 1, moved)
-    view.train(f"{name}: round 2", experiment, 2, moved, evaluate=False)
+    view.train(f"{name}: round 2", experiment, 2, moved, evaluate=False, **vote)
     view.train(f"{name}: round 1 after round 2", experiment, 1)
     for number in range(3):
-        view.evaluate(f"{name}: final evaluation {number}", experiment, 2, np.float32(number) * moved)
+        view.evaluate(f"{name}: final evaluation {number}", experiment, 2, np.float32(number) * moved, **final)
 
 
 def _refusals(view, classes, task):

@@ -90,6 +90,7 @@ class View:
             return
         self._note("start", "started")
         self.width, self.fingerprint = built.backbone.width, built.backbone.fingerprint
+        self.feature_size = getattr(built.backbone, "feature_size", 0)
         folder = self.site_file.parent
         server = AgentServer(built.endpoint, f"unix:{folder}/a.sock", folder / "agent.token")
         server.start()
@@ -101,12 +102,14 @@ class View:
             server.stop(1.0)
             built.lock.release()
 
-    def train(self, asked, experiment, number, context=None, *, evaluate=True):
-        request = TrainRequest(experiment, number, _zeros(experiment) if context is None else context, evaluate)
+    def train(self, asked, experiment, number, context=None, *, evaluate=True, **evidence):
+        context = _zeros(experiment) if context is None else context
+        request = TrainRequest(experiment, number, context, evaluate, **evidence)
         self.call(asked, "Train", wire.encode_train_request(request).SerializeToString(deterministic=True))
 
-    def evaluate(self, asked, experiment, number, context=None):
-        request = EvaluateRequest(experiment, number, _zeros(experiment) if context is None else context)
+    def evaluate(self, asked, experiment, number, context=None, **evidence):
+        context = _zeros(experiment) if context is None else context
+        request = EvaluateRequest(experiment, number, context, **evidence)
         self.call(asked, "Evaluate", wire.encode_evaluate_request(request).SerializeToString(deterministic=True))
 
     def call(self, asked, method, data):

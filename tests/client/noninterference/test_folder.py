@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from every_state import every_state, save_image
+from every_state import WHOLE_SITE, every_state, save_image
 from site_view import differences
 
 pytestmark = [pytest.mark.privacy, pytest.mark.slow]
@@ -71,4 +71,13 @@ def test_ni1_neighbouring_folders_look_the_same(case, metrics, view_of, tmp_path
     change(other)
     script = every_state(CLASSES)
     found = differences(*(view_of("folder", folder, script, metrics) for folder in (one, other)))
+    assert not found, "\n".join(found)
+
+
+def test_ni1_neighbouring_folders_look_the_same_under_the_unit_site_too(view_of, tmp_path):
+    make, change = NEIGHBOURS["first of its class"]
+    one, other = make(tmp_path / "one"), make(tmp_path / "other")
+    change(other)
+    script = every_state(("bright", "dark"), mechanisms=WHOLE_SITE)
+    found = differences(*(view_of("folder", folder, script, "noised") for folder in (one, other)))
     assert not found, "\n".join(found)

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from every_state import every_state
+from every_state import MECHANISMS, every_state
 from site_view import differences
 
 from dpfpl_bench.demo.drawn_sites import drawn_sites, write_questions
@@ -64,6 +64,6 @@ def test_ni2_neighbouring_questions_look_the_same(case, metrics, view_of, tmp_pa
     make, task, change = NEIGHBOURS[case]
     one, other = make(tmp_path / "one"), make(tmp_path / "other")
     change(other)
-    script = every_state((), task=task, mechanisms={"per-step": {}, "local": {"trust": "local"}})
+    script = every_state((), task=task, mechanisms={name: MECHANISMS[name] for name in ("per-step", "local")})
     found = differences(*(view_of("questions", file, script, metrics) for file in (one, other)))
     assert not found, "\n".join(found)

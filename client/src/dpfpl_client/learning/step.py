@@ -102,7 +102,7 @@ class BlockDPOptimizer(DPOptimizer):  # type: ignore[misc]
         expected_batch_size: public divisor.
         clipping: ``joint`` or ``separate``.
         largest_sum: L2 norm to which the first block's sum is held before noise. To bring two sums into a ball drives
-            them no further apart: the guarantee is the same, and an honest site of any size stays below the server's cap.
+            them no further apart; it keeps an honest site of any size below the server's cap.
     """
 
     def __init__(

@@ -57,7 +57,7 @@ def make_plan(experiment: Experiment, sites: Mapping[str, Site], runs: Path) -> 
             "site_stddev": site_noise_stddev(experiment),
             "server_stddev": server_noise_stddev(experiment),
         },
-        "privacy": privacy_statement(experiment, experiment.rounds.number),
+        "privacy": privacy_statement(experiment, experiment.rounds.number, scored=True),
         "images_of_a_class": _images_of_a_class(experiment),
         "bytes": _bytes(experiment),
         "seconds": _seconds(experiment, runs),

@@ -140,7 +140,7 @@ def columns(candidate: str, metrics: Iterable[Metrics]) -> dict[str, float | Non
 
 
 def privacy_statement(
-    experiment: Experiment, rounds: int, *, scored: bool = True, real_noise: bool = True
+    experiment: Experiment, rounds: int, *, scored: bool = False, real_noise: bool = True
 ) -> dict[str, Any]:
     """The three epsilons with who they are against, and the events from which anyone can recompute them.
 
