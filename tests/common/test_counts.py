@@ -42,6 +42,10 @@ def test_the_bound_is_attained_by_every_example(rows):
     assert np.linalg.norm(one) == pytest.approx(2.0)
 
 
+def test_the_stated_deviation_is_the_sensitivity():
+    assert [count_noise_stddev(count, 0.5) for count in (1, 3, 8)] == [0.5 * math.sqrt(2), 1.0, 1.5]
+
+
 def test_without_an_example_noise_is_released_all_the_same():
     counts = noised_counts(np.zeros((0, 3)), SystemNoise(), 1.0)
     assert counts.shape == (4,)

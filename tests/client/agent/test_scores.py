@@ -66,6 +66,14 @@ def test_NI3_no_policy_lets_an_exact_accuracy_leave_a_site_whose_data_are_not_pu
         assert agent.evaluate(final(named)).metrics == {}
 
 
+def test_NI3_no_policy_computes_an_exact_accuracy_of_data_that_are_not_public(site, request_for, computed):
+    for metrics in ("noised", "coarse", "exact"):
+        site.start(Policy(("*",), 500.0, 500.0, metrics=metrics))
+        site.agent.train(request_for(1, evaluate=True))
+    assert computed == ["train_round"]
+    assert site.store.read("pilot", 1).reply.metrics == {}
+
+
 def test_a_crash_between_charge_and_scores_stays_charged_and_the_retry_pays_anew(site, experiment, monkeypatch):
     def crash(*_):
         raise RuntimeError
