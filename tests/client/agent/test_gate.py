@@ -202,9 +202,9 @@ def test_NI5_every_answer_of_an_experiment_takes_the_rehearsed_time(agent, reque
     clock, slow = Clock(monkeypatch), [0.5]
 
     def slowed(real):
-        def call(*args):
+        def call(*args, **more):
             clock.now += slow[0]
-            return real(*args)
+            return real(*args, **more)
 
         return call
 
@@ -232,9 +232,9 @@ def test_NI5_a_run_that_cannot_keep_its_time_is_stretched_for_good_and_does_not_
     clock, slow = Clock(monkeypatch), [0.0]
     real = PromptLearner.train_round
 
-    def slowed(*args):
+    def slowed(*args, **more):
         clock.now += slow[0]
-        return real(*args)
+        return real(*args, **more)
 
     monkeypatch.setattr(PromptLearner, "train_round", slowed)
     served = agent(rules(reply_slot=0.2), AuditLog(tmp_path / "audit.jsonl"))
