@@ -214,9 +214,9 @@ def test_calibration_survives_a_bad_guess(monkeypatch):
 
 def test_calibration_stops_at_its_ends():
     with pytest.raises(PrivacyError) as caught:
-        calibrate_noise_multiplier(1e-3, 1e-15, 1.0, 10**9)
+        calibrate_noise_multiplier(1e-3, 1e-8, 1.0, 10**6)
     assert caught.value.code == "TARGET_UNREACHABLE"
-    assert calibrate_noise_multiplier(1000.0, 0.4, 1.0, 1) == pytest.approx(accounting.SMALLEST_MULTIPLIER, rel=2e-3)
+    assert calibrate_noise_multiplier(100.0, 0.1, 1.0, 1) == pytest.approx(accounting.SMALLEST_MULTIPLIER, rel=2e-3)
 
 
 @pytest.mark.parametrize(("z", "q", "steps"), [(1e-6, 0.5, 40), (0.05, 0.5, 40), (1.0, 0.5, 10**6), (1e-3, 1.0, 10**9)])
@@ -326,11 +326,11 @@ def test_NI12_an_operator_who_chooses_after_each_outcome_stays_within_the_cap():
 
 
 def test_a_filter_is_never_below_the_composition_of_a_fixed_plan():
-    for events, cap in (
-        ([PrivacyEvent("x", "a", 1.0, 1.0, 1), PrivacyEvent("x", "b", 3.0, 1.0, 4)], 6.0),
-        ([PrivacyEvent("x", "a", 1.0, 1.0, 1), PrivacyEvent("x", "b", 3.0, 0.5, 40)], 8.0),
+    for events in (
+        [PrivacyEvent("x", "a", 1.0, 1.0, 1), PrivacyEvent("x", "b", 3.0, 1.0, 4)],
+        [PrivacyEvent("x", "a", 1.0, 1.0, 1), PrivacyEvent("x", "b", 3.0, 0.5, 40)],
     ):
         real = epsilon(events, 1e-5)
         assert exceeds_adaptively(events, 1e-5, 0.99 * real)
         assert not exceeds_adaptively(events, 1e-5, 1.5 * real)
-    assert exceeds_adaptively([PrivacyEvent("x", "a", 0.0, 1.0, 1)], 1e-5, 1e9)
+    assert exceeds_adaptively[PrivacyEvent("x", "a", 0.0, 1.0, 1)], 1e-5, 1e9)

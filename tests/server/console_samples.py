@@ -62,6 +62,7 @@ class Run:
             "bytes_down": 9000,
             "sites": sites,
             "dropped": dropped,
+            "codes": {site: why.partition(":")[0] for site, why in dropped.items()},
             "metrics": {
                 site: {
                     "personal_local": 0.6 + 0.04 * (number - 1) + 0.02 * SITES.index(site),

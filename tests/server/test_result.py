@@ -114,6 +114,8 @@ def test_the_figures_are_those_of_the_sites():
     assert result["floors"]["global_only"] == {
         "local": pytest.approx(0.5),
         "neighbour": pytest.approx(0.3),
+        "unseen": None,
+        "all": None,
         "worst_site": pytest.approx(0.4),
     }
 

@@ -25,6 +25,7 @@ __all__ = [
     "class_head",
     "evidence_wins",
     "found_classes",
+    "images_needed",
     "mix_bonus",
     "pack_pool",
     "pool_rows",
@@ -243,6 +244,21 @@ def vote_threshold(images: float, noise_multiplier: float, noises: int) -> float
         noises: how many noises of that size are in the total.
     """
     return math.sqrt(DISAGREEMENT * images + noises * noise_multiplier**2)
+
+
+def images_needed(noise_multiplier: float, sites: int, size: int) -> tuple[int, int]:
+    """Images of a class, in all, from which on it is found, and from which on half of what its row shows is believed.
+
+    If they are shared out evenly over ``sites`` sites; 1 where one site has them all. A rule of thumb: it takes half of
+    an image's feature for what all images have in common, and class means to spread around that half as wide.
+
+    Args:
+        noise_multiplier: of the class sums.
+        sites: how many sites share the class.
+        size: e.
+    """
+    noise = noise_multiplier * math.sqrt(sites)
+    return math.ceil(STANDING_OUT * noise / 0.5), math.ceil(noise * math.sqrt(size / 0.5) / 0.5)
 
 
 def mix_bonus(shares: Floats, usual_mix: float) -> Floats:

@@ -24,8 +24,8 @@ from dpfpl_server.runs.result import columns
 
 __all__ = ["centralised", "local_only", "trained_floors"]
 
-MOST_STEPS, CHECK_EVERY, LEAST_FALL = 3000, 50, 0.002
-"""Training in one place ends when the loss, looked at every 50 steps, has not fallen by 0.002 three times."""
+MOST_STEPS, CHECK_EVERY, LEAST_FALL = 1500, 50, 0.005
+"""Training in one place ends when the loss, looked at every 50 steps, has not fallen by 0.005 three times."""
 
 Floor = dict[str, float | None]
 

@@ -285,8 +285,10 @@ def _exported(folder: Path, name: str | None) -> SitePrompt:
         rounds = int(about["rounds"])
         head = None
         if (folder / CLASS_VECTORS).is_file():
-            vectors = load_file(folder / CLASS_VECTORS)
-            head = SiteHead(vectors["vectors"], float(vectors["scale"]), vectors["bias"])
+            saved = load_file(folder / CLASS_VECTORS)
+            head = SiteHead(saved["vectors"], saved["scale"].item(), saved["bias"])
+            if not len(head.vectors) == len(head.bias) == len(experiment.classes):
+                raise ValueError("one vector for each class")
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise StateError(
             code="EXPORT_DAMAGED",

@@ -3,6 +3,7 @@
 import dataclasses
 import statistics
 import tomllib
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,14 @@ from typing import Any
 import numpy as np
 
 from dpfpl_common.config import build, to_table
+from dpfpl_common.evidence import images_needed
 from dpfpl_common.experiment import Experiment, choose_mechanism
 from dpfpl_common.policy import Policy, violations
-from dpfpl_common.privacy.accounting import exceeds
+from dpfpl_common.privacy.accounting import calibrate_noise_multiplier, exceeds
+from dpfpl_common.privacy.one_shot import shared_out
 from dpfpl_common.privacy_plan import (
     capped_event,
+    class_sums_multiplier,
     images_to_stand_out,
     server_noise_stddev,
     site_noise_stddev,
@@ -32,6 +36,7 @@ __all__ = ["make_plan", "plan_lines"]
 REPLY_BYTES = 128 + 350
 """Of a reply besides the values of its update: the array's header, names, metrics, signature."""
 ATTEMPTS = 3
+EPSILONS = (1.0, 2.0, 4.0, 8.0)
 FEATURE_SIZES = (96, 512, 768)
 """Of the embedded model, of CLIP's base models and of its large one."""
 
@@ -59,9 +64,10 @@ def make_plan(experiment: Experiment, sites: Mapping[str, Site], runs: Path) -> 
         },
         "privacy": privacy_statement(experiment, experiment.rounds.number, scored=True),
         "images_of_a_class": _images_of_a_class(experiment),
+        "evidence": _evidence(experiment),
         "bytes": _bytes(experiment),
         "seconds": _seconds(experiment, runs),
-        "refusals": problems + _refused_by_the_starting_policy(experiment),
+        "refusals": problems + _read_alike(experiment) + _refused_by_the_starting_policy(experiment),
         "warnings": _warnings(experiment),
     }
 
@@ -83,6 +89,7 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
         *_group_lines(privacy),
         *_score_line(privacy),
         *_images_line(plan["images_of_a_class"]),
+        *_evidence_lines(plan["evidence"]),
         f"traffic: a site {traffic['down_per_site_round']} bytes down, {traffic['up_per_site_round']} up a round; "
         f"all sites, all rounds {traffic['down']} down, {traffic['up']} up",
         f"time: about {seconds['expected']:.0f} s ({seconds['basis']}); at most {seconds['at_most']:.0f} s",
@@ -138,6 +145,45 @@ def _images_line(images: Mapping[str, int]) -> list[str]:
     ]
 
 
+def _evidence(experiment: Experiment) -> dict[str, Any]:
+    """What class vectors will need, from public numbers alone; empty without evidence or noise."""
+    privacy = experiment.privacy
+    if not (experiment.uses_evidence and privacy.noise_multiplier):
+        return {}
+    many = len(experiment.sites)
+    curve = []
+    for target in sorted({*EPSILONS, *([privacy.target_epsilon] if privacy.target_epsilon else [])}):
+        z, _ = shared_out(calibrate_noise_multiplier(target, privacy.target_delta, 1.0, 1))
+        curve.append({"epsilon": target} | _needed(z, many))
+    nominal = privacy.nominal_site_size * many / len(experiment.classes)
+    now = _needed(class_sums_multiplier(experiment), many)
+    return {"nominal_images_of_a_class": round(nominal, 1), "sites": many, "now": now, "curve": curve}
+
+
+def _needed(noise_multiplier: float, many: int) -> dict[str, int]:
+    found_at_one, half_at_one = images_needed(noise_multiplier, 1, FEATURE_SIZES[1])
+    found, half = images_needed(noise_multiplier, many, FEATURE_SIZES[1])
+    return {
+        "found_at_one_site": found_at_one,
+        "half_at_one_site": half_at_one,
+        "found_evenly": found,
+        "half_evenly": half,
+    }
+
+
+def _evidence_lines(evidence: Mapping[str, Any]) -> list[str]:
+    if not evidence:
+        return []
+    rows = ", ".join(
+        f"epsilon {p['epsilon']:g}: {p['half_at_one_site']} / {p['half_evenly']}" for p in evidence["curve"]
+    )
+    return [
+        f"class vectors: {evidence['nominal_images_of_a_class']:g} images of a class in all, nominally; about so many "
+        f"are needed until half of what they show is believed, at one site / shared evenly over {evidence['sites']} "
+        f"(features of {FEATURE_SIZES[1]} numbers): {rows}"
+    ]
+
+
 def _epsilon(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:.3f}"
 
@@ -188,6 +234,19 @@ def _unregistered(experiment: Experiment, sites: Mapping[str, Site]) -> list[dic
     return problems
 
 
+def _read_alike(experiment: Experiment) -> list[dict[str, str]]:
+    """Class names that differ in case or blanks only; the tokenizer that would say for certain is at the sites."""
+    seen: dict[str, str] = {}
+    refusals = []
+    for name in experiment.classes:
+        first = seen.setdefault(" ".join(unicodedata.normalize("NFC", name).lower().split()), name)
+        if first != name:
+            why = f"{first!r} and {name!r} are the same tokens to it, so these classes could never be told apart."
+            by = "a site whose model's tokenizer ignores case and blanks, as CLIP's does"
+            refusals.append(_refusal(by, "classes", why))
+    return refusals
+
+
 def _refused_by_the_starting_policy(experiment: Experiment) -> list[dict[str, str]]:
     """What a site refuses that left the policy of its kit as it was; a site may allow more, or less."""
     policy = build(Policy, tomllib.loads(STARTING_POLICY), "the kit's policy.toml")
@@ -199,6 +258,13 @@ def _refused_by_the_starting_policy(experiment: Experiment) -> list[dict[str, st
 
 def _warnings(experiment: Experiment) -> list[str]:
     warnings = []
+    evidence = _evidence(experiment)
+    if evidence and evidence["nominal_images_of_a_class"] < evidence["now"]["found_at_one_site"]:
+        warnings.append(
+            "no class will stand out of the noise: a site needs about "
+            f"{evidence['now']['found_at_one_site']} images of one, and all sites together have nominally "
+            f"{evidence['nominal_images_of_a_class']:g}. Use a larger epsilon, more images or more sites."
+        )
     if not experiment.model.fingerprint:
         warnings.append("model.fingerprint is empty: sites with any model of that width take part.")
     if not experiment.is_private:

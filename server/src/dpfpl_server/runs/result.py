@@ -201,7 +201,7 @@ def _published(experiment: Experiment, history: Sequence[Mapping[str, Any]]) -> 
             return history
         return [{**entry, "signal": {}} for entry in history]
     secret: dict[str, Any] = {"seconds": None, "bytes_up": None, "bytes_down": None, "sites": [], "asked_again": []}
-    by_site = ("dropped", "late", "duplicates", "signal", "metrics")
+    by_site = ("dropped", "codes", "late", "duplicates", "signal", "metrics")
     return [{"round": entry["round"], **secret, **{name: {} for name in by_site}} for entry in history]
 
 
