@@ -333,4 +333,4 @@ def test_a_filter_is_never_below_the_composition_of_a_fixed_plan():
         real = epsilon(events, 1e-5)
         assert exceeds_adaptively(events, 1e-5, 0.99 * real)
         assert not exceeds_adaptively(events, 1e-5, 1.5 * real)
-    assert exceeds_adaptively[PrivacyEvent("x", "a", 0.0, 1.0, 1)], 1e-5, 1e9)
+    assert exceeds_adaptively([PrivacyEvent("x", "a", 0.0, 1.0, 1)], 1e-5, 1e9)

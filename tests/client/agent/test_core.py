@@ -145,7 +145,9 @@ def test_a_crash_after_the_reservation_stays_charged_and_the_retry_pays_anew(sit
 
 def test_the_charge_is_on_disk_before_anything_is_computed(site, request_for, monkeypatch):
     seen = []
-    monkeypatch.setattr("dpfpl_client.agent.core.PromptLearner.train_round", lambda *_: seen.append(site.charges))
+    monkeypatch.setattr(
+        "dpfpl_client.agent.core.PromptLearner.train_round", lambda *_, **more: seen.append(site.charges)
+    )
     with pytest.raises(AttributeError):
         site.agent.train(request_for())
     assert [len(charges) for charges in seen] == [1]
@@ -359,7 +361,8 @@ def test_retries_count_against_the_cap_of_the_experiment(site, request_for, expe
 
 
 def test_A3_the_lifetime_cap_holds_over_experiments_and_restarts(site, request_for, experiment, changed, computed):
-    policy = budget(50.0, (cost(experiment, 5) + cost(experiment, 6)) / 2)
+    # Over a lifetime a filter decides, valid for adaptive choice: it takes 5 steps for 1.11 times what they cost.
+    policy = budget(50.0, 1.17 * cost(experiment, 5))
     site.start(policy)
     replies = [site.agent.train(request_for(number)) for number in (1, 2, 3)]
     second = changed(experiment, name="second")
@@ -426,8 +429,10 @@ def test_the_policy_decides_which_accuracies_leave(site, request_for, experiment
         if metrics == "none":
             assert reply.metrics == {}
             continue
-        assert len(reply.metrics) == 6
+        assert {name.split("_local")[0] for name in reply.metrics if name.endswith("_local")} >= {"personal", "global"}
         for name, value in reply.metrics.items():
+            if not name.endswith(("_local", "_neighbour")):
+                continue
             images = 7 if name.endswith("local") else 6
             assert (value * images == pytest.approx(round(value * images), abs=1e-9)) or metrics == "coarse"
             assert (value * 20 == pytest.approx(round(value * 20), abs=1e-9)) or metrics == "exact"
