@@ -58,4 +58,5 @@ def run(grid: Grid, folder: RunFolder) -> None:
         site_wait_s=float(settings.get("site_wait_s", 120.0)),
     )
     strategy.run(grid)
+    folder.store.set_fact("scores", strategy.final_scores)
     folder.store.set_fact("final", strategy.final_metrics)
