@@ -9,6 +9,7 @@
     result.json, report.html    once it is finished
 """
 
+import contextlib
 import fcntl
 import os
 import threading
@@ -58,12 +59,15 @@ class Pulse:
         path: the lock file.
         what: what the process does, for the message that a second one gets.
         wait_s: how long to wait for an earlier process to end.
+        by_itself: renew the file from a thread; else the process calls :meth:`beat` from its own loop, as one that
+            forks has to.
     """
 
-    def __init__(self, path: Path, what: str, wait_s: float = 0.0) -> None:
+    def __init__(self, path: Path, what: str, wait_s: float = 0.0, *, by_itself: bool = True) -> None:
         self._path = path
         self._what = what
         self._wait_s = wait_s
+        self._by_itself = by_itself
         self._done = threading.Event()
         self._descriptor = -1
 
@@ -89,7 +93,8 @@ class Pulse:
                     ) from None
                 time.sleep(0.2)
         os.utime(self._path)
-        threading.Thread(target=self._beat, daemon=True).start()
+        if self._by_itself:
+            threading.Thread(target=self._go_on, daemon=True).start()
         return self
 
     def __exit__(
@@ -98,12 +103,18 @@ class Pulse:
         self._done.set()
         os.close(self._descriptor)
 
-    def _beat(self) -> None:
+    def beat(self) -> None:
+        """Renew the file."""
+        with contextlib.suppress(OSError):  # the folder was moved away
+            os.utime(self._path)
+
+    def let_go(self) -> None:
+        """In a forked child: the sign is the parent's alone and must end with it."""
+        os.close(self._descriptor)
+
+    def _go_on(self) -> None:
         while not self._done.wait(BEAT_SECONDS):
-            try:
-                os.utime(self._path)
-            except OSError:
-                return  # the folder was moved away
+            self.beat()
 
 
 def life_sign(path: Path) -> LifeSign:
