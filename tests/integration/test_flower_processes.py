@@ -43,7 +43,7 @@ import json, sys, time
 from pathlib import Path
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
-from dpfpl_server.federation.patience import bear_broken_connections
+from dpfpl_server.flower_patches import bear_broken_connections
 
 app = ServerApp()
 

@@ -200,14 +200,14 @@ SERVER = (
     ),
     (
         "exchange: a part that the server has already ends the sending of a reply",
-        "client/src/dpfpl_client/node/warm_node.py",
+        "client/src/dpfpl_client/node/flower_patches.py",
         "            with contextlib.suppress(ObjectPushError):\n",
         "            with contextlib.suppress(ZeroDivisionError):\n",
         ("tests/client/test_warm_node.py::test_L6_a_reply_stays_whole_where_the_receipt_of_a_part_is_lost",),
     ),
     (
         "patience: an untrusted certificate is tried again and again",
-        PACKAGE + "patience.py",
+        "server/src/dpfpl_server/flower_patches.py",
         '("certificate" in text or not any(sign in text for sign in _BROKEN))',
         "(not any(sign in text for sign in _BROKEN))",
         (EXCHANGE + "a_connection_that_closed_within_tls_is_tried_again_and_an_untrusted_one_is_not",),

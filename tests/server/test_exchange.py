@@ -11,7 +11,7 @@ from flwr.superlink.grid.http_grid import HttpGrid
 
 from dpfpl_server.federation import exchange as module
 from dpfpl_server.federation.exchange import content_bytes, exchange
-from dpfpl_server.federation.patience import bear_broken_connections
+from dpfpl_server.flower_patches import bear_broken_connections
 
 
 class Clock:

@@ -33,7 +33,7 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
 from dpfpl_common.errors import DeploymentError
 from dpfpl_common.ops.telemetry import silence_telemetry
-from dpfpl_server.control_secret import ShownSecret
+from dpfpl_server.sites.control_secret import ShownSecret
 
 __all__ = ["Control", "Node", "RunStatus"]
 

@@ -16,9 +16,9 @@ from dpfpl_common.errors import ConfigError, DeploymentError
 from dpfpl_common.ops.diagnostics import require_flower
 from dpfpl_common.ops.files import prune_apps
 from dpfpl_common.ops.processes import ManagedProcess, ProcessGroup, child_environment, wait_until
-from dpfpl_server.control_secret import control_secret, make_control_secret
 from dpfpl_server.sites.bundle import bundle_files
 from dpfpl_server.sites.control import Control, RunStatus
+from dpfpl_server.sites.control_secret import control_secret, make_control_secret
 from dpfpl_server.sites.kits import write_private
 from dpfpl_server.sites.register import load_sites, register_lock, save_sites
 
@@ -26,6 +26,7 @@ __all__ = [
     "RunStatus",
     "SuperLinkSettings",
     "executor_command",
+    "launch_superlink",
     "open_control",
     "register_sites",
     "run_log",
@@ -91,7 +92,7 @@ def superlink_command(settings: SuperLinkSettings) -> list[str]:
             advice="Run dpfpl-server provision first; the server never runs without TLS.",
         )
     return [
-        *(sys.executable, "-m", "dpfpl_server.superlink_process", str(folder)),
+        *(sys.executable, "-m", "dpfpl_server.sites.superlink_process", str(folder)),
         *("--ssl-ca-certfile", str(folder / "ca.crt")),
         *("--ssl-certfile", str(folder / "server.crt")),
         *("--ssl-keyfile", str(folder / "server.key")),
@@ -109,7 +110,7 @@ def superlink_command(settings: SuperLinkSettings) -> list[str]:
 def executor_command(settings: SuperLinkSettings) -> list[str]:
     """Return the command line of the process that executes runs."""
     folder = str(settings.server_folder.resolve())
-    return [sys.executable, "-m", "dpfpl_server.executor", folder, settings.control_address]
+    return [sys.executable, "-m", "dpfpl_server.sites.executor", folder, settings.control_address]
 
 
 def superlink_environment(settings: SuperLinkSettings, extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -133,7 +134,7 @@ def start_superlink(
     Raises:
         DeploymentError: not provisioned, running already, a port is taken, or it does not come up.
     """
-    command = superlink_command(settings)
+    superlink_command(settings)  # refuses what is not provisioned before anything is touched
     _refuse_second(settings)
     for address in (settings.fleet_address, settings.control_address):
         _refuse_taken_port(address)
@@ -141,14 +142,7 @@ def start_superlink(
     make_control_secret(settings.server_folder)
     prune_apps(settings.flower_home)
     write_private(settings.flower_home / "config.toml", _flower_config(settings).encode())
-    process = group.start(
-        "SuperLink",
-        command,
-        log_file=settings.log_file,
-        environment=superlink_environment(settings, extra_environment),
-        folder=settings.server_folder,
-        grace_s=_GRACE_S,
-    )
+    process = launch_superlink(settings, group, extra_environment=extra_environment)
     wait_until(
         lambda: _answers(settings.server_folder),
         timeout_s=timeout_s,
@@ -158,6 +152,20 @@ def start_superlink(
     register_sites(settings.server_folder)
     start_executor(settings, group, extra_environment=extra_environment)
     return process
+
+
+def launch_superlink(
+    settings: SuperLinkSettings, group: ProcessGroup, *, extra_environment: Mapping[str, str] | None = None
+) -> ManagedProcess:
+    """Start the SuperLink's process alone, without waiting for it; its register and its runs are in its database."""
+    return group.start(
+        "SuperLink",
+        superlink_command(settings),
+        log_file=settings.log_file,
+        environment=superlink_environment(settings, extra_environment),
+        folder=settings.server_folder,
+        grace_s=_GRACE_S,
+    )
 
 
 def start_executor(

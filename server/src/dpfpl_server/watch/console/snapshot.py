@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dpfpl_common.experiment import Experiment
+from dpfpl_common.ops.diagnostics import Trouble
 from dpfpl_common.privacy.accounting import PrivacyEvent, epsilon, json_epsilon
 from dpfpl_common.privacy_plan import ADVERSARIES, UNIT_NAMES, planned_events
 from dpfpl_server.report.charts import Frame, Line, line_chart, mean_curve, site_curve
@@ -35,13 +36,16 @@ def list_experiments(runs: Path) -> list[str]:
     return [path.name for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)]
 
 
-def snapshot(folder: RunFolder, connections: Mapping[str, str], log: Sequence[str]) -> dict[str, Any]:
+def snapshot(
+    folder: RunFolder, connections: Mapping[str, str], log: Sequence[str], troubles: Sequence[Trouble] = ()
+) -> dict[str, Any]:
     """Where the experiment stands.
 
     Args:
         folder: of the run.
         connections: what the running server sees of each site: online, offline, ...
         log: the last lines of the server's log.
+        troubles: which processes of the server are gone or hang.
 
     Raises:
         StateError: there is no such run, or it is damaged.
@@ -72,6 +76,7 @@ def snapshot(folder: RunFolder, connections: Mapping[str, str], log: Sequence[st
             for drop in drops[-SHOWN_DROPS:]
         ],
         "log": [printable(line) for line in log],
+        "server": [f"{trouble.message} [{trouble.code}]" for trouble in troubles],
     }
 
 

@@ -1,4 +1,4 @@
-"""Starts the runs: ``python -m dpfpl_server.executor SERVER_FOLDER CONTROL_ADDRESS``.
+"""Starts the runs: ``python -m dpfpl_server.sites.executor SERVER_FOLDER CONTROL_ADDRESS``.
 
 Flower's own ``flower-superexec`` is started by the SuperLink, which does not notice its death: runs then stay
 "pending" while everything looks well. This one is a process of its own that ``dpfpl-server start`` watches. It asks the
@@ -29,9 +29,9 @@ from flwr.supercore.logger import mirror_output_to_queue  # noqa: E402
 from flwr.supercore.runtime import RuntimeHttpClient  # noqa: E402
 from flwr.superlink.runtime import run_serverapp  # noqa: E402
 
-from dpfpl_server.control_secret import control_secret  # noqa: E402
-from dpfpl_server.federation.flower_patches import show_secret_everywhere  # noqa: E402
-from dpfpl_server.life import life_of  # noqa: E402
+from dpfpl_server.flower_patches import show_with_every_call  # noqa: E402
+from dpfpl_server.sites.control_secret import ShownSecret, control_secret  # noqa: E402
+from dpfpl_server.sites.life import life_of  # noqa: E402
 
 __all__ = ["main"]
 
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> NoReturn:
     folder, address = Path(arguments[0]), arguments[1]
     authority = (folder / "ca.crt").read_bytes()
     importlib.import_module("dpfpl_server.federation.app")
-    show_secret_everywhere(control_secret(folder))
+    show_with_every_call(ShownSecret(control_secret(folder)))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(0))
     request = AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP])

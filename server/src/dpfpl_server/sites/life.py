@@ -6,7 +6,7 @@
 from pathlib import Path
 
 from dpfpl_common.ops.diagnostics import Trouble
-from dpfpl_server.runs.folder import Pulse, life_sign
+from dpfpl_common.ops.heartbeat import Heartbeat, life_sign
 
 __all__ = ["PARTS", "life_of", "part_troubles"]
 
@@ -19,11 +19,13 @@ HANGS_S = 20.0
 """A process that has not renewed its sign for so long hangs."""
 
 
-def life_of(part: str, server_folder: Path, *, by_itself: bool = True) -> Pulse:
+def life_of(part: str, server_folder: Path, *, by_itself: bool = True) -> Heartbeat:
     """The sign that a part's process holds as long as it lives."""
     folder = server_folder / "life"
     folder.mkdir(mode=0o700, exist_ok=True)
-    return Pulse(folder / part, f"is the {part} of this server", 10.0, by_itself=by_itself)
+    advice = "Use that one, or stop it first."
+    what = f"is the {part} of this server"
+    return Heartbeat(folder / part, what, 10.0, code="ALREADY_RUNNING", advice=advice, by_itself=by_itself)
 
 
 def part_troubles(server_folder: Path) -> list[Trouble]:

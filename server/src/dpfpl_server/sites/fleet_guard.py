@@ -3,7 +3,7 @@
 Flower 1.39 lets any key that signs its own call into RegisterNode and ActivateNode, reads bodies up to 2 GiB before it
 asks for the key at all, writes what it refuses into its log, and activates whichever node the body names. Here a call
 is looked at while only its headers are here: the caller's key has to be registered, the signature and the time in
-order. Only then is the body read, at most :data:`MOST_BYTES` of it, and a key in it has to be the caller's own.
+order. Only then is the body read, at most 8 MiB of it, and a key in it has to be the caller's own.
 """
 
 import datetime
@@ -23,10 +23,8 @@ from flwr.supercore.error.catalog import API_ERROR_MAP
 from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
 from flwr.supercore.utils import get_metadata_bytes, get_metadata_str
 
-__all__ = ["MOST_BYTES", "FleetGuard"]
+__all__ = ["FleetGuard"]
 
-MOST_BYTES = 8 << 20
-"""The longest message that the sites' port takes."""
 MOST_CALLS = 64
 """Calls of one key at a time."""
 SAY_EVERY_S = 60.0
@@ -59,7 +57,7 @@ class FleetGuard(grpc.ServerInterceptor):  # type: ignore[misc]
         self._said_at = -SAY_EVERY_S
 
     def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
-        """A handler that decides before it takes the body; declared as one of a stream, whose body is read on demand."""
+        """A handler that decides before it takes the body: one of a stream, as a stream is read on demand."""
 
         def handle(bodies: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
             key, refusal = self._caller(details)
