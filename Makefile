@@ -79,14 +79,14 @@ pytest: setup  ## the test suite with coverage
 	$(BIN)/pytest -m 'processes and not long' --cov --cov-append
 
 bench: setup  ## how fast it is, against the usual ways; runs/bench/bench.json
-	$(BIN)/dpfpl-bench speed --out runs/bench $(BENCH_ARGS)
+	$(BIN)/python -m research speed --out runs/bench $(BENCH_ARGS)
 
 bench-docs: setup  ## docs/performance.md from the last make bench
-	$(BIN)/dpfpl-bench speed-page --bench runs/bench/bench.json --docs docs
+	$(BIN)/python -m research speed-page --bench runs/bench/bench.json --docs docs
 
 benchmarks: setup  ## accuracy, floors and attacks on built-in data: docs/benchmarks.md from runs/benchmarks
 	test -f runs/demo/result.json || $(BIN)/dpfpl-bench demo --out runs/demo  # its prompts are attacked
-	$(BIN)/dpfpl-bench benchmarks --out runs/benchmarks --docs docs $(BENCH_ARGS)
+	$(BIN)/python -m research benchmarks --out runs/benchmarks --docs docs $(BENCH_ARGS)
 
 # Wheels of everything that the images install, so that a build needs no package index; TORCH as for setup.
 WHEELS := deploy/wheels/.collected

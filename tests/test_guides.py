@@ -18,7 +18,7 @@ from dpfpl_bench.cli import app as bench_app
 from dpfpl_client.agent.store import DiskStore, Record
 from dpfpl_client.cli.main import app as client_app
 from dpfpl_client.learning.learner import PersonalState
-from dpfpl_client.models.backbone import load_backbone
+from dpfpl_client.models.loader import load_backbone
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings
 from dpfpl_common.optimizer import OptimizerState
 from dpfpl_common.privacy.accounting import calibrate_noise_multiplier

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from dpfpl_bench.demo.drawn_questions import HABITS, PLAIN, Habit
 from dpfpl_bench.demo.drawn_sites import drawn_questions
-from dpfpl_client.models.backbone import load_backbone
-from dpfpl_client.models.evaluation import LabelledFeatures
+from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_client.models.generative.scorer import AnswerScorer
+from dpfpl_client.models.loader import load_backbone
 from dpfpl_common.experiment import TaskSettings
 
 __all__ = ["Ability", "abilities", "main"]

@@ -2,7 +2,7 @@
 
 Robust rules need ``local`` trust, so all columns have it. Every site is a real agent; a hostile one lies about what it
 computed, learned from flipped labels or teaches a backdoor. The numbers are means over the honest sites, each on its
-own test images. ``dpfpl-bench attacks`` makes a table of such runs, see ``attack_table``.
+own test images. ``python -m research attacks`` makes a table of such runs, see ``attack_table``.
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ from dpfpl_client.data import DataSettings, SiteData, list_classes, load_pool, p
 from dpfpl_client.data.decode import ArrayImage, pixel_digest
 from dpfpl_client.data.records import ImageRecord
 from dpfpl_client.learning.learner import PromptLearner, SiteFeatures
-from dpfpl_client.models.backbone import Backbone, load_backbone
-from dpfpl_client.models.evaluation import LabelledFeatures
+from dpfpl_client.models.backbone import Backbone, LabelledFeatures
+from dpfpl_client.models.loader import load_backbone
 from dpfpl_common.experiment import AggregationSettings, Experiment
 from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, TrainRequest
 

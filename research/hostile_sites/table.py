@@ -1,4 +1,4 @@
-"""``dpfpl-bench attacks``: the table of hostile sites and aggregation rules, over seeds.
+"""``python -m research attacks``: the table of hostile sites and aggregation rules, over seeds.
 
 Every run's figures are kept in a file of their own as soon as it is done: what was broken off goes on where it was.
 """

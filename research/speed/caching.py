@@ -13,7 +13,7 @@ from PIL import Image
 from dpfpl_client.agent.features import FeatureCache
 from dpfpl_client.data import ImageRecord
 from dpfpl_client.data.decode import pixel_digest
-from dpfpl_client.models.backbone import load_backbone
+from dpfpl_client.models.loader import load_backbone
 
 __all__ = ["measure_cache"]
 

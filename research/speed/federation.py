@@ -10,8 +10,8 @@ import torch
 
 from dpfpl_bench.simulate.simulation import SimulatedSite, Simulation, site_names
 from dpfpl_client.learning.learner import SiteFeatures
-from dpfpl_client.models.backbone import Backbone, load_backbone
-from dpfpl_client.models.evaluation import LabelledFeatures
+from dpfpl_client.models.backbone import Backbone, LabelledFeatures
+from dpfpl_client.models.loader import load_backbone
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 
 __all__ = ["measure_simulation"]

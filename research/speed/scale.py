@@ -1,4 +1,4 @@
-"""``dpfpl-bench scale``: what a round costs as the number of sites grows, with a real agent for every one.
+"""``python -m research scale``: what a round costs as the number of sites grows, with a real agent for every one.
 
 Every site is the agent that is deployed, with its ledger, its store and its signature; the server is the strategy that
 is deployed, with its checks and its checkpoint on disk. Only network and processes are left out. All sites run in this
@@ -28,8 +28,8 @@ from dpfpl_client.agent.store import MemoryStore
 from dpfpl_client.data import DataSettings, list_classes, load_pool
 from dpfpl_client.learning.learner import SiteFeatures
 from dpfpl_client.learning.step import SeededRandomness
-from dpfpl_client.models.backbone import Backbone, load_backbone
-from dpfpl_client.models.evaluation import LabelledFeatures
+from dpfpl_client.models.backbone import Backbone, LabelledFeatures
+from dpfpl_client.models.loader import load_backbone
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, TrainRequest
 from dpfpl_server.federation.rounds import DPFPLStrategy

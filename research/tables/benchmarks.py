@@ -1,4 +1,4 @@
-"""``dpfpl-bench benchmarks``: everything behind docs/benchmarks.md, then the page."""
+"""``python -m research benchmarks``: everything behind docs/benchmarks.md, then the page."""
 
 import dataclasses
 import json
@@ -193,7 +193,7 @@ def run_study(study: Study, out: Path, workers: int, on_text: Callable[[str], No
     return whole
 
 
-EXAMPLES = "Example: dpfpl-bench benchmarks --out runs/benchmarks --docs docs"
+EXAMPLES = "Example: python -m research benchmarks --out runs/benchmarks --docs docs"
 
 AUDITS = {
     "The default settings' one release, digits, epsilon 8": (

@@ -1,4 +1,4 @@
-"""``dpfpl-bench models``: every known family made with random weights, loaded, trained, exported and timed here.
+"""``python -m research models``: every known family made with random weights, loaded, trained, exported and timed here.
 
 Each family runs in a process of its own, so that its memory is its own. What the table of docs/models.md says was done
 by this command, with architectures from the installed transformers and sizes that fit a laptop: it shows that a family
@@ -26,7 +26,7 @@ from random_models.parts import Sizes
 
 __all__ = ["BEGIN", "END", "USUAL", "FamilyFacts", "Trial", "measure", "measure_all", "table", "with_table"]
 
-BEGIN, END = "<!-- table: dpfpl-bench models -->", "<!-- end of the table -->"
+BEGIN, END = "<!-- table: python -m research models -->", "<!-- end of the table -->"
 USUAL = Sizes(width=256, layers=6, heads=8, image=112, patch=14)
 REPEATS = 5
 CLASSES = ("cat", "small red dog", "bird", "green house")
@@ -81,9 +81,9 @@ def measure(family: str, trial: Trial) -> FamilyFacts:
 
     from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
     from dpfpl_client.learning.step import SystemRandomness
-    from dpfpl_client.models.backbone import load_backbone
+    from dpfpl_client.models.backbone import LabelledFeatures
     from dpfpl_client.models.class_scorer import EXACT
-    from dpfpl_client.models.evaluation import LabelledFeatures
+    from dpfpl_client.models.loader import load_backbone
     from random_models.families import write_random_model
 
     torch.set_num_threads(trial.threads)

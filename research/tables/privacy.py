@@ -1,6 +1,6 @@
 """The tables of docs/privacy.md: method, mechanism and trust mode against epsilon, on the built-in image sets.
 
-``python -m dpfpl_bench.privacy_table --out runs/privacy`` makes the runs that are missing, one JSON file each, so it
+``python -m research.tables.privacy --out runs/privacy`` makes the runs that are missing, one JSON file each, so it
 can be interrupted and goes on where it was; with ``--docs docs`` it then writes docs/privacy-runs.json and the tables
 between their marks in docs/privacy.md.
 """
@@ -28,10 +28,10 @@ from dpfpl_bench.simulate.simulation import SimulatedSite, Simulation, prepare_s
 from dpfpl_client.agent.features import FeatureCache
 from dpfpl_client.data import DataSettings, list_classes, partition_sites, read_pool
 from dpfpl_client.learning.learner import SiteFeatures
-from dpfpl_client.models.backbone import load_backbone
+from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_client.models.class_scorer import ClassScorer
 from dpfpl_client.models.dual_encoder import DualEncoder, as_dual_encoder
-from dpfpl_client.models.evaluation import LabelledFeatures
+from dpfpl_client.models.loader import load_backbone
 from dpfpl_client.models.text_tower.choice import TextPass
 from dpfpl_client.models.text_tower.shared_prefix import ClassTokens
 from dpfpl_common.experiment import METHODS, Experiment

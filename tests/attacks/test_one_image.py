@@ -9,8 +9,8 @@ import torch
 from dpfpl_client.learning.learner import initial_context
 from dpfpl_client.learning.methods import build_method
 from dpfpl_client.learning.step import noised_step
-from dpfpl_client.models.backbone import load_backbone
 from dpfpl_client.models.class_scorer import per_example_gradients
+from dpfpl_client.models.loader import load_backbone
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings
 from dpfpl_common.privacy.noise import NoNoise
 

@@ -11,8 +11,8 @@ import torch
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
 from dpfpl_client.learning.methods import build_method
 from dpfpl_client.learning.step import SystemRandomness, noised_step
-from dpfpl_client.models.backbone import load_backbone
-from dpfpl_client.models.evaluation import LabelledFeatures
+from dpfpl_client.models.backbone import LabelledFeatures
+from dpfpl_client.models.loader import load_backbone
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings, RoundSettings
 from dpfpl_common.privacy.accounting import epsilon
 from dpfpl_common.privacy.noise import SystemNoise

@@ -17,8 +17,8 @@ from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.learning.learner import SiteFeatures
 from dpfpl_client.learning.methods import build_method
 from dpfpl_client.learning.step import SystemRandomness, noised_step
-from dpfpl_client.models.backbone import load_backbone
-from dpfpl_client.models.evaluation import LabelledFeatures
+from dpfpl_client.models.backbone import LabelledFeatures
+from dpfpl_client.models.loader import load_backbone
 from dpfpl_common.experiment import METHODS, Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_common.privacy.noise import SystemNoise
 from dpfpl_common.privacy_plan import BLOCKS, site_noise_stddev

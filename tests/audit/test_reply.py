@@ -11,8 +11,8 @@ from dpfpl_client.agent.ledger.book import Ledger
 from dpfpl_client.agent.store import MemoryStore
 from dpfpl_client.learning.learner import SiteFeatures
 from dpfpl_client.learning.step import Randomness, SeededRandomness
-from dpfpl_client.models.backbone import load_backbone
-from dpfpl_client.models.evaluation import LabelledFeatures
+from dpfpl_client.models.backbone import LabelledFeatures
+from dpfpl_client.models.loader import load_backbone
 from dpfpl_client.node.records import encode_reply
 from dpfpl_common.experiment import METHODS, Experiment, ModelSettings, PrivacySettings, PromptSettings, RoundSettings
 from dpfpl_common.wire.payloads import TrainRequest

@@ -11,12 +11,12 @@ from dpfpl_client.agent.features import FeatureCache
 from dpfpl_client.data import DataSettings, ImageRecord, SiteData, list_classes, load_pool, partition_sites
 from dpfpl_client.data.decode import ArrayImage, pixel_digest
 from dpfpl_client.learning.learner import SiteFeatures
-from dpfpl_client.models.backbone import load_backbone
-from dpfpl_client.models.evaluation import LabelledFeatures
+from dpfpl_client.models.backbone import LabelledFeatures
+from dpfpl_client.models.loader import load_backbone
 from dpfpl_common.errors import ConfigError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings
 from dpfpl_common.wire.payloads import SiteReply, TrainRequest
-from research.commands import _federations
+from research.__main__ import _federations
 from research.hostile_sites import attacks as module
 from research.hostile_sites import table as attack_table
 from research.hostile_sites.attacks import (

@@ -8,8 +8,8 @@ import torch
 from dpfpl_bench.simulate.settings import BenchSettings, build_experiment
 from dpfpl_bench.simulate.simulation import SimulatedSite
 from dpfpl_client.learning.learner import SiteFeatures
-from dpfpl_client.models.backbone import load_backbone
-from dpfpl_client.models.evaluation import LabelledFeatures
+from dpfpl_client.models.backbone import LabelledFeatures
+from dpfpl_client.models.loader import load_backbone
 from dpfpl_common.errors import ConfigError
 from dpfpl_common.privacy.accounting import epsilon
 from dpfpl_common.privacy_plan import planned_events

@@ -10,8 +10,8 @@ from dpfpl_bench.simulate import baselines as floors
 from dpfpl_bench.simulate.baselines import centralised, local_only, trained_floors
 from dpfpl_bench.simulate.simulation import SimulatedSite, Simulation
 from dpfpl_client.learning.learner import SiteFeatures
-from dpfpl_client.models.backbone import load_backbone
-from dpfpl_client.models.evaluation import LabelledFeatures
+from dpfpl_client.models.backbone import LabelledFeatures
+from dpfpl_client.models.loader import load_backbone
 from dpfpl_common.experiment import Experiment, ModelSettings, OptimizerSettings, PrivacySettings, RoundSettings
 
 CLASSES = ("cat", "dog", "owl", "ant")

@@ -16,8 +16,8 @@ from dpfpl_bench.simulate.flower_engine import FlowerSimulation, _nodes_by_site,
 from dpfpl_bench.simulate.simulation import InProcessGrid, SimulatedSite, Simulation
 from dpfpl_client.agent.ledger.book import Ledger
 from dpfpl_client.learning.learner import SiteFeatures
-from dpfpl_client.models.backbone import load_backbone
-from dpfpl_client.models.evaluation import LabelledFeatures
+from dpfpl_client.models.backbone import LabelledFeatures
+from dpfpl_client.models.loader import load_backbone
 from dpfpl_common.errors import ConfigError, RoundError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_common.wire.payloads import SiteReply, TrainRequest

@@ -9,9 +9,9 @@ import torch
 from dpfpl_bench.simulate.simulation import SimulatedSite
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
 from dpfpl_client.learning.step import SeededRandomness
-from dpfpl_client.models.backbone import load_backbone
-from dpfpl_client.models.class_scorer import per_example_gradients
-from dpfpl_client.models.evaluation import LabelledFeatures, class_probabilities
+from dpfpl_client.models.backbone import LabelledFeatures
+from dpfpl_client.models.class_scorer import class_probabilities, per_example_gradients
+from dpfpl_client.models.loader import load_backbone
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from research.tables.privacy import lifted_backbone, lifted_features, limited
 

@@ -7,8 +7,8 @@ import torch
 from dpfpl_bench.simulate.curves import PREFERENCES, own_at_equal_others, preference_curve
 from dpfpl_bench.simulate.simulation import SimulatedSite
 from dpfpl_client.learning.learner import PromptLearner, SiteFeatures
-from dpfpl_client.models.backbone import load_backbone
-from dpfpl_client.models.evaluation import LabelledFeatures
+from dpfpl_client.models.backbone import LabelledFeatures
+from dpfpl_client.models.loader import load_backbone
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings
 
 CLASSES = ("cat", "dog", "owl")

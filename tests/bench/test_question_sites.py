@@ -27,7 +27,7 @@ from dpfpl_bench.simulate.questions import question_sites
 from dpfpl_bench.simulate.simulation import Simulation, prepare_sites
 from dpfpl_client.agent.features import FeatureCache
 from dpfpl_client.data import DataSettings, load_site_data
-from dpfpl_client.models.backbone import load_backbone
+from dpfpl_client.models.loader import load_backbone
 from dpfpl_client.site.settings import load_site
 from dpfpl_common.errors import ConfigError, DataError
 from dpfpl_common.privacy.accounting import epsilon

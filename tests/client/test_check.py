@@ -13,7 +13,7 @@ from dpfpl_client.agent.ledger.dataset import register_site
 from dpfpl_client.agent.policy_file import PolicyFile
 from dpfpl_client.check import check_site, noise_to_signal, noise_words
 from dpfpl_client.data import list_classes, load_site_data
-from dpfpl_client.models.backbone import load_backbone
+from dpfpl_client.models.loader import load_backbone
 from dpfpl_client.site.settings import load_site
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_common.privacy.accounting import PrivacyEvent

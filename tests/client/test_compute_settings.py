@@ -5,7 +5,7 @@ import torch
 
 from dpfpl_client.agent.build import build_agent
 from dpfpl_client.check import check_site
-from dpfpl_client.models.backbone import load_computing
+from dpfpl_client.models.loader import load_computing
 from dpfpl_client.site.settings import ComputeSettings, load_site
 from dpfpl_common.errors import ConfigError
 

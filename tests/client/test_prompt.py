@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from dpfpl_client.agent.store import DiskStore
-from dpfpl_client.models.backbone import load_backbone
-from dpfpl_client.models.evaluation import class_probabilities
+from dpfpl_client.models.class_scorer import class_probabilities
+from dpfpl_client.models.loader import load_backbone
 from dpfpl_client.use.prompt import load_prompt
 from dpfpl_common.errors import ConfigError, ModelError, StateError
 

@@ -206,7 +206,8 @@ def a5_hostile_app(fed: Federation, outside: str) -> str:
     }
     out = "/var/lib/dpfpl/runs/hostile.json"
     code = (
-        "import time\nfrom pathlib import Path\nfrom dpfpl_server.sites.superlink import submit_run, run_status, run_log\n"
+        "import time\nfrom pathlib import Path\n"
+        "from dpfpl_server.sites.superlink import submit_run, run_status, run_log\n"
         f"folder = Path('/var/lib/dpfpl/server'); files = {files!r}\n"
         f"run = submit_run(folder, {{'out': {out!r}, 'outside': {outside!r}}}, "
         f"bundle={{k: v.encode() for k, v in files.items()}})\n"

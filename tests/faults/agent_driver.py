@@ -23,8 +23,8 @@ from dpfpl_client.agent.service import serve
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.learning.learner import SiteFeatures
 from dpfpl_client.learning.step import SystemRandomness
-from dpfpl_client.models.backbone import load_backbone
-from dpfpl_client.models.evaluation import LabelledFeatures
+from dpfpl_client.models.backbone import LabelledFeatures
+from dpfpl_client.models.loader import load_backbone
 from dpfpl_common.privacy.accounting import PrivacyEvent, epsilon
 
 CLASSES = ("cat", "dog", "bird")

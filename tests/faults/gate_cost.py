@@ -24,7 +24,7 @@ from dpfpl_client.agent.policy import Policy
 from dpfpl_client.agent.store import DiskStore, MemoryStore
 from dpfpl_client.data import DataSettings, list_classes, load_site_data
 from dpfpl_client.learning.step import SystemRandomness
-from dpfpl_client.models.backbone import load_backbone
+from dpfpl_client.models.loader import load_backbone
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings, RoundSettings
 from dpfpl_common.wire.payloads import TrainRequest
 

@@ -13,7 +13,7 @@ from dpfpl_bench.simulate.simulation import Simulation, prepare_sites
 from dpfpl_client.agent.features import FeatureCache
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.data import DataSettings, list_classes, load_pool, partition_sites
-from dpfpl_client.models.backbone import load_backbone
+from dpfpl_client.models.loader import load_backbone
 from dpfpl_client.node.launch import start_agent, start_node, wait_for_agent
 from dpfpl_client.node.supernode import wait_until_connected
 from dpfpl_client.site.init import initialise

@@ -20,8 +20,8 @@ from dpfpl_client.agent.store import MemoryStore
 from dpfpl_client.data import DataSettings, list_classes, load_pool, partition_sites
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
 from dpfpl_client.learning.step import SeededRandomness, SystemRandomness, clipped_sums, released_update
-from dpfpl_client.models.backbone import load_backbone
-from dpfpl_client.models.evaluation import LabelledFeatures
+from dpfpl_client.models.backbone import LabelledFeatures
+from dpfpl_client.models.loader import load_backbone
 from dpfpl_client.use.exporting.card import Facts
 from dpfpl_client.use.exporting.export import write_export
 from dpfpl_client.use.prompt import SitePrompt

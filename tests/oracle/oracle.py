@@ -38,7 +38,7 @@ from dpfpl_client.agent.ledger.book import Ledger
 from dpfpl_client.agent.store import MemoryStore
 from dpfpl_client.learning.learner import SiteFeatures
 from dpfpl_client.learning.step import SeededRandomness
-from dpfpl_client.models.backbone import load_backbone
+from dpfpl_client.models.loader import load_backbone
 from dpfpl_common.experiment import (
     Experiment,
     ModelSettings,

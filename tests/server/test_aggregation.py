@@ -9,8 +9,8 @@ import torch
 
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
 from dpfpl_client.learning.step import SeededRandomness, SystemRandomness
-from dpfpl_client.models.backbone import load_backbone
-from dpfpl_client.models.evaluation import LabelledFeatures
+from dpfpl_client.models.backbone import LabelledFeatures
+from dpfpl_client.models.loader import load_backbone
 from dpfpl_common.errors import RoundError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings, RoundSettings
 from dpfpl_common.privacy.noise import NoNoise, SeededNoise, SystemNoise

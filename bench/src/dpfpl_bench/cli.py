@@ -17,6 +17,8 @@ from dpfpl_bench.audit.command import EXAMPLES as AUDIT_EXAMPLES  # noqa: E402
 from dpfpl_bench.audit.command import audit  # noqa: E402
 from dpfpl_bench.paper_command import EXAMPLES as PAPER_EXAMPLES  # noqa: E402
 from dpfpl_bench.paper_command import paper  # noqa: E402
+from dpfpl_bench.simulate.data_command import EXAMPLES as DATA_EXAMPLES  # noqa: E402
+from dpfpl_bench.simulate.data_command import data  # noqa: E402
 from dpfpl_bench.simulate.sources import (  # noqa: E402
     FIELD,
     data_settings,
@@ -26,11 +28,6 @@ from dpfpl_bench.simulate.sources import (  # noqa: E402
 from dpfpl_bench.sweep.command import EXAMPLES as SWEEP_EXAMPLES  # noqa: E402
 from dpfpl_bench.sweep.command import sweep  # noqa: E402
 from dpfpl_common.errors import ConfigError, DpfplError  # noqa: E402
-from research import commands as measure_commands  # noqa: E402
-from research.tables.benchmarks import EXAMPLES as BENCHMARK_EXAMPLES  # noqa: E402
-from research.tables.benchmarks import benchmarks  # noqa: E402
-from research.tables.data import EXAMPLES as DATA_EXAMPLES  # noqa: E402
-from research.tables.data import data  # noqa: E402
 
 if TYPE_CHECKING:
     from dpfpl_bench.demo.demonstration import Scenario
@@ -61,8 +58,6 @@ app.command(epilog=SWEEP_EXAMPLES)(sweep)
 app.command(epilog=AUDIT_EXAMPLES)(audit)
 app.command(epilog=DATA_EXAMPLES)(data)
 app.command(epilog=PAPER_EXAMPLES)(paper)
-app.command(epilog=BENCHMARK_EXAMPLES)(benchmarks)
-measure_commands.register(app)
 
 OPEN_TASKS = {
     "vqa": ("questions", "please answer the question"),

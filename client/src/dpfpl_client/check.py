@@ -23,8 +23,8 @@ from dpfpl_client.agent.progress import duration
 from dpfpl_client.approval import describe, read_plan
 from dpfpl_client.data import SiteData, list_classes, load_site_data
 from dpfpl_client.learning.learner import PromptLearner, SiteFeatures
-from dpfpl_client.models.backbone import Backbone, Scorer, load_computing
-from dpfpl_client.models.evaluation import too_long_answers
+from dpfpl_client.models.backbone import Backbone, Scorer, too_long_answers
+from dpfpl_client.models.loader import load_computing
 from dpfpl_client.node.fleet_probe import probe_fleet
 from dpfpl_client.site.settings import SiteSettings
 from dpfpl_common.errors import DpfplError, StateError

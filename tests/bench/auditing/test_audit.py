@@ -12,8 +12,9 @@ from dpfpl_bench.audit.demo_prompts import Demo, ReleasedPrompt, attack_released
 from dpfpl_bench.audit.demo_prompts import log_odds as confidences_of
 from dpfpl_bench.simulate.simulation import SimulatedSite, Simulation
 from dpfpl_client.learning.learner import SiteFeatures
-from dpfpl_client.models.backbone import load_backbone
-from dpfpl_client.models.evaluation import LabelledFeatures, class_probabilities
+from dpfpl_client.models.backbone import LabelledFeatures
+from dpfpl_client.models.class_scorer import class_probabilities
+from dpfpl_client.models.loader import load_backbone
 from dpfpl_client.use.prompt import SitePrompt
 from dpfpl_common.errors import StateError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings

@@ -12,8 +12,8 @@ from dpfpl_client.agent.policy import Policy
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.learning.learner import PromptLearner, SiteFeatures
 from dpfpl_client.learning.step import SystemRandomness
-from dpfpl_client.models.backbone import load_backbone
-from dpfpl_client.models.evaluation import LabelledFeatures
+from dpfpl_client.models.backbone import LabelledFeatures
+from dpfpl_client.models.loader import load_backbone
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings, RoundSettings
 from dpfpl_common.wire.payloads import TrainRequest
 

@@ -11,7 +11,7 @@ from dpfpl_client.agent.policy import Policy
 from dpfpl_client.agent.store import MemoryStore
 from dpfpl_client.learning.learner import SiteFeatures
 from dpfpl_client.learning.step import SeededRandomness
-from dpfpl_client.models.evaluation import LabelledFeatures
+from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_common.errors import RefusedError, StateError
 from dpfpl_common.privacy.accounting import PrivacyEvent, epsilon
 from dpfpl_common.privacy_plan import planned_events

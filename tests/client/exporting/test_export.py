@@ -21,7 +21,7 @@ from dpfpl_client.agent.ledger.view import summarise
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.embedded import embedded_model_path
 from dpfpl_client.learning.learner import initial_context
-from dpfpl_client.models.backbone import load_backbone
+from dpfpl_client.models.loader import load_backbone
 from dpfpl_client.site.settings import load_site
 from dpfpl_client.use.exporting import export as export_module
 from dpfpl_client.use.exporting.adapter import NotExpressibleError, build_adapter

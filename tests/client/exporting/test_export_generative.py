@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from dpfpl_bench.demo.drawn_questions import QUESTIONS
 from dpfpl_client.data.decode import decode_image
-from dpfpl_client.models.backbone import load_backbone
+from dpfpl_client.models.loader import load_backbone
 from dpfpl_client.use.exporting import card as usage
 from dpfpl_client.use.exporting.card import Facts
 from dpfpl_client.use.exporting.export import write_export

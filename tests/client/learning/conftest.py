@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from dpfpl_client.learning.learner import SiteFeatures
-from dpfpl_client.models.backbone import load_backbone
-from dpfpl_client.models.evaluation import LabelledFeatures
+from dpfpl_client.models.backbone import LabelledFeatures
+from dpfpl_client.models.loader import load_backbone
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings, RoundSettings
 
 torch.set_num_threads(1)

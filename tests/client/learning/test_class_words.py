@@ -2,7 +2,7 @@
 
 import pytest
 
-from dpfpl_client.models.backbone import load_backbone
+from dpfpl_client.models.loader import load_backbone
 from dpfpl_common.errors import ModelError
 from random_models.families import write_random_model
 

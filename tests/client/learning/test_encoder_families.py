@@ -10,11 +10,11 @@ from torch.nn import functional
 
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
 from dpfpl_client.learning.step import SeededRandomness
-from dpfpl_client.models.backbone import load_backbone
+from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_client.models.class_scorer import EXACT
 from dpfpl_client.models.clip import ClipBackbone
 from dpfpl_client.models.encoders import ENCODER_FAMILIES
-from dpfpl_client.models.evaluation import LabelledFeatures
+from dpfpl_client.models.loader import load_backbone
 from dpfpl_client.use.exporting.card import Facts
 from dpfpl_client.use.exporting.export import write_export
 from dpfpl_client.use.prompt import SitePrompt

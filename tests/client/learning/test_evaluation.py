@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from dpfpl_client.models.evaluation import LabelledFeatures, accuracy, class_probabilities
+from dpfpl_client.models.backbone import LabelledFeatures
+from dpfpl_client.models.class_scorer import accuracy, class_probabilities
 
 
 @pytest.fixture

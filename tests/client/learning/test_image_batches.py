@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dpfpl_client.models.backbone import load_backbone
+from dpfpl_client.models.loader import load_backbone
 from dpfpl_client.models.placement import BATCH_PIXELS, batches
 
 

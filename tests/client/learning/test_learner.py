@@ -9,7 +9,7 @@ import torch
 from dpfpl_client.agent.store import Record
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures, initial_context
 from dpfpl_client.learning.step import Randomness, SeededRandomness
-from dpfpl_client.models.evaluation import LabelledFeatures
+from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_common.errors import ModelError
 from dpfpl_common.experiment import METHODS
 from dpfpl_common.privacy.sampling import SeededSampler

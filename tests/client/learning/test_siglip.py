@@ -12,9 +12,9 @@ from PIL import Image
 
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
 from dpfpl_client.learning.step import SeededRandomness
-from dpfpl_client.models.backbone import load_backbone
+from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_client.models.class_scorer import EXACT
-from dpfpl_client.models.evaluation import LabelledFeatures
+from dpfpl_client.models.loader import load_backbone
 from dpfpl_common.errors import ModelError
 from random_models.families import write_random_model
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dpfpl_client.models.backbone import load_backbone
+from dpfpl_client.models.loader import load_backbone
 from dpfpl_client.use.prompt import SitePrompt, load_prompt
 from dpfpl_client.use.serving import app as app_module
 from dpfpl_client.use.serving import app as reading

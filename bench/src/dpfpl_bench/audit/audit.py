@@ -22,8 +22,8 @@ from dpfpl_bench.audit.inversion import attack_messages
 from dpfpl_bench.audit.membership import attack_membership
 from dpfpl_bench.audit.victim import Victim, without_noise
 from dpfpl_client.learning.step import SeededRandomness
+from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_client.models.dual_encoder import DualEncoder
-from dpfpl_client.models.evaluation import LabelledFeatures
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.privacy.accounting import epsilon, json_epsilon
 from dpfpl_common.privacy.noise import SeededNoise

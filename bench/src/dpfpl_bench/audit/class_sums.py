@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from dpfpl_bench.audit.bounds import one_run_bound, two_world_bound
 from dpfpl_client.learning.prototypes import noised_class_sums
-from dpfpl_client.models.evaluation import LabelledFeatures
+from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_common.privacy.noise import NoiseSource
 
 __all__ = ["many_canaries_in_the_sums", "one_canary_in_the_sums"]

@@ -69,8 +69,8 @@ def audit(
     from dpfpl_bench.sweep.settings import Cell, FixedSettings
     from dpfpl_client.agent.features import FeatureCache
     from dpfpl_client.data import partition_sites, read_pool
-    from dpfpl_client.models.backbone import load_backbone
     from dpfpl_client.models.dual_encoder import as_dual_encoder
+    from dpfpl_client.models.loader import load_backbone
     from dpfpl_common.config import to_table
 
     torch.set_num_threads(1)

@@ -22,8 +22,9 @@ from dpfpl_bench.audit.victim import without_noise
 from dpfpl_bench.demo.digits import the_same_sites_in_process
 from dpfpl_bench.simulate.simulation import SimulatedSite, Simulation
 from dpfpl_client.learning.learner import initial_context
+from dpfpl_client.models.backbone import LabelledFeatures
+from dpfpl_client.models.class_scorer import class_probabilities
 from dpfpl_client.models.dual_encoder import DualEncoder, as_dual_encoder
-from dpfpl_client.models.evaluation import LabelledFeatures, class_probabilities
 from dpfpl_client.models.text_tower.shared_prefix import ClassTokens
 from dpfpl_client.use.prompt import SitePrompt, load_prompt
 from dpfpl_common.errors import DpfplError, StateError

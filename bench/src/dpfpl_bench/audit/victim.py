@@ -13,9 +13,9 @@ import torch
 
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
 from dpfpl_client.learning.step import RandomnessSource
-from dpfpl_client.models.class_scorer import per_example_gradients
+from dpfpl_client.models.backbone import LabelledFeatures
+from dpfpl_client.models.class_scorer import class_probabilities, per_example_gradients
 from dpfpl_client.models.dual_encoder import DualEncoder
-from dpfpl_client.models.evaluation import LabelledFeatures, class_probabilities
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.optimizer import OptimizerState, descend
 

@@ -6,7 +6,8 @@ from dpfpl_bench.demo.demonstration import DemoRequest, Federation, Scenario, ed
 from dpfpl_bench.simulate.simulation import SimulatedSite, prepare_sites
 from dpfpl_client.agent.features import FeatureCache
 from dpfpl_client.data import DataSettings, list_classes, load_pool, partition_sites
-from dpfpl_client.models.backbone import Backbone, load_backbone
+from dpfpl_client.models.backbone import Backbone
+from dpfpl_client.models.loader import load_backbone
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_common.privacy_plan import resolve_noise
 

@@ -7,7 +7,8 @@ from dpfpl_bench.demo.drawn_sites import drawn_sites, with_neighbours, write_que
 from dpfpl_bench.simulate.simulation import SimulatedSite, prepare_sites
 from dpfpl_client.agent.features import FeatureCache
 from dpfpl_client.data import DataSettings, load_site_data
-from dpfpl_client.models.backbone import Backbone, load_backbone
+from dpfpl_client.models.backbone import Backbone
+from dpfpl_client.models.loader import load_backbone
 from dpfpl_common.experiment import (
     Experiment,
     ModelSettings,

@@ -14,8 +14,7 @@ import torch
 
 from dpfpl_bench.simulate.simulation import SimulatedSite, Simulation
 from dpfpl_client.learning.learner import PromptLearner, SiteFeatures
-from dpfpl_client.models.backbone import Backbone
-from dpfpl_client.models.evaluation import LabelledFeatures
+from dpfpl_client.models.backbone import Backbone, LabelledFeatures
 from dpfpl_common.experiment import Experiment, RoundSettings
 from dpfpl_common.wire.payloads import Context
 from dpfpl_server.runs.result import mean

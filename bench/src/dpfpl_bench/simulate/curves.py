@@ -11,10 +11,9 @@ from torch import Tensor
 
 from dpfpl_bench.simulate.simulation import SimulatedSite
 from dpfpl_client.learning.learner import PromptLearner, SiteFeatures
-from dpfpl_client.models.backbone import Backbone
+from dpfpl_client.models.backbone import Backbone, LabelledFeatures
 from dpfpl_client.models.class_scorer import ClassScorer
 from dpfpl_client.models.dual_encoder import DualEncoder
-from dpfpl_client.models.evaluation import LabelledFeatures
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.wire.payloads import Context
 from dpfpl_server.runs.result import mean

@@ -34,8 +34,8 @@ from dpfpl_client.agent.ledger.book import Ledger
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.learning.learner import SiteFeatures
 from dpfpl_client.learning.step import SeededRandomness
-from dpfpl_client.models.backbone import Backbone, load_backbone
-from dpfpl_client.models.evaluation import LabelledFeatures
+from dpfpl_client.models.backbone import Backbone, LabelledFeatures
+from dpfpl_client.models.loader import load_backbone
 from dpfpl_common.errors import ConfigError, RoundError
 from dpfpl_common.experiment import Experiment
 from dpfpl_server.federation.exchange import exchange

@@ -15,9 +15,9 @@ from dpfpl_bench.simulate.simulation import SimulatedSite, Simulation, prepare_s
 from dpfpl_bench.simulate.sources import domain_classes, domain_sites
 from dpfpl_client.agent.features import FeatureCache
 from dpfpl_client.data import DataSettings, ImageRecord, SiteData, list_classes, partition_sites, read_pool
-from dpfpl_client.models.backbone import Backbone, load_computing
+from dpfpl_client.models.backbone import Backbone, too_long_answers
 from dpfpl_client.models.dual_encoder import DualEncoder
-from dpfpl_client.models.evaluation import too_long_answers
+from dpfpl_client.models.loader import load_computing
 from dpfpl_client.site.settings import ComputeSettings
 from dpfpl_common.errors import ConfigError
 from dpfpl_common.ops.files import write_durably

@@ -16,7 +16,8 @@ from dpfpl_client.agent.policy_file import PolicyFile
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.data import DataProblem, ImageRecord, SiteData, list_classes, load_site_data
 from dpfpl_client.learning.step import RandomnessSource, SeededRandomness, SystemRandomness
-from dpfpl_client.models.backbone import Backbone, load_computing
+from dpfpl_client.models.backbone import Backbone
+from dpfpl_client.models.loader import load_computing
 from dpfpl_client.site.settings import SiteSettings
 from dpfpl_common.errors import ConfigError, DataError, ModelError
 

@@ -20,8 +20,7 @@ from torch import Tensor
 
 from dpfpl_client.data import ImageRecord, SiteData
 from dpfpl_client.learning.learner import SiteFeatures
-from dpfpl_client.models.backbone import Backbone
-from dpfpl_client.models.evaluation import LabelledFeatures
+from dpfpl_client.models.backbone import Backbone, LabelledFeatures
 from dpfpl_common.ops.files import make_folder_durably, write_durably
 
 __all__ = ["KEY_BYTES", "MAX_BYTES", "FeatureCache", "FeatureFile", "images_to_compute", "site_features"]

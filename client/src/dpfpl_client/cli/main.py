@@ -244,7 +244,7 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write this site's prompt for plain transformers and peft, with a model card; refused where policy forbids it."""
-    from dpfpl_client.models.backbone import load_computing
+    from dpfpl_client.models.loader import load_computing
     from dpfpl_client.use.exporting.export import export_prompt
     from dpfpl_client.use.prompt import load_prompt
 
@@ -338,7 +338,7 @@ def _load(site: Path) -> SiteSettings:
 def _classifier(
     settings: SiteSettings, experiment: str | None, alpha: float | None = None, question: str | None = ""
 ) -> "Classifier":
-    from dpfpl_client.models.backbone import load_computing
+    from dpfpl_client.models.loader import load_computing
     from dpfpl_client.use.prompt import load_prompt
 
     prompt = load_prompt(settings.state_folder, experiment)

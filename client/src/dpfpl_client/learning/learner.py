@@ -12,9 +12,8 @@ from dpfpl_client.learning.methods import build_method
 from dpfpl_client.learning.prototypes import noised_class_sums, prototypes_from
 from dpfpl_client.learning.pulls import Pull, public_pull
 from dpfpl_client.learning.step import ROUNDING_MARGIN, Randomness, batch_gradient, noised_step, released_update
-from dpfpl_client.models.backbone import Backbone
+from dpfpl_client.models.backbone import Backbone, LabelledFeatures, too_long_answers
 from dpfpl_client.models.class_scorer import direction_count
-from dpfpl_client.models.evaluation import LabelledFeatures, too_long_answers
 from dpfpl_common.errors import ModelError
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.optimizer import OptimizerState, descend

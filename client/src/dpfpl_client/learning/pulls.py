@@ -11,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dpfpl_client.models.backbone import Scorer
-from dpfpl_client.models.evaluation import LabelledFeatures
+from dpfpl_client.models.backbone import LabelledFeatures, Scorer
 from dpfpl_common.experiment import Experiment
 
 __all__ = ["TEMPERATURE", "Pull", "contrast_cotangents", "public_pull"]

@@ -1,28 +1,47 @@
 """What prompt learning needs of a frozen vision-language model, whatever its family.
 
 ``Backbone`` is a loaded model: image rows, initial texts, identity. ``Scorer`` is a backbone joined to one experiment's
-task: gradients of the context, one per example. ``Predictor`` is a scorer joined to one context: answers. Which family
-serves a model is decided here, from the model's own config.json; nobody above asks.
+task: gradients of the context, one per example. ``Predictor`` is a scorer joined to one context: answers.
+:mod:`dpfpl_client.models.loader` decides which family serves a model; nobody above asks.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
 
-from dpfpl_client.models.files import model_folder, model_type
-from dpfpl_client.models.placement import CPU, device_named
 from dpfpl_common.errors import ModelError
+from dpfpl_common.experiment import Experiment, GradientSettings, TaskSettings
 
-if TYPE_CHECKING:
-    from dpfpl_client.models.evaluation import LabelledFeatures
-    from dpfpl_client.site.settings import ComputeSettings
-    from dpfpl_common.experiment import Experiment, GradientSettings
 
-__all__ = ["Backbone", "Predictor", "Scorer", "load_backbone", "load_computing"]
+@dataclass(frozen=True)
+class LabelledFeatures:
+    """Image rows [n, feature_size] (unit features, where the model compares) and class indices [n].
+
+    ``asked``, where questions are to be answered: question and right answer of every example; labels then mean nothing.
+    """
+
+    features: Tensor
+    labels: Tensor
+    asked: tuple[tuple[str, str], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def none(self) -> "LabelledFeatures":
+        """An empty set of the same kind of rows."""
+        return LabelledFeatures(self.features[:0], self.labels[:0])
+
+    def take(self, indices: npt.NDArray[np.int64]) -> "LabelledFeatures":
+        """Those of these indices."""
+        chosen = torch.from_numpy(indices)
+        asked = tuple(self.asked[int(index)] for index in indices) if self.asked else ()
+        return LabelledFeatures(self.features[chosen], self.labels[chosen], asked)
 
 
 class Predictor(Protocol):
@@ -43,7 +62,7 @@ class Predictor(Protocol):
         """
         ...
 
-    def accuracy(self, examples: "LabelledFeatures") -> float | None:
+    def accuracy(self, examples: LabelledFeatures) -> float | None:
         """Share of right answers, of captions the mean overlap of words; None without examples."""
         ...
 
@@ -51,11 +70,11 @@ class Predictor(Protocol):
 class Scorer(Protocol):
     """A backbone joined to one experiment's task."""
 
-    def gradients(self, context: Tensor, examples: "LabelledFeatures", estimate: "GradientSettings") -> Tensor:
+    def gradients(self, context: Tensor, examples: LabelledFeatures, estimate: GradientSettings) -> Tensor:
         """d loss_x / d context for every example x, [batch, num_context, width]; row x depends on example x alone."""
         ...
 
-    def total_gradient(self, context: Tensor, examples: "LabelledFeatures", weights: Tensor) -> Tensor:
+    def total_gradient(self, context: Tensor, examples: LabelledFeatures, weights: Tensor) -> Tensor:
         """``sum_x weights_x g_x`` [num_context, width], where nothing is clipped; weight 0 counts as absent."""
         ...
 
@@ -150,7 +169,7 @@ class Backbone(Protocol):
         """Hold at most ``size`` bytes of what is computed of images between steps; ignored where nothing is held."""
         ...
 
-    def scorer(self, experiment: "Experiment") -> Scorer:
+    def scorer(self, experiment: Experiment) -> Scorer:
         """The model joined to an experiment's task.
 
         Raises:
@@ -159,62 +178,28 @@ class Backbone(Protocol):
         ...
 
 
-def load_backbone(
-    model: str,
-    *,
-    offline: bool = True,
-    dtype: torch.dtype = torch.float32,
-    device: str | torch.device = CPU,
-) -> Backbone:
-    """Load a model of any known family.
+def no_answers(family: str) -> ModelError:
+    """NO_ANSWERS: the task is to answer questions, and the model only compares."""
+    return ModelError(
+        code="NO_ANSWERS",
+        message=f"A model of the family {family!r} answers no questions (task vqa).",
+        advice="Use a generative vision-language model, or the task classify.",
+    )
+
+
+def too_long_answers(scorer: Scorer, task: TaskSettings, answers: Sequence[str]) -> str:
+    """What a site should know about its answers, with a code; empty where all can be said.
 
     Args:
-        model: "embedded" or "embedded-vlm", a folder in Hugging Face format, or a Hugging Face id.
-        offline: do not reach for the network; a hub id must then be in the local cache.
-        dtype: in which to compute: float32; bfloat16, half the memory, for generative models; float64 for comparisons.
-        device: where to compute: ``cpu``, ``cuda``, ``cuda:1``. What the backbone takes and gives is on the processor.
-
-    Raises:
-        ModelError: the model is missing, has no safetensors weights, is of an unknown family, does not load, or cannot
-            compute there or in that way.
+        scorer: the model joined to the experiment.
+        task: the experiment's.
+        answers: the right ones.
     """
-    # Imported here: transformers takes seconds, and most commands never load a model.
-    from dpfpl_client.models.clip import load_clip
-    from dpfpl_client.models.encoders import ENCODER_FAMILIES, load_encoder
-    from dpfpl_client.models.generative.backbone import load_generative
-    from dpfpl_client.models.generative.template import FAMILIES, REFUSED
-    from dpfpl_client.models.siglip import load_siglip
-
-    loaders: dict[str, Callable[[Path, torch.dtype, torch.device], Backbone]] = {
-        "clip": load_clip, "siglip": load_siglip, "siglip2": load_siglip,
-        **dict.fromkeys(ENCODER_FAMILIES, load_encoder), **dict.fromkeys(FAMILIES, load_generative),
-    }  # fmt: skip
-    place = device_named(device)
-    folder = model_folder(model, offline=offline)
-    family = model_type(folder)
-    if family not in loaders:
-        reason = REFUSED.get(family, "it is not among those whose gradients are known to be exact")
-        raise ModelError(
-            code="UNKNOWN_FAMILY",
-            message=f"The model in {folder} is of the family {family!r}, which cannot be used: {reason}.",
-            advice=f"Use a model whose config.json names one of: {', '.join(sorted(loaders))}.",
-        )
-    if dtype == torch.bfloat16 and family not in FAMILIES:
-        raise ModelError(
-            code="PRECISION_UNUSABLE",
-            message=f"A model of the family {family!r} computes in float32 only.",
-            advice="Leave the precision out; what rounding can save here is [gradients] precision in experiment.toml.",
-        )
-    return loaders[family](folder, dtype, place)
-
-
-def load_computing(model: str, compute: "ComputeSettings", *, offline: bool = True) -> Backbone:
-    """A model of any known family, where and as ``compute`` says.
-
-    Raises:
-        ModelError: as ``load_backbone``.
-    """
-    backbone = load_backbone(model, offline=offline, dtype=getattr(torch, compute.precision), device=compute.device)
-    if compute.picture_memory:
-        backbone.hold(compute.picture_memory * 2**20)
-    return backbone
+    count = scorer.cut_off(answers) if task.in_words else 0
+    if not count:
+        return ""
+    return (
+        f"{count} of {len(answers)} answers can never be right: what the model says ends after "
+        f"{task.max_answer_tokens} tokens. Shorten them, or have the experiment's task.max_answer_tokens raised. "
+        "[ANSWERS_TOO_LONG]"
+    )

@@ -1,15 +1,14 @@
 """An experiment's classes as features of a dual encoder: gradients, probabilities and accuracy by products."""
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dpfpl_client.models.dual_encoder import DualEncoder, no_answers
-from dpfpl_client.models.evaluation import LabelledFeatures, accuracy, head_probabilities
+from dpfpl_client.models.backbone import LabelledFeatures, no_answers
 from dpfpl_client.models.text_tower.choice import TextPass
 from dpfpl_client.models.text_tower.shared_prefix import ClassTokens
 from dpfpl_common.experiment import GradientSettings
@@ -27,6 +26,57 @@ __all__ = [
 ]
 
 
+class TextTowers(Protocol):
+    """What is asked of a dual encoder here: its class texts as features, and its head.
+
+    Attributes:
+        family: the model type of its config.json.
+        device: where the towers compute.
+        logit_scale: the model's own tau, multiplying cosine similarities.
+        logit_bias: added to the logits of a sigmoid head; None for a softmax head.
+    """
+
+    family: str
+    device: torch.device
+    logit_scale: float
+    logit_bias: float | None
+
+    def text_features(self, context: Tensor, tokens: ClassTokens) -> Tensor:
+        """Unit text features [classes, feature_size] of a context [num_context, width]."""
+        ...
+
+    def text_pass(
+        self, context: Tensor, tokens: ClassTokens, *, coarse: bool = False, singly: bool = False
+    ) -> TextPass:
+        """A forward pass of the text tower, to be pulled back to the context."""
+        ...
+
+
+@torch.no_grad()
+def class_probabilities(backbone: TextTowers, context: Tensor, tokens: ClassTokens, image_features: Tensor) -> Tensor:
+    """p(c | x) [n, classes] of a context [num_context, width] on unit image features [n, feature_size]."""
+    return head_probabilities(backbone, backbone.text_features(context, tokens), image_features)
+
+
+def head_probabilities(backbone: TextTowers, text_features: Tensor, image_features: Tensor) -> Tensor:
+    """The model's own head: a softmax over the classes, or a sigmoid for each where the model has a bias for it."""
+    logits = backbone.logit_scale * image_features @ text_features.T
+    return torch.softmax(logits, dim=1) if backbone.logit_bias is None else torch.sigmoid(logits + backbone.logit_bias)
+
+
+def accuracy(text_features: Tensor, images: LabelledFeatures) -> float | None:
+    """Share of images whose class is, among all of the experiment's, the nearest; None without images.
+
+    Args:
+        text_features: unit rows [classes, feature_size].
+        images: with unit features.
+    """
+    if len(images) == 0:
+        return None
+    predicted = (images.features @ text_features.T).argmax(dim=1)
+    return float((predicted == images.labels).double().mean())
+
+
 # Gradients of the loss with respect to the context, one per example.
 #
 # Exact by default. The cheaper estimates stay functions of one example each, and what an estimate gives is what is
@@ -38,7 +88,7 @@ EXACT: Final = GradientSettings()
 
 @torch.no_grad()
 def per_example_gradients(
-    backbone: DualEncoder,
+    backbone: TextTowers,
     context: Tensor,
     tokens: ClassTokens,
     image_features: Tensor,
@@ -78,7 +128,7 @@ def per_example_gradients(
 
 @torch.no_grad()
 def total_gradient(
-    backbone: DualEncoder,
+    backbone: TextTowers,
     context: Tensor,
     tokens: ClassTokens,
     image_features: Tensor,
@@ -147,7 +197,7 @@ def direction_count(num_classes: int, feature_size: int) -> int:
     return min(feature_size, max(16, 2 * num_classes))
 
 
-def text_directions(backbone: DualEncoder, tokens: ClassTokens, initial: torch.Tensor, count: int) -> Floats:
+def text_directions(backbone: TextTowers, tokens: ClassTokens, initial: torch.Tensor, count: int) -> Floats:
     """The ``count`` leading directions of the class texts' features around the initial prompt.
 
     Args:
@@ -179,7 +229,7 @@ class ClassPredictor:
         text_features: unit rows [classes, feature_size].
     """
 
-    def __init__(self, backbone: DualEncoder, text_features: Tensor) -> None:
+    def __init__(self, backbone: TextTowers, text_features: Tensor) -> None:
         self._backbone = backbone
         self.text_features = text_features
 
@@ -206,7 +256,7 @@ class ClassScorer:
         tokens: the experiment's classes.
     """
 
-    def __init__(self, backbone: DualEncoder, tokens: ClassTokens) -> None:
+    def __init__(self, backbone: TextTowers, tokens: ClassTokens) -> None:
         self._backbone, self._tokens, self._device = backbone, tokens.to(backbone.device), backbone.device
 
     def gradients(self, context: Tensor, examples: LabelledFeatures, estimate: "GradientSettings") -> Tensor:

@@ -4,25 +4,22 @@ What CLIP and SigLIP share. A family adds how a class prompt is laid out, its te
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from PIL import Image
 
+from dpfpl_client.models.backbone import Backbone, no_answers
+from dpfpl_client.models.class_scorer import ClassScorer
 from dpfpl_client.models.files import feature_identity
 from dpfpl_client.models.placement import batches
 from dpfpl_client.models.text_tower.choice import TextPass, TextTower
 from dpfpl_client.models.text_tower.shared_prefix import ClassTokens
 from dpfpl_client.models.words import Words, repeated_to_the_left
 from dpfpl_common.errors import ModelError
-from dpfpl_common.experiment import MECHANISMS
+from dpfpl_common.experiment import MECHANISMS, Experiment
 
-if TYPE_CHECKING:
-    from dpfpl_client.models.backbone import Backbone
-    from dpfpl_client.models.class_scorer import ClassScorer
-    from dpfpl_common.experiment import Experiment
-
-__all__ = ["DualEncoder", "as_dual_encoder", "no_answers"]
+__all__ = ["DualEncoder", "as_dual_encoder"]
 
 
 class DualEncoder:
@@ -77,15 +74,13 @@ class DualEncoder:
         embedding: torch.nn.Embedding = self._model.text_model.embeddings.token_embedding
         return embedding
 
-    def scorer(self, experiment: "Experiment") -> "ClassScorer":
+    def scorer(self, experiment: Experiment) -> ClassScorer:
         """The model joined to an experiment's classes.
 
         Raises:
             ModelError: NO_ANSWERS, the task is to answer questions; SPECIAL_TOKEN, a class name spells one; or a prompt
                 is too long.
         """
-        from dpfpl_client.models.class_scorer import ClassScorer
-
         if experiment.task.kind != "classify":
             raise no_answers(self.family)
         return ClassScorer(self, self.class_tokens(experiment.classes, experiment.prompt.num_context))
@@ -182,16 +177,7 @@ class DualEncoder:
         return int(self._tokenizer.eos_token_id)
 
 
-def no_answers(family: str) -> ModelError:
-    """NO_ANSWERS: the task is to answer questions, and the model only compares."""
-    return ModelError(
-        code="NO_ANSWERS",
-        message=f"A model of the family {family!r} answers no questions (task vqa).",
-        advice="Use a generative vision-language model, or the task classify.",
-    )
-
-
-def as_dual_encoder(backbone: "Backbone") -> DualEncoder:
+def as_dual_encoder(backbone: Backbone) -> DualEncoder:
     """The backbone, where what is to be done needs classes as features.
 
     Raises:

@@ -74,8 +74,8 @@ class SuperNodeSettings:
         user: the user, group and groups that it runs as, if not ours.
         control_folder: where its log and its configuration lie, if not in the state folder: what another user's
             processes can exchange for a link must not be written by us.
-        warm: answer from a warm process (:mod:`dpfpl_client.node.warm_node`); else Flower's own command, which asks every
-            3 s and spends a second of processor time per message.
+        warm: answer from a warm process (:mod:`dpfpl_client.node.warm_node`); else Flower's own command, which asks
+            every 3 s and spends a second of processor time per message.
     """
 
     site_name: str

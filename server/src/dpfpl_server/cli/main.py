@@ -15,9 +15,9 @@ from rich.console import Console  # noqa: E402
 from dpfpl_common.errors import DpfplError  # noqa: E402
 from dpfpl_common.ops.files import file_error  # noqa: E402
 from dpfpl_server.cli import experiments as experiments_cli  # noqa: E402
-from dpfpl_server.cli import operations as operations_cli
-from dpfpl_server.cli import pilot as pilot_cli
-from dpfpl_server.cli import sites as sites_cli
+from dpfpl_server.cli import operations as operations_cli  # noqa: E402
+from dpfpl_server.cli import pilot as pilot_cli  # noqa: E402
+from dpfpl_server.cli import sites as sites_cli  # noqa: E402
 from dpfpl_server.exit_codes import HELP, INTERRUPTED, exit_code_of  # noqa: E402
 
 __all__ = ["main"]

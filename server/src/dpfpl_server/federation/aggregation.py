@@ -89,8 +89,8 @@ def aggregate_sum(experiment: Experiment, updates: Updates, noise: NoiseSource) 
     replied; a sample without a single reply is noise alone. With sampled sites there is no quorum to keep: the noise is
     whole however few sites reply.
 
-    A robust rule (``dpfpl_server.federation.robust``) works on single messages. It is admitted under ``local`` trust only, where
-    each message carries the whole noise, so that whatever is made of them is post-processing.
+    A robust rule (``dpfpl_server.federation.robust``) works on single messages. It is admitted under ``local`` trust
+    only, where each message carries the whole noise, so that whatever is made of them is post-processing.
 
     Args:
         experiment: trust mode, norms and public divisor.
@@ -133,8 +133,8 @@ def initial_global_context(experiment: Experiment) -> Context:
 def update_norm_cap(experiment: Experiment) -> float:
     """A norm that an honest update exceeds with negligible probability.
 
-    What ``dpfpl_common.privacy_plan.largest_signal`` says of it without noise; the noise part is bounded by its expected norm
-    plus eight deviations. Under the unit ``site`` the noise is on the update itself.
+    What ``dpfpl_common.privacy_plan.largest_signal`` says of it without noise; the noise part is bounded by its
+    expected norm plus eight deviations. Under the unit ``site`` the noise is on the update itself.
     """
     privacy = experiment.privacy
     if privacy.unit == "site":

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dpfpl_client.models.backbone import load_backbone
-from dpfpl_client.models.evaluation import LabelledFeatures
+from dpfpl_client.models.backbone import LabelledFeatures
+from dpfpl_client.models.loader import load_backbone
 from dpfpl_common.experiment import (
     Experiment,
     ModelSettings,

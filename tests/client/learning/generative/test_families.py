@@ -11,10 +11,10 @@ from plain_generative import plain_logits, plain_loss, plain_model, plain_turn
 from dpfpl_client.data.questions import word_overlap
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
 from dpfpl_client.learning.step import SeededRandomness
-from dpfpl_client.models.backbone import load_backbone
 from dpfpl_client.models.class_scorer import EXACT
 from dpfpl_client.models.generative.language import LanguageModel
 from dpfpl_client.models.generative.template import FAMILIES
+from dpfpl_client.models.loader import load_backbone
 from dpfpl_common.errors import ModelError
 from dpfpl_common.experiment import GradientSettings, TaskSettings
 from random_models.generative import GENERATIVE

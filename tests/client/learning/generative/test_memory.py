@@ -8,10 +8,10 @@ import pytest
 import torch
 from plain_generative import plain_logits, plain_model
 
-from dpfpl_client.models.backbone import load_backbone
+from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_client.models.class_scorer import EXACT
-from dpfpl_client.models.evaluation import LabelledFeatures
 from dpfpl_client.models.generative import backbone as backbones
+from dpfpl_client.models.loader import load_backbone
 from dpfpl_common.errors import ModelError
 from dpfpl_common.experiment import TaskSettings
 from random_models.families import write_random_model

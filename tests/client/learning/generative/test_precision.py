@@ -9,11 +9,11 @@ from plain_generative import plain_loss, plain_model
 
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
 from dpfpl_client.learning.step import SeededRandomness
-from dpfpl_client.models.backbone import load_backbone
+from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_client.models.class_scorer import EXACT
-from dpfpl_client.models.evaluation import LabelledFeatures
 from dpfpl_client.models.generative import language
 from dpfpl_client.models.generative.template import FAMILIES
+from dpfpl_client.models.loader import load_backbone
 from dpfpl_common.errors import ModelError
 from random_models.families import write_random_model
 

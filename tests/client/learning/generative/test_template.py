@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from dpfpl_client.models.backbone import load_backbone
 from dpfpl_client.models.generative.layout import Ends, layout_of
 from dpfpl_client.models.generative.template import FAMILIES, processor_template, written_turn
+from dpfpl_client.models.loader import load_backbone
 from dpfpl_common.errors import ModelError
 from random_models.families import write_random_model
 

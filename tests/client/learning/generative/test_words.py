@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from dpfpl_client.models.backbone import load_backbone
 from dpfpl_client.models.generative.layout import layout_of
 from dpfpl_client.models.generative.template import FAMILIES
+from dpfpl_client.models.loader import load_backbone
 from dpfpl_client.models.words import Words
 from dpfpl_common.errors import ModelError
 from dpfpl_common.experiment import TaskSettings

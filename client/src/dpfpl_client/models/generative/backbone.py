@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 from PIL import Image
@@ -11,15 +11,12 @@ from dpfpl_client.models.class_scorer import EXACT
 from dpfpl_client.models.files import feature_identity, load_image_processor, load_parts, model_fingerprint, model_type
 from dpfpl_client.models.generative.language import LanguageModel
 from dpfpl_client.models.generative.layout import Ends, layout_of
+from dpfpl_client.models.generative.scorer import AnswerScorer
 from dpfpl_client.models.generative.template import FAMILIES, Family, processor_template
 from dpfpl_client.models.placement import batches
 from dpfpl_client.models.words import repeated_to_the_left
 from dpfpl_common.errors import ModelError
-from dpfpl_common.experiment import TASKS
-
-if TYPE_CHECKING:
-    from dpfpl_client.models.generative.scorer import AnswerScorer
-    from dpfpl_common.experiment import Experiment
+from dpfpl_common.experiment import TASKS, Experiment
 
 __all__ = ["GenerativeBackbone", "load_generative"]
 
@@ -144,15 +141,13 @@ class GenerativeBackbone:
             for row in self._rows(self._prepared(batch)):
                 yield _given(row.flatten()).clone()
 
-    def scorer(self, experiment: "Experiment") -> "AnswerScorer":
+    def scorer(self, experiment: Experiment) -> AnswerScorer:
         """The model joined to an experiment's task.
 
         Raises:
             ModelError: what the experiment asks for has no meaning for a model without features of classes; or
                 SPECIAL_TOKEN, its question or a class name spells one.
         """
-        from dpfpl_client.models.generative.scorer import AnswerScorer
-
         self.check_words(experiment.task.question, *experiment.classes)
         if experiment.privacy.mechanism not in self.mechanisms:
             raise ModelError(

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dpfpl_client.data.questions import same_answer, word_overlap
-from dpfpl_client.models.evaluation import LabelledFeatures
+from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_client.models.generative.language import KeysValues, LanguageModel
 from dpfpl_client.models.generative.layout import Layout
 from dpfpl_common.errors import ModelError

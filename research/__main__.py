@@ -1,31 +1,30 @@
-"""``dpfpl-bench attacks``, ``round``, ``scale`` and ``speed``: measurements that the documents quote."""
+"""``python -m research``: the measurements and tables that the documents quote. Run it in the repository's root.
 
-import json
-import sys
-from pathlib import Path
-from typing import Annotated
+It is no distribution, and nothing of it is installed at a site.
+"""
 
-import typer
-from rich.console import Console
+from dpfpl_common.ops.telemetry import silence_telemetry
 
-from dpfpl_common.errors import ConfigError
+silence_telemetry()
 
-__all__ = ["attacks", "models", "register", "round_cost", "scale", "speed", "speed_page"]
+import json  # noqa: E402  after telemetry is switched off
+import sys  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Annotated  # noqa: E402
 
+import typer  # noqa: E402
+from rich.console import Console  # noqa: E402
+
+from dpfpl_common.errors import ConfigError, DpfplError  # noqa: E402
+from research.tables.benchmarks import EXAMPLES, benchmarks  # noqa: E402
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console(stderr=True)
+app.command(epilog=EXAMPLES)(benchmarks)
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to ``dpfpl-bench``."""
-    app.command("attacks", epilog="Example: dpfpl-bench attacks --hostile 1/5 --seeds 3 --out runs/attacks")(attacks)
-    app.command("models", epilog="Example: dpfpl-bench models --page docs/models.md")(models)
-    app.command("round", epilog="Example: dpfpl-bench round --out runs/round --json")(round_cost)
-    app.command("scale", epilog="Example: dpfpl-bench scale --sites 10,100,1000 --rounds 2")(scale)
-    app.command("speed", epilog="Example: dpfpl-bench speed --quick --json")(speed)
-    app.command("speed-page", epilog="Example: dpfpl-bench speed-page --docs docs")(speed_page)
-
-
+@app.command("attacks", epilog="Example: python -m research attacks --hostile 1/5 --seeds 3 --out runs/attacks")
 def attacks(
     out: Annotated[Path, typer.Option(help="folder of the single runs' figures; what it has is not run again")] = Path(
         "runs/attacks"
@@ -55,6 +54,7 @@ def attacks(
         console.print(f"largest standard deviation over seeds, {figure} prompt: {spread:.1f} points", highlight=False)
 
 
+@app.command("models", epilog="Example: python -m research models --page docs/models.md")
 def models(
     family: Annotated[list[str] | None, typer.Option(help="only these; repeat the flag")] = None,
     page: Annotated[Path | None, typer.Option(help="file whose table is replaced")] = None,
@@ -115,6 +115,7 @@ def _federations(text: str) -> tuple[tuple[int, int], ...]:
     return tuple(found)
 
 
+@app.command("round", epilog="Example: python -m research round --out runs/round --json")
 def round_cost(
     out: Annotated[Path, typer.Option(help="folder for keys, logs and results; emptied first")] = Path("runs/round"),
     rounds: Annotated[int, typer.Option(min=2, help="rounds of the demo's experiment")] = 10,
@@ -134,6 +135,7 @@ def round_cost(
     )
 
 
+@app.command("scale", epilog="Example: python -m research scale --sites 10,100,1000 --rounds 2")
 def scale(
     sites: Annotated[str, typer.Option(help="numbers of sites")] = "10,100,1000",
     rounds: Annotated[int, typer.Option(min=1, help="federated rounds of each")] = 3,
@@ -156,6 +158,7 @@ def scale(
     sys.stdout.write(json.dumps(rows, indent=2) + "\n" if as_json else markdown(rows))
 
 
+@app.command("speed", epilog="Example: python -m research speed --quick --json")
 def speed(
     out: Annotated[Path, typer.Option(help="folder for bench.json")] = Path("runs/bench"),
     quick: Annotated[bool, typer.Option("--quick", help="a few minutes less, without the slowest contestants")] = False,
@@ -173,15 +176,27 @@ def speed(
     typer.echo(f"{out / 'bench.json'} after {result['seconds']:.0f} s")
 
 
+@app.command("speed-page", epilog="Example: python -m research speed-page --docs docs")
 def speed_page(
-    bench: Annotated[Path, typer.Option(help="what dpfpl-bench speed wrote")] = Path("runs/bench/bench.json"),
+    bench: Annotated[Path, typer.Option(help="what make bench wrote")] = Path("runs/bench/bench.json"),
     docs: Annotated[Path, typer.Option(help="folder for performance.md and its pictures")] = Path("docs"),
 ) -> None:
     """Write docs/performance.md from bench.json."""
     from research.speed.page import write_performance
 
     if not bench.is_file():
-        raise ConfigError(
-            code="NO_BENCH", message=f"There is no {bench}.", advice="Run dpfpl-bench speed (make bench) first."
-        )
+        raise ConfigError(code="NO_BENCH", message=f"There is no {bench}.", advice="Run make bench first.")
     typer.echo(str(write_performance(bench, docs)))
+
+
+def main() -> None:
+    """Entry point: our own errors become one clear message and exit code 2."""
+    try:
+        app()
+    except DpfplError as error:
+        console.print(f"{error.code} {error.message}\n{error.advice}", markup=False, highlight=False)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Loads a frozen model: which family serves it is decided here, from the model's own config.json."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from dpfpl_client.models.backbone import Backbone
+from dpfpl_client.models.files import model_folder, model_type
+from dpfpl_client.models.placement import CPU, device_named
+from dpfpl_client.site.settings import ComputeSettings
+from dpfpl_common.errors import ModelError
+
+
+def load_backbone(
+    model: str,
+    *,
+    offline: bool = True,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = CPU,
+) -> Backbone:
+    """Load a model of any known family.
+
+    Args:
+        model: "embedded" or "embedded-vlm", a folder in Hugging Face format, or a Hugging Face id.
+        offline: do not reach for the network; a hub id must then be in the local cache.
+        dtype: in which to compute: float32; bfloat16, half the memory, for generative models; float64 for comparisons.
+        device: where to compute: ``cpu``, ``cuda``, ``cuda:1``. What the backbone takes and gives is on the processor.
+
+    Raises:
+        ModelError: the model is missing, has no safetensors weights, is of an unknown family, does not load, or cannot
+            compute there or in that way.
+    """
+    # Imported here: transformers takes seconds, and most commands never load a model.
+    from dpfpl_client.models.clip import load_clip
+    from dpfpl_client.models.encoders import ENCODER_FAMILIES, load_encoder
+    from dpfpl_client.models.generative.backbone import load_generative
+    from dpfpl_client.models.generative.template import FAMILIES, REFUSED
+    from dpfpl_client.models.siglip import load_siglip
+
+    loaders: dict[str, Callable[[Path, torch.dtype, torch.device], Backbone]] = {
+        "clip": load_clip, "siglip": load_siglip, "siglip2": load_siglip,
+        **dict.fromkeys(ENCODER_FAMILIES, load_encoder), **dict.fromkeys(FAMILIES, load_generative),
+    }  # fmt: skip
+    place = device_named(device)
+    folder = model_folder(model, offline=offline)
+    family = model_type(folder)
+    if family not in loaders:
+        reason = REFUSED.get(family, "it is not among those whose gradients are known to be exact")
+        raise ModelError(
+            code="UNKNOWN_FAMILY",
+            message=f"The model in {folder} is of the family {family!r}, which cannot be used: {reason}.",
+            advice=f"Use a model whose config.json names one of: {', '.join(sorted(loaders))}.",
+        )
+    if dtype == torch.bfloat16 and family not in FAMILIES:
+        raise ModelError(
+            code="PRECISION_UNUSABLE",
+            message=f"A model of the family {family!r} computes in float32 only.",
+            advice="Leave the precision out; what rounding can save here is [gradients] precision in experiment.toml.",
+        )
+    return loaders[family](folder, dtype, place)
+
+
+def load_computing(model: str, compute: ComputeSettings, *, offline: bool = True) -> Backbone:
+    """A model of any known family, where and as ``compute`` says.
+
+    Raises:
+        ModelError: as ``load_backbone``.
+    """
+    backbone = load_backbone(model, offline=offline, dtype=getattr(torch, compute.precision), device=compute.device)
+    if compute.picture_memory:
+        backbone.hold(compute.picture_memory * 2**20)
+    return backbone
