@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dpfpl_common.ops.patches import Patch, changed_targets
 from dpfpl_client.node import flower_patches
+from dpfpl_common.ops.patches import Patch, changed_targets
 
 UPSTREAM = Path(__file__).parents[2] / "docs" / "upstream.md"
 

@@ -196,6 +196,7 @@ def hardened(docker: Engine, project: str, log: Log, attach: bool = False) -> No
         log.check("kill -9 agent", lambda: faults.kill_agent(fed))
         log.check("kill -9 ServerApp", lambda: faults.kill_serverapp(fed))
         log.check("L1 kill -9 SuperLink", lambda: faults.l1_kill_superlink(fed))
+        log.check("DR2 kill -9 executor", lambda: faults.kill_executor(fed))
         log.check("F15 docker stop while training", lambda: faults.f15_stop_while_training(fed))
         log.check("network cut", lambda: faults.network_cut(fed))
 

@@ -17,7 +17,7 @@ from flwr.cli.build import build_fab_from_files
 from flwr.cli.cli_client_interceptor import CliClientHttpInterceptor
 from flwr.client.grpc_rere_client.node_auth_client_interceptor import NodeAuthClientInterceptor
 from flwr.common.serde import fab_to_proto
-from flwr.proto.control_pb2 import StartRunRequest
+from flwr.proto.control_pb2 import StartRunRequest, StopRunRequest
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest, RegisterNodeFleetRequest
 from flwr.proto.fleet_pb2_grpc import FleetStub
 from flwr.proto.node_pb2 import Node
@@ -30,8 +30,10 @@ from flwr.supercore.runtime import RuntimeHttpClient
 
 from dpfpl_client.node.fleet_probe import load_node_key
 from dpfpl_common.ops.guard import descendants
-from dpfpl_common.ops.processes import ProcessGroup, free_ports
+from dpfpl_common.ops.heartbeat import life_sign
+from dpfpl_common.ops.processes import ProcessGroup, free_ports, wait_until
 from dpfpl_server.sites.bundle import bundle_files
+from dpfpl_server.sites.control_secret import ShownSecret, control_secret
 from dpfpl_server.sites.provision import ProvisionRequest, provision
 from dpfpl_server.sites.superlink import SuperLinkSettings, open_control, start_superlink
 
@@ -89,12 +91,12 @@ class Server:
     def grown_mb(self, before: dict[int, int]) -> float:
         """By how many megabytes the process that grew most did, at its peak since then."""
         grown = {pid: (_kilobytes(pid, "VmHWM") - was) / 1024 for pid, was in before.items()}
-        for pid, more in grown.items():
-            print(pid, Path(f"/proc/{pid}/cmdline").read_bytes()[-60:], before[pid], more)
         return max(grown.values())
 
     def settle(self) -> None:
         """Wait until nothing grows any more by itself: programs are still being loaded when a server answers."""
+        executor = self.folder / "life" / "executor"
+        wait_until(lambda: life_sign(executor).alive, timeout_s=60, what="the executor")
         for _ in range(3):
             self.call(None, "ActivateNode", ActivateNodeRequest())
         before = self.memory()
@@ -250,6 +252,15 @@ def test_DR3_another_user_of_the_machine_starts_nothing_and_takes_no_task(server
         grown = server.grown_mb(memory)
     with open_control(server.folder) as control:
         after = len(control.runs())
+    positive = ControlHttpClient.from_server_address(
+        server_address=address,
+        insecure=False,
+        root_certificates=authority,
+        interceptors=[*interceptors, ShownSecret(control_secret(server.folder))],
+    )
+    run_id = positive.StartRun(run).run_id  # the same request with the secret: it is the secret that is missing
+    positive.StopRun(StopRunRequest(run_id=run_id))
+    positive.close()
     print(f"DR3: {answers}, {after - before} runs more, {grown:.1f} MB more")
     assert set(answers.values()) == {401}
     assert after == before
@@ -261,9 +272,10 @@ def test_DR3_another_user_reads_no_key_and_no_secret(server: Server) -> None:
     for folder in (server.root, *server.root.parents):
         if folder.is_relative_to("/tmp") and folder != Path("/tmp"):
             folder.chmod(folder.stat().st_mode | 0o011)
+    assert server.folder.stat().st_mode & 0o077 == 0
     os.chmod(server.folder, 0o755)  # even where somebody opened the folder
     command = ["find", str(server.folder), "-type", "f", "-readable"]
     done = subprocess.run(command, user=65534, group=65534, extra_groups=[], capture_output=True, text=True)
     readable = {Path(line).name for line in done.stdout.splitlines()}
     print(f"DR3: another user reads {sorted(readable)}")
-    assert not {name for name in readable if name.endswith((".key", ".secret", ".db", ".toml", ".json", ".log"))}
+    assert readable <= {"ca.crt", "server.crt", "sites.json", "federation.json"}, "names and public keys at most"

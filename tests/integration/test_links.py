@@ -37,8 +37,8 @@ from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 from dpfpl_client.agent.ledger.view import summarise
 from dpfpl_client.data import DataSettings, list_classes
 from dpfpl_client.node.fleet_probe import load_node_key, probe_fleet
-from dpfpl_client.node.launch import start_agent, start_node, wait_for_agent
 from dpfpl_client.node.flower_patches import FATAL_EXIT
+from dpfpl_client.node.launch import start_agent, start_node, wait_for_agent
 from dpfpl_client.node.link import LinkState, link_file, read_link
 from dpfpl_client.node.supernode import connected_node_id, start_supernode, wait_until_connected
 from dpfpl_client.site.init import initialise
@@ -430,7 +430,8 @@ def test_L9_there_is_no_insecure_way_to_start(tmp_path: Path) -> None:
         federation.start_server()
     assert "--insecure" not in Path(supernode_command.__code__.co_filename).read_text()
     code = (
-        "from pathlib import Path; from dpfpl_client.node import flower_patches; import flwr.client.grpc_rere_client.connection as c;"
+        "from pathlib import Path; from dpfpl_client.node import flower_patches; "
+        "import flwr.client.grpc_rere_client.connection as c;"
         f"flower_patches.watch_the_link(Path({str(tmp_path / 'link.json')!r})); c.create_channel('127.0.0.1:1', True)"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -25,6 +25,7 @@ from flwr.superlink.config_loader import SuperLinkLifespanConfig
 from flwr.superlink.main import create_app
 
 from dpfpl_common.ops.patches import Patch
+
 __all__ = [
     "MOST_BYTES",
     "PATCHES",
@@ -53,6 +54,7 @@ FLEET_OPTIONS = (
     ("grpc.keepalive_permit_without_calls", 0),
 )
 
+_NODE_AUTH = "flwr.server.superlink.fleet.grpc_rere.node_auth_server_interceptor"
 PATCHES = (
     Patch(
         "guarded_superlink",
@@ -64,7 +66,7 @@ PATCHES = (
             "flwr.superlink.main:create_app": "abdf57daccb7",
             "flwr.supercore.grpc:generic_create_grpc_server": "5cf51aeb93d9",
             "flwr.server.superlink.fleet.grpc_rere.fleet_servicer:FleetServicer.__init__": "79ba569591f7",
-            "flwr.server.superlink.fleet.grpc_rere.node_auth_server_interceptor:NodeAuthServerInterceptor": "8b7f20e58c98",
+            f"{_NODE_AUTH}:NodeAuthServerInterceptor": "8b7f20e58c98",
         },
         "A key that nobody registered has 50 MB read, kept and logged; any key brings any other's node online; every "
         "local user may start runs and take their tasks.",
@@ -155,9 +157,9 @@ class _GuardedLifespan(SuperLinkLifespan):
 
 def show_with_every_call(interceptor: Any) -> None:
     """Have every Runtime client that this process opens use one more of Flower's HTTP interceptors."""
-    open_client: Callable[..., RuntimeHttpClient] = RuntimeHttpClient.from_server_address.__func__  # type: ignore[attr-defined]
+    open_client: Any = RuntimeHttpClient.from_server_address.__func__  # type: ignore[attr-defined]
 
-    def from_server_address(cls: type[RuntimeHttpClient], *args: Any, interceptors: Any, **kwargs: Any) -> Any:
+    def from_server_address(cls: type[RuntimeHttpClient], /, *args: Any, interceptors: Any, **kwargs: Any) -> Any:
         return open_client(cls, *args, interceptors=[*interceptors, interceptor], **kwargs)
 
     RuntimeHttpClient.from_server_address = classmethod(from_server_address)  # type: ignore[method-assign, assignment]

@@ -45,8 +45,8 @@ PATCHES = (
             "flwr.client.grpc_rere_client.connection:grpc_request_response": "2ca8b86b327f",
             "flwr.supercore.grpc:create_channel": "6d71819bdc98",
         },
-        "The channel is opened without keepalive and calls have no deadline: behind a link that swallows packets a call "
-        "hangs for minutes. A server whose certificate names another host is tried for ever.",
+        "The channel is opened without keepalive and calls have no deadline: behind a link that swallows packets "
+        "a call hangs for minutes. A server whose certificate names another host is tried for ever.",
         "SuperNode: keepalive, deadlines and errors that do not pass",
     ),
     Patch(

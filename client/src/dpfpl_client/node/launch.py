@@ -69,10 +69,10 @@ def end_for_good(settings: SiteSettings, node: ManagedProcess, status: int) -> D
     if link is not None and link.reason.startswith("KEY_WITHDRAWN"):
         return DeploymentError(
             code="KEY_WITHDRAWN",
-            message=f"The operator has revoked or replaced the key of {settings.name}: the server refuses it. This site "
-            "takes no part any more; its agent stops, and its ledger and its prompt stay as they are.",
-            advice="If you did not expect that, ask the operator (dpfpl-server sites list); a new kit makes you a member "
-            "again.",
+            message=f"The operator has revoked or replaced the key of {settings.name}: the server refuses it. This "
+            "site takes no part any more; its agent stops, and its ledger and its prompt stay as they are.",
+            advice="If you did not expect that, ask the operator (dpfpl-server sites list); a new kit makes you a "
+            "member again.",
         )
     return refused_for_good(node) if status else None
 

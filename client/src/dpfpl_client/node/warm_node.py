@@ -11,7 +11,8 @@ The Runtime API listens on loopback, where other users of the machine reach it. 
 requests for one are signed with a secret that is drawn at the start and lies in no file (Flower's SuperExec
 authentication). A task's token, which opens the rest of that API, travels by fork and stands in no command line.
 
-Takes the arguments of ``flower-supernode``; ``DPFPL_NODE_POLL_S`` sets the wait. Run by :mod:`dpfpl_client.node.supernode`.
+Takes the arguments of ``flower-supernode``; ``DPFPL_NODE_POLL_S`` sets the wait. Run by
+:mod:`dpfpl_client.node.supernode`.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Starts a process that crashed again: after growing pauses, visibly, and for ever unless it says that this is no use."""
+"""Starts a process that crashed again: after growing pauses, visibly, until it says that this is no use."""
 
 import time
 from collections.abc import Callable

@@ -10,8 +10,8 @@ from flwr.app import Context  # noqa: E402
 from flwr.serverapp import Grid, ServerApp  # noqa: E402
 
 from dpfpl_common.errors import ConfigError, DpfplError  # noqa: E402
-from dpfpl_server.flower_patches import bear_broken_connections, pull_again_soon  # noqa: E402
 from dpfpl_server.federation.rounds import DPFPLStrategy  # noqa: E402
+from dpfpl_server.flower_patches import bear_broken_connections, pull_again_soon  # noqa: E402
 from dpfpl_server.runs.folder import RunFolder  # noqa: E402
 
 __all__ = ["app"]

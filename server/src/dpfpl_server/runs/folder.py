@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dpfpl_common.errors import StateError
 from dpfpl_common.experiment import Experiment, parse_experiment
 from dpfpl_common.ops.files import write_durably
 from dpfpl_common.ops.heartbeat import Heartbeat, LifeSign, life_sign
@@ -37,7 +38,8 @@ class RunFolder:
         Raises:
             StateError: the folder belongs to another configuration.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(mode=0o700, exist_ok=True)
         file = self.path / "experiment.json"
         if file.exists():
             if parse_experiment(file.read_text()).digest() != experiment.digest():

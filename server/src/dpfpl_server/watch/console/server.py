@@ -7,8 +7,8 @@ import uvicorn
 
 from dpfpl_common.ops.http import PAGE_LIMITS, HttpGuard, address_shown, open_listener, read_http_token
 from dpfpl_server.sites.admin import list_sites
-from dpfpl_server.sites.superlink import SuperLinkSettings
 from dpfpl_server.sites.life import part_troubles
+from dpfpl_server.sites.superlink import SuperLinkSettings
 from dpfpl_server.watch.console.app import STATIC, Watcher, console_app
 
 __all__ = ["serve_console"]
