@@ -51,6 +51,6 @@ def test_fields_are_these_and_no_others():
 
 
 def test_there_is_no_switch_and_no_way_in_for_files():
-    text = re.sub(r"//.*", "", (COMMON / "src/dpfpl_common/agent.proto").read_text())
+    text = re.sub(r"//.*", "", (COMMON / "src/dpfpl_common/wire/agent.proto").read_text())
     for word in ("off", "debug", "raw", "seed", "path", "file", "url", "count", "personal", "Any", "Struct", "import"):
         assert not re.search(rf"\b\w*{word}\w*\b", text), word

@@ -19,7 +19,7 @@ from dpfpl_client.agent.policy import Policy, permit
 from dpfpl_client.agent.store import MemoryStore
 from dpfpl_client.data import DataSettings, list_classes, load_pool, partition_sites
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
-from dpfpl_client.learning.step import SeededRandomness, SystemRandomness, clipped_sums, released_update
+from dpfpl_client.learning.step import SeededRandomness, SystemRandomness
 from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_client.models.loader import load_backbone
 from dpfpl_client.use.exporting.card import Facts
@@ -36,9 +36,11 @@ from dpfpl_common.experiment import (
     RoundSettings,
 )
 from dpfpl_common.privacy.accounting import epsilon
+from dpfpl_common.privacy.clipping import clipped_sums
 from dpfpl_common.privacy.noise import NoNoise, SystemNoise
 from dpfpl_common.privacy.sampling import SeededSampler
-from dpfpl_common.privacy_plan import planned_events, resolve_noise
+from dpfpl_common.privacy.steps import noised_update
+from dpfpl_common.privacy_plan import planned_events, resolve_noise, site_noise_stddev
 from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, TrainRequest
 from dpfpl_server.federation.aggregation import aggregate, update_norm_cap
 from dpfpl_server.federation.rounds import DPFPLStrategy
@@ -49,6 +51,10 @@ pytestmark = pytest.mark.privacy
 
 CLASSES = ("cat", "dog", "owl")
 Z, C = 1.7, 0.3
+
+
+def released_update_of(experiment, update, noise):
+    return noised_update(update, experiment.privacy.clipping_norm, site_noise_stddev(experiment), noise)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +133,7 @@ def test_no_update_passes_the_clip(value):
     experiment = make_experiment()
     update = np.full(experiment.context_shape, 0.01)
     update[0, 0] = value
-    released = released_update(experiment, update, NoNoise())
+    released = released_update_of(experiment, update, NoNoise())
     assert np.linalg.norm(released) <= C
     assert bool(released.any()) == (value == 1e6)
 
@@ -135,7 +141,7 @@ def test_no_update_passes_the_clip(value):
 def test_a_small_update_is_sent_as_it_is():
     experiment = make_experiment()
     update = np.full(experiment.context_shape, 1e-3)
-    np.testing.assert_array_equal(released_update(experiment, update, NoNoise()), update)
+    np.testing.assert_array_equal(released_update_of(experiment, update, NoNoise()), update)
 
 
 def test_a_site_clips_its_sum_and_not_its_examples(backbone):
@@ -168,7 +174,7 @@ def test_the_noise_on_the_sum_has_this_stddev_and_no_other(trust, factor):
     source = SystemNoise()
     errors = []
     for _ in range(20):
-        sent = [released_update(experiment, update, source).astype("<f4") for update in updates]
+        sent = [released_update_of(experiment, update, source).astype("<f4") for update in updates]
         errors.append(aggregate(experiment, sent, source) * sites - updates.sum(axis=0))
     close = abs(np.std(errors) / (factor * Z * C) - 1) < 0.02
     assert close == (factor == 1.0)

@@ -1,8 +1,9 @@
 """Breaks the mechanism on purpose, one way at a time, and shows that the tests notice (``make mutate``).
 
-What it does. Before anything runs, every break is looked at: the text to change is there exactly once, what it becomes
-compiles and names nothing that is not there, its tests exist. Then all these tests must pass in unbroken copies of the
-working tree, file by file. Then each break is made in a copy, its tests are run there, and it is
+What it does. Before anything runs, every break is looked at: the piece of code to change is there exactly once
+(``anchor.py`` says how it is found), what it becomes compiles and names nothing that is not there, its tests exist.
+Then all these tests must pass in unbroken copies of the working tree, file by file. Then each break is made in a copy,
+its tests are run there, and it is
 
 - ``caught``: one of its tests ran and failed (which ends the run), and not because the broken code could not be
   imported or read;
@@ -17,12 +18,14 @@ goes on. They hold for this very working tree and this very break; a change of e
 ``caught N of N``, N being all that were chosen; the exit code is 0 only if all are caught.
 
     make mutate
+    make mutate MUTATE_ARGS=--check                  # only look at the breaks: seconds, and says where moved code is
     make mutate MUTATE_ARGS="--part 1/3"             # a third of them, in order; the others keep their results
     make mutate MUTATE_ARGS="one_shot row"           # those whose names have all these words
     make mutate MUTATE_ARGS="--fresh --workers 1"    # nothing is taken from an earlier run
 """
 
 import argparse
+import ast
 import compileall
 import hashlib
 import json
@@ -40,6 +43,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from accounting import ACCOUNTING
+from anchor import AnchorError, broken, module_file
 from crash_safety import CRASH_SAFETY
 from federation import FEDERATION
 from mechanism import MECHANISM
@@ -57,7 +61,9 @@ WORDS = {
     "timed out": "TIMED OUT ",
     "skipped": "NOT SHOWN ",
 }
-IGNORED = (".git", ".venv", "runs", "__pycache__", ".*_cache", ".hypothesis", "dist", "build", "wheels", ".coverage*")
+IGNORED = (".git", ".venv", "__pycache__", ".*_cache", ".hypothesis", "dist", "build", "wheels", ".coverage*")
+RESULTS = "runs"
+"""At the root alone: a package may have this name."""
 
 
 @dataclass(frozen=True)
@@ -66,14 +72,14 @@ class Mutation:
 
     Attributes:
         name: what is broken, in words.
-        file: where.
-        old: text that occurs there exactly once.
+        place: where: dotted module and name, see ``anchor.py``.
+        old: a piece of code that is there exactly once.
         new: what it becomes.
         tests: node ids of which at least one must fail.
     """
 
     name: str
-    file: str
+    place: str
     old: str
     new: str
     tests: tuple[str, ...]
@@ -81,11 +87,15 @@ class Mutation:
     @property
     def module(self) -> str:
         """Dotted name of the changed module."""
-        return self.file.split("/src/")[1].removesuffix(".py").replace("/", ".")
+        return self.place.split(":")[0]
+
+    def file(self, root: Path) -> Path:
+        """The changed file."""
+        return module_file(root, self.place)
 
     def text(self, root: Path) -> str:
-        """The changed file."""
-        return (root / self.file).read_text(encoding="utf-8").replace(self.old, self.new)
+        """What the changed file becomes."""
+        return broken(root, self.place, self.old, self.new)
 
 
 MUTATIONS = tuple(
@@ -99,25 +109,28 @@ def problems(mutations: Sequence[Mutation], root: Path) -> list[str]:
     names = [mutation.name for mutation in mutations]
     found += [f"{name}: there are two of this name" for name in sorted({n for n in names if names.count(n) > 1})]
     for mutation in mutations:
-        count = (root / mutation.file).read_text(encoding="utf-8").count(mutation.old)
-        if count != 1:
-            found.append(f"{mutation.name}: the text to change is there {count} times in {mutation.file}, not once")
         for test in mutation.tests:
             file, function = re.match(r"([^:]+)::(\w+)", test).groups()
-            if f"def {function}(" not in (root / file).read_text(encoding="utf-8"):
+            path = root / file
+            if not path.is_file() or f"def {function}(" not in path.read_text(encoding="utf-8"):
                 found.append(f"{mutation.name}: there is no test {test}")
-    return found or _no_programs(mutations, root)
+    return found + _no_programs(mutations, root)
 
 
 def _no_programs(mutations: Sequence[Mutation], root: Path) -> list[str]:
-    """Breaks that do not compile, or name what is nowhere defined."""
+    """Breaks whose place is not found, that change nothing, do not compile, or name what is nowhere defined."""
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for number, mutation in enumerate(mutations):
             path = Path(folder) / f"{number}.py"
-            path.write_text(mutation.text(root), encoding="utf-8")
             try:
+                before, after = mutation.file(root).read_text(encoding="utf-8"), mutation.text(root)
+                if ast.dump(ast.parse(before)) == ast.dump(ast.parse(after)):
+                    found.append(f"{mutation.name}: it changes nothing")
+                path.write_text(after, encoding="utf-8")
                 py_compile.compile(str(path), cfile=str(path.with_suffix(".pyc")), doraise=True)
+            except (AnchorError, SyntaxError) as error:
+                found.append(f"{mutation.name}: {error}")
             except py_compile.PyCompileError as error:
                 found.append(f"{mutation.name}: {error.exc_value}")
         command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821,F823", "-q"]
@@ -161,7 +174,7 @@ def _digest(parts: Iterable[str]) -> str:
 def tree_digest(root: Path) -> str:
     """Of all code and all tests; the lists of breaks are not part of it, as each break is known by its own text."""
     files = [root / "pyproject.toml", root / "constraints.txt"]
-    for folder in ("common", "client", "server", "bench", "tests"):
+    for folder in ("common", "client", "server", "bench", "research", "tests"):
         files += [p for p in (root / folder).rglob("*") if p.is_file() and p.suffix != ".pyc"]
     parts = []
     for file in sorted(files):
@@ -188,8 +201,9 @@ def side_by_side(jobs: Sequence[Job], copies: Sequence[Path], told: Callable[[Jo
             while waiting and free:
                 job, copy = waiting.pop(0), free.pop()
                 if job.mutation:
-                    shutil.copyfile(copy / job.mutation.file, copy / "unbroken.txt")
-                    (copy / job.mutation.file).write_text(job.mutation.text(copy), encoding="utf-8")
+                    file = job.mutation.file(copy)
+                    shutil.copyfile(file, copy / "unbroken.txt")
+                    file.write_text(job.mutation.text(copy), encoding="utf-8")
                 module = job.mutation.module if job.mutation else ""
                 running.append((job, copy, started(copy, job.tests, module, job.limit_s)))
             time.sleep(0.02)
@@ -198,7 +212,7 @@ def side_by_side(jobs: Sequence[Job], copies: Sequence[Path], told: Callable[[Jo
                 if (outcome := child.ended()) is not None:
                     running.remove(entry)
                     if job.mutation:
-                        shutil.copyfile(copy / "unbroken.txt", copy / job.mutation.file)
+                        shutil.copyfile(copy / "unbroken.txt", job.mutation.file(copy))
                     free.append(copy)
                     told(job, outcome)
     finally:
@@ -210,8 +224,13 @@ def made_copies(folder: Path, count: int, root: Path = ROOT) -> list[Path]:
     """Copies of the working tree; their byte code is checked against the source's content, not against its time."""
     folder.chmod(0o755)  # some tests have other users run what is inside
     copies = [folder / f"copy-{number}" for number in range(count)]
+    ignored = shutil.ignore_patterns(*IGNORED)
+
+    def left_out(of: str, names: list[str]) -> set[str]:
+        return ignored(of, names) | ({RESULTS} if Path(of) == root else set())
+
     for copy in copies:
-        shutil.copytree(root, copy, ignore=shutil.ignore_patterns(*IGNORED))
+        shutil.copytree(root, copy, ignore=left_out)
         for name in ("common", "client", "server", "bench"):
             mode = py_compile.PycInvalidationMode.CHECKED_HASH
             compileall.compile_dir(copy / name / "src", quiet=2, invalidation_mode=mode)
@@ -252,7 +271,7 @@ def shown(mutations: Sequence[Mutation], copies: Sequence[Path], results: Result
     """Make the breaks whose outcome is not known yet, print one line each; how many of all are caught."""
 
     def key(mutation: Mutation) -> tuple[str, ...]:
-        return ("broken", mutation.file, mutation.old, mutation.new, *mutation.tests)
+        return ("broken", mutation.place, mutation.old, mutation.new, *mutation.tests)
 
     def tell(mutation: Mutation, outcome: Outcome, earlier: str = "") -> None:
         why = f" [{outcome.test.split('::')[-1]}: {outcome.why}]" if outcome.test else f" [{outcome.why}]"
@@ -292,14 +311,18 @@ def main(arguments: Sequence[str]) -> int:
     """Look at the breaks, run the baseline, make the breaks; print one line each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", help="only breaks whose names have all these words")
+    parser.add_argument("--check", action="store_true", help="look at the breaks and run none")
     parser.add_argument("--part", default="1/1", help="which share of them, for instance 1/3")
     parser.add_argument("--workers", type=int, default=2, help="copies that work side by side")
     parser.add_argument("--fresh", action="store_true", help="forget what earlier runs showed")
-    parser.add_argument("--results", type=Path, default=ROOT / "runs" / "mutate" / "results.jsonl")
+    parser.add_argument("--results", type=Path, default=ROOT / RESULTS / "mutate" / "results.jsonl")
     options = parser.parse_args(arguments)
     if found := problems(MUTATIONS, ROOT):
         print("\n".join(["Nothing was run, because of the breaks themselves:", *found]))
         return 2
+    if options.check:
+        print(f"{len(MUTATIONS)} breaks, each found once")
+        return 0
     chosen = [mutation for mutation in MUTATIONS if all(word in mutation.name for word in options.words)]
     try:
         chosen = part_of(chosen, options.part)

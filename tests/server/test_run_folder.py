@@ -252,55 +252,6 @@ def test_abandoned_rounds_keep_their_drops(folder):
     ]
 
 
-def earlier_release(folder, checkpoint, final=None):
-    """The files that a run left before there was run.sqlite."""
-    with (folder.path / "checkpoint.npz").open("wb") as file:
-        np.savez(
-            file,
-            round=np.int64(checkpoint.round),
-            global_context=checkpoint.global_context,
-            first=checkpoint.optimizer.first,
-            second=checkpoint.optimizer.second,
-            steps=np.int64(checkpoint.optimizer.steps),
-            history=np.frombuffer(json.dumps(checkpoint.history).encode(), dtype=np.uint8),
-        )
-    (folder.path / "events.jsonl").write_text('{"at": 1.5, "phase": "TRAINING"}\n{"phase": "ROUND_D')
-    if final is not None:
-        folder.write_json("final.json", final)
-
-
-def test_a_run_of_an_earlier_release_is_taken_over(folder):
-    earlier_release(folder, make_checkpoint(2), {"north": {}})
-    folder.begin(make_experiment())
-    assert_same(folder.load_checkpoint(), make_checkpoint(2))
-    assert folder.events() == [{"at": 1.5, "phase": "TRAINING"}]
-    assert folder.store.fact("final") == {"north": {}}
-    folder.begin(make_experiment())  # once
-    assert len(folder.events()) == 1
-
-
-@pytest.mark.parametrize("length", [0, 4, 100, -1])
-def test_a_damaged_checkpoint_of_an_earlier_release_is_refused(folder, length):
-    earlier_release(folder, make_checkpoint(2))
-    file = folder.path / "checkpoint.npz"
-    file.write_bytes(file.read_bytes()[:length])
-    with pytest.raises(StateError) as caught:
-        folder.begin(make_experiment())
-    assert caught.value.code == "CHECKPOINT_DAMAGED"
-    assert not (folder.path / "run.sqlite").exists()
-
-
-def test_a_pickle_in_an_earlier_checkpoint_is_never_loaded(folder):
-    class Bomb:
-        def __reduce__(self):
-            return (pytest.fail, ("a pickle was loaded",))
-
-    with (folder.path / "checkpoint.npz").open("wb") as file:
-        np.savez(file, round=np.int64(1), global_context=np.array([Bomb()], dtype=object))
-    with pytest.raises(StateError):
-        folder.begin(make_experiment())
-
-
 def test_json_files_come_back_and_missing_ones_are_none(folder):
     assert folder.read_json("other.json") is None
     folder.write_json("other.json", {"north": {"personal_local": 0.5}})

@@ -2,7 +2,6 @@
 
 import json
 import re
-import struct
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,7 +26,6 @@ from dpfpl_server.watch import metrics
 from dpfpl_server.watch import metrics as server_health
 from dpfpl_server.watch.doctor import examine_server
 from dpfpl_server.watch.metrics import experiment_families, server_families, server_troubles
-from dpfpl_server.watch.tensorboard import event_record, read_records, write_curves
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -248,24 +246,3 @@ def test_O9_the_doctors_exit_codes(server, running, monkeypatch):
     assert call().exit_code == 1
     monkeypatch.setattr(server_doctor, "examine_server", lambda folder: [warning, error])
     assert (call().exit_code, json.loads(call("--json").stdout)["result"]) == (2, "errors")
-
-
-def test_curves_are_records_that_tensorboard_reads(tmp_path):
-    """The checksum is CRC-32C with TensorFlow's mask: its published value for these bytes."""
-    folder = complete(tmp_path / "runs", make_experiment())
-    path = write_curves(folder, tmp_path / "curves")
-    events = list(read_records(path.read_bytes()))
-    assert len(events) == 3
-    assert b"brain.Event:2" in events[0]
-    assert b"round/seconds" in events[2]
-    assert struct.pack("<f", 1.5) in events[2]
-    assert b"epsilon/prompt_recipient" in events[1]
-    damaged = bytearray(path.read_bytes())
-    damaged[-6] ^= 1
-    with pytest.raises(ValueError, match="damaged"):
-        list(read_records(bytes(damaged)))
-    from dpfpl_server.watch.tensorboard import _masked_crc
-
-    crc = 0xE3069283  # of "123456789", the check value in every catalogue of CRCs
-    assert _masked_crc(b"123456789") == struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
-    assert event_record(0.0, 300, {"a": 1.0})[12:].startswith(b"\x09")

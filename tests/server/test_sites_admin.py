@@ -4,7 +4,6 @@ import hashlib
 import json
 import stat
 import tarfile
-import zipfile
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -121,29 +120,24 @@ def test_an_unknown_site_is_named_and_nothing_changes(server, act):
     assert (caught.value.code, (server / "sites.json").read_bytes()) == ("UNKNOWN_SITE", before)
 
 
-@pytest.mark.parametrize("kind", ["tar.gz", "zip"])
-def test_an_archive_has_the_right_modes_and_its_checksum(tmp_path, kind):
-    result = provision(ProvisionRequest(tmp_path / "server", tmp_path / "kits", ("a",), archive=kind))
+def test_an_archive_has_the_right_modes_and_its_checksum(tmp_path):
+    result = provision(ProvisionRequest(tmp_path / "server", tmp_path / "kits", ("a",), archive="tar.gz"))
     archive = result.kits["a"]
-    assert archive == tmp_path / "kits" / f"a.{kind}"
+    assert archive == tmp_path / "kits" / "a.tar.gz"
     assert stat.S_IMODE(archive.stat().st_mode) == 0o600
-    digest, name = (tmp_path / "kits" / f"a.{kind}.sha256").read_text().split()
+    digest, name = (tmp_path / "kits" / "a.tar.gz.sha256").read_text().split()
     assert (digest, name) == (hashlib.sha256(archive.read_bytes()).hexdigest(), archive.name)
-    if kind == "zip":
-        with zipfile.ZipFile(archive) as file:
-            modes = {m.filename: (m.external_attr >> 16) & 0o777 for m in file.infolist()}
-    else:
-        with tarfile.open(archive) as file:
-            members = [m for m in file if m.isreg()]
-            modes = {m.name: m.mode for m in members}
-            assert {(m.uid, m.gid, m.uname) for m in members} == {(0, 0, "")}
+    with tarfile.open(archive) as file:
+        members = [m for m in file if m.isreg()]
+        modes = {m.name: m.mode for m in members}
+        assert {(m.uid, m.gid, m.uname) for m in members} == {(0, 0, "")}
     assert modes["a/node.key"] == modes["a/agent.key"] == 0o600
     assert modes["a/site.toml"] == 0o644
     assert sorted(p.name for p in (tmp_path / "kits").iterdir()) == [archive.name, f"{archive.name}.sha256"]
 
 
 def test_an_archive_is_never_replaced_without_force(tmp_path):
-    request = ProvisionRequest(tmp_path / "server", tmp_path / "kits", ("a",), archive="zip")
+    request = ProvisionRequest(tmp_path / "server", tmp_path / "kits", ("a",), archive="tar.gz")
     provision(request)
     (tmp_path / "server" / "sites.json").unlink()
     with pytest.raises(DeploymentError) as caught:
@@ -220,7 +214,7 @@ def test_the_commands_speak_json(server, running, tmp_path):
         assert result.exit_code == 0, result.output
         return json.loads(result.stdout)
 
-    assert call("sites", "add", "c", "--out", str(tmp_path / "m"), "--archive", "zip")["live"] is True
+    assert call("sites", "add", "c", "--out", str(tmp_path / "m"), "--archive", "tar.gz")["live"] is True
     assert call("sites", "rotate", "c", "--out", str(tmp_path / "n"))["kits"] == {"c": str(tmp_path / "n" / "c")}
     assert call("sites", "revoke", "c") == {"revoked": "c", "live": True}
     listed = call("sites", "list")

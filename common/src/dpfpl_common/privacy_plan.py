@@ -1,4 +1,4 @@
-"""From how many images on a class stands out of the noise of ``one_shot``: public facts only."""
+"""From an experiment to its privacy: who adds which noise, what each adversary is held to, how much noise is needed."""
 
 import math
 
@@ -23,25 +23,17 @@ __all__ = [
 ]
 
 
-# Who adds which noise to the shared gradient, and what each adversary is then held to.
-#
 # Symbols: N sites, D tolerated drop-outs, K tolerated colluders, z noise multiplier, C clipping norm of the global
 # block.
 #
 # - ``distributed`` (default): each site adds variance ``z^2 C^2 / H`` with ``H = max(1, N - D - K)`` to what it sends.
-# A
-#   round is aggregated only with at least N - D replies, so even with K of them pooling their knowledge, the noise that
-#   remains unknown to them has at least variance ``H z^2 C^2 / H = z^2 C^2``. The operator, who sees single messages,
-# is
-#   held only to the multiplier ``z / sqrt(H)`` of one message: no secure aggregation is claimed.
+#   A round is aggregated only with at least N - D replies, so even with K of them pooling their knowledge, the noise
+#   that remains unknown to them has at least variance ``H z^2 C^2 / H = z^2 C^2``. The operator, who sees single
+#   messages, is held only to the multiplier ``z / sqrt(H)`` of one message: no secure aggregation is claimed.
 # - ``central``: sites send clipped, un-noised sums and the server adds variance ``z^2 C^2``. The paper's setting; the
 #   operator sees the data's sums: no finite epsilon towards it.
 # - ``local``: each message carries the whole variance ``z^2 C^2``; the site derives its personal gradient from the same
 #   noised message, so nothing composes.
-#
-# The design document divides by N - D and corrects the claim for colluders afterwards. Dividing by N - D - K makes the
-# headline multiplier hold against another site, which always knows its own share.
-
 
 WHOLE_UPDATE = "whole_update"
 """The events' mechanism under the unit ``site``; tells the units apart in a ledger."""
@@ -184,11 +176,8 @@ def separate_blocks(experiment: Experiment) -> int:
 def _multiplier(experiment: Experiment) -> float:
     noise_multiplier = experiment.privacy.noise_multiplier
     if noise_multiplier is None:
-        raise ValueError("The experiment's noise_multiplier is not resolved yet; see planning.resolve_noise.")
+        raise ValueError("The experiment's noise_multiplier is not resolved yet; see resolve_noise.")
     return noise_multiplier
-
-
-# What an experiment will need before it starts: its noise level.
 
 
 def resolve_noise(experiment: Experiment) -> Experiment:

@@ -9,7 +9,7 @@ import pytest
 from dpfpl_client.agent.ledger.anchor import Registry
 from dpfpl_client.agent.ledger.book import Ledger
 from dpfpl_client.agent.ledger.file import SCHEMA_VERSION
-from dpfpl_common.errors import RefusedError, StateError
+from dpfpl_common.errors import StateError
 from dpfpl_common.privacy.accounting import PrivacyEvent, epsilon
 
 pytestmark = pytest.mark.privacy
@@ -254,103 +254,14 @@ def test_F12_the_anchor_is_durable_before_reserve_returns(place):
     assert len(ledger.charges()) == 2  # charged, and nothing may be released
 
 
-# O3: newer and older programs
+# O3: another program's ledger
 
 
-def old_ledger(path, charges):
-    """A file as the first schema's program left it."""
-    database = sqlite3.connect(path, isolation_level=None)
-    database.execute("CREATE TABLE IF NOT EXISTS experiments (name TEXT PRIMARY KEY, digest TEXT NOT NULL) STRICT")
-    database.execute(
-        """CREATE TABLE IF NOT EXISTS charges (
-        sequence INTEGER PRIMARY KEY AUTOINCREMENT,
-        experiment TEXT NOT NULL, round INTEGER NOT NULL, request_digest TEXT NOT NULL,
-        mechanism TEXT NOT NULL, noise_multiplier REAL NOT NULL, sample_rate REAL NOT NULL, steps INTEGER NOT NULL,
-        release_digest TEXT NOT NULL DEFAULT '', at TEXT NOT NULL
-    ) STRICT"""
-    )
-    database.execute("INSERT OR IGNORE INTO experiments VALUES ('pilot', 'configuration')")
-    for number, release in charges:
-        database.execute(
-            "INSERT INTO charges (experiment, round, request_digest, mechanism, noise_multiplier, sample_rate, steps,"
-            " release_digest, at) VALUES ('pilot', ?, 'request', 'per_step', 2.0, 0.5, 4, ?, '2026-01-01T00:00:00Z')",
-            (number, release),
-        )
-    return database
-
-
-def test_O3_an_old_ledger_is_brought_forward_with_its_spend(place):
-    old_ledger(place.path, [(1, "one"), (2, ""), (2, "two")]).close()
-    for _ in range(2):
-        ledger = place.open()
-        assert [(c.round, c.request_digest, c.release_digest) for c in ledger.charges()] == [
-            (1, "request", "one"),
-            (2, "request", ""),
-            (2, "request", "two"),
-        ]
-        assert ledger.events() == [PrivacyEvent("prompt_recipient", "per_step", 2.0, 0.5, 12)]
-        with pytest.raises(RefusedError, match="EXPERIMENT_CHANGED"):
-            ledger.check_name("pilot", "other")
-        ledger.close()
-    backup = sqlite3.connect(place.path.with_name("ledger.sqlite.schema-1.backup"))
-    assert backup.execute("SELECT count(*) FROM charges").fetchone() == (3,)
-
-
-def test_O3_what_the_operator_learned_is_computed_from_the_kept_experiment(place, experiment, changed):
-    from dpfpl_common.privacy_plan import planned_events
-
-    many = changed(experiment, sites=tuple(f"site-{number}" for number in range(9)))
-    (place.path.parent / "experiments" / "pilot").mkdir(parents=True)
-    (place.path.parent / "experiments" / "pilot" / "experiment.json").write_text(many.to_json())
-    old_ledger(place.path, [(1, "one")]).close()
-    expected = planned_events(many)[2].noise_multiplier
-    assert [event.noise_multiplier for event in place.open().events(adversary="operator")] == [expected]
-
-
-def test_O3_without_it_the_operator_is_taken_to_know_everything(place):
-    old_ledger(place.path, [(1, "one")]).close()
-    assert epsilon(place.open().events(adversary="operator"), 1e-5) == float("inf")
-
-
-def test_O3_a_migration_that_fails_leaves_the_old_ledger(place, monkeypatch):
-    old_ledger(place.path, [(1, "one")]).close()
-    before = place.path.read_bytes()
-
-    def fail(*_):
-        raise RuntimeError("power")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("dpfpl_client.agent.ledger.book.create_schema", fail)
-        with pytest.raises(RuntimeError):
-            place.open()
-    assert sqlite3.connect(place.path).execute("SELECT count(*) FROM charges").fetchone() == (1,)
-    assert len(before) <= len(place.path.read_bytes())
-    assert len(place.open().charges()) == 1
-
-
-def test_O3_the_first_program_refuses_the_present_schema(place):
-    place.with_rounds(1)
-    with pytest.raises(sqlite3.OperationalError, match="view"):
-        old_ledger(place.path, [(2, "")])
-    assert place.open().last_round("pilot") == 1
-
-
-def test_O3_this_program_refuses_a_later_schema(place):
+@pytest.mark.parametrize("schema", [1, SCHEMA_VERSION + 1])
+def test_O3_this_program_refuses_another_schema(place, schema):
     place.with_rounds(1)
     database = sqlite3.connect(place.path)
-    database.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    database.execute(f"PRAGMA user_version = {schema}")
     database.commit()
     database.close()
-    refused("LEDGER_NEWER", place.path, place.registry)
-
-
-def test_O3_the_copy_made_before_a_migration_cannot_be_put_back_unnoticed(place):
-    old_ledger(place.path, [(1, "one")]).close()
-    shutil.copy(place.path, place.folder / "old.sqlite")
-    ledger = place.open()
-    charge(ledger, 2)
-    ledger.close()
-    for file in place.path.parent.glob("ledger.sqlite*"):
-        file.unlink()
-    shutil.copy(place.folder / "old.sqlite", place.path)
-    refused("LEDGER_ROLLED_BACK", place.path, place.registry)
+    refused("LEDGER_OTHER_SCHEMA", place.path, place.registry)

@@ -5,7 +5,8 @@ import pytest
 import torch
 from opacus.optimizers import DPOptimizer
 
-from dpfpl_client.learning.step import BlockDPOptimizer, clipped_sums
+from dpfpl_client.learning.step import BlockDPOptimizer
+from dpfpl_common.privacy.clipping import clipped_sums
 from dpfpl_common.privacy.noise import NoNoise
 
 pytestmark = pytest.mark.privacy

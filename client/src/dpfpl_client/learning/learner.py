@@ -11,13 +11,14 @@ import torch
 from dpfpl_client.learning.methods import build_method
 from dpfpl_client.learning.prototypes import noised_class_sums, prototypes_from
 from dpfpl_client.learning.pulls import Pull, public_pull
-from dpfpl_client.learning.step import ROUNDING_MARGIN, Randomness, batch_gradient, noised_step, released_update
+from dpfpl_client.learning.step import Randomness, batch_gradient, noised_step
 from dpfpl_client.models.backbone import Backbone, LabelledFeatures, too_long_answers
 from dpfpl_client.models.class_scorer import direction_count
 from dpfpl_common.errors import ModelError
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.optimizer import OptimizerState, descend
-from dpfpl_common.privacy_plan import largest_signal
+from dpfpl_common.privacy.steps import ROUNDING_MARGIN, noised_update
+from dpfpl_common.privacy_plan import largest_signal, site_noise_stddev
 
 __all__ = ["PersonalState", "PromptLearner", "RoundResult", "SiteFeatures", "initial_context"]
 
@@ -191,7 +192,10 @@ class PromptLearner:
             gradient = batch_gradient(experiment, self._total(global_context, state.context, examples, finite)[None])
             update += gradient / experiment.rounds.local_steps
             state = self._moved(state, directions.merge([block[0] for block in directions.split(gradient[None])]))
-        return RoundResult(update=released_update(experiment, update, randomness.noise), state=state)
+        released = noised_update(
+            update, experiment.privacy.clipping_norm, site_noise_stddev(experiment), randomness.noise
+        )
+        return RoundResult(update=released, state=state)
 
     def _train_on_prototypes(
         self, global_context: npt.NDArray[np.float32], state: PersonalState, randomness: Randomness

@@ -1,10 +1,6 @@
-"""A site's contribution to one round under the unit ``site``: its whole update, clipped and noised once.
+"""What a site does in one step, and with which randomness: sample, differentiate, project, clip, add noise.
 
-Guarantee. Neighbouring: one site's whole data set more or less. Whatever the data, the site adds a vector of L2 norm at
-most C to the sum over sites; a site without data adds zero. With noise of standard deviation z C on that sum (the
-server's under ``central``, shares of it under ``distributed``) a round is one Gaussian mechanism of multiplier z, on a
-Poisson sample of the sites where they are sampled. Single examples are neither clipped nor noised, so what stays at the
-site, its personal prompt above all, is not private.
+The mechanisms themselves are in :mod:`dpfpl_common.privacy`; here an experiment's numbers are handed to them.
 """
 
 import os
@@ -19,13 +15,13 @@ from opacus.optimizers import DPOptimizer
 
 from dpfpl_client.learning.methods import Directions
 from dpfpl_common.experiment import Experiment
-from dpfpl_common.privacy.clipping import joint_clip_factors
+from dpfpl_common.privacy.clipping import clipped_sums
 from dpfpl_common.privacy.noise import NoiseSource, SeededNoise, SystemNoise
 from dpfpl_common.privacy.sampling import Sampler, SeededSampler, SystemSampler
+from dpfpl_common.privacy.steps import noised
 from dpfpl_common.privacy_plan import site_noise_stddev
 
 __all__ = [
-    "ROUNDING_MARGIN",
     "BlockDPOptimizer",
     "Randomness",
     "RandomnessSource",
@@ -33,9 +29,7 @@ __all__ = [
     "StepRelease",
     "SystemRandomness",
     "batch_gradient",
-    "clipped_sums",
     "noised_step",
-    "released_update",
 ]
 
 
@@ -139,7 +133,7 @@ class BlockDPOptimizer(DPOptimizer):  # type: ignore[misc]
         """Noise of its own for every block, from the noise source."""
         for p, stddev in zip(self.params, self._noise_stddevs, strict=True):
             total = p.summed_grad.numpy()
-            released = self._noise.add(total, stddev) if stddev > 0 else total
+            released = noised(total, stddev, self._noise)
             p.grad = torch.tensor(released)  # a copy: Opacus scales it in place
 
     def release(self, blocks: Sequence[Floats]) -> list[Floats]:
@@ -152,31 +146,13 @@ class BlockDPOptimizer(DPOptimizer):  # type: ignore[misc]
         return released
 
 
-def clipped_sums(blocks: Sequence[Floats], clipping_norms: Sequence[float], clipping: str = "joint") -> list[Floats]:
-    """Sums over the batch of clipped blocks [batch, ...]; a non-finite example is left out of all of them.
-
-    ``joint``: one example moves all the sums together by at most 1 in the metric ``sum_b |.|_b^2 / C_b^2``.
-    ``separate``: it moves each sum b by at most C_b on its own.
-    """
-    with np.errstate(over="ignore", invalid="ignore"):
-        squared = np.stack([np.square(block).sum(axis=tuple(range(1, block.ndim))) for block in blocks], axis=1)
-    if clipping == "joint":
-        factors = np.repeat(joint_clip_factors(squared, clipping_norms)[:, None], len(blocks), axis=1)
-    else:
-        each = [joint_clip_factors(squared[:, [b]], [norm]) for b, norm in enumerate(clipping_norms)]
-        factors = np.stack(each, axis=1)
-        factors[np.any(factors == 0, axis=1)] = 0.0
-    kept = factors[:, 0] > 0
-    return [np.tensordot(factors[kept, b], block[kept], axes=1) for b, block in enumerate(blocks)]
-
-
 # One noised step at one site: sample, differentiate, project, clip jointly, add noise.
 #
 # Guarantee. Neighbouring: one training example more or less. For every realisation of the other random choices the step
 # is one Gaussian mechanism of L2 sensitivity 1 in the metric that scales block b by 1 / C_b, with noise multiplier z
 # (minimum over the blocks), on a Poisson sample of rate q: one accountant entry per step. With separate clipping the
 # blocks are Gaussian mechanisms of their own, 1 / z_eff^2 = sum 1 / z_b^2, still one entry. What multiplier each
-# adversary faces is ``dpfpl_common.trust``.
+# adversary faces is ``dpfpl_common.privacy_plan``.
 
 
 @dataclass(frozen=True)
@@ -231,10 +207,6 @@ def noised_step(
     return StepRelease(shared=shared, personal=directions.merge(released))
 
 
-ROUNDING_MARGIN = 1e-6
-"""How far below a bound an update is held: more than sending it as float32 can lengthen it."""
-
-
 def batch_gradient(experiment: Experiment, gradients: Floats) -> Floats:
     """Sum of the examples' gradients [batch, num_context, width] over the public expected batch size; not private.
 
@@ -246,16 +218,3 @@ def batch_gradient(experiment: Experiment, gradients: Floats) -> Floats:
     with np.errstate(over="ignore", invalid="ignore"):
         total = gradients[finite].sum(axis=0) / divisor
         return total if np.isfinite(np.square(total).sum()) else np.zeros_like(total)
-
-
-def released_update(experiment: Experiment, update: Floats, noise: NoiseSource) -> Floats:
-    """The round's update [num_context, width], clipped as a whole to C, with the site's share of the noise.
-
-    An update that is not finite becomes zero; the noise is added all the same.
-    """
-    with np.errstate(over="ignore", invalid="ignore"):
-        squared = np.square(update).sum()
-    (factor,) = joint_clip_factors([[squared]], [experiment.privacy.clipping_norm * (1.0 - ROUNDING_MARGIN)])
-    clipped = factor * update if factor > 0 else np.zeros_like(update)
-    stddev = site_noise_stddev(experiment)
-    return noise.add(clipped, stddev) if stddev > 0 else clipped

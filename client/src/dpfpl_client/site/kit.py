@@ -4,10 +4,8 @@ import hashlib
 import hmac
 import io
 import re
-import stat
 import tarfile
 import tomllib
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,7 +31,7 @@ def unpack_kit(archive: Path, into: Path | None = None, sha256: str | None = Non
     0600 for keys, 0640 for the policy. ``site.toml`` and ``policy.toml`` that are there already stay as they are.
 
     Args:
-        archive: a .tar.gz or .zip.
+        archive: a .tar.gz.
         into: the site's folder; by default one with the site's name beside the archive.
         sha256: the checksum that the operator told over another way.
 
@@ -97,9 +95,8 @@ def _members(archive: Path, content: bytes) -> dict[str, bytes]:
     """The kit's files by name; nothing is written."""
     files: dict[str, bytes] = {}
     folders: set[str] = set()
-    reader = _zip_members if content.startswith(b"PK") else _tar_members
     try:
-        for name, data in reader(archive, content):
+        for name, data in _tar_members(archive, content):
             folder, _, file = name.partition("/")
             folders.add(folder)
             if not _FILE.fullmatch(folder) or not _FILE.fullmatch(file) or len(folders) > 1:
@@ -107,16 +104,8 @@ def _members(archive: Path, content: bytes) -> dict[str, bytes]:
             if file in files or len(files) >= MAX_FILES:
                 raise _bad(archive, "has a file twice or too many files")
             files[file] = data
-    except (
-        tarfile.TarError,
-        zipfile.BadZipFile,
-        OSError,
-        EOFError,
-        ValueError,
-        NotImplementedError,
-        RuntimeError,
-    ) as error:
-        raise _bad(archive, f"is no readable .tar.gz or .zip ({type(error).__name__})") from None
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        raise _bad(archive, f"is no readable .tar.gz ({type(error).__name__})") from None
     return files
 
 
@@ -131,20 +120,6 @@ def _tar_members(archive: Path, content: bytes) -> Iterator[tuple[str, bytes]]:
             if file is None:
                 raise _bad(archive, f"has the member {member.name[:80]!r}, which is too large")
             yield member.name, file.read(MAX_FILE_BYTES)
-
-
-def _zip_members(archive: Path, content: bytes) -> Iterator[tuple[str, bytes]]:
-    with zipfile.ZipFile(io.BytesIO(content)) as zipped:
-        for member in zipped.infolist():
-            if member.is_dir():
-                continue
-            if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG):
-                raise _bad(archive, f"has the member {member.filename[:80]!r}, which is no plain file")
-            with zipped.open(member) as file:
-                data = file.read(MAX_FILE_BYTES + 1)  # what it really unfolds to, whatever its header says
-            if len(data) > MAX_FILE_BYTES:
-                raise _bad(archive, f"has the member {member.filename[:80]!r}, which is too large")
-            yield member.filename, data
 
 
 def _name_in(site_toml: bytes, archive: Path) -> str:

@@ -1,9 +1,13 @@
-"""The per-example scale that bounds what one example adds to a release."""
+"""Clipping: the per-example scale that bounds what one example adds to a release, and sums under it."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["joint_clip_factors"]
+__all__ = ["clipped_sums", "joint_clip_factors"]
+
+Floats = npt.NDArray[np.float64]
 
 
 def joint_clip_factors(squared_norms: npt.ArrayLike, clipping_norms: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -38,3 +42,21 @@ def joint_clip_factors(squared_norms: npt.ArrayLike, clipping_norms: npt.ArrayLi
     # A hair below 1/joint: rounding must never lift a vector above its bound.
     factors = np.minimum(1.0, (1.0 - 1e-12) / np.maximum(joint, 1e-300))
     return np.where(finite, factors, 0.0)
+
+
+def clipped_sums(blocks: Sequence[Floats], clipping_norms: Sequence[float], clipping: str = "joint") -> list[Floats]:
+    """Sums over the batch of clipped blocks [batch, ...]; a non-finite example is left out of all of them.
+
+    ``joint``: one example moves all the sums together by at most 1 in the metric ``sum_b |.|_b^2 / C_b^2``.
+    ``separate``: it moves each sum b by at most C_b on its own.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        squared = np.stack([np.square(block).sum(axis=tuple(range(1, block.ndim))) for block in blocks], axis=1)
+    if clipping == "joint":
+        factors = np.repeat(joint_clip_factors(squared, clipping_norms)[:, None], len(blocks), axis=1)
+    else:
+        each = [joint_clip_factors(squared[:, [b]], [norm]) for b, norm in enumerate(clipping_norms)]
+        factors = np.stack(each, axis=1)
+        factors[np.any(factors == 0, axis=1)] = 0.0
+    kept = factors[:, 0] > 0
+    return [np.tensordot(factors[kept, b], block[kept], axes=1) for b, block in enumerate(blocks)]

@@ -50,7 +50,7 @@ def provision(
     port: Annotated[int, typer.Option(help="port under which the sites reach the server")] = 9092,
     also: Annotated[list[str] | None, typer.Option(help="further names or IPs for the certificate")] = None,
     force: Annotated[bool, typer.Option("--force", help="replace keys of sites that have some")] = False,
-    archive: Annotated[str, typer.Option(help="make each kit one file: tar.gz or zip")] = "",
+    archive: Annotated[str, typer.Option(help="make each kit one file: tar.gz")] = "",
     ca_key: sites_cli.CaKey = None,
     as_json: AsJson = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""``dpfpl-server doctor``, ``health`` and ``tensorboard``."""
+"""``dpfpl-server doctor`` and ``health``."""
 
 import json
 import sys
@@ -10,9 +10,8 @@ import typer
 __all__ = ["add_commands"]
 
 ServerFolder = Annotated[Path, typer.Option("--server", help="the server's folder: keys, register of sites, database")]
-RunsFolder = Annotated[Path, typer.Option("--runs", help="folder that holds one folder a run")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
-SERVER, RUNS = Path("server"), Path("runs")
+SERVER = Path("server")
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -21,7 +20,6 @@ def add_commands(app: typer.Typer) -> None:
         doctor
     )
     app.command(epilog="Example: dpfpl-server health --server server. Exit codes: 0 healthy, 1 unhealthy.")(health)
-    app.command(epilog="Example: dpfpl-server tensorboard demo --out curves; tensorboard --logdir curves")(tensorboard)
 
 
 def doctor(server: ServerFolder = SERVER, as_json: AsJson = False) -> None:
@@ -47,17 +45,3 @@ def health(server: ServerFolder = SERVER, as_json: AsJson = False) -> None:
             typer.echo(f"{trouble.part}: {trouble.message} [{trouble.code}]")
         typer.echo("unhealthy" if troubles else "healthy")
     sys.exit(UNHEALTHY if troubles else HEALTHY)
-
-
-def tensorboard(
-    name: Annotated[str, typer.Argument(help="name of the experiment")],
-    out: Annotated[Path, typer.Option(help="folder for the curves, one folder an experiment")],
-    runs: RunsFolder = RUNS,
-    as_json: AsJson = False,
-) -> None:
-    """Write a run's curves so far as TensorBoard reads them; needs nothing installed. Again replaces them."""
-    from dpfpl_server.runs.folder import RunFolder
-    from dpfpl_server.watch.tensorboard import write_curves
-
-    path = write_curves(RunFolder(runs / name), out)
-    typer.echo(json.dumps({"file": str(path)}) if as_json else str(path))

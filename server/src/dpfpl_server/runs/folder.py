@@ -18,7 +18,6 @@ from dpfpl_common.experiment import Experiment, parse_experiment
 from dpfpl_common.ops.files import write_durably
 from dpfpl_common.ops.heartbeat import Heartbeat, LifeSign, life_sign
 from dpfpl_server.federation.checkpoint import Checkpoint
-from dpfpl_server.runs.run_import import import_earlier_run
 from dpfpl_server.runs.store import RunStore
 
 __all__ = ["Checkpoint", "RunFolder"]
@@ -50,8 +49,6 @@ class RunFolder:
                 )
         else:
             write_durably(file, experiment.to_json().encode(), 0o644)
-        if (self.path / "checkpoint.npz").exists() and not (self.path / "run.sqlite").exists():
-            import_earlier_run(self.path, experiment, self.store)
 
     def experiment(self) -> Experiment:
         """The experiment that the folder belongs to."""

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import tarfile
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -163,7 +162,7 @@ def _replace(path: Path, content: bytes, mode: int) -> None:
     temporary.replace(path)
 
 
-ARCHIVE_KINDS = ("tar.gz", "zip")
+ARCHIVE_KINDS = ("tar.gz",)
 
 
 def archive_path(kits_folder: Path, site: str, kind: str) -> Path:
@@ -181,14 +180,14 @@ def archive_path(kits_folder: Path, site: str, kind: str) -> Path:
     return kits_folder / f"{site}.{kind}"
 
 
-def pack_kit(kit: Path, archive: Path, kind: str) -> str:
+def pack_kit(kit: Path, archive: Path) -> str:
     """Pack a kit's folder and return the archive's SHA-256, which also lies beside it as ``sha256sum -c`` reads it.
 
     The archive is as secret as the private keys in it: only its owner can read it, and every member keeps its file's
     mode. Owners and times are left out.
     """
     files = sorted(path for path in kit.iterdir() if path.is_file())
-    content = (_tar if kind == "tar.gz" else _zip)(kit.name, files)
+    content = _tar(kit.name, files)
     digest = hashlib.sha256(content).hexdigest()
     write_private(archive, content)
     write_public(archive.with_name(f"{archive.name}.sha256"), f"{digest}  {archive.name}\n".encode())
@@ -206,15 +205,4 @@ def _tar(site: str, files: list[Path]) -> bytes:
             member = tarfile.TarInfo(f"{site}/{path.name}")
             member.size, member.mode = len(content), path.stat().st_mode & 0o777
             archive.addfile(member, io.BytesIO(content))
-    return buffer.getvalue()
-
-
-def _zip(site: str, files: list[Path]) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in files:
-            member = zipfile.ZipInfo(f"{site}/{path.name}")
-            member.external_attr = (path.stat().st_mode & 0o177777) << 16  # a Unix mode, regular file included
-            member.compress_type = zipfile.ZIP_DEFLATED
-            archive.writestr(member, path.read_bytes())
     return buffer.getvalue()

@@ -47,7 +47,7 @@ class ProvisionRequest:
         port: port of the Fleet API there.
         more_addresses: further host names or IP addresses for the server's certificate.
         force: give sites that are provisioned already a new key (the old one stops working).
-        archive: make each kit one file, ``tar.gz`` or ``zip``, instead of a folder.
+        archive: make each kit one file, ``tar.gz``, instead of a folder.
         ca_key: the authority's private key where it is not kept in the server's folder.
     """
 
@@ -176,7 +176,7 @@ def _write(kit: Kit, path: Path, archive: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".kit-", dir=path.parent) as temporary:
         write_kit(kit, Path(temporary) / kit.name)
-        pack_kit(Path(temporary) / kit.name, path, archive)
+        pack_kit(Path(temporary) / kit.name, path)
 
 
 def _require_writable(kit: Path) -> None:

@@ -124,12 +124,12 @@ class LedgerFile:
         except StateError:
             self._database.close()
             raise
-        if self.version > SCHEMA_VERSION:
+        if self.version not in (0, SCHEMA_VERSION):
             self._database.close()
             raise StateError(
-                code="LEDGER_NEWER",
+                code="LEDGER_OTHER_SCHEMA",
                 message=f"The privacy ledger {path} has schema {self.version}; this program knows {SCHEMA_VERSION}.",
-                advice="A newer release of DP-FPL wrote it: install that one again.",
+                advice="Another release of DP-FPL wrote it: install that one again.",
             )
         self._sequence, self._head = 0, ROOT
 
