@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from dpfpl_client.learning.methods import build_method
+from dpfpl_client.learning.personal import PersonalState
 from dpfpl_client.learning.prototypes import noised_class_sums, prototypes_from
 from dpfpl_client.learning.pulls import Pull, public_pull
 from dpfpl_client.learning.step import Randomness, batch_gradient, noised_step
@@ -63,31 +64,6 @@ class SiteFeatures:
             return LabelledFeatures(images.features[labels >= 0], labels[labels >= 0])
 
         return SiteFeatures(mapped(self.train), mapped(self.test), mapped(self.neighbour_test), classes)
-
-
-@dataclass(frozen=True)
-class PersonalState:
-    """What a site keeps from round to round.
-
-    Attributes:
-        context: the personal context p_L [num_context, width]; a function of noised releases alone, but under the unit
-            ``site`` of un-noised gradients, so it must not leave the site.
-        optimizer: the optimizer's state for what the method trains.
-        class_sums: what ``one_shot`` released, noised, [classes, feature_size]; None before, and under ``per_step``.
-        parameters: what the method trains, where that is not the personal context itself; None elsewhere, and before
-            the first step. As private as the context, which is a function of it.
-    """
-
-    context: Floats
-    optimizer: OptimizerState
-    class_sums: Floats | None = None
-    parameters: Floats | None = None
-
-    @classmethod
-    def initial(cls, experiment: Experiment) -> "PersonalState":
-        """No personalisation yet."""
-        shape = experiment.context_shape
-        return cls(context=np.zeros(shape), optimizer=OptimizerState.zeros(shape))
 
 
 @dataclass(frozen=True)
