@@ -107,7 +107,9 @@ def _killed_and_back(fed: Federation, program: str) -> float:
     pid, began = fed.kill("server", program), time.monotonic()
 
     def back() -> bool:
-        alive = [p["pid"] for p in fed.processes("server") if program in p["command"] and "guard.py" not in p["command"]]
+        alive = [
+            p["pid"] for p in fed.processes("server") if program in p["command"] and "guard.py" not in p["command"]
+        ]
         return bool(alive) and pid not in alive and fed.running("server")
 
     wait_for(f"{program} to be back", back, 180)

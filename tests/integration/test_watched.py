@@ -76,7 +76,10 @@ class Federation:
     def health(self, *command: str) -> dict[str, str]:
         """Which parts the command ``health`` calls red, with their codes; empty if all is well."""
         done = subprocess.run(
-            [str(COMMANDS / command[0]), "health", *command[1:], "--json"], cwd=self.root, capture_output=True, text=True
+            [str(COMMANDS / command[0]), "health", *command[1:], "--json"],
+            cwd=self.root,
+            capture_output=True,
+            text=True,
         )
         reasons = {entry["part"]: entry["code"] for entry in json.loads(done.stdout)["reasons"]}
         assert done.returncode == (1 if reasons else 0)

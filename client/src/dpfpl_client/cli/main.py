@@ -14,7 +14,7 @@ import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 from dpfpl_client.agent.progress import ImageProgress  # noqa: E402
-from dpfpl_client.cli.gate import add_gate_commands  # noqa: E402
+from dpfpl_client.cli.gate import add_gate_commands, ask_about_looser_rules  # noqa: E402
 from dpfpl_client.cli.operations import add_commands  # noqa: E402
 from dpfpl_client.site.settings import SiteSettings, load_site  # noqa: E402
 from dpfpl_common.errors import ConfigError, DpfplError  # noqa: E402
@@ -70,6 +70,7 @@ def init(
         typer.echo(f"wrote {path}")
     if data is not None and (note := model_note(site)):
         typer.echo(note)
+    ask_about_looser_rules(site)
     typer.echo(f"Next: read policy.toml, then dpfpl-client check --site {site}")
 
 
