@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dpfpl_client.cli.say import say
 from dpfpl_client.site.settings import SiteSettings, load_site
 from dpfpl_common.errors import ConfigError
 
@@ -61,7 +62,7 @@ def approve(
     experiment = read_plan(plan) if plan is not None else pending_plan(settings, name)
     description = describe(settings, experiment)
     if not as_json:
-        typer.echo("\n".join(words(description)))
+        say("\n".join(words(description)))
     agreed = yes or (not as_json and typer.confirm("Approve it?"))
     if agreed:
         costs = {cost["adversary"]: cost["epsilon"] for cost in description["costs"]}
@@ -111,7 +112,7 @@ def policy_show(site: SiteFile = SITE, as_json: AsJson = False) -> None:
         _print_json({"rules": table, "not_accepted": looser})
         return
     for key, value in table.items():
-        typer.echo(
+        say(
             f"{key} = {json.dumps(value)}" + ("   # looser in policy.toml, not accepted" if key in looser else "")
         )
 
@@ -136,7 +137,7 @@ def policy_accept(
             advice=f"Looser: {', '.join(looser) or 'none'}.",
         )  # fmt: skip
     if not as_json:
-        typer.echo(f"Looser: {', '.join(looser)}" if looser else "Nothing is looser than before.")
+        say(f"Looser: {', '.join(looser)}" if looser else "Nothing is looser than before.")
     if not yes and not rule and not typer.confirm("Accept?"):
         sys.exit(1)
     accepted = rules.accept(rule)
@@ -155,16 +156,16 @@ def ask_about_looser_rules(site: Path) -> None:
     rules = PolicyFile(settings.path(settings.policy), settings.state_folder, _audit(settings))
     if not rules.begin_with(template_policy()):
         return
-    typer.echo("policy.toml allows more than the template of this program. Each of these rules needs your word:")
+    say("policy.toml allows more than the template of this program. Each of these rules needs your word:")
     accepted = []
     for name, (holds, wanted) in rules.differences().items():
         line = f"  {name}: {json.dumps(wanted)}, where the template has {json.dumps(holds)}"
         if not sys.stdin.isatty():
-            typer.echo(f"{line}. To accept it: dpfpl-client policy accept --rule {name} --site {site}")
+            say(f"{line}. To accept it: dpfpl-client policy accept --rule {name} --site {site}")
         elif typer.confirm(f"{line}. Accept?"):
             accepted.append(name)
     rules.accept(accepted)
-    typer.echo("What you did not accept does not hold; the template's value does.")
+    say("What you did not accept does not hold; the template's value does.")
 
 
 @audit_app.command("show", epilog="Example: dpfpl-client audit show --last 20 --site site.toml")
@@ -182,7 +183,7 @@ def audit_show(
         facts = " ".join(
             f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in line.items() if k not in _FIRST
         )
-        typer.echo(f"{line.get('at', '')} {line.get('event', '')} {facts}")
+        say(f"{line.get('at', '')} {line.get('event', '')} {facts}")
 
 
 _FIRST = ("at", "event")
@@ -208,7 +209,7 @@ def _tell(as_json: bool, content: dict[str, Any], text: str) -> None:
     if as_json:
         _print_json(content)
     else:
-        typer.echo(text)
+        say(text)
 
 
 def _print_json(content: Any) -> None:

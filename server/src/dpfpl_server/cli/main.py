@@ -14,6 +14,7 @@ from rich.console import Console  # noqa: E402
 
 from dpfpl_common.errors import DpfplError  # noqa: E402
 from dpfpl_common.ops.files import file_error  # noqa: E402
+from dpfpl_common.ops.text import printable_lines  # noqa: E402
 from dpfpl_server.cli import experiments as experiments_cli  # noqa: E402
 from dpfpl_server.cli import operations as operations_cli  # noqa: E402
 from dpfpl_server.cli import pilot as pilot_cli  # noqa: E402
@@ -140,6 +141,6 @@ def main() -> None:
 
 
 def _fail(error: DpfplError) -> NoReturn:
-    text = f"{error.code}: {error.message}\n{error.advice}"
+    text = printable_lines(f"{error.code}: {error.message}\n{error.advice}")
     console.print(text, style="bold", highlight=False, markup=False, soft_wrap=True)
     sys.exit(exit_code_of(error))

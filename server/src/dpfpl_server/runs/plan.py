@@ -8,17 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from dpfpl_common.privacy.accounting import epsilon, json_epsilon
-from dpfpl_common.privacy_plan import images_to_stand_out
-from dpfpl_common.experiment import Experiment
-from dpfpl_common.wire.payloads import TrainRequest
 from dpfpl_common.config import to_table
-from dpfpl_common.privacy_plan import capped_event, planned_events, server_noise_stddev, site_noise_stddev
+from dpfpl_common.experiment import Experiment
+from dpfpl_common.privacy.accounting import epsilon, json_epsilon
+from dpfpl_common.privacy_plan import (
+    capped_event,
+    images_to_stand_out,
+    planned_events,
+    server_noise_stddev,
+    site_noise_stddev,
+)
+from dpfpl_common.wire.payloads import TrainRequest
 from dpfpl_server.federation.exchange import record_bytes
-from dpfpl_server.sites.kits import STARTING_POLICY
 from dpfpl_server.federation.records import encode_train_request
-from dpfpl_server.runs.result import privacy_statement
 from dpfpl_server.runs.folder import RunFolder
+from dpfpl_server.runs.result import privacy_statement
+from dpfpl_server.sites.kits import STARTING_POLICY
 from dpfpl_server.sites.register import Site
 
 __all__ = ["make_plan", "plan_lines"]

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
-from dpfpl_common.privacy.accounting import PrivacyEvent, epsilon, json_epsilon
-from dpfpl_common.experiment import Experiment
 from dpfpl_common.config import to_table
+from dpfpl_common.experiment import Experiment
+from dpfpl_common.privacy.accounting import PrivacyEvent, epsilon, json_epsilon
 from dpfpl_common.privacy_plan import ADVERSARIES, UNIT_NAMES, planned_events
 from dpfpl_server.federation.replies import verdicts
 

@@ -1,17 +1,17 @@
 """What is known of a running experiment, as a frozen value that each status of the strategy moves on."""
 
-import time
-from collections import Counter
-from dataclasses import dataclass
-from typing import Any
-from dpfpl_server.exit_codes import FAILED, NOT_GOING_ON, STUCK
-from dpfpl_server.runs.words import seconds_text
-from dpfpl_server.runs.folder import RunFolder
 import dataclasses
 import statistics
+import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from dpfpl_server.runs.words import amount, bytes_text, percent, printable, seconds_text
+from typing import Any
+
+from dpfpl_common.ops.text import printable
+from dpfpl_server.exit_codes import FAILED, NOT_GOING_ON, STUCK
+from dpfpl_server.runs.folder import RunFolder
+from dpfpl_server.runs.words import amount, bytes_text, percent, seconds_text
 
 __all__ = ["LiveState", "RunState", "STATES", "run_state"]
 

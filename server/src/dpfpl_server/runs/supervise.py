@@ -5,21 +5,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from dpfpl_common.errors import DeploymentError, RoundError, StateError
-from dpfpl_server.sites.control import RunStatus
-from dpfpl_server.runs.folder import RunFolder
-from dpfpl_server.runs.store import Attempt
-from dpfpl_server.federation.rounds import Status
-from dpfpl_server.sites.superlink import run_log, run_status, stop_run, submit_run
-from typing import Any
-from dpfpl_common.errors import ConfigError, RoundError
-from dpfpl_common.experiment import Experiment
-from dpfpl_common.experiment import experiment_from_table
-from dpfpl_common.privacy_plan import resolve_noise
+
 from dpfpl_common.config import read_toml
+from dpfpl_common.errors import ConfigError, DeploymentError, RoundError, StateError
+from dpfpl_common.experiment import Experiment, experiment_from_table
+from dpfpl_common.privacy_plan import resolve_noise
+from dpfpl_server.federation.rounds import Status
 from dpfpl_server.report import write_report
+from dpfpl_server.runs.folder import RunFolder
 from dpfpl_server.runs.result import build_result
+from dpfpl_server.runs.store import Attempt
+from dpfpl_server.sites.control import RunStatus
 from dpfpl_server.sites.register import load_sites, node_ids
+from dpfpl_server.sites.superlink import run_log, run_status, stop_run, submit_run
 
 __all__ = ["Limits", "finish", "load_planned_experiment", "run_experiment", "stop_experiment", "supervise"]
 

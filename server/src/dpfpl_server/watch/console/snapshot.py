@@ -8,12 +8,13 @@ from typing import Any
 
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.ops.diagnostics import Trouble
+from dpfpl_common.ops.text import printable
 from dpfpl_common.privacy.accounting import PrivacyEvent, epsilon, json_epsilon
 from dpfpl_common.privacy_plan import ADVERSARIES, UNIT_NAMES, planned_events
 from dpfpl_server.report.charts import Frame, Line, line_chart, mean_curve, site_curve
 from dpfpl_server.runs.folder import RunFolder
 from dpfpl_server.runs.state import STATES, LiveState, run_state
-from dpfpl_server.runs.words import MEASURED, printable
+from dpfpl_server.runs.words import MEASURED
 
 __all__ = ["list_experiments", "snapshot", "tail"]
 
