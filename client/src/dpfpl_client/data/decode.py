@@ -23,6 +23,7 @@ __all__ = [
 
 IMAGE_EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
 MAX_PIXELS = 89_478_485
+STRIP_PIXELS = 1 << 20
 """Pillow's own decompression-bomb limit (a quarter of a GiB as RGB); here it is an error, not a warning."""
 
 # Only these decoders ever run, whatever a file's first bytes claim it to be.
@@ -73,17 +74,17 @@ class ArrayImage:
         return Image.fromarray(self.pixels)
 
 
-def decode_image(source: Path | bytes) -> Image.Image:
+def decode_image(source: Path | bytes, most_pixels: int | None = None) -> Image.Image:
     """Decode to RGB, the way a person sees it: EXIF orientation applied, transparency on white, first frame of several.
 
-    16-bit greyscale is scaled by its whole range. Wider values have no known range, so such images are refused.
+    Takes at most about 11 bytes of memory a pixel: the file's own pixels, turned, and the result. 16-bit greyscale is scaled by its whole range. Wider values have no known range, so such images are refused.
 
     Raises:
-        UnreadableImageError: damaged, of another format, or above ``MAX_PIXELS``.
+        UnreadableImageError: damaged, of another format, or above ``most_pixels`` (``MAX_PIXELS``).
     """
     try:
         with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS) as image:
-            _check_pixels(image)
+            _check_pixels(image, MAX_PIXELS if most_pixels is None else most_pixels)
             image.load()
             return _to_rgb(ImageOps.exif_transpose(image))
     except UnidentifiedImageError:
@@ -102,9 +103,9 @@ def pixel_digest(image: Image.Image) -> str:
     return digest.hexdigest()
 
 
-def _check_pixels(image: Image.Image) -> None:
-    if image.width * image.height > MAX_PIXELS:
-        raise UnreadableImageError(f"it has {image.width * image.height:,} pixels, the limit is {MAX_PIXELS:,}")
+def _check_pixels(image: Image.Image, most: int) -> None:
+    if image.width * image.height > most:
+        raise UnreadableImageError(f"it has {image.width * image.height:,} pixels, the limit is {most:,}")
     if image.width == 0 or image.height == 0:
         raise UnreadableImageError("it has no pixels")
 
@@ -112,6 +113,17 @@ def _check_pixels(image: Image.Image) -> None:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):
         raise UnreadableImageError("it has 32 bits per pixel; save it with 8 or 16")
+    if not image.mode.startswith("I;16") and not image.has_transparency_data:
+        return image.convert("RGB")
+    whole = Image.new("RGB", image.size)
+    rows = max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):  # what takes many bytes a pixel on the way is done strip by strip
+        box = (0, top, image.width, min(top + rows, image.height))
+        whole.paste(_strip_to_rgb(image.crop(box)), box)
+    return whole
+
+
+def _strip_to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         wide = np.asarray(image).astype(np.uint32)
         image = Image.fromarray(((wide * 255 + 32_767) // 65_535).astype(np.uint8))

@@ -150,7 +150,7 @@ class ManagedProcess:
     def _rotate_while_alive(self) -> None:
         while self.wait(_LOG_LOOK_S) is None:
             try:
-                if rotate_log(self.log_file):
+                if rotate_log(self.log_file, LOG_BYTES):
                     self._log_start = 0
             except OSError:
                 continue  # a full disk; the next look may find room
