@@ -564,7 +564,7 @@ def test_L6_half_a_reply_holds_nobody_up_and_a_lost_question_is_asked_again(fede
             player.join()
     found = json.loads(answer.read_text())
     assert found["replies"] == ["forgetful", "whole"], (found, run_log(federation.server, run))
-    assert found["failures"] == {"half": "NODE_ERROR: Flower error 3"}
+    assert found["failures"] == {"half": "NODE_ERROR: its answer broke off"}
     assert {"forgetful", "half"} <= set(found["again"])
     assert found["seconds"] < 6.0 + 3 * 1.5 + 1.0
 

@@ -156,7 +156,7 @@ def test_an_error_reply_is_a_failure_with_its_reason(clock):
     outcome = exchange(grid, messages, 5.0, clock=clock)
 
     assert outcome.replies == {}
-    assert outcome.failures == {"north": "NODE_ERROR: Flower error 3"}
+    assert outcome.failures == {"north": "NODE_ERROR: its answer broke off"}
 
 
 def asked_again(messages, grid, clock, deadline_s=10.0, refuse=False):
@@ -248,7 +248,7 @@ def test_L6_a_site_whose_reply_broke_off_is_asked_again_at_once_but_only_once(cl
     outcome, _ = asked_again(messages, grid, clock)
 
     assert set(outcome.replies) == {"north"}
-    assert outcome.failures == {"south": "NODE_ERROR: Flower error 3"}
+    assert outcome.failures == {"south": "NODE_ERROR: its answer broke off"}
     assert clock.now - grid.start < 2.5, "asked at once, and twice broken is enough"
 
 

@@ -55,6 +55,8 @@ class DPFPLStrategy(Strategy):
         noise: the server's own noise, used under ``central`` trust only.
         sampler: draws the sites of a round, as secret as the noise; from the operating system's entropy unless given.
         site_wait_s: how long missing sites are waited for before a round.
+        withdrawn: sites whose key the operator took back since, each with what happened, asked anew before each round:
+            nobody waits for them, and a round counts them as sites that gave no reply.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class DPFPLStrategy(Strategy):
         noise: NoiseSource | None = None,
         sampler: Sampler | None = None,
         site_wait_s: float = 120.0,
+        withdrawn: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         missing = [site for site in experiment.sites if site not in nodes]
         if missing:
@@ -85,6 +88,8 @@ class DPFPLStrategy(Strategy):
         self._noise = noise or SystemNoise()
         self._sampler = sampler or SystemSampler(os.urandom)
         self._site_wait_s = site_wait_s
+        self._withdrawn = withdrawn
+        self._gone: dict[str, str] = {}
         self._norm_cap = update_norm_cap(experiment)
         self.checkpoint = checkpoint or Checkpoint(
             0, initial_global_context(experiment), OptimizerState.zeros(experiment.context_shape)
@@ -110,9 +115,13 @@ class DPFPLStrategy(Strategy):
             self._wait_for_sites(grid, number)
             started = time.monotonic()
             request = self._train_request(number)
-            messages = self._addressed(grid, encode_train_request(request), "train", number, chosen)
+            asked = {site: node for site, node in chosen.items() if site not in self._gone}
+            messages = self._addressed(grid, encode_train_request(request), "train", number, asked)
             replies = Replies(self.experiment, request, self._norm_cap, self._signatures)
+            replies.failures.update({site: why for site, why in self._gone.items() if site in chosen})
             outcome = self._exchange(grid, messages, "TRAINING", number, replies)
+            self._notice_withdrawn(number)
+            replies.failures.update({s: why for s, why in self._gone.items() if s in replies.failures})
             try:
                 self._close_round(number, replies, outcome, messages, time.monotonic() - started)
             except RoundError as error:
@@ -131,7 +140,8 @@ class DPFPLStrategy(Strategy):
                     raise RoundError(
                         code="ROUND_ABANDONED",
                         message=f"Round {number} had {error.message} ({reasons})",
-                        advice="Mend the named sites, then resume the experiment; nothing is lost.",
+                        advice="Look at each reason: what a site refuses, its administrator or another experiment has "
+                        "to change; what is broken there can be mended. Then: dpfpl-server resume NAME.",
                     ) from None
                 continue
             return
@@ -178,8 +188,11 @@ class DPFPLStrategy(Strategy):
         """Accuracies by site, and why the other sites gave none."""
         number = self.checkpoint.round
         request = EvaluateRequest(self.experiment, number, self.checkpoint.global_context)
-        messages = self._addressed(grid, encode_evaluate_request(request), "evaluate", number, self._nodes)
+        self._notice_withdrawn(number)
+        asked = {site: node for site, node in self._nodes.items() if site not in self._gone}
+        messages = self._addressed(grid, encode_evaluate_request(request), "evaluate", number, asked)
         replies = Replies(self.experiment, request, self._norm_cap, self._signatures)
+        replies.failures.update(self._gone)
         self._exchange(grid, messages, "EVALUATING", number, replies)
         return {site: reply.metrics for site, reply in replies.accepted.items()}, replies.failures
 
@@ -231,9 +244,10 @@ class DPFPLStrategy(Strategy):
         end = time.monotonic() + self._site_wait_s
         said: list[str] = []
         while True:
+            self._notice_withdrawn(number)
             online = set(grid.get_node_ids())
-            missing = [site for site, node in self._nodes.items() if node not in online]
-            connected = len(self._nodes) - len(missing)
+            missing = [s for s, node in self._nodes.items() if node not in online and s not in self._gone]
+            connected = len(self._nodes) - len(missing) - len(self._gone)
             if not missing or (connected >= self.experiment.min_sites and number > 1):
                 return
             if missing != said:  # told again only when it changes; status and watch know how long it lasts
@@ -259,6 +273,28 @@ class DPFPLStrategy(Strategy):
                     advice="Start the missing sites (dpfpl-client start), then resume the experiment.",
                 )
             time.sleep(0.5)
+
+    def _notice_withdrawn(self, number: int) -> None:
+        """Say once of each site that it left, and end where too few are left for any round to come.
+
+        Raises:
+            RoundError: SITES_WITHDRAWN.
+        """
+        gone = {site: why for site, why in self._withdrawn().items() if site in self._nodes}
+        new, self._gone = sorted(gone.keys() - self._gone.keys()), gone
+        left, least = len(self._nodes) - len(gone), self.experiment.min_sites
+        said = "; ".join(f"{site}: {why.partition(': ')[2]}" for site, why in sorted(gone.items()))
+        if new and left >= least:
+            text = f"{said}. The run goes on with {left} of {len(self._nodes)} sites, at least {least} are needed"
+            self._on_status({"phase": "SITES_WITHDRAWN", "round": number, "sites": new, "text": text})
+        if gone and left < least:
+            raise RoundError(
+                code="SITES_WITHDRAWN",
+                message=f"{said}. {left} of {len(self._nodes)} sites are left, and this experiment needs {least} for a "
+                f"round. It cannot be finished as it is; the {self.checkpoint.round} completed rounds are kept.",
+                advice="Begin another experiment, under a new name, whose list of sites leaves them out. A revoked site "
+                "that comes back (dpfpl-server sites add NAME) gets a new kit; then resume takes it in again.",
+            )
 
     # Flower's own hooks, for tools that drive a strategy through them.
 
