@@ -2,15 +2,17 @@
 
 import statistics
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dpfpl_common.config import to_table
+from dpfpl_common.errors import StateError
 from dpfpl_common.experiment import Experiment
-from dpfpl_common.privacy.accounting import epsilon, json_epsilon
+from dpfpl_common.privacy.accounting import PrivacyEvent, epsilon, json_epsilon
 from dpfpl_common.privacy_plan import (
     capped_event,
     images_to_stand_out,
@@ -26,7 +28,7 @@ from dpfpl_server.runs.result import privacy_statement
 from dpfpl_server.sites.kits import STARTING_POLICY
 from dpfpl_server.sites.register import Site
 
-__all__ = ["make_plan", "plan_lines"]
+__all__ = ["asked_before", "make_plan", "plan_lines"]
 
 REPLY_BYTES = 128 + 350
 """Of a reply besides the values of its update: the array's header, names, metrics, signature."""
@@ -59,7 +61,7 @@ def make_plan(experiment: Experiment, sites: Mapping[str, Site], runs: Path) -> 
         "images_of_a_class": _images_of_a_class(experiment),
         "bytes": _bytes(experiment),
         "seconds": _seconds(experiment, runs),
-        "refusals": problems + _refused_by_the_starting_policy(experiment),
+        "refusals": problems + _refused_by_the_starting_policy(experiment) + _refused_for_the_past(experiment, runs),
         "warnings": _warnings(experiment),
     }
 
@@ -188,6 +190,69 @@ def _refused_by_the_starting_policy(experiment: Experiment) -> list[dict[str, st
         ("max_epsilon_lifetime", cost <= lifetime, f"{_epsilon(json_epsilon(cost))}, at most {lifetime:g}."),
     ]
     return [_refusal("a site with its kit's policy", rule, why) for rule, holds, why in checks if not holds]
+
+
+def _refused_for_the_past(experiment: Experiment, runs: Path) -> list[dict[str, str]]:
+    """Which sites, with the policy of their kit, have too little left for this experiment: the caps of a lifetime.
+
+    What a site was asked to spend is known from the runs. What it really spent, with other operators too, and what it
+    allows, only the site knows.
+    """
+    policy, earlier = tomllib.loads(STARTING_POLICY), asked_before(runs, except_for=experiment.name)
+    rules: dict[str, Callable[[Experiment, int | None], PrivacyEvent]] = {"max_epsilon_lifetime": capped_event}
+    if experiment.privacy.trust != "central":
+        rules["max_epsilon_operator_lifetime"] = _towards_the_operator
+    found = []
+    for rule, event_of in rules.items():
+        new = event_of(experiment, None)
+        sites_by_past: dict[tuple[PrivacyEvent, ...], list[str]] = {}
+        for site in experiment.sites:
+            past = [event_of(run, rounds[site] * run.rounds.local_steps) for run, rounds in earlier if rounds.get(site)]
+            sites_by_past.setdefault(_added_up(past), []).append(site)
+        for past, names in sites_by_past.items():
+            after = epsilon(_added_up([*past, new]), policy["delta"]) if past else 0.0
+            if after > policy[rule]:
+                before = _epsilon(json_epsilon(epsilon(past, policy["delta"])))
+                why = f"asked for epsilon {before} in earlier runs, {_epsilon(json_epsilon(after))} with this one, "
+                why += f"at most {policy[rule]:g}."
+                found.append(_refusal(f"{', '.join(names)}, with the policy of the kit,", rule, why))
+    return found
+
+
+def _added_up(events: Iterable[PrivacyEvent]) -> tuple[PrivacyEvent, ...]:
+    """The same events with equal mechanisms as one."""
+    steps: dict[PrivacyEvent, int] = {}
+    for event in events:
+        one = replace(event, steps=1)
+        steps[one] = steps.get(one, 0) + event.steps
+    return tuple(replace(one, steps=number) for one, number in steps.items())
+
+
+def asked_before(runs: Path, except_for: str = "") -> list[tuple[Experiment, dict[str, int]]]:
+    """The runs in a folder, each with the rounds that each of its sites can have been charged for.
+
+    Every round counts that used the site's reply or dropped it, but for a refusal, which the site did not charge.
+    """
+    found = []
+    for file in sorted(runs.glob("*/run.sqlite")):
+        folder = RunFolder(file.parent)
+        try:
+            experiment, history, drops = folder.experiment(), folder.store.rounds(), folder.store.drops()
+        except StateError:
+            continue  # damaged: dpfpl-server status says so
+        if experiment.name == except_for:
+            continue
+        rounds = {}
+        for site in experiment.sites:
+            used = {str(entry["round"]) for entry in history if site in entry["sites"]}
+            lost = {str(d["round"]) for d in drops if d["site"] == site and not str(d["code"]).startswith("REFUSED")}
+            rounds[site] = min(len(used | lost), experiment.rounds.number)
+        found.append((experiment, rounds))
+    return found
+
+
+def _towards_the_operator(experiment: Experiment, steps: int | None = None) -> PrivacyEvent:
+    return next(event for event in planned_events(experiment, steps) if event.adversary == "operator")
 
 
 def _warnings(experiment: Experiment) -> list[str]:

@@ -74,7 +74,7 @@ def snapshot(
         "chart": _chart(experiment, history, result),
         "drops": [
             {key: printable(drop[key]) for key in ("round", "attempt", "site", "code", "reason")}
-            for drop in drops[-SHOWN_DROPS:]
+            for drop in _alike(drops)[-SHOWN_DROPS:]
         ],
         "log": [printable(line) for line in log],
         "server": [f"{trouble.message} [{trouble.code}]" for trouble in troubles],
@@ -92,6 +92,18 @@ def tail(path: Path) -> list[str]:
         return []
     lines = text.splitlines()
     return lines[1 if size > LOG_BYTES else 0 :][-LOG_LINES:]
+
+
+def _alike(drops: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One entry for what happened for the same reason in one round, however many attempts and sites it took."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for drop in drops:
+        one = found.setdefault((drop["round"], drop["code"], drop["reason"]), {**drop, "attempt": [], "site": []})
+        for key in ("attempt", "site"):
+            one[key] += [drop[key]] if drop[key] not in one[key] else []
+    return [
+        {**one, **{key: ", ".join(map(str, sorted(one[key]))) for key in ("attempt", "site")}} for one in found.values()
+    ]
 
 
 def _problem(last: Mapping[str, Any]) -> dict[str, str]:
