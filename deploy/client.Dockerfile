@@ -43,7 +43,7 @@ FROM build-base AS build-agent-base
 ARG PIP_ARGS=""
 ARG TORCH=cpu
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-RUN python3 requirements.py "client[agent]" > needs.txt \
+RUN python3 requirements.py "client[agent,dicom]" > needs.txt \
  && if [ "$TORCH" = cpu ]; then python3 -m pip --python /opt/dpfpl/bin/python install -q $PIP_ARGS --no-deps \
     --extra-index-url "$TORCH_INDEX" -c /wheels/constraints.txt torch; fi \
  && python3 -m pip --python /opt/dpfpl/bin/python install -q $PIP_ARGS -c /wheels/constraints.txt -r needs.txt \

@@ -11,7 +11,7 @@ python=${PYTHON:-.venv/bin/python}
 mkdir -p deploy/wheels
 needs=$(mktemp)
 trap 'rm -f "$needs"' EXIT
-"$python" deploy/container/requirements.py common server 'client[agent]' > "$needs"
+"$python" deploy/container/requirements.py common server 'client[agent,dicom]' > "$needs"
 "$python" deploy/container/requirements.py build >> "$needs"
 if [ "${TORCH:-}" = cpu ]; then
   "$python" -m pip wheel --quiet --no-deps "$@" -w deploy/wheels --find-links deploy/wheels -c constraints.txt \

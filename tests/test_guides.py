@@ -143,7 +143,7 @@ def a_site_with_a_prompt(folder):
         classes=("bright", "dark"),
         sites=("north", "south"),
         model=ModelSettings(width=model.width, fingerprint=model.fingerprint),
-        privacy=PrivacySettings(noise_multiplier=2.0),
+        privacy=PrivacySettings(mechanism="per_step", noise_multiplier=2.0),
     )
     (folder / "site.toml").write_text('name = "north"\n[data]\nsource = "digits"\n')
     zeros = np.zeros(experiment.context_shape)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dpfpl_client.embedded import embedded_model_path
-from dpfpl_common.config import from_table
+from dpfpl_common.config import build
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.ops.telemetry import quiet_environment
 
@@ -78,7 +78,7 @@ def test_links_between_documents_lead_somewhere(document: str) -> None:
 
 def test_example_experiment_in_the_readme_is_valid() -> None:
     (block,) = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    experiment = from_table(Experiment, tomllib.loads(block), "README.md")
+    experiment = build(Experiment, tomllib.loads(block), "README.md")
     model = json.loads((embedded_model_path() / "config.json").read_text())
 
     assert experiment.model.width == model["text_config"]["hidden_size"]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dpfpl_bench.simulate.settings import BenchSettings, build_experiment
+from dpfpl_bench.simulate.settings import RunPrivacy, RunSettings, build_experiment
 from dpfpl_bench.simulate.simulation import SimulatedSite, Simulation, prepare_sites, site_names
 from dpfpl_client.agent.endpoint import Agent
 from dpfpl_client.agent.features import FeatureCache, site_features
@@ -24,7 +24,7 @@ from dpfpl_client.data.records import ImageRecord
 from dpfpl_client.learning.learner import PromptLearner, SiteFeatures
 from dpfpl_client.models.backbone import Backbone, LabelledFeatures
 from dpfpl_client.models.loader import load_backbone
-from dpfpl_common.experiment import AggregationSettings, Experiment
+from dpfpl_common.experiment import AggregationSettings, Experiment, OptimizerSettings, RoundSettings
 from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, TrainRequest
 
 __all__ = [
@@ -218,27 +218,17 @@ def _experiment(
     hostile: int,
     rule: str,
 ) -> Experiment:
-    bench = BenchSettings(
-        name="attacked",
-        method="dpfpl",
-        rank=4,
-        mechanism="per_step",
-        trust="local",
-        epsilon=settings.epsilon,
-        clipping="joint",
-        accounting="honest",
-        delta=1e-5,
-        rounds=settings.rounds,
-        local_steps=4,
-        sample_rate=0.5,
-        clipping_norm=0.1,
-        learning_rate=settings.learning_rate,
-        personal_learning_rate=0.02,
-        init_text="a photo of a",
-        num_context=0,
-        evaluate_every=settings.rounds,
+    run = RunSettings(
+        optimizer=OptimizerSettings(global_learning_rate=settings.learning_rate),
+        privacy=RunPrivacy(
+            mechanism="per_step",
+            trust="local",
+            target_epsilon=settings.epsilon,
+            noise_multiplier=0.0 if settings.epsilon is None else None,
+        ),
+        rounds=RoundSettings(number=settings.rounds, evaluate_every=settings.rounds),
     )
-    experiment = build_experiment(bench, backbone, "embedded", classes, sites)
+    experiment = build_experiment("attacked", run, backbone, classes, sites)
     # A hostile site's reply may be dropped, for its norm, and the round goes on, where the rule bears it.
     dropouts = 0 if rule == "Krum" else hostile
     return dataclasses.replace(

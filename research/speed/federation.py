@@ -63,7 +63,7 @@ def _run(backbone: Backbone, count: int, rounds: int) -> tuple[int, int]:
         classes=CLASSES,
         sites=tuple(names),
         model=ModelSettings(width=backbone.width),
-        privacy=PrivacySettings(noise_multiplier=1.0, nominal_site_size=IMAGES),
+        privacy=PrivacySettings(mechanism="per_step", noise_multiplier=1.0, nominal_site_size=IMAGES),
         rounds=RoundSettings(number=rounds, local_steps=1, evaluate_every=1000),
     )
     seen: list[int] = []

@@ -81,7 +81,7 @@ def fixed_noise(backbone: Backbone, sites: list[SimulatedSite], rounds: int, **c
         classes=sites[0].features.classes,
         sites=tuple(site.name for site in sites),
         model=ModelSettings(width=backbone.width, fingerprint=backbone.fingerprint),
-        privacy=PrivacySettings(noise_multiplier=1.0, nominal_site_size=size),
+        privacy=PrivacySettings(mechanism="per_step", noise_multiplier=1.0, nominal_site_size=size),
         rounds=RoundSettings(number=rounds),
         **changes,
     )

@@ -121,7 +121,7 @@ def _measure(request: ScaleRequest, backbone: Backbone, sites: list[SiteFeatures
         classes=sites[0].classes,
         sites=names,
         model=ModelSettings(width=backbone.width, fingerprint=backbone.fingerprint),
-        privacy=PrivacySettings(noise_multiplier=1.0, nominal_site_size=request.images),
+        privacy=PrivacySettings(mechanism="per_step", noise_multiplier=1.0, nominal_site_size=request.images),
         rounds=RoundSettings(number=request.rounds, deadline=86_400.0, evaluate_every=request.rounds),
     )
     spent: list[float] = []

@@ -10,7 +10,6 @@ from dpfpl_bench.sweep.plots import write_plots
 from dpfpl_bench.sweep.settings import Cell
 from dpfpl_bench.sweep.sweep import SweepOutcome
 from dpfpl_bench.sweep.table import Row, summarise
-from dpfpl_common.config import to_table
 from research.tables.benchmarks import STUDIES, Study
 
 __all__ = ["aims_section", "audit_section", "page"]
@@ -210,7 +209,28 @@ def _floors(results: Mapping[Cell, Any]) -> str:
 
 def _settings(study: Study) -> str:
     sweep = study.sweeps[-1]
-    fixed = ", ".join(f"{key} {value}" for key, value in to_table(sweep.settings).items() if value not in ("", 0.0))
+    prompt, privacy, rounds = sweep.prompt, sweep.privacy, sweep.rounds
+    fixed = ", ".join(
+        f"{key} {value}"
+        for key, value in {
+            "delta": privacy.target_delta,
+            "rounds": rounds.number,
+            "local_steps": rounds.local_steps,
+            "sample_rate": privacy.sample_rate,
+            "clipping_norm": privacy.clipping_norm,
+            "clipping": privacy.clipping,
+            "accounting": privacy.accounting,
+            "learning_rate": sweep.optimizer.global_learning_rate,
+            "personal_learning_rate": sweep.optimizer.personal_learning_rate,
+            "init_text": prompt.init_text,
+            "num_context": prompt.num_context,
+            "projection": privacy.projection,
+            "absent_weight": prompt.absent_weight,
+            "retention": prompt.retention,
+            "personal_strength": prompt.personal_strength,
+        }.items()
+        if value not in ("", 0.0)
+    )
     return f"Settings: {sweep.sites} sites, {sweep.partition}, rank {', '.join(map(str, sweep.grid.rank))}; {fixed}.\n"
 
 

@@ -15,9 +15,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from dpfpl_bench.sweep.settings import FixedSettings, Grid, Sweep
+from dpfpl_bench.simulate.settings import RunPrompt
+from dpfpl_bench.sweep.settings import Grid, Sweep
 from dpfpl_bench.sweep.sweep import SweepOutcome, finished_runs, run_sweep
 from dpfpl_common.errors import ConfigError
+from dpfpl_common.experiment import Mechanism
 from dpfpl_common.ops.files import write_durably
 
 __all__ = ["AUDITS", "EPSILONS", "EXAMPLES", "STUDIES", "Study", "benchmarks", "run_study"]
@@ -30,10 +32,10 @@ __all__ = ["AUDITS", "EPSILONS", "EXAMPLES", "STUDIES", "Study", "benchmarks", "
 
 
 EPSILONS = (8.0, 4.0, 2.0, 1.0)
-DEFAULTS = FixedSettings()
-BALANCED = FixedSettings(absent_weight=0.5)
-RETAINED = FixedSettings(retention=1.0)
-LONGER = FixedSettings(num_context=8)
+DEFAULTS = RunPrompt()
+BALANCED = RunPrompt(absent_weight=0.5)
+RETAINED = RunPrompt(retention=1.0)
+LONGER = RunPrompt(num_context=8)
 STEPS = Grid(mechanism=("per_step",), trust=("distributed",))
 
 
@@ -56,14 +58,14 @@ class Study:
     plots: bool = False
 
 
-def _against_floors(key: str, data: str, mechanism: str, settings: FixedSettings) -> tuple[Sweep, Sweep]:
+def _against_floors(key: str, data: str, mechanism: Mechanism, prompt: RunPrompt) -> tuple[Sweep, Sweep]:
     """Without noise beside all floors; with noise beside each site alone under the same promise."""
     trust = "local" if mechanism == "one_shot" else "distributed"
     bare = Grid(mechanism=(mechanism,), trust=(trust,), epsilon=())
     noisy = dataclasses.replace(bare, epsilon=EPSILONS, no_noise=False)
     return (
-        Sweep(name=f"{key}-bare", data=data, grid=bare, settings=settings),
-        Sweep(name=key, data=data, floors="alone", grid=noisy, settings=settings),
+        Sweep(name=f"{key}-bare", data=data, grid=bare, prompt=prompt),
+        Sweep(name=key, data=data, floors="alone", grid=noisy, prompt=prompt),
     )
 
 
@@ -99,7 +101,7 @@ def _studies_of(data: str) -> list[Study]:
                     data=data,
                     floors="none",
                     grid=dataclasses.replace(STEPS, epsilon=(8.0, 2.0)),
-                    settings=RETAINED,
+                    prompt=RETAINED,
                 ),
             ),
         ),
@@ -158,7 +160,7 @@ def _studies() -> tuple[Study, ...]:
                     grid=dataclasses.replace(
                         STEPS, method=("dpfpl", "dplora"), rank=(1, 2, 4, 8), epsilon=(2.0,), no_noise=False
                     ),
-                    settings=LONGER,
+                    prompt=LONGER,
                 ),
             ),
             plots=True,

@@ -194,7 +194,9 @@ def _experiment(width: int, batch: int) -> Any:
         sites=("a",),
         model=ModelSettings(width=width),
         prompt=PromptSettings(num_context=4, rank=2, init_text="a"),
-        privacy=PrivacySettings(noise_multiplier=1.0, trust="local", sample_rate=0.9, nominal_site_size=batch),
+        privacy=PrivacySettings(
+            mechanism="per_step", noise_multiplier=1.0, trust="local", sample_rate=0.9, nominal_site_size=batch
+        ),
         rounds=RoundSettings(number=1, local_steps=2),
     )
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from dpfpl_bench.simulate.baselines import centralised, local_only
 from dpfpl_bench.simulate.run import write_result
-from dpfpl_bench.simulate.settings import BenchSettings, build_experiment
+from dpfpl_bench.simulate.settings import RunPrivacy, RunPrompt, RunSettings, build_experiment
 from dpfpl_bench.simulate.simulation import SimulatedSite, Simulation, prepare_sites, site_names
 from dpfpl_client.agent.features import FeatureCache
 from dpfpl_client.data import DataSettings, list_classes, partition_sites, read_pool
@@ -34,7 +34,7 @@ from dpfpl_client.models.dual_encoder import DualEncoder, as_dual_encoder
 from dpfpl_client.models.loader import load_backbone
 from dpfpl_client.models.text_tower.choice import TextPass
 from dpfpl_client.models.text_tower.shared_prefix import ClassTokens
-from dpfpl_common.experiment import METHODS, Experiment
+from dpfpl_common.experiment import METHODS, Experiment, RoundSettings
 from dpfpl_common.ops.telemetry import silence_telemetry
 from dpfpl_server.runs.result import floors_from_metrics, mean
 
@@ -189,28 +189,18 @@ class PrivacyRun:
         return self == plain
 
 
-def settings_of(run: PrivacyRun) -> BenchSettings:
-    """The setting that all runs share, but for what varies."""
-    return BenchSettings(
-        name="privacy-table",
-        method=run.method,
-        rank=run.rank,
-        mechanism=run.mechanism,
-        trust=run.trust,
-        projection=run.projection,
-        epsilon=run.epsilon,
-        clipping="joint",
-        accounting="honest",
-        delta=1e-5,
-        rounds=10,
-        local_steps=4,
-        sample_rate=0.5,
-        clipping_norm=0.1,
-        learning_rate=0.02,
-        personal_learning_rate=0.02,
-        init_text="a photo of a",
-        num_context=0,
-        evaluate_every=100,
+def settings_of(run: PrivacyRun) -> RunSettings:
+    """The settings of the run; what it does not name has the default."""
+    return RunSettings(
+        prompt=RunPrompt(method=run.method, rank=run.rank),
+        privacy=RunPrivacy(
+            mechanism=run.mechanism,
+            trust=run.trust,
+            projection=run.projection,
+            target_epsilon=run.epsilon,
+            noise_multiplier=0.0 if run.epsilon is None else None,
+        ),
+        rounds=RoundSettings(evaluate_every=100),
     )
 
 
@@ -233,7 +223,7 @@ def _sites(data: str, seed: int) -> tuple[tuple[str, ...], tuple[SimulatedSite, 
     settings = DataSettings(source=data, split_seed=seed)
     names = list_classes(settings)
     pool = read_pool(settings, names, None)
-    parts = partition_sites(pool.records, names, "pathological", SITES, seed, 0.3)
+    parts = partition_sites(pool.records, names, "pathological", SITES, seed)
     return names, tuple(prepare_sites(parts, names, FeatureCache(None, _model()), site_names(SITES)))
 
 
@@ -245,7 +235,7 @@ def simulated(run: PrivacyRun) -> dict[str, Any]:
     if run.size:
         backbone = lifted_backbone(backbone, run.size)
         sites = [dataclasses.replace(site, features=lifted_features(site.features, run.size)) for site in sites]
-    experiment = build_experiment(settings_of(run), backbone, "embedded", names, sites)
+    experiment = build_experiment("privacy-table", settings_of(run), backbone, names, sites)
     final = Simulation(backbone, sites, run.seed).run(experiment).final
     result: dict[str, Any] = {
         "accuracy": {

@@ -152,7 +152,7 @@ def main():
             sites=("north", "south"),
             model=ModelSettings(width=128),
             prompt=PromptSettings(num_context=4, rank=2),
-            privacy=PrivacySettings(noise_multiplier=8.0, nominal_site_size=8),
+            privacy=PrivacySettings(mechanism="per_step", noise_multiplier=8.0, nominal_site_size=8),
             rounds=RoundSettings(number=2, local_steps=1),
         )
         honest = group.start(

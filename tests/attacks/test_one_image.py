@@ -38,7 +38,12 @@ class Attack:
             model=ModelSettings(width=backbone.width),
             prompt=PromptSettings(num_context=4, rank=2),
             privacy=PrivacySettings(
-                noise_multiplier=1.0, clipping_norm=C, nominal_site_size=SIZE, sample_rate=RATE, trust=trust
+                mechanism="per_step",
+                noise_multiplier=1.0,
+                clipping_norm=C,
+                nominal_site_size=SIZE,
+                sample_rate=RATE,
+                trust=trust,
             ),
         )
         self.random = np.random.default_rng(seed)

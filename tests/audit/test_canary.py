@@ -34,9 +34,8 @@ TRIALS = 4000
 
 
 def experiment(target_epsilon: float, **privacy: object) -> Experiment:
-    settings = PrivacySettings(
-        target_epsilon=target_epsilon, sample_rate=1.0, nominal_site_size=BATCH, clipping_norm=1.0, **privacy
-    )
+    fixed = {"mechanism": "per_step", "sample_rate": 1.0, "nominal_site_size": BATCH, "clipping_norm": 1.0}
+    settings = PrivacySettings(target_epsilon=target_epsilon, **(fixed | privacy))
     return resolve_noise(
         Experiment(
             name="audit",

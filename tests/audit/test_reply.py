@@ -57,7 +57,12 @@ def experiment_of(backbone, method, trust):
         model=ModelSettings(width=backbone.width),
         prompt=PromptSettings(method=method, rank=2),
         privacy=PrivacySettings(
-            trust=trust, noise_multiplier=1.0, clipping_norm=0.05, nominal_site_size=20, sample_rate=0.5
+            mechanism="per_step",
+            trust=trust,
+            noise_multiplier=1.0,
+            clipping_norm=0.05,
+            nominal_site_size=20,
+            sample_rate=0.5,
         ),
         rounds=RoundSettings(number=3, local_steps=1),
     )

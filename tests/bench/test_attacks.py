@@ -36,7 +36,7 @@ EXPERIMENT = Experiment(
     classes=("cat", "dog", "bird"),
     sites=("a", "b"),
     model=ModelSettings(width=8),
-    privacy=PrivacySettings(noise_multiplier=1.0),
+    privacy=PrivacySettings(mechanism="per_step", noise_multiplier=1.0),
 )
 
 

@@ -85,7 +85,7 @@ def clip_folder(tmp_path_factory):
     return folder
 
 
-QUICK = ("--sites", 2, "--rounds", 2, "--local-steps", 1, "--epsilon", "none", "--quiet")
+QUICK = ("--sites", 2, "--rounds", 2, "--set", "rounds.local_steps=1", "--epsilon", "none", "--quiet")
 
 
 def strict(text):
@@ -128,8 +128,20 @@ def test_any_folder_of_the_clip_family_is_a_model(bench, images, clip_folder):
 
 def test_a_private_run_reports_its_epsilons_and_its_progress(bench, images, tmp_path):
     code, out, err = bench(
-        *("run", "--data", images["split"], "--epsilon", 5, "--sites", 3, "--rounds", 2, "--local-steps", 2),
-        *("--trust", "local", "--floors", "none", "--cache", tmp_path / "cache"),
+        *(
+            "run",
+            "--data",
+            images["split"],
+            "--epsilon",
+            5,
+            "--sites",
+            3,
+            "--rounds",
+            2,
+            "--set",
+            "rounds.local_steps=2",
+        ),
+        *("--trust", "local", "--floors", "none", "--set", f"cache={tmp_path / 'cache'}"),
     )
 
     assert code == 0
@@ -150,22 +162,25 @@ def test_a_private_run_reports_its_epsilons_and_its_progress(bench, images, tmp_
         (("--method", "magic"), "IMPOSSIBLE_VALUE"),
         (("--trust", "nobody"), "IMPOSSIBLE_VALUE"),
         (("--rank", "500"), "IMPOSSIBLE_VALUE"),
-        (("--delta", "nan"), "IMPOSSIBLE_VALUE"),
+        (("--set", "privacy.target_delta=nan"), "WRONG_TYPE [privacy] target_delta"),
+        (("--set", "privacy.target_delta=1"), "IMPOSSIBLE_VALUE [privacy] target_delta"),
+        (("--set", "prompt.temperatur=1"), "UNKNOWN_KEY [prompt] has the unknown key 'temperatur'"),
+        (("--set", "rounds.number"), "BAD_ASSIGNMENT"),
         (("--floors", "some"), "IMPOSSIBLE_VALUE"),
-        (("--engine", "steam"), "IMPOSSIBLE_VALUE"),
-        (("--partition", "magic"), "WRONG_VALUE [data] partition"),
-        (("--partition", "none"), "WRONG_VALUE [data] num_sites"),
-        (("--alpha", "nan"), "WRONG_VALUE"),
+        (("--set", "engine=steam"), "IMPOSSIBLE_VALUE"),
+        (("--partition", "magic"), "IMPOSSIBLE_VALUE partition"),
+        (("--partition", "none"), "IMPOSSIBLE_VALUE num_sites"),
+        (("--set", "alpha=nan"), "WRONG_TYPE alpha"),
         (("--sites", "2000"), "TOO_MANY_SITES"),
         (("--data", "/nowhere/at/all"), "NO_DATA"),
         (("--model", "/nowhere/at/all"), "MODEL_NOT_FOUND"),
-        (("--rank", "1", "--num-context", "2"), "INIT_TEXT_TOO_LONG"),
-        (("--sites", "0"), "--sites"),
+        (("--rank", "1", "--set", "prompt.num_context=2"), "INIT_TEXT_TOO_LONG"),
+        (("--sites", "0"), "sites is 0, expected a number from 1"),
         (("--seed", "-1"), "--seed"),
         (("--rounds", "many"), "--rounds"),
         (("--nonsense",), "--nonsense"),
         (("--out", "/"), "--out"),
-        (("--cache", __file__), "--cache"),
+        (("--set", f"cache={__file__}"), "IMPOSSIBLE_VALUE cache"),
     ],
 )
 def test_bad_flags_are_one_message_and_exit_code_2(bench, images, flags, code):
@@ -199,7 +214,7 @@ def test_without_ray_the_flower_engine_names_its_extra(bench, images, monkeypatc
 
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "ray" else find(name, *rest))
-    code, _, err = bench("run", "--data", images["split"], *QUICK, "--engine", "flower")
+    code, _, err = bench("run", "--data", images["split"], *QUICK, "--set", "engine=flower")
     assert code == 2
     assert "dpfpl-bench[flower]" in err
 
@@ -209,7 +224,7 @@ def test_the_flower_engine_gives_the_same_result(bench, images):
     pytest.importorskip("ray")
     arguments = ("run", "--data", images["split"], *QUICK, "--floors", "none")
 
-    code, out, err = bench(*arguments, "--engine", "flower")
+    code, out, err = bench(*arguments, "--set", "engine=flower")
 
     assert (code, err) == (0, "")
     flower, process = strict(out), strict(bench(*arguments)[1])

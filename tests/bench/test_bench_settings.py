@@ -5,35 +5,29 @@ import dataclasses
 import pytest
 import torch
 
-from dpfpl_bench.simulate.settings import BenchSettings, build_experiment
+from dpfpl_bench.simulate.settings import RunSettings, build_experiment
 from dpfpl_bench.simulate.simulation import SimulatedSite
 from dpfpl_client.learning.learner import SiteFeatures
 from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_client.models.loader import load_backbone
+from dpfpl_common.config import build, set_keys
 from dpfpl_common.errors import ConfigError
+from dpfpl_common.experiment import Experiment
 from dpfpl_common.privacy.accounting import epsilon
 from dpfpl_common.privacy_plan import planned_events
 
-SETTINGS = BenchSettings(
-    name="bench",
-    method="dpfpl",
-    rank=2,
-    mechanism="per_step",
-    trust="distributed",
-    epsilon=3.0,
-    clipping="joint",
-    accounting="honest",
-    delta=1e-6,
-    rounds=5,
-    local_steps=2,
-    sample_rate=0.2,
-    clipping_norm=0.3,
-    learning_rate=0.01,
-    personal_learning_rate=0.03,
-    init_text="a photo of a",
-    num_context=0,
-    evaluate_every=2,
-)
+SETTINGS = {
+    "prompt": {"rank": 2},
+    "optimizer": {"global_learning_rate": 0.01, "personal_learning_rate": 0.03},
+    "privacy": {
+        "mechanism": "per_step",
+        "target_epsilon": 3.0,
+        "target_delta": 1e-6,
+        "sample_rate": 0.2,
+        "clipping_norm": 0.3,
+    },
+    "rounds": {"number": 5, "local_steps": 2, "evaluate_every": 2},
+}
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +45,14 @@ def make_sites(*sizes):
     ]
 
 
-def build(backbone, sizes=(10, 21), **changes):
-    settings = dataclasses.replace(SETTINGS, **changes)
-    return build_experiment(settings, backbone, "embedded", ("cat", "dog"), make_sites(*sizes))
+def made(backbone, *changes, sizes=(10, 21)):
+    """The experiment of these settings with what ``--set`` is given."""
+    run = build(RunSettings, set_keys(SETTINGS, changes), "")
+    return build_experiment("bench", run, backbone, ("cat", "dog"), make_sites(*sizes))
 
 
-def test_every_flag_arrives(backbone):
-    experiment = build(backbone)
+def test_every_setting_arrives(backbone):
+    experiment = made(backbone)
 
     assert (experiment.classes, experiment.sites) == (("cat", "dog"), ("site-0", "site-1"))
     assert (experiment.model.width, experiment.model.fingerprint) == (backbone.width, backbone.fingerprint)
@@ -72,59 +67,76 @@ def test_every_flag_arrives(backbone):
     assert (experiment.rounds.number, experiment.rounds.local_steps, experiment.rounds.evaluate_every) == (5, 2, 2)
 
 
+def test_every_table_of_an_experiment_can_be_set(backbone):
+    """A setting that experiment.toml gains is one that a run can set, without a line here."""
+    experiment = made(
+        backbone,
+        *("prompt.personal_strength=0.5", "gradients.classes=2", "aggregation.largest_site=7", "rounds.deadline=9"),
+        *("privacy.tolerated_colluders=0", "privacy.nominal_site_size=50", "optimizer.name=sgd"),
+    )
+    assert experiment.prompt.personal_strength == 0.5
+    assert (experiment.gradients.classes, experiment.aggregation.largest_site) == (2, 7.0)
+    assert (experiment.rounds.deadline, experiment.optimizer.name) == (9.0, "sgd")
+    assert (experiment.privacy.tolerated_colluders, experiment.privacy.nominal_site_size) == (0, 50)
+    shared = {f.name for f in dataclasses.fields(Experiment)} - {"name", "classes", "sites", "model"}
+    assert shared <= {f.name for f in dataclasses.fields(RunSettings)}
+
+
 def test_a_model_without_class_features_gets_the_mechanism_that_serves_it(backbone):
-    left_out = {"mechanism": "", "trust": ""}
-    privacy = build(backbone, **left_out).privacy
+    privacy = made(backbone, "privacy.mechanism=auto").privacy
     assert (privacy.mechanism, privacy.trust) == ("one_shot", "local")
-    generative = load_backbone("embedded-vlm")
-    privacy = build(generative, num_context=4, init_text="answer", **left_out).privacy
+    generative, turn = load_backbone("embedded-vlm"), ("prompt.num_context=4", "prompt.init_text=answer")
+    privacy = made(generative, "privacy.mechanism=auto", *turn).privacy
     assert (privacy.mechanism, privacy.trust) == ("per_step", "distributed")
-    named = build(generative, num_context=4, init_text="answer", mechanism="one_shot", trust="local")
+    named = made(generative, "privacy.mechanism=one_shot", *turn)
     assert named.privacy.mechanism == "one_shot"  # and refused by the model, which says what to write
 
 
 @pytest.mark.privacy
 @pytest.mark.parametrize("target", [1.0, 3.0])
 def test_the_noise_is_calibrated_to_the_target(backbone, target):
-    experiment = build(backbone, epsilon=target)
+    experiment = made(backbone, f"privacy.target_epsilon={target}")
     assert 0.98 * target < epsilon(planned_events(experiment)[:1], 1e-6) <= target
 
 
 @pytest.mark.privacy
-def test_no_target_means_no_noise_and_no_claim(backbone):
-    experiment = build(backbone, epsilon=None)
+def test_no_noise_must_be_asked_for(backbone):
+    experiment = made(backbone, "privacy.noise_multiplier=0")
     assert experiment.privacy.noise_multiplier == 0.0
     assert not experiment.is_private
+    with pytest.raises(ConfigError, match="target_epsilon or noise_multiplier"):
+        build_experiment("bench", RunSettings(), backbone, ("cat", "dog"), make_sites(5))
 
 
 def test_the_context_is_as_long_as_the_text_unless_said(backbone):
-    assert build(backbone).prompt.num_context == backbone.num_tokens("a photo of a")
-    assert build(backbone, num_context=12).prompt.num_context == 12
-    assert build(backbone, init_text="").prompt.num_context == 16
+    assert made(backbone).prompt.num_context == backbone.num_tokens("a photo of a")
+    assert made(backbone, "prompt.num_context=12").prompt.num_context == 12
+    assert made(backbone, "prompt.init_text=").prompt.num_context == 16
 
 
 def test_sites_without_images_do_not_make_the_divisor_zero(backbone):
-    assert build(backbone, sizes=(0, 0)).privacy.nominal_site_size == 1
+    assert made(backbone, sizes=(0, 0)).privacy.nominal_site_size == 1
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"method": "x"},
-        {"trust": "x"},
-        {"mechanism": "x"},
-        {"rank": 0},
-        {"rank": 99},
-        {"epsilon": 0.0},
-        {"epsilon": float("nan")},
-        {"delta": 0.0},
-        {"sample_rate": 1.5},
-        {"clipping_norm": -1.0},
-        {"learning_rate": float("inf")},
-        {"num_context": -1},
+        "prompt.method=x",
+        "privacy.trust=x",
+        "privacy.mechanism=x",
+        "prompt.rank=0",
+        "prompt.rank=99",
+        "privacy.target_epsilon=0",
+        "privacy.target_delta=0",
+        "privacy.sample_rate=1.5",
+        "privacy.clipping_norm=-1",
+        "prompt.num_context=-1",
+        "partition=magic",
+        "sites=0",
     ],
 )
-def test_impossible_values_are_refused(backbone, wrong):
-    with pytest.raises(ConfigError) as caught:
-        build(backbone, **wrong)
+def test_impossible_values_are_refused_by_name(backbone, wrong):
+    key, value = wrong.split("=")
+    with pytest.raises(ConfigError, match=rf"{key.split('.')[-1]} is '?{value}") as caught:
+        made(backbone, wrong)
     assert caught.value.code == "IMPOSSIBLE_VALUE"

@@ -53,7 +53,7 @@ def test_every_run_of_every_study_has_settings_of_its_own():
     for study in STUDIES:
         for sweep in study.sweeps:
             for cell in sweep.cells():
-                cell.bench_settings(sweep.name, sweep.settings)
+                sweep.run_of(cell)
 
 
 def test_defaults_are_held_against_the_private_floor_on_both_sets_at_four_epsilons_and_three_seeds():

@@ -55,9 +55,15 @@ def make_experiment(backbone, rounds=3, **privacy):
         optimizer=OptimizerSettings(global_learning_rate=0.05, personal_learning_rate=0.05),
         privacy=PrivacySettings(
             **(
-                {"target_epsilon": 8.0, "noise_multiplier": 1.0, "nominal_site_size": 12, "tolerated_dropouts": 1}
+                {
+                    "mechanism": "per_step",
+                    "target_epsilon": 8.0,
+                    "noise_multiplier": 1.0,
+                    "nominal_site_size": 12,
+                    "tolerated_dropouts": 1,
+                }
                 | privacy
-            )
+            ),
         ),
         rounds=RoundSettings(number=rounds, local_steps=2, min_sites=1),
     )

@@ -55,7 +55,9 @@ def make_experiment(backbone, sites, **privacy):
         classes=CLASSES,
         sites=tuple(site.name for site in sites),
         model=ModelSettings(width=backbone.width, fingerprint=backbone.fingerprint),
-        privacy=PrivacySettings(**({"noise_multiplier": 1.0, "nominal_site_size": 20} | privacy)),
+        privacy=PrivacySettings(
+            **({"mechanism": "per_step", "noise_multiplier": 1.0, "nominal_site_size": 20} | privacy)
+        ),
         rounds=RoundSettings(number=2, local_steps=1, deadline=60.0),
     )
 

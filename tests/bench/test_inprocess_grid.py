@@ -15,7 +15,7 @@ EXPERIMENT = Experiment(
     classes=("cat", "dog"),
     sites=("north", "south"),
     model=ModelSettings(width=8),
-    privacy=PrivacySettings(noise_multiplier=1.0),
+    privacy=PrivacySettings(mechanism="per_step", noise_multiplier=1.0),
 )
 CONTEXT = np.random.default_rng(0).normal(size=(4, 8)).astype("<f4")
 TRAIN = TrainRequest(EXPERIMENT, 2, CONTEXT)

@@ -55,7 +55,7 @@ def test_only_one_shot_sees_the_dimension(backbone, features):
         classes=CLASSES,
         sites=("one",),
         model=ModelSettings(width=backbone.width),
-        privacy=PrivacySettings(noise_multiplier=0.2, nominal_site_size=30),
+        privacy=PrivacySettings(mechanism="per_step", noise_multiplier=0.2, nominal_site_size=30),
         rounds=RoundSettings(number=1, local_steps=2),
     )
     start = np.zeros(experiment.context_shape, np.float32)

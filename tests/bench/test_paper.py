@@ -26,7 +26,7 @@ def test_a_table_that_is_not_carried_is_refused():
 
 @pytest.fixture
 def base():
-    return Sweep(name="p", seeds=1, grid=Grid(rank=(2,)), settings=paper_training(1, 1, 0.1))
+    return Sweep(**vars(paper_training(1, 1, 0.1)), name="p", seeds=1, grid=Grid(rank=(2,)))
 
 
 def test_data_that_is_not_at_hand_is_listed_with_what_to_do(monkeypatch, base, tmp_path):

@@ -45,7 +45,7 @@ def case(backbone):
         classes=CLASSES,
         sites=("a", "b"),
         model=ModelSettings(width=backbone.width),
-        privacy=PrivacySettings(noise_multiplier=0.0),
+        privacy=PrivacySettings(mechanism="per_step", noise_multiplier=0.0),
     )
     generator = np.random.default_rng(3)
     shared = generator.normal(size=experiment.context_shape).astype(np.float32)

@@ -52,10 +52,11 @@ def test_a_row_is_of_as_many_seeds_as_all_its_cells_have():
 def test_what_a_run_is_reaches_its_settings():
     run = PrivacyRun("fedotp", "one_shot", "local", "text", epsilon=4.0, rank=3)
     settings = settings_of(run)
-    assert (settings.method, settings.mechanism, settings.trust, settings.projection) == (
+    prompt, privacy = settings.prompt, settings.privacy
+    assert (prompt.method, privacy.mechanism, privacy.trust, privacy.projection) == (
         "fedotp", "one_shot", "local", "text",
     )  # fmt: skip
-    assert (settings.epsilon, settings.rank) == (4.0, 3)
+    assert (privacy.target_epsilon, privacy.noise_multiplier, prompt.rank) == (4.0, None, 3)
     assert PrivacyRun("dpfpl", "per_step", "central").stands_for.trust == "distributed"
     assert PrivacyRun("dpfpl", "per_step", "central", epsilon=1.0).stands_for.trust == "central"
 

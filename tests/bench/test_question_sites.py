@@ -44,6 +44,9 @@ def model():
     return load_backbone("embedded-vlm")
 
 
+FASTER = ("--set", "optimizer.personal_learning_rate=0.05")
+
+
 @pytest.fixture
 def bench():
     """Runs dpfpl-bench with these arguments."""
@@ -133,7 +136,7 @@ def test_the_embedded_model_knows_its_world_and_answers_plainly_without_a_prompt
 def test_run_with_questions_reports_every_site_and_its_floors(bench, tmp_path):
     for name, site in zip(("north", "south"), drawn_sites(2, 40, 20, seed=5), strict=True):
         write_questions(tmp_path / name, site)
-    quick = ("--rounds", 2, "--local-steps", 1, "--personal-learning-rate", 0.05, "--quiet")
+    quick = ("--rounds", 2, "--set", "rounds.local_steps=1", *FASTER, "--quiet")
     done = bench("run", "--task", "vqa", "--data", tmp_path, "--out", tmp_path / "result.json", *quick)
     assert done.exit_code == 0, done.output
     result = json.loads((tmp_path / "result.json").read_text())
@@ -151,7 +154,7 @@ def test_run_with_questions_reports_every_site_and_its_floors(bench, tmp_path):
 def test_run_with_captions_measures_the_overlap_of_words(bench, tmp_path):
     for name, site in zip(("north", "south"), drawn_sites(2, 30, 12, seed=5, captions=True), strict=True):
         write_questions(tmp_path / name, site)
-    quick = ("--rounds", 1, "--local-steps", 2, "--personal-learning-rate", 0.05, "--floors", "none", "--quiet")
+    quick = ("--rounds", 1, "--set", "rounds.local_steps=2", *FASTER, "--floors", "none", "--quiet")
     done = bench("run", "--task", "caption", "--data", tmp_path, "--out", tmp_path / "result.json", *quick)
     assert done.exit_code == 0, done.output
     result = json.loads((tmp_path / "result.json").read_text())
@@ -165,9 +168,9 @@ def test_run_says_which_answers_can_never_be_right(bench, tmp_path):
     file = write_questions(tmp_path / "north", drawn_sites(1, 12, 6, seed=5)[0])
     lines = [json.loads(line) | {"answer": "red blue " * 4} for line in file.read_text().splitlines()]
     file.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    quick = ("--sites", 1, "--rounds", 1, "--local-steps", 1, "--floors", "none")
+    quick = ("--sites", 1, "--rounds", 1, "--set", "rounds.local_steps=1", "--floors", "none")
     for limit, warned in ((7, True), (8, False)):
-        done = bench("run", "--task", "vqa", "--data", file, "--max-answer-tokens", limit, *quick)
+        done = bench("run", "--task", "vqa", "--data", file, "--set", f"task.max_answer_tokens={limit}", *quick)
         assert done.exit_code == 0, done.output
         text = " ".join(done.stderr.split())
         assert ("18 of 18 answers can never be right" in text) == warned
@@ -181,7 +184,7 @@ def test_a_caption_says_all_of_a_picture_in_the_houses_words():
 @pytest.mark.parametrize(
     ("flags", "code"),
     [
-        (("--engine", "flower"), "IMPOSSIBLE_VALUE"),
+        (("--set", "engine=flower"), "IMPOSSIBLE_VALUE"),
         (("--model", "embedded"), "NO_ANSWERS"),
         (("--mechanism", "one_shot"), "NO_CLASS_FEATURES"),
     ],

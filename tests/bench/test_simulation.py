@@ -43,7 +43,9 @@ def make_experiment(backbone, sites, classes=CLASSES, rounds=2, **privacy):
         classes=tuple(classes),
         sites=tuple(site.name for site in sites),
         model=ModelSettings(width=backbone.width),
-        privacy=PrivacySettings(**({"noise_multiplier": 1.0, "nominal_site_size": 12} | privacy)),
+        privacy=PrivacySettings(
+            **({"mechanism": "per_step", "noise_multiplier": 1.0, "nominal_site_size": 12} | privacy)
+        ),
         rounds=RoundSettings(number=rounds, local_steps=1),
     )
 

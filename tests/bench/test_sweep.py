@@ -6,11 +6,13 @@ import sys
 import pytest
 
 from dpfpl_bench import cli
+from dpfpl_bench.simulate.settings import RunPrivacy, RunPrompt
 from dpfpl_bench.sweep.plots import write_plots
 from dpfpl_bench.sweep.settings import Cell, Grid, Sweep, load_sweep
 from dpfpl_bench.sweep.sweep import SweepProgress, run_sweep
 from dpfpl_bench.sweep.table import as_csv, as_markdown, summarise
 from dpfpl_common.errors import ConfigError
+from dpfpl_common.experiment import RoundSettings
 
 
 def result(local, neighbour=0.5, worst=0.4, zero_shot=0.3, recipient=8.0, operator="infinite"):
@@ -30,7 +32,7 @@ def result(local, neighbour=0.5, worst=0.4, zero_shot=0.3, recipient=8.0, operat
 
 def test_every_combination_is_run_once_and_meaningless_ones_are_not():
     sweep = Sweep(
-        "s",
+        name="s",
         seeds=2,
         grid=Grid(
             method=("dpfpl", "promptfl"),
@@ -50,10 +52,10 @@ def test_every_combination_is_run_once_and_meaningless_ones_are_not():
 
 def test_a_changed_setting_is_another_file_and_a_longer_sweep_is_not():
     cell = Cell("dpfpl", 4, "per_step", "local", 8.0, 0)
-    base = Sweep("s")
-    assert base.file_name(cell) == Sweep("other", seeds=7, grid=Grid(rank=(1, 2))).file_name(cell)
-    assert base.file_name(cell) != Sweep("s", partition="iid").file_name(cell)
-    assert base.file_name(cell) != Sweep("s", floors="none").file_name(cell)
+    base = Sweep(name="s")
+    assert base.file_name(cell) == Sweep(name="other", seeds=7, grid=Grid(rank=(1, 2))).file_name(cell)
+    assert base.file_name(cell) != Sweep(name="s", partition="iid").file_name(cell)
+    assert base.file_name(cell) != Sweep(name="s", floors="none").file_name(cell)
 
 
 def test_the_table_holds_mean_spread_and_the_worst_site_of_all_seeds():
@@ -85,6 +87,22 @@ def test_pictures_show_what_was_varied_and_are_the_same_each_time(tmp_path):
     assert write_plots(rows[:1], tmp_path, "title") == []
 
 
+def test_a_run_of_a_sweep_has_what_its_cell_says_and_nothing_of_the_other_mechanism():
+    prompt = RunPrompt(absent_weight=0.5, retention=1.0, contrast=1.0)
+    sweep = Sweep(
+        name="s", sites=7, prompt=prompt, privacy=RunPrivacy(projection="text"), rounds=RoundSettings(number=3)
+    )
+    once = sweep.run_of(Cell("fedpgp", 2, "one_shot", "local", 4.0, 0))
+    assert (once.prompt.method, once.prompt.rank, once.sites, once.rounds.number) == ("fedpgp", 2, 7, 3)
+    assert (once.privacy.mechanism, once.privacy.trust, once.privacy.target_epsilon) == ("one_shot", "local", 4.0)
+    assert (once.prompt.absent_weight, once.prompt.retention, once.prompt.contrast) == (0.5, 0.0, 0.0)
+    assert once.privacy.projection == "text"
+    steps = sweep.run_of(Cell("fedpgp", 2, "per_step", "central", None, 0))
+    assert (steps.prompt.absent_weight, steps.prompt.retention, steps.prompt.contrast) == (0.0, 1.0, 1.0)
+    assert (steps.privacy.projection, steps.privacy.noise_multiplier) == ("none", 0.0)
+    assert sweep.run_of(Cell("dpfpl", 2, "per_step", "central", None, 0)).prompt.contrast == 0.0
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -93,7 +111,8 @@ def test_pictures_show_what_was_varied_and_are_the_same_each_time(tmp_path):
         ('name = "s"\n[grid]\nmethod = []', "method"),
         ('name = "s"\n[grid]\nepsilon = []\nno_noise = false', "epsilon"),
         ('name = "s"\n[grid]\ncolour = ["red"]', "colour"),
-        ('name = "s"\n[settings]\nrounds = "ten"', "rounds"),
+        ('name = "s"\n[rounds]\nnumber = "ten"', r"\[rounds\] number is 'ten'"),
+        ('name = "s"\n[rounds]\nlocal_stepz = 1', "local_stepz"),
     ],
 )
 def test_a_wrong_sweep_is_named(tmp_path, text, said):
@@ -107,7 +126,7 @@ def test_a_sweep_from_the_command_line_goes_on_where_it_was(tmp_path, monkeypatc
     (tmp_path / "sweep.toml").write_text(
         'name = "tiny"\ndata = "shapes"\nsites = 2\nseeds = 1\nfloors = "none"\n'
         '[grid]\nmethod = ["dpfpl"]\nmechanism = ["one_shot"]\ntrust = ["central", "local"]\nepsilon = [8]\n'
-        "no_noise = false\n[settings]\nrounds = 1\nlocal_steps = 1\n"
+        "no_noise = false\n[rounds]\nnumber = 1\nlocal_steps = 1\n"
     )
 
     def call(*arguments):

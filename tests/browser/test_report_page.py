@@ -8,8 +8,9 @@ from importlib import resources
 
 import pytest
 
+from dpfpl_common.config import build
 from dpfpl_server.report import render_report
-from dpfpl_server.report.roi import parse_roi
+from dpfpl_server.report.roi import RoiInputs
 
 pytestmark = pytest.mark.slow
 
@@ -30,9 +31,9 @@ CUT_OFF_TEXT = """
 
 @pytest.fixture(scope="module", params=["en", "ja"])
 def page(request, tmp_path_factory, demo_result):
-    text = resources.files("dpfpl_server").joinpath("roi_template.toml").read_text(encoding="utf-8")
+    text = resources.files("dpfpl_server.report").joinpath("roi_template.toml").read_text(encoding="utf-8")
     path = tmp_path_factory.mktemp("report") / "report.html"
-    path.write_text(render_report(demo_result, request.param, parse_roi(tomllib.loads(text), "roi.toml")))
+    path.write_text(render_report(demo_result, request.param, build(RoiInputs, tomllib.loads(text), "roi.toml")))
     return request.param, path
 
 

@@ -61,7 +61,7 @@ def trained_once(tmp_path_factory, image_folder):
         sites=("north", "south"),
         model=ModelSettings(width=built.backbone.width, fingerprint=built.backbone.fingerprint),
         prompt=PromptSettings(num_context=4, rank=2),
-        privacy=PrivacySettings(noise_multiplier=2.0, nominal_site_size=8),
+        privacy=PrivacySettings(mechanism="per_step", noise_multiplier=2.0, nominal_site_size=8),
         rounds=RoundSettings(number=1, local_steps=2),
     )
     start = np.zeros(experiment.context_shape, "<f4")

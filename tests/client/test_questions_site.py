@@ -59,7 +59,7 @@ def experiment_for(width, *, classes=(), task="vqa", max_answer_tokens=8, init_t
         sites=("north", "south"),
         model=ModelSettings(width=width),
         prompt=PromptSettings(num_context=4, rank=2, init_text=init_text),
-        privacy=PrivacySettings(**{**settings, **privacy}),
+        privacy=PrivacySettings(**{"mechanism": "per_step", **settings, **privacy}),
         rounds=RoundSettings(number=2, local_steps=2),
         task=TaskSettings(kind=task, max_answer_tokens=max_answer_tokens),
     )

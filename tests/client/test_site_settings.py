@@ -99,7 +99,7 @@ def test_impossible_names_are_refused(site, name):
         ('[data]\nsource = "digits"\n[simulation]\n', "MISSING_KEY", "seed"),
         ('[data]\nsource = "digits"\n[simulation]\nseed = 1.5\n', "WRONG_TYPE", "seed"),
         ("", "MISSING_KEY", "data"),
-        ('[data]\nsource = "ftp"\n', "WRONG_VALUE", "ftp"),
+        ('[data]\nsource = "ftp"\n', "IMPOSSIBLE_VALUE", "ftp"),
         ("[data\n", "BAD_TOML", "site.toml"),
     ],
 )

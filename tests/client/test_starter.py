@@ -5,7 +5,7 @@ import tomllib
 
 import pytest
 
-from dpfpl_client.agent.policy import load_policy
+from dpfpl_client.agent.policy_file import load_policy
 from dpfpl_client.site.init import initialise
 from dpfpl_client.site.settings import load_site
 from dpfpl_common.errors import ConfigError

@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 from dpfpl_common.errors import ConfigError
 from dpfpl_common.experiment import (
     METHODS,
-    OPTIMIZERS,
-    TRUST_MODES,
     AggregationSettings,
     Experiment,
     ModelSettings,
@@ -21,6 +19,7 @@ from dpfpl_common.experiment import (
     PromptSettings,
     RoundSettings,
     TaskSettings,
+    Trust,
     load_experiment,
     parse_experiment,
 )
@@ -31,7 +30,7 @@ BASE = Experiment(
     classes=("cat", "dog"),
     sites=("north", "south", "west"),
     model=ModelSettings(width=8),
-    privacy=PrivacySettings(noise_multiplier=1.5),
+    privacy=PrivacySettings(mechanism="per_step", noise_multiplier=1.5),
 )
 
 
@@ -105,10 +104,9 @@ def test_an_impossible_value_names_its_key(key, value):
         parse_experiment(json.dumps(changed(key, value)))
     assert caught.value.code == "IMPOSSIBLE_VALUE"
     if value is not None:
-        assert key in str(caught.value)
-        assert repr(tuple(value) if isinstance(value, list) and key == "classes" else value)[:20].strip("[]") in str(
-            caught.value
-        )
+        *table, name = key.split(".")
+        assert f"experiment {f'[{table[0]}] ' if table else ''}{name}" in str(caught.value)
+        assert repr(value)[:20].strip("[]") in str(caught.value)
 
 
 def leaves(cls, prefix=""):
@@ -133,6 +131,8 @@ OTHER = {
     "prompt.init_text": "",
     "prompt.personal_strength": 0.5,
     "prompt.retention": 0.5,
+    "prompt.evidence": False,
+    "prompt.usual_mix": 0.25,
     "optimizer.name": "sgd",
     "optimizer.global_learning_rate": 0.5,
     "optimizer.personal_learning_rate": 0.5,
@@ -175,7 +175,7 @@ def test_robust_rules_need_local_trust_and_enough_sites(rule):
     assert experiment.digest() != dataclasses.replace(three, privacy=local).digest()
     assert parse_experiment(experiment.to_json()) == experiment
     if rule != "median":  # with the quorum of one site less there are too few
-        with pytest.raises(ConfigError, match=r"aggregation\.trim"):
+        with pytest.raises(ConfigError, match=r"\[aggregation\] trim|aggregation\.trim"):
             dataclasses.replace(experiment, privacy=dataclasses.replace(local, tolerated_dropouts=1))
 
 
@@ -213,10 +213,10 @@ def test_a_question_may_join_letters():
 
 def test_an_impossible_task_is_named():
     for wrong, word in (
-        ({"kind": "describe"}, "task.kind"),
-        ({"question": "a\nb"}, "task.question"),
-        ({"question": "a" * 1001}, "task.question"),
-        ({"max_answer_tokens": 0}, "task.max_answer_tokens"),
+        ({"kind": "describe"}, "kind is 'describe'"),
+        ({"question": "a\nb"}, "question is"),
+        ({"question": "a" * 1001}, "question is"),
+        ({"max_answer_tokens": 0}, "max_answer_tokens is 0"),
     ):
         with pytest.raises(ConfigError, match=word):
             dataclasses.replace(BASE, task=TaskSettings(**wrong))
@@ -278,9 +278,9 @@ def test_what_has_no_sound_analysis_is_refused_with_the_reason(privacy, reason):
         dataclasses.replace(drawn, prompt=dataclasses.replace(drawn.prompt, method="fedotp"))
     with pytest.raises(ConfigError, match=r"retention.*per_step"):
         dataclasses.replace(BASE, prompt=dataclasses.replace(BASE.prompt, retention=1.0), privacy=sound)
-    with pytest.raises(ConfigError, match=r"absent_weight.*one_shot only"):
+    with pytest.raises(ConfigError, match=r"absent_weight.*only one_shot"):
         dataclasses.replace(keeping, privacy=BASE.privacy)
-    with pytest.raises(ConfigError, match="one of none, text"):
+    with pytest.raises(ConfigError, match="'none' or 'text'"):
         dataclasses.replace(BASE, privacy=dataclasses.replace(sound, projection="images"))
 
 
@@ -312,9 +312,10 @@ def experiments(draw):
         prompt=PromptSettings(
             draw(st.sampled_from(METHODS)), num_context, draw(st.integers(1, min(width, num_context))), draw(st.text())
         ),
-        optimizer=OptimizerSettings(draw(st.sampled_from(OPTIMIZERS)), draw(POSITIVE), draw(POSITIVE)),
+        optimizer=OptimizerSettings(draw(st.sampled_from(["adam", "sgd"])), draw(POSITIVE), draw(POSITIVE)),
         privacy=PrivacySettings(
-            trust=draw(st.sampled_from(TRUST_MODES)),
+            mechanism="per_step",
+            trust=draw(st.sampled_from(typing.get_args(Trust))),
             target_epsilon=draw(st.none() | st.floats(1e-3, 1e3) | st.integers(1, 1000)),
             target_delta=draw(st.floats(1e-15, 0.5)),
             noise_multiplier=draw(st.just(0.0) | st.floats(0.1, 1e3) | st.integers(0, 100)),
@@ -349,7 +350,9 @@ def test_whole_numbers_for_floats_are_the_same_experiment():
     def build(one):
         return dataclasses.replace(
             BASE,
-            privacy=PrivacySettings(noise_multiplier=one, clipping_norm=one, target_epsilon=one, sample_rate=one),
+            privacy=PrivacySettings(
+                mechanism="per_step", noise_multiplier=one, clipping_norm=one, target_epsilon=one, sample_rate=one
+            ),
             rounds=RoundSettings(deadline=one),
             optimizer=OptimizerSettings(global_learning_rate=one),
         )
@@ -401,7 +404,7 @@ def test_toml_and_derived_values(tmp_path):
 
 
 def test_the_noise_level_is_resolved_once():
-    asked = dataclasses.replace(BASE, privacy=PrivacySettings(target_epsilon=8.0))
+    asked = dataclasses.replace(BASE, privacy=PrivacySettings(mechanism="per_step", target_epsilon=8.0))
     resolved = resolve_noise(asked)
     assert resolved.privacy.noise_multiplier == pytest.approx(2.0645, rel=2e-3)
     assert resolve_noise(resolved) is resolved

@@ -23,7 +23,7 @@ EXPERIMENT = Experiment(
     classes=("cat", "dog"),
     sites=("north", "south"),
     model=ModelSettings(width=8),
-    privacy=PrivacySettings(noise_multiplier=1.5),
+    privacy=PrivacySettings(mechanism="per_step", noise_multiplier=1.5),
 )
 SHAPE = EXPERIMENT.context_shape
 CONTEXT = np.random.default_rng(0).normal(size=SHAPE).astype("<f4")
@@ -95,7 +95,9 @@ def test_the_digest_changes_with_every_part(monkeypatch):
     base = TrainRequest(EXPERIMENT, 3, CONTEXT)
     one_ulp = CONTEXT.copy()
     one_ulp[0, 0] = np.nextafter(one_ulp[0, 0], np.float32(np.inf))
-    other = dataclasses.replace(EXPERIMENT, privacy=PrivacySettings(noise_multiplier=math.nextafter(1.5, 2)))
+    other = dataclasses.replace(
+        EXPERIMENT, privacy=PrivacySettings(mechanism="per_step", noise_multiplier=math.nextafter(1.5, 2))
+    )
     digests = [
         request_digest(base),
         request_digest(dataclasses.replace(base, round=4)),

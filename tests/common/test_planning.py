@@ -18,7 +18,7 @@ def experiment(method="dpfpl", steps=20, **privacy):
         classes=("a", "b"),
         sites=("one", "two", "three"),
         model=ModelSettings(width=8),
-        privacy=PrivacySettings(target_epsilon=2.0, sample_rate=0.3, **privacy),
+        privacy=PrivacySettings(**({"mechanism": "per_step", "target_epsilon": 2.0, "sample_rate": 0.3} | privacy)),
         rounds=RoundSettings(number=steps, local_steps=1),
     )
     return dataclasses.replace(base, prompt=dataclasses.replace(base.prompt, method=method))

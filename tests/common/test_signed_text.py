@@ -15,10 +15,12 @@ EXPERIMENT = Experiment(
     classes=("cat", "dog"),
     sites=("north", "south"),
     model=ModelSettings(width=8),
-    privacy=PrivacySettings(noise_multiplier=1.5),
+    privacy=PrivacySettings(mechanism="per_step", noise_multiplier=1.5),
 )
 REPLY = SiteReply("north", 3, CONTEXT, {"personal_local": 0.5, "global_local": 0.25}, 1.5)
-OTHER = dataclasses.replace(EXPERIMENT, privacy=PrivacySettings(noise_multiplier=math.nextafter(1.5, 2)))
+OTHER = dataclasses.replace(
+    EXPERIMENT, privacy=PrivacySettings(mechanism="per_step", noise_multiplier=math.nextafter(1.5, 2))
+)
 
 
 def one_ulp_more():

@@ -23,7 +23,9 @@ FORMULAS = ("=HYPERLINK(1)", "+1+1", "-2+3", "@SUM(1)", "\t=1", "\r=1", "\n=1", 
 @given(st.text())
 def test_DR11_nothing_that_steers_a_terminal_gets_through(text):
     for shown in (printable(text), printable_lines(text), harmless_cell(text)):
-        assert not {char for char in shown if not char.isprintable() and char not in "\n\t" and not "\udc80" <= char <= "\udcff"}
+        assert not {
+            char for char in shown if not char.isprintable() and char not in "\n\t" and not "\udc80" <= char <= "\udcff"
+        }
     assert "\n" not in printable(text) + harmless_cell(text)
 
 

@@ -20,6 +20,7 @@ def experiment(trust, sites=4, dropouts=0, colluders=1, noise_multiplier=Z):
         sites=tuple(f"s{i}" for i in range(sites)),
         model=ModelSettings(width=8),
         privacy=PrivacySettings(
+            mechanism="per_step",
             trust=trust,
             noise_multiplier=noise_multiplier,
             target_epsilon=None if noise_multiplier is not None else 1.0,

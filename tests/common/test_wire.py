@@ -28,7 +28,7 @@ EXPERIMENT = Experiment(
     sites=("north", "south"),
     model=ModelSettings(width=SHAPE[1]),
     prompt=PromptSettings(num_context=SHAPE[0]),
-    privacy=PrivacySettings(noise_multiplier=1.5),
+    privacy=PrivacySettings(mechanism="per_step", noise_multiplier=1.5),
 )
 
 
@@ -192,7 +192,7 @@ def test_bad_experiments(text, code):
 
 
 def test_a_whole_number_given_for_a_real_one_travels():
-    experiment = dataclasses.replace(EXPERIMENT, privacy=PrivacySettings(noise_multiplier=1))
+    experiment = dataclasses.replace(EXPERIMENT, privacy=PrivacySettings(mechanism="per_step", noise_multiplier=1))
     message = wire.encode_train_request(dataclasses.replace(TRAIN, experiment=experiment))
     assert wire.decode_train_request(message).experiment == experiment
 

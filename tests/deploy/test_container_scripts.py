@@ -16,7 +16,7 @@ import pytest
 
 from dpfpl_client.embedded import embedded_model_path
 from dpfpl_client.site.settings import load_site
-from dpfpl_common.config import from_table
+from dpfpl_common.config import build
 from dpfpl_common.experiment import Experiment
 from dpfpl_server.sites.provision import ProvisionRequest, provision
 
@@ -224,7 +224,7 @@ def test_s8_bill_of_materials_lists_what_is_installed(script: Callable[[str], Mo
 def test_the_simulations_experiment_is_valid_and_fits_the_embedded_model() -> None:
     """That it names this model's fingerprint is tested beside the model, which takes torch to load."""
     table = tomllib.loads((ROOT / "deploy/simulation/experiment.toml").read_text(encoding="utf-8"))
-    experiment = from_table(Experiment, table, "experiment.toml")
+    experiment = build(Experiment, table, "experiment.toml")
 
     config = json.loads((embedded_model_path() / "config.json").read_text())
     assert experiment.model.width == config["text_config"]["hidden_size"]

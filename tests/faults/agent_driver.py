@@ -18,13 +18,13 @@ import torch
 from dpfpl_client.agent.core import SiteAgent
 from dpfpl_client.agent.ledger.anchor import Registry, StateLock
 from dpfpl_client.agent.ledger.book import Ledger
-from dpfpl_client.agent.policy import Policy
 from dpfpl_client.agent.service import serve
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.learning.learner import SiteFeatures
 from dpfpl_client.learning.step import SystemRandomness
 from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_client.models.loader import load_backbone
+from dpfpl_common.policy import Policy
 from dpfpl_common.privacy.accounting import PrivacyEvent, epsilon
 
 CLASSES = ("cat", "dog", "bird")

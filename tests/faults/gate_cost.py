@@ -20,12 +20,12 @@ from dpfpl_client.agent.core import SiteAgent
 from dpfpl_client.agent.features import FeatureCache, site_features
 from dpfpl_client.agent.ledger.anchor import Registry
 from dpfpl_client.agent.ledger.book import Ledger
-from dpfpl_client.agent.policy import Policy
 from dpfpl_client.agent.store import DiskStore, MemoryStore
 from dpfpl_client.data import DataSettings, list_classes, load_site_data
 from dpfpl_client.learning.step import SystemRandomness
 from dpfpl_client.models.loader import load_backbone
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings, RoundSettings
+from dpfpl_common.policy import Policy
 from dpfpl_common.wire.payloads import TrainRequest
 
 
@@ -43,7 +43,7 @@ def main() -> None:
         sites=("site-01", "site-02", "site-03", "site-04"),
         model=ModelSettings(width=backbone.width),
         prompt=PromptSettings(num_context=4, rank=4),
-        privacy=PrivacySettings(noise_multiplier=60.0, nominal_site_size=300),
+        privacy=PrivacySettings(mechanism="per_step", noise_multiplier=60.0, nominal_site_size=300),
         rounds=RoundSettings(number=rounds, local_steps=4),
     )
     policy = Policy(("*",), 1e3, 1e3, max_epsilon_operator=1e3, max_epsilon_operator_lifetime=1e3, reply_slot=slot)

@@ -140,7 +140,9 @@ def make_experiment(name="pilot", rounds=3, **privacy):
         sites=("north", "south"),
         model=ModelSettings(width=WIDTH),
         prompt=PromptSettings(num_context=4, rank=2),
-        privacy=PrivacySettings(**{"noise_multiplier": 20.0, "nominal_site_size": 12, **privacy}),
+        privacy=PrivacySettings(
+            **{"mechanism": "per_step", "noise_multiplier": 20.0, "nominal_site_size": 12, **privacy}
+        ),
         rounds=RoundSettings(number=rounds, local_steps=1),
     )
 

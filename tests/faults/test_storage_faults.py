@@ -121,7 +121,7 @@ sys.path.insert(0, sys.argv[1])
 import torch
 from agent_driver import build, site_features
 from dpfpl_client.agent.build import StateLock
-from dpfpl_client.models.backbone import load_backbone
+from dpfpl_client.models.loader import load_backbone
 from dpfpl_common.errors import StateError
 from killable import train_request
 

@@ -60,7 +60,7 @@ def experiment(width):
         sites=("site-0", "site-1", "site-2", "site-3"),
         model=ModelSettings(width=width),
         prompt=PromptSettings(num_context=4, rank=2),
-        privacy=PrivacySettings(noise_multiplier=2.0, sample_rate=0.1),
+        privacy=PrivacySettings(mechanism="per_step", noise_multiplier=2.0, sample_rate=0.1),
         rounds=RoundSettings(number=2, local_steps=1),
     )
 

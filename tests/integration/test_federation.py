@@ -44,7 +44,7 @@ def experiment() -> Experiment:
         classes=list_classes(DataSettings(source="digits")),
         sites=SITES,
         model=ModelSettings(width=128),
-        privacy=PrivacySettings(noise_multiplier=1.0, sample_rate=0.05, nominal_site_size=600),
+        privacy=PrivacySettings(mechanism="per_step", noise_multiplier=1.0, sample_rate=0.05, nominal_site_size=600),
         rounds=RoundSettings(number=3, local_steps=2),
     )
 

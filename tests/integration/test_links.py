@@ -88,7 +88,8 @@ def main(grid, context):
     message = lambda site: Message(RecordDict(), nodes[site], "query", group_id="1")
     began = time.monotonic()
     outcome = exchange(grid, {site: message(site) for site in nodes}, 6.0, again=message)
-    found = {"replies": sorted(outcome.replies), "failures": outcome.failures, "again": sorted(outcome.again)}
+    failures = {site: str(why) for site, why in outcome.failures.items()}
+    found = {"replies": sorted(outcome.replies), "failures": failures, "again": sorted(outcome.again)}
     found["seconds"] = time.monotonic() - began
     Path(context.run_config["run-dir"]).write_text(json.dumps(found))
 """
@@ -466,7 +467,7 @@ def test_L6_a_run_over_a_bad_link_completes_and_nothing_is_paid_twice(federation
         classes=list_classes(DataSettings(source="digits")),
         sites=("east", "north"),
         model=ModelSettings(width=128),
-        privacy=PrivacySettings(noise_multiplier=1.0, sample_rate=0.05, nominal_site_size=600),
+        privacy=PrivacySettings(mechanism="per_step", noise_multiplier=1.0, sample_rate=0.05, nominal_site_size=600),
         rounds=RoundSettings(number=4, local_steps=2, deadline=60.0),
     )
     with BadLink(federation.fleet, rtt_s=0.3, bytes_per_s=125_000.0) as link:

@@ -67,7 +67,7 @@ def server_side(count: int) -> tuple[float, float, int, int]:
         classes=("cat", "dog"),
         sites=names,
         model=ModelSettings(width=WIDTH),
-        privacy=PrivacySettings(noise_multiplier=1.0, clipping_norm=1.0),
+        privacy=PrivacySettings(mechanism="per_step", noise_multiplier=1.0, clipping_norm=1.0),
         rounds=RoundSettings(number=1),
     )
     update = np.full(experiment.context_shape, 2.0**-12, "<f4")

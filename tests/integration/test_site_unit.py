@@ -15,7 +15,6 @@ from dpfpl_bench.simulate.simulation import InProcessGrid, SimulatedSite, Simula
 from dpfpl_client.agent.core import SiteAgent
 from dpfpl_client.agent.features import FeatureCache
 from dpfpl_client.agent.ledger.book import Ledger
-from dpfpl_client.agent.policy import Policy, permit
 from dpfpl_client.agent.store import MemoryStore
 from dpfpl_client.data import DataSettings, list_classes, load_pool, partition_sites
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
@@ -35,6 +34,7 @@ from dpfpl_common.experiment import (
     PromptSettings,
     RoundSettings,
 )
+from dpfpl_common.policy import Policy, permit
 from dpfpl_common.privacy.accounting import epsilon
 from dpfpl_common.privacy.clipping import clipped_sums
 from dpfpl_common.privacy.noise import NoNoise, SystemNoise
@@ -71,7 +71,7 @@ def make_experiment(width=8, sites=20, rounds=6, local_steps=3, method="dpfpl", 
         sites=tuple(site_names(sites)),
         model=ModelSettings(width=width),
         prompt=PromptSettings(method=method, rank=2),
-        privacy=PrivacySettings(**(settings | privacy)),
+        privacy=PrivacySettings(**({"mechanism": "per_step"} | settings | privacy)),
         rounds=RoundSettings(number=rounds, local_steps=local_steps),
     )
 

@@ -115,7 +115,8 @@ class Federation:
         code = (
             "import sys; from pathlib import Path; from dpfpl_common.experiment import parse_experiment;"
             "from dpfpl_server.runs.supervise import run_experiment;"
-            f"run_experiment(parse_experiment(Path({name + '.json'!r}).read_text()), Path('server'), Path('runs/{name}'))"
+            f"experiment = parse_experiment(Path({name + '.json'!r}).read_text());"
+            f"run_experiment(experiment, Path('server'), Path('runs/{name}'))"
         )
         with (self.root / f"{name}.out").open("ab") as out:
             running = subprocess.Popen([sys.executable, "-c", code], cwd=self.root, stdout=out, stderr=out)

@@ -73,14 +73,14 @@ ACCOUNTING = (
     ),
     (
         "the paper's nominal epsilon passes for the honest one",
-        "dpfpl_client.agent.policy:permit",
+        "dpfpl_common.policy:violations",
         "privacy.accounting != 'honest'",
         "False",
         (f"{POLICY_TESTS}::test_the_papers_nominal_epsilon_is_refused_even_by_the_weakest_policy",),
     ),
     (
         "policy: an experiment may cost what it likes",
-        "dpfpl_client.agent.policy:permit",
+        "dpfpl_common.policy:violations",
         "exceeds([capped_event(experiment)], ...)",
         "False",
         (
@@ -89,14 +89,14 @@ ACCOUNTING = (
     ),
     (
         "policy: next to no noise passes",
-        "dpfpl_client.agent.policy:permit",
+        "dpfpl_common.policy:violations",
         "_1 < policy.min_noise_multiplier",
         "False",
         (f"{POLICY_TESTS}::test_each_rule_alone_refuses_under_its_own_code",),
     ),
     (
         "accuracies leave exactly where the policy says coarse",
-        "dpfpl_client.agent.policy:Policy.released_metrics",
+        "dpfpl_common.policy:Policy.released_metrics",
         "{name: _1 for name, value in metrics.items()}",
         "dict(metrics)",
         (f"{POLICY_TESTS}::test_metrics_leave_rounded_or_not_at_all",),

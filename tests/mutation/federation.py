@@ -21,7 +21,7 @@ FEDERATION = (
     (
         "whole sites: a non-finite update passes the clip",
         "dpfpl_common.privacy.steps:noised_update",
-        "factor * update if factor > 0 else np.zeros_like(update)",
+        "factor * update if factor > 0 else _1",
         "np.nan_to_num(factor * update) if factor > 0 else np.nan_to_num(update)",
         (f"{SITE_UNIT_TESTS}::test_no_update_passes_the_clip",),
     ),
@@ -90,7 +90,7 @@ FEDERATION = (
     ),
     (
         "a median of single shares of noise passes for their sum",
-        "dpfpl_common.experiment:refuse_unsound",
+        "dpfpl_common.experiment:_unsound",
         "rule != 'mean' and p.trust != 'local'",
         "rule != 'mean' and p.trust == 'central'",
         (f"{EXPERIMENT_TESTS}::test_robust_rules_need_local_trust_and_enough_sites",),

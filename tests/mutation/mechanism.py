@@ -68,13 +68,11 @@ MECHANISM = (
     (
         "the same noise for every block",
         "dpfpl_client.learning.step:BlockDPOptimizer.add_noise",
-        "total = p.summed_grad.numpy()",
-        "_0\n"
+        "p.grad = _1",
         "self._once = getattr(self, '_once', None)\n"
         "if self._once is None and stddev > 0:\n"
         "    self._once = float(self._noise.add(np.zeros(1), 1.0)[0])\n"
-        "p.grad = torch.from_numpy(total + stddev * (self._once or 0.0))\n"
-        "continue",
+        "p.grad = torch.from_numpy(p.summed_grad.numpy() + stddev * (self._once or 0.0))",
         (f"{RELEASED_NOISE_TESTS}::test_every_block_of_every_step_has_the_charged_noise_of_its_own",),
     ),
     (
@@ -242,13 +240,12 @@ MECHANISM = (
     ),
     (
         "the same noise in every step",
-        "dpfpl_client.learning.step:BlockDPOptimizer.add_noise",
-        "released = _1",
-        "kept = BlockDPOptimizer.__dict__.get('kept', {})\n"
-        "BlockDPOptimizer.kept = kept\n"
-        "if stddev > 0 and total.shape not in kept:\n"
-        "    kept[total.shape] = self._noise.add(np.zeros(total.shape), 1.0)\n"
-        "released = total + stddev * kept[total.shape] if stddev > 0 else total",
+        "dpfpl_common.privacy.steps:noised",
+        "return _1",
+        "kept = noised.__dict__\n"
+        "if noise_stddev > 0 and total.shape not in kept:\n"
+        "    kept[total.shape] = noise.add(np.zeros(total.shape), 1.0)\n"
+        "return total + noise_stddev * kept[total.shape] if noise_stddev > 0 else total",
         (f"{RELEASED_NOISE_TESTS}::test_updates_over_rounds_and_a_restart_are_the_charged_noise",),
     ),
     (

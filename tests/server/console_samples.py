@@ -23,7 +23,7 @@ class Run:
             classes=("healthy", "pneumonia"),
             sites=SITES,
             model=ModelSettings(width=8),
-            privacy=PrivacySettings(noise_multiplier=4.0),
+            privacy=PrivacySettings(mechanism="per_step", noise_multiplier=4.0),
             rounds=RoundSettings(number=8, min_sites=3),
         )
         self.folder.begin(self.experiment)
@@ -62,6 +62,7 @@ class Run:
             "bytes_down": 9000,
             "sites": sites,
             "dropped": dropped,
+            "codes": {site: why.partition(":")[0] for site, why in dropped.items()},
             "site_seconds": dict.fromkeys(sites, 0.4),
             "metrics": {
                 site: {

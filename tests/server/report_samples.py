@@ -15,7 +15,7 @@ def make_experiment(rounds=3, **privacy):
         classes=("a cat", "a dog"),
         sites=SITES,
         model=ModelSettings(width=8),
-        privacy=PrivacySettings(**({"noise_multiplier": 2.0} | privacy)),
+        privacy=PrivacySettings(**({"mechanism": "per_step", "noise_multiplier": 2.0} | privacy)),
         rounds=RoundSettings(number=rounds),
     )
 

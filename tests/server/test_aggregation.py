@@ -27,7 +27,7 @@ def make_experiment(sites=SITES, width=500, rounds=None, prompt=None, **privacy)
         sites=sites,
         model=ModelSettings(width=width),
         prompt=PromptSettings(**(prompt or {})),
-        privacy=PrivacySettings(**({"noise_multiplier": 2.0} | privacy)),
+        privacy=PrivacySettings(**({"mechanism": "per_step", "noise_multiplier": 2.0} | privacy)),
         rounds=RoundSettings(**(rounds or {})),
     )
 

@@ -57,7 +57,7 @@ def test_refused_replies_are_shown_with_their_reason(run):
 def test_one_refusal_is_one_line_however_many_sites_and_attempts_it_took(run):
     reason = "REFUSED EPSILON_OVER_CAP: max_epsilon_per_experiment At most 10."
     for attempt in (1, 2, 3):
-        dropped = {site: reason for site in SITES}
+        dropped = dict.fromkeys(SITES, reason)
         run.folder.add_event({"phase": "ROUND_ABANDONED", "round": 1, "attempt": attempt, "dropped": dropped})
     assert len(run.folder.store.drops()) == 3 * len(SITES)
     (line,) = look(run)["drops"]

@@ -59,7 +59,7 @@ def make_result(completed=2, final=None, **privacy):
         classes=("cat", "dog"),
         sites=("north", "south"),
         model=ModelSettings(width=8),
-        privacy=PrivacySettings(**({"noise_multiplier": 2.0} | privacy)),
+        privacy=PrivacySettings(**({"mechanism": "per_step", "noise_multiplier": 2.0} | privacy)),
         rounds=RoundSettings(number=2),
     )
     first = {"north": {"personal_local": 0.5031, "personal_neighbour": 0.4021}}

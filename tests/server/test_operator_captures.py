@@ -18,7 +18,7 @@ EXPERIMENT = Experiment(
     classes=("cat", "dog"),
     sites=("north", "south"),
     model=ModelSettings(width=8),
-    privacy=PrivacySettings(noise_multiplier=1.0),
+    privacy=PrivacySettings(mechanism="per_step", noise_multiplier=1.0),
     rounds=RoundSettings(number=8),
 )
 WAITING = {

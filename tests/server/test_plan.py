@@ -7,19 +7,20 @@ import sys
 import numpy as np
 import pytest
 
-from dpfpl_client.agent.policy import load_policy, permit
+from dpfpl_client.agent.policy_file import load_policy
 from dpfpl_client.node.records import encode_reply
-from dpfpl_common.config import from_table
+from dpfpl_common.config import build
 from dpfpl_common.errors import RefusedError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
-from dpfpl_common.privacy.accounting import epsilon
 from dpfpl_common.optimizer import OptimizerState
+from dpfpl_common.policy import permit
+from dpfpl_common.privacy.accounting import epsilon
 from dpfpl_common.privacy_plan import capped_event, planned_events
 from dpfpl_common.wire.payloads import METRIC_NAMES, SiteReply, TrainRequest
 from dpfpl_server.cli import main as cli
+from dpfpl_server.federation.checkpoint import Checkpoint
 from dpfpl_server.federation.exchange import record_bytes
 from dpfpl_server.federation.records import encode_train_request
-from dpfpl_server.federation.checkpoint import Checkpoint
 from dpfpl_server.runs.folder import RunFolder
 from dpfpl_server.runs.plan import make_plan, plan_lines
 from dpfpl_server.runs.result import privacy_statement
@@ -38,7 +39,7 @@ def make_experiment(rounds=None, model=None, **privacy):
         classes=("cat", "dog"),
         sites=SITES,
         model=ModelSettings(width=128, fingerprint="abc"),
-        privacy=PrivacySettings(**{**PRIVACY, **privacy}),
+        privacy=PrivacySettings(**{"mechanism": "per_step", **PRIVACY, **privacy}),
         rounds=RoundSettings(**{"number": 3, "local_steps": 2, **(rounds or {})}),
     )
 
@@ -54,7 +55,7 @@ def test_the_epsilons_are_those_of_the_finished_run(tmp_path):
 def test_the_experiment_in_it_is_what_sites_get(tmp_path):
     experiment = make_experiment()
     plan = json.loads(json.dumps(make_plan(experiment, REGISTER, tmp_path)))
-    again = from_table(Experiment, plan["experiment"], "plan.json")
+    again = build(Experiment, plan["experiment"], "plan.json")
     assert again == experiment
     assert again.digest() == plan["digest"]
 
@@ -77,6 +78,15 @@ def test_how_many_images_a_class_needs_is_said_where_it_needs_some(tmp_path):
     once = make_plan(make_experiment(mechanism="one_shot", trust="local", noise_multiplier=2.0), REGISTER, tmp_path)
     assert once["images_of_a_class"] == {"96": 21, "512": 28, "768": 31}  # 10 z, 14 z, 15.3 z
     assert "than about 21 where the model's image features have 96 numbers, 28 where" in "\n".join(plan_lines(once))
+
+
+def test_the_plan_says_which_mechanism_auto_takes_and_why(tmp_path):
+    steps = make_plan(make_experiment(), REGISTER, tmp_path)
+    assert "mechanism: per_step; auto takes one_shot: nothing speaks against" in "\n".join(plan_lines(steps))
+    once = make_plan(make_experiment(mechanism="one_shot", trust="local"), REGISTER, tmp_path)
+    assert "mechanism: one_shot; auto takes one_shot: " in "\n".join(plan_lines(once))
+    site = make_plan(make_experiment(unit="site"), REGISTER, tmp_path)
+    assert "mechanism: per_step; auto takes per_step: one_shot protects single examples" in "\n".join(plan_lines(site))
 
 
 BREACHES = {
@@ -107,6 +117,15 @@ def test_what_a_kits_policy_admits_is_not_foreseen_as_refused(tmp_path):
     for experiment in (make_experiment(), make_experiment(trust="local"), make_experiment(noise_multiplier=2.0)):
         permit(load_policy(tmp_path / "policy.toml"), experiment)
         assert make_plan(experiment, REGISTER, tmp_path)["refusals"] == []
+
+
+@pytest.mark.parametrize("names", [("Nevus", "nevus"), ("bar ", "bar"), ("lung  cancer", "lung cancer"), ("É", "é")])
+def test_class_names_that_models_read_alike_are_foreseen_as_refused(tmp_path, names):
+    experiment = dataclasses.replace(make_experiment(), classes=("cat", *names))
+    (refusal,) = make_plan(experiment, REGISTER, tmp_path)["refusals"]
+    assert refusal["rule"] == "classes"
+    assert all(repr(name) in refusal["why"] for name in names)
+    assert "same tokens" in refusal["why"]
 
 
 def test_sites_that_cannot_take_part_are_named(tmp_path):

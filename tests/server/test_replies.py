@@ -19,7 +19,7 @@ EXPERIMENT = Experiment(
     classes=("cat", "dog"),
     sites=SITES,
     model=ModelSettings(width=512),
-    privacy=PrivacySettings(noise_multiplier=1.0, clipping_norm=1.0),
+    privacy=PrivacySettings(mechanism="per_step", noise_multiplier=1.0, clipping_norm=1.0),
 )
 REQUEST = TrainRequest(EXPERIMENT, 1, np.zeros(EXPERIMENT.context_shape, "<f4"), evaluate=False)
 GRID = 2.0**-20
@@ -70,6 +70,6 @@ def test_R3_nothing_of_a_reply_but_its_numbers_stays():
 def test_a_bad_reply_adds_nothing_and_has_its_reason(norm_cap, site, code):
     replies = Replies(EXPERIMENT, REQUEST, norm_cap)
     replies.take(site, message(SITES[0]))
-    assert replies.failures[site].startswith(code)
+    assert str(replies.failures[site]).startswith(code)
     assert (replies.updates.count, replies.accepted) == (0, {})
     assert not replies.updates.total.any()

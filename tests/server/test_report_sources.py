@@ -13,12 +13,13 @@ from importlib import resources
 import pytest
 from report_samples import BY_HAND, SITES, answer, make_result, plain
 
+from dpfpl_common.config import build
 from dpfpl_common.errors import ConfigError
 from dpfpl_common.experiment import parse_experiment
 from dpfpl_server.report import read_roi, render_report, write_report
 from dpfpl_server.report.facts import stopped_after
 from dpfpl_server.report.formulas import wilson
-from dpfpl_server.report.roi import STEPS, parse_roi
+from dpfpl_server.report.roi import STEPS, RoiInputs
 from dpfpl_server.report.texts import Texts
 from dpfpl_server.runs.result import privacy_statement
 from dpfpl_server.runs.words import FLOORS
@@ -134,7 +135,7 @@ def with_roi(result):
         if any(s["before"] and s["local"] for s in result["sites"])
         else {"error_rate_before": 0.2, "error_rate_after": 0.1}
     )
-    return parse_roi(table | known, "roi.toml")
+    return build(RoiInputs, table | known, "roi.toml")
 
 
 @pytest.mark.parametrize("language", ["en", "ja"])
@@ -280,19 +281,19 @@ def test_the_audit_is_shown_if_there_was_one_and_missed_if_there_was_none():
 
 def test_the_answer_says_when_it_has_paid_for_itself():
     result = everything()
-    inputs = parse_roi(BY_HAND | {"error_rate_before": 0.15, "error_rate_after": 0.1}, "roi.toml")
+    inputs = build(RoiInputs, BY_HAND | {"error_rate_before": 0.15, "error_rate_after": 0.1}, "roi.toml")
     assert "it pays for itself by month 5 in the expected case" in answer(render_report(result, "en", inputs))
     assert "5か月目までに投資を回収" in answer(render_report(result, "ja", inputs))
-    poor = parse_roi(BY_HAND | {"running_cost_per_month": 10**6}, "roi.toml")
+    poor = build(RoiInputs, BY_HAND | {"running_cost_per_month": 10**6}, "roi.toml")
     assert "does not pay for itself" in answer(render_report(result, "en", poor))
     assert "never" in plain(render_report(result, "en", poor))
-    free = parse_roi(BY_HAND | {"one_off_cost": 0}, "roi.toml")
+    free = build(RoiInputs, BY_HAND | {"one_off_cost": 0}, "roi.toml")
     assert "costs nothing up front" in answer(render_report(result, "en", free))
 
 
 def test_what_pays_only_after_the_months_considered_is_not_sold_as_a_gain():
-    slow = parse_roi(
-        BY_HAND | {"one_off_cost": 9000, "months": 3, "error_rate_before": 0.15, "error_rate_after": 0.1}, ""
+    slow = build(
+        RoiInputs, BY_HAND | {"one_off_cost": 9000, "months": 3, "error_rate_before": 0.15, "error_rate_after": 0.1}, ""
     )
     page = render_report(everything(), "en", slow)
     assert "does not pay for itself within the 3 months considered, but only by month 5" in answer(page)
@@ -302,7 +303,7 @@ def test_what_pays_only_after_the_months_considered_is_not_sold_as_a_gain():
 
 def test_a_calculation_of_nothing_but_zeros_is_drawn():
     nothing = dict.fromkeys((k for k, v in BY_HAND.items() if isinstance(v, int | float) and k != "months"), 0)
-    page = render_report(everything(), "en", parse_roi(BY_HAND | nothing, "roi.toml"))
+    page = render_report(everything(), "en", build(RoiInputs, BY_HAND | nothing, "roi.toml"))
     assert "costs nothing up front" in answer(page)
 
 
@@ -315,20 +316,20 @@ def test_an_attack_that_beats_the_claim_is_not_a_plain_row():
 
 def test_without_accuracies_the_company_must_give_error_rates():
     with pytest.raises(ConfigError) as error:
-        render_report(make_result(released=()), "en", parse_roi(BY_HAND, "roi.toml"))
+        render_report(make_result(released=()), "en", build(RoiInputs, BY_HAND, "roi.toml"))
     assert error.value.code == "NO_ERROR_RATES"
     assert "error_rate_before" in error.value.advice
 
 
 def test_the_origin_of_error_rates_is_said():
     result = everything()
-    run = plain(render_report(result, "en", parse_roi(BY_HAND, "roi.toml")))
+    run = plain(render_report(result, "en", build(RoiInputs, BY_HAND, "roi.toml")))
     assert "this run's own" in run
-    both = parse_roi(BY_HAND | {"error_rate_before": 0.2, "error_rate_after": 0.1}, "roi.toml")
+    both = build(RoiInputs, BY_HAND | {"error_rate_before": 0.2, "error_rate_after": 0.1}, "roi.toml")
     company = plain(render_report(result, "en", both))
     assert "this run's own" not in company
     assert "come from roi.toml, not from this run" in company
-    one = plain(render_report(result, "en", parse_roi(BY_HAND | {"error_rate_before": 0.2}, "roi.toml")))
+    one = plain(render_report(result, "en", build(RoiInputs, BY_HAND | {"error_rate_before": 0.2}, "roi.toml")))
     assert "this run's own" in one
     assert "The other error rate comes from roi.toml" in one
 

@@ -15,13 +15,16 @@ from dpfpl_server.runs.result import build_result, floors_from_metrics, mean, pr
 SITES = ("north", "south", "west")
 
 
+NOTHING = dict.fromkeys(("local", "neighbour", "unseen", "all", "worst_site"))
+
+
 def make_experiment(rounds=4, local_steps=3, **privacy):
     return Experiment(
         name="pilot",
         classes=("cat", "dog"),
         sites=SITES,
         model=ModelSettings(width=8),
-        privacy=PrivacySettings(**({"noise_multiplier": 2.0, "sample_rate": 0.1} | privacy)),
+        privacy=PrivacySettings(**({"mechanism": "per_step", "noise_multiplier": 2.0, "sample_rate": 0.1} | privacy)),
         rounds=RoundSettings(number=rounds, local_steps=local_steps),
     )
 
@@ -72,7 +75,8 @@ def test_the_names_of_the_design_are_there():
     assert set(names.split(", ")) <= set(result)
     for site in result["sites"]:
         assert {"name", "local", "neighbour", "before", "num_classes"} <= set(site)
-    assert set(result["accuracy"]) == {"local", "neighbour", "worst_site"}
+    assert set(result["accuracy"]) == {"local", "neighbour", "unseen", "all", "worst_site"}
+    assert result["baselines"] == result["floors"]
     assert set(result["floors"]) == {"zero_shot", "global_only", "local_only", "centralised"}
     for row in result["privacy"]["epsilons"]:
         assert {"adversary", "epsilon", "delta", "unit"} <= set(row)
@@ -97,16 +101,22 @@ def test_the_figures_are_those_of_the_sites():
     assert result["accuracy"] == {
         "local": pytest.approx(0.7),
         "neighbour": pytest.approx(0.2),
+        "unseen": None,
+        "all": None,
         "worst_site": 0.5,
     }
     assert result["floors"]["zero_shot"] == {
         "local": pytest.approx(0.4),
         "neighbour": pytest.approx(0.4),
+        "unseen": None,
+        "all": None,
         "worst_site": 0.3,
     }
     assert result["floors"]["global_only"] == {
         "local": pytest.approx(0.5),
         "neighbour": pytest.approx(0.3),
+        "unseen": None,
+        "all": None,
         "worst_site": pytest.approx(0.4),
     }
 
@@ -116,17 +126,17 @@ def test_missing_metrics_are_null(history):
     result = strict(make_result(final={}, history=history, num_classes={}))
 
     assert all(site["local"] is None and site["before"] is None for site in result["sites"])
-    assert result["accuracy"] == {"local": None, "neighbour": None, "worst_site": None}
-    assert result["floors"]["zero_shot"] == {"local": None, "neighbour": None, "worst_site": None}
+    assert result["accuracy"] == NOTHING
+    assert result["floors"]["zero_shot"] == NOTHING
 
 
 def test_the_configuration_can_be_read_back():
-    from dpfpl_common.config import from_table
+    from dpfpl_common.config import build
 
     experiment = make_experiment()
     result = strict(make_result(experiment))
 
-    again = from_table(Experiment, result["config"], "result.json")
+    again = build(Experiment, result["config"], "result.json")
     assert again == experiment
     assert again.digest() == result["experiment_digest"]
 
@@ -241,4 +251,4 @@ def test_mean_leaves_out_what_is_missing():
     assert mean([0.5, None, 1.0]) == 0.75
     assert mean([None]) is None
     assert mean([]) is None
-    assert floors_from_metrics({})["zero_shot"] == {"local": None, "neighbour": None, "worst_site": None}
+    assert floors_from_metrics({})["zero_shot"] == NOTHING

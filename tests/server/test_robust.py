@@ -25,7 +25,7 @@ def make_experiment(rule, trim=1, dropouts=0):
         classes=("cat", "dog"),
         sites=("a", "b", "c", "d", "e"),
         model=ModelSettings(width=8),
-        privacy=PrivacySettings(noise_multiplier=1.0, trust="local", tolerated_dropouts=dropouts),
+        privacy=PrivacySettings(mechanism="per_step", noise_multiplier=1.0, trust="local", tolerated_dropouts=dropouts),
         aggregation=AggregationSettings(rule=rule, trim=trim),
     )
 

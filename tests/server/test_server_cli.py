@@ -63,7 +63,7 @@ def runs(tmp_path):
             classes=("cat", "dog"),
             sites=("north", "south"),
             model=ModelSettings(width=8),
-            privacy=PrivacySettings(noise_multiplier=1.0),
+            privacy=PrivacySettings(mechanism="per_step", noise_multiplier=1.0),
             rounds=RoundSettings(number=2),
         )
     )

@@ -36,7 +36,7 @@ def make_experiment(name="pilot", **privacy):
         classes=("cat", "dog"),
         sites=("north", "south"),
         model=ModelSettings(width=8),
-        privacy=PrivacySettings(**({"noise_multiplier": 1.0} | privacy)),
+        privacy=PrivacySettings(**({"mechanism": "per_step", "noise_multiplier": 1.0} | privacy)),
         rounds=RoundSettings(number=3),
     )
 
@@ -53,6 +53,7 @@ def complete(runs, experiment):
             "bytes_down": 20,
             "sites": ["north"],
             "dropped": {"south": "NO_REPLY: nothing came"} if number == 2 else {},
+            "codes": {"south": "NO_REPLY"} if number == 2 else {},
             "site_seconds": {"north": 0.5},
             "metrics": {"north": {"personal_local": 0.75}},
         }

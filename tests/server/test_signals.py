@@ -21,7 +21,7 @@ def make_experiment(rounds=5, steps=4, **privacy):
         classes=("cat", "dog"),
         sites=SITES,
         model=ModelSettings(width=64),
-        privacy=PrivacySettings(**settings),
+        privacy=PrivacySettings(**({"mechanism": "per_step"} | settings)),
         rounds=RoundSettings(number=rounds, local_steps=steps),
     )
 

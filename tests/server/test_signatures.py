@@ -33,7 +33,9 @@ def make_experiment(name="pilot"):
         classes=("cat", "dog"),
         sites=SITES,
         model=ModelSettings(width=8),
-        privacy=PrivacySettings(noise_multiplier=1.0, tolerated_dropouts=1, nominal_site_size=10, sample_rate=1.0),
+        privacy=PrivacySettings(
+            mechanism="per_step", noise_multiplier=1.0, tolerated_dropouts=1, nominal_site_size=10, sample_rate=1.0
+        ),
         rounds=RoundSettings(number=2, deadline=1.0),
     )
 

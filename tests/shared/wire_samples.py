@@ -14,7 +14,7 @@ EXPERIMENT = Experiment(
     classes=("cat", "dog"),
     sites=("north", "south"),
     model=ModelSettings(width=SHAPE[1]),
-    privacy=PrivacySettings(noise_multiplier=1.5),
+    privacy=PrivacySettings(mechanism="per_step", noise_multiplier=1.5),
 )
 CONTEXT = np.random.default_rng(0).normal(size=SHAPE).astype("<f4")
 

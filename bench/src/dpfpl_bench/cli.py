@@ -6,8 +6,9 @@ silence_telemetry()
 
 import json  # noqa: E402  after telemetry is switched off
 import sys  # noqa: E402
+from dataclasses import dataclass  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import TYPE_CHECKING, Annotated  # noqa: E402
+from typing import TYPE_CHECKING, Annotated, Any  # noqa: E402
 
 import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
@@ -19,15 +20,17 @@ from dpfpl_bench.paper_command import EXAMPLES as PAPER_EXAMPLES  # noqa: E402
 from dpfpl_bench.paper_command import paper  # noqa: E402
 from dpfpl_bench.simulate.data_command import EXAMPLES as DATA_EXAMPLES  # noqa: E402
 from dpfpl_bench.simulate.data_command import data  # noqa: E402
+from dpfpl_bench.simulate.settings import RunPrompt, RunSettings  # noqa: E402
 from dpfpl_bench.simulate.sources import (  # noqa: E402
     FIELD,
     data_settings,
-    initial_text,
     named_classes,
 )
 from dpfpl_bench.sweep.command import EXAMPLES as SWEEP_EXAMPLES  # noqa: E402
 from dpfpl_bench.sweep.command import sweep  # noqa: E402
+from dpfpl_common.config import build, set_keys  # noqa: E402
 from dpfpl_common.errors import ConfigError, DpfplError  # noqa: E402
+from dpfpl_common.experiment import RoundSettings  # noqa: E402
 
 if TYPE_CHECKING:
     from dpfpl_bench.demo.demonstration import Scenario
@@ -51,7 +54,11 @@ Examples:
 
   dpfpl-bench run --task caption --sites 3 --epsilon 8
 
-  dpfpl-bench run --data digits --unit site --site-sample-rate 0.1 --trust central --sites 100 --floors none
+  dpfpl-bench run --data digits --sites 100 --trust central --floors none --set privacy.unit=site --set privacy.site_sample_rate=0.1
+
+--set takes the keys of experiment.toml (prompt.init_text="a picture of", optimizer.global_learning_rate=0.1,
+privacy.target_delta=1e-6, rounds.local_steps=2, task.question=...) and of the run: alpha, engine=flower, threads,
+cache=FOLDER, compute.device=cuda, compute.precision=bfloat16, compute.picture_memory=2000.
 """  # noqa: E501
 
 app.command(epilog=SWEEP_EXAMPLES)(sweep)
@@ -59,11 +66,28 @@ app.command(epilog=AUDIT_EXAMPLES)(audit)
 app.command(epilog=DATA_EXAMPLES)(data)
 app.command(epilog=PAPER_EXAMPLES)(paper)
 
+
+@dataclass(frozen=True)
+class OpenTask:
+    """What a run of a task takes by itself whose answers are words.
+
+    Attributes:
+        data: what is drawn for it.
+        init_text: what a prompt begins as.
+        max_answer_tokens: the longest answer; None: the settings' default.
+        model: which model.
+    """
+
+    data: str
+    init_text: str
+    max_answer_tokens: int | None = None
+    model: str = "embedded-vlm"
+
+
 OPEN_TASKS = {
-    "vqa": ("questions", "please answer the question"),
-    "caption": ("captions", "please look and say"),
+    "vqa": OpenTask("questions", "please answer the question"),
+    "caption": OpenTask("captions", "please look and say", 32),
 }
-"""Tasks whose answers are words: what is drawn for them, and what a prompt begins as."""
 
 
 @app.callback()
@@ -83,85 +107,44 @@ def run(
         ),
     ] = "",
     model: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="embedded, embedded-vlm, a folder or a hub id; see docs/models.md",
             show_default="embedded; embedded-vlm for vqa and caption",
         ),
-    ] = "",
-    task: Annotated[str, typer.Option(help="classify, vqa: answer questions about images, or caption")] = "classify",
-    question: Annotated[str, typer.Option(help="what classify or caption asks a generative model of every image")] = "",
-    max_answer_tokens: Annotated[
-        int | None,
-        typer.Option(min=1, max=1024, help="longer answers are cut off", show_default="8; 32 for caption"),
     ] = None,
-    method: Annotated[str, typer.Option(help="dpfpl, dplora, fedotp, fedpgp or promptfl")] = "dpfpl",
-    rank: Annotated[int, typer.Option(help="rank of the personal factors")] = 4,
-    unit: Annotated[
-        str, typer.Option(help="what is protected: example, or site for a site's whole data set")
-    ] = "example",
-    site_sample_rate: Annotated[float, typer.Option(help="chance that a site joins a round; needs --unit site")] = 1.0,
+    task: Annotated[str, typer.Option(help="classify, vqa: answer questions about images, or caption")] = "classify",
+    method: Annotated[
+        str | None, typer.Option(help="dpfpl, dplora, fedotp, fedpgp or promptfl", show_default=RunPrompt.method)
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option(help="rank of the personal factors", show_default=str(RunPrompt.rank))
+    ] = None,
     mechanism: Annotated[
-        str, typer.Option(help="one_shot or per_step", show_default="one_shot where it can serve, else per_step")
-    ] = "",
+        str | None, typer.Option(help="one_shot or per_step", show_default="one_shot where it can serve, else per_step")
+    ] = None,
     trust: Annotated[
-        str,
+        str | None,
         typer.Option(help="distributed, central or local", show_default="local for one_shot, distributed for per_step"),
-    ] = "",
-    projection: Annotated[str, typer.Option(help="of one_shot's class sums: none, or text")] = "none",
-    absent_weight: Annotated[
-        float, typer.Option(help="of one_shot: least share of the loss that keeps the classes a site lacks")
-    ] = 0.0,
-    retention: Annotated[
-        float, typer.Option(help="of per_step: pull of the personal part towards keeping all classes apart")
-    ] = 0.0,
-    contrast: Annotated[float, typer.Option(help="of fedpgp: weight of its contrastive term")] = 0.0,
-    personal_strength: Annotated[
-        float, typer.Option(help="weight of the personal part in use: 0 shared prompt alone, 1 as trained")
-    ] = 1.0,
-    clipping: Annotated[str, typer.Option(help="joint or separate")] = "joint",
-    accounting: Annotated[str, typer.Option(help="honest, or paper for reproductions")] = "honest",
+    ] = None,
     epsilon: Annotated[str, typer.Option(help="target for whoever receives a personalised prompt, or none")] = "8",
-    delta: Annotated[float, typer.Option(help="delta of every epsilon")] = 1e-5,
-    sites: Annotated[int, typer.Option(min=1, help="number of sites")] = 4,
+    sites: Annotated[int | None, typer.Option(help="number of sites", show_default=str(RunSettings.sites))] = None,
     partition: Annotated[
-        str, typer.Option(help="pathological, dirichlet, domain, iid, or domain-folders")
-    ] = "pathological",
-    alpha: Annotated[float, typer.Option(help="concentration of the dirichlet partition")] = 0.3,
-    rounds: Annotated[int, typer.Option(min=1, help="federated rounds")] = 10,
-    local_steps: Annotated[int, typer.Option(min=1, help="noised steps of a site in one round")] = 4,
-    sample_rate: Annotated[float, typer.Option(help="chance that an example joins a step")] = 0.5,
-    clipping_norm: Annotated[
-        float, typer.Option(help="L2 bound of one example's gradient, or of a site's update")
-    ] = 0.1,
-    learning_rate: Annotated[float, typer.Option(help="of the global context")] = 0.02,
-    personal_learning_rate: Annotated[float, typer.Option(help="of the personal context")] = 0.02,
-    init_text: Annotated[
         str | None,
         typer.Option(
-            help="text that the context starts from; left out: the data set's own",
-            show_default="the data set's own; please answer the question for vqa, please look and say for caption",
+            help="pathological, dirichlet, domain, iid, or domain-folders", show_default=RunSettings.partition
         ),
     ] = None,
-    num_context: Annotated[int, typer.Option(help="context vectors; 0 = as many as the text has tokens")] = 0,
-    evaluate_every: Annotated[int, typer.Option(min=1, help="evaluate every so many rounds")] = 1,
+    rounds: Annotated[int | None, typer.Option(help="federated rounds", show_default=str(RoundSettings.number))] = None,
     seed: Annotated[int, typer.Option(min=0, help="of partition, sampling and simulated noise")] = 0,
-    engine: Annotated[str, typer.Option(help="inprocess, or flower for Flower's own simulation runtime")] = "inprocess",
     floors: Annotated[
-        str, typer.Option(help="all, alone (each site alone only), or none: which floors to train")
-    ] = "all",
-    cache: Annotated[
-        Path | None, typer.Option(file_okay=False, help="folder that keeps image features between runs")
+        str | None, typer.Option(help="all, alone or none: which floors to train", show_default=RunSettings.floors)
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="any other setting, with its table; may be repeated"),
     ] = None,
     online: Annotated[bool, typer.Option("--online", help="let hub ids be downloaded")] = False,
-    threads: Annotated[int, typer.Option(min=1, help="threads of the matrix library")] = 1,
-    device: Annotated[str, typer.Option(help="where the model computes: cpu, cuda, cuda:1")] = "cpu",
-    precision: Annotated[
-        str, typer.Option(help="float32, or bfloat16: half the memory of a generative model")
-    ] = "float32",
-    picture_memory: Annotated[
-        int, typer.Option(min=0, help="MB that a generative model holds of pictures between steps; 0: 256")
-    ] = 0,
     out: Annotated[Path | None, typer.Option(dir_okay=False, help="where to write result.json")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="only print the result")] = False,
 ) -> None:
@@ -173,65 +156,43 @@ def run(
 
     from dpfpl_bench.simulate.progress import RunProgress
     from dpfpl_bench.simulate.run import RunRequest, run_simulation, write_result
-    from dpfpl_bench.simulate.settings import BenchSettings
-    from dpfpl_client.site.settings import ComputeSettings
-    from dpfpl_common.experiment import TaskSettings
 
-    torch.set_num_threads(threads)
-    open_answers = task in OPEN_TASKS
-    questions = (data or OPEN_TASKS[task][0]) if open_answers else ""
-    data = "digits" if open_answers else data or "digits"
-    settings = data_settings(data, seed, offline=not online)
-    if init_text is None:
-        init_text = OPEN_TASKS[task][1] if open_answers else initial_text(data)
-    request = RunRequest(
-        model=model or ("embedded-vlm" if open_answers else "embedded"),
-        data=settings,
-        questions=questions,
-        classes=named_classes(data, settings) if data in FIELD else None,
-        partition=partition,
-        num_sites=sites,
-        alpha=alpha,
-        seed=seed,
-        bench=BenchSettings(
-            name="bench",
-            method=method,
-            rank=rank,
-            mechanism=mechanism,
-            trust=trust,
-            epsilon=parse_epsilon(epsilon),
-            clipping=clipping,
-            accounting=accounting,
-            delta=delta,
-            rounds=rounds,
-            local_steps=local_steps,
-            sample_rate=sample_rate,
-            clipping_norm=clipping_norm,
-            learning_rate=learning_rate,
-            personal_learning_rate=personal_learning_rate,
-            init_text=init_text,
-            num_context=num_context,
-            evaluate_every=evaluate_every,
-            unit=unit,
-            site_sample_rate=site_sample_rate,
-            projection=projection,
-            absent_weight=absent_weight,
-            retention=retention,
-            contrast=contrast,
-            personal_strength=personal_strength,
-            task=TaskSettings(task, question, max_answer_tokens or (32 if task == "caption" else 8)),
-        ),
-        floors=floors,
-        engine=engine,
-        cache=cache,
-        offline=not online,
-        compute=ComputeSettings(device, precision, picture_memory),
-    )
-    with RunProgress(console, rounds, quiet=quiet) as progress:
+    target, asked = parse_epsilon(epsilon), OPEN_TASKS.get(task)
+    images = "digits" if asked else data or "digits"
+    text = asked.init_text if asked else FIELD[images].init_text if images in FIELD else None
+    source = data_settings(images, seed, offline=not online)
+    given = {
+        "data": source,
+        "classes": named_classes(images, source) if images in FIELD else None,
+        "questions": (data or asked.data) if asked else "",
+        "model": model or (asked.model if asked else None),
+        "sites": sites,
+        "partition": partition,
+        "floors": floors,
+        "seed": seed,
+        "offline": not online,
+        "task": {"kind": task} | ({"max_answer_tokens": asked.max_answer_tokens} if asked else {}),
+        "prompt": {"method": method, "rank": rank, "init_text": text},
+        "privacy": {"mechanism": mechanism, "trust": trust, "target_epsilon": target}
+        | ({"noise_multiplier": 0.0} if target is None else {}),
+        "rounds": {"number": rounds},
+    }
+    request = build(RunRequest, set_keys(_without_blanks(given), assignments or ()), "")
+    torch.set_num_threads(request.threads)
+    with RunProgress(console, request.rounds.number, quiet=quiet) as progress:
         result = run_simulation(request, progress.step, progress.images, progress.status)
     sys.stdout.write(json.dumps(result, indent=2) + "\n")
     if out is not None:
         write_result(result, out)
+
+
+def _without_blanks(table: dict[str, Any]) -> dict[str, Any]:
+    """The table without flags that were not given, so that the settings' own defaults hold."""
+    return {
+        key: _without_blanks(value) if isinstance(value, dict) else value
+        for key, value in table.items()
+        if value is not None
+    }
 
 
 @app.command(epilog="Example: dpfpl-bench demo --epsilon 2 --out runs/demo2")

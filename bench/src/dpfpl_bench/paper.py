@@ -14,10 +14,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from dpfpl_bench.simulate.settings import RunPrivacy, RunPrompt, RunSettings
 from dpfpl_bench.simulate.sources import data_settings
-from dpfpl_bench.sweep.settings import Cell, FixedSettings, Grid, Sweep
+from dpfpl_bench.sweep.settings import Cell, Grid, Sweep
 from dpfpl_bench.sweep.sweep import run_sweep
 from dpfpl_common.errors import ConfigError, DataError
+from dpfpl_common.experiment import Accounting, Method, RoundSettings
 
 __all__ = [
     "METHODS",
@@ -32,7 +34,7 @@ __all__ = [
     "paper_training",
 ]
 
-METHODS = ("promptfl", "fedotp", "fedpgp", "dpfpl")
+METHODS: tuple[Method, ...] = ("promptfl", "fedotp", "fedpgp", "dpfpl")
 TABLES = {2: "own classes, pathological split", 3: "the others' classes, same runs", 4: "CIFAR-100, Dirichlet 0.3"}
 
 OUR_KEYS = {"honest": "own_noise", "paper": "paper_noise"}
@@ -139,7 +141,7 @@ def compare(
         except DataError as error:
             missing[data] = f"{error.message} {error.advice}"
             used = stand_in or None
-        found: dict[str, dict[Cell, Mapping[str, Any]]] = {"honest": {}, "paper": {}}
+        found: dict[Accounting, dict[Cell, Mapping[str, Any]]] = {"honest": {}, "paper": {}}
         if used is not None:
             for accounting in found:
                 sweep = _sweep(base, here, used, sites, accounting)
@@ -156,7 +158,7 @@ def compare(
     return Comparison(lines, missing, failed)
 
 
-def _sweep(base: Sweep, rows: Sequence[PaperRow], data: str, sites: int, accounting: str) -> Sweep:
+def _sweep(base: Sweep, rows: Sequence[PaperRow], data: str, sites: int, accounting: Accounting) -> Sweep:
     table = rows[0].table
     epsilons = tuple(dict.fromkeys(row.epsilon for row in rows if row.epsilon is not None))
     return dataclasses.replace(
@@ -168,24 +170,21 @@ def _sweep(base: Sweep, rows: Sequence[PaperRow], data: str, sites: int, account
         alpha=0.3,
         floors="none",
         grid=Grid(method=METHODS, rank=base.grid.rank, mechanism=("per_step",), trust=("central",), epsilon=epsilons),
-        settings=dataclasses.replace(base.settings, accounting=accounting),
+        privacy=dataclasses.replace(base.privacy, accounting=accounting),
     )
 
 
-def paper_training(rounds: int, local_steps: int, sample_rate: float) -> FixedSettings:
+def paper_training(rounds: int, local_steps: int, sample_rate: float) -> RunSettings:
     """The paper's context and clipping norm; epsilon's delta as there. Random start, 16 vectors."""
-    return FixedSettings(
-        rounds=rounds,
-        local_steps=local_steps,
-        sample_rate=sample_rate,
-        clipping_norm=10.0,
-        init_text="",
-        num_context=16,
+    return RunSettings(
+        prompt=RunPrompt(init_text="", num_context=16),
+        privacy=RunPrivacy(sample_rate=sample_rate, clipping_norm=10.0),
+        rounds=RoundSettings(number=rounds, local_steps=local_steps),
     )
 
 
 def _line(
-    row: PaperRow, method: str, used: str | None, found: Mapping[str, Mapping[Cell, Mapping[str, Any]]]
+    row: PaperRow, method: str, used: str | None, found: Mapping[Accounting, Mapping[Cell, Mapping[str, Any]]]
 ) -> dict[str, Any]:
     line: dict[str, Any] = {
         "table": row.table,

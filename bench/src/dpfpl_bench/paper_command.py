@@ -1,5 +1,6 @@
 """``dpfpl-bench paper``: the published tables beside what this code reaches, under honest noise and the paper's."""
 
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -43,13 +44,8 @@ def paper(
     from dpfpl_bench.sweep.settings import Grid, Sweep
 
     console = Console(stderr=True)
-    base = Sweep(
-        name="paper",
-        model=model,
-        seeds=seeds,
-        grid=Grid(rank=(rank,)),
-        settings=module.paper_training(rounds, local_steps, sample_rate),
-    )
+    training = module.paper_training(rounds, local_steps, sample_rate)
+    base = Sweep(**vars(dataclasses.replace(training, model=model)), name="paper", seeds=seeds, grid=Grid(rank=(rank,)))
     found = module.compare(
         module.paper_rows(table),
         base,

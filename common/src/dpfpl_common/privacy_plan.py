@@ -4,6 +4,7 @@ import math
 
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.privacy.accounting import PrivacyEvent, calibrate_noise_multiplier
+from dpfpl_common.privacy.one_shot import shared_out
 
 __all__ = [
     "ADVERSARIES",
@@ -11,6 +12,7 @@ __all__ = [
     "UNIT_NAMES",
     "WHOLE_UPDATE",
     "capped_event",
+    "class_sums_multiplier",
     "hidden_energy",
     "images_to_stand_out",
     "largest_signal",
@@ -20,6 +22,7 @@ __all__ = [
     "separate_blocks",
     "server_noise_stddev",
     "site_noise_stddev",
+    "vote_multiplier",
 ]
 
 
@@ -152,6 +155,20 @@ def _site_unit_events(experiment: Experiment, steps: int | None) -> tuple[Privac
             ("operator", operator, 1.0),
         )
     )
+
+
+def class_sums_multiplier(experiment: Experiment) -> float:
+    """Noise multiplier of the class sums of ``one_shot``: of the whole release less the vote's share, if there is one.
+
+    Both together are one Gaussian mechanism of the experiment's multiplier, which is what is charged, before the first.
+    """
+    z = _multiplier(experiment)
+    return shared_out(z)[0] if experiment.uses_evidence else z
+
+
+def vote_multiplier(experiment: Experiment) -> float:
+    """Noise multiplier of a site's vote; see :func:`class_sums_multiplier`."""
+    return shared_out(_multiplier(experiment))[1]
 
 
 def capped_event(experiment: Experiment, steps: int | None = None) -> PrivacyEvent:

@@ -39,7 +39,9 @@ def experiment(backbone, **privacy):
             classes=CLASSES,
             sites=("a", "b", "c"),
             model=ModelSettings(width=backbone.width),
-            privacy=PrivacySettings(target_epsilon=2.0, nominal_site_size=30, **privacy),
+            privacy=PrivacySettings(
+                **({"mechanism": "per_step", "target_epsilon": 2.0, "nominal_site_size": 30} | privacy)
+            ),
             rounds=RoundSettings(number=3, local_steps=2),
         )
     )

@@ -8,13 +8,13 @@ import torch
 
 from dpfpl_client.agent.core import SiteAgent
 from dpfpl_client.agent.ledger.book import Ledger
-from dpfpl_client.agent.policy import Policy
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.learning.learner import PromptLearner, SiteFeatures
 from dpfpl_client.learning.step import SystemRandomness
 from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_client.models.loader import load_backbone
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings, RoundSettings
+from dpfpl_common.policy import Policy
 from dpfpl_common.wire.payloads import TrainRequest
 
 CLASSES = ("cat", "dog", "bird")
@@ -44,7 +44,7 @@ def experiment(backbone):
         sites=("north", "south"),
         model=ModelSettings(width=backbone.width),
         prompt=PromptSettings(num_context=4, rank=2),
-        privacy=PrivacySettings(noise_multiplier=4.0, nominal_site_size=12),
+        privacy=PrivacySettings(mechanism="per_step", noise_multiplier=4.0, nominal_site_size=12),
         rounds=RoundSettings(number=3, local_steps=1),
     )
 
@@ -116,9 +116,9 @@ def computed(monkeypatch):
     def spy(name):
         real = getattr(PromptLearner, name)
 
-        def call(self, *args):
+        def call(self, *args, **more):
             calls.append(name)
-            return real(self, *args)
+            return real(self, *args, **more)
 
         monkeypatch.setattr(PromptLearner, name, call)
 

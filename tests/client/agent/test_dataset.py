@@ -12,10 +12,10 @@ from dpfpl_client.agent.ledger.anchor import Registry
 from dpfpl_client.agent.ledger.book import Ledger
 from dpfpl_client.agent.ledger.dataset import compare, manifest_of, open_ledger, register_site
 from dpfpl_client.agent.ledger.view import accept_rollback, verify
-from dpfpl_client.agent.policy import Policy
 from dpfpl_client.data import DataSettings, list_classes, load_site_data
 from dpfpl_client.site.settings import load_site
 from dpfpl_common.errors import ConfigError, DataError, StateError
+from dpfpl_common.policy import Policy
 from dpfpl_common.privacy.accounting import PrivacyEvent
 
 pytestmark = pytest.mark.privacy

@@ -9,10 +9,10 @@ import pytest
 from dpfpl_client.agent.audit import KEPT, AuditLog
 from dpfpl_client.agent.budget import Quotas
 from dpfpl_client.agent.core import SiteAgent, slotted
-from dpfpl_client.agent.policy import Policy
 from dpfpl_client.learning.learner import PromptLearner
 from dpfpl_client.learning.step import SystemRandomness
 from dpfpl_common.errors import RefusedError, StateError
+from dpfpl_common.policy import Policy
 from dpfpl_common.wire.payloads import EvaluateRequest
 
 pytestmark = pytest.mark.privacy

@@ -8,10 +8,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dpfpl_client.agent.build import build_agent
-from dpfpl_client.agent.policy import Policy, load_policy, permit
+from dpfpl_client.agent.policy_file import load_policy
 from dpfpl_client.data import DataSettings
 from dpfpl_client.site.settings import SiteSettings
 from dpfpl_common.errors import ConfigError, RefusedError
+from dpfpl_common.policy import Policy, permit
 from dpfpl_common.privacy.accounting import epsilon
 from dpfpl_common.privacy_plan import planned_events
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from dpfpl_client.agent.audit import AuditLog
-from dpfpl_client.agent.policy import Policy, load_policy, loosened, stricter
-from dpfpl_client.agent.policy_file import MOST_PENDING, Approvals, PolicyFile
+from dpfpl_client.agent.policy_file import MOST_PENDING, Approvals, PolicyFile, load_policy
 from dpfpl_common.errors import ConfigError, RefusedError, StateError
+from dpfpl_common.policy import Policy, loosened, stricter
 from dpfpl_common.wire.payloads import EvaluateRequest
 
 pytestmark = pytest.mark.privacy

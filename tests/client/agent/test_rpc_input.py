@@ -15,9 +15,9 @@ import pytest
 
 from dpfpl_client.agent.channel import AgentChannel
 from dpfpl_client.agent.credentials import read_token
-from dpfpl_client.agent.policy import Policy
 from dpfpl_client.agent.service import AgentServer
 from dpfpl_common.errors import DataError, PayloadError
+from dpfpl_common.policy import Policy
 from dpfpl_common.wire import agent_pb2
 from dpfpl_common.wire import codec as wire
 from dpfpl_common.wire.codec import CODES, MAX_MESSAGE_BYTES

@@ -76,9 +76,9 @@ def test_a_viewpoint_swaps_the_sides_of_an_oblong_image(picture):
     assert apply_viewpoint(picture(1, (6, 4)), "rotated").size == (4, 6)
 
 
-def test_an_unknown_viewpoint_is_refused(picture):
-    with pytest.raises(ConfigError, match="sideways"):
-        apply_viewpoint(picture(1), "sideways")
+def test_an_unknown_viewpoint_is_refused():
+    with pytest.raises(ConfigError, match="viewpoint is 'sideways'"):
+        DataSettings("digits", viewpoint="sideways")
 
 
 def test_a_class_map_renames_the_built_in_classes():

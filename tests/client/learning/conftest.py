@@ -54,7 +54,7 @@ def make_experiment():
             sites=tuple(f"s{i}" for i in range(sites)),
             model=ModelSettings(width=width),
             prompt=PromptSettings(method=method, num_context=num_context, rank=rank),
-            privacy=PrivacySettings(**{**settings, "nominal_site_size": 40, **privacy}),
+            privacy=PrivacySettings(**{"mechanism": "per_step", **settings, "nominal_site_size": 40, **privacy}),
             rounds=RoundSettings(number=3, local_steps=local_steps),
         )
 

@@ -99,7 +99,7 @@ def what_a_site_asks(folder, device):
         sites=("a",),
         model=ModelSettings(width=model.width),
         prompt=PromptSettings(num_context=3, rank=2, init_text="a"),
-        privacy=PrivacySettings(noise_multiplier=1.0),
+        privacy=PrivacySettings(mechanism="per_step", noise_multiplier=1.0),
         rounds=RoundSettings(number=1),
     )
     examples = LabelledFeatures(rows, torch.tensor([0, 1, 2, 1, 0]))

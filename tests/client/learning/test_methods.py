@@ -44,7 +44,7 @@ def test_every_method_splits_linearly_into_the_blocks_that_are_accounted_for(nam
         sites=("s",),
         model=ModelSettings(width=SHAPE[1]),
         prompt=PromptSettings(method=name, num_context=SHAPE[0], rank=rank),
-        privacy=PrivacySettings(noise_multiplier=1.0, clipping="separate"),
+        privacy=PrivacySettings(mechanism="per_step", noise_multiplier=1.0, clipping="separate"),
     )
     assert separate_blocks(experiment) == 1 + len(blocks)
 

@@ -199,7 +199,7 @@ def in_words(kind, question=""):
         sites=("north",),
         model=ModelSettings(width=backbone.width),
         prompt=PromptSettings(num_context=4, rank=2, init_text="look"),
-        privacy=PrivacySettings(noise_multiplier=1.0),
+        privacy=PrivacySettings(mechanism="per_step", noise_multiplier=1.0),
         task=TaskSettings(kind=kind, question=question, max_answer_tokens=4),
     )
     zeros = np.zeros(experiment.context_shape)

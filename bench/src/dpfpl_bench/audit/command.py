@@ -11,8 +11,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from dpfpl_bench.simulate.settings import RunPrivacy, RunPrompt, RunSettings, build_experiment
 from dpfpl_bench.simulate.sources import data_settings, named_classes
 from dpfpl_common.errors import ConfigError
+from dpfpl_common.experiment import RoundSettings
 
 __all__ = ["EXAMPLES", "audit"]
 
@@ -32,15 +34,17 @@ Examples:
 def audit(
     data: Annotated[str, typer.Option(help="digits, shapes, an image folder, a .csv or a hub id")] = "digits",
     model: Annotated[str, typer.Option(help="embedded, a folder or hub id of the CLIP family")] = "embedded",
-    method: Annotated[str, typer.Option(help="dpfpl, dplora, fedotp, fedpgp or promptfl")] = "dpfpl",
-    rank: Annotated[int, typer.Option(help="rank of the personal factors")] = 4,
+    method: Annotated[str, typer.Option(help="dpfpl, dplora, fedotp, fedpgp or promptfl")] = RunPrompt.method,
+    rank: Annotated[int, typer.Option(help="rank of the personal factors")] = RunPrompt.rank,
     epsilon: Annotated[float, typer.Option(help="what is claimed towards whoever receives a prompt")] = 8.0,
-    delta: Annotated[float, typer.Option(help="delta of the claim")] = 1e-5,
-    sites: Annotated[int, typer.Option(min=1, help="sites that the data is split among; the first is attacked")] = 4,
-    partition: Annotated[str, typer.Option(help="pathological, dirichlet, domain or iid")] = "pathological",
-    rounds: Annotated[int, typer.Option(min=1, help="federated rounds")] = 10,
-    local_steps: Annotated[int, typer.Option(min=1, help="noised steps in one round")] = 4,
-    clipping_norm: Annotated[float, typer.Option(help="L2 bound of one example's gradient")] = 0.1,
+    delta: Annotated[float, typer.Option(help="delta of the claim")] = RunPrivacy.target_delta,
+    sites: Annotated[
+        int, typer.Option(min=1, help="sites that the data is split among; the first is attacked")
+    ] = RunSettings.sites,
+    partition: Annotated[str, typer.Option(help="pathological, dirichlet, domain or iid")] = RunSettings.partition,
+    rounds: Annotated[int, typer.Option(min=1, help="federated rounds")] = RoundSettings.number,
+    local_steps: Annotated[int, typer.Option(min=1, help="noised steps in one round")] = RoundSettings.local_steps,
+    clipping_norm: Annotated[float, typer.Option(help="L2 bound of one example's gradient")] = RunPrivacy.clipping_norm,
     mechanism: Annotated[
         str, typer.Option(help="what run trains with by default: one_shot, its class sums; or per_step, every step")
     ] = "one_shot",
@@ -64,14 +68,12 @@ def audit(
 
     from dpfpl_bench.audit.audit import AuditSettings, Finding, combined
     from dpfpl_bench.audit.audit import audit as attack
-    from dpfpl_bench.simulate.settings import build_experiment
     from dpfpl_bench.simulate.simulation import prepare_sites, site_names
-    from dpfpl_bench.sweep.settings import Cell, FixedSettings
     from dpfpl_client.agent.features import FeatureCache
     from dpfpl_client.data import partition_sites, read_pool
     from dpfpl_client.models.dual_encoder import as_dual_encoder
     from dpfpl_client.models.loader import load_backbone
-    from dpfpl_common.config import to_table
+    from dpfpl_common.config import build, to_table
 
     torch.set_num_threads(1)
     if not epsilon > 0:
@@ -94,13 +96,21 @@ def audit(
     else:
         settings = data_settings(data, seed, offline=not online)
         names = named_classes(data, settings)
-        parts = partition_sites(read_pool(settings, names).records, names, partition, sites, seed, 0.3)
+        parts = partition_sites(read_pool(settings, names).records, names, partition, sites, seed)
         backbone = as_dual_encoder(load_backbone(model, offline=not online))
         prepared = prepare_sites(parts, names, FeatureCache(None, backbone), site_names(sites))
-        fixed = FixedSettings(delta=delta, rounds=rounds, local_steps=local_steps, clipping_norm=clipping_norm)
-        trust = "local" if mechanism == "one_shot" else "distributed"
-        bench = Cell(method, rank, mechanism, trust, epsilon, seed).bench_settings("audit", fixed)
-        experiment = build_experiment(bench, backbone, model, names, prepared)
+        table = {
+            "model": model,
+            "prompt": {"method": method, "rank": rank},
+            "privacy": {
+                "mechanism": mechanism,
+                "target_epsilon": epsilon,
+                "target_delta": delta,
+                "clipping_norm": clipping_norm,
+            },
+            "rounds": {"number": rounds, "local_steps": local_steps},
+        }
+        experiment = build_experiment("audit", build(RunSettings, table, ""), backbone, names, prepared)
         train = prepared[0].features.train
     effort = AuditSettings(seed=seed)
     if quick:

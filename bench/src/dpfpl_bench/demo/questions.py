@@ -38,7 +38,9 @@ def vlm_experiment(request: DemoRequest, backbone: Backbone, sites: list[Simulat
             model=ModelSettings(width=backbone.width, id=MODEL, fingerprint=backbone.fingerprint),
             prompt=PromptSettings(num_context=4, rank=2, init_text="please answer the question"),
             optimizer=OptimizerSettings(global_learning_rate=0.02, personal_learning_rate=0.05),
-            privacy=PrivacySettings(target_epsilon=request.epsilon, nominal_site_size=round(sum(sizes) / len(sizes))),
+            privacy=PrivacySettings(
+                mechanism="per_step", target_epsilon=request.epsilon, nominal_site_size=round(sum(sizes) / len(sizes))
+            ),
             rounds=RoundSettings(number=request.rounds, local_steps=2),
             task=TaskSettings(kind="vqa"),
         )

@@ -3,14 +3,17 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
 
 from dpfpl_bench.simulate.baselines import trained_floors
 from dpfpl_bench.simulate.curves import preference_curve, strength_curve
+from dpfpl_bench.simulate.mixes import mix_curve, own_at_equal_others
 from dpfpl_bench.simulate.questions import question_sites
-from dpfpl_bench.simulate.settings import BenchSettings, build_experiment
+from dpfpl_bench.simulate.settings import RunSettings, build_experiment
 from dpfpl_bench.simulate.simulation import SimulatedSite, Simulation, prepare_sites, site_names
 from dpfpl_bench.simulate.sources import domain_classes, domain_sites
 from dpfpl_client.agent.features import FeatureCache
@@ -19,6 +22,7 @@ from dpfpl_client.models.backbone import Backbone, too_long_answers
 from dpfpl_client.models.dual_encoder import DualEncoder
 from dpfpl_client.models.loader import load_computing
 from dpfpl_client.site.settings import ComputeSettings
+from dpfpl_common.config import ImpossibleError, Texts, settings
 from dpfpl_common.errors import ConfigError
 from dpfpl_common.ops.files import write_durably
 from dpfpl_server.federation.rounds import Status
@@ -32,60 +36,45 @@ __all__ = ["DOMAIN_FOLDERS", "RunRequest", "data_digest", "run_simulation", "wri
 DOMAIN_FOLDERS = "domain-folders"
 """A partition that only the bench knows: one site for each folder of a folder of domains."""
 
-FLOORS = ("all", "alone", "none")
 ENGINES = {"inprocess": "in_process", "flower": "flower_simulation"}
 """Values of ``engine``, and what the result calls each as its transport."""
 
 
-@dataclass(frozen=True)
-class RunRequest:
+@settings
+class RunRequest(RunSettings):
     """One simulated run.
 
     Attributes:
-        engine: "inprocess", or "flower" for Flower's simulation runtime; the same result either way.
-        floors: "all" also trains each site alone and all data in one place, "alone" only each site alone under the
-            same promise, "none" neither.
-        cache: folder for image features; None keeps them in memory.
-        compute: where the model computes; ``engine`` flower only knows the default.
+        name: of the experiment.
+        data: where its images are; partitioned by ``partition``.
         questions: instead of ``data``, where the task is vqa or caption; see ``question_sites``.
         classes: of the data; None: all that the source has.
+        seed: of partition, sampling and simulated noise.
+        engine: "inprocess", or "flower" for Flower's simulation runtime; the same result either way.
+        threads: of the matrix library.
+        compute: where the model computes; ``engine`` flower only knows the default.
+        cache: folder for image features; empty keeps them in memory.
+        offline: do not reach for hub ids.
     """
 
-    model: str
-    data: DataSettings
-    partition: str
-    num_sites: int
-    alpha: float
-    seed: int
-    bench: BenchSettings
-    floors: str = "all"
-    engine: str = "inprocess"
-    cache: Path | None = None
-    offline: bool = True
-    compute: ComputeSettings = field(default_factory=ComputeSettings)
+    name: str = "bench"
+    data: DataSettings = field(default_factory=lambda: DataSettings("digits"))
     questions: str = ""
-    classes: tuple[str, ...] | None = None
+    classes: Texts | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+    engine: Literal["inprocess", "flower"] = "inprocess"
+    threads: Annotated[int, Field(ge=1)] = 1
+    compute: ComputeSettings = field(default_factory=ComputeSettings)
+    cache: str = ""
+    offline: bool = True
 
     def __post_init__(self) -> None:
-        for flag, value, allowed in (("floors", self.floors, FLOORS), ("engine", self.engine, ENGINES)):
-            if value not in allowed:
-                raise ConfigError(
-                    code="IMPOSSIBLE_VALUE",
-                    message=f"--{flag} is {value!r}, expected one of {', '.join(allowed)}.",
-                    advice="Correct the flag.",
-                )
-        if self.compute != ComputeSettings() and self.engine != "inprocess":
-            raise ConfigError(
-                code="IMPOSSIBLE_VALUE",
-                message=f"--engine is {self.engine!r}, expected inprocess where --device or --precision is given.",
-                advice="Correct the flag.",
-            )
-        if self.bench.task.in_words and self.engine != "inprocess":
-            raise ConfigError(
-                code="IMPOSSIBLE_VALUE",
-                message=f"--engine is {self.engine!r}, expected inprocess for the task {self.bench.task.kind}.",
-                advice="Correct the flag.",
-            )
+        if self.engine != "inprocess" and self.compute != ComputeSettings():
+            raise ImpossibleError("engine", self.engine, "'inprocess' where compute is given")
+        if self.engine != "inprocess" and self.task.in_words:
+            raise ImpossibleError("engine", self.engine, f"'inprocess' for the task {self.task.kind}")
+        if self.cache and not Path(self.cache).is_dir() and Path(self.cache).exists():
+            raise ImpossibleError("cache", self.cache, "a folder")
 
 
 def run_simulation(
@@ -104,9 +93,10 @@ def run_simulation(
     on_step("loading the model")
     backbone = load_computing(request.model, request.compute, offline=request.offline)
     on_step("computing image features")
-    sites = prepare_sites(data, class_names, FeatureCache(request.cache, backbone), names, on_images)
+    cache = Path(request.cache) if request.cache else None
+    sites = prepare_sites(data, class_names, FeatureCache(cache, backbone), names, on_images)
     on_step("calibrating the noise")
-    experiment = build_experiment(request.bench, backbone, request.model, class_names, sites)
+    experiment = build_experiment(request.name, request, backbone, class_names, sites)
     scorer = backbone.scorer(experiment)  # a model that cannot serve the task says so here, not as a site's refusal
     asked = [pair for site in sites for part in (site.features.train, site.features.test) for pair in part.asked]
     if warning := too_long_answers(scorer, experiment.task, [answer for _, answer in asked]):
@@ -123,6 +113,7 @@ def run_simulation(
         seconds=outcome.seconds,
         seed=request.seed,
         extra_floors=floors,
+        evidence=outcome.checkpoint.evidence,
         real_noise=False,
     )
     result["strength_curve"] = strength_curve(
@@ -132,6 +123,9 @@ def run_simulation(
         result["preference_curve"] = preference_curve(
             backbone, sites, experiment, outcome.checkpoint.global_context, outcome.personal
         )
+    if outcome.checkpoint.evidence.rows:
+        result["mix_curve"] = mix_curve(backbone, sites, experiment, outcome.checkpoint)
+        result["own_at_equal_others"] = own_at_equal_others(result["mix_curve"])
     result["data_digest"] = data_digest(data)
     return result
 
@@ -150,27 +144,27 @@ def _sites_data(
     request: RunRequest, on_step: Callable[[str], None]
 ) -> tuple[list[str], tuple[str, ...], list[SiteData]]:
     """Names of the sites, classes, and every site's data."""
-    if request.bench.task.in_words:
-        names, asked = question_sites(request.questions, request.num_sites, request.seed)
+    if request.task.in_words:
+        names, asked = question_sites(request.questions, request.sites, request.seed)
         for problem in (problem for site in asked for problem in site.problems):
             on_step(f"{problem.severity}: {problem.message} [{problem.code}]")
         return names, (), asked
-    names = site_names(request.num_sites)
+    names = site_names(request.sites)
     if request.partition == DOMAIN_FOLDERS:
         class_names = request.classes or domain_classes(request.data)
         data = domain_sites(request.data, class_names)
-        if len(data) != request.num_sites:
+        if len(data) != request.sites:
             raise ConfigError(
                 code="IMPOSSIBLE_VALUE",
-                message=f"--sites is {request.num_sites}, the folder holds {len(data)} domains.",
+                message=f"--sites is {request.sites}, the folder holds {len(data)} domains.",
                 advice=f"Give --sites {len(data)}, or leave folders away.",
             )
         return names, class_names, data
     class_names = request.classes or list_classes(request.data)
-    pool = read_pool(request.data, class_names, request.cache / "images.json" if request.cache else None)
+    pool = read_pool(request.data, class_names, Path(request.cache) / "images.json" if request.cache else None)
     for problem in pool.problems:
         on_step(f"{problem.severity}: {problem.message} [{problem.code}]")
-    data = partition_sites(pool.records, class_names, request.partition, request.num_sites, request.seed, request.alpha)
+    data = partition_sites(pool.records, class_names, request.partition, request.sites, request.seed, request.alpha)
     return names, class_names, data
 
 

@@ -1,128 +1,106 @@
-"""From the flags of ``dpfpl-bench run`` to an experiment."""
+"""What a simulated run is: experiment.toml's tables, how the data are dealt out, and the experiment made of both."""
 
-from dataclasses import dataclass, field
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import field
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from dpfpl_bench.simulate.simulation import SimulatedSite
+from dpfpl_client.data import DataSettings
+from dpfpl_client.data.settings import Alpha, Partition
 from dpfpl_client.models.backbone import Backbone
+from dpfpl_common.config import build, settings, to_table
 from dpfpl_common.experiment import (
+    AggregationSettings,
     Experiment,
+    GradientSettings,
     ModelSettings,
     OptimizerSettings,
     PrivacySettings,
     PromptSettings,
     RoundSettings,
     TaskSettings,
-    mechanism_for,
+    choose_mechanism,
 )
 from dpfpl_common.privacy_plan import resolve_noise
 
-__all__ = ["BenchSettings", "build_experiment"]
+__all__ = ["RANDOM_CONTEXT", "RunPrivacy", "RunPrompt", "RunSettings", "build_experiment"]
+
+RANDOM_CONTEXT = 16
+"""Context vectors where the initial text is empty and none are asked for."""
 
 
-@dataclass(frozen=True)
-class BenchSettings:
-    """What a simulated run needs beyond its data.
+@settings
+class RunPrompt(PromptSettings):
+    """[prompt] of a run; ``num_context`` 0 stands for as many vectors as the initial text has tokens."""
+
+    num_context: Annotated[int, Field(ge=0, le=1024)] = 0
+
+
+@settings
+class RunPrivacy(PrivacySettings):
+    """[privacy] of a run; ``nominal_site_size`` 0 stands for the mean number of training images of its sites."""
+
+    nominal_site_size: Annotated[int, Field(ge=0, le=10**9)] = 0
+
+
+@settings
+class RunSettings:
+    """What a run and a sweep share.
 
     Attributes:
-        mechanism: empty, as ``trust``: what a file would get that leaves it out, but one that the model serves.
-        epsilon: target for whoever receives a personalised prompt, under the unit ``site`` for another site; None = no
-            noise, no privacy claim.
-        num_context: 0 = as many vectors as the initial text has tokens.
+        model: embedded, embedded-vlm, a folder or a hub id.
+        sites: how many.
+        partition: how the images are dealt out; ``domain-folders``: one site for each folder of a folder of domains.
+        alpha: concentration of the Dirichlet partition.
+        floors: ``all`` also trains each site alone and all data in one place, ``alone`` only each site alone under the
+            same promise, ``none`` neither.
+        prompt, optimizer, privacy, rounds, gradients, aggregation, task: as in experiment.toml.
     """
 
-    name: str
-    method: str
-    rank: int
-    mechanism: str
-    trust: str
-    epsilon: float | None
-    clipping: str
-    accounting: str
-    delta: float
-    rounds: int
-    local_steps: int
-    sample_rate: float
-    clipping_norm: float
-    learning_rate: float
-    personal_learning_rate: float
-    init_text: str
-    num_context: int
-    evaluate_every: int
-    unit: str = "example"
-    site_sample_rate: float = 1.0
-    projection: str = "none"
-    absent_weight: float = 0.0
-    retention: float = 0.0
-    contrast: float = 0.0
-    personal_strength: float = 1.0
+    model: str = "embedded"
+    sites: Annotated[int, Field(ge=1)] = 4
+    partition: Literal[Partition, "domain-folders"] = "pathological"
+    alpha: Alpha = DataSettings.alpha
+    floors: Literal["all", "alone", "none"] = "all"
+    prompt: RunPrompt = field(default_factory=RunPrompt)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    privacy: RunPrivacy = field(default_factory=RunPrivacy)
+    rounds: RoundSettings = field(default_factory=RoundSettings)
+    gradients: GradientSettings = field(default_factory=GradientSettings)
+    aggregation: AggregationSettings = field(default_factory=AggregationSettings)
     task: TaskSettings = field(default_factory=TaskSettings)
 
 
 def build_experiment(
-    settings: BenchSettings,
+    name: str,
+    run: RunSettings,
     backbone: Backbone,
-    model: str,
     class_names: tuple[str, ...],
-    sites: list[SimulatedSite],
+    sites: Sequence[SimulatedSite],
 ) -> Experiment:
-    """The experiment, its noise multiplier calibrated.
-
-    The nominal site size, public by definition, is the mean number of training images of the simulated sites.
-    """
+    """The experiment, its noise multiplier calibrated."""
     sizes = [len(site.features.train) for site in sites]
-    num_context = settings.num_context or backbone.num_tokens(settings.init_text) or 16
-    mechanism, trust = _chosen(settings, backbone.mechanisms)
-    experiment = Experiment(
-        name=settings.name,
-        classes=class_names,
-        sites=tuple(site.name for site in sites),
-        model=ModelSettings(width=backbone.width, id=model, fingerprint=backbone.fingerprint),
-        prompt=PromptSettings(
-            settings.method,
-            num_context,
-            settings.rank,
-            settings.init_text,
-            personal_strength=settings.personal_strength,
-            absent_weight=settings.absent_weight,
-            retention=settings.retention,
-            contrast=settings.contrast,
-        ),
-        optimizer=OptimizerSettings("adam", settings.learning_rate, settings.personal_learning_rate),
-        privacy=PrivacySettings(
-            unit=settings.unit,
-            mechanism=mechanism,
-            trust=trust,
-            target_epsilon=settings.epsilon,
-            target_delta=settings.delta,
-            noise_multiplier=0.0 if settings.epsilon is None else None,
-            clipping_norm=settings.clipping_norm,
-            projection=settings.projection,
-            clipping=settings.clipping,
-            accounting=settings.accounting,
-            sample_rate=settings.sample_rate,
-            site_sample_rate=settings.site_sample_rate,
-            nominal_site_size=max(1, round(sum(sizes) / len(sizes))),
-        ),
-        task=settings.task,
-        rounds=RoundSettings(
-            number=settings.rounds, local_steps=settings.local_steps, evaluate_every=settings.evaluate_every
-        ),
-    )
-    return resolve_noise(experiment)
-
-
-def _chosen(settings: BenchSettings, served: tuple[str, ...]) -> tuple[str, str]:
-    return mechanism_for(
-        {
-            "privacy": {
-                "mechanism": settings.mechanism or None,
-                "trust": settings.trust or None,
-                "unit": settings.unit,
-                "clipping": settings.clipping,
-                "accounting": settings.accounting,
-            },
-            "task": {"kind": settings.task.kind, "question": settings.task.question},
-            "prompt": {"retention": settings.retention},
-        },
-        served,
+    size = run.privacy.nominal_site_size or max(1, round(sum(sizes) / len(sizes)))
+    length = run.prompt.num_context or backbone.num_tokens(run.prompt.init_text) or RANDOM_CONTEXT
+    privacy = build(PrivacySettings, to_table(run.privacy) | {"nominal_site_size": size}, "")
+    prompt = build(PromptSettings, to_table(run.prompt) | {"num_context": length}, "")
+    chosen = choose_mechanism(privacy, prompt, run.task, backbone.mechanisms)
+    privacy = dataclasses.replace(privacy, mechanism=chosen.mechanism, trust=chosen.trust)
+    return resolve_noise(
+        Experiment(
+            name=name,
+            classes=class_names,
+            sites=tuple(site.name for site in sites),
+            model=ModelSettings(width=backbone.width, id=run.model, fingerprint=backbone.fingerprint),
+            prompt=prompt,
+            optimizer=run.optimizer,
+            privacy=privacy,
+            rounds=run.rounds,
+            gradients=run.gradients,
+            aggregation=run.aggregation,
+            task=run.task,
+        )
     )

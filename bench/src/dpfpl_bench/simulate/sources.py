@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dpfpl_client.data import DataSettings, SiteData, list_classes, partition_sites, read_pool
+from dpfpl_client.data.settings import BUILT_IN, Source
+from dpfpl_common.config import build
 from dpfpl_common.errors import ConfigError, DataError
 
 __all__ = [
@@ -20,7 +22,6 @@ __all__ = [
     "domain_classes",
     "domain_names",
     "domain_sites",
-    "initial_text",
     "locate",
     "named_classes",
 ]
@@ -259,9 +260,6 @@ def check_archive(data: FieldData, archive: Path) -> None:
 # What ``--data`` of the command line means.
 
 
-BUILT_IN = ("digits", "shapes")
-
-
 def data_settings(data: str, seed: int, *, offline: bool = True) -> DataSettings:
     """A built-in set, a named set of the field, an image folder, a .csv file or a hub id, told apart by what is there.
 
@@ -277,7 +275,7 @@ def data_settings(data: str, seed: int, *, offline: bool = True) -> DataSettings
         return _field_settings(FIELD[data], seed, offline=offline)
     path = Path(data).expanduser()
     if data in BUILT_IN:
-        return DataSettings(source=data, split_seed=seed)
+        return build(DataSettings, {"source": data, "split_seed": seed}, "")
     if path.is_dir():
         return DataSettings(source="folder", path=str(path), split_seed=seed)
     if path.suffix.lower() == ".csv":
@@ -301,14 +299,9 @@ def named_classes(data: str, settings: DataSettings) -> tuple[str, ...]:
     return tuple(name for name in found if name in used)
 
 
-def initial_text(data: str) -> str:
-    """What ``--init-text`` is where it is not given: the template's beginning for a named set."""
-    return FIELD[data].init_text if data in FIELD else "a photo of a"
-
-
 def _field_settings(field: FieldData, seed: int, *, offline: bool) -> DataSettings:
     where = locate(field, offline=offline)
-    source = "folder" if isinstance(where, Path) else "huggingface"
+    source: Source = "folder" if isinstance(where, Path) else "huggingface"
     raw = DataSettings(source=source, path=str(where), split_seed=seed)
     names = field.class_map(list_classes(raw))
     if len(set(names.values())) != field.classes:

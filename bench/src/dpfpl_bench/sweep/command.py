@@ -32,8 +32,8 @@ Example of a sweep.toml:
   mechanism = ["per_step", "one_shot"]\n
   trust = ["distributed", "local"]\n
   epsilon = [8, 4, 2, 1]\n
-  [settings]                 # the same in every run\n
-  rounds = 10
+  [rounds]                   # the same in every run, as [prompt], [optimizer] and [privacy]: see experiment.toml\n
+  number = 10
 
 dpfpl-bench sweep sweep.toml --out runs/ranks. Started again it goes on where it was.
 """

@@ -6,17 +6,22 @@ import itertools
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
-from dpfpl_bench.simulate.settings import BenchSettings
-from dpfpl_common.config import from_table, read_toml, to_table
-from dpfpl_common.errors import ConfigError
+from pydantic import Field, Strict
 
-__all__ = ["Cell", "FixedSettings", "Grid", "Sweep", "load_sweep"]
+from dpfpl_bench.simulate.settings import RunSettings
+from dpfpl_common.config import ImpossibleError, build, read_toml, settings, to_table
+from dpfpl_common.experiment import Mechanism, Method, PromptSettings, Trust
 
-FLOORS = ("all", "alone", "none")
+__all__ = ["Cell", "Grid", "Sweep", "load_sweep"]
+
+LAST_ROUND_ONLY = 100_000
+"""A sweep looks at what its runs end with."""
+_SomeOf = (Strict(False), Field(min_length=1))
 
 
-@dataclass(frozen=True)
+@settings
 class Grid:
     """Every combination of these is run; one without a sound analysis is listed with the reason instead.
 
@@ -25,56 +30,26 @@ class Grid:
         no_noise: also without noise, once whatever the trust mode: without noise trust modes do not differ.
     """
 
-    method: tuple[str, ...] = ("dpfpl",)
-    rank: tuple[int, ...] = (4,)
-    mechanism: tuple[str, ...] = ("one_shot",)
-    trust: tuple[str, ...] = ("local",)
-    epsilon: tuple[float, ...] = (8.0, 2.0)
+    method: Annotated[tuple[Method, ...], *_SomeOf] = (PromptSettings.method,)
+    rank: Annotated[tuple[int, ...], *_SomeOf] = (PromptSettings.rank,)
+    mechanism: Annotated[tuple[Mechanism, ...], *_SomeOf] = ("one_shot",)
+    trust: Annotated[tuple[Trust, ...], *_SomeOf] = ("local",)
+    epsilon: Annotated[tuple[float, ...], Strict(False)] = (8.0, 2.0)
     no_noise: bool = True
 
     def __post_init__(self) -> None:
-        for f in dataclasses.fields(self):
-            if f.name != "no_noise" and not getattr(self, f.name) and f.name != "epsilon":
-                raise _wrong(f"[grid] {f.name}", "is empty", "Give at least one value.")
         if not self.epsilon and not self.no_noise:
-            raise _wrong("[grid] epsilon", "is empty", "Give a value, or set no_noise = true.")
-
-
-@dataclass(frozen=True)
-class FixedSettings:
-    """The same in every run; the flags of ``dpfpl-bench run`` with the same names and defaults.
-
-    ``absent_weight`` and ``projection`` are of ``one_shot``, ``retention`` of ``per_step``: they say nothing to the
-    other mechanism's runs.
-    """
-
-    delta: float = 1e-5
-    rounds: int = 10
-    local_steps: int = 4
-    sample_rate: float = 0.5
-    clipping_norm: float = 0.1
-    clipping: str = "joint"
-    accounting: str = "honest"
-    learning_rate: float = 0.02
-    personal_learning_rate: float = 0.02
-    init_text: str = "a photo of a"
-    num_context: int = 0
-    evaluate_every: int = 100_000
-    projection: str = "none"
-    absent_weight: float = 0.0
-    retention: float = 0.0
-    contrast: float = 0.0
-    personal_strength: float = 1.0
+            raise ImpossibleError("epsilon", (), "at least one value, or no_noise = true")
 
 
 @dataclass(frozen=True)
 class Cell:
     """One run of a sweep; ``epsilon`` None is without noise."""
 
-    method: str
+    method: Method
     rank: int
-    mechanism: str
-    trust: str
+    mechanism: Mechanism
+    trust: Trust
     epsilon: float | None
     seed: int
 
@@ -83,53 +58,50 @@ class Cell:
         """What runs that differ in nothing but the seed have in common."""
         return (self.method, self.rank, self.mechanism, self.trust, self.epsilon)
 
-    def bench_settings(self, name: str, fixed: FixedSettings) -> BenchSettings:
-        """The run's settings in full."""
-        if self.mechanism != "one_shot":
-            fixed = dataclasses.replace(fixed, projection="none", absent_weight=0.0)
-        else:
-            fixed = dataclasses.replace(fixed, retention=0.0)
-        if self.mechanism == "one_shot" or self.method != "fedpgp":
-            fixed = dataclasses.replace(fixed, contrast=0.0)
-        return BenchSettings(
-            name=name,
+    def of(self, run: RunSettings) -> RunSettings:
+        """The run's settings in full, without those that say nothing to the cell's mechanism and method."""
+        once, steps = self.mechanism == "one_shot", self.mechanism == "per_step"
+        prompt = dataclasses.replace(
+            run.prompt,
             method=self.method,
             rank=self.rank,
+            absent_weight=run.prompt.absent_weight if once else 0.0,
+            retention=run.prompt.retention if steps else 0.0,
+            contrast=run.prompt.contrast if steps and self.method == "fedpgp" else 0.0,
+        )
+        privacy = dataclasses.replace(
+            run.privacy,
             mechanism=self.mechanism,
             trust=self.trust,
-            epsilon=self.epsilon,
-            **{f.name: getattr(fixed, f.name) for f in dataclasses.fields(fixed)},
+            target_epsilon=self.epsilon,
+            noise_multiplier=0.0 if self.epsilon is None else None,
+            projection=run.privacy.projection if once else "none",
         )
+        rounds = dataclasses.replace(run.rounds, evaluate_every=LAST_ROUND_ONLY)
+        return dataclasses.replace(run, prompt=prompt, privacy=privacy, rounds=rounds)
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """A comparison over several settings and seeds.
+@settings
+class Sweep(RunSettings):
+    """A comparison over several settings and seeds; what is not in the grid is the same in every run.
+
+    Settings of one mechanism only (``absent_weight``, ``projection``, ``retention``, ``contrast``) say nothing to the
+    other mechanism's runs.
 
     Attributes:
         data: as ``--data`` of ``dpfpl-bench run``.
         seeds: how many, from 0; each draws split, partition, sampling and noise anew.
-        floors: ``all`` trains the floors of every run (each site alone, all data in one place), ``alone``
-            the one under the same promise,
-            ``none`` keeps the two that cost nothing (plain text prompt, shared prompt alone).
     """
 
-    name: str
+    name: str = "sweep"
     data: str = "digits"
-    model: str = "embedded"
-    sites: int = 4
-    partition: str = "pathological"
-    alpha: float = 0.3
-    seeds: int = 3
-    floors: str = "all"
+    seeds: Annotated[int, Field(ge=1)] = 3
     grid: Grid = field(default_factory=Grid)
-    settings: FixedSettings = field(default_factory=FixedSettings)
 
-    def __post_init__(self) -> None:
-        if self.seeds < 1:
-            raise _wrong("seeds", f"is {self.seeds}", "Give at least one.")
-        if self.floors not in FLOORS:
-            raise _wrong("floors", f"is {self.floors!r}", f"Expected one of {', '.join(FLOORS)}.")
+    def run_of(self, cell: Cell) -> RunSettings:
+        """The settings of one run."""
+        shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(RunSettings)}
+        return cell.of(RunSettings(**shared))
 
     def cells(self) -> list[Cell]:
         """All runs, in an order in which early ones already give a picture."""
@@ -151,7 +123,7 @@ class Sweep:
         epsilon = "none" if cell.epsilon is None else f"{cell.epsilon:g}"
         return f"{cell.method}-r{cell.rank}-{cell.mechanism}-{cell.trust}-eps{epsilon}-s{cell.seed}-{digest}.json"
 
-    def _trusts(self, mechanism: str, epsilon: float | None) -> tuple[str, ...]:
+    def _trusts(self, mechanism: str, epsilon: float | None) -> tuple[Trust, ...]:
         if epsilon is not None:
             return self.grid.trust
         return ("local",) if mechanism == "one_shot" else self.grid.trust[:1]
@@ -159,8 +131,4 @@ class Sweep:
 
 def load_sweep(path: Path) -> Sweep:
     """Read sweep.toml; errors name the key, the value and what was expected."""
-    return from_table(Sweep, read_toml(path), path.name)
-
-
-def _wrong(key: str, what: str, advice: str) -> ConfigError:
-    return ConfigError(code="IMPOSSIBLE_VALUE", message=f"The sweep's {key} {what}.", advice=advice)
+    return build(Sweep, {"name": path.stem, **read_toml(path)}, path.name)

@@ -118,16 +118,12 @@ def _run_cell(sweep: Sweep, cell: Cell, folder: Path, offline: bool) -> str | No
     torch.set_num_threads(1)
     data = data_settings(sweep.data, cell.seed, offline=offline)
     request = RunRequest(
-        model=sweep.model,
+        **vars(sweep.run_of(cell)),
+        name=sweep.name,
         data=data,
         classes=named_classes(sweep.data, data) if sweep.data in FIELD else None,
-        partition=sweep.partition,
-        num_sites=sweep.sites,
-        alpha=sweep.alpha,
         seed=cell.seed,
-        bench=cell.bench_settings(sweep.name, sweep.settings),
-        floors=sweep.floors,
-        cache=folder / "cache",
+        cache=str(folder / "cache"),
         offline=offline,
     )
     try:

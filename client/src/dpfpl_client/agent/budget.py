@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 
 from dpfpl_client.agent.ledger.book import Ledger
-from dpfpl_client.agent.policy import Policy
 from dpfpl_common.errors import RefusedError
 from dpfpl_common.experiment import Experiment
+from dpfpl_common.policy import Policy
 from dpfpl_common.privacy.accounting import PrivacyEvent, epsilon, exceeds
 from dpfpl_common.privacy_plan import WHOLE_UPDATE, planned_events
 

@@ -11,8 +11,7 @@ from dpfpl_client.agent.endpoint import Agent
 from dpfpl_client.agent.features import FeatureCache, Progress, site_features
 from dpfpl_client.agent.ledger.anchor import Locks, Registry, StateLock
 from dpfpl_client.agent.ledger.dataset import open_ledger
-from dpfpl_client.agent.policy import Policy, load_policy
-from dpfpl_client.agent.policy_file import PolicyFile
+from dpfpl_client.agent.policy_file import PolicyFile, load_policy
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.data import DataProblem, ImageRecord, SiteData, list_classes, load_site_data
 from dpfpl_client.learning.step import RandomnessSource, SeededRandomness, SystemRandomness
@@ -20,6 +19,7 @@ from dpfpl_client.models.backbone import Backbone
 from dpfpl_client.models.loader import load_computing
 from dpfpl_client.site.settings import SiteSettings
 from dpfpl_common.errors import ConfigError, DataError, ModelError
+from dpfpl_common.policy import Policy
 
 __all__ = ["BuiltAgent", "build_agent", "check_delta", "without_unusable_words"]
 

@@ -20,17 +20,17 @@ from dpfpl_client.agent.audit import AuditLog
 from dpfpl_client.agent.budget import Quotas, check_budget
 from dpfpl_client.agent.ledger.anchor import events_to_json
 from dpfpl_client.agent.ledger.book import Ledger
-from dpfpl_client.agent.policy import Policy, permit
 from dpfpl_client.agent.policy_file import Rules
-from dpfpl_client.agent.store import Record, Store
+from dpfpl_client.agent.store import Choice, Record, Store
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
 from dpfpl_client.learning.step import RandomnessSource
 from dpfpl_client.models.backbone import Backbone
 from dpfpl_common.errors import ConfigError, DataError, DpfplError, ModelError, RefusedError, StateError
 from dpfpl_common.experiment import Experiment
+from dpfpl_common.policy import Policy, permit
 from dpfpl_common.privacy.accounting import PrivacyEvent
 from dpfpl_common.privacy_plan import planned_events
-from dpfpl_common.wire.payloads import Context, EvaluateRequest, SiteReply, TrainRequest, request_digest
+from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, TrainRequest, request_digest
 
 __all__ = ["SiteAgent", "evaluation_digest", "slotted"]
 
@@ -160,9 +160,11 @@ class SiteAgent:
             else:
                 self._quotas.take(policy, self._ledger, experiment.name, None)
         self._bind(experiment)
-        self._store.write_final(experiment.name, request.global_context)
+        pool = request.pool
+        choice = None if pool is None else Choice(request.chosen, pool, learner.label_shares)
+        self._store.write_final(experiment.name, request.global_context, choice)
         if answer is None:
-            metrics = self._metrics(learner, request.global_context, self._state(experiment), policy)
+            metrics = self._metrics(learner, request, self._state(experiment), policy)
             answer = {"metrics": metrics, "seconds": _seconds(started, policy)}
             self._ledger.record_evaluation(experiment.name, asked, answer)
         metrics = answer["metrics"] if policy is None else policy.released_metrics(answer["metrics"])
@@ -207,8 +209,11 @@ class SiteAgent:
                 learner = PromptLearner(self._backbone, experiment, features)
             except (ModelError, ConfigError, DataError) as error:
                 raise RefusedError(code=error.code, message=error.message, advice=error.advice) from None
-            if warning := learner.too_long_answers:  # to the log alone: the audit tells nothing about the data
+            # To the log alone: the audit tells nothing about the data.
+            if warning := learner.too_long_answers:
                 _LOG.warning("%s: %s", experiment.name, warning)
+            if unknown := self._features.left_out_of(experiment):
+                _LOG.warning("%s: %s", experiment.name, unknown)
         self._learners[digest] = learner
         while len(self._learners) > MOST_LEARNERS:
             del self._learners[next(iter(self._learners))]
@@ -272,11 +277,14 @@ class SiteAgent:
         self, learner: PromptLearner, request: TrainRequest, digest: str, policy: Policy | None, started: float
     ) -> Record:
         state = self._state(request.experiment)
-        metrics = self._metrics(learner, request.global_context, state, policy) if request.evaluate else {}
+        metrics = self._metrics(learner, request, state, policy) if request.evaluate else {}
         randomness = self._randomness.for_round(self._name, request.round)
-        result = learner.train_round(request.global_context, state, randomness)
+        result = learner.train_round(
+            request.global_context, state, randomness, collect=request.collect, pool=request.pool
+        )
         update = np.ascontiguousarray(result.update, dtype="<f4")
-        reply = SiteReply(self._name, request.round, update, metrics, _seconds(started, policy))
+        evidence = None if result.evidence is None else np.ascontiguousarray(result.evidence, dtype="<f4")
+        reply = SiteReply(self._name, request.round, update, metrics, _seconds(started, policy), evidence=evidence)
         return Record(digest, reply, request.global_context, result.state)
 
     def _state(self, experiment: Experiment) -> PersonalState:
@@ -285,14 +293,19 @@ class SiteAgent:
         return record.state if record else PersonalState.initial(experiment)
 
     def _metrics(
-        self, learner: PromptLearner, global_context: Context, state: PersonalState, policy: Policy | None
+        self,
+        learner: PromptLearner,
+        request: TrainRequest | EvaluateRequest,
+        state: PersonalState,
+        policy: Policy | None,
     ) -> dict[str, float]:
         """The accuracies that may leave; none is computed in vain."""
-        if policy is None:
-            return learner.evaluate(global_context, state.context)
-        if policy.metrics == "none":
+        if policy is not None and policy.metrics == "none":
             return {}
-        metrics = learner.evaluate(global_context, state.context)
+        pool, chosen = (request.pool, request.chosen) if isinstance(request, EvaluateRequest) else (None, "")
+        metrics = learner.evaluate(request.global_context, state.context, pool, chosen)
+        if policy is None:
+            return metrics
         if learner.experiment.privacy.unit == "site":  # that prompt learned from training images without noise
             metrics = {name: value for name, value in metrics.items() if not name.startswith("personal")}
         return policy.released_metrics(metrics)
@@ -302,6 +315,9 @@ def evaluation_digest(request: EvaluateRequest) -> str:
     """sha256 of everything that the answer to an evaluation depends on."""
     digest = hashlib.sha256(f"evaluate {request.experiment.digest()} {request.round} ".encode())
     digest.update(request.global_context.astype("<f4").tobytes())
+    digest.update(request.chosen.encode() + b" ")
+    if request.pool is not None:
+        digest.update(request.pool.astype("<f4").tobytes())
     return digest.hexdigest()
 
 

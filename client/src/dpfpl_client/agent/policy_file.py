@@ -4,19 +4,20 @@ import dataclasses
 import hashlib
 import json
 import os
+import stat
 import time
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Protocol
 
 from dpfpl_client.agent.audit import AuditLog
-from dpfpl_client.agent.policy import Policy, load_policy, loosened, stricter
-from dpfpl_common.config import from_table, to_table
+from dpfpl_common.config import build, read_toml, to_table
 from dpfpl_common.errors import ConfigError, StateError
 from dpfpl_common.experiment import Experiment, parse_experiment
 from dpfpl_common.ops.files import make_folder_durably, write_durably
+from dpfpl_common.policy import Policy, loosened, stricter
 
-__all__ = ["Approvals", "PolicyFile", "Rules"]
+__all__ = ["Approvals", "PolicyFile", "Rules", "load_policy"]
 
 
 # Which experiments the administrator approved, by name and configuration, and which ones wait for an answer.
@@ -212,7 +213,7 @@ class PolicyFile:
     def _accepted(self) -> Policy | None:
         try:
             table: Any = json.loads(self._accepted_path.read_bytes())
-            return from_table(Policy, table, self._accepted_path.name)
+            return build(Policy, table, self._accepted_path.name)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, ConfigError) as error:
@@ -225,6 +226,46 @@ class PolicyFile:
     def _keep(self, policy: Policy) -> None:
         make_folder_durably(self._accepted_path.parent)
         write_durably(self._accepted_path, json.dumps(to_table(policy), indent=1).encode())
+
+
+def load_policy(path: Path) -> Policy:
+    """Read policy.toml.
+
+    Raises:
+        ConfigError: it is missing, unreadable, a link, writable by others, or says something unknown or impossible:
+            then nothing may leave, so the agent must not serve.
+    """
+    try:
+        found = path.lstat()
+    except OSError:
+        raise ConfigError(
+            code="NO_POLICY",
+            message=f"There is no policy file {path}.",
+            advice="Without a policy everything is refused; start from the policy.toml of your kit.",
+        ) from None
+    if (
+        not stat.S_ISREG(found.st_mode)
+        or found.st_mode & (stat.S_IWOTH | stat.S_IWGRP)
+        or found.st_uid not in (0, os.getuid())
+    ):
+        raise ConfigError(
+            code="POLICY_NOT_PROTECTED",
+            message=f"{path} is a link, is writable by others or belongs to another user.",
+            advice="Make it a regular file of the agent's user: chmod 640.",
+        )
+    _require_safe_folder(path.parent)
+    return build(Policy, read_toml(path), path.name)
+
+
+def _require_safe_folder(folder: Path) -> None:
+    """Refuse a folder in which others could put another file in the policy's place."""
+    mode = folder.stat().st_mode
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        raise ConfigError(
+            code="POLICY_NOT_PROTECTED",
+            message=f"{folder}, the folder of the policy, is writable by everybody.",
+            advice="Take that right away: chmod o-w.",
+        )
 
 
 def _stamp(path: Path) -> object:

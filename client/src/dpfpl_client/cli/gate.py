@@ -112,9 +112,7 @@ def policy_show(site: SiteFile = SITE, as_json: AsJson = False) -> None:
         _print_json({"rules": table, "not_accepted": looser})
         return
     for key, value in table.items():
-        say(
-            f"{key} = {json.dumps(value)}" + ("   # looser in policy.toml, not accepted" if key in looser else "")
-        )
+        say(f"{key} = {json.dumps(value)}" + ("   # looser in policy.toml, not accepted" if key in looser else ""))
 
 
 @policy_app.command("accept", epilog="Example: dpfpl-client policy accept --site site.toml")

@@ -84,12 +84,15 @@ def check(
     site: SiteFile = SITE,
     offline: Annotated[bool, typer.Option("--offline", help="do not try to reach the server")] = False,
     plan: Annotated[Path | None, typer.Option(help="an operator's plan, to be judged for this site")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="take every warning for an error")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check images, model, policy, ledger, folders, kit, connection and clock; keeps and sends nothing."""
     from dpfpl_client.check import check_site
 
     report = check_site(_load(site), connect=not offline, plan=plan)
+    if strict:
+        report.make_strict()
     if as_json:
         _print_json({"facts": report.facts, "warnings": report.warnings, "errors": report.errors})
     else:
@@ -190,6 +193,9 @@ def predict(
     alpha: Annotated[
         float | None, typer.Option(help="weight of the personal part: 0 shared prompt alone, 1 as trained")
     ] = None,
+    usual_mix: Annotated[
+        float | None, typer.Option(help="share of images expected from this site's usual mix of classes, 0 to below 1")
+    ] = None,
     csv: Annotated[Path | None, typer.Option("--csv", help="write a CSV file, one row an image")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -197,9 +203,9 @@ def predict(
     from dpfpl_client.use.predict import as_json as entry
     from dpfpl_client.use.predict import as_line, classify_files, count_skipped, expand_images, write_csv
 
-    paths = expand_images(images)
-    results = []
-    for result in classify_files(_classifier(_load(site), experiment, alpha, question), paths, top):
+    paths, settings = expand_images(images), _load(site)
+    classifier, results = _classifier(settings, experiment, alpha, question, usual_mix), []
+    for result in classify_files(classifier, paths, top, settings.data.pixel_rules):
         results.append(result)
         if result.prediction is None:
             console.print(printable_lines(as_line(result)), markup=False, highlight=False, soft_wrap=True)
@@ -226,6 +232,9 @@ def serve(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="port to listen on; 0 takes a free one")] = 8080,
     token_file: Annotated[Path | None, typer.Option(help="file with the token that callers must show")] = None,
+    usual_mix: Annotated[
+        float | None, typer.Option(help="share of images expected from this site's usual mix of classes, 0 to below 1")
+    ] = None,
     max_megabytes: Annotated[int, typer.Option(min=1, max=1000, help="largest image file, in MB")] = 20,
 ) -> None:
     """Classify images over HTTP: a small API (see /openapi.json) and a page to drop an image on; Ctrl-C stops it."""
@@ -236,7 +245,8 @@ def serve(
     wanted = ServeSettings.checked(host, port, token_file, max_megabytes * 1_000_000)
     settings = _load(site)
     torch.set_num_threads(settings.agent.threads)
-    serve_classifier(_classifier(settings, experiment, question=None), wanted, say)
+    classifier = _classifier(settings, experiment, question=None, usual_mix=usual_mix)
+    serve_classifier(classifier, wanted, say, settings.data.pixel_rules)
 
 
 @app.command(epilog="Example: dpfpl-client export --out prompt --site site.toml")
@@ -339,7 +349,11 @@ def _load(site: Path) -> SiteSettings:
 
 
 def _classifier(
-    settings: SiteSettings, experiment: str | None, alpha: float | None = None, question: str | None = ""
+    settings: SiteSettings,
+    experiment: str | None,
+    alpha: float | None = None,
+    question: str | None = "",
+    usual_mix: float | None = None,
 ) -> "Classifier":
     from dpfpl_client.models.loader import load_computing
     from dpfpl_client.use.prompt import load_prompt
@@ -347,6 +361,8 @@ def _classifier(
     prompt = load_prompt(settings.state_folder, experiment)
     if alpha is not None:
         prompt = prompt.with_strength(alpha)
+    if usual_mix is not None:
+        prompt = prompt.with_usual_mix(usual_mix)
     return prompt.classifier(load_computing(settings.model, settings.compute, offline=settings.offline), question)
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpfpl_client.data.records import VIEWPOINTS, DataProblem, ImageRecord, SiteData, check_class_names
-from dpfpl_client.data.settings import check_partition, expect
+from dpfpl_client.data.settings import DataSettings
+from dpfpl_common.config import build
 from dpfpl_common.errors import DataError
 
 __all__ = ["deal_dirichlet", "deal_evenly", "deal_pathological", "partition_sites"]
@@ -142,7 +143,7 @@ def partition_sites(
     partition: str,
     num_sites: int,
     seed: int,
-    alpha: float = 0.3,
+    alpha: float = DataSettings.alpha,
 ) -> list[SiteData]:
     """Deal the images out to sites; each training and each test image belongs to exactly one site.
 
@@ -163,9 +164,7 @@ def partition_sites(
         ConfigError: an impossible partition.
     """
     check_class_names(class_names)
-    check_partition(partition, num_sites, alpha)
-    if partition == "none":
-        expect("num_sites", num_sites, num_sites == 1, "1: without a partition every site would get all images")
+    build(DataSettings, {"source": "digits", "partition": partition, "num_sites": num_sites, "alpha": alpha}, "")
     known = set(class_names)
     train = [record for record in pool if record.split == "train" and record.label in known]
     test = [record for record in pool if record.split == "test" and record.label in known]

@@ -1,26 +1,29 @@
 """The ``[data]`` table of ``site.toml``: where a site's images are, and which part of them is the site's."""
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
+from typing import Annotated, Literal
 
-from dpfpl_client.data.records import check_viewpoint
-from dpfpl_common.errors import ConfigError
+from pydantic import Field
 
-__all__ = ["PARTITIONS", "SOURCES", "DataSettings", "check_partition", "expect"]
+from dpfpl_client.data.decode import Frames, PixelRules
+from dpfpl_client.data.records import Viewpoint
+from dpfpl_common.config import ImpossibleError, settings
 
-SOURCES = ("folder", "csv", "huggingface", "digits", "shapes", "questions")
-PARTITIONS = ("none", "pathological", "dirichlet", "domain", "iid")
-_BUILT_IN = ("digits", "shapes")
-_ALPHAS = (1e-3, 1e6)
+__all__ = ["BUILT_IN", "Alpha", "DataSettings", "Partition", "Source"]
+
+Source = Literal["folder", "csv", "huggingface", "digits", "shapes", "questions"]
+Partition = Literal["none", "pathological", "dirichlet", "domain", "iid"]
+Alpha = Annotated[float, Field(ge=1e-3, le=1e6)]
+BUILT_IN = ("digits", "shapes")
+"""Public data that come with the package."""
 
 
-@dataclass(frozen=True)
+@settings
 class DataSettings:
     """Where the images are, how they are split, and which site's part this is.
 
     Attributes:
-        source: one of ``SOURCES``.
+        source: what kind of thing ``path`` names.
         path: the folder, the CSV file, the file of questions (JSON lines), or the hub id (``owner/name``, with
             ``:configuration`` where there are several); empty for the built-ins.
         test_fraction: the expected part of the images that is kept for testing, where the source has no split.
@@ -32,45 +35,40 @@ class DataSettings:
         partition_seed: the seed of the partition, the same at every simulated site.
         viewpoint: how this site sees every image of its own.
         class_map: the site's own folder names or labels -> the experiment's class names.
+        bits: so many bits a value has in greyscale files of 16 bits that do not say it themselves; what the device
+            writes, not what the pictures happen to hold.
+        frames: of a file with several pictures the ``first`` is taken, or it is left out (``refuse``).
     """
 
-    source: str
+    source: Source
     path: str = ""
-    test_fraction: float = 0.25
+    test_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.25
     split_seed: int = 0
-    partition: str = "none"
-    num_sites: int = 1
-    site_index: int = 0
-    alpha: float = 0.3
+    partition: Partition = "none"
+    num_sites: Annotated[int, Field(ge=1)] = 1
+    site_index: Annotated[int, Field(ge=0)] = 0
+    alpha: Alpha = 0.3
     partition_seed: int = 0
-    viewpoint: str = "upright"
-    class_map: Mapping[str, str] = field(default_factory=dict)
+    viewpoint: Viewpoint = "upright"
+    class_map: dict[str, str] = field(default_factory=dict)
+    bits: Annotated[int, Field(ge=9, le=16)] = 16
+    frames: Frames = "first"
 
     def __post_init__(self) -> None:
-        expect("source", self.source, self.source in SOURCES, f"one of: {', '.join(SOURCES)}")
-        if self.source not in _BUILT_IN:
-            expect("path", self.path, bool(self.path.strip()), f"where to find the {self.source} source")
-        expect("test_fraction", self.test_fraction, 0 <= self.test_fraction < 1, "at least 0, below 1")
-        check_partition(self.partition, self.num_sites, self.alpha)
-        expect("site_index", self.site_index, 0 <= self.site_index < self.num_sites, f"from 0 to {self.num_sites - 1}")
-        check_viewpoint(self.viewpoint)
-        if self.source == "questions":
-            expect("partition", self.partition, self.partition == "none", "none: a file of questions is one site's own")
-            expect("class_map", dict(self.class_map), not self.class_map, "nothing: questions have no classes")
-        if self.partition == "domain":
-            expect("viewpoint", self.viewpoint, self.viewpoint == "upright", "upright: this partition chooses it")
+        if self.source not in BUILT_IN and not self.path.strip():
+            raise ImpossibleError("path", self.path, f"where to find the {self.source} source")
+        if self.site_index >= self.num_sites:
+            raise ImpossibleError("site_index", self.site_index, f"a number from 0 to {self.num_sites - 1}")
+        if self.partition == "none" and self.num_sites != 1:
+            raise ImpossibleError("num_sites", self.num_sites, "1: without a partition every site gets all images")
+        if self.partition == "domain" and self.viewpoint != "upright":
+            raise ImpossibleError("viewpoint", self.viewpoint, "upright: this partition chooses it")
+        if self.source == "questions" and self.partition != "none":
+            raise ImpossibleError("partition", self.partition, "none: a file of questions is one site's own")
+        if self.source == "questions" and self.class_map:
+            raise ImpossibleError("class_map", dict(self.class_map), "nothing: questions have no classes")
 
-
-def check_partition(partition: str, num_sites: int, alpha: float) -> None:
-    """Refuse a partition that does not exist or cannot be made."""
-    expect("partition", partition, partition in PARTITIONS, f"one of: {', '.join(PARTITIONS)}")
-    expect("num_sites", num_sites, num_sites >= 1, "at least 1")
-    expect(
-        "alpha", alpha, math.isfinite(alpha) and _ALPHAS[0] <= alpha <= _ALPHAS[1], f"{_ALPHAS[0]} to {_ALPHAS[1]:.0f}"
-    )
-
-
-def expect(key: str, value: object, holds: bool, expected: str) -> None:
-    """Refuse the value of a key of ``[data]`` unless what is expected of it holds."""
-    if not holds:
-        raise ConfigError(code="WRONG_VALUE", message=f"[data] {key} is {value!r}.", advice=f"Expected {expected}.")
+    @property
+    def pixel_rules(self) -> PixelRules:
+        """How pixels become RGB where a file leaves it open."""
+        return PixelRules(self.bits, self.frames)

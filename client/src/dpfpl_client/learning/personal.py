@@ -22,6 +22,7 @@ class PersonalState:
             ``site`` of un-noised gradients, so it must not leave the site.
         optimizer: the optimizer's state for what the method trains.
         class_sums: what ``one_shot`` released, noised, [classes, feature_size]; None before, and under ``per_step``.
+        voted: whether the site has told its vote, which it does once.
         parameters: what the method trains, where that is not the personal context itself; None elsewhere, and before
             the first step. As private as the context, which is a function of it.
     """
@@ -30,6 +31,7 @@ class PersonalState:
     optimizer: OptimizerState
     class_sums: Floats | None = None
     parameters: Floats | None = None
+    voted: bool = False
 
     @classmethod
     def initial(cls, experiment: Experiment) -> "PersonalState":

@@ -259,6 +259,11 @@ class ClassScorer:
     def __init__(self, backbone: TextTowers, tokens: ClassTokens) -> None:
         self._backbone, self._tokens, self._device = backbone, tokens.to(backbone.device), backbone.device
 
+    @property
+    def logit_scale(self) -> float:
+        """The model's own, multiplying cosines."""
+        return float(self._backbone.logit_scale)
+
     def gradients(self, context: Tensor, examples: LabelledFeatures, estimate: "GradientSettings") -> Tensor:
         """One gradient [num_context, width] an example."""
         features, labels = examples.features.to(self._device), examples.labels.to(self._device)

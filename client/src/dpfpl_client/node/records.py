@@ -13,9 +13,11 @@ from dpfpl_common.wire.payloads import Context, EvaluateRequest, SiteReply, Trai
 from dpfpl_common.wire.records import (
     CONTEXT,
     EVALUATE_KEYS,
+    EVIDENCE,
     GLOBAL_CONTEXT,
     METRICS,
     OK,
+    POOL,
     REFUSED,
     REPLY,
     REQUEST,
@@ -23,6 +25,7 @@ from dpfpl_common.wire.records import (
     UPDATE,
     context_from_array,
     exact_keys,
+    matrix_from_array,
     typed,
 )
 from dpfpl_common.wire.refusal import Refusal
@@ -32,14 +35,15 @@ __all__ = ["decode_evaluate_request", "decode_train_request", "encode_refusal", 
 
 def decode_train_request(records: RecordDict) -> TrainRequest:
     """The request in a train message; PayloadError with one of ``fields.CODES`` if anything is wrong."""
-    experiment, round_number, context, settings = _decode_request(records, TRAIN_KEYS)
-    return TrainRequest(experiment, round_number, context, typed(settings["evaluate"], bool, "evaluate"))
+    experiment, round_number, context, pool, settings = _decode_request(records, TRAIN_KEYS)
+    evaluate, collect = (typed(settings[key], bool, key) for key in ("evaluate", "collect"))
+    return TrainRequest(experiment, round_number, context, evaluate, collect, pool)
 
 
 def decode_evaluate_request(records: RecordDict) -> EvaluateRequest:
     """The request in an evaluate message; PayloadError with one of ``fields.CODES`` if anything is wrong."""
-    experiment, round_number, context, _ = _decode_request(records, EVALUATE_KEYS)
-    return EvaluateRequest(experiment, round_number, context)
+    experiment, round_number, context, pool, settings = _decode_request(records, EVALUATE_KEYS)
+    return EvaluateRequest(experiment, round_number, context, pool, typed(settings["chosen"], str, "chosen"))
 
 
 def encode_reply(reply: SiteReply, request: TrainRequest | EvaluateRequest) -> RecordDict:
@@ -52,7 +56,10 @@ def encode_reply(reply: SiteReply, request: TrainRequest | EvaluateRequest) -> R
         }
     )
     if reply.update is not None:
-        records[CONTEXT] = ArrayRecord({UPDATE: Array(np.ascontiguousarray(reply.update, dtype="<f4"))})
+        arrays = {UPDATE: Array(np.ascontiguousarray(reply.update, dtype="<f4"))}
+        if reply.evidence is not None:
+            arrays[EVIDENCE] = Array(np.ascontiguousarray(reply.evidence, dtype="<f4"))
+        records[CONTEXT] = ArrayRecord(arrays)
     return records
 
 
@@ -63,7 +70,7 @@ def encode_refusal(refusal: Refusal, site: str, round_number: int) -> RecordDict
 
 def _decode_request(
     records: RecordDict, keys: tuple[str, ...]
-) -> tuple[Experiment, int, Context, Mapping[str, object]]:
+) -> tuple[Experiment, int, Context, Context | None, Mapping[str, object]]:
     settings = records.get(REQUEST)
     if not isinstance(settings, ConfigRecord):
         raise PayloadError(code="MISSING_FIELD", message=f"The message lacks the ConfigRecord {REQUEST!r}.")
@@ -73,11 +80,12 @@ def _decode_request(
     arrays = records[CONTEXT]
     if not isinstance(arrays, ArrayRecord):
         raise PayloadError(code="WRONG_TYPE", message=f"The record {CONTEXT!r} must be an ArrayRecord.")
-    exact_keys(arrays, (GLOBAL_CONTEXT,), f"The record {CONTEXT!r}")
+    exact_keys(arrays, (GLOBAL_CONTEXT, POOL) if POOL in arrays else (GLOBAL_CONTEXT,), f"The record {CONTEXT!r}")
     experiment = read_experiment(settings["experiment"])
     round_number = typed(settings["round"], int, "round")
     context = context_from_array(arrays[GLOBAL_CONTEXT], experiment.context_shape, GLOBAL_CONTEXT)
-    return experiment, round_number, context, settings
+    pool = matrix_from_array(arrays[POOL], len(experiment.classes) + 1, POOL) if POOL in arrays else None
+    return experiment, round_number, context, pool, settings
 
 
 def _reply_record(

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import dpfpl_client
-from dpfpl_client.site.settings import PUBLIC_SOURCES, SiteSettings
+from dpfpl_client.data.settings import BUILT_IN
+from dpfpl_client.site.settings import SiteSettings
 from dpfpl_common.errors import ConfigError, DeploymentError
 
 __all__ = ["Identity", "check_separation", "identities", "one_user_warning", "separate"]
@@ -101,7 +102,7 @@ def check_separation(site_file: Path, settings: SiteSettings) -> tuple[Identity,
     private = [settings.state_folder, settings.registry_folder, settings.path(settings.policy), site_file]
     private += [settings.path(settings.agent.key), kit / "control" / "logs"]
     private = [path for path in private if path.exists()]
-    if data.source not in PUBLIC_SOURCES and data.path:
+    if data.source not in BUILT_IN and data.path:
         private.append(Path(data.path))
     code = Path(dpfpl_client.__file__).parent
     never = [(path, mode) for path in private for mode in ("read", "enter") if path.is_dir() or mode == "read"]

@@ -2,14 +2,16 @@
 
 import dataclasses
 import os
-import re
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
+from typing import Annotated
 
-from dpfpl_client.data import DataSettings
-from dpfpl_common.config import from_table, read_toml
+from pydantic import Field
+
+from dpfpl_client.data.settings import BUILT_IN, DataSettings
+from dpfpl_common.config import ImpossibleError, build, matching, read_toml, settings
 from dpfpl_common.errors import ConfigError
-from dpfpl_common.experiment import PRECISIONS, SITE_NAME
+from dpfpl_common.experiment import Precision, SiteName
 
 __all__ = [
     "AgentSettings",
@@ -22,11 +24,8 @@ __all__ = [
     "load_site",
 ]
 
-PUBLIC_SOURCES = ("digits", "shapes")
-DEVICE = re.compile(r"cpu|cuda(:\d{1,2})?")
 
-
-@dataclass(frozen=True)
+@settings
 class ServerSettings:
     """How the SuperNode reaches the operator's server; paths are relative to site.toml.
 
@@ -36,38 +35,23 @@ class ServerSettings:
     address: str = ""
     ca_certificate: str = "ca.crt"
     node_key: str = "node.key"
-    poll_s: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0.05 <= self.poll_s <= 60.0:
-            raise ConfigError(
-                code="IMPOSSIBLE_VALUE",
-                message=f"site.toml [server] poll_s is {self.poll_s:g}.",
-                advice="Give the seconds between two questions to the server, from 0.05 to 60.",
-            )
+    poll_s: Annotated[float, Field(ge=0.05, le=60)] = 1.0
 
 
-@dataclass(frozen=True)
+@settings
 class AgentSettings:
     """Where the agent listens: ``unix:PATH`` or ``HOST:PORT`` on a loopback or private address.
 
-    ``key`` is the key that it signs its replies with, relative to site.toml, for the agent's user alone (mode 0600).
+    ``key`` is the key that it signs its replies with, relative to site.toml, for the agent's user alone (mode 0600);
+    ``threads`` is the number of processor cores that it uses.
     """
 
     address: str = "unix:state/agent.sock"
     key: str = "agent.key"
-    threads: int = 1
-
-    def __post_init__(self) -> None:
-        if self.threads < 1:
-            raise ConfigError(
-                code="IMPOSSIBLE_VALUE",
-                message=f"site.toml [agent] threads is {self.threads}.",
-                advice="Give the number of processor cores to use, at least 1.",
-            )
+    threads: Annotated[int, Field(ge=1)] = 1
 
 
-@dataclass(frozen=True)
+@settings
 class ComputeSettings:
     """Where this site's model computes, and how it rounds; neither changes what is clipped to, nor the noise.
 
@@ -78,32 +62,12 @@ class ComputeSettings:
             0: 256 MB, on a GPU a quarter of the memory that is free there.
     """
 
-    device: str = "cpu"
-    precision: str = "float32"
-    picture_memory: int = 0
-
-    def __post_init__(self) -> None:
-        if not DEVICE.fullmatch(self.device):
-            raise ConfigError(
-                code="IMPOSSIBLE_VALUE",
-                message=f"The device is {self.device!r}.",
-                advice="Use cpu, cuda, or cuda:1 for the second GPU.",
-            )
-        if self.precision not in PRECISIONS:
-            raise ConfigError(
-                code="IMPOSSIBLE_VALUE",
-                message=f"The precision is {self.precision!r}, expected {' or '.join(PRECISIONS)}.",
-                advice="Correct it, or leave it out.",
-            )
-        if self.picture_memory < 0:
-            raise ConfigError(
-                code="IMPOSSIBLE_VALUE",
-                message=f"picture_memory is {self.picture_memory}.",
-                advice="Give megabytes, or 0 for the default.",
-            )
+    device: Annotated[str, matching(r"cpu|cuda(:\d{1,2})?", "cpu, cuda, or cuda:1 for the second GPU")] = "cpu"
+    precision: Precision = "float32"
+    picture_memory: Annotated[int, Field(ge=0)] = 0
 
 
-@dataclass(frozen=True)
+@settings
 class UserSettings:
     """Whose processes agent and SuperNode are, where root starts them; both empty: of whoever starts them."""
 
@@ -112,14 +76,11 @@ class UserSettings:
 
     def __post_init__(self) -> None:
         if bool(self.agent) != bool(self.node):
-            raise ConfigError(
-                code="IMPOSSIBLE_VALUE",
-                message="site.toml [users] names only one of agent and node.",
-                advice="Name both users, or remove [users].",
-            )
+            key = "node" if self.agent else "agent"
+            raise ImpossibleError(key, "", "a user, as the other is one; or remove [users]")
 
 
-@dataclass(frozen=True)
+@settings
 class MonitoringSettings:
     """Where the agent shows its health and metrics, ``127.0.0.1:9465``; empty: nowhere.
 
@@ -130,14 +91,14 @@ class MonitoringSettings:
     public: bool = False
 
 
-@dataclass(frozen=True)
+@settings
 class SimulationSettings:
     """Reproducible randomness, for built-in public data only: a seed undoes all privacy."""
 
     seed: int
 
 
-@dataclass(frozen=True)
+@settings
 class SiteSettings:
     """One site.
 
@@ -159,7 +120,7 @@ class SiteSettings:
         folder: where site.toml lies; relative paths start there.
     """
 
-    name: str
+    name: SiteName
     data: DataSettings
     model: str = "embedded"
     state: str = "state"
@@ -175,13 +136,7 @@ class SiteSettings:
     folder: str = "."
 
     def __post_init__(self) -> None:
-        if not SITE_NAME.fullmatch(self.name):
-            raise ConfigError(
-                code="IMPOSSIBLE_VALUE",
-                message=f"site.toml name is {self.name!r}.",
-                advice="Use the name that the operator gave: 1-63 of a-z, 0-9 and '-'.",
-            )
-        if self.simulation is not None and self.data.source not in PUBLIC_SOURCES:
+        if self.simulation is not None and self.data.source not in BUILT_IN:
             raise ConfigError(
                 code="PRIVATE_DATA_NEEDS_REAL_NOISE",
                 message="site.toml has a [simulation] seed, but the data is not a built-in public set.",
@@ -217,7 +172,7 @@ class SiteSettings:
     def _registry(self) -> Path:
         if self.registry:
             return self.path(self.registry)
-        if self.data.source in PUBLIC_SOURCES:
+        if self.data.source in BUILT_IN:
             return self.state_folder.with_name(self.state_folder.name + ".registry")
         named = os.environ.get("DPFPL_REGISTRY")
         if named:
@@ -263,11 +218,10 @@ def load_site(path: Path) -> SiteSettings:
     table = read_toml(path)
     if "folder" in table:
         raise ConfigError(code="UNKNOWN_KEY", message=f"{path.name} has the unknown key 'folder'.", advice="Remove it.")
-    settings = from_table(SiteSettings, {**table, "folder": str(path.resolve().parent)}, path.name)
+    site = build(SiteSettings, {**table, "folder": str(path.resolve().parent)}, path.name)
     # Relative paths start from site.toml, not from where a process happens to run; hub ids are no paths.
-    if settings.model != "embedded" and settings.path(settings.model).is_dir():
-        settings = dataclasses.replace(settings, model=str(settings.path(settings.model)))
-    if settings.data.path and settings.data.source != "huggingface":
-        data = dataclasses.replace(settings.data, path=str(settings.path(settings.data.path)))
-        settings = dataclasses.replace(settings, data=data)
-    return settings
+    if site.model != "embedded" and site.path(site.model).is_dir():
+        site = dataclasses.replace(site, model=str(site.path(site.model)))
+    if site.data.path and site.data.source != "huggingface":
+        site = dataclasses.replace(site, data=dataclasses.replace(site.data, path=str(site.path(site.data.path))))
+    return site

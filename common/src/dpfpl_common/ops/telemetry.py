@@ -8,7 +8,14 @@ import time
 
 from dpfpl_common.ops.text import printable_lines
 
-__all__ = ["JSON_LOGS", "JsonFormatter", "PlainFormatter", "configure_logging", "quiet_environment", "silence_telemetry"]
+__all__ = [
+    "JSON_LOGS",
+    "JsonFormatter",
+    "PlainFormatter",
+    "configure_logging",
+    "quiet_environment",
+    "silence_telemetry",
+]
 
 
 # Switch off everything in our dependencies that calls home.

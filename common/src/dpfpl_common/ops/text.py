@@ -19,8 +19,8 @@ def printable_lines(text: str) -> str:
 def harmless_cell(text: str) -> str:
     """A cell of a table that a spreadsheet takes for text and a terminal for one line.
 
-    What would begin a formula gets an apostrophe before it; control characters are written out, like ``\\x1b``. Bytes of
-    a file name that are not UTF-8 stay.
+    What would begin a formula gets an apostrophe before it; control characters are written out, like ``\\x1b``. Bytes
+    of a file name that are not UTF-8 stay.
     """
     shown = "".join(
         char if char.isprintable() or "\udc80" <= char <= "\udcff" else char.encode("unicode_escape").decode()

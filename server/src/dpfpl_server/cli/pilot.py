@@ -60,7 +60,7 @@ def roi_template(
     """Write a roi.toml to fill in, from which the report computes the return on investment."""
     from importlib import resources
 
-    text = resources.files("dpfpl_server").joinpath("roi_template.toml").read_text(encoding="utf-8")
+    text = resources.files("dpfpl_server.report").joinpath("roi_template.toml").read_text(encoding="utf-8")
     if out is None:
         typer.echo(text, nl=False)
         return

@@ -103,6 +103,14 @@ def uncertainty_section(result: Result, figures: Figures) -> Html:
     )
 
 
+def _choice(result: Result) -> list[str]:
+    """Texts about class vectors: that nothing was found, and what the votes chose."""
+    nothing = (result.get("evidence") or {}).get("warning")
+    chosen = result.get("chosen", "prompt")
+    chosen_text = {"evidence": ["chosen_evidence"], "text": ["chosen_text"]}.get(chosen, [])
+    return [*(["nothing_found"] if nothing else []), *chosen_text]
+
+
 def floors_section(result: Result, figures: Figures) -> Html:
     """What the same model reaches without, or with less of, the federation."""
     texts = figures.texts
@@ -117,7 +125,8 @@ def floors_section(result: Result, figures: Figures) -> Html:
             empty,
         )
     ]
-    bars, meanings = [], []
+    bars: list[Bar] = []
+    meanings = [texts(f"floors.{key}") for key in _choice(result)]
     if figures.of("accuracy.local") is not None:
         bars.append(Bar(texts.plain("floors.ours"), figures.of("accuracy.local"), highlighted=True))
     for key in result["floors"]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from dpfpl_common.config import from_table
+from dpfpl_common.config import build
 from dpfpl_common.errors import ConfigError
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.privacy.accounting import PrivacyEvent, epsilon, json_epsilon
@@ -52,7 +52,7 @@ def stopped_after(result: Result) -> list[dict[str, Any]]:
     if not completed:
         return []
     try:
-        experiment = from_table(Experiment, result["config"], "result.json config")
+        experiment = build(Experiment, result["config"], "result.json config")
         steps = experiment.rounds.local_steps
         delta = experiment.privacy.target_delta
         stops = sorted({max(1, round(completed * part / SHOWN_STOPS)) for part in range(1, SHOWN_STOPS + 1)})

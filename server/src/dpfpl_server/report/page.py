@@ -5,7 +5,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from dpfpl_common.config import read_toml
+from dpfpl_common.config import build, read_toml
 from dpfpl_common.errors import StateError
 from dpfpl_common.ops.files import write_durably
 from dpfpl_server.report.accuracy import (
@@ -27,7 +27,7 @@ from dpfpl_server.report.privacy import (
     privacy_section,
     rounds_section,
 )
-from dpfpl_server.report.roi import RoiCase, RoiInputs, parse_roi, roi_case
+from dpfpl_server.report.roi import RoiCase, RoiInputs, roi_case
 from dpfpl_server.report.roi_section import roi_section
 from dpfpl_server.report.texts import Texts, transport_name
 from dpfpl_server.runs.folder import RunFolder
@@ -191,4 +191,4 @@ def _not_a_result(path: Path, why: str) -> StateError:
 
 def read_roi(path: Path) -> RoiInputs:
     """Read roi.toml; errors name the key, the value and what was expected."""
-    return parse_roi(read_toml(path), path.name)
+    return build(RoiInputs, read_toml(path), path.name)

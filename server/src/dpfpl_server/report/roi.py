@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Annotated, Any
 
-from dpfpl_common.config import from_table, shown
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from dpfpl_common.config import ImpossibleError, settings
 from dpfpl_common.errors import ConfigError
 from dpfpl_server.report.facts import called, paired_sites
 from dpfpl_server.report.formulas import evaluate
@@ -18,7 +20,6 @@ __all__ = [
     "RoiInputs",
     "Scenario",
     "Step",
-    "parse_roi",
     "roi_case",
     "scenario",
 ]
@@ -26,9 +27,7 @@ __all__ = [
 
 # Return on investment of a pilot: what the company knows, what the run measured, and every formula between them.
 #
-# Pure arithmetic; nothing here is read from anywhere. The formulas are data (``STEPS``): the report prints the very
-# text
-# that is computed.
+# Pure arithmetic. The formulas are data (``STEPS``): the report prints the very text that is computed.
 
 
 SCENARIOS = ("low", "expected", "high")
@@ -38,7 +37,7 @@ LARGEST_AMOUNT = 1e12
 """More cases, minutes or money than this are a slip of the pen."""
 
 
-@dataclass(frozen=True)
+@settings
 class Estimate:
     """One input in the three cases; ``low`` is what makes the return low, which for a cost is the larger value."""
 
@@ -47,7 +46,38 @@ class Estimate:
     high: float
 
 
-@dataclass(frozen=True)
+def _spread(value: object) -> object:
+    """A plain number stands for all three cases."""
+    if isinstance(value, Mapping | Estimate | None):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return dict.fromkeys(SCENARIOS, value)
+    raise ImpossibleError("", value, "a number without quotes, or three: { low = 1, expected = 2, high = 3 }")
+
+
+def _up_to(top: float) -> AfterValidator:
+    def check(estimate: Estimate) -> Estimate:
+        for case in SCENARIOS:
+            value = getattr(estimate, case)
+            if not 0 <= value <= top:
+                key = case if len({estimate.low, estimate.expected, estimate.high}) > 1 else ""
+                raise ImpossibleError(key, value, f"a number from 0 to {top:g}")
+        return estimate
+
+    return AfterValidator(check)
+
+
+def _currency(text: str) -> str:
+    if not (text.strip() and text.isprintable() and len(text) <= 12):
+        raise ImpossibleError("", text, "a short text such as EUR or JPY")
+    return text
+
+
+Amount = Annotated[Estimate, BeforeValidator(_spread), _up_to(LARGEST_AMOUNT)]
+Share = Annotated[Estimate, BeforeValidator(_spread), _up_to(1.0)]
+
+
+@settings
 class RoiInputs:
     """roi.toml: what only the company knows.
 
@@ -67,19 +97,19 @@ class RoiInputs:
         error_rate_after: replaces the run's own error rate of the learned prompt.
     """
 
-    cases_per_month: Estimate
-    minutes_per_case: Estimate
-    minutes_per_case_assisted: Estimate
-    hourly_cost: Estimate
-    cost_of_an_error: Estimate
-    share_of_errors_that_cost: Estimate
-    one_off_cost: Estimate
-    running_cost_per_month: Estimate
-    new_margin_per_month: Estimate = Estimate(0.0, 0.0, 0.0)
-    error_rate_before: Estimate | None = None
-    error_rate_after: Estimate | None = None
-    currency: str = "EUR"
-    months: int = 36
+    cases_per_month: Amount
+    minutes_per_case: Amount
+    minutes_per_case_assisted: Amount
+    hourly_cost: Amount
+    cost_of_an_error: Amount
+    share_of_errors_that_cost: Share
+    one_off_cost: Amount
+    running_cost_per_month: Amount
+    new_margin_per_month: Amount = Estimate(0.0, 0.0, 0.0)
+    error_rate_before: Share | None = None
+    error_rate_after: Share | None = None
+    currency: Annotated[str, AfterValidator(_currency)] = "EUR"
+    months: Annotated[int, Field(ge=1, le=600)] = 36
 
 
 @dataclass(frozen=True)
@@ -164,53 +194,6 @@ def scenario(name: str, inputs: RoiInputs, rates: ErrorRates) -> Scenario:
     assert cost is not None
     month = 0 if cost <= 0 <= net else evaluate(BREAK_EVEN, values) if net > 0 else None
     return Scenario(name, values, month)
-
-
-def parse_roi(table: Mapping[str, Any], where: str) -> RoiInputs:
-    """Inputs from a table of TOML; a plain number stands for all three cases.
-
-    Raises:
-        ConfigError: an unknown or missing key, a wrong type or an impossible value; the message names it.
-    """
-    estimates = {field.name for field in fields(RoiInputs)} - {"currency", "months"}
-    spread = {
-        key: dict.fromkeys(SCENARIOS, value) if key in estimates and _is_number(value) else value
-        for key, value in table.items()
-    }
-    for key in estimates & spread.keys():
-        if not isinstance(spread[key], Mapping):
-            raise ConfigError(
-                code="WRONG_TYPE",
-                message=f"{where} {key} is {shown(spread[key])}, expected a number without quotes.",
-                advice="Or three of them: { low = 1, expected = 2, high = 3 }.",
-            )
-    inputs = from_table(RoiInputs, spread, where)
-    for field in fields(inputs):
-        value = getattr(inputs, field.name)
-        if isinstance(value, Estimate):
-            top = 1.0 if field.name.startswith(("share_", "error_rate_")) else LARGEST_AMOUNT
-            for case in SCENARIOS:
-                _within(f"{where} {field.name} {case}", getattr(value, case), top)
-    if not 1 <= inputs.months <= 600:
-        raise _impossible(f"{where} months", inputs.months, "a whole number from 1 to 600")
-    if not (inputs.currency.strip() and inputs.currency.isprintable() and len(inputs.currency) <= 12):
-        raise _impossible(f"{where} currency", inputs.currency, "a short text such as EUR or JPY")
-    return inputs
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _within(key: str, value: float, top: float) -> None:
-    if not 0 <= value <= top:
-        raise _impossible(key, value, f"a number from 0 to {top:g}")
-
-
-def _impossible(key: str, value: object, expected: str) -> ConfigError:
-    return ConfigError(
-        code="IMPOSSIBLE_VALUE", message=f"{key} is {value!r}, expected {expected}.", advice="Correct roi.toml."
-    )
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """What an experiment will cost and who would refuse it, before anything is sent: ``dpfpl-server plan``."""
 
+import dataclasses
 import statistics
 import tomllib
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from dpfpl_common.config import to_table
+from dpfpl_common.config import build, to_table
 from dpfpl_common.errors import StateError
-from dpfpl_common.experiment import Experiment
-from dpfpl_common.privacy.accounting import PrivacyEvent, epsilon, json_epsilon
+from dpfpl_common.evidence import images_needed
+from dpfpl_common.experiment import Experiment, choose_mechanism
+from dpfpl_common.policy import Policy, violations
+from dpfpl_common.privacy.accounting import PrivacyEvent, calibrate_noise_multiplier, epsilon, exceeds, json_epsilon
+from dpfpl_common.privacy.one_shot import shared_out
 from dpfpl_common.privacy_plan import (
     capped_event,
+    class_sums_multiplier,
     images_to_stand_out,
     planned_events,
     server_noise_stddev,
@@ -33,6 +39,7 @@ __all__ = ["asked_before", "make_plan", "plan_lines"]
 REPLY_BYTES = 128 + 350
 """Of a reply besides the values of its update: the array's header, names, metrics, signature."""
 ATTEMPTS = 3
+EPSILONS = (1.0, 2.0, 4.0, 8.0)
 FEATURE_SIZES = (96, 512, 768)
 """Of the embedded model, of CLIP's base models and of its large one."""
 
@@ -52,6 +59,7 @@ def make_plan(experiment: Experiment, sites: Mapping[str, Site], runs: Path) -> 
     return {
         "experiment": to_table(experiment),
         "digest": experiment.digest(),
+        "mechanism": _mechanism(experiment),
         "noise": {
             "noise_multiplier": experiment.privacy.noise_multiplier,
             "site_stddev": site_noise_stddev(experiment),
@@ -59,9 +67,13 @@ def make_plan(experiment: Experiment, sites: Mapping[str, Site], runs: Path) -> 
         },
         "privacy": privacy_statement(experiment, experiment.rounds.number),
         "images_of_a_class": _images_of_a_class(experiment),
+        "evidence": _evidence(experiment),
         "bytes": _bytes(experiment),
         "seconds": _seconds(experiment, runs),
-        "refusals": problems + _refused_by_the_starting_policy(experiment) + _refused_for_the_past(experiment, runs),
+        "refusals": problems
+        + _read_alike(experiment)
+        + _refused_by_the_starting_policy(experiment)
+        + _refused_for_the_past(experiment, runs),
         "warnings": _warnings(experiment),
     }
 
@@ -69,10 +81,11 @@ def make_plan(experiment: Experiment, sites: Mapping[str, Site], runs: Path) -> 
 def plan_lines(plan: Mapping[str, Any]) -> list[str]:
     """A plan for people."""
     experiment, traffic, seconds = plan["experiment"], plan["bytes"], plan["seconds"]
-    privacy = plan["privacy"]
+    privacy, mechanism = plan["privacy"], plan["mechanism"]
     lines = [
         f"{experiment['name']}: {len(experiment['sites'])} sites, {experiment['rounds']['number']} rounds, digest "
         f"{plan['digest'][:16]}",
+        f"mechanism: {mechanism['name']}; auto takes {mechanism['auto']}: {mechanism['reason']}",
         f"noise: multiplier {plan['noise']['noise_multiplier']:.4g}, {experiment['privacy']['trust']} trust",
         *(
             f"epsilon {_epsilon(entry['epsilon'])} at delta {entry['delta']:g} towards {entry['who']}"
@@ -80,12 +93,20 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
         ),
         f"unit: {privacy['epsilons'][0]['unit']}",
         *_images_line(plan["images_of_a_class"]),
+        *_evidence_lines(plan["evidence"]),
         f"traffic: a site {traffic['down_per_site_round']} bytes down, {traffic['up_per_site_round']} up a round; "
         f"all sites, all rounds {traffic['down']} down, {traffic['up']} up",
         f"time: about {seconds['expected']:.0f} s ({seconds['basis']}); at most {seconds['at_most']:.0f} s",
     ]
     lines += [f"REFUSED by {entry['by']} (rule {entry['rule']}): {entry['why']}" for entry in plan["refusals"]]
     return lines + [f"WARNING {text}" for text in plan["warnings"]]
+
+
+def _mechanism(experiment: Experiment) -> dict[str, str]:
+    """The mechanism beside the one that ``auto`` takes for such an experiment, and why."""
+    open_privacy = dataclasses.replace(experiment.privacy, mechanism="auto", trust="auto")
+    auto = choose_mechanism(open_privacy, experiment.prompt, experiment.task)
+    return {"name": experiment.privacy.mechanism, "auto": auto.mechanism, "reason": auto.reason}
 
 
 def _images_of_a_class(experiment: Experiment) -> dict[str, int]:
@@ -104,6 +125,45 @@ def _images_line(images: Mapping[str, int]) -> list[str]:
     )
     return [
         f"a class counts at a site only with more images of it than about {numbers}; with fewer its text stays as it is"
+    ]
+
+
+def _evidence(experiment: Experiment) -> dict[str, Any]:
+    """What class vectors will need, from public numbers alone; empty without evidence or noise."""
+    privacy = experiment.privacy
+    if not (experiment.uses_evidence and privacy.noise_multiplier):
+        return {}
+    many = len(experiment.sites)
+    curve = []
+    for target in sorted({*EPSILONS, *([privacy.target_epsilon] if privacy.target_epsilon else [])}):
+        z, _ = shared_out(calibrate_noise_multiplier(target, privacy.target_delta, 1.0, 1))
+        curve.append({"epsilon": target} | _needed(z, many))
+    nominal = privacy.nominal_site_size * many / len(experiment.classes)
+    now = _needed(class_sums_multiplier(experiment), many)
+    return {"nominal_images_of_a_class": round(nominal, 1), "sites": many, "now": now, "curve": curve}
+
+
+def _needed(noise_multiplier: float, many: int) -> dict[str, int]:
+    found_at_one, half_at_one = images_needed(noise_multiplier, 1, FEATURE_SIZES[1])
+    found, half = images_needed(noise_multiplier, many, FEATURE_SIZES[1])
+    return {
+        "found_at_one_site": found_at_one,
+        "half_at_one_site": half_at_one,
+        "found_evenly": found,
+        "half_evenly": half,
+    }
+
+
+def _evidence_lines(evidence: Mapping[str, Any]) -> list[str]:
+    if not evidence:
+        return []
+    rows = ", ".join(
+        f"epsilon {p['epsilon']:g}: {p['half_at_one_site']} / {p['half_evenly']}" for p in evidence["curve"]
+    )
+    return [
+        f"class vectors: {evidence['nominal_images_of_a_class']:g} images of a class in all, nominally; about so many "
+        f"are needed until half of what they show is believed, at one site / shared evenly over {evidence['sites']} "
+        f"(features of {FEATURE_SIZES[1]} numbers): {rows}"
     ]
 
 
@@ -157,39 +217,26 @@ def _unregistered(experiment: Experiment, sites: Mapping[str, Site]) -> list[dic
     return problems
 
 
+def _read_alike(experiment: Experiment) -> list[dict[str, str]]:
+    """Class names that differ in case or blanks only; the tokenizer that would say for certain is at the sites."""
+    seen: dict[str, str] = {}
+    refusals = []
+    for name in experiment.classes:
+        first = seen.setdefault(" ".join(unicodedata.normalize("NFC", name).lower().split()), name)
+        if first != name:
+            why = f"{first!r} and {name!r} are the same tokens to it, so these classes could never be told apart."
+            by = "a site whose model's tokenizer ignores case and blanks, as CLIP's does"
+            refusals.append(_refusal(by, "classes", why))
+    return refusals
+
+
 def _refused_by_the_starting_policy(experiment: Experiment) -> list[dict[str, str]]:
     """What a site refuses that left the policy of its kit as it was; a site may allow more, or less."""
-    policy, p = tomllib.loads(STARTING_POLICY), experiment.privacy
-    events = {event.adversary: event for event in planned_events(experiment)}
-    cost = epsilon([capped_event(experiment)], policy["delta"])
-    operator = epsilon([events["operator"]], policy["delta"])
-    lifetime, most = policy["max_epsilon_lifetime"], policy["max_epsilon_per_experiment"]
-    checks = [
-        ("trust", p.trust in policy["trust"], f"trust {p.trust} needs the site's explicit consent."),
-        ("units", p.unit in policy["units"], f"the unit {p.unit} needs the site's explicit consent."),
-        ("mechanisms", p.mechanism in policy["mechanisms"], f"mechanism {p.mechanism}."),
-        ("accounting", p.accounting == "honest", "only honest accounting is served."),
-        ("max_rounds", experiment.rounds.number <= policy["max_rounds"], f"at most {policy['max_rounds']} rounds."),
-        (
-            "max_clipping_norm",
-            max(p.clipping_norm, p.factor_norm) <= policy["max_clipping_norm"],
-            f"at most {policy['max_clipping_norm']:g}.",
-        ),
-        (
-            "min_noise_multiplier",
-            (p.noise_multiplier or 0.0) >= policy["min_noise_multiplier"],
-            f"at least {policy['min_noise_multiplier']:g}.",
-        ),
-        ("delta", p.target_delta <= policy["delta"], f"at most {policy['delta']:g}."),
-        (
-            "max_epsilon_operator",
-            p.trust == "central" or operator <= policy["max_epsilon_operator"],
-            f"{_epsilon(json_epsilon(operator))} towards the operator, at most {policy['max_epsilon_operator']:g}.",
-        ),
-        ("max_epsilon_per_experiment", cost <= most, f"{_epsilon(json_epsilon(cost))}, at most {most:g}."),
-        ("max_epsilon_lifetime", cost <= lifetime, f"{_epsilon(json_epsilon(cost))}, at most {lifetime:g}."),
-    ]
-    return [_refusal("a site with its kit's policy", rule, why) for rule, holds, why in checks if not holds]
+    policy = build(Policy, tomllib.loads(STARTING_POLICY), "the kit's policy.toml")
+    found = {broken.rule: broken.advice for broken in violations(policy, experiment)}
+    if exceeds([capped_event(experiment)], policy.delta, policy.max_epsilon_lifetime):
+        found["max_epsilon_lifetime"] = f"All experiments together may cost at most {policy.max_epsilon_lifetime:g}."
+    return [_refusal("a site with its kit's policy", rule, why) for rule, why in found.items()]
 
 
 def _refused_for_the_past(experiment: Experiment, runs: Path) -> list[dict[str, str]]:
@@ -198,24 +245,28 @@ def _refused_for_the_past(experiment: Experiment, runs: Path) -> list[dict[str, 
     What a site was asked to spend is known from the runs. What it really spent, with other operators too, and what it
     allows, only the site knows.
     """
-    policy, earlier = tomllib.loads(STARTING_POLICY), asked_before(runs, except_for=experiment.name)
+    policy = build(Policy, tomllib.loads(STARTING_POLICY), "the kit's policy.toml")
+    earlier = asked_before(runs, except_for=experiment.name)
     rules: dict[str, Callable[[Experiment, int | None], PrivacyEvent]] = {"max_epsilon_lifetime": capped_event}
     if experiment.privacy.trust != "central":
         rules["max_epsilon_operator_lifetime"] = _towards_the_operator
     found = []
     for rule, event_of in rules.items():
-        new = event_of(experiment, None)
+        new, most = event_of(experiment, None), float(getattr(policy, rule))
         sites_by_past: dict[tuple[PrivacyEvent, ...], list[str]] = {}
         for site in experiment.sites:
-            past = [event_of(run, rounds[site] * run.rounds.local_steps) for run, rounds in earlier if rounds.get(site)]
-            sites_by_past.setdefault(_added_up(past), []).append(site)
+            events = [
+                event_of(run, rounds[site] * run.rounds.local_steps) for run, rounds in earlier if rounds.get(site)
+            ]
+            sites_by_past.setdefault(_added_up(events), []).append(site)
         for past, names in sites_by_past.items():
-            after = epsilon(_added_up([*past, new]), policy["delta"]) if past else 0.0
-            if after > policy[rule]:
-                before = _epsilon(json_epsilon(epsilon(past, policy["delta"])))
+            after = epsilon(_added_up([*past, new]), policy.delta) if past else 0.0
+            if after > most:
+                before = _epsilon(json_epsilon(epsilon(past, policy.delta)))
                 why = f"asked for epsilon {before} in earlier runs, {_epsilon(json_epsilon(after))} with this one, "
-                why += f"at most {policy[rule]:g}."
-                found.append(_refusal(f"{', '.join(names)}, with the policy of the kit,", rule, why))
+                found.append(
+                    _refusal(f"{', '.join(names)}, with the policy of the kit,", rule, f"{why}at most {most:g}.")
+                )
     return found
 
 
@@ -257,6 +308,13 @@ def _towards_the_operator(experiment: Experiment, steps: int | None = None) -> P
 
 def _warnings(experiment: Experiment) -> list[str]:
     warnings = []
+    evidence = _evidence(experiment)
+    if evidence and evidence["nominal_images_of_a_class"] < evidence["now"]["found_at_one_site"]:
+        warnings.append(
+            "no class will stand out of the noise: a site needs about "
+            f"{evidence['now']['found_at_one_site']} images of one, and all sites together have nominally "
+            f"{evidence['nominal_images_of_a_class']:g}. Use a larger epsilon, more images or more sites."
+        )
     if not experiment.model.fingerprint:
         warnings.append("model.fingerprint is empty: sites with any model of that width take part.")
     if not experiment.is_private:

@@ -8,9 +8,15 @@ from dpfpl_common.config import to_table
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.privacy.accounting import PrivacyEvent, epsilon, json_epsilon
 from dpfpl_common.privacy_plan import ADVERSARIES, UNIT_NAMES, planned_events
+from dpfpl_server.federation.evidence import Evidence
 from dpfpl_server.federation.replies import verdicts
 
-__all__ = ["build_result", "floors_from_metrics", "privacy_statement"]
+__all__ = ["build_result", "columns", "floors_from_metrics", "privacy_statement"]
+
+COLUMNS = ("local", "neighbour", "unseen", "all")
+CANDIDATES = ("zero_shot", "text", "prompt", "evidence", "both")
+"""What is told apart with evidence: plain text without and with the site's usual mix of classes, the personalised
+prompt, class vectors from the plain text, and from the learned shared prompt."""
 
 OURS = ("dpfpl-common", "dpfpl-client", "dpfpl-server", "dpfpl-bench")
 THEIRS = ("flwr", "grpcio", "dp-accounting", "numpy", "torch", "transformers")
@@ -27,6 +33,7 @@ def build_result(
     seconds: float,
     seed: int | None = None,
     extra_floors: Mapping[str, Mapping[str, float | None]] | None = None,
+    evidence: Evidence | None = None,
     real_noise: bool = True,
     node_authentication: bool = False,
 ) -> dict[str, Any]:
@@ -42,6 +49,7 @@ def build_result(
         seed: of a simulation.
         extra_floors: floors that only a simulation can compute, by name: ``local_only``,
             ``local_only_no_noise``, ``centralised``.
+        evidence: class sums and votes, where the experiment has them.
         real_noise: whether the noise was the operating system's; seeded noise is named as such.
         node_authentication: whether every site proved its registered key to the server.
     """
@@ -53,6 +61,8 @@ def build_result(
             "name": site,
             "local": final.get(site, {}).get("personal_local"),
             "neighbour": final.get(site, {}).get("personal_neighbour"),
+            "unseen": final.get(site, {}).get("personal_unseen"),
+            "all": final.get(site, {}).get("personal_all"),
             "global": final.get(site, {}).get("global_local"),
             "before": before.get(site, {}).get("personal_local"),
             "before_neighbour": before.get(site, {}).get("personal_neighbour"),
@@ -61,7 +71,8 @@ def build_result(
         }
         for site in experiment.sites
     ]
-    local = [site["local"] for site in sites if site["local"] is not None]
+    baselines = floors_from_metrics(final) | dict(extra_floors or {})
+    told = evidence is not None and experiment.uses_evidence and bool(evidence.rows)
     return {
         "transport": transport,
         "node_authentication": node_authentication,
@@ -71,12 +82,12 @@ def build_result(
         "seed": seed,
         "versions": _versions(),
         "sites": sites,
-        "accuracy": {
-            "local": mean(local),
-            "neighbour": mean(site["neighbour"] for site in sites),
-            "worst_site": min(local, default=None),
-        },
-        "floors": floors_from_metrics(final) | dict(extra_floors or {}),
+        "accuracy": columns("personal", final.values()),
+        "baselines": baselines,
+        "floors": baselines,
+        "candidates": {name: columns(name, final.values()) for name in CANDIDATES} if told else {},
+        "chosen": evidence.chosen(experiment) if evidence is not None and told else "prompt",
+        "evidence": evidence.facts(experiment) if evidence is not None and told else None,
         "privacy": privacy_statement(experiment, len(history), real_noise=real_noise),
         "rounds": [dict(entry) for entry in history],
         "seconds": round(seconds, 3),
@@ -85,15 +96,19 @@ def build_result(
 
 def floors_from_metrics(final: Mapping[str, Metrics]) -> dict[str, dict[str, float | None]]:
     """The floors that the sites themselves measure: the plain text prompt, and the shared prompt alone."""
-    floors = {}
-    for floor, prefix in (("zero_shot", "zero_shot"), ("global_only", "global")):
-        local = [metrics.get(f"{prefix}_local") for metrics in final.values()]
-        floors[floor] = {
-            "local": mean(local),
-            "neighbour": mean(metrics.get(f"{prefix}_neighbour") for metrics in final.values()),
-            "worst_site": min((value for value in local if value is not None), default=None),
-        }
-    return floors
+    named = (("zero_shot", "zero_shot"), ("global_only", "global"))
+    return {name: columns(candidate, final.values()) for name, candidate in named}
+
+
+def columns(candidate: str, metrics: Iterable[Metrics]) -> dict[str, float | None]:
+    """Means over the sites of a candidate's accuracies, and its own accuracy at the worst site.
+
+    Columns: ``local``, ``neighbour``, ``unseen`` and ``all``, as in ``payloads.METRIC_NAMES``, and ``worst_site``.
+    """
+    known = list(metrics)
+    means = {column: mean(m.get(f"{candidate}_{column}") for m in known) for column in COLUMNS}
+    local = (m.get(f"{candidate}_local") for m in known)
+    return {**means, "worst_site": min((value for value in local if value is not None), default=None)}
 
 
 def privacy_statement(experiment: Experiment, rounds: int, *, real_noise: bool = True) -> dict[str, Any]:
@@ -125,7 +140,7 @@ def _published(experiment: Experiment, history: Sequence[Mapping[str, Any]]) -> 
     if experiment.privacy.site_sample_rate >= 1:
         return history
     secret: dict[str, Any] = {"seconds": None, "bytes_up": None, "bytes_down": None, "sites": [], "asked_again": []}
-    by_site = ("dropped", "late", "duplicates", "signal", "site_seconds", "metrics")
+    by_site = ("dropped", "codes", "late", "duplicates", "signal", "site_seconds", "metrics")
     return [{"round": entry["round"], **secret, **{name: {} for name in by_site}} for entry in history]
 
 

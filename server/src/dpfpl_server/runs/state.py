@@ -13,7 +13,7 @@ from dpfpl_server.exit_codes import FAILED, NOT_GOING_ON, STUCK
 from dpfpl_server.runs.folder import RunFolder
 from dpfpl_server.runs.words import amount, bytes_text, percent, seconds_text
 
-__all__ = ["LiveState", "RunState", "STATES", "run_state"]
+__all__ = ["STATES", "LiveState", "RunState", "run_state"]
 
 
 # Where a run stands, told from its state on disk and from who is alive, so that a dead server is never called busy.

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dpfpl_common.config import read_toml
+from dpfpl_common.config import build, read_toml
 from dpfpl_common.errors import ConfigError, DeploymentError, RoundError, StateError
-from dpfpl_common.experiment import Experiment, experiment_from_table
+from dpfpl_common.experiment import Experiment
 from dpfpl_common.privacy_plan import resolve_noise
 from dpfpl_server.federation.rounds import Status
 from dpfpl_server.report import write_report
@@ -275,7 +275,7 @@ def load_planned_experiment(path: Path, server_folder: Path, *, registered: bool
             message="No site is provisioned yet.",
             advice="Provision sites first: dpfpl-server provision --site NAME --out KITS, then dpfpl-server start.",
         )
-    return resolve_noise(experiment_from_table(table, path.name))
+    return resolve_noise(build(Experiment, table, path.name))
 
 
 def run_experiment(
@@ -335,6 +335,7 @@ def finish(folder: RunFolder) -> dict[str, Any]:
         history=checkpoint.history,
         final=final,
         num_classes={},
+        evidence=checkpoint.evidence,
         seconds=sum((attempt.ended or attempt.started) - attempt.started for attempt in attempts),
         node_authentication=True,
     )
@@ -369,6 +370,5 @@ def _sites(
             advice=f"Give it a new kit: dpfpl-server provision --site {unsigned[0]} --force.",
         )
     return {
-        site: kept.get(site) or {"node": known[site].node_id, "key": known[site].agent_key}
-        for site in experiment.sites
+        site: kept.get(site) or {"node": known[site].node_id, "key": known[site].agent_key} for site in experiment.sites
     }

@@ -33,6 +33,8 @@ FLOORS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "global_only": ("shared prompt alone", "what the sites learned together, without any personal part"),
         "local_only": ("every site alone", "each site learns its prompt by itself, without a federation"),
         "local_only_no_noise": ("every site alone, no noise", "the same without any promise of privacy"),
+        "local_only_evidence": ("every site alone, class vectors", "whatever its own vote"),
+        "local_only_no_noise_evidence": ("every site alone, class vectors, no noise", "without any promise of privacy"),
         "centralised": ("all data in one place", "one prompt learned from everybody's pooled images"),
     }
 )

@@ -63,8 +63,8 @@ def save_sites(folder: Path, sites: dict[str, Site]) -> None:
     write_public(folder / _FILE, (json.dumps(entries, indent=2) + "\n").encode())
 
 
-def withdrawn_sites(folder: Path, sites: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Which of a run's sites the register does not know any more as they were when it began, and what happened.
+def withdrawn_sites(folder: Path, sites: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
+    """Which of a run's sites the register does not know any more as when it began, with a code and what happened.
 
     Args:
         folder: of the server.
@@ -77,9 +77,9 @@ def withdrawn_sites(folder: Path, sites: Mapping[str, Mapping[str, Any]]) -> dic
     found = {}
     for name, site in sites.items():
         if name not in known:
-            found[name] = f"REVOKED: {name} was revoked by the operator"
+            found[name] = ("REVOKED", f"{name} was revoked by the operator")
         elif known[name].node_id not in (None, site["node"]):
-            found[name] = f"KEY_REPLACED: {name} was given a new key; dpfpl-server resume takes it in"
+            found[name] = ("KEY_REPLACED", f"{name} was given a new key; dpfpl-server resume takes it in")
     return found
 
 

@@ -24,8 +24,8 @@ def serve(settings: SuperLinkSettings, ready: Callable[[], None], say: Callable[
     """Serve until interrupted.
 
     A part that ends is started again after a growing pause, for ever; meanwhile :mod:`dpfpl_server.sites.life` names
-    it. Sites and a run that is going on bear a SuperLink that is away for a while; a run whose executor ended is resumed
-    by ``dpfpl-server run``.
+    it. Sites and a run that is going on bear a SuperLink that is away for a while; a run whose executor ended is
+    resumed by ``dpfpl-server run``.
 
     Args:
         settings: of the server.

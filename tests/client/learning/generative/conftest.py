@@ -62,7 +62,7 @@ def vqa_experiment():
             sites=tuple(f"s{i}" for i in range(sites)),
             model=ModelSettings(width=model.width),
             prompt=PromptSettings(num_context=num_context, rank=2, init_text="a"),
-            privacy=PrivacySettings(**{**settings, **privacy}),
+            privacy=PrivacySettings(**{"mechanism": "per_step", **settings, **privacy}),
             rounds=RoundSettings(number=2, local_steps=local_steps),
             task=task or TaskSettings(kind="vqa", max_answer_tokens=5),
         )

@@ -7,7 +7,7 @@ from dpfpl_client.agent.budget import spent
 from dpfpl_client.agent.ledger.anchor import Registry, StateLock, events_to_json
 from dpfpl_client.agent.ledger.book import LEDGER_FILE, Charge, Ledger
 from dpfpl_client.agent.ledger.dataset import lost_ledger
-from dpfpl_client.agent.policy import load_policy
+from dpfpl_client.agent.policy_file import load_policy
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.site.settings import SiteSettings
 from dpfpl_common.errors import StateError

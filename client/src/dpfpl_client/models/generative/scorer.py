@@ -100,6 +100,11 @@ class AnswerScorer:
         """The task under a context."""
         return AnswerPredictor(self, context)
 
+    @property
+    def logit_scale(self) -> float:
+        """There is none."""
+        raise _no_class_features()
+
     def class_features(self, context: Tensor) -> Tensor:
         """There are none."""
         raise _no_class_features()

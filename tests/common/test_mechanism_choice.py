@@ -1,16 +1,21 @@
 """A file that leaves mechanism and trust out gets the recommended ones where they can serve; what it names, stays."""
 
 import itertools
+from typing import get_args
 
 import pytest
 
+from dpfpl_common.config import build
 from dpfpl_common.errors import ConfigError
 from dpfpl_common.experiment import (
     MECHANISMS,
-    TRUST_MODES,
-    experiment_from_table,
+    Experiment,
+    PrivacySettings,
+    PromptSettings,
+    TaskSettings,
+    Trust,
+    choose_mechanism,
     load_experiment,
-    mechanism_for,
     parse_experiment,
 )
 
@@ -20,8 +25,7 @@ BARE = {"name": "pilot", "classes": ["cat", "dog"], "sites": ["a", "b"], "model"
 def chosen(privacy=None, **parts):
     """Mechanism and trust of an experiment that must be a sound one."""
     table = {**BARE, **parts, "privacy": {"noise_multiplier": 1.0, **(privacy or {})}}
-    experiment = experiment_from_table(table, "pilot.toml")
-    assert (experiment.privacy.mechanism, experiment.privacy.trust) == mechanism_for(table)
+    experiment = build(Experiment, table, "pilot.toml")
     return experiment.privacy.mechanism, experiment.privacy.trust
 
 
@@ -53,6 +57,7 @@ def test_a_setting_of_noise_at_every_step_decides_for_it(privacy):
         {"task": {"kind": "vqa"}, "classes": []},
         {"task": {"kind": "classify", "question": "what is it?"}},
         {"prompt": {"retention": 1.0}},
+        {"prompt": {"method": "fedpgp", "contrast": 1.0}},
     ],
     ids=str,
 )
@@ -65,7 +70,7 @@ def test_the_trust_that_a_named_mechanism_takes_by_itself():
     assert chosen({"mechanism": "one_shot"}) == ("one_shot", "local")
 
 
-@pytest.mark.parametrize(("mechanism", "trust"), list(itertools.product(MECHANISMS, TRUST_MODES)))
+@pytest.mark.parametrize(("mechanism", "trust"), list(itertools.product(MECHANISMS, get_args(Trust))))
 def test_what_is_named_is_never_replaced(mechanism, trust):
     """Not even where it has no sound analysis: then it is refused."""
     named = {"mechanism": mechanism, "trust": trust}
@@ -77,10 +82,21 @@ def test_what_is_named_is_never_replaced(mechanism, trust):
         assert chosen(named) == (mechanism, trust)
 
 
+def test_the_choice_says_why():
+    asked, prompt, task = PrivacySettings(noise_multiplier=1.0), PromptSettings(), TaskSettings()
+    assert "one charge" in choose_mechanism(asked, prompt, task).reason
+    assert "class features" in choose_mechanism(asked, prompt, task, served=("per_step",)).reason
+    assert choose_mechanism(asked, prompt, task, served=("per_step",)).mechanism == "per_step"
+    assert "vqa" in choose_mechanism(asked, prompt, TaskSettings(kind="vqa")).reason
+    assert "retention" in choose_mechanism(asked, PromptSettings(retention=1.0), task).reason
+    named = PrivacySettings(mechanism="per_step", noise_multiplier=1.0)
+    assert "names it" in choose_mechanism(named, prompt, task).reason
+
+
 @pytest.mark.parametrize("privacy", [1, "none", [1], None])
 def test_a_part_of_the_wrong_kind_is_named(privacy):
     with pytest.raises(ConfigError, match="privacy"):
-        experiment_from_table({**BARE, "privacy": privacy}, "pilot.toml")
+        build(Experiment, {**BARE, "privacy": privacy}, "pilot.toml")
 
 
 def test_what_crosses_the_wire_says_both_and_is_not_filled_in(tmp_path):
