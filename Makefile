@@ -28,7 +28,7 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup wheels images compose-test kubernetes-schema demo demo-vlm test lint types pytest bench bench-docs benchmarks mutate screenshots api format proto clean attacks
+.PHONY: help setup wheels images compose-test kubernetes-schema demo demo-vlm test lint types pytest bench bench-docs benchmarks mutate screenshots api format proto clean attacks audit lock sbom
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -125,6 +125,16 @@ format: setup  ## ruff: mend format and order of imports
 
 proto: setup  ## generated code of the agent's protocol, after an edit of agent.proto
 	$(BIN)/python common/generate_protocol.py
+
+audit: setup  ## known vulnerabilities of every pin, by pip-audit; needs a network (see SECURITY.md)
+	@test -e runs/audit/bin/pip-audit || { $(PYTHON) -m venv runs/audit && runs/audit/bin/python -m pip install --quiet $(PIP_ARGS) pip-audit; }
+	runs/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
+
+lock: setup  ## constraints.txt with the hashes of every file that the index offers: runs/lock.txt
+	mkdir -p runs && $(BIN)/python deploy/lock.py constraints.txt > runs/lock.txt && wc -l runs/lock.txt
+
+sbom: setup  ## bill of materials of this environment (CycloneDX): runs/sbom.json
+	mkdir -p runs && $(BIN)/python deploy/container/sbom.py dpfpl $(VENV)/lib/python3*/site-packages > runs/sbom.json
 
 clean:  ## remove environment, caches and build results; runs/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage .coverage.* */dist */build

@@ -94,7 +94,7 @@ def l1_kill_superlink(fed: Federation) -> str:
 
 
 def kill_executor(fed: Federation) -> str:
-    """kill -9 of the executor of runs in mid-round, and of the ServerApp with it: dpfpl-server run goes on by itself."""
+    """kill -9 of the executor of runs in mid-round, and of the ServerApp with it: the run goes on by itself."""
     fed.begin("kill-executor", **SLOW)
     fed.wait_for_round("kill-executor", 2)
     back = _killed_and_back(fed, "sites.executor")
