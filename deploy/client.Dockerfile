@@ -41,7 +41,7 @@ RUN python3 -m pip --python /opt/dpfpl/bin/python install -q --no-deps own/*.whl
 FROM build-base AS build-agent-base
 ARG PIP_ARGS=""
 ARG TORCH=cpu
-RUN python3 requirements.py "client[agent]" > needs.txt \
+RUN python3 requirements.py "client[agent,dicom]" > needs.txt \
  && python3 -m pip --python /opt/dpfpl/bin/python install -q $PIP_ARGS -c /wheels/constraints.txt -r needs.txt \
  && /opt/dpfpl/bin/python -c "import sys, torch; gpu = torch.version.cuda is not None; \
 sys.exit('torch is a %s build: see PIP_ARGS and TORCH at the head of deploy/client.Dockerfile' % ('GPU' if gpu else 'CPU') \

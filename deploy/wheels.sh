@@ -10,7 +10,7 @@ python=${PYTHON:-.venv/bin/python}
 mkdir -p deploy/wheels
 needs=$(mktemp)
 trap 'rm -f "$needs"' EXIT
-"$python" deploy/container/requirements.py common server 'client[agent]' > "$needs"
+"$python" deploy/container/requirements.py common server 'client[agent,dicom]' > "$needs"
 "$python" deploy/container/requirements.py build >> "$needs"
 "$python" -m pip wheel --quiet "$@" -w deploy/wheels --find-links deploy/wheels -c constraints.txt -r "$needs"
 echo "wheels: $(find deploy/wheels -name '*.whl' | wc -l) in deploy/wheels, $(du -sh deploy/wheels | cut -f1)"

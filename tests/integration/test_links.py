@@ -87,7 +87,8 @@ def main(grid, context):
     message = lambda site: Message(RecordDict(), nodes[site], "query", group_id="1")
     began = time.monotonic()
     outcome = exchange(grid, {site: message(site) for site in nodes}, 6.0, again=message)
-    found = {"replies": sorted(outcome.replies), "failures": outcome.failures, "again": sorted(outcome.again)}
+    failures = {site: str(why) for site, why in outcome.failures.items()}
+    found = {"replies": sorted(outcome.replies), "failures": failures, "again": sorted(outcome.again)}
     found["seconds"] = time.monotonic() - began
     Path(context.run_config["run-dir"]).write_text(json.dumps(found))
 """

@@ -62,6 +62,7 @@ class Run:
             "bytes_down": 9000,
             "sites": sites,
             "dropped": dropped,
+            "codes": {site: why.partition(":")[0] for site, why in dropped.items()},
             "site_seconds": dict.fromkeys(sites, 0.4),
             "metrics": {
                 site: {

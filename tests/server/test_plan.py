@@ -115,6 +115,15 @@ def test_what_a_kits_policy_admits_is_not_foreseen_as_refused(tmp_path):
         assert make_plan(experiment, REGISTER, tmp_path)["refusals"] == []
 
 
+@pytest.mark.parametrize("names", [("Nevus", "nevus"), ("bar ", "bar"), ("lung  cancer", "lung cancer"), ("É", "é")])
+def test_class_names_that_models_read_alike_are_foreseen_as_refused(tmp_path, names):
+    experiment = dataclasses.replace(make_experiment(), classes=("cat", *names))
+    (refusal,) = make_plan(experiment, REGISTER, tmp_path)["refusals"]
+    assert refusal["rule"] == "classes"
+    assert all(repr(name) in refusal["why"] for name in names)
+    assert "same tokens" in refusal["why"]
+
+
 def test_sites_that_cannot_take_part_are_named(tmp_path):
     register = {"east": REGISTER["east"], "north": dataclasses.replace(REGISTER["north"], agent_key="")}
     why = " ".join(refusal["why"] for refusal in make_plan(make_experiment(), register, tmp_path)["refusals"])

@@ -70,6 +70,6 @@ def test_R3_nothing_of_a_reply_but_its_numbers_stays():
 def test_a_bad_reply_adds_nothing_and_has_its_reason(norm_cap, site, code):
     replies = Replies(EXPERIMENT, REQUEST, norm_cap)
     replies.take(site, message(SITES[0]))
-    assert replies.failures[site].startswith(code)
+    assert str(replies.failures[site]).startswith(code)
     assert (replies.updates.count, replies.accepted) == (0, {})
     assert not replies.updates.total.any()

@@ -53,6 +53,7 @@ def complete(runs, experiment):
             "bytes_down": 20,
             "sites": ["north"],
             "dropped": {"south": "NO_REPLY: nothing came"} if number == 2 else {},
+            "codes": {"south": "NO_REPLY"} if number == 2 else {},
             "site_seconds": {"north": 0.5},
             "metrics": {"north": {"personal_local": 0.75}},
         }

@@ -116,9 +116,9 @@ def computed(monkeypatch):
     def spy(name):
         real = getattr(PromptLearner, name)
 
-        def call(self, *args):
+        def call(self, *args, **more):
             calls.append(name)
-            return real(self, *args)
+            return real(self, *args, **more)
 
         monkeypatch.setattr(PromptLearner, name, call)
 

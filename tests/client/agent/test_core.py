@@ -1,10 +1,12 @@
 """The release protocol: one output and one charge per round, whatever fails and whoever asks again."""
 
+import dataclasses
 import threading
 
 import numpy as np
 import pytest
 
+from dpfpl_client.agent.audit import AuditLog
 from dpfpl_client.agent.core import SiteAgent
 from dpfpl_client.agent.ledger.book import Ledger
 from dpfpl_client.agent.store import MemoryStore
@@ -307,6 +309,29 @@ def test_images_of_classes_off_the_list_are_left_out(site, experiment):
     assert set(left.train.labels.tolist()) == {0}
 
 
+def test_what_is_left_out_is_said_in_the_sites_log_alone(site, request_for, experiment, caplog, tmp_path):
+    audit = AuditLog(tmp_path / "audit.jsonl")
+    other = dataclasses.replace(experiment, classes=("Bird", *experiment.classes[1:]))
+    agent = SiteAgent(
+        "north", site.backbone, site.features, None, Ledger(None), MemoryStore(), SeededRandomness(0), audit=audit
+    )
+    with caplog.at_level("WARNING"):
+        reply = agent.train(request_for(1, other, evaluate=True))
+    lost = [label for label in experiment.classes if label not in other.classes]
+    (text,) = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert repr(lost[0]) in text
+    assert "class_map" in text
+    assert "left out" not in (tmp_path / "audit.jsonl").read_text()
+    assert "left out" not in repr(reply)
+
+
+def test_classes_are_the_same_in_either_unicode_form(site, experiment):
+    composed, decomposed = "B\u00e4r", "Ba\u0308r"
+    features = dataclasses.replace(site.features, classes=(decomposed, *site.features.classes[1:]))
+    classes = (*site.features.classes[1:], composed)
+    assert len(features.relabelled(classes).train) == len(site.features.train)
+
+
 # Budget
 
 
@@ -425,3 +450,18 @@ def test_two_threads_get_one_release_and_one_charge(site, request_for, computed)
         thread.join(60)
     assert (len(replies), len(set(replies))) == (4, 1)
     assert (len(site.charges), computed.count("train_round")) == (1, 1)
+
+
+# Classes that the model cannot tell apart
+
+
+@pytest.mark.parametrize("names", [("Nevus", "nevus"), ("bar ", "bar"), ("lung  cancer", "lung cancer")])
+def test_classes_that_the_model_reads_alike_are_refused_with_both_names_and_nothing_is_charged(
+    site, request_for, experiment, changed, names
+):
+    alike = changed(experiment, name="alike", classes=names)
+    refusal = refused("CLASSES_READ_ALIKE", site.agent.train, request_for(of=alike))
+    assert all(repr(name) in str(refusal) for name in names)
+    assert "same tokens" in str(refusal)
+    assert not site.charges
+    assert not site.released

@@ -209,8 +209,11 @@ class SiteAgent:
                 learner = PromptLearner(self._backbone, experiment, features)
             except (ModelError, ConfigError, DataError) as error:
                 raise RefusedError(code=error.code, message=error.message, advice=error.advice) from None
-            if warning := learner.too_long_answers:  # to the log alone: the audit tells nothing about the data
+            # To the log alone: the audit tells nothing about the data.
+            if warning := learner.too_long_answers:
                 _LOG.warning("%s: %s", experiment.name, warning)
+            if unknown := self._features.left_out_of(experiment):
+                _LOG.warning("%s: %s", experiment.name, unknown)
         self._learners[digest] = learner
         while len(self._learners) > MOST_LEARNERS:
             del self._learners[next(iter(self._learners))]

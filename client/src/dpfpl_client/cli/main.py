@@ -81,12 +81,15 @@ def check(
     site: SiteFile = SITE,
     offline: Annotated[bool, typer.Option("--offline", help="do not try to reach the server")] = False,
     plan: Annotated[Path | None, typer.Option(help="an operator's plan, to be judged for this site")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="take every warning for an error")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check images, model, policy, ledger, folders, kit, connection and clock; keeps and sends nothing."""
     from dpfpl_client.check import check_site
 
     report = check_site(_load(site), connect=not offline, plan=plan)
+    if strict:
+        report.make_strict()
     if as_json:
         _print_json({"facts": report.facts, "warnings": report.warnings, "errors": report.errors})
     else:
@@ -197,9 +200,9 @@ def predict(
     from dpfpl_client.use.predict import as_json as entry
     from dpfpl_client.use.predict import as_line, classify_files, count_skipped, expand_images, write_csv
 
-    paths = expand_images(images)
-    results = []
-    for result in classify_files(_classifier(_load(site), experiment, alpha, question, usual_mix), paths, top):
+    paths, settings = expand_images(images), _load(site)
+    classifier, results = _classifier(settings, experiment, alpha, question, usual_mix), []
+    for result in classify_files(classifier, paths, top, settings.data.pixel_rules):
         results.append(result)
         if result.prediction is None:
             console.print(as_line(result), markup=False, highlight=False, soft_wrap=True)
@@ -239,7 +242,8 @@ def serve(
     wanted = ServeSettings.checked(host, port, token_file, max_megabytes * 1_000_000)
     settings = _load(site)
     torch.set_num_threads(settings.agent.threads)
-    serve_classifier(_classifier(settings, experiment, question=None, usual_mix=usual_mix), wanted, typer.echo)
+    classifier = _classifier(settings, experiment, question=None, usual_mix=usual_mix)
+    serve_classifier(classifier, wanted, typer.echo, settings.data.pixel_rules)
 
 
 @app.command(epilog="Example: dpfpl-client export --out prompt --site site.toml")

@@ -2,12 +2,15 @@
 
 import dataclasses
 import functools
+import unicodedata
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from dpfpl_client.data.records import left_out
 from dpfpl_client.learning.evidence import accuracies, label_shares, pooled_head, site_head
 from dpfpl_client.learning.methods import build_method
 from dpfpl_client.learning.prototypes import prototypes_from
@@ -59,13 +62,22 @@ class SiteFeatures:
             return self
         if not self.classes or not classes:  # questions where classes are meant, or the other way round
             return SiteFeatures(self.train.none(), self.test.none(), self.neighbour_test.none(), classes)
-        index = torch.tensor([classes.index(name) if name in classes else -1 for name in self.classes])
+        known = {unicodedata.normalize("NFC", name): number for number, name in enumerate(classes)}
+        index = torch.tensor([known.get(unicodedata.normalize("NFC", name), -1) for name in self.classes])
 
         def mapped(images: LabelledFeatures) -> LabelledFeatures:
             labels = index[images.labels]
             return LabelledFeatures(images.features[labels >= 0], labels[labels >= 0])
 
         return SiteFeatures(mapped(self.train), mapped(self.test), mapped(self.neighbour_test), classes)
+
+    def left_out_of(self, experiment: Experiment) -> str:
+        """In words, for the site alone, which training images have a class that the experiment does not know."""
+        if experiment.task.in_words or not self.classes:
+            return ""
+        counts = Counter(self.classes[label] for label in self.train.labels.tolist())
+        problem = left_out(counts, experiment.classes, "training images")
+        return "" if problem is None else problem.message
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,7 @@ class Backbone(Protocol):
         shortcuts: in words, what is computed once instead of again and again, exactly.
         tasks: what it can be asked, as ``TaskSettings.kind`` calls it.
         mechanisms: under which it can learn.
+        stored_precision: in which its checkpoint holds the weights (``float16``), whatever it computes in.
     """
 
     tasks: tuple[str, ...]
@@ -145,6 +146,7 @@ class Backbone(Protocol):
     feature_identity: str
     width: int
     feature_size: int
+    stored_precision: str
 
     @property
     def shortcuts(self) -> str:
@@ -164,6 +166,14 @@ class Backbone(Protocol):
 
         Raises:
             ModelError: SPECIAL_TOKEN.
+        """
+        ...
+
+    def check_classes(self, class_names: Sequence[str]) -> None:
+        """Refuse class names that the model reads as the same tokens, or cannot take.
+
+        Raises:
+            ModelError: CLASSES_READ_ALIKE, SPECIAL_TOKEN or NAME_JOINS_TEXT.
         """
         ...
 

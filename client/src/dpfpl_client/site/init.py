@@ -18,6 +18,11 @@ state = "state"               # personal prompt, privacy ledger and caches; keep
 [data]
 source = {source}  # folder | csv | questions | huggingface | digits | shapes
 path = {path}
+# bits = 12          # of 16-bit greyscale files that do not say it themselves: what the device writes
+# frames = "refuse"  # leave out files of several pictures; "first" takes their first
+
+# [data.class_map]   # your folder names -> the experiment's class names
+# "Viral_Pneumonia" = "viral pneumonia"
 """
 
 POLICY = """\

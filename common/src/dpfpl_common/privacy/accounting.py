@@ -38,6 +38,14 @@ DISCRETISATION = 1e-4
 
 COARSE_DISCRETISATION = 1e-2
 
+FINEST_GRID = 1_000_000
+"""Most points, about, that a finer grid may have."""
+
+MOST_STEPS, LARGEST_TARGET, LARGEST_DELTA = 1_000_000, 100.0, 0.1
+SMALLEST_DELTA, SMALLEST_DELTA_OF_A_STEP = 1e-12, 1e-14
+"""Where epsilons are exact to a hundredth (tests/common/test_calibration.py). With smaller deltas the rounding of
+double precision, which grows with the steps, is no longer small beside delta."""
+
 RELATION = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
 
 Releases = tuple[tuple[float, float, int], ...]
@@ -104,7 +112,22 @@ def _epsilon(releases: Releases, delta: float, kind: str) -> float:
         return 0.0
     if kind == "rdp":
         return _rdp_epsilon(releases, delta)
-    return _pld_epsilon(releases, delta, COARSE_DISCRETISATION if kind == "coarse" else DISCRETISATION)
+    return _pld_epsilon(releases, delta, COARSE_DISCRETISATION if kind == "coarse" else _interval(releases))
+
+
+def _interval(releases: Releases) -> float:
+    """A grid's interval that is small beside what a single step loses: else rounding up adds over many steps."""
+    finest = DISCRETISATION
+    for noise_multiplier, sample_rate, steps in releases:
+        if sample_rate >= 1:  # composed into one Gaussian
+            deviation = math.sqrt(steps) / noise_multiplier
+            span = 20 * deviation
+        else:
+            deviation = sample_rate * math.sqrt(math.expm1(min(1 / noise_multiplier**2, 50.0)))
+            largest = (16 * noise_multiplier + 1) / (2 * noise_multiplier**2)  # an outcome eight deviations away
+            span = math.log1p(sample_rate * math.expm1(min(largest, 600.0))) + 20 * deviation * math.sqrt(steps)
+        finest = min(finest, max(deviation / 10, span / FINEST_GRID))
+    return finest
 
 
 def _rdp_epsilon(releases: Releases, delta: float) -> float:
@@ -142,15 +165,17 @@ def calibrate_noise_multiplier(target_epsilon: float, target_delta: float, sampl
     grid guesses, and two evaluations on the fine one, just above and just below the guess, usually prove it.
 
     Raises:
-        PrivacyError: no multiplier up to LARGEST_MULTIPLIER reaches the target.
+        PrivacyError: NOT_EXACT_THERE, the setting is one for which epsilons are not exact to a hundredth; or
+            TARGET_UNREACHABLE, no multiplier up to LARGEST_MULTIPLIER reaches the target.
     """
+    _refuse_inexact(target_epsilon, target_delta, steps)
 
     def reached(noise_multiplier: float) -> bool:
         return _epsilon(((noise_multiplier, sample_rate, steps),), target_delta, "pld") <= target_epsilon
 
     def coarse(noise_multiplier: float) -> float:
-        interval = 10 * DISCRETISATION if target_epsilon >= 1 else DISCRETISATION
-        return _pld_epsilon(((noise_multiplier, sample_rate, steps),), target_delta, interval)
+        releases = ((noise_multiplier, sample_rate, steps),)
+        return _pld_epsilon(releases, target_delta, (10 if target_epsilon >= 1 else 1) * _interval(releases))
 
     guess = _guess_multiplier(coarse, target_epsilon, start=max(1.0, sample_rate * math.sqrt(steps)))
     ratio = 1 + SEARCH_TOLERANCE / 3
@@ -176,6 +201,23 @@ def calibrate_noise_multiplier(target_epsilon: float, target_delta: float, sampl
         else:
             low = middle
     return high
+
+
+def _refuse_inexact(target_epsilon: float, target_delta: float, steps: int) -> None:
+    smallest = max(SMALLEST_DELTA, SMALLEST_DELTA_OF_A_STEP * steps)
+    for name, value, right, expected in (
+        ("target_epsilon", target_epsilon, target_epsilon <= LARGEST_TARGET, f"at most {LARGEST_TARGET:g}"),
+        ("the number of steps", steps, steps <= MOST_STEPS, f"at most {MOST_STEPS:,}"),
+        ("target_delta", target_delta, target_delta >= smallest, f"at least {smallest:g} for so many steps"),
+        ("target_delta", target_delta, target_delta <= LARGEST_DELTA, f"at most {LARGEST_DELTA:g}"),
+    ):
+        if not right:
+            raise PrivacyError(
+                code="NOT_EXACT_THERE",
+                message=f"{name} is {value:g}, expected {expected}: beyond that the noise for a target cannot be "
+                "computed to a hundredth.",
+                advice="Choose another value, or give noise_multiplier instead of target_epsilon.",
+            )
 
 
 def _guess_multiplier(epsilon_of: Callable[[float], float], target_epsilon: float, start: float) -> float:

@@ -15,7 +15,7 @@ from dpfpl_common.privacy_plan import site_noise_stddev
 from dpfpl_common.wire.payloads import Context, EvaluateRequest, SiteReply, TrainRequest
 from dpfpl_server.federation.aggregation import collector
 from dpfpl_server.federation.evidence import check_rows
-from dpfpl_server.federation.exchange import content_bytes
+from dpfpl_server.federation.exchange import Rejected, content_bytes
 from dpfpl_server.federation.records import SiteRefusal, decode_reply
 from dpfpl_server.federation.signatures import SignatureCheck
 
@@ -81,7 +81,7 @@ def _noise_stddev(experiment: Experiment) -> float:
     return stddev / divisor / math.sqrt(experiment.rounds.local_steps)
 
 
-REFUSALS_OF_THE_MOMENT = tuple(f"REFUSED {code}:" for code in ("BUSY", "AGENT_UNAVAILABLE", "AGENT_DEADLINE"))
+REFUSALS_OF_THE_MOMENT = ("BUSY", "AGENT_UNAVAILABLE", "AGENT_DEADLINE")
 """Refusals that say nothing about the request: the site's agent was starting, at work or too slow."""
 
 
@@ -118,7 +118,7 @@ class Replies:
         self._norm_cap = norm_cap
         self._signatures = signatures
         self.accepted: dict[str, SiteReply] = {}
-        self.failures: dict[str, str] = {}
+        self.failures: dict[str, Rejected] = {}
         self.updates = collector(experiment)
         self.signal: dict[str, float] = {}
         self._experiment = experiment
@@ -127,9 +127,7 @@ class Replies:
     @property
     def hopeless(self) -> bool:
         """Whether every failure is a refusal that asking again does not change."""
-        return bool(self.failures) and all(
-            why.startswith("REFUSED") and not why.startswith(REFUSALS_OF_THE_MOMENT) for why in self.failures.values()
-        )
+        return bool(self.failures) and all(why.refused and not why.passing for why in self.failures.values())
 
     def take(self, site: str, message: Message) -> None:
         """Check one site's reply and add its update; a bad one gets its reason in ``failures``."""
@@ -138,11 +136,12 @@ class Replies:
             reply = decode_reply(message.content, self._request_of.get(site, self._request))
             if isinstance(reply, SiteRefusal):
                 refusal = reply.refusal
-                self.failures[site] = f"REFUSED {refusal.code}: {refusal.rule} {refusal.advice}"
+                passing, words = refusal.code in REFUSALS_OF_THE_MOMENT, f"{refusal.rule} {refusal.advice}"
+                self.failures[site] = Rejected(f"REFUSED {refusal.code}", words, refused=True, passing=passing)
                 return
             self._check(reply, site)
         except PayloadError as error:
-            self.failures[site] = f"{error.code}: {error.message}"
+            self.failures[site] = Rejected(error.code, error.message)
             return
         if reply.update is not None:
             self.updates.add(reply.update)

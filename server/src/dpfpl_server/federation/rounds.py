@@ -24,7 +24,7 @@ from dpfpl_common.privacy.sampling import Sampler, SystemSampler
 from dpfpl_common.wire.payloads import EvaluateRequest, TrainRequest
 from dpfpl_server.federation.aggregation import aggregate_sum, initial_global_context, update_norm_cap
 from dpfpl_server.federation.checkpoint import Checkpoint
-from dpfpl_server.federation.exchange import Outcome, content_bytes, exchange
+from dpfpl_server.federation.exchange import Outcome, Rejected, content_bytes, exchange
 from dpfpl_server.federation.records import encode_evaluate_request, encode_train_request
 from dpfpl_server.federation.replies import Replies
 from dpfpl_server.federation.signatures import SignatureCheck
@@ -101,7 +101,7 @@ class DPFPLStrategy(Strategy):
         while self.checkpoint.round < self.experiment.rounds.number:
             self._complete_round(grid, self.checkpoint.round + 1)
         self.final_metrics, dropped = self._evaluate(grid)
-        self._on_status({"phase": "FINISHED", "round": self.checkpoint.round, "dropped": dropped})
+        self._on_status({"phase": "FINISHED", "round": self.checkpoint.round, **_rejected(dropped)})
         return self.checkpoint
 
     def _complete_round(self, grid: Grid, number: int, attempts: int = 3) -> None:
@@ -125,7 +125,7 @@ class DPFPLStrategy(Strategy):
                         "round": number,
                         "attempt": attempt,
                         "reasons": reasons,
-                        "dropped": replies.failures,
+                        **_rejected(replies.failures),
                         **_ignored(outcome),
                     }
                 )
@@ -163,7 +163,7 @@ class DPFPLStrategy(Strategy):
             "bytes_down": sum(content_bytes(message) for message in messages.values())
             + sum(content_bytes(messages[site]) for site in outcome.again),
             "sites": sorted(replies.accepted),
-            "dropped": replies.failures,
+            **_rejected(replies.failures),
             **_ignored(outcome),
             "signal": replies.signal,
             "site_seconds": {site: reply.seconds for site, reply in replies.accepted.items()},
@@ -182,7 +182,7 @@ class DPFPLStrategy(Strategy):
         evaluate = (number - 1) % self.experiment.rounds.evaluate_every == 0
         return TrainRequest(self.experiment, number, self.checkpoint.global_context, evaluate)
 
-    def _evaluate(self, grid: Grid) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+    def _evaluate(self, grid: Grid) -> tuple[dict[str, dict[str, float]], dict[str, Rejected]]:
         """Accuracies by site, and why the other sites gave none."""
         number = self.checkpoint.round
         request = EvaluateRequest(self.experiment, number, self.checkpoint.global_context)
@@ -304,6 +304,14 @@ class DPFPLStrategy(Strategy):
         """Flower's entry point: the same as ``run``."""
         self.run(grid)
         return Result(arrays=ArrayRecord([self.checkpoint.global_context]))
+
+
+def _rejected(failures: Mapping[str, Rejected]) -> dict[str, dict[str, str]]:
+    """The rejected replies of an exchange by site: in words, and their codes."""
+    return {
+        "dropped": {site: str(why) for site, why in failures.items()},
+        "codes": {site: why.code for site, why in failures.items()},
+    }
 
 
 def _ignored(outcome: Outcome) -> Status:

@@ -3,6 +3,7 @@
 import dataclasses
 import statistics
 import tomllib
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def make_plan(experiment: Experiment, sites: Mapping[str, Site], runs: Path) -> 
         "evidence": _evidence(experiment),
         "bytes": _bytes(experiment),
         "seconds": _seconds(experiment, runs),
-        "refusals": problems + _refused_by_the_starting_policy(experiment),
+        "refusals": problems + _read_alike(experiment) + _refused_by_the_starting_policy(experiment),
         "warnings": _warnings(experiment),
     }
 
@@ -208,6 +209,19 @@ def _unregistered(experiment: Experiment, sites: Mapping[str, Site]) -> list[dic
                 _refusal("this server", "sites", f"{name} has no signing key: provision it anew (--force).")
             )
     return problems
+
+
+def _read_alike(experiment: Experiment) -> list[dict[str, str]]:
+    """Class names that differ in case or blanks only; the tokenizer that would say for certain is at the sites."""
+    seen: dict[str, str] = {}
+    refusals = []
+    for name in experiment.classes:
+        first = seen.setdefault(" ".join(unicodedata.normalize("NFC", name).lower().split()), name)
+        if first != name:
+            why = f"{first!r} and {name!r} are the same tokens to it, so these classes could never be told apart."
+            by = "a site whose model's tokenizer ignores case and blanks, as CLIP's does"
+            refusals.append(_refusal(by, "classes", why))
+    return refusals
 
 
 def _refused_by_the_starting_policy(experiment: Experiment) -> list[dict[str, str]]:

@@ -140,7 +140,7 @@ def _published(experiment: Experiment, history: Sequence[Mapping[str, Any]]) -> 
     if experiment.privacy.site_sample_rate >= 1:
         return history
     secret: dict[str, Any] = {"seconds": None, "bytes_up": None, "bytes_down": None, "sites": [], "asked_again": []}
-    by_site = ("dropped", "late", "duplicates", "signal", "site_seconds", "metrics")
+    by_site = ("dropped", "codes", "late", "duplicates", "signal", "site_seconds", "metrics")
     return [{"round": entry["round"], **secret, **{name: {} for name in by_site}} for entry in history]
 
 

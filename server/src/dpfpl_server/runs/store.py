@@ -96,7 +96,7 @@ class RunStore:
             for entry in checkpoint.history:
                 if entry["round"] > known:
                     database.execute("INSERT INTO rounds VALUES (?, ?)", (entry["round"], json.dumps(entry)))
-                    _add_drops(database, entry["round"], entry.get("attempt", 1), entry["dropped"])
+                    _add_drops(database, entry, entry.get("attempt", 1))
             evidence = checkpoint.evidence
             kept = {site for (site,) in database.execute("SELECT site FROM evidence")}
             for site, rows in evidence.rows.items():
@@ -164,7 +164,7 @@ class RunStore:
         with self._writing(durable=False) as database:
             database.execute("INSERT INTO events (at, body) VALUES (?, ?)", (round(time.time(), 3), json.dumps(event)))
             if event.get("phase") == "ROUND_ABANDONED":
-                _add_drops(database, event["round"], event["attempt"], event.get("dropped", {}))
+                _add_drops(database, event, event["attempt"])
 
     def events(self, skip: int = 0) -> list[dict[str, Any]]:
         """The events so far, without the first ``skip``."""
@@ -271,8 +271,9 @@ class RunStore:
         )
 
 
-def _add_drops(database: sqlite3.Connection, number: int, attempt: int, dropped: Mapping[str, str]) -> None:
-    rows = [(number, attempt, site, why.partition(":")[0], why) for site, why in sorted(dropped.items())]
+def _add_drops(database: sqlite3.Connection, entry: Mapping[str, Any], attempt: int) -> None:
+    dropped, codes = entry.get("dropped", {}), entry.get("codes", {})
+    rows = [(entry["round"], attempt, site, codes[site], why) for site, why in sorted(dropped.items())]
     database.executemany("INSERT INTO drops VALUES (?, ?, ?, ?, ?)", rows)
 
 

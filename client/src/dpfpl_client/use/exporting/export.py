@@ -64,6 +64,7 @@ def export_prompt(settings: SiteSettings, prompt: SitePrompt, backbone: Backbone
         metrics=policy.released_metrics(record.reply.metrics) if record else {},
         seeded=settings.simulation is not None,
         model="" if Path(settings.model).expanduser().is_dir() else settings.model,
+        bits=settings.data.bits,
     )
     return write_export(prompt, backbone, folder, facts)
 
@@ -97,12 +98,12 @@ def write_export(prompt: SitePrompt, backbone: Backbone, folder: Path, facts: Fa
     base_model = base.name
     _make(folder)
     if isinstance(backbone, DualEncoder):
-        files, usage, reason = _write_with_classes(prompt, backbone, folder, base_model)
+        files, usage, reason = _write_with_classes(prompt, backbone, folder, base_model, facts.bits)
     else:
         assert isinstance(backbone, GenerativeBackbone)
         reason = "its context stands in the middle of a turn, behind the picture"
         files = _write_parts(prompt, backbone, folder, {"turn": backbone.turn})
-        usage = generative_usage(prompt.experiment, base_model, reason)
+        usage = generative_usage(prompt.experiment, base_model, reason, facts.bits)
     if embedded:
         files += _copy_base_model(embedded, folder / "base_model")
     card = model_card(prompt, backbone, facts, base, usage)
@@ -113,13 +114,13 @@ def write_export(prompt: SitePrompt, backbone: Backbone, folder: Path, facts: Fa
 
 
 def _write_with_classes(
-    prompt: SitePrompt, backbone: DualEncoder, folder: Path, base_model: str
+    prompt: SitePrompt, backbone: DualEncoder, folder: Path, base_model: str, bits: int
 ) -> tuple[list[str], str, str]:
     """The parts, the classes' features and the adapter, where there can be one: files, usage, and why there is none."""
     context, classes = prompt.context(backbone), prompt.experiment.classes
     reason, adapter = "", None
     try:
-        adapter = build_adapter(backbone, context, classes, base_model)
+        adapter = build_adapter(backbone, context, classes, base_model, prompt.experiment.prompt.init_text)
     except NotExpressibleError as error:
         reason = str(error)
     about: dict[str, Any] = {
@@ -133,13 +134,13 @@ def _write_with_classes(
     write_durably(folder / "text_features.safetensors", save({"text_features": np.ascontiguousarray(features)}))
     files.append("text_features.safetensors")
     head = prompt.head(backbone, leaves=True)
-    usage = classes_usage(backbone, adapter, base_model, reason)
+    usage = classes_usage(backbone, adapter, base_model, reason, bits)
     if head is not None:
         tensors = {"vectors": head.vectors, "bias": head.bias, "scale": np.array(head.scale)}
         content = {name: np.ascontiguousarray(value, dtype=np.float64) for name, value in tensors.items()}
         write_durably(folder / CLASS_VECTORS, save(content))
         files.append(CLASS_VECTORS)
-        usage = vectors_usage(base_model) + usage
+        usage = vectors_usage(base_model, bits) + usage
     if adapter is not None:
         files += adapter.write(folder, backbone.token_embedding)
     return files, usage, reason
