@@ -23,7 +23,7 @@ from dpfpl_common.errors import RoundError
 from dpfpl_common.ops.files import write_durably
 from dpfpl_common.ops.processes import ProcessGroup, wait_until
 from dpfpl_server.federation.exchange import exchange
-from dpfpl_server.federation.patience import pull_again_soon
+from dpfpl_server.flower_patches import pull_again_soon
 from dpfpl_server.runs.folder import RunFolder
 from dpfpl_server.runs.supervise import run_experiment
 from dpfpl_server.sites.bundle import bundle_files

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from dpfpl_client.learning.learner import PersonalState
+from dpfpl_client.learning.personal import PersonalState
 from dpfpl_common.errors import PayloadError, RefusedError, StateError
 from dpfpl_common.experiment import Experiment, parse_experiment
 from dpfpl_common.ops.files import fsync_folder, is_full, make_folder_durably, write_durably

@@ -13,6 +13,7 @@ import torch
 from dpfpl_client.data.records import left_out
 from dpfpl_client.learning.evidence import accuracies, label_shares, pooled_head, shares_from, site_head
 from dpfpl_client.learning.methods import build_method
+from dpfpl_client.learning.personal import PersonalState
 from dpfpl_client.learning.prototypes import prototypes_from
 from dpfpl_client.learning.pulls import Pull, public_pull
 from dpfpl_client.learning.step import Randomness, batch_gradient, noised_step
@@ -86,33 +87,6 @@ class SiteFeatures:
         counts = Counter(self.classes[label] for label in self.train.labels.tolist())
         problem = left_out(counts, experiment.classes, "training images")
         return "" if problem is None else problem.message
-
-
-@dataclass(frozen=True)
-class PersonalState:
-    """What a site keeps from round to round.
-
-    Attributes:
-        context: the personal context p_L [num_context, width]; a function of noised releases alone, but under the unit
-            ``site`` of un-noised gradients, so it must not leave the site.
-        optimizer: the optimizer's state for what the method trains.
-        class_sums: what ``one_shot`` released, noised, [classes, feature_size]; None before, and under ``per_step``.
-        voted: whether the site has told its vote, which it does once.
-        parameters: what the method trains, where that is not the personal context itself; None elsewhere, and before
-            the first step. As private as the context, which is a function of it.
-    """
-
-    context: Floats
-    optimizer: OptimizerState
-    class_sums: Floats | None = None
-    parameters: Floats | None = None
-    voted: bool = False
-
-    @classmethod
-    def initial(cls, experiment: Experiment) -> "PersonalState":
-        """No personalisation yet."""
-        shape = experiment.context_shape
-        return cls(context=np.zeros(shape), optimizer=OptimizerState.zeros(shape))
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from dpfpl_common.ops.text import printable
 from dpfpl_server.exit_codes import FAILED, NOT_GOING_ON, STUCK
 from dpfpl_server.runs.folder import RunFolder
-from dpfpl_server.runs.words import amount, bytes_text, percent, printable, seconds_text
+from dpfpl_server.runs.words import amount, bytes_text, percent, seconds_text
 
 __all__ = ["STATES", "LiveState", "RunState", "run_state"]
 
