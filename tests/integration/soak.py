@@ -4,7 +4,7 @@
 
 Three sites on public digits, started by the commands that people type, experiments one after another until so many
 rounds are done. Every process kind is killed at random times; in the middle one site is revoked and another one joins.
-Writes ``soak.json`` and ``soak.svg`` (memory, descriptors, disk over time). Ends with 1 if at any site more was released
+Writes ``soak.json`` and ``soak.svg`` (memory, descriptors, disk over time). Ends with 1 if anywhere more was released
 than charged, or an experiment neither finished nor says why.
 """
 
@@ -90,7 +90,7 @@ def accounts(federation: Federation) -> dict[str, dict[str, int]]:
 
 def soak(rounds: int, kills: int, out: Path, seed: int) -> dict[str, Any]:
     """The whole of it."""
-    draw, federation = random.Random(seed), Federation(out / "federation")  # noqa: S311  when to kill is no secret
+    draw, federation = random.Random(seed), Federation(out / "federation")
     federation.start_server()
     time.sleep(10)
     for file in federation.root.glob("kits/*/site.toml"):
