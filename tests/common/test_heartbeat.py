@@ -9,8 +9,8 @@ import time
 import pytest
 
 from dpfpl_common.errors import StateError
-from dpfpl_common.ops.heartbeat import Heartbeat, LifeSign, life_sign
 from dpfpl_common.ops import heartbeat as module
+from dpfpl_common.ops.heartbeat import Heartbeat, LifeSign, life_sign
 
 HOLD = """
 import sys, time

@@ -66,7 +66,7 @@ def test_the_bytes_are_about_those_that_are_sent(tmp_path):
     request = TrainRequest(experiment, 1, context)
     plan = make_plan(experiment, REGISTER, tmp_path)["bytes"]
     assert plan["down_per_site_round"] == record_bytes(encode_train_request(request))
-    reply = SiteReply("east", 1, context, dict.fromkeys(METRIC_NAMES, 0.123), 0.1, b"s" * 64)
+    reply = SiteReply("east", 1, context, dict.fromkeys(METRIC_NAMES, 0.123), signature=b"s" * 64)
     assert plan["up_per_site_round"] == pytest.approx(record_bytes(encode_reply(reply, request)), rel=0.15)
     assert plan["down"] == 3 * 3 * plan["down_per_site_round"]
 

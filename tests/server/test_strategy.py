@@ -57,13 +57,13 @@ class FakeAgent:
             update = np.random.default_rng(seed).normal(0, 0.01, request.experiment.context_shape)
             update += 0.1 * request.global_context
             self.releases[key] = SiteReply(
-                self.site, request.round, update.astype("<f4"), {"personal_local": 0.5} if request.evaluate else {}, 0.1
+                self.site, request.round, update.astype("<f4"), {"personal_local": 0.5} if request.evaluate else {}
             )
         return self.releases[key]
 
     def evaluate(self, request):
         self.evaluations.append(request)
-        return SiteReply(self.site, request.round, None, {"personal_local": 0.75}, 0.1)
+        return SiteReply(self.site, request.round, None, {"personal_local": 0.75})
 
 
 class Grid(InProcessGrid):

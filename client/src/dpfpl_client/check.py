@@ -323,7 +323,7 @@ class _Check:
                         )
             finally:
                 ledger.close()
-        for other, shared, where in registry.owners(manifest_of(self.site_data).training_digests):
+        for other, shared, where in registry.owners(manifest_of(self.site_data).charged_digests):
             if other != own:
                 self.report.errors.append(
                     f"{shared} of the training images are charged to another privacy ledger, that of {where}. "

@@ -15,9 +15,9 @@ from dpfpl_common.config import build, read_toml, to_table
 from dpfpl_common.errors import ConfigError, StateError
 from dpfpl_common.experiment import Experiment, parse_experiment
 from dpfpl_common.ops.files import make_folder_durably, write_durably
-from dpfpl_common.policy import Policy, loosened, stricter
+from dpfpl_common.policy import Policy, loosened, permit, stricter
 
-__all__ = ["Approvals", "PolicyFile", "Rules", "load_policy"]
+__all__ = ["Approvals", "PolicyFile", "Rules", "check_use", "load_policy"]
 
 
 # Which experiments the administrator approved, by name and configuration, and which ones wait for an answer.
@@ -226,6 +226,25 @@ class PolicyFile:
     def _keep(self, policy: Policy) -> None:
         make_folder_durably(self._accepted_path.parent)
         write_durably(self._accepted_path, json.dumps(to_table(policy), indent=1).encode())
+
+
+def check_use(policy_file: Path, state: Path, experiment: Experiment) -> Policy:
+    """Refuse to use, serve or export a prompt whose experiment the accepted policy, as it is now, does not admit.
+
+    What was learned under a looser policy stays in the state folder and can be used again once that is accepted anew.
+
+    Args:
+        policy_file: policy.toml.
+        state: the state folder, with what was accepted and approved.
+        experiment: where the prompt comes from.
+
+    Raises:
+        RefusedError: code and rule are the policy's.
+        ConfigError: there is no valid policy; then nothing is used.
+    """
+    policy = PolicyFile(policy_file, state, AuditLog(None)).peek()
+    permit(policy, experiment, policy.approves(experiment) or Approvals(state).holds(experiment))
+    return policy
 
 
 def load_policy(path: Path) -> Policy:

@@ -223,6 +223,23 @@ def predict(
     sys.exit(0 if not failed else 1 if failed < len(results) else 2)
 
 
+@app.command(epilog="Example: dpfpl-client results --site site.toml")
+def results(
+    site: SiteFile = SITE,
+    experiment: Annotated[str | None, typer.Option(help="whose prompts; default: the latest")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show how well the prompts do on this site's held-back images: exact numbers, which never leave the site."""
+    from dpfpl_client.use.results import exact_results, results_lines
+
+    found = exact_results(_load(site), experiment)
+    if as_json:
+        _print_json(found)
+        return
+    for line in results_lines(found):
+        typer.echo(line)
+
+
 @app.command(epilog="Example: dpfpl-client serve --site site.toml --port 8080")
 def serve(
     site: SiteFile = SITE,
@@ -355,10 +372,12 @@ def _classifier(
     question: str | None = "",
     usual_mix: float | None = None,
 ) -> "Classifier":
+    from dpfpl_client.agent.policy_file import check_use
     from dpfpl_client.models.loader import load_computing
     from dpfpl_client.use.prompt import load_prompt
 
     prompt = load_prompt(settings.state_folder, experiment)
+    check_use(settings.path(settings.policy), settings.state_folder, prompt.experiment)
     if alpha is not None:
         prompt = prompt.with_strength(alpha)
     if usual_mix is not None:

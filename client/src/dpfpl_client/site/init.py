@@ -32,7 +32,7 @@ POLICY = """\
 experiments = ["*"]
 max_epsilon_per_experiment = 10.0
 max_epsilon_lifetime = 20.0
-metrics = "coarse"
+metrics = "noised"
 """
 
 BUILT_IN = ("digits", "shapes")

@@ -60,4 +60,5 @@ def run(grid: Grid, folder: RunFolder) -> None:
         withdrawn=lambda: withdrawn_sites(Path(str(settings["server"])), sites) if "server" in settings else {},
     )
     strategy.run(grid)
+    folder.store.set_fact("scores", strategy.final_scores)
     folder.store.set_fact("final", strategy.final_metrics)

@@ -95,6 +95,7 @@ class DPFPLStrategy(Strategy):
             0, initial_global_context(experiment), OptimizerState.zeros(experiment.context_shape)
         )
         self.final_metrics: dict[str, dict[str, float]] = {}
+        self.final_scores: dict[str, tuple[float, ...]] = {}
         self._unanswered: dict[str, str] = {}
 
     def run(self, grid: Grid) -> Checkpoint:
@@ -105,7 +106,7 @@ class DPFPLStrategy(Strategy):
         """
         while self.checkpoint.round < self.experiment.rounds.number:
             self._complete_round(grid, self.checkpoint.round + 1)
-        self.final_metrics, dropped = self._evaluate(grid)
+        dropped = self._evaluate(grid)
         self._on_status({"phase": "FINISHED", "round": self.checkpoint.round, **_rejected(dropped)})
         return self.checkpoint
 
@@ -175,7 +176,6 @@ class DPFPLStrategy(Strategy):
             **_rejected(replies.failures),
             **_ignored(outcome),
             "signal": replies.signal,
-            "site_seconds": {site: reply.seconds for site, reply in replies.accepted.items()},
             "metrics": {site: reply.metrics for site, reply in replies.accepted.items() if reply.metrics},
         }
         evidence = before.evidence.with_replies(replies.evidence, asked) if replies.evidence else before.evidence
@@ -191,8 +191,8 @@ class DPFPLStrategy(Strategy):
         evaluate = (number - 1) % self.experiment.rounds.evaluate_every == 0
         return TrainRequest(self.experiment, number, self.checkpoint.global_context, evaluate)
 
-    def _evaluate(self, grid: Grid) -> tuple[dict[str, dict[str, float]], dict[str, Rejected]]:
-        """Accuracies by site, and why the other sites gave none."""
+    def _evaluate(self, grid: Grid) -> dict[str, Rejected]:
+        """Ask for scores, and for the accuracies of sites on public data. Gives why the other sites did not answer."""
         number = self.checkpoint.round
         request = EvaluateRequest(self.experiment, number, self.checkpoint.global_context)
         self._notice_withdrawn(number)
@@ -202,7 +202,9 @@ class DPFPLStrategy(Strategy):
         replies = Replies(self.experiment, request, self._norm_cap, self._signatures, asked)
         replies.failures.update(self._gone)
         self._exchange(grid, messages, "EVALUATING", number, replies)
-        return {site: reply.metrics for site, reply in replies.accepted.items()}, replies.failures
+        self.final_metrics = {site: reply.metrics for site, reply in replies.accepted.items()}
+        self.final_scores = {site: reply.scores for site, reply in replies.accepted.items() if reply.scores}
+        return replies.failures
 
     def _sampled_nodes(self) -> dict[str, int]:
         """The sites that take part in a round, each with chance ``site_sample_rate``, independently."""

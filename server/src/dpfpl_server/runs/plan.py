@@ -65,7 +65,7 @@ def make_plan(experiment: Experiment, sites: Mapping[str, Site], runs: Path) -> 
             "site_stddev": site_noise_stddev(experiment),
             "server_stddev": server_noise_stddev(experiment),
         },
-        "privacy": privacy_statement(experiment, experiment.rounds.number),
+        "privacy": privacy_statement(experiment, experiment.rounds.number, scored=True),
         "images_of_a_class": _images_of_a_class(experiment),
         "evidence": _evidence(experiment),
         "bytes": _bytes(experiment),
@@ -92,6 +92,8 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
             for entry in privacy["epsilons"]
         ),
         f"unit: {privacy['epsilons'][0]['unit']}",
+        *_group_lines(privacy),
+        *_score_line(privacy),
         *_images_line(plan["images_of_a_class"]),
         *_evidence_lines(plan["evidence"]),
         f"traffic: a site {traffic['down_per_site_round']} bytes down, {traffic['up_per_site_round']} up a round; "
@@ -100,6 +102,27 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
     ]
     lines += [f"REFUSED by {entry['by']} (rule {entry['rule']}): {entry['why']}" for entry in plan["refusals"]]
     return lines + [f"WARNING {text}" for text in plan["warnings"]]
+
+
+def _group_lines(privacy: Mapping[str, Any]) -> list[str]:
+    """What the epsilon of a prompt's recipient is for several examples, and what it means for an attacker."""
+    if not privacy["groups"]:
+        return []
+    groups = ", ".join(f"{_epsilon(row['epsilon'])} for {row['examples']}" for row in privacy["groups"][1:])
+    rates = ", ".join(
+        f"{row['true_positive_rate']:.1%} at {row['false_positive_rate']:.1%}" for row in privacy["recognition"]
+    )
+    return [
+        f"several examples of one person, at the same delta: epsilon {groups}",
+        f"who tries to tell whether an example was there is right at most so often, by how often wrong: {rates}",
+    ]
+
+
+def _score_line(privacy: Mapping[str, Any]) -> list[str]:
+    if not privacy["held_back_events"]:
+        return []
+    z = privacy["held_back_events"][0]["noise_multiplier"]
+    return [f"scores: noised counts of right answers on held-back examples, multiplier {z:.4g}; epsilon stays the same"]
 
 
 def _mechanism(experiment: Experiment) -> dict[str, str]:

@@ -334,6 +334,7 @@ def finish(folder: RunFolder) -> dict[str, Any]:
         transport="grpc+tls",
         history=checkpoint.history,
         final=final,
+        scores=folder.store.fact("scores") or {},
         num_classes={},
         evidence=checkpoint.evidence,
         seconds=sum((attempt.ended or attempt.started) - attempt.started for attempt in attempts),
