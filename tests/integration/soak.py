@@ -3,7 +3,7 @@
     python tests/integration/soak.py --rounds 2000 --kills 60 --out runs/soak
 
 Two sites on public digits, started by the commands that people type, experiments one after another until so many rounds
-are done, and every process kind killed at random times. Writes ``soak.json`` and ``soak.svg`` (memory, descriptors, disk
+are done, and every process kind killed at random times. Writes ``soak.json`` and ``soak.svg`` (memory, files open, disk
 over time). Ends with 1 if anywhere more was released than charged, or an experiment neither finished nor says why.
 A site that leaves and one that joins are not part of it yet.
 """
