@@ -145,7 +145,7 @@ def test_a_crash_after_the_reservation_stays_charged_and_the_retry_pays_anew(sit
 
 def test_the_charge_is_on_disk_before_anything_is_computed(site, request_for, monkeypatch):
     seen = []
-    monkeypatch.setattr("dpfpl_client.agent.core.PromptLearner.train_round", lambda *_: seen.append(site.charges))
+    monkeypatch.setattr("dpfpl_client.agent.core.PromptLearner.train_round", lambda *_, **__: seen.append(site.charges))
     with pytest.raises(AttributeError):
         site.agent.train(request_for())
     assert [len(charges) for charges in seen] == [1]
@@ -425,8 +425,9 @@ def test_the_policy_decides_which_accuracies_leave(site, request_for, experiment
         if metrics == "none":
             assert reply.metrics == {}
             continue
-        assert len(reply.metrics) == 6
-        for name, value in reply.metrics.items():
+        counted = {name: value for name, value in reply.metrics.items() if name.endswith(("_local", "_neighbour"))}
+        assert len(counted) == 6
+        for name, value in counted.items():
             images = 7 if name.endswith("local") else 6
             assert (value * images == pytest.approx(round(value * images), abs=1e-9)) or metrics == "coarse"
             assert (value * 20 == pytest.approx(round(value * 20), abs=1e-9)) or metrics == "exact"
