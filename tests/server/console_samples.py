@@ -63,7 +63,6 @@ class Run:
             "sites": sites,
             "dropped": dropped,
             "codes": {site: why.partition(":")[0] for site, why in dropped.items()},
-            "site_seconds": dict.fromkeys(sites, 0.4),
             "metrics": {
                 site: {
                     "personal_local": 0.6 + 0.04 * (number - 1) + 0.02 * SITES.index(site),

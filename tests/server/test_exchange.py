@@ -11,7 +11,7 @@ from flwr.superlink.grid.http_grid import HttpGrid
 
 from dpfpl_server.federation import exchange as module
 from dpfpl_server.federation.exchange import content_bytes, exchange
-from dpfpl_server.federation.patience import bear_broken_connections
+from dpfpl_server.flower_patches import bear_broken_connections
 
 
 def told(outcome):
@@ -161,7 +161,7 @@ def test_an_error_reply_is_a_failure_with_its_reason(clock):
     outcome = exchange(grid, messages, 5.0, clock=clock)
 
     assert outcome.replies == {}
-    assert told(outcome) == {"north": "NODE_ERROR: Flower error 3"}
+    assert told(outcome) == {"north": "NODE_ERROR: its answer broke off"}
 
 
 def asked_again(messages, grid, clock, deadline_s=10.0, refuse=False):
@@ -253,7 +253,7 @@ def test_L6_a_site_whose_reply_broke_off_is_asked_again_at_once_but_only_once(cl
     outcome, _ = asked_again(messages, grid, clock)
 
     assert set(outcome.replies) == {"north"}
-    assert told(outcome) == {"south": "NODE_ERROR: Flower error 3"}
+    assert told(outcome) == {"south": "NODE_ERROR: its answer broke off"}
     assert clock.now - grid.start < 2.5, "asked at once, and twice broken is enough"
 
 

@@ -32,7 +32,7 @@ def update(number):
 
 
 def message(site, content=None):
-    reply = SiteReply(site, 1, update(SITES.index(site)) if content is None else content, {"personal_local": 0.5}, 0.1)
+    reply = SiteReply(site, 1, update(SITES.index(site)) if content is None else content, {"personal_local": 0.5})
     metadata = Metadata(1, "id", 99, 1, "", "1", time.time(), 3600.0, "train")
     return Message(encode_reply(reply, REQUEST), reply_to=Message(content=RecordDict(), metadata=metadata))
 

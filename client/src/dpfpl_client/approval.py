@@ -27,7 +27,12 @@ ANSWERS = {
     "caption": "captions of images; what they say stays here",
 }
 
-ACCURACIES = {"none": "no accuracies", "coarse": "accuracies in steps of 0.05", "exact": "exact accuracies"}
+ACCURACIES = {
+    "none": "no accuracies",
+    "noised": "noised counts of right answers on held-back examples, once, within the same epsilon",
+    "coarse": "accuracies in steps of 0.05 (public data)",
+    "exact": "exact accuracies (public data)",
+}
 
 
 def read_plan(path: Path) -> Experiment:
@@ -142,7 +147,7 @@ def words(plan: dict[str, Any]) -> list[str]:
         else f"  {ANSWERS[plan['task']]}",
         f"What leaves this site in each of {plan['rounds']} rounds: {plan['values_per_round']} numbers, "
         f"{_update(plan['mechanism'], plan['trust'])}; "
-        f"{ACCURACIES[plan['metrics']]}; a duration. Never an image, a label or a file name.",
+        f"{ACCURACIES[plan['metrics']]}. Never an image, a label or a file name.",
         f"What is protected: {UNIT_NAMES[plan['unit']]}. Noise multiplier {plan['noise_multiplier']:.3g}, "
         f"{plan['mechanism']}, trust {plan['trust']}.",
         f"Who learns how much (epsilon at delta {plan['delta']:g}; smaller is safer):",

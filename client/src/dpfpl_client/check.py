@@ -26,6 +26,7 @@ from dpfpl_client.learning.learner import PromptLearner, SiteFeatures
 from dpfpl_client.models.backbone import Backbone, Scorer, too_long_answers
 from dpfpl_client.models.loader import load_computing
 from dpfpl_client.node.fleet_probe import probe_fleet
+from dpfpl_client.site.init import template_policy
 from dpfpl_client.site.settings import SiteSettings
 from dpfpl_common.errors import DpfplError, ModelError, StateError
 from dpfpl_common.experiment import Experiment
@@ -274,6 +275,12 @@ class _Check:
             "trust": list(policy.trust),
             "metrics": policy.metrics,
         }
+        fresh = rules.looser_than(template_policy())
+        if fresh:
+            report.warnings.append(
+                f"policy.toml allows more than this program's template in {', '.join(fresh)}, and nobody accepted that "
+                "yet. dpfpl-client init asks about each. [POLICY_LOOSER_THAN_TEMPLATE]"
+            )
         looser = rules.pending()
         if looser:
             report.warnings.append(
@@ -316,7 +323,7 @@ class _Check:
                         )
             finally:
                 ledger.close()
-        for other, shared, where in registry.owners(manifest_of(self.site_data).training_digests):
+        for other, shared, where in registry.owners(manifest_of(self.site_data).charged_digests):
             if other != own:
                 self.report.errors.append(
                     f"{shared} of the training images are charged to another privacy ledger, that of {where}. "

@@ -12,7 +12,7 @@ from dpfpl_client.agent.policy_file import load_policy
 from dpfpl_client.approval import experiments_asked_for
 from dpfpl_client.data import count_labels, left_out
 from dpfpl_client.node.fleet_probe import probe_fleet
-from dpfpl_client.node.link import link_file, read_link
+from dpfpl_client.node.link import link_file, node_life, read_link
 from dpfpl_client.site.settings import SiteSettings
 from dpfpl_common.errors import DpfplError
 from dpfpl_common.ops.diagnostics import (
@@ -92,6 +92,10 @@ def link_troubles(state_folder: Path) -> list[Trouble]:
     state = read_link(link_file(state_folder))
     if state is None:
         return [Trouble("link", "NODE_DOWN", "the connection to the server was never started from this state folder")]
+    life = node_life(state_folder)
+    if life.age_s is not None and not life.alive:
+        said = f" ({state.reason})" if state.reason.startswith("KEY_WITHDRAWN") else ""
+        return [Trouble("link", "NODE_DOWN", f"the SuperNode, which connects to the server, does not run{said}")]
     trouble = state.trouble(time.time())
     if not trouble:
         return []

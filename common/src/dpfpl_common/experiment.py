@@ -171,7 +171,8 @@ class PrivacySettings:
         accounting: ``honest``; ``paper`` computes target_epsilon's noise by the paper's formula, for reproductions.
         sample_rate: chance q that an example joins a step (Poisson).
         site_sample_rate: chance q_s that a site joins a round (Poisson); below 1 only under the unit ``site``.
-        nominal_site_size: public stand-in for the number of training images of a site.
+        nominal_site_size: public stand-in for the number of training images of a site: a round number known beforehand,
+            not the real count.
         tolerated_dropouts: D; with more sites missing a round is not aggregated.
         tolerated_colluders: K sites that may pool what they know against another; their noise shares do not count.
     """

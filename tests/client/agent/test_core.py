@@ -145,7 +145,9 @@ def test_a_crash_after_the_reservation_stays_charged_and_the_retry_pays_anew(sit
 
 def test_the_charge_is_on_disk_before_anything_is_computed(site, request_for, monkeypatch):
     seen = []
-    monkeypatch.setattr("dpfpl_client.agent.core.PromptLearner.train_round", lambda *_, **__: seen.append(site.charges))
+    monkeypatch.setattr(
+        "dpfpl_client.agent.core.PromptLearner.train_round", lambda *_, **more: seen.append(site.charges)
+    )
     with pytest.raises(AttributeError):
         site.agent.train(request_for())
     assert [len(charges) for charges in seen] == [1]
@@ -359,7 +361,8 @@ def test_retries_count_against_the_cap_of_the_experiment(site, request_for, expe
 
 
 def test_A3_the_lifetime_cap_holds_over_experiments_and_restarts(site, request_for, experiment, changed, computed):
-    policy = budget(50.0, (cost(experiment, 5) + cost(experiment, 6)) / 2)
+    # Over a lifetime a filter decides, valid for adaptive choice: it takes 5 steps for 1.11 times what they cost.
+    policy = budget(50.0, 1.17 * cost(experiment, 5))
     site.start(policy)
     replies = [site.agent.train(request_for(number)) for number in (1, 2, 3)]
     second = changed(experiment, name="second")
@@ -403,19 +406,20 @@ def test_A3_the_cap_towards_the_operator_does_not_bind_where_central_is_allowed(
     assert site.agent.train(request_for()).round == 1
 
 
-def test_evaluation_charges_nothing_and_keeps_the_context(site, request_for, experiment):
+def test_an_evaluation_before_the_end_charges_nothing_tells_nothing_and_keeps_the_context(
+    site, request_for, experiment
+):
     site.agent.train(request_for())
     context = np.full(experiment.context_shape, 0.5, "<f4")
-    reply = site.agent.evaluate(EvaluateRequest(experiment, 3, context))
-    assert reply.update is None
-    assert set(reply.metrics) >= {"personal_local", "global_local", "zero_shot_neighbour"}
+    reply = site.agent.evaluate(EvaluateRequest(experiment, 2, context))
+    assert (reply.update, reply.metrics, reply.scores) == (None, {}, ())
     assert len(site.charges) == 1
     np.testing.assert_array_equal(site.store.read_final("pilot"), context)
 
 
 @pytest.mark.parametrize("metrics", ["none", "coarse", "exact"])
 def test_the_policy_decides_which_accuracies_leave(site, request_for, experiment, metrics):
-    site.start(Policy(("*",), 50.0, 100.0, metrics=metrics))
+    site.start(Policy(("*",), 50.0, 100.0, metrics=metrics), public=True)
     context = np.zeros(experiment.context_shape, "<f4")
     replies = [
         site.agent.train(request_for(evaluate=True)),
@@ -425,9 +429,10 @@ def test_the_policy_decides_which_accuracies_leave(site, request_for, experiment
         if metrics == "none":
             assert reply.metrics == {}
             continue
-        counted = {name: value for name, value in reply.metrics.items() if name.endswith(("_local", "_neighbour"))}
-        assert len(counted) == 6
-        for name, value in counted.items():
+        assert {name.split("_local")[0] for name in reply.metrics if name.endswith("_local")} >= {"personal", "global"}
+        for name, value in reply.metrics.items():
+            if not name.endswith(("_local", "_neighbour")):
+                continue
             images = 7 if name.endswith("local") else 6
             assert (value * images == pytest.approx(round(value * images), abs=1e-9)) or metrics == "coarse"
             assert (value * 20 == pytest.approx(round(value * 20), abs=1e-9)) or metrics == "exact"

@@ -144,7 +144,7 @@ def test_a_restart_from_the_record_equals_going_on(site, method, rank, mechanism
         assert again.update.tobytes() == through.update.tobytes()
         assert again.state.context.tobytes() == through.state.context.tobytes()
         state = through.state
-        reply = SiteReply("s0", number, again.update.astype("<f4"), {}, 0.1)
+        reply = SiteReply("s0", number, again.update.astype("<f4"), {})
         kept = Record.from_bytes(Record("f" * 64, reply, global_context, again.state).to_bytes()).state
 
 

@@ -109,6 +109,7 @@ def run_simulation(
         transport=ENGINES[request.engine],
         history=outcome.checkpoint.history,
         final=outcome.final,
+        scores=outcome.scores,
         num_classes={site.name: site.num_classes for site in sites},
         seconds=outcome.seconds,
         seed=request.seed,

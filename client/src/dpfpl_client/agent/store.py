@@ -11,7 +11,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from dpfpl_client.learning.learner import PersonalState
+from dpfpl_client.learning.personal import PersonalState
 from dpfpl_common.errors import PayloadError, RefusedError, StateError
 from dpfpl_common.experiment import Experiment, parse_experiment
 from dpfpl_common.ops.files import fsync_folder, is_full, make_folder_durably, write_durably
@@ -45,7 +45,6 @@ class Record:
             "site": self.reply.site,
             "round": self.reply.round,
             "metrics": self.reply.metrics,
-            "seconds": self.reply.seconds,
             "optimizer_steps": self.state.optimizer.steps,
             "voted": self.state.voted,
         }
@@ -81,7 +80,6 @@ class Record:
                 round=meta["round"],
                 update=tensors["update"],
                 metrics=meta["metrics"],
-                seconds=meta["seconds"],
                 evidence=tensors.get("evidence"),
             )
             optimizer = OptimizerState(
@@ -139,6 +137,26 @@ class Store(Protocol):
 
     def last_round(self, experiment: str) -> int:
         """The last round with a record; 0 if there is none."""
+        ...
+
+    def write_scores(self, experiment: str, scores: tuple[float, ...]) -> str:
+        """Keep the scores that an experiment released; durable on return. Gives their digest."""
+        ...
+
+    def read_scores(self, experiment: str, digest: str) -> tuple[float, ...]:
+        """The scores with this digest.
+
+        Raises:
+            StateError: they are gone or others.
+        """
+        ...
+
+    def write_pace(self, experiment: str, seconds: float) -> None:
+        """Keep how long the experiment's answers take."""
+        ...
+
+    def read_pace(self, experiment: str) -> float:
+        """How long the experiment's answers take; 0 where that is not known yet."""
         ...
 
     def write_final(self, experiment: str, global_context: Context, choice: Choice | None = None) -> None:
@@ -233,6 +251,37 @@ class DiskStore:
         paths = (self._folder / experiment).glob("round-*.safetensors")
         return sorted(int(path.stem.removeprefix("round-")) for path in paths)
 
+    def write_scores(self, experiment: str, scores: tuple[float, ...]) -> str:
+        """See ``Store``."""
+        content = _scores_to_bytes(scores)
+        self._write(self._folder / experiment / "scores.json", content)
+        return hashlib.sha256(content).hexdigest()
+
+    def read_scores(self, experiment: str, digest: str) -> tuple[float, ...]:
+        """See ``Store``."""
+        if self._broken:
+            raise _not_durable("an earlier write failed")
+        try:
+            content = (self._folder / experiment / "scores.json").read_bytes()
+            if hashlib.sha256(content).hexdigest() != digest:
+                raise ValueError("other scores")
+            return tuple(float.fromhex(text) for text in json.loads(content))
+        except (OSError, ValueError, TypeError) as error:
+            raise _damaged(error) from None
+
+    def write_pace(self, experiment: str, seconds: float) -> None:
+        """See ``Store``."""
+        self._write(self._folder / experiment / "reply_time.json", json.dumps(seconds).encode())
+
+    def read_pace(self, experiment: str) -> float:
+        """See ``Store``."""
+        try:
+            return float(json.loads((self._folder / experiment / "reply_time.json").read_bytes()))
+        except FileNotFoundError:
+            return 0.0
+        except (OSError, ValueError, TypeError) as error:
+            raise _damaged(error) from None
+
     def write_final(self, experiment: str, global_context: Context, choice: Choice | None = None) -> None:
         """See ``Store``."""
         tensors: dict[str, Any] = {"global_context": np.ascontiguousarray(global_context)}
@@ -303,6 +352,8 @@ class MemoryStore:
     def __init__(self) -> None:
         self._records: dict[str, tuple[int, Record]] = {}
         self._final: dict[str, tuple[Context, Choice | None]] = {}
+        self._scores: dict[str, tuple[float, ...]] = {}
+        self._paces: dict[str, float] = {}
 
     def check_kept(self, experiment: str) -> None:
         """Nobody leaves a simulation."""
@@ -323,6 +374,23 @@ class MemoryStore:
         """See ``Store``."""
         return self._records[experiment][0] if experiment in self._records else 0
 
+    def write_scores(self, experiment: str, scores: tuple[float, ...]) -> str:
+        """See ``Store``."""
+        self._scores[experiment] = scores
+        return hashlib.sha256(_scores_to_bytes(scores)).hexdigest()
+
+    def read_scores(self, experiment: str, digest: str) -> tuple[float, ...]:
+        """See ``Store``."""
+        return self._scores[experiment]
+
+    def write_pace(self, experiment: str, seconds: float) -> None:
+        """See ``Store``."""
+        self._paces[experiment] = seconds
+
+    def read_pace(self, experiment: str) -> float:
+        """See ``Store``."""
+        return self._paces.get(experiment, 0.0)
+
     def write_final(self, experiment: str, global_context: Context, choice: Choice | None = None) -> None:
         """See ``Store``."""
         self._final[experiment] = (global_context, choice)
@@ -334,6 +402,10 @@ class MemoryStore:
     def read_choice(self, experiment: str) -> Choice | None:
         """See ``Store``."""
         return self._final[experiment][1] if experiment in self._final else None
+
+
+def _scores_to_bytes(scores: tuple[float, ...]) -> bytes:
+    return json.dumps([score.hex() for score in scores]).encode()
 
 
 def _not_durable(reason: str) -> StateError:

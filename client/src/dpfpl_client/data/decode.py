@@ -31,6 +31,7 @@ __all__ = [
     "pixel_digest",
 ]
 
+STRIP_PIXELS = 1 << 20
 MAX_PIXELS = 89_478_485
 """Pillow's own decompression-bomb limit (a quarter of a GiB as RGB); here it is an error, not a warning."""
 
@@ -136,29 +137,33 @@ def image_extensions() -> frozenset[str]:
     return _EXTENSIONS | {suffix for suffix, extra in OPTIONAL_EXTENSIONS.items() if _installed(extra)}
 
 
-def decode_image(source: Path | bytes, rules: PixelRules = DEFAULT_RULES) -> Image.Image:
+def decode_image(
+    source: Path | bytes, rules: PixelRules = DEFAULT_RULES, most_pixels: int | None = None
+) -> Image.Image:
     """As :func:`decode_picture`, the image alone."""
-    return decode_picture(source, rules).image
+    return decode_picture(source, rules, most_pixels).image
 
 
-def decode_picture(source: Path | bytes, rules: PixelRules = DEFAULT_RULES) -> Picture:
+def decode_picture(source: Path | bytes, rules: PixelRules = DEFAULT_RULES, most_pixels: int | None = None) -> Picture:
     """Decode to RGB, the way a person sees it: EXIF orientation applied, transparency on white.
 
     Greyscale of 16 bits is scaled as :mod:`dpfpl_client.data.value_range` says, DICOM as
     :mod:`dpfpl_client.data.dicom` says. Wider values have no known range, so such images are refused.
 
     Raises:
-        UnreadableImageError: damaged, of another format, above ``MAX_PIXELS``, or refused by the rules.
+        UnreadableImageError: damaged, of another format, above ``most_pixels`` (``MAX_PIXELS``), or refused by the
+            rules.
     """
+    most = MAX_PIXELS if most_pixels is None else most_pixels
     try:
         head = _head(source)
         if head[128:132] == b"DICM":
-            return _dicom(source, rules)
+            return _dicom(source, rules, most)
         formats: tuple[str, ...] = _FORMATS
         if head[4:8] == b"ftyp" and head[8:12] in _HEIC_BRANDS:
             formats = _with_heic()
         with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=formats) as image:
-            _check_pixels(image)
+            _check_pixels(image, most)
             image.load()
             picture = _to_rgb(image, rules, head)
             frames = _count_frames(image)
@@ -191,12 +196,12 @@ def _head(source: Path | bytes) -> bytes:
         return file.read(_HEAD)
 
 
-def _dicom(source: Path | bytes, rules: PixelRules) -> Picture:
+def _dicom(source: Path | bytes, rules: PixelRules, most: int) -> Picture:
     if not _installed("dicom"):
         raise _missing("dicom")
     from dpfpl_client.data.dicom import decode_dicom
 
-    found = decode_dicom(source, rules.bits, MAX_PIXELS)
+    found = decode_dicom(source, rules.bits, most)
     if isinstance(found, str):
         raise UnreadableImageError(found)
     frames = 2 if found.several else 1  # how many is the header's business
@@ -226,9 +231,9 @@ def _missing(extra: str) -> UnreadableImageError:
     )
 
 
-def _check_pixels(image: Image.Image) -> None:
-    if image.width * image.height > MAX_PIXELS:
-        raise UnreadableImageError(f"it has {image.width * image.height:,} pixels, the limit is {MAX_PIXELS:,}")
+def _check_pixels(image: Image.Image, most: int) -> None:
+    if image.width * image.height > most:
+        raise UnreadableImageError(f"it has {image.width * image.height:,} pixels, the limit is {most:,}")
     if image.width == 0 or image.height == 0:
         raise UnreadableImageError("it has no pixels")
 
@@ -271,6 +276,16 @@ def _to_rgb(opened: Image.Image, rules: PixelRules, head: bytes) -> Picture:
     elif has_wide_colours(opened, head):
         used, largest = check_wide_colours(np.asarray(image), opened, head, rules.bits)
     if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+        image = _on_white(image)
     return Picture(image.convert("RGB"), used=used, largest=largest)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """An image without its transparency, strip by strip, as that takes many bytes a pixel on the way."""
+    whole = Image.new("RGB", image.size)
+    rows = max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        layer = image.crop(box).convert("RGBA")
+        whole.paste(Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB"), box)
+    return whole

@@ -346,18 +346,18 @@ def _name(line: QuestionLine) -> str:
 
 
 def _once(lines: Sequence[QuestionLine]) -> tuple[list[QuestionLine], list[DataProblem]]:
-    """Of the lines that say the same one; of a question with several answers none.
+    """Of the lines that say the same on the same side one; of a question with several answers none.
 
-    Captions in other words are examples of their own. Adding or removing one line so changes what is kept by at most
-    one example. That is also why two spellings of one answer count as two answers: to keep either of them would let
-    one line put an example in another one's place.
+    Captions in other words are examples of their own. What is kept goes on to ``split_items``, which holds it against
+    copies of the picture under other names and on the other side. One line more adds or removes at most one line here,
+    and one line more there adds or removes at most one example. That is also why two spellings of one answer count as
+    two answers: to keep either of them would let one line put an example in another one's place.
     """
-    same: defaultdict[tuple[str, str, str], list[QuestionLine]] = defaultdict(list)
+    same: defaultdict[tuple[str, str, str, str], list[QuestionLine]] = defaultdict(list)
     for line in lines:
-        same[line.image, line.question, "" if line.question else line.answer].append(line)
+        same[line.image, line.question, "" if line.question else line.answer, line.split or ""].append(line)
     kept: list[QuestionLine] = []
     repeated: dict[str, str] = {}
-    two_sides: dict[str, str] = {}
     contradictory: dict[str, str] = {}
     for group in same.values():
         if len({line.answer for line in group}) > 1:
@@ -365,15 +365,9 @@ def _once(lines: Sequence[QuestionLine]) -> tuple[list[QuestionLine], list[DataP
             reason = f"the same question about it is answered {'in another spelling' if one else 'otherwise'} elsewhere"
             contradictory |= {_name(line): reason for line in group}
             continue
-        first = next((line for line in group if line.split), group[0])
-        kept.append(first)
-        for line in group:
-            if line.split and line.split != first.split:
-                two_sides[_name(line)] = f"line {first.number} says the same, but puts it into {first.split}"
-            elif line is not first:
-                repeated[_name(line)] = f"line {first.number} says the same"
+        kept.append(group[0])
+        repeated |= {_name(line): f"line {group[0].number} says the same" for line in group[1:]}
     problems = problem_per_name("DUPLICATE_QUESTION", repeated, "It counts once; remove the line.")
-    problems += problem_per_name("CONFLICTING_SPLITS", two_sides, "It counts there; remove one of the lines.")
     problems += problem_per_name(
         "CONFLICTING_ANSWERS", contradictory, "None of these lines counts; keep the one whose answer is right."
     )

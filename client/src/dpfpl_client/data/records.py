@@ -137,8 +137,8 @@ class SiteData:
 
     Attributes:
         train: what the site trains on.
-        test: test images of the classes that the site trains on ("local").
-        neighbour_test: test images of the other sites, or of classes that the site does not train on; may be empty.
+        test: held-back images; of a simulated site only those of the classes that it trains on ("local").
+        neighbour_test: of a simulated site, test images of the other sites or of classes that it does not train on.
         classes: the classes of ``train``, in the experiment's order.
         problems: what was skipped, and what looks wrong.
         unreadable: keys of the images of the source, not only of this site's part, that cannot be read.

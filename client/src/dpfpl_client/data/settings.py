@@ -38,6 +38,8 @@ class DataSettings:
         bits: so many bits a value has in greyscale files of 16 bits that do not say it themselves; what the device
             writes, not what the pictures happen to hold.
         frames: of a file with several pictures the ``first`` is taken, or it is left out (``refuse``).
+        public: whether everybody may know the data: exact accuracies may leave a site on public data, and only public
+            data may be dealt out to several simulated sites. The built-in sets are public.
     """
 
     source: Source
@@ -53,6 +55,12 @@ class DataSettings:
     class_map: dict[str, str] = field(default_factory=dict)
     bits: Annotated[int, Field(ge=9, le=16)] = 16
     frames: Frames = "first"
+    public: bool = False
+
+    @property
+    def is_public(self) -> bool:
+        """Whether the data are declared public, or built in."""
+        return self.public or self.source in BUILT_IN
 
     def __post_init__(self) -> None:
         if self.source not in BUILT_IN and not self.path.strip():

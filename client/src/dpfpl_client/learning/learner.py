@@ -11,8 +11,9 @@ import numpy.typing as npt
 import torch
 
 from dpfpl_client.data.records import left_out
-from dpfpl_client.learning.evidence import accuracies, label_shares, pooled_head, site_head
+from dpfpl_client.learning.evidence import accuracies, label_shares, pooled_head, shares_from, site_head
 from dpfpl_client.learning.methods import build_method
+from dpfpl_client.learning.personal import PersonalState
 from dpfpl_client.learning.prototypes import prototypes_from
 from dpfpl_client.learning.pulls import Pull, public_pull
 from dpfpl_client.learning.step import Randomness, batch_gradient, noised_step
@@ -22,9 +23,17 @@ from dpfpl_common.errors import ModelError, RefusedError
 from dpfpl_common.evidence import Head, text_head, unpack_pool, votes
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.optimizer import OptimizerState, descend
+from dpfpl_common.privacy.counts import noised_counts
 from dpfpl_common.privacy.one_shot import bounded, noised_class_sums, noised_vote
 from dpfpl_common.privacy.steps import ROUNDING_MARGIN, noised_update
-from dpfpl_common.privacy_plan import class_sums_multiplier, largest_signal, site_noise_stddev, vote_multiplier
+from dpfpl_common.privacy_plan import (
+    class_sums_multiplier,
+    largest_signal,
+    score_noise_multiplier,
+    site_noise_stddev,
+    vote_multiplier,
+)
+from dpfpl_common.wire.payloads import scored
 
 __all__ = ["PersonalState", "PromptLearner", "RoundResult", "SiteFeatures", "initial_context"]
 
@@ -78,33 +87,6 @@ class SiteFeatures:
         counts = Counter(self.classes[label] for label in self.train.labels.tolist())
         problem = left_out(counts, experiment.classes, "training images")
         return "" if problem is None else problem.message
-
-
-@dataclass(frozen=True)
-class PersonalState:
-    """What a site keeps from round to round.
-
-    Attributes:
-        context: the personal context p_L [num_context, width]; a function of noised releases alone, but under the unit
-            ``site`` of un-noised gradients, so it must not leave the site.
-        optimizer: the optimizer's state for what the method trains.
-        class_sums: what ``one_shot`` released, noised, [classes, feature_size]; None before, and under ``per_step``.
-        voted: whether the site has told its vote, which it does once.
-        parameters: what the method trains, where that is not the personal context itself; None elsewhere, and before
-            the first step. As private as the context, which is a function of it.
-    """
-
-    context: Floats
-    optimizer: OptimizerState
-    class_sums: Floats | None = None
-    parameters: Floats | None = None
-    voted: bool = False
-
-    @classmethod
-    def initial(cls, experiment: Experiment) -> "PersonalState":
-        """No personalisation yet."""
-        shape = experiment.context_shape
-        return cls(context=np.zeros(shape), optimizer=OptimizerState.zeros(shape))
 
 
 @dataclass(frozen=True)
@@ -344,27 +326,57 @@ class PromptLearner:
         pool: npt.NDArray[np.float32] | None = None,
         chosen: str = "",
     ) -> dict[str, float]:
-        """Accuracies by the names of ``dpfpl_common.wire.payloads.METRIC_NAMES``; a set without images has no entry.
+        """Exact accuracies, for public data and a site's own people, by the names of ``payloads.METRIC_NAMES``.
 
-        The personal context counts with the experiment's ``personal_strength``. Once votes have chosen, ``personal`` is
-        what they chose and ``prompt`` the personalised prompt.
+        A set without images has no entry. The personal context counts with the experiment's ``personal_strength``. Once
+        votes have chosen, ``personal`` is what they chose and ``prompt`` the personalised prompt.
         """
         if isinstance(self._scorer, ClassScorer):
             return self._evaluate_heads(global_context, personal_context, pool, chosen)
-        strength = self._experiment.prompt.personal_strength
-        contexts = {
-            "personal": self.context(global_context, strength * personal_context),
-            "global": self.context(global_context, np.zeros_like(personal_context)),
-            "zero_shot": self._initial,
-        }
+        contexts = self._contexts(global_context, personal_context)
+        contexts["personal"] = contexts.pop("prompt")
         metrics: dict[str, float] = {}
         for name, context in contexts.items():
             predictor = self._scorer.at(context)
             for where, images in (("local", self._features.test), ("neighbour", self._features.neighbour_test)):
-                value = predictor.accuracy(images)
-                if value is not None:
-                    metrics[f"{name}_{where}"] = value
+                if len(images):
+                    metrics[f"{name}_{where}"] = float(predictor.agreement(images).mean())
         return metrics
+
+    def scores(
+        self,
+        global_context: npt.NDArray[np.float32],
+        state: PersonalState,
+        randomness: Randomness,
+        pool: npt.NDArray[np.float32] | None = None,
+    ) -> Floats:
+        """The release of scores: noised counts of right answers on the held-back images, [candidates + 1].
+
+        The candidates are ``payloads.scored``, in that order, all functions of noised releases: the usual mix of
+        classes comes from the site's noised class sums, not from its labels (``dpfpl_common.privacy.counts``). Without
+        a pool the class vectors are the texts themselves.
+        """
+        contexts, test = self._contexts(global_context, state.context), self._features.test
+        right = {name: self._scorer.at(context).agreement(test).numpy() for name, context in contexts.items()}
+        if pool is not None and state.class_sums is not None:
+            shares = shares_from(state.class_sums, pool, class_sums_multiplier(self._experiment))
+            for name, context in (("evidence", None), ("both", contexts["global"])):
+                head = site_head(
+                    pooled_head(self._scorer, self._initial, pool, context), shares, self._experiment.prompt.usual_mix
+                )
+                right[name] = (head.logits(test.features).argmax(dim=1) == test.labels).double().numpy()
+        instead = {"evidence": "zero_shot", "both": "global"}
+        rows = [right.get(name, right[instead.get(name, "prompt")]) for name in scored(self._experiment)]
+        return noised_counts(np.stack(rows, axis=1), randomness.noise, score_noise_multiplier(self._experiment))
+
+    def _contexts(self, global_context: npt.NDArray[np.float32], personal_context: Floats) -> dict[str, torch.Tensor]:
+        """The contexts [num_context, width] that are compared."""
+        strength = self._experiment.prompt.personal_strength
+        return {
+            "prompt": self.context(global_context, strength * personal_context),
+            "global": self.context(global_context, np.zeros_like(personal_context)),
+            "zero_shot": self._initial,
+        }
 
     def _evaluate_heads(
         self,

@@ -62,8 +62,8 @@ class Predictor(Protocol):
         """
         ...
 
-    def accuracy(self, examples: LabelledFeatures) -> float | None:
-        """Share of right answers, of captions the mean overlap of words; None without examples."""
+    def agreement(self, examples: LabelledFeatures) -> Tensor:
+        """How right each answer is, [n]: 1 or 0, of captions the overlap of words."""
         ...
 
 

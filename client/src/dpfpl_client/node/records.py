@@ -52,7 +52,7 @@ def encode_reply(reply: SiteReply, request: TrainRequest | EvaluateRequest) -> R
     records = RecordDict(
         {
             METRICS: MetricRecord(dict(reply.metrics)),
-            REPLY: _reply_record(OK, reply.site, reply.round, reply.seconds, reply.signature, Refusal("OK")),
+            REPLY: _reply_record(OK, reply.site, reply.round, reply.scores, reply.signature, Refusal("OK")),
         }
     )
     if reply.update is not None:
@@ -65,7 +65,7 @@ def encode_reply(reply: SiteReply, request: TrainRequest | EvaluateRequest) -> R
 
 def encode_refusal(refusal: Refusal, site: str, round_number: int) -> RecordDict:
     """The records of a refusal; ``round_number`` is 0 where the request could not be read."""
-    return RecordDict({REPLY: _reply_record(REFUSED, site, round_number, 0.0, b"", refusal)})
+    return RecordDict({REPLY: _reply_record(REFUSED, site, round_number, (), b"", refusal)})
 
 
 def _decode_request(
@@ -89,14 +89,14 @@ def _decode_request(
 
 
 def _reply_record(
-    status: str, site: str, round_number: int, seconds: float, signature: bytes, refusal: Refusal
+    status: str, site: str, round_number: int, scores: tuple[float, ...], signature: bytes, refusal: Refusal
 ) -> ConfigRecord:
     return ConfigRecord(
         {
             "protocol_version": PROTOCOL_VERSION,
             "site": site,
             "round": round_number,
-            "seconds": float(seconds),
+            "scores": list(scores),
             "signature": signature,
             "status": status,
             "code": refusal.code,

@@ -5,10 +5,12 @@ import re
 import tomllib
 from pathlib import Path
 
+from dpfpl_common.config import build
 from dpfpl_common.errors import ConfigError
 from dpfpl_common.experiment import NAME
+from dpfpl_common.policy import Policy
 
-__all__ = ["initialise", "model_note", "name_users"]
+__all__ = ["initialise", "model_note", "name_users", "template_policy"]
 
 SITE = """\
 name = {name}
@@ -30,10 +32,15 @@ POLICY = """\
 experiments = ["*"]
 max_epsilon_per_experiment = 10.0
 max_epsilon_lifetime = 20.0
-metrics = "coarse"
+metrics = "noised"
 """
 
 BUILT_IN = ("digits", "shapes")
+
+
+def template_policy() -> Policy:
+    """This program's own starting policy: a kit's may be stricter, but what is looser in it has to be accepted."""
+    return build(Policy, tomllib.loads(POLICY), "the template of policy.toml")
 
 
 def initialise(site_file: Path, data: str, name: str) -> list[Path]:

@@ -15,6 +15,7 @@ from dpfpl_client.data.folder_names import is_derived
 from dpfpl_client.use.prompt import Classifier, Prediction
 from dpfpl_common.errors import DataError, StateError
 from dpfpl_common.ops.files import write_durably
+from dpfpl_common.ops.text import harmless_cell
 
 __all__ = ["FileResult", "as_json", "as_line", "classify_files", "count_skipped", "expand_images", "write_csv"]
 
@@ -120,10 +121,6 @@ def _read(path: Path, rules: PixelRules) -> Image.Image | str:
         return str(error)
 
 
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
-"""A spreadsheet would run a cell that starts with one of these; class names come from the operator."""
-
-
 def as_line(result: FileResult) -> str:
     """``photo.png: cat 93.1%, dog 6.9%`` or ``photo.png: cannot be read: ...``."""
     if result.prediction is None:
@@ -172,13 +169,9 @@ def _rows(head: Sequence[str], results: Sequence[FileResult]) -> str:
     writer = csv.writer(text)
     writer.writerow(head)
     for result in results:
-        row: list[object] = [_cell(str(result.path)), result.error]
+        row: list[object] = [harmless_cell(str(result.path)), harmless_cell(result.error)]
         if result.prediction is not None:
             pairs = zip(result.prediction.classes, result.prediction.probabilities, strict=True)
-            row += [value for name, probability in pairs for value in (_cell(name), probability)]
+            row += [value for name, probability in pairs for value in (harmless_cell(name), probability)]
         writer.writerow(row + [""] * (len(head) - len(row)))
     return text.getvalue()
-
-
-def _cell(text: str) -> str:
-    return f"'{text}" if text.startswith(FORMULA_STARTS) else text

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dpfpl_common.errors import PrivacyError
+from dpfpl_common.privacy.clipping import GRAIN
 from dpfpl_common.privacy.noise import NoiseSource, grid_allows
 
 __all__ = ["VOTE_SHARE", "bounded", "noised_class_sums", "noised_vote", "shared_out"]
@@ -55,8 +56,9 @@ def noised_class_sums(
             advice="Ask for a larger epsilon.",
         )
     rows, finite = bounded(features)
-    sums = np.zeros((num_classes, features.shape[1]))
-    np.add.at(sums, labels[finite], rows[finite])
+    whole = np.zeros((num_classes, features.shape[1]), dtype=np.int64)
+    np.add.at(whole, labels[finite], np.trunc(rows[finite] / GRAIN).astype(np.int64))  # as ``clipping.grid_sum``
+    sums = whole.astype(np.float64) * GRAIN
     return noise.add(sums, noise_multiplier) if noise_multiplier > 0 else sums
 
 
@@ -72,7 +74,7 @@ def noised_vote(votes: Floats, noise: NoiseSource, noise_multiplier: float) -> f
         noise_multiplier: z; 0 releases the sum itself, for experiments that claim no privacy.
     """
     held = np.clip(np.nan_to_num(np.asarray(votes, dtype=np.float64), nan=0.0), -1.0, 1.0)
-    total = np.array([held.sum()])
+    total = np.array([np.rint(held / GRAIN).astype(np.int64).sum() * GRAIN])
     return float((noise.add(total, noise_multiplier) if noise_multiplier > 0 else total)[0])
 
 

@@ -1,7 +1,7 @@
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Mapping as _Mapping
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
@@ -61,7 +61,7 @@ class Reply(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ..., reply: _Optional[_Union[SiteReply, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ...) -> None: ...
 
 class SiteReply(_message.Message):
-    __slots__ = ("site", "round", "update", "metrics", "seconds", "signature", "evidence")
+    __slots__ = ("site", "round", "update", "metrics", "scores", "signature", "evidence")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -73,17 +73,17 @@ class SiteReply(_message.Message):
     ROUND_FIELD_NUMBER: _ClassVar[int]
     UPDATE_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
-    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     EVIDENCE_FIELD_NUMBER: _ClassVar[int]
     site: str
     round: int
     update: Array
     metrics: _containers.ScalarMap[str, float]
-    seconds: float
+    scores: _containers.RepeatedScalarFieldContainer[float]
     signature: bytes
     evidence: Array
-    def __init__(self, site: _Optional[str] = ..., round: _Optional[int] = ..., update: _Optional[_Union[Array, _Mapping]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., seconds: _Optional[float] = ..., signature: _Optional[bytes] = ..., evidence: _Optional[_Union[Array, _Mapping]] = ...) -> None: ...
+    def __init__(self, site: _Optional[str] = ..., round: _Optional[int] = ..., update: _Optional[_Union[Array, _Mapping]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., scores: _Optional[_Iterable[float]] = ..., signature: _Optional[bytes] = ..., evidence: _Optional[_Union[Array, _Mapping]] = ...) -> None: ...
 
 class Refusal(_message.Message):
     __slots__ = ("code", "rule", "advice")

@@ -20,6 +20,7 @@ from dpfpl_common.wire.payloads import (
     TrainRequest,
     check_context,
     check_matrix,
+    scored,
 )
 from dpfpl_common.wire.refusal import Refusal
 
@@ -77,7 +78,7 @@ CODES = {
     "NORM_TOO_LARGE": "an array with a value beyond 1e6",
     "UNKNOWN_METRIC": "a metric that sites do not report",
     "BAD_METRIC": "a metric that is no accuracy",
-    "BAD_SECONDS": "a duration that is none",
+    "BAD_SCORES": "scores that are no finite numbers, of another count, or not asked for",
     "BAD_SIGNATURE": "a signature of another length than Ed25519's",
     "BAD_REFUSAL": "a refusal without a proper code, or with unprintable text",
     "UNKNOWN_SITE": "a reply of a site that is not in the experiment",
@@ -216,13 +217,17 @@ def check_reply(reply: SiteReply, request: TrainRequest | EvaluateRequest) -> No
     """Refuse a reply that does not answer the request; its own values are checked when it is built.
 
     Raises:
-        PayloadError: UNKNOWN_SITE, WRONG_ROUND, UNEXPECTED_UPDATE, MISSING_UPDATE or what ``check_context`` raises.
+        PayloadError: UNKNOWN_SITE, WRONG_ROUND, UNEXPECTED_UPDATE, MISSING_UPDATE, BAD_SCORES or what ``check_context``
+            raises.
     """
     _check_evidence(reply, request)
     if reply.site not in request.experiment.sites:
         raise PayloadError(code="UNKNOWN_SITE", message="The reply's site is not in the experiment.")
     if type(reply.round) is not int or reply.round != request.round:
         raise PayloadError(code="WRONG_ROUND", message=f"The reply is not to round {request.round}.")
+    last = isinstance(request, EvaluateRequest) and request.round == request.experiment.rounds.number
+    if reply.scores and not (last and len(reply.scores) == len(scored(request.experiment)) + 1):
+        raise PayloadError(code="BAD_SCORES", message="The scores are of another count, or were not asked for.")
     if isinstance(request, EvaluateRequest):
         if reply.update is not None:
             raise PayloadError(code="UNEXPECTED_UPDATE", message="The answer to an evaluation holds an update.")
@@ -306,7 +311,7 @@ def encode_reply(reply: SiteReply, request: TrainRequest | EvaluateRequest) -> a
         site=reply.site,
         round=reply.round,
         metrics=dict(reply.metrics),
-        seconds=reply.seconds,
+        scores=reply.scores,
         signature=reply.signature,
         evidence=_matrix(reply.evidence, "evidence"),
     )
@@ -334,8 +339,8 @@ def decode_reply(message: agent_pb2.Reply, request: TrainRequest | EvaluateReque
     content = message.reply
     update = _context(content, "update", request.experiment.context_shape) if content.HasField("update") else None
     evidence = _read_matrix(content, "evidence", evidence_rows(request))
-    metrics = dict(content.metrics)
-    reply = SiteReply(content.site, content.round, update, metrics, content.seconds, content.signature, evidence)
+    metrics, scores = dict(content.metrics), tuple(content.scores)
+    reply = SiteReply(content.site, content.round, update, metrics, scores, content.signature, evidence)
     check_reply(reply, request)
     return reply
 

@@ -5,7 +5,6 @@ is what the server believes instead. Ed25519 is deterministic: the same reply ha
 """
 
 import hashlib
-import math
 import struct
 from dataclasses import dataclass
 from typing import Literal
@@ -29,6 +28,7 @@ __all__ = [
     "check_metrics",
     "kind_of",
     "request_digest",
+    "scored",
     "signed_text",
 ]
 
@@ -46,12 +46,15 @@ METRIC_NAMES = tuple(
     for candidate in ("personal", "global", "zero_shot", "prompt", "text", "evidence", "both")
     for column in ("local", "neighbour", "unseen", "all")
 )
-"""Accuracies a site may report, each in [0, 1].
+"""Exact accuracies that a site on public data may report, each in [0, 1].
 
 Of what it uses, of the shared prompt, of the plain text; with evidence also of the personalised prompt, of the plain
 text with the site's usual mix of classes, and of class vectors from the plain text and from the shared prompt with it.
 On images like its own, on the others', on classes that it has none of, on all classes with equal weight.
 """
+
+MOST_COUNTED = 1e12
+"""No noised count is larger."""
 
 CHOICES = ("", "evidence", "text")
 """What the sites' votes may have chosen; nothing without evidence."""
@@ -96,7 +99,7 @@ class TrainRequest:
 
 @dataclass(frozen=True)
 class EvaluateRequest:
-    """Report the accuracies of the final prompt, after ``round`` rounds; the site keeps what came with the request.
+    """Keep the final prompt and what comes with it; after the last round, release scores as well.
 
     Attributes:
         experiment, round, global_context: as in ``TrainRequest``.
@@ -128,8 +131,9 @@ class SiteReply:
         update: the mean over the round's local steps of noised sums of clipped gradients, float32 [num_context, width],
             divided by the public ``sample_rate * nominal_site_size``; under the unit ``site`` the mean of un-noised
             gradients, clipped as a whole, with the site's share of noise; None in the answer to an evaluation.
-        metrics: accuracies that the site's policy lets out, by name; see METRIC_NAMES.
-        seconds: time the site computed, rounded to tenths.
+        metrics: exact accuracies, where the site's data are public, by name; see METRIC_NAMES.
+        scores: noised counts of right answers, ``[candidates + 1]`` (``dpfpl_common.privacy.counts``); empty but after
+            the last round.
         evidence: noised class sums [classes, feature_size] where they were asked for; one noised vote [1, 1] where a
             pool came; None elsewhere.
         signature: of the site's agent over the rest (``signed_text``), 64 bytes; empty before it is signed, and in
@@ -140,14 +144,14 @@ class SiteReply:
     round: int
     update: Context | None
     metrics: dict[str, float]
-    seconds: float
+    scores: tuple[float, ...] = ()
     signature: bytes = b""
     evidence: Context | None = None
 
     def __post_init__(self) -> None:
         check_metrics(self.metrics)
-        if not (math.isfinite(self.seconds) and 0 <= self.seconds < 1e9):
-            raise PayloadError(code="BAD_SECONDS", message=f"seconds is {self.seconds!r}.")
+        if not all(type(score) is float and abs(score) < MOST_COUNTED for score in self.scores):
+            raise PayloadError(code="BAD_SCORES", message="A score is not a finite number, or beyond 1e12.")
         if type(self.signature) is not bytes or len(self.signature) not in (0, 64):
             raise PayloadError(code="BAD_SIGNATURE", message="The signature must be 64 bytes, or none.")
 
@@ -216,6 +220,15 @@ def _check_round(number: object, low: int, high: int) -> None:
         )
 
 
+def scored(experiment: Experiment) -> tuple[str, ...]:
+    """The candidates whose right answers are counted, in this order: a function of the experiment alone.
+
+    The plain text, the shared prompt, the site's own prompt; with evidence also the class vectors with the plain text
+    and with the shared prompt as prior. All are functions of noised releases: the site's exact label shares are none.
+    """
+    return ("zero_shot", "global", "prompt", *(("evidence", "both") if experiment.uses_evidence else ()))
+
+
 Kind = Literal["train", "evaluate"]
 
 DOMAIN = b"DP-FPL reply of a site, 2"
@@ -245,12 +258,12 @@ def signed_text(experiment: Experiment, kind: Kind, reply: SiteReply) -> bytes:
 
 
 def _content_digest(reply: SiteReply) -> bytes:
-    """sha256 of update, evidence, metrics and seconds, as values: however they are encoded on a wire."""
+    """sha256 of update, evidence, metrics and scores, as values: however they are encoded on a wire."""
     digest = hashlib.sha256()
     for array in (reply.update, reply.evidence):
         content = b"" if array is None else repr(array.shape).encode() + b" " + array.astype("<f4").tobytes()
         digest.update(len(content).to_bytes(8, "big") + content)
     for name, value in sorted(reply.metrics.items()):
         digest.update(len(name.encode()).to_bytes(8, "big") + name.encode() + struct.pack(">d", value))
-    digest.update(struct.pack(">d", reply.seconds))
+    digest.update(struct.pack(f">Q{len(reply.scores)}d", len(reply.scores), *reply.scores))
     return digest.digest()

@@ -38,8 +38,8 @@ __all__ = [
 #     request   ArrayRecord  CONTEXT  {GLOBAL_CONTEXT} and, with evidence, {POOL}
 #               ConfigRecord REQUEST  {protocol_version, experiment, round}, to train {evaluate, collect}, else {chosen}
 #     reply     ArrayRecord  CONTEXT  {UPDATE} and, where asked for, {EVIDENCE}       only from training
-#               MetricRecord METRICS  {accuracies by name}
-#               ConfigRecord REPLY    {protocol_version, site, round, seconds, signature,
+#               MetricRecord METRICS  {exact accuracies by name, of public data}
+#               ConfigRecord REPLY    {protocol_version, site, round, scores, signature,
 #                                    status, code, rule, advice}
 #     refusal   ConfigRecord REPLY    the same keys, status REFUSED
 
@@ -55,7 +55,7 @@ REPLY = "reply"
 
 EVALUATE_KEYS = ("protocol_version", "experiment", "round", "chosen")
 TRAIN_KEYS = ("protocol_version", "experiment", "round", "evaluate", "collect")
-REPLY_KEYS = ("protocol_version", "site", "round", "seconds", "signature", "status", "code", "rule", "advice")
+REPLY_KEYS = ("protocol_version", "site", "round", "scores", "signature", "status", "code", "rule", "advice")
 
 OK = "ok"
 REFUSED = "refused"

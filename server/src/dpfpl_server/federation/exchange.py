@@ -118,7 +118,8 @@ def exchange(
             missed.update((other, "") for other in _withdrawn(waiting, site))
             answered[message_id] = site
             if reply.has_error():
-                outcome.failures[site] = Rejected("NODE_ERROR", f"Flower error {reply.error.code}")
+                words = _WORDS.get(reply.error.code, "the connection failed")
+                outcome.failures[site] = Rejected("NODE_ERROR", words)
             elif take is not None:
                 take(site, reply)
             else:
@@ -131,6 +132,16 @@ def exchange(
         outcome.failures[site] = Rejected("NO_REPLY", f"nothing came within {deadline_s:g} s")
     outcome.unanswered = {**missed, **waiting}
     return outcome
+
+
+_WORDS = {
+    ErrorCode.CLIENT_APP_RAISED_EXCEPTION: "the program at the site failed",
+    ErrorCode.MESSAGE_UNAVAILABLE: "its answer broke off",
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE: "its answer broke off",
+    ErrorCode.NODE_UNAVAILABLE: "its connection to the server was lost",
+    ErrorCode.CLIENT_APP_CRASHED: "the program at the site was killed",
+}
+"""What Flower's error codes mean to an operator."""
 
 
 def _send(grid: Grid, messages: Mapping[str, Message], waiting: dict[str, str], outcome: Outcome) -> None:

@@ -68,7 +68,7 @@ def decode_reply(records: RecordDict, request: TrainRequest | EvaluateRequest) -
     exact_keys(head, REPLY_KEYS, f"The record {REPLY!r}")
     site = typed(head["site"], str, "site")
     round_number = typed(head["round"], int, "round")
-    seconds = typed(head["seconds"], float, "seconds")
+    scores = tuple(typed(score, float, "scores") for score in typed(head["scores"], list, "scores"))
     signature = typed(head["signature"], bytes, "signature")
     refusal = Refusal(*(typed(head[key], str, key) for key in ("code", "rule", "advice")))
     match head["status"]:
@@ -79,7 +79,7 @@ def decode_reply(records: RecordDict, request: TrainRequest | EvaluateRequest) -
             return SiteRefusal(plain(site)[:63], round_number, refusal)
         case str() as status if status == OK:
             update, evidence = _decode_arrays(records, request)
-            reply = SiteReply(site, round_number, update, _decode_metrics(records), seconds, signature, evidence)
+            reply = SiteReply(site, round_number, update, _decode_metrics(records), scores, signature, evidence)
             check_reply(reply, request)
             return reply
     raise PayloadError(code="WRONG_TYPE", message=f"The reply's status must be {OK!r} or {REFUSED!r}.")

@@ -55,6 +55,8 @@ class DPFPLStrategy(Strategy):
         noise: the server's own noise, used under ``central`` trust only.
         sampler: draws the sites of a round, as secret as the noise; from the operating system's entropy unless given.
         site_wait_s: how long missing sites are waited for before a round.
+        withdrawn: sites whose key the operator took back since, each with a code and what happened, asked anew before
+            each round: nobody waits for them, and a round counts them as sites that gave no reply.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class DPFPLStrategy(Strategy):
         noise: NoiseSource | None = None,
         sampler: Sampler | None = None,
         site_wait_s: float = 120.0,
+        withdrawn: Callable[[], Mapping[str, tuple[str, str]]] = dict,
     ) -> None:
         missing = [site for site in experiment.sites if site not in nodes]
         if missing:
@@ -85,11 +88,14 @@ class DPFPLStrategy(Strategy):
         self._noise = noise or SystemNoise()
         self._sampler = sampler or SystemSampler(os.urandom)
         self._site_wait_s = site_wait_s
+        self._withdrawn = withdrawn
+        self._gone: dict[str, Rejected] = {}
         self._norm_cap = update_norm_cap(experiment)
         self.checkpoint = checkpoint or Checkpoint(
             0, initial_global_context(experiment), OptimizerState.zeros(experiment.context_shape)
         )
         self.final_metrics: dict[str, dict[str, float]] = {}
+        self.final_scores: dict[str, tuple[float, ...]] = {}
         self._unanswered: dict[str, str] = {}
 
     def run(self, grid: Grid) -> Checkpoint:
@@ -100,7 +106,7 @@ class DPFPLStrategy(Strategy):
         """
         while self.checkpoint.round < self.experiment.rounds.number:
             self._complete_round(grid, self.checkpoint.round + 1)
-        self.final_metrics, dropped = self._evaluate(grid)
+        dropped = self._evaluate(grid)
         self._on_status({"phase": "FINISHED", "round": self.checkpoint.round, **_rejected(dropped)})
         return self.checkpoint
 
@@ -110,11 +116,14 @@ class DPFPLStrategy(Strategy):
             self._wait_for_sites(grid, number)
             started = time.monotonic()
             request = self._train_request(number)
-            asked = {site: self.checkpoint.evidence.ask(request, site) for site in chosen}
+            asked = {s: self.checkpoint.evidence.ask(request, s) for s in chosen if s not in self._gone}
             contents = {site: encode_train_request(of_site) for site, of_site in asked.items()}
             messages = self._addressed(grid, contents, "train", number)
             replies = Replies(self.experiment, request, self._norm_cap, self._signatures, asked)
+            replies.failures.update({site: why for site, why in self._gone.items() if site in chosen})
             outcome = self._exchange(grid, messages, "TRAINING", number, replies)
+            self._notice_withdrawn(number)
+            replies.failures.update({s: why for s, why in self._gone.items() if s in replies.failures})
             try:
                 self._close_round(number, replies, outcome, messages, asked, time.monotonic() - started)
             except RoundError as error:
@@ -133,7 +142,8 @@ class DPFPLStrategy(Strategy):
                     raise RoundError(
                         code="ROUND_ABANDONED",
                         message=f"Round {number} had {error.message} ({reasons})",
-                        advice="Mend the named sites, then resume the experiment; nothing is lost.",
+                        advice="Look at each reason: what a site refuses, its administrator or another experiment has "
+                        "to change; what is broken there can be mended. Then: dpfpl-server resume NAME.",
                     ) from None
                 continue
             return
@@ -166,7 +176,6 @@ class DPFPLStrategy(Strategy):
             **_rejected(replies.failures),
             **_ignored(outcome),
             "signal": replies.signal,
-            "site_seconds": {site: reply.seconds for site, reply in replies.accepted.items()},
             "metrics": {site: reply.metrics for site, reply in replies.accepted.items() if reply.metrics},
         }
         evidence = before.evidence.with_replies(replies.evidence, asked) if replies.evidence else before.evidence
@@ -182,16 +191,20 @@ class DPFPLStrategy(Strategy):
         evaluate = (number - 1) % self.experiment.rounds.evaluate_every == 0
         return TrainRequest(self.experiment, number, self.checkpoint.global_context, evaluate)
 
-    def _evaluate(self, grid: Grid) -> tuple[dict[str, dict[str, float]], dict[str, Rejected]]:
-        """Accuracies by site, and why the other sites gave none."""
+    def _evaluate(self, grid: Grid) -> dict[str, Rejected]:
+        """Ask for scores, and for the accuracies of sites on public data. Gives why the other sites did not answer."""
         number = self.checkpoint.round
         request = EvaluateRequest(self.experiment, number, self.checkpoint.global_context)
-        asked = {site: self.checkpoint.evidence.ask_last(request, site) for site in self._nodes}
+        self._notice_withdrawn(number)
+        asked = {s: self.checkpoint.evidence.ask_last(request, s) for s in self._nodes if s not in self._gone}
         contents = {site: encode_evaluate_request(of_site) for site, of_site in asked.items()}
         messages = self._addressed(grid, contents, "evaluate", number)
         replies = Replies(self.experiment, request, self._norm_cap, self._signatures, asked)
+        replies.failures.update(self._gone)
         self._exchange(grid, messages, "EVALUATING", number, replies)
-        return {site: reply.metrics for site, reply in replies.accepted.items()}, replies.failures
+        self.final_metrics = {site: reply.metrics for site, reply in replies.accepted.items()}
+        self.final_scores = {site: reply.scores for site, reply in replies.accepted.items() if reply.scores}
+        return replies.failures
 
     def _sampled_nodes(self) -> dict[str, int]:
         """The sites that take part in a round, each with chance ``site_sample_rate``, independently."""
@@ -242,9 +255,10 @@ class DPFPLStrategy(Strategy):
         end = time.monotonic() + self._site_wait_s
         said: list[str] = []
         while True:
+            self._notice_withdrawn(number)
             online = set(grid.get_node_ids())
-            missing = [site for site, node in self._nodes.items() if node not in online]
-            connected = len(self._nodes) - len(missing)
+            missing = [s for s, node in self._nodes.items() if node not in online and s not in self._gone]
+            connected = len(self._nodes) - len(missing) - len(self._gone)
             if not missing or (connected >= self.experiment.min_sites and number > 1):
                 return
             if missing != said:  # told again only when it changes; status and watch know how long it lasts
@@ -270,6 +284,28 @@ class DPFPLStrategy(Strategy):
                     advice="Start the missing sites (dpfpl-client start), then resume the experiment.",
                 )
             time.sleep(0.5)
+
+    def _notice_withdrawn(self, number: int) -> None:
+        """Say once of each site that it left, and end where too few are left for any round to come.
+
+        Raises:
+            RoundError: SITES_WITHDRAWN.
+        """
+        gone = {site: Rejected(*why) for site, why in self._withdrawn().items() if site in self._nodes}
+        new, self._gone = sorted(gone.keys() - self._gone.keys()), gone
+        left, least = len(self._nodes) - len(gone), self.experiment.min_sites
+        said = "; ".join(why.reason for _, why in sorted(gone.items()))
+        if new and left >= least:
+            text = f"{said}. The run goes on with {left} of {len(self._nodes)} sites, at least {least} are needed"
+            self._on_status({"phase": "SITES_WITHDRAWN", "round": number, "sites": new, "text": text})
+        if gone and left < least:
+            raise RoundError(
+                code="SITES_WITHDRAWN",
+                message=f"{said}. {left} of {len(self._nodes)} sites are left, and this experiment needs {least} for a "
+                f"round. It cannot be finished as it is; the {self.checkpoint.round} completed rounds are kept.",
+                advice="Begin another experiment, under a new name, whose list of sites leaves them out. A revoked "
+                "site that comes back (dpfpl-server sites add NAME) gets a new kit; then resume takes it in again.",
+            )
 
     # Flower's own hooks, for tools that drive a strategy through them.
 

@@ -27,6 +27,7 @@ __all__ = [
     "accuracy_section",
     "floors_section",
     "rounds_curves_section",
+    "scores_section",
     "stopped_earlier_section",
     "uncertainty_section",
 ]
@@ -100,6 +101,42 @@ def uncertainty_section(result: Result, figures: Figures) -> Html:
             label=texts.plain("uncertainty.title"),
         ),
         paragraph(notes, "quiet", between=texts.space),
+    )
+
+
+def scores_section(result: Result, figures: Figures) -> Html:
+    """Shares of right answers from noised counts, with their intervals, and what was gained over the plain text."""
+    texts, scores = figures.texts, result.get("scores", [])
+    if not scores:
+        return Html("")
+    rows = [
+        (
+            texts(f"scores.{row['candidate']}"),
+            figures.percent(f"scores[{i}].value"),
+            Html(f"{figures.percent(f'scores[{i}].interval[0]')} – {figures.percent(f'scores[{i}].interval[1]')}"),
+            figures.number(f"scores[{i}].of"),
+        )
+        for i, row in enumerate(scores)
+    ]
+    gains = [
+        (
+            texts(f"scores.{row['candidate']}"),
+            figures.points(f"gains[{i}].value"),
+            Html(f"{figures.points(f'gains[{i}].interval[0]')} – {figures.points(f'gains[{i}].interval[1]')}"),
+        )
+        for i, row in enumerate(result["gains"])
+    ]
+    interval = texts("scores.interval")
+    return section(
+        texts("scores.title"),
+        table(
+            texts("scores.caption"),
+            [texts("scores.candidate"), texts("scores.value"), interval, texts("scores.of")],
+            rows,
+            (1, 2, 3),
+        ),
+        table(texts("scores.gain_caption"), [texts("scores.candidate"), texts("scores.gain"), interval], gains, (1, 2)),
+        paragraph([texts("scores.note")], "quiet"),
     )
 
 

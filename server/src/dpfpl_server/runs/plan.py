@@ -4,22 +4,25 @@ import dataclasses
 import statistics
 import tomllib
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dpfpl_common.config import build, to_table
+from dpfpl_common.errors import StateError
 from dpfpl_common.evidence import images_needed
 from dpfpl_common.experiment import Experiment, choose_mechanism
 from dpfpl_common.policy import Policy, violations
-from dpfpl_common.privacy.accounting import calibrate_noise_multiplier, exceeds
+from dpfpl_common.privacy.accounting import PrivacyEvent, calibrate_noise_multiplier, epsilon, exceeds, json_epsilon
 from dpfpl_common.privacy.one_shot import shared_out
 from dpfpl_common.privacy_plan import (
     capped_event,
     class_sums_multiplier,
     images_to_stand_out,
+    planned_events,
     server_noise_stddev,
     site_noise_stddev,
 )
@@ -31,7 +34,7 @@ from dpfpl_server.runs.result import privacy_statement
 from dpfpl_server.sites.kits import STARTING_POLICY
 from dpfpl_server.sites.register import Site
 
-__all__ = ["make_plan", "plan_lines"]
+__all__ = ["asked_before", "make_plan", "plan_lines"]
 
 REPLY_BYTES = 128 + 350
 """Of a reply besides the values of its update: the array's header, names, metrics, signature."""
@@ -62,12 +65,15 @@ def make_plan(experiment: Experiment, sites: Mapping[str, Site], runs: Path) -> 
             "site_stddev": site_noise_stddev(experiment),
             "server_stddev": server_noise_stddev(experiment),
         },
-        "privacy": privacy_statement(experiment, experiment.rounds.number),
+        "privacy": privacy_statement(experiment, experiment.rounds.number, scored=True),
         "images_of_a_class": _images_of_a_class(experiment),
         "evidence": _evidence(experiment),
         "bytes": _bytes(experiment),
         "seconds": _seconds(experiment, runs),
-        "refusals": problems + _read_alike(experiment) + _refused_by_the_starting_policy(experiment),
+        "refusals": problems
+        + _read_alike(experiment)
+        + _refused_by_the_starting_policy(experiment)
+        + _refused_for_the_past(experiment, runs),
         "warnings": _warnings(experiment),
     }
 
@@ -86,6 +92,8 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
             for entry in privacy["epsilons"]
         ),
         f"unit: {privacy['epsilons'][0]['unit']}",
+        *_group_lines(privacy),
+        *_score_line(privacy),
         *_images_line(plan["images_of_a_class"]),
         *_evidence_lines(plan["evidence"]),
         f"traffic: a site {traffic['down_per_site_round']} bytes down, {traffic['up_per_site_round']} up a round; "
@@ -94,6 +102,27 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
     ]
     lines += [f"REFUSED by {entry['by']} (rule {entry['rule']}): {entry['why']}" for entry in plan["refusals"]]
     return lines + [f"WARNING {text}" for text in plan["warnings"]]
+
+
+def _group_lines(privacy: Mapping[str, Any]) -> list[str]:
+    """What the epsilon of a prompt's recipient is for several examples, and what it means for an attacker."""
+    if not privacy["groups"]:
+        return []
+    groups = ", ".join(f"{_epsilon(row['epsilon'])} for {row['examples']}" for row in privacy["groups"][1:])
+    rates = ", ".join(
+        f"{row['true_positive_rate']:.1%} at {row['false_positive_rate']:.1%}" for row in privacy["recognition"]
+    )
+    return [
+        f"several examples of one person, at the same delta: epsilon {groups}",
+        f"who tries to tell whether an example was there is right at most so often, by how often wrong: {rates}",
+    ]
+
+
+def _score_line(privacy: Mapping[str, Any]) -> list[str]:
+    if not privacy["held_back_events"]:
+        return []
+    z = privacy["held_back_events"][0]["noise_multiplier"]
+    return [f"scores: noised counts of right answers on held-back examples, multiplier {z:.4g}; epsilon stays the same"]
 
 
 def _mechanism(experiment: Experiment) -> dict[str, str]:
@@ -231,6 +260,73 @@ def _refused_by_the_starting_policy(experiment: Experiment) -> list[dict[str, st
     if exceeds([capped_event(experiment)], policy.delta, policy.max_epsilon_lifetime):
         found["max_epsilon_lifetime"] = f"All experiments together may cost at most {policy.max_epsilon_lifetime:g}."
     return [_refusal("a site with its kit's policy", rule, why) for rule, why in found.items()]
+
+
+def _refused_for_the_past(experiment: Experiment, runs: Path) -> list[dict[str, str]]:
+    """Which sites, with the policy of their kit, have too little left for this experiment: the caps of a lifetime.
+
+    What a site was asked to spend is known from the runs. What it really spent, with other operators too, and what it
+    allows, only the site knows.
+    """
+    policy = build(Policy, tomllib.loads(STARTING_POLICY), "the kit's policy.toml")
+    earlier = asked_before(runs, except_for=experiment.name)
+    rules: dict[str, Callable[[Experiment, int | None], PrivacyEvent]] = {"max_epsilon_lifetime": capped_event}
+    if experiment.privacy.trust != "central":
+        rules["max_epsilon_operator_lifetime"] = _towards_the_operator
+    found = []
+    for rule, event_of in rules.items():
+        new, most = event_of(experiment, None), float(getattr(policy, rule))
+        sites_by_past: dict[tuple[PrivacyEvent, ...], list[str]] = {}
+        for site in experiment.sites:
+            events = [
+                event_of(run, rounds[site] * run.rounds.local_steps) for run, rounds in earlier if rounds.get(site)
+            ]
+            sites_by_past.setdefault(_added_up(events), []).append(site)
+        for past, names in sites_by_past.items():
+            after = epsilon(_added_up([*past, new]), policy.delta) if past else 0.0
+            if after > most:
+                before = _epsilon(json_epsilon(epsilon(past, policy.delta)))
+                why = f"asked for epsilon {before} in earlier runs, {_epsilon(json_epsilon(after))} with this one, "
+                found.append(
+                    _refusal(f"{', '.join(names)}, with the policy of the kit,", rule, f"{why}at most {most:g}.")
+                )
+    return found
+
+
+def _added_up(events: Iterable[PrivacyEvent]) -> tuple[PrivacyEvent, ...]:
+    """The same events with equal mechanisms as one."""
+    steps: dict[PrivacyEvent, int] = {}
+    for event in events:
+        one = replace(event, steps=1)
+        steps[one] = steps.get(one, 0) + event.steps
+    return tuple(replace(one, steps=number) for one, number in steps.items())
+
+
+def asked_before(runs: Path, except_for: str = "") -> list[tuple[Experiment, dict[str, int]]]:
+    """The runs in a folder, each with the rounds that each of its sites can have been charged for.
+
+    Every round counts that used the site's reply or dropped it, but for a refusal, which the site did not charge.
+    """
+    found = []
+    for file in sorted(runs.glob("*/run.sqlite")):
+        folder = RunFolder(file.parent)
+        try:
+            experiment, history, drops = folder.experiment(), folder.store.rounds(), folder.store.drops()
+        except StateError:
+            continue  # damaged: dpfpl-server status says so
+        if experiment.name == except_for:
+            continue
+        rounds = {}
+        for site in experiment.sites:
+            used = {str(entry["round"]) for entry in history if site in entry["sites"]}
+            lost = {str(d["round"]) for d in drops if d["site"] == site and not str(d["code"]).startswith("REFUSED")}
+            rounds[site] = min(len(used | lost), experiment.rounds.number)
+        found.append((experiment, rounds))
+    return found
+
+
+def _towards_the_operator(experiment: Experiment, steps: int | None = None) -> PrivacyEvent:
+    return next(event for event in planned_events(experiment, steps) if event.adversary == "operator")
 
 
 def _warnings(experiment: Experiment) -> list[str]:

@@ -1,13 +1,30 @@
 """result.json: what a run brought and what it cost, deployed or simulated."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
+import numpy as np
+
 from dpfpl_common.config import to_table
 from dpfpl_common.experiment import Experiment
-from dpfpl_common.privacy.accounting import PrivacyEvent, epsilon, json_epsilon
-from dpfpl_common.privacy_plan import ADVERSARIES, UNIT_NAMES, planned_events
+from dpfpl_common.privacy.accounting import (
+    PrivacyEvent,
+    epsilon,
+    group_epsilon,
+    json_epsilon,
+    true_positive_rate,
+)
+from dpfpl_common.privacy.counts import count_noise_stddev, gain, scores_from
+from dpfpl_common.privacy_plan import (
+    ADVERSARIES,
+    UNIT_NAMES,
+    planned_events,
+    planned_score_events,
+    score_noise_multiplier,
+)
+from dpfpl_common.wire.payloads import scored as candidates_of
 from dpfpl_server.federation.evidence import Evidence
 from dpfpl_server.federation.replies import verdicts
 
@@ -22,6 +39,11 @@ OURS = ("dpfpl-common", "dpfpl-client", "dpfpl-server", "dpfpl-bench")
 THEIRS = ("flwr", "grpcio", "dp-accounting", "numpy", "torch", "transformers")
 Metrics = Mapping[str, float]
 
+GROUPS = (1, 2, 5, 10)
+"""Sizes of groups of examples, such as the images of one person, whose epsilon is told."""
+
+FALSE_POSITIVE_RATES = (0.001, 0.01, 0.1)
+
 
 def build_result(
     experiment: Experiment,
@@ -29,6 +51,7 @@ def build_result(
     transport: str,
     history: Sequence[Mapping[str, Any]],
     final: Mapping[str, Metrics],
+    scores: Mapping[str, Sequence[float]] | None = None,
     num_classes: Mapping[str, int],
     seconds: float,
     seed: int | None = None,
@@ -43,7 +66,9 @@ def build_result(
         experiment: noise level resolved.
         transport: ``grpc+tls``, ``in_process`` or ``flower_simulation``.
         history: the checkpoint's entries, one a round.
-        final: accuracies after the last round, by site and by the names of ``payload.METRIC_NAMES``.
+        final: exact accuracies after the last round, by site and by the names of ``payloads.METRIC_NAMES``; only sites
+            on public data report any.
+        scores: noised counts of right answers on held-back images, by site (``dpfpl_common.privacy.counts``).
         num_classes: classes that each site trains on, where known.
         seconds: the whole run.
         seed: of a simulation.
@@ -53,6 +78,7 @@ def build_result(
         real_noise: whether the noise was the operating system's; seeded noise is named as such.
         node_authentication: whether every site proved its registered key to the server.
     """
+    hidden = experiment.privacy.site_sample_rate < 1
     history = _published(experiment, history)
     before = history[0]["metrics"] if history else {}
     flags = verdicts(history)
@@ -68,6 +94,7 @@ def build_result(
             "before_neighbour": before.get(site, {}).get("personal_neighbour"),
             "num_classes": num_classes.get(site),
             "flag": flags.get(site),
+            "answers": None if hidden else sum(site in entry["sites"] for entry in history),
         }
         for site in experiment.sites
     ]
@@ -83,12 +110,13 @@ def build_result(
         "versions": _versions(),
         "sites": sites,
         "accuracy": columns("personal", final.values()),
+        **_scores(experiment, scores or {}),
         "baselines": baselines,
         "floors": baselines,
         "candidates": {name: columns(name, final.values()) for name in CANDIDATES} if told else {},
         "chosen": evidence.chosen(experiment) if evidence is not None and told else "prompt",
         "evidence": evidence.facts(experiment) if evidence is not None and told else None,
-        "privacy": privacy_statement(experiment, len(history), real_noise=real_noise),
+        "privacy": privacy_statement(experiment, len(history), scored=bool(scores), real_noise=real_noise),
         "rounds": [dict(entry) for entry in history],
         "seconds": round(seconds, 3),
     }
@@ -111,23 +139,32 @@ def columns(candidate: str, metrics: Iterable[Metrics]) -> dict[str, float | Non
     return {**means, "worst_site": min((value for value in local if value is not None), default=None)}
 
 
-def privacy_statement(experiment: Experiment, rounds: int, *, real_noise: bool = True) -> dict[str, Any]:
-    """The three epsilons with who they are against, and the events from which anyone can recompute them."""
+def privacy_statement(
+    experiment: Experiment, rounds: int, *, scored: bool = False, real_noise: bool = True
+) -> dict[str, Any]:
+    """The three epsilons with who they are against, and the events from which anyone can recompute them.
+
+    The scores' events are about other examples than those of training: each epsilon is the larger of the two, which the
+    scores' noise makes that of training.
+    """
     steps = rounds * experiment.rounds.local_steps
     events = planned_events(experiment, steps)
     delta = experiment.privacy.target_delta
+    other = {event.adversary: [event] for event in planned_score_events(experiment)} if scored else {}
     return {
         "epsilons": [
             {
                 "adversary": event.adversary,
                 "who": ADVERSARIES[event.adversary],
-                "epsilon": json_epsilon(epsilon([event], delta)),
+                "epsilon": json_epsilon(epsilon([event, *other.get(event.adversary, ())], delta)),
                 "delta": delta,
                 "unit": UNIT_NAMES[experiment.privacy.unit],
             }
             for event in events
         ],
+        **_in_other_words(experiment, events),
         "events": [_event_table(event) for event in events],
+        "held_back_events": [_event_table(event) for event in planned_score_events(experiment)] if scored else [],
         "trust": experiment.privacy.trust,
         "accounting": experiment.privacy.accounting,
         "nominal_epsilon": experiment.privacy.target_epsilon if experiment.privacy.accounting == "paper" else None,
@@ -135,12 +172,36 @@ def privacy_statement(experiment: Experiment, rounds: int, *, real_noise: bool =
     }
 
 
+def _in_other_words(experiment: Experiment, events: Sequence[PrivacyEvent]) -> dict[str, Any]:
+    """What the capped epsilon means for several examples together, and for who tries to recognise one."""
+    if experiment.privacy.unit == "site":
+        return {"groups": [], "recognition": []}
+    event, delta = events[0], experiment.privacy.target_delta
+    whole = epsilon([event], delta)
+    return {
+        "groups": [
+            {"examples": size, "epsilon": json_epsilon(group_epsilon([event], delta, size)), "delta": delta}
+            for size in GROUPS
+        ],
+        "recognition": [
+            {"false_positive_rate": rate, "true_positive_rate": round(true_positive_rate(whole, delta, rate), 6)}
+            for rate in FALSE_POSITIVE_RATES
+        ],
+    }
+
+
 def _published(experiment: Experiment, history: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    """The rounds without anything that tells which sites were sampled: the epsilons count on that being secret."""
+    """The rounds without what is a function of one site's message where only sums carry the whole noise, and without
+    anything that tells which sites were sampled: the epsilons count on that being secret.
+
+    How much signal a single message holds, and the verdicts made of it, are for the operator's console alone.
+    """
     if experiment.privacy.site_sample_rate >= 1:
-        return history
+        if experiment.privacy.trust == "local":
+            return history
+        return [{**entry, "signal": {}} for entry in history]
     secret: dict[str, Any] = {"seconds": None, "bytes_up": None, "bytes_down": None, "sites": [], "asked_again": []}
-    by_site = ("dropped", "codes", "late", "duplicates", "signal", "site_seconds", "metrics")
+    by_site = ("dropped", "codes", "late", "duplicates", "signal", "metrics")
     return [{"round": entry["round"], **secret, **{name: {} for name in by_site}} for entry in history]
 
 
@@ -150,8 +211,37 @@ def mean(values: Iterable[float | None]) -> float | None:
     return sum(present) / len(present) if present else None
 
 
+def _scores(experiment: Experiment, scores: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """What the noised counts of all sites together say of each candidate, and of its gain over the plain text."""
+    if not scores:
+        return {"scores": [], "gains": []}
+    names = candidates_of(experiment)
+    totals = np.sum([np.asarray(counts, dtype=np.float64) for counts in scores.values()], axis=0)
+    stddev = math.sqrt(len(scores)) * count_noise_stddev(len(names), score_noise_multiplier(experiment))
+    rows = [
+        {
+            "candidate": candidate,
+            "sites": len(scores),
+            "right": round(score.right, 2),
+            "of": round(score.of, 2),
+            "value": score.value,
+            "interval": [score.low, score.high],
+        }
+        for candidate, score in zip(names, scores_from(totals, stddev), strict=True)
+    ]
+    gains = [(name, gain(totals, stddev, index, 0)) for index, name in enumerate(names) if index]
+    return {
+        "scores": rows,
+        "gains": [
+            {"candidate": name, "over": names[0], "value": value, "interval": [low, high]}
+            for name, (value, low, high) in gains
+        ],
+    }
+
+
 def _event_table(event: PrivacyEvent) -> dict[str, Any]:
     table: dict[str, Any] = to_table(event)
+    del table["part"]  # which examples they are about says the list that they are in
     return table
 
 

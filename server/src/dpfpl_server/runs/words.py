@@ -20,7 +20,6 @@ __all__ = [
     "part_taken",
     "percent",
     "points",
-    "printable",
     "seconds_text",
     "site_sample_rate",
 ]
@@ -138,11 +137,6 @@ def bytes_text(count: float | None) -> str:
 def amount(count: int, thing: str) -> str:
     """ "1 round", "3 rounds"."""
     return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
-
-
-def printable(value: object) -> str:
-    """Text from outside without control, escape and direction characters, which could disturb a terminal or a page."""
-    return "".join(char if char.isprintable() else "�" for char in str(value))
 
 
 def noise_is_real(result: Mapping[str, Any]) -> bool:

@@ -13,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from dpfpl_common.ops.text import printable
 from dpfpl_server.runs.state import LiveState
 from dpfpl_server.runs.words import (
     DASH,
@@ -26,7 +27,6 @@ from dpfpl_server.runs.words import (
     noise_is_real,
     percent,
     points,
-    printable,
     seconds_text,
 )
 

@@ -58,15 +58,15 @@ with torch.inference_mode():
 print(dict(zip(prompts, logits.softmax(-1)[0].tolist())))
 ```
 
-Run it in this folder; it needs `torch`, `transformers`, `peft` and `pillow`. `opened` reads a picture as
-`dpfpl-client predict` does. The adapter is PEFT's `TrainableTokens`: the context vectors take the rows of {count} rare
-vocabulary entries, which this folder's tokenizer spells `<|context_1|>` and so on. Use this tokenizer with the adapter,
-and the base model's own without it.
+Run it in this folder; it needs `torch`, `transformers`, `peft`, `numpy` and `pillow`. `opened` reads a picture
+as `dpfpl-client predict` does. The adapter is PEFT's `TrainableTokens`: the context vectors take the rows of {count}
+rare vocabulary entries, which this folder's tokenizer spells `<|context_1|>` and so on. Use this tokenizer with the
+adapter, and the base model's own without it.
 """
 
 WITHOUT_ADAPTER = """\
 PEFT cannot express this prompt: {reason}. The classes' merged text features do the same for these classes (it needs
-`torch`, `transformers`, `safetensors` and `pillow`):
+`torch`, `transformers`, `safetensors`, `numpy` and `pillow`):
 
 ```python
 import json, torch
@@ -122,7 +122,7 @@ SOFTMAX, SIGMOID = "logits.softmax(-1)", "torch.sigmoid(logits + about['logit_bi
 
 GENERATIVE = """\
 PEFT cannot express this prompt: {reason}. Plain transformers can, with the embeddings put together by hand (it needs
-`torch`, `transformers`, `safetensors` and `pillow`):
+`torch`, `transformers`, `safetensors`, `numpy` and `pillow`):
 
 ```python
 import json, torch

@@ -12,7 +12,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from dpfpl_client.agent.ledger.view import summarise
-from dpfpl_client.agent.policy_file import Approvals, load_policy
+from dpfpl_client.agent.policy_file import check_use
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.embedded import EMBEDDED, embedded_model_path
 from dpfpl_client.learning.methods import factorise
@@ -27,7 +27,6 @@ from dpfpl_client.use.prompt import CLASS_VECTORS, SitePrompt
 from dpfpl_common.config import to_table
 from dpfpl_common.errors import PrivacyError, StateError
 from dpfpl_common.ops.files import write_durably
-from dpfpl_common.policy import permit
 
 __all__ = ["Exported", "export_prompt", "write_export"]
 
@@ -52,16 +51,14 @@ def export_prompt(settings: SiteSettings, prompt: SitePrompt, backbone: Backbone
         ConfigError: there is no valid policy; then nothing leaves.
         StateError: the ledger is damaged or an old copy; then nobody knows what was charged.
     """
-    policy = load_policy(settings.path(settings.policy))
     _refuse_what_must_stay(prompt)
-    approved = policy.approves(prompt.experiment) or Approvals(settings.state_folder).holds(prompt.experiment)
-    permit(policy, prompt.experiment, approved)
+    policy = check_use(settings.path(settings.policy), settings.state_folder, prompt.experiment)
     record = DiskStore(settings.state_folder).read(prompt.experiment.name, prompt.round)
     facts = Facts(
         site=settings.name,
         charged_epsilon=_charged(settings, prompt.experiment.name),
         charged_delta=policy.delta,
-        metrics=policy.released_metrics(record.reply.metrics) if record else {},
+        metrics=policy.released_metrics(record.reply.metrics) if record and settings.data.is_public else {},
         seeded=settings.simulation is not None,
         model="" if Path(settings.model).expanduser().is_dir() else settings.model,
         bits=settings.data.bits,

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from PIL import Image
 from pydantic import BaseModel, Field
 
-from dpfpl_client.data.decode import DEFAULT_RULES, MAX_PIXELS, PixelRules, UnreadableImageError, decode_image
+from dpfpl_client.data.decode import DEFAULT_RULES, PixelRules, UnreadableImageError, decode_image
 from dpfpl_client.use.prompt import Classifier, Prediction
 from dpfpl_common.errors import ModelError
 
@@ -77,17 +77,20 @@ def decode_body(body: bytes, rules: PixelRules = DEFAULT_RULES) -> Image.Image:
         RequestProblem: it is no image, damaged, or has too many pixels.
     """
     try:
-        return decode_image(body, rules)
+        return decode_image(body, rules, SERVED_PIXELS)
     except UnreadableImageError as error:
         raise RequestProblem(
             422,
             "CORRUPT_IMAGE",
             f"The image cannot be used: {error}.",
-            f"Send a PNG, JPEG, BMP, WebP, TIFF or GIF file of at most {MAX_PIXELS:,} pixels.",
+            f"Send a PNG, JPEG, BMP, WebP, TIFF or GIF file of at most {SERVED_PIXELS:,} pixels.",
         ) from None
 
 
 MAX_WAITING = 8
+SERVED_PIXELS = 32_000_000
+"""Of one image. One at a time is decoded, in at most 11 bytes a pixel, while the others wait as files: whoever calls,
+and however often, ``serve`` takes at most 0.4 GB plus eight files of the largest size beside the model."""
 STATIC = {
     "/": ("page.html", "text/html"),
     "/page.js": ("page.js", "text/javascript"),
