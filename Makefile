@@ -3,10 +3,13 @@
 # make test       environment, then lint, types and all tests
 #
 # PYTHON=python3.12     another interpreter (3.11 or later)
-# PIP_ARGS="..."        extra arguments for pip, for instance an index with CPU-only builds of torch (see README.md)
+# TORCH=cpu             torch without GPU libraries, from PyTorch's public index of it; gpu insists on one with them
+# PIP_ARGS="..."        extra arguments for pip
 
 PYTHON ?= python3
 PIP_ARGS ?=
+TORCH ?=
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BENCH_ARGS ?=
 MUTATE_ARGS ?=
 
@@ -15,7 +18,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 METADATA := $(wildcard common/pyproject.toml client/pyproject.toml server/pyproject.toml bench/pyproject.toml)
 
-DISTRIBUTIONS := -e ./common -e './client[agent]' -e ./server -e './bench[flower]'
+DISTRIBUTIONS := -e ./common -e './client[agent,dicom,heic]' -e ./server -e './bench[flower]'
 DEVELOPMENT := pytest pytest-cov pytest-timeout pytest-xdist hypothesis ruff mypy build grpcio-tools types-protobuf websockets
 
 # Two test processes with one thread each: on two cores faster than one with two, and more cores are not assumed.
@@ -25,7 +28,7 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup wheels images compose-test kubernetes-schema demo demo-vlm test lint types pytest bench bench-docs benchmarks mutate screenshots api format proto clean attacks
+.PHONY: help setup wheels images compose-test kubernetes-schema demo demo-vlm test lint types pytest bench bench-docs benchmarks mutate screenshots api format proto clean attacks audit lock sbom
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,7 +48,11 @@ $(STAMP): constraints.txt $(METADATA)
 	echo "setup: installing into $(VENV); a first time takes minutes, mostly for torch" && \
 	$(PYTHON) -m venv $(VENV) && \
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt hatchling editables && \
+	if [ "$(TORCH)" = cpu ]; then $(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt --no-deps \
+	  --retries 1 --extra-index-url $(TORCH_INDEX) torch; fi && \
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt --no-build-isolation $(DISTRIBUTIONS) $(DEVELOPMENT) && \
+	if [ -n "$(TORCH)" ]; then $(BIN)/python -c 'import sys, torch; build = "gpu" if torch.version.cuda else "cpu"; \
+	  sys.exit(build != "$(TORCH)" and f"setup: pip found a {build} build of torch. Is $(TORCH_INDEX) in reach?")'; fi && \
 	touch $(STAMP) && \
 	echo "setup: ready after $$(( $$(date +%s) - began )) s"
 
@@ -81,12 +88,12 @@ benchmarks: setup  ## accuracy, floors and attacks on built-in data: docs/benchm
 	test -f runs/demo/result.json || $(BIN)/dpfpl-bench demo --out runs/demo  # its prompts are attacked
 	$(BIN)/python -m research benchmarks --out runs/benchmarks --docs docs $(BENCH_ARGS)
 
-# Wheels of everything that the images install, so that a build needs no package index; PIP_ARGS says where CPU torch is.
+# Wheels of everything that the images install, so that a build needs no package index; TORCH as for setup.
 WHEELS := deploy/wheels/.collected
 wheels: $(WHEELS)  ## wheels for the images, in deploy/wheels
 
 $(WHEELS): $(STAMP) deploy/wheels.sh deploy/container/requirements.py
-	deploy/wheels.sh $(PIP_ARGS) && touch $(WHEELS)
+	TORCH=$(TORCH) TORCH_INDEX=$(TORCH_INDEX) deploy/wheels.sh $(PIP_ARGS) && touch $(WHEELS)
 
 images: wheels  ## the container images dpfpl-server, dpfpl-client, dpfpl-agent and dpfpl-supernode
 	$(BIN)/python tests/compose/run.py --parts
@@ -118,6 +125,16 @@ format: setup  ## ruff: mend format and order of imports
 
 proto: setup  ## generated code of the agent's protocol, after an edit of agent.proto
 	$(BIN)/python common/generate_protocol.py
+
+audit: setup  ## known vulnerabilities of every pin, by pip-audit; needs a network (see SECURITY.md)
+	@test -e runs/audit/bin/pip-audit || { $(PYTHON) -m venv runs/audit && runs/audit/bin/python -m pip install --quiet $(PIP_ARGS) pip-audit; }
+	runs/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
+
+lock: setup  ## constraints.txt with the hashes of every file that the index offers: runs/lock.txt
+	mkdir -p runs && $(BIN)/python deploy/lock.py constraints.txt > runs/lock.txt && wc -l runs/lock.txt
+
+sbom: setup  ## bill of materials of this environment (CycloneDX): runs/sbom.json
+	mkdir -p runs && $(BIN)/python deploy/container/sbom.py dpfpl $(VENV)/lib/python3*/site-packages > runs/sbom.json
 
 clean:  ## remove environment, caches and build results; runs/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage .coverage.* */dist */build

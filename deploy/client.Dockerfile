@@ -5,10 +5,11 @@
 #   docker build -f deploy/client.Dockerfile --target supernode -t dpfpl-supernode .  the SuperNode alone; no torch
 #
 # BASE       the Python image to build on and run on
-# TORCH      cpu or gpu. The default refuses a torch with GPU libraries, gigabytes that few sites use: wheels in
-#            deploy/wheels (make wheels) or PIP_ARGS say where the CPU build is, see the PyTorch site's install page.
-# PIP_ARGS   extra arguments for pip; wheels that lie in deploy/wheels are used first, so a machine without a package
-#            index builds with --build-arg PIP_ARGS=--no-index
+# TORCH      cpu or gpu. The default takes the CPU build of torch from TORCH_INDEX, PyTorch's public index of it, and
+#            refuses one with GPU libraries, gigabytes that few sites use. gpu takes the package index's own build.
+# PIP_ARGS   extra arguments for pip; wheels that lie in deploy/wheels (make wheels) are used first, so a machine without
+#            a package index builds with --build-arg PIP_ARGS=--no-index
+# VERSION, REVISION, CREATED   for the image's labels
 # Model folders in deploy/models come along as /models/NAME; or mount one there.
 ARG BASE=python:3.11-slim-bookworm
 
@@ -41,10 +42,13 @@ RUN python3 -m pip --python /opt/dpfpl/bin/python install -q --no-deps own/*.whl
 FROM build-base AS build-agent-base
 ARG PIP_ARGS=""
 ARG TORCH=cpu
-RUN python3 requirements.py "client[agent]" > needs.txt \
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+RUN python3 requirements.py "client[agent,dicom]" > needs.txt \
+ && if [ "$TORCH" = cpu ]; then python3 -m pip --python /opt/dpfpl/bin/python install -q $PIP_ARGS --no-deps \
+    --extra-index-url "$TORCH_INDEX" -c /wheels/constraints.txt torch; fi \
  && python3 -m pip --python /opt/dpfpl/bin/python install -q $PIP_ARGS -c /wheels/constraints.txt -r needs.txt \
  && /opt/dpfpl/bin/python -c "import sys, torch; gpu = torch.version.cuda is not None; \
-sys.exit('torch is a %s build: see PIP_ARGS and TORCH at the head of deploy/client.Dockerfile' % ('GPU' if gpu else 'CPU') \
+sys.exit('torch is a %s build: see TORCH and TORCH_INDEX at the head of deploy/client.Dockerfile' % ('GPU' if gpu else 'CPU') \
 if gpu != ('$TORCH' == 'gpu') else 0)"
 
 FROM build-agent-base AS build-agent
@@ -74,6 +78,13 @@ ENV PATH=/opt/dpfpl/bin:/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8 PYTHONUNBUFFER
 # The SuperNode alone. Runs as the agent's user (another container, so neither sees the other's files or processes):
 # the two share nothing but the link folder with the agent's socket and token.
 FROM common AS supernode
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+ARG CREATED=unknown
+LABEL org.opencontainers.image.title="dpfpl-supernode" \
+      org.opencontainers.image.description="DP-FPL: a site's SuperNode, without its data" \
+      org.opencontainers.image.version="$VERSION" org.opencontainers.image.revision="$REVISION" \
+      org.opencontainers.image.created="$CREATED" org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=build-supernode /opt/dpfpl /opt/dpfpl
 USER 10001:10001
 HEALTHCHECK --interval=10s --timeout=5s --start-period=180s --retries=3 \
@@ -82,6 +93,13 @@ ENTRYPOINT ["python3", "/opt/dpfpl/container/supernode.py", "/run/node", "/link/
 
 # The agent alone; needs no network at all.
 FROM common AS agent
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+ARG CREATED=unknown
+LABEL org.opencontainers.image.title="dpfpl-agent" \
+      org.opencontainers.image.description="DP-FPL: a site's agent, which holds its data" \
+      org.opencontainers.image.version="$VERSION" org.opencontainers.image.revision="$REVISION" \
+      org.opencontainers.image.created="$CREATED" org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=build-agent /opt/dpfpl /opt/dpfpl
 USER 10001:10003
 HEALTHCHECK --interval=10s --timeout=5s --start-period=300s --retries=3 \
@@ -90,6 +108,13 @@ ENTRYPOINT ["python3", "/opt/dpfpl/container/agent.py", "/private/site", "/link/
 
 # What a site starts. Root only until client.py has forked; needs cap_add SETUID and SETGID and nothing else.
 FROM common AS client
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+ARG CREATED=unknown
+LABEL org.opencontainers.image.title="dpfpl-client" \
+      org.opencontainers.image.description="DP-FPL: a site's agent and SuperNode" \
+      org.opencontainers.image.version="$VERSION" org.opencontainers.image.revision="$REVISION" \
+      org.opencontainers.image.created="$CREATED" org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=build-agent /opt/dpfpl /opt/dpfpl
 COPY deploy/container/site.sh /opt/dpfpl/bin/site
 USER 0:0

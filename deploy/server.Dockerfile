@@ -5,6 +5,7 @@
 # BASE       the Python image to build on and run on
 # PIP_ARGS   extra arguments for pip; wheels that lie in deploy/wheels are used first (make wheels), so a machine
 #            without a package index builds with --build-arg PIP_ARGS=--no-index
+# VERSION, REVISION, CREATED   for the image's labels
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS build
@@ -44,6 +45,13 @@ COPY LICENSE /opt/dpfpl/
 ENV PATH=/opt/dpfpl/bin:/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     HOME=/tmp HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 \
     FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 HF_HUB_DISABLE_TELEMETRY=1 DO_NOT_TRACK=1
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+ARG CREATED=unknown
+LABEL org.opencontainers.image.title="dpfpl-server" \
+      org.opencontainers.image.description="DP-FPL: SuperLink, ServerApp and dpfpl-server" \
+      org.opencontainers.image.version="$VERSION" org.opencontainers.image.revision="$REVISION" \
+      org.opencontainers.image.created="$CREATED" org.opencontainers.image.licenses="Apache-2.0"
 WORKDIR /var/lib/dpfpl
 USER 10001:10001
 EXPOSE 9092

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Collect the wheels of everything that the images install into deploy/wheels, on a machine that reaches a package index:
-#   deploy/wheels.sh [arguments for pip, for instance an index with CPU-only builds of torch]
+#   [TORCH=cpu] deploy/wheels.sh [arguments for pip]
+# TORCH=cpu takes torch from PyTorch's public index of CPU builds (or from TORCH_INDEX); without, pip's own index decides.
 # PYTHON must be of the images' version (3.11) and on the same kind of machine. Building the images afterwards with
 # --build-arg PIP_ARGS=--no-index needs no index.
 set -euo pipefail
@@ -10,7 +11,11 @@ python=${PYTHON:-.venv/bin/python}
 mkdir -p deploy/wheels
 needs=$(mktemp)
 trap 'rm -f "$needs"' EXIT
-"$python" deploy/container/requirements.py common server 'client[agent]' > "$needs"
+"$python" deploy/container/requirements.py common server 'client[agent,dicom]' > "$needs"
 "$python" deploy/container/requirements.py build >> "$needs"
+if [ "${TORCH:-}" = cpu ]; then
+  "$python" -m pip wheel --quiet --no-deps "$@" -w deploy/wheels --find-links deploy/wheels -c constraints.txt \
+    --retries 1 --extra-index-url "${TORCH_INDEX:-https://download.pytorch.org/whl/cpu}" torch
+fi
 "$python" -m pip wheel --quiet "$@" -w deploy/wheels --find-links deploy/wheels -c constraints.txt -r "$needs"
 echo "wheels: $(find deploy/wheels -name '*.whl' | wc -l) in deploy/wheels, $(du -sh deploy/wheels | cut -f1)"

@@ -150,7 +150,7 @@ def a_site_with_a_prompt(folder):
     state = PersonalState(zeros, OptimizerState(zeros, zeros, 0))
     store = DiskStore(folder / "state")
     store.remember(experiment)
-    reply = SiteReply("north", 1, zeros.astype("<f4"), {}, 0.1)
+    reply = SiteReply("north", 1, zeros.astype("<f4"), {})
     store.write("pilot", 1, Record("digest", reply, zeros.astype("<f4"), state))
     return folder
 

@@ -3,6 +3,7 @@
 Exit code 0 is healthy. Cheap on purpose: an engine asks every few seconds, and importing Flower takes a second.
 """
 
+import fcntl
 import json
 import os
 import socket
@@ -10,7 +11,7 @@ import ssl
 import sys
 from pathlib import Path
 
-__all__ = ["agent_answers", "node_runs", "server_answers"]
+__all__ = ["agent_answers", "dead_parts", "node_runs", "server_answers"]
 
 _TIMEOUT_S = 3.0
 _NODE_PROGRAM = b"dpfpl_client.node.warm_node"
@@ -27,8 +28,24 @@ def server_answers(folder: Path) -> bool:
         context.wrap_socket(plain),
     ):
         pass
+    if dead := dead_parts(folder):
+        print(f"server: {', '.join(dead)} does not run")
+        return False
     sites = json.loads((folder / "sites.json").read_text(encoding="utf-8"))
     return all('"node_id": null' not in json.dumps(site) for site in [sites])
+
+
+def dead_parts(folder: Path) -> list[str]:
+    """Which of the server's processes hold no lock on their sign of life; the kernel drops it with the process."""
+    dead = []
+    for path in sorted((folder / "life").glob("*")):
+        with path.open("rb") as sign:
+            try:
+                fcntl.flock(sign, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            dead.append(path.name)
+    return dead
 
 
 def agent_answers(address: str) -> bool:

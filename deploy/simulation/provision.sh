@@ -2,8 +2,7 @@
 # Make the simulation's authority, certificate and kits, each kit in a volume of its own, and fill in what the sites'
 # administrators would: data and policy. Run again it changes nothing.
 #
-# Starts as root to give the fresh volumes to the federation's user, and goes on as that user. Stays (asleep, without a
-# network) because --abort-on-container-exit would take its end for the end of the whole simulation.
+# Starts as root to give the fresh volumes to the federation's user, and goes on as that user.
 set -eu
 if [ "$(id -u)" = 0 ]; then
   chown 10001:10001 /kits/site-* /split/agent /split/node
@@ -20,6 +19,4 @@ done
 # site-c runs agent and SuperNode in two containers, so each gets its own half of the kit.
 for file in site.toml policy.toml agent.key; do cp -n "/kits/site-c/$file" /split/agent/; done
 for file in site.toml ca.crt node.key; do cp -n "/kits/site-c/$file" /split/node/; done
-touch /tmp/provisioned
 echo "provisioned"
-exec sleep infinity

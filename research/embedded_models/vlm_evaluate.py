@@ -50,7 +50,7 @@ def abilities(model: str, tests: int = TESTS) -> list[Ability]:
             if said != default
         )
         accuracies = [
-            scorer.at(backbone.text_embeddings(text, backbone.num_tokens(text))).accuracy(examples) or 0.0
+            scorer.at(backbone.text_embeddings(text, backbone.num_tokens(text))).agreement(examples).mean().item()
             for text in (START, f"please answer {told} the question".replace("  ", " "))
         ]
         found.append(Ability(habit, *accuracies))

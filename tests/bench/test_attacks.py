@@ -42,10 +42,10 @@ EXPERIMENT = Experiment(
 
 class Honest:
     def train(self, request):
-        return SiteReply("a", request.round, np.ones(EXPERIMENT.context_shape, "<f4"), {}, 0.1)
+        return SiteReply("a", request.round, np.ones(EXPERIMENT.context_shape, "<f4"), {})
 
     def evaluate(self, request):
-        return SiteReply("a", request.round, None, {"personal_local": 0.5}, 0.1)
+        return SiteReply("a", request.round, None, {"personal_local": 0.5})
 
 
 @pytest.mark.parametrize("factor", [-1.0, -10.0])

@@ -30,11 +30,11 @@ class Agent:
         if self.error:
             raise self.error
         self.seen.append(request)
-        return SiteReply(self.site, request.round, 2 * request.global_context, {"personal_local": 0.5}, 0.1)
+        return SiteReply(self.site, request.round, 2 * request.global_context, {"personal_local": 0.5})
 
     def evaluate(self, request):
         self.seen.append(request)
-        return SiteReply(self.site, request.round, None, {"personal_local": 0.75}, 0.1)
+        return SiteReply(self.site, request.round, None, {"personal_local": 0.75})
 
 
 def ask(grid, site, request, encode):

@@ -37,7 +37,7 @@ def image_folder(tmp_path_factory):
 def write_site(folder, images):
     folder.mkdir(exist_ok=True)
     (folder / "site.toml").write_text(
-        f'name = "north"\nregistry = "registry"\n[data]\nsource = "folder"\npath = "{images}"\n'
+        f'name = "north"\nregistry = "registry"\n[data]\nsource = "folder"\npath = "{images}"\npublic = true\n'
     )
     (folder / "policy.toml").write_text(POLICY)
     (folder / "policy.toml").chmod(0o640)

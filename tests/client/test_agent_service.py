@@ -49,12 +49,12 @@ class FakeAgent:
                 assert self.gate.wait(20)
             if self.error is not None:
                 raise self.error
-            return SiteReply("north", request.round, request.global_context * 2, {"personal_local": 0.5}, 0.1)
+            return SiteReply("north", request.round, request.global_context * 2, {"personal_local": 0.5})
         finally:
             self.inside -= 1
 
     def evaluate(self, request):
-        return SiteReply("north", request.round, None, {"personal_local": 1.0}, 0.1)
+        return SiteReply("north", request.round, None, {"personal_local": 1.0})
 
 
 @pytest.fixture
@@ -262,7 +262,7 @@ def test_text_of_errors_inside_never_crosses(folder, caplog, error, code):
 def test_reply_that_does_not_answer_the_request_does_not_leave(folder):
     class Wrong(FakeAgent):
         def train(self, request):
-            return SiteReply("north", request.round, np.zeros((5, 8), "<f4"), {}, 0.0)
+            return SiteReply("north", request.round, np.zeros((5, 8), "<f4"), {})
 
     with (
         serving(Wrong(), folder) as server,

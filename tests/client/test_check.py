@@ -1,5 +1,6 @@
 """dpfpl-client check: what would stop a site, found before it starts."""
 
+import json
 import shutil
 import socket
 
@@ -10,7 +11,7 @@ from dpfpl_client.agent.features import FeatureCache
 from dpfpl_client.agent.ledger.anchor import Registry
 from dpfpl_client.agent.ledger.book import Ledger
 from dpfpl_client.agent.ledger.dataset import register_site
-from dpfpl_client.agent.policy_file import PolicyFile
+from dpfpl_client.agent.policy_file import Approvals, PolicyFile
 from dpfpl_client.check import check_site, noise_to_signal, noise_words
 from dpfpl_client.data import list_classes, load_site_data
 from dpfpl_client.models.loader import load_backbone
@@ -151,10 +152,10 @@ def test_a_used_up_budget_is_an_error(kit):
 # What an experiment would mean here
 
 
-def planned(kit, tmp_path, **privacy):
+def planned(kit, tmp_path, classes=("bright", "dark"), **privacy):
     experiment = Experiment(
         name="lungs",
-        classes=("bright", "dark"),
+        classes=classes,
         sites=("a", "b", "c"),
         model=ModelSettings(width=128),
         privacy=PrivacySettings(**{"mechanism": "per_step", "noise_multiplier": 6.0, **privacy}),
@@ -163,6 +164,23 @@ def planned(kit, tmp_path, **privacy):
     path = tmp_path / "plan.json"
     path.write_text(experiment.to_json())
     return check(kit, connect=False, plan=path)
+
+
+def test_classes_of_a_plan_that_the_model_reads_alike_are_an_error(kit, tmp_path):
+    (error,) = planned(kit, tmp_path, classes=("Bright", "bright")).errors
+    assert "'Bright' and 'bright' as the same tokens" in error
+    assert "CLASSES_READ_ALIKE" in error
+
+
+def test_class_folders_that_the_model_reads_alike_are_an_error_without_a_plan(kit, tmp_path, image_folder):
+    images = tmp_path / "images"
+    shutil.copytree(image_folder, images)
+    for split in ("train", "test"):
+        (images / split / "dark").rename(images / split / "BRIGHT")
+    site_file = kit / "site.toml"
+    site_file.write_text(site_file.read_text().replace(str(image_folder), str(images)))
+    (error,) = check(kit, connect=False).errors
+    assert "'BRIGHT' and 'bright' as the same tokens" in error
 
 
 def test_too_few_images_for_a_plan_are_told_in_words(kit, tmp_path):
@@ -228,3 +246,74 @@ def test_a_registry_inside_the_state_folder_is_refused(kit):
     site_file = kit / "site.toml"
     site_file.write_text('registry = "state/registry"\n' + site_file.read_text())
     assert any("REGISTRY_IN_STATE" in error for error in check(kit, connect=False).errors)
+
+
+# Classes that an experiment does not know
+
+
+def write_plan(path, *classes, sites=("a", "b", "c"), name="lungs"):
+    experiment = Experiment(
+        name=name,
+        classes=classes,
+        sites=sites,
+        model=ModelSettings(width=128),
+        privacy=PrivacySettings(noise_multiplier=6.0),
+        rounds=RoundSettings(number=3),
+    )
+    path.write_text(experiment.to_json())
+    return experiment
+
+
+def unknown(report):
+    return [text for text in report.warnings if "[UNKNOWN_CLASS]" in text]
+
+
+def test_images_that_a_plan_leaves_out_are_counted_and_the_line_to_write_is_shown(kit, tmp_path):
+    write_plan(tmp_path / "plan.json", "bright", "DARK", "grey")
+    report = check(kit, connect=False, plan=tmp_path / "plan.json")
+    (text,) = unknown(report)
+    assert "4 of 8 training images are left out" in text
+    assert "'dark' (4)" in text
+    assert 'class_map = { "dark" = "DARK" }' in text
+    assert "capital letters, blanks or underscores alone" in text
+    assert "4 of 8" in report.facts["plan"]["left_out"]
+    write_plan(tmp_path / "plan.json", "bright", "dark", "grey")
+    assert not unknown(check(kit, connect=False, plan=tmp_path / "plan.json"))
+
+
+def test_a_plan_that_knows_none_of_the_classes_shows_the_line_too(kit, tmp_path):
+    write_plan(tmp_path / "plan.json", "cat", "dog")
+    (text,) = [t for t in check(kit, connect=False, plan=tmp_path / "plan.json").warnings if "NO_KNOWN_CLASS" in t]
+    assert "would only send noise" in text
+    assert '"bright" = ' in text
+    assert "class_map" in text
+
+
+def test_what_waits_for_an_approval_is_checked_without_a_plan(kit, tmp_path):
+    settings = load_site(kit / "site.toml")
+    approvals = Approvals(settings.state_folder)
+    approvals.wait(write_plan(tmp_path / "1.json", "bright", "grey", name="half"))
+    approvals.wait(write_plan(tmp_path / "2.json", "bright", "dark", name="whole"))
+    (text,) = unknown(check(kit, connect=False))
+    assert text.startswith("half: 4 of 8 training images")
+
+
+def test_the_class_map_ends_the_warning(kit, tmp_path):
+    write_plan(tmp_path / "plan.json", "bright", "Dark")
+    site_file = kit / "site.toml"
+    text = site_file.read_text()
+    assert "[data.class_map]" not in text
+    site_file.write_text(text + '\n[data.class_map]\n"dark" = "Dark"\n')
+    assert not unknown(check(kit, connect=False, plan=tmp_path / "plan.json"))
+
+
+def test_strict_refuses_what_would_be_a_warning(command, kit, tmp_path):
+    arguments = ("--site", kit / "site.toml", "--offline")
+    assert command("check", *arguments, "--strict")[0] == 0
+    write_plan(tmp_path / "plan.json", "bright", "grey")
+    code, out, _ = command("check", *arguments, "--plan", tmp_path / "plan.json")
+    assert (code, "WARNING lungs: 4 of 8" in out, "Ready." in out) == (1, True, True)
+    code, out, _ = command("check", *arguments, "--plan", tmp_path / "plan.json", "--strict")
+    assert (code, "ERROR lungs: 4 of 8" in out, "Cannot take part yet." in out) == (2, True, True)
+    code, out, _ = command("check", *arguments, "--plan", tmp_path / "plan.json", "--strict", "--json")
+    assert (code, json.loads(out)["warnings"]) == (2, [])

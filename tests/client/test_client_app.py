@@ -37,10 +37,10 @@ class FakeAgent:
     def train(self, request):
         if self.error:
             raise self.error
-        return SiteReply("north", request.round, request.global_context, {"personal_local": 0.5}, 0.1)
+        return SiteReply("north", request.round, request.global_context, {"personal_local": 0.5})
 
     def evaluate(self, request):
-        return SiteReply("north", request.round, None, {}, 0.1)
+        return SiteReply("north", request.round, None, {})
 
 
 @pytest.fixture

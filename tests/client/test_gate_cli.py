@@ -1,5 +1,6 @@
 """What the administrator types to steer the gate: approve, register, policy, audit, ledger."""
 
+import dataclasses
 import json
 import shutil
 
@@ -75,9 +76,7 @@ def test_what_was_refused_can_be_approved_without_a_file(command, trained_site, 
 
 
 def test_a_plan_that_the_policy_refuses_says_so(command, trained_site, tmp_path, experiment):
-    import dataclasses
-
-    bare = dataclasses.replace(experiment, privacy=PrivacySettings(mechanism="per_step", noise_multiplier=0.1))
+    bare = dataclasses.replace(experiment, privacy=PrivacySettings(noise_multiplier=0.1))
     (tmp_path / "bare.json").write_text(bare.to_json())
     _, out, _ = command("approve", tmp_path / "bare.json", "--site", trained_site, "--json")
     assert "TOO_LITTLE_NOISE" in json.loads(out)["refused_because"]
@@ -166,3 +165,32 @@ def test_F11_ledger_verify_names_the_record_and_fails(command, trained_site):
     code, out, _ = command("ledger", "verify", "--site", trained_site, "--json")
     assert code == 2
     assert "Record 4 was changed" in json.loads(out)["problems"][0]
+
+
+def test_approve_says_which_images_are_left_out_before_it_asks(
+    command, trained_site, tmp_path, experiment, monkeypatch
+):
+    monkeypatch.setattr("typer.confirm", lambda *_, **__: False)
+    other = dataclasses.replace(experiment, classes=("bright", "Dark"))
+    (tmp_path / "other.json").write_text(other.to_json())
+    _, out, _ = command("approve", tmp_path / "other.json", "--site", trained_site)
+    assert "WARNING 6 of 12 images are left out" in out
+    assert "'dark' (6)" in out
+    assert 'class_map = { "dark" = "Dark" }' in out
+    _, out, _ = command("approve", tmp_path / "other.json", "--site", trained_site, "--json")
+    assert "6 of 12" in json.loads(out)["left_out"]
+    (tmp_path / "same.json").write_text(experiment.to_json())
+    _, out, _ = command("approve", tmp_path / "same.json", "--site", trained_site)
+    assert "left out" not in out
+
+
+def test_doctor_says_which_images_are_left_out(command, trained_site, experiment):
+    approvals = Approvals(load_site(trained_site).state_folder)
+    assert (
+        "All images have classes that the experiments know" in command("doctor", "--offline", "--site", trained_site)[1]
+    )
+    approvals.wait(dataclasses.replace(experiment, classes=("bright", "Dark")))
+    code, out, _ = command("doctor", "--offline", "--site", trained_site)
+    assert "lungs: 6 of 12 images are left out" in out
+    assert "UNKNOWN_CLASS" in out
+    assert code >= 1

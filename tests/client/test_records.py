@@ -117,7 +117,7 @@ def test_huge_header_is_refused_at_once_without_allocation():
 
 
 def test_reply_has_exactly_the_agreed_records():
-    reply = SiteReply("north", 3, CONTEXT, {"personal_local": 0.5}, 1.0, b"s" * 64)
+    reply = SiteReply("north", 3, CONTEXT, {"personal_local": 0.5}, signature=b"s" * 64)
     content = records.encode_reply(reply, TRAIN)
     assert set(content) == {"context", "metrics", "reply"}
     assert dict(content["metrics"]) == {"personal_local": 0.5}
@@ -126,7 +126,7 @@ def test_reply_has_exactly_the_agreed_records():
         "protocol_version": PROTOCOL_VERSION,
         "site": "north",
         "round": 3,
-        "seconds": 1.0,
+        "scores": [],
         "signature": b"s" * 64,
         "status": "ok",
         "code": "OK",
@@ -134,11 +134,11 @@ def test_reply_has_exactly_the_agreed_records():
         "advice": "",
     }
     evaluation = EvaluateRequest(EXPERIMENT, 10, CONTEXT)
-    assert set(records.encode_reply(SiteReply("north", 10, None, {}, 0.0), evaluation)) == {"metrics", "reply"}
+    assert set(records.encode_reply(SiteReply("north", 10, None, {}), evaluation)) == {"metrics", "reply"}
 
 
 def test_reply_that_does_not_answer_is_not_sent():
-    reply = SiteReply("north", 3, CONTEXT, {}, 1.0)
+    reply = SiteReply("north", 3, CONTEXT, {})
     for changes in ({"round": 4}, {"site": "x"}, {"update": None}, {"update": CONTEXT.T}):
         with pytest.raises(PayloadError):
             records.encode_reply(dataclasses.replace(reply, **changes), TRAIN)

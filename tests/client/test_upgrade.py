@@ -14,7 +14,7 @@ from dpfpl_client.agent.ledger.view import summarise
 from dpfpl_client.agent.service import AgentServer
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.node import records
-from dpfpl_client.node.link import failure_reason
+from dpfpl_client.node.flower_patches import failure_reason
 from dpfpl_client.node.supernode import SuperNodeSettings, start_supernode
 from dpfpl_client.site.settings import load_site
 from dpfpl_common import PROTOCOL_VERSION
@@ -36,7 +36,7 @@ class Agent:
 
     def train(self, request):
         self.calls += 1
-        return SiteReply("north", request.round, np.zeros_like(request.global_context), {}, 0.1)
+        return SiteReply("north", request.round, np.zeros_like(request.global_context), {})
 
     evaluate = train
 

@@ -16,7 +16,7 @@ from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
 from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
 
-from dpfpl_client.node import warm_node
+from dpfpl_client.node import flower_patches, warm_node
 
 
 class Runtime:
@@ -119,7 +119,7 @@ def test_R7_once_a_clientapp_has_ended_only_the_newest_bundles_stay(
 @pytest.mark.parametrize(("run", "said"), [(5, b"!"), (None, b"")])
 def test_only_a_whole_message_is_announced(run: int | None, said: bytes) -> None:
     heard, told = os.pipe()
-    assert warm_node._announced(lambda **arguments: run, told)(state=1) == run
+    assert flower_patches._announced(lambda **arguments: run, told)(state=1) == run
     os.close(told)
     assert os.read(heard, 10) == said
     os.close(heard)
@@ -128,7 +128,7 @@ def test_only_a_whole_message_is_announced(run: int | None, said: bytes) -> None
 def test_without_an_executor_taking_a_message_does_not_fail() -> None:
     heard, told = os.pipe()
     os.close(heard)
-    assert warm_node._announced(lambda **arguments: 5, told)() == 5
+    assert flower_patches._announced(lambda **arguments: 5, told)() == 5
     os.close(told)
 
 
@@ -138,7 +138,7 @@ def test_L6_a_reply_stays_whole_where_the_receipt_of_a_part_is_lost(lost: int) -
     site, server = (InMemoryNodeState(InMemoryObjectStore()) for _ in range(2))
     arrays = ArrayRecord({name: Array(np.full(3, index)) for index, name in enumerate("abc")})
     question = Message(RecordDict(), metadata=Metadata(7, "q", 1, 2, "", "1", 1.0, 1e6, "train"))
-    warm_node.flower_loop._insert_message(
+    flower_patches.flower_loop._insert_message(
         Message(RecordDict({"r": arrays}), reply_to=question), site, site.object_store
     )
     site.record_message_processing_start(message_id="q")
@@ -157,7 +157,7 @@ def test_L6_a_reply_stays_whole_where_the_receipt_of_a_part_is_lost(lost: int) -
         if not stored:
             raise ObjectPushError(part, run, session)
 
-    push = warm_node._not_broken_off(warm_node.flower_loop._push_messages)
+    push = flower_patches._not_broken_off(flower_patches.flower_loop._push_messages)
     push(state=site, object_store=site.object_store, send=send, push_object=push_object)
     assert len(expected) >= 5
     assert [part for part in expected if not server.object_store.get(part)] == []
@@ -166,7 +166,7 @@ def test_L6_a_reply_stays_whole_where_the_receipt_of_a_part_is_lost(lost: int) -
 def test_flowers_waits_are_shortened(monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
     monkeypatch.setattr(time, "sleep", slept.append)
-    impatient = warm_node._Impatient(0.8)
+    impatient = flower_patches._Impatient(0.8)
     impatient.sleep(3)  # between two questions to the server
     impatient.sleep(0.5)  # for the ClientApp's reply
-    assert slept == [0.8, warm_node._SOON_S]
+    assert slept == [0.8, flower_patches._SOON_S]

@@ -4,6 +4,8 @@ import math
 import random
 import time
 
+import dp_accounting
+import numpy as np
 import pytest
 from flwr.supercore.privacy_accounting import (
     GaussianPrivacyEvent,
@@ -25,7 +27,10 @@ from dpfpl_common.privacy.accounting import (
     epsilon,
     epsilon_rdp,
     exceeds,
+    exceeds_adaptively,
+    group_epsilon,
     json_epsilon,
+    true_positive_rate,
 )
 
 pytestmark = pytest.mark.privacy
@@ -209,9 +214,9 @@ def test_calibration_survives_a_bad_guess(monkeypatch):
 
 def test_calibration_stops_at_its_ends():
     with pytest.raises(PrivacyError) as caught:
-        calibrate_noise_multiplier(1e-3, 1e-15, 1.0, 10**9)
+        calibrate_noise_multiplier(1e-3, 1e-8, 1.0, 10**6)
     assert caught.value.code == "TARGET_UNREACHABLE"
-    assert calibrate_noise_multiplier(1000.0, 0.4, 1.0, 1) == pytest.approx(accounting.SMALLEST_MULTIPLIER, rel=2e-3)
+    assert calibrate_noise_multiplier(100.0, 0.1, 1.0, 1) == pytest.approx(accounting.SMALLEST_MULTIPLIER, rel=2e-3)
 
 
 @pytest.mark.parametrize(("z", "q", "steps"), [(1e-6, 0.5, 40), (0.05, 0.5, 40), (1.0, 0.5, 10**6), (1e-3, 1.0, 10**9)])
@@ -248,3 +253,84 @@ def test_a_cap_far_below_is_refused_without_the_fine_grid(monkeypatch):
     assert exceeds([PrivacyEvent("x", "per_step", 0.0, 0.5, 3)], 1e-5, 10.0)
     assert not exceeds([PrivacyEvent("x", "per_step", 4.0, 0.1, 3)], 1e-5, 10.0)
     assert not exceeds([], 1e-5, 0.1)
+
+
+# Several examples, attackers, and who chooses adaptively
+
+
+def test_NI13_group_epsilon_is_not_ten_times_epsilon():
+    """Epsilon 8 for one image is 19 for two and 209 for ten at the same delta, by dp-accounting's own Gaussian."""
+    z = calibrate_noise_multiplier(8.0, 1e-5, 1.0, 1)
+    event = [PrivacyEvent("x", "one_shot", z, 1.0, 1)]
+    found = {size: group_epsilon(event, 1e-5, size) for size in (1, 2, 10)}
+    expected = {size: dp_accounting.get_epsilon_gaussian(z / size, 1e-5) for size in found}
+    assert found == pytest.approx(expected)
+    assert [round(value) for value in found.values()] == [8, 19, 209]
+
+
+def test_NI13_groups_under_sampling_are_mixtures_and_one_is_no_group():
+    event = [PrivacyEvent("x", "per_step", 2.0, 0.5, 40)]
+    assert group_epsilon(event, 1e-5, 1) == pytest.approx(epsilon(event, 1e-5), rel=0.01)
+    without = [PrivacyEvent("x", "per_step", 2.0, 1.0, 40)]
+    for size in (2, 10):
+        assert epsilon(event, 1e-5) < group_epsilon(event, 1e-5, size) < group_epsilon(without, 1e-5, size)
+
+
+def test_what_an_attacker_can_reach_is_what_the_gaussian_lets_him_or_more():
+    """The bound from (epsilon, delta) holds for the mechanism that has it, at every false positive rate."""
+    for target in (8.0, 2.0, 1.0):
+        z = calibrate_noise_multiplier(target, 1e-5, 1.0, 1)
+        for rate in (1e-4, 1e-3, 1e-2, 0.1, 0.5):
+            real = stats.norm.cdf(stats.norm.ppf(rate) + 1 / z)
+            assert real <= true_positive_rate(epsilon([PrivacyEvent("x", "o", z, 1.0, 1)], 1e-5), 1e-5, rate) <= 1
+    assert true_positive_rate(0.0, 0.0, 0.01) == pytest.approx(0.01)
+    assert true_positive_rate(INFINITE, 0.0, 0.001) == 1.0
+
+
+def adaptive_losses(choose, allows, stages, trials, rng):
+    """Log-likelihood ratios under world 1 of an operator who picks each release after seeing the last."""
+    groups = {(): np.zeros(trials)}  # by what was released so far
+    for stage in range(stages):
+        after = {}
+        for spent, ratio in groups.items():
+            for ahead in (True, False):
+                z, q = choose(stage, ahead)
+                chosen = ratio[(ratio > 0) == ahead]
+                now = spent
+                if allows((*spent, (z, q))):
+                    drawn = rng.normal(size=len(chosen)) * z + (rng.random(len(chosen)) < q)
+                    chosen = chosen + np.log1p(q * np.expm1((2 * drawn - 1) / (2 * z * z)))
+                    now = (*spent, (z, q))
+                after[now] = np.concatenate([after.get(now, np.zeros(0)), chosen])
+        groups = after
+    return np.concatenate(list(groups.values()))
+
+
+def test_NI12_an_operator_who_chooses_after_each_outcome_stays_within_the_cap():
+    """Four stages, 10^6 trials: the privacy that was really lost, as delta at the cap, is not above delta."""
+    delta, cap, trials = 1e-3, 2.0, 10**6
+    said = set()
+
+    def allows(kinds):
+        answer = not exceeds_adaptively([PrivacyEvent("x", "per_step", z, q, 1) for z, q in kinds], delta, cap)
+        said.add(answer)
+        return answer
+
+    def choose(stage, ahead):  # who is ahead presses on with little noise, who is behind waits with much
+        return ((1.6, 1.0), (1.2, 0.4))[stage % 2] if ahead else (4.0, 0.5)
+
+    ratio = adaptive_losses(choose, allows, 4, trials, np.random.default_rng(0))
+    lost = np.maximum(0.0, -np.expm1(cap - ratio))
+    assert said == {True, False}, "the filter had to say no to something"
+    assert lost.mean() <= delta + 4 * lost.std() / math.sqrt(trials)
+
+
+def test_a_filter_is_never_below_the_composition_of_a_fixed_plan():
+    for events in (
+        [PrivacyEvent("x", "a", 1.0, 1.0, 1), PrivacyEvent("x", "b", 3.0, 1.0, 4)],
+        [PrivacyEvent("x", "a", 1.0, 1.0, 1), PrivacyEvent("x", "b", 3.0, 0.5, 40)],
+    ):
+        real = epsilon(events, 1e-5)
+        assert exceeds_adaptively(events, 1e-5, 0.99 * real)
+        assert not exceeds_adaptively(events, 1e-5, 1.5 * real)
+    assert exceeds_adaptively([PrivacyEvent("x", "a", 0.0, 1.0, 1)], 1e-5, 1e9)

@@ -131,6 +131,8 @@ OTHER = {
     "prompt.init_text": "",
     "prompt.personal_strength": 0.5,
     "prompt.retention": 0.5,
+    "prompt.evidence": False,
+    "prompt.usual_mix": 0.25,
     "optimizer.name": "sgd",
     "optimizer.global_learning_rate": 0.5,
     "optimizer.personal_learning_rate": 0.5,

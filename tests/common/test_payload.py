@@ -114,20 +114,20 @@ def test_the_digest_changes_with_every_part(monkeypatch):
 @pytest.mark.parametrize("value", [-0.01, 1.01, math.nan, math.inf, 1, True, "1", None])
 def test_a_metric_that_is_no_accuracy_is_refused(value):
     with pytest.raises(PayloadError, match="personal_local") as caught:
-        SiteReply("north", 1, None, {"personal_local": value}, 1.0)
+        SiteReply("north", 1, None, {"personal_local": value})
     assert caught.value.code == "BAD_METRIC"
 
 
 def test_metrics_by_name_only():
-    assert SiteReply("north", 1, CONTEXT, dict.fromkeys(METRIC_NAMES, 0.5), 0.0).metrics
+    assert SiteReply("north", 1, CONTEXT, dict.fromkeys(METRIC_NAMES, 0.5)).metrics
     with pytest.raises(PayloadError) as caught:
-        SiteReply("north", 1, None, {"patients": 0.5}, 1.0)
+        SiteReply("north", 1, None, {"patients": 0.5})
     assert caught.value.code == "UNKNOWN_METRIC"
     assert len(str(caught.value)) < 100 or "x" * 50 not in str(caught.value)
 
 
-@pytest.mark.parametrize("seconds", [-0.1, math.nan, math.inf, 1e9])
-def test_impossible_seconds(seconds):
+@pytest.mark.parametrize("score", [math.nan, math.inf, -1e12, 1, True])
+def test_impossible_scores(score):
     with pytest.raises(PayloadError) as caught:
-        SiteReply("north", 1, None, {}, seconds)
-    assert caught.value.code == "BAD_SECONDS"
+        SiteReply("north", 1, None, {}, (0.5, score))
+    assert caught.value.code == "BAD_SCORES"

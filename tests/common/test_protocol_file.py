@@ -42,10 +42,10 @@ def test_fields_are_these_and_no_others():
     }
     assert fields == {
         "Array": ["rows", "columns", "data"],
-        "TrainRequest": ["protocol_version", "experiment", "round", "global_context", "evaluate"],
-        "EvaluateRequest": ["protocol_version", "experiment", "round", "global_context"],
+        "TrainRequest": ["protocol_version", "experiment", "round", "global_context", "evaluate", "collect", "pool"],
+        "EvaluateRequest": ["protocol_version", "experiment", "round", "global_context", "pool", "chosen"],
         "Reply": ["protocol_version", "reply", "refusal"],
-        "SiteReply": ["site", "round", "update", "metrics", "seconds", "signature"],
+        "SiteReply": ["site", "round", "update", "metrics", "scores", "signature", "evidence"],
         "Refusal": ["code", "rule", "advice"],
     }
 

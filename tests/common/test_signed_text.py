@@ -17,7 +17,7 @@ EXPERIMENT = Experiment(
     model=ModelSettings(width=8),
     privacy=PrivacySettings(mechanism="per_step", noise_multiplier=1.5),
 )
-REPLY = SiteReply("north", 3, CONTEXT, {"personal_local": 0.5, "global_local": 0.25}, 1.5)
+REPLY = SiteReply("north", 3, CONTEXT, {"personal_local": 0.5, "global_local": 0.25})
 OTHER = dataclasses.replace(
     EXPERIMENT, privacy=PrivacySettings(mechanism="per_step", noise_multiplier=math.nextafter(1.5, 2))
 )
@@ -43,7 +43,7 @@ CHANGES = {
         "train",
         dataclasses.replace(REPLY, metrics={"personal_local": 0.25, "global_local": 0.5}),
     ),
-    "seconds": (EXPERIMENT, "train", dataclasses.replace(REPLY, seconds=1.6)),
+    "scores": (EXPERIMENT, "train", dataclasses.replace(REPLY, scores=(1.6,))),
 }
 
 
@@ -53,7 +53,7 @@ def test_whatever_is_changed_changes_the_text(what):
 
 
 def test_the_same_reply_has_the_same_text_whatever_the_order_and_the_signature():
-    again = SiteReply("north", 3, CONTEXT.copy(), {"global_local": 0.25, "personal_local": 0.5}, 1.5, b"s" * 64)
+    again = SiteReply("north", 3, CONTEXT.copy(), {"global_local": 0.25, "personal_local": 0.5}, signature=b"s" * 64)
     assert signed_text(EXPERIMENT, "train", again) == signed_text(EXPERIMENT, "train", REPLY)
 
 

@@ -45,7 +45,7 @@ def test_whoever_survives_and_whoever_colludes_the_unknown_noise_suffices(sites,
     least = math.inf
     for count in range(e.min_sites, sites + 1):
         for survivors in itertools.combinations(range(sites), count):
-            for gang in itertools.combinations(survivors[1:], min(colluders, count - 1)):
+            for gang in itertools.combinations(survivors[1:], min(max(1, colluders), count - 1)):
                 least = min(least, share * sum(site not in gang for site in survivors))
     assert least >= Z**2 * C**2 * (1 - 1e-12)
     if sites - dropouts - colluders >= 1:  # and no more noise than that: the worst case is met exactly

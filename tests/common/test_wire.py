@@ -38,7 +38,7 @@ def context(seed=0):
 
 TRAIN = TrainRequest(EXPERIMENT, 3, context(), evaluate=True)
 EVALUATE = EvaluateRequest(EXPERIMENT, 10, context(1))
-REPLY = SiteReply("north", 3, context(2), {"personal_local": 0.75}, 1.5, bytes(range(64)))
+REPLY = SiteReply("north", 3, context(2), {"personal_local": 0.75}, signature=bytes(range(64)))
 
 
 def refused(code, call, *arguments):
@@ -78,10 +78,10 @@ def test_evaluate_request_round_trip():
 
 def test_reply_round_trip():
     back = wire.decode_reply(wire.encode_reply(REPLY, TRAIN), TRAIN)
-    assert (back.site, back.round, back.metrics, back.seconds) == ("north", 3, {"personal_local": 0.75}, 1.5)
+    assert (back.site, back.round, back.metrics, back.scores) == ("north", 3, {"personal_local": 0.75}, ())
     assert back.signature == REPLY.signature
     np.testing.assert_array_equal(back.update, REPLY.update)
-    answer = SiteReply("south", 10, None, {}, 0.0)
+    answer = SiteReply("south", 10, None, {})
     assert wire.decode_reply(wire.encode_reply(answer, EVALUATE), EVALUATE) == answer
 
 

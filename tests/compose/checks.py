@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 HERE = Path(__file__).resolve().parent
-SERVICES = ("provision", "server", "site-a", "site-b", "site-c-agent", "site-c-node", "site-c-gate")
+SERVICES = ("server", "site-a", "site-b", "site-c-agent", "site-c-node", "site-c-gate")
 SITES = ("site-a", "site-b", "site-c-agent", "site-c-node")
 OUTSIDE_PORT = 8765
 WRITABLE = ("/proc/", "/tmp", "/run/node", "/private", "/link", "/var/lib/dpfpl/", "/kits", "/split", "/dev", "/etc/")
@@ -259,13 +259,13 @@ def s4_telemetry(fed: Federation, listener: Listener) -> str:
         expected |= {(caller, called, TCP, 0, FLEET_PORT, opens) for opens in (True, False)}
         expected.add((called, caller, TCP, FLEET_PORT, 0, False))
     assert found == expected, f"not expected: {sorted(found - expected)}; missing: {sorted(expected - found)}"
-    for service in (*SERVICES, "experiment"):
+    for service in ("provision", *SERVICES, "experiment"):
         values = dict(line.split("=", 1) for line in fed.state(service)["Config"]["Env"])
         assert QUIET.items() <= values.items(), f"{service}: {values}"
     return (
         f"over that whole experiment {len(LINKS)} links were heard, each opened by its caller and answered, and no "
         "other packet, none missed; telemetry, update check and hubs are switched off in "
-        f"{len(SERVICES) + 1} containers"
+        f"{len(SERVICES) + 2} containers"
     )
 
 

@@ -82,13 +82,13 @@ class Federation:
         """Every process of the container but those that were brought in from outside (health checks, this question)."""
         return list(json.loads(self.python(service, (HERE / "processes.py").read_text(encoding="utf-8"))))
 
-    def kill(self, service: str, program: str) -> int:
-        """SIGKILL to the container's oldest process that runs ``program``, sent as that process's own user."""
+    def kill(self, service: str, program: str, *, youngest: bool = False) -> int:
+        """SIGKILL to the container's oldest (or youngest) process that runs ``program``, sent as its own user."""
         found = [
             p for p in reversed(self.processes(service)) if program in p["command"] and "guard.py" not in p["command"]
         ]
         assert found, f"{service} runs no {program}: {[p['command'][:80] for p in self.processes(service)]}"
-        pid = int(found[0]["pid"])
+        pid = int(found[-1 if youngest else 0]["pid"])
         self.execute(service, "sh", "-c", f"kill -9 {pid}", user=str(found[0]["uid"]))
         return pid
 

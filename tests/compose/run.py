@@ -35,6 +35,7 @@ IMAGES = {
     "dpfpl-supernode": ("client.Dockerfile", "supernode"),
 }
 NEWER = "dpfpl-client:newer"
+VERSION = tomllib.loads((ROOT / "common/pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 KEPT = ROOT / "runs" / "compose-test.log"
 
 
@@ -90,7 +91,7 @@ def build(docker: Engine, log: Log) -> None:
         began = time.monotonic()
         docker.docker(
             "build", "-q", "-f", str(ROOT / "deploy" / file), *(("--target", target) if target else ()),
-            "--build-arg", f"PIP_ARGS={pip_args}", "-t", name, str(ROOT), timeout=1800,
+            "--build-arg", f"PIP_ARGS={pip_args}", "-t", name, "-t", f"{name}:{VERSION}", str(ROOT), timeout=1800,
         )  # fmt: skip
         size = int(docker.docker("image", "inspect", "-f", "{{.Size}}", name)) / 1e6
         packages = json.loads(
@@ -135,9 +136,13 @@ def simulation(docker: Engine, project: str, log: Log) -> None:
     def whole() -> str:
         began = time.monotonic()
         with checks.packets(fed, "dpfpl-server") as listener:
-            done = fed.compose("up", "--no-build", "--abort-on-container-exit", check=False, timeout=1800)
+            started = fed.compose("up", "--no-build", "--detach", check=False, timeout=600)
+            assert started.returncode == 0, f"{started.stdout[-3000:]}{started.stderr[-2000:]}"
+            code = docker.docker("wait", fed.container("experiment"), timeout=1800)
             took = time.monotonic() - began
-            assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout[-3000:]}{done.stderr[-2000:]}"
+            assert code == "0", f"exit code {code}\n{docker.docker('logs', fed.container('experiment'))[-3000:]}"
+            ended = fed.state("provision")["State"]
+            assert (ended["Status"], ended["ExitCode"]) == ("exited", 0), ended
         with tempfile.TemporaryDirectory(prefix="dpfpl-report-") as folder:
             report = Path(folder) / "report"
             docker.docker("cp", f"{fed.container('experiment')}:/var/lib/dpfpl/runs/simulation", str(report))
@@ -155,7 +160,7 @@ def simulation(docker: Engine, project: str, log: Log) -> None:
         )
 
     try:
-        log.check("simulation: up --abort-on-container-exit", whole)
+        log.check("simulation: up", whole)
     finally:
         fed.down()
 
@@ -191,6 +196,7 @@ def hardened(docker: Engine, project: str, log: Log, attach: bool = False) -> No
         log.check("kill -9 agent", lambda: faults.kill_agent(fed))
         log.check("kill -9 ServerApp", lambda: faults.kill_serverapp(fed))
         log.check("L1 kill -9 SuperLink", lambda: faults.l1_kill_superlink(fed))
+        log.check("DR2 kill -9 executor", lambda: faults.kill_executor(fed))
         log.check("F15 docker stop while training", lambda: faults.f15_stop_while_training(fed))
         log.check("network cut", lambda: faults.network_cut(fed))
 

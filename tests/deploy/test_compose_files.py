@@ -117,6 +117,16 @@ def test_s3_the_split_agent_gets_no_node_key_and_the_supernode_no_agent_key() ->
     assert "agent.key" not in str(supernode)
 
 
+def test_provisioning_is_a_service_that_completes() -> None:
+    content = load("docker-compose.yml")["services"]
+
+    assert content["provision"]["restart"] == "no"
+    assert "sleep" not in (ROOT / "deploy/simulation/provision.sh").read_text(encoding="utf-8")
+    for name, service in content.items():
+        condition = service.get("depends_on", {}).get("provision", {}).get("condition")
+        assert condition in (None, "service_completed_successfully"), name
+
+
 def test_nothing_holds_a_password() -> None:
     for file in FILES:
         assert not re.search(r"(?i)passw|token\s*[:=]|secret\s*[:=]", (ROOT / file).read_text(encoding="utf-8")), file

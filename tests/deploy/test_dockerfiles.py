@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -9,6 +10,8 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
+VERSION = tomllib.loads((ROOT / "common/pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 DOCKERFILES = ("server.Dockerfile", "client.Dockerfile")
 QUIET = (
     "FLWR_TELEMETRY_ENABLED=0", "FLWR_DISABLE_UPDATE_CHECK=1", "HF_HUB_DISABLE_TELEMETRY=1", "DO_NOT_TRACK=1",
@@ -29,7 +32,7 @@ def test_it_builds_without_fetching_anything_but_packages(file: str) -> None:
     assert "# syntax=" not in text
     assert not re.search(r"(?m)^ADD ", text)
     assert "--mount" not in text  # the older compose builds without BuildKit
-    assert not re.search(r"https?://", text)
+    assert set(re.findall(r"https?://\S+", text)) <= {TORCH_INDEX}
 
 
 @pytest.mark.parametrize("file", DOCKERFILES)
@@ -62,6 +65,42 @@ def test_s4_images_are_quiet(file: str) -> None:
     (stage,) = (stage for stage in stages(file) if "FROM scratch" in stage)
 
     assert all(setting in stage for setting in QUIET)
+
+
+def test_the_cpu_build_of_torch_is_found_without_preparation() -> None:
+    (stage,) = (
+        stage for stage in stages("client.Dockerfile") if stage.startswith("FROM build-base AS build-agent-base")
+    )
+    (command,) = (part for part in re.split(r"&&|;|\n", stage) if "--extra-index-url" in part)
+
+    assert f"ARG TORCH=cpu\nARG TORCH_INDEX={TORCH_INDEX}\n" in stage
+    assert command.split()[-1] == "torch"
+    assert "--no-deps" in command  # no other package is ever looked for there
+    assert "torch.version.cuda" in stage  # what was found is looked at
+
+
+@pytest.mark.parametrize(("torch", "asked"), [("", 0), ("cpu", 1), ("gpu", 0)])
+def test_make_setup_asks_the_index_of_cpu_builds_only_where_told(torch: str, asked: int) -> None:
+    command = ["make", "-n", "-B", "setup", *([f"TORCH={torch}"] if torch else [])]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    assert shown.count(f"--extra-index-url {TORCH_INDEX}") == 1
+    assert shown.count('[ "cpu" = cpu ]') == asked
+
+
+@pytest.mark.parametrize("file", DOCKERFILES)
+def test_images_carry_labels_and_a_version(file: str) -> None:
+    for stage in stages(file):
+        if "ENTRYPOINT" in stage:
+            assert f"ARG VERSION={VERSION}\n" in stage
+            for label in ("title", "description", "version", "revision", "created", "licenses"):
+                assert f"org.opencontainers.image.{label}=" in stage
+
+
+def test_nothing_starts_an_image_without_a_version() -> None:
+    for path in (*(ROOT / "deploy").rglob("*.y*ml"), ROOT / "docker-compose.yml"):
+        text = path.read_text(encoding="utf-8")
+        assert set(re.findall(r"image: .*?dpfpl-\w+(:[\w.]+)?", text)) <= {f":{VERSION}"}, path.name
 
 
 def test_the_client_is_the_default_target() -> None:

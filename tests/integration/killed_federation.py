@@ -27,7 +27,7 @@ from dpfpl_server.runs.folder import RunFolder
 from dpfpl_server.runs.supervise import run_experiment
 from dpfpl_server.sites.bundle import bundle_files
 from dpfpl_server.sites.provision import ProvisionRequest, provision
-from dpfpl_server.sites.superlink import SuperLinkSettings, start_superlink, submit_run
+from dpfpl_server.sites.superlink import SuperLinkSettings, launch_superlink, start_superlink, submit_run
 
 SITES = ("north", "south")
 ROUNDS = 4
@@ -41,7 +41,7 @@ metrics = "exact"
 """
 KILLING_APP = '''
 """Our ServerApp, killed at the moment that kill.json names."""
-import json, os, signal, time
+import json, os, signal
 from dpfpl_server.federation.app import app
 from dpfpl_server.runs.folder import RunFolder
 
@@ -54,7 +54,6 @@ def at(folder, moment, number):
         file.unlink()
         for pid in wanted["pids"] or [os.getpid()]:
             os.kill(pid, signal.SIGKILL)
-        time.sleep(60)  # the others were killed: their guard ends this one too
 
 save, tell = RunFolder.save_checkpoint, RunFolder.add_event
 
@@ -115,10 +114,12 @@ class Federation:
             wait_until_connected(node)
 
     def start_superlink(self) -> ManagedProcess:
-        settings = SuperLinkSettings(self.server, f"127.0.0.1:{self.fleet}", self.control, task_poll_s=0.2)
         environment = {"PYTHONPATH": str(self.root / "path")}
-        self.superlink = start_superlink(settings, self.group, extra_environment=environment)
+        self.superlink = start_superlink(self.superlink_settings(), self.group, extra_environment=environment)
         return self.superlink
+
+    def superlink_settings(self) -> SuperLinkSettings:
+        return SuperLinkSettings(self.server, f"127.0.0.1:{self.fleet}", self.control, task_poll_s=0.2)
 
     def start_node(self, kit: Path) -> ManagedProcess:
         settings = load_site(kit)
@@ -136,7 +137,7 @@ class Federation:
 
     def superlink_pids(self) -> list[int]:
         """The SuperLink itself and its guard's other children; the guard stays, to be seen taking the rest down."""
-        named = [pid for pid in descendants(self.superlink.pid) if b"flower-superlink" in command_line(pid)]
+        named = [pid for pid in descendants(self.superlink.pid) if b"superlink_process" in command_line(pid)]
         assert named
         return named
 
@@ -161,7 +162,7 @@ class Federation:
             dead.wait(120)
             self.group.processes.remove(dead)
             time.sleep(1.0)
-            self.start_superlink()
+            self.superlink = launch_superlink(self.superlink_settings(), self.group)
 
         thread = threading.Thread(target=restart)
         thread.start()

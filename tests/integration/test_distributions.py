@@ -120,10 +120,11 @@ def unpacked(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
         ("common", (), ()),
         ("server", (), ()),
         ("client", (), AGENT_ONLY),
-        ("client", ("agent",), ()),
+        ("client", ("agent",), ("dpfpl_client.data.dicom",)),
+        ("client", ("agent", "dicom", "heic"), ()),
         ("bench", (), ("dpfpl_bench.simulate.flower_engine",)),
     ],
-    ids=["common", "server", "client", "client[agent]", "bench"],
+    ids=["common", "server", "client", "client[agent]", "client[agent,dicom,heic]", "bench"],
 )
 def test_every_module_imports_with_only_what_the_metadata_declares(
     name: str, extras: tuple[str, ...], left_out: tuple[str, ...], unpacked: dict[str, Path], tmp_path: Path

@@ -53,9 +53,7 @@ class StandIns(InProcessGrid):
             self._read[kind, group] = decode(message.content)
         request = self._read[kind, group]
         update = self._update if kind == "train" else None
-        reply = SiteReply(
-            self._names[message.metadata.dst_node_id], request.round, update, {"personal_local": 0.5}, 0.1
-        )
+        reply = SiteReply(self._names[message.metadata.dst_node_id], request.round, update, {"personal_local": 0.5})
         return Message(encode_reply(reply, request), reply_to=message)
 
 

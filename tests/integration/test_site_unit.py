@@ -210,10 +210,10 @@ class Site:
         if self.refuses:
             raise RefusedError(code="UNIT_NOT_ALLOWED", message="no (rule units)")
         update = np.full(request.experiment.context_shape, 0.01, "<f4")
-        return SiteReply(self.name, request.round, update, {}, 0.1)
+        return SiteReply(self.name, request.round, update, {})
 
     def evaluate(self, request):
-        return SiteReply(self.name, request.round, None, {}, 0.1)
+        return SiteReply(self.name, request.round, None, {})
 
 
 def run_strategy(experiment, refuses=False, sampler=None, noise=None):
@@ -344,7 +344,7 @@ def history_of(experiment, rounds):
             "sites": ["site-01"],
             "dropped": {"site-02": "x"},
         }
-        | {"site_seconds": {"site-01": 0.1}, "metrics": {"site-01": {"personal_local": 0.5}}}
+        | {"metrics": {"site-01": {"personal_local": 0.5}}}
         for k in range(rounds)
     ]
 
@@ -370,7 +370,7 @@ def test_the_result_does_not_tell_who_was_drawn(rate):
     page = render_report(result)
     assert ("drawn by chance" in page) == (rate < 1)
     assert "whole data set" in page
-    numbers = re.findall(r'data-from="rounds\[[^"]*\.(?:metrics|sites|dropped|site_seconds)[^"]*">([^<]*)<', page)
+    numbers = re.findall(r'data-from="rounds\[[^"]*\.(?:metrics|sites|dropped)[^"]*">([^<]*)<', page)
     assert not [shown for shown in numbers if rate < 1 and re.search(r"[1-9]", shown)]
 
 

@@ -3,7 +3,7 @@
 __all__ = ["FEDERATION"]
 
 EXPERIMENT_TESTS = "tests/common/test_experiment.py"
-PULSE_TESTS = "tests/server/test_pulse.py"
+PULSE_TESTS = "tests/common/test_heartbeat.py"
 RUN_FOLDER_TESTS = "tests/server/test_run_folder.py"
 SIGNATURES_TESTS = "tests/server/test_signatures.py"
 SIGNED_TEXT_TESTS = "tests/common/test_signed_text.py"
@@ -111,7 +111,7 @@ FEDERATION = (
     ),
     (
         "two server programs work on one run",
-        "dpfpl_server.runs.folder:Pulse.__enter__",
+        "dpfpl_common.ops.heartbeat:Heartbeat.__enter__",
         "fcntl.flock(...)",
         "None",
         (f"{PULSE_TESTS}::test_a_holder_is_seen_a_second_one_refused_and_a_killed_one_gone",),

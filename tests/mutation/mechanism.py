@@ -61,7 +61,7 @@ MECHANISM = (
     (
         "the true batch size as divisor",
         "dpfpl_client.learning.step:noised_step",
-        "divisor",
+        "privacy.sample_rate * privacy.nominal_site_size",
         "max(1, len(gradients))",
         (f"{STEP_TESTS}::test_P8_the_divisor_is_public",),
     ),

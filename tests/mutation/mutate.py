@@ -47,6 +47,7 @@ from anchor import AnchorError, broken, module_file
 from crash_safety import CRASH_SAFETY
 from federation import FEDERATION
 from mechanism import MECHANISM
+from noninterference import NONINTERFERENCE
 from one_shot import ONE_SHOT
 from site_gate import SITE_GATE
 from warm import Child, Outcome, started, warm_up
@@ -99,7 +100,17 @@ class Mutation:
 
 
 MUTATIONS = tuple(
-    Mutation(*parts) for parts in (*MECHANISM, *ONE_SHOT, *ACCOUNTING, *FEDERATION, *SERVER, *SITE_GATE, *CRASH_SAFETY)
+    Mutation(*parts)
+    for parts in (
+        *MECHANISM,
+        *ONE_SHOT,
+        *ACCOUNTING,
+        *FEDERATION,
+        *SERVER,
+        *SITE_GATE,
+        *CRASH_SAFETY,
+        *NONINTERFERENCE,
+    )
 )
 
 

@@ -4,18 +4,21 @@ __all__ = ["ONE_SHOT"]
 
 LEARNER_TESTS = "tests/client/learning/test_learner.py"
 PROTOTYPES_TESTS = "tests/client/learning/test_prototypes.py"
+RELEASE_TESTS = "tests/common/test_one_shot.py"
+EVIDENCE_TESTS = "tests/common/test_evidence.py"
+FEDERATION_TESTS = "tests/bench/test_evidence_federation.py"
 
 ONE_SHOT = (
     (
         "class sums: a long feature counts in full",
-        "dpfpl_client.learning.prototypes:noised_class_sums",
-        "rows[finite] * _1",
-        "rows[finite]",
+        "dpfpl_common.privacy.one_shot:bounded",
+        "safe * _1",
+        "safe",
         (f"{PROTOTYPES_TESTS}::test_one_example_moves_the_sums_by_at_most_one",),
     ),
     (
         "class sums: only classes with images are noised",
-        "dpfpl_client.learning.prototypes:noised_class_sums",
+        "dpfpl_common.privacy.one_shot:noised_class_sums",
         "return _1",
         "return np.where(np.any(sums != 0, axis=1)[:, None], _1, 0.0)",
         (f"{PROTOTYPES_TESTS}::test_every_row_of_the_public_class_list_is_noised_even_without_any_image",),
@@ -84,5 +87,47 @@ ONE_SHOT = (
             "tests/server/test_aggregation.py"
             "::test_an_honest_update_of_one_shot_keeps_within_the_norm_cap_whatever_its_gradients",
         ),
+    ),
+    (
+        "vote: an example counts for more than one",
+        "dpfpl_common.privacy.one_shot:noised_vote",
+        "np.clip(_1, -1.0, 1.0)",
+        "_1",
+        (f"{RELEASE_TESTS}::test_one_example_moves_the_vote_by_at_most_one",),
+    ),
+    (
+        "vote: half its noise",
+        "dpfpl_common.privacy.one_shot:noised_vote",
+        "noise.add(total, noise_multiplier)",
+        "noise.add(total, noise_multiplier / 2)",
+        (f"{RELEASE_TESTS}::test_the_votes_noise_has_the_stated_deviation",),
+    ),
+    (
+        "vote: the class sums keep all of the budget, so the vote is not paid for",
+        "dpfpl_common.privacy_plan:class_sums_multiplier",
+        "return _1",
+        "return z",
+        (f"{RELEASE_TESTS}::test_what_is_charged_is_what_is_released",),
+    ),
+    (
+        "vote: an image stays in the row of its own class",
+        "dpfpl_common.evidence:votes",
+        "own = _1",
+        "own = 0.0 * weights[labels][:, None] * features",
+        (f"{EVIDENCE_TESTS}::test_an_image_does_not_vote_for_the_row_that_it_made_itself",),
+    ),
+    (
+        "vote: told again for another pool",
+        "dpfpl_client.learning.learner:PromptLearner._with_vote",
+        "dataclasses.replace(result.state, voted=True)",
+        "result.state",
+        (f"{FEDERATION_TESTS}::test_a_site_votes_once",),
+    ),
+    (
+        "evidence: pure noise is taken for images",
+        "dpfpl_common.evidence:_reaches",
+        "energy <= _1",
+        "False",
+        (f"{EVIDENCE_TESTS}::test_where_nothing_stands_out_the_head_is_exactly_the_text",),
     ),
 )

@@ -197,14 +197,14 @@ SERVER = (
     ),
     (
         "exchange: a part that the server has already ends the sending of a reply",
-        "dpfpl_client.node.warm_node:_not_broken_off.push_all.push_unless_there",
+        "dpfpl_client.node.flower_patches:_not_broken_off.push_all.push_unless_there",
         "ObjectPushError",
         "ZeroDivisionError",
         ("tests/client/test_warm_node.py::test_L6_a_reply_stays_whole_where_the_receipt_of_a_part_is_lost",),
     ),
     (
         "patience: an untrusted certificate is tried again and again",
-        "dpfpl_server.federation.patience:bear_broken_connections.really_gives_up",
+        "dpfpl_server.flower_patches:bear_broken_connections.really_gives_up",
         "'certificate' in text or _1",
         "_1",
         (EXCHANGE + "a_connection_that_closed_within_tls_is_tried_again_and_an_untrusted_one_is_not",),

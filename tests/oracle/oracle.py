@@ -1,4 +1,4 @@
-"""Seven small seeded federations whose every byte is recorded, so that a refactoring can show that it changed nothing.
+"""Eight small seeded federations whose every byte is recorded, so that a refactoring can show that it changed nothing.
 
     python tests/oracle/oracle.py            # run them and compare with hashes.json; exit code 1 if anything differs
     python tests/oracle/oracle.py --write    # record anew
@@ -94,7 +94,7 @@ def questions():
     return backbone, prepare_sites(drawn, (), FeatureCache(None, backbone), ("clinic-a", "shop-b"))
 
 
-def experiment(data, name, *, method="dpfpl", rounds=3, local_steps=2, task=None, **privacy):
+def experiment(data, name, *, method="dpfpl", evidence=False, rounds=3, local_steps=2, task=None, **privacy):
     """An experiment on the data, with every setting that matters said: a new default must change nothing here."""
     backbone, sites = data
     usual = {
@@ -120,7 +120,7 @@ def experiment(data, name, *, method="dpfpl", rounds=3, local_steps=2, task=None
             classes=sites[0].features.classes,
             sites=tuple(site.name for site in sites),
             model=ModelSettings(width=backbone.width),
-            prompt=PromptSettings(method=method, num_context=3, rank=2, init_text="a photo of"),
+            prompt=PromptSettings(method=method, num_context=3, rank=2, init_text="a photo of", evidence=evidence),
             optimizer=OptimizerSettings(name="adam", global_learning_rate=0.02, personal_learning_rate=0.03),
             privacy=PrivacySettings(**usual | privacy),
             rounds=RoundSettings(number=rounds, local_steps=local_steps, evaluate_every=1),
@@ -139,6 +139,9 @@ simulation(digits, "per_step/distributed", trust="distributed", method="fedpgp",
 simulation(digits, "per_step/local", trust="local", method="dplora")
 simulation(digits, "one_shot/local", mechanism="one_shot", trust="local", target_epsilon=4.0)
 simulation(digits, "one_shot/text", mechanism="one_shot", trust="local", projection="text", method="fedotp")
+simulation(
+    digits, "one_shot/evidence", mechanism="one_shot", trust="local", target_epsilon=8.0, evidence=True, rounds=2
+)
 simulation(digits, "site/central", unit="site", trust="central", site_sample_rate=0.7, method="promptfl")
 simulation(questions, "per_step/questions", nominal_site_size=16, rounds=2, task=TaskSettings("vqa", "", 4))
 
@@ -188,6 +191,8 @@ def parts(shared, stores) -> Iterator[tuple[str, list[np.ndarray]]]:
     records = [record for site in sorted(stores) for _, record in sorted(stores[site].all.items())]
     yield "received", [record.global_context for record in records]
     yield "sent", [record.reply.update for record in records]
+    if records[0].reply.evidence is not None:
+        yield "evidence", [record.reply.evidence for record in records if record.reply.evidence is not None]
     yield "personal_context", [record.state.context for record in records]
     yield "optimizer", [moment for record in records for moment in moments(record.state.optimizer)]
     for name in ("class_sums", "parameters"):

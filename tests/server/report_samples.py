@@ -40,7 +40,6 @@ def entry(number, released, dropped):
         "bytes_down": 17000 + number,
         "sites": [site for site in SITES if site not in dropped],
         "dropped": dropped,
-        "site_seconds": {site: 0.4 for site in SITES if site not in dropped},
         "metrics": {site: metrics(site, number - 1) for site in released if site not in dropped},
     }
 

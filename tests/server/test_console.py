@@ -54,6 +54,20 @@ def test_refused_replies_are_shown_with_their_reason(run):
     assert "BUDGET_EXHAUSTED" in drop["code"] + drop["reason"]
 
 
+def test_one_refusal_is_one_line_however_many_sites_and_attempts_it_took(run):
+    reason = "REFUSED EPSILON_OVER_CAP: max_epsilon_per_experiment At most 10."
+    for attempt in (1, 2, 3):
+        dropped = dict.fromkeys(SITES, reason)
+        codes = dict.fromkeys(SITES, "REFUSED EPSILON_OVER_CAP")
+        event = {"phase": "ROUND_ABANDONED", "round": 1, "attempt": attempt, "dropped": dropped, "codes": codes}
+        run.folder.add_event(event)
+    assert len(run.folder.store.drops()) == 3 * len(SITES)
+    (line,) = look(run)["drops"]
+    assert (line["round"], line["attempt"]) == ("1", "1, 2, 3")
+    assert line["site"] == ", ".join(sorted(SITES))
+    assert line["reason"] == reason
+
+
 @pytest.mark.privacy
 def test_epsilon_of_a_site_counts_every_round_that_may_have_been_charged(run):
     """An answer that was rejected or late may have been charged at the site: never less than that is shown."""

@@ -55,7 +55,6 @@ def done(number: int) -> dict[str, object]:
         "round": number,
         "seconds": 2.0,
         "sites": ["north", "south"],
-        "site_seconds": {"north": 0.4, "south": 0.3},
         "metrics": {"north": {"personal_local": 0.85}, "south": {"personal_local": 0.84}},
         "dropped": {},
         "bytes_up": 5000,

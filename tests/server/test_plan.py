@@ -12,13 +12,16 @@ from dpfpl_client.node.records import encode_reply
 from dpfpl_common.config import build
 from dpfpl_common.errors import RefusedError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
+from dpfpl_common.optimizer import OptimizerState
 from dpfpl_common.policy import permit
 from dpfpl_common.privacy.accounting import epsilon
-from dpfpl_common.privacy_plan import planned_events
+from dpfpl_common.privacy_plan import capped_event, planned_events
 from dpfpl_common.wire.payloads import METRIC_NAMES, SiteReply, TrainRequest
 from dpfpl_server.cli import main as cli
+from dpfpl_server.federation.checkpoint import Checkpoint
 from dpfpl_server.federation.exchange import record_bytes
 from dpfpl_server.federation.records import encode_train_request
+from dpfpl_server.runs.folder import RunFolder
 from dpfpl_server.runs.plan import make_plan, plan_lines
 from dpfpl_server.runs.result import privacy_statement
 from dpfpl_server.sites.kits import STARTING_POLICY
@@ -26,6 +29,7 @@ from dpfpl_server.sites.register import Site, save_sites
 
 SITES = ("east", "north", "south")
 REGISTER = {name: Site(name, "key", "2026-01-01", 7, "ssh-ed25519 key") for name in SITES}
+NOISE = 0.55
 PRIVACY = {"noise_multiplier": 4.0, "sample_rate": 0.1, "tolerated_dropouts": 1}
 
 
@@ -62,7 +66,7 @@ def test_the_bytes_are_about_those_that_are_sent(tmp_path):
     request = TrainRequest(experiment, 1, context)
     plan = make_plan(experiment, REGISTER, tmp_path)["bytes"]
     assert plan["down_per_site_round"] == record_bytes(encode_train_request(request))
-    reply = SiteReply("east", 1, context, dict.fromkeys(METRIC_NAMES, 0.123), 0.1, b"s" * 64)
+    reply = SiteReply("east", 1, context, dict.fromkeys(METRIC_NAMES, 0.123), signature=b"s" * 64)
     assert plan["up_per_site_round"] == pytest.approx(record_bytes(encode_reply(reply, request)), rel=0.15)
     assert plan["down"] == 3 * 3 * plan["down_per_site_round"]
 
@@ -113,6 +117,15 @@ def test_what_a_kits_policy_admits_is_not_foreseen_as_refused(tmp_path):
     for experiment in (make_experiment(), make_experiment(trust="local"), make_experiment(noise_multiplier=2.0)):
         permit(load_policy(tmp_path / "policy.toml"), experiment)
         assert make_plan(experiment, REGISTER, tmp_path)["refusals"] == []
+
+
+@pytest.mark.parametrize("names", [("Nevus", "nevus"), ("bar ", "bar"), ("lung  cancer", "lung cancer"), ("É", "é")])
+def test_class_names_that_models_read_alike_are_foreseen_as_refused(tmp_path, names):
+    experiment = dataclasses.replace(make_experiment(), classes=("cat", *names))
+    (refusal,) = make_plan(experiment, REGISTER, tmp_path)["refusals"]
+    assert refusal["rule"] == "classes"
+    assert all(repr(name) in refusal["why"] for name in names)
+    assert "same tokens" in refusal["why"]
 
 
 def test_sites_that_cannot_take_part_are_named(tmp_path):
@@ -170,3 +183,45 @@ def test_plan_on_the_command_line(tmp_path, monkeypatch, capfd):
 def test_lines_say_infinite_where_nothing_is_promised(tmp_path):
     lines = plan_lines(make_plan(make_experiment(trust="central"), REGISTER, tmp_path))
     assert any("epsilon infinite" in line for line in lines)
+
+
+def earlier_run(runs, experiment, rounds, dropped=()):
+    """A run as it lies in the folder after so many rounds; ``dropped`` sites gave no usable reply in any of them."""
+    folder = RunFolder(runs / experiment.name)
+    folder.begin(experiment)
+    entries = []
+    for number in range(1, rounds + 1):
+        failures = dict(dropped)
+        sites = [site for site in experiment.sites if site not in failures]
+        entries.append({"round": number, "seconds": 1.0, "sites": sites, "dropped": failures,
+                        "codes": dict.fromkeys(failures, "REFUSED EXPERIMENT_NOT_APPROVED"), "metrics": {},
+                        "bytes_up": 0, "bytes_down": 0, "site_seconds": {}, "signal": {}})  # fmt: skip
+        context = np.zeros(experiment.context_shape)
+        folder.save_checkpoint(
+            Checkpoint(number, context.astype("<f4"), OptimizerState.zeros(experiment.context_shape), tuple(entries))
+        )
+
+
+@pytest.mark.privacy
+def test_it_foretells_which_sites_have_spent_too_much_in_earlier_runs(tmp_path):
+    """Fifteen runs: each alone is cheap enough, together they pass the cap of a lifetime."""
+    first = make_experiment(noise_multiplier=NOISE)
+    assert make_plan(first, REGISTER, tmp_path)["refusals"] == [], "no site refuses it for itself"
+    for number in range(14):
+        again = dataclasses.replace(first, name=f"run-{number}")
+        earlier_run(tmp_path, again, 3, {"south": "REFUSED EXPERIMENT_NOT_APPROVED: experiments"})
+    plan = make_plan(dataclasses.replace(first, name="next"), REGISTER, tmp_path)
+    (refusal,) = [entry for entry in plan["refusals"] if entry["rule"] == "max_epsilon_lifetime"]
+    assert refusal["by"].startswith("east, north,"), "south refused them all and charged nothing"
+    assert "south" not in refusal["by"]
+    one = capped_event(first)
+    expected = epsilon([dataclasses.replace(one, steps=one.steps * 15)], 1e-5)
+    assert expected > 20
+    assert f"{expected:.3f} with this one" in refusal["why"]
+    assert any("REFUSED" in line and "earlier runs" in line for line in plan_lines(plan))
+
+
+def test_a_run_that_is_going_on_does_not_count_against_itself(tmp_path):
+    experiment = make_experiment(noise_multiplier=NOISE)
+    earlier_run(tmp_path, experiment, 3)
+    assert make_plan(experiment, REGISTER, tmp_path)["refusals"] == []

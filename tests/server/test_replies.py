@@ -32,7 +32,7 @@ def update(number):
 
 
 def message(site, content=None):
-    reply = SiteReply(site, 1, update(SITES.index(site)) if content is None else content, {"personal_local": 0.5}, 0.1)
+    reply = SiteReply(site, 1, update(SITES.index(site)) if content is None else content, {"personal_local": 0.5})
     metadata = Metadata(1, "id", 99, 1, "", "1", time.time(), 3600.0, "train")
     return Message(encode_reply(reply, REQUEST), reply_to=Message(content=RecordDict(), metadata=metadata))
 
@@ -70,6 +70,6 @@ def test_R3_nothing_of_a_reply_but_its_numbers_stays():
 def test_a_bad_reply_adds_nothing_and_has_its_reason(norm_cap, site, code):
     replies = Replies(EXPERIMENT, REQUEST, norm_cap)
     replies.take(site, message(SITES[0]))
-    assert replies.failures[site].startswith(code)
+    assert str(replies.failures[site]).startswith(code)
     assert (replies.updates.count, replies.accepted) == (0, {})
     assert not replies.updates.total.any()

@@ -15,6 +15,9 @@ from dpfpl_server.runs.result import build_result, floors_from_metrics, mean, pr
 SITES = ("north", "south", "west")
 
 
+NOTHING = dict.fromkeys(("local", "neighbour", "unseen", "all", "worst_site"))
+
+
 def make_experiment(rounds=4, local_steps=3, **privacy):
     return Experiment(
         name="pilot",
@@ -34,7 +37,6 @@ def entry(number, metrics=None):
         "bytes_down": 20,
         "sites": list(SITES),
         "dropped": {},
-        "site_seconds": dict.fromkeys(SITES, 0.1),
         "metrics": metrics or {},
     }
 
@@ -72,7 +74,8 @@ def test_the_names_of_the_design_are_there():
     assert set(names.split(", ")) <= set(result)
     for site in result["sites"]:
         assert {"name", "local", "neighbour", "before", "num_classes"} <= set(site)
-    assert set(result["accuracy"]) == {"local", "neighbour", "worst_site"}
+    assert set(result["accuracy"]) == {"local", "neighbour", "unseen", "all", "worst_site"}
+    assert result["baselines"] == result["floors"]
     assert set(result["floors"]) == {"zero_shot", "global_only", "local_only", "centralised"}
     for row in result["privacy"]["epsilons"]:
         assert {"adversary", "epsilon", "delta", "unit"} <= set(row)
@@ -97,16 +100,22 @@ def test_the_figures_are_those_of_the_sites():
     assert result["accuracy"] == {
         "local": pytest.approx(0.7),
         "neighbour": pytest.approx(0.2),
+        "unseen": None,
+        "all": None,
         "worst_site": 0.5,
     }
     assert result["floors"]["zero_shot"] == {
         "local": pytest.approx(0.4),
         "neighbour": pytest.approx(0.4),
+        "unseen": None,
+        "all": None,
         "worst_site": 0.3,
     }
     assert result["floors"]["global_only"] == {
         "local": pytest.approx(0.5),
         "neighbour": pytest.approx(0.3),
+        "unseen": None,
+        "all": None,
         "worst_site": pytest.approx(0.4),
     }
 
@@ -116,8 +125,8 @@ def test_missing_metrics_are_null(history):
     result = strict(make_result(final={}, history=history, num_classes={}))
 
     assert all(site["local"] is None and site["before"] is None for site in result["sites"])
-    assert result["accuracy"] == {"local": None, "neighbour": None, "worst_site": None}
-    assert result["floors"]["zero_shot"] == {"local": None, "neighbour": None, "worst_site": None}
+    assert result["accuracy"] == NOTHING
+    assert result["floors"]["zero_shot"] == NOTHING
 
 
 def test_the_configuration_can_be_read_back():
@@ -241,4 +250,42 @@ def test_mean_leaves_out_what_is_missing():
     assert mean([0.5, None, 1.0]) == 0.75
     assert mean([None]) is None
     assert mean([]) is None
-    assert floors_from_metrics({})["zero_shot"] == {"local": None, "neighbour": None, "worst_site": None}
+    assert floors_from_metrics({})["zero_shot"] == NOTHING
+
+
+@pytest.mark.privacy
+@pytest.mark.parametrize("trust", ["distributed", "local"])
+def test_NI8_where_only_sums_carry_the_whole_noise_nothing_of_a_single_message_is_published(trust):
+    """Two runs with the same sums and other single messages publish the same; under local trust each message may be."""
+    found = []
+    for signal in ({"north": 9.0, "south": 9.0, "west": -9.0}, {"north": 0.0, "south": 0.0, "west": 0.0}):
+        history = [{**entry(number), "signal": signal} for number in (1, 2, 3, 4)]
+        found.append(json.dumps(make_result(make_experiment(trust=trust), history=history), sort_keys=True))
+    assert (found[0] == found[1]) == (trust == "distributed")
+
+
+@pytest.mark.privacy
+def test_scores_are_told_with_intervals_and_cost_no_more():
+    experiment = make_experiment()
+    counts = dict.fromkeys(SITES, (10.0, 12.0, 16.0, 20.0))
+    without, scored = make_result(experiment), make_result(experiment, scores=counts)
+    assert without["scores"] == without["gains"] == without["privacy"]["held_back_events"] == []
+    assert [row["candidate"] for row in scored["scores"]] == ["zero_shot", "global", "prompt"]
+    assert [row["value"] for row in scored["scores"]] == pytest.approx([0.75, 0.8, 0.9])
+    assert all(row["interval"][0] < row["value"] < row["interval"][1] for row in scored["scores"])
+    assert [row["value"] for row in scored["gains"]] == pytest.approx([0.05, 0.15])
+    assert scored["privacy"]["epsilons"] == without["privacy"]["epsilons"]
+    (recipient, *_), (held_back, *_) = scored["privacy"]["events"], scored["privacy"]["held_back_events"]
+    told = scored["privacy"]["epsilons"][0]
+    assert recomputed(recipient, told["delta"]) == pytest.approx(told["epsilon"], rel=0.01)
+    assert recomputed(held_back, told["delta"]) <= told["epsilon"] * 1.001
+
+
+@pytest.mark.privacy
+def test_NI13_the_result_tells_groups_and_recognition():
+    privacy = make_result(make_experiment(mechanism="one_shot", trust="local", noise_multiplier=0.6))["privacy"]
+    assert [row["examples"] for row in privacy["groups"]] == [1, 2, 5, 10]
+    assert privacy["groups"][0]["epsilon"] == pytest.approx(privacy["epsilons"][0]["epsilon"], rel=0.01)
+    assert privacy["groups"][3]["epsilon"] > 20 * privacy["groups"][0]["epsilon"]
+    rates = [row["true_positive_rate"] for row in privacy["recognition"]]
+    assert rates == sorted(rates)

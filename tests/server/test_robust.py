@@ -125,10 +125,10 @@ class Site:
     def train(self, request):
         shape = request.experiment.context_shape
         update = self.factor * (np.full(shape, 0.01) + self.rng.normal(0, 0.002, shape))
-        return SiteReply(self.name, request.round, update.astype("<f4"), {}, 0.1)
+        return SiteReply(self.name, request.round, update.astype("<f4"), {})
 
     def evaluate(self, request):
-        return SiteReply(self.name, request.round, None, {}, 0.1)
+        return SiteReply(self.name, request.round, None, {})
 
 
 @pytest.mark.parametrize("factor", [-1.0, -10.0])

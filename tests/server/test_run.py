@@ -136,7 +136,6 @@ def entry(number):
         "bytes_down": 2,
         "sites": ["north", "south"],
         "dropped": {},
-        "site_seconds": {},
         "metrics": {},
     }
 

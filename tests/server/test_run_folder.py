@@ -34,7 +34,10 @@ def make_checkpoint(number=2):
         round=number,
         global_context=rng.normal(size=(4, 8)).astype("<f4"),
         optimizer=OptimizerState(rng.normal(size=(4, 8)), rng.normal(size=(4, 8)) ** 2, number),
-        history=tuple({"round": k, "dropped": {"south": "NO_REPLY: é"}, "metrics": {}} for k in range(1, number + 1)),
+        history=tuple(
+            {"round": k, "dropped": {"south": "NO_REPLY: é"}, "codes": {"south": "NO_REPLY"}, "metrics": {}}
+            for k in range(1, number + 1)
+        ),
     )
 
 
@@ -246,7 +249,15 @@ def test_another_process_reads_while_this_one_writes(folder):
 
 
 def test_abandoned_rounds_keep_their_drops(folder):
-    folder.add_event({"phase": "ROUND_ABANDONED", "round": 3, "attempt": 2, "dropped": {"north": "NO_REPLY: late"}})
+    folder.add_event(
+        {
+            "phase": "ROUND_ABANDONED",
+            "round": 3,
+            "attempt": 2,
+            "dropped": {"north": "NO_REPLY: late"},
+            "codes": {"north": "NO_REPLY"},
+        }
+    )
     assert folder.store.drops() == [
         {"round": 3, "attempt": 2, "site": "north", "code": "NO_REPLY", "reason": "NO_REPLY: late"}
     ]

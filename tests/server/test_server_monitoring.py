@@ -53,7 +53,7 @@ def complete(runs, experiment):
             "bytes_down": 20,
             "sites": ["north"],
             "dropped": {"south": "NO_REPLY: nothing came"} if number == 2 else {},
-            "site_seconds": {"north": 0.5},
+            "codes": {"south": "NO_REPLY"} if number == 2 else {},
             "metrics": {"north": {"personal_local": 0.75}},
         }
         for number in (1, 2)
@@ -134,7 +134,7 @@ class Agent:
     def train(self, request):
         if request.round > 1:
             raise RefusedError(code="BUDGET_EXHAUSTED", message="secret", advice="secret")
-        return SiteReply("north", 1, None, {"personal_local": 0.5}, 0.1)
+        return SiteReply("north", 1, None, {"personal_local": 0.5})
 
     evaluate = train
 

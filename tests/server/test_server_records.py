@@ -21,7 +21,7 @@ HEAD = {
     "protocol_version": PROTOCOL_VERSION,
     "site": "north",
     "round": 3,
-    "seconds": 1.0,
+    "scores": [],
     "signature": b"",
     "status": "ok",
     "code": "OK",
@@ -54,12 +54,12 @@ def test_the_site_reads_what_the_server_writes():
 
 
 def test_the_server_reads_what_the_site_writes():
-    sent = SiteReply("north", 3, CONTEXT, {"global_local": 0.5}, 2.5, bytes(range(64)))
+    sent = SiteReply("north", 3, CONTEXT, {"global_local": 0.5}, signature=bytes(range(64)))
     reply = records.decode_reply(site.encode_reply(sent, TRAIN), TRAIN)
-    assert (reply.site, reply.round, reply.metrics, reply.seconds) == ("north", 3, {"global_local": 0.5}, 2.5)
+    assert (reply.site, reply.round, reply.metrics, reply.scores) == ("north", 3, {"global_local": 0.5}, ())
     assert reply.signature == sent.signature
     np.testing.assert_array_equal(reply.update, CONTEXT)
-    answer = SiteReply("south", 10, None, {}, 0.0)
+    answer = SiteReply("south", 10, None, {})
     assert records.decode_reply(site.encode_reply(answer, EVALUATE), EVALUATE) == answer
     refusal = Refusal("CAP", "The cap is 2.", "Wait.")
     for round_number in (0, 3):
@@ -76,8 +76,8 @@ def test_the_server_reads_what_the_site_writes():
         ({"round": 4}, "WRONG_ROUND"),
         ({"round": 0}, "WRONG_ROUND"),
         ({"round": 3.0}, "WRONG_TYPE"),
-        ({"seconds": 1}, "WRONG_TYPE"),
-        ({"seconds": float("nan")}, "BAD_SECONDS"),
+        ({"scores": 1.0}, "WRONG_TYPE"),
+        ({"scores": [float("nan")]}, "BAD_SCORES"),
         ({"status": "maybe"}, "WRONG_TYPE"),
         ({"status": 1}, "WRONG_TYPE"),
         ({"code": "not a code"}, "BAD_REFUSAL"),

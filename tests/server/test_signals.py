@@ -45,10 +45,10 @@ class Site:
         direction = np.ones(experiment.context_shape) / np.sqrt(np.prod(experiment.context_shape))
         update = self.signal * direction
         update = update + self.noise * self.rng.normal(0, noise_stddev(experiment), experiment.context_shape)
-        return SiteReply(self.name, request.round, update.astype("<f4"), {}, 0.1)
+        return SiteReply(self.name, request.round, update.astype("<f4"), {})
 
     def evaluate(self, request):
-        return SiteReply(self.name, request.round, None, {"personal_local": 0.5}, 0.1)
+        return SiteReply(self.name, request.round, None, {"personal_local": 0.5})
 
 
 def run(experiment, **sites):
@@ -69,7 +69,8 @@ def test_U9_a_site_that_sends_noise_alone_is_flagged():
         num_classes={},
         seconds=1.0,
     )
-    assert {site["name"]: site["flag"] for site in result["sites"]} == dict.fromkeys(SITES) | {"west": ZERO_SIGNAL}
+    told = {site["name"]: site["flag"] for site in result["sites"]}
+    assert told == dict.fromkeys(SITES), "a verdict on single messages is for the operator's console alone (NI8)"
 
 
 def test_honest_sites_are_not_flagged():

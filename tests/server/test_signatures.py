@@ -46,10 +46,10 @@ class Agent:
 
     def train(self, request):
         update = np.full(request.experiment.context_shape, 0.01, dtype="<f4")
-        return SiteReply(self.site, request.round, update, {"personal_local": 0.5}, 0.1)
+        return SiteReply(self.site, request.round, update, {"personal_local": 0.5})
 
     def evaluate(self, request):
-        return SiteReply(self.site, request.round, None, {"personal_local": 0.5}, 0.1)
+        return SiteReply(self.site, request.round, None, {"personal_local": 0.5})
 
 
 class Grid(InProcessGrid):

@@ -57,13 +57,13 @@ class FakeAgent:
             update = np.random.default_rng(seed).normal(0, 0.01, request.experiment.context_shape)
             update += 0.1 * request.global_context
             self.releases[key] = SiteReply(
-                self.site, request.round, update.astype("<f4"), {"personal_local": 0.5} if request.evaluate else {}, 0.1
+                self.site, request.round, update.astype("<f4"), {"personal_local": 0.5} if request.evaluate else {}
             )
         return self.releases[key]
 
     def evaluate(self, request):
         self.evaluations.append(request)
-        return SiteReply(self.site, request.round, None, {"personal_local": 0.75}, 0.1)
+        return SiteReply(self.site, request.round, None, {"personal_local": 0.75})
 
 
 class Grid(InProcessGrid):
@@ -748,3 +748,53 @@ def test_flowers_own_entry_points():
     assert strategy.configure_evaluate(1, ArrayRecord(), ConfigRecord(), grid) == []
     with pytest.raises(NotImplementedError):
         strategy.aggregate_train(1, [])
+
+
+# DR12: a site whose key the operator takes back in mid-run
+
+
+def gone_after(strategy, site, number, why):
+    """The register as it changes under a run: from the end of that round on the site is not in it."""
+    return lambda: {site: why} if strategy.checkpoint.round >= number else {}
+
+
+def test_DR12_a_run_goes_on_without_a_revoked_site_where_the_quorum_allows_it():
+    experiment = make_experiment(dropouts=1, number=4)
+    strategy, grid, statuses = run_all(experiment)
+    gone = experiment.sites[1]
+    strategy._withdrawn = gone_after(strategy, gone, 2, ("REVOKED", f"{gone} was revoked by the operator"))
+    strategy._site_wait_s = 60.0  # nobody waits for it
+    grid.offline = set()
+    began = time.monotonic()
+    strategy.run(grid)
+    assert time.monotonic() - began < 30
+    assert [len(entry["sites"]) for entry in strategy.checkpoint.history] == [4, 4, 3, 3]
+    assert strategy.checkpoint.history[-1]["dropped"][gone].startswith("REVOKED: ")
+    assert not [p for p in grid.pushed if p[1] == gone and p[2] > 2], "it is not asked any more"
+    (said,) = [status for status in statuses if status["phase"] == "SITES_WITHDRAWN"]
+    assert "goes on with 3 of 4 sites" in said["text"]
+    assert gone not in strategy.final_metrics
+
+
+def test_DR12_without_a_quorum_the_operator_reads_at_once_what_to_do():
+    experiment = make_experiment(number=4)
+    strategy, grid, _ = run_all(experiment)
+    gone = experiment.sites[1]
+    strategy._withdrawn = gone_after(strategy, gone, 2, ("REVOKED", f"{gone} was revoked by the operator"))
+    strategy._site_wait_s = 60.0
+    began = time.monotonic()
+    with pytest.raises(RoundError) as caught:
+        strategy.run(grid)
+    assert time.monotonic() - began < 30, "it is not waited for"
+    error = caught.value
+    assert error.code == "SITES_WITHDRAWN"
+    for words in (
+        f"{gone} was revoked by the operator",
+        "3 of 4 sites are left",
+        "needs 4",
+        "2 completed rounds are kept",
+    ):
+        assert words in error.message
+    assert "another experiment, under a new name" in error.advice
+    assert "Start the missing" not in str(error)
+    assert "nothing is lost" not in str(error).lower()

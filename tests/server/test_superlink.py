@@ -61,7 +61,7 @@ def test_flowers_files_stay_in_the_servers_folder_and_it_stays_quiet(folder: Pat
     environment = superlink_environment(SuperLinkSettings(folder, task_poll_s=0.2), {"MORE": "1"})
     assert environment["FLWR_HOME"] == str(folder.resolve() / "flower")
     assert environment["FLWR_TELEMETRY_ENABLED"] == "0"
-    assert environment["FLWR_SUPEREXEC_TASK_POLL_INTERVAL"] == "0.2"
+    assert environment["DPFPL_TASK_POLL_S"] == "0.2"
     assert environment["MORE"] == "1"
 
 
@@ -86,7 +86,7 @@ def test_commands_without_a_superlink_say_what_to_do(folder: Path) -> None:
         open_control(folder)
     assert caught.value.code == "NOT_STARTED"
     with (
-        Control(f"127.0.0.1:{free_port()}", folder / "ca.crt") as control,
+        Control(f"127.0.0.1:{free_port()}", folder / "ca.crt", "secret") as control,
         pytest.raises(DeploymentError, match="dpfpl-server start") as caught,
     ):
         control.nodes()
@@ -169,8 +169,8 @@ def test_flower_builds_the_bundle_without_the_client_and_without_torch() -> None
 
 def test_only_the_adapter_imports_flower() -> None:
     package = REPOSITORY / "server" / "src" / "dpfpl_server"
-    for name in ("superlink", "provision", "certificates", "kits", "sites", "bundle/__init__"):
-        tree = ast.parse((package / f"{name}.py").read_text())
+    for name in ("superlink", "provision", "certificates", "kits", "register", "bundle/__init__"):
+        tree = ast.parse((package / "sites" / f"{name}.py").read_text())
         modules = [n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
         modules += [a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names]
         assert not [m for m in modules if m.split(".")[0] == "flwr"], name

@@ -1,5 +1,6 @@
 """What an experiment would mean for a site, in plain words, before its administrator approves it."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -9,22 +10,29 @@ from dpfpl_client.agent.ledger.anchor import Registry
 from dpfpl_client.agent.ledger.book import Ledger
 from dpfpl_client.agent.ledger.dataset import LEDGER_FILE
 from dpfpl_client.agent.policy_file import Approvals, load_policy
+from dpfpl_client.agent.store import DiskStore
+from dpfpl_client.data import count_labels, left_out
 from dpfpl_client.site.settings import SiteSettings
 from dpfpl_common.config import build, read_toml
-from dpfpl_common.errors import ConfigError, RefusedError
+from dpfpl_common.errors import ConfigError, DataError, DpfplError, RefusedError
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.policy import Policy, permit
 from dpfpl_common.privacy.accounting import json_epsilon
 from dpfpl_common.privacy_plan import ADVERSARIES, UNIT_NAMES, resolve_noise
 
-__all__ = ["describe", "pending_plan", "read_plan", "words"]
+__all__ = ["describe", "experiments_asked_for", "pending_plan", "read_plan", "words"]
 
 ANSWERS = {
     "vqa": "questions about images, answered in words; what is asked and answered stays here",
     "caption": "captions of images; what they say stays here",
 }
 
-ACCURACIES = {"none": "no accuracies", "coarse": "accuracies in steps of 0.05", "exact": "exact accuracies"}
+ACCURACIES = {
+    "none": "no accuracies",
+    "noised": "noised counts of right answers on held-back examples, once, within the same epsilon",
+    "coarse": "accuracies in steps of 0.05 (public data)",
+    "exact": "exact accuracies (public data)",
+}
 
 
 def read_plan(path: Path) -> Experiment:
@@ -83,6 +91,16 @@ def pending_plan(settings: SiteSettings, name: str | None) -> Experiment:
     return waiting[name] if name is not None else list(waiting.values())[-1]
 
 
+def experiments_asked_for(state: Path) -> list[Experiment]:
+    """What the site was asked for: what waits for an approval, and what it took part in and did not forget."""
+    store = DiskStore(state)
+    found = Approvals(state).pending()
+    for name in store.experiments():
+        with contextlib.suppress(DpfplError):  # written by another release, or damaged: not what is looked at here
+            found[name] = store.experiment(name)
+    return list(found.values())
+
+
 def describe(settings: SiteSettings, experiment: Experiment) -> dict[str, Any]:
     """Who would learn how much, what leaves, what it costs of what is left, and whether the policy lets it pass."""
     policy = load_policy(settings.path(settings.policy))
@@ -114,6 +132,7 @@ def describe(settings: SiteSettings, experiment: Experiment) -> dict[str, Any]:
         "delta": policy.delta,
         "costs": [_cost(policy, experiment, adversary, *cost) for adversary, cost in costs.items()],
         "refused_because": _refusal(policy, experiment),
+        "left_out": _left_out(settings, experiment),
     }
 
 
@@ -128,7 +147,7 @@ def words(plan: dict[str, Any]) -> list[str]:
         else f"  {ANSWERS[plan['task']]}",
         f"What leaves this site in each of {plan['rounds']} rounds: {plan['values_per_round']} numbers, "
         f"{_update(plan['mechanism'], plan['trust'])}; "
-        f"{ACCURACIES[plan['metrics']]}; a duration. Never an image, a label or a file name.",
+        f"{ACCURACIES[plan['metrics']]}. Never an image, a label or a file name.",
         f"What is protected: {UNIT_NAMES[plan['unit']]}. Noise multiplier {plan['noise_multiplier']:.3g}, "
         f"{plan['mechanism']}, trust {plan['trust']}.",
         f"Who learns how much (epsilon at delta {plan['delta']:g}; smaller is safer):",
@@ -141,6 +160,8 @@ def words(plan: dict[str, Any]) -> list[str]:
                 f"of {cost['lifetime_cap']:g}"
             )
         lines.append(f"  {cost['who']}: {_shown(cost['epsilon'])}{limit}")
+    if plan["left_out"]:
+        lines.append(f"WARNING {plan['left_out']}")
     if plan["refused_because"]:
         lines.append(f"Your policy would refuse it all the same: {plan['refused_because']}")
     return lines
@@ -177,6 +198,17 @@ def _refusal(policy: Policy, experiment: Experiment) -> str:
     except RefusedError as error:
         return str(error)
     return ""
+
+
+def _left_out(settings: SiteSettings, experiment: Experiment) -> str:
+    """Which of the site's images have a class that the experiment does not know, in words; empty if none has."""
+    if experiment.task.in_words or settings.data.source == "questions":
+        return ""
+    try:
+        problem = left_out(count_labels(settings.data), experiment.classes)
+    except DataError as error:
+        return f"The images cannot be counted: {error}"
+    return "" if problem is None else problem.message
 
 
 def _shown(value: float | str) -> str:

@@ -20,14 +20,15 @@ from dpfpl_client.agent.ledger.dataset import LEDGER_FILE, changes_since_registr
 from dpfpl_client.agent.ledger.view import towards_recipients, verify
 from dpfpl_client.agent.policy_file import PolicyFile
 from dpfpl_client.agent.progress import duration
-from dpfpl_client.approval import describe, read_plan
-from dpfpl_client.data import SiteData, list_classes, load_site_data
+from dpfpl_client.approval import describe, experiments_asked_for, read_plan
+from dpfpl_client.data import SiteData, left_out, list_classes, load_site_data
 from dpfpl_client.learning.learner import PromptLearner, SiteFeatures
 from dpfpl_client.models.backbone import Backbone, Scorer, too_long_answers
 from dpfpl_client.models.loader import load_computing
 from dpfpl_client.node.fleet_probe import probe_fleet
+from dpfpl_client.site.init import template_policy
 from dpfpl_client.site.settings import SiteSettings
-from dpfpl_common.errors import DpfplError, StateError
+from dpfpl_common.errors import DpfplError, ModelError, StateError
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.ops.diagnostics import ERROR, OK, Finding, durable_folder, telemetry
 from dpfpl_common.privacy.accounting import json_epsilon
@@ -179,6 +180,10 @@ class CheckReport:
                 text = f"{finding.message} {finding.advice} [{finding.code}]"
                 (self.errors if finding.level == ERROR else self.warnings).append(text)
 
+    def make_strict(self) -> None:
+        """Let warnings stop the site as errors do."""
+        self.errors, self.warnings = self.errors + self.warnings, []
+
 
 class _Check:
     """The parts of one check; a later part uses what an earlier one found."""
@@ -221,9 +226,15 @@ class _Check:
             "width": self.backbone.width,
             "fingerprint": self.backbone.fingerprint,
             "computes": f"on {self.settings.compute.device} in {self.settings.compute.precision}",
+            "stored": self.backbone.stored_precision,
             "tasks": list(self.backbone.tasks),
         }
         source = self.settings.data.source
+        if self.plan is None and self.site_data is not None and source != "questions":
+            try:
+                self.backbone.check_classes(self.site_data.classes)
+            except ModelError as error:
+                self.report.errors.append(str(error))
         if self.plan is None and (warning := other_data(source, self.backbone)):
             self.report.warnings.append(warning)
         if self.site_data is not None and source == "questions":
@@ -264,6 +275,12 @@ class _Check:
             "trust": list(policy.trust),
             "metrics": policy.metrics,
         }
+        fresh = rules.looser_than(template_policy())
+        if fresh:
+            report.warnings.append(
+                f"policy.toml allows more than this program's template in {', '.join(fresh)}, and nobody accepted that "
+                "yet. dpfpl-client init asks about each. [POLICY_LOOSER_THAN_TEMPLATE]"
+            )
         looser = rules.pending()
         if looser:
             report.warnings.append(
@@ -306,12 +323,22 @@ class _Check:
                         )
             finally:
                 ledger.close()
-        for other, shared, where in registry.owners(manifest_of(self.site_data).training_digests):
+        for other, shared, where in registry.owners(manifest_of(self.site_data).charged_digests):
             if other != own:
                 self.report.errors.append(
                     f"{shared} of the training images are charged to another privacy ledger, that of {where}. "
                     "[DATASET_HAS_LEDGER]"
                 )
+
+    def known_experiments(self) -> None:
+        """Which training images the experiments leave out that this site was asked for."""
+        if self.site_data is None or self.settings.data.source == "questions":
+            return
+        labels = Counter(record.label for record in self.site_data.train)
+        for experiment in experiments_asked_for(self.settings.state_folder):
+            unknown = left_out(labels, experiment.classes, "training images")
+            if unknown is not None and not experiment.task.in_words:
+                self.report.warnings.append(f"{experiment.name}: {unknown.message} [{unknown.code}]")
 
     def surroundings(self) -> None:
         """Whether what is written stays, and nobody calls home."""
@@ -384,12 +411,17 @@ class _Check:
                 "[NO_KNOWN_CLASS]"
             )
             return
-        counts = Counter(record.label for record in self.site_data.train if record.label in experiment.classes)
+        labels = Counter(record.label for record in self.site_data.train)
+        unknown = left_out(labels, experiment.classes, "training images")
+        counts = Counter({name: count for name, count in labels.items() if name in experiment.classes})
+        if unknown is not None:
+            plan["left_out"] = unknown.message
+            if counts:
+                self.report.warnings.append(f"{experiment.name}: {unknown.message} [{unknown.code}]")
         if not counts:
-            self.report.warnings.append(
-                "The site has no training image of the plan's classes and would only send noise. Map its folder names: "
-                "[data.class_map] in site.toml. [NO_KNOWN_CLASS]"
-            )
+            text = f" {unknown.message}" if unknown is not None else ""
+            nothing = "The site has no training image of the plan's classes and would only send noise."
+            self.report.warnings.append(f"{nothing}{text} [NO_KNOWN_CLASS]")
             return
         ratio = noise_to_signal(experiment, counts.total(), min(counts.values()), self.backbone.feature_size)
         words, worrying = noise_words(ratio)
@@ -409,7 +441,8 @@ def check_site(settings: SiteSettings, *, connect: bool = True, plan: Path | Non
     """
     check = _Check(settings, plan)
     parts: list[Callable[[], None]] = [check.data, check.model, check.features]
-    parts += [check.policy_and_ledger, check.dataset, check.surroundings, check.planned]
+    parts += [check.policy_and_ledger, check.dataset, check.surroundings]
+    parts.append(check.planned if plan is not None else check.known_experiments)
     if settings.server.address:
         parts += [check.kit, *([check.connection] if connect else [])]
     else:

@@ -9,8 +9,10 @@ from dpfpl_client.agent.channel import AgentChannel
 from dpfpl_client.agent.credentials import load_signing_key
 from dpfpl_client.agent.ledger.view import summarise
 from dpfpl_client.agent.policy_file import load_policy
+from dpfpl_client.approval import experiments_asked_for
+from dpfpl_client.data import count_labels, left_out
 from dpfpl_client.node.fleet_probe import probe_fleet
-from dpfpl_client.node.link import link_file, read_link
+from dpfpl_client.node.link import link_file, node_life, read_link
 from dpfpl_client.site.settings import SiteSettings
 from dpfpl_common.errors import DpfplError
 from dpfpl_common.ops.diagnostics import (
@@ -90,6 +92,10 @@ def link_troubles(state_folder: Path) -> list[Trouble]:
     state = read_link(link_file(state_folder))
     if state is None:
         return [Trouble("link", "NODE_DOWN", "the connection to the server was never started from this state folder")]
+    life = node_life(state_folder)
+    if life.age_s is not None and not life.alive:
+        said = f" ({state.reason})" if state.reason.startswith("KEY_WITHDRAWN") else ""
+        return [Trouble("link", "NODE_DOWN", f"the SuperNode, which connects to the server, does not run{said}")]
     trouble = state.trouble(time.time())
     if not trouble:
         return []
@@ -118,6 +124,7 @@ def examine_site(settings: SiteSettings, *, connect: bool = True) -> list[Findin
         )
     found += examine("ledger", lambda: _ledger(settings))
     found += examine("agent", lambda: _agent(settings), level=WARNING)
+    found += examine("classes", lambda: _classes(settings))
     found += [*flower_version(), *telemetry(), *insecure_processes()]
     if not settings.server.address:
         advice = "Use the kit that the operator made for this site."
@@ -170,6 +177,20 @@ def _agent(settings: SiteSettings) -> Iterator[Finding]:
         yield Finding(WARNING, "agent", f"{trouble.message[0].upper()}{trouble.message[1:]}.", trouble.code, advice)
     if not troubles:
         yield Finding(OK, "agent", "The agent runs and is ready.")
+
+
+def _classes(settings: SiteSettings) -> Iterator[Finding]:
+    """Which images the experiments leave out that this site was asked for; told here alone, never to the operator."""
+    experiments = [e for e in experiments_asked_for(settings.state_folder) if not e.task.in_words]
+    if not experiments or settings.data.source == "questions":
+        return
+    counts = count_labels(settings.data)
+    problems = [(experiment.name, left_out(counts, experiment.classes)) for experiment in experiments]
+    for name, problem in problems:
+        if problem is not None:
+            yield Finding(WARNING, "classes", f"{name}: {problem.message}", problem.code, "Then start the agent again.")
+    if not any(problem for _, problem in problems):
+        yield Finding(OK, "classes", "All images have classes that the experiments know.")
 
 
 def _authority(settings: SiteSettings) -> Iterator[Finding]:

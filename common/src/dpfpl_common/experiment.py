@@ -120,6 +120,10 @@ class PromptSettings:
         retention: of ``per_step``: weight of a pull, made of public facts alone, that keeps all classes apart as the
             shared prompt has them while the personal part is trained; 1: as long as one example may pull; 0: none.
         contrast: of ``fedpgp`` under ``per_step``: weight of its contrastive term, likewise without images; 0: none.
+        evidence: of ``one_shot``: the sites' noised class sums are pooled into class vectors, which are used where the
+            sites' images vote for them (``dpfpl_common.evidence``); false: prompts alone, as in the paper.
+        usual_mix: share of future images that a site expects from its usual mix of classes, from 0 to below 1; the rest
+            may be of any class. Only with ``evidence``, which takes two rounds.
     """
 
     method: Method = "dpfpl"
@@ -130,6 +134,8 @@ class PromptSettings:
     absent_weight: Annotated[float, Field(ge=0, le=0.95)] = 0.0
     retention: Annotated[float, Field(ge=0, le=100)] = 0.0
     contrast: Annotated[float, Field(ge=0, le=100)] = 0.0
+    evidence: bool = True
+    usual_mix: Annotated[float, Field(ge=0, le=0.999)] = 0.5
 
 
 @settings
@@ -165,7 +171,8 @@ class PrivacySettings:
         accounting: ``honest``; ``paper`` computes target_epsilon's noise by the paper's formula, for reproductions.
         sample_rate: chance q that an example joins a step (Poisson).
         site_sample_rate: chance q_s that a site joins a round (Poisson); below 1 only under the unit ``site``.
-        nominal_site_size: public stand-in for the number of training images of a site.
+        nominal_site_size: public stand-in for the number of training images of a site: a round number known beforehand,
+            not the real count.
         tolerated_dropouts: D; with more sites missing a round is not aggregated.
         tolerated_colluders: K sites that may pool what they know against another; their noise shares do not count.
     """
@@ -322,6 +329,14 @@ class Experiment:
         if self.privacy.site_sample_rate < 1:
             return 0
         return self.rounds.min_sites or len(self.sites) - self.privacy.tolerated_dropouts
+
+    @property
+    def uses_evidence(self) -> bool:
+        """Whether the sites' noised class sums leave them and are pooled; see ``dpfpl_common.evidence``.
+
+        One round collects, the next one votes: with a single round there are prompts alone.
+        """
+        return self.prompt.evidence and self.privacy.mechanism == "one_shot" and self.rounds.number >= 2
 
     @property
     def total_steps(self) -> int:

@@ -18,9 +18,11 @@ from dpfpl_common.experiment import Experiment, Mechanism, Method, Trust, Unit
 from dpfpl_common.privacy.accounting import exceeds
 from dpfpl_common.privacy_plan import capped_event, planned_events
 
-__all__ = ["Policy", "Violation", "loosened", "permit", "stricter", "violations"]
+__all__ = ["EXACT_METRICS", "Policy", "Violation", "loosened", "permit", "stricter", "violations"]
 
-Metrics = Literal["none", "coarse", "exact"]
+Metrics = Literal["none", "noised", "coarse", "exact"]
+EXACT_METRICS = ("coarse", "exact")
+"""What only data that are public may be told of."""
 COARSE_STEP = 0.05
 _APPROVAL = r"\*|[a-z0-9][a-z0-9._-]{0,62}(@[0-9a-f]{12,64})?"
 _HOURS = r"([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d"
@@ -58,11 +60,13 @@ class Policy:
         max_repeats: most charges of one experiment beyond one a round, for rounds that were interrupted.
         max_rounds_per_hour: most rounds computed within an hour.
         max_experiments_per_day: most experiments begun within a day.
-        max_evaluations: most distinct prompts whose accuracies are told of one experiment, besides one a round.
-        metrics: which accuracies may leave: none, coarse (multiples of 0.05) or exact.
+        max_evaluations: most distinct prompts whose exact accuracies are told of one experiment, besides one a round.
+        max_evaluations_lifetime: most distinct evaluations answered over the data's lifetime, whatever they are called.
+        metrics: what may leave of how well prompts do on held-back examples: none; noised, counts within the epsilon of
+            the experiment; coarse (accuracies in multiples of 0.05) or exact, of data that are public only.
         quiet_hours: times of the day, by the site's clock, at which nothing is computed: ``22:00-06:00``.
-        reply_slot: seconds; every answer is held back until a multiple of them has passed since it was asked for, and
-            says as its duration no more than that.
+        reply_slot: seconds that every answer takes at least; an experiment's answers all take the same time, which is
+            rehearsed on made-up examples (``dpfpl_client.agent.pace``).
     """
 
     experiments: Annotated[tuple[Approval, ...], Strict(False)]
@@ -82,7 +86,8 @@ class Policy:
     max_rounds_per_hour: Count = 3600
     max_experiments_per_day: Count = 50
     max_evaluations: CountOrNone = 10
-    metrics: Metrics = "coarse"
+    max_evaluations_lifetime: CountOrNone = 500
+    metrics: Metrics = "noised"
     quiet_hours: Annotated[tuple[Hours, ...], Strict(False)] = ()
     reply_slot: Annotated[float, Field(gt=0, le=60)] = 0.1
 

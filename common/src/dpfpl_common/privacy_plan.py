@@ -1,32 +1,40 @@
 """From an experiment to its privacy: who adds which noise, what each adversary is held to, how much noise is needed."""
 
+import functools
 import math
 
 from dpfpl_common.experiment import Experiment
-from dpfpl_common.privacy.accounting import PrivacyEvent, calibrate_noise_multiplier
+from dpfpl_common.privacy.accounting import HELD_BACK, PrivacyEvent, calibrate_noise_multiplier, epsilon
+from dpfpl_common.privacy.one_shot import shared_out
 
 __all__ = [
     "ADVERSARIES",
     "BLOCKS",
+    "NOISED_COUNTS",
     "UNIT_NAMES",
     "WHOLE_UPDATE",
     "capped_event",
+    "class_sums_multiplier",
     "hidden_energy",
     "images_to_stand_out",
     "largest_signal",
     "paper_noise_multiplier",
     "planned_events",
+    "planned_score_events",
     "resolve_noise",
+    "score_noise_multiplier",
     "separate_blocks",
     "server_noise_stddev",
     "site_noise_stddev",
+    "vote_multiplier",
 ]
 
 
 # Symbols: N sites, D tolerated drop-outs, K tolerated colluders, z noise multiplier, C clipping norm of the global
 # block.
 #
-# - ``distributed`` (default): each site adds variance ``z^2 C^2 / H`` with ``H = max(1, N - D - K)`` to what it sends.
+# - ``distributed`` (default): each site adds variance ``z^2 C^2 / H`` to what it sends, ``H = max(1, N - D - max(1,
+#   K))``: a site knows its own share, so at least one does not count.
 #   A round is aggregated only with at least N - D replies, so even with K of them pooling their knowledge, the noise
 #   that remains unknown to them has at least variance ``H z^2 C^2 / H = z^2 C^2``. The operator, who sees single
 #   messages, is held only to the multiplier ``z / sqrt(H)`` of one message: no secure aggregation is claimed.
@@ -57,9 +65,12 @@ BLOCKS = {"dpfpl": 3, "dplora": 3, "fedotp": 2, "fedpgp": 3, "promptfl": 1}
 
 
 def honest_shares(experiment: Experiment) -> int:
-    """H: how many noise shares an aggregate holds at least that no colluder knows."""
+    """H: how many noise shares an aggregate holds at least that no colluder knows.
+
+    A site knows its own share, so at least one does not count even where no site colludes with another.
+    """
     privacy = experiment.privacy
-    return max(1, len(experiment.sites) - privacy.tolerated_dropouts - privacy.tolerated_colluders)
+    return max(1, len(experiment.sites) - privacy.tolerated_dropouts - max(1, privacy.tolerated_colluders))
 
 
 def site_noise_stddev(experiment: Experiment) -> float:
@@ -152,6 +163,55 @@ def _site_unit_events(experiment: Experiment, steps: int | None) -> tuple[Privac
             ("operator", operator, 1.0),
         )
     )
+
+
+NOISED_COUNTS = "noised_counts"
+"""The mechanism of scores."""
+
+
+def planned_score_events(experiment: Experiment, count: int = 1) -> tuple[PrivacyEvent, ...]:
+    """What ``count`` releases of scores tell each adversary of a held-back example; empty where none are made.
+
+    A site's message carries the whole noise under every trust. Under the unit ``site`` no count is bounded by what one
+    site adds, and the personal prompt depends on training examples without noise: no scores.
+    """
+    if experiment.privacy.unit == "site":
+        return ()
+    z = score_noise_multiplier(experiment)
+    return tuple(PrivacyEvent(who, NOISED_COUNTS, z, 1.0, count, HELD_BACK) for who in ADVERSARIES)
+
+
+def score_noise_multiplier(experiment: Experiment) -> float:
+    """The noise multiplier with which scores cost what the experiment's training releases cost.
+
+    Both parts of a site's examples are then protected alike, and the pair costs what training alone does. 0 where the
+    experiment claims no privacy.
+    """
+    event, delta = capped_event(experiment), experiment.privacy.target_delta
+    if event.noise_multiplier <= 0 or event.mechanism == "one_shot":
+        return event.noise_multiplier
+    return _same_epsilon(event.noise_multiplier, event.sample_rate, event.steps, delta)
+
+
+@functools.lru_cache(maxsize=256)
+def _same_epsilon(noise_multiplier: float, sample_rate: float, steps: int, delta: float) -> float:
+    """The multiplier with which one Gaussian release costs no more than these steps."""
+    cost = epsilon([PrivacyEvent("", "per_step", noise_multiplier, sample_rate, steps)], delta)
+    return calibrate_noise_multiplier(cost, delta, 1.0, 1)
+
+
+def class_sums_multiplier(experiment: Experiment) -> float:
+    """Noise multiplier of the class sums of ``one_shot``: of the whole release less the vote's share, if there is one.
+
+    Both together are one Gaussian mechanism of the experiment's multiplier, which is what is charged, before the first.
+    """
+    z = _multiplier(experiment)
+    return shared_out(z)[0] if experiment.uses_evidence else z
+
+
+def vote_multiplier(experiment: Experiment) -> float:
+    """Noise multiplier of a site's vote; see :func:`class_sums_multiplier`."""
+    return shared_out(_multiplier(experiment))[1]
 
 
 def capped_event(experiment: Experiment, steps: int | None = None) -> PrivacyEvent:

@@ -8,6 +8,7 @@ import torch
 
 from dpfpl_client.agent.core import SiteAgent
 from dpfpl_client.agent.ledger.book import Ledger
+from dpfpl_client.agent.pace import Pace
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.learning.learner import PromptLearner, SiteFeatures
 from dpfpl_client.learning.step import SystemRandomness
@@ -81,11 +82,18 @@ class SiteOnDisk:
         self.folder, self.backbone, self.features = folder, backbone, features
         self.start()
 
-    def start(self, policy=GENEROUS, features=None, name="north"):
+    def start(self, policy=GENEROUS, features=None, name="north", *, public=False):
         """A new agent on the same folder, as after a restart."""
         self.ledger, self.store = Ledger(self.folder / "ledger.sqlite"), DiskStore(self.folder)
         self.agent = SiteAgent(
-            name, self.backbone, features or self.features, policy, self.ledger, self.store, SystemRandomness()
+            name,
+            self.backbone,
+            features or self.features,
+            policy,
+            self.ledger,
+            self.store,
+            SystemRandomness(),
+            public=public,
         )
         return self.agent
 
@@ -108,6 +116,14 @@ def site(tmp_path, backbone, features):
     return SiteOnDisk(tmp_path, backbone, features)
 
 
+@pytest.fixture(autouse=True)
+def rehearsed(monkeypatch, request):
+    """Replies take the least time, without a rehearsal, but in tests of that (NI5)."""
+    if "NI5" not in request.node.name:
+        monkeypatch.setattr(Pace, "rehearse", lambda *_: None)
+        monkeypatch.setattr(Pace, "due", lambda self, _, least: (self._started + least, False))
+
+
 @pytest.fixture
 def computed(monkeypatch):
     """The rounds that the learner really computed, and the evaluations."""
@@ -116,9 +132,9 @@ def computed(monkeypatch):
     def spy(name):
         real = getattr(PromptLearner, name)
 
-        def call(self, *args):
+        def call(self, *args, **more):
             calls.append(name)
-            return real(self, *args)
+            return real(self, *args, **more)
 
         monkeypatch.setattr(PromptLearner, name, call)
 

@@ -111,7 +111,7 @@ def test_F13_also_if_files_were_renamed_copied_again_or_mixed_with_others(site, 
     second.paint("own.png", 7)
     for path in sorted((second.images / "train" / "dark").iterdir())[1:]:
         path.unlink()
-    assert "5 of the training images" in refused("DATASET_HAS_LEDGER", second.open).message
+    assert "9 of the images" in refused("DATASET_HAS_LEDGER", second.open).message
 
 
 def test_F13_other_images_get_a_ledger_of_their_own(site, make):

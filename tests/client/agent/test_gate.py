@@ -8,7 +8,7 @@ import pytest
 
 from dpfpl_client.agent.audit import KEPT, AuditLog
 from dpfpl_client.agent.budget import Quotas
-from dpfpl_client.agent.core import SiteAgent, slotted
+from dpfpl_client.agent.core import SiteAgent
 from dpfpl_client.learning.learner import PromptLearner
 from dpfpl_client.learning.step import SystemRandomness
 from dpfpl_common.errors import RefusedError, StateError
@@ -62,6 +62,7 @@ def agent(site, clock):
             site.ledger,
             site.store,
             SystemRandomness(),
+            public=True,
             audit=audit,
             quotas=quotas,
         )
@@ -146,18 +147,18 @@ def test_nothing_is_computed_in_quiet_hours(agent, request_for, clock, evaluatio
 
 
 def test_A10_any_number_of_equal_evaluations_is_one(agent, request_for, evaluation, computed, site):
-    served = agent(rules(reply_slot=1e-4))
+    policy = rules(reply_slot=1e-4, metrics="coarse")
+    served = agent(policy)
     served.train(request_for(1))
     before = computed.count("evaluate")
     replies = [served.evaluate(evaluation()) for _ in range(200)]
-    assert len({(json.dumps(reply.metrics), reply.seconds) for reply in replies}) == 1
+    assert len({json.dumps(reply.metrics) for reply in replies}) == 1
     assert computed.count("evaluate") == before + 1
-    again = agent(rules()).evaluate(evaluation())
-    assert (again.metrics, again.seconds) == (replies[0].metrics, replies[0].seconds)
+    assert agent(policy).evaluate(evaluation()).metrics == replies[0].metrics
 
 
 def test_A10_different_evaluations_end_at_the_quota_over_restarts(agent, evaluation, computed, site):
-    policy = rules(max_evaluations=3)
+    policy = rules(max_evaluations=3, metrics="coarse")
     served = agent(policy)
     told = [bool(served.evaluate(evaluation(value)).metrics) for value in (0.0, 1.0, 2.0, 3.0, 4.0)]
     assert told == [True, True, True, False, False]
@@ -180,47 +181,74 @@ def test_A10_a_stored_answer_obeys_a_stricter_policy(agent, evaluation):
     assert agent(rules(metrics="none")).evaluate(evaluation()).metrics == {}
 
 
-@pytest.mark.parametrize(("slow", "slots"), [(0.0, 1), (0.15, 1), (0.25, 2), (0.95, 5)])
-def test_A10_replies_come_at_multiples_of_the_slot_and_say_no_more(
-    agent, request_for, evaluation, monkeypatch, slow, slots
-):
-    """However long it computes: what is seen of the time is the number of slots."""
+class Clock:
+    """Time that passes only when something says so."""
 
-    class Clock:
-        now = 1000.0
+    def __init__(self, monkeypatch):
+        self.now = 1000.0
+        for module in ("core", "pace"):
+            monkeypatch.setattr(f"dpfpl_client.agent.{module}.time", self)
 
-        def monotonic(self):
-            return self.now
+    def monotonic(self):
+        return self.now
 
-        def sleep(self, seconds):
-            assert seconds >= 0
-            self.now += seconds
+    def sleep(self, seconds):
+        assert seconds >= 0
+        self.now += seconds
 
-    clock = Clock()
-    monkeypatch.setattr("dpfpl_client.agent.core.time", clock)
+
+def test_NI5_every_answer_of_an_experiment_takes_the_rehearsed_time(agent, request_for, evaluation, monkeypatch, site):
+    """However long an answer is computed, fresh or stored: what is seen is one time, a function of the plan."""
+    clock, slow = Clock(monkeypatch), [0.5]
 
     def slowed(real):
-        def call(*args):
-            clock.now += slow
-            return real(*args)
+        def call(*args, **more):
+            clock.now += slow[0]
+            return real(*args, **more)
 
         return call
 
     for name in ("train_round", "evaluate"):
         monkeypatch.setattr(PromptLearner, name, slowed(getattr(PromptLearner, name)))
-    served = agent(rules(reply_slot=0.2))
-    asked = [(lambda: served.train(request_for(1)), slots), (lambda: served.evaluate(evaluation()), slots)]
-    for act, expected in asked:
-        for takes in (expected, 1):  # the second time the answer is stored
-            began = clock.now
-            reply = act()
-            assert clock.now - began == pytest.approx(0.2 * takes)
-            assert reply.seconds == pytest.approx(0.2 * expected)
+    served = agent(rules(reply_slot=0.2, metrics="coarse"))
+    began = clock.now
+    served.train(request_for(1))  # rehearses first: 0.5 s of training and 0.5 s of evaluation on made-up examples
+    assert clock.now - began == pytest.approx(1.0 + 2.0)
+    for seconds, act in (
+        (0.01, lambda: served.train(request_for(2))),
+        (1.9, lambda: served.train(request_for(3))),
+        (0.0, lambda: served.train(request_for(1))),  # stored
+        (0.7, lambda: served.evaluate(evaluation())),
+        (0.0, lambda: served.evaluate(evaluation())),
+    ):
+        slow[0], began = seconds, clock.now
+        act()
+        assert clock.now - began == pytest.approx(2.0)
 
 
-def test_slots():
-    assert [slotted(seconds, 0.1) for seconds in (0.0, 0.05, 0.1, 0.11, 1.0)] == [0.1, 0.1, 0.1, 0.2, 1.0]
-    assert slotted(0.01, 2.0) == 2.0
+def test_NI5_a_run_that_cannot_keep_its_time_is_stretched_for_good_and_does_not_say_by_how_much(
+    agent, request_for, monkeypatch, site, tmp_path
+):
+    clock, slow = Clock(monkeypatch), [0.01]
+    real = PromptLearner.train_round
+
+    def slowed(*args, **more):
+        clock.now += slow[0]
+        return real(*args, **more)
+
+    monkeypatch.setattr(PromptLearner, "train_round", slowed)
+    served = agent(rules(reply_slot=0.2), AuditLog(tmp_path / "audit.jsonl"))
+    times = []
+    for number, seconds in ((1, 0.01), (2, 0.41), (3, 0.01)):
+        slow[0], began = seconds, clock.now
+        served.train(request_for(number))
+        times.append(clock.now - began)
+    assert times == pytest.approx([0.01 + 0.2, 0.8, 0.8])  # the first rehearses
+    stretched = [line for line in AuditLog(tmp_path / "audit.jsonl").lines() if line["event"] == "reply_time_stretched"]
+    assert [set(line) for line in stretched] == [{"event", "at", "experiment"}]
+    slow[0], began = 0.0, clock.now
+    agent(rules(reply_slot=0.2)).train(request_for(1))
+    assert clock.now - began == pytest.approx(0.8), "over a restart too"
 
 
 # The audit log
@@ -234,7 +262,7 @@ def test_the_audit_log_says_what_was_decided_and_what_it_cost(agent, request_for
     refused("TOO_LITTLE_NOISE", served.train, request_for(1, changed(experiment, privacy={"noise_multiplier": 0.1})))
     released, repeated, denied = AuditLog(path).lines()
     assert released["left"] == site.store.read("pilot", 1).digest()
-    assert released["charged"][0] == ["prompt_recipient", "per_step", 4.0, 0.5, 1]
+    assert released["charged"][0] == ["prompt_recipient", "per_step", 4.0, 0.5, "training", 1]
     assert released["metrics"] == sorted(reply.metrics)
     assert (repeated["event"], repeated["asked"]) == ("repeated", released["asked"])
     assert (denied["code"], denied["rule"]) == ("TOO_LITTLE_NOISE", "min_noise_multiplier")
@@ -255,7 +283,7 @@ def test_what_cannot_be_recorded_does_not_leave(agent, request_for, tmp_path, si
 def test_an_error_of_the_site_is_told_by_its_code_alone(agent, request_for, tmp_path, monkeypatch):
     from dpfpl_common.errors import DataError
 
-    def fail(*_):
+    def fail(*_, **_more):
         raise DataError(
             code="IMAGE_CHANGED", message="The image 'patient_123.png' changed (rule patient_123).", advice=""
         )

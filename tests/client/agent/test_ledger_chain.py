@@ -91,7 +91,7 @@ SWAP = (
 )
 TAMPERED = {
     "one_letter": (["UPDATE records SET content = replace(content, 'request 2', 'request 3') WHERE sequence = 4"], 4),
-    "fewer_steps": (["UPDATE records SET content = replace(content, '0.5,1]', '0.5,0]') WHERE sequence = 4"], 4),
+    "fewer_steps": (["UPDATE records SET content = replace(content, 'g\",1]', 'g\",0]') WHERE sequence = 4"], 4),
     "hash": (["UPDATE records SET hash = replace(hash, substr(hash, 1, 1), 'g') WHERE sequence = 5"], 5),
     "first_removed": (["DELETE FROM records WHERE sequence = 1"], 1),
     "middle_removed": (["DELETE FROM records WHERE sequence = 4"], 4),

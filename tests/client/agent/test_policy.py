@@ -105,7 +105,7 @@ def test_absent_rules_are_strict(tmp_path):
     assert policy.max_epsilon_lifetime == 16.0
     assert "central" not in policy.trust
     assert policy.units == ("example",)
-    assert (policy.metrics, policy.min_noise_multiplier) == ("coarse", 0.3)
+    assert (policy.metrics, policy.min_noise_multiplier) == ("noised", 0.3)
 
 
 @pytest.fixture

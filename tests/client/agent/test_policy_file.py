@@ -152,7 +152,7 @@ def test_O2_tightened_and_loosened_back_is_loosened(rules, policy):
     write(policy)
     assert rules.current().metrics == "none"
     rules.accept()
-    assert rules.current().metrics == "coarse"
+    assert rules.current().metrics == "noised"
 
 
 def test_O2_loosening_gives_back_nothing_that_was_charged(
@@ -194,6 +194,7 @@ RULES = {
     "max_rounds_per_hour": (1, 2),
     "max_experiments_per_day": (1, 2),
     "max_evaluations": (1, 2),
+    "max_evaluations_lifetime": (1, 2),
     "metrics": ("none", "coarse"),
     "quiet_hours": (["22:00-06:00"], []),
     "reply_slot": (0.2, 0.1),

@@ -26,7 +26,7 @@ def largest(experiment, vectors):
 
 def test_L12_the_largest_reply_and_request_fit_in_a_mebibyte(experiment):
     request = largest(experiment, MAX_CONTEXT_BYTES // (4 * 512))
-    reply = SiteReply("north", 1, request.global_context, dict.fromkeys(METRIC_NAMES, 1 / 3), 1.0, b"s" * 64)
+    reply = SiteReply("north", 1, request.global_context, dict.fromkeys(METRIC_NAMES, 1 / 3), signature=b"s" * 64)
     assert record_bytes(encode_reply(reply, request)) <= 1 << 20
     assert record_bytes(encode_train_request(request)) <= MAX_MESSAGE_BYTES == 1 << 20
 

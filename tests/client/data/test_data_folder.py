@@ -52,13 +52,13 @@ def test_folders_of_train_and_test_are_kept(tmp_path, fill):
     assert (len(data.train), len(data.test)) == (8, 3)
 
 
-def test_test_images_of_classes_that_the_site_does_not_train_on_are_neighbour_images(tmp_path, fill):
+def test_all_test_images_are_the_sites_whatever_it_trains_on(tmp_path, fill):
     fill(tmp_path / "train" / "cat", 0, 4)
     fill(tmp_path / "test" / "cat", 20, 3)
     fill(tmp_path / "test" / "dog", 30, 2)
     data = site(tmp_path)
-    assert {record.label for record in data.test} == {"cat"}
-    assert [record.label for record in data.neighbour_test] == ["dog", "dog"]
+    assert sorted(record.label for record in data.test) == ["cat"] * 3 + ["dog"] * 2
+    assert data.neighbour_test == ()
     assert "'dog'" in only(data, "NO_TRAINING_IMAGES")
 
 
@@ -81,7 +81,7 @@ def test_folders_beside_train_and_test_are_reported_not_read(tmp_path, fill):
     fill(tmp_path / "val" / "cat", 20, 4)
     data = site(tmp_path)
     assert len(data.train + data.test) == 8
-    assert "'val'" in only(data, "IGNORED_FILE")
+    assert "'val'" in only(data, "IGNORED_PART")
 
 
 def test_an_image_in_no_class_folder_is_reported(animals, fill):
@@ -109,14 +109,15 @@ def test_extensions_count_in_any_case_and_hidden_files_not_at_all(tmp_path, pict
     assert sorted(record.key[4:] for record in data.train + data.test) == [
         "a.PNG", "b.JpG", "c.jpeg", "d.bmp", "e.webp", "f.tif", "g.tiff", "h.GIF",
     ]  # fmt: skip
-    assert set(codes(data)) <= {"ONE_CLASS", "NO_TEST_IMAGES"}
+    assert "'.thumbnails'" in only(data, "DERIVED_FOLDERS")
+    assert set(codes(data)) <= {"ONE_CLASS", "NO_TEST_IMAGES", "DERIVED_FOLDERS"}
 
 
 def test_other_files_in_class_folders_are_counted(animals):
-    for name in ("scan1.dcm", "scan2.DCM", "README"):
+    for name in ("scan1.nii", "scan2.NII", "README"):
         (animals / "cat" / name).write_bytes(b"x")
     message = only(site(animals), "UNSUPPORTED_FILES")
-    assert "2 .dcm" in message
+    assert "2 .nii" in message
     assert "1 without extension" in message
 
 
@@ -194,15 +195,31 @@ def test_links_are_followed_inside_the_folder_only(tmp_path, fill, picture):
     assert {record.key for record in pool.records} == {f"cat/{number}.png" for number in range(5)}
 
 
-@pytest.mark.parametrize("name", ["train", "test"])
-def test_a_split_folder_that_is_a_link_to_the_outside_is_not_read(tmp_path, fill, name):
-    data = tmp_path / "data"
-    for split, first in (("train", 0), ("test", 50)):
-        fill((tmp_path / "elsewhere" if split == name else data) / split / "cat", first, 5)
-    (data / name).symlink_to(tmp_path / "elsewhere" / name)
-    pool = read_pool(DataSettings("folder", str(data)))
-    assert f"{name!r}" in only(pool, "OUTSIDE_LINK")
-    assert not [record for record in pool.records if record.key.startswith(name)]
+@pytest.fixture
+def half_outside(tmp_path, fill):
+    """half_outside(name): a folder with train/ and test/, of which the named one is a link to another place."""
+
+    def make(name):
+        data = tmp_path / "data"
+        for split, first in (("train", 0), ("test", 50)):
+            fill((tmp_path / "elsewhere" if split == name else data) / split / "cat", first, 5)
+        (data / name).symlink_to(tmp_path / "elsewhere" / name)
+        return DataSettings("folder", str(data))
+
+    return make
+
+
+def test_a_test_folder_that_is_a_link_to_the_outside_is_not_read(half_outside):
+    pool = read_pool(half_outside("test"))
+    assert "'test'" in only(pool, "OUTSIDE_LINK")
+    assert not [record for record in pool.records if record.key.startswith("test")]
+
+
+def test_without_the_training_folder_behind_a_link_the_test_folder_is_no_class(half_outside):
+    with pytest.raises(DataError, match="'test'") as raised:
+        read_pool(half_outside("train"))
+    assert raised.value.code == "SPLIT_UNCLEAR"
+    assert "'train' is skipped: the link leads out" in raised.value.advice
 
 
 def test_a_circle_of_links_ends(animals):

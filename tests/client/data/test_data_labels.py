@@ -3,7 +3,7 @@ import unicodedata
 
 import pytest
 
-from dpfpl_client.data import DataSettings, list_classes, load_site_data, read_pool
+from dpfpl_client.data import DataSettings, count_labels, left_out, list_classes, load_site_data, read_pool
 from dpfpl_client.site.settings import SiteSettings
 from dpfpl_common.config import build
 from dpfpl_common.errors import ConfigError, DataError
@@ -27,6 +27,7 @@ def test_unknown_classes_are_skipped_counted_and_the_line_to_write_is_valid_toml
     data = load_site_data(DataSettings("folder", str(animals)), ["cat", "dog"])
     assert data.classes == ("dog",)
     message = only(data, "UNKNOWN_CLASS")
+    assert "24 of 36 images are left out" in message
     assert "'cats' (12)" in message
     assert "'Zebra (wild)' (12)" in message
     line = message[message.index("class_map") :]
@@ -65,6 +66,32 @@ def test_names_match_in_either_unicode_form(tmp_path, fill):
     assert load_site_data(mapped, ["bear"]).classes == ("bear",)
 
 
+@pytest.mark.parametrize(
+    ("own", "meant"),
+    [("Dog", "dog"), ("big_bird", "big bird"), ("BigBird", "big bird"), ("big-bird ", "big bird"), ("DOG", "dog")],
+)
+def test_names_that_differ_in_capitals_blanks_or_underscores_alone_are_proposed(own, meant):
+    problem = left_out({own: 5, "cat": 3, "bag of dogs": 2}, ["cat", "dog", "big bird", "bog"])
+    assert "7 of 10 images" in problem.message
+    assert f"{own!r} differs from a class of the experiment in capital letters" in problem.message
+    assert tomllib.loads(problem.message[problem.message.index("class_map") :])["class_map"][own] == meant
+
+
+def test_two_classes_that_would_fit_are_not_guessed_between():
+    problem = left_out({"big_bird": 5}, ["Big Bird", "BIGBIRD"])
+    assert "differs from a class" not in problem.message
+
+
+def test_nothing_is_left_out_where_all_is_known():
+    assert left_out({"cat": 3, unicodedata.normalize("NFD", "Bär"): 2, "dog": 0}, ["cat", "Bär"]) is None
+
+
+def test_labels_are_counted_without_reading_a_pixel(animals):
+    (animals / "dog" / "broken.png").write_bytes(b"x")
+    settings = DataSettings("folder", str(animals), class_map={"cats": "dog"})
+    assert count_labels(settings) == {"dog": 25, "Zebra (wild)": 12}
+
+
 @pytest.mark.parametrize("names", [[], ["cat", "cat"], "cat"])
 def test_an_impossible_class_list_is_refused(animals, names):
     with pytest.raises(ConfigError, match="class_names"):
@@ -87,6 +114,9 @@ def test_an_impossible_class_list_is_refused(animals, names):
         ({"alpha": float("inf")}, "alpha"),
         ({"alpha": float("nan")}, "alpha"),
         ({"viewpoint": "inside out"}, "viewpoint"),
+        ({"bits": 8}, "bits"),
+        ({"bits": 17}, "bits"),
+        ({"frames": "all"}, "frames"),
         ({"viewpoint": "mirrored", "partition": "domain"}, "viewpoint"),
     ],
 )

@@ -22,12 +22,12 @@ def decoded(monkeypatch):
     """The paths that were decoded, in any order."""
     paths = []
 
-    def spy(source):
+    def spy(source, *rules):
         paths.append(source)
-        return original(source)
+        return original(source, *rules)
 
-    original = decode.decode_image
-    monkeypatch.setattr(decode, "decode_image", spy)
+    original = decode.decode_picture
+    monkeypatch.setattr(decode, "decode_picture", spy)
     return paths
 
 
@@ -151,7 +151,7 @@ def test_a_corrupt_file_is_looked_at_again(animals, tmp_path, picture):
 
 
 def test_no_pixels_are_kept_for_files(animals):
-    assert all(set(vars(record.source)) == {"path"} for record in load_pool(settings(animals), None))
+    assert all(set(vars(record.source)) == {"path", "rules"} for record in load_pool(settings(animals), None))
 
 
 def test_unknown_classes_are_not_even_decoded(animals, decoded):

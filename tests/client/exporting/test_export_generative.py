@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from safetensors.numpy import load_file
 
 from dpfpl_bench.demo.drawn_questions import QUESTIONS
-from dpfpl_client.data.decode import decode_image
+from dpfpl_client.data.decode import PixelRules, decode_image
 from dpfpl_client.models.loader import load_backbone
 from dpfpl_client.use.exporting import card as usage
 from dpfpl_client.use.exporting.card import Facts
@@ -117,13 +117,17 @@ def wide():
     return Image.fromarray(np.random.default_rng(3).integers(0, 65_535, (40, 60), dtype=np.uint16)), {}
 
 
-@pytest.mark.parametrize("make", [turned, transparent, wide])
-def test_the_cards_code_reads_a_picture_as_the_site_does(make, tmp_path):
+def of_12_bits():
+    return Image.fromarray(np.random.default_rng(4).integers(0, 4096, (40, 60), dtype=np.uint16)), {}
+
+
+@pytest.mark.parametrize(("make", "bits"), [(turned, 16), (transparent, 16), (wide, 16), (of_12_bits, 12)])
+def test_the_cards_code_reads_a_picture_as_the_site_does(make, bits, tmp_path):
     image, options = make()
     image.save(tmp_path / "photo.png", **options)
     names = {"Image": Image, "ImageOps": ImageOps, "np": np}
-    exec(usage.PICTURE, names)
-    ours, theirs = decode_image(tmp_path / "photo.png"), names["opened"](tmp_path / "photo.png")
+    exec(usage.picture_code(bits), names)
+    ours, theirs = decode_image(tmp_path / "photo.png", PixelRules(bits)), names["opened"](tmp_path / "photo.png")
     assert theirs.mode == "RGB"
     assert theirs.size == ours.size
     assert theirs.tobytes() == ours.tobytes() != Image.open(tmp_path / "photo.png").convert("RGB").tobytes()

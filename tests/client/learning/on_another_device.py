@@ -111,7 +111,7 @@ def what_a_site_asks(folder, device):
         "gradients": scorer.gradients(context, examples, EXACT),
         "total": scorer.total_gradient(context, examples, torch.tensor([1.0, 0.0, 2.0, 0.5, 1.0])),
         "probabilities": predictor.probabilities(rows),
-        "accuracy": torch.tensor(predictor.accuracy(examples)),
+        "agreement": predictor.agreement(examples),
     }
     if isinstance(model, DualEncoder):
         found["class features"] = scorer.class_features(context)

@@ -29,7 +29,7 @@ def suffix(model, name):
 
 def test_a_name_that_spells_a_control_token_is_read_as_plain_characters(model):
     tokenizer = model.tokenizer
-    control = model._words.control
+    control = model.words.control
     usual = [token for token in suffix(model, "dog cat") if token in control]
     assert len(usual) == 1  # what ends the text
     for token in tokenizer.all_special_tokens:
@@ -39,7 +39,7 @@ def test_a_name_that_spells_a_control_token_is_read_as_plain_characters(model):
         assert [each for each in ids if each in control] == usual, token
         assert ids[-1] == suffix(model, "dog")[-1]
         assert len(ids) > len(suffix(model, "dog cat"))
-        assert not set(model._words.ids(token)) & control
+        assert not set(model.words.ids(token)) & control
         model.check_words(token)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dpfpl_client.models.backbone import LabelledFeatures
-from dpfpl_client.models.class_scorer import accuracy, class_probabilities
+from dpfpl_client.models.class_scorer import agreement, class_probabilities
 
 
 @pytest.fixture
@@ -25,11 +25,11 @@ def test_accuracy_is_the_share_of_right_answers(setting):
     *_, text = setting
     images = text[[0, 1, 2, 0]]
     for labels, expected in (([0, 1, 2, 0], 1.0), ([0, 1, 2, 1], 0.75), ([1, 2, 0, 1], 0.0)):
-        assert accuracy(text, LabelledFeatures(images, torch.tensor(labels))) == expected
+        assert float(agreement(text, LabelledFeatures(images, torch.tensor(labels))).mean()) == expected
 
 
 def test_no_images_have_no_accuracy(setting):
     *_, text = setting
     empty = LabelledFeatures(text[:0], torch.zeros(0, dtype=torch.long))
     assert len(empty) == 0
-    assert accuracy(text, empty) is None
+    assert len(agreement(text, empty)) == 0

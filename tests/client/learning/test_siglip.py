@@ -45,12 +45,8 @@ def test_the_padding_is_on_the_side_that_the_tokenizer_says(folder, images, make
     context = model.text_embeddings("a photo of a", m)
     experiment = make_experiment(width=model.width, num_context=m, classes=CLASSES)
     ours = model.scorer(experiment).at(context).probabilities(torch.stack(list(model.image_features(images))))
-    prefix = tokenizer("a photo of a", add_special_tokens=False)["input_ids"]
-    rows = [
-        [*prefix, *tokenizer(f"{name}.", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-        for name in CLASSES
-    ]
-    ids = tokenizer.pad({"input_ids": rows}, padding="max_length", max_length=16, return_tensors="pt")["input_ids"]
+    sentences = [f"a photo of a {name}." for name in CLASSES]
+    ids = tokenizer(sentences, padding="max_length", max_length=16, return_tensors="pt")["input_ids"]
     inputs = AutoImageProcessor.from_pretrained(folder, backend="pil")(images=images, return_tensors="pt")
     with torch.no_grad():
         logits = theirs(input_ids=ids, **inputs).logits_per_image
@@ -85,15 +81,11 @@ def test_a_context_of_words_gives_the_models_own_probabilities(folder, model, im
     rows = torch.stack(list(model.image_features(images)))
     ours = model.scorer(experiment).at(context).probabilities(rows)
 
-    def ids(name):
-        spelled = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("photo of", f"{name}.")]
-        whole = [*spelled[0], *spelled[1], tokenizer.eos_token_id]
-        padding = [tokenizer.pad_token_id] * (16 - len(whole))
-        return [*padding, *whole] if tokenizer.padding_side == "left" else [*whole, *padding]
-
+    sentences = [f"photo of {name}." for name in CLASSES]
+    ids = tokenizer(sentences, padding="max_length", max_length=16, return_tensors="pt")["input_ids"]
     inputs = AutoImageProcessor.from_pretrained(folder, backend="pil")(images=images, return_tensors="pt")
     with torch.no_grad():
-        logits = theirs(input_ids=torch.tensor([ids(name) for name in CLASSES]), **inputs).logits_per_image
+        logits = theirs(input_ids=ids, **inputs).logits_per_image
     assert torch.allclose(ours, torch.sigmoid(logits), rtol=1e-4, atol=1e-6)
 
 
@@ -101,13 +93,19 @@ def model_pads_right(tokens):
     return all(len(set(row[int(n) :].tolist())) <= 1 for row, n in zip(tokens.ids, tokens.lengths, strict=True))
 
 
-def sigmoid_loss(theirs, context, tokens, row, label):
+def sigmoid_loss(stock, context, tokens, row, label):
     """The documented loss of one image against all classes, through Hugging Face's own text tower and autograd."""
+    theirs, tokenizer = stock
     assert model_pads_right(tokens)
-    ids = torch.cat([torch.zeros(len(tokens.ids), len(context), dtype=torch.long), tokens.ids], dim=1)
+    whole, word = tokenizer("dog")["input_ids"], tokenizer("dog", add_special_tokens=False)["input_ids"]
+    begin = torch.tensor(whole[: whole.index(word[0])], dtype=torch.long).expand(len(tokens.ids), -1)
+    place = slice(begin.shape[1], begin.shape[1] + len(context))
+    ids = torch.cat([begin, torch.zeros(len(tokens.ids), len(context), dtype=torch.long), tokens.ids], dim=1)
     embedding = theirs.text_model.embeddings.token_embedding
     handle = embedding.register_forward_hook(
-        lambda module, given, out: torch.cat([context.expand(len(ids), -1, -1), out[:, len(context) :]], dim=1)
+        lambda module, given, out: torch.cat(
+            [out[:, : place.start], context.expand(len(ids), -1, -1), out[:, place.stop :]], dim=1
+        )
     )
     try:
         text = theirs.text_model(input_ids=ids).pooler_output
@@ -120,7 +118,7 @@ def sigmoid_loss(theirs, context, tokens, row, label):
 
 
 def test_gradients_are_those_of_single_examples(folder, model, examples, make_experiment):
-    theirs, _ = stock(folder)
+    theirs = stock(folder)
     experiment = make_experiment(width=model.width, num_context=M, classes=CLASSES)
     context = 0.3 * torch.randn(M, model.width, generator=torch.Generator().manual_seed(1))
     scorer = model.scorer(experiment)
@@ -159,7 +157,9 @@ def test_whole_rounds_move_both_parts(model, examples, make_experiment, privacy)
     assert np.isfinite(state.context).all()
     metrics = learner.evaluate(shared, state.context)
     assert set(metrics) == {
-        f"{who}_{where}" for who in ("personal", "global", "zero_shot") for where in ("local", "neighbour")
+        f"{who}_{where}"
+        for who in ("personal", "global", "prompt", "zero_shot")
+        for where in ("local", "neighbour", "all")
     }
     assert all(0 <= value <= 1 for value in metrics.values())
 

@@ -1,6 +1,5 @@
 """What the random models are put together from: sizes of towers and tokenizers learned from a few words."""
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,19 +108,28 @@ def byte_tokenizer(*special: str) -> Any:
 
 
 def gemma_tokenizer() -> Any:
-    """SigLIP 2's own tokenizer class, learned from a few words."""
-    from tokenizers.trainers import BpeTrainer
+    """SigLIP 2's own tokenizer class: a blank belongs to the word behind it, and none is put before a text."""
+    from tokenizers import processors
     from transformers import Siglip2Tokenizer
 
-    special = [PAD, "<eos>", "<bos>", UNKNOWN, "<mask>"]
-    learner = Siglip2Tokenizer().backend_tokenizer
-    trainer = BpeTrainer(vocab_size=300, show_progress=False, special_tokens=special)
-    words = "a photo of an the picture cat dog bird small red green house"
-    learner.train_from_iterator([f"{words} ", words, *(f"{word}." for word in words.split())], trainer)
-    learned = json.loads(learner.to_str())["model"]
-    return Siglip2Tokenizer(
-        vocab=learned["vocab"], merges=[tuple(pair) for pair in learned["merges"]], padding_side="right"
-    )
+    merges = _merges(WORDS, "▁")
+    pieces = [
+        PAD,
+        "<eos>",
+        "<bos>",
+        UNKNOWN,
+        "<mask>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        "▁",
+        *LETTERS,
+        *".?:",
+    ]
+    pieces += ["".join(pair) for pair in merges]
+    vocabulary = {piece: place for place, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer = Siglip2Tokenizer(vocab=vocabulary, merges=merges, padding_side="right")
+    ends = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", vocabulary["<eos>"])])
+    tokenizer.backend_tokenizer.post_processor = ends
+    return tokenizer
 
 
 def bert_tokenizer() -> Any:

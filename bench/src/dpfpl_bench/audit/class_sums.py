@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from dpfpl_bench.audit.bounds import one_run_bound, two_world_bound
-from dpfpl_client.learning.prototypes import noised_class_sums
 from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_common.privacy.noise import NoiseSource
+from dpfpl_common.privacy.one_shot import noised_class_sums
 
 __all__ = ["many_canaries_in_the_sums", "one_canary_in_the_sums"]
 

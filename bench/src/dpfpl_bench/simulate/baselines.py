@@ -2,24 +2,30 @@
 
 All are run with the federation's own learner and the same number of steps. ``local_only`` keeps the federation's noise
 level: it is what a site could do alone under the same promise. ``local_only_no_noise`` is the same without the promise.
-``centralised`` is not private either: all images in one place, one shared prompt, trained on batches as large as a
-site's. Each floor has its worst site beside its means.
+``centralised`` is not private either: all images in one place, one shared prompt, trained until the loss on them falls
+no more. Each has its worst site beside its means.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
 from dpfpl_bench.simulate.simulation import SimulatedSite, Simulation
-from dpfpl_client.learning.learner import PromptLearner, SiteFeatures
+from dpfpl_client.learning.learner import PromptLearner, SiteFeatures, initial_context
 from dpfpl_client.models.backbone import Backbone, LabelledFeatures
+from dpfpl_client.models.class_scorer import ClassScorer
 from dpfpl_common.experiment import Experiment, RoundSettings
+from dpfpl_common.optimizer import OptimizerState, descend
 from dpfpl_common.wire.payloads import Context
-from dpfpl_server.runs.result import mean
+from dpfpl_server.runs.result import columns
 
 __all__ = ["centralised", "local_only", "trained_floors"]
+
+MOST_STEPS, CHECK_EVERY, LEAST_FALL = 1500, 50, 0.005
+"""Training in one place ends when the loss, looked at every 50 steps, has not fallen by 0.005 three times."""
 
 Floor = dict[str, float | None]
 
@@ -46,15 +52,14 @@ def trained_floors(
     if which == "none":
         return {}
     on_step("floor: every site alone, under the same promise")
-    floors = {"local_only": local_only(backbone, sites, experiment, seed)}
+    floors = _alone("local_only", backbone, sites, experiment, seed)
     if which == "alone":
         return floors
     on_step("floor: every site alone, without noise")
     # Without noise it is the same training, and repeating it would tell nothing.
     noisy = experiment.is_private and experiment.privacy.unit == "example"
-    floors["local_only_no_noise"] = (
-        local_only(backbone, sites, experiment.with_noise_multiplier(0.0), seed) if noisy else floors["local_only"]
-    )
+    unprotected = experiment.with_noise_multiplier(0.0) if noisy else experiment
+    floors |= _alone("local_only_no_noise", backbone, sites, unprotected, seed)
     on_step("floor: all data in one place")
     floors["centralised"] = centralised(backbone, sites, experiment, seed)
     return floors
@@ -67,7 +72,18 @@ def local_only(
     seed: int,
     on_site: Callable[[str], None] = lambda site: None,
 ) -> Floor:
-    """Every site trains the same prompt alone: a federation of one, with the same steps and noise multiplier."""
+    """Every site does the same alone: a federation of one, with the same steps and noise multiplier."""
+    return columns("personal", alone(backbone, sites, experiment, seed, on_site))
+
+
+def alone(
+    backbone: Backbone,
+    sites: Sequence[SimulatedSite],
+    experiment: Experiment,
+    seed: int,
+    on_site: Callable[[str], None] = lambda site: None,
+) -> list[dict[str, float]]:
+    """Accuracies of every site that does the same alone."""
     finals: list[dict[str, float]] = []
     for site in sites:
         on_site(site.name)
@@ -86,7 +102,16 @@ def local_only(
             rounds=_unwatched(experiment),
         )
         finals += Simulation(backbone, [site], seed).run(alone).final.values()
-    return _floor("personal", finals)
+    return finals
+
+
+def _alone(
+    name: str, backbone: Backbone, sites: Sequence[SimulatedSite], experiment: Experiment, seed: int
+) -> dict[str, Floor]:
+    """Every site alone: with what its own vote chooses, and, with evidence, with class vectors whatever the vote."""
+    finals = alone(backbone, sites, experiment, seed)
+    floors = {name: columns("personal", finals)}
+    return floors | ({f"{name}_evidence": columns("both", finals)} if experiment.uses_evidence else {})
 
 
 def centralised(backbone: Backbone, sites: Sequence[SimulatedSite], experiment: Experiment, seed: int) -> Floor:
@@ -122,8 +147,33 @@ def centralised(backbone: Backbone, sites: Sequence[SimulatedSite], experiment: 
             _unwatched(experiment), number=experiment.total_steps, local_steps=1, evaluate_every=100_000
         ),
     )
+    scorer = backbone.scorer(together)
+    if isinstance(scorer, ClassScorer):
+        return _tested_everywhere(backbone, sites, together, _trained_out(scorer, backbone, together, pooled.train))
     outcome = Simulation(backbone, [SimulatedSite("pool", pooled, len(pooled.classes))], seed).run(together)
     return _tested_everywhere(backbone, sites, together, outcome.checkpoint.global_context)
+
+
+def _trained_out(scorer: ClassScorer, backbone: Backbone, experiment: Experiment, train: LabelledFeatures) -> Context:
+    """One prompt, trained on all images at every step until their loss falls no more; its displacement."""
+    initial = initial_context(backbone, experiment)
+    learned, state = np.zeros(experiment.context_shape), OptimizerState.zeros(experiment.context_shape)
+    weights = torch.full((len(train),), 1.0 / max(1, len(train)))
+    best, kept, patience = math.inf, learned, 0
+    for step in range(MOST_STEPS):
+        context = initial + torch.from_numpy(learned.astype(np.float32))
+        if step % CHECK_EVERY == 0:
+            logits = scorer.logit_scale * train.features @ scorer.class_features(context).T
+            loss = float(torch.nn.functional.cross_entropy(logits, train.labels))
+            patience = 0 if loss < best - LEAST_FALL else patience + 1
+            if loss < best:
+                best, kept = loss, learned
+            if patience >= 3:
+                break
+        gradient = scorer.total_gradient(context, train, weights).double().numpy()
+        settings = experiment.optimizer
+        learned, state = descend(settings, settings.global_learning_rate, learned, gradient, state)
+    return np.ascontiguousarray(kept, dtype="<f4")
 
 
 def _tested_everywhere(
@@ -133,13 +183,7 @@ def _tested_everywhere(
     metrics = [
         PromptLearner(backbone, experiment, site.features).evaluate(global_context, nothing_personal) for site in sites
     ]
-    return _floor("global", metrics)
-
-
-def _floor(prompt: str, metrics: Sequence[Mapping[str, float]]) -> Floor:
-    local = [m[f"{prompt}_local"] for m in metrics if f"{prompt}_local" in m]
-    neighbour = [m[f"{prompt}_neighbour"] for m in metrics if f"{prompt}_neighbour" in m]
-    return {"local": mean(local), "neighbour": mean(neighbour), "worst_site": min(local, default=None)}
+    return columns("global", metrics)
 
 
 def _unwatched(experiment: Experiment) -> RoundSettings:

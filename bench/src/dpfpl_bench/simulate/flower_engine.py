@@ -123,7 +123,9 @@ class FlowerSimulation:
                 advice="Try again; --engine inprocess needs no runtime.",
             )
         (strategy,) = finished
-        return SimulationOutcome(strategy.checkpoint, strategy.final_metrics, personal, time.monotonic() - started)
+        return SimulationOutcome(
+            strategy.checkpoint, strategy.final_metrics, strategy.final_scores, personal, time.monotonic() - started
+        )
 
 
 # At the driver

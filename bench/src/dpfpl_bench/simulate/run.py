@@ -11,6 +11,7 @@ from pydantic import Field
 
 from dpfpl_bench.simulate.baselines import trained_floors
 from dpfpl_bench.simulate.curves import preference_curve, strength_curve
+from dpfpl_bench.simulate.mixes import mix_curve, own_at_equal_others
 from dpfpl_bench.simulate.questions import question_sites
 from dpfpl_bench.simulate.settings import RunSettings, build_experiment
 from dpfpl_bench.simulate.simulation import SimulatedSite, Simulation, prepare_sites, site_names
@@ -108,10 +109,12 @@ def run_simulation(
         transport=ENGINES[request.engine],
         history=outcome.checkpoint.history,
         final=outcome.final,
+        scores=outcome.scores,
         num_classes={site.name: site.num_classes for site in sites},
         seconds=outcome.seconds,
         seed=request.seed,
         extra_floors=floors,
+        evidence=outcome.checkpoint.evidence,
         real_noise=False,
     )
     result["strength_curve"] = strength_curve(
@@ -121,6 +124,9 @@ def run_simulation(
         result["preference_curve"] = preference_curve(
             backbone, sites, experiment, outcome.checkpoint.global_context, outcome.personal
         )
+    if outcome.checkpoint.evidence.rows:
+        result["mix_curve"] = mix_curve(backbone, sites, experiment, outcome.checkpoint)
+        result["own_at_equal_others"] = own_at_equal_others(result["mix_curve"])
     result["data_digest"] = data_digest(data)
     return result
 

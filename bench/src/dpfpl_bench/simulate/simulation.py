@@ -160,12 +160,14 @@ class SimulationOutcome:
     Attributes:
         checkpoint: the server's, after the last round.
         final: accuracies after the last round, by site.
+        scores: noised counts of right answers after the last round, by site.
         personal: personal contexts [num_context, width] after each site's last round, by site.
         seconds: of the whole run.
     """
 
     checkpoint: Checkpoint
     final: dict[str, dict[str, float]]
+    scores: dict[str, tuple[float, ...]]
     personal: dict[str, npt.NDArray[np.float64]]
     seconds: float
 
@@ -226,7 +228,9 @@ class Simulation:
         )
         checkpoint = strategy.run(grid)
         personal = personal_contexts(stores, experiment)
-        return SimulationOutcome(checkpoint, strategy.final_metrics, personal, time.monotonic() - started)
+        return SimulationOutcome(
+            checkpoint, strategy.final_metrics, strategy.final_scores, personal, time.monotonic() - started
+        )
 
     def _agent(self, site: SimulatedSite, store: MemoryStore) -> Agent:
         return SiteAgent(site.name, self._backbone, site.features, None, Ledger(None), store, self._randomness)

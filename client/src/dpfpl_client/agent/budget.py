@@ -10,8 +10,8 @@ from dpfpl_client.agent.ledger.book import Ledger
 from dpfpl_common.errors import RefusedError
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.policy import Policy
-from dpfpl_common.privacy.accounting import PrivacyEvent, epsilon, exceeds
-from dpfpl_common.privacy_plan import WHOLE_UPDATE, planned_events
+from dpfpl_common.privacy.accounting import BOTH_PARTS, PrivacyEvent, epsilon, exceeds, exceeds_adaptively
+from dpfpl_common.privacy_plan import ADVERSARIES, WHOLE_UPDATE, planned_events, planned_score_events
 
 __all__ = ["Quotas", "check_budget", "held_to", "planned_cost", "spent"]
 
@@ -36,28 +36,45 @@ def check_budget(policy: Policy, ledger: Ledger, experiment: Experiment, events:
     Raises:
         RefusedError: BUDGET_EXHAUSTED, naming the rule; UNITS_DO_NOT_ADD_UP.
     """
-    extra = {event.adversary: event.steps for event in events}
-    for planned in planned_events(experiment):
-        adversary = planned.adversary
-        charged = sum(event.steps for event in ledger.events(experiment.name, adversary))
-        plan = dataclasses.replace(planned, steps=max(planned.steps, charged + extra[adversary]))
+    extra: dict[tuple[str, str], int] = {(event.adversary, event.part): event.steps for event in events}
+    for adversary in ADVERSARIES:
         others = ledger.events_of_others(experiment.name, adversary)
-        if any((other.mechanism == WHOLE_UPDATE) != (plan.mechanism == WHOLE_UPDATE) for other in others):
+        plan = [
+            dataclasses.replace(
+                planned,
+                steps=max(
+                    planned.steps,
+                    _charged(ledger, experiment, planned) + extra.get((adversary, planned.part), 0),
+                ),
+            )
+            for planned in (*planned_events(experiment), *planned_score_events(experiment))
+            if planned.adversary == adversary
+        ]
+        whole = plan[0].mechanism == WHOLE_UPDATE
+        if any((other.mechanism == WHOLE_UPDATE) != whole for other in others):
             raise RefusedError(
                 code="UNITS_DO_NOT_ADD_UP",
                 message="This data was already charged under another unit of privacy (rule units).",
                 advice="Epsilons of single examples and of whole sites have no sum: use one unit for the same data.",
             )
         for rule, cap, sum_of in (
-            *_rules(policy, experiment, adversary, lifetime=False, events=[plan]),
-            *_rules(policy, experiment, adversary, lifetime=True, events=[*others, plan]),
+            *_rules(policy, experiment, adversary, lifetime=False, events=plan),
+            *_rules(policy, experiment, adversary, lifetime=True, events=[*others, *plan]),
         ):
-            if exceeds(sum_of, policy.delta, cap):
+            # The plan is fixed before it begins; the next experiment may be chosen for what the last gave away.
+            over = exceeds_adaptively if others and rule.endswith("lifetime") else exceeds
+            if over(sum_of, policy.delta, cap):
                 raise RefusedError(
                     code="BUDGET_EXHAUSTED",
                     message=f"The site's privacy budget does not cover this experiment (rule {rule}).",
                     advice="Ask the site's administrator.",
                 )
+
+
+def _charged(ledger: Ledger, experiment: Experiment, like: PrivacyEvent) -> int:
+    """Steps charged to the experiment so far, of one part and adversary."""
+    events = ledger.events(experiment.name, like.adversary)
+    return sum(event.steps for event in events if event.part in (like.part, BOTH_PARTS))
 
 
 def held_to(unit: str) -> tuple[str, ...]:
@@ -79,9 +96,14 @@ def spent(ledger: Ledger, delta: float, experiment: str | None = None) -> dict[s
 def planned_cost(ledger: Ledger | None, experiment: Experiment, delta: float) -> dict[str, tuple[float, float]]:
     """Epsilon towards each adversary of the experiment alone, and of all charges of others together with it."""
     costs = {}
-    for planned in planned_events(experiment):
-        others = ledger.events_of_others(experiment.name, planned.adversary) if ledger is not None else []
-        costs[planned.adversary] = (epsilon([planned], delta), epsilon([*others, planned], delta))
+    for adversary in ADVERSARIES:
+        plan = [
+            event
+            for event in (*planned_events(experiment), *planned_score_events(experiment))
+            if event.adversary == adversary
+        ]
+        others = ledger.events_of_others(experiment.name, adversary) if ledger is not None else []
+        costs[adversary] = (epsilon(plan, delta), epsilon([*others, *plan], delta))
     return costs
 
 
@@ -128,7 +150,7 @@ class Quotas:
             round_number: the round; None for an evaluation.
 
         Raises:
-            RefusedError: QUIET_HOURS, RATE_LIMITED, TOO_MANY_EXPERIMENTS or TOO_MANY_REPEATS.
+            RefusedError: QUIET_HOURS, RATE_LIMITED, TOO_MANY_EXPERIMENTS, TOO_MANY_REPEATS or TOO_MANY_EVALUATIONS.
         """
         if policy.quiet_at(self._local_time()):
             raise _refusal("QUIET_HOURS", "quiet_hours", "Ask again outside these hours.")
@@ -139,6 +161,12 @@ class Quotas:
             raise _refusal("RATE_LIMITED", "max_rounds_per_hour", f"At most {policy.max_rounds_per_hour} an hour.")
         if round_number is not None:
             self._check_experiment(policy, ledger, experiment, round_number)
+        elif ledger.evaluation_count >= policy.max_evaluations_lifetime:
+            raise _refusal(
+                "TOO_MANY_EVALUATIONS",
+                "max_evaluations_lifetime",
+                f"At most {policy.max_evaluations_lifetime} over the lifetime of the data.",
+            )
         self._computed.append(now)
 
     def _check_experiment(self, policy: Policy, ledger: Ledger, experiment: str, round_number: int) -> None:

@@ -13,15 +13,15 @@ from dpfpl_client.agent.ledger.anchor import Locks, Registry, StateLock
 from dpfpl_client.agent.ledger.dataset import open_ledger
 from dpfpl_client.agent.policy_file import PolicyFile, load_policy
 from dpfpl_client.agent.store import DiskStore
-from dpfpl_client.data import DataProblem, ImageRecord, SiteData, list_classes, load_site_data
+from dpfpl_client.data import DataProblem, DataSettings, ImageRecord, SiteData, list_classes, load_site_data
 from dpfpl_client.learning.step import RandomnessSource, SeededRandomness, SystemRandomness
 from dpfpl_client.models.backbone import Backbone
 from dpfpl_client.models.loader import load_computing
 from dpfpl_client.site.settings import SiteSettings
 from dpfpl_common.errors import ConfigError, DataError, ModelError
-from dpfpl_common.policy import Policy
+from dpfpl_common.policy import EXACT_METRICS, Policy
 
-__all__ = ["BuiltAgent", "build_agent", "check_delta", "without_unusable_words"]
+__all__ = ["BuiltAgent", "build_agent", "check_delta", "check_public", "without_unusable_words"]
 
 
 # Questions and answers whose words a model cannot be told are left out when the agent starts, not found in a round.
@@ -94,6 +94,7 @@ def build_agent(settings: SiteSettings, progress: Progress | None = None) -> Bui
         audit = AuditLog(state / AUDIT_FILE)
         rules = PolicyFile(settings.path(settings.policy), state, audit)
         policy = rules.current()
+        check_public(policy, settings.data)
         class_names = list_classes(settings.data)
         data = load_site_data(settings.data, class_names, index_path=state / "cache" / "images.json")
         check_delta(policy, data)
@@ -109,12 +110,38 @@ def build_agent(settings: SiteSettings, progress: Progress | None = None) -> Bui
         lock.release()
         raise
     agent = SiteAgent(
-        settings.name, backbone, features, rules, ledger, DiskStore(state), randomness_of(settings), audit=audit
+        settings.name,
+        backbone,
+        features,
+        rules,
+        ledger,
+        DiskStore(state),
+        randomness_of(settings),
+        public=settings.data.is_public,
+        audit=audit,
     )
     audit.write("agent_started", ledger=ledger.identity, record=ledger.records, loosened=rules.pending())
     return BuiltAgent(
         agent, agent if key is None else SigningAgent(agent, key), backbone, data, class_names, lock, rules.pending()
     )
+
+
+def check_public(policy: Policy, data: DataSettings) -> None:
+    """Refuse what is sound on public data alone: exact accuracies, and sites that are dealt their examples.
+
+    Raises:
+        ConfigError: DATA_NOT_PUBLIC.
+    """
+    what = f"policy.toml metrics is {policy.metrics}" if policy.metrics in EXACT_METRICS else ""
+    if data.partition != "none":
+        what = f"[data] partition is {data.partition}"
+    if what and not data.is_public:
+        raise ConfigError(
+            code="DATA_NOT_PUBLIC",
+            message=f"{what}, which tells of single examples, and the data are not declared public.",
+            advice='Set metrics = "noised" and partition = "none"; or, if everybody may know these images, '
+            "[data] public = true in site.toml.",
+        )
 
 
 def check_delta(policy: Policy, data: SiteData) -> None:

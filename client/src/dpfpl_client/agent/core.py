@@ -5,9 +5,9 @@ return. The same request again gets the same bytes at no cost; another request f
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import logging
-import math
 import re
 import threading
 import time
@@ -20,24 +20,26 @@ from dpfpl_client.agent.audit import AuditLog
 from dpfpl_client.agent.budget import Quotas, check_budget
 from dpfpl_client.agent.ledger.anchor import events_to_json
 from dpfpl_client.agent.ledger.book import Ledger
+from dpfpl_client.agent.pace import Pace
 from dpfpl_client.agent.policy_file import Rules
-from dpfpl_client.agent.store import Record, Store
+from dpfpl_client.agent.store import Choice, Record, Store
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
 from dpfpl_client.learning.step import RandomnessSource
 from dpfpl_client.models.backbone import Backbone
 from dpfpl_common.errors import ConfigError, DataError, DpfplError, ModelError, RefusedError, StateError
 from dpfpl_common.experiment import Experiment
-from dpfpl_common.policy import Policy, permit
+from dpfpl_common.policy import EXACT_METRICS, Policy, permit
 from dpfpl_common.privacy.accounting import PrivacyEvent
-from dpfpl_common.privacy_plan import planned_events
-from dpfpl_common.wire.payloads import Context, EvaluateRequest, SiteReply, TrainRequest, request_digest
+from dpfpl_common.privacy_plan import planned_events, planned_score_events
+from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, TrainRequest, request_digest
 
-__all__ = ["SiteAgent", "evaluation_digest", "slotted"]
+__all__ = ["SiteAgent", "evaluation_digest"]
 
 _LOG = logging.getLogger(__name__)
 
 MOST_LEARNERS = 8
-SIMULATED_SLOT = 0.1
+SCORES = 0
+"""The round under which the ledger keeps the charge for an experiment's scores; training rounds begin with 1."""
 
 
 class SiteAgent:
@@ -52,6 +54,7 @@ class SiteAgent:
         ledger: what the data has paid.
         store: prompts and releases.
         randomness: real, or seeded for tests and simulations.
+        public: whether the data are public, so that exact accuracies may leave.
         audit: where every answer and refusal is recorded; None for simulations.
         quotas: how often may be computed; None for a fresh count.
     """
@@ -66,6 +69,7 @@ class SiteAgent:
         store: Store,
         randomness: RandomnessSource,
         *,
+        public: bool = False,
         audit: AuditLog | None = None,
         quotas: Quotas | None = None,
     ) -> None:
@@ -76,7 +80,9 @@ class SiteAgent:
         self._ledger = ledger
         self._store = store
         self._randomness = randomness
+        self._public = public
         self._audit = audit or AuditLog(None)
+        self._pace = Pace(store)
         self._quotas = quotas or Quotas()
         self._learners: dict[str, PromptLearner] = {}
         self._lock = threading.Lock()
@@ -87,53 +93,60 @@ class SiteAgent:
         Raises:
             RefusedError: policy, budget or protocol forbids it; nothing was computed and nothing charged.
         """
-        return self._answer("train", request, lambda policy, started: self._train(request, policy, started))
+        return self._answer("train", request, lambda policy: self._train(request, policy))
 
     def evaluate(self, request: EvaluateRequest) -> SiteReply:
-        """Keep the final global context and report what the policy lets out of the accuracies.
+        """Keep the final global context; after the last round release scores, once for an experiment.
 
-        The same request gets the same answer. After the policy's number of different ones nothing more is told.
+        The same request gets the same answer. Exact accuracies are told on public data alone, and not after the
+        policy's number of different requests.
         """
-        return self._answer("evaluate", request, lambda policy, started: self._evaluate(request, policy, started))
+        return self._answer("evaluate", request, lambda policy: self._evaluate(request, policy))
 
     def _answer(
-        self,
-        kind: str,
-        request: TrainRequest | EvaluateRequest,
-        act: Callable[[Policy | None, float], SiteReply],
+        self, kind: str, request: TrainRequest | EvaluateRequest, act: Callable[[Policy | None], SiteReply]
     ) -> SiteReply:
-        """One request at a time, under the rules as they are now, held back until the slot is over."""
+        """One request at a time, under the rules as they are now, answered in the experiment's fixed time."""
         with self._lock:
-            started = time.monotonic()
             try:
                 policy = None if self._rules is None else self._rules.current()
-                reply = act(policy, started)
+                self._pace.start()
+                reply = act(policy)
+                due = None if policy is None else self._due(request.experiment, policy)
             except DpfplError as error:
                 with contextlib.suppress(StateError):  # the first error is the one to tell
                     self._audit.write(
                         "refused", durable=False, request=kind, **_who(request), code=error.code, rule=_rule(error)
                     )
                 raise
-        if policy is not None:
-            time.sleep(max(0.0, started + slotted(time.monotonic() - started, policy.reply_slot) - time.monotonic()))
+        if due is not None:
+            time.sleep(max(0.0, due - time.monotonic()))
         return reply
 
-    def _train(self, request: TrainRequest, policy: Policy | None, started: float) -> SiteReply:
+    def _due(self, experiment: Experiment, policy: Policy) -> float:
+        """When the reply may leave."""
+        due, stretched = self._pace.due(experiment.name, policy.reply_slot)
+        if stretched:  # how long it took stays here
+            self._audit.write("reply_time_stretched", experiment=experiment.name)
+            _LOG.warning("%s: the reply time was too short; all replies take longer from now on", experiment.name)
+        return due
+
+    def _train(self, request: TrainRequest, policy: Policy | None) -> SiteReply:
         experiment = request.experiment
         learner = self._admit(experiment, policy)
         digest = request_digest(request)
         known = self._known_release(request, digest)
         if known is not None:
             self._audit.write("repeated", request="train", **_who(request), asked=digest)
-            return known
+            return self._permitted(known, policy)
         events = self._cost(experiment)
         if policy is not None:
             self._quotas.take(policy, self._ledger, experiment.name, request.round)
             check_budget(policy, self._ledger, experiment, events)
         # Only now: a configuration that this site cannot or will not run does not use up the experiment's name.
-        self._bind(experiment)
+        self._bind(experiment, policy)
         sequence = self._ledger.reserve(experiment.name, request.round, digest, events)
-        record = self._compute(learner, request, digest, policy, started)
+        record = self._compute(learner, request, digest, policy)
         self._store.write(experiment.name, request.round, record)
         self._ledger.commit(sequence, record.digest())
         self._audit.write(
@@ -148,26 +161,64 @@ class SiteAgent:
         )
         return record.reply
 
-    def _evaluate(self, request: EvaluateRequest, policy: Policy | None, started: float) -> SiteReply:
+    def _evaluate(self, request: EvaluateRequest, policy: Policy | None) -> SiteReply:
         experiment = request.experiment
         learner = self._admit(experiment, policy)
         asked = evaluation_digest(request)
         answers = self._ledger.evaluations(experiment.name)
         answer = answers.get(asked)
+        told = policy is None or len(answers) < policy.max_evaluations
         if answer is None and policy is not None:
-            if policy.metrics == "none" or len(answers) >= policy.max_evaluations:
-                answer = {"metrics": {}, "seconds": 0.0}
-            else:
-                self._quotas.take(policy, self._ledger, experiment.name, None)
-        self._bind(experiment)
-        self._store.write_final(experiment.name, request.global_context)
+            self._quotas.take(policy, self._ledger, experiment.name, None)
+        self._bind(experiment, policy)
+        pool = request.pool
+        choice = None if pool is None else Choice(request.chosen, pool, learner.label_shares)
+        self._store.write_final(experiment.name, request.global_context, choice)
         if answer is None:
-            metrics = self._metrics(learner, request.global_context, self._state(experiment), policy)
-            answer = {"metrics": metrics, "seconds": _seconds(started, policy)}
+            metrics = self._metrics(learner, request, self._state(experiment), policy) if told else {}
+            answer = {"metrics": metrics}
             self._ledger.record_evaluation(experiment.name, asked, answer)
-        metrics = answer["metrics"] if policy is None else policy.released_metrics(answer["metrics"])
-        self._audit.write("evaluated", request="evaluate", **_who(request), asked=asked, metrics=sorted(metrics))
-        return SiteReply(self._name, request.round, None, dict(metrics), answer["seconds"])
+        scores = self._scores(learner, request, asked, policy)
+        reply = SiteReply(self._name, request.round, None, dict(answer["metrics"]), scores)
+        self._audit.write(
+            "evaluated", request="evaluate", **_who(request), asked=asked, metrics=sorted(reply.metrics), scores=scores
+        )
+        return self._permitted(reply, policy)
+
+    def _scores(
+        self, learner: PromptLearner, request: EvaluateRequest, asked: str, policy: Policy | None
+    ) -> tuple[float, ...]:
+        """The release of scores, by the same protocol as a round's; () where none is made.
+
+        One request has scores for an experiment, the first after its last round; what decides is no data of the site.
+        """
+        experiment = request.experiment
+        if request.round != experiment.rounds.number or (policy is not None and policy.metrics == "none"):
+            return ()
+        charge = self._ledger.find(experiment.name, SCORES)
+        if charge is not None and charge.request_digest != asked:
+            return ()
+        if charge is not None and charge.release_digest:
+            return self._store.read_scores(experiment.name, charge.release_digest)
+        events = planned_score_events(experiment)
+        if not events:
+            return ()
+        if policy is not None:
+            check_budget(policy, self._ledger, experiment, events)
+        sequence = self._ledger.reserve(experiment.name, SCORES, asked, events)
+        state = self._state(experiment)
+        randomness = self._randomness.for_round(self._name, experiment.rounds.number + 1)
+        counts = learner.scores(request.global_context, state, randomness, request.pool)
+        scores = tuple(float(value) for value in counts)
+        self._ledger.commit(sequence, self._store.write_scores(experiment.name, scores))
+        return scores
+
+    def _permitted(self, reply: SiteReply, policy: Policy | None) -> SiteReply:
+        """The reply without what the policy, as it is now, keeps at the site: stored answers may be older than it."""
+        if policy is None:
+            return reply
+        metrics = policy.released_metrics(reply.metrics) if self._public else {}
+        return dataclasses.replace(reply, metrics=metrics, scores=() if policy.metrics == "none" else reply.scores)
 
     def _admit(self, experiment: Experiment, policy: Policy | None) -> PromptLearner:
         """The experiment's learner, if the site may and can take part; asked before every answer."""
@@ -207,16 +258,21 @@ class SiteAgent:
                 learner = PromptLearner(self._backbone, experiment, features)
             except (ModelError, ConfigError, DataError) as error:
                 raise RefusedError(code=error.code, message=error.message, advice=error.advice) from None
-            if warning := learner.too_long_answers:  # to the log alone: the audit tells nothing about the data
+            # To the log alone: the audit tells nothing about the data.
+            if warning := learner.too_long_answers:
                 _LOG.warning("%s: %s", experiment.name, warning)
+            if unknown := self._features.left_out_of(experiment):
+                _LOG.warning("%s: %s", experiment.name, unknown)
         self._learners[digest] = learner
         while len(self._learners) > MOST_LEARNERS:
             del self._learners[next(iter(self._learners))]
         return learner
 
-    def _bind(self, experiment: Experiment) -> None:
+    def _bind(self, experiment: Experiment, policy: Policy | None) -> None:
         self._ledger.bind(experiment.name, experiment.digest())
         self._store.remember(experiment)
+        if policy is not None:
+            self._pace.rehearse(experiment, self._backbone, self._features)
 
     def _known_release(self, request: TrainRequest, digest: str) -> SiteReply | None:
         """What an earlier, equal request released; None if this round has released nothing and may do so now."""
@@ -268,15 +324,16 @@ class SiteAgent:
         paid = experiment.privacy.mechanism == "one_shot" and self._state(experiment).class_sums is not None
         return planned_events(experiment, 0 if paid else experiment.rounds.local_steps)
 
-    def _compute(
-        self, learner: PromptLearner, request: TrainRequest, digest: str, policy: Policy | None, started: float
-    ) -> Record:
+    def _compute(self, learner: PromptLearner, request: TrainRequest, digest: str, policy: Policy | None) -> Record:
         state = self._state(request.experiment)
-        metrics = self._metrics(learner, request.global_context, state, policy) if request.evaluate else {}
+        metrics = self._metrics(learner, request, state, policy) if request.evaluate else {}
         randomness = self._randomness.for_round(self._name, request.round)
-        result = learner.train_round(request.global_context, state, randomness)
+        result = learner.train_round(
+            request.global_context, state, randomness, collect=request.collect, pool=request.pool
+        )
         update = np.ascontiguousarray(result.update, dtype="<f4")
-        reply = SiteReply(self._name, request.round, update, metrics, _seconds(started, policy))
+        evidence = None if result.evidence is None else np.ascontiguousarray(result.evidence, dtype="<f4")
+        reply = SiteReply(self._name, request.round, update, metrics, evidence=evidence)
         return Record(digest, reply, request.global_context, result.state)
 
     def _state(self, experiment: Experiment) -> PersonalState:
@@ -285,14 +342,19 @@ class SiteAgent:
         return record.state if record else PersonalState.initial(experiment)
 
     def _metrics(
-        self, learner: PromptLearner, global_context: Context, state: PersonalState, policy: Policy | None
+        self,
+        learner: PromptLearner,
+        request: TrainRequest | EvaluateRequest,
+        state: PersonalState,
+        policy: Policy | None,
     ) -> dict[str, float]:
-        """The accuracies that may leave; none is computed in vain."""
-        if policy is None:
-            return learner.evaluate(global_context, state.context)
-        if policy.metrics == "none":
+        """The exact accuracies that may leave, on public data alone; none is computed in vain."""
+        if policy is not None and (not self._public or policy.metrics not in EXACT_METRICS):
             return {}
-        metrics = learner.evaluate(global_context, state.context)
+        pool, chosen = (request.pool, request.chosen) if isinstance(request, EvaluateRequest) else (None, "")
+        metrics = learner.evaluate(request.global_context, state.context, pool, chosen)
+        if policy is None:
+            return metrics
         if learner.experiment.privacy.unit == "site":  # that prompt learned from training images without noise
             metrics = {name: value for name, value in metrics.items() if not name.startswith("personal")}
         return policy.released_metrics(metrics)
@@ -302,17 +364,10 @@ def evaluation_digest(request: EvaluateRequest) -> str:
     """sha256 of everything that the answer to an evaluation depends on."""
     digest = hashlib.sha256(f"evaluate {request.experiment.digest()} {request.round} ".encode())
     digest.update(request.global_context.astype("<f4").tobytes())
+    digest.update(request.chosen.encode() + b" ")
+    if request.pool is not None:
+        digest.update(request.pool.astype("<f4").tobytes())
     return digest.hexdigest()
-
-
-def slotted(seconds: float, slot: float) -> float:
-    """The next multiple of ``slot`` seconds, at least one."""
-    return round(max(1, math.ceil(seconds / slot)) * slot, 6)
-
-
-def _seconds(started: float, policy: Policy | None) -> float:
-    """What a reply says it took: full slots, so that it tells no more than the time of its arrival."""
-    return slotted(time.monotonic() - started, SIMULATED_SLOT if policy is None else policy.reply_slot)
 
 
 def _who(request: TrainRequest | EvaluateRequest) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """The policy as it is now: read again whenever policy.toml changed; stricter at once, looser only when accepted."""
 
+import dataclasses
 import hashlib
 import json
 import os
 import stat
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,9 +15,9 @@ from dpfpl_common.config import build, read_toml, to_table
 from dpfpl_common.errors import ConfigError, StateError
 from dpfpl_common.experiment import Experiment, parse_experiment
 from dpfpl_common.ops.files import make_folder_durably, write_durably
-from dpfpl_common.policy import Policy, loosened, stricter
+from dpfpl_common.policy import Policy, loosened, permit, stricter
 
-__all__ = ["Approvals", "PolicyFile", "Rules", "load_policy"]
+__all__ = ["Approvals", "PolicyFile", "Rules", "check_use", "load_policy"]
 
 
 # Which experiments the administrator approved, by name and configuration, and which ones wait for an answer.
@@ -143,14 +145,42 @@ class PolicyFile:
         accepted = self._accepted()
         return loosened(accepted, load_policy(self._path)) if accepted is not None else []
 
-    def accept(self) -> list[str]:
-        """The administrator accepts policy.toml as it is. Gives the rules that became looser."""
+    def begin_with(self, template: Policy) -> list[str]:
+        """Before the first request: whoever wrote policy.toml, nothing looser than ``template`` holds unaccepted.
+
+        Returns:
+            The looser rules, for the administrator to accept; none where a policy was accepted before.
+        """
+        if rules := self.looser_than(template):
+            policy = load_policy(self._path)
+            self._audit.write("policy_looser_than_template", looser=rules, new=_digest(policy))
+            self._keep(stricter(template, policy))
+        return self.pending()
+
+    def looser_than(self, template: Policy) -> list[str]:
+        """The rules in which a policy that nobody accepted yet allows more than ``template``."""
+        return loosened(template, load_policy(self._path)) if self._accepted() is None else []
+
+    def differences(self) -> dict[str, tuple[Any, Any]]:
+        """For each looser rule what holds now and what policy.toml says, as JSON values."""
+        holds, wanted = to_table(self.peek()), to_table(load_policy(self._path))
+        return {rule: (holds[rule], wanted[rule]) for rule in self.pending()}
+
+    def accept(self, only: Collection[str] | None = None) -> list[str]:
+        """The administrator accepts policy.toml as it is, or ``only`` these of its looser rules.
+
+        Returns:
+            The rules that became looser.
+        """
         after = load_policy(self._path)
         try:
             before = self._accepted()
         except StateError:
             before = None  # damaged: this is how it is mended
         rules = loosened(before, after) if before is not None else []
+        if only is not None and before is not None:
+            kept = {rule: getattr(before, rule) for rule in rules if rule not in only}
+            after, rules = dataclasses.replace(after, **kept), [rule for rule in rules if rule in only]
         self._audit.write(
             "policy_accepted", looser=rules, old=_digest(before) if before is not None else "", new=_digest(after)
         )
@@ -196,6 +226,25 @@ class PolicyFile:
     def _keep(self, policy: Policy) -> None:
         make_folder_durably(self._accepted_path.parent)
         write_durably(self._accepted_path, json.dumps(to_table(policy), indent=1).encode())
+
+
+def check_use(policy_file: Path, state: Path, experiment: Experiment) -> Policy:
+    """Refuse to use, serve or export a prompt whose experiment the accepted policy, as it is now, does not admit.
+
+    What was learned under a looser policy stays in the state folder and can be used again once that is accepted anew.
+
+    Args:
+        policy_file: policy.toml.
+        state: the state folder, with what was accepted and approved.
+        experiment: where the prompt comes from.
+
+    Raises:
+        RefusedError: code and rule are the policy's.
+        ConfigError: there is no valid policy; then nothing is used.
+    """
+    policy = PolicyFile(policy_file, state, AuditLog(None)).peek()
+    permit(policy, experiment, policy.approves(experiment) or Approvals(state).holds(experiment))
+    return policy
 
 
 def load_policy(path: Path) -> Policy:

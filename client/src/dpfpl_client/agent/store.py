@@ -4,20 +4,21 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from dpfpl_client.learning.learner import PersonalState
+from dpfpl_client.learning.personal import PersonalState
 from dpfpl_common.errors import PayloadError, RefusedError, StateError
 from dpfpl_common.experiment import Experiment, parse_experiment
 from dpfpl_common.ops.files import fsync_folder, is_full, make_folder_durably, write_durably
 from dpfpl_common.optimizer import OptimizerState
 from dpfpl_common.wire.payloads import Context, SiteReply
 
-__all__ = ["DiskStore", "MemoryStore", "Record", "Store"]
+__all__ = ["Choice", "DiskStore", "MemoryStore", "Record", "Store"]
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class Record:
             "site": self.reply.site,
             "round": self.reply.round,
             "metrics": self.reply.metrics,
-            "seconds": self.reply.seconds,
             "optimizer_steps": self.state.optimizer.steps,
+            "voted": self.state.voted,
         }
         tensors = {
             "update": self.reply.update,
@@ -56,6 +57,8 @@ class Record:
         }
         if self.state.class_sums is not None:
             tensors["class_sums"] = self.state.class_sums
+        if self.reply.evidence is not None:
+            tensors["evidence"] = self.reply.evidence
         if self.state.parameters is not None:
             tensors["personal_parameters"] = self.state.parameters
         contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
@@ -77,13 +80,17 @@ class Record:
                 round=meta["round"],
                 update=tensors["update"],
                 metrics=meta["metrics"],
-                seconds=meta["seconds"],
+                evidence=tensors.get("evidence"),
             )
             optimizer = OptimizerState(
                 tensors["optimizer_first"], tensors["optimizer_second"], int(meta["optimizer_steps"])
             )
             state = PersonalState(
-                tensors["personal_context"], optimizer, tensors.get("class_sums"), tensors.get("personal_parameters")
+                tensors["personal_context"],
+                optimizer,
+                tensors.get("class_sums"),
+                tensors.get("personal_parameters"),
+                bool(meta["voted"]),
             )
             return cls(meta["request_digest"], reply, tensors["global_context"], state)
         except (SafetensorError, PayloadError, KeyError, ValueError, TypeError, AttributeError) as error:
@@ -92,6 +99,21 @@ class Record:
     def digest(self) -> str:
         """sha256 of the stored bytes."""
         return hashlib.sha256(self.to_bytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the votes chose, and what a site needs to use it.
+
+    Attributes:
+        chosen: ``evidence`` or ``text``.
+        pool: as ``dpfpl_common.evidence.pack_pool`` gives it.
+        shares: [classes], exact, of the site's training images; never leaves the site.
+    """
+
+    chosen: str
+    pool: Context
+    shares: npt.NDArray[np.float64]
 
 
 class Store(Protocol):
@@ -117,12 +139,36 @@ class Store(Protocol):
         """The last round with a record; 0 if there is none."""
         ...
 
-    def write_final(self, experiment: str, global_context: Context) -> None:
-        """Keep the global context that came last, after all rounds."""
+    def write_scores(self, experiment: str, scores: tuple[float, ...]) -> str:
+        """Keep the scores that an experiment released; durable on return. Gives their digest."""
+        ...
+
+    def read_scores(self, experiment: str, digest: str) -> tuple[float, ...]:
+        """The scores with this digest.
+
+        Raises:
+            StateError: they are gone or others.
+        """
+        ...
+
+    def write_pace(self, experiment: str, seconds: float) -> None:
+        """Keep how long the experiment's answers take."""
+        ...
+
+    def read_pace(self, experiment: str) -> float:
+        """How long the experiment's answers take; 0 where that is not known yet."""
+        ...
+
+    def write_final(self, experiment: str, global_context: Context, choice: Choice | None = None) -> None:
+        """Keep the global context that came last, after all rounds, and what the votes chose."""
         ...
 
     def read_final(self, experiment: str) -> Context | None:
         """The global context that came last, or None."""
+        ...
+
+    def read_choice(self, experiment: str) -> Choice | None:
+        """The pool that came last with what the votes chose; None without evidence."""
         ...
 
 
@@ -205,21 +251,69 @@ class DiskStore:
         paths = (self._folder / experiment).glob("round-*.safetensors")
         return sorted(int(path.stem.removeprefix("round-")) for path in paths)
 
-    def write_final(self, experiment: str, global_context: Context) -> None:
+    def write_scores(self, experiment: str, scores: tuple[float, ...]) -> str:
         """See ``Store``."""
-        content = save({"global_context": np.ascontiguousarray(global_context)})
+        content = _scores_to_bytes(scores)
+        self._write(self._folder / experiment / "scores.json", content)
+        return hashlib.sha256(content).hexdigest()
+
+    def read_scores(self, experiment: str, digest: str) -> tuple[float, ...]:
+        """See ``Store``."""
+        if self._broken:
+            raise _not_durable("an earlier write failed")
+        try:
+            content = (self._folder / experiment / "scores.json").read_bytes()
+            if hashlib.sha256(content).hexdigest() != digest:
+                raise ValueError("other scores")
+            return tuple(float.fromhex(text) for text in json.loads(content))
+        except (OSError, ValueError, TypeError) as error:
+            raise _damaged(error) from None
+
+    def write_pace(self, experiment: str, seconds: float) -> None:
+        """See ``Store``."""
+        self._write(self._folder / experiment / "reply_time.json", json.dumps(seconds).encode())
+
+    def read_pace(self, experiment: str) -> float:
+        """See ``Store``."""
+        try:
+            return float(json.loads((self._folder / experiment / "reply_time.json").read_bytes()))
+        except FileNotFoundError:
+            return 0.0
+        except (OSError, ValueError, TypeError) as error:
+            raise _damaged(error) from None
+
+    def write_final(self, experiment: str, global_context: Context, choice: Choice | None = None) -> None:
+        """See ``Store``."""
+        tensors: dict[str, Any] = {"global_context": np.ascontiguousarray(global_context)}
+        if choice is not None:
+            tensors[f"pool.{choice.chosen}"] = np.ascontiguousarray(choice.pool)
+            tensors["shares"] = np.ascontiguousarray(choice.shares, dtype=np.float64)
+        content = save(tensors)
         self._write(self._folder / experiment / "final.safetensors", content)
 
     def read_final(self, experiment: str) -> Context | None:
         """See ``Store``."""
+        tensors = self._read_final(experiment)
+        return tensors.get("global_context") if tensors else None
+
+    def read_choice(self, experiment: str) -> Choice | None:
+        """See ``Store``."""
+        tensors = self._read_final(experiment)
+        for name, value in tensors.items():
+            if name.startswith("pool."):
+                return Choice(name.removeprefix("pool."), value, tensors["shares"])
+        return None
+
+    def _read_final(self, experiment: str) -> dict[str, Any]:
         path = self._folder / experiment / "final.safetensors"
         if not path.exists():
-            return None
+            return {}
         try:
-            context: Context = load(path.read_bytes())["global_context"]
+            tensors: dict[str, Any] = load(path.read_bytes())
+            tensors["global_context"]
         except (SafetensorError, KeyError, ValueError) as error:
             raise _damaged(error) from None
-        return context
+        return tensors
 
     def experiments(self) -> list[str]:
         """Names of the experiments that this site ever agreed to, sorted."""
@@ -257,7 +351,9 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self._records: dict[str, tuple[int, Record]] = {}
-        self._final: dict[str, Context] = {}
+        self._final: dict[str, tuple[Context, Choice | None]] = {}
+        self._scores: dict[str, tuple[float, ...]] = {}
+        self._paces: dict[str, float] = {}
 
     def check_kept(self, experiment: str) -> None:
         """Nobody leaves a simulation."""
@@ -278,13 +374,38 @@ class MemoryStore:
         """See ``Store``."""
         return self._records[experiment][0] if experiment in self._records else 0
 
-    def write_final(self, experiment: str, global_context: Context) -> None:
+    def write_scores(self, experiment: str, scores: tuple[float, ...]) -> str:
         """See ``Store``."""
-        self._final[experiment] = global_context
+        self._scores[experiment] = scores
+        return hashlib.sha256(_scores_to_bytes(scores)).hexdigest()
+
+    def read_scores(self, experiment: str, digest: str) -> tuple[float, ...]:
+        """See ``Store``."""
+        return self._scores[experiment]
+
+    def write_pace(self, experiment: str, seconds: float) -> None:
+        """See ``Store``."""
+        self._paces[experiment] = seconds
+
+    def read_pace(self, experiment: str) -> float:
+        """See ``Store``."""
+        return self._paces.get(experiment, 0.0)
+
+    def write_final(self, experiment: str, global_context: Context, choice: Choice | None = None) -> None:
+        """See ``Store``."""
+        self._final[experiment] = (global_context, choice)
 
     def read_final(self, experiment: str) -> Context | None:
         """See ``Store``."""
-        return self._final.get(experiment)
+        return self._final[experiment][0] if experiment in self._final else None
+
+    def read_choice(self, experiment: str) -> Choice | None:
+        """See ``Store``."""
+        return self._final[experiment][1] if experiment in self._final else None
+
+
+def _scores_to_bytes(scores: tuple[float, ...]) -> bytes:
+    return json.dumps([score.hex() for score in scores]).encode()
 
 
 def _not_durable(reason: str) -> StateError:

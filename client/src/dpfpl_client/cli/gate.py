@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
+from dpfpl_client.cli.say import say
 from dpfpl_client.site.settings import SiteSettings, load_site
 from dpfpl_common.errors import ConfigError
 
-__all__ = ["add_gate_commands"]
+__all__ = ["add_gate_commands", "ask_about_looser_rules"]
 
 SiteFile = Annotated[Path, typer.Option("--site", help="the site's site.toml")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
@@ -61,7 +62,7 @@ def approve(
     experiment = read_plan(plan) if plan is not None else pending_plan(settings, name)
     description = describe(settings, experiment)
     if not as_json:
-        typer.echo("\n".join(words(description)))
+        say("\n".join(words(description)))
     agreed = yes or (not as_json and typer.confirm("Approve it?"))
     if agreed:
         costs = {cost["adversary"]: cost["epsilon"] for cost in description["costs"]}
@@ -111,25 +112,58 @@ def policy_show(site: SiteFile = SITE, as_json: AsJson = False) -> None:
         _print_json({"rules": table, "not_accepted": looser})
         return
     for key, value in table.items():
-        typer.echo(
-            f"{key} = {json.dumps(value)}" + ("   # looser in policy.toml, not accepted" if key in looser else "")
-        )
+        say(f"{key} = {json.dumps(value)}" + ("   # looser in policy.toml, not accepted" if key in looser else ""))
 
 
 @policy_app.command("accept", epilog="Example: dpfpl-client policy accept --site site.toml")
-def policy_accept(site: SiteFile = SITE, yes: Yes = False, as_json: AsJson = False) -> None:
+def policy_accept(
+    site: SiteFile = SITE,
+    rule: Annotated[list[str] | None, typer.Option(help="accept only this looser rule; repeat for more")] = None,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
     """Accept policy.toml as it is, also where it became looser; holds from the next request on, never backwards."""
     from dpfpl_client.agent.policy_file import PolicyFile
 
     settings = load_site(site)
     rules = PolicyFile(settings.path(settings.policy), settings.state_folder, _audit(settings))
     looser = _looser(rules)
+    unknown = sorted(set(rule or ()) - set(looser))
+    if unknown:
+        raise ConfigError(
+            code="NOT_LOOSER", message=f"{', '.join(unknown)} is no rule that policy.toml makes looser.",
+            advice=f"Looser: {', '.join(looser) or 'none'}.",
+        )  # fmt: skip
     if not as_json:
-        typer.echo(f"Looser: {', '.join(looser)}" if looser else "Nothing is looser than before.")
-    if not yes and not typer.confirm("Accept?"):
+        say(f"Looser: {', '.join(looser)}" if looser else "Nothing is looser than before.")
+    if not yes and not rule and not typer.confirm("Accept?"):
         sys.exit(1)
-    rules.accept()
-    _tell(as_json, {"accepted": True, "looser": looser}, "Accepted.")
+    accepted = rules.accept(rule)
+    _tell(as_json, {"accepted": True, "looser": accepted}, f"Accepted{f': {chr(44).join(accepted)}' if rule else ''}.")
+
+
+def ask_about_looser_rules(site: Path) -> None:
+    """After a kit came: what its policy allows beyond this program's template is shown and accepted one by one.
+
+    Without a terminal nothing is accepted; ``dpfpl-client policy accept --rule NAME`` does it later.
+    """
+    from dpfpl_client.agent.policy_file import PolicyFile
+    from dpfpl_client.site.init import template_policy
+
+    settings = load_site(site)
+    rules = PolicyFile(settings.path(settings.policy), settings.state_folder, _audit(settings))
+    if not rules.begin_with(template_policy()):
+        return
+    say("policy.toml allows more than the template of this program. Each of these rules needs your word:")
+    accepted = []
+    for name, (holds, wanted) in rules.differences().items():
+        line = f"  {name}: {json.dumps(wanted)}, where the template has {json.dumps(holds)}"
+        if not sys.stdin.isatty():
+            say(f"{line}. To accept it: dpfpl-client policy accept --rule {name} --site {site}")
+        elif typer.confirm(f"{line}. Accept?"):
+            accepted.append(name)
+    rules.accept(accepted)
+    say("What you did not accept does not hold; the template's value does.")
 
 
 @audit_app.command("show", epilog="Example: dpfpl-client audit show --last 20 --site site.toml")
@@ -147,7 +181,7 @@ def audit_show(
         facts = " ".join(
             f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in line.items() if k not in _FIRST
         )
-        typer.echo(f"{line.get('at', '')} {line.get('event', '')} {facts}")
+        say(f"{line.get('at', '')} {line.get('event', '')} {facts}")
 
 
 _FIRST = ("at", "event")
@@ -173,7 +207,7 @@ def _tell(as_json: bool, content: dict[str, Any], text: str) -> None:
     if as_json:
         _print_json(content)
     else:
-        typer.echo(text)
+        say(text)
 
 
 def _print_json(content: Any) -> None:

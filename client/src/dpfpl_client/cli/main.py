@@ -14,11 +14,13 @@ import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 from dpfpl_client.agent.progress import ImageProgress  # noqa: E402
-from dpfpl_client.cli.gate import add_gate_commands  # noqa: E402
+from dpfpl_client.cli.gate import add_gate_commands, ask_about_looser_rules  # noqa: E402
 from dpfpl_client.cli.operations import add_commands  # noqa: E402
+from dpfpl_client.cli.say import say  # noqa: E402
 from dpfpl_client.site.settings import SiteSettings, load_site  # noqa: E402
 from dpfpl_common.errors import ConfigError, DpfplError  # noqa: E402
 from dpfpl_common.ops.files import file_error  # noqa: E402
+from dpfpl_common.ops.text import printable_lines  # noqa: E402
 
 if TYPE_CHECKING:
     from dpfpl_client.use.prompt import Classifier
@@ -63,14 +65,15 @@ def init(
     if kit is not None:
         folder, written = unpack_kit(kit, into, sha256)
         site = folder / "site.toml"
-        typer.echo(f"unpacked {', '.join(path.name for path in written)} into {folder}")
+        say(f"unpacked {', '.join(path.name for path in written)} into {folder}")
     elif data is None:
         raise ConfigError(code="NO_DATA", message="There is nothing to do.", advice="Give --data, --kit or both.")
     for path in initialise(site, data, name) if data is not None else []:
-        typer.echo(f"wrote {path}")
+        say(f"wrote {path}")
     if data is not None and (note := model_note(site)):
-        typer.echo(note)
-    typer.echo(f"Next: read policy.toml, then dpfpl-client check --site {site}")
+        say(note)
+    ask_about_looser_rules(site)
+    say(f"Next: read policy.toml, then dpfpl-client check --site {site}")
 
 
 @app.command(
@@ -81,22 +84,25 @@ def check(
     site: SiteFile = SITE,
     offline: Annotated[bool, typer.Option("--offline", help="do not try to reach the server")] = False,
     plan: Annotated[Path | None, typer.Option(help="an operator's plan, to be judged for this site")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="take every warning for an error")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check images, model, policy, ledger, folders, kit, connection and clock; keeps and sends nothing."""
     from dpfpl_client.check import check_site
 
     report = check_site(_load(site), connect=not offline, plan=plan)
+    if strict:
+        report.make_strict()
     if as_json:
         _print_json({"facts": report.facts, "warnings": report.warnings, "errors": report.errors})
     else:
         for key, value in report.facts.items():
-            typer.echo(f"{key}: {_plain(value)}")
+            say(f"{key}: {_plain(value)}")
         for text in report.warnings:
-            typer.echo(f"WARNING {text}")
+            say(f"WARNING {text}")
         for text in report.errors:
-            typer.echo(f"ERROR {text}")
-        typer.echo("Cannot take part yet." if report.errors else "Ready.")
+            say(f"ERROR {text}")
+        say("Cannot take part yet." if report.errors else "Ready.")
     sys.exit(2 if report.errors else 1 if report.warnings else 0)
 
 
@@ -105,7 +111,7 @@ def start(site: SiteFile = SITE) -> None:
     """Start this site's agent and its connection to the server; Ctrl-C stops both."""
     from dpfpl_client.node.launch import run_site
 
-    run_site(site.resolve(), _load(site), typer.echo)
+    run_site(site.resolve(), _load(site), say)
 
 
 @app.command(
@@ -124,8 +130,8 @@ def separate(
     site = site.resolve()
     name_users(site, agent_user, node_user)
     for line in separation.separate(site, _load(site)):
-        typer.echo(line)
-    typer.echo(f"The images are yours to protect: only {agent_user} may read them. Then, as root: dpfpl-client start")
+        say(line)
+    say(f"The images are yours to protect: only {agent_user} may read them. Then, as root: dpfpl-client start")
 
 
 @app.command(epilog="Example: dpfpl-client agent --site kits/hospital-a/site.toml")
@@ -149,7 +155,7 @@ def agent(
     if address:
         settings = dataclasses.replace(settings, agent=dataclasses.replace(settings.agent, address=address))
     torch.set_num_threads(settings.agent.threads)
-    built = build_agent(settings, ImageProgress(typer.echo))
+    built = build_agent(settings, ImageProgress(say))
     for problem in built.data.problems:
         console.print(f"{problem.severity}: {problem.message} [{problem.code}]", markup=False, highlight=False)
     if built.loosened:
@@ -162,13 +168,13 @@ def agent(
     metered = MeteredAgent(built.endpoint)
     monitor = start_monitor(settings, metered)
     if monitor is not None:
-        typer.echo(f"Health and metrics: http://{monitor.address}/health and /metrics")
+        say(f"Health and metrics: http://{monitor.address}/health and /metrics")
     serve(
         metered,
         settings.agent_address,
         settings.token_file,
         group=identities(settings)[1].gid if settings.separated else None,
-        on_ready=lambda address: typer.echo(f"The agent of {settings.name} listens on {address}"),
+        on_ready=lambda address: say(f"The agent of {settings.name} listens on {address}"),
     )
 
 
@@ -187,6 +193,9 @@ def predict(
     alpha: Annotated[
         float | None, typer.Option(help="weight of the personal part: 0 shared prompt alone, 1 as trained")
     ] = None,
+    usual_mix: Annotated[
+        float | None, typer.Option(help="share of images expected from this site's usual mix of classes, 0 to below 1")
+    ] = None,
     csv: Annotated[Path | None, typer.Option("--csv", help="write a CSV file, one row an image")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -194,14 +203,14 @@ def predict(
     from dpfpl_client.use.predict import as_json as entry
     from dpfpl_client.use.predict import as_line, classify_files, count_skipped, expand_images, write_csv
 
-    paths = expand_images(images)
-    results = []
-    for result in classify_files(_classifier(_load(site), experiment, alpha, question), paths, top):
+    paths, settings = expand_images(images), _load(site)
+    classifier, results = _classifier(settings, experiment, alpha, question, usual_mix), []
+    for result in classify_files(classifier, paths, top, settings.data.pixel_rules):
         results.append(result)
         if result.prediction is None:
-            console.print(as_line(result), markup=False, highlight=False, soft_wrap=True)
+            console.print(printable_lines(as_line(result)), markup=False, highlight=False, soft_wrap=True)
         elif not as_json and csv is None:
-            typer.echo(as_line(result))
+            say(as_line(result))
     if csv is not None:
         write_csv(csv, results)
     if as_json:
@@ -210,8 +219,25 @@ def predict(
     if skipped := count_skipped(images):
         console.print(f"{skipped} other file{'s' if skipped > 1 else ''} skipped: no image by name, or hidden")
     if csv is not None and not as_json:
-        typer.echo(f"wrote {csv}: {len(results) - failed} of {len(results)} images classified")
+        say(f"wrote {csv}: {len(results) - failed} of {len(results)} images classified")
     sys.exit(0 if not failed else 1 if failed < len(results) else 2)
+
+
+@app.command(epilog="Example: dpfpl-client results --site site.toml")
+def results(
+    site: SiteFile = SITE,
+    experiment: Annotated[str | None, typer.Option(help="whose prompts; default: the latest")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show how well the prompts do on this site's held-back images: exact numbers, which never leave the site."""
+    from dpfpl_client.use.results import exact_results, results_lines
+
+    found = exact_results(_load(site), experiment)
+    if as_json:
+        _print_json(found)
+        return
+    for line in results_lines(found):
+        typer.echo(line)
 
 
 @app.command(epilog="Example: dpfpl-client serve --site site.toml --port 8080")
@@ -223,6 +249,9 @@ def serve(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="port to listen on; 0 takes a free one")] = 8080,
     token_file: Annotated[Path | None, typer.Option(help="file with the token that callers must show")] = None,
+    usual_mix: Annotated[
+        float | None, typer.Option(help="share of images expected from this site's usual mix of classes, 0 to below 1")
+    ] = None,
     max_megabytes: Annotated[int, typer.Option(min=1, max=1000, help="largest image file, in MB")] = 20,
 ) -> None:
     """Classify images over HTTP: a small API (see /openapi.json) and a page to drop an image on; Ctrl-C stops it."""
@@ -233,7 +262,8 @@ def serve(
     wanted = ServeSettings.checked(host, port, token_file, max_megabytes * 1_000_000)
     settings = _load(site)
     torch.set_num_threads(settings.agent.threads)
-    serve_classifier(_classifier(settings, experiment, question=None), wanted, typer.echo)
+    classifier = _classifier(settings, experiment, question=None, usual_mix=usual_mix)
+    serve_classifier(classifier, wanted, say, settings.data.pixel_rules)
 
 
 @app.command(epilog="Example: dpfpl-client export --out prompt --site site.toml")
@@ -255,12 +285,12 @@ def export(
     if as_json:
         _print_json({"folder": str(out), "files": exported.files, "no_adapter": exported.no_adapter or None})
         return
-    typer.echo(f"wrote {out}: {', '.join(exported.files)}")
+    say(f"wrote {out}: {', '.join(exported.files)}")
     if exported.no_adapter:
         merged = "text_features.safetensors" in exported.files
         instead = "the merged text features" if merged else "the prompt without one"
-        typer.echo(f"No PEFT adapter: {exported.no_adapter}. README.md shows how to use {instead}.")
-    typer.echo("Read README.md there before you pass it on: it says what the prompt may tell about a training image.")
+        say(f"No PEFT adapter: {exported.no_adapter}. README.md shows how to use {instead}.")
+    say("Read README.md there before you pass it on: it says what the prompt may tell about a training image.")
 
 
 @ledger_app.command("show", epilog="Example: dpfpl-client ledger show --site kits/hospital-a/site.toml")
@@ -273,15 +303,15 @@ def ledger_show(site: SiteFile = SITE, as_json: AsJson = False) -> None:
         _print_json(summary)
         return
     for row in summary["experiments"]:
-        typer.echo(
+        say(
             f"{row['experiment']}: {row['charges']} charges for {row['rounds']} rounds, {row['released']} released, "
             f"epsilon {_number(row['epsilon'])}, towards the operator {_number(row['epsilons']['operator'])}"
         )
-    typer.echo(
+    say(
         f"In all: epsilon {_number(summary['spent_epsilon'])} of {summary['max_epsilon_lifetime']:g}, "
         f"left {summary['left_epsilon']:.2f}, at delta {summary['delta']:g}"
     )
-    typer.echo(
+    say(
         f"Towards the operator: epsilon {_number(summary['spent_epsilons']['operator'])} of "
         f"{summary['max_epsilon_operator_lifetime']:g}, left {summary['left_epsilon_operator']:.2f}"
     )
@@ -296,7 +326,7 @@ def ledger_verify(site: SiteFile = SITE, as_json: AsJson = False) -> None:
     if as_json:
         _print_json({"problems": problems})
     else:
-        typer.echo("\n".join(problems) if problems else "The ledger is in order.")
+        say("\n".join(problems) if problems else "The ledger is in order.")
     sys.exit(2 if problems else 0)
 
 
@@ -327,8 +357,8 @@ def ledger_accept_rollback(
         _print_json(result)
         return
     for row in result["charged"]:
-        typer.echo(f"charged: {row['experiment'] or 'all that is left'}, up to round {row['last_round']}")
-    typer.echo("The ledger is accepted." if result["charged"] else "The ledger is accepted; nothing was missing.")
+        say(f"charged: {row['experiment'] or 'all that is left'}, up to round {row['last_round']}")
+    say("The ledger is accepted." if result["charged"] else "The ledger is accepted; nothing was missing.")
 
 
 def _load(site: Path) -> SiteSettings:
@@ -336,14 +366,22 @@ def _load(site: Path) -> SiteSettings:
 
 
 def _classifier(
-    settings: SiteSettings, experiment: str | None, alpha: float | None = None, question: str | None = ""
+    settings: SiteSettings,
+    experiment: str | None,
+    alpha: float | None = None,
+    question: str | None = "",
+    usual_mix: float | None = None,
 ) -> "Classifier":
+    from dpfpl_client.agent.policy_file import check_use
     from dpfpl_client.models.loader import load_computing
     from dpfpl_client.use.prompt import load_prompt
 
     prompt = load_prompt(settings.state_folder, experiment)
+    check_use(settings.path(settings.policy), settings.state_folder, prompt.experiment)
     if alpha is not None:
         prompt = prompt.with_strength(alpha)
+    if usual_mix is not None:
+        prompt = prompt.with_usual_mix(usual_mix)
     return prompt.classifier(load_computing(settings.model, settings.compute, offline=settings.offline), question)
 
 
@@ -360,7 +398,7 @@ def _print_json(content: Any) -> None:
 
 
 def _fail(error: DpfplError) -> NoReturn:
-    text = f"{error.code}: {error.message}\n{error.advice}"
+    text = printable_lines(f"{error.code}: {error.message}\n{error.advice}")
     console.print(text, style="bold", highlight=False, markup=False, soft_wrap=True)
     sys.exit(2)
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from dpfpl_client.cli.say import say
+
 __all__ = ["add_commands"]
 
 SiteFile = Annotated[Path, typer.Option("--site", help="the site's site.toml")]
@@ -37,7 +39,7 @@ def doctor(
     from dpfpl_common.ops.diagnostics import exit_code, findings_json, findings_text
 
     findings = examine_site(load_site(site), connect=not offline)
-    typer.echo(json.dumps(findings_json(findings), indent=2) if as_json else findings_text(findings))
+    say(json.dumps(findings_json(findings), indent=2) if as_json else findings_text(findings))
     sys.exit(exit_code(findings))
 
 
@@ -59,11 +61,11 @@ def health(
         )
     troubles = site_troubles(load_site(site), parts)
     if as_json:
-        typer.echo(json.dumps(report(troubles), indent=2))
+        say(json.dumps(report(troubles), indent=2))
     else:
         for trouble in troubles:
-            typer.echo(f"{trouble.part}: {trouble.message} [{trouble.code}]")
-        typer.echo("unhealthy" if troubles else "healthy")
+            say(f"{trouble.part}: {trouble.message} [{trouble.code}]")
+        say("unhealthy" if troubles else "healthy")
     sys.exit(UNHEALTHY if troubles else HEALTHY)
 
 
@@ -89,7 +91,7 @@ def forget(
     removed = store.forget(experiment)
     AuditLog(settings.state_folder / AUDIT_FILE).write("forgotten", experiment=experiment, removed=removed)
     if as_json:
-        typer.echo(json.dumps({"experiment": experiment, "removed": removed}))
+        say(json.dumps({"experiment": experiment, "removed": removed}))
         return
     what = "its prompt and releases are removed" if removed else "there was nothing of it here"
-    typer.echo(f"{experiment}: {what}; requests for it are refused from now on. The ledger keeps what it cost.")
+    say(f"{experiment}: {what}; requests for it are refused from now on. The ledger keeps what it cost.")

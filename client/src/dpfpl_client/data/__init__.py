@@ -7,9 +7,17 @@
 Needs NumPy and Pillow, and no torch. Nothing here writes to the data, and no name or pixel is meant to leave the site.
 """
 
-from dpfpl_client.data.load import Pool, list_classes, load_pool, load_site_data, read_pool
+from dpfpl_client.data.load import Pool, count_labels, list_classes, load_pool, load_site_data, read_pool
 from dpfpl_client.data.partition import partition_sites
-from dpfpl_client.data.records import VIEWPOINTS, DataProblem, ImageRecord, ImageSource, SiteData, apply_viewpoint
+from dpfpl_client.data.records import (
+    VIEWPOINTS,
+    DataProblem,
+    ImageRecord,
+    ImageSource,
+    SiteData,
+    apply_viewpoint,
+    left_out,
+)
 from dpfpl_client.data.settings import DataSettings
 
 __all__ = [
@@ -21,6 +29,8 @@ __all__ = [
     "Pool",
     "SiteData",
     "apply_viewpoint",
+    "count_labels",
+    "left_out",
     "list_classes",
     "load_pool",
     "load_site_data",

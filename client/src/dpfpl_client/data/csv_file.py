@@ -1,58 +1,89 @@
 """Lists the images that a CSV file names: a header ``path,label`` and, where wanted, ``split``."""
 
 import csv
-import stat
+from collections import defaultdict
 from pathlib import Path
 
-from dpfpl_client.data.decode import FileImage
-from dpfpl_client.data.folder import inside
-from dpfpl_client.data.records import DataProblem, Listing, SourceItem, problem_per_name
+from dpfpl_client.data.decode import DEFAULT_RULES, FileImage, PixelRules
+from dpfpl_client.data.folder_names import role_of
+from dpfpl_client.data.records import Listing, SourceItem, problem_per_name
+from dpfpl_client.data.table_paths import NoImage, find_image
 from dpfpl_common.errors import DataError
 
-__all__ = ["list_csv"]
+__all__ = ["list_csv", "permission_advice"]
 
 _SPLITS = ("train", "test")
 
 
-def list_csv(file: Path) -> Listing:
+def list_csv(file: Path, rules: PixelRules = DEFAULT_RULES) -> Listing:
     """List the rows whose image exists below the CSV's own folder.
 
     Paths are relative to the CSV. A row without a split (no such column, or an empty cell) has its split drawn. Comma
-    and semicolon are understood as separators, UTF-8 as encoding.
+    and semicolon are understood as separators, UTF-8 as encoding. Of an image that is listed twice one row counts, of
+    one with two labels none.
 
     Raises:
         DataError: the file is missing, unreadable, not CSV, or lacks a column.
     """
     root = file.expanduser().resolve().parent
-    items: list[SourceItem] = []
+    rows: defaultdict[str, list[tuple[int, SourceItem]]] = defaultdict(list)
     skipped: dict[str, str] = {}
     for line, row in _read_rows(file.expanduser()):
         path, label, split = (_cell(row, column) for column in ("path", "label", "split"))
-        reason = _refusal(root, path, label, split.lower())
-        if reason is None:
-            items.append(SourceItem(path, label, split.lower() or None, FileImage(root / path)))
+        found = _image(root, path, label, split, rules)
+        if isinstance(found, str):
+            skipped[f"line {line}: {path}"] = found
         else:
-            skipped[f"line {line}: {path}"] = reason
-    problems: list[DataProblem] = problem_per_name("BAD_ROW", skipped, "Correct the line in the CSV file.")
-    return Listing(tuple(items), tuple(problems))
+            rows[found.key].append((line, found))
+    items, twice = _once(rows)
+    problems = problem_per_name("BAD_ROW", skipped, "Correct the line in the CSV file.")
+    return Listing(tuple(items), (*problems, *problem_per_name("LISTED_TWICE", twice, "Remove one of the lines.")))
 
 
-def _refusal(root: Path, path: str, label: str, split: str) -> str | None:
+def permission_advice(error: OSError) -> str:
+    """What to do about a table that cannot be opened."""
+    if isinstance(error, PermissionError):
+        return "Check its owner and permissions: this user (or container) must be able to read it."
+    return "Check [data] path in site.toml."
+
+
+def _image(root: Path, path: str, label: str, split: str, rules: PixelRules) -> SourceItem | str:
+    """The row's image, or why it is skipped."""
     if not path:
         return "its path is empty"
     if not label:
         return "its label is empty"
-    if split and split not in _SPLITS:
+    part = role_of(split)
+    if split and part not in _SPLITS:
         return f"its split is {split!r}, expected train or test"
-    try:
-        mode = (root / path).stat().st_mode
-    except (OSError, ValueError) as error:
-        return f"the file cannot be found ({getattr(error, 'strerror', None) or error})"
-    if not stat.S_ISREG(mode):
-        return "it is not a file"
-    if not inside(root, root / path):
-        return "it lies outside the CSV file's folder"
-    return None
+    found = find_image(root, path)
+    if isinstance(found, NoImage):
+        return found.reason
+    return SourceItem(found.key, label, part or None, FileImage(found.path, rules))
+
+
+def _once(rows: dict[str, list[tuple[int, SourceItem]]]) -> tuple[list[SourceItem], dict[str, str]]:
+    """One item an image, and what is wrong with the other rows.
+
+    One row more changes what is kept by at most one image: a row that puts an image into ``train`` wins, as it does
+    between copies of a picture.
+    """
+    items: list[SourceItem] = []
+    twice: dict[str, str] = {}
+    for key, listed in rows.items():
+        labels = {item.label for _, item in listed}
+        if len(labels) > 1:
+            for line, item in listed:
+                others = ", ".join(f"{o.label!r} in line {n}" for n, o in listed if o.label != item.label)
+                twice[f"line {line}: {key}"] = f"it is {item.label!r} here and {others}, so no line counts"
+            continue
+        line, item = min(listed, key=lambda row: (None, "test", "train").index(row[1].split) * -1)
+        items.append(item)
+        for other, copy in listed:
+            if other != line:
+                side = f" in {item.split}, not in {copy.split}" if copy.split and copy.split != item.split else ""
+                twice[f"line {other}: {key}"] = f"line {line} lists it too, and counts{side}"
+    return items, twice
 
 
 def _read_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
@@ -66,7 +97,7 @@ def _read_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
             _check_header(file, header)
             return [(reader.line_num, dict(zip(header, row, strict=False))) for row in reader if any(row)]
     except OSError as error:
-        raise _unreadable(file, error.strerror or str(error), "Check [data] path in site.toml.") from None
+        raise _unreadable(file, error.strerror or str(error), permission_advice(error)) from None
     except UnicodeDecodeError:
         raise _unreadable(file, "it is not UTF-8 text", "Save it as CSV in UTF-8.") from None
     except csv.Error as error:

@@ -1,32 +1,56 @@
 """Decodes an image file of unknown origin to RGB pixels, or says why not."""
 
 import hashlib
+import importlib.util
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from dpfpl_client.data.value_range import UnreadableImageError, check_wide_colours, has_wide_colours, scale_wide_grey
+
 __all__ = [
-    "IMAGE_EXTENSIONS",
+    "DEFAULT_RULES",
     "MAX_PIXELS",
+    "OPTIONAL_EXTENSIONS",
     "ArrayImage",
     "FileImage",
+    "Frames",
+    "Picture",
+    "PixelRules",
     "UnreadableImageError",
     "decode_image",
+    "decode_picture",
+    "image_extensions",
     "pixel_digest",
 ]
 
-IMAGE_EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
+STRIP_PIXELS = 1 << 20
 MAX_PIXELS = 89_478_485
 """Pillow's own decompression-bomb limit (a quarter of a GiB as RGB); here it is an error, not a warning."""
 
+Frames = Literal["first", "refuse"]
+
+OPTIONAL_EXTENSIONS = {".dcm": "dicom", ".dicom": "dicom", ".heic": "heic", ".heif": "heic"}
+"""Files that are read where the extra of ``dpfpl-client`` is installed."""
+
+_EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
+_PACKAGES = {"dicom": ("DICOM", "pydicom"), "heic": ("HEIC", "pillow_heif")}
+
 # Only these decoders ever run, whatever a file's first bytes claim it to be.
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF")
+
+_NEW_SUBFILE_TYPE, _PREVIEW_OR_MASK = 254, 0b101
+_MOST_PAGES = 10_000
+
+_HEAD = 1 << 16  # enough for what stands before a PNG's pixels
+_HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 
 # What Pillow's decoders raise on damaged input.
 _DECODER_ERRORS = (
@@ -38,6 +62,7 @@ _DECODER_ERRORS = (
     TypeError,
     AttributeError,
     ArithmeticError,
+    AssertionError,
     RuntimeError,
     MemoryError,
     struct.error,
@@ -47,8 +72,37 @@ _DECODER_ERRORS = (
 )
 
 
-class UnreadableImageError(Exception):
-    """The image cannot be decoded; the text is the reason, without a name."""
+@dataclass(frozen=True)
+class PixelRules:
+    """How pixels become RGB where a file leaves it open; the same for all files of a site, and no secret.
+
+    Attributes:
+        bits: so many bits a value has in files of 16 bits that do not say it themselves.
+        frames: of a file with several pictures take the ``first``, or ``refuse`` it.
+    """
+
+    bits: int = 16
+    frames: Frames = "first"
+
+
+DEFAULT_RULES = PixelRules()
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A decoded image, and what is worth knowing about its file.
+
+    Attributes:
+        image: RGB.
+        frames: how many pictures the file holds.
+        used: the share of its range that the values of a file with more than 8 bits take, 0 to 1; 1 for others.
+        largest: the largest value of such a file, as it is stored; 0 for others.
+    """
+
+    image: Image.Image
+    frames: int = 1
+    used: float = 1.0
+    largest: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,10 +110,15 @@ class FileImage:
     """An image in a file, decoded at every read."""
 
     path: Path
+    rules: PixelRules = DEFAULT_RULES
 
     def read(self) -> Image.Image:
         """Decode the file to RGB."""
-        return decode_image(self.path)
+        return decode_picture(self.path, self.rules).image
+
+    def examine(self) -> Picture:
+        """Decode the file, and say what is worth knowing about it."""
+        return decode_picture(self.path, self.rules)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,23 +132,51 @@ class ArrayImage:
         return Image.fromarray(self.pixels)
 
 
-def decode_image(source: Path | bytes) -> Image.Image:
-    """Decode to RGB, the way a person sees it: EXIF orientation applied, transparency on white, first frame of several.
+def image_extensions() -> frozenset[str]:
+    """The extensions that are read here; which ones beside the usual depends on the extras that are installed."""
+    return _EXTENSIONS | {suffix for suffix, extra in OPTIONAL_EXTENSIONS.items() if _installed(extra)}
 
-    16-bit greyscale is scaled by its whole range. Wider values have no known range, so such images are refused.
+
+def decode_image(
+    source: Path | bytes, rules: PixelRules = DEFAULT_RULES, most_pixels: int | None = None
+) -> Image.Image:
+    """As :func:`decode_picture`, the image alone."""
+    return decode_picture(source, rules, most_pixels).image
+
+
+def decode_picture(source: Path | bytes, rules: PixelRules = DEFAULT_RULES, most_pixels: int | None = None) -> Picture:
+    """Decode to RGB, the way a person sees it: EXIF orientation applied, transparency on white.
+
+    Greyscale of 16 bits is scaled as :mod:`dpfpl_client.data.value_range` says, DICOM as
+    :mod:`dpfpl_client.data.dicom` says. Wider values have no known range, so such images are refused.
 
     Raises:
-        UnreadableImageError: damaged, of another format, or above ``MAX_PIXELS``.
+        UnreadableImageError: damaged, of another format, above ``most_pixels`` (``MAX_PIXELS``), or refused by the
+            rules.
     """
+    most = MAX_PIXELS if most_pixels is None else most_pixels
     try:
-        with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS) as image:
-            _check_pixels(image)
+        head = _head(source)
+        if head[128:132] == b"DICM":
+            return _dicom(source, rules, most)
+        formats: tuple[str, ...] = _FORMATS
+        if head[4:8] == b"ftyp" and head[8:12] in _HEIC_BRANDS:
+            formats = _with_heic()
+        with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=formats) as image:
+            _check_pixels(image, most)
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            picture = _to_rgb(image, rules, head)
+            frames = _count_frames(image)
+        _check_frames(frames, rules)
+        return replace(picture, frames=frames)
     except UnidentifiedImageError:
         raise UnreadableImageError("it is damaged or not an image of a known format") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise UnreadableImageError(f"it has more than {MAX_PIXELS:,} pixels") from None
+    except PermissionError:
+        raise UnreadableImageError(
+            "this user may not read it", "UNREADABLE", "Check its owner and permissions."
+        ) from None
     except _DECODER_ERRORS as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise UnreadableImageError(f"it cannot be decoded ({reason or type(error).__name__})") from None
@@ -102,20 +189,103 @@ def pixel_digest(image: Image.Image) -> str:
     return digest.hexdigest()
 
 
-def _check_pixels(image: Image.Image) -> None:
-    if image.width * image.height > MAX_PIXELS:
-        raise UnreadableImageError(f"it has {image.width * image.height:,} pixels, the limit is {MAX_PIXELS:,}")
+def _head(source: Path | bytes) -> bytes:
+    if isinstance(source, bytes):
+        return source[:_HEAD]
+    with source.open("rb") as file:
+        return file.read(_HEAD)
+
+
+def _dicom(source: Path | bytes, rules: PixelRules, most: int) -> Picture:
+    if not _installed("dicom"):
+        raise _missing("dicom")
+    from dpfpl_client.data.dicom import decode_dicom
+
+    found = decode_dicom(source, rules.bits, most)
+    if isinstance(found, str):
+        raise UnreadableImageError(found)
+    frames = 2 if found.several else 1  # how many is the header's business
+    _check_frames(frames, rules)
+    return Picture(Image.fromarray(found.pixels).convert("RGB"), frames, found.used, found.largest)
+
+
+def _with_heic() -> tuple[str, ...]:
+    if not _installed("heic"):
+        raise _missing("heic")
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    return (*_FORMATS, "HEIF")
+
+
+def _installed(extra: str) -> bool:
+    return importlib.util.find_spec(_PACKAGES[extra][1]) is not None
+
+
+def _missing(extra: str) -> UnreadableImageError:
+    name, package = _PACKAGES[extra]
+    return UnreadableImageError(
+        f"it is a {name} file, and the package {package.replace('_', '-')} is not installed",
+        f"{extra.upper()}_MISSING",
+        f"To read it: pip install 'dpfpl-client[{extra}]'.",
+    )
+
+
+def _check_pixels(image: Image.Image, most: int) -> None:
+    if image.width * image.height > most:
+        raise UnreadableImageError(f"it has {image.width * image.height:,} pixels, the limit is {most:,}")
     if image.width == 0 or image.height == 0:
         raise UnreadableImageError("it has no pixels")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("I", "F"):
-        raise UnreadableImageError("it has 32 bits per pixel; save it with 8 or 16")
-    if image.mode.startswith("I;16"):
-        wide = np.asarray(image).astype(np.uint32)
-        image = Image.fromarray(((wide * 255 + 32_767) // 65_535).astype(np.uint8))
+def _count_frames(image: Image.Image) -> int:
+    """How many pictures the file holds, at least; the second view of a JPEG and a TIFF's previews are none."""
+    if image.format in ("JPEG", "MPO") or not getattr(image, "is_animated", False):
+        return 1
+    try:
+        frames: int = getattr(image, "n_frames", 1)
+        if image.format == "TIFF":
+            frames = sum(_is_page(image, number) for number in range(min(frames, _MOST_PAGES)))
+    except _DECODER_ERRORS:  # damaged after the first
+        return 2
+    return max(1, frames)
+
+
+def _is_page(image: Image.Image, number: int) -> bool:
+    image.seek(number)
+    tags = getattr(image, "tag_v2", {})
+    return number == 0 or not int(tags.get(_NEW_SUBFILE_TYPE, 0)) & _PREVIEW_OR_MASK
+
+
+def _check_frames(frames: int, rules: PixelRules) -> None:
+    if frames > 1 and rules.frames == "refuse":
+        raise UnreadableImageError(
+            "it holds several pictures",
+            "SEVERAL_FRAMES",
+            'Save the one that counts as a file of its own; with [data] frames = "first" the first is taken.',
+        )
+
+
+def _to_rgb(opened: Image.Image, rules: PixelRules, head: bytes) -> Picture:
+    """The first picture of an opened file, upright."""
+    used, largest = 1.0, 0
+    image = ImageOps.exif_transpose(opened)
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        grey, used, largest = scale_wide_grey(np.asarray(image), opened, head, rules.bits)
+        image = Image.fromarray(grey)
+    elif has_wide_colours(opened, head):
+        used, largest = check_wide_colours(np.asarray(image), opened, head, rules.bits)
     if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    return image.convert("RGB")
+        image = _on_white(image)
+    return Picture(image.convert("RGB"), used=used, largest=largest)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """An image without its transparency, strip by strip, as that takes many bytes a pixel on the way."""
+    whole = Image.new("RGB", image.size)
+    rows = max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        layer = image.crop(box).convert("RGBA")
+        whole.paste(Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB"), box)
+    return whole

@@ -1,45 +1,71 @@
 """Lists a folder of images: ``train/<class>/*`` with ``test/<class>/*``, or ``<class>/*``."""
 
+import contextlib
+import errno
 import stat
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dpfpl_client.data.decode import IMAGE_EXTENSIONS, FileImage
+from dpfpl_client.data.decode import DEFAULT_RULES, OPTIONAL_EXTENSIONS, FileImage, PixelRules, image_extensions
+from dpfpl_client.data.folder_names import find_parts, is_derived, printable, role_of
 from dpfpl_client.data.records import DataProblem, Listing, SourceItem, problem_per_name
 from dpfpl_common.errors import DataError
 
-__all__ = ["inside", "list_folder"]
+__all__ = ["inside", "is_image_file", "list_folder"]
 
-_IGNORED_NAMES = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
+_IGNORED_NAMES = frozenset({"thumbs.db", "desktop.ini", "dicomdir"})
+_DICOM_MARK = slice(128, 132)
+_LISTED = 20
 
 
-def list_folder(folder: Path) -> Listing:
+def list_folder(folder: Path, rules: PixelRules = DEFAULT_RULES) -> Listing:
     """List every image below the class folders.
 
-    The folder has a split of its own when it holds ``train/`` with class folders in it; without ``test/`` beside it,
-    the split of ``train/`` is drawn. Sub-folders of a class belong to the class. Hidden files are ignored. A link is
-    followed only to what lies inside the folder.
+    The folder has a split of its own when it holds ``train/`` with class folders in it, in any usual spelling; without
+    ``test/`` beside it, the split of ``train/`` is drawn. Sub-folders of a class belong to the class. Hidden files are
+    ignored, and folders that machines make. A link is followed only to what lies inside the folder.
 
     Raises:
-        DataError: the folder is missing, unreadable or has no class folders.
+        DataError: the folder is missing or unreadable, has no class folders, or may be split or not (SPLIT_UNCLEAR).
     """
-    walk = _Walk(_open_root(folder))
+    walk = _Walk(_open_root(folder), rules, image_extensions())
     top = {entry.name: entry for entry in walk.folders(walk.root)}
-    if "train" in top and walk.folders(top["train"]):
-        parts = [(top["train"], "train"), (top["test"], "test")] if "test" in top else [(top["train"], None)]
-        walk.stray += [name for name in top if name not in ("train", "test")]
+    roles = walk.parts(top)
+    parts: list[tuple[Path, str | None]] = [
+        (top[name], role if len(roles) > 1 else None) for name, role in roles.items()
+    ]
+    if parts:
+        others = [name for name in top if name not in roles]
+        walk.unread_parts = [name for name in others if role_of(name)]
+        walk.stray += [printable(name) for name in others if not role_of(name)]
     else:
         parts = [(walk.root, None)]
     items = [item for part, split in parts for item in walk.part(part, split)]
     if not walk.images_in:
+        found = [problem.message for problem in walk.problems()[:3]]
         raise DataError(
             code="NO_CLASSES",
-            message=f"The data folder {str(folder)!r} has no class folders.",
-            advice="Put each class's images into a folder of its own: CLASS/* or train/CLASS/* and test/CLASS/*.",
+            message=f"The data folder {str(folder)!r} has no class folders that can be read.",
+            advice=" ".join(found)
+            or "Put each class's images into a folder of its own: CLASS/* or train/CLASS/* and test/CLASS/*.",
         )
     return Listing(tuple(items), tuple(walk.problems()))
+
+
+def is_image_file(path: Path, extensions: frozenset[str]) -> bool:
+    """Whether a file is an image by its extension or, where it has none or a number, begins as DICOM does."""
+    suffix = path.suffix.lower()
+    if suffix in extensions:
+        return True
+    if (suffix and not suffix[1:].isdigit()) or ".dcm" not in extensions:
+        return False
+    try:
+        with path.open("rb") as file:
+            return file.read(_DICOM_MARK.stop)[_DICOM_MARK] == b"DICM"
+    except OSError:
+        return False
 
 
 def inside(root: Path, path: Path) -> bool:
@@ -47,6 +73,14 @@ def inside(root: Path, path: Path) -> bool:
     try:
         return path.resolve().is_relative_to(root)
     except (OSError, RuntimeError):  # a link that leads to itself
+        return False
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether it is a folder that can be looked at."""
+    try:
+        return path.is_dir()
+    except OSError:
         return False
 
 
@@ -69,25 +103,46 @@ class _Walk:
     """One pass over the folder, and what it met on the way."""
 
     root: Path
+    rules: PixelRules
+    extensions: frozenset[str]
     images_in: dict[str, int] = field(default_factory=dict)
-    outside: dict[str, str] = field(default_factory=dict)
-    unreadable: dict[str, str] = field(default_factory=dict)
+    links: dict[str, str] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
+    not_utf8: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    failing: dict[str, str] = field(default_factory=dict)
+    derived: set[str] = field(default_factory=set)
     other_files: Counter[str] = field(default_factory=Counter)
     stray: list[str] = field(default_factory=list)
+    unread_parts: list[str] = field(default_factory=list)
 
     def folders(self, part: Path) -> list[Path]:
         return [entry for entry in self._entries(part) if entry.is_dir()]
 
+    def parts(self, top: dict[str, Path]) -> dict[str, str]:
+        """The parts of a split among the top folders; empty if these are the classes."""
+        inner = {name: [entry.name for entry in self.folders(path)] for name, path in top.items()}
+        images = {name for name, path in top.items() if any(map(self._is_image, self._entries(path)))}
+        try:
+            return find_parts(inner, images)
+        except DataError as error:
+            met = [problem.message for problem in self.problems()[:2]]
+            raise DataError(code=error.code, message=error.message, advice=" ".join([error.advice, *met])) from None
+
     def part(self, part: Path, split: str | None) -> Iterator[SourceItem]:
         for entry in self._entries(part):
             if entry.is_dir():
+                if printable(entry.name) != entry.name:
+                    self.not_utf8[self._name(entry)] = "its name is not UTF-8, so it cannot be a class's"
+                    continue
                 items = list(self._images(entry, entry.name, split, frozenset({part.resolve()})))
                 self.images_in[self._name(entry)] = len(items)
                 yield from items
-            elif entry.suffix.lower() in IMAGE_EXTENSIONS:
+            elif self._is_image(entry):
                 self.stray.append(self._name(entry))
 
     def problems(self) -> list[DataProblem]:
+        unread = self.refused | self.failing
         problems = [
             DataProblem(
                 "EMPTY_CLASS",
@@ -95,62 +150,132 @@ class _Walk:
                 f"The class folder {name!r} holds no image. Add images, or remove the folder.",
             )
             for name, count in self.images_in.items()
-            if count == 0
+            if count == 0 and name not in unread
         ]
         problems += problem_per_name(
-            "OUTSIDE_LINK", self.outside, "Copy the images into the data folder if they belong to it."
+            "OUTSIDE_LINK",
+            self.links,
+            "Links are followed inside the data folder only: move or copy the images there, or mount their folder "
+            "there (mount --bind, or a volume of the container).",
         )
-        problems += problem_per_name("UNREADABLE", self.unreadable, "Check its owner and permissions.")
+        problems += problem_per_name("BROKEN_LINK", self.broken, "Put there what it leads to, or remove the link.")
+        problems += problem_per_name(
+            "NOT_UTF8",
+            self.not_utf8,
+            "Rename the folder; if all names come from one older system: convmv -f latin1 -t utf8 --notest -r FOLDER.",
+        )
+        problems += problem_per_name("UNREADABLE", self.refused, "Check its owner and permissions.")
+        problems += problem_per_name("UNREADABLE", self.failing, "Check the disk or network drive it lies on.")
         problems += problem_per_name(
             "IGNORED_FILE",
             dict.fromkeys(sorted(set(self.stray)), "it is in no class folder that is read"),
             "Move it into a class folder, or remove it.",
         )
+        problems += problem_per_name(
+            "IGNORED_PART",
+            dict.fromkeys(self.unread_parts, "it is a further part of the split, or holds no class folders"),
+            "Move its images into a class folder of the training or test part if they should count.",
+        )
+        return [*problems, *self._derived(), *self._unsupported()]
+
+    def _derived(self) -> list[DataProblem]:
+        if not self.derived:
+            return []
+        counts = Counter(path.rpartition("/")[2] for path in self.derived)
+        named = [repr(name) + (f" ({count} times)" if count > 1 else "") for name, count in sorted(counts.items())]
+        more = f" and {len(named) - _LISTED} more" if len(named) > _LISTED else ""
+        text = f"Hidden folders and folders that machines make are left out: {', '.join(named[:_LISTED])}{more}. "
+        advice = "They hold thumbnails, copies or deleted files. Rename one if its pictures are yours to use."
+        return [DataProblem("DERIVED_FOLDERS", "warning", text + advice)]
+
+    def _unsupported(self) -> list[DataProblem]:
+        problems = []
+        for extra in sorted(set(OPTIONAL_EXTENSIONS.values())):
+            suffixes = [suffix for suffix, needs in OPTIONAL_EXTENSIONS.items() if needs == extra]
+            count = sum(self.other_files.pop(suffix, 0) for suffix in suffixes)
+            if count:
+                text = f"{count} files in class folders are skipped ({', '.join(suffixes)}): what reads them is not "
+                text += f"installed. To read them: pip install 'dpfpl-client[{extra}]'."
+                problems.append(DataProblem(f"{extra.upper()}_MISSING", "warning", text))
         if self.other_files:
             counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(self.other_files.items()))
-            problems.append(
-                DataProblem(
-                    "UNSUPPORTED_FILES",
-                    "warning",
-                    f"Files in class folders are skipped, their extension is not an image's: {counts}. "
-                    f"Convert them to one of {', '.join(sorted(IMAGE_EXTENSIONS))} if they are images.",
-                )
-            )
+            text = f"Files in class folders are skipped, their extension is not an image's: {counts}. "
+            text += f"Convert them to one of {', '.join(sorted(self.extensions))} if they are images."
+            problems.append(DataProblem("UNSUPPORTED_FILES", "warning", text))
         return problems
 
     def _images(self, folder: Path, label: str, split: str | None, above: frozenset[Path]) -> Iterator[SourceItem]:
         real = folder.resolve()
         if real in above:  # a link to a folder that contains it
             return
-        for entry in self._entries(folder):
+        for entry in self._entries(folder, inside_a_class=True):
             if entry.is_dir():
                 yield from self._images(entry, label, split, above | {real})
-            elif entry.suffix.lower() in IMAGE_EXTENSIONS:
-                yield SourceItem(self._name(entry), label, split, FileImage(entry))
+            elif self._is_image(entry):
+                yield SourceItem(self._name(entry), label, split, FileImage(entry, self.rules))
             else:
-                self.other_files[entry.suffix.lower() or "without extension"] += 1
+                self.other_files[printable(entry.suffix.lower()) or "without extension"] += 1
 
-    def _entries(self, folder: Path) -> list[Path]:
+    def _is_image(self, entry: Path) -> bool:
+        return is_image_file(entry, self.extensions) and not entry.is_dir()
+
+    def _entries(self, folder: Path, *, inside_a_class: bool = False) -> list[Path]:
         """What the folder holds, by name: readable regular files and folders whose target lies inside the root."""
         try:
             entries = sorted(folder.iterdir())
         except OSError as error:
-            self.unreadable[self._name(folder)] = f"the folder cannot be read ({error.strerror})"
+            self._note(folder, error)
             return []
-        return [entry for entry in entries if self._belongs(entry)]
+        return [entry for entry in entries if self._belongs(entry, inside_a_class)]
 
-    def _belongs(self, entry: Path) -> bool:
-        if entry.name.startswith(".") or entry.name.lower() in _IGNORED_NAMES:
+    def _belongs(self, entry: Path, inside_a_class: bool) -> bool:
+        name = entry.name.lower()
+        if is_derived(name, inside_a_class=inside_a_class) and _is_folder(entry):
+            self.derived.add(self._name(entry))
+            return False
+        if name.startswith("."):
+            if self._holds_images(entry):
+                self.derived.add(self._name(entry))
+            return False
+        if name in _IGNORED_NAMES:
             return False
         try:
-            if entry.is_symlink() and not inside(self.root, entry):
-                self.outside[self._name(entry)] = "the link leads out of the data folder"
+            if entry.is_symlink() and not self._leads_inside(entry):
                 return False
             mode = entry.stat().st_mode
         except OSError as error:
-            self.unreadable[self._name(entry)] = f"it cannot be read ({error.strerror})"
+            self._note(entry, error)
             return False
         return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
 
+    def _holds_images(self, hidden: Path) -> bool:
+        if hidden.is_symlink() or not _is_folder(hidden):
+            return False
+        with contextlib.suppress(OSError):
+            return any(path.suffix.lower() in self.extensions for path in hidden.iterdir())
+        return False
+
+    def _leads_inside(self, link: Path) -> bool:
+        try:
+            link.stat()
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                self.broken[self._name(link)] = "the link leads to itself"
+                return False
+            if error.errno == errno.ENOENT:
+                target = printable(str(link.readlink()))
+                self.broken[self._name(link)] = f"the link leads to {target!r}, which does not exist"
+                return False
+            raise
+        if not inside(self.root, link):
+            self.links[self._name(link)] = "the link leads out of the data folder"
+            return False
+        return True
+
+    def _note(self, path: Path, error: OSError) -> None:
+        what = "the folder" if _is_folder(path) else "it"
+        table = self.refused if isinstance(error, PermissionError) else self.failing
+        table[self._name(path)] = f"{what} cannot be read ({error.strerror})"
+
     def _name(self, path: Path) -> str:
-        return path.relative_to(self.root).as_posix()
+        return printable(path.relative_to(self.root).as_posix())

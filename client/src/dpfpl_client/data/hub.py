@@ -1,19 +1,19 @@
 """Lists a data set of the Hugging Face hub, or a local folder in its format, through the ``datasets`` package."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from dpfpl_client.data.decode import UnreadableImageError, decode_image
-from dpfpl_client.data.records import Listing, SourceItem, problem_per_name
+from dpfpl_client.data.decode import DEFAULT_RULES, Picture, PixelRules, UnreadableImageError, decode_picture
+from dpfpl_client.data.folder_names import role_of
+from dpfpl_client.data.records import DataProblem, Listing, SourceItem, problem_per_name
 from dpfpl_common.errors import DataError
 
-__all__ = ["list_hub"]
-
-_TEST_SPLITS = ("test", "validation", "valid")
+__all__ = ["choose_splits", "list_hub"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,20 +23,25 @@ class HubImage:
     table: Any
     column: str
     row: int
+    rules: PixelRules
 
     def read(self) -> Image.Image:
         """Decode the row's image to RGB, with our decoder and its limits."""
+        return self.examine().image
+
+    def examine(self) -> Picture:
+        """Decode the row's image, and say what is worth knowing about it."""
         try:
             cell = self.table[self.row][self.column]
         except (OSError, ValueError) as error:
             raise UnreadableImageError(f"the row cannot be read ({error})") from None
         if cell is None or (cell["bytes"] is None and cell["path"] is None):
             raise UnreadableImageError("the row has no image")
-        return decode_image(cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]))
+        return decode_picture(cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]), self.rules)
 
 
-def list_hub(identifier: str) -> Listing:
-    """List the rows of the splits ``train`` and ``test`` (else ``validation``); with only one split, it is to be drawn.
+def list_hub(identifier: str, rules: PixelRules = DEFAULT_RULES) -> Listing:
+    """List the rows of the splits that :func:`choose_splits` names.
 
     Args:
         identifier: ``owner/name``, or ``owner/name:configuration``.
@@ -46,12 +51,7 @@ def list_hub(identifier: str) -> Listing:
     """
     datasets = _import_datasets()
     tables = _load(datasets, identifier)
-    test_name = next((name for name in _TEST_SPLITS if name in tables), None)
-    parts: list[tuple[str, str | None]]
-    if "train" in tables and test_name is not None:
-        parts = [("train", "train"), (test_name, "test")]
-    else:
-        parts = [(str(name), None) for name in list(tables)[:1]]
+    parts, unread = choose_splits([str(name) for name in tables])
     items: list[SourceItem] = []
     unlabelled: dict[str, str] = {}
     for name, split in parts:
@@ -65,8 +65,26 @@ def list_hub(identifier: str) -> Listing:
             if class_name is None:
                 unlabelled[key] = "it has no label"
             else:
-                items.append(SourceItem(key, class_name, split, HubImage(table, image, row)))
-    return Listing(tuple(items), tuple(problem_per_name("BAD_ROW", unlabelled, "Only labelled rows can be used.")))
+                items.append(SourceItem(key, class_name, split, HubImage(table, image, row, rules)))
+    problems = problem_per_name("BAD_ROW", unlabelled, "Only labelled rows can be used.")
+    return Listing(tuple(items), (*problems, *unread))
+
+
+def choose_splits(names: Sequence[str]) -> tuple[list[tuple[str, str | None]], list[DataProblem]]:
+    """Which tables are read as ``train`` and ``test`` (None: to be drawn), and a warning for those that are not read.
+
+    Without a test table, validation is the test table; without both, the training table or the first one is split.
+    """
+    by_role = {role: next((name for name in names if role_of(name) == role), None) for role in ("train", "test", "val")}
+    train, test = by_role["train"], by_role["test"] or by_role["val"]
+    parts: list[tuple[str, str | None]] = [(train or names[0], None)]
+    if train is not None and test is not None:
+        parts = [(train, "train"), (test, "test")]
+    unread = sorted(set(names) - {name for name, _ in parts})
+    if not unread:
+        return parts, []
+    named, read = ", ".join(map(repr, unread)), " and ".join(repr(name) for name, _ in parts)
+    return parts, [DataProblem("IGNORED_SPLITS", "warning", f"Of the data set {read} is read, not {named}.")]
 
 
 def _class_name(value: Any, names: list[str] | None) -> str | None:

@@ -1,5 +1,6 @@
 """Reads a source, splits it, and gives a site its part."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from dpfpl_client.data.csv_file import list_csv
 from dpfpl_client.data.digests import DigestIndex, digest_items
 from dpfpl_client.data.folder import list_folder
 from dpfpl_client.data.hub import list_hub
+from dpfpl_client.data.inspection import inspect
 from dpfpl_client.data.partition import partition_sites
 from dpfpl_client.data.questions import list_questions
 from dpfpl_client.data.records import (
@@ -24,7 +26,7 @@ from dpfpl_client.data.settings import DataSettings
 from dpfpl_client.data.split import split_items
 from dpfpl_common.errors import DataError
 
-__all__ = ["Pool", "list_classes", "load_pool", "load_site_data", "read_pool"]
+__all__ = ["Pool", "count_labels", "list_classes", "load_pool", "load_site_data", "read_pool"]
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,14 @@ def read_pool(settings: DataSettings, class_names: Sequence[str] | None = None, 
     if class_names is not None and not open_answers:
         items, unknown = select_known(items, class_names)
         problems += unknown
-    index = DigestIndex(index_path)
-    digested, corrupt, unreadable = digest_items(items, index)
+    index = DigestIndex(index_path, settings.pixel_rules)
+    digested = digest_items(items, index)
     records, copies = split_items(
-        digested, settings.test_fraction, settings.split_seed, settings.viewpoint, in_words=open_answers
+        digested.items, settings.test_fraction, settings.split_seed, settings.viewpoint, in_words=open_answers
     )
-    problems += corrupt + copies + index.save()
+    problems += digested.problems + copies + index.save()
+    if len(digested.looks) == len(digested.items):  # nothing was remembered: the counts are of all images
+        problems += inspect(digested.looks, records)
     if not open_answers:
         problems += _lost_classes({item.label for item in items}, records)
     if not records:
@@ -94,7 +98,7 @@ def read_pool(settings: DataSettings, class_names: Sequence[str] | None = None, 
             advice=" ".join(problem.message for problem in (*listing.problems, *problems)[:3])
             or "Put images of the experiment's classes there.",
         )
-    return Pool(tuple(records), (*listing.problems, *problems), unreadable)
+    return Pool(tuple(records), (*listing.problems, *problems), digested.unreadable)
 
 
 def list_classes(settings: DataSettings) -> tuple[str, ...]:
@@ -115,16 +119,28 @@ def list_classes(settings: DataSettings) -> tuple[str, ...]:
     return tuple(sorted({item.label for item in items}))
 
 
+def count_labels(settings: DataSettings) -> Counter[str]:
+    """Images by class, after the class map, as the source lists them; no pixel is read. Questions have no classes.
+
+    Raises:
+        DataError: the source cannot be read, or holds no image.
+    """
+    if settings.source == "questions":
+        return Counter()
+    items, _ = map_labels(_list_source(settings).items, settings.class_map)
+    return Counter(item.label for item in items)
+
+
 def _list_source(settings: DataSettings) -> Listing:
     match settings.source:
         case "folder":
-            listing = list_folder(Path(settings.path))
+            listing = list_folder(Path(settings.path), settings.pixel_rules)
         case "csv":
-            listing = list_csv(Path(settings.path))
+            listing = list_csv(Path(settings.path), settings.pixel_rules)
         case "questions":
-            listing = list_questions(Path(settings.path))
+            listing = list_questions(Path(settings.path), settings.pixel_rules)
         case "huggingface":
-            listing = list_hub(settings.path)
+            listing = list_hub(settings.path, settings.pixel_rules)
         case "digits":
             listing = list_digits()
         case _:

@@ -155,9 +155,12 @@ def partition_sites(
         seed: of the partition; the split does not depend on it.
         alpha: concentration of ``dirichlet``.
 
-    A site's ``test`` holds its test images of the classes that it trains on. Its ``neighbour_test`` holds the test
-    images of all other sites, seen from the others' viewpoints under ``domain``; under ``pathological`` only those of
-    classes that it does not train on. Its own test images of other classes are neighbour images too.
+    ``none``: all test images are the site's ``test``, whatever it trains on: to tell "own" classes from others would
+    let one training image decide where a test image counts. The other partitions simulate sites over public data, and
+    only there own and others' classes are told apart: ``test`` holds a site's test images of the classes that it trains
+    on, ``neighbour_test`` those of all other sites, seen from the others' viewpoints under ``domain``; under
+    ``pathological`` only those of classes that it does not train on. Its own test images of other classes are neighbour
+    images too.
 
     Raises:
         DataError: fewer training images than sites.
@@ -171,6 +174,8 @@ def partition_sites(
     skipped = _unknown(pool, known)
     train_parts, test_parts = _deal(train, test, class_names, partition, num_sites, seed, alpha)
     _check_every_site_trains(train_parts, len(train))
+    if partition == "none":
+        return [_only_site(train, test, class_names, skipped)]
     if partition == "domain":
         train_parts, test_parts = _from_viewpoints(train_parts), _from_viewpoints(test_parts)
     return [
@@ -197,6 +202,19 @@ def _deal(
             return deal_evenly(train, num_sites, seed), deal_evenly(test, num_sites, seed)
         case _:
             return [train], [test]
+
+
+def _only_site(
+    train: list[ImageRecord], test: list[ImageRecord], class_names: Sequence[str], problems: list[DataProblem]
+) -> SiteData:
+    trained = {record.label for record in train}
+    return SiteData(
+        train=_by_key(train),
+        test=_by_key(test),
+        neighbour_test=(),
+        classes=tuple(name for name in class_names if name in trained),
+        problems=(*problems, *_site_problems(train, test)),
+    )
 
 
 def _site(
@@ -240,7 +258,7 @@ def _site_problems(train: list[ImageRecord], local: list[ImageRecord]) -> list[D
             DataProblem(
                 "NO_TEST_IMAGES",
                 "warning",
-                "This site has no test image of the classes that it trains on, so its local accuracy cannot be "
+                "This site has no test image, or none of the classes that it trains on, so its accuracy cannot be "
                 "measured. Add images, or raise test_fraction.",
             )
         )

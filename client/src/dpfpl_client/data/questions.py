@@ -3,17 +3,17 @@
 import difflib
 import json
 import re
-import stat
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from dpfpl_client.data.decode import FileImage
-from dpfpl_client.data.folder import inside
+from dpfpl_client.data.csv_file import permission_advice
+from dpfpl_client.data.decode import DEFAULT_RULES, FileImage, PixelRules
 from dpfpl_client.data.records import DataProblem, Listing, SourceItem, problem_per_name
+from dpfpl_client.data.table_paths import MISSING, FoundImage, find_image
 from dpfpl_common.errors import DataError
 from dpfpl_common.experiment import unprintable
 
@@ -243,7 +243,7 @@ NAMED = 20
 """So many ignored fields are named."""
 
 
-def list_questions(file: Path) -> Listing:
+def list_questions(file: Path, rules: PixelRules = DEFAULT_RULES) -> Listing:
     """List the lines whose image exists below the file's own folder.
 
     Paths are relative to the file. A line without a split has its split drawn by its image, so that all questions about
@@ -258,15 +258,16 @@ def list_questions(file: Path) -> Listing:
     lines: list[QuestionLine] = []
     bad: dict[str, str] = {}
     for number, text in _numbered(path):
-        found = read_line(number, text)
-        if isinstance(found, str):
-            bad[f"line {number}"] = found
+        read = read_line(number, text)
+        if isinstance(read, str):
+            bad[f"line {number}"] = read
         else:
-            lines.append(found)
+            lines.append(read)
     if bad and not lines:
         raise _nothing_usable(path, *next(iter(bad.items())))
-    missing, outside = _without_a_file(root, lines)
-    kept, found_twice = _once([line for line in lines if line.number not in missing | outside])
+    found, missing, outside = _find_images(root, lines)
+    named = [replace(line, image=found[line.number].key) for line in lines if line.number in found]
+    kept, found_twice = _once(named)
     problems: list[DataProblem] = problem_per_name("BAD_LINE", bad, "Correct the line.")
     problems += _ignored(lines)
     problems += problem_per_name("MISSING_IMAGE", _named(lines, missing), "Put the image there, or correct the line.")
@@ -274,7 +275,7 @@ def list_questions(file: Path) -> Listing:
         "OUTSIDE_PATH", _named(lines, outside), "Copy the image into the file's folder if it belongs to the data."
     )
     items = [
-        SourceItem(key, line.answer, line.split, FileImage(root / line.image), question=line.question)
+        SourceItem(key, line.answer, line.split, FileImage(found[line.number].path, rules), question=line.question)
         for key, line in _keyed(kept)
     ]
     return Listing(tuple(items), (*problems, *found_twice))
@@ -285,7 +286,7 @@ def _numbered(path: Path) -> Iterator[tuple[int, str]]:
         with path.open(encoding="utf-8-sig", errors="surrogateescape") as text:
             yield from ((number, line) for number, line in enumerate(text, start=1) if line.strip())
     except OSError as error:
-        raise _unreadable(path, error.strerror or str(error), "Check [data] path in site.toml.") from None
+        raise _unreadable(path, error.strerror or str(error), permission_advice(error)) from None
 
 
 def _nothing_usable(path: Path, first: str, reason: str) -> DataError:
@@ -322,23 +323,18 @@ def _keyed(lines: Sequence[QuestionLine]) -> Iterator[tuple[str, QuestionLine]]:
         yield key, line
 
 
-def _without_a_file(root: Path, lines: list[QuestionLine]) -> tuple[dict[int, str], dict[int, str]]:
-    """Numbers of the lines whose image is missing, and of those whose image lies elsewhere, with the reason."""
+def _find_images(root: Path, lines: list[QuestionLine]) -> tuple[dict[int, FoundImage], dict[int, str], dict[int, str]]:
+    """By line number: the images, and why there is none, for those that are missing and those that lie elsewhere."""
+    images: dict[int, FoundImage] = {}
     missing: dict[int, str] = {}
     outside: dict[int, str] = {}
     for line in lines:
-        path = root / line.image
-        if not inside(root, path):
-            outside[line.number] = "its image lies outside the file's folder"
-            continue
-        try:
-            regular = stat.S_ISREG(path.stat().st_mode)
-        except (OSError, ValueError) as error:
-            missing[line.number] = f"its image cannot be found ({getattr(error, 'strerror', None) or error})"
-            continue
-        if not regular:
-            missing[line.number] = "its image is not a file"
-    return missing, outside
+        found = find_image(root, line.image)
+        if isinstance(found, FoundImage):
+            images[line.number] = found
+        else:
+            (missing if found.kind == MISSING else outside)[line.number] = found.reason
+    return images, missing, outside
 
 
 def _named(lines: list[QuestionLine], reasons: dict[int, str]) -> dict[str, str]:
@@ -350,18 +346,18 @@ def _name(line: QuestionLine) -> str:
 
 
 def _once(lines: Sequence[QuestionLine]) -> tuple[list[QuestionLine], list[DataProblem]]:
-    """Of the lines that say the same one; of a question with several answers none.
+    """Of the lines that say the same on the same side one; of a question with several answers none.
 
-    Captions in other words are examples of their own. Adding or removing one line so changes what is kept by at most
-    one example. That is also why two spellings of one answer count as two answers: to keep either of them would let
-    one line put an example in another one's place.
+    Captions in other words are examples of their own. What is kept goes on to ``split_items``, which holds it against
+    copies of the picture under other names and on the other side. One line more adds or removes at most one line here,
+    and one line more there adds or removes at most one example. That is also why two spellings of one answer count as
+    two answers: to keep either of them would let one line put an example in another one's place.
     """
-    same: defaultdict[tuple[str, str, str], list[QuestionLine]] = defaultdict(list)
+    same: defaultdict[tuple[str, str, str, str], list[QuestionLine]] = defaultdict(list)
     for line in lines:
-        same[line.image, line.question, "" if line.question else line.answer].append(line)
+        same[line.image, line.question, "" if line.question else line.answer, line.split or ""].append(line)
     kept: list[QuestionLine] = []
     repeated: dict[str, str] = {}
-    two_sides: dict[str, str] = {}
     contradictory: dict[str, str] = {}
     for group in same.values():
         if len({line.answer for line in group}) > 1:
@@ -369,15 +365,9 @@ def _once(lines: Sequence[QuestionLine]) -> tuple[list[QuestionLine], list[DataP
             reason = f"the same question about it is answered {'in another spelling' if one else 'otherwise'} elsewhere"
             contradictory |= {_name(line): reason for line in group}
             continue
-        first = next((line for line in group if line.split), group[0])
-        kept.append(first)
-        for line in group:
-            if line.split and line.split != first.split:
-                two_sides[_name(line)] = f"line {first.number} says the same, but puts it into {first.split}"
-            elif line is not first:
-                repeated[_name(line)] = f"line {first.number} says the same"
+        kept.append(group[0])
+        repeated |= {_name(line): f"line {group[0].number} says the same" for line in group[1:]}
     problems = problem_per_name("DUPLICATE_QUESTION", repeated, "It counts once; remove the line.")
-    problems += problem_per_name("CONFLICTING_SPLITS", two_sides, "It counts there; remove one of the lines.")
     problems += problem_per_name(
         "CONFLICTING_ANSWERS", contradictory, "None of these lines counts; keep the one whose answer is right."
     )

@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import json
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ __all__ = [
     "SourceItem",
     "apply_viewpoint",
     "check_class_names",
+    "left_out",
     "map_labels",
     "problem_per_name",
     "select_known",
@@ -135,8 +137,8 @@ class SiteData:
 
     Attributes:
         train: what the site trains on.
-        test: test images of the classes that the site trains on ("local").
-        neighbour_test: test images of the other sites, or of classes that the site does not train on; may be empty.
+        test: held-back images; of a simulated site only those of the classes that it trains on ("local").
+        neighbour_test: of a simulated site, test images of the other sites or of classes that it does not train on.
         classes: the classes of ``train``, in the experiment's order.
         problems: what was skipped, and what looks wrong.
         unreadable: keys of the images of the source, not only of this site's part, that cannot be read.
@@ -217,7 +219,7 @@ def map_labels(items: Sequence[SourceItem], class_map: Mapping[str, str]) -> tup
     """
     mapping = {_composed(own): name for own, name in class_map.items()}
     found = {_composed(item.label) for item in items}
-    mapped = [replace(item, label=mapping.get(_composed(item.label), item.label)) for item in items]
+    mapped = [replace(item, label=_composed(mapping.get(_composed(item.label), item.label))) for item in items]
     unused = [own for own in class_map if _composed(own) not in found]
     problems = [
         DataProblem(
@@ -246,11 +248,27 @@ def select_known(items: Sequence[SourceItem], class_names: Sequence[str]) -> tup
             f"({_listed(list(class_names))}).",
             advice=_map_advice(sorted(unknown), class_names),
         )
+    problem = left_out(Counter(item.label for item in items), class_names)
+    return known, [problem] if problem is not None else []
+
+
+def left_out(counts: Mapping[str, int], class_names: Sequence[str], images: str = "images") -> DataProblem | None:
+    """A warning that names the classes that an experiment does not know, or None if it knows all of them.
+
+    Args:
+        counts: images by class, as the site calls it after the class map.
+        class_names: the experiment's.
+        images: what is counted.
+    """
+    known = {_composed(name) for name in class_names}
+    unknown = {label: count for label, count in sorted(counts.items()) if _composed(label) not in known and count}
     if not unknown:
-        return known, []
-    counts = [f"{label!r} ({count})" for label, count in sorted(unknown.items())]
-    message = f"Images are skipped, the experiment does not know their class: {_shortened(counts)}. "
-    return known, [DataProblem("UNKNOWN_CLASS", "warning", message + _map_advice(sorted(unknown), class_names))]
+        return None
+    named = _shortened([f"{label!r} ({count})" for label, count in unknown.items()])
+    text = (
+        f"{sum(unknown.values())} of {sum(counts.values())} {images} are left out, the experiment does not know their "
+    )
+    return DataProblem("UNKNOWN_CLASS", "warning", f"{text}class: {named}. {_map_advice(list(unknown), class_names)}")
 
 
 def check_class_names(class_names: Sequence[str]) -> None:
@@ -269,16 +287,36 @@ def check_class_names(class_names: Sequence[str]) -> None:
 def _map_advice(unknown: Sequence[str], class_names: Sequence[str]) -> str:
     """The lines of the class map that would make the labels known, with the nearest names as a guess."""
     lines = [f"{json.dumps(label, ensure_ascii=False)} = {_guess(label, class_names)}" for label in unknown[:_LISTED]]
+    same = [label for label in unknown if _same_but_for_spelling(label, class_names)]
+    spelled = (
+        f"{_listed(same)} {'differs' if len(same) == 1 else 'differ'} from a class of the experiment in capital "
+        "letters, blanks or underscores alone. "
+        if same
+        else ""
+    )
     return (
-        "If they are the experiment's classes under other names, write in site.toml (checking each name): "
+        f"{spelled}If they are the experiment's classes under other names, write in site.toml (checking each name): "
         f"[data] class_map = {{ {', '.join(lines)} }}"
     )
 
 
 def _guess(label: str, class_names: Sequence[str]) -> str:
-    lowered = {name.lower(): name for name in class_names}
-    close = difflib.get_close_matches(label.lower(), list(lowered), n=1)
-    return json.dumps(lowered[close[0]] if close else "A CLASS OF THE EXPERIMENT", ensure_ascii=False)
+    name = _same_but_for_spelling(label, class_names)
+    if not name:
+        lowered = {name.lower(): name for name in class_names}
+        close = difflib.get_close_matches(label.lower(), list(lowered), n=1)
+        name = lowered[close[0]] if close else "A CLASS OF THE EXPERIMENT"
+    return json.dumps(name, ensure_ascii=False)
+
+
+def _same_but_for_spelling(label: str, class_names: Sequence[str]) -> str:
+    """The one class that the label is but for capital letters, blanks, underscores and hyphens; empty if none is."""
+    same = [name for name in class_names if _letters(name) == _letters(label)]
+    return same[0] if len(same) == 1 else ""
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[\s_-]+", "", _composed(name).casefold())
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from dpfpl_client.data.decode import Frames, PixelRules
 from dpfpl_client.data.records import Viewpoint
 from dpfpl_common.config import ImpossibleError, settings
 
@@ -34,6 +35,11 @@ class DataSettings:
         partition_seed: the seed of the partition, the same at every simulated site.
         viewpoint: how this site sees every image of its own.
         class_map: the site's own folder names or labels -> the experiment's class names.
+        bits: so many bits a value has in greyscale files of 16 bits that do not say it themselves; what the device
+            writes, not what the pictures happen to hold.
+        frames: of a file with several pictures the ``first`` is taken, or it is left out (``refuse``).
+        public: whether everybody may know the data: exact accuracies may leave a site on public data, and only public
+            data may be dealt out to several simulated sites. The built-in sets are public.
     """
 
     source: Source
@@ -47,6 +53,14 @@ class DataSettings:
     partition_seed: int = 0
     viewpoint: Viewpoint = "upright"
     class_map: dict[str, str] = field(default_factory=dict)
+    bits: Annotated[int, Field(ge=9, le=16)] = 16
+    frames: Frames = "first"
+    public: bool = False
+
+    @property
+    def is_public(self) -> bool:
+        """Whether the data are declared public, or built in."""
+        return self.public or self.source in BUILT_IN
 
     def __post_init__(self) -> None:
         if self.source not in BUILT_IN and not self.path.strip():
@@ -61,3 +75,8 @@ class DataSettings:
             raise ImpossibleError("partition", self.partition, "none: a file of questions is one site's own")
         if self.source == "questions" and self.class_map:
             raise ImpossibleError("class_map", dict(self.class_map), "nothing: questions have no classes")
+
+    @property
+    def pixel_rules(self) -> PixelRules:
+        """How pixels become RGB where a file leaves it open."""
+        return PixelRules(self.bits, self.frames)

@@ -2,23 +2,38 @@
 
 import dataclasses
 import functools
+import unicodedata
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from dpfpl_client.data.records import left_out
+from dpfpl_client.learning.evidence import accuracies, label_shares, pooled_head, shares_from, site_head
 from dpfpl_client.learning.methods import build_method
-from dpfpl_client.learning.prototypes import noised_class_sums, prototypes_from
+from dpfpl_client.learning.personal import PersonalState
+from dpfpl_client.learning.prototypes import prototypes_from
 from dpfpl_client.learning.pulls import Pull, public_pull
 from dpfpl_client.learning.step import Randomness, batch_gradient, noised_step
 from dpfpl_client.models.backbone import Backbone, LabelledFeatures, too_long_answers
-from dpfpl_client.models.class_scorer import direction_count
-from dpfpl_common.errors import ModelError
+from dpfpl_client.models.class_scorer import ClassScorer, direction_count
+from dpfpl_common.errors import ModelError, RefusedError
+from dpfpl_common.evidence import Head, text_head, unpack_pool, votes
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.optimizer import OptimizerState, descend
+from dpfpl_common.privacy.counts import noised_counts
+from dpfpl_common.privacy.one_shot import bounded, noised_class_sums, noised_vote
 from dpfpl_common.privacy.steps import ROUNDING_MARGIN, noised_update
-from dpfpl_common.privacy_plan import largest_signal, site_noise_stddev
+from dpfpl_common.privacy_plan import (
+    class_sums_multiplier,
+    largest_signal,
+    score_noise_multiplier,
+    site_noise_stddev,
+    vote_multiplier,
+)
+from dpfpl_common.wire.payloads import scored
 
 __all__ = ["PersonalState", "PromptLearner", "RoundResult", "SiteFeatures", "initial_context"]
 
@@ -56,7 +71,8 @@ class SiteFeatures:
             return self
         if not self.classes or not classes:  # questions where classes are meant, or the other way round
             return SiteFeatures(self.train.none(), self.test.none(), self.neighbour_test.none(), classes)
-        index = torch.tensor([classes.index(name) if name in classes else -1 for name in self.classes])
+        known = {unicodedata.normalize("NFC", name): number for number, name in enumerate(classes)}
+        index = torch.tensor([known.get(unicodedata.normalize("NFC", name), -1) for name in self.classes])
 
         def mapped(images: LabelledFeatures) -> LabelledFeatures:
             labels = index[images.labels]
@@ -64,38 +80,28 @@ class SiteFeatures:
 
         return SiteFeatures(mapped(self.train), mapped(self.test), mapped(self.neighbour_test), classes)
 
-
-@dataclass(frozen=True)
-class PersonalState:
-    """What a site keeps from round to round.
-
-    Attributes:
-        context: the personal context p_L [num_context, width]; a function of noised releases alone, but under the unit
-            ``site`` of un-noised gradients, so it must not leave the site.
-        optimizer: the optimizer's state for what the method trains.
-        class_sums: what ``one_shot`` released, noised, [classes, feature_size]; None before, and under ``per_step``.
-        parameters: what the method trains, where that is not the personal context itself; None elsewhere, and before
-            the first step. As private as the context, which is a function of it.
-    """
-
-    context: Floats
-    optimizer: OptimizerState
-    class_sums: Floats | None = None
-    parameters: Floats | None = None
-
-    @classmethod
-    def initial(cls, experiment: Experiment) -> "PersonalState":
-        """No personalisation yet."""
-        shape = experiment.context_shape
-        return cls(context=np.zeros(shape), optimizer=OptimizerState.zeros(shape))
+    def left_out_of(self, experiment: Experiment) -> str:
+        """In words, for the site alone, which training images have a class that the experiment does not know."""
+        if experiment.task.in_words or not self.classes:
+            return ""
+        counts = Counter(self.classes[label] for label in self.train.labels.tolist())
+        problem = left_out(counts, experiment.classes, "training images")
+        return "" if problem is None else problem.message
 
 
 @dataclass(frozen=True)
 class RoundResult:
-    """Attributes: ``update`` towards the server [num_context, width], noised as trust demands; the new ``state``."""
+    """What a round gives.
+
+    Attributes:
+        update: towards the server [num_context, width], noised as trust demands.
+        state: the new one.
+        evidence: what else is released: noised class sums, or one noised vote [1, 1]; None where nothing is asked.
+    """
 
     update: Floats
     state: PersonalState
+    evidence: Floats | None = None
 
 
 def initial_context(backbone: Backbone, experiment: Experiment) -> torch.Tensor:
@@ -141,8 +147,19 @@ class PromptLearner:
         asked = (*self._features.train.asked, *self._features.test.asked)
         return too_long_answers(self._scorer, self._experiment.task, [answer for _, answer in asked])
 
+    @functools.cached_property
+    def label_shares(self) -> Floats:
+        """[classes], the classes' shares of the site's training images, exact: for use at the site alone."""
+        return label_shares(self._features.train.labels, len(self._experiment.classes))
+
     def train_round(
-        self, global_context: npt.NDArray[np.float32], state: PersonalState, randomness: Randomness
+        self,
+        global_context: npt.NDArray[np.float32],
+        state: PersonalState,
+        randomness: Randomness,
+        *,
+        collect: bool = False,
+        pool: npt.NDArray[np.float32] | None = None,
     ) -> RoundResult:
         """Make the round's local steps: the global context stays, the personal one moves with every noised step.
 
@@ -150,10 +167,15 @@ class PromptLearner:
             global_context: p_G as the server sent it, [num_context, width].
             state: what the site kept.
             randomness: sources for this round, used once.
+            collect: whether the noised class sums are told, too; they are released once, however often they are told.
+            pool: to vote on; None where no vote is wanted.
         """
         state = self._begun(state, randomness)
         if self._experiment.privacy.mechanism == "one_shot":
-            return self._train_on_prototypes(global_context, state, randomness)
+            result = self._train_on_prototypes(global_context, state, randomness)
+            if collect:
+                return dataclasses.replace(result, evidence=result.state.class_sums)
+            return result if pool is None else self._with_vote(result, pool, randomness)
         if self._experiment.privacy.unit == "site":
             return self._train_as_a_whole(global_context, state, randomness)
         experiment = self._experiment
@@ -202,7 +224,7 @@ class PromptLearner:
     ) -> RoundResult:
         """The round under ``one_shot``: the release where it was not made yet, then steps without noise."""
         experiment = self._experiment
-        noise_multiplier = experiment.privacy.noise_multiplier or 0.0
+        noise_multiplier = class_sums_multiplier(experiment)
         sums = state.class_sums
         if sums is None:
             train = self._features.train
@@ -233,10 +255,42 @@ class PromptLearner:
         longest, length = (1.0 - ROUNDING_MARGIN) * largest_signal(experiment), float(np.linalg.norm(update))
         return RoundResult(update=update * min(1.0, longest / max(length, 1e-300)), state=state)
 
+    def _with_vote(self, result: RoundResult, pool: npt.NDArray[np.float32], randomness: Randomness) -> RoundResult:
+        """The round's result with the site's noised vote on the pool, for once."""
+        if result.state.voted:
+            raise RefusedError(
+                code="VOTED_ALREADY",
+                message="The site votes once in an experiment (rule one vote).",
+                advice="Go on without asking for its vote.",
+            )
+        head, plain = self.evidence_head(pool, None), self._plain_texts
+        shared, weights = unpack_pool(pool)
+        train = self._features.train
+        features, usable = bounded(train.features.numpy())
+        each = votes(head, shared, plain, features[usable], train.labels.numpy()[usable], weights)
+        vote = noised_vote(each, randomness.noise, vote_multiplier(self._experiment))
+        state = dataclasses.replace(result.state, voted=True)
+        return RoundResult(result.update, state, np.array([[vote]]))
+
+    @functools.cached_property
+    def _plain_texts(self) -> Floats:
+        """Unit text features [classes, feature_size] of the initial prompt."""
+        texts: Floats = self._scorer.class_features(self._initial).double().numpy()
+        return texts
+
+    def evidence_head(self, pool: npt.NDArray[np.float32], global_context: npt.NDArray[np.float32] | None) -> Head:
+        """Class vectors from the pool, with the texts of the shared prompt as prior; without one, of the plain text.
+
+        Raises:
+            ModelError: the pool is of another model's features.
+        """
+        context = None if global_context is None else self.context(global_context, np.zeros_like(global_context))
+        return pooled_head(self._scorer, self._initial, pool, context)
+
     @functools.cached_property
     def _public_facts(self) -> tuple[Floats, Floats | None]:
         """What ``prototypes_from`` may know beside the noised sums: the class texts' features, and directions."""
-        expected = self._scorer.class_features(self._initial).double().numpy()
+        expected = self._plain_texts
         if self._experiment.privacy.projection == "none":
             return expected, None
         count = direction_count(*expected.shape)
@@ -265,25 +319,92 @@ class PromptLearner:
             parameters=None if state.parameters is None else parameters,
         )
 
-    def evaluate(self, global_context: npt.NDArray[np.float32], personal_context: Floats) -> dict[str, float]:
-        """Accuracies by the names of ``dpfpl_common.wire.payloads.METRIC_NAMES``; a set without images has no entry.
+    def evaluate(
+        self,
+        global_context: npt.NDArray[np.float32],
+        personal_context: Floats,
+        pool: npt.NDArray[np.float32] | None = None,
+        chosen: str = "",
+    ) -> dict[str, float]:
+        """Exact accuracies, for public data and a site's own people, by the names of ``payloads.METRIC_NAMES``.
 
-        The personal context counts with the experiment's ``personal_strength``.
+        A set without images has no entry. The personal context counts with the experiment's ``personal_strength``. Once
+        votes have chosen, ``personal`` is what they chose and ``prompt`` the personalised prompt.
         """
-        strength = self._experiment.prompt.personal_strength
-        contexts = {
-            "personal": self.context(global_context, strength * personal_context),
-            "global": self.context(global_context, np.zeros_like(personal_context)),
-            "zero_shot": self._initial,
-        }
+        if isinstance(self._scorer, ClassScorer):
+            return self._evaluate_heads(global_context, personal_context, pool, chosen)
+        contexts = self._contexts(global_context, personal_context)
+        contexts["personal"] = contexts.pop("prompt")
         metrics: dict[str, float] = {}
         for name, context in contexts.items():
             predictor = self._scorer.at(context)
             for where, images in (("local", self._features.test), ("neighbour", self._features.neighbour_test)):
-                value = predictor.accuracy(images)
-                if value is not None:
-                    metrics[f"{name}_{where}"] = value
+                if len(images):
+                    metrics[f"{name}_{where}"] = float(predictor.agreement(images).mean())
         return metrics
+
+    def scores(
+        self,
+        global_context: npt.NDArray[np.float32],
+        state: PersonalState,
+        randomness: Randomness,
+        pool: npt.NDArray[np.float32] | None = None,
+    ) -> Floats:
+        """The release of scores: noised counts of right answers on the held-back images, [candidates + 1].
+
+        The candidates are ``payloads.scored``, in that order, all functions of noised releases: the usual mix of
+        classes comes from the site's noised class sums, not from its labels (``dpfpl_common.privacy.counts``). Without
+        a pool the class vectors are the texts themselves.
+        """
+        contexts, test = self._contexts(global_context, state.context), self._features.test
+        right = {name: self._scorer.at(context).agreement(test).numpy() for name, context in contexts.items()}
+        if pool is not None and state.class_sums is not None:
+            shares = shares_from(state.class_sums, pool, class_sums_multiplier(self._experiment))
+            for name, context in (("evidence", None), ("both", contexts["global"])):
+                head = site_head(
+                    pooled_head(self._scorer, self._initial, pool, context), shares, self._experiment.prompt.usual_mix
+                )
+                right[name] = (head.logits(test.features).argmax(dim=1) == test.labels).double().numpy()
+        instead = {"evidence": "zero_shot", "both": "global"}
+        rows = [right.get(name, right[instead.get(name, "prompt")]) for name in scored(self._experiment)]
+        return noised_counts(np.stack(rows, axis=1), randomness.noise, score_noise_multiplier(self._experiment))
+
+    def _contexts(self, global_context: npt.NDArray[np.float32], personal_context: Floats) -> dict[str, torch.Tensor]:
+        """The contexts [num_context, width] that are compared."""
+        strength = self._experiment.prompt.personal_strength
+        return {
+            "prompt": self.context(global_context, strength * personal_context),
+            "global": self.context(global_context, np.zeros_like(personal_context)),
+            "zero_shot": self._initial,
+        }
+
+    def _evaluate_heads(
+        self,
+        global_context: npt.NDArray[np.float32],
+        personal_context: Floats,
+        pool: npt.NDArray[np.float32] | None,
+        chosen: str,
+    ) -> dict[str, float]:
+        """As ``evaluate``, of everything that can be used with class sums or instead of them."""
+        shared = self.context(global_context, np.zeros_like(personal_context))
+        whole = self.context(global_context, self._experiment.prompt.personal_strength * personal_context)
+        scale, classes = self._scorer.logit_scale, len(self._experiment.classes)
+        plain = text_head(self._plain_texts, scale)
+        own, nothing = self.label_shares, np.zeros(classes)
+        texts = {"global": self._scorer.class_features(shared), "personal": self._scorer.class_features(whole)}
+        heads = {name: site_head(text_head(of.double().numpy(), scale), nothing, 0.0) for name, of in texts.items()}
+        heads["zero_shot"] = site_head(plain, nothing, 0.0)
+        mix = self._experiment.prompt.usual_mix
+        if pool is not None:
+            heads["prompt"] = heads["personal"]
+            heads["text"] = site_head(plain, own, mix)
+            heads["evidence"] = site_head(pooled_head(self._scorer, self._initial, pool, None), own, mix)
+            heads["both"] = site_head(pooled_head(self._scorer, self._initial, pool, shared), own, mix)
+        if chosen and pool is not None:
+            heads["personal"] = heads["both" if chosen == "evidence" else "text"]
+        found = {name: accuracies(head, self._features.test, self._features.neighbour_test, own)
+                 for name, head in heads.items()}  # fmt: skip
+        return {f"{name}_{column}": value for name, columns in found.items() for column, value in columns.items()}
 
     def context(self, global_context: npt.ArrayLike, personal_context: npt.ArrayLike) -> torch.Tensor:
         """The full context [num_context, width] for the text tower."""

@@ -12,11 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dpfpl_common.errors import PrivacyError
-from dpfpl_common.privacy.noise import NoiseSource, grid_allows
 from dpfpl_common.privacy_plan import hidden_energy
 
-__all__ = ["Prototypes", "noised_class_sums", "prototypes_from"]
+__all__ = ["Prototypes", "prototypes_from"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -36,44 +34,6 @@ class Prototypes:
 
     features: Floats
     weights: Floats
-
-
-def noised_class_sums(
-    features: npt.NDArray[np.float32],
-    labels: npt.NDArray[np.int64],
-    num_classes: int,
-    noise: NoiseSource,
-    noise_multiplier: float,
-) -> Floats:
-    """The release: S_c + N(0, z^2 I) for every class of the list, [num_classes, feature_size].
-
-    Guarantee: Gaussian mechanism with noise multiplier z, sensitivity 1 (add or remove one example), no sampling. A
-    feature that is not finite is left out; one that is longer than 1 is scaled to norm 1.
-
-    Args:
-        features: [n, feature_size] unit image features; n may be 0.
-        labels: [n], indices below num_classes.
-        num_classes: length of the public class list.
-        noise: source of the noise.
-        noise_multiplier: z; 0 releases the sums themselves, for experiments that claim no privacy.
-
-    Raises:
-        PrivacyError: the noise is too large for the noise grid.
-    """
-    if not grid_allows(noise_multiplier, num_classes * features.shape[1]):
-        raise PrivacyError(
-            code="NOISE_GRID",
-            message=f"Noise multiplier {noise_multiplier:g} is too large for {num_classes} classes.",
-            advice="Ask for a larger epsilon.",
-        )
-    rows = np.asarray(features, dtype=np.float64)
-    with np.errstate(over="ignore", invalid="ignore"):
-        norms = np.linalg.norm(rows, axis=1)
-    finite = np.isfinite(norms)
-    bounded = rows[finite] * np.minimum(1.0, (1.0 - 1e-12) / np.maximum(norms[finite], 1e-300))[:, None]
-    sums = np.zeros((num_classes, rows.shape[1]))
-    np.add.at(sums, labels[finite], bounded)
-    return noise.add(sums, noise_multiplier) if noise_multiplier > 0 else sums
 
 
 def prototypes_from(

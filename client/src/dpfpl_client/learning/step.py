@@ -3,6 +3,7 @@
 The mechanisms themselves are in :mod:`dpfpl_common.privacy`; here an experiment's numbers are handed to them.
 """
 
+import math
 import os
 import zlib
 from collections.abc import Sequence
@@ -18,8 +19,8 @@ from dpfpl_common.experiment import Experiment
 from dpfpl_common.privacy.clipping import clipped_sums
 from dpfpl_common.privacy.noise import NoiseSource, SeededNoise, SystemNoise
 from dpfpl_common.privacy.sampling import Sampler, SeededSampler, SystemSampler
-from dpfpl_common.privacy.steps import noised
-from dpfpl_common.privacy_plan import site_noise_stddev
+from dpfpl_common.privacy.steps import ROUNDING_MARGIN, noised
+from dpfpl_common.privacy_plan import largest_signal, site_noise_stddev
 
 __all__ = [
     "BlockDPOptimizer",
@@ -100,6 +101,8 @@ class BlockDPOptimizer(DPOptimizer):  # type: ignore[misc]
         noise: source of the noise.
         expected_batch_size: public divisor.
         clipping: ``joint`` or ``separate``.
+        largest_sum: L2 norm to which the first block's sum is held before noise. To bring two sums into a ball drives
+            them no further apart; it keeps an honest site of any size below the server's cap.
     """
 
     def __init__(
@@ -111,6 +114,7 @@ class BlockDPOptimizer(DPOptimizer):  # type: ignore[misc]
         noise: NoiseSource,
         expected_batch_size: float,
         clipping: str = "joint",
+        largest_sum: float = math.inf,
     ) -> None:
         super().__init__(
             torch.optim.SGD(blocks, lr=1.0),
@@ -122,11 +126,14 @@ class BlockDPOptimizer(DPOptimizer):  # type: ignore[misc]
         self._noise_stddevs = list(noise_stddevs)
         self._noise = noise
         self._clipping = clipping
+        self._largest_sum = largest_sum
 
     def clip_and_accumulate(self) -> None:
         """Sum the clipped per-example gradients of every block."""
         samples = [sample.numpy() for sample in self.grad_samples]
-        for p, total in zip(self.params, clipped_sums(samples, self._clipping_norms, self._clipping), strict=True):
+        totals = clipped_sums(samples, self._clipping_norms, self._clipping)
+        totals[0] = totals[0] * min(1.0, self._largest_sum / max(float(np.linalg.norm(totals[0])), 1e-300))
+        for p, total in zip(self.params, totals, strict=True):
             p.summed_grad = torch.from_numpy(total)
 
     def add_noise(self) -> None:
@@ -200,6 +207,7 @@ def noised_step(
         noise=noise,
         expected_batch_size=divisor,
         clipping=privacy.clipping,
+        largest_sum=(1.0 - ROUNDING_MARGIN) * largest_signal(experiment) * divisor,
     )
     shared, *released = optimizer.release(blocks)
     if privacy.trust == "local":

@@ -62,8 +62,8 @@ class Predictor(Protocol):
         """
         ...
 
-    def accuracy(self, examples: LabelledFeatures) -> float | None:
-        """Share of right answers, of captions the mean overlap of words; None without examples."""
+    def agreement(self, examples: LabelledFeatures) -> Tensor:
+        """How right each answer is, [n]: 1 or 0, of captions the overlap of words."""
         ...
 
 
@@ -88,6 +88,15 @@ class Scorer(Protocol):
 
     def cut_off(self, answers: Sequence[str]) -> int:
         """How many of these right answers no prompt can say, because an answer ends before."""
+        ...
+
+    @property
+    def logit_scale(self) -> float:
+        """What cosines of image rows and class features are multiplied with.
+
+        Raises:
+            ModelError: NO_CLASS_FEATURES.
+        """
         ...
 
     def class_features(self, context: Tensor) -> Tensor:
@@ -127,6 +136,7 @@ class Backbone(Protocol):
         shortcuts: in words, what is computed once instead of again and again, exactly.
         tasks: what it can be asked, as ``TaskSettings.kind`` calls it.
         mechanisms: under which it can learn.
+        stored_precision: in which its checkpoint holds the weights (``float16``), whatever it computes in.
     """
 
     tasks: tuple[str, ...]
@@ -136,6 +146,7 @@ class Backbone(Protocol):
     feature_identity: str
     width: int
     feature_size: int
+    stored_precision: str
 
     @property
     def shortcuts(self) -> str:
@@ -155,6 +166,14 @@ class Backbone(Protocol):
 
         Raises:
             ModelError: SPECIAL_TOKEN.
+        """
+        ...
+
+    def check_classes(self, class_names: Sequence[str]) -> None:
+        """Refuse class names that the model reads as the same tokens, or cannot take.
+
+        Raises:
+            ModelError: CLASSES_READ_ALIKE, SPECIAL_TOKEN or NAME_JOINS_TEXT.
         """
         ...
 

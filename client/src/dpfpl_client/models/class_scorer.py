@@ -64,17 +64,16 @@ def head_probabilities(backbone: TextTowers, text_features: Tensor, image_featur
     return torch.softmax(logits, dim=1) if backbone.logit_bias is None else torch.sigmoid(logits + backbone.logit_bias)
 
 
-def accuracy(text_features: Tensor, images: LabelledFeatures) -> float | None:
-    """Share of images whose class is, among all of the experiment's, the nearest; None without images.
+def agreement(text_features: Tensor, images: LabelledFeatures) -> Tensor:
+    """[n], 1 where an image's class is, among all of the experiment's, the nearest, else 0.
 
     Args:
         text_features: unit rows [classes, feature_size].
         images: with unit features.
     """
     if len(images) == 0:
-        return None
-    predicted = (images.features @ text_features.T).argmax(dim=1)
-    return float((predicted == images.labels).double().mean())
+        return torch.zeros(0, dtype=torch.float64)
+    return ((images.features @ text_features.T).argmax(dim=1) == images.labels).double()
 
 
 # Gradients of the loss with respect to the context, one per example.
@@ -241,9 +240,9 @@ class ClassPredictor:
         """There is none."""
         raise no_answers(self._backbone.family)
 
-    def accuracy(self, examples: LabelledFeatures) -> float | None:
-        """Share of images whose class is the nearest."""
-        return accuracy(self.text_features, examples)
+    def agreement(self, examples: LabelledFeatures) -> Tensor:
+        """1 for images whose class is the nearest, else 0, [n]."""
+        return agreement(self.text_features, examples)
 
 
 class ClassScorer:
@@ -258,6 +257,11 @@ class ClassScorer:
 
     def __init__(self, backbone: TextTowers, tokens: ClassTokens) -> None:
         self._backbone, self._tokens, self._device = backbone, tokens.to(backbone.device), backbone.device
+
+    @property
+    def logit_scale(self) -> float:
+        """The model's own, multiplying cosines."""
+        return float(self._backbone.logit_scale)
 
     def gradients(self, context: Tensor, examples: LabelledFeatures, estimate: "GradientSettings") -> Tensor:
         """One gradient [num_context, width] an example."""

@@ -10,6 +10,8 @@ from dpfpl_client.models.dual_encoder import DualEncoder
 from dpfpl_client.models.files import load_parts, model_fingerprint
 from dpfpl_client.models.text_tower.choice import TextTower, text_tower_of
 from dpfpl_client.models.text_tower.shared_prefix import ClassTokens
+from dpfpl_client.models.trial import refuse_differences
+from dpfpl_common.errors import ModelError
 
 __all__ = ["ClipBackbone", "load_clip"]
 
@@ -23,10 +25,9 @@ class ClipBackbone(DualEncoder):
     def __init__(self, model: Any, tokenizer: Any, image_processor: Any, fingerprint: str) -> None:
         super().__init__(model, tokenizer, image_processor, fingerprint, int(model.config.projection_dim))
 
-    def class_tokens(self, class_names: Sequence[str], num_context: int) -> ClassTokens:
-        """Token ids of ``<class name>.<EOS>`` for every class."""
-        positions = int(self._model.config.text_config.max_position_embeddings) - 1  # the begin token's
-        return ClassTokens.build(self._suffixes(class_names, num_context, positions), self._bos_id)
+    def tokens_of(self, suffixes: Sequence[Sequence[int]], num_context: int) -> ClassTokens:
+        """Without any padding that is read."""
+        return ClassTokens.build(suffixes, self._bos_id)
 
     def _make_tower(self, *, coarse: bool) -> TextTower:
         model = self._model
@@ -34,7 +35,18 @@ class ClipBackbone(DualEncoder):
 
     @property
     def _bos_id(self) -> int:
-        return int(self._tokenizer.bos_token_id)
+        if len(self.frame.begin) != 1:
+            raise ModelError(
+                code="TOKENIZER_UNUSABLE",
+                message=f"The tokenizer begins a text with {len(self.frame.begin)} tokens of its own; prompts of a "
+                "CLIP text tower begin with one.",
+                advice="Use the tokenizer that belongs to the model.",
+            )
+        return self.frame.begin[0]
+
+    @property
+    def _eos_id(self) -> int:
+        return self.frame.end[-1] if self.frame.end else int(self._tokenizer.eos_token_id)
 
 
 def load_clip(folder: Path, dtype: torch.dtype, device: torch.device) -> ClipBackbone:
@@ -46,4 +58,6 @@ def load_clip(folder: Path, dtype: torch.dtype, device: torch.device) -> ClipBac
         return CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
 
     parts = load_parts(folder, CLIPModel, processor, device, attn_implementation="sdpa", dtype=dtype)
-    return ClipBackbone(*parts, model_fingerprint(folder))
+    backbone = ClipBackbone(*parts, model_fingerprint(folder))
+    refuse_differences(backbone)
+    return backbone

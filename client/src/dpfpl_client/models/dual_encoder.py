@@ -15,7 +15,7 @@ from dpfpl_client.models.files import feature_identity
 from dpfpl_client.models.placement import batches
 from dpfpl_client.models.text_tower.choice import TextPass, TextTower
 from dpfpl_client.models.text_tower.shared_prefix import ClassTokens
-from dpfpl_client.models.words import Words, repeated_to_the_left
+from dpfpl_client.models.words import Words, frame_of, refuse_alike, repeated_to_the_left
 from dpfpl_common.errors import ModelError
 from dpfpl_common.experiment import MECHANISMS, Experiment
 
@@ -33,16 +33,20 @@ class DualEncoder:
         feature_size: size e of the shared image-text space.
         logit_scale: the model's own tau, multiplying cosine similarities.
         logit_bias: added to the logits of a sigmoid head; None for a softmax head.
+        words: how people's words become tokens.
+        frame: what the tokenizer writes around a text.
         device: where the towers compute. Image features and token embeddings are given on the processor all the same.
         context_follows: where the context stands and what comes after it, for whoever uses an exported prompt.
         shortcuts: in words, what is computed once, exactly.
         tasks: what it can be asked: classes alone.
         mechanisms: under which it can learn: all.
+        stored_precision: in which its checkpoint holds the weights.
         adapter_obstacle: why a PEFT adapter of trained tokens cannot express a prompt; empty where it can.
     """
 
     tasks: tuple[str, ...] = ("classify",)
     mechanisms: tuple[str, ...] = MECHANISMS
+    stored_precision = "float32"
     context_follows = ""
     adapter_obstacle = ""
     shortcuts = "image features once"
@@ -51,7 +55,8 @@ class DualEncoder:
         self._model = model.eval().requires_grad_(False)
         self._tokenizer = tokenizer
         self._image_processor = image_processor
-        self._words = Words(tokenizer, len(self.token_embedding.weight))
+        self.words = Words(tokenizer, len(self.token_embedding.weight))
+        self.frame = frame_of(tokenizer)
         self.device: torch.device = model.logit_scale.device
         self._tower = self._make_tower(coarse=False)
         self._is_coarse = False
@@ -83,37 +88,58 @@ class DualEncoder:
         """
         if experiment.task.kind != "classify":
             raise no_answers(self.family)
-        return ClassScorer(self, self.class_tokens(experiment.classes, experiment.prompt.num_context))
+        prompt = experiment.prompt
+        return ClassScorer(self, self.class_tokens(experiment.classes, prompt.num_context, prompt.init_text))
 
-    def class_tokens(self, class_names: Sequence[str], num_context: int) -> ClassTokens:
+    def class_tokens(self, class_names: Sequence[str], num_context: int, text: str = "") -> ClassTokens:
         """Token ids of what follows the context, for every class.
 
-        Raises:
-            ModelError: with this many context vectors the longest class name does not fit the model's positions.
-        """
-        raise NotImplementedError
+        Args:
+            class_names: one or more.
+            num_context: vectors before them.
+            text: what the context begins as; the names get the ids that they have behind it.
 
-    def _suffixes(self, class_names: Sequence[str], num_context: int, positions: int) -> list[list[int]]:
-        """Ids of ``<class name>.<EOS>``; PROMPT_TOO_LONG where context and the longest need more than ``positions``."""
-        suffixes = [self._suffix(name) for name in class_names]
+        Raises:
+            ModelError: PROMPT_TOO_LONG, with this many context vectors the longest class name does not fit the model's
+                positions; CLASSES_READ_ALIKE; or as ``Words.behind``.
+        """
+        suffixes = [self._suffix(name, text) for name in class_names]
+        refuse_alike(class_names, suffixes)
         longest = max(range(len(suffixes)), key=lambda index: len(suffixes[index]))
-        needed = num_context + len(suffixes[longest])
-        if needed > positions:
+        needed, room = num_context + len(suffixes[longest]), self.positions - len(self.frame.begin)
+        if needed > room:
             raise ModelError(
                 code="PROMPT_TOO_LONG",
                 message=f"{num_context} context vectors and the class name {class_names[longest]!r} need {needed} "
-                f"positions; the model has {positions} for them.",
+                f"positions; the model has {room} for them.",
                 advice="Use fewer context vectors or a shorter class name.",
             )
-        return suffixes
+        return self.tokens_of(suffixes, num_context)
 
-    def _suffix(self, name: str) -> list[int]:
-        """Ids of ``<class name>.<EOS>``."""
-        return [*self._plain_ids(f"{name}."), self._eos_id]
+    def check_classes(self, class_names: Sequence[str]) -> None:
+        """Refuse class names that the model's tokenizer does not tell apart.
+
+        Raises:
+            ModelError: CLASSES_READ_ALIKE; or as ``Words.behind``.
+        """
+        refuse_alike(class_names, [self._suffix(name) for name in class_names])
+
+    @property
+    def positions(self) -> int:
+        """How many tokens a text may have, the tokenizer's own included."""
+        return int(self._model.config.text_config.max_position_embeddings)
+
+    def tokens_of(self, suffixes: Sequence[Sequence[int]], num_context: int) -> ClassTokens:
+        """Token ids ``<class name>.<end>`` as the text tower takes them."""
+        raise NotImplementedError
+
+    def _suffix(self, name: str, text: str = "") -> list[int]:
+        """Ids of ``<class name>.`` behind a text, and of what ends it."""
+        return [*self.words.behind(name, text), *self.frame.end]
 
     def _plain_ids(self, text: str) -> list[int]:
         """A text's ids, and nothing around them; none of them ends a text or controls the model otherwise."""
-        return self._words.ids(text)
+        return self.words.ids(text)
 
     def text_embeddings(self, text: str, num_context: int) -> torch.Tensor:
         """Token embeddings [num_context, width] of ``text``, repeated to the left until they fill the context.
@@ -163,18 +189,40 @@ class DualEncoder:
     def _make_tower(self, *, coarse: bool) -> TextTower:
         raise NotImplementedError
 
+    def tokenized(self, sentence: str) -> list[int]:
+        """A sentence's ids as plain transformers is told to make them for this model."""
+        return [int(token) for token in self._tokenizer(sentence)["input_ids"]]
+
+    def plain_features(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Text features [n, feature_size], not normalised, of whole texts' ids, by the model's own forward."""
+        found = []
+        for row in rows:
+            ids = torch.tensor([list(row)], device=self.device)
+            found.append(self._model.get_text_features(input_ids=ids, attention_mask=torch.ones_like(ids)))
+        return torch.cat([getattr(each, "pooler_output", each) for each in found])
+
+    @property
+    def text_tower(self) -> str:
+        """What the text tower's configuration calls itself."""
+        return str(self._model.config.text_config.model_type)
+
+    @property
+    def picture_size(self) -> int | None:
+        """Edge of the square that the image tower takes, in pixels; None where the model's configuration names none."""
+        size = getattr(self._model.config.vision_config, "image_size", None)
+        return size if isinstance(size, int) else None
+
+    def prepared(self, images: Sequence[Image.Image]) -> Any:
+        """What the image tower takes of pictures."""
+        return self._image_processor(images=list(images), return_tensors="pt")
+
     @torch.no_grad()
     def image_features(self, images: Iterable[Image.Image], batch_size: int = 64) -> Iterator[torch.Tensor]:
         """Unit image features, one [feature_size] tensor per image, computed in batches."""
         for batch in batches(images, batch_size):
-            inputs = self._image_processor(images=batch, return_tensors="pt")
-            features = self._model.get_image_features(**inputs.to(self.device))
+            features = self._model.get_image_features(**self.prepared(batch).to(self.device))
             features = getattr(features, "pooler_output", features)
             yield from torch.nn.functional.normalize(features, dim=-1).cpu().clone()
-
-    @property
-    def _eos_id(self) -> int:
-        return int(self._tokenizer.eos_token_id)
 
 
 def as_dual_encoder(backbone: Backbone) -> DualEncoder:

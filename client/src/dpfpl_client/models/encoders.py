@@ -16,10 +16,10 @@ from torch import Tensor
 from dpfpl_client.models.clip import ClipBackbone
 from dpfpl_client.models.dual_encoder import DualEncoder
 from dpfpl_client.models.files import load_image_processor, load_parts, model_fingerprint, model_type
-from dpfpl_client.models.text_tower.choice import TOLERANCES, TextTower
+from dpfpl_client.models.text_tower.choice import TextTower
 from dpfpl_client.models.text_tower.plain import PlainPass
 from dpfpl_client.models.text_tower.shared_prefix import ClassTokens
-from dpfpl_common.errors import ModelError
+from dpfpl_client.models.trial import refuse_differences
 
 __all__ = ["ENCODER_FAMILIES", "EncoderBackbone", "WholeTextTower", "load_encoder"]
 
@@ -88,12 +88,10 @@ class EncoderBackbone(DualEncoder):
     adapter_obstacle = "its text tower is not CLIP's"
 
     def __init__(self, model: Any, tokenizer: Any, image_processor: Any, fingerprint: str) -> None:
-        self._begin, self._end, self._filler = _around(tokenizer)
         super().__init__(model, tokenizer, image_processor, fingerprint, int(model.config.projection_dim))
         self.width = int(self.token_embedding.weight.shape[1])  # ALBERT's are narrower than its hidden states
         if hasattr(model, "max_log_logit_scale"):  # AIMv2 bounds it whenever it is used
             self.logit_scale = float(model.logit_scale.clamp(0.0, model.max_log_logit_scale).exp())
-        self._try()
 
     @property
     def token_embedding(self) -> torch.nn.Embedding:
@@ -101,22 +99,15 @@ class EncoderBackbone(DualEncoder):
         embedding: torch.nn.Embedding = self._model.text_model.get_input_embeddings()
         return embedding
 
-    def class_tokens(self, class_names: Sequence[str], num_context: int) -> ClassTokens:
-        """Token ids of ``<class name>.`` and the end, for every class."""
-        suffixes = self._suffixes(class_names, num_context, self._positions() - len(self._begin))
-        return ClassTokens.build(suffixes, self._filler)
-
-    def _suffix(self, name: str) -> list[int]:
-        """As the name is written in running text: some tokenizers write a text's first word otherwise."""
-        before = self._plain_ids("a")
-        whole = self._plain_ids(f"a {name}.")
-        found = whole[len(before) :] if whole[: len(before)] == before else self._plain_ids(f"{name}.")
-        return [*found, *self._end]
+    def tokens_of(self, suffixes: Sequence[Sequence[int]], num_context: int) -> ClassTokens:
+        """Ragged; those of one length go through the tower together."""
+        return ClassTokens.build(suffixes, self.frame.word)
 
     def _make_tower(self, *, coarse: bool) -> TextTower:
-        return WholeTextTower(self._model, self._begin, self._filler)
+        return WholeTextTower(self._model, self.frame.begin, self.frame.word)
 
-    def _positions(self) -> int:
+    @property
+    def positions(self) -> int:
         """How many tokens a text may have: RoBERTa counts its positions from behind the padding's."""
         config, tower = self._model.config.text_config, self._model.text_model
         most = min(int(self._tokenizer.model_max_length), int(getattr(config, "max_position_embeddings", 2**31)))
@@ -126,24 +117,6 @@ class EncoderBackbone(DualEncoder):
                 most = min(most, module.num_embeddings - unused)
         return most
 
-    @torch.no_grad()
-    def _try(self) -> None:
-        """Refuse a model in which vectors in the words' places do not give what the words give."""
-        words = torch.tensor(self._plain_ids("a photo of a"), device=self.device)
-        tokens = ClassTokens.build([self._suffix("photo"), self._suffix("a photo")], self._filler).to(self.device)
-        try:
-            ours = self._tower(self.token_embedding(words), tokens)
-            theirs = []
-            for row, length in zip(tokens.ids, tokens.lengths.tolist(), strict=True):
-                ids = torch.cat([torch.tensor(self._begin, dtype=torch.long).to(row), words, row[:length]])[None]
-                theirs.append(self._model.get_text_features(ids, attention_mask=torch.ones_like(ids)).pooler_output)
-            expected = torch.cat(theirs)
-            difference = float((ours - expected).norm() / expected.norm())
-        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
-            raise _unusable(self._model, f"{type(error).__name__}: {str(error)[:200]}") from None
-        if not difference <= TOLERANCES.get(ours.dtype, 0.0):
-            raise _unusable(self._model, f"relative difference {difference:.1e}")
-
 
 def load_encoder(folder: Path, dtype: torch.dtype, device: torch.device) -> DualEncoder:
     """The dual encoder of a folder; with a CLIP text tower it is served as CLIP is."""
@@ -152,23 +125,7 @@ def load_encoder(folder: Path, dtype: torch.dtype, device: torch.device) -> Dual
     options = {"attn_implementation": "eager"} if model_type(folder) in NEEDS_EAGER else {}
     model, tokenizer, processor = load_parts(folder, AutoModel, load_image_processor, device, dtype=dtype, **options)
     clip = str(model.config.text_config.model_type) in CLIP_TEXT
-    return (ClipBackbone if clip else EncoderBackbone)(model, tokenizer, processor, model_fingerprint(folder))
-
-
-def _around(tokenizer: Any) -> tuple[list[int], list[int], int]:
-    """What the tokenizer puts before and behind every text, and a word's id."""
-    plain: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
-    whole: list[int] = tokenizer("a")["input_ids"]
-    for start in range(len(whole) - len(plain) + 1):
-        if plain and whole[start : start + len(plain)] == plain:
-            return whole[:start], whole[start + len(plain) :], plain[0]
-    return [], [], int(tokenizer.unk_token_id or 0)
-
-
-def _unusable(model: Any, reason: str) -> ModelError:
-    tower = f"{model.config.text_config.model_type!r} of this {model.config.model_type!r} model"
-    return ModelError(
-        code="TEXT_TOWER_UNUSABLE",
-        message=f"The text tower {tower} takes no learned context: {reason}.",
-        advice="Use a model whose text tower is CLIP's, BERT's or RoBERTa's.",
-    )
+    kind = ClipBackbone if clip else EncoderBackbone
+    backbone: DualEncoder = kind(model, tokenizer, processor, model_fingerprint(folder))
+    refuse_differences(backbone)
+    return backbone

@@ -2,22 +2,29 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Final, TypeVar
 
 import torch
 
 from dpfpl_client.embedded import EMBEDDED, embedded_model_path
+from dpfpl_client.models.folder import DESCRIPTIONS, WEIGHTS, identifying_files
 from dpfpl_common.errors import ModelError
 
-__all__ = ["feature_identity", "load_image_processor", "load_parts", "model_fingerprint", "model_folder", "model_type"]
-
-WEIGHT_FILES = ("*.safetensors",)
-CONFIG_FILES = ("*.json", "*.txt", "*.jinja", "*.model")
-IDENTIFYING = (*WEIGHT_FILES, *CONFIG_FILES)
+__all__ = [
+    "does_not_load", "feature_identity", "load_image_processor", "load_parts", "model_fingerprint", "model_folder",
+    "model_type",
+]  # fmt: skip
 
 T = TypeVar("T")
+
+LAYER: Final = re.compile(r"\.layers?\.\d+\.|\.blocks\.\d+\.")
+"""In the name of a tensor that belongs to a layer of a tower."""
+
+PACKAGES: Final = {"SentencePiece": "sentencepiece", "protobuf": "protobuf", "tiktoken": "tiktoken"}
+"""How transformers calls packages in its messages, and how they are installed."""
 
 
 def model_folder(model: str, *, offline: bool) -> Path:
@@ -35,7 +42,7 @@ def model_folder(model: str, *, offline: bool) -> Path:
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(model, local_files_only=offline, allow_patterns=[*WEIGHT_FILES, *CONFIG_FILES]))
+        return Path(snapshot_download(model, local_files_only=offline, allow_patterns=[*WEIGHTS, *DESCRIPTIONS]))
     except (LocalEntryNotFoundError, HFValidationError, OSError, ValueError):
         raise ModelError(
             code="MODEL_NOT_FOUND",
@@ -45,30 +52,17 @@ def model_folder(model: str, *, offline: bool) -> Path:
 
 
 def model_type(folder: Path) -> str:
-    """The family that the model's own config.json names.
-
-    Raises:
-        ModelError: NO_MODEL_CONFIG or NO_SAFETENSORS.
-    """
-    try:
-        family = str(json.loads((folder / "config.json").read_text())["model_type"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(
-            code="NO_MODEL_CONFIG",
-            message=f"{folder} holds no readable config.json ({type(error).__name__}).",
-            advice="Give a folder in Hugging Face format: config.json, *.safetensors, tokenizer, preprocessor.",
-        ) from None
-    return family
+    """The family that the model's own config.json names; the folder passed ``refuse_broken``."""
+    return str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"])
 
 
 def model_fingerprint(folder: Path) -> str:
     """sha256 over weights, configuration and tokenizer; two sites with the same one have the same model."""
     digest = hashlib.sha256()
-    names = sorted(path for pattern in IDENTIFYING for path in folder.glob(pattern) if path.is_file())
-    for path in names:
+    for path in identifying_files(folder):
         with path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").digest()
-        digest.update(path.name.encode() + b"\0" + content)
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + content)
     return digest.hexdigest()
 
 
@@ -85,44 +79,42 @@ def load_parts(
     """Model, tokenizer and image processor of a folder; no code of the folder runs, no weight is made up.
 
     Args:
-        folder: in Hugging Face format.
+        folder: in Hugging Face format, found sound by ``refuse_broken``.
         model_class: of transformers, with ``from_pretrained``.
         processor: makes the image processor from the folder.
         device: where the model goes.
         options: for the model's ``from_pretrained``.
 
     Raises:
-        ModelError: NO_SAFETENSORS, MODEL_DOES_NOT_LOAD or MODEL_TOO_LARGE.
+        ModelError: PACKAGE_MISSING, MODEL_DOES_NOT_LOAD, TOKENIZER_DOES_NOT_LOAD, PREPROCESSOR_DOES_NOT_LOAD,
+            WEIGHTS_INCOMPLETE, WEIGHTS_DO_NOT_FIT, WEIGHTS_NOT_FINITE or MODEL_TOO_LARGE.
     """
-    from safetensors import SafetensorError
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
-    if not any(folder.glob("*.safetensors")):
-        raise ModelError(
-            code="NO_SAFETENSORS",
-            message=f"{folder} holds no .safetensors weights; other formats are never loaded.",
-            advice="Convert the weights to safetensors.",
-        )
     logging.disable_progress_bar()
+    # Tensors of other shapes are reported, and refused below; left alone, transformers names none of them.
+    options |= {"local_files_only": True, "use_safetensors": True, "ignore_mismatched_sizes": True}
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # what does not fit is said once, by us
     try:
-        model, report = model_class.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
+        model, report = _part(
+            folder,
+            "config.json and the weights",
+            "MODEL_DOES_NOT_LOAD",
+            lambda: model_class.from_pretrained(folder, output_loading_info=True, **options),
         )
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        images = processor(folder)
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        _does_not_load(
-            f"The model in {folder} does not load: {reason}",
-            "Check that weights, tokenizer and preprocessor belong together.",
-        )
-    if report["missing_keys"]:  # transformers would go on with random weights in their place
-        _does_not_load(
-            f"The weights in {folder} lack {len(report['missing_keys'])} tensors, for instance "
-            f"{min(report['missing_keys'])}.",
-            "Download or export the model again.",
-        )
+    finally:
+        logging.set_verbosity(verbosity)
+    _refuse_other_weights(folder, report)
+    _refuse_not_finite(folder, model)
+    tokenizer = _part(
+        folder,
+        "the tokenizer's files",
+        "TOKENIZER_DOES_NOT_LOAD",
+        lambda: AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False),
+    )
+    images = _part(folder, "preprocessor_config.json", "PREPROCESSOR_DOES_NOT_LOAD", lambda: processor(folder))
     try:
         return model.to(device), tokenizer, images
     except torch.OutOfMemoryError:
@@ -140,5 +132,80 @@ def load_image_processor(folder: Path) -> Any:
     return AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False, backend="pil")
 
 
-def _does_not_load(message: str, advice: str) -> NoReturn:
-    raise ModelError(code="MODEL_DOES_NOT_LOAD", message=message, advice=advice) from None
+def does_not_load(folder: Path, files: str, error: Exception, code: str = "MODEL_DOES_NOT_LOAD") -> ModelError:
+    """What a library raised over a folder, as an error of ours: it names the files in question, or the package."""
+    if isinstance(error, ImportError):
+        package = _package(error)
+        return ModelError(
+            code="PACKAGE_MISSING",
+            message=f"The model in {folder} needs the package {package}, which is not installed.",
+            advice=f"pip install {package}",
+        )
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300].rstrip(".")
+    return ModelError(
+        code=code,
+        message=f"The model in {folder} does not load, because of {files}: {reason}.",
+        advice="Download these files again, or take those that belong to this model.",
+    )
+
+
+def _part(folder: Path, files: str, code: str, load: Callable[[], Any]) -> Any:
+    try:
+        return load()
+    except Exception as error:  # noqa: BLE001  a damaged file makes libraries raise anything
+        raise does_not_load(folder, files, error, code) from None
+
+
+def _package(error: ImportError) -> str:
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return error.name.partition(".")[0]
+    text = str(error)
+    found = re.search(r"requires the (\S+) library", text) or re.search(r"pip install ([\w.-]+)", text)
+    name = found[1] if found else text.strip().splitlines()[0][:100] if text.strip() else "that it asks for"
+    return PACKAGES.get(name, name)
+
+
+def _refuse_other_weights(folder: Path, report: dict[str, Any]) -> None:
+    """Refuse weights that are not exactly those of the model that config.json describes."""
+    mismatched = sorted(report["mismatched_keys"])
+    if mismatched:
+        name, stored, expected = mismatched[0]
+        raise ModelError(
+            code="WEIGHTS_DO_NOT_FIT",
+            message=f"In {folder} the weights have other shapes than config.json says: {name} is {list(stored)} in "
+            f"the weights and {list(expected)} by config.json"
+            f"{f', and {len(mismatched) - 1} more' if len(mismatched) > 1 else ''}.",
+            advice="Take the config.json that belongs to these weights"
+            f"{' (see projection_dim)' if 'projection' in name else ''}, or download the model again.",
+        )
+    if report["missing_keys"]:  # transformers would go on with random weights in their place
+        raise ModelError(
+            code="WEIGHTS_INCOMPLETE",
+            message=f"The weights in {folder} lack {len(report['missing_keys'])} tensors that config.json asks for, "
+            f"for instance {min(report['missing_keys'])}.",
+            advice="Download or export the model again.",
+        )
+    unused = sorted(name for name in report["unexpected_keys"] if LAYER.search(f".{name}"))
+    if unused:  # transformers would leave whole layers out
+        raise ModelError(
+            code="WEIGHTS_DO_NOT_FIT",
+            message=f"The weights in {folder} have {len(unused)} tensors of layers that config.json does not know, for "
+            f"instance {unused[0]}.",
+            advice="Take the config.json that belongs to these weights, or download the model again.",
+        )
+
+
+def _refuse_not_finite(folder: Path, model: Any) -> None:
+    """Refuse weights with NaN or infinity, also those that only overflow in the precision that is computed in."""
+    for name, tensor in model.state_dict().items():
+        if not tensor.is_floating_point() or tensor.numel() == 0:
+            continue
+        low, high = torch.aminmax(tensor)  # both are NaN where one value is
+        if not (torch.isfinite(low) and torch.isfinite(high)):
+            count = int((~torch.isfinite(tensor)).sum())
+            raise ModelError(
+                code="WEIGHTS_NOT_FINITE",
+                message=f"In {folder} the tensor {name} has {count} of {tensor.numel()} values that are not finite "
+                f"numbers (in {str(tensor.dtype).removeprefix('torch.')}).",
+                advice="The checkpoint is damaged, or was saved in too small a precision: download or export it again.",
+            )

@@ -6,10 +6,11 @@ from pathlib import Path
 import torch
 
 from dpfpl_client.models.backbone import Backbone
-from dpfpl_client.models.files import model_folder, model_type
+from dpfpl_client.models.files import does_not_load, model_folder, model_type
+from dpfpl_client.models.folder import refuse_broken, stored_precision
 from dpfpl_client.models.placement import CPU, device_named
 from dpfpl_client.site.settings import ComputeSettings
-from dpfpl_common.errors import ModelError
+from dpfpl_common.errors import DpfplError, ModelError
 
 
 def load_backbone(
@@ -28,8 +29,8 @@ def load_backbone(
         device: where to compute: ``cpu``, ``cuda``, ``cuda:1``. What the backbone takes and gives is on the processor.
 
     Raises:
-        ModelError: the model is missing, has no safetensors weights, is of an unknown family, does not load, or cannot
-            compute there or in that way.
+        ModelError: the model is missing, damaged, of an unknown family, or does not load; it cannot compute there or in
+            that way; or what it computes of a few sentences is not what plain transformers computes.
     """
     # Imported here: transformers takes seconds, and most commands never load a model.
     from dpfpl_client.models.clip import load_clip
@@ -44,6 +45,7 @@ def load_backbone(
     }  # fmt: skip
     place = device_named(device)
     folder = model_folder(model, offline=offline)
+    refuse_broken(folder)
     family = model_type(folder)
     if family not in loaders:
         reason = REFUSED.get(family, "it is not among those whose gradients are known to be exact")
@@ -58,7 +60,14 @@ def load_backbone(
             message=f"A model of the family {family!r} computes in float32 only.",
             advice="Leave the precision out; what rounding can save here is [gradients] precision in experiment.toml.",
         )
-    return loaders[family](folder, dtype, place)
+    try:
+        backbone = loaders[family](folder, dtype, place)
+    except DpfplError:
+        raise
+    except Exception as error:  # noqa: BLE001  parts that do not belong together make libraries raise anything
+        raise does_not_load(folder, "weights, tokenizer and preprocessor, which do not go together", error) from None
+    backbone.stored_precision = stored_precision(folder)
+    return backbone
 
 
 def load_computing(model: str, compute: ComputeSettings, *, offline: bool = True) -> Backbone:

@@ -1,25 +1,72 @@
-"""The text that a context begins as."""
+"""People's words as token ids: what they write never becomes a token that controls the model.
+
+A question, an answer or a class name may spell such a token (``</s>``, ``<image>``). Then it is tokenised as the plain
+characters that it is; where a tokenizer cannot do that, it is refused. Words that spell none keep the ids that they
+have in running text.
+"""
 
 import functools
 import threading
 from collections.abc import Iterable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
 
 from dpfpl_common.errors import ModelError
 
-__all__ = ["Words", "repeated_to_the_left"]
-
-
-# People's words as token ids: what they write never becomes a token that controls the model.
-#
-# A question, an answer or a class name may spell such a token (``</s>``, ``<image>``). Then it is tokenised as the
-# plain
-# characters that it is; where a tokenizer cannot do that, it is refused. Words that spell none keep the ids that they
-# have in running text.
-
+__all__ = ["NEIGHBOUR", "Frame", "Words", "frame_of", "refuse_alike", "repeated_to_the_left"]
 
 NEIGHBOUR = "a"
 """A word that stands for any other, to see how what follows a word is tokenised."""
+
+NEIGHBOURS: Final = (NEIGHBOUR, "photo of", "the", "x")
+"""Words to put before a name, until one stays apart from it: joined to the next word it shows nothing."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What a tokenizer writes around every text.
+
+    Attributes:
+        begin: ids before it.
+        end: ids behind it.
+        word: the id of some ordinary word, to stand where a vector will be put.
+    """
+
+    begin: tuple[int, ...]
+    end: tuple[int, ...]
+    word: int
+
+    def around(self, ids: Iterable[int]) -> list[int]:
+        """A whole text's ids."""
+        return [*self.begin, *ids, *self.end]
+
+
+def frame_of(tokenizer: Any) -> Frame:
+    """The tokenizer's frame, seen on one word; empty where that word cannot be found in its own text."""
+    plain = [int(token) for token in tokenizer(NEIGHBOUR, add_special_tokens=False)["input_ids"]]
+    whole = [int(token) for token in tokenizer(NEIGHBOUR)["input_ids"]]
+    for start in range(len(whole) - len(plain) + 1):
+        if plain and whole[start : start + len(plain)] == plain:
+            return Frame(tuple(whole[:start]), tuple(whole[start + len(plain) :]), plain[0])
+    return Frame((), (), int(tokenizer.unk_token_id or 0))
+
+
+def refuse_alike(names: Sequence[str], ids: Sequence[Sequence[int]]) -> None:
+    """Refuse names of which two have the same ids: to the model they are one class.
+
+    Raises:
+        ModelError: CLASSES_READ_ALIKE.
+    """
+    seen: dict[tuple[int, ...], str] = {}
+    for name, own in zip(names, map(tuple, ids), strict=True):
+        if own in seen:
+            raise ModelError(
+                code="CLASSES_READ_ALIKE",
+                message=f"The model reads the class names {seen[own]!r} and {name!r} as the same tokens (its tokenizer "
+                "may ignore case, blanks or signs that it does not know), so it can never tell these classes apart.",
+                advice="Give the classes names that differ in words, or make them one class.",
+            )
+        seen[own] = name
 
 
 class Words:
@@ -53,6 +100,31 @@ class Words:
             ModelError: SPECIAL_TOKEN.
         """
         return self.between("", text, "")
+
+    def behind(self, name: str, text: str = "") -> list[int]:
+        """Ids of ``<name>.`` as they are behind ``text`` and a blank, in one sentence with it.
+
+        Tokenizers differ in where the blank goes: into the word behind it, into a token of its own, nowhere. So the
+        ids are cut from the whole sentence; by themselves they would be those of a text's first word.
+
+        Args:
+            name: of a class.
+            text: before it; empty: some word, as the ids are the same behind most.
+
+        Raises:
+            ModelError: NAME_JOINS_TEXT, the tokenizer makes one token of the text's end and the name's beginning; or
+                SPECIAL_TOKEN.
+        """
+        for before in (text,) if text else NEIGHBOURS:
+            start, whole = self.ids(before), self.ids(f"{before} {name}.")
+            if start and whole[: len(start)] == start:
+                return whole[len(start) :]
+        raise ModelError(
+            code="NAME_JOINS_TEXT",
+            message=f"The model's tokenizer joins the class name {name!r} to the text before it"
+            f"{f' ({text!r})' if text else ''}, so no learned vectors can stand there instead.",
+            advice="Use another class name or initial text, or a model whose tokenizer keeps words apart.",
+        )
 
     def between(self, before: str, text: str, after: str) -> list[int]:
         """Ids of ``text + after`` as they are where ``before`` stands in front.

@@ -1,6 +1,6 @@
 """``dpfpl-client start``: the agent and the SuperNode of one site, watched together.
 
-An agent that crashes is started again; where the two run as separate users, root starts them and what root itself
+Either is started again when it crashes; where the two run as separate users, root starts them and what root itself
 writes (logs, the SuperNode's configuration) lies where neither can put a link in its place.
 """
 
@@ -10,99 +10,34 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dpfpl_client.agent.progress import last_progress
-from dpfpl_client.node.supernode import SuperNodeSettings, start_supernode, wait_until_connected
+from dpfpl_client.node.link import link_file, read_link
+from dpfpl_client.node.supernode import SuperNodeSettings, refused_for_good, start_supernode, wait_until_connected
 from dpfpl_client.site.separation import Identity, check_separation, identities, one_user_warning
 from dpfpl_client.site.settings import SiteSettings
 from dpfpl_common.errors import ConfigError, DeploymentError
+from dpfpl_common.ops.keeper import Keeper
 from dpfpl_common.ops.processes import ManagedProcess, ProcessGroup, child_environment, wait_until
 from dpfpl_common.ops.tls import probe_server
 
-__all__ = ["Keeper", "run_site", "start_agent", "start_node", "start_site", "wait_for_agent"]
-
-
-# Starts an agent that crashed again: with growing pauses, a limited number of times, and never silently.
-
-
-MOST = 5
-"""Restarts without a quiet time between."""
-QUIET_S = 600.0
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
-REFUSED = 2
-"""Exit status with which an agent says that it will not serve as things are; starting it again would not help."""
-
-
-class Keeper:
-    """Watches one agent of a site.
-
-    Args:
-        process: the agent as it runs now, a member of ``group``.
-        start: starts another one in ``group``.
-        group: the site's processes.
-        say: tells the administrator.
-        clock: seconds, for tests.
-    """
-
-    def __init__(
-        self,
-        process: ManagedProcess,
-        start: Callable[[], ManagedProcess],
-        group: ProcessGroup,
-        say: Callable[[str], None],
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._process: ManagedProcess | None = process
-        self._start = start
-        self._group = group
-        self._say = say
-        self._clock = clock
-        self._restarts = 0
-        self._started_at = clock()
-        self._due = 0.0
-
-    def look(self) -> None:
-        """To be called often; never waits.
-
-        Raises:
-            DeploymentError: the agent refuses to serve, or crashed too often.
-        """
-        if self._process is None:
-            if self._clock() >= self._due:
-                self._process, self._started_at = self._start(), self._clock()
-            return
-        status = self._process.poll()
-        if status is None:
-            return
-        if self._clock() - self._started_at > QUIET_S:
-            self._restarts = 0
-        if status == REFUSED or self._restarts >= MOST:
-            raise DeploymentError(
-                code="AGENT_ENDED",
-                message=f"{self._process.name} ended with status {status}"
-                + ("" if status == REFUSED else f" after {self._restarts} restarts")
-                + f".\nEnd of {self._process.log_file}:\n{self._process.log_tail()}",
-                advice="Its log says why.",
-            )
-        pause = min(FIRST_PAUSE_S * 2**self._restarts, LONGEST_PAUSE_S)
-        self._restarts += 1
-        self._say(
-            f"The {self._process.name} ended with status {status}; starting it again in {pause:g} s "
-            f"({self._restarts} of {MOST}). Nothing is lost; see {self._process.log_file}"
-        )
-        self._group.processes.remove(self._process)
-        self._process, self._due = None, self._clock() + pause
+__all__ = ["run_site", "start_agent", "start_node", "start_site", "wait_for_agent"]
 
 
 AGENT_START_S = 600.0
 WAIT_FOR = ("ADDRESS_UNKNOWN", "PORT_CLOSED", "SERVER_UNREACHABLE", "SERVER_SILENT")
 """What ends by itself when the server or the network comes up."""
 CONNECT_S = 120.0
+MOST_RESTARTS = 5
+"""Of either process, without ten quiet minutes between; then whoever started us decides, for instance systemd."""
 
 
 def run_site(site_file: Path, settings: SiteSettings, say: Callable[[str], None]) -> None:
     """Run the site until it is interrupted.
 
-    An agent that ends is started again, visibly and a limited number of times; the SuperNode meanwhile stays and its
-    ClientApps wait. If the SuperNode ends, or the agent for good, the other is stopped too.
+    Whichever of the two ends is started again, visibly and a limited number of times; the other meanwhile stays, and
+    ClientApps wait for the agent. If one ends for good, the other is stopped too.
+
+    Raises:
+        DeploymentError: one of them refuses to serve or crashed too often, or the operator withdrew the site's key.
     """
     if not settings.separated:
         say(one_user_warning())
@@ -111,11 +46,35 @@ def run_site(site_file: Path, settings: SiteSettings, say: Callable[[str], None]
         wait_until_connected(node, timeout_s=CONNECT_S)
         say(f"Connected to {settings.server.address}. Waiting for experiments; Ctrl-C stops.")
         say(f"Logs: {agent.log_file.parent}")
-        keeper = Keeper(agent, lambda: start_agent(site_file, settings, group, again=True), group, say)
+        keepers = [
+            Keeper(agent, lambda: start_agent(site_file, settings, group, again=True), group, say, most=MOST_RESTARTS),
+            Keeper(
+                node,
+                lambda: start_node(settings, group),
+                group,
+                say,
+                most=MOST_RESTARTS,
+                final=lambda process, status: end_for_good(settings, process, status),
+            ),
+        ]
         while True:
-            keeper.look()
-            group.check()
+            for keeper in keepers:
+                keeper.look()
             time.sleep(0.5)
+
+
+def end_for_good(settings: SiteSettings, node: ManagedProcess, status: int) -> DeploymentError | None:
+    """Why a SuperNode that ended would only end again: its key was withdrawn, or its server cannot be trusted."""
+    link = read_link(link_file(settings.node_folder))
+    if link is not None and link.reason.startswith("KEY_WITHDRAWN"):
+        return DeploymentError(
+            code="KEY_WITHDRAWN",
+            message=f"The operator has revoked or replaced the key of {settings.name}: the server refuses it. This "
+            "site takes no part any more; its agent stops, and its ledger and its prompt stay as they are.",
+            advice="If you did not expect that, ask the operator (dpfpl-server sites list); a new kit makes you a "
+            "member again.",
+        )
+    return refused_for_good(node) if status else None
 
 
 def start_site(

@@ -13,9 +13,11 @@ from dpfpl_common.wire.payloads import Context, EvaluateRequest, SiteReply, Trai
 from dpfpl_common.wire.records import (
     CONTEXT,
     EVALUATE_KEYS,
+    EVIDENCE,
     GLOBAL_CONTEXT,
     METRICS,
     OK,
+    POOL,
     REFUSED,
     REPLY,
     REQUEST,
@@ -23,6 +25,7 @@ from dpfpl_common.wire.records import (
     UPDATE,
     context_from_array,
     exact_keys,
+    matrix_from_array,
     typed,
 )
 from dpfpl_common.wire.refusal import Refusal
@@ -32,14 +35,15 @@ __all__ = ["decode_evaluate_request", "decode_train_request", "encode_refusal", 
 
 def decode_train_request(records: RecordDict) -> TrainRequest:
     """The request in a train message; PayloadError with one of ``fields.CODES`` if anything is wrong."""
-    experiment, round_number, context, settings = _decode_request(records, TRAIN_KEYS)
-    return TrainRequest(experiment, round_number, context, typed(settings["evaluate"], bool, "evaluate"))
+    experiment, round_number, context, pool, settings = _decode_request(records, TRAIN_KEYS)
+    evaluate, collect = (typed(settings[key], bool, key) for key in ("evaluate", "collect"))
+    return TrainRequest(experiment, round_number, context, evaluate, collect, pool)
 
 
 def decode_evaluate_request(records: RecordDict) -> EvaluateRequest:
     """The request in an evaluate message; PayloadError with one of ``fields.CODES`` if anything is wrong."""
-    experiment, round_number, context, _ = _decode_request(records, EVALUATE_KEYS)
-    return EvaluateRequest(experiment, round_number, context)
+    experiment, round_number, context, pool, settings = _decode_request(records, EVALUATE_KEYS)
+    return EvaluateRequest(experiment, round_number, context, pool, typed(settings["chosen"], str, "chosen"))
 
 
 def encode_reply(reply: SiteReply, request: TrainRequest | EvaluateRequest) -> RecordDict:
@@ -48,22 +52,25 @@ def encode_reply(reply: SiteReply, request: TrainRequest | EvaluateRequest) -> R
     records = RecordDict(
         {
             METRICS: MetricRecord(dict(reply.metrics)),
-            REPLY: _reply_record(OK, reply.site, reply.round, reply.seconds, reply.signature, Refusal("OK")),
+            REPLY: _reply_record(OK, reply.site, reply.round, reply.scores, reply.signature, Refusal("OK")),
         }
     )
     if reply.update is not None:
-        records[CONTEXT] = ArrayRecord({UPDATE: Array(np.ascontiguousarray(reply.update, dtype="<f4"))})
+        arrays = {UPDATE: Array(np.ascontiguousarray(reply.update, dtype="<f4"))}
+        if reply.evidence is not None:
+            arrays[EVIDENCE] = Array(np.ascontiguousarray(reply.evidence, dtype="<f4"))
+        records[CONTEXT] = ArrayRecord(arrays)
     return records
 
 
 def encode_refusal(refusal: Refusal, site: str, round_number: int) -> RecordDict:
     """The records of a refusal; ``round_number`` is 0 where the request could not be read."""
-    return RecordDict({REPLY: _reply_record(REFUSED, site, round_number, 0.0, b"", refusal)})
+    return RecordDict({REPLY: _reply_record(REFUSED, site, round_number, (), b"", refusal)})
 
 
 def _decode_request(
     records: RecordDict, keys: tuple[str, ...]
-) -> tuple[Experiment, int, Context, Mapping[str, object]]:
+) -> tuple[Experiment, int, Context, Context | None, Mapping[str, object]]:
     settings = records.get(REQUEST)
     if not isinstance(settings, ConfigRecord):
         raise PayloadError(code="MISSING_FIELD", message=f"The message lacks the ConfigRecord {REQUEST!r}.")
@@ -73,22 +80,23 @@ def _decode_request(
     arrays = records[CONTEXT]
     if not isinstance(arrays, ArrayRecord):
         raise PayloadError(code="WRONG_TYPE", message=f"The record {CONTEXT!r} must be an ArrayRecord.")
-    exact_keys(arrays, (GLOBAL_CONTEXT,), f"The record {CONTEXT!r}")
+    exact_keys(arrays, (GLOBAL_CONTEXT, POOL) if POOL in arrays else (GLOBAL_CONTEXT,), f"The record {CONTEXT!r}")
     experiment = read_experiment(settings["experiment"])
     round_number = typed(settings["round"], int, "round")
     context = context_from_array(arrays[GLOBAL_CONTEXT], experiment.context_shape, GLOBAL_CONTEXT)
-    return experiment, round_number, context, settings
+    pool = matrix_from_array(arrays[POOL], len(experiment.classes) + 1, POOL) if POOL in arrays else None
+    return experiment, round_number, context, pool, settings
 
 
 def _reply_record(
-    status: str, site: str, round_number: int, seconds: float, signature: bytes, refusal: Refusal
+    status: str, site: str, round_number: int, scores: tuple[float, ...], signature: bytes, refusal: Refusal
 ) -> ConfigRecord:
     return ConfigRecord(
         {
             "protocol_version": PROTOCOL_VERSION,
             "site": site,
             "round": round_number,
-            "seconds": float(seconds),
+            "scores": list(scores),
             "signature": signature,
             "status": status,
             "code": refusal.code,

@@ -23,6 +23,7 @@ from dpfpl_common.ops.processes import (
 __all__ = [
     "SuperNodeSettings",
     "connected_node_id",
+    "refused_for_good",
     "start_supernode",
     "supernode_command",
     "supernode_environment",
@@ -217,6 +218,14 @@ def _node_config(settings: SuperNodeSettings) -> str:
         "agent-token-file": str(settings.agent_token_file.resolve()),
     }
     return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
+
+
+def refused_for_good(process: ManagedProcess) -> DeploymentError | None:
+    """Why the server, or its certificate, will refuse this SuperNode again; None if it may be started again."""
+    text = process.log_text()
+    if _GAVE_UP.search(text) or _KNOWN_TROUBLE[0][0] in text:
+        return _explained(process, DeploymentError(code="PROCESS_ENDED", message=f"{process.name} ended."))
+    return None
 
 
 def _explained(process: ManagedProcess, error: DeploymentError) -> DeploymentError:

@@ -4,14 +4,15 @@ Stock Flower starts a fresh ``flwr-clientapp`` per message (about a second of CP
 messages every 3 s. Here the SuperNode runs in Flower's isolation mode "process", which is made for an executor of one's
 own. Ours is forked from the SuperNode before that starts any thread: told through a pipe that a message is there, it
 asks the SuperNode's Runtime API for the task, as Flower's SuperExec does, and forks itself for it, so a ClientApp is as
-isolated as before but has nothing to import. Flower's waits between two looks, which it offers no settings for, are
-shortened in these processes, and the connection to the server is opened by :mod:`dpfpl_client.link`.
+isolated as before but has nothing to import. What is changed in Flower for that stands in
+:mod:`dpfpl_client.node.flower_patches`.
 
 The Runtime API listens on loopback, where other users of the machine reach it. It gives tasks only to our executor:
 requests for one are signed with a secret that is drawn at the start and lies in no file (Flower's SuperExec
 authentication). A task's token, which opens the rest of that API, travels by fork and stands in no command line.
 
-Takes the arguments of ``flower-supernode``; ``DPFPL_NODE_POLL_S`` sets the wait. Run by :mod:`dpfpl_client.supernode`.
+Takes the arguments of ``flower-supernode``; ``DPFPL_NODE_POLL_S`` sets the wait. Run by
+:mod:`dpfpl_client.node.supernode`.
 """
 
 import contextlib
@@ -24,23 +25,19 @@ import signal
 import sys
 import threading
 import time
-import types
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-import flwr.supernode.start_client_internal as flower_loop
 from flwr.proto.runtime_pb2 import AcquireTaskRequest
 from flwr.supercore.constant import TaskType
-from flwr.supercore.inflatable import inflatable_utils
-from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
 from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.cli.flower_supernode import flower_supernode
 from flwr.supernode.runtime.run_clientapp import run_clientapp
 
-from dpfpl_client.node import link
+from dpfpl_client.node import flower_patches
+from dpfpl_client.node.link import node_heartbeat
 from dpfpl_common.ops.files import prune_apps
 from dpfpl_common.ops.guard import descendants
 from dpfpl_common.ops.telemetry import silence_telemetry
@@ -94,7 +91,6 @@ _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 _SECRET_BYTES = 32
 _PR_SET_PDEATHSIG = 1
 _SOON_S = 0.05
-"""How long Flower's half seconds and seconds last here, with which it waits for another process of this machine."""
 _LOOK_S = 1.0
 """How often the executor asks for tasks unasked, should it ever have missed a word."""
 
@@ -104,8 +100,7 @@ def main() -> NoReturn:
     poll_s = float(os.environ.get(_POLL, "1.0"))
     port = sys.argv[sys.argv.index("--port") + 1]
     importlib.import_module(os.environ.get(_PRELOAD, "dpfpl_client.node.app"))
-    defaults: dict[str, Any] = inflatable_utils.pull_objects.__kwdefaults__ or {}
-    defaults["initial_backoff"] = _SOON_S  # else 1 s, where a part of a message is not there yet
+    flower_patches.pull_again_soon()
     parent, secret = os.getpid(), secrets.token_bytes(_SECRET_BYTES)
     heard, told = os.pipe()
     executor = os.fork()
@@ -115,13 +110,14 @@ def main() -> NoReturn:
         _execute_tasks(f"127.0.0.1:{port}", heard, secret)
     os.close(heard)
     threading.Thread(target=_end_with, args=(executor,), daemon=True).start()
-    link.install(Path(os.environ["FLWR_HOME"]) / "link.json")
-    flower_loop.time = _Impatient(poll_s)  # type: ignore[attr-defined]
-    flower_loop._pull_and_store_message = _announced(flower_loop._pull_and_store_message, told)
-    flower_loop._push_messages = _not_broken_off(flower_loop._push_messages)
+    flower_patches.watch_the_link(Path(os.environ["FLWR_HOME"]) / "link.json")
+    flower_patches.shorten_waits(poll_s)
+    flower_patches.announce_messages(told)
+    flower_patches.push_every_part()
     own = ("--isolation", "process", "--superexec-auth-secret-file", _readable_once(secret))
     sys.argv = ["flower-supernode", *sys.argv[1:], *own]
-    flower_supernode()
+    with node_heartbeat(Path(os.environ["FLWR_HOME"])):  # after the fork: the sign ends with this process alone
+        flower_supernode()
     sys.exit()
 
 
@@ -131,58 +127,6 @@ def _readable_once(secret: bytes) -> str:
     os.write(writer, secret)
     os.close(writer)
     return f"/dev/fd/{reader}"
-
-
-class _Impatient(types.ModuleType):
-    """The time module as Flower's message loop sees it.
-
-    The loop sleeps 3 s between two questions to the server, here the poll interval; and 0.5 s between two looks for the
-    ClientApp's reply and for its parts, here as good as nothing.
-    """
-
-    def __init__(self, longest_s: float) -> None:
-        super().__init__("time")
-        self._longest_s = longest_s
-
-    def sleep(self, seconds: float) -> None:
-        """Sleep, but not longer than that."""
-        time.sleep(min(seconds, self._longest_s if seconds >= 1.0 else _SOON_S))
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(time, name)
-
-
-def _announced(pull: Callable[..., int | None], told: int) -> Callable[..., int | None]:
-    """Flower's taking of one message, followed by a word to the executor once the whole message is here.
-
-    Its task is there before the message; who asks for it at once finds the message in parts.
-    """
-
-    def pull_and_tell(**arguments: Any) -> int | None:
-        run = pull(**arguments)
-        if run is not None:
-            with contextlib.suppress(BrokenPipeError):  # without its executor this process ends, see _end_with
-                os.write(told, b"!")
-        return run
-
-    return pull_and_tell
-
-
-def _not_broken_off(push: Callable[..., None]) -> Callable[..., None]:
-    """Flower's sending of replies, in which a part that the server has already is no error.
-
-    A part whose receipt was lost with the connection is sent again. The server, which does not wait for it any more,
-    does not take it, and Flower's SuperNode would then leave out all parts behind it: the reply would never be whole.
-    """
-
-    def push_all(*, push_object: Callable[..., None], **arguments: Any) -> None:
-        def push_unless_there(*part: Any) -> None:
-            with contextlib.suppress(ObjectPushError):
-                push_object(*part)
-
-        push(push_object=push_unless_there, **arguments)
-
-    return push_all
 
 
 def _execute_tasks(address: str, heard: int, secret: bytes) -> NoReturn:

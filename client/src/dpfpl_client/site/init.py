@@ -5,10 +5,12 @@ import re
 import tomllib
 from pathlib import Path
 
+from dpfpl_common.config import build
 from dpfpl_common.errors import ConfigError
 from dpfpl_common.experiment import NAME
+from dpfpl_common.policy import Policy
 
-__all__ = ["initialise", "model_note", "name_users"]
+__all__ = ["initialise", "model_note", "name_users", "template_policy"]
 
 SITE = """\
 name = {name}
@@ -18,6 +20,11 @@ state = "state"               # personal prompt, privacy ledger and caches; keep
 [data]
 source = {source}  # folder | csv | questions | huggingface | digits | shapes
 path = {path}
+# bits = 12          # of 16-bit greyscale files that do not say it themselves: what the device writes
+# frames = "refuse"  # leave out files of several pictures; "first" takes their first
+
+# [data.class_map]   # your folder names -> the experiment's class names
+# "Viral_Pneumonia" = "viral pneumonia"
 """
 
 POLICY = """\
@@ -25,10 +32,15 @@ POLICY = """\
 experiments = ["*"]
 max_epsilon_per_experiment = 10.0
 max_epsilon_lifetime = 20.0
-metrics = "coarse"
+metrics = "noised"
 """
 
 BUILT_IN = ("digits", "shapes")
+
+
+def template_policy() -> Policy:
+    """This program's own starting policy: a kit's may be stricter, but what is looser in it has to be accepted."""
+    return build(Policy, tomllib.loads(POLICY), "the template of policy.toml")
 
 
 def initialise(site_file: Path, data: str, name: str) -> list[Path]:

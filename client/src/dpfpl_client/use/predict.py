@@ -9,10 +9,13 @@ from typing import Any
 
 from PIL import Image
 
-from dpfpl_client.data.decode import IMAGE_EXTENSIONS, UnreadableImageError, decode_image
+from dpfpl_client.data.decode import DEFAULT_RULES, PixelRules, UnreadableImageError, decode_image, image_extensions
+from dpfpl_client.data.folder import is_image_file
+from dpfpl_client.data.folder_names import is_derived
 from dpfpl_client.use.prompt import Classifier, Prediction
 from dpfpl_common.errors import DataError, StateError
 from dpfpl_common.ops.files import write_durably
+from dpfpl_common.ops.text import harmless_cell
 
 __all__ = ["FileResult", "as_json", "as_line", "classify_files", "count_skipped", "expand_images", "write_csv"]
 
@@ -45,34 +48,47 @@ def expand_images(named: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in named:
         if path.is_dir():
-            found += sorted(filter(_looked_at, path.rglob("*")))
+            found += sorted(inner for inner in path.rglob("*") if _looked_at(path, inner))
         else:
             found.append(path)
     if not found:
         raise DataError(
             code="NO_IMAGE",
             message=f"There is no image in {', '.join(str(path) for path in named)}.",
-            advice=f"Known are {', '.join(sorted(IMAGE_EXTENSIONS))}.",
+            advice=f"Known are {', '.join(sorted(image_extensions()))}.",
         )
     return found
 
 
 def count_skipped(named: Sequence[Path]) -> int:
-    """How many files below the named folders are not looked at: no name of an image, hidden, or no regular file."""
-    inside = (path for folder in named if folder.is_dir() for path in folder.rglob("*") if not path.is_dir())
-    return sum(not _looked_at(path) for path in inside)
+    """How many files below the named folders are not looked at: no name of an image, hidden,
+    a machine's own, or no regular file."""
+    inside = ((folder, path) for folder in named if folder.is_dir() for path in folder.rglob("*") if not path.is_dir())
+    return sum(not _looked_at(folder, path) for folder, path in inside)
 
 
-def _looked_at(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".") and path.is_file()
+def _looked_at(folder: Path, path: Path) -> bool:
+    """Whether a file below the folder is an image, and not one that machines made beside the images."""
+    if path.name.startswith(".") or not path.is_file() or not is_image_file(path, image_extensions()):
+        return False
+    return not any(is_derived(part) for part in path.relative_to(folder).parts[:-1])
 
 
-def classify_files(classifier: Classifier, paths: Iterable[Path], top: int) -> Iterator[FileResult]:
-    """One result a path, in order; images go through the model in batches."""
+def classify_files(
+    classifier: Classifier, paths: Iterable[Path], top: int, rules: PixelRules = DEFAULT_RULES
+) -> Iterator[FileResult]:
+    """One result a path, in order; images go through the model in batches.
+
+    Args:
+        classifier: the prompt.
+        paths: the files.
+        top: how many classes of each.
+        rules: how pixels become RGB, as at the training.
+    """
     waiting: list[tuple[Path, Image.Image | str]] = []
     count = pixels = 0
     for path in paths:
-        read = _read(path)
+        read = _read(path, rules)
         waiting.append((path, read))
         if not isinstance(read, str):
             count, pixels = count + 1, pixels + read.width * read.height
@@ -93,20 +109,16 @@ def _classify(
             yield FileResult(path, next(predictions))
 
 
-def _read(path: Path) -> Image.Image | str:
+def _read(path: Path, rules: PixelRules) -> Image.Image | str:
     """The image as RGB, or why it cannot be had."""
     if not path.exists():
         return "it does not exist"
     if not path.is_file():
         return "it is no regular file"
     try:
-        return decode_image(path)
+        return decode_image(path, rules)
     except UnreadableImageError as error:
         return str(error)
-
-
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
-"""A spreadsheet would run a cell that starts with one of these; class names come from the operator."""
 
 
 def as_line(result: FileResult) -> str:
@@ -157,13 +169,9 @@ def _rows(head: Sequence[str], results: Sequence[FileResult]) -> str:
     writer = csv.writer(text)
     writer.writerow(head)
     for result in results:
-        row: list[object] = [_cell(str(result.path)), result.error]
+        row: list[object] = [harmless_cell(str(result.path)), harmless_cell(result.error)]
         if result.prediction is not None:
             pairs = zip(result.prediction.classes, result.prediction.probabilities, strict=True)
-            row += [value for name, probability in pairs for value in (_cell(name), probability)]
+            row += [value for name, probability in pairs for value in (harmless_cell(name), probability)]
         writer.writerow(row + [""] * (len(head) - len(row)))
     return text.getvalue()
-
-
-def _cell(text: str) -> str:
-    return f"'{text}" if text.startswith(FORMULA_STARTS) else text

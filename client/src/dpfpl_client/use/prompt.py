@@ -23,14 +23,19 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from dpfpl_client.agent.store import DiskStore
+from dpfpl_client.agent.store import Choice, DiskStore
+from dpfpl_client.learning.evidence import SiteHead, chosen_head, shares_from, site_head
 from dpfpl_client.learning.learner import initial_context
 from dpfpl_client.models.backbone import Backbone
 from dpfpl_client.site.settings import load_site
 from dpfpl_common.errors import ModelError, StateError
 from dpfpl_common.experiment import LONGEST_QUESTION, Experiment, parse_experiment, unprintable
+from dpfpl_common.privacy_plan import class_sums_multiplier
 
-__all__ = ["Classifier", "Prediction", "SitePrompt", "load_prompt"]
+__all__ = ["CLASS_VECTORS", "Classifier", "Prediction", "SitePrompt", "load_prompt"]
+
+CLASS_VECTORS = "class_vectors.safetensors"
+"""Of an exported prompt, with evidence: ``vectors``, ``bias`` and ``scale``."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,7 @@ class Classifier:
         self._question = None if question is None else self.asked(question)
         self.classes = prompt.experiment.classes
         with torch.inference_mode():
+            self._head = prompt.head(backbone)
             self._predictor = backbone.scorer(prompt.experiment).at(prompt.context(backbone))
 
     def classify(
@@ -85,7 +91,8 @@ class Classifier:
                 answer, probability = self._predictor.reply(feature, asked)
                 yield Prediction((answer,), (round(probability, 6),))
                 continue
-            probabilities = self._predictor.probabilities(feature[None])[0]
+            use = self._predictor if self._head is None else self._head
+            probabilities = use.probabilities(feature[None])[0]
             best = probabilities.topk(min(top, len(self.classes)))
             yield Prediction(
                 tuple(self.classes[index] for index in best.indices.tolist()),
@@ -141,21 +148,59 @@ class SitePrompt:
         global_context: p_G, float32 [num_context, width], displacement from the initial text.
         personal_context: p_L, float64 [num_context, width].
         round: rounds the personal context has seen.
+        choice: what the sites' votes chose, at the site; None without evidence, and of an exported prompt.
+        class_sums: what the site released, noised, [classes, feature_size]; None without evidence.
+        exported: what an exported prompt classifies with; None at the site, and without evidence.
     """
 
     experiment: Experiment
     global_context: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
     personal_context: np.ndarray[tuple[int, ...], np.dtype[np.float64]]
     round: int
+    choice: Choice | None = None
+    class_sums: np.ndarray[tuple[int, ...], np.dtype[np.float64]] | None = None
+    exported: SiteHead | None = None
 
     def with_strength(self, strength: float) -> "SitePrompt":
-        """The same prompt with another weight alpha of its personal part: 0 the shared prompt alone, 1 as trained.
+        """The prompt alone, without class vectors, with another weight alpha of its personal part.
+
+        0 is the shared prompt alone, 1 as trained.
 
         Raises:
             ConfigError: not from 0 to 10.
         """
         prompt = dataclasses.replace(self.experiment.prompt, personal_strength=strength)
+        experiment = dataclasses.replace(self.experiment, prompt=prompt)
+        return dataclasses.replace(self, experiment=experiment, choice=None, exported=None)
+
+    def with_usual_mix(self, usual_mix: float) -> "SitePrompt":
+        """The same with another share of images that are expected from the site's usual mix of classes.
+
+        Raises:
+            ConfigError: not from 0 to below 1.
+        """
+        prompt = dataclasses.replace(self.experiment.prompt, usual_mix=usual_mix)
         return dataclasses.replace(self, experiment=dataclasses.replace(self.experiment, prompt=prompt))
+
+    def head(self, backbone: Backbone, *, leaves: bool = False) -> SiteHead | None:
+        """What the votes chose, with the site's usual mix of classes; None where the prompt alone is used.
+
+        Args:
+            backbone: the model it was learned for.
+            leaves: whether it is to leave the site: the mix is then read off the noised class sums.
+        """
+        if self.choice is None:
+            return self.exported
+        experiment, choice = self.experiment, self.choice
+        initial = initial_context(backbone, experiment)
+        shared = initial + torch.from_numpy(self.global_context.astype(np.float32))
+        chosen = chosen_head(backbone.scorer(experiment), initial, choice.pool, choice.chosen, shared)
+        shares = choice.shares
+        if leaves:
+            noise_multiplier = class_sums_multiplier(experiment)
+            nothing = np.zeros(len(experiment.classes))
+            shares = nothing if self.class_sums is None else shares_from(self.class_sums, choice.pool, noise_multiplier)
+        return site_head(chosen, shares, experiment.prompt.usual_mix)
 
     def context(self, backbone: Backbone) -> torch.Tensor:
         """The full context [num_context, width] for this model's text tower.
@@ -226,7 +271,9 @@ def _learned(state_folder: Path, experiment: str | None) -> SitePrompt:
             advice="Try again after its first round.",
         )
     final = store.read_final(name)
-    return SitePrompt(configuration, record.global_context if final is None else final, record.state.context, last)
+    context = record.global_context if final is None else final
+    sums = record.state.class_sums
+    return SitePrompt(configuration, context, record.state.context, last, store.read_choice(name), sums)
 
 
 def _exported(folder: Path, name: str | None) -> SitePrompt:
@@ -236,6 +283,12 @@ def _exported(folder: Path, name: str | None) -> SitePrompt:
         experiment = parse_experiment(json.dumps(about["experiment"]))
         learned = (parts["global_context"], parts["personal_context"].astype(np.float64))
         rounds = int(about["rounds"])
+        head = None
+        if (folder / CLASS_VECTORS).is_file():
+            saved = load_file(folder / CLASS_VECTORS)
+            head = SiteHead(saved["vectors"], saved["scale"].item(), saved["bias"])
+            if not len(head.vectors) == len(head.bias) == len(experiment.classes):
+                raise ValueError("one vector for each class")
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise StateError(
             code="EXPORT_DAMAGED",
@@ -254,4 +307,4 @@ def _exported(folder: Path, name: str | None) -> SitePrompt:
             message=f"{folder} holds the prompt of {experiment.name!r}, not of {name!r}.",
             advice="Leave the name out.",
         )
-    return SitePrompt(experiment, *learned, rounds)
+    return SitePrompt(experiment, *learned, rounds, exported=head)

@@ -1,18 +1,32 @@
-"""How our small HTTP pages listen: one socket, opened before anything is promised, and the same limits everywhere."""
+"""How our small HTTP pages listen: one socket, opened before anything is promised, and the same limits everywhere.
 
+A caller has ten seconds for a request's headers and shares the machine with others: of callers that have not finished
+theirs only so many are kept, the newest, and another machine opens so many connections at most. So whoever opens
+hundreds and finishes none is dropped, and everybody else is served meanwhile.
+"""
+
+import asyncio
 import hmac
 import ipaddress
 import json
 import socket
+import threading
+import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from pathlib import Path
 from typing import Any
 
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
 from dpfpl_common.errors import ConfigError, DeploymentError
 
 __all__ = [
+    "HEADER_SECONDS",
     "LOOPBACK_NAMES",
     "PAGE_LIMITS",
+    "BackgroundPage",
+    "BoundedProtocol",
     "HttpGuard",
     "address_shown",
     "is_loopback",
@@ -153,16 +167,88 @@ async def _answer(send: Send, status: int, code: str, message: str) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
+HEADER_SECONDS = 10.0
+"""How long a caller may take for a request's headers, also for those of the next request on the same connection."""
+MOST_UNFINISHED = 64
+"""Connections without a whole request; one more drops the oldest."""
+MOST_A_PEER = 64
+"""Connections of one other machine; loopback is exempt, as all of this machine's users share its address."""
+
+
+class BoundedProtocol(H11Protocol):
+    """Uvicorn's HTTP/1.1 with limits on callers that do not finish their headers."""
+
+    _since = 0.0
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take the connection, or drop it if its peer has too many."""
+        super().connection_made(transport)
+        self._wait_for_headers()
+        peers = [each for each in self.connections if each.client and self.client and each.client[0] == self.client[0]]
+        if len(peers) > MOST_A_PEER and not _is_loopback(self.client):
+            transport.abort()
+            return
+        waiting = [each for each in self.connections if isinstance(each, BoundedProtocol) and each._timer is not None]
+        if len(waiting) > MOST_UNFINISHED:
+            min(waiting, key=lambda each: each._since)._drop()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def handle_events(self) -> None:
+        """Look at what arrived; with whole headers the waiting ends."""
+        super().handle_events()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_waiting()
+
+    def on_response_complete(self) -> None:
+        """The next request's headers have their own ten seconds."""
+        super().on_response_complete()
+        if not self.transport.is_closing() and (self.cycle is None or self.cycle.response_complete):
+            self._wait_for_headers()
+
+    def _wait_for_headers(self) -> None:
+        self._stop_waiting()
+        self._since = time.monotonic()
+        self._timer = self.loop.call_later(HEADER_SECONDS, self._drop)
+
+    def _stop_waiting(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _drop(self) -> None:
+        self._stop_waiting()
+        self.transport.abort()
+
+
 PAGE_LIMITS: dict[str, Any] = {
+    "http": BoundedProtocol,
     "log_level": "warning",
     "access_log": False,
     "server_header": False,
     "ws": "none",
-    "limit_concurrency": 64,
-    "timeout_keep_alive": 10,
+    "timeout_keep_alive": int(HEADER_SECONDS),
     "lifespan": "off",
 }
 """Settings of ``uvicorn.Config`` for a page that few people look at."""
+
+
+class BackgroundPage:
+    """Serves an ASGI application on an open socket, in a thread of its own, until stopped."""
+
+    def __init__(self, application: Any, listener: socket.socket, name: str) -> None:
+        self._server = uvicorn.Server(uvicorn.Config(application, timeout_graceful_shutdown=1, **PAGE_LIMITS))
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listener]}, name=name, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop listening; returns when the socket is closed."""
+        self._server.should_exit = True
+        self._thread.join(5.0)
 
 
 def open_listener(host: str, port: int) -> socket.socket:
@@ -173,7 +259,7 @@ def open_listener(host: str, port: int) -> socket.socket:
     """
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family)
+        return socket.create_server((host, port), family=family, backlog=512)
     except OSError as error:
         raise DeploymentError(
             code="PORT_IN_USE",
@@ -186,3 +272,10 @@ def address_shown(host: str, listener: socket.socket) -> str:
     """The page's address as a browser wants it."""
     shown = f"[{host}]" if ":" in host else host
     return f"http://{shown}:{listener.getsockname()[1]}/"
+
+
+def _is_loopback(client: tuple[str, int] | None) -> bool:
+    try:
+        return client is None or ipaddress.ip_address(client[0]).is_loopback
+    except ValueError:
+        return False

@@ -4,18 +4,17 @@ On loopback unless its owner says otherwise. ``/health`` answers 200 or 503 with
 the words of ``/health`` may need a token, because other users of the machine reach loopback as well.
 """
 
+import asyncio
 import hmac
 import json
 import math
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from dpfpl_common.errors import ConfigError, DeploymentError
 from dpfpl_common.ops.diagnostics import Trouble, report
-from dpfpl_common.ops.http import LOOPBACK_NAMES, is_loopback
+from dpfpl_common.ops.http import LOOPBACK_NAMES, BackgroundPage, is_loopback, open_listener
 
 __all__ = ["CONTENT_TYPE", "Family", "Monitor", "parse_monitor_address", "render"]
 
@@ -75,7 +74,7 @@ def _number(value: float) -> str:
     return repr(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(float(value))
 
 
-_TIMEOUT_S = 5.0
+_JSON = "application/json"
 
 
 def parse_monitor_address(address: str, *, public: bool = False) -> tuple[str, int]:
@@ -106,7 +105,7 @@ def parse_monitor_address(address: str, *, public: bool = False) -> tuple[str, i
 
 
 class Monitor:
-    """Serves until stopped, in threads of its own.
+    """Serves until stopped, in a thread of its own.
 
     Args:
         host: from :func:`parse_monitor_address`.
@@ -128,84 +127,77 @@ class Monitor:
         token: str | None = None,
     ) -> None:
         try:
-            self._server = _Server((host, port), _Handler)
-        except OSError as error:
+            listener = open_listener(host, port)
+        except DeploymentError as error:
             raise DeploymentError(
                 code="MONITOR_PORT",
-                message=f"The monitoring address {host}:{port} cannot be listened on ({error.strerror or error}).",
+                message=f"The monitoring address {error.message}",
                 advice="Another program may be using it: choose another port.",
             ) from None
-        self._server.health, self._server.metrics, self._server.token = health, metrics, token
-        self._server.local = is_loopback(host)
-        self._thread = threading.Thread(target=self._server.serve_forever, name="monitor", daemon=True)
-        self._thread.start()
+        self._host, self._port = host, listener.getsockname()[1]
+        self._page = BackgroundPage(_Endpoint(health, metrics, token, is_loopback(host)), listener, "monitor")
 
     @property
     def address(self) -> str:
         """Where it listens, with the real port."""
-        host, port = self._server.server_address[:2]
-        return f"{host!s}:{port}"
+        return f"{self._host}:{self._port}"
 
     def stop(self) -> None:
         """Stop listening."""
-        self._server.shutdown()
-        self._server.server_close()
+        self._page.stop()
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    allow_reuse_address = True
-    health: Callable[[], list[Trouble]]
-    metrics: Callable[[], Iterable[Family]]
-    token: str | None
-    local: bool
+class _Endpoint:
+    """The ASGI application; what it shows is computed in a thread, one caller after another."""
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A caller that went away is no news."""
+    def __init__(
+        self,
+        health: Callable[[], list[Trouble]],
+        metrics: Callable[[], Iterable[Family]],
+        token: str | None,
+        local: bool,
+    ) -> None:
+        self._health, self._metrics, self._token, self._local = health, metrics, token, local
+        self._turn = asyncio.Lock()
 
-
-class _Handler(BaseHTTPRequestHandler):
-    server: _Server
-    server_version = "dpfpl"
-    sys_version = ""
-    timeout = _TIMEOUT_S
-
-    def do_GET(self) -> None:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer a probe or Prometheus."""
-        path = self.path.partition("?")[0]
-        if self.server.local and not self._names_loopback():
-            self._answer(421, "application/json", json.dumps({"code": "WRONG_HOST"}))
-        elif path == "/health":
-            troubles = self.server.health()
-            body = json.dumps(report(troubles, words=self._may_read()))
-            self._answer(503 if troubles else 200, "application/json", body)
-        elif path == "/metrics":
-            if self._may_read():
-                self._answer(200, CONTENT_TYPE, render(self.server.metrics()))
-            else:
-                self._answer(401, "application/json", json.dumps({"code": "TOKEN_WRONG"}))
-        else:
-            self._answer(404, "application/json", json.dumps({"code": "NOT_FOUND"}))
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  the name is http.server's
-        """Probes every few seconds are not worth a line."""
-
-    def _names_loopback(self) -> bool:
-        """A web page that makes its own name point here (DNS rebinding) gets nothing."""
-        host = self.headers.get("Host", "")
-        return (host if host.endswith("]") else host.rpartition(":")[0] or host).lower() in LOOPBACK_NAMES
-
-    def _may_read(self) -> bool:
-        if self.server.token is None:
-            return True
-        scheme, _, shown = self.headers.get("Authorization", "").partition(" ")
-        return scheme.lower() == "bearer" and hmac.compare_digest(shown.strip().encode(), self.server.token.encode())
-
-    def _answer(self, status: int, kind: str, body: str) -> None:
+        if scope["type"] != "http":
+            return
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        status, kind, body = await self._answer(scope["method"], scope["path"], headers)
         content = body.encode()
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(content)))
-        self.send_header("Cache-Control", "no-store")
-        self.end_headers()
-        self.wfile.write(content)
+        shown = [
+            (b"content-type", kind.encode()),
+            (b"content-length", str(len(content)).encode()),
+            (b"cache-control", b"no-store"),
+        ]
+        await send({"type": "http.response.start", "status": status, "headers": shown})
+        await send({"type": "http.response.body", "body": content})
+
+    async def _answer(self, method: str, path: str, headers: dict[str, str]) -> tuple[int, str, str]:
+        if self._local and not _names_loopback(headers.get("host", "")):
+            return 421, _JSON, json.dumps({"code": "WRONG_HOST"})
+        if method != "GET":
+            return 405, _JSON, json.dumps({"code": "METHOD"})
+        if path == "/health":
+            async with self._turn:
+                troubles = await asyncio.to_thread(self._health)
+            return 503 if troubles else 200, _JSON, json.dumps(report(troubles, words=self._may_read(headers)))
+        if path != "/metrics":
+            return 404, _JSON, json.dumps({"code": "NOT_FOUND"})
+        if not self._may_read(headers):
+            return 401, _JSON, json.dumps({"code": "TOKEN_WRONG"})
+        async with self._turn:
+            return 200, CONTENT_TYPE, await asyncio.to_thread(lambda: render(self._metrics()))
+
+    def _may_read(self, headers: dict[str, str]) -> bool:
+        if self._token is None:
+            return True
+        scheme, _, shown = headers.get("authorization", "").partition(" ")
+        return scheme.lower() == "bearer" and hmac.compare_digest(shown.strip().encode(), self._token.encode())
+
+
+def _names_loopback(host: str) -> bool:
+    """A web page that makes its own name point here (DNS rebinding) gets nothing."""
+    return (host if host.endswith("]") else host.rpartition(":")[0] or host).lower() in LOOPBACK_NAMES

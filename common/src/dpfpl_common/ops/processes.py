@@ -24,10 +24,15 @@ __all__ = [
     "free_port",
     "free_ports",
     "installed_command",
+    "rotate_log",
     "wait_until",
 ]
 
 _LOOPBACK = "127.0.0.1,localhost,::1"
+LOG_BYTES = 5 << 20
+"""A log that has grown beyond this is cut: its end is kept beside it as ``NAME.1``, the one before as ``NAME.2``."""
+_LOGS_KEPT = 3
+_LOG_LOOK_S = 1.0
 _GUARD_SLACK_S = 4.0  # what the guard needs on top of the grace time to clear leftovers
 
 
@@ -76,7 +81,7 @@ class ManagedProcess:
     Args:
         name: how messages call it.
         command: program and arguments, never a shell line.
-        log_file: where its output goes, appended.
+        log_file: where its output goes, appended; this user's alone, and rotated while we live.
         environment: the whole environment; ``None`` takes :func:`child_environment`.
         folder: its working folder.
         grace_s: how long it may take to end by itself once asked.
@@ -99,8 +104,8 @@ class ManagedProcess:
         self.log_file = log_file
         self.grace_s = grace_s
         log_file.parent.mkdir(parents=True, exist_ok=True)
-        with log_file.open("ab") as log:
-            self._log_start = log.tell()
+        with os.fdopen(os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab") as log:
+            self._log_start = log.seek(0, os.SEEK_END)
             self._guard = subprocess.Popen(
                 [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), str(grace_s), *command],
                 stdin=subprocess.DEVNULL,
@@ -114,6 +119,7 @@ class ManagedProcess:
                 extra_groups=None if user is None else user[2],
                 umask=-1 if user is None else 0o077,
             )
+        threading.Thread(target=self._rotate_while_alive, name=f"log of {name}", daemon=True).start()
 
     @property
     def pid(self) -> int:
@@ -132,7 +138,7 @@ class ManagedProcess:
             return None
 
     def log_text(self) -> str:
-        """Return what it has written since this start."""
+        """Return what it has written since this start, or since the log was last rotated."""
         with self.log_file.open("rb") as log:
             log.seek(self._log_start)
             return log.read().decode("utf-8", errors="replace")
@@ -140,6 +146,14 @@ class ManagedProcess:
     def log_tail(self, lines: int = 15) -> str:
         """Return the last lines it has written."""
         return "\n".join(self.log_text().splitlines()[-lines:])
+
+    def _rotate_while_alive(self) -> None:
+        while self.wait(_LOG_LOOK_S) is None:
+            try:
+                if rotate_log(self.log_file, LOG_BYTES):
+                    self._log_start = 0
+            except OSError:
+                continue  # a full disk; the next look may find room
 
     def ask_to_stop(self) -> None:
         """Ask it to end, without waiting; asking twice means at once."""
@@ -231,6 +245,28 @@ class ProcessGroup:
             except (KeyboardInterrupt, SystemExit):
                 hurry = True
         self.processes.clear()
+
+
+def rotate_log(path: Path, most_bytes: int = LOG_BYTES) -> bool:
+    """Cut a log that has grown too long, while its writers, which append, go on; tells whether it was.
+
+    Its end is kept, up to ``most_bytes``. What is written between the copy and the cut is lost.
+    """
+    size = path.stat().st_size
+    if size <= most_bytes:
+        return False
+    for number in range(_LOGS_KEPT - 1, 0, -1):
+        older = path.with_name(f"{path.name}.{number}")
+        if older.exists():
+            older.replace(path.with_name(f"{path.name}.{number + 1}"))
+    with path.open("rb") as log:
+        log.seek(size - most_bytes)
+        kept = log.read(most_bytes)
+    descriptor = os.open(path.with_name(f"{path.name}.1"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as copy:
+        copy.write(kept)
+    os.truncate(path, 0)
+    return True
 
 
 def wait_until(

@@ -6,7 +6,16 @@ import os
 import sys
 import time
 
-__all__ = ["JSON_LOGS", "JsonFormatter", "configure_logging", "quiet_environment", "silence_telemetry"]
+from dpfpl_common.ops.text import printable_lines
+
+__all__ = [
+    "JSON_LOGS",
+    "JsonFormatter",
+    "PlainFormatter",
+    "configure_logging",
+    "quiet_environment",
+    "silence_telemetry",
+]
 
 
 # Switch off everything in our dependencies that calls home.
@@ -56,6 +65,17 @@ JSON_LOGS = "DPFPL_JSON_LOGS"
 _PLAIN = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
+class PlainFormatter(logging.Formatter):
+    """One line for people, in which a file name or another's message brings no control characters along."""
+
+    def __init__(self) -> None:
+        super().__init__(_PLAIN)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as text; a traceback keeps its lines."""
+        return printable_lines(super().format(record))
+
+
 class JsonFormatter(logging.Formatter):
     """``at`` (UTC), ``level``, ``logger``, ``message``, and ``error`` with the traceback where there is one."""
 
@@ -81,7 +101,7 @@ def configure_logging(as_json: bool | None = None) -> None:
     """
     wanted = os.environ.get(JSON_LOGS, "") == "1" if as_json is None else as_json
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if wanted else logging.Formatter(_PLAIN))
+    handler.setFormatter(JsonFormatter() if wanted else PlainFormatter())
     for name in ("dpfpl_common", "dpfpl_client", "dpfpl_server"):
         ours = logging.getLogger(name)
         ours.handlers[:] = [handler]

@@ -16,13 +16,19 @@ from dp_accounting import pld, rdp
 from dpfpl_common.errors import PrivacyError
 
 __all__ = [
+    "BOTH_PARTS",
+    "HELD_BACK",
     "INFINITE",
+    "TRAINING",
     "PrivacyEvent",
     "calibrate_noise_multiplier",
     "epsilon",
     "epsilon_rdp",
     "exceeds",
+    "exceeds_adaptively",
+    "group_epsilon",
     "json_epsilon",
+    "true_positive_rate",
 ]
 
 INFINITE = float("inf")
@@ -38,10 +44,22 @@ DISCRETISATION = 1e-4
 
 COARSE_DISCRETISATION = 1e-2
 
+FINEST_GRID = 1_000_000
+"""Most points, about, that a finer grid may have."""
+
+MOST_STEPS, LARGEST_TARGET, LARGEST_DELTA = 1_000_000, 100.0, 0.1
+SMALLEST_DELTA, SMALLEST_DELTA_OF_A_STEP = 1e-12, 1e-14
+"""Where epsilons are exact to a hundredth (tests/common/test_calibration.py). With smaller deltas the rounding of
+double precision, which grows with the steps, is no longer small beside delta."""
+
 RELATION = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
 
 Releases = tuple[tuple[float, float, int], ...]
 """(noise_multiplier, sample_rate, steps) of each event."""
+
+TRAINING, HELD_BACK, BOTH_PARTS = "training", "held_back", "both"
+"""The examples that a release is about. An example is in the training part or in the held-back part, never in both;
+``both``: nothing is known that keeps them apart."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +69,12 @@ class PrivacyEvent:
     Attributes:
         adversary: key of ``dpfpl_common.privacy_plan.ADVERSARIES``.
         mechanism: ``per_step``: Gaussian on a clipped sum over a Poisson sample; ``one_shot``: on class sums;
-            ``whole_update``: on the sum of the sites' clipped updates, unit one site's whole data set.
+            ``whole_update``: on the sum of the sites' clipped updates, unit one site's whole data set;
+            ``noised_counts``: on counts of right answers.
         noise_multiplier: noise standard deviation over L2 sensitivity; 0 = no noise.
         sample_rate: chance that an example takes part in a step, or a site in a round.
         steps: how many times.
+        part: the examples it is about: ``training``, ``held_back``, or ``both``.
     """
 
     adversary: str
@@ -62,16 +82,21 @@ class PrivacyEvent:
     noise_multiplier: float
     sample_rate: float
     steps: int
+    part: str = TRAINING
 
 
 def epsilon(events: Sequence[PrivacyEvent], delta: float) -> float:
-    """Epsilon of all the events together, at ``delta``; infinite if one of them has no noise."""
-    return _epsilon(tuple((e.noise_multiplier, e.sample_rate, e.steps) for e in events if e.steps > 0), delta, "pld")
+    """Epsilon of all the events together, at ``delta``; infinite if one of them has no noise.
+
+    Events about one part compose, events about disjoint parts do so in parallel: whichever part an example is in, only
+    that part's events depend on it, so the larger of the two sums holds for every example.
+    """
+    return max(_epsilon(releases, delta, "pld") for releases in _by_part(events))
 
 
 def epsilon_rdp(events: Sequence[PrivacyEvent], delta: float) -> float:
     """The same by Renyi accounting: never smaller than the truth, usually a little larger than ``epsilon``."""
-    return _epsilon(tuple((e.noise_multiplier, e.sample_rate, e.steps) for e in events if e.steps > 0), delta, "rdp")
+    return max(_epsilon(releases, delta, "rdp") for releases in _by_part(events))
 
 
 def exceeds(events: Sequence[PrivacyEvent], delta: float, cap: float) -> bool:
@@ -82,11 +107,108 @@ def exceeds(events: Sequence[PrivacyEvent], delta: float, cap: float) -> bool:
     holds, and one that is passed there by a tenth is taken as passed; only what is between is computed finely. Whoever
     sends requests cannot keep a site busy with arithmetic.
     """
-    releases = tuple((e.noise_multiplier, e.sample_rate, e.steps) for e in events if e.steps > 0)
-    coarse = _epsilon(releases, delta, "coarse")
-    if coarse <= cap:
-        return False
-    return coarse > 1.1 * cap + 0.1 or epsilon(events, delta) > cap
+    for releases in _by_part(events):
+        coarse = _epsilon(releases, delta, "coarse")
+        if coarse > cap and (coarse > 1.1 * cap + 0.1 or _epsilon(releases, delta, "pld") > cap):
+            return True
+    return False
+
+
+def exceeds_adaptively(events: Sequence[PrivacyEvent], delta: float, cap: float) -> bool:
+    """Whether one more release would pass a cap, where each was chosen after its predecessors' outcomes were seen.
+
+    For a fixed plan ``exceeds`` is right. Over a lifetime the next experiment's noise may be chosen for what the last
+    one gave away, and then the composition theorem of fixed mechanisms does not apply; a *privacy filter* does. Without
+    sampling: the filter on ``sum 1 / z^2`` (Smith and Thakurta 2022), which loses nothing against the composition of
+    Gaussians. With sampling: the Renyi filter (Feldman and Zrnic 2021) at one order, fixed beforehand by cap and delta
+    alone; an order picked afterwards would be a choice by outcome too.
+    """
+    for releases in _by_part(events):
+        if any(noise_multiplier <= 0 for noise_multiplier, _, _ in releases):
+            return True
+        if all(sample_rate == 1.0 for _, sample_rate, _ in releases):
+            spent = _gaussian_epsilon(releases, delta)
+        else:
+            spent = _order_epsilon(releases, delta, _filter_order(cap, delta))
+        if spent > cap:
+            return True
+    return False
+
+
+def group_epsilon(events: Sequence[PrivacyEvent], delta: float, size: int) -> float:
+    """Epsilon for ``size`` examples together, at the same delta: what a patient with so many images is promised.
+
+    It grows much faster than in proportion. Without sampling it is exact: k examples move a sum k times as far. With
+    sampling the number of them in a step is binomial, a mixture of Gaussians.
+    """
+    return max(_group_epsilon(releases, delta, size) for releases in _by_part(events))
+
+
+def true_positive_rate(epsilon: float, delta: float, false_positive_rate: float) -> float:
+    """The largest chance to recognise a member's data, for an attacker who is wrong about others at this rate.
+
+    The definition of (epsilon, delta) read as a test: ``TPR <= e^epsilon FPR + delta`` and ``1 - FPR <= e^epsilon (1 -
+    TPR) + delta`` (Wasserman and Zhou 2010; Kairouz, Oh and Viswanath 2015).
+    """
+    upper = math.exp(min(epsilon, 700.0)) * false_positive_rate + delta
+    return max(0.0, min(1.0, upper, 1.0 - math.exp(-epsilon) * (1.0 - delta - false_positive_rate)))
+
+
+def _gaussian_epsilon(releases: Releases, delta: float) -> float:
+    """Of Gaussian releases without sampling, exactly: together they are one."""
+    information = sum(steps / noise_multiplier**2 for noise_multiplier, _, steps in releases)
+    return float(dp_accounting.get_epsilon_gaussian(1.0 / math.sqrt(information), delta)) if information else 0.0
+
+
+@functools.lru_cache(maxsize=1024)
+def _order_epsilon(releases: Releases, delta: float, order: float) -> float:
+    accountant = rdp.RdpAccountant(orders=[order], neighboring_relation=RELATION)
+    for noise_multiplier, sample_rate, steps in releases:
+        accountant.compose(
+            dp_accounting.PoissonSampledDpEvent(sample_rate, dp_accounting.GaussianDpEvent(noise_multiplier)), steps
+        )
+    return float(accountant.get_epsilon(delta))
+
+
+@functools.lru_cache(maxsize=256)
+def _filter_order(cap: float, delta: float) -> float:
+    """The order at which a filter admits the most Gaussian releases under this cap."""
+
+    def admitted(order: float) -> float:
+        room = cap - math.log1p(-1.0 / order) + (math.log(delta) + math.log(order)) / (order - 1.0)
+        return room / order
+
+    return float(max(range(2, 1025), key=admitted))  # whole orders always converge
+
+
+@functools.lru_cache(maxsize=256)
+def _group_epsilon(releases: Releases, delta: float, size: int) -> float:
+    if any(noise_multiplier <= 0 for noise_multiplier, _, _ in releases):
+        return INFINITE
+    if all(sample_rate == 1.0 for _, sample_rate, _ in releases):
+        return _gaussian_epsilon(tuple((z / size, 1.0, steps) for z, _, steps in releases), delta)
+    accountant = pld.PLDAccountant(RELATION, COARSE_DISCRETISATION)
+    for noise_multiplier, sample_rate, steps in releases:
+        chances = [
+            math.comb(size, count) * sample_rate**count * (1.0 - sample_rate) ** (size - count)
+            for count in range(size + 1)
+        ]
+        mixture = dp_accounting.dp_event.MixtureOfGaussiansDpEvent(noise_multiplier, list(range(size + 1)), chances)
+        accountant.compose(mixture, steps)
+    return float(accountant.get_epsilon(delta))
+
+
+def _by_part(events: Sequence[PrivacyEvent]) -> tuple[Releases, Releases]:
+    """What an example of the training part, and one of the held-back part, is told about."""
+    unknown = {event.part for event in events} - {TRAINING, HELD_BACK, BOTH_PARTS}
+    if unknown:
+        raise ValueError(f"Unknown part of the examples: {sorted(unknown)}.")
+    return tuple(  # type: ignore[return-value]
+        tuple(
+            (e.noise_multiplier, e.sample_rate, e.steps) for e in events if e.steps > 0 and e.part in (part, BOTH_PARTS)
+        )
+        for part in (TRAINING, HELD_BACK)
+    )
 
 
 def json_epsilon(value: float) -> float | str:
@@ -104,7 +226,22 @@ def _epsilon(releases: Releases, delta: float, kind: str) -> float:
         return 0.0
     if kind == "rdp":
         return _rdp_epsilon(releases, delta)
-    return _pld_epsilon(releases, delta, COARSE_DISCRETISATION if kind == "coarse" else DISCRETISATION)
+    return _pld_epsilon(releases, delta, COARSE_DISCRETISATION if kind == "coarse" else _interval(releases))
+
+
+def _interval(releases: Releases) -> float:
+    """A grid's interval that is small beside what a single step loses: else rounding up adds over many steps."""
+    finest = DISCRETISATION
+    for noise_multiplier, sample_rate, steps in releases:
+        if sample_rate >= 1:  # composed into one Gaussian
+            deviation = math.sqrt(steps) / noise_multiplier
+            span = 20 * deviation
+        else:
+            deviation = sample_rate * math.sqrt(math.expm1(min(1 / noise_multiplier**2, 50.0)))
+            largest = (16 * noise_multiplier + 1) / (2 * noise_multiplier**2)  # an outcome eight deviations away
+            span = math.log1p(sample_rate * math.expm1(min(largest, 600.0))) + 20 * deviation * math.sqrt(steps)
+        finest = min(finest, max(deviation / 10, span / FINEST_GRID))
+    return finest
 
 
 def _rdp_epsilon(releases: Releases, delta: float) -> float:
@@ -142,15 +279,17 @@ def calibrate_noise_multiplier(target_epsilon: float, target_delta: float, sampl
     grid guesses, and two evaluations on the fine one, just above and just below the guess, usually prove it.
 
     Raises:
-        PrivacyError: no multiplier up to LARGEST_MULTIPLIER reaches the target.
+        PrivacyError: NOT_EXACT_THERE, the setting is one for which epsilons are not exact to a hundredth; or
+            TARGET_UNREACHABLE, no multiplier up to LARGEST_MULTIPLIER reaches the target.
     """
+    _refuse_inexact(target_epsilon, target_delta, steps)
 
     def reached(noise_multiplier: float) -> bool:
         return _epsilon(((noise_multiplier, sample_rate, steps),), target_delta, "pld") <= target_epsilon
 
     def coarse(noise_multiplier: float) -> float:
-        interval = 10 * DISCRETISATION if target_epsilon >= 1 else DISCRETISATION
-        return _pld_epsilon(((noise_multiplier, sample_rate, steps),), target_delta, interval)
+        releases = ((noise_multiplier, sample_rate, steps),)
+        return _pld_epsilon(releases, target_delta, (10 if target_epsilon >= 1 else 1) * _interval(releases))
 
     guess = _guess_multiplier(coarse, target_epsilon, start=max(1.0, sample_rate * math.sqrt(steps)))
     ratio = 1 + SEARCH_TOLERANCE / 3
@@ -176,6 +315,23 @@ def calibrate_noise_multiplier(target_epsilon: float, target_delta: float, sampl
         else:
             low = middle
     return high
+
+
+def _refuse_inexact(target_epsilon: float, target_delta: float, steps: int) -> None:
+    smallest = max(SMALLEST_DELTA, SMALLEST_DELTA_OF_A_STEP * steps)
+    for name, value, right, expected in (
+        ("target_epsilon", target_epsilon, target_epsilon <= LARGEST_TARGET, f"at most {LARGEST_TARGET:g}"),
+        ("the number of steps", steps, steps <= MOST_STEPS, f"at most {MOST_STEPS:,}"),
+        ("target_delta", target_delta, target_delta >= smallest, f"at least {smallest:g} for so many steps"),
+        ("target_delta", target_delta, target_delta <= LARGEST_DELTA, f"at most {LARGEST_DELTA:g}"),
+    ):
+        if not right:
+            raise PrivacyError(
+                code="NOT_EXACT_THERE",
+                message=f"{name} is {value:g}, expected {expected}: beyond that the noise for a target cannot be "
+                "computed to a hundredth.",
+                advice="Choose another value, or give noise_multiplier instead of target_epsilon.",
+            )
 
 
 def _guess_multiplier(epsilon_of: Callable[[float], float], target_epsilon: float, start: float) -> float:

@@ -5,9 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["clipped_sums", "joint_clip_factors"]
+__all__ = ["GRAIN", "clipped_sums", "grid_sum", "joint_clip_factors"]
 
 Floats = npt.NDArray[np.float64]
+
+GRAIN = 2.0**-36
+"""Contributions are whole numbers of this part of their bound."""
 
 
 def joint_clip_factors(squared_norms: npt.ArrayLike, clipping_norms: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -59,4 +62,17 @@ def clipped_sums(blocks: Sequence[Floats], clipping_norms: Sequence[float], clip
         factors = np.stack(each, axis=1)
         factors[np.any(factors == 0, axis=1)] = 0.0
     kept = factors[:, 0] > 0
-    return [np.tensordot(factors[kept, b], block[kept], axes=1) for b, block in enumerate(blocks)]
+    shaped = [factors[kept, b].reshape(-1, *[1] * (block.ndim - 1)) * block[kept] for b, block in enumerate(blocks)]
+    return [grid_sum(rows, norm) for rows, norm in zip(shaped, clipping_norms, strict=True)]
+
+
+def grid_sum(contributions: Floats, bound: float) -> Floats:
+    """Sum over the first axis of vectors of norm at most ``bound``, added up as whole numbers of ``bound * GRAIN``.
+
+    What one example adds is rounded towards zero, so never beyond its bound, before anything is added: it is the same
+    whatever the other examples are and in whatever order they come. Sums of floats would not have that property. Exact
+    below 2^17 examples of full length; the total is never off by more than a part in 2^53.
+    """
+    whole = np.trunc(contributions / (bound * GRAIN)).astype(np.int64).sum(axis=0)
+    total: Floats = whole.astype(np.float64) * (bound * GRAIN)
+    return total

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x64pfpl_common/wire/agent.proto\x12\x08\x64pfpl.v1\"4\n\x05\x41rray\x12\x0c\n\x04rows\x18\x01 \x01(\x05\x12\x0f\n\x07\x63olumns\x18\x02 \x01(\x05\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x86\x01\n\x0cTrainRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\x05\x12\x12\n\nexperiment\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\x03\x12\'\n\x0eglobal_context\x18\x04 \x01(\x0b\x32\x0f.dpfpl.v1.Array\x12\x10\n\x08\x65valuate\x18\x05 \x01(\x08\"w\n\x0f\x45valuateRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\x05\x12\x12\n\nexperiment\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\x03\x12\'\n\x0eglobal_context\x18\x04 \x01(\x0b\x32\x0f.dpfpl.v1.Array\"x\n\x05Reply\x12\x18\n\x10protocol_version\x18\x01 \x01(\x05\x12$\n\x05reply\x18\x02 \x01(\x0b\x32\x13.dpfpl.v1.SiteReplyH\x00\x12$\n\x07refusal\x18\x03 \x01(\x0b\x32\x11.dpfpl.v1.RefusalH\x00\x42\t\n\x07outcome\"\xd0\x01\n\tSiteReply\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\x03\x12\x1f\n\x06update\x18\x03 \x01(\x0b\x32\x0f.dpfpl.v1.Array\x12\x31\n\x07metrics\x18\x04 \x03(\x0b\x32 .dpfpl.v1.SiteReply.MetricsEntry\x12\x0f\n\x07seconds\x18\x05 \x01(\x01\x12\x11\n\tsignature\x18\x06 \x01(\x0c\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"5\n\x07Refusal\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0c\n\x04rule\x18\x02 \x01(\t\x12\x0e\n\x06\x61\x64vice\x18\x03 \x01(\t2u\n\tSiteAgent\x12\x30\n\x05Train\x12\x16.dpfpl.v1.TrainRequest\x1a\x0f.dpfpl.v1.Reply\x12\x36\n\x08\x45valuate\x12\x19.dpfpl.v1.EvaluateRequest\x1a\x0f.dpfpl.v1.Replyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x64pfpl_common/wire/agent.proto\x12\x08\x64pfpl.v1\"4\n\x05\x41rray\x12\x0c\n\x04rows\x18\x01 \x01(\x05\x12\x0f\n\x07\x63olumns\x18\x02 \x01(\x05\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\xb6\x01\n\x0cTrainRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\x05\x12\x12\n\nexperiment\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\x03\x12\'\n\x0eglobal_context\x18\x04 \x01(\x0b\x32\x0f.dpfpl.v1.Array\x12\x10\n\x08\x65valuate\x18\x05 \x01(\x08\x12\x0f\n\x07\x63ollect\x18\x06 \x01(\x08\x12\x1d\n\x04pool\x18\x07 \x01(\x0b\x32\x0f.dpfpl.v1.Array\"\xa6\x01\n\x0f\x45valuateRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\x05\x12\x12\n\nexperiment\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\x03\x12\'\n\x0eglobal_context\x18\x04 \x01(\x0b\x32\x0f.dpfpl.v1.Array\x12\x1d\n\x04pool\x18\x05 \x01(\x0b\x32\x0f.dpfpl.v1.Array\x12\x0e\n\x06\x63hosen\x18\x06 \x01(\t\"x\n\x05Reply\x12\x18\n\x10protocol_version\x18\x01 \x01(\x05\x12$\n\x05reply\x18\x02 \x01(\x0b\x32\x13.dpfpl.v1.SiteReplyH\x00\x12$\n\x07refusal\x18\x03 \x01(\x0b\x32\x11.dpfpl.v1.RefusalH\x00\x42\t\n\x07outcome\"\xf2\x01\n\tSiteReply\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\x03\x12\x1f\n\x06update\x18\x03 \x01(\x0b\x32\x0f.dpfpl.v1.Array\x12\x31\n\x07metrics\x18\x04 \x03(\x0b\x32 .dpfpl.v1.SiteReply.MetricsEntry\x12\x0e\n\x06scores\x18\x05 \x03(\x01\x12\x11\n\tsignature\x18\x06 \x01(\x0c\x12!\n\x08\x65vidence\x18\x07 \x01(\x0b\x32\x0f.dpfpl.v1.Array\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"5\n\x07Refusal\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0c\n\x04rule\x18\x02 \x01(\t\x12\x0e\n\x06\x61\x64vice\x18\x03 \x01(\t2u\n\tSiteAgent\x12\x30\n\x05Train\x12\x16.dpfpl.v1.TrainRequest\x1a\x0f.dpfpl.v1.Reply\x12\x36\n\x08\x45valuate\x12\x19.dpfpl.v1.EvaluateRequest\x1a\x0f.dpfpl.v1.Replyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,17 +36,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ARRAY']._serialized_start=43
   _globals['_ARRAY']._serialized_end=95
   _globals['_TRAINREQUEST']._serialized_start=98
-  _globals['_TRAINREQUEST']._serialized_end=232
-  _globals['_EVALUATEREQUEST']._serialized_start=234
-  _globals['_EVALUATEREQUEST']._serialized_end=353
-  _globals['_REPLY']._serialized_start=355
-  _globals['_REPLY']._serialized_end=475
-  _globals['_SITEREPLY']._serialized_start=478
-  _globals['_SITEREPLY']._serialized_end=686
-  _globals['_SITEREPLY_METRICSENTRY']._serialized_start=640
-  _globals['_SITEREPLY_METRICSENTRY']._serialized_end=686
-  _globals['_REFUSAL']._serialized_start=688
-  _globals['_REFUSAL']._serialized_end=741
-  _globals['_SITEAGENT']._serialized_start=743
-  _globals['_SITEAGENT']._serialized_end=860
+  _globals['_TRAINREQUEST']._serialized_end=280
+  _globals['_EVALUATEREQUEST']._serialized_start=283
+  _globals['_EVALUATEREQUEST']._serialized_end=449
+  _globals['_REPLY']._serialized_start=451
+  _globals['_REPLY']._serialized_end=571
+  _globals['_SITEREPLY']._serialized_start=574
+  _globals['_SITEREPLY']._serialized_end=816
+  _globals['_SITEREPLY_METRICSENTRY']._serialized_start=770
+  _globals['_SITEREPLY_METRICSENTRY']._serialized_end=816
+  _globals['_REFUSAL']._serialized_start=818
+  _globals['_REFUSAL']._serialized_end=871
+  _globals['_SITEAGENT']._serialized_start=873
+  _globals['_SITEAGENT']._serialized_end=990
 # @@protoc_insertion_point(module_scope)

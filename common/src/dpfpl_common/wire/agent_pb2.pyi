@@ -1,7 +1,7 @@
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Mapping as _Mapping
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
@@ -17,30 +17,38 @@ class Array(_message.Message):
     def __init__(self, rows: _Optional[int] = ..., columns: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class TrainRequest(_message.Message):
-    __slots__ = ("protocol_version", "experiment", "round", "global_context", "evaluate")
+    __slots__ = ("protocol_version", "experiment", "round", "global_context", "evaluate", "collect", "pool")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     GLOBAL_CONTEXT_FIELD_NUMBER: _ClassVar[int]
     EVALUATE_FIELD_NUMBER: _ClassVar[int]
+    COLLECT_FIELD_NUMBER: _ClassVar[int]
+    POOL_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     experiment: str
     round: int
     global_context: Array
     evaluate: bool
-    def __init__(self, protocol_version: _Optional[int] = ..., experiment: _Optional[str] = ..., round: _Optional[int] = ..., global_context: _Optional[_Union[Array, _Mapping]] = ..., evaluate: _Optional[bool] = ...) -> None: ...
+    collect: bool
+    pool: Array
+    def __init__(self, protocol_version: _Optional[int] = ..., experiment: _Optional[str] = ..., round: _Optional[int] = ..., global_context: _Optional[_Union[Array, _Mapping]] = ..., evaluate: _Optional[bool] = ..., collect: _Optional[bool] = ..., pool: _Optional[_Union[Array, _Mapping]] = ...) -> None: ...
 
 class EvaluateRequest(_message.Message):
-    __slots__ = ("protocol_version", "experiment", "round", "global_context")
+    __slots__ = ("protocol_version", "experiment", "round", "global_context", "pool", "chosen")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     GLOBAL_CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    CHOSEN_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     experiment: str
     round: int
     global_context: Array
-    def __init__(self, protocol_version: _Optional[int] = ..., experiment: _Optional[str] = ..., round: _Optional[int] = ..., global_context: _Optional[_Union[Array, _Mapping]] = ...) -> None: ...
+    pool: Array
+    chosen: str
+    def __init__(self, protocol_version: _Optional[int] = ..., experiment: _Optional[str] = ..., round: _Optional[int] = ..., global_context: _Optional[_Union[Array, _Mapping]] = ..., pool: _Optional[_Union[Array, _Mapping]] = ..., chosen: _Optional[str] = ...) -> None: ...
 
 class Reply(_message.Message):
     __slots__ = ("protocol_version", "reply", "refusal")
@@ -53,7 +61,7 @@ class Reply(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ..., reply: _Optional[_Union[SiteReply, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ...) -> None: ...
 
 class SiteReply(_message.Message):
-    __slots__ = ("site", "round", "update", "metrics", "seconds", "signature")
+    __slots__ = ("site", "round", "update", "metrics", "scores", "signature", "evidence")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -65,15 +73,17 @@ class SiteReply(_message.Message):
     ROUND_FIELD_NUMBER: _ClassVar[int]
     UPDATE_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
-    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_FIELD_NUMBER: _ClassVar[int]
     site: str
     round: int
     update: Array
     metrics: _containers.ScalarMap[str, float]
-    seconds: float
+    scores: _containers.RepeatedScalarFieldContainer[float]
     signature: bytes
-    def __init__(self, site: _Optional[str] = ..., round: _Optional[int] = ..., update: _Optional[_Union[Array, _Mapping]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., seconds: _Optional[float] = ..., signature: _Optional[bytes] = ...) -> None: ...
+    evidence: Array
+    def __init__(self, site: _Optional[str] = ..., round: _Optional[int] = ..., update: _Optional[_Union[Array, _Mapping]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., scores: _Optional[_Iterable[float]] = ..., signature: _Optional[bytes] = ..., evidence: _Optional[_Union[Array, _Mapping]] = ...) -> None: ...
 
 class Refusal(_message.Message):
     __slots__ = ("code", "rule", "advice")

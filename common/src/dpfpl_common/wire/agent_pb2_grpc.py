@@ -59,7 +59,7 @@ class SiteAgentServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Evaluate(self, request, context):
-        """Report the accuracies of the final prompt.
+        """Keep the final prompt, and count right answers of it and of others, noised.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -12,7 +12,16 @@ from dpfpl_common.config import to_table
 from dpfpl_common.errors import ConfigError, PayloadError
 from dpfpl_common.experiment import Experiment, parse_experiment
 from dpfpl_common.wire import agent_pb2
-from dpfpl_common.wire.payloads import Context, EvaluateRequest, SiteReply, TrainRequest, check_context
+from dpfpl_common.wire.payloads import (
+    MAX_COLUMNS,
+    Context,
+    EvaluateRequest,
+    SiteReply,
+    TrainRequest,
+    check_context,
+    check_matrix,
+    scored,
+)
 from dpfpl_common.wire.refusal import Refusal
 
 __all__ = [
@@ -31,6 +40,8 @@ __all__ = [
     "encode_refusal",
     "encode_reply",
     "encode_train_request",
+    "evidence_rows",
+    "matrix_from_bytes",
     "parse",
     "read_experiment",
     "write_experiment",
@@ -40,8 +51,9 @@ __all__ = [
 # Checks of single message fields that hold on every wire, made before anything is allocated for them.
 
 
-MAX_MESSAGE_BYTES = 1 << 20
-"""Largest message between ClientApp and agent."""
+MAX_MESSAGE_BYTES = 48 << 20
+"""Largest message between ClientApp and agent: the class sums of a thousand classes, with room."""
+MAX_MATRIX_BYTES = 40 << 20
 MAX_EXPERIMENT_BYTES = 256 << 10
 MAX_CONTEXT_BYTES = 512 << 10
 
@@ -66,11 +78,13 @@ CODES = {
     "NORM_TOO_LARGE": "an array with a value beyond 1e6",
     "UNKNOWN_METRIC": "a metric that sites do not report",
     "BAD_METRIC": "a metric that is no accuracy",
-    "BAD_SECONDS": "a duration that is none",
+    "BAD_SCORES": "scores that are no finite numbers, of another count, or not asked for",
     "BAD_SIGNATURE": "a signature of another length than Ed25519's",
     "BAD_REFUSAL": "a refusal without a proper code, or with unprintable text",
     "UNKNOWN_SITE": "a reply of a site that is not in the experiment",
     "WRONG_ROUND": "a reply to another round",
+    "UNEXPECTED_EVIDENCE": "class sums, a vote or a pool where none belongs",
+    "MISSING_EVIDENCE": "no class sums or vote in the answer to a request for them",
     "UNEXPECTED_UPDATE": "an update in the answer to an evaluation",
     "MISSING_UPDATE": "no update in the answer to a training request",
 }
@@ -164,16 +178,56 @@ def context_to_bytes(array: Context, shape: tuple[int, int], name: str) -> bytes
     return data
 
 
+def matrix_from_bytes(data: object, declared: tuple[int, ...], rows: int, name: str) -> Context:
+    """As ``context_from_bytes`` for a matrix whose number of columns the sender decides."""
+    if len(declared) != 2 or declared[0] != rows or not 0 < declared[1] <= MAX_COLUMNS:
+        raise PayloadError(code="WRONG_SHAPE", message=f"{name} has shape {str(declared)[:60]}, expected {rows} rows.")
+    size = 4 * declared[0] * declared[1]
+    if size > MAX_MATRIX_BYTES:
+        raise PayloadError(code="MESSAGE_TOO_LARGE", message=f"{name} is larger than {MAX_MATRIX_BYTES} bytes.")
+    if not isinstance(data, bytes | memoryview):
+        raise PayloadError(code="WRONG_TYPE", message=f"{name} must be bytes.")
+    if len(data) != size:
+        raise PayloadError(code="WRONG_SIZE", message=f"{name} holds {len(data)} bytes, expected {size}.")
+    view = np.frombuffer(data, dtype="<f4").reshape(declared)
+    check_matrix(view, rows, name)
+    return view.copy()
+
+
+def evidence_rows(request: TrainRequest | EvaluateRequest) -> int:
+    """How many rows the evidence in a reply to ``request`` has: the classes', a single vote's, or none."""
+    if isinstance(request, EvaluateRequest):
+        return 0
+    return len(request.experiment.classes) if request.collect else int(request.pool is not None)
+
+
+def _check_evidence(reply: SiteReply, request: TrainRequest | EvaluateRequest) -> None:
+    rows = evidence_rows(request)
+    if rows == 0 and reply.evidence is not None:
+        raise PayloadError(code="UNEXPECTED_EVIDENCE", message="The reply holds evidence that nobody asked for.")
+    if rows and reply.evidence is None:
+        raise PayloadError(code="MISSING_EVIDENCE", message="The reply lacks the evidence that was asked for.")
+    if reply.evidence is not None:
+        check_matrix(reply.evidence, rows, "evidence")
+        if rows == 1 and reply.evidence.shape[1] != 1:
+            raise PayloadError(code="WRONG_SHAPE", message="A vote is one number.")
+
+
 def check_reply(reply: SiteReply, request: TrainRequest | EvaluateRequest) -> None:
     """Refuse a reply that does not answer the request; its own values are checked when it is built.
 
     Raises:
-        PayloadError: UNKNOWN_SITE, WRONG_ROUND, UNEXPECTED_UPDATE, MISSING_UPDATE or what ``check_context`` raises.
+        PayloadError: UNKNOWN_SITE, WRONG_ROUND, UNEXPECTED_UPDATE, MISSING_UPDATE, BAD_SCORES or what ``check_context``
+            raises.
     """
+    _check_evidence(reply, request)
     if reply.site not in request.experiment.sites:
         raise PayloadError(code="UNKNOWN_SITE", message="The reply's site is not in the experiment.")
     if type(reply.round) is not int or reply.round != request.round:
         raise PayloadError(code="WRONG_ROUND", message=f"The reply is not to round {request.round}.")
+    last = isinstance(request, EvaluateRequest) and request.round == request.experiment.rounds.number
+    if reply.scores and not (last and len(reply.scores) == len(scored(request.experiment)) + 1):
+        raise PayloadError(code="BAD_SCORES", message="The scores are of another count, or were not asked for.")
     if isinstance(request, EvaluateRequest):
         if reply.update is not None:
             raise PayloadError(code="UNEXPECTED_UPDATE", message="The answer to an evaluation holds an update.")
@@ -215,6 +269,8 @@ def encode_train_request(request: TrainRequest) -> agent_pb2.TrainRequest:
         round=request.round,
         global_context=_array(request.global_context, request.experiment.context_shape, "global_context"),
         evaluate=request.evaluate,
+        collect=request.collect,
+        pool=_matrix(request.pool, "pool"),
     )
 
 
@@ -223,7 +279,8 @@ def decode_train_request(message: agent_pb2.TrainRequest) -> TrainRequest:
     _check_envelope(message, message.protocol_version)
     experiment = read_experiment(message.experiment)
     context = _context(message, "global_context", experiment.context_shape)
-    return TrainRequest(experiment, message.round, context, message.evaluate)
+    pool = _read_matrix(message, "pool", len(experiment.classes) + 1)
+    return TrainRequest(experiment, message.round, context, message.evaluate, message.collect, pool)
 
 
 def encode_evaluate_request(request: EvaluateRequest) -> agent_pb2.EvaluateRequest:
@@ -233,6 +290,8 @@ def encode_evaluate_request(request: EvaluateRequest) -> agent_pb2.EvaluateReque
         experiment=write_experiment(request.experiment),
         round=request.round,
         global_context=_array(request.global_context, request.experiment.context_shape, "global_context"),
+        pool=_matrix(request.pool, "pool"),
+        chosen=request.chosen,
     )
 
 
@@ -240,7 +299,9 @@ def decode_evaluate_request(message: agent_pb2.EvaluateRequest) -> EvaluateReque
     """The payload of an EvaluateRequest message; PayloadError with one of ``fields.CODES`` if anything is wrong."""
     _check_envelope(message, message.protocol_version)
     experiment = read_experiment(message.experiment)
-    return EvaluateRequest(experiment, message.round, _context(message, "global_context", experiment.context_shape))
+    context = _context(message, "global_context", experiment.context_shape)
+    pool = _read_matrix(message, "pool", len(experiment.classes) + 1)
+    return EvaluateRequest(experiment, message.round, context, pool, message.chosen)
 
 
 def encode_reply(reply: SiteReply, request: TrainRequest | EvaluateRequest) -> agent_pb2.Reply:
@@ -250,8 +311,9 @@ def encode_reply(reply: SiteReply, request: TrainRequest | EvaluateRequest) -> a
         site=reply.site,
         round=reply.round,
         metrics=dict(reply.metrics),
-        seconds=reply.seconds,
+        scores=reply.scores,
         signature=reply.signature,
+        evidence=_matrix(reply.evidence, "evidence"),
     )
     if reply.update is not None:
         content.update.CopyFrom(_array(reply.update, request.experiment.context_shape, "update"))
@@ -276,13 +338,29 @@ def decode_reply(message: agent_pb2.Reply, request: TrainRequest | EvaluateReque
         return Refusal(message.refusal.code, message.refusal.rule, message.refusal.advice)
     content = message.reply
     update = _context(content, "update", request.experiment.context_shape) if content.HasField("update") else None
-    reply = SiteReply(content.site, content.round, update, dict(content.metrics), content.seconds, content.signature)
+    evidence = _read_matrix(content, "evidence", evidence_rows(request))
+    metrics, scores = dict(content.metrics), tuple(content.scores)
+    reply = SiteReply(content.site, content.round, update, metrics, scores, content.signature, evidence)
     check_reply(reply, request)
     return reply
 
 
 def _array(array: Context, shape: tuple[int, int], name: str) -> agent_pb2.Array:
     return agent_pb2.Array(rows=shape[0], columns=shape[1], data=context_to_bytes(array, shape, name))
+
+
+def _matrix(array: Context | None, name: str) -> agent_pb2.Array | None:
+    if array is None:
+        return None
+    check_matrix(array, len(array), name)
+    return agent_pb2.Array(rows=array.shape[0], columns=array.shape[1], data=array.tobytes())
+
+
+def _read_matrix(message: Message, field: str, rows: int) -> Context | None:
+    if not message.HasField(field):
+        return None
+    array: agent_pb2.Array = getattr(message, field)
+    return matrix_from_bytes(array.data, (array.rows, array.columns), rows, field)
 
 
 def _context(message: Message, field: str, shape: tuple[int, int]) -> Context:

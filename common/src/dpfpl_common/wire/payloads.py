@@ -5,7 +5,6 @@ is what the server believes instead. Ed25519 is deterministic: the same reply ha
 """
 
 import hashlib
-import math
 import struct
 from dataclasses import dataclass
 from typing import Literal
@@ -17,6 +16,7 @@ from dpfpl_common.errors import PayloadError
 from dpfpl_common.experiment import Experiment
 
 __all__ = [
+    "CHOICES",
     "METRIC_NAMES",
     "Context",
     "EvaluateRequest",
@@ -24,9 +24,11 @@ __all__ = [
     "SiteReply",
     "TrainRequest",
     "check_context",
+    "check_matrix",
     "check_metrics",
     "kind_of",
     "request_digest",
+    "scored",
     "signed_text",
 ]
 
@@ -39,17 +41,28 @@ __all__ = [
 Context = npt.NDArray[np.float32]
 """A context array, float32 [num_context, width]."""
 
-METRIC_NAMES = (
-    "personal_local",
-    "personal_neighbour",
-    "global_local",
-    "global_neighbour",
-    "zero_shot_local",
-    "zero_shot_neighbour",
+METRIC_NAMES = tuple(
+    f"{candidate}_{column}"
+    for candidate in ("personal", "global", "zero_shot", "prompt", "text", "evidence", "both")
+    for column in ("local", "neighbour", "unseen", "all")
 )
-"""Accuracies a site may report, each in [0, 1]: of its personalised prompt, of the global one, of the plain text."""
+"""Exact accuracies that a site on public data may report, each in [0, 1].
 
-DIGEST_VERSION = b"1"
+Of what it uses, of the shared prompt, of the plain text; with evidence also of the personalised prompt, of the plain
+text with the site's usual mix of classes, and of class vectors from the plain text and from the shared prompt with it.
+On images like its own, on the others', on classes that it has none of, on all classes with equal weight.
+"""
+
+MOST_COUNTED = 1e12
+"""No noised count is larger."""
+
+CHOICES = ("", "evidence", "text")
+"""What the sites' votes may have chosen; nothing without evidence."""
+
+MAX_COLUMNS = 16_384
+"""More numbers than any model gives for one image."""
+
+DIGEST_VERSION = b"2"
 """Raised only where the same request would compute something else: stored releases are found by this digest, also after
 an upgrade that changed the wire."""
 
@@ -63,29 +76,49 @@ class TrainRequest:
         round: 1-based number of the round.
         global_context: displacement of the shared context from the initial text, float32 [num_context, width].
         evaluate: whether accuracies of the prompt as it arrives are wanted.
+        collect: whether the site's noised class sums are wanted.
+        pool: what the site votes on, as ``dpfpl_common.evidence.pack_pool`` gives it; None where no vote is wanted.
     """
 
     experiment: Experiment
     round: int
     global_context: Context
     evaluate: bool = True
+    collect: bool = False
+    pool: Context | None = None
 
     def __post_init__(self) -> None:
         _check_round(self.round, 1, self.experiment.rounds.number)
         check_context(self.global_context, self.experiment.context_shape, "global_context")
+        _check_pool(self.experiment, self.pool)
+        if (self.collect or self.pool is not None) and not self.experiment.uses_evidence:
+            raise PayloadError(code="UNEXPECTED_EVIDENCE", message="The experiment is one without evidence.")
+        if self.collect and self.pool is not None:
+            raise PayloadError(code="UNEXPECTED_EVIDENCE", message="A round asks for class sums or for a vote.")
 
 
 @dataclass(frozen=True)
 class EvaluateRequest:
-    """Report the accuracies of the final prompt, after ``round`` rounds; the site also keeps this global context."""
+    """Keep the final prompt and what comes with it; after the last round, release scores as well.
+
+    Attributes:
+        experiment, round, global_context: as in ``TrainRequest``.
+        pool: the last pool; None without evidence.
+        chosen: ``evidence`` or ``text``, what the sites' votes chose; empty without evidence.
+    """
 
     experiment: Experiment
     round: int
     global_context: Context
+    pool: Context | None = None
+    chosen: str = ""
 
     def __post_init__(self) -> None:
         _check_round(self.round, 0, self.experiment.rounds.number)
         check_context(self.global_context, self.experiment.context_shape, "global_context")
+        _check_pool(self.experiment, self.pool)
+        if self.chosen not in CHOICES or (self.pool is not None or self.chosen != "") > self.experiment.uses_evidence:
+            raise PayloadError(code="UNEXPECTED_EVIDENCE", message=f"chosen is {self.chosen[:20]!r}.")
 
 
 @dataclass(frozen=True)
@@ -98,8 +131,11 @@ class SiteReply:
         update: the mean over the round's local steps of noised sums of clipped gradients, float32 [num_context, width],
             divided by the public ``sample_rate * nominal_site_size``; under the unit ``site`` the mean of un-noised
             gradients, clipped as a whole, with the site's share of noise; None in the answer to an evaluation.
-        metrics: accuracies that the site's policy lets out, by name; see METRIC_NAMES.
-        seconds: time the site computed, rounded to tenths.
+        metrics: exact accuracies, where the site's data are public, by name; see METRIC_NAMES.
+        scores: noised counts of right answers, ``[candidates + 1]`` (``dpfpl_common.privacy.counts``); empty but after
+            the last round.
+        evidence: noised class sums [classes, feature_size] where they were asked for; one noised vote [1, 1] where a
+            pool came; None elsewhere.
         signature: of the site's agent over the rest (``signed_text``), 64 bytes; empty before it is signed, and in
             simulations.
     """
@@ -108,15 +144,31 @@ class SiteReply:
     round: int
     update: Context | None
     metrics: dict[str, float]
-    seconds: float
+    scores: tuple[float, ...] = ()
     signature: bytes = b""
+    evidence: Context | None = None
 
     def __post_init__(self) -> None:
         check_metrics(self.metrics)
-        if not (math.isfinite(self.seconds) and 0 <= self.seconds < 1e9):
-            raise PayloadError(code="BAD_SECONDS", message=f"seconds is {self.seconds!r}.")
+        if not all(type(score) is float and abs(score) < MOST_COUNTED for score in self.scores):
+            raise PayloadError(code="BAD_SCORES", message="A score is not a finite number, or beyond 1e12.")
         if type(self.signature) is not bytes or len(self.signature) not in (0, 64):
             raise PayloadError(code="BAD_SIGNATURE", message="The signature must be 64 bytes, or none.")
+
+
+def check_matrix(array: object, rows: int, name: str) -> None:
+    """Refuse anything but a finite, C-ordered float32 matrix with so many rows and at most MAX_COLUMNS columns."""
+    if not isinstance(array, np.ndarray) or array.dtype != np.dtype("<f4") or not array.flags.c_contiguous:
+        raise PayloadError(code="WRONG_DTYPE", message=f"{name} must be a C-ordered float32 array.")
+    if array.ndim != 2 or len(array) != rows or not 0 < array.shape[1] <= MAX_COLUMNS:
+        raise PayloadError(code="WRONG_SHAPE", message=f"{name} has shape {array.shape}, expected {rows} rows.")
+    if not np.all(np.isfinite(array)):
+        raise PayloadError(code="NONFINITE_INPUT", message=f"{name} holds a value that is not finite.")
+
+
+def _check_pool(experiment: Experiment, pool: Context | None) -> None:
+    if pool is not None:
+        check_matrix(pool, len(experiment.classes) + 1, "pool")
 
 
 def check_context(array: object, shape: tuple[int, int], name: str) -> None:
@@ -153,6 +205,8 @@ def request_digest(request: TrainRequest) -> str:
         str(request.round).encode(),
         request.global_context.astype("<f4").tobytes(),
         b"1" if request.evaluate else b"0",
+        b"1" if request.collect else b"0",
+        b"" if request.pool is None else request.pool.astype("<f4").tobytes(),
     ):
         digest.update(len(part).to_bytes(8, "big"))
         digest.update(part)
@@ -166,9 +220,18 @@ def _check_round(number: object, low: int, high: int) -> None:
         )
 
 
+def scored(experiment: Experiment) -> tuple[str, ...]:
+    """The candidates whose right answers are counted, in this order: a function of the experiment alone.
+
+    The plain text, the shared prompt, the site's own prompt; with evidence also the class vectors with the plain text
+    and with the shared prompt as prior. All are functions of noised releases: the site's exact label shares are none.
+    """
+    return ("zero_shot", "global", "prompt", *(("evidence", "both") if experiment.uses_evidence else ()))
+
+
 Kind = Literal["train", "evaluate"]
 
-DOMAIN = b"DP-FPL reply of a site, 1"
+DOMAIN = b"DP-FPL reply of a site, 2"
 """Keeps these signatures apart from any other use of the same key; another number where what is signed changes."""
 
 
@@ -195,11 +258,12 @@ def signed_text(experiment: Experiment, kind: Kind, reply: SiteReply) -> bytes:
 
 
 def _content_digest(reply: SiteReply) -> bytes:
-    """sha256 of update, metrics and seconds, as values: however they are encoded on a wire."""
+    """sha256 of update, evidence, metrics and scores, as values: however they are encoded on a wire."""
     digest = hashlib.sha256()
-    update = b"" if reply.update is None else reply.update.astype("<f4").tobytes()
-    digest.update(len(update).to_bytes(8, "big") + update)
+    for array in (reply.update, reply.evidence):
+        content = b"" if array is None else repr(array.shape).encode() + b" " + array.astype("<f4").tobytes()
+        digest.update(len(content).to_bytes(8, "big") + content)
     for name, value in sorted(reply.metrics.items()):
         digest.update(len(name.encode()).to_bytes(8, "big") + name.encode() + struct.pack(">d", value))
-    digest.update(struct.pack(">d", reply.seconds))
+    digest.update(struct.pack(f">Q{len(reply.scores)}d", len(reply.scores), *reply.scores))
     return digest.digest()

@@ -5,15 +5,17 @@ from collections.abc import Mapping
 from typing import Protocol, TypeVar
 
 from dpfpl_common.errors import PayloadError
-from dpfpl_common.wire.codec import context_from_bytes
+from dpfpl_common.wire.codec import context_from_bytes, matrix_from_bytes
 from dpfpl_common.wire.payloads import Context
 
 __all__ = [
     "CONTEXT",
     "EVALUATE_KEYS",
+    "EVIDENCE",
     "GLOBAL_CONTEXT",
     "METRICS",
     "OK",
+    "POOL",
     "REFUSED",
     "REPLY",
     "REPLY_KEYS",
@@ -24,6 +26,7 @@ __all__ = [
     "context_from_array",
     "context_from_npy",
     "exact_keys",
+    "matrix_from_array",
     "typed",
 ]
 
@@ -32,11 +35,11 @@ __all__ = [
 #
 # ::
 #
-#     request   ArrayRecord  CONTEXT  {GLOBAL_CONTEXT}
-#               ConfigRecord REQUEST  {protocol_version, experiment, round} and, to train, {evaluate}
-#     reply     ArrayRecord  CONTEXT  {UPDATE}                      only from training
-#               MetricRecord METRICS  {accuracies by name}
-#               ConfigRecord REPLY    {protocol_version, site, round, seconds, signature,
+#     request   ArrayRecord  CONTEXT  {GLOBAL_CONTEXT} and, with evidence, {POOL}
+#               ConfigRecord REQUEST  {protocol_version, experiment, round}, to train {evaluate, collect}, else {chosen}
+#     reply     ArrayRecord  CONTEXT  {UPDATE} and, where asked for, {EVIDENCE}       only from training
+#               MetricRecord METRICS  {exact accuracies by name, of public data}
+#               ConfigRecord REPLY    {protocol_version, site, round, scores, signature,
 #                                    status, code, rule, advice}
 #     refusal   ConfigRecord REPLY    the same keys, status REFUSED
 
@@ -44,13 +47,15 @@ __all__ = [
 CONTEXT = "context"
 GLOBAL_CONTEXT = "global_context"
 UPDATE = "update"
+POOL = "pool"
+EVIDENCE = "evidence"
 METRICS = "metrics"
 REQUEST = "request"
 REPLY = "reply"
 
-EVALUATE_KEYS = ("protocol_version", "experiment", "round")
-TRAIN_KEYS = (*EVALUATE_KEYS, "evaluate")
-REPLY_KEYS = ("protocol_version", "site", "round", "seconds", "signature", "status", "code", "rule", "advice")
+EVALUATE_KEYS = ("protocol_version", "experiment", "round", "chosen")
+TRAIN_KEYS = ("protocol_version", "experiment", "round", "evaluate", "collect")
+REPLY_KEYS = ("protocol_version", "site", "round", "scores", "signature", "status", "code", "rule", "advice")
 
 OK = "ok"
 REFUSED = "refused"
@@ -112,6 +117,16 @@ def context_from_array(array: SerialisedArray, shape: tuple[int, int], name: str
     return context_from_npy(array.data, shape, name)
 
 
+def matrix_from_array(array: SerialisedArray, rows: int, name: str) -> Context:
+    """As ``context_from_array`` for a matrix whose number of columns the sender decides."""
+    if array.stype != "numpy.ndarray" or array.dtype != "float32":
+        raise PayloadError(code="WRONG_DTYPE", message=f"{name} must be a float32 array in .npy format.")
+    shape, content = _npy(array.data, name)
+    if tuple(array.shape) != shape:
+        raise PayloadError(code="WRONG_SHAPE", message=f"{name} has shape {str(array.shape)[:60]}, expected {shape}.")
+    return matrix_from_bytes(content, shape, rows, name)
+
+
 def context_from_npy(data: object, shape: tuple[int, int], name: str) -> Context:
     """The array in ``data``, .npy format 1.0.
 
@@ -121,6 +136,12 @@ def context_from_npy(data: object, shape: tuple[int, int], name: str) -> Context
     Returns:
         float32 [num_context, width], finite, writable.
     """
+    declared, content = _npy(data, name)
+    return context_from_bytes(content, declared, shape, name)
+
+
+def _npy(data: object, name: str) -> tuple[tuple[int, int], memoryview]:
+    """The shape that a .npy header declares, and the values behind it."""
     if not isinstance(data, bytes):
         raise PayloadError(code="WRONG_TYPE", message=f"{name} must be bytes.")
     start = len(_MAGIC) + 2
@@ -133,4 +154,4 @@ def context_from_npy(data: object, shape: tuple[int, int], name: str) -> Context
     dtype, fortran_order, rows, columns = header.groups()
     if dtype != b"<f4" or fortran_order != b"False":
         raise PayloadError(code="WRONG_DTYPE", message=f"{name} must be a C-ordered float32 array.")
-    return context_from_bytes(memoryview(data)[start + length :], (int(rows), int(columns)), shape, name)
+    return (int(rows), int(columns)), memoryview(data)[start + length :]

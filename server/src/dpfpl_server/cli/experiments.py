@@ -121,8 +121,10 @@ def status(
     from dpfpl_server.runs.folder import RunFolder
     from dpfpl_server.runs.state import run_state
     from dpfpl_server.sites.certificates import expiry_warnings
+    from dpfpl_server.sites.life import part_troubles
 
     state, warnings = run_state(RunFolder(runs / name)), expiry_warnings(server)
+    warnings += [f"{trouble.message} [{trouble.code}]" for trouble in part_troubles(server)]
     if as_json:
         _print_json({**state.table(), "warnings": warnings})
     else:

@@ -12,8 +12,9 @@ from typing import Annotated, Any, NoReturn  # noqa: E402
 import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
 
-from dpfpl_common.errors import ConfigError, DpfplError  # noqa: E402
+from dpfpl_common.errors import DpfplError  # noqa: E402
 from dpfpl_common.ops.files import file_error  # noqa: E402
+from dpfpl_common.ops.text import printable_lines  # noqa: E402
 from dpfpl_server.cli import experiments as experiments_cli  # noqa: E402
 from dpfpl_server.cli import operations as operations_cli  # noqa: E402
 from dpfpl_server.cli import pilot as pilot_cli  # noqa: E402
@@ -93,27 +94,24 @@ def start(
     ] = False,
     runs: Annotated[Path, typer.Option("--runs", help="folder of the runs whose metrics are shown")] = Path("runs"),
 ) -> None:
-    """Start the server in this terminal; Ctrl-C stops it."""
-    from dpfpl_common.ops.processes import ProcessGroup
+    """Start the server in this terminal; Ctrl-C stops it. A part of it that ends is started again."""
     from dpfpl_server.sites.certificates import expiry_warnings
-    from dpfpl_server.sites.superlink import SuperLinkSettings, start_superlink
+    from dpfpl_server.sites.serve import serve
+    from dpfpl_server.sites.superlink import SuperLinkSettings
     from dpfpl_server.watch.metrics import start_server_monitor
 
     for text in expiry_warnings(server):
         console.print(f"WARNING {text}", markup=False, highlight=False, soft_wrap=True)
     settings = SuperLinkSettings(server.resolve(), fleet_address=f"{host}:{port}", control_port=control_port)
-    with ProcessGroup() as group:
-        process = start_superlink(settings, group)
+
+    def ready() -> None:
         typer.echo(f"Listening for sites on {host}:{port} (gRPC, TLS, registered keys only). Log: {settings.log_file}")
         if monitor:
             shown = start_server_monitor(server.resolve(), runs.resolve(), monitor, public=monitor_public)
             typer.echo(f"Health and metrics: http://{shown.address}/health and /metrics")
         typer.echo("Run an experiment from another terminal: dpfpl-server run EXPERIMENT.toml")
-        while process.wait(timeout_s=1.0) is None:
-            pass
-    raise ConfigError(
-        code="SERVER_ENDED", message="The server ended by itself.", advice=f"See its log: {settings.log_file}"
-    )
+
+    serve(settings, ready, typer.echo)
 
 
 experiments_cli.register(app)
@@ -143,6 +141,6 @@ def main() -> None:
 
 
 def _fail(error: DpfplError) -> NoReturn:
-    text = f"{error.code}: {error.message}\n{error.advice}"
+    text = printable_lines(f"{error.code}: {error.message}\n{error.advice}")
     console.print(text, style="bold", highlight=False, markup=False, soft_wrap=True)
     sys.exit(exit_code_of(error))

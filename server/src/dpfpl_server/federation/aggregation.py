@@ -143,4 +143,5 @@ def update_norm_cap(experiment: Experiment) -> float:
     divisor = privacy.sample_rate * privacy.nominal_site_size
     size = math.prod(experiment.context_shape)
     noise = (privacy.noise_multiplier or 0.0) * privacy.clipping_norm / divisor * (math.sqrt(size) + 8.0)
-    return largest_signal(experiment) + noise
+    pull = experiment.prompt.contrast * privacy.clipping_norm  # public, but a part of what is sent
+    return largest_signal(experiment) + pull + noise

@@ -10,9 +10,10 @@ from flwr.app import Context  # noqa: E402
 from flwr.serverapp import Grid, ServerApp  # noqa: E402
 
 from dpfpl_common.errors import ConfigError, DpfplError  # noqa: E402
-from dpfpl_server.federation.patience import bear_broken_connections, pull_again_soon  # noqa: E402
 from dpfpl_server.federation.rounds import DPFPLStrategy  # noqa: E402
+from dpfpl_server.flower_patches import bear_broken_connections, pull_again_soon  # noqa: E402
 from dpfpl_server.runs.folder import RunFolder  # noqa: E402
+from dpfpl_server.sites.register import withdrawn_sites  # noqa: E402
 
 __all__ = ["app"]
 
@@ -56,6 +57,8 @@ def run(grid: Grid, folder: RunFolder) -> None:
         on_checkpoint=folder.save_checkpoint,
         on_status=folder.add_event,
         site_wait_s=float(settings.get("site_wait_s", 120.0)),
+        withdrawn=lambda: withdrawn_sites(Path(str(settings["server"])), sites) if "server" in settings else {},
     )
     strategy.run(grid)
+    folder.store.set_fact("scores", strategy.final_scores)
     folder.store.set_fact("final", strategy.final_metrics)

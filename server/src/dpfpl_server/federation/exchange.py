@@ -14,7 +14,7 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
-__all__ = ["AskAgain", "Outcome", "content_bytes", "exchange", "record_bytes"]
+__all__ = ["AskAgain", "Outcome", "Rejected", "content_bytes", "exchange", "record_bytes"]
 
 POLL_SECONDS = 0.1
 """Between two looks for replies; or as long as a look in vain took, so that many sites leave the SuperLink time."""
@@ -24,6 +24,26 @@ ASK_AGAIN_AT = 0.5
 
 AskAgain = Callable[[str], Message]
 """Makes a second message, of the same content, to the named site."""
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """Why a site has no usable reply.
+
+    Attributes:
+        code: stable, upper case, for scripts.
+        reason: the same in words, with what the site advises.
+        refused: the site itself said no.
+        passing: it may say yes when it is asked again.
+    """
+
+    code: str
+    reason: str
+    refused: bool = False
+    passing: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.reason}"
 
 
 @dataclass
@@ -41,7 +61,7 @@ class Outcome:
     """
 
     replies: dict[str, Message] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
+    failures: dict[str, Rejected] = field(default_factory=dict)
     late: Counter[str] = field(default_factory=Counter)
     duplicates: Counter[str] = field(default_factory=Counter)
     unanswered: dict[str, str] = field(default_factory=dict)
@@ -98,7 +118,8 @@ def exchange(
             missed.update((other, "") for other in _withdrawn(waiting, site))
             answered[message_id] = site
             if reply.has_error():
-                outcome.failures[site] = f"NODE_ERROR: Flower error {reply.error.code}"
+                words = _WORDS.get(reply.error.code, "the connection failed")
+                outcome.failures[site] = Rejected("NODE_ERROR", words)
             elif take is not None:
                 take(site, reply)
             else:
@@ -108,9 +129,19 @@ def exchange(
             break
         time.sleep(POLL_SECONDS if came else max(POLL_SECONDS, time.monotonic() - began))
     for site in waiting.values():
-        outcome.failures[site] = f"NO_REPLY: nothing came within {deadline_s:g} s"
+        outcome.failures[site] = Rejected("NO_REPLY", f"nothing came within {deadline_s:g} s")
     outcome.unanswered = {**missed, **waiting}
     return outcome
+
+
+_WORDS = {
+    ErrorCode.CLIENT_APP_RAISED_EXCEPTION: "the program at the site failed",
+    ErrorCode.MESSAGE_UNAVAILABLE: "its answer broke off",
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE: "its answer broke off",
+    ErrorCode.NODE_UNAVAILABLE: "its connection to the server was lost",
+    ErrorCode.CLIENT_APP_CRASHED: "the program at the site was killed",
+}
+"""What Flower's error codes mean to an operator."""
 
 
 def _send(grid: Grid, messages: Mapping[str, Message], waiting: dict[str, str], outcome: Outcome) -> None:
@@ -120,7 +151,7 @@ def _send(grid: Grid, messages: Mapping[str, Message], waiting: dict[str, str], 
     sent = {message_id: site for site, message_id in zip(messages, ids, strict=True) if message_id}
     waiting.update(sent)
     for site in set(messages) - set(sent.values()) - outcome.again:
-        outcome.failures[site] = "NOT_SENT: the server could not queue the message"
+        outcome.failures[site] = Rejected("NOT_SENT", "the server could not queue the message")
 
 
 def _ask_again(grid: Grid, sites: set[str], again: AskAgain, waiting: dict[str, str], outcome: Outcome) -> None:

@@ -1,5 +1,6 @@
 """Translates payloads to Flower's records and a site's records to its answer: the server's side of the exchange."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -7,13 +8,15 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from dpfpl_common import PROTOCOL_VERSION
 from dpfpl_common.errors import PayloadError
 from dpfpl_common.experiment import Experiment
-from dpfpl_common.wire.codec import check_reply, check_version, context_to_bytes, write_experiment
+from dpfpl_common.wire.codec import check_reply, check_version, context_to_bytes, evidence_rows, write_experiment
 from dpfpl_common.wire.payloads import METRIC_NAMES, Context, EvaluateRequest, SiteReply, TrainRequest
 from dpfpl_common.wire.records import (
     CONTEXT,
+    EVIDENCE,
     GLOBAL_CONTEXT,
     METRICS,
     OK,
+    POOL,
     REFUSED,
     REPLY,
     REPLY_KEYS,
@@ -21,6 +24,7 @@ from dpfpl_common.wire.records import (
     UPDATE,
     context_from_array,
     exact_keys,
+    matrix_from_array,
     typed,
 )
 from dpfpl_common.wire.refusal import Refusal, plain
@@ -45,14 +49,14 @@ class SiteRefusal:
 
 def encode_train_request(request: TrainRequest) -> RecordDict:
     """The records of a train message."""
-    return _encode_request(
-        request.experiment, request.round, request.global_context, {"evaluate": bool(request.evaluate)}
-    )
+    asked = {"evaluate": bool(request.evaluate), "collect": bool(request.collect)}
+    return _encode_request(request.experiment, request.round, request.global_context, request.pool, asked)
 
 
 def encode_evaluate_request(request: EvaluateRequest) -> RecordDict:
     """The records of an evaluate message."""
-    return _encode_request(request.experiment, request.round, request.global_context, {})
+    chosen = {"chosen": request.chosen}
+    return _encode_request(request.experiment, request.round, request.global_context, request.pool, chosen)
 
 
 def decode_reply(records: RecordDict, request: TrainRequest | EvaluateRequest) -> SiteReply | SiteRefusal:
@@ -64,7 +68,7 @@ def decode_reply(records: RecordDict, request: TrainRequest | EvaluateRequest) -
     exact_keys(head, REPLY_KEYS, f"The record {REPLY!r}")
     site = typed(head["site"], str, "site")
     round_number = typed(head["round"], int, "round")
-    seconds = typed(head["seconds"], float, "seconds")
+    scores = tuple(typed(score, float, "scores") for score in typed(head["scores"], list, "scores"))
     signature = typed(head["signature"], bytes, "signature")
     refusal = Refusal(*(typed(head[key], str, key) for key in ("code", "rule", "advice")))
     match head["status"]:
@@ -74,14 +78,16 @@ def decode_reply(records: RecordDict, request: TrainRequest | EvaluateRequest) -
                 raise PayloadError(code="WRONG_ROUND", message=f"The refusal is not of round {request.round}.")
             return SiteRefusal(plain(site)[:63], round_number, refusal)
         case str() as status if status == OK:
-            update = _decode_update(records, request)
-            reply = SiteReply(site, round_number, update, _decode_metrics(records), seconds, signature)
+            update, evidence = _decode_arrays(records, request)
+            reply = SiteReply(site, round_number, update, _decode_metrics(records), scores, signature, evidence)
             check_reply(reply, request)
             return reply
     raise PayloadError(code="WRONG_TYPE", message=f"The reply's status must be {OK!r} or {REFUSED!r}.")
 
 
-def _encode_request(experiment: Experiment, round_number: int, context: Context, extra: dict[str, bool]) -> RecordDict:
+def _encode_request(
+    experiment: Experiment, round_number: int, context: Context, pool: Context | None, extra: Mapping[str, bool | str]
+) -> RecordDict:
     context_to_bytes(context, experiment.context_shape, GLOBAL_CONTEXT)
     settings = ConfigRecord(
         {
@@ -91,19 +97,27 @@ def _encode_request(experiment: Experiment, round_number: int, context: Context,
             **extra,
         }
     )
-    return RecordDict({CONTEXT: ArrayRecord({GLOBAL_CONTEXT: Array(context)}), REQUEST: settings})
+    arrays = {GLOBAL_CONTEXT: Array(context)}
+    if pool is not None:
+        arrays[POOL] = Array(pool)
+    return RecordDict({CONTEXT: ArrayRecord(arrays), REQUEST: settings})
 
 
-def _decode_update(records: RecordDict, request: TrainRequest | EvaluateRequest) -> Context | None:
+def _decode_arrays(
+    records: RecordDict, request: TrainRequest | EvaluateRequest
+) -> tuple[Context | None, Context | None]:
+    """The update and the evidence of a reply."""
     if isinstance(request, EvaluateRequest):
         exact_keys(records, (REPLY, METRICS), "The message")
-        return None
+        return None, None
     exact_keys(records, (REPLY, METRICS, CONTEXT), "The message")
     arrays = records[CONTEXT]
     if not isinstance(arrays, ArrayRecord):
         raise PayloadError(code="WRONG_TYPE", message=f"The record {CONTEXT!r} must be an ArrayRecord.")
-    exact_keys(arrays, (UPDATE,), f"The record {CONTEXT!r}")
-    return context_from_array(arrays[UPDATE], request.experiment.context_shape, UPDATE)
+    rows = evidence_rows(request)
+    exact_keys(arrays, (UPDATE, EVIDENCE) if rows else (UPDATE,), f"The record {CONTEXT!r}")
+    update = context_from_array(arrays[UPDATE], request.experiment.context_shape, UPDATE)
+    return update, matrix_from_array(arrays[EVIDENCE], rows, EVIDENCE) if rows else None
 
 
 def _decode_metrics(records: RecordDict) -> dict[str, float]:

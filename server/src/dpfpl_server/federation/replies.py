@@ -14,7 +14,8 @@ from dpfpl_common.experiment import Experiment
 from dpfpl_common.privacy_plan import site_noise_stddev
 from dpfpl_common.wire.payloads import Context, EvaluateRequest, SiteReply, TrainRequest
 from dpfpl_server.federation.aggregation import collector
-from dpfpl_server.federation.exchange import content_bytes
+from dpfpl_server.federation.evidence import check_rows
+from dpfpl_server.federation.exchange import Rejected, content_bytes
 from dpfpl_server.federation.records import SiteRefusal, decode_reply
 from dpfpl_server.federation.signatures import SignatureCheck
 
@@ -80,7 +81,7 @@ def _noise_stddev(experiment: Experiment) -> float:
     return stddev / divisor / math.sqrt(experiment.rounds.local_steps)
 
 
-REFUSALS_OF_THE_MOMENT = tuple(f"REFUSED {code}:" for code in ("BUSY", "AGENT_UNAVAILABLE", "AGENT_DEADLINE"))
+REFUSALS_OF_THE_MOMENT = ("BUSY", "AGENT_UNAVAILABLE", "AGENT_DEADLINE")
 """Refusals that say nothing about the request: the site's agent was starting, at work or too slow."""
 
 
@@ -92,8 +93,10 @@ class Replies:
         request: what was asked; a reply must fit it.
         norm_cap: L2 norm that no honest update exceeds.
         signatures: knows the sites' keys; None takes unsigned replies, for simulations.
+        request_of: what each site was asked, where that differs.
 
     Attributes:
+        evidence: noised class sums or votes, by site, where they were asked for.
         accepted: usable replies by site; their updates are in ``updates`` and nowhere else.
         failures: why a site has no usable reply, by site.
         updates: the accepted updates, added up where the rule allows it.
@@ -107,12 +110,15 @@ class Replies:
         request: TrainRequest | EvaluateRequest,
         norm_cap: float,
         signatures: SignatureCheck | None = None,
+        request_of: Mapping[str, TrainRequest] | Mapping[str, EvaluateRequest] | None = None,
     ) -> None:
         self._request = request
+        self._request_of = request_of or {}
+        self.evidence: dict[str, Context] = {}
         self._norm_cap = norm_cap
         self._signatures = signatures
         self.accepted: dict[str, SiteReply] = {}
-        self.failures: dict[str, str] = {}
+        self.failures: dict[str, Rejected] = {}
         self.updates = collector(experiment)
         self.signal: dict[str, float] = {}
         self._experiment = experiment
@@ -121,27 +127,28 @@ class Replies:
     @property
     def hopeless(self) -> bool:
         """Whether every failure is a refusal that asking again does not change."""
-        return bool(self.failures) and all(
-            why.startswith("REFUSED") and not why.startswith(REFUSALS_OF_THE_MOMENT) for why in self.failures.values()
-        )
+        return bool(self.failures) and all(why.refused and not why.passing for why in self.failures.values())
 
     def take(self, site: str, message: Message) -> None:
         """Check one site's reply and add its update; a bad one gets its reason in ``failures``."""
         self.bytes += content_bytes(message)
         try:
-            reply = decode_reply(message.content, self._request)
+            reply = decode_reply(message.content, self._request_of.get(site, self._request))
             if isinstance(reply, SiteRefusal):
                 refusal = reply.refusal
-                self.failures[site] = f"REFUSED {refusal.code}: {refusal.rule} {refusal.advice}"
+                passing, words = refusal.code in REFUSALS_OF_THE_MOMENT, f"{refusal.rule} {refusal.advice}"
+                self.failures[site] = Rejected(f"REFUSED {refusal.code}", words, refused=True, passing=passing)
                 return
             self._check(reply, site)
         except PayloadError as error:
-            self.failures[site] = f"{error.code}: {error.message}"
+            self.failures[site] = Rejected(error.code, error.message)
             return
         if reply.update is not None:
             self.updates.add(reply.update)
             self.signal[site] = round(signal_score(self._experiment, reply.update), 2)
-        self.accepted[site] = replace(reply, update=None)
+        if reply.evidence is not None:
+            self.evidence[site] = reply.evidence
+        self.accepted[site] = replace(reply, update=None, evidence=None)
 
     def _check(self, reply: SiteReply, site: str) -> None:
         if reply.site != site:
@@ -150,3 +157,5 @@ class Replies:
             self._signatures(self._request, reply, site)
         if reply.update is not None and float(np.linalg.norm(reply.update.astype(np.float64))) > self._norm_cap:
             raise PayloadError(code="NORM_TOO_LARGE", message="The update is larger than any honest one.")
+        if reply.evidence is not None and len(reply.evidence) > 1:
+            check_rows(self._experiment, reply.evidence)

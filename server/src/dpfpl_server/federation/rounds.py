@@ -24,7 +24,7 @@ from dpfpl_common.privacy.sampling import Sampler, SystemSampler
 from dpfpl_common.wire.payloads import EvaluateRequest, TrainRequest
 from dpfpl_server.federation.aggregation import aggregate_sum, initial_global_context, update_norm_cap
 from dpfpl_server.federation.checkpoint import Checkpoint
-from dpfpl_server.federation.exchange import Outcome, content_bytes, exchange
+from dpfpl_server.federation.exchange import Outcome, Rejected, content_bytes, exchange
 from dpfpl_server.federation.records import encode_evaluate_request, encode_train_request
 from dpfpl_server.federation.replies import Replies
 from dpfpl_server.federation.signatures import SignatureCheck
@@ -55,6 +55,8 @@ class DPFPLStrategy(Strategy):
         noise: the server's own noise, used under ``central`` trust only.
         sampler: draws the sites of a round, as secret as the noise; from the operating system's entropy unless given.
         site_wait_s: how long missing sites are waited for before a round.
+        withdrawn: sites whose key the operator took back since, each with a code and what happened, asked anew before
+            each round: nobody waits for them, and a round counts them as sites that gave no reply.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class DPFPLStrategy(Strategy):
         noise: NoiseSource | None = None,
         sampler: Sampler | None = None,
         site_wait_s: float = 120.0,
+        withdrawn: Callable[[], Mapping[str, tuple[str, str]]] = dict,
     ) -> None:
         missing = [site for site in experiment.sites if site not in nodes]
         if missing:
@@ -85,11 +88,14 @@ class DPFPLStrategy(Strategy):
         self._noise = noise or SystemNoise()
         self._sampler = sampler or SystemSampler(os.urandom)
         self._site_wait_s = site_wait_s
+        self._withdrawn = withdrawn
+        self._gone: dict[str, Rejected] = {}
         self._norm_cap = update_norm_cap(experiment)
         self.checkpoint = checkpoint or Checkpoint(
             0, initial_global_context(experiment), OptimizerState.zeros(experiment.context_shape)
         )
         self.final_metrics: dict[str, dict[str, float]] = {}
+        self.final_scores: dict[str, tuple[float, ...]] = {}
         self._unanswered: dict[str, str] = {}
 
     def run(self, grid: Grid) -> Checkpoint:
@@ -100,8 +106,8 @@ class DPFPLStrategy(Strategy):
         """
         while self.checkpoint.round < self.experiment.rounds.number:
             self._complete_round(grid, self.checkpoint.round + 1)
-        self.final_metrics, dropped = self._evaluate(grid)
-        self._on_status({"phase": "FINISHED", "round": self.checkpoint.round, "dropped": dropped})
+        dropped = self._evaluate(grid)
+        self._on_status({"phase": "FINISHED", "round": self.checkpoint.round, **_rejected(dropped)})
         return self.checkpoint
 
     def _complete_round(self, grid: Grid, number: int, attempts: int = 3) -> None:
@@ -110,11 +116,16 @@ class DPFPLStrategy(Strategy):
             self._wait_for_sites(grid, number)
             started = time.monotonic()
             request = self._train_request(number)
-            messages = self._addressed(grid, encode_train_request(request), "train", number, chosen)
-            replies = Replies(self.experiment, request, self._norm_cap, self._signatures)
+            asked = {s: self.checkpoint.evidence.ask(request, s) for s in chosen if s not in self._gone}
+            contents = {site: encode_train_request(of_site) for site, of_site in asked.items()}
+            messages = self._addressed(grid, contents, "train", number)
+            replies = Replies(self.experiment, request, self._norm_cap, self._signatures, asked)
+            replies.failures.update({site: why for site, why in self._gone.items() if site in chosen})
             outcome = self._exchange(grid, messages, "TRAINING", number, replies)
+            self._notice_withdrawn(number)
+            replies.failures.update({s: why for s, why in self._gone.items() if s in replies.failures})
             try:
-                self._close_round(number, replies, outcome, messages, time.monotonic() - started)
+                self._close_round(number, replies, outcome, messages, asked, time.monotonic() - started)
             except RoundError as error:
                 reasons = "; ".join(f"{site}: {why}" for site, why in sorted(replies.failures.items()))
                 self._on_status(
@@ -123,7 +134,7 @@ class DPFPLStrategy(Strategy):
                         "round": number,
                         "attempt": attempt,
                         "reasons": reasons,
-                        "dropped": replies.failures,
+                        **_rejected(replies.failures),
                         **_ignored(outcome),
                     }
                 )
@@ -131,7 +142,8 @@ class DPFPLStrategy(Strategy):
                     raise RoundError(
                         code="ROUND_ABANDONED",
                         message=f"Round {number} had {error.message} ({reasons})",
-                        advice="Mend the named sites, then resume the experiment; nothing is lost.",
+                        advice="Look at each reason: what a site refuses, its administrator or another experiment has "
+                        "to change; what is broken there can be mended. Then: dpfpl-server resume NAME.",
                     ) from None
                 continue
             return
@@ -142,6 +154,7 @@ class DPFPLStrategy(Strategy):
         replies: Replies,
         outcome: Outcome,
         messages: Mapping[str, Message],
+        asked: Mapping[str, TrainRequest],
         seconds: float,
     ) -> None:
         experiment, before = self.experiment, self.checkpoint
@@ -160,28 +173,38 @@ class DPFPLStrategy(Strategy):
             "bytes_down": sum(content_bytes(message) for message in messages.values())
             + sum(content_bytes(messages[site]) for site in outcome.again),
             "sites": sorted(replies.accepted),
-            "dropped": replies.failures,
+            **_rejected(replies.failures),
             **_ignored(outcome),
             "signal": replies.signal,
-            "site_seconds": {site: reply.seconds for site, reply in replies.accepted.items()},
             "metrics": {site: reply.metrics for site, reply in replies.accepted.items() if reply.metrics},
         }
-        self.checkpoint = Checkpoint(number, context.astype("<f4"), optimizer, (*before.history, entry))
+        evidence = before.evidence.with_replies(replies.evidence, asked) if replies.evidence else before.evidence
+        self.checkpoint = Checkpoint(number, context.astype("<f4"), optimizer, (*before.history, entry), evidence)
         self._on_checkpoint(self.checkpoint)
         self._on_status({"phase": "ROUND_DONE", **entry})
+        if evidence is not before.evidence:
+            facts = evidence.facts(self.experiment)
+            found = f"class vectors: {facts['classes_found']} of {facts['classes']} classes stand out of the noise"
+            self._on_status({"phase": "EVIDENCE", "round": number, "text": facts["warning"] or found, **facts})
 
     def _train_request(self, number: int) -> TrainRequest:
         evaluate = (number - 1) % self.experiment.rounds.evaluate_every == 0
         return TrainRequest(self.experiment, number, self.checkpoint.global_context, evaluate)
 
-    def _evaluate(self, grid: Grid) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
-        """Accuracies by site, and why the other sites gave none."""
+    def _evaluate(self, grid: Grid) -> dict[str, Rejected]:
+        """Ask for scores, and for the accuracies of sites on public data. Gives why the other sites did not answer."""
         number = self.checkpoint.round
         request = EvaluateRequest(self.experiment, number, self.checkpoint.global_context)
-        messages = self._addressed(grid, encode_evaluate_request(request), "evaluate", number, self._nodes)
-        replies = Replies(self.experiment, request, self._norm_cap, self._signatures)
+        self._notice_withdrawn(number)
+        asked = {s: self.checkpoint.evidence.ask_last(request, s) for s in self._nodes if s not in self._gone}
+        contents = {site: encode_evaluate_request(of_site) for site, of_site in asked.items()}
+        messages = self._addressed(grid, contents, "evaluate", number)
+        replies = Replies(self.experiment, request, self._norm_cap, self._signatures, asked)
+        replies.failures.update(self._gone)
         self._exchange(grid, messages, "EVALUATING", number, replies)
-        return {site: reply.metrics for site, reply in replies.accepted.items()}, replies.failures
+        self.final_metrics = {site: reply.metrics for site, reply in replies.accepted.items()}
+        self.final_scores = {site: reply.scores for site, reply in replies.accepted.items() if reply.scores}
+        return replies.failures
 
     def _sampled_nodes(self) -> dict[str, int]:
         """The sites that take part in a round, each with chance ``site_sample_rate``, independently."""
@@ -191,10 +214,11 @@ class DPFPLStrategy(Strategy):
         sites = self.experiment.sites
         return {sites[index]: self._nodes[sites[index]] for index in self._sampler.draw(len(sites), rate)}
 
-    def _addressed(
-        self, grid: Grid, content: RecordDict, kind: str, number: int, nodes: Mapping[str, int]
-    ) -> dict[str, Message]:
-        return {site: grid.create_message(content, kind, node, str(number)) for site, node in nodes.items()}
+    def _addressed(self, grid: Grid, contents: Mapping[str, RecordDict], kind: str, number: int) -> dict[str, Message]:
+        return {
+            site: grid.create_message(content, kind, self._nodes[site], str(number))
+            for site, content in contents.items()
+        }
 
     def _exchange(
         self, grid: Grid, messages: Mapping[str, Message], phase: str, number: int, replies: Replies
@@ -231,9 +255,10 @@ class DPFPLStrategy(Strategy):
         end = time.monotonic() + self._site_wait_s
         said: list[str] = []
         while True:
+            self._notice_withdrawn(number)
             online = set(grid.get_node_ids())
-            missing = [site for site, node in self._nodes.items() if node not in online]
-            connected = len(self._nodes) - len(missing)
+            missing = [s for s, node in self._nodes.items() if node not in online and s not in self._gone]
+            connected = len(self._nodes) - len(missing) - len(self._gone)
             if not missing or (connected >= self.experiment.min_sites and number > 1):
                 return
             if missing != said:  # told again only when it changes; status and watch know how long it lasts
@@ -260,14 +285,37 @@ class DPFPLStrategy(Strategy):
                 )
             time.sleep(0.5)
 
+    def _notice_withdrawn(self, number: int) -> None:
+        """Say once of each site that it left, and end where too few are left for any round to come.
+
+        Raises:
+            RoundError: SITES_WITHDRAWN.
+        """
+        gone = {site: Rejected(*why) for site, why in self._withdrawn().items() if site in self._nodes}
+        new, self._gone = sorted(gone.keys() - self._gone.keys()), gone
+        left, least = len(self._nodes) - len(gone), self.experiment.min_sites
+        said = "; ".join(why.reason for _, why in sorted(gone.items()))
+        if new and left >= least:
+            text = f"{said}. The run goes on with {left} of {len(self._nodes)} sites, at least {least} are needed"
+            self._on_status({"phase": "SITES_WITHDRAWN", "round": number, "sites": new, "text": text})
+        if gone and left < least:
+            raise RoundError(
+                code="SITES_WITHDRAWN",
+                message=f"{said}. {left} of {len(self._nodes)} sites are left, and this experiment needs {least} for a "
+                f"round. It cannot be finished as it is; the {self.checkpoint.round} completed rounds are kept.",
+                advice="Begin another experiment, under a new name, whose list of sites leaves them out. A revoked "
+                "site that comes back (dpfpl-server sites add NAME) gets a new kit; then resume takes it in again.",
+            )
+
     # Flower's own hooks, for tools that drive a strategy through them.
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """The messages of a round; the arrays are this strategy's own checkpoint."""
-        content = encode_train_request(self._train_request(server_round))
-        return list(self._addressed(grid, content, "train", server_round, self._sampled_nodes()).values())
+        request, evidence = self._train_request(server_round), self.checkpoint.evidence
+        contents = {site: encode_train_request(evidence.ask(request, site)) for site in self._sampled_nodes()}
+        return list(self._addressed(grid, contents, "train", server_round).values())
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -292,6 +340,14 @@ class DPFPLStrategy(Strategy):
         """Flower's entry point: the same as ``run``."""
         self.run(grid)
         return Result(arrays=ArrayRecord([self.checkpoint.global_context]))
+
+
+def _rejected(failures: Mapping[str, Rejected]) -> dict[str, dict[str, str]]:
+    """The rejected replies of an exchange by site: in words, and their codes."""
+    return {
+        "dropped": {site: str(why) for site, why in failures.items()},
+        "codes": {site: why.code for site, why in failures.items()},
+    }
 
 
 def _ignored(outcome: Outcome) -> Status:

@@ -27,6 +27,7 @@ __all__ = [
     "accuracy_section",
     "floors_section",
     "rounds_curves_section",
+    "scores_section",
     "stopped_earlier_section",
     "uncertainty_section",
 ]
@@ -103,6 +104,50 @@ def uncertainty_section(result: Result, figures: Figures) -> Html:
     )
 
 
+def scores_section(result: Result, figures: Figures) -> Html:
+    """Shares of right answers from noised counts, with their intervals, and what was gained over the plain text."""
+    texts, scores = figures.texts, result.get("scores", [])
+    if not scores:
+        return Html("")
+    rows = [
+        (
+            texts(f"scores.{row['candidate']}"),
+            figures.percent(f"scores[{i}].value"),
+            Html(f"{figures.percent(f'scores[{i}].interval[0]')} – {figures.percent(f'scores[{i}].interval[1]')}"),
+            figures.number(f"scores[{i}].of"),
+        )
+        for i, row in enumerate(scores)
+    ]
+    gains = [
+        (
+            texts(f"scores.{row['candidate']}"),
+            figures.points(f"gains[{i}].value"),
+            Html(f"{figures.points(f'gains[{i}].interval[0]')} – {figures.points(f'gains[{i}].interval[1]')}"),
+        )
+        for i, row in enumerate(result["gains"])
+    ]
+    interval = texts("scores.interval")
+    return section(
+        texts("scores.title"),
+        table(
+            texts("scores.caption"),
+            [texts("scores.candidate"), texts("scores.value"), interval, texts("scores.of")],
+            rows,
+            (1, 2, 3),
+        ),
+        table(texts("scores.gain_caption"), [texts("scores.candidate"), texts("scores.gain"), interval], gains, (1, 2)),
+        paragraph([texts("scores.note")], "quiet"),
+    )
+
+
+def _choice(result: Result) -> list[str]:
+    """Texts about class vectors: that nothing was found, and what the votes chose."""
+    nothing = (result.get("evidence") or {}).get("warning")
+    chosen = result.get("chosen", "prompt")
+    chosen_text = {"evidence": ["chosen_evidence"], "text": ["chosen_text"]}.get(chosen, [])
+    return [*(["nothing_found"] if nothing else []), *chosen_text]
+
+
 def floors_section(result: Result, figures: Figures) -> Html:
     """What the same model reaches without, or with less of, the federation."""
     texts = figures.texts
@@ -117,7 +162,8 @@ def floors_section(result: Result, figures: Figures) -> Html:
             empty,
         )
     ]
-    bars, meanings = [], []
+    bars: list[Bar] = []
+    meanings = [texts(f"floors.{key}") for key in _choice(result)]
     if figures.of("accuracy.local") is not None:
         bars.append(Bar(texts.plain("floors.ours"), figures.of("accuracy.local"), highlighted=True))
     for key in result["floors"]:

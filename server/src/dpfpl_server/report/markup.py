@@ -3,7 +3,8 @@
 import html
 from collections.abc import Iterable, Sequence
 
-from dpfpl_server.runs.words import DASH, printable
+from dpfpl_common.ops.text import printable
+from dpfpl_server.runs.words import DASH
 
 __all__ = ["Html", "bullets", "details", "paragraph", "section", "table", "text"]
 

@@ -12,6 +12,7 @@ from dpfpl_server.report.accuracy import (
     accuracy_section,
     floors_section,
     rounds_curves_section,
+    scores_section,
     stopped_earlier_section,
     uncertainty_section,
 )
@@ -110,6 +111,7 @@ def _pieces(result: Mapping[str, Any], figures: Figures, roi: RoiCase | None, na
             + "</ol>\n</section>"
         ),
         Html("") if noise_is_real(result) else paragraph([texts("page.noise", noise=noise)], "warning"),
+        scores_section(result, figures),
         accuracy_section(result, figures),
         uncertainty_section(result, figures),
         floors_section(result, figures),

@@ -53,22 +53,20 @@ def _updates(result: Result, figures: Figures, sampled: bool) -> Html:
 def _received(result: Result, figures: Figures) -> Html:
     texts, rounds = figures.texts, range(len(result["rounds"]))
     rows = []
-    for site in result["sites"]:
+    for index, site in enumerate(result["sites"]):
         name = site["name"]
-        seconds = [key_path(f"rounds[{i}].site_seconds", name) for i in rounds]
         metrics = [f"size({key_path(f'rounds[{i}].metrics', name)})" for i in rounds]
         rejected = [key_path(f"rounds[{i}].dropped", name) for i in rounds]
         rows.append(
             (
                 name,
-                figures.number(called("count", seconds)),
+                figures.number(f"sites[{index}].answers"),
                 figures.number(called("count", rejected)),
                 figures.number(called("sum", metrics)),
-                figures.seconds(called("sum", seconds)),
             )
         )
-    heads = [texts("accuracy.site"), *(texts(f"left.{k}") for k in ("answers", "rejected", "accuracies", "seconds"))]
-    return table(texts("left.caption"), heads, rows, range(1, 5))
+    heads = [texts("accuracy.site"), *(texts(f"left.{k}") for k in ("answers", "rejected", "accuracies"))]
+    return table(texts("left.caption"), heads, rows, range(1, 4))
 
 
 def _in_words(result: Result, figures: Figures, index: int) -> Html:
@@ -112,6 +110,20 @@ def _technical(result: Result, figures: Figures) -> list[Html]:
         )
         for i, event in enumerate(privacy["events"])
     ]
+    groups = [
+        (figures.number(f"privacy.groups[{i}].examples"), figures.epsilon(f"privacy.groups[{i}].epsilon"))
+        for i in range(len(privacy.get("groups", ())))
+    ]
+    recognition = [
+        tuple(
+            figures.percent(f"privacy.recognition[{i}].{key}") for key in ("false_positive_rate", "true_positive_rate")
+        )
+        for i in range(len(privacy.get("recognition", ())))
+    ]
+    more = [
+        table(texts("left.groups_caption"), [texts("left.examples"), "Epsilon"], groups, (0, 1)),
+        table(texts("left.recognition_caption"), [texts("left.wrong"), texts("left.recognised")], recognition, (0, 1)),
+    ]
     trust = f"trust_{privacy.get('trust')}"
     target = result["config"].get("privacy", {}).get("target_epsilon")
     return [
@@ -129,6 +141,7 @@ def _technical(result: Result, figures: Figures) -> list[Html]:
             "quiet",
             between=texts.space,
         ),
+        *(more if groups else ()),
         table(
             texts("left.events_caption"),
             [texts(f"left.{key}") for key in ("key", "mechanism", "multiplier", "sample_rate", "steps")],
@@ -185,20 +198,16 @@ def cost_section(result: Result, figures: Figures) -> Html:
         return Html("")
     rows = [(texts("cost.whole"), figures.seconds("seconds"))]
     if site_sample_rate(result) >= 1:
-        seconds = [
-            key_path(f"rounds[{i}].site_seconds", name)
-            for i in rounds
-            for name in result["rounds"][i].get("site_seconds", ())
-        ]
+        most = [f"rounds[{i}].seconds * size(rounds[{i}].sites)" for i in rounds]
         watts = figures.number(str(ASSUMED_WATTS))
         rows += [
             (texts("cost.round"), figures.seconds(called("median", [f"rounds[{i}].seconds" for i in rounds]))),
             (texts("cost.up"), figures.bytes(called("sum", [f"rounds[{i}].bytes_up" for i in rounds]))),
             (texts("cost.down"), figures.bytes(called("sum", [f"rounds[{i}].bytes_down" for i in rounds]))),
-            (texts("cost.compute"), figures.seconds(called("sum", seconds))),
+            (texts("cost.compute"), figures.seconds(called("sum", most))),
             (
                 texts("cost.energy", watts=watts),
-                figures.energy(f"{called('sum', seconds)} * {ASSUMED_WATTS} / 3600"),
+                figures.energy(f"{called('sum', most)} * {ASSUMED_WATTS} / 3600"),
             ),
         ]
     return section(

@@ -8,8 +8,8 @@ from importlib import resources
 from typing import Any
 
 from dpfpl_common.errors import ConfigError
+from dpfpl_common.ops.text import printable
 from dpfpl_server.report.markup import Html, text
-from dpfpl_server.runs.words import printable
 
 __all__ = ["LANGUAGES", "Texts", "floor_meaning", "floor_name", "transport_name", "unit_name", "unit_short", "who"]
 

@@ -9,117 +9,18 @@
     result.json, report.html    once it is finished
 """
 
-import fcntl
 import json
-import os
-import threading
-import time
-from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from dpfpl_common.errors import StateError
 from dpfpl_common.experiment import Experiment, parse_experiment
 from dpfpl_common.ops.files import write_durably
+from dpfpl_common.ops.heartbeat import Heartbeat, LifeSign, life_sign
 from dpfpl_server.federation.checkpoint import Checkpoint
 from dpfpl_server.runs.store import RunStore
 
-__all__ = ["Checkpoint", "LifeSign", "Pulse", "RunFolder", "life_sign"]
-
-
-# A sign of life on disk: whether a process that works on a run is still there, whatever its last words were.
-#
-# The sign is a lock on a file, which the kernel drops with the process, also one that was killed, and the file's time,
-# which a thread renews, so that a process that hangs can be told from one that works.
-
-
-BEAT_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class LifeSign:
-    """What a reader sees.
-
-    Attributes:
-        alive: a process holds the lock.
-        age_s: seconds since it last renewed the file; None if there never was one.
-    """
-
-    alive: bool
-    age_s: float | None
-
-
-class Pulse:
-    """Held by the one process of its kind that works on a run; a context manager.
-
-    Args:
-        path: the lock file.
-        what: what the process does, for the message that a second one gets.
-        wait_s: how long to wait for an earlier process to end.
-    """
-
-    def __init__(self, path: Path, what: str, wait_s: float = 0.0) -> None:
-        self._path = path
-        self._what = what
-        self._wait_s = wait_s
-        self._done = threading.Event()
-        self._descriptor = -1
-
-    def __enter__(self) -> Self:
-        """Take the lock.
-
-        Raises:
-            StateError: another process holds it.
-        """
-        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        end = time.monotonic() + self._wait_s
-        while True:
-            try:
-                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= end:
-                    os.close(self._descriptor)
-                    raise StateError(
-                        code="RUN_IN_PROGRESS",
-                        message=f"Another process {self._what} already ({self._path.parent}).",
-                        advice="Look at it with dpfpl-server watch NAME, or end it with dpfpl-server stop NAME.",
-                    ) from None
-                time.sleep(0.2)
-        os.utime(self._path)
-        threading.Thread(target=self._beat, daemon=True).start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._done.set()
-        os.close(self._descriptor)
-
-    def _beat(self) -> None:
-        while not self._done.wait(BEAT_SECONDS):
-            try:
-                os.utime(self._path)
-            except OSError:
-                return  # the folder was moved away
-
-
-def life_sign(path: Path) -> LifeSign:
-    """Whether a process holds the lock now, and when it last renewed the file; changes nothing."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return LifeSign(False, None)
-    try:
-        age = max(0.0, time.time() - os.fstat(descriptor).st_mtime)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return LifeSign(True, age)
-        return LifeSign(False, age)
-    finally:
-        os.close(descriptor)
+__all__ = ["Checkpoint", "RunFolder"]
 
 
 class RunFolder:
@@ -136,7 +37,8 @@ class RunFolder:
         Raises:
             StateError: the folder belongs to another configuration.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(mode=0o700, exist_ok=True)
         file = self.path / "experiment.json"
         if file.exists():
             if parse_experiment(file.read_text()).digest() != experiment.digest():
@@ -187,13 +89,17 @@ class RunFolder:
         """The events so far, without the first ``skip``."""
         return self.store.events(skip)
 
-    def server_pulse(self, wait_s: float = 0.0) -> Pulse:
+    def server_pulse(self, wait_s: float = 0.0) -> Heartbeat:
         """To be held by the ServerApp: two of them on one run would overwrite each other's rounds."""
-        return Pulse(self.path / "serverapp.lock", "runs this experiment", wait_s)
+        return self._heartbeat("serverapp.lock", "runs this experiment", wait_s)
 
-    def supervisor_pulse(self) -> Pulse:
+    def supervisor_pulse(self) -> Heartbeat:
         """To be held by whoever submits runs and resumes them."""
-        return Pulse(self.path / "supervisor.lock", "runs and supervises this experiment")
+        return self._heartbeat("supervisor.lock", "runs and supervises this experiment", 0.0)
+
+    def _heartbeat(self, file: str, what: str, wait_s: float) -> Heartbeat:
+        advice = "Look at it with dpfpl-server watch NAME, or end it with dpfpl-server stop NAME."
+        return Heartbeat(self.path / file, what, wait_s, code="RUN_IN_PROGRESS", advice=advice)
 
     def server_life(self) -> LifeSign:
         """Whether a ServerApp works on the run now."""

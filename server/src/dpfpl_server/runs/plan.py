@@ -3,19 +3,26 @@
 import dataclasses
 import statistics
 import tomllib
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dpfpl_common.config import build, to_table
+from dpfpl_common.errors import StateError
+from dpfpl_common.evidence import images_needed
 from dpfpl_common.experiment import Experiment, choose_mechanism
 from dpfpl_common.policy import Policy, violations
-from dpfpl_common.privacy.accounting import exceeds
+from dpfpl_common.privacy.accounting import PrivacyEvent, calibrate_noise_multiplier, epsilon, exceeds, json_epsilon
+from dpfpl_common.privacy.one_shot import shared_out
 from dpfpl_common.privacy_plan import (
     capped_event,
+    class_sums_multiplier,
     images_to_stand_out,
+    planned_events,
     server_noise_stddev,
     site_noise_stddev,
 )
@@ -27,11 +34,12 @@ from dpfpl_server.runs.result import privacy_statement
 from dpfpl_server.sites.kits import STARTING_POLICY
 from dpfpl_server.sites.register import Site
 
-__all__ = ["make_plan", "plan_lines"]
+__all__ = ["asked_before", "make_plan", "plan_lines"]
 
 REPLY_BYTES = 128 + 350
 """Of a reply besides the values of its update: the array's header, names, metrics, signature."""
 ATTEMPTS = 3
+EPSILONS = (1.0, 2.0, 4.0, 8.0)
 FEATURE_SIZES = (96, 512, 768)
 """Of the embedded model, of CLIP's base models and of its large one."""
 
@@ -57,11 +65,15 @@ def make_plan(experiment: Experiment, sites: Mapping[str, Site], runs: Path) -> 
             "site_stddev": site_noise_stddev(experiment),
             "server_stddev": server_noise_stddev(experiment),
         },
-        "privacy": privacy_statement(experiment, experiment.rounds.number),
+        "privacy": privacy_statement(experiment, experiment.rounds.number, scored=True),
         "images_of_a_class": _images_of_a_class(experiment),
+        "evidence": _evidence(experiment),
         "bytes": _bytes(experiment),
         "seconds": _seconds(experiment, runs),
-        "refusals": problems + _refused_by_the_starting_policy(experiment),
+        "refusals": problems
+        + _read_alike(experiment)
+        + _refused_by_the_starting_policy(experiment)
+        + _refused_for_the_past(experiment, runs),
         "warnings": _warnings(experiment),
     }
 
@@ -80,13 +92,37 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
             for entry in privacy["epsilons"]
         ),
         f"unit: {privacy['epsilons'][0]['unit']}",
+        *_group_lines(privacy),
+        *_score_line(privacy),
         *_images_line(plan["images_of_a_class"]),
+        *_evidence_lines(plan["evidence"]),
         f"traffic: a site {traffic['down_per_site_round']} bytes down, {traffic['up_per_site_round']} up a round; "
         f"all sites, all rounds {traffic['down']} down, {traffic['up']} up",
         f"time: about {seconds['expected']:.0f} s ({seconds['basis']}); at most {seconds['at_most']:.0f} s",
     ]
     lines += [f"REFUSED by {entry['by']} (rule {entry['rule']}): {entry['why']}" for entry in plan["refusals"]]
     return lines + [f"WARNING {text}" for text in plan["warnings"]]
+
+
+def _group_lines(privacy: Mapping[str, Any]) -> list[str]:
+    """What the epsilon of a prompt's recipient is for several examples, and what it means for an attacker."""
+    if not privacy["groups"]:
+        return []
+    groups = ", ".join(f"{_epsilon(row['epsilon'])} for {row['examples']}" for row in privacy["groups"][1:])
+    rates = ", ".join(
+        f"{row['true_positive_rate']:.1%} at {row['false_positive_rate']:.1%}" for row in privacy["recognition"]
+    )
+    return [
+        f"several examples of one person, at the same delta: epsilon {groups}",
+        f"who tries to tell whether an example was there is right at most so often, by how often wrong: {rates}",
+    ]
+
+
+def _score_line(privacy: Mapping[str, Any]) -> list[str]:
+    if not privacy["held_back_events"]:
+        return []
+    z = privacy["held_back_events"][0]["noise_multiplier"]
+    return [f"scores: noised counts of right answers on held-back examples, multiplier {z:.4g}; epsilon stays the same"]
 
 
 def _mechanism(experiment: Experiment) -> dict[str, str]:
@@ -112,6 +148,45 @@ def _images_line(images: Mapping[str, int]) -> list[str]:
     )
     return [
         f"a class counts at a site only with more images of it than about {numbers}; with fewer its text stays as it is"
+    ]
+
+
+def _evidence(experiment: Experiment) -> dict[str, Any]:
+    """What class vectors will need, from public numbers alone; empty without evidence or noise."""
+    privacy = experiment.privacy
+    if not (experiment.uses_evidence and privacy.noise_multiplier):
+        return {}
+    many = len(experiment.sites)
+    curve = []
+    for target in sorted({*EPSILONS, *([privacy.target_epsilon] if privacy.target_epsilon else [])}):
+        z, _ = shared_out(calibrate_noise_multiplier(target, privacy.target_delta, 1.0, 1))
+        curve.append({"epsilon": target} | _needed(z, many))
+    nominal = privacy.nominal_site_size * many / len(experiment.classes)
+    now = _needed(class_sums_multiplier(experiment), many)
+    return {"nominal_images_of_a_class": round(nominal, 1), "sites": many, "now": now, "curve": curve}
+
+
+def _needed(noise_multiplier: float, many: int) -> dict[str, int]:
+    found_at_one, half_at_one = images_needed(noise_multiplier, 1, FEATURE_SIZES[1])
+    found, half = images_needed(noise_multiplier, many, FEATURE_SIZES[1])
+    return {
+        "found_at_one_site": found_at_one,
+        "half_at_one_site": half_at_one,
+        "found_evenly": found,
+        "half_evenly": half,
+    }
+
+
+def _evidence_lines(evidence: Mapping[str, Any]) -> list[str]:
+    if not evidence:
+        return []
+    rows = ", ".join(
+        f"epsilon {p['epsilon']:g}: {p['half_at_one_site']} / {p['half_evenly']}" for p in evidence["curve"]
+    )
+    return [
+        f"class vectors: {evidence['nominal_images_of_a_class']:g} images of a class in all, nominally; about so many "
+        f"are needed until half of what they show is believed, at one site / shared evenly over {evidence['sites']} "
+        f"(features of {FEATURE_SIZES[1]} numbers): {rows}"
     ]
 
 
@@ -165,6 +240,19 @@ def _unregistered(experiment: Experiment, sites: Mapping[str, Site]) -> list[dic
     return problems
 
 
+def _read_alike(experiment: Experiment) -> list[dict[str, str]]:
+    """Class names that differ in case or blanks only; the tokenizer that would say for certain is at the sites."""
+    seen: dict[str, str] = {}
+    refusals = []
+    for name in experiment.classes:
+        first = seen.setdefault(" ".join(unicodedata.normalize("NFC", name).lower().split()), name)
+        if first != name:
+            why = f"{first!r} and {name!r} are the same tokens to it, so these classes could never be told apart."
+            by = "a site whose model's tokenizer ignores case and blanks, as CLIP's does"
+            refusals.append(_refusal(by, "classes", why))
+    return refusals
+
+
 def _refused_by_the_starting_policy(experiment: Experiment) -> list[dict[str, str]]:
     """What a site refuses that left the policy of its kit as it was; a site may allow more, or less."""
     policy = build(Policy, tomllib.loads(STARTING_POLICY), "the kit's policy.toml")
@@ -174,8 +262,86 @@ def _refused_by_the_starting_policy(experiment: Experiment) -> list[dict[str, st
     return [_refusal("a site with its kit's policy", rule, why) for rule, why in found.items()]
 
 
+def _refused_for_the_past(experiment: Experiment, runs: Path) -> list[dict[str, str]]:
+    """Which sites, with the policy of their kit, have too little left for this experiment: the caps of a lifetime.
+
+    What a site was asked to spend is known from the runs. What it really spent, with other operators too, and what it
+    allows, only the site knows.
+    """
+    policy = build(Policy, tomllib.loads(STARTING_POLICY), "the kit's policy.toml")
+    earlier = asked_before(runs, except_for=experiment.name)
+    rules: dict[str, Callable[[Experiment, int | None], PrivacyEvent]] = {"max_epsilon_lifetime": capped_event}
+    if experiment.privacy.trust != "central":
+        rules["max_epsilon_operator_lifetime"] = _towards_the_operator
+    found = []
+    for rule, event_of in rules.items():
+        new, most = event_of(experiment, None), float(getattr(policy, rule))
+        sites_by_past: dict[tuple[PrivacyEvent, ...], list[str]] = {}
+        for site in experiment.sites:
+            events = [
+                event_of(run, rounds[site] * run.rounds.local_steps) for run, rounds in earlier if rounds.get(site)
+            ]
+            sites_by_past.setdefault(_added_up(events), []).append(site)
+        for past, names in sites_by_past.items():
+            after = epsilon(_added_up([*past, new]), policy.delta) if past else 0.0
+            if after > most:
+                before = _epsilon(json_epsilon(epsilon(past, policy.delta)))
+                why = f"asked for epsilon {before} in earlier runs, {_epsilon(json_epsilon(after))} with this one, "
+                found.append(
+                    _refusal(f"{', '.join(names)}, with the policy of the kit,", rule, f"{why}at most {most:g}.")
+                )
+    return found
+
+
+def _added_up(events: Iterable[PrivacyEvent]) -> tuple[PrivacyEvent, ...]:
+    """The same events with equal mechanisms as one."""
+    steps: dict[PrivacyEvent, int] = {}
+    for event in events:
+        one = replace(event, steps=1)
+        steps[one] = steps.get(one, 0) + event.steps
+    return tuple(replace(one, steps=number) for one, number in steps.items())
+
+
+UNCHARGED = ("REFUSED", "NOT_SENT", "REVOKED", "KEY_REPLACED")
+"""How the codes of dropped replies begin for which the site charged nothing."""
+
+
+def asked_before(runs: Path, except_for: str = "") -> list[tuple[Experiment, dict[str, int]]]:
+    """The runs in a folder, each with the rounds that each of its sites can have been charged for.
+
+    Every round counts that used the site's reply or dropped it, but for a refusal, which the site did not charge.
+    """
+    found = []
+    for file in sorted(runs.glob("*/run.sqlite")):
+        folder = RunFolder(file.parent)
+        try:
+            experiment, history, drops = folder.experiment(), folder.store.rounds(), folder.store.drops()
+        except StateError:
+            continue  # damaged: dpfpl-server status says so
+        if experiment.name == except_for:
+            continue
+        rounds = {}
+        for site in experiment.sites:
+            used = {str(entry["round"]) for entry in history if site in entry["sites"]}
+            lost = {str(d["round"]) for d in drops if d["site"] == site and not d["code"].startswith(UNCHARGED)}
+            rounds[site] = min(len(used | lost), experiment.rounds.number)
+        found.append((experiment, rounds))
+    return found
+
+
+def _towards_the_operator(experiment: Experiment, steps: int | None = None) -> PrivacyEvent:
+    return next(event for event in planned_events(experiment, steps) if event.adversary == "operator")
+
+
 def _warnings(experiment: Experiment) -> list[str]:
     warnings = []
+    evidence = _evidence(experiment)
+    if evidence and evidence["nominal_images_of_a_class"] < evidence["now"]["found_at_one_site"]:
+        warnings.append(
+            "no class will stand out of the noise: a site needs about "
+            f"{evidence['now']['found_at_one_site']} images of one, and all sites together have nominally "
+            f"{evidence['nominal_images_of_a_class']:g}. Use a larger epsilon, more images or more sites."
+        )
     if not experiment.model.fingerprint:
         warnings.append("model.fingerprint is empty: sites with any model of that width take part.")
     if not experiment.is_private:

@@ -1,20 +1,48 @@
 """result.json: what a run brought and what it cost, deployed or simulated."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
+import numpy as np
+
 from dpfpl_common.config import to_table
 from dpfpl_common.experiment import Experiment
-from dpfpl_common.privacy.accounting import PrivacyEvent, epsilon, json_epsilon
-from dpfpl_common.privacy_plan import ADVERSARIES, UNIT_NAMES, planned_events
+from dpfpl_common.privacy.accounting import (
+    PrivacyEvent,
+    epsilon,
+    group_epsilon,
+    json_epsilon,
+    true_positive_rate,
+)
+from dpfpl_common.privacy.counts import count_noise_stddev, gain, scores_from
+from dpfpl_common.privacy_plan import (
+    ADVERSARIES,
+    UNIT_NAMES,
+    planned_events,
+    planned_score_events,
+    score_noise_multiplier,
+)
+from dpfpl_common.wire.payloads import scored as candidates_of
+from dpfpl_server.federation.evidence import Evidence
 from dpfpl_server.federation.replies import verdicts
 
-__all__ = ["build_result", "floors_from_metrics", "privacy_statement"]
+__all__ = ["build_result", "columns", "floors_from_metrics", "privacy_statement"]
+
+COLUMNS = ("local", "neighbour", "unseen", "all")
+CANDIDATES = ("zero_shot", "text", "prompt", "evidence", "both")
+"""What is told apart with evidence: plain text without and with the site's usual mix of classes, the personalised
+prompt, class vectors from the plain text, and from the learned shared prompt."""
 
 OURS = ("dpfpl-common", "dpfpl-client", "dpfpl-server", "dpfpl-bench")
 THEIRS = ("flwr", "grpcio", "dp-accounting", "numpy", "torch", "transformers")
 Metrics = Mapping[str, float]
+
+GROUPS = (1, 2, 5, 10)
+"""Sizes of groups of examples, such as the images of one person, whose epsilon is told."""
+
+FALSE_POSITIVE_RATES = (0.001, 0.01, 0.1)
 
 
 def build_result(
@@ -23,10 +51,12 @@ def build_result(
     transport: str,
     history: Sequence[Mapping[str, Any]],
     final: Mapping[str, Metrics],
+    scores: Mapping[str, Sequence[float]] | None = None,
     num_classes: Mapping[str, int],
     seconds: float,
     seed: int | None = None,
     extra_floors: Mapping[str, Mapping[str, float | None]] | None = None,
+    evidence: Evidence | None = None,
     real_noise: bool = True,
     node_authentication: bool = False,
 ) -> dict[str, Any]:
@@ -36,15 +66,19 @@ def build_result(
         experiment: noise level resolved.
         transport: ``grpc+tls``, ``in_process`` or ``flower_simulation``.
         history: the checkpoint's entries, one a round.
-        final: accuracies after the last round, by site and by the names of ``payload.METRIC_NAMES``.
+        final: exact accuracies after the last round, by site and by the names of ``payloads.METRIC_NAMES``; only sites
+            on public data report any.
+        scores: noised counts of right answers on held-back images, by site (``dpfpl_common.privacy.counts``).
         num_classes: classes that each site trains on, where known.
         seconds: the whole run.
         seed: of a simulation.
         extra_floors: floors that only a simulation can compute, by name: ``local_only``,
             ``local_only_no_noise``, ``centralised``.
+        evidence: class sums and votes, where the experiment has them.
         real_noise: whether the noise was the operating system's; seeded noise is named as such.
         node_authentication: whether every site proved its registered key to the server.
     """
+    hidden = experiment.privacy.site_sample_rate < 1
     history = _published(experiment, history)
     before = history[0]["metrics"] if history else {}
     flags = verdicts(history)
@@ -53,15 +87,19 @@ def build_result(
             "name": site,
             "local": final.get(site, {}).get("personal_local"),
             "neighbour": final.get(site, {}).get("personal_neighbour"),
+            "unseen": final.get(site, {}).get("personal_unseen"),
+            "all": final.get(site, {}).get("personal_all"),
             "global": final.get(site, {}).get("global_local"),
             "before": before.get(site, {}).get("personal_local"),
             "before_neighbour": before.get(site, {}).get("personal_neighbour"),
             "num_classes": num_classes.get(site),
             "flag": flags.get(site),
+            "answers": None if hidden else sum(site in entry["sites"] for entry in history),
         }
         for site in experiment.sites
     ]
-    local = [site["local"] for site in sites if site["local"] is not None]
+    baselines = floors_from_metrics(final) | dict(extra_floors or {})
+    told = evidence is not None and experiment.uses_evidence and bool(evidence.rows)
     return {
         "transport": transport,
         "node_authentication": node_authentication,
@@ -71,13 +109,14 @@ def build_result(
         "seed": seed,
         "versions": _versions(),
         "sites": sites,
-        "accuracy": {
-            "local": mean(local),
-            "neighbour": mean(site["neighbour"] for site in sites),
-            "worst_site": min(local, default=None),
-        },
-        "floors": floors_from_metrics(final) | dict(extra_floors or {}),
-        "privacy": privacy_statement(experiment, len(history), real_noise=real_noise),
+        "accuracy": columns("personal", final.values()),
+        **_scores(experiment, scores or {}),
+        "baselines": baselines,
+        "floors": baselines,
+        "candidates": {name: columns(name, final.values()) for name in CANDIDATES} if told else {},
+        "chosen": evidence.chosen(experiment) if evidence is not None and told else "prompt",
+        "evidence": evidence.facts(experiment) if evidence is not None and told else None,
+        "privacy": privacy_statement(experiment, len(history), scored=bool(scores), real_noise=real_noise),
         "rounds": [dict(entry) for entry in history],
         "seconds": round(seconds, 3),
     }
@@ -85,34 +124,47 @@ def build_result(
 
 def floors_from_metrics(final: Mapping[str, Metrics]) -> dict[str, dict[str, float | None]]:
     """The floors that the sites themselves measure: the plain text prompt, and the shared prompt alone."""
-    floors = {}
-    for floor, prefix in (("zero_shot", "zero_shot"), ("global_only", "global")):
-        local = [metrics.get(f"{prefix}_local") for metrics in final.values()]
-        floors[floor] = {
-            "local": mean(local),
-            "neighbour": mean(metrics.get(f"{prefix}_neighbour") for metrics in final.values()),
-            "worst_site": min((value for value in local if value is not None), default=None),
-        }
-    return floors
+    named = (("zero_shot", "zero_shot"), ("global_only", "global"))
+    return {name: columns(candidate, final.values()) for name, candidate in named}
 
 
-def privacy_statement(experiment: Experiment, rounds: int, *, real_noise: bool = True) -> dict[str, Any]:
-    """The three epsilons with who they are against, and the events from which anyone can recompute them."""
+def columns(candidate: str, metrics: Iterable[Metrics]) -> dict[str, float | None]:
+    """Means over the sites of a candidate's accuracies, and its own accuracy at the worst site.
+
+    Columns: ``local``, ``neighbour``, ``unseen`` and ``all``, as in ``payloads.METRIC_NAMES``, and ``worst_site``.
+    """
+    known = list(metrics)
+    means = {column: mean(m.get(f"{candidate}_{column}") for m in known) for column in COLUMNS}
+    local = (m.get(f"{candidate}_local") for m in known)
+    return {**means, "worst_site": min((value for value in local if value is not None), default=None)}
+
+
+def privacy_statement(
+    experiment: Experiment, rounds: int, *, scored: bool = False, real_noise: bool = True
+) -> dict[str, Any]:
+    """The three epsilons with who they are against, and the events from which anyone can recompute them.
+
+    The scores' events are about other examples than those of training: each epsilon is the larger of the two, which the
+    scores' noise makes that of training.
+    """
     steps = rounds * experiment.rounds.local_steps
     events = planned_events(experiment, steps)
     delta = experiment.privacy.target_delta
+    other = {event.adversary: [event] for event in planned_score_events(experiment)} if scored else {}
     return {
         "epsilons": [
             {
                 "adversary": event.adversary,
                 "who": ADVERSARIES[event.adversary],
-                "epsilon": json_epsilon(epsilon([event], delta)),
+                "epsilon": json_epsilon(epsilon([event, *other.get(event.adversary, ())], delta)),
                 "delta": delta,
                 "unit": UNIT_NAMES[experiment.privacy.unit],
             }
             for event in events
         ],
+        **_in_other_words(experiment, events),
         "events": [_event_table(event) for event in events],
+        "held_back_events": [_event_table(event) for event in planned_score_events(experiment)] if scored else [],
         "trust": experiment.privacy.trust,
         "accounting": experiment.privacy.accounting,
         "nominal_epsilon": experiment.privacy.target_epsilon if experiment.privacy.accounting == "paper" else None,
@@ -120,12 +172,36 @@ def privacy_statement(experiment: Experiment, rounds: int, *, real_noise: bool =
     }
 
 
+def _in_other_words(experiment: Experiment, events: Sequence[PrivacyEvent]) -> dict[str, Any]:
+    """What the capped epsilon means for several examples together, and for who tries to recognise one."""
+    if experiment.privacy.unit == "site":
+        return {"groups": [], "recognition": []}
+    event, delta = events[0], experiment.privacy.target_delta
+    whole = epsilon([event], delta)
+    return {
+        "groups": [
+            {"examples": size, "epsilon": json_epsilon(group_epsilon([event], delta, size)), "delta": delta}
+            for size in GROUPS
+        ],
+        "recognition": [
+            {"false_positive_rate": rate, "true_positive_rate": round(true_positive_rate(whole, delta, rate), 6)}
+            for rate in FALSE_POSITIVE_RATES
+        ],
+    }
+
+
 def _published(experiment: Experiment, history: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    """The rounds without anything that tells which sites were sampled: the epsilons count on that being secret."""
+    """The rounds without what is a function of one site's message where only sums carry the whole noise, and without
+    anything that tells which sites were sampled: the epsilons count on that being secret.
+
+    How much signal a single message holds, and the verdicts made of it, are for the operator's console alone.
+    """
     if experiment.privacy.site_sample_rate >= 1:
-        return history
+        if experiment.privacy.trust == "local":
+            return history
+        return [{**entry, "signal": {}} for entry in history]
     secret: dict[str, Any] = {"seconds": None, "bytes_up": None, "bytes_down": None, "sites": [], "asked_again": []}
-    by_site = ("dropped", "late", "duplicates", "signal", "site_seconds", "metrics")
+    by_site = ("dropped", "codes", "late", "duplicates", "signal", "metrics")
     return [{"round": entry["round"], **secret, **{name: {} for name in by_site}} for entry in history]
 
 
@@ -135,8 +211,37 @@ def mean(values: Iterable[float | None]) -> float | None:
     return sum(present) / len(present) if present else None
 
 
+def _scores(experiment: Experiment, scores: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """What the noised counts of all sites together say of each candidate, and of its gain over the plain text."""
+    if not scores:
+        return {"scores": [], "gains": []}
+    names = candidates_of(experiment)
+    totals = np.sum([np.asarray(counts, dtype=np.float64) for counts in scores.values()], axis=0)
+    stddev = math.sqrt(len(scores)) * count_noise_stddev(len(names), score_noise_multiplier(experiment))
+    rows = [
+        {
+            "candidate": candidate,
+            "sites": len(scores),
+            "right": round(score.right, 2),
+            "of": round(score.of, 2),
+            "value": score.value,
+            "interval": [score.low, score.high],
+        }
+        for candidate, score in zip(names, scores_from(totals, stddev), strict=True)
+    ]
+    gains = [(name, gain(totals, stddev, index, 0)) for index, name in enumerate(names) if index]
+    return {
+        "scores": rows,
+        "gains": [
+            {"candidate": name, "over": names[0], "value": value, "interval": [low, high]}
+            for name, (value, low, high) in gains
+        ],
+    }
+
+
 def _event_table(event: PrivacyEvent) -> dict[str, Any]:
     table: dict[str, Any] = to_table(event)
+    del table["part"]  # which examples they are about says the list that they are in
     return table
 
 

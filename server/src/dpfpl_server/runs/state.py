@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from dpfpl_common.ops.text import printable
 from dpfpl_server.exit_codes import FAILED, NOT_GOING_ON, STUCK
 from dpfpl_server.runs.folder import RunFolder
-from dpfpl_server.runs.words import amount, bytes_text, percent, printable, seconds_text
+from dpfpl_server.runs.words import amount, bytes_text, percent, seconds_text
 
 __all__ = ["STATES", "LiveState", "RunState", "run_state"]
 
@@ -221,11 +222,10 @@ class LiveState:
         return dataclasses.replace(self, completed=max(0, completed), activity=activity, sites=sites)
 
     def _done(self, status: Mapping[str, Any], number: int) -> "LiveState":
-        metrics, seconds = status.get("metrics", {}), status.get("site_seconds", {})
+        metrics = status.get("metrics", {})
         sites = dict(self.sites)
         for site in status.get("sites", ()):
-            took = f" in {seconds_text(seconds[site])}" if site in seconds else ""
-            sites[printable(site)] = f"round {number} done{took}"
+            sites[printable(site)] = f"round {number} done"
         dropped = {printable(site): printable(reason) for site, reason in status.get("dropped", {}).items()}
         sites |= {site: f"left out of round {number}: {reason}" for site, reason in dropped.items()}
         values = [m["personal_local"] for m in metrics.values() if "personal_local" in m]

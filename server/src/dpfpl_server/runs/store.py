@@ -21,6 +21,7 @@ from dpfpl_common.errors import StateError
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.optimizer import OptimizerState
 from dpfpl_server.federation.checkpoint import Checkpoint, checkpoint_digest, spent_events
+from dpfpl_server.federation.evidence import Evidence
 
 __all__ = ["Attempt", "RunStore"]
 
@@ -36,6 +37,7 @@ CREATE TABLE checkpoint (
     context BLOB NOT NULL, first BLOB NOT NULL, second BLOB NOT NULL, steps INTEGER NOT NULL,
     events TEXT NOT NULL, sha256 TEXT NOT NULL
 ) STRICT;
+CREATE TABLE evidence (site TEXT PRIMARY KEY, columns INTEGER NOT NULL, rows BLOB NOT NULL, vote REAL) STRICT;
 CREATE TABLE attempts (
     number INTEGER PRIMARY KEY AUTOINCREMENT, run_id TEXT NOT NULL, started REAL NOT NULL,
     ended REAL, outcome TEXT NOT NULL DEFAULT ''
@@ -94,7 +96,16 @@ class RunStore:
             for entry in checkpoint.history:
                 if entry["round"] > known:
                     database.execute("INSERT INTO rounds VALUES (?, ?)", (entry["round"], json.dumps(entry)))
-                    _add_drops(database, entry["round"], entry.get("attempt", 1), entry["dropped"])
+                    _add_drops(database, entry, entry.get("attempt", 1))
+            evidence = checkpoint.evidence
+            kept = {site for (site,) in database.execute("SELECT site FROM evidence")}
+            for site, rows in evidence.rows.items():
+                if site not in kept:
+                    values = (site, rows.shape[1], np.ascontiguousarray(rows, dtype="<f4").tobytes())
+                    database.execute("INSERT INTO evidence VALUES (?, ?, ?, NULL)", values)
+            database.executemany(
+                "UPDATE evidence SET vote = ? WHERE site = ?", [(v, s) for s, v in evidence.votes.items()]
+            )
             database.execute("INSERT OR REPLACE INTO checkpoint VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?)", row)
 
     def load(self, experiment: Experiment) -> Checkpoint | None:
@@ -121,6 +132,7 @@ class RunStore:
                 global_context=np.frombuffer(context, dtype="<f4").reshape(shape).copy(),
                 optimizer=OptimizerState(first, second, steps),
                 history=tuple(entry for entry in self.rounds() if entry["round"] <= number),
+                evidence=self._evidence(),
             )
             whole = len(checkpoint.history) == number
             digest = checkpoint_digest(checkpoint, configuration, json.loads(events))
@@ -129,6 +141,13 @@ class RunStore:
         if not whole or digest != sha256:
             raise self._damaged()
         return checkpoint
+
+    def _evidence(self) -> Evidence:
+        entries = self._rows("SELECT site, columns, rows, vote FROM evidence")
+        return Evidence(
+            {site: np.frombuffer(rows, dtype="<f4").reshape(-1, columns).copy() for site, columns, rows, _ in entries},
+            {site: vote for site, _, _, vote in entries if vote is not None},
+        )
 
     def rounds(self) -> list[dict[str, Any]]:
         """The entries of all completed rounds."""
@@ -145,7 +164,7 @@ class RunStore:
         with self._writing(durable=False) as database:
             database.execute("INSERT INTO events (at, body) VALUES (?, ?)", (round(time.time(), 3), json.dumps(event)))
             if event.get("phase") == "ROUND_ABANDONED":
-                _add_drops(database, event["round"], event["attempt"], event.get("dropped", {}))
+                _add_drops(database, event, event["attempt"])
 
     def events(self, skip: int = 0) -> list[dict[str, Any]]:
         """The events so far, without the first ``skip``."""
@@ -252,8 +271,9 @@ class RunStore:
         )
 
 
-def _add_drops(database: sqlite3.Connection, number: int, attempt: int, dropped: Mapping[str, str]) -> None:
-    rows = [(number, attempt, site, why.partition(":")[0], why) for site, why in sorted(dropped.items())]
+def _add_drops(database: sqlite3.Connection, entry: Mapping[str, Any], attempt: int) -> None:
+    dropped, codes = entry.get("dropped", {}), entry.get("codes", {})
+    rows = [(entry["round"], attempt, site, codes[site], why) for site, why in sorted(dropped.items())]
     database.executemany("INSERT INTO drops VALUES (?, ?, ?, ?, ?)", rows)
 
 

@@ -1,7 +1,7 @@
 """``dpfpl-server run`` and ``resume``: one experiment on a running SuperLink, watched to its end."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -73,7 +73,7 @@ def supervise(
         RoundError: the run ended for good, was stopped, or was cut off too often; ``resume`` goes on later.
         DeploymentError: no SuperLink answers at the start.
     """
-    folder.store.set_fact("settings", {"site_wait_s": limits.site_wait_s})
+    folder.store.set_fact("settings", {"site_wait_s": limits.site_wait_s, "server": str(server_folder.resolve())})
     follower = _Follower(folder, server_folder, limits, on_status)
     attempt = _still_running(folder, server_folder)
     restarts = 0
@@ -308,7 +308,14 @@ def run_experiment(
         return finished
     with folder.supervisor_pulse():
         if folder.store.fact("final") is None:
-            supervise(folder, server_folder, lambda: _sites(experiment, server_folder), limits or Limits(), on_status)
+            before = folder.store.fact("sites") or {}
+            supervise(
+                folder,
+                server_folder,
+                lambda: _sites(experiment, server_folder, before),
+                limits or Limits(),
+                on_status,
+            )
         return finish(folder)
 
 
@@ -327,7 +334,9 @@ def finish(folder: RunFolder) -> dict[str, Any]:
         transport="grpc+tls",
         history=checkpoint.history,
         final=final,
+        scores=folder.store.fact("scores") or {},
         num_classes={},
+        evidence=checkpoint.evidence,
         seconds=sum((attempt.ended or attempt.started) - attempt.started for attempt in attempts),
         node_authentication=True,
     )
@@ -337,21 +346,30 @@ def finish(folder: RunFolder) -> dict[str, Any]:
     return result
 
 
-def _sites(experiment: Experiment, server_folder: Path) -> dict[str, dict[str, Any]]:
-    """Flower's node id and the public signing key of every site of the experiment."""
+def _sites(
+    experiment: Experiment, server_folder: Path, before: Mapping[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Flower's node id and the public signing key of every site of the experiment.
+
+    A site that was there when the experiment began and was revoked since keeps the place it had ``before``: whether the
+    others are enough for a round, the strategy decides and says.
+    """
     known = {name: site for name, site in load_sites(server_folder).items() if site.node_id is not None}
-    missing = [site for site in experiment.sites if site not in known]
+    kept = {site: before[site] for site in experiment.sites if site in before and site not in known}
+    missing = [site for site in experiment.sites if site not in known and site not in kept]
     if missing:
         raise ConfigError(
             code="UNKNOWN_SITE",
             message=f"The site {missing[0]!r} is not registered at this server.",
             advice=f"Provision it and restart the server. Registered: {', '.join(sorted(known)) or 'none'}.",
         )
-    unsigned = [site for site in experiment.sites if not known[site].agent_key]
+    unsigned = [site for site in experiment.sites if site not in kept and not known[site].agent_key]
     if unsigned:
         raise ConfigError(
             code="NO_SIGNING_KEY",
             message=f"The site {unsigned[0]!r} was provisioned without a signing key, by an earlier release.",
             advice=f"Give it a new kit: dpfpl-server provision --site {unsigned[0]} --force.",
         )
-    return {site: {"node": known[site].node_id, "key": known[site].agent_key} for site in experiment.sites}
+    return {
+        site: kept.get(site) or {"node": known[site].node_id, "key": known[site].agent_key} for site in experiment.sites
+    }

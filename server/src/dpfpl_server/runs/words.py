@@ -20,7 +20,6 @@ __all__ = [
     "part_taken",
     "percent",
     "points",
-    "printable",
     "seconds_text",
     "site_sample_rate",
 ]
@@ -34,6 +33,8 @@ FLOORS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "global_only": ("shared prompt alone", "what the sites learned together, without any personal part"),
         "local_only": ("every site alone", "each site learns its prompt by itself, without a federation"),
         "local_only_no_noise": ("every site alone, no noise", "the same without any promise of privacy"),
+        "local_only_evidence": ("every site alone, class vectors", "whatever its own vote"),
+        "local_only_no_noise_evidence": ("every site alone, class vectors, no noise", "without any promise of privacy"),
         "centralised": ("all data in one place", "one prompt learned from everybody's pooled images"),
     }
 )
@@ -136,11 +137,6 @@ def bytes_text(count: float | None) -> str:
 def amount(count: int, thing: str) -> str:
     """ "1 round", "3 rounds"."""
     return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
-
-
-def printable(value: object) -> str:
-    """Text from outside without control, escape and direction characters, which could disturb a terminal or a page."""
-    return "".join(char if char.isprintable() else "�" for char in str(value))
 
 
 def noise_is_real(result: Mapping[str, Any]) -> bool:

@@ -33,6 +33,7 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
 from dpfpl_common.errors import DeploymentError
 from dpfpl_common.ops.telemetry import silence_telemetry
+from dpfpl_server.sites.control_secret import ShownSecret
 
 __all__ = ["Control", "Node", "RunStatus"]
 
@@ -75,16 +76,21 @@ class Control:
     Args:
         address: host and port of the Control API.
         ca_certificate: the federation's own authority; nothing else is trusted.
+        secret: of the server's folder.
     """
 
-    def __init__(self, address: str, ca_certificate: Path) -> None:
+    def __init__(self, address: str, ca_certificate: Path, secret: str) -> None:
         self.address = address
         try:
             self._client = ControlHttpClient.from_server_address(
                 server_address=address,
                 insecure=False,
                 root_certificates=ca_certificate.read_bytes(),
-                interceptors=[CliClientHttpInterceptor(), RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
+                interceptors=[
+                    CliClientHttpInterceptor(),
+                    RuntimeVersionHttpInterceptor(component_name="flwr CLI"),
+                    ShownSecret(secret),
+                ],
             )
         except (OSError, ssl.SSLError) as error:
             raise DeploymentError(

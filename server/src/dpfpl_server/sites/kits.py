@@ -97,8 +97,8 @@ max_clipping_norm = 10.0
 # The most rounds one experiment may take. How often may be asked is limited as well: dpfpl-client policy show.
 max_rounds = 500
 
-# Which accuracy numbers may leave: none | coarse (rounded) | exact.
-metrics = "coarse"
+# What may leave of how well prompts do on held-back images: none | noised (within the same epsilon).
+metrics = "noised"
 """
 
 _README = """\

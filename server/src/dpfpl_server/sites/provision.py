@@ -107,7 +107,7 @@ def provision(request: ProvisionRequest) -> ProvisionResult:
             code="PORT", message=f"{request.port} is not a port.", advice="Use a number from 1 to 65535; usual is 9092."
         )
     folder = request.server_folder
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
 
     with register_lock(folder):

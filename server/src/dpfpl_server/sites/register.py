@@ -3,10 +3,11 @@
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from dpfpl_common.errors import DeploymentError
 from dpfpl_server.sites.kits import write_public
@@ -60,6 +61,26 @@ def save_sites(folder: Path, sites: dict[str, Site]) -> None:
     """Replace the register."""
     entries = {name: {k: v for k, v in asdict(site).items() if k != "name"} for name, site in sorted(sites.items())}
     write_public(folder / _FILE, (json.dumps(entries, indent=2) + "\n").encode())
+
+
+def withdrawn_sites(folder: Path, sites: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
+    """Which of a run's sites the register does not know any more as when it began, with a code and what happened.
+
+    Args:
+        folder: of the server.
+        sites: node id of each of the run's sites, as ``{"node": id}``.
+    """
+    try:
+        known = load_sites(folder)
+    except DeploymentError:
+        return {}  # half written or unreadable: then nothing is known, and nobody is taken for gone
+    found = {}
+    for name, site in sites.items():
+        if name not in known:
+            found[name] = ("REVOKED", f"{name} was revoked by the operator")
+        elif known[name].node_id not in (None, site["node"]):
+            found[name] = ("KEY_REPLACED", f"{name} was given a new key; dpfpl-server resume takes it in")
+    return found
 
 
 def node_ids(folder: Path) -> dict[str, int]:

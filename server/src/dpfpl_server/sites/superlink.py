@@ -6,6 +6,7 @@ federations on one machine do not disturb each other as long as their ports diff
 
 import json
 import socket
+import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -14,19 +15,23 @@ from pathlib import Path
 from dpfpl_common.errors import ConfigError, DeploymentError
 from dpfpl_common.ops.diagnostics import require_flower
 from dpfpl_common.ops.files import prune_apps
-from dpfpl_common.ops.processes import ManagedProcess, ProcessGroup, child_environment, installed_command, wait_until
+from dpfpl_common.ops.processes import ManagedProcess, ProcessGroup, child_environment, wait_until
 from dpfpl_server.sites.bundle import bundle_files
 from dpfpl_server.sites.control import Control, RunStatus
+from dpfpl_server.sites.control_secret import control_secret, make_control_secret
 from dpfpl_server.sites.kits import write_private
 from dpfpl_server.sites.register import load_sites, register_lock, save_sites
 
 __all__ = [
     "RunStatus",
     "SuperLinkSettings",
+    "executor_command",
+    "launch_superlink",
     "open_control",
     "register_sites",
     "run_log",
     "run_status",
+    "start_executor",
     "start_superlink",
     "stop_run",
     "submit_run",
@@ -87,7 +92,7 @@ def superlink_command(settings: SuperLinkSettings) -> list[str]:
             advice="Run dpfpl-server provision first; the server never runs without TLS.",
         )
     return [
-        installed_command("flower-superlink"),
+        *(sys.executable, "-m", "dpfpl_server.sites.superlink_process", str(folder)),
         *("--ssl-ca-certfile", str(folder / "ca.crt")),
         *("--ssl-certfile", str(folder / "server.crt")),
         *("--ssl-keyfile", str(folder / "server.key")),
@@ -95,18 +100,22 @@ def superlink_command(settings: SuperLinkSettings) -> list[str]:
         "--disable-runtime-dependency-installation",
         *("--fleet-api-type", "grpc-rere"),
         *("--fleet-api-address", settings.fleet_address),
+        *("--isolation", "process"),
         *("--host", "127.0.0.1"),
         *("--port", str(settings.control_port)),
         *("--database", str(settings.flower_home / "superlink.db")),
     ]
 
 
+def executor_command(settings: SuperLinkSettings) -> list[str]:
+    """Return the command line of the process that executes runs."""
+    folder = str(settings.server_folder.resolve())
+    return [sys.executable, "-m", "dpfpl_server.sites.executor", folder, settings.control_address]
+
+
 def superlink_environment(settings: SuperLinkSettings, extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return the environment for the SuperLink and for the ServerApps that it starts."""
-    own = {
-        "FLWR_HOME": str(settings.flower_home),
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": str(settings.task_poll_s),
-    }
+    """Return the environment for the SuperLink, and for the executor and its ServerApps."""
+    own = {"FLWR_HOME": str(settings.flower_home), "DPFPL_TASK_POLL_S": str(settings.task_poll_s)}
     return child_environment({**own, **(extra or {})})
 
 
@@ -117,26 +126,23 @@ def start_superlink(
     timeout_s: float = 60.0,
     extra_environment: Mapping[str, str] | None = None,
 ) -> ManagedProcess:
-    """Start the SuperLink in the group, wait until it answers and register the sites.
+    """Start the SuperLink in the group, wait until it answers, register the sites and start the executor of runs.
+
+    Returns:
+        The SuperLink's process; the executor's is the last of the group.
 
     Raises:
         DeploymentError: not provisioned, running already, a port is taken, or it does not come up.
     """
-    command = superlink_command(settings)
+    superlink_command(settings)  # refuses what is not provisioned before anything is touched
     _refuse_second(settings)
     for address in (settings.fleet_address, settings.control_address):
         _refuse_taken_port(address)
     settings.flower_home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_control_secret(settings.server_folder)
     prune_apps(settings.flower_home)
     write_private(settings.flower_home / "config.toml", _flower_config(settings).encode())
-    process = group.start(
-        "SuperLink",
-        command,
-        log_file=settings.log_file,
-        environment=superlink_environment(settings, extra_environment),
-        folder=settings.server_folder,
-        grace_s=_GRACE_S,
-    )
+    process = launch_superlink(settings, group, extra_environment=extra_environment)
     wait_until(
         lambda: _answers(settings.server_folder),
         timeout_s=timeout_s,
@@ -144,7 +150,36 @@ def start_superlink(
         processes=[process],
     )
     register_sites(settings.server_folder)
+    start_executor(settings, group, extra_environment=extra_environment)
     return process
+
+
+def launch_superlink(
+    settings: SuperLinkSettings, group: ProcessGroup, *, extra_environment: Mapping[str, str] | None = None
+) -> ManagedProcess:
+    """Start the SuperLink's process alone, without waiting for it; its register and its runs are in its database."""
+    return group.start(
+        "SuperLink",
+        superlink_command(settings),
+        log_file=settings.log_file,
+        environment=superlink_environment(settings, extra_environment),
+        folder=settings.server_folder,
+        grace_s=_GRACE_S,
+    )
+
+
+def start_executor(
+    settings: SuperLinkSettings, group: ProcessGroup, *, extra_environment: Mapping[str, str] | None = None
+) -> ManagedProcess:
+    """Start the process that executes runs, of a SuperLink that may be away for a while."""
+    return group.start(
+        "executor of runs",
+        executor_command(settings),
+        log_file=settings.log_file.with_name("executor.log"),
+        environment=superlink_environment(settings, extra_environment),
+        folder=settings.server_folder,
+        grace_s=_GRACE_S,
+    )
 
 
 def register_sites(server_folder: Path) -> dict[str, int]:
@@ -216,11 +251,11 @@ def open_control(server_folder: Path) -> Control:
             message=f"No SuperLink was started from {server_folder}.",
             advice="Start it with dpfpl-server start, and name the same folder here.",
         ) from error
-    return Control(address, server_folder / "ca.crt")
+    return Control(address, server_folder / "ca.crt", control_secret(server_folder))
 
 
 def _flower_config(settings: SuperLinkSettings) -> str:
-    """Return Flower's config.toml, with which the ``flwr`` command works as well (FLWR_HOME set to its folder)."""
+    """Return Flower's config.toml, where the other commands find the port."""
     ca = json.dumps(str((settings.server_folder / "ca.crt").resolve()))
     return (
         f'[superlink]\ndefault = "{_CONNECTION}"\n\n[superlink.{_CONNECTION}]\n'

@@ -22,6 +22,7 @@ from dpfpl_common.ops.diagnostics import (
 from dpfpl_common.ops.tls import probe_server
 from dpfpl_server.sites.admin import list_sites
 from dpfpl_server.sites.certificates import expiries, matching
+from dpfpl_server.sites.life import part_troubles
 from dpfpl_server.sites.provision import load_place
 from dpfpl_server.sites.superlink import open_control
 
@@ -64,6 +65,12 @@ def _certificates(folder: Path) -> Iterator[Finding]:
 
 
 def _superlink(folder: Path) -> Iterator[Finding]:
+    for trouble in part_troubles(folder):
+        said = f"{trouble.message[0].upper()}{trouble.message[1:]}."
+        advice = (
+            "Start the server (dpfpl-server start), which starts each of its parts again; its logs say why one ended."
+        )
+        yield Finding(ERROR, trouble.part, said, trouble.code, advice)
     with open_control(folder) as control:
         control.nodes()
     yield Finding(OK, "superlink", "The SuperLink runs and answers its operator.")

@@ -13,6 +13,7 @@ from dpfpl_server.runs.folder import RunFolder
 from dpfpl_server.runs.result import mean, privacy_statement
 from dpfpl_server.runs.state import STATES, RunState, run_state
 from dpfpl_server.sites.certificates import expiries
+from dpfpl_server.sites.life import part_troubles
 from dpfpl_server.sites.superlink import open_control
 
 __all__ = ["experiment_families", "server_families", "server_troubles", "start_server_monitor"]
@@ -128,12 +129,13 @@ def server_troubles(server_folder: Path) -> list[Trouble]:
 
     Sites that are away are none: a round waits for them, and its experiment's state says so.
     """
-    found = []
-    try:
-        with open_control(server_folder) as control:
-            control.nodes()
-    except DeploymentError as error:
-        found.append(Trouble("superlink", error.code, error.message))
+    found = part_troubles(server_folder)
+    if not any(trouble.part == "superlink" for trouble in found):
+        try:
+            with open_control(server_folder) as control:
+                control.nodes()
+        except DeploymentError as error:
+            found.append(Trouble("superlink", error.code, error.message))
     now = datetime.now(UTC)
     for expiry in expiries(server_folder):
         if expiry.days_left(now) <= 0:

@@ -13,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from dpfpl_common.ops.text import printable
 from dpfpl_server.runs.state import LiveState
 from dpfpl_server.runs.words import (
     DASH,
@@ -26,7 +27,6 @@ from dpfpl_server.runs.words import (
     noise_is_real,
     percent,
     points,
-    printable,
     seconds_text,
 )
 
@@ -48,6 +48,8 @@ def result_table(result: Mapping[str, Any]) -> RenderableType:
     flagged = [f"{printable(site['name'])} ({site['flag']})" for site in result["sites"] if site.get("flag")]
     if flagged:
         pieces.append(Text(f"Ask about: {', '.join(flagged)}; see docs/operator.md.", style="yellow"))
+    if evidence := result.get("evidence"):
+        pieces.append(Text(_evidence(result["chosen"], evidence), style="yellow" if evidence["warning"] else ""))
     pieces.append(Text(_cost(result)))
     return Group(*pieces)
 
@@ -93,6 +95,13 @@ def _floors(result: Mapping[str, Any]) -> Table:
     things, _ = _measured(result)
     head = ("mean of the sites", f"own {things}", "ahead by", "worst site", f"others' {things}")
     return _table("Compared with", head, rows)
+
+
+def _evidence(chosen: str, evidence: Mapping[str, Any]) -> str:
+    used = {"evidence": "class vectors of all sites", "text": "the plain text with each site's usual mix of classes"}
+    found = f"{evidence['classes_found']} of {evidence['classes']} classes stand out of the noise"
+    vote = f"the votes are {evidence['votes']:+.0f}, {evidence['votes_needed']:.0f} are needed"
+    return " ".join(filter(None, (f"Used: {used[chosen]}; {found}, {vote}.", evidence["warning"])))
 
 
 def _measured(result: Mapping[str, Any]) -> tuple[str, str]:

@@ -207,4 +207,4 @@ def test_captions_answer_the_public_question_or_none_and_are_measured_by_their_w
         assert float((mine - single).norm() / single.norm()) < 1e-4
         spoken = scorer.at(context).answers(captions)
         overlaps = [word_overlap(said, answer) for said, answer in zip(spoken, answers, strict=True)]
-        assert scorer.at(context).accuracy(captions) == pytest.approx(sum(overlaps) / len(overlaps))
+        assert scorer.at(context).agreement(captions).mean().item() == pytest.approx(sum(overlaps) / len(overlaps))

@@ -19,16 +19,21 @@ from dpfpl_common.ops.files import is_full, make_folder_durably, write_durably
 from dpfpl_common.privacy.accounting import PrivacyEvent
 
 __all__ = [
+    "NO_EXAMPLES",
     "Anchor",
     "ExperimentTotal",
     "FileAnchor",
+    "Kind",
     "Lock",
     "Locks",
+    "Parts",
     "Registry",
     "Snapshot",
     "StateLock",
+    "event_of",
     "events_from_json",
     "events_to_json",
+    "kind_of",
     "missing_from",
 ]
 
@@ -197,11 +202,11 @@ def missing_from(ledger: Snapshot, anchor: Snapshot, *, forked: bool) -> dict[st
     missing: dict[str, ExperimentTotal] = {}
     for name, total in anchor.experiments.items():
         known = ledger.experiments.get(name, ExperimentTotal())
-        have = {} if forked else {_kind(event): event.steps for event in known.events}
+        have = {} if forked else {kind_of(event): event.steps for event in known.events}
         lost = tuple(
-            PrivacyEvent(*_kind(event), steps=event.steps - have.get(_kind(event), 0))
+            event_of(kind_of(event), event.steps - have.get(kind_of(event), 0))
             for event in total.events
-            if event.steps > have.get(_kind(event), 0)
+            if event.steps > have.get(kind_of(event), 0)
         )
         if lost or total.last_round > known.last_round:
             missing[name] = ExperimentTotal(total.last_round, lost)
@@ -209,17 +214,28 @@ def missing_from(ledger: Snapshot, anchor: Snapshot, *, forked: bool) -> dict[st
 
 
 def events_to_json(events: tuple[PrivacyEvent, ...]) -> list[list[Any]]:
-    """Events as lists of adversary, mechanism, noise multiplier, sample rate, steps."""
-    return [[e.adversary, e.mechanism, e.noise_multiplier, e.sample_rate, e.steps] for e in events]
+    """Events as lists of adversary, mechanism, noise multiplier, sample rate, part, steps."""
+    return [[*kind_of(event), event.steps] for event in events]
 
 
 def events_from_json(rows: list[list[Any]]) -> tuple[PrivacyEvent, ...]:
     """The inverse of ``events_to_json``."""
-    return tuple(PrivacyEvent(str(a), str(m), float(z), float(q), int(steps)) for a, m, z, q, steps in rows)
+    return tuple(event_of((str(a), str(m), float(z), float(q), str(p)), int(steps)) for a, m, z, q, p, steps in rows)
 
 
-def _kind(event: PrivacyEvent) -> tuple[str, str, float, float]:
-    return (event.adversary, event.mechanism, event.noise_multiplier, event.sample_rate)
+Kind = tuple[str, str, float, float, str]
+"""What makes two events of one kind, so that their steps add up."""
+
+
+def kind_of(event: PrivacyEvent) -> Kind:
+    """Adversary, mechanism, noise multiplier, sample rate and part."""
+    return (event.adversary, event.mechanism, event.noise_multiplier, event.sample_rate, event.part)
+
+
+def event_of(kind: Kind, steps: int) -> PrivacyEvent:
+    """That many steps of this kind."""
+    adversary, mechanism, noise_multiplier, sample_rate, part = kind
+    return PrivacyEvent(adversary, mechanism, noise_multiplier, sample_rate, steps, part)
 
 
 class Registry:
@@ -270,28 +286,51 @@ class Registry:
         finally:
             os.close(descriptor)
 
-    def remember_images(self, ledger: str, state: Path, digests: frozenset[str]) -> None:
-        """Note that these images, too, are charged to the ledger; durable on return."""
+    def remember_images(self, ledger: str, state: Path, digests: frozenset[str], examples: "Parts") -> int:
+        """Note that these images, too, are charged to the ledger; durable on return.
+
+        Returns:
+            How many examples are in the other part of the division than in an earlier version.
+        """
         path = self.folder / f"{ledger}.images.json"
-        _, known = _images(path) if path.exists() else ("", frozenset[str]())
-        content = {"state": str(state), "images": sorted(known | digests)}
+        _, known, before = _images(path) if path.exists() else ("", frozenset[str](), NO_EXAMPLES)
+        training, held_back = before.training | examples.training, before.held_back | examples.held_back
+        content = {
+            "state": str(state),
+            "images": sorted(known | digests),
+            "training": sorted(training),
+            "held_back": sorted(held_back),
+        }
         write_durably(path, json.dumps(content).encode())
+        return len((training & held_back) - (before.training & before.held_back))
 
     def owners(self, digests: frozenset[str]) -> list[tuple[str, int, str]]:
         """The ledgers that are charged for any of these images: identity, how many of them, and its state folder."""
         found = []
         for path in sorted(self.folder.glob("*.images.json")) if digests else []:
-            where, known = _images(path)
+            where, known, _ = _images(path)
             shared = len(known & digests)
             if shared:
                 found.append((path.name.removesuffix(".images.json"), shared, where))
         return found
 
 
-def _images(path: Path) -> tuple[str, frozenset[str]]:
+@dataclass(frozen=True)
+class Parts:
+    """Identities of the examples that are, or ever were, in the training part and in the held-back part."""
+
+    training: frozenset[str] = frozenset()
+    held_back: frozenset[str] = frozenset()
+
+
+NO_EXAMPLES = Parts()
+
+
+def _images(path: Path) -> tuple[str, frozenset[str], Parts]:
     try:
         table = json.loads(path.read_bytes())
-        return str(table["state"]), frozenset(map(str, table["images"]))
+        images, training, held_back = (frozenset(map(str, table[key])) for key in ("images", "training", "held_back"))
+        return str(table["state"]), images, Parts(training, held_back)
     except (OSError, ValueError, TypeError, LookupError) as error:
         raise StateError(
             code="REGISTRY_UNREADABLE",

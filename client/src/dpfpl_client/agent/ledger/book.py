@@ -10,15 +10,18 @@ from typing import Any
 from dpfpl_client.agent.ledger.anchor import (
     Anchor,
     ExperimentTotal,
+    Kind,
     Registry,
     Snapshot,
+    event_of,
     events_from_json,
     events_to_json,
+    kind_of,
     missing_from,
 )
 from dpfpl_client.agent.ledger.file import BrokenChainError, LedgerFile, create_schema, follow
 from dpfpl_common.errors import RefusedError, StateError
-from dpfpl_common.privacy.accounting import PrivacyEvent
+from dpfpl_common.privacy.accounting import BOTH_PARTS, PrivacyEvent
 from dpfpl_common.privacy_plan import ADVERSARIES
 
 __all__ = ["LEDGER_FILE", "Charge", "Ledger", "LedgerState"]
@@ -62,7 +65,7 @@ class LedgerState:
     charges: dict[int, Charge] = field(default_factory=dict)
     latest: dict[tuple[str, int], int] = field(default_factory=dict)
     last_round: dict[str, int] = field(default_factory=dict)
-    totals: dict[str, dict[tuple[str, str, float, float], int]] = field(default_factory=dict)
+    totals: dict[str, dict[Kind, int]] = field(default_factory=dict)
     datasets: list[dict[str, Any]] = field(default_factory=list)
     evaluations: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     begun: dict[str, str] = field(default_factory=dict)
@@ -87,24 +90,26 @@ class LedgerState:
                 self.charges[charge.sequence] = replace(charge, release_digest=record["release"])
             case "dataset":
                 self.datasets.append({key: value for key, value in record.items() if key != "kind"})
+                if record.get("moved"):
+                    self._mix_parts()
             case "evaluate":
                 self.evaluations.setdefault(record["experiment"], {})[record["request"]] = record["answer"]
 
     def events(self, of: Callable[[str], bool], adversary: str) -> list[PrivacyEvent]:
         """What the experiments whose names satisfy ``of`` told an adversary; equal mechanisms added up."""
-        sums: dict[tuple[str, str, float, float], int] = {}
+        sums: dict[Kind, int] = {}
         for name, totals in self.totals.items():
             for kind, steps in totals.items() if of(name) else ():
                 if kind[0] == adversary:
                     sums[kind] = sums.get(kind, 0) + steps
-        return [PrivacyEvent(*kind, steps=steps) for kind, steps in sorted(sums.items())]
+        return [event_of(kind, steps) for kind, steps in sorted(sums.items())]
 
     def totals_by_experiment(self) -> dict[str, ExperimentTotal]:
         """What each experiment was charged, all adversaries."""
         return {
             name: ExperimentTotal(
                 self.last_round.get(name, 0),
-                tuple(PrivacyEvent(*kind, steps=steps) for kind, steps in totals.items()),
+                tuple(event_of(kind, steps) for kind, steps in totals.items()),
             )
             for name, totals in self.totals.items()
         }
@@ -119,8 +124,16 @@ class LedgerState:
         self.last_round[name] = max(number, self.last_round.get(name, 0))
         totals = self.totals.setdefault(name, {})
         for event in events:
-            kind = (event.adversary, event.mechanism, event.noise_multiplier, event.sample_rate)
-            totals[kind] = totals.get(kind, 0) + event.steps
+            totals[kind_of(event)] = totals.get(kind_of(event), 0) + event.steps
+
+    def _mix_parts(self) -> None:
+        """An example changed its part: all that was charged so far counts for both parts from now on."""
+        for name, totals in self.totals.items():
+            mixed: dict[Kind, int] = {}
+            for (*kind, _), steps in totals.items():
+                both: Kind = (*kind, BOTH_PARTS)  # type: ignore[assignment]
+                mixed[both] = mixed.get(both, 0) + steps
+            self.totals[name] = mixed
 
 
 # The durable record of what a site's data has paid: reserve before computing, commit after the release is safe.
@@ -227,9 +240,15 @@ class Ledger:
         """The registered versions of the data set, oldest first."""
         return tuple(self._known.datasets)
 
-    def register(self, manifest: Mapping[str, Any]) -> None:
-        """Record a new version of the data set that this ledger charges."""
-        self._append({"kind": "dataset", **manifest, "at": _now()})
+    def register(self, manifest: Mapping[str, Any], moved: int = 0) -> None:
+        """Record a new version of the data set that this ledger charges.
+
+        Args:
+            manifest: what the record says of it.
+            moved: examples that were in the other part of the division before; if there are any, releases about the two
+                parts no longer compose in parallel, and what was charged before counts for both.
+        """
+        self._append({"kind": "dataset", **manifest, "moved": moved, "at": _now()})
 
     def check_name(self, experiment: str, digest: str) -> None:
         """Refuse a name that stands for another configuration.
@@ -291,6 +310,11 @@ class Ledger:
         """Record that the release reserved under ``sequence`` exists and may leave; durable on return."""
         assert sequence in self._known.charges
         self._append({"kind": "commit", "reserve": sequence, "release": release_digest, "at": _now()})
+
+    @property
+    def evaluation_count(self) -> int:
+        """How many different evaluations were answered, of all experiments."""
+        return sum(len(answers) for answers in self._known.evaluations.values())
 
     def evaluations(self, experiment: str) -> Mapping[str, Mapping[str, Any]]:
         """What was answered to evaluations, by the digest of what was asked."""

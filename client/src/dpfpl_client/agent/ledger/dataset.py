@@ -4,16 +4,17 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dpfpl_client.agent.audit import AUDIT_FILE, AuditLog
-from dpfpl_client.agent.ledger.anchor import Registry, StateLock
+from dpfpl_client.agent.ledger.anchor import NO_EXAMPLES, Parts, Registry, StateLock
 from dpfpl_client.agent.ledger.book import LEDGER_FILE, Ledger
 from dpfpl_client.agent.ledger.file import canonical
 from dpfpl_client.agent.store import DiskStore
-from dpfpl_client.data import DataProblem, SiteData, list_classes, load_site_data
+from dpfpl_client.data import DataProblem, ImageRecord, SiteData, list_classes, load_site_data
 from dpfpl_client.site.settings import SiteSettings
 from dpfpl_common.errors import ConfigError, DataError, StateError
 from dpfpl_common.ops.files import make_folder_durably, write_durably
@@ -51,16 +52,19 @@ class Manifest:
         images: (digest of the pixels, label) by key, for each part of the split.
         unreadable: keys of files that could not be read.
         rule: what to do when a registered image cannot be read later: ``skip`` it, or ``refuse`` to serve.
+        examples: identities of the examples of the training and of the held-back part, as just read; not kept in the
+            file: the registry remembers those of all versions.
     """
 
     images: dict[str, dict[str, tuple[str, str]]]
     unreadable: tuple[str, ...] = ()
     rule: str = "skip"
+    examples: Parts = NO_EXAMPLES
 
     @property
-    def training_digests(self) -> frozenset[str]:
-        """What the ledger charges: the digests of the training images."""
-        return frozenset(digest for digest, _ in self.images["train"].values())
+    def charged_digests(self) -> frozenset[str]:
+        """What the ledger charges: the digests of the training images and of the held-back ones."""
+        return frozenset(digest for part in ("train", "test") for digest, _ in self.images[part].values())
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Images by part and label."""
@@ -124,7 +128,16 @@ class Changes:
 def manifest_of(data: SiteData, rule: str = "skip") -> Manifest:
     """The manifest of what was just read."""
     images = {part: {r.key: (r.digest, r.label) for r in getattr(data, part)} for part in PARTS}
-    return Manifest(images, tuple(data.unreadable), rule)
+    training, held_back = (frozenset(_example(r, data.classes) for r in part) for part in (data.train, data.test))
+    return Manifest(images, tuple(data.unreadable), rule, Parts(training, held_back))
+
+
+def _example(record: ImageRecord, classes: Sequence[str]) -> str:
+    """What makes an example the same one in any version: its picture, and what is said of it where that is no class."""
+    if classes:
+        return record.digest
+    said = record.question or record.label
+    return f"{record.digest} {hashlib.sha256(said.encode()).hexdigest()}"
 
 
 def compare(known: Manifest, now: Manifest) -> Changes:
@@ -220,9 +233,9 @@ def register_dataset(state: Path, registry: Registry, ledger: Ledger, manifest: 
     """
     _refuse_known_images(state, registry, manifest, ledger.identity)
     manifest.write(state / MANIFEST_FILE)
-    registry.remember_images(ledger.identity, state, manifest.training_digests)
-    ledger.register(manifest.record())
-    audit.write("dataset_registered", version=len(ledger.datasets), **manifest.record())
+    moved = registry.remember_images(ledger.identity, state, manifest.charged_digests, manifest.examples)
+    ledger.register(manifest.record(), moved)
+    audit.write("dataset_registered", version=len(ledger.datasets), moved=moved, **manifest.record())
 
 
 def registered_manifest(state: Path, ledger: Ledger) -> Manifest:
@@ -265,11 +278,11 @@ def _refuse_known_images(state: Path, registry: Registry, manifest: Manifest, ow
             message=f"{state} holds releases, but not the privacy ledger that charged them.",
             advice=f"Restore {LEDGER_FILE} from a backup, or: dpfpl-client ledger accept-rollback.",
         )
-    for other, shared, where in registry.owners(manifest.training_digests):
+    for other, shared, where in registry.owners(manifest.charged_digests):
         if other != own:
             raise StateError(
                 code="DATASET_HAS_LEDGER",
-                message=f"{shared} of the training images are charged to another privacy ledger, that of {where}.",
+                message=f"{shared} of the images are charged to another privacy ledger, that of {where}.",
                 advice="One data set has one ledger: use that state folder. If it is lost: dpfpl-client ledger "
                 "accept-rollback. Images that are meant to be others must not be among them.",
             )
@@ -319,7 +332,7 @@ def lost_ledger(settings: SiteSettings) -> str:
         StateError: the registry knows none, or several.
     """
     data = load_site_data(settings.data, list_classes(settings.data))
-    owners = Registry(settings.registry_folder).owners(manifest_of(data).training_digests)
+    owners = Registry(settings.registry_folder).owners(manifest_of(data).charged_digests)
     if len(owners) != 1:
         raise StateError(
             code="NO_LEDGER" if not owners else "DATASET_HAS_LEDGER",

@@ -84,6 +84,9 @@ def follow(links: Iterable[Link]) -> Iterator[Link]:
 
 
 SCHEMA_VERSION = 2
+BUSY_S = 15.0
+"""How long a write waits for another program, such as a backup, that holds the file; then it is refused for now."""
+_BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 # The views show records as a table. They also bear the names of the first schema's tables, so that a program which
 # knows only that one fails at its first write instead of beginning a ledger of its own.
@@ -112,7 +115,7 @@ class LedgerFile:
         self.path = path
         self._broken = False
         try:
-            self._database = sqlite3.connect(path or ":memory:", isolation_level=None, check_same_thread=False)
+            self._database = sqlite3.connect(path or ":memory:", BUSY_S, isolation_level=None, check_same_thread=False)
             # A damaged byte must be found as a changed record, not end the reading.
             self._database.text_factory = lambda text: text.decode(errors="surrogateescape")
         except sqlite3.Error as error:
@@ -161,8 +164,8 @@ class LedgerFile:
         """Add a record; durable on return. Gives its number.
 
         Raises:
-            StateError: STORAGE_FULL, nothing was added and the next try may succeed; LEDGER_NOT_DURABLE, nothing more
-                can be added until a restart.
+            StateError: STORAGE_FULL or LEDGER_BUSY, nothing was added and the next try may succeed;
+                LEDGER_NOT_DURABLE, nothing more can be added until a restart.
         """
         if self._broken:
             raise _not_durable("an earlier write failed")
@@ -171,7 +174,15 @@ class LedgerFile:
         try:
             self._database.execute("INSERT INTO records VALUES (?, ?, ?)", (sequence, text, digest))
         except sqlite3.Error as error:
-            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the primary code
+            if code in _BUSY:  # the file was never locked for us, so nothing was begun
+                raise StateError(
+                    code="LEDGER_BUSY",
+                    message=f"Another program has held the privacy ledger for more than {BUSY_S:g} s.",
+                    advice="Nothing was charged or released. It serves again by itself when the other program, for "
+                    "instance a backup, is done.",
+                ) from None
+            if code == sqlite3.SQLITE_FULL:
                 raise StateError(
                     code="STORAGE_FULL",
                     message="The disk of the privacy ledger is full.",

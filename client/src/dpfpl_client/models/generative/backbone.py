@@ -1,6 +1,6 @@
 """A frozen generative vision-language model: pictures to rows of tokens, texts to embeddings, tasks to scorers."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ from dpfpl_client.models.generative.layout import Ends, layout_of
 from dpfpl_client.models.generative.scorer import AnswerScorer
 from dpfpl_client.models.generative.template import FAMILIES, Family, processor_template
 from dpfpl_client.models.placement import batches
-from dpfpl_client.models.words import repeated_to_the_left
+from dpfpl_client.models.words import refuse_alike, repeated_to_the_left
 from dpfpl_common.errors import ModelError
 from dpfpl_common.experiment import TASKS, Experiment
 
@@ -22,6 +22,9 @@ __all__ = ["GenerativeBackbone", "load_generative"]
 
 EDGE: Final = 448
 """To which pictures are brought, in pixels, where the model would otherwise take any size: 256 tokens of Qwen2-VL."""
+
+TRIAL: Final = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 0.2}
+"""Largest relative difference of logits to plain transformers, by what is computed in."""
 
 PREPARED: Final = ("pixel_values", "pixel_attention_mask", "image_grid_thw", "image_sizes")
 """What image towers take of what image processors give."""
@@ -40,7 +43,10 @@ class GenerativeBackbone:
         language: the language model behind a picture.
         tasks: what it can be asked: everything.
         mechanisms: under which it can learn: it has no features of classes to sum.
+        stored_precision: in which its checkpoint holds the weights.
     """
+
+    stored_precision = "float32"
 
     tasks: tuple[str, ...] = TASKS
     mechanisms: tuple[str, ...] = ("per_step",)
@@ -77,6 +83,7 @@ class GenerativeBackbone:
             depth=int(row.shape[1]) // self.width,
             grid=probe.get("image_grid_thw") if self._quirks.rope_index else None,
         )
+        self._try(probe, row)
 
     @property
     def shortcuts(self) -> str:
@@ -134,6 +141,14 @@ class GenerativeBackbone:
             self.layout.question_ids(text)
             self.layout.answer_ids(text)
 
+    def check_classes(self, class_names: Sequence[str]) -> None:
+        """Refuse class names that are the same answer, token by token.
+
+        Raises:
+            ModelError: CLASSES_READ_ALIKE or SPECIAL_TOKEN.
+        """
+        refuse_alike(class_names, [self.layout.answer_ids(name) for name in class_names])
+
     @torch.no_grad()
     def image_features(self, images: Iterable[Image.Image], batch_size: int = 16) -> Iterator[torch.Tensor]:
         """A picture's tokens in the language model's embedding space, one row [feature_size] a picture."""
@@ -149,6 +164,7 @@ class GenerativeBackbone:
                 SPECIAL_TOKEN, its question or a class name spells one.
         """
         self.check_words(experiment.task.question, *experiment.classes)
+        self.check_classes(experiment.classes)
         if experiment.privacy.mechanism not in self.mechanisms:
             raise ModelError(
                 code="NO_CLASS_FEATURES",
@@ -180,6 +196,46 @@ class GenerativeBackbone:
                     advice="Use fewer context vectors, a shorter question or a shorter class name.",
                 )
         return scorer
+
+    @torch.no_grad()
+    def _try(self, probe: dict[str, torch.Tensor], row: torch.Tensor) -> None:
+        """Refuse a model whose answers are not those of plain transformers, on tokens of its whole vocabulary.
+
+        Raises:
+            ModelError: TEXT_TOWER_UNUSABLE.
+        """
+        embedding, head = self._model.get_input_embeddings(), self.layout.head
+        usable = [token for token in range(len(embedding.weight)) if token not in self.layout.words.control]
+        drawn = torch.randint(len(usable), (8,), generator=torch.Generator().manual_seed(0)).tolist()
+        said = [usable[place] for place in drawn]
+        context, answer = torch.tensor(said[:4]), said[4:]
+        behind = [*self.layout.question_ids("What is in the picture?"), *answer]
+        vectors = self.language.embed(torch.tensor([[*context.tolist(), *behind]]))
+        ours = self.language.logits(self.language.states(row.flatten()[None].cpu(), vectors, len(answer)))[0]
+        ids = torch.tensor([[*head.tolist(), *context.tolist(), *behind]], device=self._model.device)
+        theirs = self._plain_logits(ids, probe, len(answer))[-len(vectors[0]) :].to(ours)
+        difference = float((ours - theirs).float().norm() / theirs.float().norm())
+        if not difference <= TRIAL.get(self._model.dtype, 0.0):
+            raise ModelError(
+                code="TEXT_TOWER_UNUSABLE",
+                message=f"The language model of this {self.family!r} model takes no learned context: relative "
+                f"difference {difference:.1e} to plain transformers.",
+                advice="Use the model's files as they were published, or another model.",
+            )
+
+    def _plain_logits(self, ids: torch.Tensor, probe: dict[str, torch.Tensor], answer: int) -> torch.Tensor:
+        """[length, vocabulary] of a whole turn [1, length] by the model's own forward, from the picture's pixels on."""
+        picture = torch.zeros_like(ids, dtype=torch.bool)
+        picture[0, : len(self.layout.picture)] = self.layout.picture.to(ids.device)
+        given = {key: value.to(ids.device) for key, value in probe.items()}
+        if self._quirks.rope_index:
+            given["position_ids"] = self._model.model.get_rope_index(ids, picture.int(), probe["image_grid_thw"])[0]
+        if self._quirks.sees_ahead:
+            said = torch.arange(ids.shape[1], device=ids.device)[None] >= ids.shape[1] - answer
+            given["token_type_ids"] = (picture if self._quirks.sees_ahead == "picture" else said).long()
+        embedded = self._model.get_input_embeddings()(ids)
+        logits: torch.Tensor = self._model(inputs_embeds=embedded, use_cache=False, **given).logits[0]
+        return logits
 
     def _prepared(self, images: list[Image.Image]) -> dict[str, torch.Tensor]:
         """What the image tower takes."""

@@ -100,6 +100,11 @@ class AnswerScorer:
         """The task under a context."""
         return AnswerPredictor(self, context)
 
+    @property
+    def logit_scale(self) -> float:
+        """There is none."""
+        raise _no_class_features()
+
     def class_features(self, context: Tensor) -> Tensor:
         """There are none."""
         raise _no_class_features()
@@ -235,19 +240,18 @@ class AnswerPredictor:
         ((ids, logarithm),) = self._spoken(part)
         return self._scorer._layout.text_of(ids), math.exp(logarithm)
 
-    def accuracy(self, examples: LabelledFeatures) -> float | None:
-        """Share of right answers: the most probable class, or the spoken answer by normalised exact match.
+    def agreement(self, examples: LabelledFeatures) -> Tensor:
+        """How right each answer is, from 0 to 1, [n]: the most probable class, or the spoken answer as normalised.
 
-        Of captions the mean word overlap, which counts a caption in other words as partly right.
+        Of captions the word overlap, which counts a caption in other words as partly right.
         """
         if len(examples) == 0:
-            return None
+            return torch.zeros(0, dtype=torch.float64)
         if self._scorer._task.in_words:
-            agreement = word_overlap if self._scorer._task.kind == "caption" else same_answer
+            same = word_overlap if self._scorer._task.kind == "caption" else same_answer
             pairs = zip(self.answers(examples), examples.asked, strict=True)
-            return sum(float(agreement(mine, right)) for mine, (_, right) in pairs) / len(examples)
-        predicted = self.probabilities(examples.features).argmax(dim=1)
-        return float((predicted == examples.labels).double().mean())
+            return torch.tensor([float(same(mine, right)) for mine, (_, right) in pairs], dtype=torch.float64)
+        return (self.probabilities(examples.features).argmax(dim=1) == examples.labels).double()
 
     @torch.no_grad()
     def answers(self, examples: LabelledFeatures) -> list[str]:

@@ -69,13 +69,15 @@ def text_tower_of(
 
 
 def _difference(fast: FastTextTower, plain: PlainTextTower, text_model: Any, bos_id: int, eos_id: int) -> float:
-    """Largest relative difference of features and of one gradient, on a few random prompts."""
+    """Largest relative difference of features and of one gradient, on random prompts of the whole vocabulary."""
     weight = text_model.embeddings.token_embedding.weight
     generator = torch.Generator().manual_seed(0)
-    others = [token for token in range(min(len(weight), 1000)) if token not in (bos_id, eos_id)]
+    others = [token for token in range(len(weight)) if token not in (bos_id, eos_id)]
     room = text_model.config.max_position_embeddings - 2
     lengths = [length for length in (1, 3, 2) if length <= room - 1] or [0]
     chosen = [[others[int(torch.randint(len(others), (), generator=generator))] for _ in range(n)] for n in lengths]
+    if chosen[0]:
+        chosen[0][0] = others[-1]  # older models take the largest id for a prompt's end
     tokens = ClassTokens.build([[*name, eos_id] for name in chosen], bos_id).to(weight.device)
     m = max(0, min(4, room - max(lengths)))
     scale = float(weight.float().std())

@@ -87,8 +87,10 @@ class _TextTowerShape(nn.Module):
         raise AssertionError(input_ids)
 
 
-def build_adapter(backbone: DualEncoder, context: Tensor, class_names: Sequence[str], base_model: str) -> Adapter:
-    """The adapter for a context [num_context, width] and these classes.
+def build_adapter(
+    backbone: DualEncoder, context: Tensor, class_names: Sequence[str], base_model: str, text: str = ""
+) -> Adapter:
+    """The adapter for a context [num_context, width] that began as ``text``, and these classes.
 
     Raises:
         NotExpressibleError: the family lays prompts out otherwise, the tokenizer is no byte-pair one, has too few
@@ -98,12 +100,12 @@ def build_adapter(backbone: DualEncoder, context: Tensor, class_names: Sequence[
     from transformers import PreTrainedTokenizerFast
 
     own = backbone.tokenizer
-    description = json.loads(own.backend_tokenizer.to_str())
     if backbone.adapter_obstacle:
         raise NotExpressibleError(backbone.adapter_obstacle)
+    description = json.loads(own.backend_tokenizer.to_str()) if own.is_fast else {"model": {}}
     if description["model"].get("type") != "BPE":
         raise NotExpressibleError("its tokenizer is no byte-pair tokenizer")
-    needed = [own(f"{name}.", add_special_tokens=False)["input_ids"] for name in class_names]
+    needed = [backbone.words.behind(name, text) for name in class_names]
     spare = _spare_entries(description, {token for ids in needed for token in ids})[: len(context)]
     if len(spare) < len(context):
         raise NotExpressibleError(f"its vocabulary has {len(spare)} entries to spare, the context needs {len(context)}")
@@ -119,7 +121,7 @@ def build_adapter(backbone: DualEncoder, context: Tensor, class_names: Sequence[
     prompts = tuple(f"{''.join(names)}{name}." for name in class_names)
     ids = tuple(int(i) for i in tokenizer.convert_tokens_to_ids(names))
     for prompt, suffix in zip(prompts, needed, strict=True):
-        if tokenizer(prompt)["input_ids"] != [own.bos_token_id, *ids, *suffix, own.eos_token_id]:
+        if tokenizer(prompt)["input_ids"] != backbone.frame.around([*ids, *suffix]):
             raise NotExpressibleError("a class prompt would be read differently by the exported tokenizer")
     return Adapter(tokenizer, ids, context, prompts, base_model)
 
@@ -129,11 +131,11 @@ def _spare_entries(description: dict[str, Any], needed: set[int]) -> list[str]:
     model = description["model"]
     used = {part for merge in model["merges"] for part in _pair(merge)}
     special = {token["content"] for token in description["added_tokens"]}
-    made = {"".join(_pair(merge)) for merge in model["merges"]}
+    made = {"".join(_pair(merge)) for merge in model["merges"]} - used - special
     spare = [
         (number, word)
         for word, number in model["vocab"].items()
-        if word.endswith(WHOLE_WORD) and word in made - used - special and number not in needed
+        if word.endswith(WHOLE_WORD) and word in made and number not in needed
     ]
     return [word for _, word in sorted(spare, reverse=True)]
 

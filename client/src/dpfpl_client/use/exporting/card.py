@@ -13,17 +13,25 @@ from dpfpl_common.experiment import Experiment
 from dpfpl_common.privacy.accounting import epsilon, json_epsilon
 from dpfpl_common.privacy_plan import ADVERSARIES, UNIT_NAMES, planned_events
 
-__all__ = ["BaseModel", "Facts", "classes_usage", "generative_usage", "model_card"]
+__all__ = [
+    "BaseModel",
+    "Facts",
+    "classes_usage",
+    "generative_usage",
+    "model_card",
+    "picture_code",
+    "vectors_usage",
+]
 
 
 # How an exported prompt is used with plain transformers, family by family: the code of its model card.
 
 
 PICTURE = """\
-def opened(path):  # as the site reads its pictures: upright, 16 bits scaled to 8, on white where transparent
+def opened(path):  # as the site reads its pictures: upright, {bits} of 16 bits scaled, on white where transparent
     image = ImageOps.exif_transpose(Image.open(path))
     if image.mode.startswith("I;16"):
-        image = Image.fromarray(((np.asarray(image).astype(np.uint32) * 255 + 32_767) // 65_535).astype(np.uint8))
+        image = Image.fromarray(np.rint(np.clip(np.asarray(image) / {white}, 0, 1) * 255).astype(np.uint8))
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
@@ -40,7 +48,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 {picture}
 base = {base}
-model = PeftModel.from_pretrained(AutoModel.from_pretrained(base), ".").eval()
+model = PeftModel.from_pretrained(AutoModel.from_pretrained(base, dtype=torch.float32), ".").eval()
 tokenizer, processor = AutoTokenizer.from_pretrained("."), AutoImageProcessor.from_pretrained(base, backend="pil")
 prompts = json.load(open("prompt.json", encoding="utf-8"))["class_prompts"]
 text = tokenizer(list(prompts.values()), padding=True, return_tensors="pt")
@@ -50,14 +58,15 @@ with torch.inference_mode():
 print(dict(zip(prompts, logits.softmax(-1)[0].tolist())))
 ```
 
-Run it in this folder; `transformers` and `peft` are all it needs. `opened` reads a picture as `dpfpl-client predict`
-does. The adapter is PEFT's `TrainableTokens`: the context vectors take the rows of {count} rare vocabulary entries,
-which this folder's tokenizer spells `<|context_1|>` and so on. Use this tokenizer with the adapter, and the base
-model's own without it.
+Run it in this folder; it needs `torch`, `transformers`, `peft`, `numpy` and `pillow`. `opened` reads a picture
+as `dpfpl-client predict` does. The adapter is PEFT's `TrainableTokens`: the context vectors take the rows of {count}
+rare vocabulary entries, which this folder's tokenizer spells `<|context_1|>` and so on. Use this tokenizer with the
+adapter, and the base model's own without it.
 """
 
 WITHOUT_ADAPTER = """\
-PEFT cannot express this prompt: {reason}. The classes' merged text features do the same for these classes:
+PEFT cannot express this prompt: {reason}. The classes' merged text features do the same for these classes (it needs
+`torch`, `transformers`, `safetensors`, `numpy` and `pillow`):
 
 ```python
 import json, torch
@@ -70,7 +79,8 @@ from transformers import AutoImageProcessor, AutoModel
 base = {base}
 about = json.load(open("prompt.json", encoding="utf-8"))
 text = load_file("text_features.safetensors")["text_features"]
-model, processor = AutoModel.from_pretrained(base).eval(), AutoImageProcessor.from_pretrained(base, backend="pil")
+model = AutoModel.from_pretrained(base, dtype=torch.float32).eval()
+processor = AutoImageProcessor.from_pretrained(base, backend="pil")
 inputs = processor(images=opened("photo.png"), return_tensors="pt")
 with torch.inference_mode():
     image = model.get_image_features(**inputs)
@@ -80,10 +90,39 @@ print(dict(zip(about["experiment"]["classes"], {head}[0].tolist())))
 ```
 """
 
+WITH_VECTORS = """\
+What the site classifies with: one vector for each class, made of all sites' noised class sums where their images voted
+for them and of the plain text otherwise, and a bias for how often the site expects each class.
+
+```python
+import json, torch
+import numpy as np
+from PIL import Image, ImageOps
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModel
+
+{picture}
+base = {base}
+head = load_file("class_vectors.safetensors")
+model, processor = AutoModel.from_pretrained(base).eval(), AutoImageProcessor.from_pretrained(base, backend="pil")
+inputs = processor(images=opened("photo.png"), return_tensors="pt")
+with torch.inference_mode():
+    image = model.get_image_features(**inputs)
+    image = torch.nn.functional.normalize(getattr(image, "pooler_output", image), dim=-1).double()
+logits = head["scale"] * image @ head["vectors"].T + head["bias"]
+classes = json.load(open("prompt.json", encoding="utf-8"))["experiment"]["classes"]
+print(dict(zip(classes, logits.softmax(-1)[0].tolist())))
+```
+
+Without the bias every class is expected equally often. The learned prompt, alone:
+
+"""
+
 SOFTMAX, SIGMOID = "logits.softmax(-1)", "torch.sigmoid(logits + about['logit_bias'])"
 
 GENERATIVE = """\
-PEFT cannot express this prompt: {reason}. Plain transformers can, with the embeddings put together by hand:
+PEFT cannot express this prompt: {reason}. Plain transformers can, with the embeddings put together by hand (it needs
+`torch`, `transformers`, `safetensors`, `numpy` and `pillow`):
 
 ```python
 import json, torch
@@ -142,21 +181,31 @@ print(tokenizer.decode(answer, skip_special_tokens=True).strip())
 """
 
 
-def classes_usage(backbone: DualEncoder, adapter: Adapter | None, base_model: str, reason: str) -> str:
+def picture_code(bits: int) -> str:
+    """The function ``opened`` for a site whose files of 16 bits use so many, where they do not say it themselves."""
+    return PICTURE.format(bits=bits, white=2**bits - 1)
+
+
+def classes_usage(backbone: DualEncoder, adapter: Adapter | None, base_model: str, reason: str, bits: int = 16) -> str:
     """For a model that compares images with classes; without an adapter ``reason`` says why there is none."""
     base = json.dumps(base_model)
     if adapter:
-        return WITH_ADAPTER.format(picture=PICTURE, base=base, count=len(adapter.context))
+        return WITH_ADAPTER.format(picture=picture_code(bits), base=base, count=len(adapter.context))
     head = SOFTMAX if backbone.logit_bias is None else SIGMOID
-    return WITHOUT_ADAPTER.format(picture=PICTURE, base=base, reason=reason, head=head)
+    return WITHOUT_ADAPTER.format(picture=picture_code(bits), base=base, reason=reason, head=head)
 
 
-def generative_usage(experiment: Experiment, base_model: str, reason: str) -> str:
+def vectors_usage(base_model: str, bits: int = 16) -> str:
+    """For class vectors."""
+    return WITH_VECTORS.format(picture=picture_code(bits), base=json.dumps(base_model))
+
+
+def generative_usage(experiment: Experiment, base_model: str, reason: str, bits: int = 16) -> str:
     """For a model that answers questions."""
     task = experiment.task
     question = task.question or ("" if task.kind == "caption" else "What is in the picture?")
     return GENERATIVE.format(
-        picture=PICTURE,
+        picture=picture_code(bits),
         base=json.dumps(base_model),
         question=json.dumps(question, ensure_ascii=False),
         reason=reason,
@@ -220,6 +269,7 @@ class Facts:
         metrics: accuracies that the site's policy let out with the last round.
         seeded: whether the noise came from a seed.
         model: the hub id of the model that the site has loaded; empty where it is none from a hub.
+        bits: the site's setting for files of 16 bits.
     """
 
     site: str
@@ -228,6 +278,7 @@ class Facts:
     metrics: Mapping[str, float] = field(default_factory=dict)
     seeded: bool = False
     model: str = ""
+    bits: int = 16
 
 
 def model_card(prompt: SitePrompt, backbone: Backbone, facts: Facts, base_model: BaseModel, usage: str) -> str:
@@ -251,6 +302,7 @@ tags: [{backbone.family}, prompt-learning, federated-learning]
 
 {_base(base_model)} Its fingerprint (sha256 over weights, configuration and tokenizer, as `dpfpl-client check` prints
 it) is `{backbone.fingerprint}`.
+{_precision(backbone)}
 
 ## Use
 
@@ -278,6 +330,16 @@ def _sources(prompt: SitePrompt, facts: Facts) -> str:
     what = SOURCES[experiment.task.kind]
     classes = f" Classes:\n{_listed(experiment.classes)}." if experiment.classes else ""
     return f"{what} of the site {facts.site}, and what all sites shared: {_listed(experiment.sites)}.{classes}"
+
+
+def _precision(backbone: Backbone) -> str:
+    stored = backbone.stored_precision
+    if stored == "float32":
+        return "Its weights are stored in float32; the code below computes in float32."
+    return (
+        f"Its weights are stored in {stored}; the code below computes in float32, as transformers only does when\n"
+        "asked. In less it gives slightly other numbers."
+    )
 
 
 def _base(base_model: BaseModel) -> str:

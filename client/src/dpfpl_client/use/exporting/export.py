@@ -12,7 +12,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from dpfpl_client.agent.ledger.view import summarise
-from dpfpl_client.agent.policy_file import Approvals, load_policy
+from dpfpl_client.agent.policy_file import check_use
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.embedded import EMBEDDED, embedded_model_path
 from dpfpl_client.learning.methods import factorise
@@ -22,12 +22,11 @@ from dpfpl_client.models.files import model_fingerprint
 from dpfpl_client.models.generative.backbone import GenerativeBackbone
 from dpfpl_client.site.settings import SiteSettings
 from dpfpl_client.use.exporting.adapter import NotExpressibleError, build_adapter
-from dpfpl_client.use.exporting.card import BaseModel, Facts, classes_usage, generative_usage, model_card
-from dpfpl_client.use.prompt import SitePrompt
+from dpfpl_client.use.exporting.card import BaseModel, Facts, classes_usage, generative_usage, model_card, vectors_usage
+from dpfpl_client.use.prompt import CLASS_VECTORS, SitePrompt
 from dpfpl_common.config import to_table
 from dpfpl_common.errors import PrivacyError, StateError
 from dpfpl_common.ops.files import write_durably
-from dpfpl_common.policy import permit
 
 __all__ = ["Exported", "export_prompt", "write_export"]
 
@@ -52,18 +51,17 @@ def export_prompt(settings: SiteSettings, prompt: SitePrompt, backbone: Backbone
         ConfigError: there is no valid policy; then nothing leaves.
         StateError: the ledger is damaged or an old copy; then nobody knows what was charged.
     """
-    policy = load_policy(settings.path(settings.policy))
     _refuse_what_must_stay(prompt)
-    approved = policy.approves(prompt.experiment) or Approvals(settings.state_folder).holds(prompt.experiment)
-    permit(policy, prompt.experiment, approved)
+    policy = check_use(settings.path(settings.policy), settings.state_folder, prompt.experiment)
     record = DiskStore(settings.state_folder).read(prompt.experiment.name, prompt.round)
     facts = Facts(
         site=settings.name,
         charged_epsilon=_charged(settings, prompt.experiment.name),
         charged_delta=policy.delta,
-        metrics=policy.released_metrics(record.reply.metrics) if record else {},
+        metrics=policy.released_metrics(record.reply.metrics) if record and settings.data.is_public else {},
         seeded=settings.simulation is not None,
         model="" if Path(settings.model).expanduser().is_dir() else settings.model,
+        bits=settings.data.bits,
     )
     return write_export(prompt, backbone, folder, facts)
 
@@ -83,8 +81,9 @@ def write_export(prompt: SitePrompt, backbone: Backbone, folder: Path, facts: Fa
     """Write the folder; the policy is the caller's business, but a prompt without noise never leaves.
 
     The folder holds README.md (model card), prompt.safetensors with prompt.json (the context and its parts),
-    for a model that compares images with classes, text_features.safetensors (the classes' merged text features) and,
-    where PEFT can express it, the adapter with its tokenizer. An embedded model, which no hub has, comes along.
+    for a model that compares images with classes, text_features.safetensors (the classes' merged text features), with
+    evidence class_vectors.safetensors (what classifies), and, where PEFT can express it, the adapter with its
+    tokenizer. An embedded model, which no hub has, comes along.
 
     Raises:
         PrivacyError: see above.
@@ -96,12 +95,12 @@ def write_export(prompt: SitePrompt, backbone: Backbone, folder: Path, facts: Fa
     base_model = base.name
     _make(folder)
     if isinstance(backbone, DualEncoder):
-        files, usage, reason = _write_with_classes(prompt, backbone, folder, base_model)
+        files, usage, reason = _write_with_classes(prompt, backbone, folder, base_model, facts.bits)
     else:
         assert isinstance(backbone, GenerativeBackbone)
         reason = "its context stands in the middle of a turn, behind the picture"
         files = _write_parts(prompt, backbone, folder, {"turn": backbone.turn})
-        usage = generative_usage(prompt.experiment, base_model, reason)
+        usage = generative_usage(prompt.experiment, base_model, reason, facts.bits)
     if embedded:
         files += _copy_base_model(embedded, folder / "base_model")
     card = model_card(prompt, backbone, facts, base, usage)
@@ -112,13 +111,13 @@ def write_export(prompt: SitePrompt, backbone: Backbone, folder: Path, facts: Fa
 
 
 def _write_with_classes(
-    prompt: SitePrompt, backbone: DualEncoder, folder: Path, base_model: str
+    prompt: SitePrompt, backbone: DualEncoder, folder: Path, base_model: str, bits: int
 ) -> tuple[list[str], str, str]:
     """The parts, the classes' features and the adapter, where there can be one: files, usage, and why there is none."""
     context, classes = prompt.context(backbone), prompt.experiment.classes
     reason, adapter = "", None
     try:
-        adapter = build_adapter(backbone, context, classes, base_model)
+        adapter = build_adapter(backbone, context, classes, base_model, prompt.experiment.prompt.init_text)
     except NotExpressibleError as error:
         reason = str(error)
     about: dict[str, Any] = {
@@ -131,9 +130,17 @@ def _write_with_classes(
     features = backbone.scorer(prompt.experiment).class_features(context).numpy()
     write_durably(folder / "text_features.safetensors", save({"text_features": np.ascontiguousarray(features)}))
     files.append("text_features.safetensors")
+    head = prompt.head(backbone, leaves=True)
+    usage = classes_usage(backbone, adapter, base_model, reason, bits)
+    if head is not None:
+        tensors = {"vectors": head.vectors, "bias": head.bias, "scale": np.array(head.scale)}
+        content = {name: np.ascontiguousarray(value, dtype=np.float64) for name, value in tensors.items()}
+        write_durably(folder / CLASS_VECTORS, save(content))
+        files.append(CLASS_VECTORS)
+        usage = vectors_usage(base_model, bits) + usage
     if adapter is not None:
         files += adapter.write(folder, backbone.token_embedding)
-    return files, classes_usage(backbone, adapter, base_model, reason), reason
+    return files, usage, reason
 
 
 def _refuse_what_must_stay(prompt: SitePrompt) -> None:

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from PIL import Image
 from pydantic import BaseModel, Field
 
-from dpfpl_client.data.decode import MAX_PIXELS, UnreadableImageError, decode_image
+from dpfpl_client.data.decode import DEFAULT_RULES, PixelRules, UnreadableImageError, decode_image
 from dpfpl_client.use.prompt import Classifier, Prediction
 from dpfpl_common.errors import ModelError
 
@@ -22,7 +22,7 @@ __all__ = ["STATIC", "RequestProblem", "classifier_app", "decode_body", "read_bo
 
 
 BODY_SECONDS = 60.0
-TYPES = ("image/", "application/octet-stream")
+TYPES = ("image/", "application/dicom", "application/octet-stream")
 """Types that a page of another origin cannot send unasked: a browser asks first, and is not allowed to."""
 
 
@@ -70,24 +70,27 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     return bytes(body)
 
 
-def decode_body(body: bytes) -> Image.Image:
+def decode_body(body: bytes, rules: PixelRules = DEFAULT_RULES) -> Image.Image:
     """The image as RGB; its size in pixels is checked before they are unpacked.
 
     Raises:
         RequestProblem: it is no image, damaged, or has too many pixels.
     """
     try:
-        return decode_image(body)
+        return decode_image(body, rules, SERVED_PIXELS)
     except UnreadableImageError as error:
         raise RequestProblem(
             422,
             "CORRUPT_IMAGE",
             f"The image cannot be used: {error}.",
-            f"Send a PNG, JPEG, BMP, WebP, TIFF or GIF file of at most {MAX_PIXELS:,} pixels.",
+            f"Send a PNG, JPEG, BMP, WebP, TIFF or GIF file of at most {SERVED_PIXELS:,} pixels.",
         ) from None
 
 
 MAX_WAITING = 8
+SERVED_PIXELS = 32_000_000
+"""Of one image. One at a time is decoded, in at most 11 bytes a pixel, while the others wait as files: whoever calls,
+and however often, ``serve`` takes at most 0.4 GB plus eight files of the largest size beside the model."""
 STATIC = {
     "/": ("page.html", "text/html"),
     "/page.js": ("page.js", "text/javascript"),
@@ -180,7 +183,7 @@ class _OneAtATime:
             self._waiting -= 1
 
 
-def classifier_app(classifier: Classifier, max_bytes: int) -> FastAPI:
+def classifier_app(classifier: Classifier, max_bytes: int, rules: PixelRules = DEFAULT_RULES) -> FastAPI:
     """The application: ``/``, ``/v1/predict``, ``/v1/prompt``, ``/health`` and ``/openapi.json``.
 
     Images and questions are neither stored nor logged.
@@ -194,7 +197,7 @@ def classifier_app(classifier: Classifier, max_bytes: int) -> FastAPI:
     )
 
     def classify(body: bytes, top: int, question: str) -> Prediction:
-        (prediction,) = classifier.classify([decode_body(body)], top, question)
+        (prediction,) = classifier.classify([decode_body(body, rules)], top, question)
         return prediction
 
     worker = _OneAtATime(classify)

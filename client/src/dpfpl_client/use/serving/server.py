@@ -6,6 +6,7 @@ from pathlib import Path
 
 import uvicorn
 
+from dpfpl_client.data.decode import DEFAULT_RULES, PixelRules
 from dpfpl_client.use.prompt import Classifier
 from dpfpl_client.use.serving.app import STATIC, classifier_app
 from dpfpl_common.ops.http import PAGE_LIMITS, HttpGuard, address_shown, open_listener, read_http_token
@@ -32,7 +33,9 @@ class ServeSettings:
         return cls(host, port, read_http_token(host, token_file), max_bytes)
 
 
-def serve_classifier(classifier: Classifier, settings: ServeSettings, say: Callable[[str], None]) -> None:
+def serve_classifier(
+    classifier: Classifier, settings: ServeSettings, say: Callable[[str], None], rules: PixelRules = DEFAULT_RULES
+) -> None:
     """Serve until interrupted.
 
     Raises:
@@ -40,6 +43,6 @@ def serve_classifier(classifier: Classifier, settings: ServeSettings, say: Calla
     """
     listener = open_listener(settings.host, settings.port)
     say(f"Open {address_shown(settings.host, listener)}  (API: /openapi.json). Ctrl-C stops it.")
-    guarded = HttpGuard(classifier_app(classifier, settings.max_bytes), settings.token, STATIC)
+    guarded = HttpGuard(classifier_app(classifier, settings.max_bytes, rules), settings.token, STATIC)
     config = uvicorn.Config(guarded, timeout_graceful_shutdown=5, **PAGE_LIMITS)
     uvicorn.Server(config).run(sockets=[listener])

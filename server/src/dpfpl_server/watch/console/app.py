@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from dpfpl_common.errors import DpfplError, StateError
 from dpfpl_common.experiment import NAME
+from dpfpl_common.ops.diagnostics import Trouble
 from dpfpl_server.runs.folder import RunFolder
 from dpfpl_server.watch.console.snapshot import list_experiments, snapshot, tail
 
@@ -39,12 +40,20 @@ class Watcher:
         runs: the folder of runs.
         connections: gives what the running server sees of each site; slow, so asked every few seconds only.
         log_file: of the server.
+        troubles: gives the server's processes that are gone or hang.
     """
 
-    def __init__(self, runs: Path, connections: Callable[[], dict[str, str]], log_file: Path) -> None:
+    def __init__(
+        self,
+        runs: Path,
+        connections: Callable[[], dict[str, str]],
+        log_file: Path,
+        troubles: Callable[[], list[Trouble]] = list,
+    ) -> None:
         self._runs = runs
         self._connections = connections
         self._log_file = log_file
+        self._troubles = troubles
         self._lock = threading.Lock()
         self._known: dict[str, tuple[float, str]] = {}
         self._seen: tuple[float, dict[str, str]] = (float("-inf"), {})
@@ -64,7 +73,8 @@ class Watcher:
         with self._lock:
             at, text = self._known.get(name, (float("-inf"), ""))
             if time.monotonic() - at >= POLL_SECONDS:
-                seen = snapshot(RunFolder(self._runs / name), self._sites(), tail(self._log_file))
+                folder, log = RunFolder(self._runs / name), tail(self._log_file)
+                seen = snapshot(folder, self._sites(), log, self._troubles())
                 text = json.dumps(seen, ensure_ascii=False)
                 self._known[name] = (time.monotonic(), text)
             return text

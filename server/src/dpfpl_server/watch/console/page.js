@@ -110,6 +110,8 @@ function show(state) {
   at("meaning").textContent = state.meaning;
   at("problem").hidden = !state.problem;
   at("problem").textContent = state.problem ? `${state.problem.code}: ${state.problem.message} ${state.problem.advice}` : "";
+  at("server").hidden = state.server.length === 0;
+  at("server").textContent = state.server.length ? `Server: ${state.server.join("; ")}` : "";
   at("progress").max = state.rounds;
   at("progress").value = state.round;
   at("round").textContent = `Round ${state.round} of ${state.rounds} done.`;

@@ -7,6 +7,7 @@ import uvicorn
 
 from dpfpl_common.ops.http import PAGE_LIMITS, HttpGuard, address_shown, open_listener, read_http_token
 from dpfpl_server.sites.admin import list_sites
+from dpfpl_server.sites.life import part_troubles
 from dpfpl_server.sites.superlink import SuperLinkSettings
 from dpfpl_server.watch.console.app import STATIC, Watcher, console_app
 
@@ -28,7 +29,8 @@ def serve_console(
     def connections() -> dict[str, str]:
         return {row.name: row.status for row in list_sites(server_folder)}
 
-    watcher = Watcher(runs, connections, SuperLinkSettings(server_folder.resolve()).log_file)
+    log_file = SuperLinkSettings(server_folder.resolve()).log_file
+    watcher = Watcher(runs, connections, log_file, lambda: part_troubles(server_folder))
     hint = "#TOKEN with the token in place of TOKEN" if token else ""
     say(f"Open {address_shown(host, listener)}{hint}  It only shows, it changes nothing. Ctrl-C stops it.")
     config = uvicorn.Config(HttpGuard(console_app(watcher), token, STATIC), timeout_graceful_shutdown=2, **PAGE_LIMITS)

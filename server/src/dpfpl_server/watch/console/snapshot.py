@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from dpfpl_common.experiment import Experiment
+from dpfpl_common.ops.diagnostics import Trouble
+from dpfpl_common.ops.text import printable
 from dpfpl_common.privacy.accounting import PrivacyEvent, epsilon, json_epsilon
 from dpfpl_common.privacy_plan import ADVERSARIES, UNIT_NAMES, planned_events
 from dpfpl_server.report.charts import Frame, Line, line_chart, mean_curve, site_curve
 from dpfpl_server.runs.folder import RunFolder
 from dpfpl_server.runs.state import STATES, LiveState, run_state
-from dpfpl_server.runs.words import MEASURED, printable
+from dpfpl_server.runs.words import MEASURED
 
 __all__ = ["list_experiments", "snapshot", "tail"]
 
@@ -35,13 +37,16 @@ def list_experiments(runs: Path) -> list[str]:
     return [path.name for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)]
 
 
-def snapshot(folder: RunFolder, connections: Mapping[str, str], log: Sequence[str]) -> dict[str, Any]:
+def snapshot(
+    folder: RunFolder, connections: Mapping[str, str], log: Sequence[str], troubles: Sequence[Trouble] = ()
+) -> dict[str, Any]:
     """Where the experiment stands.
 
     Args:
         folder: of the run.
         connections: what the running server sees of each site: online, offline, ...
         log: the last lines of the server's log.
+        troubles: which processes of the server are gone or hang.
 
     Raises:
         StateError: there is no such run, or it is damaged.
@@ -69,9 +74,10 @@ def snapshot(folder: RunFolder, connections: Mapping[str, str], log: Sequence[st
         "chart": _chart(experiment, history, result),
         "drops": [
             {key: printable(drop[key]) for key in ("round", "attempt", "site", "code", "reason")}
-            for drop in drops[-SHOWN_DROPS:]
+            for drop in _alike(drops)[-SHOWN_DROPS:]
         ],
         "log": [printable(line) for line in log],
+        "server": [f"{trouble.message} [{trouble.code}]" for trouble in troubles],
     }
 
 
@@ -86,6 +92,18 @@ def tail(path: Path) -> list[str]:
         return []
     lines = text.splitlines()
     return lines[1 if size > LOG_BYTES else 0 :][-LOG_LINES:]
+
+
+def _alike(drops: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One entry for what happened for the same reason in one round, however many attempts and sites it took."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for drop in drops:
+        one = found.setdefault((drop["round"], drop["code"], drop["reason"]), {**drop, "attempt": [], "site": []})
+        for key in ("attempt", "site"):
+            one[key] += [drop[key]] if drop[key] not in one[key] else []
+    return [
+        {**one, **{key: ", ".join(map(str, sorted(one[key]))) for key in ("attempt", "site")}} for one in found.values()
+    ]
 
 
 def _problem(last: Mapping[str, Any]) -> dict[str, str]:

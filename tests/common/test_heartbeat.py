@@ -9,14 +9,14 @@ import time
 import pytest
 
 from dpfpl_common.errors import StateError
-from dpfpl_server.runs import folder as module
-from dpfpl_server.runs.folder import LifeSign, Pulse, life_sign
+from dpfpl_common.ops import heartbeat as module
+from dpfpl_common.ops.heartbeat import Heartbeat, LifeSign, life_sign
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from dpfpl_server.runs.folder import Pulse
-with Pulse(Path(sys.argv[1]), "works"):
+from dpfpl_common.ops.heartbeat import Heartbeat
+with Heartbeat(Path(sys.argv[1]), "works", code="X", advice="Wait."):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -41,14 +41,14 @@ def test_nobody_was_ever_there(tmp_path):
 def test_a_holder_is_seen_a_second_one_refused_and_a_killed_one_gone(holder):
     path, process = holder
     assert life_sign(path).alive
-    with pytest.raises(StateError) as caught, Pulse(path, "works"):
+    with pytest.raises(StateError) as caught, Heartbeat(path, "works", code="RUN_IN_PROGRESS", advice="Wait."):
         pass
     assert caught.value.code == "RUN_IN_PROGRESS"
     process.send_signal(signal.SIGKILL)
     process.wait(10)
     sign = life_sign(path)
     assert (sign.alive, sign.age_s is not None) == (False, True)
-    with Pulse(path, "works"):
+    with Heartbeat(path, "works", code="RUN_IN_PROGRESS", advice="Wait."):
         assert life_sign(path).alive
     assert not life_sign(path).alive
 
@@ -56,7 +56,7 @@ def test_a_holder_is_seen_a_second_one_refused_and_a_killed_one_gone(holder):
 def test_a_successor_waits_for_its_predecessor(holder):
     path, process = holder
     os.kill(process.pid, signal.SIGKILL)
-    with Pulse(path, "works", wait_s=10.0):
+    with Heartbeat(path, "works", wait_s=10.0, code="RUN_IN_PROGRESS", advice="Wait."):
         assert life_sign(path).alive
 
 

@@ -1,9 +1,11 @@
-"""F22: an agent that crashed is started again, with pauses, so many times, and the administrator is told."""
+"""F22, DR2: a process that crashed is started again, with pauses, so many times, and the administrator is told."""
 
 import pytest
 
-from dpfpl_client.node.launch import MOST, QUIET_S, Keeper
 from dpfpl_common.errors import DeploymentError
+from dpfpl_common.ops.keeper import LONGEST_PAUSE_S, QUIET_S, Keeper
+
+MOST = 5
 
 
 class Process:
@@ -19,10 +21,11 @@ class Process:
 
 
 class Site:
-    def __init__(self):
+    def __init__(self, most=MOST, final=lambda process, status: None):
         self.processes, self.said, self.now = [], [], 0.0
         self.agent = Process(self)
-        self.keeper = Keeper(self.agent, self.start, self, self.said.append, lambda: self.now)
+        clock = lambda: self.now  # noqa: E731
+        self.keeper = Keeper(self.agent, self.start, self, self.said.append, most=most, final=final, clock=clock)
 
     def start(self):
         self.agent = Process(self)
@@ -49,7 +52,7 @@ def site():
 def test_F22_a_crashed_agent_is_started_again_with_growing_pauses_and_told(site):
     assert [site.crash() for _ in range(MOST)] == [1.0, 2.0, 4.0, 8.0, 16.0]
     assert len(site.said) == MOST
-    assert "status 137; starting it again in 1 s (1 of 5)" in site.said[0]
+    assert "status 137; starting it again in 1 s (restart 1)" in site.said[0]
     site.agent.status = 1
     with pytest.raises(DeploymentError, match="after 5 restarts") as caught:
         site.keeper.look()
@@ -76,3 +79,17 @@ def test_a_living_agent_is_left_alone(site):
         site.now += 100
         site.keeper.look()
     assert site.agent is agent
+
+
+def test_DR2_without_a_limit_it_is_started_for_ever():
+    site = Site(most=None)
+    assert [site.crash() for _ in range(20)][-3:] == [LONGEST_PAUSE_S] * 3
+
+
+def test_DR12_an_end_that_is_final_is_said_in_its_own_words():
+    why = DeploymentError(code="KEY_WITHDRAWN", message="The operator has revoked the key.")
+    site = Site(final=lambda process, status: why if status == 1 else None)
+    assert site.crash(137) == 1.0
+    site.agent.status = 1
+    with pytest.raises(DeploymentError, match="revoked"):
+        site.keeper.look()

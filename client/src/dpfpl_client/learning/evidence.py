@@ -1,0 +1,131 @@
+"""The classifiers a site can use once class sums are pooled, and how right they are on its test images."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dpfpl_client.models.backbone import LabelledFeatures, Scorer
+from dpfpl_common.errors import ModelError
+from dpfpl_common.evidence import Head, class_head, mix_bonus, text_head, unpack_pool
+
+__all__ = ["SiteHead", "accuracies", "chosen_head", "label_shares", "pooled_head", "shares_from", "site_head"]
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class SiteHead:
+    """What a site classifies with: ``softmax(scale * x . vectors + bias)``.
+
+    Attributes:
+        vectors: [classes, feature_size], unit rows.
+        scale: of the logits.
+        bias: [classes], the log of how often a class is expected.
+    """
+
+    vectors: Floats
+    scale: float
+    bias: Floats
+
+    def logits(self, features: torch.Tensor) -> torch.Tensor:
+        """[n, classes] of unit image features [n, feature_size], float64."""
+        scores = self.scale * (features.double().numpy() @ self.vectors.T) + self.bias
+        return torch.from_numpy(scores)
+
+    def probabilities(self, features: torch.Tensor) -> torch.Tensor:
+        """[n, classes] of unit image features [n, feature_size]."""
+        return torch.softmax(self.logits(features), dim=1).float()
+
+
+def pooled_head(
+    scorer: Scorer, initial: torch.Tensor, pool: npt.NDArray[np.float32], context: torch.Tensor | None
+) -> Head:
+    """Class vectors from the pool, with the texts under ``context`` as prior; None: under the initial text.
+
+    Raises:
+        ModelError: the pool is of another model's features.
+    """
+    shared, _ = unpack_pool(pool)
+    texts = _texts(scorer, initial if context is None else context)
+    if shared.rows.shape != texts.shape:
+        raise ModelError(
+            code="OTHER_MODEL",
+            message=f"The pool holds rows of {shared.rows.shape[1]} numbers, the model gives {texts.shape[1]}.",
+            advice="Let every site use the experiment's model.",
+        )
+    return class_head(shared, texts, scorer.logit_scale)
+
+
+def chosen_head(
+    scorer: Scorer,
+    initial: torch.Tensor,
+    pool: npt.NDArray[np.float32],
+    chosen: str,
+    context: torch.Tensor | None,
+) -> Head:
+    """What the votes chose: class vectors (``evidence``), or the plain text's own head (``text``)."""
+    if chosen == "evidence":
+        return pooled_head(scorer, initial, pool, context)
+    return text_head(_texts(scorer, initial), scorer.logit_scale)
+
+
+def label_shares(labels: torch.Tensor, classes: int) -> Floats:
+    """[classes], exact, of a site's training images: for use at the site alone."""
+    counts = np.bincount(labels.numpy(), minlength=classes).astype(np.float64)
+    return np.asarray(counts / max(1.0, counts.sum()))
+
+
+def shares_from(class_sums: Floats, pool: npt.NDArray[np.float32], noise_multiplier: float) -> Floats:
+    """[classes], from the site's noised class sums, so that they may leave the site; all 0 where nothing stands out.
+
+    Args:
+        class_sums: [classes, feature_size], what the site released.
+        pool: its total shows the direction that images have in common.
+        noise_multiplier: of the class sums.
+    """
+    total = unpack_pool(pool)[0].total
+    held = class_sums @ (total / max(float(np.linalg.norm(total)), 1e-300))
+    # Three standard deviations: of the classes that the site lacks, one in 740 is taken for one that it has.
+    held = np.where(held > 3.0 * noise_multiplier, held, 0.0)
+    return np.asarray(held / held.sum()) if held.sum() > 0 else np.zeros(len(held))
+
+
+def site_head(head: Head, shares: Floats, usual_mix: float) -> SiteHead:
+    """The head with a site's usual mix of classes."""
+    return SiteHead(head.vectors, head.scale, mix_bonus(shares, usual_mix))
+
+
+def accuracies(head: SiteHead, test: LabelledFeatures, others: LabelledFeatures, own: Floats) -> Mapping[str, float]:
+    """``local``: on images like the site's own; ``neighbour``: on the others'; ``unseen``: on all images of classes
+    that the site has none of; ``all``: mean over all classes, each expected as often as any other, so without the
+    site's usual mix. A column without images has no entry.
+
+    Args:
+        head: the classifier.
+        test: images like the site's own.
+        others: the other sites' test images.
+        own: [classes], the site's shares of classes.
+    """
+    result = {}
+    for name, images in (("local", test), ("neighbour", others)):
+        if len(images):
+            result[name] = float((head.logits(images.features).argmax(dim=1) == images.labels).double().mean())
+    features, labels = torch.cat([test.features, others.features]), torch.cat([test.labels, others.labels])
+    if not len(labels):
+        return result
+    logits = head.logits(features)
+    unseen = torch.from_numpy(own == 0)[labels]
+    if unseen.any():
+        result["unseen"] = float((logits[unseen].argmax(dim=1) == labels[unseen]).double().mean())
+    right = (logits - torch.from_numpy(head.bias)).argmax(dim=1) == labels
+    of_class = [float(right[labels == label].double().mean()) for label in sorted(set(labels.tolist()))]
+    result["all"] = sum(of_class) / len(of_class)
+    return result
+
+
+def _texts(scorer: Scorer, context: torch.Tensor) -> Floats:
+    texts: Floats = scorer.class_features(context).double().numpy()
+    return texts

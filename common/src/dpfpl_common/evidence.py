@@ -1,0 +1,346 @@
+"""Evidence: from the sites' noised class sums to class vectors, and the vote that says whether to use them.
+
+Everything here is post-processing of noised rows, so it costs no privacy; docs/evidence.md derives it. Symbols:
+M sites, C classes, e the length of an image's feature, z the noise of each coordinate of a row.
+
+::
+
+    rows      S_i [C, e]  one site's sums of unit image features, each coordinate + N(0, z^2)
+    pool      P [C, e]    weighted sums of the sites' rows, with the variance v_c of their noise
+    head      u [C, e]    class means, as far as they are known: prior the text, likelihood the pool
+              logits      scale * x . u_c, plus the log of how often a class is expected
+    vote      one number a site: on how many more of its own images the head is right than the text
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "Head",
+    "Pool",
+    "class_head",
+    "evidence_wins",
+    "found_classes",
+    "images_needed",
+    "mix_bonus",
+    "pack_pool",
+    "pool_rows",
+    "text_head",
+    "unpack_pool",
+    "vote_threshold",
+    "votes",
+]
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+STANDING_OUT = 3.0
+"""Standard deviations above which the number of images in a pooled row is taken for real: of rows of noise 1 in 740."""
+
+FALSE_ALARM = 1e-6
+"""Chance that pure noise is taken for the direction in which images lie."""
+
+DISAGREEMENT = 0.25
+"""Share of images on which text and evidence are taken to differ; gives the vote its sampling error."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What the sites' rows say together.
+
+    Attributes:
+        rows: [C, e] weighted sums of the sites' rows.
+        variances: [C], of the noise in each coordinate of a row.
+        total: [e], plain sum of all rows of all sites.
+        total_variance: of the noise in each of its coordinates.
+    """
+
+    rows: Floats
+    variances: Floats
+    total: Floats
+    total_variance: float
+
+
+@dataclass(frozen=True)
+class Head:
+    """A linear classifier of unit image features, and what it was made from.
+
+    Attributes:
+        vectors: [C, e] unit class vectors.
+        scale: of the logits.
+        found: [C], the classes of which the pool shows images; the others stand on their texts.
+        prior: [C, e], where the class means are expected from the texts alone.
+        common: [e], unit direction that all images have in common.
+        counts: [C], how far the pooled rows reach along it; 0 where a class is not found.
+        spread: variance of a class mean around its prior, in each coordinate.
+    """
+
+    vectors: Floats
+    scale: float
+    found: Bools
+    prior: Floats
+    common: Floats
+    counts: Floats
+    spread: float
+
+    def logits(self, features: Floats) -> Floats:
+        """[n, C] of unit features [n, e]."""
+        return np.asarray(self.scale * (features @ self.vectors.T))
+
+
+def pool_rows(sites: Sequence[Floats], noise_multiplier: float) -> tuple[Pool, Floats]:
+    """The pooled rows, and the weight [M, C] that every site's row got; the largest of a class is 1.
+
+    A row that holds n images is n times the class mean and noise of variance z^2. The best weight of such rows is
+    ``n / (n s^2 + z^2)``, s^2 the scatter of an image around its class mean: at most 1 / e in each coordinate, as
+    features have norm 1. How many a row holds is read off the row itself, along the direction that all *other* sites'
+    rows have in common, and counts as far as it stands out of the noise. Where such weights leave less signal over
+    noise than equal ones, as for a class of few images at each of many sites, the weights are equal.
+
+    Args:
+        sites: every site's rows [C, e]; each is read three times, one after another, so they may lie on a disk.
+        noise_multiplier: z, of every row.
+    """
+    z = noise_multiplier
+    many, (classes, size) = len(sites), sites[0].shape
+    plain = np.zeros((classes, size))
+    for rows in sites:
+        plain += rows
+    total, equal = plain.sum(axis=0), np.ones((many, classes))
+    if many == 1 or z == 0:
+        return Pool(plain, np.full(classes, many * z * z), total, classes * many * z * z), equal
+    held = np.stack([rows @ _unit(total - np.sum(rows, axis=0)) for rows in sites])  # [M, C]
+    positive, square = np.maximum(held, 0.0), held**2
+    certain = positive**3 / (square + 2 * z * z)
+    divisor = certain / size + z * z
+    weights = certain / divisor
+    # Weights made of noisy values seek noise. Stein: E[w(n) (n - true n)] = z^2 E[w'(n)], which is taken off.
+    steepness = positive**2 * (square + 6 * z * z) / (square + 2 * z * z) ** 2 * z * z / divisor**2
+    signal = (weights * held - z * z * steepness).sum(axis=0)
+    better = signal / np.maximum(np.linalg.norm(weights, axis=0), 1e-300) > held.sum(axis=0) / math.sqrt(many)
+    weights /= np.maximum(weights.max(axis=0), 1e-300)
+    weights = np.where(better & (weights.max(axis=0) > 0), weights, equal)
+    pooled = np.zeros_like(plain)
+    for weight, rows in zip(weights, sites, strict=True):
+        pooled += weight[:, None] * rows
+    return Pool(pooled, z * z * (weights**2).sum(axis=0), total, classes * many * z * z), weights
+
+
+def pack_pool(pool: Pool, weights: Floats) -> npt.NDArray[np.float32]:
+    """A pool and one site's weights [C] as one matrix [C + 1, e + 2], float32; see ``unpack_pool``."""
+    classes, size = pool.rows.shape
+    packed = np.zeros((classes + 1, size + 2), dtype="<f4")
+    packed[:classes, :size], packed[:classes, size], packed[:classes, size + 1] = pool.rows, pool.variances, weights
+    packed[classes, :size], packed[classes, size] = pool.total, pool.total_variance
+    return packed
+
+
+def unpack_pool(packed: npt.NDArray[np.float32]) -> tuple[Pool, Floats]:
+    """The pool and the site's weights; a row is a class's pooled row, its variance and the site's weight, the last one
+    the sum of everything. Whatever is in there, a variance is no less than 0 and a weight from 0 to 1.
+    """
+    values = np.asarray(packed, dtype=np.float64)
+    variances = np.maximum(values[:, -2], 0.0)
+    pool = Pool(values[:-1, :-2], variances[:-1], values[-1, :-2], float(variances[-1]))
+    return pool, np.clip(values[:-1, -1], 0.0, 1.0)
+
+
+def text_head(texts: Floats, scale: float) -> Head:
+    """The model's own head: a logit is ``scale * x . T_c``, and no class is found."""
+    classes, size = texts.shape
+    same = np.asarray(texts, dtype=np.float64)
+    return Head(same, scale, np.zeros(classes, dtype=bool), same, np.zeros(size), np.zeros(classes), 0.0)
+
+
+def class_head(pool: Pool, texts: Floats, scale: float) -> Head:
+    """Class vectors: posterior means of the class means, scaled to norm 1; the text's own head if nothing is found.
+
+    Lengths are in units of the common part of a class mean, so that a row over its reach along the common direction is
+    a noisy class mean. The logits keep the model's own scale and, if class vectors lie closer together than the texts
+    do, the spread that the texts' logits have.
+
+    Args:
+        pool: noised.
+        texts: [C, e] unit text features, of the plain or of a learned prompt.
+        scale: the model's own logit scale.
+    """
+    size = texts.shape[1]
+    common, share, counts, found = _reaches(pool)
+    if not found.any():
+        return text_head(texts, scale)
+    counts = np.where(found, counts, 1.0)
+    means = pool.rows / counts[:, None]
+    uncertain = _uncertainty(pool.variances, counts, size)
+    weights = np.where(found, 1.0 / (uncertain + 1.0 / size), 0.0)
+    weights /= weights.sum()
+    offsets = texts - texts.mean(axis=0)
+    slope = _slope(means - common, offsets, weights, int(found.sum()))
+    prior = share * common + (1 - share) * texts.mean(axis=0) + slope * offsets
+    rest = np.where(found[:, None], means - prior, 0.0)
+    spread = max(float(weights @ (np.sum(rest**2, axis=1) / size - uncertain)), 0.0)
+    text_width = float(np.mean(np.sum(offsets**2, axis=1)))
+    width = slope**2 * text_width + spread * size
+    return Head(
+        vectors=_unit_rows(prior + _trust(spread, uncertain)[:, None] * rest),
+        scale=scale * max(1.0, math.sqrt(text_width / max(width, 1e-12))),
+        found=found,
+        prior=prior,
+        common=common,
+        counts=np.where(found, counts, 0.0),
+        spread=spread,
+    )
+
+
+def votes(head: Head, pool: Pool, texts: Floats, features: Floats, labels: Ints, weights: Floats) -> Floats:
+    """[n] from -1 to 1: for each of a site's images, (evidence right) - (text right), as if it had never been pooled.
+
+    Each image is taken out of its own class's row, with the weight that its site has there. A class that nobody has
+    cannot be judged by anybody's images: the share of such classes counts as if the image's own class were one of them.
+    An image's vote depends on that image, the pool and public facts alone.
+
+    Args:
+        head: of ``class_head``.
+        pool: that it was made from.
+        texts: [C, e] unit text features of the plain prompt.
+        features: [n, e] unit features of the site's training images.
+        labels: [n].
+        weights: [C], the site's weight in each class's row.
+    """
+    each = np.arange(len(labels))
+    text_right = (features @ texts.T).argmax(axis=1) == labels
+    scores = features @ head.vectors.T
+    own = weights[labels][:, None] * features
+    counts = head.counts[labels] - own @ head.common
+    there = head.found[labels] & (counts > 0)
+    safe, prior = np.where(there, counts, 1.0), head.prior[labels]
+    means = (pool.rows[labels] - own) / safe[:, None]
+    trust = np.where(there, _trust(head.spread, _uncertainty(pool.variances[labels], safe, features.shape[1])), 0.0)
+    without = _unit_rows(prior + trust[:, None] * (means - prior))
+    scores[each, labels] = np.sum(features * without, axis=1)
+    evidence_right = (scores.argmax(axis=1) == labels).astype(np.float64)
+    absent = 1.0 - float(head.found.mean())
+    if absent > 0:
+        scores[each, labels] = np.sum(features * _unit_rows(prior), axis=1)
+        evidence_right = (1 - absent) * evidence_right + absent * (scores.argmax(axis=1) == labels)
+    return np.asarray(evidence_right - text_right)
+
+
+def evidence_wins(total: float, images: float, noise_multiplier: float, noises: int) -> bool:
+    """Whether the votes' noised total is above :func:`vote_threshold`."""
+    return total > vote_threshold(images, noise_multiplier, noises)
+
+
+def vote_threshold(images: float, noise_multiplier: float, noises: int) -> float:
+    """One standard deviation of the votes' total if text and evidence are equally right.
+
+    Args:
+        images: public, nominal number of training images of all sites.
+        noise_multiplier: of one site's vote.
+        noises: how many noises of that size are in the total.
+    """
+    return math.sqrt(DISAGREEMENT * images + noises * noise_multiplier**2)
+
+
+def images_needed(noise_multiplier: float, sites: int, size: int) -> tuple[int, int]:
+    """Images of a class, in all, from which on it is found, and from which on half of what its row shows is believed.
+
+    If they are shared out evenly over ``sites`` sites; 1 where one site has them all. A rule of thumb: it takes half of
+    an image's feature for what all images have in common, and class means to spread around that half as wide.
+
+    Args:
+        noise_multiplier: of the class sums.
+        sites: how many sites share the class.
+        size: e.
+    """
+    noise = noise_multiplier * math.sqrt(sites)
+    return math.ceil(STANDING_OUT * noise / 0.5), math.ceil(noise * math.sqrt(size / 0.5) / 0.5)
+
+
+def mix_bonus(shares: Floats, usual_mix: float) -> Floats:
+    """[C], added to the logits: log of how often each class is expected, over how often if all were equally frequent.
+
+    Args:
+        shares: [C] of a site's usual images, adding up to 1; all 0 where they are not known.
+        usual_mix: from 0 to below 1, the share of future images expected from that mix; the rest is of any class.
+    """
+    if shares.sum() <= 0:
+        return np.zeros(len(shares))
+    return np.asarray(np.log(usual_mix * shares * len(shares) + (1 - usual_mix)))
+
+
+def found_classes(pool: Pool) -> Bools:
+    """[C], the classes of which the pool shows images at all."""
+    return _reaches(pool)[3]
+
+
+def _reaches(pool: Pool) -> tuple[Floats, float, Floats, Bools]:
+    """The direction common to all images [e], how much of it is no noise, how far each row reaches along it [C], and
+    which rows reach further than noise does [C].
+    """
+    classes, size = pool.rows.shape
+    total, variance = _total(pool)
+    energy = float(total @ total)
+    if energy <= _energy_bar(np.array(variance), size):
+        return np.zeros(size), 0.0, np.zeros(classes), np.zeros(classes, dtype=bool)
+    # A row is part of the total, so its own noise points along the common direction a little.
+    own = np.minimum(pool.variances, variance) * size / math.sqrt(energy)
+    common = total / math.sqrt(energy)
+    counts = pool.rows @ common - own
+    found = counts > np.maximum(STANDING_OUT * np.sqrt(pool.variances), 1e-6)
+    return common, 1 - variance * size / energy, counts, found
+
+
+def _total(pool: Pool) -> tuple[Floats, float]:
+    """A sum of rows that shows where images lie, and the noise variance of each of its coordinates.
+
+    The plain sum of everything or, where a long list of classes makes that mostly noise, of the pooled rows that stand
+    out alone. (A sum of all *pooled* rows would not do: their weights seek noise, all along one direction.)
+    """
+    sure = np.sum(pool.rows**2, axis=1) > _energy_bar(pool.variances, pool.rows.shape[1])
+    return max(
+        ((pool.total, pool.total_variance), (pool.rows[sure].sum(axis=0), float(pool.variances[sure].sum()))),
+        key=lambda found: float(found[0] @ found[0]) / max(found[1], 1e-300),
+    )
+
+
+def _slope(deviations: Floats, offsets: Floats, weights: Floats, classes: int) -> float:
+    """How much of the class means' deviations the texts' offsets explain: 1 where the texts are right, 0 where mute.
+
+    Classes, not coordinates, are the observations: with F of them the least-squares slope has about variance 1 / F, and
+    the prior N(1, 1) weighs as much as one class.
+    """
+    centred = offsets - weights @ offsets
+    explained = float(weights @ np.sum(centred**2, axis=1))
+    if explained < 1e-9:
+        return 1.0
+    fitted = float(weights @ np.sum(centred * deviations, axis=1)) / explained
+    return min(max((classes * fitted + 1.0) / (classes + 1), 0.0), 1.5)
+
+
+def _uncertainty(variances: Floats, counts: Floats, size: int) -> Floats:
+    """Variance of a pooled mean in each coordinate: of the noise, and of so few images, whose scatter is 1 / e each."""
+    return np.asarray(variances / counts**2 + 1.0 / (size * counts))
+
+
+def _trust(spread: float, uncertain: Floats) -> Floats:
+    """How far a pooled mean is believed against its prior."""
+    return np.asarray(spread / np.maximum(spread + uncertain, 1e-300))
+
+
+def _energy_bar(variances: Floats, size: int) -> Floats:
+    """Squared norm that noise of ``size`` coordinates exceeds with chance FALSE_ALARM at most (Laurent and Massart)."""
+    t = math.log(1 / FALSE_ALARM)
+    return np.asarray(variances * (size + 2 * math.sqrt(size * t) + 2 * t))
+
+
+def _unit_rows(vectors: Floats) -> Floats:
+    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-300))
+
+
+def _unit(vector: Floats) -> Floats:
+    return np.asarray(vector / max(float(np.linalg.norm(vector)), 1e-300))

@@ -1,0 +1,89 @@
+"""What ``one_shot`` releases of a site's images: a noised sum of features for every class, and one noised vote.
+
+An image enters the class sums through its unit feature and its label alone, and the vote as one number. Both are
+Gaussian mechanisms of sensitivity 1. The second may depend on what the first released (adaptive composition): with
+multipliers z1 and z2 the two together are one Gaussian mechanism of multiplier z, ``1 / z^2 = 1 / z1^2 + 1 / z2^2``.
+"""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from dpfpl_common.errors import PrivacyError
+from dpfpl_common.privacy.clipping import GRAIN
+from dpfpl_common.privacy.noise import NoiseSource, grid_allows
+
+__all__ = ["VOTE_SHARE", "bounded", "noised_class_sums", "noised_vote", "shared_out"]
+
+Floats = npt.NDArray[np.float64]
+
+VOTE_SHARE = 0.05
+"""Of ``1 / z^2``, what the vote takes; the class sums get the rest, and 1.03 times the noise that they had alone."""
+
+
+def shared_out(noise_multiplier: float) -> tuple[float, float]:
+    """Multipliers of the class sums and of the vote that compose to ``noise_multiplier``; 0 stays 0."""
+    return noise_multiplier / math.sqrt(1 - VOTE_SHARE), noise_multiplier / math.sqrt(VOTE_SHARE)
+
+
+def noised_class_sums(
+    features: npt.NDArray[np.float32],
+    labels: npt.NDArray[np.int64],
+    num_classes: int,
+    noise: NoiseSource,
+    noise_multiplier: float,
+) -> Floats:
+    """S_c + N(0, z^2 I) for every class of the public list, [num_classes, feature_size].
+
+    Guarantee: Gaussian mechanism with noise multiplier z, sensitivity 1 (add or remove one example), no sampling. A
+    feature that is not finite is left out; one that is longer than 1 is scaled to norm 1.
+
+    Args:
+        features: [n, feature_size] unit image features; n may be 0.
+        labels: [n], indices below num_classes.
+        num_classes: length of the public class list.
+        noise: source of the noise.
+        noise_multiplier: z; 0 releases the sums themselves, for experiments that claim no privacy.
+
+    Raises:
+        PrivacyError: the noise is too large for the noise grid.
+    """
+    if not grid_allows(noise_multiplier, num_classes * features.shape[1]):
+        raise PrivacyError(
+            code="NOISE_GRID",
+            message=f"Noise multiplier {noise_multiplier:g} is too large for {num_classes} classes.",
+            advice="Ask for a larger epsilon.",
+        )
+    rows, finite = bounded(features)
+    whole = np.zeros((num_classes, features.shape[1]), dtype=np.int64)
+    np.add.at(whole, labels[finite], np.trunc(rows[finite] / GRAIN).astype(np.int64))  # as ``clipping.grid_sum``
+    sums = whole.astype(np.float64) * GRAIN
+    return noise.add(sums, noise_multiplier) if noise_multiplier > 0 else sums
+
+
+def noised_vote(votes: Floats, noise: NoiseSource, noise_multiplier: float) -> float:
+    """``sum_x v_x + N(0, z^2)``, every v_x held to [-1, 1].
+
+    Guarantee: Gaussian mechanism with noise multiplier z, sensitivity 1 (add or remove one example), where v_x depends
+    on example x and on what was released before, and on no other example. A vote that is not a number counts 0.
+
+    Args:
+        votes: [n]; n may be 0.
+        noise: source of the noise.
+        noise_multiplier: z; 0 releases the sum itself, for experiments that claim no privacy.
+    """
+    held = np.clip(np.nan_to_num(np.asarray(votes, dtype=np.float64), nan=0.0), -1.0, 1.0)
+    total = np.array([np.rint(held / GRAIN).astype(np.int64).sum() * GRAIN])
+    return float((noise.add(total, noise_multiplier) if noise_multiplier > 0 else total)[0])
+
+
+def bounded(features: npt.NDArray[np.float32]) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """Features [n, feature_size] of norm at most 1, and which of them are finite, [n]; the others are zero."""
+    rows = np.asarray(features, dtype=np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        norms = np.linalg.norm(rows, axis=1)
+    finite = np.isfinite(norms)
+    safe = np.where(finite[:, None], rows, 0.0)
+    scale = np.minimum(1.0, (1.0 - 1e-12) / np.maximum(np.where(finite, norms, 1.0), 1e-300))
+    return safe * scale[:, None], finite

@@ -1,0 +1,194 @@
+"""The study behind docs/evidence.md: ``python -m research.evidence.study --out runs/evidence``.
+
+Sites are simulated from cached features with the product's own functions (``dpfpl_common.evidence``); noise is seeded.
+Photos are given by folders: ``--model FOLDER --photos FOLDER``. Every seed deals the images anew.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dpfpl_common.evidence import class_head, evidence_wins, mix_bonus, pool_rows, votes
+from dpfpl_common.privacy.accounting import calibrate_noise_multiplier
+from dpfpl_common.privacy.noise import SeededNoise
+from dpfpl_common.privacy.one_shot import noised_class_sums, noised_vote, shared_out
+from research.evidence.features import StudySet, built_in, photos
+
+Floats = npt.NDArray[np.float64]
+Parts = list[npt.NDArray[np.int64]]
+EPSILONS = (None, 8.0, 2.0, 1.0)
+MIXES = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
+DELTA = 1e-5
+
+
+def disjoint(labels: npt.NDArray[np.int64], classes: int, rng: np.random.Generator, sites: int) -> Parts:
+    """No class at two sites."""
+    owner = np.empty(classes, dtype=int)
+    owner[rng.permutation(classes)] = np.arange(classes) % sites
+    return [np.flatnonzero(owner[labels] == site) for site in range(sites)]
+
+
+def dirichlet(labels: npt.NDArray[np.int64], classes: int, rng: np.random.Generator, sites: int) -> Parts:
+    """Shares of every class drawn from Dirichlet(0.3)."""
+    parts: list[list[int]] = [[] for _ in range(sites)]
+    for label in range(classes):
+        own = rng.permutation(np.flatnonzero(labels == label))
+        cuts = np.rint(np.cumsum(rng.dirichlet(np.full(sites, 0.3))) * len(own)).astype(int)[:-1]
+        for part, piece in zip(parts, np.split(own, cuts), strict=True):
+            part.extend(piece.tolist())
+    return [np.array(part) for part in parts if part]
+
+
+def iid(labels: npt.NDArray[np.int64], classes: int, rng: np.random.Generator, sites: int, size: int = 50) -> Parts:
+    """Sites of ``size`` images of any class, as many as there are images for."""
+    order = rng.permutation(len(labels))
+    return [order[i * size : (i + 1) * size] for i in range(min(sites, len(labels) // size))]
+
+
+def few(labels: npt.NDArray[np.int64], classes: int, rng: np.random.Generator, sites: int) -> Parts:
+    """Three classes with eight images each."""
+    free = {label: rng.permutation(np.flatnonzero(labels == label)).tolist() for label in range(classes)}
+    parts = []
+    for _ in range(sites):
+        drawn = [free[label].pop() for label in rng.choice(classes, 3, replace=False) for _ in range(8) if free[label]]
+        parts.append(np.array(drawn, dtype=np.int64))
+    return [part for part in parts if len(part)]
+
+
+def regimes(study: StudySet) -> dict[str, Any]:
+    """Partitions by name."""
+    many = len(study.texts) > 20
+    found: dict[str, Any] = {
+        "disjoint": lambda *a: disjoint(*a, sites=8 if many else 4),
+        "dirichlet 16": lambda *a: dirichlet(*a, sites=16),
+        "iid 20 x 50": lambda *a: iid(*a, sites=20),
+    }
+    return found | ({"20 x 3 x 8": lambda *a: few(*a, sites=20)} if many else {})
+
+
+class Case:
+    """One division of one set under one epsilon: what the federation and each site alone would classify with."""
+
+    def __init__(self, study: StudySet, parts: Parts, epsilon: float | None, rng: np.random.Generator) -> None:
+        self.study, self.parts = study, parts
+        z = 0.0 if epsilon is None else calibrate_noise_multiplier(epsilon, DELTA, 1.0, 1)
+        self.sums, self.vote = shared_out(z)
+        self.noise = SeededNoise(rng)
+        sums = [self._released(part) for part in parts]
+        self.text = study.scale * study.test_features @ study.texts.T
+        self.evidence, self.wins, self.found = self._decided(sums, parts)
+        self.pooled = self.evidence if self.wins else self.text
+        decided = [self._decided([own], [part]) for own, part in zip(sums, parts, strict=True)]
+        self.alone_evidence = [logits for logits, _, _ in decided]
+        self.alone = [logits if wins else self.text for logits, wins, _ in decided]
+
+    def _released(self, part: npt.NDArray[np.int64]) -> Floats:
+        features, labels = self.study.features[part], self.study.labels[part]
+        return noised_class_sums(features.astype(np.float32), labels, len(self.study.texts), self.noise, self.sums)
+
+    def _decided(self, sums: Sequence[Floats], parts: Parts) -> tuple[Floats, bool, float]:
+        study = self.study
+        pool, weights = pool_rows(sums, self.sums)
+        head = class_head(pool, study.texts, study.scale)
+        told = 0.0
+        for part, own in zip(parts, weights, strict=True):
+            each = votes(head, pool, study.texts, study.features[part], study.labels[part], own)
+            told += noised_vote(each, self.noise, self.vote)
+        wins = evidence_wins(told, sum(map(len, parts)), self.vote, len(parts))
+        return head.logits(study.test_features), wins, float(head.found.mean())
+
+    def columns(self, logits: Floats | list[Floats], usual_mix: float = 0.5) -> tuple[float, float, float]:
+        """Own, others' and all classes, in percent, class means, averaged over sites; all without the sites' mix."""
+        study, rows = self.study, []
+        for number, part in enumerate(self.parts):
+            scores = logits[number] if isinstance(logits, list) else logits
+            shares = np.bincount(study.labels[part], minlength=len(study.texts)) / max(1, len(part))
+            mixed = (scores + mix_bonus(shares, usual_mix)).argmax(axis=1)
+            plain = scores.argmax(axis=1)
+            own = shares > 0
+            rows.append((self._mean(mixed, own), self._mean(mixed, ~own), self._mean(plain, np.ones_like(own))))
+        own_mean, others, every = (100 * float(np.nanmean(column)) for column in np.array(rows).T)
+        return own_mean, others, every
+
+    def own_at(self, logits: Floats | list[Floats], others: float) -> float:
+        """Best own accuracy over the usual mix at which the others' is at least ``others``; nan where there is none."""
+        points = [self.columns(logits, mix)[:2] for mix in MIXES]
+        return max((own for own, there in points if there >= others), default=math.nan)
+
+    def _mean(self, predicted: npt.NDArray[np.int64], which: npt.NDArray[np.bool_]) -> float:
+        right = predicted == self.study.test_labels
+        found = [right[self.study.test_labels == label].mean() for label in np.flatnonzero(which)]
+        return float(np.mean(found)) if found else math.nan
+
+
+def cases(study: StudySet, seeds: int) -> Iterator[tuple[str, float | None, int, Case]]:
+    """Every regime, epsilon and seed."""
+    for regime, deal in regimes(study).items():
+        for epsilon in EPSILONS:
+            for seed in range(seeds):
+                rng = np.random.default_rng([seed, 77])
+                parts = deal(study.labels, len(study.texts), rng)
+                yield regime, epsilon, seed, Case(study, parts, epsilon, rng)
+
+
+def measured(study: StudySet, seeds: int) -> list[dict[str, Any]]:
+    """One row for every regime and epsilon, means over seeds."""
+    sums: dict[tuple[str, float | None], list[dict[str, float]]] = {}
+    for regime, epsilon, _, case in cases(study, seeds):
+        ways = ("text", "evidence", "pooled", "alone_evidence", "alone")
+        row: dict[str, float] = {}
+        for way in ways:
+            own, others, every = case.columns(getattr(case, way))
+            row |= {f"{way} own": own, f"{way} others": others, f"{way} all": every}
+        level = case.columns(case.text, 0.0)[1] - 2.0
+        if not math.isnan(level):
+            row |= {
+                f"{way} own at": case.own_at(getattr(case, way), level) for way in ("text", "pooled", "alone_evidence")
+            }
+        row |= {"wins": 100.0 * case.wins, "found": 100 * case.found}
+        sums.setdefault((regime, epsilon), []).append(row)
+    return [
+        {"set": study.name, "regime": regime, "epsilon": epsilon, "seeds": seeds}
+        | {key: round(float(np.nanmean([row.get(key, math.nan) for row in rows])), 2) for key in rows[0]}
+        for (regime, epsilon), rows in sums.items()
+    ]
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown."""
+    head = "| set | sites | epsilon | zero-shot | federated | class vectors | alone | alone, class vectors | wins |"
+    lines = [head, "|---|---|---|---|---|---|---|---|---|"]
+    for row in rows:
+        ways = ("text", "pooled", "evidence", "alone", "alone_evidence")
+        cells = [" / ".join(f"{row[f'{way} {column}']:.1f}" for column in ("own", "others", "all")) for way in ways]
+        epsilon = "none" if row["epsilon"] is None else f"{row['epsilon']:g}"
+        lines.append(f"| {row['set']} | {row['regime']} | {epsilon} | {' | '.join(cells)} | {row['wins']:.0f} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder for features and tables")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--model", help="folder of the photos' model")
+    parser.add_argument("--photos", action="append", default=[], help="folder of photos; repeat")
+    parser.add_argument("--sets", default="digits,shapes", help="built-in sets")
+    asked = parser.parse_args()
+    studies = [study for name in asked.sets.split(",") if name for study in built_in(name, asked.out)]
+    for folder in asked.photos:
+        studies += photos(asked.model, folder, asked.out)
+    rows = [row for study in studies for row in measured(study, asked.seeds)]
+    (asked.out / "rows.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (asked.out / "table.md").write_text(table(rows))
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""What the sites' noised class sums and votes say together, as far as a run has come."""
+
+import functools
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from dpfpl_common.errors import PayloadError
+from dpfpl_common.evidence import Pool, evidence_wins, found_classes, pack_pool, pool_rows, vote_threshold
+from dpfpl_common.experiment import Experiment
+from dpfpl_common.privacy_plan import class_sums_multiplier, vote_multiplier
+from dpfpl_common.wire.payloads import Context, EvaluateRequest, TrainRequest
+
+__all__ = ["NOTHING_FOUND", "Evidence", "check_rows"]
+
+NOTHING_FOUND = (
+    "No class of any site stands out of the noise at this epsilon: the federation bought nothing. Use a larger "
+    "epsilon, more images a site, or more sites."
+)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What has arrived so far. A site that comes later adds its rows; nobody else releases anything for that.
+
+    Attributes:
+        rows: noised class sums, float32 [classes, feature_size], by site.
+        votes: noised votes, by site.
+    """
+
+    rows: Mapping[str, Context] = field(default_factory=dict)
+    votes: Mapping[str, float] = field(default_factory=dict)
+
+    def with_replies(self, replies: Mapping[str, Context], request_of: Mapping[str, TrainRequest]) -> "Evidence":
+        """With what a round brought: class sums of the sites that were asked for them, votes of the others."""
+        rows = {site: array for site, array in replies.items() if request_of[site].collect}
+        votes = {site: float(array[0, 0]) for site, array in replies.items() if not request_of[site].collect}
+        return Evidence({**self.rows, **rows}, {**self.votes, **votes})
+
+    def without(self, site: str) -> "Evidence":
+        """As if the site had never been there, but for what others voted on meanwhile."""
+        return Evidence(
+            {name: rows for name, rows in self.rows.items() if name != site},
+            {name: vote for name, vote in self.votes.items() if name != site},
+        )
+
+    def ask(self, request: TrainRequest, site: str) -> TrainRequest:
+        """The round's request to one site: with its class sums where they are missing, its vote where that is."""
+        experiment = request.experiment
+        if not experiment.uses_evidence:
+            return request
+        if site not in self.rows:
+            return TrainRequest(experiment, request.round, request.global_context, request.evaluate, collect=True)
+        if site in self.votes or site not in self._weights(experiment):
+            return request
+        packed = self.packed(experiment, site)
+        return TrainRequest(experiment, request.round, request.global_context, request.evaluate, pool=packed)
+
+    def ask_last(self, request: EvaluateRequest, site: str) -> EvaluateRequest:
+        """The final request to one site: with the pool and what the votes chose."""
+        experiment = request.experiment
+        if not experiment.uses_evidence or not self._weights(experiment):
+            return request
+        packed, chosen = self.packed(experiment, site), self.chosen(experiment)
+        return EvaluateRequest(experiment, request.round, request.global_context, packed, chosen)
+
+    def packed(self, experiment: Experiment, site: str) -> Context:
+        """The pool with the site's weights, 0 where it has no part in it."""
+        pool, weights = self._pooled(experiment)
+        return pack_pool(pool, weights.get(site, np.zeros(len(pool.rows))))
+
+    def chosen(self, experiment: Experiment) -> str:
+        """``evidence`` or ``text``: what the votes chose; empty without evidence."""
+        if not experiment.uses_evidence:
+            return ""
+        images, noises = self._voters(experiment)
+        wins = evidence_wins(sum(self.votes.values()), images, vote_multiplier(experiment), noises)
+        return "evidence" if wins and self._weights(experiment) else "text"
+
+    def facts(self, experiment: Experiment) -> dict[str, Any]:
+        """What can be told of it, ready for JSON; all of it made from noised values."""
+        pool, weights = self._pooled(experiment)
+        found = int(found_classes(pool).sum())
+        images, noises = self._voters(experiment)
+        return {
+            "sites": sorted(weights),
+            "classes_found": found,
+            "classes": len(pool.rows),
+            "votes": round(sum(self.votes.values()), 3),
+            "votes_needed": round(vote_threshold(images, vote_multiplier(experiment), noises), 3),
+            "voters": noises,
+            "warning": "" if found else NOTHING_FOUND,
+        }
+
+    def _voters(self, experiment: Experiment) -> tuple[float, int]:
+        """Nominal number of images that voted, and how many noises their total holds."""
+        return float(experiment.privacy.nominal_site_size * len(self.votes)), len(self.votes)
+
+    def _weights(self, experiment: Experiment) -> Mapping[str, Any]:
+        return self._pooled(experiment)[1]
+
+    def _pooled(self, experiment: Experiment) -> tuple[Pool, dict[str, Any]]:
+        return self._pool_at(class_sums_multiplier(experiment))
+
+    @functools.cache  # noqa: B019  one entry for one experiment; gone with the evidence
+    def _pool_at(self, noise_multiplier: float) -> tuple[Pool, dict[str, Any]]:
+        """The pool of all rows of the usual width, and the weights [classes] of each site in it."""
+        widths = Counter(rows.shape[1] for rows in self.rows.values())
+        if not widths:
+            return Pool(np.zeros((0, 1)), np.zeros(0), np.zeros(1), 0.0), {}
+        usual = widths.most_common(1)[0][0]
+        sites = [site for site in sorted(self.rows) if self.rows[site].shape[1] == usual]
+        pool, weights = pool_rows([self.rows[site].astype(np.float64) for site in sites], noise_multiplier)
+        return pool, dict(zip(sites, weights, strict=True))
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+def check_rows(experiment: Experiment, rows: Context) -> None:
+    """Refuse class sums that no honest site could send: larger than its images and its noise together.
+
+    Raises:
+        PayloadError: NORM_TOO_LARGE.
+    """
+    images = experiment.aggregation.largest_site * experiment.privacy.nominal_site_size
+    noise = class_sums_multiplier(experiment) * (np.sqrt(rows.size) + 8.0)
+    if float(np.linalg.norm(rows.astype(np.float64))) > images + noise:
+        raise PayloadError(code="NORM_TOO_LARGE", message="The class sums are larger than any honest ones.")

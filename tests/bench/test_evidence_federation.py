@@ -1,0 +1,219 @@
+"""A federation with class vectors, from the class sums to what a site predicts and exports with."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from dpfpl_bench.simulate.simulation import InProcessGrid, SimulatedSite, Simulation
+from dpfpl_client.agent.core import SiteAgent
+from dpfpl_client.agent.ledger.book import Ledger
+from dpfpl_client.agent.store import DiskStore
+from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
+from dpfpl_client.learning.step import SeededRandomness
+from dpfpl_client.models.backbone import LabelledFeatures
+from dpfpl_client.models.loader import load_backbone
+from dpfpl_client.use.exporting.card import Facts
+from dpfpl_client.use.exporting.export import write_export
+from dpfpl_client.use.prompt import load_prompt
+from dpfpl_common.errors import RefusedError
+from dpfpl_common.evidence import class_head, mix_bonus, pool_rows, unpack_pool
+from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
+from dpfpl_common.privacy_plan import class_sums_multiplier, vote_multiplier
+from dpfpl_server.federation.evidence import NOTHING_FOUND, Evidence
+from dpfpl_server.federation.rounds import DPFPLStrategy
+from dpfpl_server.runs.store import RunStore
+
+CLASSES = ("cat", "dog", "owl", "bee")
+NAMES = ("north", "south")
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    torch.set_num_threads(1)
+    return load_backbone("embedded")
+
+
+@pytest.fixture(scope="module")
+def sites(backbone):
+    """Two sites with two classes each; the images say clearly what they are, and the texts know nothing of it."""
+    generator = np.random.default_rng(3)
+    means = generator.normal(size=(4, backbone.feature_size)) + 2.0
+
+    def part(labels, count):
+        labels = np.repeat(labels, count)
+        rows = means[labels] + 0.3 * generator.normal(size=(len(labels), backbone.feature_size))
+        features = torch.nn.functional.normalize(torch.from_numpy(rows).float(), dim=-1)
+        return LabelledFeatures(features, torch.from_numpy(labels))
+
+    return [
+        SimulatedSite(name, SiteFeatures(part(own, 25), part(own, 5), part(others, 5), CLASSES), 2)
+        for name, own, others in zip(NAMES, ([0, 1], [2, 3]), ([2, 3], [0, 1]), strict=True)
+    ]
+
+
+def make_experiment(backbone, rounds=3, noise_multiplier=0.5):
+    return Experiment(
+        name="pilot",
+        classes=CLASSES,
+        sites=NAMES,
+        model=ModelSettings(width=backbone.width, fingerprint=backbone.fingerprint),
+        privacy=PrivacySettings(
+            mechanism="one_shot", trust="local", noise_multiplier=noise_multiplier, nominal_site_size=50
+        ),
+        rounds=RoundSettings(number=rounds, local_steps=1),
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(backbone, sites, tmp_path_factory):
+    """A run whose sites keep what they learn on disk; the strategy, and the state folder of each site."""
+    folders = {site.name: tmp_path_factory.mktemp(site.name) for site in sites}
+    agents = {
+        site.name: SiteAgent(
+            site.name, backbone, site.features, None, Ledger(None), DiskStore(folders[site.name]), SeededRandomness(1)
+        )
+        for site in sites
+    }
+    grid = InProcessGrid(agents)
+    strategy = DPFPLStrategy(make_experiment(backbone), grid.nodes, keys=None)
+    strategy.run(grid)
+    return strategy, folders
+
+
+def test_the_votes_choose_class_vectors_where_the_texts_know_nothing(finished):
+    strategy, _ = finished
+    evidence = strategy.checkpoint.evidence
+
+    assert evidence.chosen(strategy.experiment) == "evidence"
+    assert set(evidence.rows) == set(evidence.votes) == set(NAMES)
+    for metrics in strategy.final_metrics.values():
+        assert metrics["personal_local"] == metrics["both_local"] > 0.9
+        assert metrics["personal_unseen"] > 0.9 > 0.6 > metrics["zero_shot_all"]
+        assert metrics["personal_all"] > 0.9
+
+
+def test_simulated_sites_learn_the_same_class_vectors_as_sites_on_disk(backbone, sites, finished):
+    strategy, _ = finished
+    simulated = Simulation(backbone, sites, seed=1).run(strategy.experiment)
+
+    assert simulated.final == strategy.final_metrics
+    for name, rows in simulated.checkpoint.evidence.rows.items():
+        np.testing.assert_array_equal(rows, strategy.checkpoint.evidence.rows[name])
+    assert simulated.checkpoint.evidence.votes == strategy.checkpoint.evidence.votes
+
+
+def test_a_site_predicts_with_the_pool_of_all_and_its_own_mix(backbone, finished):
+    strategy, folders = finished
+    evidence, experiment = strategy.checkpoint.evidence, strategy.experiment
+    pool, _ = pool_rows([evidence.rows[n].astype(float) for n in sorted(NAMES)], class_sums_multiplier(experiment))
+    packed = unpack_pool(evidence.packed(experiment, "north"))[0]
+    np.testing.assert_allclose(packed.rows, pool.rows, rtol=1e-6, atol=1e-6)
+    prompt = load_prompt(folders["north"])
+    learner = PromptLearner(backbone, experiment, SiteFeatures.empty(backbone.feature_size, CLASSES))
+    context = learner.context(prompt.global_context, np.zeros(experiment.context_shape))
+    texts = backbone.scorer(experiment).class_features(context).double().numpy()
+
+    head = prompt.head(backbone)
+    np.testing.assert_array_equal(head.vectors, class_head(packed, texts, backbone.logit_scale).vectors)
+    np.testing.assert_allclose(head.bias, mix_bonus(np.array([0.5, 0.5, 0.0, 0.0]), 0.5))
+    assert prompt.with_strength(1.0).head(backbone) is None
+    np.testing.assert_array_equal(prompt.with_usual_mix(0.0).head(backbone).bias, np.zeros(4))
+
+
+def test_what_is_exported_carries_a_mix_from_noised_class_sums_and_plain_arithmetic_gives_its_logits(
+    backbone, sites, finished, tmp_path
+):
+    _, folders = finished
+    prompt = load_prompt(folders["north"])
+    written = write_export(prompt, backbone, tmp_path / "out", Facts("north"))
+    again = load_prompt(tmp_path / "out")
+    exported, own = again.head(backbone), prompt.head(backbone, leaves=True)
+
+    assert "class_vectors.safetensors" in written.files
+    assert "class_vectors.safetensors" in (tmp_path / "out" / "README.md").read_text()
+    np.testing.assert_array_equal(exported.vectors, own.vectors)
+    assert not np.array_equal(exported.bias, prompt.head(backbone).bias)
+    np.testing.assert_allclose(np.exp(exported.bias).sum(), 4.0)
+    images = sites[0].features.test.features
+    logits = exported.scale * images.double().numpy() @ exported.vectors.T + exported.bias
+    np.testing.assert_allclose(exported.logits(images).numpy(), logits)
+    assert (logits.argmax(axis=1) == sites[0].features.test.labels.numpy()).mean() > 0.9
+
+
+def test_a_site_votes_once(backbone, sites, finished):
+    strategy, _ = finished
+    experiment, evidence = strategy.experiment, strategy.checkpoint.evidence
+    learner = PromptLearner(backbone, experiment, sites[0].features)
+    context = np.zeros(experiment.context_shape, np.float32)
+    source = SeededRandomness(4)
+    packed = evidence.packed(experiment, "north")
+    first = learner.train_round(context, PersonalState.initial(experiment), source.for_round("north", 1), pool=packed)
+
+    assert first.evidence.shape == (1, 1)
+    with pytest.raises(RefusedError, match="votes once"):
+        learner.train_round(context, first.state, source.for_round("north", 2), pool=packed + 1)
+
+
+def test_class_sums_and_vote_leave_with_the_noise_that_is_charged(backbone, sites, finished):
+    strategy, _ = finished
+    experiment, asked = strategy.experiment, []
+
+    class Recording:
+        is_private = False
+
+        def add(self, total, noise_stddev):
+            asked.append((total.shape, noise_stddev))
+            return total
+
+    randomness = dataclasses.replace(SeededRandomness(4).for_round("north", 1), noise=Recording())
+    learner = PromptLearner(backbone, experiment, sites[0].features)
+    context = np.zeros(experiment.context_shape, np.float32)
+    first = learner.train_round(context, PersonalState.initial(experiment), randomness, collect=True)
+    packed = strategy.checkpoint.evidence.packed(experiment, "north")
+    learner.train_round(context, first.state, randomness, pool=packed)
+
+    assert asked == [
+        ((4, backbone.feature_size), class_sums_multiplier(experiment)),
+        ((1,), vote_multiplier(experiment)),
+    ]
+
+
+def test_a_site_that_comes_later_adds_its_rows_and_one_that_leaves_takes_them_along(backbone, finished):
+    strategy, _ = finished
+    experiment, whole = strategy.experiment, strategy.checkpoint.evidence
+    request = strategy._train_request(3)
+    alone = whole.without("south")
+
+    assert alone.ask(request, "south").collect
+    assert not alone.ask(request, "north").collect
+    assert alone.ask(request, "north").pool is None  # it has voted
+    joined = Evidence({**alone.rows, "south": whole.rows["south"]}, alone.votes)
+    np.testing.assert_array_equal(joined.packed(experiment, "south"), whole.packed(experiment, "south"))
+    assert joined.ask(request, "south").pool is not None
+    only, _ = pool_rows([whole.rows["north"].astype(float)], class_sums_multiplier(experiment))
+    np.testing.assert_allclose(unpack_pool(alone.packed(experiment, "north"))[0].rows, only.rows, rtol=1e-6, atol=1e-6)
+
+
+def test_a_checkpoint_keeps_class_sums_and_votes(finished, tmp_path):
+    strategy, _ = finished
+    store = RunStore(tmp_path / "run.sqlite")
+    store.save(strategy.experiment, strategy.checkpoint)
+    again = store.load(strategy.experiment).evidence
+
+    assert again.votes == strategy.checkpoint.evidence.votes
+    for name, rows in strategy.checkpoint.evidence.rows.items():
+        np.testing.assert_array_equal(again.rows[name], rows)
+
+
+def test_nothing_that_stands_out_is_said_and_is_zero_shot(backbone, sites):
+    experiment = make_experiment(backbone, noise_multiplier=1e4)
+    said = []
+    outcome = Simulation(backbone, sites, seed=0).run(experiment, said.append)
+
+    facts = outcome.checkpoint.evidence.facts(experiment)
+    assert (facts["classes_found"], facts["warning"]) == (0, NOTHING_FOUND)
+    assert any(status.get("text") == NOTHING_FOUND for status in said)
+    for metrics in outcome.final.values():
+        assert metrics["both_all"] == pytest.approx(metrics["global_all"])

@@ -1,0 +1,56 @@
+"""Sites on neighbouring data, seen by an operator."""
+
+import itertools
+
+import pytest
+import torch
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from site_view import View, same_payloads
+
+POLICY = """
+experiments = ["*"]
+max_epsilon_per_experiment = 50.0
+max_epsilon_lifetime = 1000.0
+max_epsilon_operator_lifetime = 1000.0
+units = ["example", "site"]
+metrics = "{metrics}"
+reply_slot = 0.02
+"""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def agent_key():
+    """One signing key for all sites of a comparison: signatures are then a function of what they sign."""
+    return Ed25519PrivateKey.from_private_bytes(b"noninterference, a key for tests").private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+@pytest.fixture
+def view_of(tmp_path, agent_key, monkeypatch):
+    """The view of a site on a data source, after a script of questions."""
+    same_payloads(monkeypatch)
+    numbers = itertools.count()
+
+    def view(source, path, script, metrics):
+        folder = tmp_path / f"site-{next(numbers)}"
+        folder.mkdir(mode=0o700)
+        model = 'model = "embedded-vlm"\n' if source == "questions" else ""
+        (folder / "site.toml").write_text(
+            f'name = "north"\nregistry = "registry"\n{model}[data]\nsource = "{source}"\npath = "{path}"\n'
+        )
+        (folder / "policy.toml").write_text(POLICY.format(metrics=metrics))
+        (folder / "policy.toml").chmod(0o640)
+        (folder / "agent.key").write_bytes(agent_key)
+        (folder / "agent.key").chmod(0o600)
+        seen = View(folder / "site.toml")
+        script(seen)
+        return seen.seen
+
+    return view

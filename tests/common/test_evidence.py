@@ -1,0 +1,223 @@
+"""Pool, class vectors and vote: what they say in every corner, and that nothing found is exactly the text."""
+
+import math
+
+import numpy as np
+import pytest
+
+from dpfpl_common.evidence import (
+    Pool,
+    class_head,
+    evidence_wins,
+    found_classes,
+    mix_bonus,
+    pack_pool,
+    pool_rows,
+    text_head,
+    unpack_pool,
+    vote_threshold,
+    votes,
+)
+from dpfpl_common.privacy.noise import SeededNoise
+from dpfpl_common.privacy.one_shot import noised_class_sums
+
+SCALE = 20.0
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(7)
+
+
+def unit(rows):
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+def world(rng, classes=6, size=32, right_texts=True, images=40):
+    """Texts, class means in a cone of their own, and unit images of every class."""
+    cone = unit(rng.normal(size=size))
+    offsets = 0.5 * unit(rng.normal(size=(classes, size)))
+    texts = unit(
+        unit(rng.normal(size=size)) + (offsets if right_texts else 0.5 * unit(rng.normal(size=(classes, size))))
+    )
+    means = unit(cone + offsets)
+    labels = np.repeat(np.arange(classes), images)
+    features = unit(means[labels] + 0.6 / math.sqrt(size) * rng.normal(size=(len(labels), size)))
+    return texts, means, features, labels
+
+
+def released(features, labels, classes, z, rng):
+    return noised_class_sums(features.astype(np.float32), labels, classes, SeededNoise(rng), z)
+
+
+def right(head, features, labels):
+    return float((head.logits(features).argmax(axis=1) == labels).mean())
+
+
+def test_class_vectors_of_wrong_texts_learn_what_the_images_show(rng):
+    texts, _, features, labels = world(rng, right_texts=False)
+    pool, _ = pool_rows([released(features, labels, 6, 1.0, rng)], 1.0)
+    head = class_head(pool, texts, SCALE)
+
+    assert right(text_head(texts, SCALE), features, labels) < 0.5
+    assert right(head, features, labels) > 0.95
+    np.testing.assert_allclose(np.linalg.norm(head.vectors, axis=1), 1.0)
+
+
+@pytest.mark.parametrize("z", [1e2, 1e3, 1e4])
+def test_where_nothing_stands_out_the_head_is_exactly_the_text(rng, z):
+    texts, _, features, labels = world(rng)
+    for sites in (1, 5):
+        pool, _ = pool_rows([released(features, labels, 6, z, rng) for _ in range(sites)], z)
+        head = class_head(pool, texts, SCALE)
+        assert not found_classes(pool).any()
+        np.testing.assert_array_equal(head.vectors, texts)
+        assert head.scale == SCALE
+
+
+@pytest.mark.parametrize("z", [0.0, 1.0])
+@pytest.mark.parametrize("sites", [1, 3])
+def test_no_image_anywhere_is_the_text_too(rng, sites, z):
+    texts, *_ = world(rng)
+    nothing = [released(np.zeros((0, 32)), np.zeros(0, np.int64), 6, z, rng) for _ in range(sites)]
+    head = class_head(pool_rows(nothing, z)[0], texts, SCALE)
+
+    np.testing.assert_array_equal(head.vectors, texts)
+
+
+def test_a_class_that_nobody_has_stands_on_its_text(rng):
+    texts, _, features, labels = world(rng)
+    had = labels < 5
+    pool, _ = pool_rows([released(features[had], labels[had], 6, 0.5, rng)], 0.5)
+    head = class_head(pool, texts, SCALE)
+
+    assert head.found.tolist() == [True] * 5 + [False]
+    np.testing.assert_allclose(head.vectors[5], unit(head.prior[5]))
+    assert right(head, features, labels) > 0.9  # its images too: the text's offset, moved to where images lie
+
+
+def test_one_class_at_one_site_changes_no_more_than_it_must(rng):
+    texts, _, features, labels = world(rng)
+    only = labels == 2
+    pool, _ = pool_rows([released(features[only], labels[only], 6, 0.1, rng)], 0.1)
+    head = class_head(pool, texts, SCALE)
+
+    assert head.found.tolist() == [False, False, True, False, False, False]
+    assert np.isfinite(head.logits(features)).all()
+
+
+@pytest.mark.parametrize(("classes", "size"), [(2, 2), (2, 768), (50, 3), (1000, 64)])
+@pytest.mark.parametrize("z", [0.0, 0.3, 30.0])
+def test_every_length_of_list_and_every_width_is_finite(rng, classes, size, z):
+    texts, _, features, labels = world(rng, classes, size, images=2)
+    sites = [released(features[i::3], labels[i::3], classes, z, rng) for i in range(3)]
+    pool, weights = pool_rows(sites, z)
+    head = class_head(pool, texts, SCALE)
+    told = votes(head, pool, texts, features[::3], labels[::3], weights[0])
+
+    assert np.isfinite(head.vectors).all()
+    assert np.isfinite(pool.rows).all()
+    assert 0 < head.scale < math.inf
+    assert ((told >= -1) & (told <= 1)).all()
+
+
+def test_two_classes_with_equal_texts_are_no_division_by_zero(rng):
+    texts = np.repeat(unit(rng.normal(size=(1, 8))), 2, axis=0)
+    features = unit(rng.normal(size=(20, 8)) + 3.0)
+    pool, _ = pool_rows([released(features, np.arange(20) % 2, 2, 0.1, rng)], 0.1)
+
+    assert np.isfinite(class_head(pool, texts, SCALE).vectors).all()
+
+
+def test_a_site_without_a_class_gets_next_to_no_weight_in_it(rng):
+    _, _, features, labels = world(rng, images=60)
+    sites = [released(features[labels % 3 == i], labels[labels % 3 == i], 6, 2.0, rng) for i in range(3)]
+    pool, weights = pool_rows(sites, 2.0)
+
+    for label in range(6):
+        others = np.delete(weights[:, label], label % 3)
+        assert weights[label % 3, label] == 1.0
+        assert others.max() < 0.2
+    assert (pool.variances < 3 * 2.0**2).all()
+
+
+def test_many_sites_with_few_images_of_a_class_weigh_the_same(rng):
+    _, means, *_ = world(rng)
+    features = unit(means[np.arange(6)] + 0.05 * rng.normal(size=(6, 32)))
+    sites = [released(features, np.arange(6), 6, 8.0, rng) for _ in range(200)]
+    pool, weights = pool_rows(sites, 8.0)
+
+    equal = (weights == 1.0).all(axis=0)
+    assert equal.mean() >= 0.5
+    np.testing.assert_allclose(pool.rows[equal], np.sum(sites, axis=0)[equal])
+
+
+def test_a_votes_value_depends_on_that_image_alone(rng):
+    texts, _, features, labels = world(rng, right_texts=False)
+    pool, weights = pool_rows([released(features, labels, 6, 1.0, rng)], 1.0)
+    head = class_head(pool, texts, SCALE)
+    every = votes(head, pool, texts, features, labels, weights[0])
+
+    for left_out in (0, 17, 120):
+        kept = np.arange(len(labels)) != left_out
+        np.testing.assert_array_equal(votes(head, pool, texts, features[kept], labels[kept], weights[0]), every[kept])
+    one = votes(head, pool, texts, features[7:8], labels[7:8], weights[0])
+    np.testing.assert_array_equal(one, every[7:8])
+
+
+def test_an_image_does_not_vote_for_the_row_that_it_made_itself(rng):
+    """One image a class, no noise: its row is the image, so the head is always right on it, and no vote may say so."""
+    texts, _, features, labels = world(rng, classes=8, size=64, right_texts=False, images=1)
+    features = unit(features + unit(rng.normal(size=features.shape)))
+    pool, weights = pool_rows([released(features, labels, 8, 0.0, rng)], 0.0)
+    head = class_head(pool, texts, SCALE)
+
+    assert right(head, features, labels) == 1.0
+    assert votes(head, pool, texts, features, labels, weights[0]).sum() <= 4
+
+
+def test_the_share_of_classes_that_nobody_has_votes_by_name(rng):
+    texts, _, features, labels = world(rng, right_texts=False)
+    had = labels < 3
+    pool, weights = pool_rows([released(features[had], labels[had], 6, 0.1, rng)], 0.1)
+    head = class_head(pool, texts, SCALE)
+    told = votes(head, pool, texts, features[had], labels[had], weights[0])
+
+    text_wrong = (features[had] @ texts.T).argmax(axis=1) != labels[had]
+    assert set(np.round(told[text_wrong], 6)) <= {0.0, 0.5, 1.0}
+    assert 0.5 in told[text_wrong]
+
+
+def test_the_vote_must_be_a_deviation_above_a_draw():
+    assert vote_threshold(400, 0.0, 4) == 10.0
+    assert not evidence_wins(10.0, 400, 0.0, 4)
+    assert evidence_wins(10.1, 400, 0.0, 4)
+    assert vote_threshold(0, 3.0, 4) == 6.0
+
+
+def test_the_usual_mix_is_a_log_of_frequencies():
+    bonus = mix_bonus(np.array([0.5, 0.5, 0.0, 0.0]), 0.5)
+    np.testing.assert_allclose(np.exp(bonus) / 4, [0.375, 0.375, 0.125, 0.125])
+    np.testing.assert_array_equal(mix_bonus(np.zeros(4), 0.5), np.zeros(4))
+    np.testing.assert_allclose(mix_bonus(np.array([1.0, 0.0]), 0.0), [0.0, 0.0])
+
+
+def test_a_pool_travels_as_one_matrix(rng):
+    pool = Pool(rng.normal(size=(5, 3)), rng.uniform(size=5), rng.normal(size=3), 2.5)
+    weights = rng.uniform(size=5)
+    again, same = unpack_pool(pack_pool(pool, weights))
+
+    for there, back in zip(
+        (pool.rows, pool.variances, pool.total, weights), (again.rows, again.variances, again.total, same), strict=True
+    ):
+        np.testing.assert_allclose(back, there, rtol=1e-6)
+    assert again.total_variance == pool.total_variance
+
+
+def test_a_hostile_pool_has_no_negative_variance_and_no_large_weight(rng):
+    packed = np.full((4, 5), -3.0, dtype=np.float32)
+    packed[:3, -1] = 7.0
+    pool, weights = unpack_pool(packed)
+
+    assert (pool.variances == 0).all()
+    assert (weights == 1).all()

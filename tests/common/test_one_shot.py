@@ -1,0 +1,76 @@
+"""The noised vote and the class sums: sensitivity 1, clipping, noise, and that the two compose to what is charged."""
+
+import math
+
+import numpy as np
+import pytest
+
+from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings
+from dpfpl_common.privacy.accounting import PrivacyEvent, epsilon
+from dpfpl_common.privacy.noise import SystemNoise
+from dpfpl_common.privacy.one_shot import noised_vote, shared_out
+from dpfpl_common.privacy_plan import class_sums_multiplier, planned_events, vote_multiplier
+
+pytestmark = pytest.mark.privacy
+
+
+class Recording:
+    """Adds nothing and remembers."""
+
+    is_private = False
+
+    def __init__(self):
+        self.calls = []
+
+    def add(self, total, noise_stddev):
+        self.calls.append((total.copy(), noise_stddev))
+        return total
+
+
+@pytest.mark.parametrize("z", [0.3, 1.0, 7.5])
+def test_class_sums_and_vote_compose_to_the_multiplier_that_is_charged(z):
+    first, second = shared_out(z)
+    assert 1 / first**2 + 1 / second**2 == pytest.approx(1 / z**2, rel=1e-12)
+    both = [PrivacyEvent("operator", "one_shot", m, 1.0, 1) for m in (first, second)]
+    assert epsilon(both, 1e-5) == pytest.approx(
+        epsilon([PrivacyEvent("operator", "one_shot", z, 1.0, 1)], 1e-5), rel=2e-3
+    )
+
+
+@pytest.mark.parametrize("evidence", [True, False])
+def test_what_is_charged_is_what_is_released(evidence):
+    experiment = Experiment(
+        "pilot",
+        ("cat", "dog"),
+        ("north",),
+        ModelSettings(8),
+        prompt=PromptSettings(evidence=evidence),
+        privacy=PrivacySettings(mechanism="one_shot", trust="local", noise_multiplier=2.0),
+    )
+    released = [class_sums_multiplier(experiment), *([vote_multiplier(experiment)] if evidence else [])]
+    for event in planned_events(experiment):
+        assert sum(1 / z**2 for z in released) == pytest.approx(event.steps / event.noise_multiplier**2)
+
+
+@pytest.mark.parametrize("value", [5.0, -5.0, math.inf, -math.inf, math.nan])
+def test_one_example_moves_the_vote_by_at_most_one(value):
+    without, within = Recording(), Recording()
+    votes = np.array([0.5, -1.0, 1.0])
+    noised_vote(votes, without, 3.0)
+    noised_vote(np.append(votes, value), within, 3.0)
+
+    (before, stddev), (after, _) = without.calls[0], within.calls[0]
+    assert abs(after - before).item() <= 1.0
+    assert stddev == 3.0
+
+
+def test_the_votes_noise_has_the_stated_deviation():
+    told = np.array([noised_vote(np.zeros(0), SystemNoise(), 2.0) for _ in range(3000)])
+    assert told.std() == pytest.approx(2.0, rel=0.08)
+    assert abs(told.mean()) < 0.2
+
+
+def test_without_a_privacy_claim_the_sum_itself_is_told():
+    noise = Recording()
+    assert noised_vote(np.array([1.0, -0.25]), noise, 0.0) == 0.75
+    assert noise.calls == []

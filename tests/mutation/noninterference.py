@@ -1,0 +1,194 @@
+"""Ways for a site's examples to show around the mechanism: see mechanism.py for the fields."""
+
+__all__ = ["NONINTERFERENCE"]
+
+ACCOUNTING_TESTS = "tests/common/test_accounting.py"
+BOUNDS_TESTS = "tests/client/noninterference/test_bounds.py"
+COUNTS_TESTS = "tests/common/test_counts.py"
+DIVISION_TESTS = "tests/client/noninterference/test_division.py"
+GATE_TESTS = "tests/client/agent/test_gate.py"
+RESULT_TESTS = "tests/server/test_result.py"
+SCORES_TESTS = "tests/client/agent/test_scores.py"
+SPLIT_TESTS = "tests/client/data/test_data_split.py"
+USE_TESTS = "tests/client/noninterference/test_use.py"
+
+NONINTERFERENCE = (
+    (
+        "scores: a count without noise",
+        "dpfpl_common.privacy.counts:noised_counts",
+        "noise.add(totals, stddev)",
+        "np.append(totals[:1], noise.add(totals[1:], stddev))",
+        (f"{COUNTS_TESTS}::test_the_noise_has_the_charged_deviation[1.0-True]",),
+    ),
+    (
+        "scores: noise for one candidate, whatever their number",
+        "dpfpl_common.privacy.counts:count_noise_stddev",
+        "noise_multiplier * math.sqrt(candidates + 1)",
+        "noise_multiplier",
+        (
+            f"{COUNTS_TESTS}::test_intervals_cover_the_true_share_and_the_true_gain[0.62-4-112]",
+            f"{COUNTS_TESTS}::test_the_noise_has_the_charged_deviation[1.0-True]",
+            f"{COUNTS_TESTS}::test_the_stated_deviation_is_the_sensitivity",
+        ),
+    ),
+    (
+        "scores: what lies outside 0 and 1 counts as it is",
+        "dpfpl_common.privacy.counts:noised_counts",
+        "np.clip(_1, 0.0, 1.0)",
+        "np.nan_to_num(np.asarray(right, dtype=np.float64), nan=0.0, posinf=1.0)",
+        (f"{COUNTS_TESTS}::test_NI4_one_example_moves_the_counts_by_at_most_the_stated_bound_and_no_other_matters",),
+    ),
+    (
+        "scores: released before they are charged",
+        "dpfpl_client.agent.core:SiteAgent._scores",
+        "sequence = _1",
+        "sequence = 1",
+        (f"{SCORES_TESTS}::test_scores_are_released_once_and_repeated_from_the_store",),
+    ),
+    (
+        "scores: another prompt gets a second count",
+        "dpfpl_client.agent.core:SiteAgent._scores",
+        "charge is not None and charge.request_digest != asked",
+        "False",
+        (f"{SCORES_TESTS}::test_scores_are_released_once_and_repeated_from_the_store",),
+    ),
+    (
+        "division: a copy in train takes the example out of test and into train",
+        "dpfpl_client.data.split:split_items",
+        "len(sides) > 1",
+        "len(sides) > 1 and 'train' not in sides",
+        (
+            f"{SPLIT_TESTS}::test_a_copy_on_the_other_side_takes_an_example_away_and_brings_none",
+            f"{DIVISION_TESTS}::test_ni4_csv",
+        ),
+    ),
+    (
+        "division: the drawn side looks at how many images there are",
+        "dpfpl_client.data.split:split_items",
+        "drawn_split(digest, test_fraction, seed)",
+        "drawn_split(f'{digest}{len(digested)}', test_fraction, seed)",
+        (f"{SPLIT_TESTS}::test_adding_images_moves_no_other", f"{DIVISION_TESTS}::test_ni4_csv"),
+    ),
+    (
+        "division: of copies under two labels the first counts",
+        "dpfpl_client.data.split:split_items",
+        "len(labels) > 1",
+        "False",
+        (f"{DIVISION_TESTS}::test_ni4_csv",),
+    ),
+    (
+        "an exact accuracy leaves a site whose data are not public",
+        "dpfpl_client.agent.core:SiteAgent._permitted",
+        "policy.released_metrics(reply.metrics) if self._public else {}",
+        "policy.released_metrics(reply.metrics)",
+        (
+            f"{SCORES_TESTS}::test_NI6_a_repeated_round_tells_no_more_than_the_policy_of_today",
+            f"{SCORES_TESTS}::test_NI3_no_policy_lets_an_exact_accuracy_leave_a_site_whose_data_are_not_public",
+        ),
+    ),
+    (
+        "a stored answer is as it was, whatever the policy says now",
+        "dpfpl_client.agent.core:SiteAgent._train",
+        "self._permitted(known, policy)",
+        "known",
+        (f"{SCORES_TESTS}::test_NI6_a_repeated_round_tells_no_more_than_the_policy_of_today",),
+    ),
+    (
+        "the names of accuracies depend on the data of a site that is not public",
+        "dpfpl_client.agent.core:SiteAgent._metrics",
+        "policy is not None and (not self._public or policy.metrics not in EXACT_METRICS)",
+        "policy is not None and policy.metrics == 'none'",
+        (f"{SCORES_TESTS}::test_NI3_no_policy_computes_an_exact_accuracy_of_data_that_are_not_public",),
+    ),
+    (
+        "time: an answer leaves when it is ready",
+        "dpfpl_client.agent.pace:Pace.due",
+        "return self._started + pace, stretched",
+        "return time.monotonic(), stretched",
+        (f"{GATE_TESTS}::test_NI5_every_answer_of_an_experiment_takes_the_rehearsed_time",),
+    ),
+    (
+        "time: an answer that is late leaves when it is ready",
+        "dpfpl_client.agent.pace:Pace.due",
+        "pace, stretched = (2.0 * pace, True)",
+        "pace, stretched = (passed, True)",
+        (f"{GATE_TESTS}::test_NI5_a_run_that_cannot_keep_its_time_is_stretched_for_good_and_does_not_say_by_how_much",),
+    ),
+    (
+        "H with K = 0 counts a site's own share",
+        "dpfpl_common.privacy_plan:honest_shares",
+        "max(1, privacy.tolerated_colluders)",
+        "privacy.tolerated_colluders",
+        (f"{BOUNDS_TESTS}::test_ni9_a_sites_own_share_never_counts_even_where_nobody_colludes[2]",),
+    ),
+    (
+        "the sum of a large site is not held below the server's cap",
+        "dpfpl_client.learning.step:BlockDPOptimizer.clip_and_accumulate",
+        "min(1.0, _1)",
+        "1.0",
+        (f"{BOUNDS_TESTS}::test_ni11_an_honest_site_of_any_size_stays_below_the_servers_cap[5000-distributed]",),
+    ),
+    (
+        "sums of floats instead of whole numbers",
+        "dpfpl_common.privacy.clipping:grid_sum",
+        "np.trunc(_1).astype(np.int64)",
+        "(contributions / (bound * GRAIN))",
+        (f"{BOUNDS_TESTS}::test_ni10_what_an_example_adds_is_the_same_to_the_bit_whatever_the_others_are[joint]",),
+    ),
+    (
+        "parallel composition is claimed for parts that overlap",
+        "dpfpl_client.agent.ledger.book:LedgerState.apply",
+        "record.get('moved')",
+        "False",
+        (f"{SCORES_TESTS}::test_an_example_that_changes_its_part_ends_parallel_composition",),
+    ),
+    (
+        "parallel composition: what is about both parts counts for one",
+        "dpfpl_common.privacy.accounting:_by_part",
+        "e.part in (part, BOTH_PARTS)",
+        "e.part == part",
+        (f"{SCORES_TESTS}::test_an_example_that_changes_its_part_ends_parallel_composition",),
+    ),
+    (
+        "scores of many experiments cost as much as one",
+        "dpfpl_common.privacy.accounting:_by_part",
+        "(TRAINING, HELD_BACK)",
+        "(TRAINING,)",
+        (f"{SCORES_TESTS}::test_each_part_has_the_lifetimes_sum_of_its_own_and_the_cap_holds_for_both",),
+    ),
+    (
+        "scores have half the noise that they are charged for",
+        "dpfpl_common.privacy_plan:score_noise_multiplier",
+        "return event.noise_multiplier",
+        "return event.noise_multiplier / 2",
+        (f"{COUNTS_TESTS}::test_scores_cost_what_training_costs_and_the_pair_no_more[privacy2]",),
+    ),
+    (
+        "evaluations under new names are never too many",
+        "dpfpl_client.agent.budget:Quotas.take",
+        "ledger.evaluation_count >= policy.max_evaluations_lifetime",
+        "False",
+        (f"{SCORES_TESTS}::test_NI14_evaluations_under_ever_new_names_end_at_the_lifetimes_count",),
+    ),
+    (
+        "what is used is not asked of the policy",
+        "dpfpl_client.agent.policy_file:check_use",
+        "permit(policy, experiment, _1)",
+        "None",
+        (f"{USE_TESTS}::test_ni7_a_prompt_that_the_policy_no_longer_admits_is_not_used",),
+    ),
+    (
+        "what single messages hold is published under distributed trust",
+        "dpfpl_server.runs.result:_published",
+        "experiment.privacy.trust == 'local'",
+        "True",
+        (f"{RESULT_TESTS}::test_NI8_where_only_sums_carry_the_whole_noise_nothing_of_a_single_message_is_published",),
+    ),
+    (
+        "ten images are ten times one",
+        "dpfpl_common.privacy.accounting:_group_epsilon",
+        "_gaussian_epsilon(_1, delta)",
+        "size * _gaussian_epsilon(releases, delta)",
+        (f"{ACCOUNTING_TESTS}::test_NI13_group_epsilon_is_not_ten_times_epsilon",),
+    ),
+)
