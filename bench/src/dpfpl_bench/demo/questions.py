@@ -35,8 +35,7 @@ def vlm_experiment(
     """What the sites learn: to have their questions answered in the style that most of them share.
 
     All lines join every step, and there is one step a round: with few lines a site that is the most that a budget
-    buys. The prompt is shared whole: a personal part of 50 lines would be noise at these epsilons, and at a site alone
-    the shared prompt is all its own.
+    buys. The prompt is shared whole, which at a site alone is all its own, so both are trained alike.
     """
     sizes = [len(site.features.train) for site in sites]
     return resolve_noise(
