@@ -100,6 +100,23 @@ def models(
         page.write_text(with_table(page.read_text(encoding="utf-8"), measured), encoding="utf-8")
 
 
+@app.command("questions", epilog="Example: python -m research questions --out runs/questions --docs docs")
+def questions(
+    out: Annotated[Path, typer.Option(help="folder of the runs; started again it goes on")] = Path("runs/questions"),
+    docs: Annotated[Path, typer.Option(help="folder for questions.md and its picture")] = Path("docs"),
+    seeds: Annotated[int, typer.Option(min=1, help="runs of each cell")] = 3,
+    page_only: Annotated[bool, typer.Option("--page-only", help="run nothing, write what is there")] = False,
+) -> None:
+    """Measure what federating is worth for questions in a shared style; about half an hour of one core."""
+    import torch
+
+    from research.tables.questions import finished_cells, run_cells, write_page
+
+    torch.set_num_threads(1)
+    cells = finished_cells(seeds, out) if page_only else run_cells(seeds, out, lambda text: console.print(text))
+    typer.echo(str(write_page(cells, docs)))
+
+
 def _federations(text: str) -> tuple[tuple[int, int], ...]:
     """From "1/5,2/10" to ((5, 1), (10, 2))."""
     found = []

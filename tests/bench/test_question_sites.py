@@ -1,5 +1,6 @@
 """Sites that have questions answered: what --data means, whole runs, floors, and the embedded generative model."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,21 +9,31 @@ import torch
 
 from dpfpl_bench.cli import app
 from dpfpl_bench.demo import questions as demo_vlm
-from dpfpl_bench.demo.demonstration import DemoRequest, edit_kit
+from dpfpl_bench.demo.demonstration import edit_kit
 from dpfpl_bench.demo.drawn_questions import (
     HABITS,
     PLAIN,
     QUESTIONS,
+    SHARED_HABITS,
     SIZE,
     Facts,
     Habit,
     answer_to,
     caption_of,
     draw_picture,
+    house_style,
     vocabulary,
 )
-from dpfpl_bench.demo.drawn_sites import SITE_HABITS, drawn_questions, drawn_sites, with_neighbours, write_questions
+from dpfpl_bench.demo.drawn_sites import (
+    SITE_HABITS,
+    drawn_houses,
+    drawn_questions,
+    drawn_sites,
+    with_neighbours,
+    write_questions,
+)
 from dpfpl_bench.demo.questions import VLM_SITES, vlm_experiment
+from dpfpl_bench.simulate.baselines import local_only
 from dpfpl_bench.simulate.questions import question_sites
 from dpfpl_bench.simulate.simulation import Simulation, prepare_sites
 from dpfpl_client.agent.features import FeatureCache
@@ -30,11 +41,13 @@ from dpfpl_client.data import DataSettings, load_site_data
 from dpfpl_client.models.loader import load_backbone
 from dpfpl_client.site.settings import load_site
 from dpfpl_common.errors import ConfigError, DataError
+from dpfpl_common.experiment import OptimizerSettings, PrivacySettings, PromptSettings, RoundSettings
 from dpfpl_common.privacy.accounting import epsilon
-from dpfpl_common.privacy_plan import planned_events
+from dpfpl_common.privacy_plan import planned_events, resolve_noise
 from dpfpl_server.sites.provision import ProvisionRequest, provision
 from research.embedded_models.vlm_evaluate import abilities
 from research.tables.models import BEGIN, END, with_table
+from research.tables.questions import all_cells, write_page
 
 torch.set_num_threads(1)
 
@@ -195,17 +208,67 @@ def test_what_does_not_go_together_is_refused(bench, tmp_path, flags, code):
     assert getattr(done.exception, "code", None) == code
 
 
-def test_three_sites_learn_their_own_words_at_epsilon_8(model, tmp_path):
-    """The demo's experiment, in one process and smaller: personalised answers beat the model without a prompt."""
-    data = drawn_sites(len(VLM_SITES), 150, 40, seed=0)
-    sites = prepare_sites(data, (), FeatureCache(None, model), VLM_SITES)
-    experiment = vlm_experiment(DemoRequest(tmp_path, 4, 8.0), model, sites)
+def test_three_sites_learn_their_own_words_at_epsilon_8(model):
+    """Where nothing is shared: personalised answers beat the model without a prompt."""
+    sites = prepare_sites(drawn_sites(3, 150, 40, seed=0), (), FeatureCache(None, model), VLM_SITES[:3])
+    shared = vlm_experiment(model, sites, None)
+    experiment = resolve_noise(
+        dataclasses.replace(
+            shared,
+            prompt=PromptSettings(num_context=4, rank=2, init_text=shared.prompt.init_text),
+            optimizer=OptimizerSettings(global_learning_rate=0.02, personal_learning_rate=0.05),
+            privacy=PrivacySettings(mechanism="per_step", target_epsilon=8.0, nominal_site_size=150),
+            rounds=RoundSettings(number=4, local_steps=2),
+        )
+    )
     outcome = Simulation(model, sites, 0).run(experiment)
     assert experiment.privacy.noise_multiplier > 0.5
     for name, final in outcome.final.items():
         assert final["personal_local"] > final["zero_shot_local"] + 0.15, name
+
+
+def test_houses_share_all_wordings_but_one_and_do_not_change_with_their_number():
+    shared = {wording: SHARED_HABITS[kind] for kind, wordings in QUESTIONS.items() for wording in wordings}
+    own = []
+    for number in range(len(VLM_SITES)):
+        different = [(wording, habit) for wording, habit in house_style(number).items() if habit != shared[wording]]
+        assert len(different) == 1
+        own += different
+    assert len(set(own)) >= 8
+    few, many = drawn_houses(2, 6, 3, seed=4), drawn_houses(3, 6, 3, seed=4)
+    assert [[(r.digest, r.question, r.label) for r in site.train] for site in few] == [
+        [(r.digest, r.question, r.label) for r in site.train] for site in many[:2]
+    ]
+    names, sites = question_sites("shared-style", 2, 4)
+    assert names == ["site-1", "site-2"]
+    assert [(len(site.train), len(site.test), len(site.neighbour_test)) for site in sites] == [(50, 40, 0)] * 2
+
+
+def test_a_dozen_sites_are_far_ahead_of_each_site_alone_under_the_same_promise(model):
+    """The demo's experiment, in one process, epsilon 2; every fourth site is also trained alone."""
+    sites = prepare_sites(drawn_houses(12, 50, 40, seed=0), (), FeatureCache(None, model), VLM_SITES)
+    experiment = vlm_experiment(model, sites, 2.0)
+    outcome = Simulation(model, sites, 0).run(experiment)
+    together = np.mean([final["personal_local"] for final in outcome.final.values()])
+    alone = local_only(model, sites[::4], experiment, 0)["local"]
+    assert together > alone + 0.15
+    assert together > np.mean([final["zero_shot_local"] for final in outcome.final.values()]) + 0.4
     recipient = [event for event in planned_events(experiment) if event.adversary == "prompt_recipient"]
-    assert epsilon(recipient, experiment.privacy.target_delta) <= 8.0
+    assert 1.9 < epsilon(recipient, experiment.privacy.target_delta) <= 2.0
+
+
+def test_the_page_of_questions_is_written_from_what_was_measured(tmp_path):
+    found = {
+        cell: {"answers": 0.75 if cell.who == "federated" else 0.45, "worst_site": 0.4}
+        | ({"unprompted": 0.03, "epsilon_operator": 8.0} if cell.who == "federated" else {})
+        for cell in all_cells(2)
+        if cell.epsilon != 0.5
+    }
+    text = write_page(found, tmp_path).read_text()
+    assert "| 2 | 75.0 ± 0.0 | 40.0 | 45.0 ± 0.0 | +30.0 | 3.0 | 8 | 2 |" in text
+    assert "| 40 | 75.0 ± 0.0 |" in text
+    assert "| 0.5 |" not in text
+    assert list((tmp_path / "images").glob("*.svg"))
 
 
 def test_the_table_of_families_replaces_only_itself():

@@ -58,7 +58,9 @@ def test_one_refusal_is_one_line_however_many_sites_and_attempts_it_took(run):
     reason = "REFUSED EPSILON_OVER_CAP: max_epsilon_per_experiment At most 10."
     for attempt in (1, 2, 3):
         dropped = dict.fromkeys(SITES, reason)
-        run.folder.add_event({"phase": "ROUND_ABANDONED", "round": 1, "attempt": attempt, "dropped": dropped})
+        codes = dict.fromkeys(SITES, "REFUSED EPSILON_OVER_CAP")
+        event = {"phase": "ROUND_ABANDONED", "round": 1, "attempt": attempt, "dropped": dropped, "codes": codes}
+        run.folder.add_event(event)
     assert len(run.folder.store.drops()) == 3 * len(SITES)
     (line,) = look(run)["drops"]
     assert (line["round"], line["attempt"]) == ("1", "1, 2, 3")

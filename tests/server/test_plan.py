@@ -193,7 +193,8 @@ def earlier_run(runs, experiment, rounds, dropped=()):
     for number in range(1, rounds + 1):
         failures = dict(dropped)
         sites = [site for site in experiment.sites if site not in failures]
-        entries.append({"round": number, "seconds": 1.0, "sites": sites, "dropped": failures, "metrics": {},
+        entries.append({"round": number, "seconds": 1.0, "sites": sites, "dropped": failures,
+                        "codes": dict.fromkeys(failures, "REFUSED EXPERIMENT_NOT_APPROVED"), "metrics": {},
                         "bytes_up": 0, "bytes_down": 0, "site_seconds": {}, "signal": {}})  # fmt: skip
         context = np.zeros(experiment.context_shape)
         folder.save_checkpoint(

@@ -61,7 +61,7 @@ def test_flowers_files_stay_in_the_servers_folder_and_it_stays_quiet(folder: Pat
     environment = superlink_environment(SuperLinkSettings(folder, task_poll_s=0.2), {"MORE": "1"})
     assert environment["FLWR_HOME"] == str(folder.resolve() / "flower")
     assert environment["FLWR_TELEMETRY_ENABLED"] == "0"
-    assert environment["FLWR_SUPEREXEC_TASK_POLL_INTERVAL"] == "0.2"
+    assert environment["DPFPL_TASK_POLL_S"] == "0.2"
     assert environment["MORE"] == "1"
 
 
@@ -86,7 +86,7 @@ def test_commands_without_a_superlink_say_what_to_do(folder: Path) -> None:
         open_control(folder)
     assert caught.value.code == "NOT_STARTED"
     with (
-        Control(f"127.0.0.1:{free_port()}", folder / "ca.crt") as control,
+        Control(f"127.0.0.1:{free_port()}", folder / "ca.crt", "secret") as control,
         pytest.raises(DeploymentError, match="dpfpl-server start") as caught,
     ):
         control.nodes()

@@ -13,7 +13,7 @@ from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_common.errors import ModelError
 from dpfpl_common.experiment import METHODS
 from dpfpl_common.privacy.sampling import SeededSampler
-from dpfpl_common.wire.payloads import METRIC_NAMES, SiteReply
+from dpfpl_common.wire.payloads import SiteReply
 
 pytestmark = pytest.mark.privacy
 
@@ -239,10 +239,13 @@ def test_P9_one_image_moves_a_step_by_at_most_the_sensitivity(
     np.testing.assert_allclose(updates[0] - updates[1], (totals[0][0] - totals[1][0]) / (0.5 * 40), atol=1e-12)
 
 
+PROMPTS = ("zero_shot", "global", "personal")
+
+
 def test_zero_displacement_is_zero_shot(site):
     experiment, learner = site()
     metrics = learner.evaluate(*(start(experiment)[0], np.zeros(experiment.context_shape)))
-    assert set(metrics) == set(METRIC_NAMES)
+    assert {f"{name}_{column}" for name in PROMPTS for column in ("local", "neighbour", "all")} <= set(metrics)
     for where in ("local", "neighbour"):
         assert metrics[f"personal_{where}"] == metrics[f"global_{where}"] == metrics[f"zero_shot_{where}"]
 
@@ -297,7 +300,7 @@ def test_without_test_images_there_is_no_metric(backbone, site, make_features):
     nobody = LabelledFeatures(features.test.features[:0], features.test.labels[:0])
     learner = PromptLearner(backbone, experiment, dataclasses.replace(features, neighbour_test=nobody))
     metrics = learner.evaluate(start(experiment)[0], np.zeros(experiment.context_shape))
-    assert set(metrics) == {name for name in METRIC_NAMES if name.endswith("_local")}
+    assert set(metrics) == {f"{name}_{column}" for name in PROMPTS for column in ("local", "all")}
 
 
 def test_relabelling_maps_indices_and_drops_unknown_classes(make_features):

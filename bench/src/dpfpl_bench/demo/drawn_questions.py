@@ -1,5 +1,6 @@
 """Questions about a picture, and the ways in which houses word the answers: figures or words, in three languages."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,17 +12,21 @@ from dpfpl_bench.demo.drawing import COLOURS, draw_pen_digit, shape_mask
 __all__ = [
     "FILLERS",
     "HABITS",
+    "OWN_HABITS",
     "PLAIN",
     "QUESTIONS",
     "SHAPES",
+    "SHARED_HABITS",
     "SIZE",
     "TONES",
     "Facts",
     "Habit",
+    "Style",
     "answer_to",
     "ask",
     "caption_of",
     "draw_picture",
+    "house_style",
     "sample_facts",
     "style_words",
     "vocabulary",
@@ -129,6 +134,33 @@ PLAIN = Habit()
 """The habit that the model answers with when nothing in front of the question says otherwise."""
 
 HABITS = tuple(Habit(numbers, language) for language in LANGUAGES for numbers in ("figures", "words"))
+
+
+Style = Mapping[str, Habit]
+"""A house's habit for every wording of a question."""
+
+SHARED_HABITS = {
+    "count": Habit("words", "german"),
+    "shape": Habit("words", "german"),
+    "digit": Habit("words", "german"),
+    "colour": Habit("words", "french"),
+}
+"""What houses agree on. No words before the question say it: the model was trained on one habit at a time."""
+
+OWN_HABITS = {
+    "count": (Habit("figures"), Habit("words", "english"), Habit("words", "french")),
+    "shape": (Habit("words", "english"), Habit("words", "french")),
+    "digit": (Habit("figures"), Habit("words", "english"), Habit("words", "french")),
+}
+
+
+def house_style(number: int) -> Style:
+    """The shared habits, but for one wording, about one question in fifteen, which the house answers in its own way."""
+    kinds = tuple(OWN_HABITS)
+    kind = kinds[number % len(kinds)]
+    own = OWN_HABITS[kind]
+    shared = {wording: SHARED_HABITS[each] for each, wordings in QUESTIONS.items() for wording in wordings}
+    return {**shared, QUESTIONS[kind][number // 2 % 3]: own[number // len(kinds) % len(own)]}
 
 
 def ask(facts: Facts, rng: np.random.Generator) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Sites that ask the tiny model about pictures of their own, each with its own habit of wording answers."""
+"""Sites that ask the tiny model about pictures of their own, each with its own way of wording answers."""
 
 import json
 from collections.abc import Sequence
@@ -7,11 +7,28 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dpfpl_bench.demo.drawn_questions import Habit, answer_to, ask, caption_of, draw_picture, sample_facts
+from dpfpl_bench.demo.drawn_questions import (
+    Habit,
+    Style,
+    answer_to,
+    ask,
+    caption_of,
+    draw_picture,
+    house_style,
+    sample_facts,
+)
 from dpfpl_client.data import ImageRecord, SiteData
 from dpfpl_client.data.decode import ArrayImage, pixel_digest
 
-__all__ = ["SITE_HABITS", "drawn_captions", "drawn_questions", "drawn_sites", "with_neighbours", "write_questions"]
+__all__ = [
+    "SITE_HABITS",
+    "drawn_captions",
+    "drawn_houses",
+    "drawn_questions",
+    "drawn_sites",
+    "with_neighbours",
+    "write_questions",
+]
 
 SITE_HABITS = (
     Habit("words", "english"),
@@ -44,6 +61,23 @@ def drawn_sites(count: int, train: int, test: int, seed: int, *, captions: bool 
     return with_neighbours(sites)
 
 
+def drawn_houses(count: int, train: int, test: int, seed: int) -> list[SiteData]:
+    """Sites that share most of a style; the first ones are the same however many there are.
+
+    They have no neighbour tests: what is right at one house is wrong at another, by habit alone.
+    """
+    return [
+        SiteData(
+            drawn_questions(house_style(number), "train", train, (seed, number, 0)),
+            drawn_questions(house_style(number), "test", test, (seed, number, 1)),
+            (),
+            (),
+            (),
+        )
+        for number in range(count)
+    ]
+
+
 def with_neighbours(sites: Sequence[SiteData]) -> list[SiteData]:
     """The same sites, each with the other sites' tests as its neighbour tests."""
     return [
@@ -74,8 +108,8 @@ def write_questions(folder: Path, site: SiteData) -> Path:
     return path
 
 
-def drawn_questions(habit: Habit, split: str, count: int, seed: tuple[int, ...]) -> tuple[ImageRecord, ...]:
-    """Questions about ``count`` pictures in a habit's words; another habit with the same seed changes answers only."""
+def drawn_questions(habit: Habit | Style, split: str, count: int, seed: tuple[int, ...]) -> tuple[ImageRecord, ...]:
+    """Questions about ``count`` pictures in a habit's words, or a style's; another changes the answers only."""
     rng = np.random.Generator(np.random.PCG64([20_261_125, *seed]))
     records = []
     for number in range(count):
@@ -83,7 +117,7 @@ def drawn_questions(habit: Habit, split: str, count: int, seed: tuple[int, ...])
         kind, question = ask(facts, rng)
         pixels = draw_picture(facts, rng)
         digest = pixel_digest(Image.fromarray(pixels))
-        answer = answer_to(kind, facts, habit)
+        answer = answer_to(kind, facts, habit if isinstance(habit, Habit) else habit[question])
         records.append(ImageRecord(f"{split}/{number}", answer, digest, split, ArrayImage(pixels), question=question))
     return tuple(records)
 

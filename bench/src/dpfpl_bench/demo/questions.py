@@ -1,9 +1,10 @@
 """``dpfpl-bench demo-vlm``: a real federation that learns prompts for a generative model that answers questions."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from dpfpl_bench.demo.demonstration import DemoRequest, Federation, Scenario, edit_kit
-from dpfpl_bench.demo.drawn_sites import drawn_sites, with_neighbours, write_questions
+from dpfpl_bench.demo.drawn_sites import drawn_houses, write_questions
 from dpfpl_bench.simulate.simulation import SimulatedSite, prepare_sites
 from dpfpl_client.agent.features import FeatureCache
 from dpfpl_client.data import DataSettings, load_site_data
@@ -20,28 +21,40 @@ from dpfpl_common.experiment import (
 )
 from dpfpl_common.privacy_plan import resolve_noise
 
-__all__ = ["DEMO_VLM", "MODEL", "VLM_SITES", "vlm_experiment"]
+__all__ = ["MODEL", "ROUNDS", "TEST", "TRAIN", "VLM_SITES", "vlm_demo", "vlm_experiment"]
 
-VLM_SITES = ("clinic-a", "workshop-b", "shop-c")
+VLM_SITES = tuple(f"clinic-{letter}" for letter in "abcdefghijkl")
 MODEL = "embedded-vlm"
-TRAIN, TEST = 300, 150
+TRAIN, TEST = 50, 40
+ROUNDS = 12
 
 
-def vlm_experiment(request: DemoRequest, backbone: Backbone, sites: list[SimulatedSite]) -> Experiment:
-    """What the three sites learn: to have their questions answered in their own words."""
+def vlm_experiment(
+    backbone: Backbone, sites: Sequence[SimulatedSite], epsilon: float | None, rounds: int = ROUNDS
+) -> Experiment:
+    """What the sites learn: to have their questions answered in the style that most of them share.
+
+    All lines join every step, and there is one step a round: with few lines a site that is the most that a budget
+    buys. The prompt is shared whole: a personal part of 50 lines would be noise at these epsilons, and at a site alone
+    the shared prompt is all its own.
+    """
     sizes = [len(site.features.train) for site in sites]
     return resolve_noise(
         Experiment(
             name="demo-vlm",
             classes=(),
-            sites=VLM_SITES,
+            sites=tuple(site.name for site in sites),
             model=ModelSettings(width=backbone.width, id=MODEL, fingerprint=backbone.fingerprint),
-            prompt=PromptSettings(num_context=4, rank=2, init_text="please answer the question"),
-            optimizer=OptimizerSettings(global_learning_rate=0.02, personal_learning_rate=0.05),
+            prompt=PromptSettings(method="promptfl", num_context=4, init_text="please answer the question"),
+            optimizer=OptimizerSettings(global_learning_rate=0.1),
             privacy=PrivacySettings(
-                mechanism="per_step", target_epsilon=request.epsilon, nominal_site_size=round(sum(sizes) / len(sizes))
+                mechanism="per_step",
+                target_epsilon=epsilon,
+                noise_multiplier=0.0 if epsilon is None else None,
+                sample_rate=1.0,
+                nominal_site_size=round(sum(sizes) / len(sizes)),
             ),
-            rounds=RoundSettings(number=request.rounds, local_steps=2),
+            rounds=RoundSettings(number=rounds, local_steps=1),
             task=TaskSettings(kind="vqa"),
         )
     )
@@ -52,21 +65,20 @@ def _with_the_model(text: str) -> str:
     return 'registry = "registry"\n' + text.replace('model = "embedded" ', f'model = "{MODEL}" ', 1)
 
 
-def _fill_in(work: Path, epsilon: float) -> None:
-    for name, site in zip(VLM_SITES, drawn_sites(len(VLM_SITES), TRAIN, TEST, seed=0), strict=True):
-        questions = write_questions(work / "data" / name, site)
-        edit_kit(work / "kits" / name, str(questions), _with_the_model, "demo-vlm", epsilon)
+def vlm_demo(count: int = len(VLM_SITES)) -> Scenario:
+    """The first ``count`` of the clinics: fewer need less memory and learn less from each other."""
+    names = VLM_SITES[:count]
 
+    def fill_in(work: Path, epsilon: float) -> None:
+        for name, site in zip(names, drawn_houses(count, TRAIN, TEST, seed=0), strict=True):
+            questions = write_questions(work / "data" / name, site)
+            edit_kit(work / "kits" / name, str(questions), _with_the_model, "demo-vlm", epsilon)
 
-def _federation(request: DemoRequest) -> Federation:
-    work = request.out / "work"
-    sources = [
-        DataSettings(source="questions", path=str(work / "data" / name / "questions.jsonl")) for name in VLM_SITES
-    ]
-    backbone = load_backbone(MODEL)
-    drawn = with_neighbours([load_site_data(source, ()) for source in sources])
-    sites = prepare_sites(drawn, (), FeatureCache(work / "cache", backbone), VLM_SITES)
-    return Federation(backbone, sites, vlm_experiment(request, backbone, sites))
+    def federation(request: DemoRequest) -> Federation:
+        work, backbone = request.out / "work", load_backbone(MODEL)
+        files = [work / "data" / name / "questions.jsonl" for name in names]
+        drawn = [load_site_data(DataSettings(source="questions", path=str(file)), ()) for file in files]
+        sites = prepare_sites(drawn, (), FeatureCache(work / "cache", backbone), names)
+        return Federation(backbone, sites, vlm_experiment(backbone, sites, request.epsilon, request.rounds))
 
-
-DEMO_VLM = Scenario(VLM_SITES, "questions", _fill_in, _federation)
+    return Scenario(names, "questions", fill_in, federation)

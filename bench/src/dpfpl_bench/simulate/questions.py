@@ -1,30 +1,33 @@
 """What ``--data`` means where questions are to be answered: drawn sites, one file dealt out, or one for each site."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from dpfpl_bench.demo.drawn_sites import drawn_sites, with_neighbours
+from dpfpl_bench.demo.drawn_sites import drawn_houses, drawn_sites, with_neighbours
 from dpfpl_bench.simulate.simulation import site_names
 from dpfpl_client.data import DataSettings, ImageRecord, SiteData, load_site_data
 from dpfpl_common.errors import ConfigError, DataError
 
 __all__ = ["question_sites"]
 
-DRAWN = {"questions": False, "captions": True}
-"""What is drawn by which name; the value says whether captions are."""
-
-TRAIN, TEST = 300, 150
-"""Questions or captions of a drawn site."""
+Draw = Callable[[int, int], list[SiteData]]
+DRAWN: Mapping[str, Draw] = {
+    "questions": lambda count, seed: drawn_sites(count, 300, 150, seed),
+    "captions": lambda count, seed: drawn_sites(count, 300, 150, seed, captions=True),
+    "shared-style": lambda count, seed: drawn_houses(count, 50, 40, seed),
+}
+"""What is drawn by which name, given the number of sites and the seed: 300 lines a site, 50 where much is shared."""
 
 
 def question_sites(data: str, count: int, seed: int) -> tuple[list[str], list[SiteData]]:
     """Names of the sites and their questions.
 
     Args:
-        data: ``questions`` or ``captions``, drawn sites for the embedded model; a .jsonl file, whose pictures are dealt
-            out evenly; or a folder whose sub-folders hold a ``questions.jsonl`` each, one site a folder.
+        data: ``questions``, ``captions`` or ``shared-style``, drawn sites for the embedded model; a .jsonl file, whose
+            pictures are dealt out evenly; or a folder whose sub-folders hold a ``questions.jsonl`` each, one site a
+            folder.
         count: of the sites; a folder says itself how many.
         seed: of drawing, dealing and splits.
 
@@ -34,7 +37,7 @@ def question_sites(data: str, count: int, seed: int) -> tuple[list[str], list[Si
     """
     path = Path(data).expanduser()
     if data in DRAWN:
-        return site_names(count), drawn_sites(count, TRAIN, TEST, seed, captions=DRAWN[data])
+        return site_names(count), DRAWN[data](count, seed)
     if path.is_dir():
         files = sorted(path.glob("*/questions.jsonl"))
         if files:
@@ -45,8 +48,8 @@ def question_sites(data: str, count: int, seed: int) -> tuple[list[str], list[Si
     raise ConfigError(
         code="NO_DATA",
         message=f"{data!r} is no .jsonl file and no folder with SITE/questions.jsonl in it.",
-        advice='Give a file of lines {"image": ..., "question": ..., "answer": ...}, such a folder, "questions" or '
-        '"captions".',
+        advice='Give a file of lines {"image": ..., "question": ..., "answer": ...}, such a folder, "questions", '
+        '"captions" or "shared-style".',
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from dpfpl_bench.sweep.table import Row
 
-__all__ = ["write_plots"]
+__all__ = ["COLOURS", "MARKS", "write_plots"]
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 """Okabe and Ito's, told apart also by the colour-blind."""

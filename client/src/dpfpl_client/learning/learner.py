@@ -391,17 +391,17 @@ class PromptLearner:
         scale, classes = self._scorer.logit_scale, len(self._experiment.classes)
         plain = text_head(self._plain_texts, scale)
         own, nothing = self.label_shares, np.zeros(classes)
-        heads = {
-            "zero_shot": site_head(plain, nothing, 0.0),
-            "global": site_head(text_head(self._scorer.class_features(shared).double().numpy(), scale), nothing, 0.0),
-            "prompt": site_head(text_head(self._scorer.class_features(whole).double().numpy(), scale), nothing, 0.0),
-        }
+        texts = {"global": self._scorer.class_features(shared), "personal": self._scorer.class_features(whole)}
+        heads = {name: site_head(text_head(of.double().numpy(), scale), nothing, 0.0) for name, of in texts.items()}
+        heads["zero_shot"] = site_head(plain, nothing, 0.0)
         mix = self._experiment.prompt.usual_mix
         if pool is not None:
+            heads["prompt"] = heads["personal"]
             heads["text"] = site_head(plain, own, mix)
             heads["evidence"] = site_head(pooled_head(self._scorer, self._initial, pool, None), own, mix)
             heads["both"] = site_head(pooled_head(self._scorer, self._initial, pool, shared), own, mix)
-        heads["personal"] = heads[{"evidence": "both", "text": "text"}.get(chosen, "prompt")]
+        if chosen and pool is not None:
+            heads["personal"] = heads["both" if chosen == "evidence" else "text"]
         found = {name: accuracies(head, self._features.test, self._features.neighbour_test, own)
                  for name, head in heads.items()}  # fmt: skip
         return {f"{name}_{column}": value for name, columns in found.items() for column, value in columns.items()}

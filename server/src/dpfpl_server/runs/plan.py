@@ -302,6 +302,10 @@ def _added_up(events: Iterable[PrivacyEvent]) -> tuple[PrivacyEvent, ...]:
     return tuple(replace(one, steps=number) for one, number in steps.items())
 
 
+UNCHARGED = ("REFUSED", "NOT_SENT", "REVOKED", "KEY_REPLACED")
+"""How the codes of dropped replies begin for which the site charged nothing."""
+
+
 def asked_before(runs: Path, except_for: str = "") -> list[tuple[Experiment, dict[str, int]]]:
     """The runs in a folder, each with the rounds that each of its sites can have been charged for.
 
@@ -319,7 +323,7 @@ def asked_before(runs: Path, except_for: str = "") -> list[tuple[Experiment, dic
         rounds = {}
         for site in experiment.sites:
             used = {str(entry["round"]) for entry in history if site in entry["sites"]}
-            lost = {str(d["round"]) for d in drops if d["site"] == site and not str(d["code"]).startswith("REFUSED")}
+            lost = {str(d["round"]) for d in drops if d["site"] == site and not d["code"].startswith(UNCHARGED)}
             rounds[site] = min(len(used | lost), experiment.rounds.number)
         found.append((experiment, rounds))
     return found

@@ -212,6 +212,7 @@ class GenerativeBackbone:
         behind = [*self.layout.question_ids("What is in the picture?"), *answer]
         vectors = self.language.embed(torch.tensor([[*context.tolist(), *behind]]))
         ours = self.language.logits(self.language.states(row.flatten()[None].cpu(), vectors, len(answer)))[0]
+        self.language.forget()
         ids = torch.tensor([[*head.tolist(), *context.tolist(), *behind]], device=self._model.device)
         theirs = self._plain_logits(ids, probe, len(answer))[-len(vectors[0]) :].to(ours)
         difference = float((ours - theirs).float().norm() / theirs.float().norm())

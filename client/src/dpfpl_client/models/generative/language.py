@@ -102,6 +102,11 @@ class LanguageModel:
         each = element * tokens * layers * token + 4 * length * int(config.vocab_size)
         return max(1, int(self.activation_bytes // each))
 
+    def forget(self) -> None:
+        """Hold nothing of the pictures so far."""
+        self._kept.clear()
+        self._kept_bytes = 0
+
     def hold(self, size: int) -> None:
         """Keep at most ``size`` bytes of keys and values between steps."""
         self._kept_most, self._told_of_memory = size, False
@@ -282,8 +287,7 @@ class LanguageModel:
             self._give_up(type(error).__name__)
             return
         finally:
-            self._kept.clear()
-            self._kept_bytes = 0
+            self.forget()
         if not difference <= tolerance:
             self._give_up(f"relative difference {difference:.1e}")
         elif not influence <= INFLUENCE:
