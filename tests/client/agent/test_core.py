@@ -313,7 +313,7 @@ def test_images_of_classes_off_the_list_are_left_out(site, experiment):
 
 def test_what_is_left_out_is_said_in_the_sites_log_alone(site, request_for, experiment, caplog, tmp_path):
     audit = AuditLog(tmp_path / "audit.jsonl")
-    other = dataclasses.replace(experiment, classes=("Bird", *experiment.classes[1:]))
+    other = dataclasses.replace(experiment, classes=(experiment.classes[0].title(), *experiment.classes[1:]))
     agent = SiteAgent(
         "north", site.backbone, site.features, None, Ledger(None), MemoryStore(), SeededRandomness(0), audit=audit
     )

@@ -19,6 +19,10 @@ from dpfpl_server.federation.aggregation import update_norm_cap
 pytestmark = pytest.mark.privacy
 
 
+DISTRIBUTED = {"mechanism": "per_step", "trust": "distributed", "noise_multiplier": 1.0}
+DISTRIBUTED |= {"nominal_site_size": 1, "sample_rate": 0.5}
+
+
 def experiment(sites=3, **privacy):
     return Experiment(
         name="e",
@@ -26,7 +30,7 @@ def experiment(sites=3, **privacy):
         sites=tuple(f"s{number}" for number in range(sites)),
         model=ModelSettings(width=8),
         prompt=PromptSettings(num_context=2, rank=1),
-        privacy=PrivacySettings(**{"noise_multiplier": 1.0, "nominal_site_size": 1, "sample_rate": 0.5, **privacy}),
+        privacy=PrivacySettings(**(DISTRIBUTED | privacy)),
         rounds=RoundSettings(number=2, local_steps=1),
     )
 

@@ -51,9 +51,9 @@ __all__ = [
 # Checks of single message fields that hold on every wire, made before anything is allocated for them.
 
 
-MAX_MESSAGE_BYTES = 48 << 20
-"""Largest message between ClientApp and agent: the class sums of a thousand classes, with room."""
-MAX_MATRIX_BYTES = 40 << 20
+MAX_MESSAGE_BYTES = 8 << 20
+"""Largest message between ClientApp and agent: the class sums of a thousand classes of 1,500 numbers, with room."""
+MAX_MATRIX_BYTES = 7 << 20
 MAX_EXPERIMENT_BYTES = 256 << 10
 MAX_CONTEXT_BYTES = 512 << 10
 
