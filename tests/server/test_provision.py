@@ -77,7 +77,7 @@ def test_the_starting_policy_is_strict_where_it_matters(tmp_path: Path) -> None:
         "max_rounds": 500,
         "max_epsilon_operator": 20.0,
         "max_epsilon_operator_lifetime": 40.0,
-        "metrics": "coarse",
+        "metrics": "noised",
     }
 
 
