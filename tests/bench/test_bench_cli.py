@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from dpfpl_bench import cli
@@ -107,7 +108,9 @@ def test_a_site_needs_no_code_for_its_images(bench, images, form, tmp_path):
     assert result["config"]["classes"] == sorted(CLASSES)
     assert (result["transport"], result["seed"], len(result["rounds"])) == ("in_process", 0, 2)
     assert all(0 <= site["local"] <= 1 and site["num_classes"] == 3 for site in result["sites"])
-    assert set(result["floors"]) == {"zero_shot", "global_only", "local_only", "local_only_no_noise", "centralised"}
+    alone = {"local_only", "local_only_no_noise"}
+    with_evidence = {f"{way}_evidence" for way in alone}
+    assert set(result["floors"]) == {"zero_shot", "global_only", "centralised", *alone, *with_evidence}
     assert all(0 <= floor["local"] <= 1 for floor in result["floors"].values())
     assert {row["epsilon"] for row in result["privacy"]["epsilons"]} == {"infinite"}
 
@@ -195,6 +198,7 @@ def test_bad_flags_are_one_message_and_exit_code_2(bench, images, flags, code):
 def test_an_empty_folder_and_a_foreign_model_are_errors(bench, images, tmp_path):
     assert "NO_CLASSES" in bench("run", "--data", tmp_path, *QUICK)[2]
     (tmp_path / "config.json").write_text('{"model_type": "[/bold]"}')
+    save_file({"weight": np.zeros(1, "<f4")}, tmp_path / "model.safetensors")
     code, _, err = bench("run", "--model", tmp_path, "--data", images["split"], *QUICK)
     assert (code, "UNKNOWN_FAMILY" in err, "[/bold]" in err) == (2, True, True)
 

@@ -171,7 +171,7 @@ def test_export_writes_the_prompt_and_its_parts(command, trained_site, tmp_path)
 def test_ledger_show(command, trained_site):
     code, out, _ = command("ledger", "show", "--site", trained_site)
     assert code == 0
-    assert out.startswith("pilot: 1 charges for 1 rounds, 1 released, epsilon ")
+    assert out.startswith("pilot: 2 charges for 1 rounds and the scores, 2 released, epsilon ")
     assert "of 100, left " in out
     assert "at delta 1e-05" in out
     assert "Towards the operator" in out

@@ -22,7 +22,8 @@ TRAIN = TrainRequest(EXPERIMENT, 3, CONTEXT)
 
 
 def message(arrays=None, drop=(), **changes):
-    fields = {"protocol_version": PROTOCOL_VERSION, "experiment": EXPERIMENT.to_json(), "round": 3, "evaluate": True}
+    fields = {"protocol_version": PROTOCOL_VERSION, "experiment": EXPERIMENT.to_json(), "round": 3}
+    fields |= {"evaluate": True, "collect": False}
     fields = {key: value for key, value in (fields | changes).items() if key not in drop}
     arrays = {"global_context": Array(CONTEXT)} if arrays is None else arrays
     return RecordDict({"context": ArrayRecord(arrays), "request": ConfigRecord(fields)})
@@ -43,7 +44,7 @@ def test_requests_are_read():
     request = records.decode_train_request(message(evaluate=False))
     assert (request.experiment, request.round, request.evaluate) == (EXPERIMENT, 3, False)
     np.testing.assert_array_equal(request.global_context, CONTEXT)
-    evaluation = records.decode_evaluate_request(message(drop=("evaluate",)))
+    evaluation = records.decode_evaluate_request(message(drop=("evaluate", "collect"), chosen=""))
     assert isinstance(evaluation, EvaluateRequest)
     np.testing.assert_array_equal(evaluation.global_context, CONTEXT)
 

@@ -4,7 +4,7 @@ import functools
 import math
 
 from dpfpl_common.experiment import Experiment
-from dpfpl_common.privacy.accounting import HELD_BACK, PrivacyEvent, calibrate_noise_multiplier, epsilon
+from dpfpl_common.privacy.accounting import HELD_BACK, LARGEST_TARGET, PrivacyEvent, calibrate_noise_multiplier, epsilon
 from dpfpl_common.privacy.one_shot import shared_out
 
 __all__ = [
@@ -197,7 +197,7 @@ def score_noise_multiplier(experiment: Experiment) -> float:
 def _same_epsilon(noise_multiplier: float, sample_rate: float, steps: int, delta: float) -> float:
     """The multiplier with which one Gaussian release costs no more than these steps."""
     cost = epsilon([PrivacyEvent("", "per_step", noise_multiplier, sample_rate, steps)], delta)
-    return calibrate_noise_multiplier(cost, delta, 1.0, 1)
+    return calibrate_noise_multiplier(min(cost, LARGEST_TARGET), delta, 1.0, 1)
 
 
 def class_sums_multiplier(experiment: Experiment) -> float:

@@ -19,7 +19,7 @@ import numpy as np
 from dpfpl_client.agent.audit import AuditLog
 from dpfpl_client.agent.budget import Quotas, check_budget
 from dpfpl_client.agent.ledger.anchor import events_to_json
-from dpfpl_client.agent.ledger.book import Ledger
+from dpfpl_client.agent.ledger.book import SCORES, Ledger
 from dpfpl_client.agent.pace import Pace
 from dpfpl_client.agent.policy_file import Rules
 from dpfpl_client.agent.store import Choice, Record, Store
@@ -38,8 +38,6 @@ __all__ = ["SiteAgent", "evaluation_digest"]
 _LOG = logging.getLogger(__name__)
 
 MOST_LEARNERS = 8
-SCORES = 0
-"""The round under which the ledger keeps the charge for an experiment's scores; training rounds begin with 1."""
 
 
 class SiteAgent:

@@ -304,7 +304,8 @@ def ledger_show(site: SiteFile = SITE, as_json: AsJson = False) -> None:
         return
     for row in summary["experiments"]:
         say(
-            f"{row['experiment']}: {row['charges']} charges for {row['rounds']} rounds, {row['released']} released, "
+            f"{row['experiment']}: {row['charges']} charges for {row['rounds']} rounds"
+            f"{' and the scores' if row['scored'] else ''}, {row['released']} released, "
             f"epsilon {_number(row['epsilon'])}, towards the operator {_number(row['epsilons']['operator'])}"
         )
     say(

@@ -139,6 +139,9 @@ class LedgerState:
 # The durable record of what a site's data has paid: reserve before computing, commit after the release is safe.
 
 
+SCORES = 0
+"""The round under which the ledger keeps the charge for an experiment's scores; training rounds begin with 1."""
+
 LEDGER_FILE = "ledger.sqlite"
 """The ledger's name in a state folder."""
 

@@ -5,7 +5,7 @@ from typing import Any
 from dpfpl_client.agent.audit import AUDIT_FILE, AuditLog
 from dpfpl_client.agent.budget import spent
 from dpfpl_client.agent.ledger.anchor import Registry, StateLock, events_to_json
-from dpfpl_client.agent.ledger.book import LEDGER_FILE, Charge, Ledger
+from dpfpl_client.agent.ledger.book import LEDGER_FILE, SCORES, Charge, Ledger
 from dpfpl_client.agent.ledger.dataset import lost_ledger
 from dpfpl_client.agent.policy_file import load_policy
 from dpfpl_client.agent.store import DiskStore
@@ -34,7 +34,8 @@ def summarise(settings: SiteSettings) -> dict[str, Any]:
         experiments.append(
             {
                 "experiment": name or "(before an old ledger was accepted)",
-                "rounds": len({charge.round for charge in own}),
+                "rounds": len({charge.round for charge in own} - {SCORES}),
+                "scored": any(charge.round == SCORES for charge in own),
                 "charges": len(own),
                 "released": sum(bool(charge.release_digest) for charge in own),
                 "assumed": sum(not charge.request_digest for charge in own),
@@ -99,6 +100,9 @@ def verify(settings: SiteSettings) -> list[str]:
         if not charge.release_digest:
             continue
         try:
+            if charge.round == SCORES:
+                store.read_scores(charge.experiment, charge.release_digest)
+                continue
             record = store.read(charge.experiment, charge.round)
         except StateError as error:
             problems.append(f"{charge.experiment} round {charge.round}: {error.message}")
