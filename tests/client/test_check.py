@@ -138,6 +138,21 @@ def test_a_readable_key_is_a_warning(kit):
     assert "chmod 600" in report.warnings[0]
 
 
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [("policy.toml", 'metrics = "noised"', 'metrics = "exact"'), ("site.toml", "[data]", '[data]\npartition = "iid"')],
+)
+def test_what_only_public_data_may_do_is_an_error_as_it_is_at_the_start(kit, file, old, new):
+    text = (kit / file).read_text()
+    assert old in text
+    (kit / file).write_text(text.replace(old, new))
+    (error,) = check(kit, connect=False).errors
+    assert "[DATA_NOT_PUBLIC]" in error
+    site_file = kit / "site.toml"
+    site_file.write_text(site_file.read_text().replace("[data]", "[data]\npublic = true"))
+    assert check(kit, connect=False).errors == []
+
+
 def test_a_used_up_budget_is_an_error(kit):
     (kit / "state").mkdir()
     ledger = Ledger(kit / "state" / "ledger.sqlite", Registry(load_site(kit / "site.toml").registry_folder))

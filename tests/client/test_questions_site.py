@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -45,6 +46,7 @@ def site(tmp_path, data, command):
     text = (tmp_path / "site.toml").read_text()
     assert 'source = "questions"' in text
     assert 'model = "embedded-vlm"' in text
+    text = text.replace('source = "questions"', 'source = "questions"\npublic = true')  # drawn; accuracies are exact
     (tmp_path / "site.toml").write_text('registry = "registry"\n' + text)
     (tmp_path / "policy.toml").write_text(POLICY)
     (tmp_path / "policy.toml").chmod(0o640)
@@ -152,6 +154,7 @@ def caption_site(tmp_path, command):
     assert "question" not in data.read_text()
     assert command("init", "--data", data, "--site", tmp_path / "site.toml", "--name", "north")[0] == 0
     text = (tmp_path / "site.toml").read_text()
+    text = text.replace('source = "questions"', 'source = "questions"\npublic = true')  # drawn; accuracies are exact
     (tmp_path / "site.toml").write_text('registry = "registry"\n' + text)
     (tmp_path / "policy.toml").write_text(POLICY)
     (tmp_path / "policy.toml").chmod(0o640)
@@ -211,12 +214,16 @@ def test_check_says_that_a_model_answers_no_questions(site, command):
     assert '"embedded-vlm"' in warning
 
 
-def test_check_says_that_a_model_for_questions_has_only_classes(site, command, image_folder):
-    assert command("init", "--data", image_folder, "--site", site)[0] == 0
+def test_check_says_that_a_model_for_questions_has_only_classes(site, command, image_folder, tmp_path):
+    images = tmp_path / "coloured"  # words that this model knows apart
+    for split in ("train", "test"):
+        for shown, name in (("bright", "red"), ("dark", "blue")):
+            shutil.copytree(image_folder / split / shown, images / split / name)
+    assert command("init", "--data", images, "--site", site)[0] == 0
     (warning,) = [text for text in checked(command, site)["warnings"] if "NO_QUESTIONS" in text]
     assert "classify" in warning
     plan = site.parent / "plan.json"
-    plan.write_text(experiment_for(96, classes=("bright", "dark"), task="classify").to_json())
+    plan.write_text(experiment_for(96, classes=("red", "blue"), task="classify").to_json())
     report = checked(command, site, "--plan", plan)  # the plan decides: this one can be served
     assert report["errors"] == []
     assert "NO_QUESTIONS" not in codes(report["warnings"])

@@ -11,7 +11,7 @@ from typing import Any
 
 from dpfpl_client.agent.audit import AuditLog
 from dpfpl_client.agent.budget import spent as epsilons
-from dpfpl_client.agent.build import check_delta, without_unusable_words
+from dpfpl_client.agent.build import check_delta, check_public, without_unusable_words
 from dpfpl_client.agent.credentials import load_signing_key
 from dpfpl_client.agent.features import images_to_compute
 from dpfpl_client.agent.ledger.anchor import Registry
@@ -28,7 +28,7 @@ from dpfpl_client.models.loader import load_computing
 from dpfpl_client.node.fleet_probe import probe_fleet
 from dpfpl_client.site.init import template_policy
 from dpfpl_client.site.settings import SiteSettings
-from dpfpl_common.errors import DpfplError, ModelError, StateError
+from dpfpl_common.errors import ConfigError, DpfplError, ModelError, StateError
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.ops.diagnostics import ERROR, OK, Finding, durable_folder, telemetry
 from dpfpl_common.privacy.accounting import json_epsilon
@@ -287,6 +287,10 @@ class _Check:
                 f"policy.toml is looser than what was accepted in {', '.join(looser)}: the stricter old rules hold. "
                 "To accept it: dpfpl-client policy accept. [POLICY_NOT_ACCEPTED]"
             )
+        try:
+            check_public(policy, settings.data)
+        except ConfigError as error:  # what the ledger says is wanted all the same
+            report.errors.append(str(error))
         if self.site_data is not None:
             check_delta(policy, self.site_data)
         paid = {"prompt_recipient": 0.0, "operator": 0.0}

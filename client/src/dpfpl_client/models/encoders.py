@@ -15,7 +15,8 @@ from torch import Tensor
 
 from dpfpl_client.models.clip import ClipBackbone
 from dpfpl_client.models.dual_encoder import DualEncoder
-from dpfpl_client.models.files import load_image_processor, load_parts, model_fingerprint, model_type
+from dpfpl_client.models.files import load_image_processor, load_parts, model_fingerprint
+from dpfpl_client.models.folder import model_type
 from dpfpl_client.models.text_tower.choice import TextTower
 from dpfpl_client.models.text_tower.plain import PlainPass
 from dpfpl_client.models.text_tower.shared_prefix import ClassTokens

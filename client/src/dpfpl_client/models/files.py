@@ -15,7 +15,6 @@ from dpfpl_common.errors import ModelError
 
 __all__ = [
     "does_not_load", "feature_identity", "load_image_processor", "load_parts", "model_fingerprint", "model_folder",
-    "model_type",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -49,11 +48,6 @@ def model_folder(model: str, *, offline: bool) -> Path:
             message=f"{model!r} is neither a folder nor a model that can be reached.",
             advice="Give a folder, or a hub id on a machine with a network (or with the model in its local cache).",
         ) from None
-
-
-def model_type(folder: Path) -> str:
-    """The family that the model's own config.json names; the folder passed ``refuse_broken``."""
-    return str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"])
 
 
 def model_fingerprint(folder: Path) -> str:

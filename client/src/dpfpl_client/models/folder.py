@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from dpfpl_common.errors import ModelError
 
-__all__ = ["identifying_files", "refuse_broken", "stored_precision", "weight_files"]
+__all__ = ["identifying_files", "model_type", "refuse_broken", "stored_precision", "weight_files"]
 
 WEIGHTS: Final = ("*.safetensors",)
 DESCRIPTIONS: Final = (
@@ -35,6 +35,16 @@ def identifying_files(folder: Path) -> list[Path]:
     return sorted(found)
 
 
+def model_type(folder: Path) -> str:
+    """The family that the model's own config.json names.
+
+    Raises:
+        ModelError: GIT_LFS_POINTER where config.json is one, NO_MODEL_CONFIG.
+    """
+    _refuse_pointers(folder, [path for path in identifying_files(folder) if path.name == "config.json"])
+    return str(_read_config(folder)["model_type"])
+
+
 def refuse_broken(folder: Path) -> None:
     """Refuse a folder that lacks something, or holds something damaged, or loads something from elsewhere.
 
@@ -42,7 +52,7 @@ def refuse_broken(folder: Path) -> None:
         ModelError: GIT_LFS_POINTER, NO_MODEL_CONFIG, MODEL_FILE_DAMAGED, MODEL_FILE_CUT, WEIGHTS_ELSEWHERE,
             WEIGHTS_INCOMPLETE, NO_SAFETENSORS, NO_TOKENIZER or NO_PREPROCESSOR.
     """
-    _refuse_pointers(folder)
+    _refuse_pointers(folder, identifying_files(folder))
     config = _read_config(folder)
     for path in identifying_files(folder):
         if path.suffix == ".json" and path.name != "config.json":
@@ -124,9 +134,9 @@ def _plain_name(name: object, said_by: str, endings: tuple[str, ...]) -> str:
     )
 
 
-def _refuse_pointers(folder: Path) -> None:
+def _refuse_pointers(folder: Path, files: list[Path]) -> None:
     pointers = []
-    for path in identifying_files(folder):
+    for path in files:
         with _opened(path) as file:
             if file.read(len(POINTER)) == POINTER:
                 pointers.append(path.name)

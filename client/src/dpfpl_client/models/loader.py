@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from dpfpl_client.models.backbone import Backbone
-from dpfpl_client.models.files import does_not_load, model_folder, model_type
-from dpfpl_client.models.folder import refuse_broken, stored_precision
+from dpfpl_client.models.files import does_not_load, model_folder
+from dpfpl_client.models.folder import model_type, refuse_broken, stored_precision
 from dpfpl_client.models.placement import CPU, device_named
 from dpfpl_client.site.settings import ComputeSettings
 from dpfpl_common.errors import DpfplError, ModelError
@@ -45,8 +45,7 @@ def load_backbone(
     }  # fmt: skip
     place = device_named(device)
     folder = model_folder(model, offline=offline)
-    refuse_broken(folder)
-    family = model_type(folder)
+    family = model_type(folder)  # judged first: files that a foreign model lacks are not worth fetching
     if family not in loaders:
         reason = REFUSED.get(family, "it is not among those whose gradients are known to be exact")
         raise ModelError(
@@ -54,6 +53,7 @@ def load_backbone(
             message=f"The model in {folder} is of the family {family!r}, which cannot be used: {reason}.",
             advice=f"Use a model whose config.json names one of: {', '.join(sorted(loaders))}.",
         )
+    refuse_broken(folder)
     if dtype == torch.bfloat16 and family not in FAMILIES:
         raise ModelError(
             code="PRECISION_UNUSABLE",

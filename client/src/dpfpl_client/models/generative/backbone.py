@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from dpfpl_client.models.class_scorer import EXACT
-from dpfpl_client.models.files import feature_identity, load_image_processor, load_parts, model_fingerprint, model_type
+from dpfpl_client.models.files import feature_identity, load_image_processor, load_parts, model_fingerprint
+from dpfpl_client.models.folder import model_type
 from dpfpl_client.models.generative.language import LanguageModel
 from dpfpl_client.models.generative.layout import Ends, layout_of
 from dpfpl_client.models.generative.scorer import AnswerScorer
