@@ -121,7 +121,7 @@ ATTACKS = {
     "another site's reply": (copy_of_the_east, "OTHER_SITE"),
     "another site's reply in my name": (its_update_as_mine, "SIGNATURE_WRONG"),
     "other metrics": (better_metrics, "SIGNATURE_WRONG"),
-    "other seconds": (lambda reply, east, earlier: head(reply, seconds=99.0), "SIGNATURE_WRONG"),
+    "a field that nobody signs": (lambda reply, east, earlier: head(reply, seconds=99.0), "UNKNOWN_FIELD"),
 }
 
 
