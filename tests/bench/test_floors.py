@@ -119,20 +119,25 @@ def test_local_only_keeps_noise_clipping_and_steps(backbone, sites, simulated):
             assert getattr(alone.privacy, name) == getattr(experiment.privacy, name)
 
 
-def test_centralised_uses_every_image_once_without_noise_for_the_same_steps(backbone, sites, simulated):
-    experiment = make_experiment(backbone)
+def test_centralised_trains_on_every_image_without_noise(backbone, sites, monkeypatch):
+    trained, original = [], floors._trained_out
 
-    centralised(backbone, sites, experiment, seed=0)
+    def recorded(scorer, model, experiment, train):
+        trained.append((experiment, train))
+        return original(scorer, model, experiment, train)
 
-    (((pool,), together),) = simulated
+    monkeypatch.setattr(floors, "_trained_out", recorded)
+    monkeypatch.setattr(floors, "MOST_STEPS", 1)
+
+    centralised(backbone, sites, make_experiment(backbone), seed=0)
+
+    ((together, train),) = trained
     expected = torch.cat([site.features.train.features for site in sites])
-    np.testing.assert_array_equal(pool.features.train.features, expected)
-    assert pool.features.train.labels.tolist() == [0, 1] * 8 + [2, 3] * 4
-    assert len(pool.features.test) == 0
+    np.testing.assert_array_equal(train.features, expected)
+    assert train.labels.tolist() == [0, 1] * 8 + [2, 3] * 4
     assert together.privacy.noise_multiplier == 0.0
     assert together.privacy.nominal_site_size == 24
     assert together.prompt.method == "promptfl"
-    assert together.total_steps == experiment.total_steps
     assert not together.is_private
 
 
@@ -152,13 +157,13 @@ def test_a_site_without_test_images_is_left_out_of_the_means(backbone, sites):
 
     floor = local_only(backbone, [blind], make_experiment(backbone, rounds=1), seed=0)
 
-    assert floor == {"local": None, "neighbour": None, "worst_site": None}
+    assert floor == dict.fromkeys(("local", "neighbour", "unseen", "all", "worst_site"))
 
 
 def test_every_site_alone_is_shown_with_its_noise_and_without(backbone, sites, simulated):
     found = trained_floors(backbone, sites, make_experiment(backbone, rounds=1), seed=0)
     assert set(found) == {"local_only", "local_only_no_noise", "centralised"}
-    assert [alone.privacy.noise_multiplier for _, alone in simulated] == [1.0, 1.0, 0.0, 0.0, 0.0]
+    assert [alone.privacy.noise_multiplier for _, alone in simulated] == [1.0, 1.0, 0.0, 0.0]
     for floor in found.values():
         assert floor["worst_site"] <= floor["local"]
 
@@ -166,7 +171,7 @@ def test_every_site_alone_is_shown_with_its_noise_and_without(backbone, sites, s
 def test_without_noise_every_site_alone_is_trained_once(backbone, sites, simulated):
     experiment = make_experiment(backbone, rounds=1, target_epsilon=None, noise_multiplier=0.0)
     found = trained_floors(backbone, sites, experiment, seed=0)
-    assert len(simulated) == 3
+    assert len(simulated) == 2
     assert found["local_only"] == found["local_only_no_noise"]
 
 
