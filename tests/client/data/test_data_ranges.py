@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from dpfpl_client.data import DataSettings, load_site_data, read_pool
+from dpfpl_client.data import DataSettings, load_site_data, read_pool, value_range
 from dpfpl_client.data.decode import PixelRules, UnreadableImageError, decode_image
 from dpfpl_common.errors import ConfigError
 
@@ -233,3 +233,12 @@ def test_another_setting_makes_other_pictures_also_where_digests_are_remembered(
 def test_impossible_bits_are_refused(bits):
     with pytest.raises(ConfigError, match="bits is"):
         DataSettings("digits", bits=bits)
+
+
+def test_strips_give_what_the_whole_gives(monkeypatch):
+    values = np.random.default_rng(3).integers(0, 2**16, (37, 11)).astype("<u2")
+    whole = value_range.scale(values, 5.0, 60_000.0)
+    monkeypatch.setattr(value_range, "STRIP_VALUES", 25)  # two rows, and one row at the end
+    assert np.array_equal(value_range.scale(values, 5.0, 60_000.0), whole)
+    assert whole.min() == 0
+    assert whole.max() == 255

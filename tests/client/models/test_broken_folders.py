@@ -358,6 +358,16 @@ def test_two_hundred_damaged_folders_each_has_a_code_or_is_plain(folder, siglip,
     assert len(codes[0]) > 8, codes
 
 
+def test_a_foreign_family_is_named_before_anything_that_its_folder_lacks(folder):
+    (folder / "tokenizer.json").unlink()
+    (folder / "preprocessor_config.json").unlink()
+    (folder / "model.safetensors").write_text(POINTER)
+    changed_json(folder / "config.json", model_type="foreign")
+    refused(folder, "UNKNOWN_FAMILY", "'foreign'")
+    (folder / "config.json").write_text(POINTER)
+    refused(folder, "GIT_LFS_POINTER", "config.json")
+
+
 def test_what_is_sound_is_not_refused(folder, siglip):
     refuse_broken(folder)
     refuse_broken(siglip)

@@ -13,6 +13,7 @@ hold, its pictures would be nearly black. The rule, in this order:
 It looks at one file and at a setting, never at other files: one picture more must not change another one's pixels.
 """
 
+import math
 import re
 import struct
 from collections.abc import Mapping
@@ -24,8 +25,10 @@ from PIL import Image
 
 __all__ = ["Range", "UnreadableImageError", "check_wide_colours", "has_wide_colours", "scale", "scale_wide_grey"]
 
-Values = NDArray[np.int64]
+Values = NDArray[Any]
+"""Whole numbers as a file stores them, mostly uint16: a copy in a wider type would be larger than the image."""
 
+STRIP_VALUES = 1 << 20
 _BITS_PER_SAMPLE, _DESCRIPTION, _MAX_SAMPLE_VALUE, _SAMPLE_FORMAT = 258, 270, 281, 339
 _SIGNED = 2
 _PNG_DEPTH_AT = 24
@@ -70,8 +73,7 @@ def scale_wide_grey(
             raise _unknown_range(opened.mode, tags)
         black, white = shown
     else:
-        whole = values.astype(np.int64)
-        black, white = _declared_range(whole, tags, png_significant_bits(head)) or _of_setting(whole, bits)
+        black, white = _declared_range(values, tags, png_significant_bits(head)) or _of_setting(values, bits)
     inside = np.clip([values.min(), values.max()], black, white)
     return scale(values, black, white), float(inside[1] - inside[0]) / (white - black), max(0, int(values.max()))
 
@@ -147,9 +149,16 @@ def _unknown_range(mode: str, tags: Mapping[int, Any]) -> UnreadableImageError:
 
 
 def scale(values: NDArray[np.number], black: float, white: float) -> NDArray[np.uint8]:
-    """Values between black and white as 0 to 255, rounded; what lies outside is cut off."""
-    shares = (values.astype(np.float64) - black) / (white - black)
-    return np.rint(np.clip(np.nan_to_num(shares), 0.0, 1.0) * 255).astype(np.uint8)
+    """Values between black and white as 0 to 255, rounded; what lies outside is cut off.
+
+    Strip by strip, as it takes many bytes a value on the way.
+    """
+    grey = np.empty(values.shape, np.uint8)
+    rows = max(1, STRIP_VALUES // max(1, math.prod(values.shape[1:])))
+    for top in range(0, len(values), rows):
+        shares = (values[top : top + rows].astype(np.float64) - black) / (white - black)
+        grey[top : top + rows] = np.rint(np.clip(np.nan_to_num(shares), 0.0, 1.0) * 255)
+    return grey
 
 
 def png_significant_bits(head: bytes) -> int:
