@@ -120,7 +120,7 @@ def test_O6_after_both_ends_are_upgraded_a_stored_release_is_served_for_nothing(
     built.lock.release()
     assert again.update.tobytes() == stored.reply.update.tobytes()
     after = summarise(settings)
-    assert after["experiments"][0]["charges"] == before["experiments"][0]["charges"] == 1
+    assert after["experiments"][0]["charges"] == before["experiments"][0]["charges"] == 2  # the round, the scores
     assert after["spent_epsilon"] == before["spent_epsilon"]
 
 

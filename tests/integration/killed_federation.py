@@ -168,9 +168,9 @@ class Federation:
         thread.start()
         return thread
 
-    def charges(self) -> dict[str, set[tuple[int, int, int]]]:
-        """By experiment, what each site's ledger says: rounds, charges, releases."""
-        found: dict[str, set[tuple[int, int, int]]] = {}
+    def charges(self) -> dict[str, set[tuple[tuple[int, ...], int]]]:
+        """By experiment, what each site's ledger says: the rounds charged, in order, and how many were released."""
+        found: dict[str, set[tuple[tuple[int, ...], int]]] = {}
         for kit in self.kits:
             settings = load_site(kit)
             ledger = Ledger(settings.state_folder / "ledger.sqlite", Registry(settings.registry_folder), observe=True)
@@ -179,7 +179,7 @@ class Federation:
             for name in {charge.experiment for charge in charges}:
                 own = [charge for charge in charges if charge.experiment == name]
                 released = sum(bool(charge.release_digest) for charge in own)
-                found.setdefault(name, set()).add((len({charge.round for charge in own}), len(own), released))
+                found.setdefault(name, set()).add((tuple(charge.round for charge in own), released))
         return found
 
     def context(self, name: str) -> np.ndarray:

@@ -19,7 +19,7 @@ import pytest
 from killed_federation import SITES, Federation, command_line, experiment
 
 from dpfpl_client.agent.ledger.anchor import Registry
-from dpfpl_client.agent.ledger.book import Charge, Ledger
+from dpfpl_client.agent.ledger.book import SCORES, Charge, Ledger
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.node.launch import wait_for_agent
 from dpfpl_client.node.supernode import SuperNodeSettings, start_supernode, wait_until_connected
@@ -199,14 +199,15 @@ class Run(threading.Thread):
         return [event["dropped"] for event in events if event["phase"] == "ROUND_ABANDONED"]
 
     def ended_well(self, kept: list[str]) -> None:
-        """Both rounds hold both sites; the first one's releases are those computed for nobody, for one charge."""
+        """Both rounds hold both sites; the first one's releases are those computed for nobody; nothing paid twice."""
         self.join(240)
         assert [entry["sites"] for entry in self.result.get("rounds", [])] == [list(SITES)] * 2
         for kit, digest in zip(self.federation.kits, kept, strict=True):
             charges = self.federation.site_charges(kit, self.of.name)
-            assert [charge.round for charge in charges] == [1, 2]
+            assert [charge.round for charge in charges] == [1, 2, SCORES]
             assert charges[0].release_digest == digest
             assert charges[1].release_digest
+            assert charges[2].release_digest
 
 
 @pytest.fixture(scope="module")

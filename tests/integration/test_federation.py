@@ -93,7 +93,8 @@ def test_deployed_over_grpc_and_simulated_give_the_same_prompts(tmp_path: Path, 
     assert len(result["privacy"]["epsilons"]) == 3
     assert (tmp_path / "run" / "report.html").exists()
     charges = json.loads(ledger(kits[0]))["experiments"]
-    assert [(row["rounds"], row["charges"], row["released"]) for row in charges] == [(3, 3, 3)]
+    paid = [(row["rounds"], row["scored"], row["charges"], row["released"]) for row in charges]
+    assert paid == [(3, True, 4, 4)], "every round once, and the scores once"
 
 
 def simulate(experiment: Experiment) -> tuple[np.ndarray, list[np.ndarray]]:

@@ -1,7 +1,7 @@
 """L1, L2: kill -9 of the server's processes in every phase; the experiment ends as if nothing had happened.
 
 Sites are seeded and their data public, so "as if" is exact: the same final shared prompt, bit for bit, and each site
-charged once for each round.
+charged once for each round and once for its scores.
 """
 
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from killed_federation import ROUNDS, SITES, Federation, use_killing_app
 
+from dpfpl_client.agent.ledger.book import SCORES
 from dpfpl_common.errors import RoundError
 from dpfpl_server.runs.supervise import Limits
 
@@ -53,7 +54,8 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
 
 def as_if_nothing_had_happened(federation: Federation, name: str) -> None:
     np.testing.assert_array_equal(federation.context(name), federation.context("whole"))
-    assert federation.charges()[name] == {(ROUNDS, ROUNDS, ROUNDS)}  # rounds, charges, releases of either site
+    paid = ((*range(1, ROUNDS + 1), SCORES), ROUNDS + 1)
+    assert federation.charges()[name] == {paid}, "both sites were charged once for each round and for the scores"
     result = federation.folder(name).read_json("result.json")
     assert [entry["round"] for entry in result["rounds"]] == list(range(1, ROUNDS + 1))
     assert [entry["sites"] for entry in result["rounds"]] == [list(SITES)] * ROUNDS

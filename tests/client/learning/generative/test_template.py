@@ -93,10 +93,13 @@ def test_a_tokenizers_template_that_takes_nothing_is_refused(folder, template):
         load_backbone(str(folder))
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"chat_template": {"tools": "x"}}'])
-def test_a_damaged_template_file_is_refused(folder, content):
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [("{", "MODEL_FILE_DAMAGED"), ("[]", "BAD_TEMPLATE"), ('{"chat_template": {"tools": "x"}}', "BAD_TEMPLATE")],
+)
+def test_a_damaged_template_file_is_refused(folder, content, code):
     put(folder, chat_template__json=content)
-    with pytest.raises(ModelError, match="BAD_TEMPLATE"):
+    with pytest.raises(ModelError, match=code):
         load_backbone(str(folder))
 
 
