@@ -199,7 +199,7 @@ class Run(threading.Thread):
         return [event["dropped"] for event in events if event["phase"] == "ROUND_ABANDONED"]
 
     def ended_well(self, kept: list[str]) -> None:
-        """Both rounds hold both sites; the first one's releases are those computed for nobody; nothing paid twice."""
+        """Both rounds hold both sites, the first with the releases computed for nobody; nothing is paid twice."""
         self.join(240)
         assert [entry["sites"] for entry in self.result.get("rounds", [])] == [list(SITES)] * 2
         for kit, digest in zip(self.federation.kits, kept, strict=True):
