@@ -176,7 +176,7 @@ for label, value, code in (("NaN", np.nan, "NONFINITE_INPUT"), ("1e38", 1e38, "N
         return o.call(message)
 
     refused(BREAK, f"a prompt with {label} in it", code, _poisoned)
-refused(BREAK, "a message of 8 MiB", "RESOURCE_EXHAUSTED", lambda o: o.call(bytes(8 << 20)))
+refused(BREAK, "a message of 9 MiB", "RESOURCE_EXHAUSTED", lambda o: o.call(bytes(9 << 20)))
 refused(BREAK, "a learning rate of 1e9", "IMPOSSIBLE_VALUE", lambda o: o.asked("optimizer.personal_learning_rate", 1e9))
 refused(BREAK, "a thousand million local steps", "IMPOSSIBLE_VALUE", lambda o: o.asked("rounds.local_steps", 10**9))
 refused(BREAK, "round 4 of 3", "BAD_ROUND", lambda o: o.call(_numbered(o, 4)))
@@ -264,15 +264,16 @@ def asked_for_other_classes(operator: Operator) -> Outcome:
 def oracle(operator: Operator) -> Outcome:
     of = operator.fresh()
     operator.train(1, of)
-    before, chance, codes, values = operator.charges, np.random.default_rng(0), Counter(), []
+    before, chance, codes, values, scores = operator.charges, np.random.default_rng(0), Counter(), [], []
     for _ in range(60):
         context = chance.normal(0, 0.3, of.context_shape).astype("<f4")
         got = operator.call(wire.encode_evaluate_request(EvaluateRequest(of, 3, context)), "Evaluate")
         codes[got if isinstance(got, str) else "answered"] += 1
         values += [] if isinstance(got, str) else list(got.metrics.values())
-    coarse = all(abs(value * 20 - round(value * 20)) < 1e-9 for value in values)
-    told = f"{codes.pop('answered', 0)} answers with accuracies in steps of 0.05, no image's own"
-    ok = coarse and operator.charges == before
+        scores += [] if isinstance(got, str) or not got.scores else [got.scores]
+    answers = codes.pop("answered", 0)
+    told = f"{answers} answers without an accuracy, {len(scores)} of them with noised counts, for a charge"
+    ok = not values and len(scores) == 1 and operator.charges == before + 1
     return Outcome(READ, "60 evaluations of chosen prompts", told, ", ".join(codes) or "answered", ok)
 
 

@@ -15,11 +15,11 @@ from dpfpl_bench.simulate.sources import (
     data_settings,
     domain_classes,
     domain_sites,
-    initial_text,
     named_classes,
 )
 from dpfpl_client.data import DataSettings, partition_sites, read_pool
 from dpfpl_common.errors import DataError
+from dpfpl_common.experiment import PromptSettings
 
 
 def write_images(folder, count, seed=0):
@@ -52,8 +52,8 @@ def test_classes_are_renamed_and_left_out_as_in_the_comparisons():
 
 
 def test_a_learned_prompt_starts_from_what_stands_before_the_class_name():
-    assert initial_text("food101") == "a photo of"
-    assert initial_text("oxford_pets") == initial_text("dtd") == initial_text("digits") == "a photo of a"
+    assert FIELD["food101"].init_text == "a photo of"
+    assert FIELD["oxford_pets"].init_text == FIELD["dtd"].init_text == PromptSettings().init_text == "a photo of a"
 
 
 def test_a_set_that_is_not_at_hand_says_where_it_is_had(monkeypatch, tmp_path):
