@@ -18,11 +18,11 @@ from research.speed.autograd_tower import AutogradTower
 __all__ = ["demo_sites", "fixed_noise", "measure_profile"]
 
 PARTS: Final = {
-    "gradients": ("gradients.py", "per_example_gradients"),
+    "gradients": ("class_scorer.py", "per_example_gradients"),
     "clipping and noise": ("step.py", "noised_step"),
-    "factorisation": ("factorisation.py", "factorise"),
+    "factorisation": ("methods.py", "factorise"),
     "evaluation": ("learner.py", "evaluate"),
-    "ledger": ("ledger.py", "reserve"),
+    "ledger": ("book.py", "reserve"),
     "budget check": ("budget.py", "check_budget"),
     "aggregation": ("aggregation.py", ""),
 }

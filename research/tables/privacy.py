@@ -192,7 +192,7 @@ class PrivacyRun:
 def settings_of(run: PrivacyRun) -> RunSettings:
     """The settings of the run; what it does not name has the default."""
     return RunSettings(
-        prompt=RunPrompt(method=run.method, rank=run.rank),
+        prompt=RunPrompt(method=run.method, rank=run.rank, evidence=False),
         privacy=RunPrivacy(
             mechanism=run.mechanism,
             trust=run.trust,

@@ -34,7 +34,7 @@ def test_the_summary_adds_up(settings):
     paid = epsilon([PrivacyEvent("x", "per_step", 2.0, 0.5, 2)], 1e-5)
     summary = summarise(settings)
     (pilot,) = summary["experiments"]
-    assert [pilot[key] for key in ("experiment", "rounds", "charges", "released", "assumed")] == ["pilot", 1, 1, 1, 0]
+    assert [pilot[key] for key in ("experiment", "rounds", "charges", "released", "assumed")] == ["pilot", 1, 2, 2, 0]
     assert pilot["epsilon"] == pilot["epsilons"]["prompt_recipient"] == paid
     assert (summary["left_epsilon"], summary["left_epsilon_operator"]) == (100.0 - paid, 40.0 - paid)
     assert (summary["spent_epsilon"], summary["max_epsilon_lifetime"], summary["delta"]) == (paid, 100.0, 1e-5)
@@ -46,7 +46,7 @@ def test_an_interrupted_round_is_charged_and_not_released(settings):
     reserve(settings, "another")
     another, pilot = summarise(settings)["experiments"]
     assert (another["experiment"], another["charges"], another["released"]) == ("another", 1, 0)
-    assert (pilot["rounds"], pilot["charges"], pilot["released"]) == (1, 2, 1)
+    assert (pilot["rounds"], pilot["charges"], pilot["released"]) == (1, 3, 2)  # the round twice, the scores
     assert summarise(settings)["spent_epsilon"] > pilot["epsilon"] > once
 
 
