@@ -10,6 +10,7 @@ from killable import Driver, Site, make_experiment, train_request
 from storage_shim import Disk, Shim, missing_tools
 
 from dpfpl_client.agent.channel import AgentChannel
+from dpfpl_client.agent.ledger.book import SCORES
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_common.wire.payloads import EvaluateRequest
 
@@ -111,7 +112,10 @@ def held(image, made, released):
             record = store.read(name, number)  # whole, or an error
             assert charged[name, number].release_digest in ("", record.digest())
     for key, charge in charged.items():
-        assert not charge.release_digest or store.read(*key) is not None, "committed, but gone"
+        if charge.release_digest and charge.round == SCORES:
+            assert store.read_scores(charge.experiment, charge.release_digest), "committed, but gone"
+        else:
+            assert not charge.release_digest or store.read(*key) is not None, "committed, but gone"
 
 
 @pytest.mark.parametrize(("names", "tear"), [("durable", False), ("all", False), ("durable", True), ("all", True)])
