@@ -125,6 +125,8 @@ class Site:
     def prompts_are_whole(self):
         """Every record of every experiment reads back, and the committed ones are what the ledger says."""
         committed = {(c.experiment, c.round): c.release_digest for c in self.charges if c.release_digest}
+        for name, number in [key for key in committed if key[1] == SCORES]:
+            assert self.store.read_scores(name, committed.pop((name, number)))
         for name in self.store.experiments():
             for number in self.store.rounds(name):
                 record = self.store.read(name, number)
