@@ -57,12 +57,12 @@ def test_DR6_looser_rules_of_a_kit_are_listed_and_do_not_hold(kit, tmp_path, mon
     assert code in (0, None)
     for line in (
         "max_epsilon_lifetime: 500.0, where the template has 20.0",
-        'metrics: "exact", where the template has "coarse"',
+        'metrics: "exact", where the template has "noised"',
     ):
         assert line in out
     assert "max_epsilon_per_experiment" not in out, "what is stricter needs no word"
     policy = rules(kit).current()
-    assert (policy.max_epsilon_lifetime, policy.metrics, policy.max_epsilon_per_experiment) == (20.0, "coarse", 5.0)
+    assert (policy.max_epsilon_lifetime, policy.metrics, policy.max_epsilon_per_experiment) == (20.0, "noised", 5.0)
     assert sorted(rules(kit).pending()) == ["max_epsilon_lifetime", "metrics"]
 
 
@@ -91,6 +91,6 @@ def test_DR6_at_a_terminal_each_one_is_asked_for(kit, tmp_path, monkeypatch, cap
     run(monkeypatch, capsys, "init", "--site", str(kit / "site.toml"), "--data", str(tmp_path / "images"))
     assert sorted(asked) == ["max_epsilon_lifetime", "metrics"]
     assert rules(kit).current().max_epsilon_lifetime == 500.0
-    assert rules(kit).current().metrics == "coarse"
+    assert rules(kit).current().metrics == "noised"
     run(monkeypatch, capsys, "init", "--site", str(kit / "site.toml"), "--data", str(tmp_path / "images"))
-    assert rules(kit).current().metrics == "coarse", "a second init accepts nothing by itself"
+    assert rules(kit).current().metrics == "noised", "a second init accepts nothing by itself"

@@ -13,6 +13,7 @@ import numpy as np
 from agent_driver import open_ledger
 
 from dpfpl_client.agent.channel import AgentChannel
+from dpfpl_client.agent.ledger.book import SCORES
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_common.errors import RefusedError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings, RoundSettings

@@ -28,7 +28,7 @@ def test_L12_the_largest_reply_and_request_fit_in_a_mebibyte(experiment):
     request = largest(experiment, MAX_CONTEXT_BYTES // (4 * 512))
     reply = SiteReply("north", 1, request.global_context, dict.fromkeys(METRIC_NAMES, 1 / 3), signature=b"s" * 64)
     assert record_bytes(encode_reply(reply, request)) <= 1 << 20
-    assert record_bytes(encode_train_request(request)) <= MAX_MESSAGE_BYTES == 1 << 20
+    assert record_bytes(encode_train_request(request)) <= 1 << 20 < MAX_MESSAGE_BYTES
 
 
 def test_L12_a_larger_context_is_refused_before_it_is_sent(experiment):
@@ -41,9 +41,9 @@ def test_L12_sending_a_reply_again_computes_nothing(tmp_path, backbone, features
     computed = []
     train_round = PromptLearner.train_round
 
-    def counted(*arguments):
+    def counted(*arguments, **more):
         computed.append(1)
-        return train_round(*arguments)
+        return train_round(*arguments, **more)
 
     monkeypatch.setattr(PromptLearner, "train_round", counted)
     ledger = Ledger(tmp_path / "ledger.sqlite")

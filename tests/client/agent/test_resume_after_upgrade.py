@@ -6,7 +6,7 @@ import pytest
 import dpfpl_common
 from dpfpl_bench.simulate.simulation import InProcessGrid
 from dpfpl_client.agent.core import SiteAgent
-from dpfpl_client.agent.ledger.book import Ledger
+from dpfpl_client.agent.ledger.book import SCORES, Ledger
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.learning.step import SeededRandomness
 from dpfpl_client.node import records
@@ -92,5 +92,5 @@ def test_O6_a_run_resumed_after_both_ends_were_upgraded_ends_as_if_they_were_not
         monkeypatch.setattr(module, "PROTOCOL_VERSION", PROTOCOL_VERSION + 1)
     monkeypatch.setattr(dpfpl_common, "__version__", "9.0.0")
     np.testing.assert_array_equal(upgraded.run(keep), expected)
-    paid = [(1, True), (2, True), (3, True)]
+    paid = [(1, True), (2, True), (3, True), (SCORES, True)]
     assert upgraded.charges() == whole.charges() == dict.fromkeys(experiment.sites, paid)
