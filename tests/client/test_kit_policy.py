@@ -14,7 +14,7 @@ from dpfpl_server.sites.provision import ProvisionRequest, provision
 
 LOOSE = (
     STARTING_POLICY.replace("max_epsilon_lifetime = 20.0", "max_epsilon_lifetime = 500.0")
-    .replace('metrics = "coarse"', 'metrics = "exact"')
+    .replace('metrics = "noised"', 'metrics = "exact"')
     .replace("max_epsilon_per_experiment = 10.0", "max_epsilon_per_experiment = 5.0")
 )
 
