@@ -117,7 +117,7 @@ class DPFPLStrategy(Strategy):
             started = time.monotonic()
             request = self._train_request(number)
             asked = {s: self.checkpoint.evidence.ask(request, s) for s in chosen if s not in self._gone}
-            contents = {site: encode_train_request(of_site) for site, of_site in asked.items()}
+            contents = _encoded(asked, encode_train_request)
             messages = self._addressed(grid, contents, "train", number)
             replies = Replies(self.experiment, request, self._norm_cap, self._signatures, asked)
             replies.failures.update({site: why for site, why in self._gone.items() if site in chosen})
@@ -197,7 +197,7 @@ class DPFPLStrategy(Strategy):
         request = EvaluateRequest(self.experiment, number, self.checkpoint.global_context)
         self._notice_withdrawn(number)
         asked = {s: self.checkpoint.evidence.ask_last(request, s) for s in self._nodes if s not in self._gone}
-        contents = {site: encode_evaluate_request(of_site) for site, of_site in asked.items()}
+        contents = _encoded(asked, encode_evaluate_request)
         messages = self._addressed(grid, contents, "evaluate", number)
         replies = Replies(self.experiment, request, self._norm_cap, self._signatures, asked)
         replies.failures.update(self._gone)
@@ -340,6 +340,13 @@ class DPFPLStrategy(Strategy):
         """Flower's entry point: the same as ``run``."""
         self.run(grid)
         return Result(arrays=ArrayRecord([self.checkpoint.global_context]))
+
+
+def _encoded(asked: Mapping[str, Any], encode: Callable[[Any], RecordDict]) -> dict[str, RecordDict]:
+    """Every site's request as a record; a request that many sites share is encoded once."""
+    once = {id(request): request for request in asked.values()}
+    records = {key: encode(request) for key, request in once.items()}
+    return {site: records[id(request)] for site, request in asked.items()}
 
 
 def _rejected(failures: Mapping[str, Rejected]) -> dict[str, dict[str, str]]:
