@@ -231,7 +231,8 @@ class GenerativeBackbone:
         picture[0, : len(self.layout.picture)] = self.layout.picture.to(ids.device)
         given = {key: value.to(ids.device) for key, value in probe.items()}
         if self._quirks.rope_index:
-            given["position_ids"] = self._model.model.get_rope_index(ids, picture.int(), given["image_grid_thw"])[0]
+            places = self._model.model.get_rope_index(ids.cpu(), picture.int().cpu(), probe["image_grid_thw"].cpu())[0]
+            given["position_ids"] = places.to(ids.device)
         if self._quirks.sees_ahead:
             said = torch.arange(ids.shape[1], device=ids.device)[None] >= ids.shape[1] - answer
             given["token_type_ids"] = (picture if self._quirks.sees_ahead == "picture" else said).long()
