@@ -15,6 +15,7 @@ from dpfpl_client.node.app import app
 from dpfpl_common.errors import RefusedError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, TrainRequest
+from dpfpl_common.wire.refusal import Refusal
 from dpfpl_server.federation import records
 
 SHAPE = (4, 8)
@@ -82,13 +83,11 @@ def test_train_and_evaluate_reach_the_agent(site):
 
 
 def test_refusal_of_the_agent_is_a_reply_with_code_and_advice(site):
-    site.error = RefusedError(code="BUDGET_SPENT", message="The cap is 2.", advice="Ask the site.")
+    site.error = RefusedError(code="BUDGET_SPENT", rule="max_epsilon", message="The cap is 2.", advice="Ask the site.")
     outcome = refusal(records.encode_train_request(TRAIN), site.node)
     assert (outcome.site, outcome.round) == ("north", 3)
-    assert (outcome.refusal.code, outcome.refusal.rule, outcome.refusal.advice) == (
-        "BUDGET_SPENT",
-        "The cap is 2.",
-        "Ask the site.",
+    assert outcome.refusal == Refusal(
+        "BUDGET_SPENT", "max_epsilon", "The cap is 2 (rule max_epsilon).", "Ask the site."
     )
 
 
@@ -135,7 +134,7 @@ def test_unforeseen_error_of_the_app_is_a_refusal_too(site, monkeypatch, caplog)
         content = call(records.encode_train_request(TRAIN), site.node)
     assert content["reply"]["code"] == "INTERNAL"
     assert "patient" not in repr(content) + caplog.text
-    assert content["reply"]["rule"].split()[-1].rstrip(".") in caplog.text
+    assert content["reply"]["message"].split()[-1].rstrip(".") in caplog.text
 
 
 def test_import_is_light_and_telemetry_is_off():

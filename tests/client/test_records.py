@@ -132,6 +132,7 @@ def test_reply_has_exactly_the_agreed_records():
         "status": "ok",
         "code": "OK",
         "rule": "",
+        "message": "",
         "advice": "",
     }
     evaluation = EvaluateRequest(EXPERIMENT, 10, CONTEXT)
@@ -146,7 +147,9 @@ def test_reply_that_does_not_answer_is_not_sent():
 
 
 def test_refusal_is_one_record():
-    content = records.encode_refusal(Refusal("CAP", "The cap is 2.", "Wait."), "north", 3)
+    content = records.encode_refusal(
+        Refusal("CAP", "max_rounds", "The cap is 2 (rule max_rounds).", "Wait."), "north", 3
+    )
     assert set(content) == {"reply"}
     assert (content["reply"]["status"], content["reply"]["code"]) == ("refused", "CAP")
 

@@ -46,7 +46,7 @@ def test_fields_are_these_and_no_others():
         "EvaluateRequest": ["protocol_version", "experiment", "round", "global_context", "pool", "chosen"],
         "Reply": ["protocol_version", "reply", "refusal"],
         "SiteReply": ["site", "round", "update", "metrics", "scores", "signature", "evidence"],
-        "Refusal": ["code", "rule", "advice"],
+        "Refusal": ["code", "rule", "message", "advice"],
     }
 
 

@@ -86,7 +86,7 @@ def test_reply_round_trip():
 
 
 def test_refusal_round_trip():
-    refusal = Refusal("BUDGET_SPENT", "The cap is 2.", "Ask the site.")
+    refusal = Refusal("BUDGET_SPENT", "max_epsilon", "The cap is 2.", "Ask the site.")
     assert wire.decode_reply(wire.encode_refusal(refusal), TRAIN) == refusal
 
 
@@ -297,10 +297,10 @@ def test_text_of_errors_about_the_site_stays_at_the_site():
     secret = DataError(code="UNREADABLE_IMAGE", message="patient_123.png", advice="Delete /data/patient_123.png")
     refusal = refusal_of(secret)
     assert refusal.code == "UNREADABLE_IMAGE"
-    assert "patient" not in refusal.rule + refusal.advice
-    assert refusal_of(RefusedError(code="CAP", message="The cap is 2.", advice="Wait.")) == Refusal(
-        "CAP", "The cap is 2.", "Wait."
-    )
+    assert "patient" not in refusal.rule + refusal.message + refusal.advice
+    told = refusal_of(RefusedError(code="CAP", rule="max_rounds", message="The cap is 2.", advice="Wait."))
+    assert told == Refusal("CAP", "max_rounds", "The cap is 2 (rule max_rounds).", "Wait.")
+    assert refusal_of(told.to_error()) == told  # as the ClientApp passes on what the agent says
     assert refusal_of(RefusedError(code="not a code", message="")).code == "REFUSED"
 
 
@@ -311,4 +311,4 @@ def test_any_text_can_be_told_as_one_printable_line(text):
     assert told == plain(told)
     assert len(told) <= MAX_TEXT
     assert told.isprintable()
-    wire.decode_reply(wire.encode_refusal(Refusal("X", told, told)), TRAIN)
+    wire.decode_reply(wire.encode_refusal(Refusal("X", told, told, told)), TRAIN)

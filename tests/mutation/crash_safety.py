@@ -196,7 +196,7 @@ CRASH_SAFETY = (
         "dpfpl_client.agent.service:AgentServer._method.answer",
         "reply = wire.encode_refusal(internal_refusal(incident))",
         "import sys\n"
-        "refusal = agent_pb2.Refusal(code='INTERNAL', rule=f'{sys.exception()} incident {incident}')\n"
+        "refusal = agent_pb2.Refusal(code='INTERNAL', message=f'{sys.exception()} incident {incident}')\n"
         "reply = agent_pb2.Reply(protocol_version=1, refusal=refusal)",
         (f"{RPC_INPUT_TESTS}::test_I13_the_text_of_an_error_inside_stays_inside",),
     ),

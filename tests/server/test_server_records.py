@@ -26,6 +26,7 @@ HEAD = {
     "status": "ok",
     "code": "OK",
     "rule": "",
+    "message": "",
     "advice": "",
 }
 
@@ -61,7 +62,7 @@ def test_the_server_reads_what_the_site_writes():
     np.testing.assert_array_equal(reply.update, CONTEXT)
     answer = SiteReply("south", 10, None, {})
     assert records.decode_reply(site.encode_reply(answer, EVALUATE), EVALUATE) == answer
-    refusal = Refusal("CAP", "The cap is 2.", "Wait.")
+    refusal = Refusal("CAP", "max_rounds", "The cap is 2 (rule max_rounds).", "Wait.")
     for round_number in (0, 3):
         back = records.decode_reply(site.encode_refusal(refusal, "north", round_number), TRAIN)
         assert back == records.SiteRefusal("north", round_number, refusal)

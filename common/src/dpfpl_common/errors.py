@@ -70,7 +70,17 @@ class PrivacyError(DpfplError):
 
 
 class RefusedError(DpfplError):
-    """The site's agent refuses a request; the text never says anything about the data."""
+    """The site's agent refuses a request; the text never says anything about the data.
+
+    Args:
+        rule: the rule that was broken, by its name in policy.toml or in the protocol; the message ends with it.
+    """
+
+    def __init__(self, *, code: str, message: str, rule: str = "", advice: str = "") -> None:
+        super().__init__(
+            code=code, message=f"{message.removesuffix('.')} (rule {rule})." if rule else message, advice=advice
+        )
+        self.rule = rule
 
 
 class StateError(DpfplError):

@@ -207,7 +207,8 @@ def violations(policy: Policy, experiment: Experiment) -> Iterator[Violation]:
 def _refusal(violation: Violation) -> RefusedError:
     return RefusedError(
         code=violation.code,
-        message=f"The site's policy forbids this experiment (rule {violation.rule}).",
+        message="The site's policy forbids this experiment.",
+        rule=violation.rule,
         advice=violation.advice,
     )
 

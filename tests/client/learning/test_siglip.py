@@ -157,9 +157,7 @@ def test_whole_rounds_move_both_parts(model, examples, make_experiment, privacy)
     assert np.isfinite(state.context).all()
     metrics = learner.evaluate(shared, state.context)
     assert set(metrics) == {
-        f"{who}_{where}"
-        for who in ("personal", "global", "zero_shot")
-        for where in ("local", "neighbour", "all")
+        f"{who}_{where}" for who in ("personal", "global", "zero_shot") for where in ("local", "neighbour", "all")
     }
     assert all(0 <= value <= 1 for value in metrics.values())
 

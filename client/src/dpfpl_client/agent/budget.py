@@ -54,7 +54,8 @@ def check_budget(policy: Policy, ledger: Ledger, experiment: Experiment, events:
         if any((other.mechanism == WHOLE_UPDATE) != whole for other in others):
             raise RefusedError(
                 code="UNITS_DO_NOT_ADD_UP",
-                message="This data was already charged under another unit of privacy (rule units).",
+                message="This data was already charged under another unit of privacy.",
+                rule="units",
                 advice="Epsilons of single examples and of whole sites have no sum: use one unit for the same data.",
             )
         for rule, cap, sum_of in (
@@ -66,7 +67,8 @@ def check_budget(policy: Policy, ledger: Ledger, experiment: Experiment, events:
             if over(sum_of, policy.delta, cap):
                 raise RefusedError(
                     code="BUDGET_EXHAUSTED",
-                    message=f"The site's privacy budget does not cover this experiment (rule {rule}).",
+                    message="The site's privacy budget does not cover this experiment.",
+                    rule=rule,
                     advice="Ask the site's administrator.",
                 )
 
@@ -190,4 +192,4 @@ def _time(at: str) -> datetime:
 
 
 def _refusal(code: str, rule: str, advice: str) -> RefusedError:
-    return RefusedError(code=code, message=f"The site does not compute this now (rule {rule}).", advice=advice)
+    return RefusedError(code=code, message="The site does not compute this now.", rule=rule, advice=advice)

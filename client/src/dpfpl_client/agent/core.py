@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import hashlib
 import logging
-import re
 import threading
 import time
 from collections.abc import Callable
@@ -114,7 +113,12 @@ class SiteAgent:
             except DpfplError as error:
                 with contextlib.suppress(StateError):  # the first error is the one to tell
                     self._audit.write(
-                        "refused", durable=False, request=kind, **_who(request), code=error.code, rule=_rule(error)
+                        "refused",
+                        durable=False,
+                        request=kind,
+                        **_who(request),
+                        code=error.code,
+                        rule=getattr(error, "rule", ""),
                     )
                 raise
         if due is not None:
@@ -224,19 +228,22 @@ class SiteAgent:
         if self._name not in experiment.sites:
             raise RefusedError(
                 code="NOT_A_MEMBER",
-                message="This site is not on the experiment's list (rule sites).",
+                message="This site is not on the experiment's list.",
+                rule="sites",
                 advice="Add the site to the experiment, under a new experiment name.",
             )
         if experiment.privacy.noise_multiplier is None:
             raise RefusedError(
                 code="NOISE_NOT_RESOLVED",
-                message="The experiment names no noise_multiplier (rule noise_multiplier).",
+                message="The experiment names no noise_multiplier.",
+                rule="noise_multiplier",
                 advice="Let the server calibrate it from target_epsilon before the run.",
             )
         if experiment.model.fingerprint not in ("", self._backbone.fingerprint):
             raise RefusedError(
                 code="OTHER_MODEL",
-                message="The site has another model than the experiment asks for (rule model.fingerprint).",
+                message="The site has another model than the experiment asks for.",
+                rule="model.fingerprint",
                 advice=f"The site's model has the fingerprint {self._backbone.fingerprint}.",
             )
         if policy is not None and self._rules is not None:
@@ -280,7 +287,8 @@ class SiteAgent:
             if charge.request_digest != digest:
                 raise RefusedError(
                     code="KEY_REUSED_OTHER_DIGEST",
-                    message="This round was already asked for with other content (rule one release per round).",
+                    message="This round was already asked for with other content.",
+                    rule="one release per round",
                     advice="Repeat the first request unchanged, or go on to the next round.",
                 )
             record = self._record(name, number)
@@ -293,7 +301,8 @@ class SiteAgent:
         if number < self._ledger.last_round(name) or number <= self._store.last_round(name):
             raise RefusedError(
                 code="ROUND_ORDER",
-                message="This or a later round was already served (rule round order).",
+                message="This or a later round was already served.",
+                rule="round order",
                 advice="Resume the experiment at the round after the last completed one.",
             )
         return None
@@ -374,9 +383,3 @@ def _who(request: TrainRequest | EvaluateRequest) -> dict[str, Any]:
         "configuration": request.experiment.digest(),
         "round": request.round,
     }
-
-
-def _rule(error: DpfplError) -> str:
-    """The rule that a refusal names; errors of other kinds may name files and are told by their code alone."""
-    found = re.search(r"\(rule ([^)]*)\)", error.message) if isinstance(error, RefusedError) else None
-    return found.group(1) if found else ""

@@ -190,7 +190,8 @@ class DiskStore:
         if (self._forgotten / experiment).exists():
             raise RefusedError(
                 code="FORGOTTEN",
-                message="The site has left this experiment and removed its prompt (rule forget).",
+                message="The site has left this experiment and removed its prompt.",
+                rule="forget",
                 advice="Take the site off the list; it may take part again under a new experiment name.",
             )
 

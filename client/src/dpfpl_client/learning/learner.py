@@ -260,7 +260,8 @@ class PromptLearner:
         if result.state.voted:
             raise RefusedError(
                 code="VOTED_ALREADY",
-                message="The site votes once in an experiment (rule one vote).",
+                message="The site votes once in an experiment.",
+                rule="one vote",
                 advice="Go on without asking for its vote.",
             )
         head, plain = self.evidence_head(pool, None), self._plain_texts

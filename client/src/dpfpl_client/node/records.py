@@ -101,6 +101,7 @@ def _reply_record(
             "status": status,
             "code": refusal.code,
             "rule": refusal.rule,
+            "message": refusal.message,
             "advice": refusal.advice,
         }
     )

@@ -86,11 +86,13 @@ class SiteReply(_message.Message):
     def __init__(self, site: _Optional[str] = ..., round: _Optional[int] = ..., update: _Optional[_Union[Array, _Mapping]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., scores: _Optional[_Iterable[float]] = ..., signature: _Optional[bytes] = ..., evidence: _Optional[_Union[Array, _Mapping]] = ...) -> None: ...
 
 class Refusal(_message.Message):
-    __slots__ = ("code", "rule", "advice")
+    __slots__ = ("code", "rule", "message", "advice")
     CODE_FIELD_NUMBER: _ClassVar[int]
     RULE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
     ADVICE_FIELD_NUMBER: _ClassVar[int]
     code: str
     rule: str
+    message: str
     advice: str
-    def __init__(self, code: _Optional[str] = ..., rule: _Optional[str] = ..., advice: _Optional[str] = ...) -> None: ...
+    def __init__(self, code: _Optional[str] = ..., rule: _Optional[str] = ..., message: _Optional[str] = ..., advice: _Optional[str] = ...) -> None: ...

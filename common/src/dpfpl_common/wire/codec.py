@@ -1,5 +1,6 @@
 """Translates payloads to the messages of the agent's protocol (agent.proto) and back, checking both ways."""
 
+import dataclasses
 import json
 from typing import TypeVar
 
@@ -324,7 +325,7 @@ def encode_refusal(refusal: Refusal) -> agent_pb2.Reply:
     """The message for a Refusal."""
     return agent_pb2.Reply(
         protocol_version=PROTOCOL_VERSION,
-        refusal=agent_pb2.Refusal(code=refusal.code, rule=refusal.rule, advice=refusal.advice),
+        refusal=agent_pb2.Refusal(**dataclasses.asdict(refusal)),
     )
 
 
@@ -335,7 +336,8 @@ def decode_reply(message: agent_pb2.Reply, request: TrainRequest | EvaluateReque
     if outcome is None:
         raise PayloadError(code="MISSING_FIELD", message="The message holds neither a reply nor a refusal.")
     if outcome == "refusal":
-        return Refusal(message.refusal.code, message.refusal.rule, message.refusal.advice)
+        found = message.refusal
+        return Refusal(found.code, found.rule, found.message, found.advice)
     content = message.reply
     update = _context(content, "update", request.experiment.context_shape) if content.HasField("update") else None
     evidence = _read_matrix(content, "evidence", evidence_rows(request))

@@ -55,7 +55,7 @@ REPLY = "reply"
 
 EVALUATE_KEYS = ("protocol_version", "experiment", "round", "chosen")
 TRAIN_KEYS = ("protocol_version", "experiment", "round", "evaluate", "collect")
-REPLY_KEYS = ("protocol_version", "site", "round", "scores", "signature", "status", "code", "rule", "advice")
+REPLY_KEYS = ("protocol_version", "site", "round", "scores", "signature", "status", "code", "rule", "message", "advice")
 
 OK = "ok"
 REFUSED = "refused"

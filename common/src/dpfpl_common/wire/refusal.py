@@ -20,18 +20,20 @@ class Refusal:
 
     Attributes:
         code: stable, upper case.
-        rule: what the request ran into, in words; empty where words could tell something about the site.
+        rule: the broken rule's name in policy.toml or in the protocol, where there is one.
+        message: what the request ran into; empty where words could tell something about the site.
         advice: what to do about it.
     """
 
     code: str
     rule: str = ""
+    message: str = ""
     advice: str = ""
 
     def __post_init__(self) -> None:
         if not isinstance(self.code, str) or not _CODE.fullmatch(self.code):
             raise PayloadError(code="BAD_REFUSAL", message="A refusal's code must be an upper-case word.")
-        for name in ("rule", "advice"):
+        for name in ("rule", "message", "advice"):
             text = getattr(self, name)
             if not isinstance(text, str) or text != plain(text):
                 raise PayloadError(
@@ -41,7 +43,9 @@ class Refusal:
 
     def to_error(self) -> RefusedError:
         """The same as an exception."""
-        return RefusedError(code=self.code, message=self.rule or "The site refuses.", advice=self.advice)
+        error = RefusedError(code=self.code, message=self.message or "The site refuses.", advice=self.advice)
+        error.rule = self.rule  # the message names it already
+        return error
 
 
 def refusal_of(error: DpfplError) -> Refusal:
@@ -52,7 +56,7 @@ def refusal_of(error: DpfplError) -> Refusal:
     """
     code = error.code if _CODE.fullmatch(error.code) else "REFUSED"
     if isinstance(error, _SPEAKS_OF_THE_REQUEST):
-        return Refusal(code, plain(error.message), plain(error.advice))
+        return Refusal(code, plain(getattr(error, "rule", "")), plain(error.message), plain(error.advice))
     return Refusal(code, advice="Ask the site's administrator: the log of its agent says what is wrong.")
 
 
@@ -60,6 +64,7 @@ def internal_refusal(incident: str) -> Refusal:
     """The refusal that stands for an unforeseen error; ``incident`` is the opaque id under which the site logged it."""
     return Refusal(
         "INTERNAL",
+        "",
         f"An unforeseen error, incident {incident}.",
         "Ask the site's administrator: the log of its agent has the details under this id.",
     )

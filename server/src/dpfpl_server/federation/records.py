@@ -70,7 +70,7 @@ def decode_reply(records: RecordDict, request: TrainRequest | EvaluateRequest) -
     round_number = typed(head["round"], int, "round")
     scores = tuple(typed(score, float, "scores") for score in typed(head["scores"], list, "scores"))
     signature = typed(head["signature"], bytes, "signature")
-    refusal = Refusal(*(typed(head[key], str, key) for key in ("code", "rule", "advice")))
+    refusal = Refusal(*(typed(head[key], str, key) for key in ("code", "rule", "message", "advice")))
     match head["status"]:
         case str() as status if status == REFUSED:
             exact_keys(records, (REPLY,), "The message")

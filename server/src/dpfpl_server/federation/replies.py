@@ -136,7 +136,7 @@ class Replies:
             reply = decode_reply(message.content, self._request_of.get(site, self._request))
             if isinstance(reply, SiteRefusal):
                 refusal = reply.refusal
-                passing, words = refusal.code in REFUSALS_OF_THE_MOMENT, f"{refusal.rule} {refusal.advice}"
+                passing, words = refusal.code in REFUSALS_OF_THE_MOMENT, f"{refusal.message} {refusal.advice}"
                 self.failures[site] = Rejected(f"REFUSED {refusal.code}", words, refused=True, passing=passing)
                 return
             self._check(reply, site)

@@ -262,7 +262,8 @@ class Ledger:
         if self._known.digests.get(experiment, digest) != digest:
             raise RefusedError(
                 code="EXPERIMENT_CHANGED",
-                message="An experiment of this name was run with another configuration (rule experiment digest).",
+                message="An experiment of this name was run with another configuration.",
+                rule="experiment digest",
                 advice="Run it under a new name.",
             )
 
