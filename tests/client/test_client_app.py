@@ -83,12 +83,10 @@ def test_train_and_evaluate_reach_the_agent(site):
 
 
 def test_refusal_of_the_agent_is_a_reply_with_code_and_advice(site):
-    site.error = RefusedError(code="BUDGET_SPENT", rule="max_epsilon", message="The cap is 2.", advice="Ask the site.")
+    site.error = RefusedError(code="BUDGET_SPENT", rule="max_epsilon", message="The cap is 2.", advice="Ask.")
     outcome = refusal(records.encode_train_request(TRAIN), site.node)
     assert (outcome.site, outcome.round) == ("north", 3)
-    assert outcome.refusal == Refusal(
-        "BUDGET_SPENT", "max_epsilon", "The cap is 2 (rule max_epsilon).", "Ask the site."
-    )
+    assert outcome.refusal == Refusal("BUDGET_SPENT", "max_epsilon", "The cap is 2 (rule max_epsilon).", "Ask.")
 
 
 def test_exception_inside_the_agent_crosses_as_code_and_opaque_id(site):

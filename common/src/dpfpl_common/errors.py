@@ -77,9 +77,8 @@ class RefusedError(DpfplError):
     """
 
     def __init__(self, *, code: str, message: str, rule: str = "", advice: str = "") -> None:
-        super().__init__(
-            code=code, message=f"{message.removesuffix('.')} (rule {rule})." if rule else message, advice=advice
-        )
+        message = f"{message.removesuffix('.')} (rule {rule})." if rule else message
+        super().__init__(code=code, message=message, advice=advice)
         self.rule = rule
 
 

@@ -112,14 +112,9 @@ class SiteAgent:
                 due = None if policy is None else self._due(request.experiment, policy)
             except DpfplError as error:
                 with contextlib.suppress(StateError):  # the first error is the one to tell
-                    self._audit.write(
-                        "refused",
-                        durable=False,
-                        request=kind,
-                        **_who(request),
-                        code=error.code,
-                        rule=getattr(error, "rule", ""),
-                    )
+                    rule = error.rule if isinstance(error, RefusedError) else ""
+                    who = _who(request)
+                    self._audit.write("refused", durable=False, request=kind, **who, code=error.code, rule=rule)
                 raise
         if due is not None:
             time.sleep(max(0.0, due - time.monotonic()))
