@@ -5,6 +5,7 @@ import re
 
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_server.runs.result import build_result
+from dpfpl_server.runs.verdict import verdict
 
 SITES = ("east", "north", "south", "west")
 
@@ -55,6 +56,13 @@ def make_result(rounds=3, completed=None, released=SITES, dropped=None, privacy=
         "seconds": 34.5,
     }
     return build_result(make_experiment(rounds, **(privacy or {})), **(arguments | changes))
+
+
+def with_counts(result, images=200):
+    """The result where it is known how many test images each site has."""
+    for site in result["sites"]:
+        site["test_images"] = images
+    return result | {"verdict": verdict(result)}
 
 
 def plain(fragment):

@@ -22,6 +22,7 @@ from dpfpl_server.report.formulas import wilson
 from dpfpl_server.report.roi import STEPS, RoiInputs
 from dpfpl_server.report.texts import Texts
 from dpfpl_server.runs.result import privacy_statement
+from dpfpl_server.runs.verdict import verdict
 from dpfpl_server.runs.words import FLOORS
 
 NUMBER = re.compile(r'<data value="([^"]*)" data-from="([^"]*)">(.*?)</data>', re.DOTALL)
@@ -125,16 +126,12 @@ CASES = {
 def counted(result):
     for number, site in enumerate(result["sites"]):
         site["test_images"] = 40 + number
-    return result
+    return result | {"verdict": verdict(result)}
 
 
 def with_roi(result):
     table = BY_HAND | {"hourly_cost": {"low": 20, "expected": 40, "high": 60}}
-    known = (
-        {}
-        if any(s["before"] and s["local"] for s in result["sites"])
-        else {"error_rate_before": 0.2, "error_rate_after": 0.1}
-    )
+    known = {} if result["verdict"]["before"] is not None else {"error_rate_before": 0.2, "error_rate_after": 0.1}
     return build(RoiInputs, table | known, "roi.toml")
 
 
@@ -183,14 +180,15 @@ def roi_values(page, name):
 
 @pytest.mark.parametrize("name", ["low", "expected", "high"])
 def test_the_calculation_is_recomputed_from_its_own_formulas(name):
-    result = everything()
+    result = counted(everything())
     page = render_report(result, "en", with_roi(result))
     shown = roi_values(page, name)
-    for rate, key in (("error_rate_before", "before"), ("error_rate_after", "local")):
-        values = [1 - site[key] for site in result["sites"]]
-        gains = [site["local"] - site["before"] for site in result["sites"]]
-        place = {"low": gains.index(min(gains)), "high": gains.index(max(gains))}.get(name)
-        shown[rate] = statistics.fmean(values) if place is None else values[place]
+    found = result["verdict"]
+    low, high = found["interval"]
+    assert low < found["after"] - found["before"] < high
+    gain = {"low": low, "expected": found["after"] - found["before"], "high": high}[name]
+    shown["error_rate_before"] = 1 - found["before"]
+    shown["error_rate_after"] = min(1, max(0, 1 - found["before"] - gain))
     for step in STEPS:
         assert html.escape(step.formula) in page
         assert shown[step.name] == pytest.approx(eval(step.formula, {"__builtins__": {}}, dict(shown))), step.name

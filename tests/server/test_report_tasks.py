@@ -41,7 +41,7 @@ ALONE = ("local_only_evidence", "local_only_no_noise_evidence")
 EVIDENCE = {
     *(f"floors.{key}" for way in ALONE for key in (way, f"{way}_meaning")),
     *(f"floors.{key}" for key in ("chosen_evidence", "chosen_text", "nothing_found")),
-    *(f"scores.{key}" for key in ("both", "evidence")),
+    *(f"scores.{key}" for key in ("alone", "both", "evidence")),
 }
 """Texts about class vectors, which only an experiment with classes has."""
 
@@ -70,7 +70,7 @@ def test_nothing_is_said_of_classes(task, language, word):
 
 def test_questions_are_called_questions():
     shown = plain(page("vqa", counts=40))
-    assert "share of right answers to a site's own questions went from" in shown
+    assert "To a site's own questions 79.9 % of the answers are right" in shown
     assert "Others' questions, %" in shown
     assert "one training question with its image and answer" in shown
     assert "95 % interval after" in shown
@@ -78,7 +78,7 @@ def test_questions_are_called_questions():
 
 def test_the_overlap_of_captions_is_no_accuracy_and_has_no_interval():
     shown = plain(page("caption", counts=40))
-    assert "mean word overlap with a site's own captions went from" in shown
+    assert "With a site's own captions it is 79.9 %" in shown
     assert "95 % interval after" not in shown
     assert "Wilson" not in shown
     assert "No interval is stated" in shown

@@ -21,6 +21,7 @@ from dpfpl_server.federation.rounds import Status
 from dpfpl_server.report import write_report
 from dpfpl_server.runs.folder import RunFolder
 from dpfpl_server.runs.supervise import run_experiment
+from dpfpl_server.runs.verdict import verdict
 from dpfpl_server.sites.provision import ProvisionRequest, provision
 from dpfpl_server.sites.superlink import SuperLinkSettings, start_superlink
 
@@ -96,6 +97,7 @@ def demonstrate(scenario: Scenario, request: DemoRequest, on_status: Callable[[S
         entry["test_images"] = len(site.features.test)
         if known.experiment.classes:
             entry["num_classes"] = site.num_classes
+    result["verdict"] = verdict(result)
     result["seconds_in_all"] = round(time.monotonic() - started, 3)
     folder = RunFolder(request.out)
     folder.write_json("result.json", result)

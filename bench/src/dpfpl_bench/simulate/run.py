@@ -27,6 +27,7 @@ from dpfpl_common.errors import ConfigError
 from dpfpl_common.ops.files import write_durably
 from dpfpl_server.federation.rounds import Status
 from dpfpl_server.runs.result import build_result
+from dpfpl_server.runs.verdict import verdict
 
 if TYPE_CHECKING:
     from dpfpl_bench.simulate.flower_engine import FlowerSimulation
@@ -117,6 +118,9 @@ def run_simulation(
         evidence=outcome.checkpoint.evidence,
         real_noise=False,
     )
+    for entry, site in zip(result["sites"], sites, strict=True):
+        entry["test_images"] = len(site.features.test)
+    result["verdict"] = verdict(result)
     result["strength_curve"] = strength_curve(
         backbone, sites, experiment, outcome.checkpoint.global_context, outcome.personal
     )

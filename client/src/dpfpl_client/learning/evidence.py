@@ -78,15 +78,14 @@ def label_shares(labels: torch.Tensor, classes: int) -> Floats:
     return np.asarray(counts / max(1.0, counts.sum()))
 
 
-def shares_from(class_sums: Floats, pool: npt.NDArray[np.float32], noise_multiplier: float) -> Floats:
+def shares_from(class_sums: Floats, total: Floats, noise_multiplier: float) -> Floats:
     """[classes], from the site's noised class sums, so that they may leave the site; all 0 where nothing stands out.
 
     Args:
         class_sums: [classes, feature_size], what the site released.
-        pool: its total shows the direction that images have in common.
+        total: [feature_size], a sum of noised rows; shows the direction that images have in common.
         noise_multiplier: of the class sums.
     """
-    total = unpack_pool(pool)[0].total
     held = class_sums @ (total / max(float(np.linalg.norm(total)), 1e-300))
     # Three standard deviations: of the classes that the site lacks, one in 740 is taken for one that it has.
     held = np.where(held > 3.0 * noise_multiplier, held, 0.0)

@@ -20,7 +20,7 @@ from dpfpl_client.learning.step import Randomness, batch_gradient, noised_step
 from dpfpl_client.models.backbone import Backbone, LabelledFeatures, too_long_answers
 from dpfpl_client.models.class_scorer import ClassScorer, direction_count
 from dpfpl_common.errors import ModelError, RefusedError
-from dpfpl_common.evidence import Head, text_head, unpack_pool, votes
+from dpfpl_common.evidence import Head, class_head, pool_rows, text_head, unpack_pool, votes
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.optimizer import OptimizerState, descend
 from dpfpl_common.privacy.counts import noised_counts
@@ -355,18 +355,24 @@ class PromptLearner:
 
         The candidates are ``payloads.scored``, in that order, all functions of noised releases: the usual mix of
         classes comes from the site's noised class sums, not from its labels (``dpfpl_common.privacy.counts``). Without
-        a pool the class vectors are the texts themselves.
+        a pool the class vectors are the texts themselves, also those that the site would have alone.
         """
         contexts, test = self._contexts(global_context, state.context), self._features.test
         right = {name: self._scorer.at(context).agreement(test).numpy() for name, context in contexts.items()}
         if pool is not None and state.class_sums is not None:
-            shares = shares_from(state.class_sums, pool, class_sums_multiplier(self._experiment))
-            for name, context in (("evidence", None), ("both", contexts["global"])):
-                head = site_head(
-                    pooled_head(self._scorer, self._initial, pool, context), shares, self._experiment.prompt.usual_mix
-                )
+            noise_multiplier = class_sums_multiplier(self._experiment)
+            own, _ = pool_rows([state.class_sums], noise_multiplier)
+            pooled, _ = unpack_pool(pool)
+            heads = {
+                "alone": (class_head(own, self._plain_texts, self._scorer.logit_scale), own.total),
+                "evidence": (self.evidence_head(pool, None), pooled.total),
+                "both": (self.evidence_head(pool, contexts["global"]), pooled.total),
+            }
+            for name, (vectors, total) in heads.items():
+                shares = shares_from(state.class_sums, total, noise_multiplier)
+                head = site_head(vectors, shares, self._experiment.prompt.usual_mix)
                 right[name] = (head.logits(test.features).argmax(dim=1) == test.labels).double().numpy()
-        instead = {"evidence": "zero_shot", "both": "global"}
+        instead = {"alone": "zero_shot", "evidence": "zero_shot", "both": "global"}
         rows = [right.get(name, right[instead.get(name, "prompt")]) for name in scored(self._experiment)]
         return noised_counts(np.stack(rows, axis=1), randomness.noise, score_noise_multiplier(self._experiment))
 

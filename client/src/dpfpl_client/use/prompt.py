@@ -29,6 +29,7 @@ from dpfpl_client.learning.learner import initial_context
 from dpfpl_client.models.backbone import Backbone
 from dpfpl_client.site.settings import load_site
 from dpfpl_common.errors import ModelError, StateError
+from dpfpl_common.evidence import unpack_pool
 from dpfpl_common.experiment import LONGEST_QUESTION, Experiment, parse_experiment, unprintable
 from dpfpl_common.privacy_plan import class_sums_multiplier
 
@@ -199,7 +200,8 @@ class SitePrompt:
         if leaves:
             noise_multiplier = class_sums_multiplier(experiment)
             nothing = np.zeros(len(experiment.classes))
-            shares = nothing if self.class_sums is None else shares_from(self.class_sums, choice.pool, noise_multiplier)
+            total = unpack_pool(choice.pool)[0].total
+            shares = nothing if self.class_sums is None else shares_from(self.class_sums, total, noise_multiplier)
         return site_head(chosen, shares, experiment.prompt.usual_mix)
 
     def context(self, backbone: Backbone) -> torch.Tensor:

@@ -223,10 +223,11 @@ def _check_round(number: object, low: int, high: int) -> None:
 def scored(experiment: Experiment) -> tuple[str, ...]:
     """The candidates whose right answers are counted, in this order: a function of the experiment alone.
 
-    The plain text, the shared prompt, the site's own prompt; with evidence also the class vectors with the plain text
-    and with the shared prompt as prior. All are functions of noised releases: the site's exact label shares are none.
+    The plain text, the shared prompt, the site's own prompt; with evidence also class vectors from the site's own
+    class sums alone, and from all sites' with the plain text and with the shared prompt as prior. All are functions of
+    noised releases: the site's exact label shares are none.
     """
-    return ("zero_shot", "global", "prompt", *(("evidence", "both") if experiment.uses_evidence else ()))
+    return ("zero_shot", "global", "prompt", *(("alone", "evidence", "both") if experiment.uses_evidence else ()))
 
 
 Kind = Literal["train", "evaluate"]

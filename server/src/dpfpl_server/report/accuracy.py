@@ -121,6 +121,7 @@ def scores_section(result: Result, figures: Figures) -> Html:
     gains = [
         (
             texts(f"scores.{row['candidate']}"),
+            texts(f"scores.{row['over']}"),
             figures.points(f"gains[{i}].value"),
             Html(f"{figures.points(f'gains[{i}].interval[0]')} – {figures.points(f'gains[{i}].interval[1]')}"),
         )
@@ -135,7 +136,12 @@ def scores_section(result: Result, figures: Figures) -> Html:
             rows,
             (1, 2, 3),
         ),
-        table(texts("scores.gain_caption"), [texts("scores.candidate"), texts("scores.gain"), interval], gains, (1, 2)),
+        table(
+            texts("scores.gain_caption"),
+            [texts("scores.candidate"), texts("scores.over"), texts("scores.gain"), interval],
+            gains,
+            (2, 3),
+        ),
         paragraph([texts("scores.note")], "quiet"),
     )
 

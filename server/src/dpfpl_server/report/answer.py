@@ -1,10 +1,10 @@
-"""The answer in three sentences: what the pilot brought, what it cost in privacy, what it cost otherwise."""
+"""The answer: what the federation brought, what it cost in privacy, what it cost otherwise."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from dpfpl_server.report.facts import called, paired_sites, site_sample_rate
-from dpfpl_server.report.figures import Figures, is_loose, key_path
+from dpfpl_server.report.facts import called, site_sample_rate
+from dpfpl_server.report.figures import Figures, is_loose
 from dpfpl_server.report.markup import Html, text
 from dpfpl_server.report.roi import RoiCase
 from dpfpl_server.report.texts import floor_name, unit_name, who
@@ -13,82 +13,66 @@ from dpfpl_server.runs.words import noise_is_real
 __all__ = ["cost_sentence", "gain_sentence", "privacy_sentence"]
 
 Result = Mapping[str, Any]
-NOTICEABLE = 0.01
-"""A difference below one percentage point is not called one: it is one run, and counts are not known."""
 
 
 def gain_sentence(result: Result, figures: Figures) -> Html:
-    """Accuracy before and after, the strongest comparison, and the weakest site."""
-    texts = figures.texts
+    """What federating brought over each site alone and over the plain text, and the weakest site."""
+    texts, verdict = figures.texts, result["verdict"]
     if not result["rounds"]:
         return texts("answer.no_round")
     sites, rounds = figures.count("site", "size(sites)"), figures.count("round", "size(rounds)")
-    paired = paired_sites(result)
-    if not paired:
+    if verdict["measured"] == "nothing":
         return texts("answer.no_gain", sites=sites, rounds=rounds)
-    before = called("mean", [f"sites[{i}].before" for i in paired])
-    after = called("mean", [f"sites[{i}].local" for i in paired])
-    whose = ""
-    if len(paired) < len(result["sites"]):
-        shown = figures.count("site", called("count", [f"sites[{i}].before + sites[{i}].local" for i in paired]))
-        whose = texts("answer.whose", sites=shown)
-    best = strongest_floor(result)
-    return texts(
-        "answer.gain",
-        verdict=texts(f"answer.verdict_{_verdict(result, figures.of(before), figures.of(after), best)}"),
-        sites=sites,
-        rounds=rounds,
-        whose=whose,
-        before=figures.percent(before),
-        after=figures.percent(after),
-        points=figures.points(f"{after} - {before}"),
-        others=_others(result, figures),
-        floor=""
-        if best is None
+    worst = (
+        ""
+        if result["accuracy"]["worst_site"] is None
         else texts(
-            "answer.floor",
-            name=floor_name(texts, best),
-            floor=figures.percent(f"{key_path('floors', best)}.local"),
-        ),
-        worst=texts(
             "answer.worst",
             names=texts.listed([Html(text(name)) for name in weakest(result)]),
             worst=figures.percent("accuracy.worst_site"),
+        )
+    )
+    return texts(
+        "answer.gain",
+        verdict=texts(f"answer.verdict_{verdict['says']}"),
+        sites=sites,
+        rounds=rounds,
+        gains=Html(
+            texts.space.join(_over(figures, f"verdict.rivals[{i}]", r) for i, r in enumerate(verdict["rivals"]))
         ),
+        after=figures.percent("verdict.after"),
+        worst=worst,
+        counted=texts("answer.counted") if verdict["measured"] == "counts" else "",
     )
 
 
-def _others(result: Result, figures: Figures) -> Html:
-    """What personalising did to the classes of the other sites, which it usually costs something."""
-    paired = paired_sites(result, "before_neighbour", "neighbour")
-    if not paired:
-        return Html("")
-    before, after = (
-        figures.percent(called("mean", [f"sites[{i}].{key}" for i in paired]))
-        for key in ("before_neighbour", "neighbour")
+def _over(figures: Figures, at: str, rival: Mapping[str, Any]) -> Html:
+    """The gain over one rival, on own images and on the others'."""
+    texts = figures.texts
+    own = {"points": figures.points(f"{at}.local.value"), "interval": _interval(figures, f"{at}.local", rival["local"])}
+    others = (
+        ""
+        if rival["neighbour"] is None
+        else texts(
+            "answer.over_others",
+            points=figures.points(f"{at}.neighbour.value"),
+            interval=_interval(figures, f"{at}.neighbour", rival["neighbour"]),
+        )
     )
-    return figures.texts("answer.others", before=before, after=after)
+    return texts("answer.over", name=floor_name(texts, rival["name"]), **own, others=others)
 
 
-def strongest_floor(result: Result) -> str | None:
-    """Key of the comparison with the highest accuracy on own classes."""
-    known = {key: floor.get("local") for key, floor in result["floors"].items()}
-    present = {key: value for key, value in known.items() if value is not None}
-    return max(present, key=lambda key: present[key]) if present else None
+def _interval(figures: Figures, at: str, difference: Mapping[str, Any]) -> Html | str:
+    if difference["interval"] is None:
+        return ""
+    low, high = (figures.points(f"{at}.interval[{end}]") for end in (0, 1))
+    return figures.texts("answer.interval", low=low, high=high)
 
 
 def weakest(result: Result) -> list[str]:
     """Names of the sites with the lowest accuracy on their own classes."""
     worst = result["accuracy"]["worst_site"]
     return [s["name"] for s in result["sites"] if s["local"] is not None and s["local"] == worst]
-
-
-def _verdict(result: Result, before: float, after: float, best: str | None) -> str:
-    if after - before < NOTICEABLE:
-        return "no_help"
-    floor = result["floors"][best]["local"] if best is not None else None
-    local = result["accuracy"]["local"]
-    return "beyond" if floor is None or local - floor >= NOTICEABLE else "not_beyond"
 
 
 def privacy_sentence(result: Result, figures: Figures) -> Html:
@@ -120,6 +104,8 @@ def cost_sentence(result: Result, figures: Figures, roi: RoiCase | None) -> Html
     """Time, traffic, missing answers, and what the company's own figures make of it."""
     texts = figures.texts
     worth = _worth(figures, roi)
+    if roi is not None and roi.rate_formulas and result["verdict"]["says"] != "pays":
+        worth = texts("answer.roi_unproven", worth=worth)
     if site_sample_rate(result) < 1:
         return texts("answer.cost_hidden", seconds=figures.seconds("seconds"), roi=worth)
     rounds = range(len(result["rounds"]))

@@ -45,6 +45,7 @@ SHAPE: dict[str, type] = {
     "sites": list,
     "rounds": list,
     "privacy": Mapping,
+    "verdict": Mapping,
 }
 
 PAGE = """<!DOCTYPE html>

@@ -8,7 +8,6 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from dpfpl_common.config import ImpossibleError, settings
 from dpfpl_common.errors import ConfigError
-from dpfpl_server.report.facts import called, paired_sites
 from dpfpl_server.report.formulas import evaluate
 
 __all__ = [
@@ -32,6 +31,8 @@ __all__ = [
 
 SCENARIOS = ("low", "expected", "high")
 """By what they make of the return: the cautious, the expected and the hopeful case."""
+
+RATES = ("error_rate_before", "error_rate_after")
 
 LARGEST_AMOUNT = 1e12
 """More cases, minutes or money than this are a slip of the pen."""
@@ -93,7 +94,7 @@ class RoiInputs:
         new_margin_per_month: of business that becomes possible.
         one_off_cost: of the roll-out: integration, training, approval.
         running_cost_per_month: of operation and support.
-        error_rate_before: replaces the run's own error rate of the plain model, for instance by that of people.
+        error_rate_before: replaces the run's own, of the best way without a federation, for instance by people's.
         error_rate_after: replaces the run's own error rate of the learned prompt.
     """
 
@@ -205,14 +206,11 @@ class RoiCase:
         scenarios: by the names of ``SCENARIOS``.
         rate_formulas: where each error rate comes from in result.json, by name and case; those that roi.toml gives are
             not in it.
-        least, most: the sites that gained least and most, for the low and the high case; empty if not used.
     """
 
     inputs: RoiInputs
     scenarios: Mapping[str, Scenario]
     rate_formulas: Mapping[str, Mapping[str, str]]
-    least: str
-    most: str
 
     def values(self) -> dict[str, Any]:
         """What formulas find under ``roi``."""
@@ -227,41 +225,30 @@ def roi_case(result: Mapping[str, Any], inputs: RoiInputs) -> RoiCase:
     Raises:
         ConfigError: no site let out its accuracy both before and after, and roi.toml gives no error rates.
     """
-    given = {field.name for field in fields(inputs) if getattr(inputs, field.name) is not None}
-    wanted = [name for name in ("error_rate_before", "error_rate_after") if name not in given]
-    paired = paired_sites(result)
-    if not wanted:
-        nothing = Estimate(0.0, 0.0, 0.0)
-        rates = ErrorRates(nothing, nothing)
-        return RoiCase(inputs, {name: scenario(name, inputs, rates) for name in SCENARIOS}, {}, "", "")
-    if not paired:
+    wanted = [name for name in RATES if getattr(inputs, name) is None]
+    if wanted and result["verdict"]["before"] is None:
         raise ConfigError(
             code="NO_ERROR_RATES",
             message="No site let out its accuracy both before and after, so the run has no error rates.",
             advice="Give error_rate_before and error_rate_after in roi.toml.",
         )
-    sites = result["sites"]
-    by_gain = sorted(paired, key=lambda i: sites[i]["local"] - sites[i]["before"])
-    formulas = {
-        "error_rate_before": _formulas(by_gain, "before"),
-        "error_rate_after": _formulas(by_gain, "local"),
+    proven = result["verdict"]["interval"] is not None
+    ends = {"low": "interval[0]", "high": "interval[1]"} if proven else {}
+    rates = {
+        "error_rate_before": dict.fromkeys(SCENARIOS, "1 - verdict.before"),
+        "error_rate_after": {
+            "low": "1 - verdict.before",  # no gain, unless an interval says otherwise
+            "expected": "1 - verdict.after",
+            "high": "1 - verdict.after",
+            **{case: f"min(1, max(0, 1 - verdict.before - verdict.{end}))" for case, end in ends.items()},
+        },
     }
-    rates = ErrorRates(
-        *(Estimate(*(float(evaluate(formulas[name][case], result)) for case in SCENARIOS)) for name in formulas)
-    )
-    return RoiCase(
-        inputs,
-        {name: scenario(name, inputs, rates) for name in SCENARIOS},
-        {name: formulas[name] for name in wanted},
-        sites[by_gain[0]]["name"],
-        sites[by_gain[-1]]["name"],
-    )
-
-
-def _formulas(by_gain: list[int], key: str) -> dict[str, str]:
-    everybody = called("mean", [f"sites[{i}].{key}" for i in sorted(by_gain)])
-    return {
-        "low": f"1 - sites[{by_gain[0]}].{key}",
-        "expected": f"1 - {everybody}",
-        "high": f"1 - sites[{by_gain[-1]}].{key}",
+    formulas = {name: rates[name] for name in wanted}
+    known = {
+        name: Estimate(**{case: float(evaluate(formulas[name][case], result)) for case in SCENARIOS})
+        if name in formulas
+        else getattr(inputs, name)
+        for name in RATES
     }
+    errors = ErrorRates(known["error_rate_before"], known["error_rate_after"])
+    return RoiCase(inputs, {name: scenario(name, inputs, errors) for name in SCENARIOS}, formulas)

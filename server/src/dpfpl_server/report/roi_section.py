@@ -109,7 +109,7 @@ def _origin(figures: Figures, roi: RoiCase) -> list[Html]:
     texts = figures.texts
     if not roi.rate_formulas:
         return [texts("roi.rates_company")]
-    notes = [texts("roi.rates_run", low=roi.least, high=roi.most)]
+    notes = [texts("roi.rates_run")]
     if len(roi.rate_formulas) == 1:
         notes.append(texts("roi.rates_company_one"))
     if "error_rate_before" in roi.rate_formulas:

@@ -27,6 +27,7 @@ from dpfpl_common.privacy_plan import (
 from dpfpl_common.wire.payloads import scored as candidates_of
 from dpfpl_server.federation.evidence import Evidence
 from dpfpl_server.federation.replies import verdicts
+from dpfpl_server.runs.verdict import verdict
 
 __all__ = ["build_result", "columns", "floors_from_metrics", "privacy_statement"]
 
@@ -100,7 +101,8 @@ def build_result(
     ]
     baselines = floors_from_metrics(final) | dict(extra_floors or {})
     told = evidence is not None and experiment.uses_evidence and bool(evidence.rows)
-    return {
+    chosen = evidence.chosen(experiment) if evidence is not None and told else "prompt"
+    result = {
         "transport": transport,
         "node_authentication": node_authentication,
         "method": experiment.prompt.method,
@@ -110,16 +112,17 @@ def build_result(
         "versions": _versions(),
         "sites": sites,
         "accuracy": columns("personal", final.values()),
-        **_scores(experiment, scores or {}),
+        **_scores(experiment, scores or {}, chosen),
         "baselines": baselines,
         "floors": baselines,
         "candidates": {name: columns(name, final.values()) for name in CANDIDATES} if told else {},
-        "chosen": evidence.chosen(experiment) if evidence is not None and told else "prompt",
+        "chosen": chosen,
         "evidence": evidence.facts(experiment) if evidence is not None and told else None,
         "privacy": privacy_statement(experiment, len(history), scored=bool(scores), real_noise=real_noise),
         "rounds": [dict(entry) for entry in history],
         "seconds": round(seconds, 3),
     }
+    return {**result, "verdict": verdict(result)}
 
 
 def floors_from_metrics(final: Mapping[str, Metrics]) -> dict[str, dict[str, float | None]]:
@@ -211,8 +214,10 @@ def mean(values: Iterable[float | None]) -> float | None:
     return sum(present) / len(present) if present else None
 
 
-def _scores(experiment: Experiment, scores: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """What the noised counts of all sites together say of each candidate, and of its gain over the plain text."""
+def _scores(experiment: Experiment, scores: Mapping[str, Sequence[float]], chosen: str) -> dict[str, Any]:
+    """What the noised counts of all sites together say of each candidate, of its gain over the plain text and, with
+    class sums, over what the sites could do alone. ``used`` marks the gains of what the sites use.
+    """
     if not scores:
         return {"scores": [], "gains": []}
     names = candidates_of(experiment)
@@ -229,12 +234,14 @@ def _scores(experiment: Experiment, scores: Mapping[str, Sequence[float]]) -> di
         }
         for candidate, score in zip(names, scores_from(totals, stddev), strict=True)
     ]
-    gains = [(name, gain(totals, stddev, index, 0)) for index, name in enumerate(names) if index]
+    used = {"evidence": "both", "text": "zero_shot"}.get(chosen, chosen)
+    pairs = [(name, over) for over in ("zero_shot", "alone") if over in names for name in names if name != over]
     return {
         "scores": rows,
         "gains": [
-            {"candidate": name, "over": names[0], "value": value, "interval": [low, high]}
-            for name, (value, low, high) in gains
+            {"candidate": name, "over": over, "used": name == used, "value": value, "interval": [low, high]}
+            for name, over in pairs
+            for value, low, high in [gain(totals, stddev, names.index(name), names.index(over))]
         ],
     }
 

@@ -11,6 +11,7 @@ __all__ = [
     "MEASURED",
     "TRANSPORTS",
     "TRUST",
+    "VERDICTS",
     "amount",
     "bytes_text",
     "change",
@@ -39,6 +40,16 @@ FLOORS: Mapping[str, tuple[str, str]] = MappingProxyType(
     }
 )
 """What the result is compared with: short name and meaning, by the keys of result.json's ``floors``."""
+
+VERDICTS: Mapping[str, str] = MappingProxyType(
+    {
+        "pays": "Federating paid",
+        "costs": "Federating did not pay: a site does as well without it",
+        "not_proven": "It is not proven that federating paid",
+        "unknown": "Whether federating paid is not known: no site alone was measured",
+    }
+)
+"""What a result's ``verdict`` says."""
 
 MEASURED: Mapping[str, tuple[str, str]] = MappingProxyType(
     {

@@ -19,6 +19,7 @@ from dpfpl_server.runs.words import (
     DASH,
     FLOORS,
     MEASURED,
+    VERDICTS,
     amount,
     bytes_text,
     change,
@@ -42,7 +43,7 @@ def result_table(result: Mapping[str, Any]) -> RenderableType:
     Args:
         result: as ``build_result`` makes it, or read back from result.json.
     """
-    pieces: list[RenderableType] = [_accuracy(result), _floors(result), _privacy(result)]
+    pieces: list[RenderableType] = [_verdict(result), _accuracy(result), _floors(result), _privacy(result)]
     if not noise_is_real(result):
         pieces.append(Text(f"Noise: {printable(result['privacy'].get('noise', 'not stated'))}.", style="yellow"))
     flagged = [f"{printable(site['name'])} ({site['flag']})" for site in result["sites"] if site.get("flag")]
@@ -57,6 +58,27 @@ def result_table(result: Mapping[str, Any]) -> RenderableType:
 def print_result(result: Mapping[str, Any], console: Console) -> None:
     """Print the tables of a finished run."""
     console.print(result_table(result), highlight=False)
+
+
+def _verdict(result: Mapping[str, Any]) -> Table:
+    """What federating brought over what a site has without it."""
+    verdict = result["verdict"]
+    rows = [
+        (FLOORS[rival["name"]][0], *(_gain(rival[key]) for key in ("local", "neighbour")))
+        for rival in verdict["rivals"]
+    ]
+    things, measured = _measured(result)
+    counted = ", from noised counts" if verdict["measured"] == "counts" else ""
+    head = ("points gained over", f"on own {things}, 95 % interval", f"on others' {things}, 95 % interval")
+    return _table(f"{VERDICTS[verdict['says']]} ({measured}{counted})", head, rows)
+
+
+def _gain(difference: Mapping[str, Any] | None) -> str:
+    if difference is None:
+        return DASH
+    low, high = difference["interval"] or (None, None)
+    interval = "" if low is None else f" ({100 * low:+.1f} to {100 * high:+.1f})"
+    return f"{100 * difference['value']:+.1f}{interval}"
 
 
 def _accuracy(result: Mapping[str, Any]) -> Table:

@@ -1,0 +1,104 @@
+"""What federating brought: over each site alone under the same promise, and over the plain text.
+
+A site that does as well alone has no reason to join, so a run's answer begins with this, and a gain counts as shown
+where its 95 % interval lies above zero, nowhere else.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["NOTICEABLE", "RIVALS", "verdict"]
+
+NOTICEABLE = 0.01
+"""Whose interval ends below one percentage point did not gain anything that anybody would notice."""
+
+RIVALS = ("local_only", "local_only_evidence", "zero_shot")
+"""What federating is compared with, by the names of ``baselines``: each site alone under the same promise, with what
+its own vote chooses and with class vectors of its own; the plain text."""
+
+NORMAL_95 = 1.959963984540054
+COUNTED = {"alone": "local_only_evidence", "zero_shot": "zero_shot"}
+
+
+def verdict(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The comparison, ready for JSON, from other keys of the same result.
+
+    Exact accuracies where each site alone was measured on public data, else the sites' noised counts, else what exact
+    accuracies there are.
+
+    Returns:
+        ``measured``: "accuracies", "counts" or "nothing". ``rivals``: of each its ``name``, and the gain in accuracy
+        over it on a site's own images (``local``) and on the others' (``neighbour``), each with ``value`` and
+        ``interval`` (None where nobody told how many images were tested). ``says``: "pays", "costs", "not_proven", or
+        "unknown" where each site alone was not measured. ``before``, ``after``, ``interval``: accuracy on own images
+        of the best rival there, of the federation, and the interval of the difference: what money is computed from.
+    """
+    exact = _from_accuracies(result)
+    told = exact if any(rival["name"] != "zero_shot" for rival in exact) else _from_counts(result) or exact
+    measured = ("accuracies" if told is exact else "counts") if told else "nothing"
+    own = [rival for rival in told if rival["local"] is not None]
+    best = min(own, key=lambda rival: rival["local"]["value"], default=None)
+    return {
+        "measured": measured,
+        "says": _says(told),
+        "rivals": told,
+        "before": None if best is None else best["local"]["before"],
+        "after": None if best is None else best["local"]["before"] + best["local"]["value"],
+        "interval": None if best is None else best["local"]["interval"],
+    }
+
+
+def _says(rivals: list[dict[str, Any]]) -> str:
+    if not any(rival["name"] != "zero_shot" for rival in rivals):
+        return "unknown"
+    intervals = [
+        [rival[column]["interval"] for column in ("local", "neighbour") if rival[column] is not None]
+        for rival in rivals
+    ]
+    if any(None in of_rival for of_rival in intervals):
+        return "not_proven"
+    if all(max(low for low, _ in found) > 0 and min(high for _, high in found) >= 0 for found in intervals):
+        return "pays"
+    return "costs" if any(max(high for _, high in found) < NOTICEABLE for found in intervals) else "not_proven"
+
+
+def _from_accuracies(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    images = sum(site.get("test_images") or 0 for site in result["sites"])
+    if result["config"].get("task", {}).get("kind") == "caption":
+        images = 0  # word overlap is no share of right answers
+    rivals = []
+    for name in RIVALS:
+        floor = result["baselines"].get(name, {})
+        columns = {
+            column: _difference(result["accuracy"].get(column), floor.get(column), images)
+            for column in ("local", "neighbour")
+        }
+        if columns["local"] is not None:
+            rivals.append({"name": name, **columns})
+    return rivals
+
+
+def _difference(after: float | None, before: float | None, images: int) -> dict[str, Any] | None:
+    """As of two independent samples of so many images: the same images were asked, so the interval is wide enough."""
+    if after is None or before is None:
+        return None
+    half = NORMAL_95 * math.sqrt((after * (1 - after) + before * (1 - before)) / images) if images else None
+    interval = None if half is None else [after - before - half, after - before + half]
+    return {"before": before, "value": after - before, "interval": interval}
+
+
+def _from_counts(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Gains of what is used, from noised counts of right answers on the sites' own held-back images."""
+    values = {score["candidate"]: score["value"] for score in result["scores"]}
+    nothing = {"before": values.get("zero_shot"), "value": 0.0, "interval": [0.0, 0.0]}
+    text = [{"name": "zero_shot", "local": nothing, "neighbour": None}]  # which anybody can use alone
+    return (text if result["chosen"] == "text" and nothing["before"] is not None else []) + [
+        {
+            "name": COUNTED[gain["over"]],
+            "local": {"before": values[gain["over"]], "value": gain["value"], "interval": gain["interval"]},
+            "neighbour": None,
+        }
+        for gain in result["gains"]
+        if gain["used"] and gain["over"] in COUNTED and None not in (gain["value"], values[gain["over"]])
+    ]
