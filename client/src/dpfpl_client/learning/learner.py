@@ -366,7 +366,7 @@ class PromptLearner:
             heads = {
                 "alone": (class_head(own, self._plain_texts, self._scorer.logit_scale), own.total),
                 "evidence": (self.evidence_head(pool, None), pooled.total),
-                "both": (self.evidence_head(pool, contexts["global"]), pooled.total),
+                "both": (self.evidence_head(pool, global_context), pooled.total),
             }
             for name, (vectors, total) in heads.items():
                 shares = shares_from(state.class_sums, total, noise_multiplier)

@@ -76,9 +76,11 @@ def _verdict(result: Mapping[str, Any]) -> Table:
 def _gain(difference: Mapping[str, Any] | None) -> str:
     if difference is None:
         return DASH
-    low, high = difference["interval"] or (None, None)
-    interval = "" if low is None else f" ({100 * low:+.1f} to {100 * high:+.1f})"
-    return f"{100 * difference['value']:+.1f}{interval}"
+    gained = f"{100 * difference['value']:+.1f}"
+    if difference["interval"] is None:
+        return gained
+    low, high = difference["interval"]
+    return f"{gained} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
 def _accuracy(result: Mapping[str, Any]) -> Table:
