@@ -139,7 +139,7 @@ def simulation(data, name, **settings):
 simulation(digits, "per_step/central", trust="central")
 simulation(digits, "per_step/distributed", trust="distributed", method="fedpgp", clipping="separate")
 simulation(digits, "per_step/local", trust="local", method="dplora")
-# Adam divides by what a gradient was before: of tiny ones it makes the last digits, which processors differ in, the third.
+# Not Adam: it divides by what gradients were before, so the last digits, in which processors differ, become the third.
 simulation(digits, "one_shot/local", descent="sgd", mechanism="one_shot", trust="local", target_epsilon=4.0)
 simulation(
     digits, "one_shot/text", descent="sgd", mechanism="one_shot", trust="local", projection="text", method="fedotp"

@@ -76,7 +76,7 @@ class Figures:
     def one_in(self, formula: str) -> Html:
         """A small probability as "1 in 100,000", the number rounded down."""
         return self._data(
-            formula, lambda value: self.texts.plain("format.one_in", n=f"{math.floor(1 / value + 1e-6):,}")
+            formula, lambda value: self.texts.plain("format.one_in", n=self.texts.whole(math.floor(1 / value + 1e-6)))
         )
 
     def seconds(self, formula: str) -> Html:

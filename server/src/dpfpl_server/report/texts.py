@@ -77,6 +77,12 @@ class Texts:
         """What stands between two sentences."""
         return "" if self.language == "ja" else " "
 
+    def whole(self, number: int) -> str:
+        """A whole number with its thousands separated, in Japanese in units of ten thousand where it is round."""
+        if self.language == "ja" and number % 10_000 == 0:
+            return f"{number // 10_000:,} 万"
+        return f"{number:,}"
+
     def _filled(self, key: str, shown: Any, values: dict[str, object]) -> str:
         section, _, name = key.partition(".")
         parts = []
