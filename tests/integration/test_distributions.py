@@ -36,6 +36,7 @@ AGENT_ONLY = (
     "dpfpl_client.agent.ledger.dataset",
     "dpfpl_client.agent.ledger.view",
     "dpfpl_client.agent.metrics",
+    "dpfpl_client.agent.pace",
     "dpfpl_client.agent.store",
     "dpfpl_client.approval",
     "dpfpl_client.check",

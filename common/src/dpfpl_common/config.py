@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, dataclass_transform, get_args
 
 import pydantic
-from pydantic_core import CoreSchema, ErrorDetails
 
 from dpfpl_common.errors import ConfigError
 
@@ -59,9 +58,8 @@ def settings(cls: type[T]) -> type[T]:
     all three check everything and raise a ConfigError.
     """
 
-    def accept_tables(of: type[T], source: Any, handler: Callable[[Any], CoreSchema]) -> CoreSchema:
-        schema = handler(source)
-        inner: Any = schema
+    def accept_tables(of: type[T], source: Any, handler: Callable[[Any], Any]) -> Any:
+        schema = inner = handler(source)
         while inner["type"] != "dataclass":
             inner = inner["schema"]
         inner["strict"] = False  # of the class itself: a table will do; its fields stay strict
@@ -212,7 +210,7 @@ def _config_error(error: pydantic.ValidationError, cls: type, where: str) -> Con
     )
 
 
-def _expected(detail: ErrorDetails, cls: type, at: _Place) -> str:
+def _expected(detail: Mapping[str, Any], cls: type, at: _Place) -> str:
     kind, context = detail["type"], detail.get("ctx", {})
     if isinstance(context.get("error"), ImpossibleError):
         return str(context["error"].expected)
