@@ -6,13 +6,29 @@ ACCOUNTING_TESTS = "tests/common/test_accounting.py"
 BOUNDS_TESTS = "tests/client/noninterference/test_bounds.py"
 COUNTS_TESTS = "tests/common/test_counts.py"
 DIVISION_TESTS = "tests/client/noninterference/test_division.py"
+FOLDER_TESTS = "tests/client/noninterference/test_folder.py"
 GATE_TESTS = "tests/client/agent/test_gate.py"
+QUESTIONS_TESTS = "tests/client/noninterference/test_questions.py"
 RESULT_TESTS = "tests/server/test_result.py"
 SCORES_TESTS = "tests/client/agent/test_scores.py"
 SPLIT_TESTS = "tests/client/data/test_data_split.py"
 USE_TESTS = "tests/client/noninterference/test_use.py"
 
 NONINTERFERENCE = (
+    (
+        "a site refuses an experiment that does not know one of its classes",
+        "dpfpl_client.agent.core:SiteAgent._learner",
+        "_LOG.warning('%s: %s', experiment.name, unknown)",
+        "raise RefusedError(code='UNKNOWN_CLASS', message=unknown, advice='')",
+        (f"{FOLDER_TESTS}::test_ni1_neighbouring_folders_look_the_same[first of a class nobody names-noised]",),
+    ),
+    (
+        "a site refuses an experiment whose answers are too short for one of its own",
+        "dpfpl_client.agent.core:SiteAgent._learner",
+        "_LOG.warning('%s: %s', experiment.name, warning)",
+        "raise RefusedError(code='ANSWER_TOO_LONG', message=warning, advice='')",
+        (f"{QUESTIONS_TESTS}::test_ni2_neighbouring_questions_look_the_same[an answer that is too long-noised]",),
+    ),
     (
         "scores: a count without noise",
         "dpfpl_common.privacy.counts:noised_counts",

@@ -1,19 +1,22 @@
 """All that an operator sees of one site, byte by byte, while the noised payloads are the same whatever the data.
 
 Two sites whose data differ in one example must then look the same: what still differs left around the mechanism.
+Nothing here waits: neither for the fixed time of an answer, which rows NI5 hold, nor for a disk.
 """
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import os
+import tempfile
 import time
 from dataclasses import dataclass
 
 import grpc
 import numpy as np
 
-from dpfpl_client.agent.build import build_agent
+from dpfpl_client.agent import build, core
 from dpfpl_client.agent.credentials import HEADER, read_token
 from dpfpl_client.agent.service import AgentServer
 from dpfpl_client.learning import step as randomness
@@ -47,6 +50,38 @@ def same_payloads(monkeypatch):
         return randomness.Randomness(SamePayload(number), SystemSampler(os.urandom), factors)
 
     monkeypatch.setattr(randomness.SystemRandomness, "for_round", for_round)
+
+
+class _AtOnce:
+    """In place of ``Pace``: an answer leaves when it is ready."""
+
+    def __init__(self, _store):
+        pass
+
+    def start(self):
+        pass
+
+    def rehearse(self, *_):
+        pass
+
+    def due(self, *_):
+        return 0.0, False
+
+
+@functools.cache
+def _loaded(model, compute, *, offline):
+    """A frozen model, loaded once for all sites: what it is cannot depend on their data."""
+    return _LOAD(model, compute, offline=offline)
+
+
+_LOAD = build.load_computing
+
+
+def no_waiting(monkeypatch):
+    """Leave out what takes time and shows in no byte: the fixed time of answers, fsync, loading the same model."""
+    monkeypatch.setattr(core, "Pace", _AtOnce)
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    monkeypatch.setattr(build, "load_computing", _loaded)
 
 
 @dataclass(frozen=True)
@@ -83,7 +118,7 @@ class View:
     def agent(self):
         """A running agent; a start that fails is seen by its code alone."""
         try:
-            built = build_agent(load_site(self.site_file))
+            built = build.build_agent(load_site(self.site_file))
         except DpfplError as error:
             self._note("start", error.code)
             yield None
@@ -91,16 +126,17 @@ class View:
         self._note("start", "started")
         self.width, self.fingerprint = built.backbone.width, built.backbone.fingerprint
         self.feature_size = getattr(built.backbone, "feature_size", 0)
-        folder = self.site_file.parent
-        server = AgentServer(built.endpoint, f"unix:{folder}/a.sock", folder / "agent.token")
-        server.start()
-        try:
-            with grpc.insecure_channel(server.address) as channel:
-                self._channel, self._token = channel, read_token(folder / "agent.token")
-                yield built
-        finally:
-            server.stop(1.0)
-            built.lock.release()
+        token = self.site_file.parent / "agent.token"
+        with tempfile.TemporaryDirectory(prefix="a") as folder:  # a socket's path has to be short
+            server = AgentServer(built.endpoint, f"unix:{folder}/a.sock", token)
+            server.start()
+            try:
+                with grpc.insecure_channel(server.address) as channel:
+                    self._channel, self._token = channel, read_token(token)
+                    yield built
+            finally:
+                server.stop(1.0)
+                built.lock.release()
 
     def train(self, asked, experiment, number, context=None, *, evaluate=True, **evidence):
         context = _zeros(experiment) if context is None else context

@@ -1,12 +1,10 @@
 """Sites on neighbouring data, seen by an operator."""
 
-import itertools
-
 import pytest
 import torch
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from site_view import View, same_payloads
+from site_view import View, differences, no_waiting, same_payloads
 
 POLICY = """
 experiments = ["*"]
@@ -32,14 +30,22 @@ def agent_key():
     )
 
 
-@pytest.fixture
-def view_of(tmp_path, agent_key, monkeypatch):
-    """The view of a site on a data source, after a script of questions."""
-    same_payloads(monkeypatch)
-    numbers = itertools.count()
+@pytest.fixture(scope="session")
+def first_views():
+    """What was seen of each site to which neighbours are compared, by what it is and what was asked of it."""
+    return {}
 
-    def view(source, path, script, metrics):
-        folder = tmp_path / f"site-{next(numbers)}"
+
+@pytest.fixture
+def neighbours_differ(tmp_path, agent_key, monkeypatch, first_views):
+    """How two sites differ, in words, after a script of questions: one on data as made, one on data as changed."""
+    same_payloads(monkeypatch)
+    no_waiting(monkeypatch)
+
+    def view(name, source, make, change, script, metrics):
+        path = make(tmp_path / f"{name}-data")
+        change(path)
+        folder = tmp_path / name
         folder.mkdir(mode=0o700)
         model = 'model = "embedded-vlm"\n' if source == "questions" else ""
         (folder / "site.toml").write_text(
@@ -53,4 +59,10 @@ def view_of(tmp_path, agent_key, monkeypatch):
         script(seen)
         return seen.seen
 
-    return view
+    def compare(source, make, change, script, metrics):
+        known = (source, make, script, metrics)
+        if known not in first_views:
+            first_views[known] = view("one", source, make, lambda _: None, script, metrics)
+        return "\n".join(differences(first_views[known], view("other", source, make, change, script, metrics)))
+
+    return compare

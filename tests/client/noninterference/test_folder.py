@@ -4,9 +4,8 @@ import shutil
 
 import pytest
 from every_state import WHOLE_SITE, every_state, save_image
-from site_view import differences
 
-pytestmark = [pytest.mark.privacy, pytest.mark.slow]
+pytestmark = pytest.mark.privacy
 
 CLASSES = ("bright", "dark", "lonely")
 
@@ -63,21 +62,17 @@ NEIGHBOURS = {
 }
 
 
+EVERY_STATE = every_state(CLASSES)
+EVERY_STATE_OF_WHOLE_SITES = every_state(("bright", "dark"), mechanisms=WHOLE_SITE)
+
+
 @pytest.mark.parametrize("metrics", ["none", "noised"])
 @pytest.mark.parametrize("case", NEIGHBOURS)
-def test_ni1_neighbouring_folders_look_the_same(case, metrics, view_of, tmp_path):
-    make, change = NEIGHBOURS[case]
-    one, other = make(tmp_path / "one"), make(tmp_path / "other")
-    change(other)
-    script = every_state(CLASSES)
-    found = differences(*(view_of("folder", folder, script, metrics) for folder in (one, other)))
-    assert not found, "\n".join(found)
+def test_ni1_neighbouring_folders_look_the_same(case, metrics, neighbours_differ):
+    found = neighbours_differ("folder", *NEIGHBOURS[case], EVERY_STATE, metrics)
+    assert not found, found
 
 
-def test_ni1_neighbouring_folders_look_the_same_under_the_unit_site_too(view_of, tmp_path):
-    make, change = NEIGHBOURS["first of its class"]
-    one, other = make(tmp_path / "one"), make(tmp_path / "other")
-    change(other)
-    script = every_state(("bright", "dark"), mechanisms=WHOLE_SITE)
-    found = differences(*(view_of("folder", folder, script, "noised") for folder in (one, other)))
-    assert not found, "\n".join(found)
+def test_ni1_neighbouring_folders_look_the_same_under_the_unit_site_too(neighbours_differ):
+    found = neighbours_differ("folder", *NEIGHBOURS["first of its class"], EVERY_STATE_OF_WHOLE_SITES, "noised")
+    assert not found, found

@@ -4,11 +4,10 @@ import json
 
 import pytest
 from every_state import MECHANISMS, every_state
-from site_view import differences
 
 from dpfpl_bench.demo.drawn_sites import drawn_sites, write_questions
 
-pytestmark = [pytest.mark.privacy, pytest.mark.slow]
+pytestmark = pytest.mark.privacy
 
 
 def questions(folder):
@@ -32,6 +31,10 @@ def another_answer(answer):
     return lambda file: line(file, **(first(file) | {"answer": answer}))
 
 
+def asked_too(answer):
+    return lambda file: line(file, **(first(file) | {"question": "and what else?", "answer": answer}))
+
+
 def another_spelling(file):
     line(file, **(first(file) | {"answer": first(file)["answer"].upper()}))
 
@@ -52,18 +55,19 @@ NEIGHBOURS = {
     "another spelling": (questions, "vqa", another_spelling),
     "a copy across train and test": (questions, "vqa", the_other_side),
     "a question about a trained picture in test": (questions, "vqa", same_picture_tested),
-    "an answer that is too long": (questions, "vqa", another_answer("very " * 100 + "long")),
+    "an answer that is too long": (questions, "vqa", asked_too("very " * 100 + "long")),
     "a line without an image": (questions, "vqa", lambda f: line(f, image="none.png", question="what?", answer="it")),
     "another caption of a picture": (captions, "caption", another_answer("a thing in a place")),
 }
 
 
+MECHANISMS_OF_WORDS = {name: MECHANISMS[name] for name in ("per-step", "local")}
+EVERY_STATE = {task: every_state((), task=task, mechanisms=MECHANISMS_OF_WORDS) for task in ("vqa", "caption")}
+
+
 @pytest.mark.parametrize("metrics", ["none", "noised"])
 @pytest.mark.parametrize("case", NEIGHBOURS)
-def test_ni2_neighbouring_questions_look_the_same(case, metrics, view_of, tmp_path):
+def test_ni2_neighbouring_questions_look_the_same(case, metrics, neighbours_differ):
     make, task, change = NEIGHBOURS[case]
-    one, other = make(tmp_path / "one"), make(tmp_path / "other")
-    change(other)
-    script = every_state((), task=task, mechanisms={name: MECHANISMS[name] for name in ("per-step", "local")})
-    found = differences(*(view_of("questions", file, script, metrics) for file in (one, other)))
-    assert not found, "\n".join(found)
+    found = neighbours_differ("questions", make, change, EVERY_STATE[task], metrics)
+    assert not found, found
