@@ -6,8 +6,10 @@ ACCOUNTING_TESTS = "tests/common/test_accounting.py"
 BOUNDS_TESTS = "tests/client/noninterference/test_bounds.py"
 COUNTS_TESTS = "tests/common/test_counts.py"
 DIVISION_TESTS = "tests/client/noninterference/test_division.py"
+ESTIMATES_TESTS = "tests/client/learning/test_estimates.py"
 FOLDER_TESTS = "tests/client/noninterference/test_folder.py"
 GATE_TESTS = "tests/client/agent/test_gate.py"
+PRECISION_TESTS = "tests/client/learning/generative/test_precision.py"
 QUESTIONS_TESTS = "tests/client/noninterference/test_questions.py"
 RESULT_TESTS = "tests/server/test_result.py"
 SCORES_TESTS = "tests/client/agent/test_scores.py"
@@ -115,6 +117,27 @@ NONINTERFERENCE = (
         "policy is not None and (not self._public or policy.metrics not in EXACT_METRICS)",
         "policy is not None and policy.metrics == 'none'",
         (f"{SCORES_TESTS}::test_NI3_no_policy_computes_an_exact_accuracy_of_data_that_are_not_public",),
+    ),
+    (
+        "the names of accuracies of a deployed site tell which classes it lacks",
+        "dpfpl_client.learning.evidence:accuracies",
+        "len(others) and unseen.any()",
+        "unseen.any()",
+        (f"{SCORES_TESTS}::test_NI3_the_names_of_accuracies_do_not_tell_which_classes_are_trained_on[exact]",),
+    ),
+    (
+        "in bfloat16 examples are computed side by side",
+        "dpfpl_client.models.generative.language:LanguageModel.examples_within",
+        "self.singly",
+        "False",
+        (f"{PRECISION_TESTS}::test_ni10_one_example_more_changes_no_bit_of_what_the_others_add[llava-longer0]",),
+    ),
+    (
+        "rounded gradients are computed as many at once as there are",
+        "dpfpl_client.models.class_scorer:per_example_gradients",
+        "not coarse",
+        "True",
+        (f"{ESTIMATES_TESTS}::test_NI10_one_example_more_changes_no_bit_of_what_the_others_add",),
     ),
     (
         "time: an answer leaves when it is ready",

@@ -230,6 +230,17 @@ def test_a_finished_run_shows_the_accuracies_of_its_report(run):
     assert after == {name: 0.125 if value else before[name] for name, value in final.items()} != before
 
 
+def test_NI8_a_finished_run_shows_scores_over_all_sites_with_their_intervals(run):
+    assert look(run)["scores"] == []
+    row = {"candidate": "prompt", "sites": 3, "right": 8.1, "of": 10.2, "value": 0.794, "interval": [0.6, 0.95]}
+    hidden = {"candidate": "zero_shot", "sites": 3, "right": 1.0, "of": 0.2, "value": None, "interval": [0.0, 1.0]}
+    (run.path / "result.json").write_text(json.dumps({"rounds": [], "sites": [], "scores": [hidden, row]}))
+    assert look(run)["scores"] == [
+        {"name": "the plain text", "value": None, "interval": [0.0, 1.0]},
+        {"name": "each site's own prompt", "value": 0.794, "interval": [0.6, 0.95]},
+    ]
+
+
 def test_control_characters_are_not_passed_on(run):
     run.complete(1, dropped={"clinic-b": "\x1b[2J\u202e evil"})
     text = json.dumps(snapshot(run.folder, {}, ["\x1b[31m red"]), ensure_ascii=False)

@@ -55,6 +55,7 @@ def test_NI6_a_repeated_round_tells_no_more_than_the_policy_of_today(site, reque
     again = site.start(noised, public=True).train(request_for(evaluate=True))
     assert again.metrics == {}
     assert again.update.any()
+    assert site.start(exact).train(request_for(evaluate=True)).metrics == {}, "the data are not public any more"
 
 
 def test_NI3_no_policy_lets_an_exact_accuracy_leave_a_site_whose_data_are_not_public(site, request_for, experiment):
@@ -64,6 +65,19 @@ def test_NI3_no_policy_lets_an_exact_accuracy_leave_a_site_whose_data_are_not_pu
         agent = site.start(policy)
         assert agent.train(request_for(1, named, evaluate=True)).metrics == {}
         assert agent.evaluate(final(named)).metrics == {}
+
+
+@pytest.mark.parametrize("metrics", ["coarse", "exact"])
+def test_NI3_the_names_of_accuracies_do_not_tell_which_classes_are_trained_on(site, experiment, metrics):
+    deployed = dataclasses.replace(site.features, neighbour_test=site.features.test.none())
+    lacking = deployed.train.take(np.flatnonzero(deployed.train.labels.numpy() != 0))
+    assert 0 < len(lacking) < len(deployed.train)
+    policy, names = Policy(("*",), 500.0, 500.0, metrics=metrics), []
+    for number, train in enumerate((deployed.train, lacking)):
+        agent = site.start(policy, dataclasses.replace(deployed, train=train), public=True)
+        names.append(set(agent.evaluate(final(dataclasses.replace(experiment, name=f"e-{number}"))).metrics))
+    assert names[0] == names[1]
+    assert "personal_all" in names[0]
 
 
 def test_NI3_no_policy_computes_an_exact_accuracy_of_data_that_are_not_public(site, request_for, computed):

@@ -1,5 +1,7 @@
 """NI7: using, serving and exporting a prompt obey the accepted policy as it is now."""
 
+import re
+
 import pytest
 
 from dpfpl_client.agent.audit import AuditLog
@@ -38,8 +40,9 @@ def test_ni7_a_prompt_that_the_policy_no_longer_admits_is_not_used(command, trai
     assert command(*commands[0])[0] == 0
 
 
-def test_results_are_exact_and_for_the_sites_own_people(command, trained_site):
+def test_results_are_exact_and_for_the_sites_own_people_beside_what_left_with_noise(command, trained_site):
     code, out, _ = command("results", "--site", trained_site)
     assert code == 0
     assert "on 4 held-back images" in out
     assert "stay at this site" in out
+    assert re.search(r"noised counts:\n  plain text .* \(95 % interval [\d.]+% to [\d.]+%\)\n", out)

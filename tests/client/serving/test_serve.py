@@ -177,7 +177,7 @@ def test_the_interface_describes_itself_and_loads_nothing_from_elsewhere(classif
         # A namespace is a name; nothing is loaded from there.
         assert "http://" not in page.text.replace('xmlns="http://www.w3.org/2000/svg"', "")
         assert "https://" not in page.text
-    about = {"classes": ["bright", "dark"], "task": "classify", "question": "", "max_bytes": LIMIT}
+    about = {"classes": ["bright", "dark"], "task": "classify", "question": "", "max_bytes": LIMIT, "scores": []}
     assert call(classifier, "GET", "/v1/prompt").json() == about
 
 
@@ -209,7 +209,7 @@ def in_words(kind, question=""):
 def test_a_prompt_that_answers_questions_is_asked_one_with_every_image(image):
     asked = in_words("vqa")
     assert call(asked, "GET", "/v1/prompt").json() == {
-        "classes": [], "task": "vqa", "question": "", "max_bytes": LIMIT,
+        "classes": [], "task": "vqa", "question": "", "max_bytes": LIMIT, "scores": [],
     }  # fmt: skip
     for path in ("/v1/predict", "/v1/predict?question=", "/v1/predict?question=%20%0A"):
         answer = call(asked, "POST", path, content=encoded(image), headers=PNG)

@@ -229,7 +229,7 @@ def results(
     experiment: Annotated[str | None, typer.Option(help="whose prompts; default: the latest")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show how well the prompts do on this site's held-back images: exact numbers, which never leave the site."""
+    """Show how well the prompts do on this site's held-back images: exactly, for you alone, and as told with noise."""
     from dpfpl_client.use.results import exact_results, results_lines
 
     found = exact_results(_load(site), experiment)
@@ -257,13 +257,15 @@ def serve(
     """Classify images over HTTP: a small API (see /openapi.json) and a page to drop an image on; Ctrl-C stops it."""
     import torch
 
+    from dpfpl_client.use.results import released_scores
     from dpfpl_client.use.serving.server import ServeSettings, serve_classifier
 
     wanted = ServeSettings.checked(host, port, token_file, max_megabytes * 1_000_000)
     settings = _load(site)
     torch.set_num_threads(settings.agent.threads)
     classifier = _classifier(settings, experiment, question=None, usual_mix=usual_mix)
-    serve_classifier(classifier, wanted, say, settings.data.pixel_rules)
+    scores = released_scores(settings, experiment)
+    serve_classifier(classifier, wanted, say, settings.data.pixel_rules, scores)
 
 
 @app.command(epilog="Example: dpfpl-client export --out prompt --site site.toml")

@@ -100,7 +100,9 @@ def site_head(head: Head, shares: Floats, usual_mix: float) -> SiteHead:
 def accuracies(head: SiteHead, test: LabelledFeatures, others: LabelledFeatures, own: Floats) -> Mapping[str, float]:
     """``local``: on images like the site's own; ``neighbour``: on the others'; ``unseen``: on all images of classes
     that the site has none of; ``all``: mean over all classes, each expected as often as any other, so without the
-    site's usual mix. A column without images has no entry.
+    site's usual mix. A column without images has no entry. Own and others' classes are a notion of simulations, where
+    public data are dealt out: without the others' images there is no ``unseen``, so that no name of a metric tells
+    which classes a deployed site trains on.
 
     Args:
         head: the classifier.
@@ -117,7 +119,7 @@ def accuracies(head: SiteHead, test: LabelledFeatures, others: LabelledFeatures,
         return result
     logits = head.logits(features)
     unseen = torch.from_numpy(own == 0)[labels]
-    if unseen.any():
+    if len(others) and unseen.any():
         result["unseen"] = float((logits[unseen].argmax(dim=1) == labels[unseen]).double().mean())
     right = (logits - torch.from_numpy(head.bias)).argmax(dim=1) == labels
     of_class = [float(right[labels == label].double().mean()) for label in sorted(set(labels.tolist()))]

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from dpfpl_client.models.backbone import LabelledFeatures, no_answers
 from dpfpl_client.models.text_tower.choice import TextPass
@@ -84,6 +85,10 @@ def agreement(text_features: Tensor, images: LabelledFeatures) -> Tensor:
 
 EXACT: Final = GradientSettings()
 
+COARSE_AT_ONCE: Final = 16
+"""Examples of every product that rounds to bfloat16, made up with zeros: rounding depends on a product's shape, so with
+as many as there are one example more would change the others' gradients (test NI10)."""
+
 
 @torch.no_grad()
 def per_example_gradients(
@@ -115,14 +120,21 @@ def per_example_gradients(
     """
     if len(image_features) == 0:
         return context.new_zeros((0, *context.shape))
-    coarse, few = estimate.precision == "bfloat16", estimate.classes
+    coarse, few, batch = estimate.precision == "bfloat16", estimate.classes, len(image_features)
     text = backbone.text_pass(context, tokens, coarse=coarse, singly=0 < few < len(tokens.lengths))
-    scales = loss_scales(text, backbone.logit_scale, image_features, labels, backbone.logit_bias)
-    if 0 < few < scales.shape[1]:
-        scales = label_against_rivals(scales, labels, few - 1, balanced=backbone.logit_bias is None)
-    result = text.rank_one_pullback(scales, image_features, coarse=coarse, few=few)
-    assert len(result) == len(labels)
-    return result
+
+    def pulled(image_features: Tensor, labels: Tensor) -> Tensor:
+        scales = loss_scales(text, backbone.logit_scale, image_features, labels, backbone.logit_bias)
+        if 0 < few < scales.shape[1]:
+            scales = label_against_rivals(scales, labels, few - 1, balanced=backbone.logit_bias is None)
+        return text.rank_one_pullback(scales, image_features, coarse=coarse, few=few)
+
+    if not coarse:
+        return pulled(image_features, labels)
+    missing = -batch % COARSE_AT_ONCE
+    features = functional.pad(image_features, (0, 0, 0, missing)).split(COARSE_AT_ONCE)
+    whole = functional.pad(labels, (0, missing)).split(COARSE_AT_ONCE)
+    return torch.cat([pulled(*part) for part in zip(features, whole, strict=True)])[:batch]
 
 
 @torch.no_grad()

@@ -1,16 +1,24 @@
-"""``dpfpl-client results``: how well a site's prompts do, exactly and without noise, for the site's own people."""
+"""How well a site's prompts do, for its own people: exactly and without noise, and what was told of it with noise."""
 
 from typing import Any
 
+import numpy as np
+
 from dpfpl_client.agent.features import FeatureCache, site_features
+from dpfpl_client.agent.ledger.book import SCORES
+from dpfpl_client.agent.ledger.view import observed_ledger
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.data import list_classes, load_site_data
 from dpfpl_client.learning.learner import PromptLearner
 from dpfpl_client.models.loader import load_computing
 from dpfpl_client.site.settings import SiteSettings
 from dpfpl_client.use.prompt import load_prompt
+from dpfpl_common.errors import StateError
+from dpfpl_common.privacy.counts import count_noise_stddev, scores_from
+from dpfpl_common.privacy_plan import score_noise_multiplier
+from dpfpl_common.wire.payloads import scored
 
-__all__ = ["exact_results", "results_lines"]
+__all__ = ["exact_results", "released_scores", "results_lines"]
 
 NAMES = {
     "zero_shot": "plain text",
@@ -30,7 +38,8 @@ def exact_results(settings: SiteSettings, experiment: str | None) -> dict[str, A
         experiment: whose prompts; None for the latest.
 
     Returns:
-        ``experiment``, ``round``, ``images`` (how many were held back) and ``accuracy`` by candidate.
+        ``experiment``, ``round``, ``images`` (how many were held back), ``accuracy`` by candidate, and ``released``,
+        as ``released_scores`` gives it.
     """
     prompt = load_prompt(settings.state_folder, experiment)
     names = list_classes(settings.data)
@@ -47,7 +56,35 @@ def exact_results(settings: SiteSettings, experiment: str | None) -> dict[str, A
         "round": prompt.round,
         "images": len(features.test),
         "accuracy": {name: metrics[f"{name}_local"] for name in NAMES if f"{name}_local" in metrics},
+        "released": released_scores(settings, prompt.experiment.name),
     }
+
+
+def released_scores(settings: SiteSettings, experiment: str | None) -> list[dict[str, Any]]:
+    """The noised scores that left this site: ``candidate``, ``value``, ``interval`` (95 %); none where none did.
+
+    Args:
+        settings: the site.
+        experiment: whose scores; None for those of the latest.
+    """
+    prompt = load_prompt(settings.state_folder, experiment)
+    try:
+        ledger = observed_ledger(settings)
+    except StateError as error:
+        if error.code == "NO_LEDGER":
+            return []
+        raise
+    charge = ledger.find(prompt.experiment.name, SCORES)
+    ledger.close()
+    if charge is None or not charge.release_digest:
+        return []
+    counts = DiskStore(settings.state_folder).read_scores(prompt.experiment.name, charge.release_digest)
+    names = scored(prompt.experiment)
+    found = scores_from(np.array(counts), count_noise_stddev(len(names), score_noise_multiplier(prompt.experiment)))
+    return [
+        {"candidate": NAMES[name], "value": score.value, "interval": [score.low, score.high]}
+        for name, score in zip(names, found, strict=True)
+    ]
 
 
 def results_lines(results: dict[str, Any]) -> list[str]:
@@ -56,4 +93,12 @@ def results_lines(results: dict[str, Any]) -> list[str]:
     if not results["images"]:
         return [f"{head}: add test images, or raise test_fraction."]
     rows = [f"  {NAMES[name]:<40} {value:.1%}" for name, value in results["accuracy"].items()]
-    return [f"{head}:", *rows, "These numbers are exact and stay at this site; what leaves is noised."]
+    exact = "These numbers are exact and stay at this site; what leaves is noised."
+    if not results["released"]:
+        return [f"{head}:", *rows, exact]
+    told = [
+        f"  {row['candidate']:<40} {'–' if row['value'] is None else format(row['value'], '.1%')}"
+        f"  (95 % interval {row['interval'][0]:.1%} to {row['interval'][1]:.1%})"
+        for row in results["released"]
+    ]
+    return [f"{head}:", *rows, exact, "What left this site, from noised counts:", *told]

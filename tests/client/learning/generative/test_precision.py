@@ -44,7 +44,7 @@ def test_weights_are_half_as_large_and_all_that_comes_out_is_float32(rough, roug
     assert {each.dtype for each in (*found, total)} == {torch.float32}
 
 
-def test_gradients_are_as_near_the_exact_ones_as_plain_bfloat16_and_of_one_example_each(
+def test_gradients_are_as_near_the_exact_ones_as_plain_bfloat16(
     folder, model, rough, pictures, examples, rough_examples, context, vqa_experiment
 ):
     exact = model.scorer(vqa_experiment(model)).gradients(context, examples, EXACT)
@@ -58,9 +58,27 @@ def test_gradients_are_as_near_the_exact_ones_as_plain_bfloat16_and_of_one_examp
     theirs = float((plain - exact).norm() / exact.norm())
     assert float((found - exact).norm() / exact.norm()) < max(0.2, 1.5 * theirs)
     assert float(torch.cosine_similarity(found.flatten(), exact.flatten(), dim=0)) > 0.9
-    for number, mine in enumerate(found):
-        (alone,) = scorer.gradients(context, rough_examples.take(np.array([number])), EXACT)
-        assert float((mine - alone).norm() / alone.norm()) < 0.05
+
+
+@pytest.mark.privacy
+@pytest.mark.parametrize("longer", [("what colour is it?", "dark " * 20 + "green"), ("what is it?", "a dog")])
+def test_ni10_one_example_more_changes_no_bit_of_what_the_others_add(
+    folder, rough, pictures, examples, context, vqa_experiment, longer
+):
+    """From the picture to the gradient and to the answer, whatever is computed beside it."""
+    others = list(zip(pictures, examples.asked, strict=True))
+    found = []
+    for some in (others, [(pictures[1], longer), *others]):
+        rough.language.forget()
+        rows = torch.stack(list(rough.image_features([picture for picture, _ in some])))
+        these = LabelledFeatures(rows, torch.zeros(len(rows), dtype=torch.long), tuple(asked for _, asked in some))
+        scorer = rough.scorer(vqa_experiment(rough))
+        found.append((rows, scorer.gradients(context, these, EXACT), scorer.at(context).answers(these)))
+    for fewer, more in zip(*found, strict=True):
+        if isinstance(fewer, list):
+            assert fewer == more[1:]
+        else:
+            assert torch.equal(fewer, more[1:])
 
 
 @pytest.mark.privacy

@@ -153,7 +153,7 @@ class GenerativeBackbone:
     @torch.no_grad()
     def image_features(self, images: Iterable[Image.Image], batch_size: int = 16) -> Iterator[torch.Tensor]:
         """A picture's tokens in the language model's embedding space, one row [feature_size] a picture."""
-        for batch in batches(images, batch_size):
+        for batch in batches(images, 1 if self.language.singly else batch_size):
             for row in self._rows(self._prepared(batch)):
                 yield _given(row.flatten()).clone()
 

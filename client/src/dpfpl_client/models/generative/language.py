@@ -52,6 +52,8 @@ class LanguageModel:
 
     Attributes:
         shared: which way serves.
+        singly: whether every example is computed by itself. In bfloat16 a matrix product rounds by its shape, so in a
+            batch one example more, or a longer one, would move the gradients of the others (test NI10).
         activation_bytes: most that the graph of one micro-batch may take, roughly.
         longest: most tokens of a turn, head and answer included. Beyond it some models' rotary positions change with
             what was computed before, and an example's gradient would no longer depend on that example alone.
@@ -82,6 +84,7 @@ class LanguageModel:
         self._kept_bytes = 0
         self.width = int(self._embedding.weight.shape[1])
         self._device: torch.device = self._embedding.weight.device
+        self.singly = self._embedding.weight.dtype == torch.bfloat16
         self._kept_most = share_of_memory(self._device, KEPT_BYTES)
         self.activation_bytes = share_of_memory(self._device, ACTIVATION_BYTES)
         self.shared = True
@@ -91,7 +94,9 @@ class LanguageModel:
             self.shared = shared
 
     def examples_within(self, length: int) -> int:
-        """How many examples with ``length`` tokens behind the head keep a graph of that many bytes; at least one."""
+        """How many examples with ``length`` tokens behind the head are computed at once; at least one."""
+        if self.singly:
+            return 1
         config = self._model.config.get_text_config()
         seen = length + len(self._layout.head)
         tokens = length if self.shared else seen
@@ -145,10 +150,13 @@ class LanguageModel:
         missing = [place for place, key in enumerate(keys) if key not in self._kept]
         fresh: dict[bytes, KeysValues] = {}
         if missing:
-            with torch.no_grad():
-                found = self._headed(pictures[missing])
-            for number, place in enumerate(missing):
-                fresh[keys[place]] = [(k[number : number + 1], v[number : number + 1]) for k, v in found]
+            at_once = 1 if self.singly else len(missing)
+            for start in range(0, len(missing), at_once):
+                places = missing[start : start + at_once]
+                with torch.no_grad():
+                    found = self._headed(pictures[places])
+                for number, place in enumerate(places):
+                    fresh[keys[place]] = [(k[number : number + 1], v[number : number + 1]) for k, v in found]
         rows = [self._kept.get(key) or fresh[key] for key in keys]
         for key, row in fresh.items():
             self._keep(key, row)

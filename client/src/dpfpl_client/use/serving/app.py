@@ -1,7 +1,7 @@
 """The HTTP application that classifies images or answers questions about them, without where it listens."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Annotated, Any
 
@@ -121,6 +121,14 @@ class Problem(BaseModel):
     advice: str = Field(description="what to do about it")
 
 
+class ReleasedScore(BaseModel):
+    """A share of right answers on the site's held-back examples, estimated from the noised counts that left it."""
+
+    candidate: str
+    value: float | None = Field(description="none where the noise hides it")
+    interval: list[float] = Field(description="95 %, of the noise")
+
+
 class PromptAnswer(BaseModel):
     """What is served."""
 
@@ -128,6 +136,7 @@ class PromptAnswer(BaseModel):
     task: str = Field(description="classify, vqa: every request brings a question, or caption: it may")
     question: str = Field(description="what is asked where a request brings no question")
     max_bytes: int = Field(description="largest image file that is accepted")
+    scores: list[ReleasedScore] = Field(description="with noise; none where none left the site")
 
 
 class Health(BaseModel):
@@ -183,10 +192,12 @@ class _OneAtATime:
             self._waiting -= 1
 
 
-def classifier_app(classifier: Classifier, max_bytes: int, rules: PixelRules = DEFAULT_RULES) -> FastAPI:
+def classifier_app(
+    classifier: Classifier, max_bytes: int, rules: PixelRules = DEFAULT_RULES, scores: Sequence[dict[str, Any]] = ()
+) -> FastAPI:
     """The application: ``/``, ``/v1/predict``, ``/v1/prompt``, ``/health`` and ``/openapi.json``.
 
-    Images and questions are neither stored nor logged.
+    Images and questions are neither stored nor logged. ``scores``: what ``released_scores`` gives.
     """
     app = FastAPI(
         title="DP-FPL classifier",
@@ -232,7 +243,13 @@ def classifier_app(classifier: Classifier, max_bytes: int, rules: PixelRules = D
         """What is served."""
         task = classifier.task
         asked = task.question if task.kind == "caption" else ""
-        return PromptAnswer(classes=list(classifier.classes), task=task.kind, question=asked, max_bytes=max_bytes)
+        return PromptAnswer(
+            classes=list(classifier.classes),
+            task=task.kind,
+            question=asked,
+            max_bytes=max_bytes,
+            scores=[ReleasedScore(**score) for score in scores],
+        )
 
     @app.get("/health")
     async def health() -> Health:

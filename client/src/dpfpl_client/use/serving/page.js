@@ -39,6 +39,27 @@ function show(predictions) {
   result.replaceChildren(table);
 }
 
+function percent(value) {
+  return value === null ? "–" : `${(100 * value).toFixed(1)} %`;
+}
+
+function showScores(scores) {
+  const table = document.getElementById("scores");
+  table.hidden = scores.length === 0;
+  for (const { candidate, value, interval } of scores) {
+    const row = table.tBodies[0].insertRow();
+    const head = document.createElement("th");
+    head.scope = "row";
+    head.textContent = candidate;
+    row.append(head);
+    for (const text of [percent(value), interval.map(percent).join(" – ")]) {
+      const cell = row.insertCell();
+      cell.className = "number";
+      cell.textContent = text;
+    }
+  }
+}
+
 async function classify(image) {
   chosen = image;
   URL.revokeObjectURL(preview.src);
@@ -90,6 +111,7 @@ fetch("/v1/prompt", { headers })
     asking.hidden = !inWords;
     question.placeholder = content.question;
     if (inWords) document.title = document.getElementById("title").textContent = task === "vqa" ? "Ask about an image" : "Describe an image";
+    showScores(content.scores);
     const what = inWords ? "" : `Classes: ${content.classes.join(", ")}. `;
     document.getElementById("classes").textContent = `${what}Largest file: ${content.max_bytes / 1e6} MB.`;
   })

@@ -1,8 +1,9 @@
 """``dpfpl-client serve``: the classifier on an address, until Ctrl-C."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -34,15 +35,19 @@ class ServeSettings:
 
 
 def serve_classifier(
-    classifier: Classifier, settings: ServeSettings, say: Callable[[str], None], rules: PixelRules = DEFAULT_RULES
+    classifier: Classifier,
+    settings: ServeSettings,
+    say: Callable[[str], None],
+    rules: PixelRules = DEFAULT_RULES,
+    scores: Sequence[dict[str, Any]] = (),
 ) -> None:
-    """Serve until interrupted.
+    """Serve until interrupted; ``scores`` are shown beside the prompt.
 
     Raises:
         DeploymentError: the address cannot be listened on.
     """
     listener = open_listener(settings.host, settings.port)
     say(f"Open {address_shown(settings.host, listener)}  (API: /openapi.json). Ctrl-C stops it.")
-    guarded = HttpGuard(classifier_app(classifier, settings.max_bytes, rules), settings.token, STATIC)
+    guarded = HttpGuard(classifier_app(classifier, settings.max_bytes, rules, scores), settings.token, STATIC)
     config = uvicorn.Config(guarded, timeout_graceful_shutdown=5, **PAGE_LIMITS)
     uvicorn.Server(config).run(sockets=[listener])

@@ -71,7 +71,7 @@ function showPrivacy(state) {
 
 function showChart(chart) {
   if (!chart.svg) {
-    at("chart").replaceChildren(element("p", "No accuracy was reported yet.", "quiet"));
+    at("chart").replaceChildren(element("p", "Sites report no exact accuracies. Scores come with the result.", "quiet"));
     at("legend").replaceChildren();
     return;
   }
@@ -90,6 +90,15 @@ function showChart(chart) {
     item.append(swatch, `${line.label}: ${percent(line.last)}`);
     return item;
   }));
+}
+
+// A value that the noise hides is a dash; its interval says so.
+function showScores(scores) {
+  at("scores").hidden = scores.length === 0;
+  fill("scores", scores.map((score) => row(score.name, [
+    element("td", percent(score.value), "number"),
+    element("td", score.interval.map(percent).join(" – "), "number"),
+  ])));
 }
 
 function showDrops(drops) {
@@ -121,6 +130,7 @@ function show(state) {
   showSites(state);
   showPrivacy(state);
   showChart(state.chart);
+  showScores(state.scores);
   showDrops(state.drops);
   const log = at("log");
   const atEnd = log.scrollTop + log.clientHeight >= log.scrollHeight - 4;

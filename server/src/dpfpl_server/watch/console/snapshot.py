@@ -12,6 +12,7 @@ from dpfpl_common.ops.text import printable
 from dpfpl_common.privacy.accounting import PrivacyEvent, epsilon, json_epsilon
 from dpfpl_common.privacy_plan import ADVERSARIES, UNIT_NAMES, planned_events
 from dpfpl_server.report.charts import Frame, Line, line_chart, mean_curve, site_curve
+from dpfpl_server.report.texts import Texts
 from dpfpl_server.runs.folder import RunFolder
 from dpfpl_server.runs.state import STATES, LiveState, run_state
 from dpfpl_server.runs.words import MEASURED
@@ -72,6 +73,7 @@ def snapshot(
         "sites": _sites(experiment, live, connections, history, drops, result, over=state.over),
         "privacy": _privacy(experiment, state.round),
         "chart": _chart(experiment, history, result),
+        "scores": _scores(experiment, result),
         "drops": [
             {key: printable(drop[key]) for key in ("round", "attempt", "site", "code", "reason")}
             for drop in _alike(drops)[-SHOWN_DROPS:]
@@ -148,6 +150,15 @@ def _sites(
             }
         )
     return rows
+
+
+def _scores(experiment: Experiment, result: Any | None) -> list[dict[str, Any]]:
+    """Of a finished run: shares of right answers from noised counts over all sites, with their 95 % intervals."""
+    texts = Texts("en", experiment.task.kind)
+    return [
+        {"name": texts.plain(f"scores.{row['candidate']}"), "value": row["value"], "interval": row["interval"]}
+        for row in (result or {}).get("scores", ())
+    ]
 
 
 def _privacy(experiment: Experiment, completed: int) -> dict[str, Any]:
