@@ -261,17 +261,16 @@ def resolve_noise(experiment: Experiment) -> Experiment:
     Raises:
         PrivacyError: as ``calibrate_noise_multiplier``; a given multiplier is held to the same range.
     """
-    resolved = experiment.with_noise_multiplier(_asked_multiplier(experiment))
+    given = experiment.privacy.noise_multiplier is not None
+    resolved = experiment if given else experiment.with_noise_multiplier(_needed_multiplier(experiment))
     event = capped_event(resolved)
     if event.noise_multiplier > 0:
         refuse_inexact(experiment.privacy.target_delta, event.sample_rate, event.steps)
     return resolved
 
 
-def _asked_multiplier(experiment: Experiment) -> float:
+def _needed_multiplier(experiment: Experiment) -> float:
     privacy = experiment.privacy
-    if privacy.noise_multiplier is not None:
-        return privacy.noise_multiplier
     assert privacy.target_epsilon is not None
     epsilon, delta, steps = privacy.target_epsilon, privacy.target_delta, experiment.total_steps
     if privacy.accounting == "paper":

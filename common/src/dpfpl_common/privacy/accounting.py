@@ -37,13 +37,16 @@ INFINITE = float("inf")
 RDP_ORDERS = tuple(1 + x / 10.0 for x in range(5, 100)) + tuple(range(11, 64)) + (80, 128, 256, 512, 1024)
 SEARCH_TOLERANCE = 1e-3
 SMALLEST_MULTIPLIER, LARGEST_MULTIPLIER = 0.1, 1e5
-LARGE, HOPELESS = 200.0, 1e3
-"""Where Renyi's bound is above the first, a coarser grid is exact enough; above the second, epsilon is called infinite."""
+HOPELESS = 1e3
+"""Where an example's expected privacy loss may be above this, epsilon is not computed but infinite."""
 
 DISCRETISATION = 1e-4
 """Interval of the privacy losses' grid; PLD rounds up, so a coarser one gives a larger epsilon, sooner."""
 
 COARSE_DISCRETISATION = 1e-2
+
+WIDE, RELATIVE_DISCRETISATION = 20.0, 1e-5
+"""Where a step may lose more than the first, a grid of that share of epsilon does, if that is larger."""
 
 FINEST_GRID = 1_000_000
 """Most points, about, that a finer grid may have."""
@@ -234,22 +237,44 @@ def _epsilon(releases: Releases, delta: float, kind: str) -> float:
         return _rdp_epsilon(releases, delta)
     if _inexact(delta, sum(steps for _, _, steps in releases)) is not None:
         return INFINITE
-    return _pld_epsilon(releases, delta, COARSE_DISCRETISATION if kind == "coarse" else _interval(releases))
+    if kind == "coarse":
+        return _pld_epsilon(releases, delta, COARSE_DISCRETISATION)
+    wide = any(_largest_loss(z, q) > WIDE for z, q, _ in releases)
+    about = _epsilon(releases, delta, "coarse") if wide else 0.0
+    return _pld_epsilon(releases, delta, _interval(releases, about)) if about < INFINITE else INFINITE
 
 
-def _interval(releases: Releases) -> float:
-    """A grid's interval that is small beside what a single step loses: else rounding up adds over many steps."""
-    finest = DISCRETISATION
+def _interval(releases: Releases, about: float = 0.0) -> float:
+    """A grid's interval that is small beside what a single step loses: else rounding up adds over many steps.
+
+    A larger one does for an epsilon that is ``about`` so large.
+    """
+    finest = max(DISCRETISATION, RELATIVE_DISCRETISATION * about)
     for noise_multiplier, sample_rate, steps in releases:
         if sample_rate >= 1:  # composed into one Gaussian
             deviation = math.sqrt(steps) / noise_multiplier
             span = 20 * deviation
         else:
             deviation = sample_rate * math.sqrt(math.expm1(min(1 / noise_multiplier**2, 50.0)))
-            largest = (16 * noise_multiplier + 1) / (2 * noise_multiplier**2)  # an outcome eight deviations away
-            span = math.log1p(sample_rate * math.expm1(min(largest, 600.0))) + 20 * deviation * math.sqrt(steps)
+            span = _largest_loss(noise_multiplier, sample_rate) + 20 * deviation * math.sqrt(steps)
         finest = min(finest, max(deviation / 10, span / FINEST_GRID))
     return finest
+
+
+def _largest_loss(noise_multiplier: float, sample_rate: float) -> float:
+    """Of a step whose outcome is eight deviations away."""
+    largest = (16 * noise_multiplier + 1) / (2 * noise_multiplier**2)
+    return math.log1p(sample_rate * math.expm1(largest)) if largest < 600 else math.log(sample_rate) + largest
+
+
+def _expected_loss(releases: Releases) -> float:
+    """An upper bound of the expected privacy loss: by convexity, and by the chi-squared divergence."""
+
+    def of_a_step(z: float, q: float) -> float:
+        divergence = math.log1p(q**2 * math.expm1(z**-2)) if z > 0.05 else 2 * math.log(q) + z**-2
+        return min(q / (2 * z**2), divergence)
+
+    return sum(steps * of_a_step(z, q) for z, q, steps in releases)
 
 
 def _rdp_epsilon(releases: Releases, delta: float) -> float:
@@ -259,14 +284,8 @@ def _rdp_epsilon(releases: Releases, delta: float) -> float:
 def _pld_epsilon(releases: Releases, delta: float, interval: float) -> float:
     if all(sample_rate >= 1 for _, sample_rate, _ in releases):
         return _gaussian_epsilon(releases, delta)
-    # With next to no noise PLD takes minutes and gigabytes to find an epsilon that protects nobody. The sum is the
-    # zero-concentrated bound without sampling, so all usual settings skip this.
-    if sum(steps / (2 * noise_multiplier**2) for noise_multiplier, _, steps in releases) > 500:
-        bound = _rdp_epsilon(releases, delta)
-        if bound > HOPELESS:
-            return INFINITE
-        if bound > LARGE:
-            interval = max(interval, 10 * _interval(releases))
+    if _expected_loss(releases) > HOPELESS:  # PLD would take minutes and gigabytes for a number that protects nobody
+        return INFINITE
     return _spent(pld.PLDAccountant(RELATION, value_discretization_interval=interval), releases, delta)
 
 
@@ -291,7 +310,8 @@ def calibrate_noise_multiplier(target_epsilon: float, target_delta: float, sampl
     grid guesses, and two evaluations on the fine one, just above and just below the guess, usually prove it.
 
     Raises:
-        PrivacyError: as ``refuse_inexact``, NOT_EXACT_THERE for targets above LARGEST_TARGET too; or TARGET_UNREACHABLE, no multiplier up to LARGEST_MULTIPLIER reaches the target.
+        PrivacyError: as ``refuse_inexact``; NOT_EXACT_THERE for targets above LARGEST_TARGET; or TARGET_UNREACHABLE,
+            no multiplier up to LARGEST_MULTIPLIER reaches the target.
     """
     refuse_inexact(target_delta, sample_rate, steps)
     if target_epsilon > LARGEST_TARGET:
@@ -344,8 +364,8 @@ def refuse_inexact(delta: float, sample_rate: float, steps: int) -> None:
     if chance <= delta:
         raise PrivacyError(
             code="DELTA_SAYS_NOTHING",
-            message=f"target_delta is {delta:g}, and the chance that an example is ever used is {chance:g}: the promise "
-            "would hold without any noise.",
+            message=f"target_delta is {delta:g}, and the chance that an example is ever used is {chance:g}: the "
+            "promise would hold without any noise.",
             advice="Ask for a smaller target_delta.",
         )
 
