@@ -3,6 +3,7 @@
 __all__ = ["ACCOUNTING"]
 
 ACCOUNTING_TESTS = "tests/common/test_accounting.py"
+CALIBRATION_TESTS = "tests/common/test_calibration.py"
 PLANNING_TESTS = "tests/common/test_planning.py"
 POLICY_TESTS = "tests/client/agent/test_policy.py"
 RESULT_TESTS = "tests/server/test_result.py"
@@ -44,6 +45,20 @@ ACCOUNTING = (
         (f"{PLANNING_TESTS}::test_the_target_holds_and_is_nearly_used_up",),
     ),
     (
+        "a given noise multiplier is held to no range",
+        "dpfpl_common.privacy_plan:resolve_noise",
+        "event.noise_multiplier > 0",
+        "False",
+        (f"{CALIBRATION_TESTS}::test_a_given_multiplier_is_held_to_the_same_range",),
+    ),
+    (
+        "a ledger beyond the range has a number all the same",
+        "dpfpl_common.privacy.accounting:_epsilon",
+        "_inexact(delta, sum(steps for _, _, steps in releases)) is not None",
+        "False",
+        (f"{CALIBRATION_TESTS}::test_a_ledger_beyond_the_range_has_no_number",),
+    ),
+    (
         "separate clipping is paid for as if joint",
         "dpfpl_common.privacy_plan:planned_events",
         "z / math.sqrt(1 + personal_blocks)",
@@ -52,7 +67,7 @@ ACCOUNTING = (
     ),
     (
         "separate clipping: one block is not accounted for",
-        "dpfpl_common.privacy_plan:resolve_noise",
+        "dpfpl_common.privacy_plan:_needed_multiplier",
         "separate_blocks(experiment)",
         "max(1, _0 - 1)",
         (f"{PLANNING_TESTS}::test_separate_clipping_pays_for_every_block",),

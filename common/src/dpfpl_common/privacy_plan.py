@@ -4,7 +4,16 @@ import functools
 import math
 
 from dpfpl_common.experiment import Experiment
-from dpfpl_common.privacy.accounting import HELD_BACK, LARGEST_TARGET, PrivacyEvent, calibrate_noise_multiplier, epsilon
+from dpfpl_common.privacy.accounting import (
+    HELD_BACK,
+    LARGEST_MULTIPLIER,
+    LARGEST_TARGET,
+    SMALLEST_TARGET,
+    PrivacyEvent,
+    calibrate_noise_multiplier,
+    epsilon,
+    refuse_inexact,
+)
 from dpfpl_common.privacy.one_shot import shared_out
 
 __all__ = [
@@ -197,6 +206,8 @@ def score_noise_multiplier(experiment: Experiment) -> float:
 def _same_epsilon(noise_multiplier: float, sample_rate: float, steps: int, delta: float) -> float:
     """The multiplier with which one Gaussian release costs no more than these steps."""
     cost = epsilon([PrivacyEvent("", "per_step", noise_multiplier, sample_rate, steps)], delta)
+    if cost < SMALLEST_TARGET:
+        return max(LARGEST_MULTIPLIER, noise_multiplier)
     return calibrate_noise_multiplier(min(cost, LARGEST_TARGET), delta, 1.0, 1)
 
 
@@ -246,23 +257,30 @@ def resolve_noise(experiment: Experiment) -> Experiment:
     The target holds towards whoever receives a site's personalised prompt; under the unit ``site``, with one release a
     round, towards another site. Under ``accounting = "paper"`` the paper's formula is used instead, and the target is
     nominal only.
+
+    Raises:
+        PrivacyError: as ``calibrate_noise_multiplier``; a given multiplier is held to the same range.
     """
+    given = experiment.privacy.noise_multiplier is not None
+    resolved = experiment if given else experiment.with_noise_multiplier(_needed_multiplier(experiment))
+    event = capped_event(resolved)
+    if event.noise_multiplier > 0:
+        refuse_inexact(experiment.privacy.target_delta, event.sample_rate, event.steps)
+    return resolved
+
+
+def _needed_multiplier(experiment: Experiment) -> float:
     privacy = experiment.privacy
-    if privacy.noise_multiplier is not None:
-        return experiment
     assert privacy.target_epsilon is not None
     epsilon, delta, steps = privacy.target_epsilon, privacy.target_delta, experiment.total_steps
     if privacy.accounting == "paper":
-        return experiment.with_noise_multiplier(paper_noise_multiplier(epsilon, delta, steps))
+        return paper_noise_multiplier(epsilon, delta, steps)
     if privacy.unit == "site":
-        rounds = experiment.rounds.number
-        return experiment.with_noise_multiplier(
-            calibrate_noise_multiplier(epsilon, delta, privacy.site_sample_rate, rounds)
-        )
+        return calibrate_noise_multiplier(epsilon, delta, privacy.site_sample_rate, experiment.rounds.number)
     if privacy.mechanism == "one_shot":
-        return experiment.with_noise_multiplier(calibrate_noise_multiplier(epsilon, delta, 1.0, 1))
+        return calibrate_noise_multiplier(epsilon, delta, 1.0, 1)
     joint = calibrate_noise_multiplier(epsilon, delta, privacy.sample_rate, steps)
-    return experiment.with_noise_multiplier(joint * math.sqrt(separate_blocks(experiment)))
+    return joint * math.sqrt(separate_blocks(experiment))
 
 
 def paper_noise_multiplier(nominal_epsilon: float, delta: float, steps: int) -> float:

@@ -57,6 +57,13 @@ def test_what_spreadsheets_write_is_read(table, text):
     assert [record.key for record in read_pool(settings).records] == ["img/1.png"]
 
 
+@pytest.mark.parametrize("header", ["path,label,label", "path;label;Path", "split,path,label,Split"])
+def test_a_column_that_is_there_twice_is_refused(table, header):
+    with pytest.raises(DataError, match="twice") as raised:
+        read_pool(table(f"{header}\nimg/1.png,cat,dog\n"))
+    assert raised.value.code == "CSV_COLUMNS"
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
@@ -69,6 +76,7 @@ def test_what_spreadsheets_write_is_read(table, text):
         ("img/2.png,cat,holdout", "'holdout'"),
         ("link.png,cat", "outside"),
         ("img/\0.png,cat", "cannot be found"),
+        ("img/2.png,Nevus, dysplastic,train", "more cells than the first line has columns"),
     ],
 )
 def test_a_bad_row_is_skipped_and_named_with_its_line(table, tmp_path, picture, row, reason):

@@ -14,7 +14,15 @@ import pydicom
 import pytest
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, JPEGLSLossless
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    HTJ2KLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+)
 
 from dpfpl_client.data import DataSettings, decode, load_site_data, read_pool
 from dpfpl_client.data.decode import PixelRules, UnreadableImageError, decode_image, decode_picture
@@ -327,7 +335,39 @@ def test_heic_photos_are_images_of_a_folder_where_the_extra_is_installed(heic, t
     assert "dpfpl-client[heic]" in problem.message
 
 
-def test_a_compressed_file_that_no_decoder_reads_names_no_header(tmp_path):
-    with pytest.raises(UnreadableImageError, match="compressed in a way"):
-        decode_image((FILES / "MR_small_jpeg_ls_lossless.dcm").read_bytes())
-    assert JPEGLSLossless.name  # the syntax that this file has, which is not repeated
+@pytest.mark.parametrize("syntax", [JPEGLSLossless, JPEGLosslessSV1, HTJ2KLossless])
+def test_a_compressed_file_that_no_decoder_reads_says_what_to_install(syntax):
+    data = pydicom.dcmread(io.BytesIO(made(ramp())))
+    data.file_meta.TransferSyntaxUID = syntax
+    data.PixelData = encapsulate([b"\xff\xd8\xff\xd9"])
+    data["PixelData"].is_undefined_length = True
+    buffer = io.BytesIO()
+    data.save_as(buffer)
+    with pytest.raises(UnreadableImageError, match="compressed in a way") as raised:
+        decode_image(buffer.getvalue())
+    assert raised.value.code == "DICOM_COMPRESSED"
+    assert "python-gdcm" in raised.value.advice
+
+
+def test_values_in_the_high_bits_are_refused_and_not_nearly_black():
+    data = pydicom.dcmread(io.BytesIO(made(ramp(step=16), BitsStored=12)))
+    data.HighBit = 15
+    buffer = io.BytesIO()
+    data.save_as(buffer)
+    with pytest.raises(UnreadableImageError, match="low bits"):
+        decode_image(buffer.getvalue())
+
+
+@pytest.mark.parametrize(("window", "slope"), [((512, 1024), 1.0), ((128, 256), 0.25)])
+def test_each_frame_of_an_enhanced_file_has_its_own_window_and_slope(window, slope):
+    def frame(centre, width, factor):
+        shown, rescaled, item = Dataset(), Dataset(), Dataset()
+        shown.WindowCenter, shown.WindowWidth = centre, width
+        rescaled.RescaleSlope, rescaled.RescaleIntercept = factor, 0
+        item.FrameVOILUTSequence, item.PixelValueTransformationSequence = [shown], [rescaled]
+        return item
+
+    frames = [frame(*window, slope), frame(7, 3, 9.0)]
+    content = made(np.stack([ramp(step=16), ramp()]), BitsStored=12, PerFrameFunctionalGroupsSequence=frames)
+    black = window[0] - 0.5 - (window[1] - 1) / 2
+    assert np.array_equal(grey(content), shown(ramp(step=16) * slope, black, black + window[1] - 1))

@@ -43,6 +43,14 @@ def sides(settings):
         ("Train", "Valid"),
         ("training_data", "validation_data"),
         ("trainset", "tests"),
+        ("Trainingsdaten", "Testdaten"),
+        ("Training", "Validierung"),
+        ("Entraînement", "Test"),
+        ("entrenamiento", "prueba"),
+        ("treino", "validação"),
+        ("обучение", "тест"),
+        ("学習用", "テストデータ"),
+        ("训练集", "测试集"),
     ],
 )
 def test_two_parts_in_any_spelling(parts, train, test):

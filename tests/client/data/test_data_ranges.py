@@ -98,16 +98,30 @@ def test_another_programs_words_and_an_empty_range_are_no_display_range(tmp_path
                           eight_bits(values(16), 65_535))  # fmt: skip
 
 
+def raw_tiff(strips, width, height, bits, photometric=1, samples=1, byte_order="<", more=()):
+    """A TIFF as Pillow does not write it: strips of bytes, each of so many bits a sample, and further tags."""
+    form = {3: "H", 4: "I"}
+    tags = {256: (4, [width]), 257: (4, [height]), 258: (3, [bits] * samples), 259: (3, [1]), 262: (3, [photometric]),
+            277: (3, [samples]), 278: (4, [height]), 279: (4, [*map(len, strips)]), **dict(more)}  # fmt: skip
+    places = [8 + sum(map(len, strips[:n])) for n in range(len(strips))]
+    tags[273] = (4, places)
+    directory = 8 + sum(map(len, strips))
+    entries, behind, end = b"", b"", directory + 2 + 12 * len(tags) + 4
+    for tag, (kind, found) in sorted(tags.items()):
+        content = struct.pack(f"{byte_order}{len(found)}{form[kind]}", *found)
+        if len(content) > 4:
+            behind, content = behind + content, struct.pack(f"{byte_order}I", end + len(behind))
+        entries += struct.pack(f"{byte_order}HHI", tag, kind, len(found)) + content.ljust(4, b"\0")
+    head = struct.pack(f"{byte_order}2sHI", b"II" if byte_order == "<" else b"MM", 42, directory)
+    return head + b"".join(strips) + struct.pack(f"{byte_order}H", len(tags)) + entries + bytes(4) + behind
+
+
 def packed_tiff(found):
-    """A TIFF with 12 bits a sample, which Pillow reads and does not write: one strip, little-endian."""
+    """12 bits a sample."""
     height, width = found.shape
     pairs = found.reshape(-1, 2).astype(np.uint32)
     bits = ((pairs[:, 0] << 12) | pairs[:, 1])[:, None] >> np.array([16, 8, 0]) & 255
-    strip = bits.astype(np.uint8).tobytes()
-    entries = [(256, 4, width), (257, 4, height), (258, 3, 12), (259, 3, 1), (262, 3, 1), (273, 4, 8 + 2 + 9 * 12 + 4),
-               (277, 3, 1), (278, 4, height), (279, 4, len(strip))]  # fmt: skip
-    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", t, k, 1, v) for t, k, v in entries)
-    return struct.pack("<2sHI", b"II", 42, 8) + directory + bytes(4) + strip
+    return raw_tiff([bits.astype(np.uint8).tobytes()], width, height, 12)
 
 
 def test_a_tiff_that_packs_12_bits_has_12_bits():
@@ -132,6 +146,34 @@ def test_values_above_the_setting_are_refused_and_not_cut_off(tmp_path):
         decode_image(png(tmp_path / "x.png", values(14)), PixelRules(bits=12))
     assert raised.value.code == "WRONG_BITS"
     assert "device" in raised.value.advice
+
+
+@pytest.mark.parametrize("white", [4095, None])
+def test_a_tiff_of_16_bits_in_which_0_is_white_is_no_negative(white):
+    found = values(12 if white else 16)
+    more = [(MAX_SAMPLE_VALUE, (3, [white]))] if white else []
+    decoded = grey(decode_image(raw_tiff([found.tobytes()], 12, 10, 16, photometric=0, more=more)))
+    assert np.array_equal(decoded, 255 - eight_bits(found, white or 65_535))
+
+
+@pytest.mark.parametrize("photometric", [0, 1])
+def test_signed_bytes_are_not_read_as_unsigned_ones(photometric):
+    content = raw_tiff([np.zeros((4, 6), np.int8).tobytes()], 6, 4, 8, photometric, more=[(SAMPLE_FORMAT, (3, [2]))])
+    with pytest.raises(UnreadableImageError) as raised:
+        decode_image(content)
+    assert raised.value.code in ("SIGNED_VALUES", "CORRUPT_IMAGE")  # Pillow opens one of the two
+
+
+@pytest.mark.parametrize(("kind", "bits"), [(np.uint8, 8), (np.uint16, 16)])
+def test_planes_of_colours_are_read_rightly_or_refused(kind, bits):
+    found = np.random.default_rng(0).integers(0, 2**bits, (4, 6, 3)).astype(kind)
+    planes = [found[..., n].tobytes() for n in range(3)]
+    content = raw_tiff(planes, 6, 4, bits, 2, 3, more=[(284, (3, [2]))])
+    if bits == 8:
+        assert np.array_equal(np.asarray(decode_image(content)), found)
+        return
+    with pytest.raises(UnreadableImageError, match="separate planes"):
+        decode_image(content)
 
 
 def test_signed_16_bit_values_are_called_by_their_name(tmp_path):

@@ -60,7 +60,7 @@ def changed_weights(path, **changes):
     save_file(weights, path, metadata={"format": "pt"})
 
 
-# Kind: weights that are no numbers.
+# Kind: weights that are no numbers, or numbers that stand for others.
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -87,6 +87,21 @@ def test_a_temperature_that_overflows_is_found(folder):
 def test_weights_that_make_features_of_nothing_are_found(folder):
     changed_weights(folder / "model.safetensors", **{"text_projection.weight": torch.zeros_like})
     refused(folder, "TEXT_TOWER_UNUSABLE")
+
+
+@pytest.mark.parametrize("tower", ["text_model.", "vision_model."])
+def test_one_value_in_a_bias_of_one_tower_is_found(folder, tower):
+    weights = load_file(folder / "model.safetensors")
+    name = next(each for each in weights if each.startswith(tower) and each.endswith("bias"))
+    weights[name][-1] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    refused(folder, "WEIGHTS_NOT_FINITE", name, "1 of ")
+
+
+@pytest.mark.parametrize("method", ["bitsandbytes", "gptq", "fp8"])
+def test_quantised_weights_are_called_so_and_no_package_is_asked_for(folder, method):
+    changed_json(folder / "config.json", quantization_config={"quant_method": method})
+    assert "pip install" not in refused(folder, "WEIGHTS_QUANTISED")
 
 
 # Kind: weights that lie outside the folder, or outside the fingerprint.

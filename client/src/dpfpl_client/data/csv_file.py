@@ -13,6 +13,7 @@ from dpfpl_common.errors import DataError
 __all__ = ["list_csv", "permission_advice"]
 
 _SPLITS = ("train", "test")
+_TOO_MANY = "\0too many"
 
 
 def list_csv(file: Path, rules: PixelRules = DEFAULT_RULES) -> Listing:
@@ -30,7 +31,7 @@ def list_csv(file: Path, rules: PixelRules = DEFAULT_RULES) -> Listing:
     skipped: dict[str, str] = {}
     for line, row in _read_rows(file.expanduser()):
         path, label, split = (_cell(row, column) for column in ("path", "label", "split"))
-        found = _image(root, path, label, split, rules)
+        found = _image(root, path, label, split, rules) if _TOO_MANY not in row else _cell(row, _TOO_MANY)
         if isinstance(found, str):
             skipped[f"line {line}: {path}"] = found
         else:
@@ -95,7 +96,7 @@ def _read_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
             reader = csv.reader(text, delimiter=delimiter, strict=True)
             header = [name.strip().lower() for name in next(reader, [])]
             _check_header(file, header)
-            return [(reader.line_num, dict(zip(header, row, strict=False))) for row in reader if any(row)]
+            return [(reader.line_num, _named_cells(header, row)) for row in reader if any(row)]
     except OSError as error:
         raise _unreadable(file, error.strerror or str(error), permission_advice(error)) from None
     except UnicodeDecodeError:
@@ -104,7 +105,21 @@ def _read_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
         raise _unreadable(file, f"it is not CSV: {error}", "Save it as CSV in UTF-8.") from None
 
 
+def _named_cells(header: list[str], row: list[str]) -> dict[str, str]:
+    cells = dict(zip(header, row, strict=False))
+    if any(cell.strip() for cell in row[len(header) :]):
+        cells[_TOO_MANY] = "it has more cells than the first line has columns; a label with a comma goes in quotes"
+    return cells
+
+
 def _check_header(file: Path, header: list[str]) -> None:
+    twice = [column for column in ("path", "label", "split") if header.count(column) > 1]
+    if twice:
+        raise DataError(
+            code="CSV_COLUMNS",
+            message=f"The CSV file {str(file)!r} has the column {twice[0]!r} twice.",
+            advice="Remove one of them.",
+        )
     missing = [column for column in ("path", "label") if column not in header]
     if missing:
         raise DataError(

@@ -13,7 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from dpfpl_client.data.value_range import UnreadableImageError, check_wide_colours, has_wide_colours, scale_wide_grey
+from dpfpl_client.data.value_range import (
+    UnreadableImageError,
+    check_wide_colours,
+    has_wide_colours,
+    refuse_unread_values,
+    scale_wide_grey,
+)
 
 __all__ = [
     "DEFAULT_RULES",
@@ -164,6 +170,7 @@ def decode_picture(source: Path | bytes, rules: PixelRules = DEFAULT_RULES, most
             formats = _with_heic()
         with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=formats) as image:
             _check_pixels(image, most)
+            refuse_unread_values(image)
             image.load()
             picture = _to_rgb(image, rules, head)
             frames = _count_frames(image)
@@ -199,9 +206,16 @@ def _head(source: Path | bytes) -> bytes:
 def _dicom(source: Path | bytes, rules: PixelRules, most: int) -> Picture:
     if not _installed("dicom"):
         raise _missing("dicom")
-    from dpfpl_client.data.dicom import decode_dicom
+    from dpfpl_client.data.dicom import COMPRESSED, decode_dicom
 
     found = decode_dicom(source, rules.bits, most)
+    if found == COMPRESSED:
+        raise UnreadableImageError(
+            COMPRESSED,
+            "DICOM_COMPRESSED",
+            "RLE, JPEG of 8 bits and JPEG 2000 are read. For others, such as JPEG lossless, install python-gdcm, or "
+            "save it uncompressed.",
+        )
     if isinstance(found, str):
         raise UnreadableImageError(found)
     frames = 2 if found.several else 1  # how many is the header's business

@@ -29,7 +29,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from dpfpl_client.data.value_range import Range, scale
 
-__all__ = ["DicomPicture", "decode_dicom"]
+__all__ = ["COMPRESSED", "DicomPicture", "decode_dicom"]
 
 _TAGS = [
     "Modality", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows",
@@ -46,10 +46,7 @@ _TAGS = [
 _PREAMBLE = 132
 _WIDEST_BITS = 16
 _HOUNSFIELD = (-1024.0, 3071.0)
-_COMPRESSION = (
-    "it is compressed in a way that is not read here (RLE, JPEG of 8 bits and JPEG 2000 are; for others, such as JPEG "
-    "lossless, install python-gdcm, or save it uncompressed)"
-)
+COMPRESSED = "it is damaged or compressed in a way that is not read here"
 _NO_PICTURE = "it is a DICOM file without a picture"
 _UNKNOWN_RANGE = "its values have more than 16 bits, and it does not say which are black and white"
 
@@ -86,7 +83,7 @@ def decode_dicom(source: Path | bytes, bits: int, max_pixels: int) -> DicomPictu
         except PermissionError:
             raise
         except NotImplementedError:
-            return _COMPRESSION
+            return COMPRESSED
         except Exception as error:  # noqa: BLE001  (no list is complete, and what got past one would quote the header)
             return f"it cannot be decoded as DICOM ({type(error).__name__})"
 
@@ -104,12 +101,14 @@ def _decode(file: BinaryIO, bits: int, max_pixels: int) -> DicomPicture | str:
     if rows * columns > max_pixels or rows * columns == 0:
         return f"it has {'no' if rows * columns == 0 else f'more than {max_pixels:,}'} pixels"
     if not get_decoder(header.file_meta.TransferSyntaxUID).is_available:
-        return _COMPRESSION
+        return COMPRESSED
+    if "HighBit" in header and int(header.HighBit) != int(header.BitsStored) - 1:
+        return "its values are not stored in the low bits, as files before 2000 may have them; convert it"
     several = int(header.get("NumberOfFrames") or 1) > 1
     try:
         values = pixel_array(header, index=0)
     except RuntimeError:  # what every decoder's exception becomes
-        return _COMPRESSION.replace("it is", "it is damaged or", 1)
+        return COMPRESSED
     colours = int(header.get("SamplesPerPixel") or 1)
     if header.PhotometricInterpretation == "PALETTE COLOR":
         coloured = apply_color_lut(values, header)

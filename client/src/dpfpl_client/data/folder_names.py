@@ -1,6 +1,7 @@
 """What the name of a folder says: that machines made it, or that it is one part of a split."""
 
 import re
+import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 
 from dpfpl_common.errors import DataError
@@ -17,19 +18,41 @@ _MACHINES = frozenset(
 )  # fmt: skip
 """Folders of network drives, operating systems and picture viewers, with copies or deleted files in them."""
 
-_INSIDE_A_CLASS = frozenset({"thumbs", "thumb", "previews", "preview"})
+_INSIDE_A_CLASS = frozenset({"thumbs", "thumb", "thumbnail", "previews", "preview", "_cache"})
 _BUNDLES = (".lrdata", ".photoslibrary", ".aplibrary")
 
 _ROLES = {
-    "train": frozenset({"train", "training", "trn", "trainval", "traindev"}),
-    "test": frozenset({"test", "tests", "testing", "tst"}),
-    "val": frozenset({"val", "valid", "validation", "validate", "dev", "eval", "evaluation"}),
-}
+    "train": frozenset(
+        {
+            "train", "training", "trn", "trainval", "traindev", "trainings", "entrainement", "apprentissage",
+            "entrenamiento", "treino", "treinamento", "addestramento", "allenamento", "обучение", "訓練", "学習",
+            "トレーニング", "训练", "훈련", "학습",
+        }
+    ),
+    "test": frozenset(
+        {
+            "test", "tests", "testing", "tst", "prueba", "pruebas", "teste", "testes", "prova", "тест", "テスト",
+            "测试", "測試", "테스트",
+        }
+    ),
+    "val": frozenset(
+        {
+            "val", "valid", "validation", "validate", "dev", "eval", "evaluation", "validierung", "validierungs",
+            "validacion", "validacao", "validazione", "validatie", "валидация", "検証", "評価", "验证", "驗證", "검증",
+        }
+    ),
+}  # fmt: skip
+"""In English, German, French, Spanish, Portuguese, Italian, Dutch, Russian, Japanese, Chinese and Korean."""
+
 _FILLERS = frozenset(
-    {"set", "data", "dataset", "images", "image", "imgs", "img", "pictures", "part", "split", "folder"}
-)
-_ROLE_WORDS = "|".join(sorted({word for words in _ROLES.values() for word in words}))
-_GLUED = re.compile(rf"({_ROLE_WORDS})(?:{'|'.join(sorted(_FILLERS))})")
+    {
+        "set", "data", "dataset", "images", "image", "imgs", "img", "pictures", "part", "split", "folder", "daten",
+        "bilder", "用", "データ", "集", "数据", "용",
+    }
+)  # fmt: skip
+_ROLE_WORDS = "|".join(sorted({word for words in _ROLES.values() for word in words}, key=len, reverse=True))
+_GLUED = re.compile(rf"({_ROLE_WORDS})(?:{'|'.join(sorted(_FILLERS))})+")
+_ACCENTS = frozenset("\u0300\u0301\u0302\u0303\u0308\u0327")
 _NAMED = 5
 
 
@@ -153,7 +176,9 @@ def _quoted(names: Sequence[str]) -> str:
 
 def _words(name: str) -> list[str]:
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
-    return [word for word in re.split(r"[^a-z0-9]+|(?<=[a-z])(?=\d)", spaced.casefold()) if word]
+    plain = "".join(letter for letter in unicodedata.normalize("NFD", spaced.casefold()) if letter not in _ACCENTS)
+    words = re.split(r"[\W_]+|(?<=[a-z])(?=\d)", unicodedata.normalize("NFC", plain))
+    return [word for word in words if word]
 
 
 def _worded_role(name: str) -> str:

@@ -10,6 +10,8 @@ hold, its pictures would be nearly black. The rule, in this order:
 3. A TIFF that packs 12 bits has 12 bits.
 4. ``[data] bits`` of site.toml.
 
+A TIFF in which 0 is white (PhotometricInterpretation 0) is inverted, whatever its bits.
+
 It looks at one file and at a setting, never at other files: one picture more must not change another one's pixels.
 """
 
@@ -23,14 +25,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["Range", "UnreadableImageError", "check_wide_colours", "has_wide_colours", "scale", "scale_wide_grey"]
+__all__ = [
+    "Range", "UnreadableImageError", "check_wide_colours", "has_wide_colours", "refuse_unread_values", "scale",
+    "scale_wide_grey",
+]  # fmt: skip
 
 Values = NDArray[Any]
 """Whole numbers as a file stores them, mostly uint16: a copy in a wider type would be larger than the image."""
 
 STRIP_VALUES = 1 << 20
 _BITS_PER_SAMPLE, _DESCRIPTION, _MAX_SAMPLE_VALUE, _SAMPLE_FORMAT = 258, 270, 281, 339
-_SIGNED = 2
+_PHOTOMETRIC, _PLANES = 262, 284
+_SIGNED, _WHITE_IS_0, _SEPARATE = 2, 0, 2
 _PNG_DEPTH_AT = 24
 _NUMBER = r"=\s*(-?\d+(?:\.\d+)?)\s*$"
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -75,7 +81,26 @@ def scale_wide_grey(
     else:
         black, white = _declared_range(values, tags, png_significant_bits(head)) or _of_setting(values, bits)
     inside = np.clip([values.min(), values.max()], black, white)
-    return scale(values, black, white), float(inside[1] - inside[0]) / (white - black), max(0, int(values.max()))
+    grey = scale(values, black, white)
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_0:  # Pillow inverts such files of 8 bits alone
+        grey = 255 - grey
+    return grey, float(inside[1] - inside[0]) / (white - black), max(0, int(values.max()))
+
+
+def refuse_unread_values(opened: Image.Image) -> None:
+    """Refuse what Pillow opens and reads wrongly: signed bytes as unsigned ones, planes of 16 bits as of 8.
+
+    Raises:
+        UnreadableImageError: SIGNED_VALUES, WRONG_BITS.
+    """
+    tags = getattr(opened, "tag_v2", None) or {}
+    depth = _first_number(tags.get(_BITS_PER_SAMPLE)) or 1
+    if _first_number(tags.get(_SAMPLE_FORMAT)) == _SIGNED and depth <= 8:
+        raise _signed(depth)
+    if opened.mode in ("RGB", "RGBA", "RGBX", "CMYK", "LAB", "YCbCr") and tags.get(_PLANES) == _SEPARATE and depth > 8:
+        raise UnreadableImageError(
+            f"its colours of {depth:.0f} bits lie in separate planes", "WRONG_BITS", "Save it with 8 bits a channel."
+        )
 
 
 def has_wide_colours(opened: Image.Image, head: bytes) -> bool:
@@ -135,16 +160,20 @@ def _of_setting(values: Values, bits: int) -> Range:
 
 def _unknown_range(mode: str, tags: Mapping[int, Any]) -> UnreadableImageError:
     if _first_number(tags.get(_SAMPLE_FORMAT)) == _SIGNED and _first_number(tags.get(_BITS_PER_SAMPLE)) == 16:
-        return UnreadableImageError(
-            "its values are signed numbers of 16 bits, and it does not say which of them are black and white",
-            "SIGNED_VALUES",
-            "Export it with unsigned values, or as DICOM with its window.",
-        )
+        return _signed(16)
     kind = "fractions" if mode == "F" else "numbers"
     return UnreadableImageError(
         f"its values are {kind} of 32 bits per pixel, and it does not say which of them are black and white",
         "WIDE_VALUES",
         "Save it with 8 or 16 bits.",
+    )
+
+
+def _signed(bits: float) -> UnreadableImageError:
+    return UnreadableImageError(
+        f"its values are signed numbers of {bits:.0f} bits, and it does not say which of them are black and white",
+        "SIGNED_VALUES",
+        "Export it with unsigned values, or as DICOM with its window.",
     )
 
 

@@ -154,7 +154,7 @@ def _package(error: ImportError) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
         return error.name.partition(".")[0]
     text = str(error)
-    found = re.search(r"requires the (\S+) library", text) or re.search(r"pip install ([\w.-]+)", text)
+    found = re.search(r"requires the (\S+) library", text) or re.search(r"pip install (?:-\S+ )*([\w.-]+)", text)
     name = found[1] if found else text.strip().splitlines()[0][:100] if text.strip() else "that it asks for"
     return PACKAGES.get(name, name)
 

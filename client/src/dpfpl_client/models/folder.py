@@ -50,7 +50,7 @@ def refuse_broken(folder: Path) -> None:
 
     Raises:
         ModelError: GIT_LFS_POINTER, NO_MODEL_CONFIG, MODEL_FILE_DAMAGED, MODEL_FILE_CUT, WEIGHTS_ELSEWHERE,
-            WEIGHTS_INCOMPLETE, NO_SAFETENSORS, NO_TOKENIZER or NO_PREPROCESSOR.
+            WEIGHTS_INCOMPLETE, WEIGHTS_QUANTISED, NO_SAFETENSORS, NO_TOKENIZER or NO_PREPROCESSOR.
     """
     _refuse_pointers(folder, identifying_files(folder))
     config = _read_config(folder)
@@ -59,6 +59,12 @@ def refuse_broken(folder: Path) -> None:
             _read_json(path)
         elif path.suffix in (".txt", ".jinja"):
             _read_text(path)
+    if "quantization_config" in config:
+        raise ModelError(
+            code="WEIGHTS_QUANTISED",
+            message=f"{folder}/config.json says that the weights are quantised, and gradients through them are not exact.",
+            advice="Take the model's weights in float32, float16 or bfloat16.",
+        )
     if (folder / "adapter_config.json").exists():
         raise ModelError(
             code="WEIGHTS_ELSEWHERE",

@@ -28,6 +28,7 @@ __all__ = [
     "exceeds_adaptively",
     "group_epsilon",
     "json_epsilon",
+    "refuse_inexact",
     "true_positive_rate",
 ]
 
@@ -36,18 +37,21 @@ INFINITE = float("inf")
 RDP_ORDERS = tuple(1 + x / 10.0 for x in range(5, 100)) + tuple(range(11, 64)) + (80, 128, 256, 512, 1024)
 SEARCH_TOLERANCE = 1e-3
 SMALLEST_MULTIPLIER, LARGEST_MULTIPLIER = 0.1, 1e5
-HOPELESS = 200.0
-"""Above this, epsilon is Renyi's bound and not PLD's."""
+HOPELESS = 1e3
+"""Where an example's expected privacy loss may be above this, epsilon is not computed but infinite."""
 
 DISCRETISATION = 1e-4
 """Interval of the privacy losses' grid; PLD rounds up, so a coarser one gives a larger epsilon, sooner."""
 
 COARSE_DISCRETISATION = 1e-2
 
+WIDE, RELATIVE_DISCRETISATION = 20.0, 1e-5
+"""Where a step may lose more than the first, a grid of that share of epsilon does, if that is larger."""
+
 FINEST_GRID = 1_000_000
 """Most points, about, that a finer grid may have."""
 
-MOST_STEPS, LARGEST_TARGET, LARGEST_DELTA = 1_000_000, 100.0, 0.1
+MOST_STEPS, SMALLEST_TARGET, LARGEST_TARGET, LARGEST_DELTA = 1_000_000, 1e-3, 100.0, 0.1
 SMALLEST_DELTA, SMALLEST_DELTA_OF_A_STEP = 1e-12, 1e-14
 """Where epsilons are exact to a hundredth (tests/common/test_calibration.py). With smaller deltas the rounding of
 double precision, which grows with the steps, is no longer small beside delta."""
@@ -87,6 +91,9 @@ class PrivacyEvent:
 
 def epsilon(events: Sequence[PrivacyEvent], delta: float) -> float:
     """Epsilon of all the events together, at ``delta``; infinite if one of them has no noise.
+
+    Exact to a hundredth, from above. Where it could not be (see ``refuse_inexact``), or would be above a thousand
+    and protect nobody, it is infinite too, so that no wrong number is ever a promise.
 
     Events about one part compose, events about disjoint parts do so in parallel: whichever part an example is in, only
     that part's events depend on it, so the larger of the two sums holds for every example.
@@ -155,9 +162,11 @@ def true_positive_rate(epsilon: float, delta: float, false_positive_rate: float)
 
 
 def _gaussian_epsilon(releases: Releases, delta: float) -> float:
-    """Of Gaussian releases without sampling, exactly: together they are one."""
+    """Of Gaussian releases without sampling, exactly (rounded up): together they are one."""
     information = sum(steps / noise_multiplier**2 for noise_multiplier, _, steps in releases)
-    return float(dp_accounting.get_epsilon_gaussian(1.0 / math.sqrt(information), delta)) if information else 0.0
+    if not information:
+        return 0.0
+    return (1 + 1e-9) * float(dp_accounting.get_epsilon_gaussian(1.0 / math.sqrt(information), delta))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -226,22 +235,46 @@ def _epsilon(releases: Releases, delta: float, kind: str) -> float:
         return 0.0
     if kind == "rdp":
         return _rdp_epsilon(releases, delta)
-    return _pld_epsilon(releases, delta, COARSE_DISCRETISATION if kind == "coarse" else _interval(releases))
+    if _inexact(delta, sum(steps for _, _, steps in releases)) is not None:
+        return INFINITE
+    if kind == "coarse":
+        return _pld_epsilon(releases, delta, COARSE_DISCRETISATION)
+    wide = any(_largest_loss(z, q) > WIDE for z, q, _ in releases)
+    about = _epsilon(releases, delta, "coarse") if wide else 0.0
+    return _pld_epsilon(releases, delta, _interval(releases, about)) if about < INFINITE else INFINITE
 
 
-def _interval(releases: Releases) -> float:
-    """A grid's interval that is small beside what a single step loses: else rounding up adds over many steps."""
-    finest = DISCRETISATION
+def _interval(releases: Releases, about: float = 0.0) -> float:
+    """A grid's interval that is small beside what a single step loses: else rounding up adds over many steps.
+
+    A larger one does for an epsilon that is ``about`` so large.
+    """
+    finest = max(DISCRETISATION, RELATIVE_DISCRETISATION * about)
     for noise_multiplier, sample_rate, steps in releases:
         if sample_rate >= 1:  # composed into one Gaussian
             deviation = math.sqrt(steps) / noise_multiplier
             span = 20 * deviation
         else:
             deviation = sample_rate * math.sqrt(math.expm1(min(1 / noise_multiplier**2, 50.0)))
-            largest = (16 * noise_multiplier + 1) / (2 * noise_multiplier**2)  # an outcome eight deviations away
-            span = math.log1p(sample_rate * math.expm1(min(largest, 600.0))) + 20 * deviation * math.sqrt(steps)
+            span = _largest_loss(noise_multiplier, sample_rate) + 20 * deviation * math.sqrt(steps)
         finest = min(finest, max(deviation / 10, span / FINEST_GRID))
     return finest
+
+
+def _largest_loss(noise_multiplier: float, sample_rate: float) -> float:
+    """Of a step whose outcome is eight deviations away."""
+    largest = (16 * noise_multiplier + 1) / (2 * noise_multiplier**2)
+    return math.log1p(sample_rate * math.expm1(largest)) if largest < 600 else math.log(sample_rate) + largest
+
+
+def _expected_loss(releases: Releases) -> float:
+    """An upper bound of the expected privacy loss: by convexity, and by the chi-squared divergence."""
+
+    def of_a_step(z: float, q: float) -> float:
+        divergence = math.log1p(q**2 * math.expm1(z**-2)) if z > 0.05 else 2 * math.log(q) + z**-2
+        return min(q / (2 * z**2), divergence)
+
+    return sum(steps * of_a_step(z, q) for z, q, steps in releases)
 
 
 def _rdp_epsilon(releases: Releases, delta: float) -> float:
@@ -249,12 +282,10 @@ def _rdp_epsilon(releases: Releases, delta: float) -> float:
 
 
 def _pld_epsilon(releases: Releases, delta: float, interval: float) -> float:
-    # With next to no noise PLD takes minutes and gigabytes to find an epsilon that protects nobody; Renyi's is an upper
-    # bound too. The sum is the zero-concentrated bound without sampling, so all usual settings skip this.
-    if sum(steps / (2 * noise_multiplier**2) for noise_multiplier, _, steps in releases) > 500:
-        bound = _rdp_epsilon(releases, delta)
-        if bound > HOPELESS:
-            return bound
+    if all(sample_rate >= 1 for _, sample_rate, _ in releases):
+        return _gaussian_epsilon(releases, delta)
+    if _expected_loss(releases) > HOPELESS:  # PLD would take minutes and gigabytes for a number that protects nobody
+        return INFINITE
     return _spent(pld.PLDAccountant(RELATION, value_discretization_interval=interval), releases, delta)
 
 
@@ -279,10 +310,12 @@ def calibrate_noise_multiplier(target_epsilon: float, target_delta: float, sampl
     grid guesses, and two evaluations on the fine one, just above and just below the guess, usually prove it.
 
     Raises:
-        PrivacyError: NOT_EXACT_THERE, the setting is one for which epsilons are not exact to a hundredth; or
-            TARGET_UNREACHABLE, no multiplier up to LARGEST_MULTIPLIER reaches the target.
+        PrivacyError: as ``refuse_inexact``; NOT_EXACT_THERE for targets above LARGEST_TARGET; or TARGET_UNREACHABLE,
+            no multiplier up to LARGEST_MULTIPLIER reaches the target.
     """
-    _refuse_inexact(target_epsilon, target_delta, steps)
+    refuse_inexact(target_delta, sample_rate, steps)
+    if target_epsilon > LARGEST_TARGET:
+        raise _not_exact(f"target_epsilon is {target_epsilon:g}, expected at most {LARGEST_TARGET:g}")
 
     def reached(noise_multiplier: float) -> bool:
         return _epsilon(((noise_multiplier, sample_rate, steps),), target_delta, "pld") <= target_epsilon
@@ -317,21 +350,45 @@ def calibrate_noise_multiplier(target_epsilon: float, target_delta: float, sampl
     return high
 
 
-def _refuse_inexact(target_epsilon: float, target_delta: float, steps: int) -> None:
+def refuse_inexact(delta: float, sample_rate: float, steps: int) -> None:
+    """Refuse a setting whose epsilons are not exact to a hundredth, or say nothing.
+
+    Raises:
+        PrivacyError: NOT_EXACT_THERE; or DELTA_SAYS_NOTHING, where ``delta`` is no smaller than the chance that an
+            example is ever used: then the promise holds at epsilon 0 without any noise, and protects nobody.
+    """
+    reason = _inexact(delta, steps)
+    if reason is not None:
+        raise _not_exact(reason)
+    chance = -math.expm1(steps * math.log1p(-sample_rate)) if sample_rate < 1 else 1.0
+    if chance <= delta:
+        raise PrivacyError(
+            code="DELTA_SAYS_NOTHING",
+            message=f"target_delta is {delta:g}, and the chance that an example is ever used is {chance:g}: the "
+            "promise would hold without any noise.",
+            advice="Ask for a smaller target_delta.",
+        )
+
+
+def _inexact(delta: float, steps: int) -> str | None:
+    """Why epsilons are not exact to a hundredth there; None where they are."""
     smallest = max(SMALLEST_DELTA, SMALLEST_DELTA_OF_A_STEP * steps)
     for name, value, right, expected in (
-        ("target_epsilon", target_epsilon, target_epsilon <= LARGEST_TARGET, f"at most {LARGEST_TARGET:g}"),
         ("the number of steps", steps, steps <= MOST_STEPS, f"at most {MOST_STEPS:,}"),
-        ("target_delta", target_delta, target_delta >= smallest, f"at least {smallest:g} for so many steps"),
-        ("target_delta", target_delta, target_delta <= LARGEST_DELTA, f"at most {LARGEST_DELTA:g}"),
+        ("target_delta", delta, delta >= smallest, f"at least {smallest:g} for so many steps"),
+        ("target_delta", delta, delta <= LARGEST_DELTA, f"at most {LARGEST_DELTA:g}"),
     ):
         if not right:
-            raise PrivacyError(
-                code="NOT_EXACT_THERE",
-                message=f"{name} is {value:g}, expected {expected}: beyond that the noise for a target cannot be "
-                "computed to a hundredth.",
-                advice="Choose another value, or give noise_multiplier instead of target_epsilon.",
-            )
+            return f"{name} is {value:g}, expected {expected}"
+    return None
+
+
+def _not_exact(reason: str) -> PrivacyError:
+    return PrivacyError(
+        code="NOT_EXACT_THERE",
+        message=f"{reason}: beyond that no epsilon can be computed to a hundredth.",
+        advice="Choose another value.",
+    )
 
 
 def _guess_multiplier(epsilon_of: Callable[[float], float], target_epsilon: float, start: float) -> float:
@@ -351,6 +408,8 @@ def _guess_multiplier(epsilon_of: Callable[[float], float], target_epsilon: floa
     if above <= 0 or below >= 0:
         return math.exp(low if above <= 0 else high)
     for _ in range(40):
+        if high - low < SEARCH_TOLERANCE / 50:  # there the grid's own error is larger
+            break
         middle = (low * below - high * above) / (below - above)
         value = excess(middle)
         if abs(value) < SEARCH_TOLERANCE / 20:
