@@ -17,6 +17,7 @@ import time
 import tomllib
 import traceback
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -87,11 +88,13 @@ def build(docker: Engine, log: Log) -> None:
         if pulled.returncode:
             log.say(run(str(ROOT / "deploy/base-image.sh"), BASE, env=environment).stdout.strip())
     pip_args = os.environ.get("PIP_ARGS", "--no-index" if any((ROOT / "deploy/wheels").glob("*.whl")) else "")
+    revision = run("git", "-C", str(ROOT), "rev-parse", "HEAD", check=False).stdout.strip() or "unknown"
+    labels = (f"VERSION={VERSION}", f"REVISION={revision}", f"CREATED={datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}")
     for name, (file, target) in IMAGES.items():
         began = time.monotonic()
         docker.docker(
             "build", "-q", "-f", str(ROOT / "deploy" / file), *(("--target", target) if target else ()),
-            "--build-arg", f"PIP_ARGS={pip_args}", "-t", name, "-t", f"{name}:{VERSION}", str(ROOT), timeout=1800,
+            "--build-arg", f"PIP_ARGS={pip_args}", *(part for label in labels for part in ("--build-arg", label)), "-t", name, "-t", f"{name}:{VERSION}", str(ROOT), timeout=1800,
         )  # fmt: skip
         size = int(docker.docker("image", "inspect", "-f", "{{.Size}}", name)) / 1e6
         packages = json.loads(
