@@ -128,7 +128,7 @@ proto: setup  ## generated code of the agent's protocol, after an edit of agent.
 
 audit: setup  ## known vulnerabilities of every pin, by pip-audit; needs a network (see SECURITY.md)
 	@test -e runs/audit/bin/pip-audit || { $(PYTHON) -m venv runs/audit && runs/audit/bin/python -m pip install --quiet $(PIP_ARGS) pip-audit; }
-	runs/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
+	runs/audit/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
 lock: setup  ## constraints.txt with the hashes of every file that the index offers: runs/lock.txt
 	mkdir -p runs && $(BIN)/python deploy/lock.py constraints.txt > runs/lock.txt && wc -l runs/lock.txt

@@ -16,8 +16,14 @@ __all__ = ["bill_of_materials"]
 
 
 def bill_of_materials(name: str, site_packages: Path) -> dict[str, Any]:
-    """The bill of everything installed in ``site_packages``, one component a package, sorted by name."""
+    """The bill of everything installed in ``site_packages``, one component a package, sorted by name.
+
+    Raises:
+        ValueError: nothing is installed there.
+    """
     found = {_purl(package): package for package in distributions(path=[str(site_packages)])}
+    if not found:
+        raise ValueError(f"no package is installed in {site_packages}")
     return {
         "bomFormat": "CycloneDX",
         "specVersion": "1.5",

@@ -25,17 +25,18 @@ BLACKHOLE_S = 30.0
 
 
 def _paid_right(fed: Federation, name: str, more_charges: dict[str, int] | None = None) -> str:
-    """Every site: each round released once, and no charge more than what the fault may have cost."""
+    """Every site: each round and the scores released once, and no charge more than what the fault may have cost."""
     texts = []
     for service in SITES:
         entry = fed.ledger(service, name)
         extra = (more_charges or {}).get(service, 0)
+        releases = ROUNDS + entry["scored"]
         assert entry["rounds"] == ROUNDS, (service, entry)
-        assert entry["released"] == ROUNDS, (service, entry)
-        assert ROUNDS <= entry["charges"] <= ROUNDS + extra, (service, entry)
+        assert entry["released"] == releases, (service, entry)
+        assert releases <= entry["charges"] <= releases + extra, (service, entry)
         assert fed.ledger_problems(service) == [], service
         texts.append(f"{service.removesuffix('-agent')} {entry['charges']}")
-    return f"charges for {ROUNDS} rounds: {', '.join(texts)}"
+    return f"charges for {ROUNDS} rounds and scores: {', '.join(texts)}"
 
 
 def f16_kill_supernode(fed: Federation) -> str:
@@ -180,7 +181,7 @@ def disk_full(fed: Federation) -> str:
         fed.resume("disk-full-2")
         fed.finish("disk-full-2")
     entry = fed.ledger("site-b", "disk-full-2")
-    assert entry["released"] == entry["rounds"] == ROUNDS, entry
+    assert entry["released"] - entry["scored"] == entry["rounds"] == ROUNDS, entry
     assert fed.ledger_problems("site-b") == []
     return (
         "refused while full, nothing released; finished once there was space "

@@ -17,7 +17,9 @@ import time
 import tomllib
 import traceback
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -87,11 +89,15 @@ def build(docker: Engine, log: Log) -> None:
         if pulled.returncode:
             log.say(run(str(ROOT / "deploy/base-image.sh"), BASE, env=environment).stdout.strip())
     pip_args = os.environ.get("PIP_ARGS", "--no-index" if any((ROOT / "deploy/wheels").glob("*.whl")) else "")
+    revision = run("git", "-C", str(ROOT), "rev-parse", "HEAD", check=False).stdout.strip() or "unknown"
+    created = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+    arguments = (f"PIP_ARGS={pip_args}", f"VERSION={VERSION}", f"REVISION={revision}", f"CREATED={created}")
     for name, (file, target) in IMAGES.items():
         began = time.monotonic()
         docker.docker(
             "build", "-q", "-f", str(ROOT / "deploy" / file), *(("--target", target) if target else ()),
-            "--build-arg", f"PIP_ARGS={pip_args}", "-t", name, "-t", f"{name}:{VERSION}", str(ROOT), timeout=1800,
+            *(f"--build-arg={argument}" for argument in arguments),
+            "-t", name, "-t", f"{name}:{VERSION}", str(ROOT), timeout=1800,
         )  # fmt: skip
         size = int(docker.docker("image", "inspect", "-f", "{{.Size}}", name)) / 1e6
         packages = json.loads(
@@ -154,8 +160,7 @@ def simulation(docker: Engine, project: str, log: Log) -> None:
             assert all(entry["epsilon"] != "infinite" for entry in result["privacy"]["epsilons"])
         log.check("S4 telemetry", lambda: checks.s4_telemetry(fed, listener))
         return (
-            f"exit code 0 after {took:.0f} s, report copied out, own classes "
-            f"{result['accuracy']['local']:.3f}, epsilons "
+            f"exit code 0 after {took:.0f} s, report copied out, {scored(result)}, epsilons "
             f"{[round(e['epsilon'], 2) for e in result['privacy']['epsilons']]}"
         )
 
@@ -163,6 +168,14 @@ def simulation(docker: Engine, project: str, log: Log) -> None:
         log.check("simulation: up", whole)
     finally:
         fed.down()
+
+
+def scored(result: dict[str, Any]) -> str:
+    """The released scores of the prompt that the sites use, of all sites together."""
+    row = result["scores"][-1]
+    assert row["sites"] == len(result["sites"]), row
+    low, high = row["interval"]
+    return f"{row['candidate']} right {row['value']:.2f} ({low:.2f} to {high:.2f})"
 
 
 def bring_up(fed: Federation, log: Log) -> None:
@@ -240,8 +253,8 @@ def production(docker: Engine, project: str, log: Log) -> None:
             result = made.experiment("first", fingerprint)
             assert [site["name"] for site in result["sites"]] == ["hospital-a", "hospital-b"]
             return (
-                "operator, a site in one container and a split site, their own images in folders: finished, own "
-                f"classes {result['accuracy']['local']:.3f}"
+                "operator, a site in one container and a split site, their own images in folders: finished, "
+                f"{scored(result)}"
             )
 
         def upgrade() -> str:

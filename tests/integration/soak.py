@@ -2,13 +2,15 @@
 
     python tests/integration/soak.py --rounds 2000 --kills 60 --out runs/soak
 
-Two sites on public digits, started by the commands that people type, experiments one after another until so many rounds
-are done, and every process kind killed at random times. Writes ``soak.json`` and ``soak.svg`` (memory, files open, disk
-over time). Ends with 1 if anywhere more was released than charged, or an experiment neither finished nor says why.
-A site that leaves and one that joins are not part of it yet.
+Three sites on public digits, started by the commands that people type, experiments one after another until so many
+rounds are done, and every process kind killed at random times. After a third of the rounds one site is revoked in
+mid-run, after two thirds a fourth joins. Writes ``soak.json`` and ``soak.svg`` (memory, files open, disk over time).
+Ends with 1 if anywhere more was released than charged or a stored release is not the recorded one, or if an experiment
+neither finished nor says why.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -22,8 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from test_watched import Federation
 
-from dpfpl_client.agent.ledger.view import observed_ledger
-from dpfpl_client.agent.store import DiskStore
+from dpfpl_client.agent.ledger.view import summarise, verify
 from dpfpl_client.site.settings import load_site
 from dpfpl_common.ops.guard import descendants
 from dpfpl_server.report.charts import Frame, Line, line_chart
@@ -35,7 +36,8 @@ KINDS = (
 )  # fmt: skip
 """Where, and which program; an empty one is the supervisor, which is started again as a service manager would."""
 ROUNDS_EACH = 40
-LOOK_S = 30.0
+LOOK_S = 10.0
+LEAVES, JOINS = "east", "west"
 
 
 def look(federation: Federation) -> dict[str, float]:
@@ -49,7 +51,11 @@ def look(federation: Federation) -> dict[str, float]:
                 descriptors += len(os.listdir(f"/proc/{pid}/fd"))
             except OSError:
                 continue
-    disk = sum(file.lstat().st_size for file in federation.root.rglob("*") if file.is_file())
+    disk = 0
+    for folder, _, files in os.walk(federation.root):
+        for file in files:
+            with contextlib.suppress(FileNotFoundError):  # gone since
+                disk += os.lstat(f"{folder}/{file}").st_size
     return {"memory": memory / 1024, "descriptors": float(descriptors), "disk": disk / 1e6}
 
 
@@ -69,56 +75,87 @@ def kill(federation: Federation, draw: random.Random) -> str:
     return f"{name} {program.decode().replace(chr(0), ' ')}"
 
 
-def accounts(federation: Federation) -> dict[str, dict[str, int]]:
-    """By site, how many releases were charged and how many exist."""
+def accounts(federation: Federation) -> dict[str, dict[str, Any]]:
+    """By site: charges, how many of them are for scores and how many were released, and what is wrong with any."""
     found = {}
     for file in sorted(federation.root.glob("kits/*/site.toml")):
         settings = load_site(file)
-        if not (settings.state_folder / "ledger.sqlite").exists():
-            continue
-        ledger, store = observed_ledger(settings), DiskStore(settings.state_folder)
-        charged = {(charge.experiment, charge.round) for charge in ledger.charges()}
-        released = {(name, number) for name in store.experiments() for number in store.rounds(name)}
+        experiments = summarise(settings)["experiments"]
         found[settings.name] = {
-            "charges": len(ledger.charges()), "charged": len(charged), "released": len(released),
-            "uncharged": len(released - charged),
-        }  # fmt: skip
-        ledger.close()
+            "experiments": len(experiments),
+            "rounds": sum(entry["rounds"] for entry in experiments),
+            "scores": sum(entry["scored"] for entry in experiments),
+            "charges": sum(entry["charges"] for entry in experiments),
+            "released": sum(entry["released"] for entry in experiments),
+            "problems": verify(settings),
+        }
     return found
+
+
+def leave(federation: Federation) -> str:
+    """Revoke a site while it trains; what its terminal said last."""
+    federation.operator("sites", "revoke", LEAVES)
+    federation.started.pop(LEAVES).wait(120)
+    federation.sites = tuple(site for site in federation.sites if site != LEAVES)
+    return federation.output(LEAVES).strip().splitlines()[-1]
+
+
+def join(federation: Federation) -> str:
+    """Let a new site in; the next experiment names it."""
+    federation.operator("sites", "add", JOINS, "--out", "kits")
+    federation.fill_in(JOINS)
+    federation.start_site(JOINS)
+    federation.sites += (JOINS,)
+    return f"{JOINS} started"
 
 
 def soak(rounds: int, kills: int, out: Path, seed: int) -> dict[str, Any]:
     """The whole of it."""
-    draw, federation = random.Random(seed), Federation(out / "federation")
-    federation.start_server()
-    time.sleep(10)
-    for file in federation.root.glob("kits/*/site.toml"):
-        federation.start_site(file.parent.name)
-    time.sleep(60)
-    moments = sorted(draw.uniform(0.02, 0.98) for _ in range(kills))
+    federation = Federation(out / "federation", ("north", "south", LEAVES), 4)
+    try:
+        federation.start_server()
+        time.sleep(10)
+        for site in federation.sites:
+            federation.start_site(site)
+        time.sleep(60)
+        lived = live(federation, rounds, kills, random.Random(seed))
+    finally:
+        federation.stop()
+    return {"seed": seed, **lived, "accounts": accounts(federation), "experiments": ends(federation)}
+
+
+def live(federation: Federation, rounds: int, kills: int, draw: random.Random) -> dict[str, Any]:
+    """Experiments one after another, with everything that happens in between."""
+    acts = [(draw.uniform(0.02, 0.98), lambda: kill(federation, draw)) for _ in range(kills)]
+    acts += [(1 / 3, lambda: leave(federation)), (2 / 3, lambda: join(federation))]
+    acts.sort(key=lambda act: act[0])
+    each = min(ROUNDS_EACH, max(2, rounds // 5))
     series, events, done, number = [], [], 0, 0
     began = time.monotonic()
-    while done < rounds:
+    while done < rounds and number < 2 * rounds / each:
         number += 1
-        run = federation.run(f"soak-{number}", ROUNDS_EACH)
+        name = f"soak-{number}"
+        run = federation.begin(name, each, federation.sites, dropouts=1)
         while run.poll() is None:
-            series.append({"at": time.monotonic() - began, **look(federation)})
-            now = done + federation.rounds(f"soak-{number}")
-            while moments and now / rounds >= moments[0]:
-                moments.pop(0)
-                events.append({"at": time.monotonic() - began, "killed": kill(federation, draw)})
+            at = time.monotonic() - began
+            series.append({"at": at, "rounds": done + federation.rounds(name), **look(federation)})
+            while acts and series[-1]["rounds"] / rounds >= acts[0][0]:
+                events.append({"at": at, "round": series[-1]["rounds"], "what": acts.pop(0)[1]()})
+                print(json.dumps(events[-1]), flush=True)
             time.sleep(LOOK_S)
-        done += federation.rounds(f"soak-{number}")
-    ends = {}
+        done += federation.rounds(name)
+        print(f"{time.monotonic() - began:.0f} s: {name} ended with {run.returncode}, {done} rounds", flush=True)
+    return {"rounds": done, "seconds": time.monotonic() - began, "events": events, "series": series}
+
+
+def ends(federation: Federation) -> dict[str, str]:
+    """How each experiment ended, in the words that its operator reads."""
+    found = {}
     for path in sorted((federation.root / "runs").iterdir()):
         folder = RunFolder(path)
         last = folder.store.last_event() or {}
-        ends[path.name] = "finished" if folder.read_json("result.json") else str(last.get("message", ""))
-    federation.stop()
-    return {
-        "seed": seed, "rounds": done, "seconds": time.monotonic() - began, "events": events, "series": series,
-        "accounts": accounts(federation), "experiments": ends,
-    }  # fmt: skip
+        found[path.name] = "finished" if folder.read_json("result.json") else str(last.get("message", ""))
+    return found
 
 
 def picture(series: list[dict[str, float]]) -> str:
@@ -144,9 +181,16 @@ def main() -> int:
     (given.out / "soak.json").write_text(json.dumps(found, indent=1))
     (given.out / "soak.svg").write_text(picture(found["series"]))
     print(json.dumps({key: found[key] for key in ("rounds", "seconds", "accounts", "experiments")}, indent=1))
-    over = [site for site, account in found["accounts"].items() if account["uncharged"]]
+    over = [
+        site
+        for site, account in found["accounts"].items()
+        if account["problems"] or account["charges"] < account["released"]
+    ]
     silent = [name for name, end in found["experiments"].items() if not end]
-    print(f"released without a charge: {over or 'nowhere'}; experiments that say nothing: {silent or 'none'}")
+    print(
+        f"released without a charge, or other than recorded: {over or 'nowhere'}; "
+        f"experiments that say nothing: {silent or 'none'}"
+    )
     return 1 if over or silent else 0
 
 

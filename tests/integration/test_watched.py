@@ -1,4 +1,4 @@
-"""DR2: kill -9 of every process of a running server and of a running site: back by itself, or health is red by name.
+"""DR2 and DR12: what is killed is back by itself, or health is red by its name; a site is revoked in mid-run.
 
 One federation of two sites on public digits, started by the commands that people type.
 """
@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,7 @@ from dpfpl_client.site.settings import load_site
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_common.ops.guard import descendants
 from dpfpl_common.ops.processes import free_ports, wait_until
+from dpfpl_server.runs.folder import RunFolder
 from dpfpl_server.sites.provision import ProvisionRequest, provision
 from dpfpl_server.watch.metrics import server_troubles
 
@@ -42,19 +44,28 @@ COMMANDS = Path(sys.executable).parent
 
 @dataclass
 class Federation:
+    """A server and its sites; up to ``parts`` of them in time, each with its own part of the digits."""
+
     root: Path
+    sites: tuple[str, ...] = SITES
+    parts: int = len(SITES)
     started: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.fleet, self.control, *agents = free_ports(2 + len(SITES))
-        provision(ProvisionRequest(self.root / "server", self.root / "kits", SITES, port=self.fleet))
-        for index, (site, port) in enumerate(zip(SITES, agents, strict=True)):
-            file = self.root / "kits" / site / "site.toml"
-            initialise(file, "digits", site)
-            part = f'\npartition = "pathological"\nnum_sites = {len(SITES)}\nsite_index = {index}\n'
-            text = file.read_text().replace("\n[server]", f"{part}\n[server]", 1)
-            file.write_text(text.replace("unix:state/agent.sock", f"127.0.0.1:{port}"))
-            (file.parent / "policy.toml").write_text(POLICY)
+        self.fleet, self.control, *self.ports = free_ports(2 + self.parts)
+        provision(ProvisionRequest(self.root / "server", self.root / "kits", self.sites, port=self.fleet))
+        for site in self.sites:
+            self.fill_in(site)
+
+    def fill_in(self, site: str) -> None:
+        """Complete a site's kit: the next part of the digits, an address of its agent, its policy."""
+        index = self.parts - len(self.ports)
+        file = self.root / "kits" / site / "site.toml"
+        initialise(file, "digits", site)
+        part = f'\npartition = "pathological"\nnum_sites = {self.parts}\nsite_index = {index}\n'
+        text = file.read_text().replace("\n[server]", f"{part}\n[server]", 1)
+        file.write_text(text.replace("unix:state/agent.sock", f"127.0.0.1:{self.ports.pop(0)}"))
+        (file.parent / "policy.toml").write_text(POLICY)
 
     def start(self, name: str, *command: str) -> None:
         with (self.root / f"{name}.out").open("ab") as out:
@@ -101,14 +112,30 @@ class Federation:
             if program in (line := command_line(pid)) and b"guard.py" not in line
         ]
 
-    def run(self, name: str, rounds: int) -> subprocess.Popen[bytes]:
-        """Start an experiment by ``dpfpl-server run``; returns once its second round is at work."""
+    def operator(self, *command: str) -> str:
+        """What a command of ``dpfpl-server`` prints; it must succeed."""
+        done = subprocess.run(
+            [str(COMMANDS / "dpfpl-server"), *command], cwd=self.root, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def run(self, name: str, rounds: int, dropouts: int = 0) -> subprocess.Popen[bytes]:
+        """Begin an experiment; returns once its second round is at work."""
+        running = self.begin(name, rounds, self.sites, dropouts)
+        wait_until(lambda: self.rounds(name) >= 1, timeout_s=90, what=f"round 1 of {name}")
+        return running
+
+    def begin(self, name: str, rounds: int, sites: tuple[str, ...], dropouts: int = 0) -> subprocess.Popen[bytes]:
+        """Start an experiment as ``dpfpl-server run`` does."""
         text = Experiment(
             name=name,
             classes=list_classes(DataSettings(source="digits")),
-            sites=SITES,
+            sites=sites,
             model=ModelSettings(width=128),
-            privacy=PrivacySettings(noise_multiplier=1.0, sample_rate=0.05, nominal_site_size=600),
+            privacy=PrivacySettings(
+                noise_multiplier=1.0, sample_rate=0.05, nominal_site_size=600, tolerated_dropouts=dropouts
+            ),
             rounds=RoundSettings(number=rounds, local_steps=2, deadline=60.0),
         )
         (self.root / f"{name}.json").write_text(text.to_json())
@@ -119,16 +146,14 @@ class Federation:
             f"run_experiment(experiment, Path('server'), Path('runs/{name}'))"
         )
         with (self.root / f"{name}.out").open("ab") as out:
-            running = subprocess.Popen([sys.executable, "-c", code], cwd=self.root, stdout=out, stderr=out)
-        database = self.root / "runs" / name / "run.sqlite"
-        wait_until(lambda: self.rounds(name) >= 1, timeout_s=90, what=f"round 1 of {name} in {database}")
-        return running
+            return subprocess.Popen([sys.executable, "-c", code], cwd=self.root, stdout=out, stderr=out)
 
     def rounds(self, name: str) -> int:
-        from dpfpl_server.runs.folder import RunFolder
-
         folder = self.root / "runs" / name
         return len(RunFolder(folder).store.rounds()) if (folder / "run.sqlite").exists() else 0
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        return RunFolder(self.root / "runs" / name).store.events()
 
     def stop(self) -> None:
         for process in self.started.values():
@@ -213,6 +238,23 @@ def test_DR2_a_part_that_hangs_is_named(federation: Federation) -> None:
     finally:
         os.kill(victim, signal.SIGCONT)
     wait_until(lambda: federation.server_health() == {}, timeout_s=15, what="green")
+
+
+def test_DR12_a_run_goes_on_without_a_site_that_is_revoked_and_each_terminal_says_why(federation: Federation) -> None:
+    run = federation.run("leaving", 5, dropouts=1)
+    began = time.monotonic()
+    federation.operator("sites", "revoke", "south")
+    assert federation.started["south"].wait(90) != 0, "it does not try for ever"
+    print(f"DR12: the revoked site's terminal ended after {time.monotonic() - began:.1f} s")
+    assert "KEY_WITHDRAWN" in federation.output("south")
+    assert "revoked" in federation.output("south")
+    assert run.wait(180) == 0, federation.output("leaving")
+    assert federation.rounds("leaving") == 5
+    assert any("goes on with 1 of 2 sites" in event.get("text", "") for event in federation.events("leaving"))
+    without_quorum = federation.begin("without-quorum", 2, SITES)
+    assert without_quorum.wait(60) != 0, "at once: nobody waits for a revoked site"
+    said = federation.output("without-quorum")
+    assert "The site 'south' was revoked at this server. Leave it out of the experiment" in said
 
 
 @pytest.mark.parametrize("name", ["server", "north"])

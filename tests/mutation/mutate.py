@@ -45,6 +45,7 @@ from pathlib import Path
 from accounting import ACCOUNTING
 from anchor import AnchorError, broken, module_file
 from crash_safety import CRASH_SAFETY
+from doors import DOORS
 from federation import FEDERATION
 from mechanism import MECHANISM
 from noninterference import NONINTERFERENCE
@@ -110,6 +111,7 @@ MUTATIONS = tuple(
         *SITE_GATE,
         *CRASH_SAFETY,
         *NONINTERFERENCE,
+        *DOORS,
     )
 )
 

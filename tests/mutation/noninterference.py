@@ -147,6 +147,13 @@ NONINTERFERENCE = (
         (f"{GATE_TESTS}::test_NI5_every_answer_of_an_experiment_takes_the_rehearsed_time",),
     ),
     (
+        "time: a stored answer leaves at once, however long ago it left first",
+        "dpfpl_client.agent.core:SiteAgent._train",
+        "self._again = digest == self._left",
+        "self._again = True",
+        (f"{GATE_TESTS}::test_NI5_every_answer_of_an_experiment_takes_the_rehearsed_time",),
+    ),
+    (
         "time: an answer that is late leaves when it is ready",
         "dpfpl_client.agent.pace:Pace.due",
         "pace, stretched = (2.0 * pace, True)",

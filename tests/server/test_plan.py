@@ -3,19 +3,22 @@
 import dataclasses
 import json
 import sys
+import tomllib
 
 import numpy as np
 import pytest
 
+from dpfpl_client.agent.budget import check_budget
+from dpfpl_client.agent.ledger.book import SCORES, Ledger
 from dpfpl_client.agent.policy_file import load_policy
 from dpfpl_client.node.records import encode_reply
 from dpfpl_common.config import build
 from dpfpl_common.errors import RefusedError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_common.optimizer import OptimizerState
-from dpfpl_common.policy import permit
+from dpfpl_common.policy import Policy, permit
 from dpfpl_common.privacy.accounting import epsilon
-from dpfpl_common.privacy_plan import capped_event, planned_events
+from dpfpl_common.privacy_plan import capped_event, planned_events, planned_score_events
 from dpfpl_common.wire.payloads import METRIC_NAMES, SiteReply, TrainRequest
 from dpfpl_server.cli import main as cli
 from dpfpl_server.federation.checkpoint import Checkpoint
@@ -214,11 +217,37 @@ def test_it_foretells_which_sites_have_spent_too_much_in_earlier_runs(tmp_path):
     (refusal,) = [entry for entry in plan["refusals"] if entry["rule"] == "max_epsilon_lifetime"]
     assert refusal["by"].startswith("east, north,"), "south refused them all and charged nothing"
     assert "south" not in refusal["by"]
-    one = capped_event(first)
-    expected = epsilon([dataclasses.replace(one, steps=one.steps * 15)], 1e-5)
+    one, scores = capped_event(first), planned_score_events(first)[0]
+    expected = epsilon([dataclasses.replace(event, steps=event.steps * 15) for event in (one, scores)], 1e-5)
     assert expected > 20
     assert f"{expected:.3f} with this one" in refusal["why"]
     assert any("REFUSED" in line and "earlier runs" in line for line in plan_lines(plan))
+
+
+@pytest.mark.privacy
+def test_it_foretells_what_the_site_decides(tmp_path):
+    """For every number of earlier runs the same verdict as the site's own ledger gives."""
+    policy = build(Policy, tomllib.loads(STARTING_POLICY), "policy.toml")
+    ledger, verdicts = Ledger(tmp_path / "ledger.sqlite"), []
+    for number in range(14):
+        run = make_experiment(noise_multiplier=NOISE)
+        run = dataclasses.replace(run, name=f"run-{number}")
+        plan = make_plan(run, REGISTER, tmp_path / "runs")
+        foretold = any(entry["by"].startswith("east") for entry in plan["refusals"])
+        try:
+            check_budget(policy, ledger, run, planned_events(run, run.rounds.local_steps))
+        except RefusedError:
+            assert foretold, f"after {number} runs"
+            verdicts.append(True)
+            break
+        assert not foretold, f"after {number} runs"
+        earlier_run(tmp_path / "runs", run, 3)
+        for round_number in range(1, 4):
+            events = planned_events(run, run.rounds.local_steps)
+            ledger.commit(ledger.reserve(run.name, round_number, "asked", events), "left")
+        ledger.commit(ledger.reserve(run.name, SCORES, "asked", planned_score_events(run)), "left")
+    assert verdicts, "it was refused in the end"
+    ledger.close()
 
 
 def test_a_run_that_is_going_on_does_not_count_against_itself(tmp_path):

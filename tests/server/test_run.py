@@ -195,6 +195,10 @@ def test_a_site_without_a_node_is_named_before_anything_is_submitted(tmp_path, s
     assert caught.value.code == "UNKNOWN_SITE"
     assert "west" in caught.value.message
     assert fake.submitted == []
+    (server / "revoked.json").write_text('[{"name": "west", "key": "1", "at": "2026-11-01", "why": "revoked"}]')
+    with pytest.raises(ConfigError) as caught:
+        run_experiment(experiment, server, tmp_path / "runs")
+    assert (caught.value.code, "Leave it out" in caught.value.advice) == ("SITE_REVOKED", True)
 
 
 def test_a_failed_run_says_the_strategys_own_words_and_only_of_this_run(tmp_path, server, monkeypatch):

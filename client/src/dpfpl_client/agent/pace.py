@@ -21,6 +21,8 @@ __all__ = ["Pace", "made_up"]
 
 MARGIN = 4.0
 """How much longer an answer takes than the rehearsal: room for more examples than nominal, and for a busy machine."""
+LONG_S = 2.0
+"""A rehearsal that took longer is made a second time: the first one also loads what is loaded once."""
 
 
 class Pace:
@@ -52,13 +54,10 @@ class Pace:
         learner = PromptLearner(
             backbone, experiment, SiteFeatures(examples, examples, examples.none(), experiment.classes)
         )
-        randomness = SeededRandomness(0).for_round("rehearsal", 1)
-        context = np.zeros(experiment.context_shape, "<f4")
-        started = time.monotonic()
-        state = learner.train_round(context, PersonalState.initial(experiment), randomness).state
-        trained = time.monotonic()
-        learner.evaluate(context, state.context)
-        self._store.write_pace(experiment.name, MARGIN * max(trained - started, time.monotonic() - trained))
+        took = _rehearsal(learner, experiment)
+        if took > LONG_S:
+            took = min(took, _rehearsal(learner, experiment))
+        self._store.write_pace(experiment.name, MARGIN * took)
         self.start()
 
     def due(self, experiment: str, least: float) -> tuple[float, bool]:
@@ -74,6 +73,17 @@ class Pace:
         if stretched:
             self._store.write_pace(experiment, pace)
         return self._started + pace, stretched
+
+
+def _rehearsal(learner: PromptLearner, experiment: Experiment) -> float:
+    """Seconds of a round's training or of an evaluation, whichever takes longer."""
+    randomness = SeededRandomness(0).for_round("rehearsal", 1)
+    context = np.zeros(experiment.context_shape, "<f4")
+    started = time.monotonic()
+    state = learner.train_round(context, PersonalState.initial(experiment), randomness).state
+    trained = time.monotonic()
+    learner.evaluate(context, state.context)
+    return max(trained - started, time.monotonic() - trained)
 
 
 def made_up(experiment: Experiment, row: tuple[int, ...]) -> LabelledFeatures:

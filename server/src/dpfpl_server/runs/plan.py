@@ -4,7 +4,7 @@ import dataclasses
 import statistics
 import tomllib
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,20 @@ from dpfpl_common.errors import StateError
 from dpfpl_common.evidence import images_needed
 from dpfpl_common.experiment import Experiment, choose_mechanism
 from dpfpl_common.policy import Policy, violations
-from dpfpl_common.privacy.accounting import PrivacyEvent, calibrate_noise_multiplier, epsilon, exceeds, json_epsilon
+from dpfpl_common.privacy.accounting import (
+    PrivacyEvent,
+    calibrate_noise_multiplier,
+    epsilon,
+    exceeds,
+    exceeds_adaptively,
+)
 from dpfpl_common.privacy.one_shot import shared_out
 from dpfpl_common.privacy_plan import (
     capped_event,
     class_sums_multiplier,
     images_to_stand_out,
     planned_events,
+    planned_score_events,
     server_noise_stddev,
     site_noise_stddev,
 )
@@ -270,27 +277,39 @@ def _refused_for_the_past(experiment: Experiment, runs: Path) -> list[dict[str, 
     """
     policy = build(Policy, tomllib.loads(STARTING_POLICY), "the kit's policy.toml")
     earlier = asked_before(runs, except_for=experiment.name)
-    rules: dict[str, Callable[[Experiment, int | None], PrivacyEvent]] = {"max_epsilon_lifetime": capped_event}
+    rules = {"max_epsilon_lifetime": capped_event(experiment).adversary}
     if experiment.privacy.trust != "central":
-        rules["max_epsilon_operator_lifetime"] = _towards_the_operator
+        rules["max_epsilon_operator_lifetime"] = "operator"
     found = []
-    for rule, event_of in rules.items():
-        new, most = event_of(experiment, None), float(getattr(policy, rule))
+    for rule, adversary in rules.items():
+        new, most = _charges(experiment, adversary), float(getattr(policy, rule))
         sites_by_past: dict[tuple[PrivacyEvent, ...], list[str]] = {}
         for site in experiment.sites:
             events = [
-                event_of(run, rounds[site] * run.rounds.local_steps) for run, rounds in earlier if rounds.get(site)
+                event
+                for run, rounds in earlier
+                if rounds.get(site)
+                for event in _charges(run, adversary, rounds[site], scored=max(rounds.values()) == run.rounds.number)
             ]
             sites_by_past.setdefault(_added_up(events), []).append(site)
         for past, names in sites_by_past.items():
-            after = epsilon(_added_up([*past, new]), policy.delta) if past else 0.0
-            if after > most:
-                before = _epsilon(json_epsilon(epsilon(past, policy.delta)))
-                why = f"asked for epsilon {before} in earlier runs, {_epsilon(json_epsilon(after))} with this one, "
-                found.append(
-                    _refusal(f"{', '.join(names)}, with the policy of the kit,", rule, f"{why}at most {most:g}.")
-                )
+            total = _added_up([*past, *new])
+            if past and exceeds_adaptively(total, policy.delta, most):  # as a site decides
+                before, after = (epsilon(events, policy.delta) for events in (past, total))
+                why = f"asked for epsilon {before:.3f} in earlier runs, {after:.3f} with this one, at most {most:g}"
+                if after <= most:
+                    why += ", where experiments that are chosen one after the other count for more"
+                found.append(_refusal(f"{', '.join(names)}, with the policy of the kit,", rule, f"{why}."))
     return found
+
+
+def _charges(
+    experiment: Experiment, adversary: str, rounds: int | None = None, *, scored: bool = True
+) -> list[PrivacyEvent]:
+    """What a site charges for so many rounds (None: all), and for the scores that follow the last one."""
+    steps = None if rounds is None else rounds * experiment.rounds.local_steps
+    events = (*planned_events(experiment, steps), *(planned_score_events(experiment) if scored else ()))
+    return [event for event in events if event.adversary == adversary]
 
 
 def _added_up(events: Iterable[PrivacyEvent]) -> tuple[PrivacyEvent, ...]:
@@ -327,10 +346,6 @@ def asked_before(runs: Path, except_for: str = "") -> list[tuple[Experiment, dic
             rounds[site] = min(len(used | lost), experiment.rounds.number)
         found.append((experiment, rounds))
     return found
-
-
-def _towards_the_operator(experiment: Experiment, steps: int | None = None) -> PrivacyEvent:
-    return next(event for event in planned_events(experiment, steps) if event.adversary == "operator")
 
 
 def _warnings(experiment: Experiment) -> list[str]:

@@ -15,6 +15,7 @@ from dpfpl_server.report import write_report
 from dpfpl_server.runs.folder import RunFolder
 from dpfpl_server.runs.result import build_result
 from dpfpl_server.runs.store import Attempt
+from dpfpl_server.sites.admin import revoked_sites
 from dpfpl_server.sites.control import RunStatus
 from dpfpl_server.sites.register import load_sites, node_ids
 from dpfpl_server.sites.superlink import run_log, run_status, stop_run, submit_run
@@ -358,10 +359,12 @@ def _sites(
     kept = {site: before[site] for site in experiment.sites if site in before and site not in known}
     missing = [site for site in experiment.sites if site not in known and site not in kept]
     if missing:
+        revoked = any(row["name"] == missing[0] and row["why"] == "revoked" for row in revoked_sites(server_folder))
         raise ConfigError(
-            code="UNKNOWN_SITE",
-            message=f"The site {missing[0]!r} is not registered at this server.",
-            advice=f"Provision it and restart the server. Registered: {', '.join(sorted(known)) or 'none'}.",
+            code="SITE_REVOKED" if revoked else "UNKNOWN_SITE",
+            message=f"The site {missing[0]!r} {'was revoked' if revoked else 'is not registered'} at this server.",
+            advice=f"Leave it out of the experiment, or let it in{' again' if revoked else ''} with a new kit: "
+            f"dpfpl-server sites add {missing[0]} --out kits. Registered: {', '.join(sorted(known)) or 'none'}.",
         )
     unsigned = [site for site in experiment.sites if site not in kept and not known[site].agent_key]
     if unsigned:
