@@ -37,6 +37,7 @@ AGENT_ONLY = (
     "dpfpl_client.agent.ledger.view",
     "dpfpl_client.agent.metrics",
     "dpfpl_client.agent.store",
+    "dpfpl_client.agent.sums",
     "dpfpl_client.approval",
     "dpfpl_client.check",
     "dpfpl_client.data.",

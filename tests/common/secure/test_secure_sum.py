@@ -4,7 +4,6 @@ Rows SE1 to SE5 of the list of attacks.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -13,20 +12,20 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from scipy import stats
 
 from dpfpl_common.errors import DpfplError, PayloadError, RefusedError, RoundError
-from dpfpl_common.secure import graph
+from dpfpl_common.secure import STEPS, graph
 from dpfpl_common.secure import primitives as p
 from dpfpl_common.secure.server import ServerSum
 from dpfpl_common.secure.site import Answered, SiteSum, signed_survivors
-from dpfpl_common.secure.terms import STEPS, Keys, Terms, named, names_of
+from dpfpl_common.secure.terms import Keys, Terms, named, names_of
 
 pytestmark = pytest.mark.privacy
 
 Ints = npt.NDArray[np.int64]
 
 
-def terms(count: int, dropouts: int = 0, size: int = 20, colluders: int = 1, attempt: int = 1) -> Terms:
+def terms(count: int, dropouts: int = 0, colluders: int = 1, attempt: int = 1) -> Terms:
     names = tuple(f"site-{number:03}" for number in range(1, count + 1))
-    return Terms("0" * 64, "rows", attempt, names, size, dropouts, colluders)
+    return Terms("0" * 64, "rows", attempt, names, dropouts, colluders)
 
 
 class Federation:
@@ -34,8 +33,8 @@ class Federation:
 
     def __init__(self, about: Terms, **options: Mapping[str, object]) -> None:
         generator = np.random.default_rng(len(about.sites))
-        self.values: dict[str, Ints] = {s: generator.integers(-(2**52), 2**52, about.size) for s in about.sites}
-        self.sites = {s: SiteSum(about, s, self.values[s], **options.get(s, {})) for s in about.sites}  # type: ignore[arg-type]
+        self.values: dict[str, Ints] = {s: generator.integers(-(2**52), 2**52, 20) for s in about.sites}
+        self.sites = {s: SiteSum(about, s, **options.get(s, {})) for s in about.sites}  # type: ignore[arg-type]
         self.server = ServerSum(about)
 
     def until(self, step: str) -> "Federation":
@@ -48,7 +47,7 @@ class Federation:
         """One step, in which some sites do not answer."""
         for site, request in self.server.requests().items():
             if site not in lost:
-                self.server.take(site, self.sites[site].answer(self.server.step, request))
+                self.server.take(site, self.sites[site].answer(self.server.step, request, self.values[site]))
         self.server.close()
 
     def run(self, lost_at: str = "", lost: Iterable[str] = ()) -> Ints:
@@ -96,15 +95,15 @@ def test_se1_more_than_a_hundred_sites_mask_with_some_neighbours() -> None:
 
 def test_se2_a_masked_message_is_uniform_and_independent_of_what_it_hides() -> None:
     size = 100_000
-    about = replace(terms(3), size=size)
+    about = terms(3)
     for values in (np.zeros(size, dtype=np.int64), np.arange(size) * 2**35):
-        sites = {s: SiteSum(about, s, values) for s in about.sites}
+        sites = {s: SiteSum(about, s) for s in about.sites}
         server = ServerSum(about)
         for _ in range(2):
             for s, request in server.requests().items():
                 server.take(s, sites[s].answer(server.step, request))
             server.close()
-        sent = np.frombuffer(sites["site-001"].answer("masked", server.requests()["site-001"]), dtype="<u8")
+        sent = np.frombuffer(sites["site-001"].answer("masked", server.requests()["site-001"], values), dtype="<u8")
         for shift in (0, 28, 56):  # lowest, middle and highest byte
             counts = np.bincount((sent >> np.uint64(shift)).astype(np.int64) & 255, minlength=256)
             assert stats.chisquare(counts).pvalue > 1e-6
@@ -116,7 +115,7 @@ def test_se2_every_pair_attempt_and_purpose_has_a_mask_of_its_own() -> None:
     for attempt in (1, 2):
         federation = Federation(terms(4, attempt=attempt)).until("masked")
         for site, request in federation.server.requests().items():
-            seen.add(federation.sites[site].answer("masked", request))
+            seen.add(federation.sites[site].answer("masked", request, federation.values[site]))
         label = terms(4, attempt=attempt).label
         seen |= {p.derived(bytes(32), label, purpose) for purpose in (b"self mask", b"pair mask", b"share")}
 
@@ -229,8 +228,7 @@ def test_se4_the_last_answer_says_under_signature_which_list_it_was() -> None:
 
 
 def test_se5_steps_out_of_order_are_refused() -> None:
-    federation = Federation(terms(3)).until("masked")
-    fresh = SiteSum(terms(3), "site-001", federation.values["site-001"])
+    fresh = SiteSum(terms(3), "site-001")
 
     for step in STEPS[1:]:
         refused("STEP_ORDER", lambda s=step: fresh.answer(s, b""))  # type: ignore[misc]
@@ -239,7 +237,7 @@ def test_se5_steps_out_of_order_are_refused() -> None:
 def test_se5_a_second_request_of_a_step_is_refused_and_the_same_one_answered_alike() -> None:
     federation = Federation(terms(4, dropouts=1, colluders=0)).until("masked")
     site, request = federation.sites["site-001"], federation.server.requests()["site-001"]
-    first = site.answer("masked", request)
+    first = site.answer("masked", request, np.arange(20))
     fewer = {peer: box for peer, box in names_of(request, terms(4)).items() if peer != "site-004"}
 
     refused("STEP_ANSWERED", lambda: site.answer("masked", named(fewer)))
@@ -266,8 +264,12 @@ def test_se5_shares_of_another_attempt_or_changed_ones_are_refused() -> None:
     changed = {**boxes, "site-002": boxes["site-002"][:-1] + bytes([boxes["site-002"][-1] ^ 1])}
     swapped = {**boxes, "site-002": boxes["site-003"]}
 
+    values = np.arange(20)
     for forged in (replayed, changed, swapped):
-        refused("FORGED_SHARE", lambda f=forged: federation.sites["site-001"].answer("masked", named(f)))  # type: ignore[misc]
+        refused(
+            "FORGED_SHARE",
+            lambda f=forged: federation.sites["site-001"].answer("masked", named(f), values),
+        )  # type: ignore[misc]
 
 
 def test_se5_unknown_peers_own_keys_replaced_and_equal_keys_are_refused() -> None:
@@ -311,7 +313,7 @@ def test_pinned_peers_must_sign_their_keys() -> None:
     federation.until("shares")
     keys = names_of(federation.server.requests()["site-001"], about)
     other = Keys(bytes([9]) + bytes(31), bytes([10]) + bytes(31), bytes(32)).to_bytes()
-    unknown = SiteSum(about, "site-001", federation.values["site-001"], Answered.from_bytes(
+    unknown = SiteSum(about, "site-001", Answered.from_bytes(
         federation.sites["site-001"].answered.to_bytes()), peers={"site-002": pinned["site-002"]})  # fmt: skip
 
     refused("PEER_KEY_WRONG", lambda: federation.sites["site-001"].answer("shares", named({**keys, "site-003": other})))
@@ -327,7 +329,7 @@ def test_a_site_that_starts_again_between_steps_goes_on_with_the_same_bytes() ->
     for _ in STEPS:
         for site in about.sites:
             kept = Answered.from_bytes(federation.sites[site].answered.to_bytes())
-            federation.sites[site] = SiteSum(about, site, federation.values[site], kept)
+            federation.sites[site] = SiteSum(about, site, kept)
         federation.make()
 
     assert np.array_equal(federation.server.total(), federation.plain(about.sites))

@@ -16,10 +16,13 @@ import hashlib
 import math
 from collections.abc import Sequence
 
-__all__ = ["FAILURE", "FULL_UP_TO", "degree_for", "holders_threshold", "neighbourhoods", "threshold_for"]
+__all__ = ["FAILURE", "FULL_UP_TO", "MOST_SITES", "degree_for", "holders_threshold", "neighbourhoods", "threshold_for"]
 
 FULL_UP_TO = 100
 """Sites up to which everybody masks with everybody: nothing is left to chance there, and it takes a site a second."""
+
+MOST_SITES = 2000
+"""So many values of at most 2^52 grid steps, each with its noise, add up to less than 2^63."""
 
 FAILURE = 2.0**-40
 """Chance that an order of the sites breaks one of the three conditions, at most."""

@@ -119,7 +119,7 @@ def shares(secret: bytes, threshold: int, count: int) -> list[bytes]:
     assert len(secret) == SECRET_BYTES
     if threshold == 1:  # the library's least is 2
         return [secret] * count
-    return [share for _, share in Shamir.split(threshold, count, secret)]
+    return [share for _, share in Shamir.split(threshold, count, secret, ssss=False)]
 
 
 def combined(threshold: int, held: Sequence[tuple[int, bytes]]) -> bytes:
@@ -132,7 +132,7 @@ def combined(threshold: int, held: Sequence[tuple[int, bytes]]) -> bytes:
         raise PayloadError(code="BAD_SHARES", message=f"{len(held)} shares, {threshold} different ones are needed.")
     if threshold == 1:
         return held[0][1]
-    return bytes(Shamir.combine(list(held[:threshold])))
+    return bytes(Shamir.combine(list(held[:threshold]), ssss=False))
 
 
 def commitment(secret: bytes, label: bytes) -> bytes:

@@ -23,11 +23,13 @@ import numpy as np
 import numpy.typing as npt
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from dpfpl_common.errors import PayloadError, RefusedError
+from dpfpl_common.secure import STEPS
 from dpfpl_common.secure import primitives as p
 from dpfpl_common.secure.graph import neighbourhoods
-from dpfpl_common.secure.terms import STEPS, Keys, Terms, named, names_of
+from dpfpl_common.secure.terms import Keys, Terms, named, names_of
 
 __all__ = ["Answered", "SiteSum", "masking_key", "pair_mask", "self_mask", "signed_survivors", "survivors_in"]
 
@@ -65,7 +67,6 @@ class SiteSum:
     Args:
         terms: of the attempt.
         site: this site.
-        values: [terms.size] integers, already noised; the same in every attempt.
         answered: what was answered before; None begins.
         sign: signs with the site's long-lived key; None leaves its keys unsigned.
         peers: public signing keys of the sites that people at this site have checked. Where given, every site's keys
@@ -77,22 +78,23 @@ class SiteSum:
         self,
         terms: Terms,
         site: str,
-        values: Ints,
         answered: Answered | None = None,
         *,
         sign: Callable[[bytes], bytes] | None = None,
         peers: Mapping[str, Ed25519PublicKey] | None = None,
         entropy: Callable[[int], bytes] = os.urandom,
     ) -> None:
-        if values.shape != (terms.size,):
-            raise ValueError(f"values has shape {values.shape}, the sum {terms.size} integers.")
         self._terms, self._site = terms, site
-        self._values = values
         self._sign, self._peers = sign, peers
         self.answered = answered or Answered(entropy(32))
 
-    def answer(self, step: str, request: bytes) -> bytes:
+    def answer(self, step: str, request: bytes, values: Ints | None = None) -> bytes:
         """The reply to one step's request; the same again gets the same bytes.
+
+        Args:
+            step: one of STEPS.
+            request: the server's.
+            values: for the step ``masked``: integers, already noised; the same in every attempt.
 
         Raises:
             RefusedError: STEP_ORDER or STEP_ANSWERED, and what else a request must not be.
@@ -107,8 +109,11 @@ class SiteSum:
             return done.replies[number]
         if number != len(done.requests):
             raise _refused("STEP_ORDER", f"The step {step} is not the next one", "order of steps")
-        act = (self._own_keys, self._own_shares, self._masked, self._unmask)[number]
-        reply = act(request)
+        if step == "masked":
+            assert values is not None
+            reply = self._masked(request, values)
+        else:
+            reply = {"keys": self._own_keys, "shares": self._own_shares, "unmask": self._unmask}[step](request)
         done.requests.append(_kept(step, request))
         done.replies.append(reply)
         if step == STEPS[-1]:  # nothing is left to answer, so nothing is left to steal
@@ -164,7 +169,7 @@ class SiteSum:
         except InvalidSignature:
             raise _refused("PEER_KEY_WRONG", f"{site!r} did not sign with the key that was checked", "peers") from None
 
-    def _masked(self, request: bytes) -> bytes:
+    def _masked(self, request: bytes, values: Ints) -> bytes:
         terms, everybody = self._terms, names_of(self.answered.requests[1], self._terms)
         around = neighbourhoods(list(everybody), terms.degree, _seed(self.answered.requests[1]))[self._site]
         boxes = names_of(request, terms)
@@ -173,12 +178,13 @@ class SiteSum:
         _enough(len(boxes), terms, "share")
         if self._site not in boxes:
             raise _refused("OTHER_SHARES", "The list lacks this site's own shares", "own shares")
-        total = self._values.view(np.uint64) + self_mask(terms, self._site, self._secret(b"mask"))
+        total = values.view(np.uint64) + self_mask(terms, self._site, self._secret(b"mask"), len(values))
         for peer in around:
             if peer in boxes:
                 self._open(peer, boxes[peer])  # a share that cannot be opened later would let nobody drop out
                 if peer != self._site:
-                    total = total + pair_mask(terms, self._masking(), self._site, peer, self._peer(peer).masking)
+                    public = self._peer(peer).masking
+                    total = total + pair_mask(terms, self._masking(), self._site, peer, public, len(values))
         return bytes(total.astype("<u8").tobytes())
 
     def _unmask(self, request: bytes) -> bytes:
@@ -214,10 +220,10 @@ class SiteSum:
     def _secret(self, name: bytes) -> bytes:
         return p.derived(self.answered.secret, self._terms.label, b"secret", name, size=p.SECRET_BYTES)
 
-    def _sealing(self) -> p.X25519PrivateKey:
+    def _sealing(self) -> X25519PrivateKey:
         return p.private_key(self.answered.secret, self._terms.label, b"sealing")
 
-    def _masking(self) -> p.X25519PrivateKey:
+    def _masking(self) -> X25519PrivateKey:
         return masking_key(self._terms, self._secret(b"pair"))
 
     def _about(self, sender: str, holder: str) -> bytes:
@@ -238,21 +244,21 @@ def signed_survivors(terms: Terms, site: str, request: bytes) -> bytes:
     return p.framed(terms.label, site.encode(), b"survivors", request)
 
 
-def masking_key(terms: Terms, secret: bytes) -> p.X25519PrivateKey:
+def masking_key(terms: Terms, secret: bytes) -> X25519PrivateKey:
     """The key that a site's masks with its neighbours come from."""
     return p.private_key(secret, terms.label, b"masking")
 
 
-def self_mask(terms: Terms, site: str, secret: bytes) -> p.Words:
+def self_mask(terms: Terms, site: str, secret: bytes, size: int) -> p.Words:
     """[size], a site's own mask."""
-    return p.mask(p.derived(secret, terms.label, b"self mask", site.encode()), terms.size)
+    return p.mask(p.derived(secret, terms.label, b"self mask", site.encode()), size)
 
 
-def pair_mask(terms: Terms, own: p.X25519PrivateKey, site: str, peer: str, public: bytes) -> p.Words:
+def pair_mask(terms: Terms, own: X25519PrivateKey, site: str, peer: str, public: bytes, size: int) -> p.Words:
     """[size], what ``site`` adds for ``peer``: the negative, modulo 2^64, of what that one adds for it."""
     first, second = sorted((site, peer))
     key = p.derived(p.agreed(own, public), terms.label, b"pair mask", first.encode(), second.encode())
-    words = p.mask(key, terms.size)
+    words = p.mask(key, size)
     return words if site == first else np.negative(words)
 
 

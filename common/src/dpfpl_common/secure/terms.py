@@ -8,13 +8,7 @@ from dpfpl_common.errors import PayloadError
 from dpfpl_common.secure.graph import degree_for, holders_threshold
 from dpfpl_common.secure.primitives import framed, unframed
 
-__all__ = ["MOST_SITES", "STEPS", "Keys", "Terms", "named", "names_of"]
-
-STEPS = ("keys", "shares", "masked", "unmask")
-"""The four steps, in order."""
-
-MOST_SITES = 2000
-"""So many values of at most 2^52 steps, each with its noise, add up to less than 2^63."""
+__all__ = ["Keys", "Terms", "named", "names_of"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +20,6 @@ class Terms:
         sum: what is added up, once in an experiment.
         attempt: 1-based; each has keys of its own, and one at most is unmasked.
         sites: the experiment's, in its order.
-        size: how many integers each adds.
         dropouts: D, sites that may be missing at the end.
         colluders: K, sites that may pool what they know with the server.
     """
@@ -35,7 +28,6 @@ class Terms:
     sum: str
     attempt: int
     sites: tuple[str, ...]
-    size: int
     dropouts: int
     colluders: int
 
@@ -57,11 +49,9 @@ class Terms:
     @cached_property
     def label(self) -> bytes:
         """Everything above as bytes: it enters every key, so nothing of one attempt fits another."""
-        numbers = f"{self.attempt} {self.size} {self.dropouts} {self.colluders}"
-        names = (site.encode() for site in self.sites)
-        return framed(
-            b"DP-FPL secure aggregation 1", self.experiment.encode(), self.sum.encode(), numbers.encode(), *names
-        )
+        numbers = f"{self.attempt} {self.dropouts} {self.colluders}"
+        about = ("DP-FPL secure aggregation 1", self.experiment, self.sum, numbers, *self.sites)
+        return framed(*(part.encode() for part in about))
 
 
 @dataclass(frozen=True)

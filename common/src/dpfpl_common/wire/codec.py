@@ -198,6 +198,8 @@ def evidence_rows(request: TrainRequest | EvaluateRequest) -> int:
     """How many rows the evidence in a reply to ``request`` has: the classes', a single vote's, or none."""
     if isinstance(request, EvaluateRequest):
         return 0
+    if request.experiment.privacy.trust == "secure":
+        return 0  # what a site tells goes into a secure sum
     return len(request.experiment.classes) if request.collect else int(request.pool is not None)
 
 
@@ -226,6 +228,7 @@ def check_reply(reply: SiteReply, request: TrainRequest | EvaluateRequest) -> No
     if type(reply.round) is not int or reply.round != request.round:
         raise PayloadError(code="WRONG_ROUND", message=f"The reply is not to round {request.round}.")
     last = isinstance(request, EvaluateRequest) and request.round == request.experiment.rounds.number
+    last = last and request.experiment.privacy.trust != "secure"
     if reply.scores and not (last and len(reply.scores) == len(scored(request.experiment)) + 1):
         raise PayloadError(code="BAD_SCORES", message="The scores are of another count, or were not asked for.")
     if isinstance(request, EvaluateRequest):
