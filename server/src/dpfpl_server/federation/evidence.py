@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dpfpl_common.errors import PayloadError
-from dpfpl_common.evidence import Pool, evidence_wins, found_classes, pack_pool, pool_rows, vote_threshold
+from dpfpl_common.evidence import Pool, evidence_wins, found_classes, pack_pool, pool_rows, summed_pool, vote_threshold
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.privacy_plan import class_sums_multiplier, vote_multiplier
 from dpfpl_common.secure.sums import share_stddev
@@ -130,10 +130,9 @@ class Evidence:
 
     @functools.cache  # noqa: B019  as ``_pool_at``
     def _summed_pool(self, classes: int, noise_multiplier: float) -> tuple[Pool, dict[str, Any]]:
-        """The pool of a secure sum: every row of every site weighs the same, and nobody can tell them apart."""
+        """The pool of a secure sum, with the same weights for every site in it."""
         summed = self.sums["rows"]
-        rows, variance = summed.values.reshape(classes, -1), noise_multiplier**2 * len(summed.sites)
-        pool = Pool(rows, np.full(classes, variance), rows.sum(axis=0), classes * variance)
+        pool = summed_pool(summed.values.reshape(classes, -1), noise_multiplier, len(summed.sites))
         return pool, dict.fromkeys(summed.sites, np.ones(classes))
 
     @functools.cache  # noqa: B019  one entry for one experiment; gone with the evidence
