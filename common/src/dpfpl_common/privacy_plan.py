@@ -13,6 +13,7 @@ __all__ = [
     "NOISED_COUNTS",
     "UNIT_NAMES",
     "WHOLE_UPDATE",
+    "assumption",
     "capped_event",
     "class_sums_multiplier",
     "hidden_energy",
@@ -62,6 +63,20 @@ ADVERSARIES = {
     "operator": "the operator of the server, who sees every message of the site",
 }
 """Stable keys of the three adversaries, and who they are."""
+
+
+def assumption(experiment: Experiment) -> str:
+    """What the epsilons rest on besides their delta, to be said wherever they are; empty where there is nothing.
+
+    Nobody pins peers' keys yet, so nothing is claimed against an operator that invents sites.
+    """
+    if experiment.privacy.trust != "secure":
+        return ""
+    colluders = experiment.privacy.tolerated_colluders
+    return (
+        "computational: it holds against an operator that follows the protocol of secure aggregation and keeps what it "
+        f"sees, with at most {colluders} of the sites. An operator that plays sites of its own could read single sites"
+    )
 
 
 BLOCKS = {"dpfpl": 3, "dplora": 3, "fedotp": 2, "fedpgp": 3, "promptfl": 1}

@@ -130,7 +130,7 @@ def test_sums_that_could_not_be_unmasked_or_protect_nobody_are_refused(parts: di
 def test_without_evidence_there_is_nothing_to_sum() -> None:
     e = experiment()
 
-    with pytest.raises(ConfigError, match="prompt.evidence"):
+    with pytest.raises(ConfigError, match=r"prompt\.evidence"):
         dataclasses.replace(e, prompt=PromptSettings(evidence=False))
 
 

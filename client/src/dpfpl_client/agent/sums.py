@@ -104,7 +104,7 @@ def next_step(
     terms = terms_of(request.experiment, request.sum, request.attempt)
     again = request.attempt == kept.attempt
     part = SiteSum(terms, site, kept.answered if again else None, sign=sign)
-    if request.step == "masked" and kept.values is None and not kept.unmasked:
+    if request.step == "masked" and kept.values is None and kept.answered.secret:
         kept.values = compute()
         keep(kept)
     content = part.answer(request.step, request.content, kept.values)

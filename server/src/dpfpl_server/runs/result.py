@@ -21,6 +21,7 @@ from dpfpl_common.privacy.counts import count_noise_stddev, gain, scores_from
 from dpfpl_common.privacy_plan import (
     ADVERSARIES,
     UNIT_NAMES,
+    assumption,
     noise_share,
     planned_events,
     planned_score_events,
@@ -170,6 +171,7 @@ def privacy_statement(
         "events": [_event_table(event) for event in events],
         "held_back_events": [_event_table(event) for event in planned_score_events(experiment)] if scored else [],
         "trust": experiment.privacy.trust,
+        "assumption": assumption(experiment),
         "accounting": experiment.privacy.accounting,
         "nominal_epsilon": experiment.privacy.target_epsilon if experiment.privacy.accounting == "paper" else None,
         "noise": "operating system" if real_noise else "seeded: a simulation, no protection of real data",
