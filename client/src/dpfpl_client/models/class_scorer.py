@@ -132,8 +132,8 @@ def per_example_gradients(
     if not coarse:
         return pulled(image_features, labels)
     missing = -batch % COARSE_AT_ONCE
-    features = functional.pad(image_features, (0, 0, 0, missing)).split(COARSE_AT_ONCE)
-    whole = functional.pad(labels, (0, missing)).split(COARSE_AT_ONCE)
+    features = torch.split(functional.pad(image_features, (0, 0, 0, missing)), COARSE_AT_ONCE)
+    whole = torch.split(functional.pad(labels, (0, missing)), COARSE_AT_ONCE)
     return torch.cat([pulled(*part) for part in zip(features, whole, strict=True)])[:batch]
 
 
