@@ -153,6 +153,8 @@ def _part(folder: Path, files: str, code: str, load: Callable[[], Any]) -> Any:
 def _package(error: ImportError) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
         return error.name.partition(".")[0]
+    if isinstance(error.__cause__, ImportError):
+        return _package(error.__cause__)
     text = str(error)
     found = re.search(r"requires the (\S+) library", text) or re.search(r"pip install (?:-\S+ )*([\w.-]+)", text)
     name = found[1] if found else text.strip().splitlines()[0][:100] if text.strip() else "that it asks for"

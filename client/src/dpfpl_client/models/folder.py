@@ -62,7 +62,7 @@ def refuse_broken(folder: Path) -> None:
     if "quantization_config" in config:
         raise ModelError(
             code="WEIGHTS_QUANTISED",
-            message=f"{folder}/config.json says that its weights are quantised: gradients through them are not exact.",
+            message=f"{folder}/config.json says that the weights are quantised; gradients through them are not exact.",
             advice="Take the model's weights in float32, float16 or bfloat16.",
         )
     if (folder / "adapter_config.json").exists():
