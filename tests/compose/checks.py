@@ -350,14 +350,14 @@ def s9_tokens(fed: Federation) -> str:
         user = AGENT if service != "site-c-node" else "10003:10003"
         answer = fed.python(service, CLAIM % port, user=user)
         assert answer == "refused 401", f"{service}: {answer}"
-    fed.begin("tokens", number=2, local_steps=4, target_epsilon=0.5)
+    fed.begin("claims", number=2, local_steps=4, target_epsilon=0.5)
     shown, looks = [], 0
     until = time.monotonic() + 300
-    while not fed.tell("tokens", "code") and time.monotonic() < until:
+    while not fed.tell("claims", "code") and time.monotonic() < until:
         looks += 1
         for service in (*ports, "server"):
             shown += [p["command"] for p in fed.processes(service) if "token" in p["command"]]
-    fed.finish("tokens")
+    fed.finish("claims")
     assert not shown, shown
     return (
         "from another container the agent's and the Runtime API's port are closed; inside, a user who is not the "

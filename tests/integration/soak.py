@@ -27,7 +27,6 @@ from test_watched import Federation
 from dpfpl_client.agent.ledger.view import summarise, verify
 from dpfpl_client.site.settings import load_site
 from dpfpl_common.ops.guard import descendants
-from dpfpl_server.report.charts import Frame, Line, line_chart
 from dpfpl_server.runs.folder import RunFolder
 
 KINDS = (
@@ -158,14 +157,27 @@ def ends(federation: Federation) -> dict[str, str]:
     return found
 
 
-def picture(series: list[dict[str, float]]) -> str:
-    """Each quantity as a share of its largest value, over minutes."""
-    lines = []
-    for style, key in enumerate(("memory", "descriptors", "disk")):
+def picture(series: list[dict[str, float]], events: list[dict[str, Any]]) -> str:
+    """Memory, descriptors and disk, each as a share of its largest value, over time; a grey line for every event."""
+    last = series[-1]["at"] or 1.0
+    parts = [
+        f'<path d="M{60 + 800 * event["at"] / last:.1f} 20v300" stroke="#ccc"><title>{event["what"]}</title></path>'
+        for event in events
+    ]
+    for place, (key, unit, colour) in enumerate(
+        (("memory", "MB", "#06c"), ("descriptors", "", "#c30"), ("disk", "MB", "#080"))
+    ):
         largest = max(point[key] for point in series) or 1.0
-        points = {int(point["at"] // 60): point[key] / largest for point in series}
-        lines.append(Line(f"{key} (largest {largest:.0f})", points, style))
-    return line_chart("Share of the largest, by minutes", lines, Frame.around(lines, max(max(e.points) for e in lines)))
+        line = " ".join(f"{60 + 800 * p['at'] / last:.1f},{320 - 300 * p[key] / largest:.1f}" for p in series)
+        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
+        text = f"{key}, at most {largest:.0f} {unit}".strip()
+        parts.append(f'<text x="{60 + 270 * place}" y="365" fill="{colour}">{text}</text>')
+    parts += [f'<text x="10" y="{325 - 3 * share}">{share} %</text>' for share in (0, 50, 100)]
+    parts.append(f'<text x="60" y="342">0</text><text x="780" y="342">{last / 60:.0f} minutes</text>')
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 880 380" font-family="sans-serif" font-size="14">'
+        f'<rect width="880" height="380" fill="#fff"/>{"".join(parts)}</svg>'
+    )
 
 
 def main() -> int:
@@ -179,7 +191,7 @@ def main() -> int:
     given.out.mkdir(parents=True)
     found = soak(given.rounds, given.kills, given.out, given.seed)
     (given.out / "soak.json").write_text(json.dumps(found, indent=1))
-    (given.out / "soak.svg").write_text(picture(found["series"]))
+    (given.out / "soak.svg").write_text(picture(found["series"], found["events"]))
     print(json.dumps({key: found[key] for key in ("rounds", "seconds", "accounts", "experiments")}, indent=1))
     over = [
         site
