@@ -74,7 +74,8 @@ def test_the_trust_that_a_named_mechanism_takes_by_itself():
 def test_what_is_named_is_never_replaced(mechanism, trust):
     """Not even where it has no sound analysis: then it is refused."""
     named = {"mechanism": mechanism, "trust": trust}
-    if mechanism == "one_shot" and trust != "local":
+    named |= {"nominal_site_size": 300}
+    if (mechanism, trust) in {("one_shot", "distributed"), ("one_shot", "central"), ("per_step", "secure")}:
         with pytest.raises(ConfigError) as caught:
             chosen(named)
         assert caught.value.code == "NO_SOUND_ANALYSIS"

@@ -108,7 +108,7 @@ MECHANISM = (
     ),
     (
         "two thirds of the noise",
-        "dpfpl_common.privacy.noise:SystemNoise.add",
+        "dpfpl_common.privacy.noise:grid_step",
         "1.0 + ROUNDING_SLACK",
         "0.667",
         (f"{NOISE_TESTS}::test_P3_the_operating_systems_noise_has_the_asked_standard_deviation",),

@@ -50,6 +50,7 @@ from federation import FEDERATION
 from mechanism import MECHANISM
 from noninterference import NONINTERFERENCE
 from one_shot import ONE_SHOT
+from secure import SECURE
 from site_gate import SITE_GATE
 from warm import Child, Outcome, started, warm_up
 
@@ -105,6 +106,7 @@ MUTATIONS = tuple(
     for parts in (
         *MECHANISM,
         *ONE_SHOT,
+        *SECURE,
         *ACCOUNTING,
         *FEDERATION,
         *SERVER,

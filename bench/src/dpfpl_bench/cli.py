@@ -125,7 +125,10 @@ def run(
     ] = None,
     trust: Annotated[
         str | None,
-        typer.Option(help="distributed, central or local", show_default="local for one_shot, distributed for per_step"),
+        typer.Option(
+            help="distributed, central, local or secure",
+            show_default="local for one_shot, distributed for per_step",
+        ),
     ] = None,
     epsilon: Annotated[str, typer.Option(help="target for whoever receives a personalised prompt, or none")] = "8",
     sites: Annotated[int | None, typer.Option(help="number of sites", show_default=str(RunSettings.sites))] = None,

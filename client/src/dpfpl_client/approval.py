@@ -18,7 +18,7 @@ from dpfpl_common.errors import ConfigError, DataError, DpfplError, RefusedError
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.policy import Policy, permit
 from dpfpl_common.privacy.accounting import json_epsilon
-from dpfpl_common.privacy_plan import ADVERSARIES, UNIT_NAMES, resolve_noise
+from dpfpl_common.privacy_plan import ADVERSARIES, UNIT_NAMES, assumption, resolve_noise
 
 __all__ = ["describe", "experiments_asked_for", "pending_plan", "read_plan", "words"]
 
@@ -124,6 +124,7 @@ def describe(settings: SiteSettings, experiment: Experiment) -> dict[str, Any]:
         "method": experiment.prompt.method,
         "mechanism": privacy.mechanism,
         "trust": privacy.trust,
+        "assumption": assumption(experiment),
         "unit": privacy.unit,
         "noise_multiplier": privacy.noise_multiplier,
         "clipping_norm": privacy.clipping_norm,
@@ -160,6 +161,8 @@ def words(plan: dict[str, Any]) -> list[str]:
                 f"of {cost['lifetime_cap']:g}"
             )
         lines.append(f"  {cost['who']}: {_shown(cost['epsilon'])}{limit}")
+    if plan["assumption"]:
+        lines.append(f"  These epsilons are {plan['assumption']}.")
     if plan["left_out"]:
         lines.append(f"WARNING {plan['left_out']}")
     if plan["refused_because"]:
@@ -168,6 +171,8 @@ def words(plan: dict[str, Any]) -> list[str]:
 
 
 def _update(mechanism: str, trust: str) -> str:
+    if trust == "secure":
+        return "an update computed from the noised sum over all sites; before and after, masked integers for three sums"
     if mechanism == "one_shot":
         return "an update of the shared prompt, computed from sums over your images that are noised once, at the start"
     return f"the clipped and {'un-noised' if trust == 'central' else 'noised'} update of the shared prompt"

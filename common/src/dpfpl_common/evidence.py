@@ -29,6 +29,7 @@ __all__ = [
     "mix_bonus",
     "pack_pool",
     "pool_rows",
+    "summed_pool",
     "text_head",
     "unpack_pool",
     "vote_threshold",
@@ -129,6 +130,18 @@ def pool_rows(sites: Sequence[Floats], noise_multiplier: float) -> tuple[Pool, F
     for weight, rows in zip(weights, sites, strict=True):
         pooled += weight[:, None] * rows
     return Pool(pooled, z * z * (weights**2).sum(axis=0), total, classes * many * z * z), weights
+
+
+def summed_pool(rows: Floats, noise_multiplier: float, sites: int) -> Pool:
+    """The pool that a secure sum is: every row of every site weighs 1, as nobody can tell them apart.
+
+    Args:
+        rows: [C, e], the sum of the sites' rows.
+        noise_multiplier: of the noise that each site added.
+        sites: how many are in the sum.
+    """
+    classes, variance = len(rows), noise_multiplier**2 * sites
+    return Pool(rows, np.full(classes, variance), rows.sum(axis=0), classes * variance)
 
 
 def pack_pool(pool: Pool, weights: Floats) -> npt.NDArray[np.float32]:

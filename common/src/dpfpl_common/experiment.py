@@ -15,6 +15,7 @@ from pydantic import AfterValidator, Field, Strict
 from dpfpl_common.config import ImpossibleError, Texts, build, matching, read_toml, settings, to_table
 from dpfpl_common.errors import ConfigError
 from dpfpl_common.privacy.noise import grid_allows
+from dpfpl_common.secure.graph import MOST_SITES, threshold_for
 
 __all__ = [
     "LONGEST_QUESTION",
@@ -53,7 +54,7 @@ Precision = Literal["float32", "bfloat16"]
 Projection = Literal["none", "text"]
 Rule = Literal["mean", "median", "trimmed_mean", "krum"]
 Task = Literal["classify", "vqa", "caption"]
-Trust = Literal["distributed", "central", "local"]
+Trust = Literal["distributed", "central", "local", "secure"]
 Unit = Literal["example", "site"]
 
 MECHANISMS: tuple[str, ...] = get_args(Mechanism)
@@ -424,7 +425,10 @@ def choose_mechanism(
     if mechanism == "auto":
         against = (
             ("one_shot" not in served, "the model has no class features, which one_shot needs"),
-            (privacy.trust not in ("auto", "local"), f"one_shot needs local trust, not {privacy.trust}"),
+            (
+                privacy.trust not in ("auto", "local", "secure"),
+                f"one_shot needs local or secure trust, not {privacy.trust}",
+            ),
             (privacy.unit != "example", "one_shot protects single examples, not whole sites"),
             (privacy.clipping != "joint", "separate clipping needs several blocks, and one_shot releases one"),
             (privacy.accounting != "honest", "the paper's formula is about noise at every step"),
@@ -483,9 +487,29 @@ def _check_privacy(e: Experiment) -> None:
             message="The experiment's [privacy] needs target_epsilon or noise_multiplier.",
             advice="Give one of them; noise_multiplier = 0 is no noise and no privacy.",
         )
+    if p.trust == "secure":
+        _check_secure(e)
     # All blocks of a step together have at most three times the context's coordinates, whatever the method and rank.
     if p.noise_multiplier and not grid_allows(p.noise_multiplier, 3 * math.prod(e.context_shape)):
         raise ImpossibleError("privacy.noise_multiplier", p.noise_multiplier, "less, for a context of this size")
+
+
+def _check_secure(e: Experiment) -> None:
+    """Refuse sums that could not be unmasked, or that hold too little noise, whoever is missing."""
+    p, count = e.privacy, len(e.sites)
+    if not 3 <= count <= MOST_SITES:
+        raise ImpossibleError("sites", count, f"3 to {MOST_SITES} sites for secure trust")
+    if not e.uses_evidence:
+        raise ImpossibleError("privacy.trust", p.trust, "local, or prompt.evidence true and two rounds or more")
+    if p.noise_multiplier == 0:
+        raise ImpossibleError("privacy.noise_multiplier", 0, "above 0 for secure trust, which sums noised integers")
+    # Both hold where the survivors can unmask a sum and one of them at least is honest and not its own victim.
+    most = count - max(threshold_for(count, p.tolerated_colluders), max(1, p.tolerated_colluders) + 1)
+    if p.tolerated_dropouts > most:
+        expected = (
+            f"at most {most} with {count} sites, of which {p.tolerated_colluders} may collude, under secure trust"
+        )
+        raise ImpossibleError("privacy.tolerated_dropouts", p.tolerated_dropouts, expected)
 
 
 def _check_prompt(e: Experiment) -> None:
@@ -529,9 +553,13 @@ def _unsound(p: PrivacySettings, rule: str) -> str:
             "than the analysis counts on",
         ),
         (
-            once and p.trust != "local",
+            once and p.trust not in ("local", "secure"),
             f"the mechanism one_shot cannot run under {p.trust} trust: what a site sends is trained on its own noised "
             "class sums, which carry their whole noise already; shares of noise have no meaning there",
+        ),
+        (
+            p.trust == "secure" and not once,
+            "secure trust sums what one_shot releases; noised steps and whole updates are not summed in secret yet",
         ),
         (
             once and p.accounting == "paper",

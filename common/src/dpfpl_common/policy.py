@@ -49,7 +49,7 @@ class Policy:
         max_epsilon_operator_lifetime: cap on what all of them together may tell the operator; does not bind while
             ``central`` is allowed.
         delta: the delta of all caps; an experiment's own may not be larger.
-        trust: allowed trust modes.
+        trust: allowed trust modes. ``secure`` trusts the operator to follow the protocol of secure aggregation.
         units: allowed units of privacy. Naming ``site`` means that in such an experiment the caps hold towards another
             site, and that the site's own prompt, trained without noise, must never leave it.
         mechanisms: allowed mechanisms.

@@ -22,11 +22,14 @@ __all__ = [
     "NOISED_COUNTS",
     "UNIT_NAMES",
     "WHOLE_UPDATE",
+    "assumption",
     "capped_event",
     "class_sums_multiplier",
     "hidden_energy",
+    "honest_shares",
     "images_to_stand_out",
     "largest_signal",
+    "noise_share",
     "paper_noise_multiplier",
     "planned_events",
     "planned_score_events",
@@ -47,6 +50,8 @@ __all__ = [
 #   A round is aggregated only with at least N - D replies, so even with K of them pooling their knowledge, the noise
 #   that remains unknown to them has at least variance ``H z^2 C^2 / H = z^2 C^2``. The operator, who sees single
 #   messages, is held only to the multiplier ``z / sqrt(H)`` of one message: no secure aggregation is claimed.
+# - ``secure`` (``one_shot`` only): the same shares, but the operator learns the sum alone, so it too is held to z. That
+#   is computational and about an operator that follows the protocol: docs/privacy.md.
 # - ``central``: sites send clipped, un-noised sums and the server adds variance ``z^2 C^2``. The paper's setting; the
 #   operator sees the data's sums: no finite epsilon towards it.
 # - ``local``: each message carries the whole variance ``z^2 C^2``; the site derives its personal gradient from the same
@@ -69,6 +74,20 @@ ADVERSARIES = {
 """Stable keys of the three adversaries, and who they are."""
 
 
+def assumption(experiment: Experiment) -> str:
+    """What the epsilons rest on besides their delta, to be said wherever they are; empty where there is nothing.
+
+    Nobody pins peers' keys yet, so nothing is claimed against an operator that invents sites.
+    """
+    if experiment.privacy.trust != "secure":
+        return ""
+    colluders = experiment.privacy.tolerated_colluders
+    return (
+        "computational: it holds against an operator that follows the protocol of secure aggregation and keeps what it "
+        f"sees, with at most {colluders} of the sites. An operator that plays sites of its own could read single sites"
+    )
+
+
 BLOCKS = {"dpfpl": 3, "dplora": 3, "fedotp": 2, "fedpgp": 3, "promptfl": 1}
 """Released blocks of one step by method: towards the global context, and towards the personal one or its factors."""
 
@@ -80,6 +99,13 @@ def honest_shares(experiment: Experiment) -> int:
     """
     privacy = experiment.privacy
     return max(1, len(experiment.sites) - privacy.tolerated_dropouts - max(1, privacy.tolerated_colluders))
+
+
+def noise_share(experiment: Experiment) -> float:
+    """Of a release's noise deviation, what one site adds to it: ``1 / sqrt(H)`` under ``secure``, where only a sum over
+    sites is seen, else 1.
+    """
+    return 1.0 / math.sqrt(honest_shares(experiment)) if experiment.privacy.trust == "secure" else 1.0
 
 
 def site_noise_stddev(experiment: Experiment) -> float:
@@ -139,7 +165,7 @@ def planned_events(experiment: Experiment, steps: int | None = None) -> tuple[Pr
     personal_blocks = separate_blocks(experiment) - 1
     joint = z / math.sqrt(1 + personal_blocks)
     shares = honest_shares(experiment) + personal_blocks
-    operator = {"central": 0.0, "local": z}.get(privacy.trust, z / math.sqrt(shares))
+    operator = {"central": 0.0, "local": z, "secure": z}.get(privacy.trust, z / math.sqrt(shares))
     one_shot = privacy.mechanism == "one_shot"
     count = experiment.total_steps if steps is None else steps
     return tuple(
@@ -181,8 +207,9 @@ NOISED_COUNTS = "noised_counts"
 def planned_score_events(experiment: Experiment, count: int = 1) -> tuple[PrivacyEvent, ...]:
     """What ``count`` releases of scores tell each adversary of a held-back example; empty where none are made.
 
-    A site's message carries the whole noise under every trust. Under the unit ``site`` no count is bounded by what one
-    site adds, and the personal prompt depends on training examples without noise: no scores.
+    A site's message carries the whole noise under every trust but ``secure``, where the sum does. Under the unit
+    ``site`` no count is bounded by what one site adds, and the personal prompt depends on training examples without
+    noise: no scores.
     """
     if experiment.privacy.unit == "site":
         return ()

@@ -57,7 +57,7 @@ def trained_floors(
         return floors
     if experiment.is_private and experiment.privacy.unit == "example":
         on_step("floor: every site alone, without noise")
-        floors |= _alone("local_only_no_noise", backbone, sites, experiment.with_noise_multiplier(0.0), seed)
+        floors |= _alone("local_only_no_noise", backbone, sites, experiment, seed, noise_multiplier=0.0)
     else:  # it was the same training, and repeating it would tell nothing
         floors |= {name.replace("local_only", "local_only_no_noise"): floor for name, floor in floors.items()}
     on_step("floor: all data in one place")
@@ -82,8 +82,10 @@ def alone(
     experiment: Experiment,
     seed: int,
     on_site: Callable[[str], None] = lambda site: None,
+    noise_multiplier: float | None = None,
 ) -> list[dict[str, float]]:
-    """Accuracies of every site that does the same alone."""
+    """Accuracies of every site that does the same alone; with another noise multiplier if one is given."""
+    z = experiment.privacy.noise_multiplier if noise_multiplier is None else noise_multiplier
     finals: list[dict[str, float]] = []
     for site in sites:
         on_site(site.name)
@@ -94,10 +96,12 @@ def alone(
                 experiment.privacy,
                 site_sample_rate=1.0,
                 # A prompt that never leaves its site needs no noise to protect that site as a whole.
-                noise_multiplier=0.0 if experiment.privacy.unit == "site" else experiment.privacy.noise_multiplier,
+                noise_multiplier=0.0 if experiment.privacy.unit == "site" else z,
                 tolerated_dropouts=0,
                 tolerated_colluders=0,
                 target_epsilon=None,
+                # Alone there is nobody to sum with: the site carries the whole noise.
+                trust="local" if experiment.privacy.trust == "secure" else experiment.privacy.trust,
             ),
             rounds=_unwatched(experiment),
         )
@@ -106,10 +110,15 @@ def alone(
 
 
 def _alone(
-    name: str, backbone: Backbone, sites: Sequence[SimulatedSite], experiment: Experiment, seed: int
+    name: str,
+    backbone: Backbone,
+    sites: Sequence[SimulatedSite],
+    experiment: Experiment,
+    seed: int,
+    noise_multiplier: float | None = None,
 ) -> dict[str, Floor]:
     """Every site alone: with what its own vote chooses, and, with evidence, with class vectors whatever the vote."""
-    finals = alone(backbone, sites, experiment, seed)
+    finals = alone(backbone, sites, experiment, seed, noise_multiplier=noise_multiplier)
     floors = {name: columns("personal", finals)}
     return floors | ({f"{name}_evidence": columns("both", finals)} if experiment.uses_evidence else {})
 

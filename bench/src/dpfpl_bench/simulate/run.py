@@ -72,6 +72,8 @@ class RunRequest(RunSettings):
     def __post_init__(self) -> None:
         if self.engine != "inprocess" and self.compute != ComputeSettings():
             raise ImpossibleError("engine", self.engine, "'inprocess' where compute is given")
+        if self.engine != "inprocess" and self.privacy.trust == "secure":
+            raise ImpossibleError("engine", self.engine, "'inprocess' for secure trust")
         if self.engine != "inprocess" and self.task.in_words:
             raise ImpossibleError("engine", self.engine, f"'inprocess' for the task {self.task.kind}")
         if self.cache and not Path(self.cache).is_dir() and Path(self.cache).exists():

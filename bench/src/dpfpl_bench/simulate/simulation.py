@@ -23,7 +23,14 @@ from dpfpl_client.data import SiteData
 from dpfpl_client.learning.learner import SiteFeatures
 from dpfpl_client.learning.step import RandomnessSource, SeededRandomness
 from dpfpl_client.models.backbone import Backbone
-from dpfpl_client.node.records import decode_evaluate_request, decode_train_request, encode_refusal, encode_reply
+from dpfpl_client.node.records import (
+    decode_evaluate_request,
+    decode_sum_request,
+    decode_train_request,
+    encode_refusal,
+    encode_reply,
+    encode_sum_reply,
+)
 from dpfpl_common.errors import DpfplError
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.privacy.noise import NoiseSource
@@ -132,6 +139,8 @@ def answer(agent: Agent, site: str, message: Message) -> Message:
         if message.metadata.message_type == "train":
             train = decode_train_request(message.content)
             content = encode_reply(agent.train(train), train)
+        elif message.metadata.message_type == "query":
+            content = encode_sum_reply(agent.add_up(decode_sum_request(message.content)))
         else:
             evaluate = decode_evaluate_request(message.content)
             content = encode_reply(agent.evaluate(evaluate), evaluate)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import grpc  # type: ignore[import-untyped]
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -15,7 +15,7 @@ from dpfpl_common.errors import RefusedError
 from dpfpl_common.wire import agent_pb2_grpc
 from dpfpl_common.wire import codec as wire
 from dpfpl_common.wire.codec import MAX_MESSAGE_BYTES
-from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, TrainRequest
+from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, SumReply, SumRequest, TrainRequest
 from dpfpl_common.wire.refusal import Refusal
 
 __all__ = ["AgentChannel"]
@@ -29,6 +29,8 @@ _OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 2000),
 )
 _PROBE_S = 2.0
+
+R = TypeVar("R", SiteReply, SumReply)
 _NOT_UP = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
@@ -79,6 +81,11 @@ class AgentChannel:
         """Have the agent report its accuracies; raises as :meth:`train`."""
         message = wire.encode_evaluate_request(request)
         return _outcome(wire.decode_reply(self._call(self._stub.Evaluate, message), request))
+
+    def add_up(self, request: SumRequest) -> SumReply:
+        """Have the agent take one step of a secure sum; raises as :meth:`train`."""
+        message = wire.encode_sum_request(request)
+        return _outcome(wire.decode_sum_reply(self._call(self._stub.AddUp, message)))
 
     def is_serving(self) -> bool:
         """Whether an agent answers at the address and is ready; for container health checks. Waits for nothing.
@@ -151,7 +158,7 @@ def _sleep(pause: float, end: float) -> None:
     time.sleep(pause)
 
 
-def _outcome(outcome: SiteReply | Refusal) -> SiteReply:
+def _outcome(outcome: R | Refusal) -> R:
     if isinstance(outcome, Refusal):
         raise outcome.to_error()
     return outcome

@@ -11,17 +11,19 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from dpfpl_client.agent.audit import AuditLog
 from dpfpl_client.agent.budget import Quotas, check_budget
 from dpfpl_client.agent.ledger.anchor import events_to_json
-from dpfpl_client.agent.ledger.book import SCORES, Ledger
+from dpfpl_client.agent.ledger.book import ROWS, SCORES, Ledger
 from dpfpl_client.agent.pace import Pace
 from dpfpl_client.agent.policy_file import Rules
 from dpfpl_client.agent.store import Choice, Record, Store
+from dpfpl_client.agent.sums import KeptSum, next_step
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
 from dpfpl_client.learning.step import RandomnessSource
 from dpfpl_client.models.backbone import Backbone
@@ -30,11 +32,14 @@ from dpfpl_common.experiment import Experiment
 from dpfpl_common.policy import EXACT_METRICS, Policy, permit
 from dpfpl_common.privacy.accounting import PrivacyEvent
 from dpfpl_common.privacy_plan import planned_events, planned_score_events
-from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, TrainRequest, request_digest
+from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, SumReply, SumRequest, TrainRequest, request_digest
 
 __all__ = ["SiteAgent", "evaluation_digest"]
 
 _LOG = logging.getLogger(__name__)
+
+Request = TrainRequest | EvaluateRequest | SumRequest
+R = TypeVar("R", SiteReply, SumReply)
 
 MOST_LEARNERS = 8
 
@@ -103,9 +108,15 @@ class SiteAgent:
         """
         return self._answer("evaluate", request, lambda policy: self._evaluate(request, policy))
 
-    def _answer(
-        self, kind: str, request: TrainRequest | EvaluateRequest, act: Callable[[Policy | None], SiteReply]
-    ) -> SiteReply:
+    def add_up(self, request: SumRequest) -> SumReply:
+        """Take one step of a secure sum; see ``dpfpl_client.agent.sums``.
+
+        Raises:
+            RefusedError: policy, budget or protocol forbids it.
+        """
+        return self._answer("sum", request, lambda policy: self._add_up(request, policy))
+
+    def _answer(self, kind: str, request: Request, act: Callable[[Policy | None], R]) -> R:
         """One request at a time, under the rules as they are now, answered in the experiment's fixed time."""
         with self._lock:
             try:
@@ -197,6 +208,8 @@ class SiteAgent:
         One request has scores for an experiment, the first after its last round; what decides is no data of the site.
         """
         experiment = request.experiment
+        if experiment.privacy.trust == "secure":
+            return ()
         if request.round != experiment.rounds.number or (policy is not None and policy.metrics == "none"):
             return ()
         charge = self._ledger.find(experiment.name, SCORES)
@@ -216,6 +229,48 @@ class SiteAgent:
         scores = tuple(float(value) for value in counts)
         self._ledger.commit(sequence, self._store.write_scores(experiment.name, scores))
         return scores
+
+    def _add_up(self, request: SumRequest, policy: Policy | None) -> SumReply:
+        experiment, name = request.experiment, request.experiment.name
+        learner = self._admit(experiment, policy)
+        if policy is not None and request.sum == "scores" and policy.metrics == "none":
+            raise RefusedError(
+                code="SCORES_NOT_ALLOWED",
+                message="The site's policy lets no scores leave.",
+                rule="metrics",
+                advice="The experiment ends without scores.",
+            )
+        kept = self._store.read_sum(name, request.sum)
+        events = _sum_events(experiment, request.sum)
+        if policy is not None and request.attempt > kept.attempt:
+            self._quotas.take(policy, self._ledger, name, None)
+            check_budget(policy, self._ledger, experiment, events)
+        self._bind(experiment, policy)
+
+        def compute() -> npt.NDArray[np.int64]:
+            number = SCORES if request.sum == "scores" else ROWS
+            if request.sum == "vote" and self._ledger.find(name, ROWS) is None:
+                raise RefusedError(
+                    code="SUM_ORDER", message="Rows come before votes.", rule="order of sums", advice="Sum the rows."
+                )
+            # Nothing of an interrupted computation can have left, so it is charged once, however often it is begun.
+            if request.sum != "vote" and self._ledger.find(name, number) is None:
+                self._ledger.reserve(name, number, request.sum, events)
+            last = experiment.rounds.number
+            number_of = {"rows": 0, "vote": last + 2, "scores": last + 1}[request.sum]
+            randomness = self._randomness.for_round(self._name, number_of)
+            state = self._state(experiment)
+            return learner.sum_part(request.sum, state, randomness, request.pool, request.global_context)
+
+        def keep(now: KeptSum) -> None:
+            self._store.write_sum(name, request.sum, now)
+            charge = self._ledger.find(name, SCORES if request.sum == "scores" else ROWS)
+            if request.sum != "vote" and now.values is not None and charge is not None and not charge.release_digest:
+                self._ledger.commit(charge.sequence, now.digest())
+
+        reply = next_step(kept, request, self._name, compute, keep)
+        self._audit.write("summed", request=request.sum, **_who(request), attempt=request.attempt, step=request.step)
+        return reply
 
     def _permitted(self, reply: SiteReply, policy: Policy | None) -> SiteReply:
         """The reply without what the policy, as it is now, keeps at the site: stored answers may be older than it."""
@@ -330,6 +385,8 @@ class SiteAgent:
         """
         if experiment.privacy.site_sample_rate < 1:
             return planned_events(experiment, 0 if self._ledger.events(experiment.name) else None)
+        if experiment.privacy.trust == "secure":  # the sums are charged, and training is made of them
+            return planned_events(experiment, 0)
         paid = experiment.privacy.mechanism == "one_shot" and self._state(experiment).class_sums is not None
         return planned_events(experiment, 0 if paid else experiment.rounds.local_steps)
 
@@ -379,9 +436,16 @@ def evaluation_digest(request: EvaluateRequest) -> str:
     return digest.hexdigest()
 
 
-def _who(request: TrainRequest | EvaluateRequest) -> dict[str, Any]:
+def _who(request: Request) -> dict[str, Any]:
     return {
         "experiment": request.experiment.name,
         "configuration": request.experiment.digest(),
         "round": request.round,
     }
+
+
+def _sum_events(experiment: Experiment, name: str) -> tuple[PrivacyEvent, ...]:
+    """What a sum is charged with: rows and vote together, with the rows, as one release; scores by themselves."""
+    if name == "scores":
+        return planned_score_events(experiment)
+    return planned_events(experiment, 1 if name == "rows" else 0)

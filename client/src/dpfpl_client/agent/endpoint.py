@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from dpfpl_common.errors import ConfigError, StateError
-from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, TrainRequest
+from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, SumReply, SumRequest, TrainRequest
 
 __all__ = ["Address", "Agent", "SocketFile", "parse_address", "private_host"]
 
@@ -28,6 +28,10 @@ class Agent(Protocol):
 
     def evaluate(self, request: EvaluateRequest) -> SiteReply:
         """Report the accuracies of the final prompt, as far as policy lets them out."""
+        ...
+
+    def add_up(self, request: SumRequest) -> SumReply:
+        """Take one step of a secure sum."""
         ...
 
 

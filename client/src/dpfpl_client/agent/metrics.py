@@ -4,7 +4,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from dpfpl_client.agent.credentials import Credential, read_token
 from dpfpl_client.agent.endpoint import Agent
@@ -15,7 +15,7 @@ from dpfpl_client.site.settings import SiteSettings
 from dpfpl_common.errors import DpfplError
 from dpfpl_common.ops.diagnostics import Trouble
 from dpfpl_common.ops.monitor import Family, Monitor, parse_monitor_address
-from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, TrainRequest
+from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, SumReply, SumRequest, TrainRequest
 
 __all__ = ["MeteredAgent", "ledger_families", "site_families", "start_monitor"]
 
@@ -28,6 +28,8 @@ __all__ = ["MeteredAgent", "ledger_families", "site_families", "start_monitor"]
 
 MAX_EXPERIMENTS = 100
 """As many experiments keep their last round and accuracies; an operator cannot fill the memory with names."""
+
+R = TypeVar("R", SiteReply, SumReply)
 
 
 class MeteredAgent:
@@ -55,6 +57,10 @@ class MeteredAgent:
     def evaluate(self, request: EvaluateRequest) -> SiteReply:
         """See ``Agent``."""
         return self._counted("evaluate", request, lambda: self._agent.evaluate(request))
+
+    def add_up(self, request: SumRequest) -> SumReply:
+        """See ``Agent``."""
+        return self._counted("sum", request, lambda: self._agent.add_up(request))
 
     def families(self) -> list[Family]:
         """The counters now."""
@@ -94,14 +100,15 @@ class MeteredAgent:
             ),
         ]
 
-    def _counted(self, call: str, request: TrainRequest | EvaluateRequest, act: Callable[[], SiteReply]) -> SiteReply:
+    def _counted(self, call: str, request: TrainRequest | EvaluateRequest | SumRequest, act: Callable[[], R]) -> R:
         started, outcome = self._clock(), "INTERNAL"
         with self._lock:
             self._computing += 1
         try:
             reply = act()
             outcome = "answered"
-            self._note(request, reply)
+            if isinstance(reply, SiteReply):
+                self._note(request.experiment.name, reply)
             return reply
         except DpfplError as error:
             outcome = error.code
@@ -112,8 +119,7 @@ class MeteredAgent:
                 self._outcomes[call, outcome] += 1
                 self._seconds[call] = self._seconds.get(call, 0.0) + self._clock() - started
 
-    def _note(self, request: TrainRequest | EvaluateRequest, reply: SiteReply) -> None:
-        name = request.experiment.name
+    def _note(self, name: str, reply: SiteReply) -> None:
         with self._lock:
             if name not in self._rounds and len(self._rounds) >= MAX_EXPERIMENTS:
                 return

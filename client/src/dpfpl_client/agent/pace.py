@@ -15,6 +15,7 @@ from dpfpl_client.agent.store import Store
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
 from dpfpl_client.learning.step import SeededRandomness
 from dpfpl_client.models.backbone import Backbone, LabelledFeatures
+from dpfpl_common.evidence import pack_pool, summed_pool
 from dpfpl_common.experiment import Experiment
 
 __all__ = ["Pace", "made_up"]
@@ -79,8 +80,12 @@ def _rehearsal(learner: PromptLearner, experiment: Experiment) -> float:
     """Seconds of a round's training or of an evaluation, whichever takes longer."""
     randomness = SeededRandomness(0).for_round("rehearsal", 1)
     context = np.zeros(experiment.context_shape, "<f4")
+    pool = None
+    if experiment.privacy.trust == "secure":  # what is trained on comes from the server: every class stands out
+        shape = (len(experiment.classes), learner.feature_size)
+        pool = pack_pool(summed_pool(np.ones(shape), 1e-3, 1), np.ones(shape[0]))
     started = time.monotonic()
-    state = learner.train_round(context, PersonalState.initial(experiment), randomness).state
+    state = learner.train_round(context, PersonalState.initial(experiment), randomness, pool=pool).state
     trained = time.monotonic()
     learner.evaluate(context, state.context)
     return max(trained - started, time.monotonic() - trained)

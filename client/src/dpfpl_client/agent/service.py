@@ -190,7 +190,8 @@ class AgentServer:
             options=_OPTIONS,
             maximum_concurrent_rpcs=_MAX_CONCURRENT,
         )
-        methods = {"Train": self._method("Train", self._train), "Evaluate": self._method("Evaluate", self._evaluate)}
+        acts = {"Train": self._train, "Evaluate": self._evaluate, "AddUp": self._add_up}
+        methods = {name: self._method(name, act) for name, act in acts.items()}
         health = {"Check": grpc.unary_unary_rpc_method_handler(self._check_health)}
         for service, handlers in ((_SERVICE, methods), (_HEALTH, health)):
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
@@ -223,6 +224,11 @@ class AgentServer:
         request = wire.decode_evaluate_request(wire.parse(agent_pb2.EvaluateRequest, data))
         with self._turn(context):
             return wire.encode_reply(self._agent.evaluate(request), request)
+
+    def _add_up(self, data: bytes, context: Any) -> agent_pb2.Reply:
+        request = wire.decode_sum_request(wire.parse(agent_pb2.SumRequest, data))
+        with self._turn(context):
+            return wire.encode_sum_reply(self._agent.add_up(request))
 
     def _method(self, name: str, act: Callable[[bytes, Any], agent_pb2.Reply]) -> Any:
         """A gRPC method that answers what ``act`` returns, or a refusal for what it raises, and nothing else."""

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from dpfpl_client.agent.sums import KeptSum
 from dpfpl_client.learning.personal import PersonalState
 from dpfpl_common.errors import PayloadError, RefusedError, StateError
 from dpfpl_common.experiment import Experiment, parse_experiment
@@ -151,6 +152,14 @@ class Store(Protocol):
         """
         ...
 
+    def write_sum(self, experiment: str, name: str, kept: KeptSum) -> None:
+        """Keep what a secure sum needs; durable on return."""
+        ...
+
+    def read_sum(self, experiment: str, name: str) -> KeptSum:
+        """What is kept of a secure sum; nothing yet where it has not begun."""
+        ...
+
     def write_pace(self, experiment: str, seconds: float) -> None:
         """Keep how long the experiment's answers take."""
         ...
@@ -270,6 +279,17 @@ class DiskStore:
         except (OSError, ValueError, TypeError) as error:
             raise _damaged(error) from None
 
+    def write_sum(self, experiment: str, name: str, kept: KeptSum) -> None:
+        """See ``Store``."""
+        self._write(self._folder / experiment / f"sum-{name}.bin", kept.to_bytes())
+
+    def read_sum(self, experiment: str, name: str) -> KeptSum:
+        """See ``Store``."""
+        if self._broken:
+            raise _not_durable("an earlier write failed")
+        path = self._folder / experiment / f"sum-{name}.bin"
+        return KeptSum.from_bytes(path.read_bytes()) if path.exists() else KeptSum()
+
     def write_pace(self, experiment: str, seconds: float) -> None:
         """See ``Store``."""
         self._write(self._folder / experiment / "reply_time.json", json.dumps(seconds).encode())
@@ -355,6 +375,7 @@ class MemoryStore:
         self._final: dict[str, tuple[Context, Choice | None]] = {}
         self._scores: dict[str, tuple[float, ...]] = {}
         self._paces: dict[str, float] = {}
+        self._sums: dict[tuple[str, str], KeptSum] = {}
 
     def check_kept(self, experiment: str) -> None:
         """Nobody leaves a simulation."""
@@ -383,6 +404,14 @@ class MemoryStore:
     def read_scores(self, experiment: str, digest: str) -> tuple[float, ...]:
         """See ``Store``."""
         return self._scores[experiment]
+
+    def write_sum(self, experiment: str, name: str, kept: KeptSum) -> None:
+        """See ``Store``."""
+        self._sums[experiment, name] = kept
+
+    def read_sum(self, experiment: str, name: str) -> KeptSum:
+        """See ``Store``."""
+        return self._sums.get((experiment, name), KeptSum())
 
     def write_pace(self, experiment: str, seconds: float) -> None:
         """See ``Store``."""

@@ -24,15 +24,18 @@ from dpfpl_common.evidence import Head, class_head, pool_rows, text_head, unpack
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.optimizer import OptimizerState, descend
 from dpfpl_common.privacy.counts import noised_counts
+from dpfpl_common.privacy.noise import to_steps
 from dpfpl_common.privacy.one_shot import bounded, noised_class_sums, noised_vote
 from dpfpl_common.privacy.steps import ROUNDING_MARGIN, noised_update
 from dpfpl_common.privacy_plan import (
     class_sums_multiplier,
     largest_signal,
+    noise_share,
     score_noise_multiplier,
     site_noise_stddev,
     vote_multiplier,
 )
+from dpfpl_common.secure.sums import share_stddev
 from dpfpl_common.wire.payloads import scored
 
 __all__ = ["PersonalState", "PromptLearner", "RoundResult", "SiteFeatures", "initial_context"]
@@ -147,6 +150,11 @@ class PromptLearner:
         asked = (*self._features.train.asked, *self._features.test.asked)
         return too_long_answers(self._scorer, self._experiment.task, [answer for _, answer in asked])
 
+    @property
+    def feature_size(self) -> int:
+        """e, the length of an image's feature."""
+        return int(self._features.train.features.shape[1])
+
     @functools.cached_property
     def label_shares(self) -> Floats:
         """[classes], the classes' shares of the site's training images, exact: for use at the site alone."""
@@ -171,8 +179,13 @@ class PromptLearner:
             pool: to vote on; None where no vote is wanted.
         """
         state = self._begun(state, randomness)
+        if self._experiment.privacy.trust == "secure":
+            assert pool is not None
+            summed = dataclasses.replace(state, class_sums=unpack_pool(pool)[0].rows)
+            return self._train_on_prototypes(global_context, summed, randomness, _rows_noise(pool))
         if self._experiment.privacy.mechanism == "one_shot":
-            result = self._train_on_prototypes(global_context, state, randomness)
+            noise_multiplier = class_sums_multiplier(self._experiment)
+            result = self._train_on_prototypes(global_context, state, randomness, noise_multiplier)
             if collect:
                 return dataclasses.replace(result, evidence=result.state.class_sums)
             return result if pool is None else self._with_vote(result, pool, randomness)
@@ -219,22 +232,55 @@ class PromptLearner:
         )
         return RoundResult(update=released, state=state)
 
+    def sum_part(
+        self,
+        name: str,
+        state: PersonalState,
+        randomness: Randomness,
+        pool: npt.NDArray[np.float32] | None,
+        global_context: npt.NDArray[np.float32] | None,
+    ) -> npt.NDArray[np.int64]:
+        """What the site adds to a secure sum, one of ``dpfpl_common.secure.SUMS``: noised, in grid steps.
+
+        It carries the site's share of the noise only, so it may leave the site in a masked message alone.
+        """
+        stddev = share_stddev(self._experiment, name)
+        if name == "rows":
+            part = self._noised_class_sums(randomness, stddev)
+        elif name == "vote":
+            assert pool is not None
+            part = np.array([self._noised_vote(pool, randomness, stddev)])
+        else:
+            assert global_context is not None
+            z = noise_share(self._experiment) * score_noise_multiplier(self._experiment)
+            part = noised_counts(self._right(global_context, state, pool), randomness.noise, z)
+        return to_steps(part.reshape(-1), stddev)
+
+    def _noised_class_sums(self, randomness: Randomness, noise_multiplier: float) -> Floats:
+        train, count = self._features.train, len(self._experiment.classes)
+        return noised_class_sums(
+            train.features.numpy(), train.labels.numpy(), count, randomness.noise, noise_multiplier
+        )
+
     def _train_on_prototypes(
-        self, global_context: npt.NDArray[np.float32], state: PersonalState, randomness: Randomness
+        self,
+        global_context: npt.NDArray[np.float32],
+        state: PersonalState,
+        randomness: Randomness,
+        noise_multiplier: float,
     ) -> RoundResult:
-        """The round under ``one_shot``: the release where it was not made yet, then steps without noise."""
+        """The round under ``one_shot``: the release where it was not made yet, then steps without noise.
+
+        Args:
+            global_context: as in ``train_round``.
+            state: with the class sums, if they were made.
+            randomness: as in ``train_round``.
+            noise_multiplier: of the class sums.
+        """
         experiment = self._experiment
-        noise_multiplier = class_sums_multiplier(experiment)
         sums = state.class_sums
         if sums is None:
-            train = self._features.train
-            sums = noised_class_sums(
-                train.features.numpy(),
-                train.labels.numpy(),
-                len(experiment.classes),
-                randomness.noise,
-                noise_multiplier,
-            )
+            sums = self._noised_class_sums(randomness, noise_multiplier)
             state = dataclasses.replace(state, class_sums=sums)
         prototypes = prototypes_from(
             sums, noise_multiplier, *self._public_facts, absent_weight=experiment.prompt.absent_weight
@@ -264,14 +310,17 @@ class PromptLearner:
                 rule="one vote",
                 advice="Go on without asking for its vote.",
             )
+        vote = self._noised_vote(pool, randomness, vote_multiplier(self._experiment))
+        state = dataclasses.replace(result.state, voted=True)
+        return RoundResult(result.update, state, np.array([[vote]]))
+
+    def _noised_vote(self, pool: npt.NDArray[np.float32], randomness: Randomness, noise_multiplier: float) -> float:
         head, plain = self.evidence_head(pool, None), self._plain_texts
         shared, weights = unpack_pool(pool)
         train = self._features.train
         features, usable = bounded(train.features.numpy())
         each = votes(head, shared, plain, features[usable], train.labels.numpy()[usable], weights)
-        vote = noised_vote(each, randomness.noise, vote_multiplier(self._experiment))
-        state = dataclasses.replace(result.state, voted=True)
-        return RoundResult(result.update, state, np.array([[vote]]))
+        return noised_vote(each, randomness.noise, noise_multiplier)
 
     @functools.cached_property
     def _plain_texts(self) -> Floats:
@@ -357,10 +406,18 @@ class PromptLearner:
         classes comes from the site's noised class sums, not from its labels (``dpfpl_common.privacy.counts``). Without
         a pool the class vectors are the texts themselves, also those that the site would have alone.
         """
+        right = self._right(global_context, state, pool)
+        return noised_counts(right, randomness.noise, score_noise_multiplier(self._experiment))
+
+    def _right(
+        self, global_context: npt.NDArray[np.float32], state: PersonalState, pool: npt.NDArray[np.float32] | None
+    ) -> Floats:
+        """[n, candidates], how right each candidate is on each held-back image."""
         contexts, test = self._contexts(global_context, state.context), self._features.test
         right = {name: self._scorer.at(context).agreement(test).numpy() for name, context in contexts.items()}
         if pool is not None and state.class_sums is not None:
-            noise_multiplier = class_sums_multiplier(self._experiment)
+            secure = self._experiment.privacy.trust == "secure"
+            noise_multiplier = _rows_noise(pool) if secure else class_sums_multiplier(self._experiment)
             own, _ = pool_rows([state.class_sums], noise_multiplier)
             pooled, _ = unpack_pool(pool)
             heads = {
@@ -374,7 +431,7 @@ class PromptLearner:
                 right[name] = (head.logits(test.features).argmax(dim=1) == test.labels).double().numpy()
         instead = {"alone": "zero_shot", "evidence": "zero_shot", "both": "global"}
         rows = [right.get(name, right[instead.get(name, "prompt")]) for name in scored(self._experiment)]
-        return noised_counts(np.stack(rows, axis=1), randomness.noise, score_noise_multiplier(self._experiment))
+        return np.stack(rows, axis=1)
 
     def _contexts(self, global_context: npt.NDArray[np.float32], personal_context: Floats) -> dict[str, torch.Tensor]:
         """The contexts [num_context, width] that are compared."""
@@ -436,6 +493,11 @@ class PromptLearner:
         context = self.context(global_context, personal_context)
         total = self._scorer.total_gradient(context, examples, weights.float())
         return total.double().numpy()
+
+
+def _rows_noise(pool: npt.NDArray[np.float32]) -> float:
+    """Noise deviation of the rows of a secure sum."""
+    return float(np.sqrt(unpack_pool(pool)[0].variances.max()))
 
 
 def _trained(state: PersonalState) -> Floats:

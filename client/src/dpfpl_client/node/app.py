@@ -21,9 +21,16 @@ from flwr.clientapp import ClientApp  # noqa: E402
 
 from dpfpl_client.agent.channel import AgentChannel  # noqa: E402
 from dpfpl_client.agent.endpoint import Agent  # noqa: E402
-from dpfpl_client.node.records import decode_evaluate_request, decode_train_request, encode_refusal, encode_reply  # noqa: E402
+from dpfpl_client.node.records import (  # noqa: E402
+    decode_evaluate_request,
+    decode_sum_request,
+    decode_train_request,
+    encode_refusal,
+    encode_reply,
+    encode_sum_reply,
+)
 from dpfpl_common.errors import ConfigError, DpfplError, RefusedError  # noqa: E402
-from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, TrainRequest  # noqa: E402
+from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, SumReply, SumRequest, TrainRequest  # noqa: E402
 from dpfpl_common.wire.refusal import internal_refusal, refusal_of  # noqa: E402
 
 __all__ = ["app"]
@@ -34,23 +41,42 @@ _LOG = logging.getLogger(__name__)
 _MARGIN = 0.95
 """Share of the round's deadline that the agent gets; the rest is for the way back."""
 
-R = TypeVar("R", TrainRequest, EvaluateRequest)
+R = TypeVar("R", TrainRequest, EvaluateRequest, SumRequest)
+A = TypeVar("A", SiteReply, SumReply)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Answer a train message."""
-    return _answer(message, context, decode_train_request, lambda agent, request: agent.train(request))
+    return _answer(message, context, decode_train_request, lambda agent, request: agent.train(request), encode_reply)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Answer an evaluate message."""
-    return _answer(message, context, decode_evaluate_request, lambda agent, request: agent.evaluate(request))
+    return _answer(
+        message, context, decode_evaluate_request, lambda agent, request: agent.evaluate(request), encode_reply
+    )
+
+
+@app.query()
+def add_up(message: Message, context: Context) -> Message:
+    """Answer a step of a secure sum; what it says only the agents can read."""
+    return _answer(
+        message,
+        context,
+        decode_sum_request,
+        lambda agent, request: agent.add_up(request),
+        lambda reply, _request: encode_sum_reply(reply),
+    )
 
 
 def _answer(
-    message: Message, context: Context, decode: Callable[[RecordDict], R], act: Callable[[Agent, R], SiteReply]
+    message: Message,
+    context: Context,
+    decode: Callable[[RecordDict], R],
+    act: Callable[[Agent, R], A],
+    encode: Callable[[A, R], RecordDict],
 ) -> Message:
     site = str(context.node_config.get("site-name", ""))
     round_number = 0
@@ -65,7 +91,7 @@ def _answer(
                 message="The agent that answered belongs to another site.",
                 advice="At the site: check the agent's address and the names in site.toml.",
             )
-        content = encode_reply(reply, request)
+        content = encode(reply, request)
     except DpfplError as error:
         content = encode_refusal(refusal_of(error), site, round_number)
     except Exception as error:  # noqa: BLE001  Flower would send its text to the server

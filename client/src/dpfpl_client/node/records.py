@@ -9,7 +9,7 @@ from dpfpl_common import PROTOCOL_VERSION
 from dpfpl_common.errors import PayloadError
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.wire.codec import check_reply, check_version, read_experiment
-from dpfpl_common.wire.payloads import Context, EvaluateRequest, SiteReply, TrainRequest
+from dpfpl_common.wire.payloads import Context, EvaluateRequest, SiteReply, SumReply, SumRequest, TrainRequest
 from dpfpl_common.wire.records import (
     CONTEXT,
     EVALUATE_KEYS,
@@ -21,6 +21,9 @@ from dpfpl_common.wire.records import (
     REFUSED,
     REPLY,
     REQUEST,
+    SUM,
+    SUM_KEYS,
+    SUM_REPLY_KEYS,
     TRAIN_KEYS,
     UPDATE,
     context_from_array,
@@ -30,7 +33,14 @@ from dpfpl_common.wire.records import (
 )
 from dpfpl_common.wire.refusal import Refusal
 
-__all__ = ["decode_evaluate_request", "decode_train_request", "encode_refusal", "encode_reply"]
+__all__ = [
+    "decode_evaluate_request",
+    "decode_sum_request",
+    "decode_train_request",
+    "encode_refusal",
+    "encode_reply",
+    "encode_sum_reply",
+]
 
 
 def decode_train_request(records: RecordDict) -> TrainRequest:
@@ -44,6 +54,35 @@ def decode_evaluate_request(records: RecordDict) -> EvaluateRequest:
     """The request in an evaluate message; PayloadError with one of ``fields.CODES`` if anything is wrong."""
     experiment, round_number, context, pool, settings = _decode_request(records, EVALUATE_KEYS)
     return EvaluateRequest(experiment, round_number, context, pool, typed(settings["chosen"], str, "chosen"))
+
+
+def decode_sum_request(records: RecordDict) -> SumRequest:
+    """The request in a step of a secure sum; PayloadError if anything is wrong."""
+    settings = records.get(SUM)
+    if not isinstance(settings, ConfigRecord):
+        raise PayloadError(code="MISSING_FIELD", message=f"The message lacks the ConfigRecord {SUM!r}.")
+    check_version(settings.get("protocol_version"))
+    exact_keys(records, (SUM, CONTEXT), "The message")
+    exact_keys(settings, SUM_KEYS, f"The record {SUM!r}")
+    arrays = records[CONTEXT]
+    if not isinstance(arrays, ArrayRecord):
+        raise PayloadError(code="WRONG_TYPE", message=f"The record {CONTEXT!r} must be an ArrayRecord.")
+    exact_keys(arrays, tuple(name for name in (GLOBAL_CONTEXT, POOL) if name in arrays), f"The record {CONTEXT!r}")
+    experiment = read_experiment(settings["experiment"])
+    context = pool = None
+    if GLOBAL_CONTEXT in arrays:
+        context = context_from_array(arrays[GLOBAL_CONTEXT], experiment.context_shape, GLOBAL_CONTEXT)
+    if POOL in arrays:
+        pool = matrix_from_array(arrays[POOL], len(experiment.classes) + 1, POOL)
+    name, step = (typed(settings[key], str, key) for key in ("sum", "step"))
+    attempt, content = typed(settings["attempt"], int, "attempt"), typed(settings["content"], bytes, "content")
+    return SumRequest(experiment, name, attempt, step, content, context, pool)
+
+
+def encode_sum_reply(reply: SumReply) -> RecordDict:
+    """The records of an answer to a step of a secure sum."""
+    values = (PROTOCOL_VERSION, reply.site, reply.content, reply.signature)
+    return RecordDict({SUM: ConfigRecord(dict(zip(SUM_REPLY_KEYS, values, strict=True)))})
 
 
 def encode_reply(reply: SiteReply, request: TrainRequest | EvaluateRequest) -> RecordDict:

@@ -13,6 +13,7 @@ In Python::
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ from dpfpl_client.site.settings import load_site
 from dpfpl_common.errors import ModelError, StateError
 from dpfpl_common.evidence import unpack_pool
 from dpfpl_common.experiment import LONGEST_QUESTION, Experiment, parse_experiment, unprintable
-from dpfpl_common.privacy_plan import class_sums_multiplier
+from dpfpl_common.privacy_plan import class_sums_multiplier, noise_share
 
 __all__ = ["CLASS_VECTORS", "Classifier", "Prediction", "SitePrompt", "load_prompt"]
 
@@ -199,6 +200,8 @@ class SitePrompt:
         shares = choice.shares
         if leaves:
             noise_multiplier = class_sums_multiplier(experiment)
+            if experiment.privacy.trust == "secure":  # the rows of all sites together, with the noise of all
+                noise_multiplier *= noise_share(experiment) * math.sqrt(len(experiment.sites))
             nothing = np.zeros(len(experiment.classes))
             total = unpack_pool(choice.pool)[0].total
             shares = nothing if self.class_sums is None else shares_from(self.class_sums, total, noise_multiplier)

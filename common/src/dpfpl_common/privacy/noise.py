@@ -23,7 +23,17 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["SCALE", "NoNoise", "NoiseSource", "SeededNoise", "SystemNoise", "discrete_gaussian", "grid_allows"]
+__all__ = [
+    "SCALE",
+    "NoNoise",
+    "NoiseSource",
+    "SeededNoise",
+    "SystemNoise",
+    "discrete_gaussian",
+    "from_steps",
+    "grid_allows",
+    "to_steps",
+]
 
 SCALE = 1 << 36
 """The discrete Gaussian's parameter, in grid steps: one standard deviation is 2**36 steps."""
@@ -40,6 +50,22 @@ Floats = npt.NDArray[np.float64]
 def grid_allows(noise_multiplier: float, size: int) -> bool:
     """Whether ROUNDING_SLACK pays for rounding a sum of ``size`` coordinates under this noise multiplier."""
     return noise_multiplier * math.sqrt(size) <= ROUNDING_SLACK * SCALE
+
+
+def grid_step(noise_stddev: float) -> float:
+    """The public grid's step under noise of this standard deviation."""
+    return noise_stddev * (1.0 + ROUNDING_SLACK) / SCALE
+
+
+def to_steps(released: Floats, noise_stddev: float) -> npt.NDArray[np.int64]:
+    """What a noise source gave, in whole grid steps of at most 2^52 + 2^42: post-processing, so it costs nothing."""
+    most = LARGEST_STEPS + 2.0**42
+    return np.rint(np.clip(released / grid_step(noise_stddev), -most, most)).astype(np.int64)
+
+
+def from_steps(steps: npt.NDArray[np.int64], noise_stddev: float) -> Floats:
+    """The inverse of ``to_steps``, also of sums of steps."""
+    return np.asarray(steps * grid_step(noise_stddev))
 
 
 class NoiseSource(Protocol):
@@ -71,7 +97,7 @@ class SystemNoise:
             ValueError: a value of ``total`` is not finite; a bad ``noise_stddev``.
         """
         _check(total, noise_stddev)
-        step = noise_stddev * (1.0 + ROUNDING_SLACK) / SCALE
+        step = grid_step(noise_stddev)
         # A sum beyond 2**16 standard deviations is held there: bringing coordinates into a range drives no two sums
         # apart, while refusing would tell something about the data.
         with np.errstate(over="ignore"):

@@ -50,15 +50,47 @@ class EvaluateRequest(_message.Message):
     chosen: str
     def __init__(self, protocol_version: _Optional[int] = ..., experiment: _Optional[str] = ..., round: _Optional[int] = ..., global_context: _Optional[_Union[Array, _Mapping]] = ..., pool: _Optional[_Union[Array, _Mapping]] = ..., chosen: _Optional[str] = ...) -> None: ...
 
+class SumRequest(_message.Message):
+    __slots__ = ("protocol_version", "experiment", "sum", "attempt", "step", "content", "global_context", "pool")
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
+    SUM_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    GLOBAL_CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    experiment: str
+    sum: str
+    attempt: int
+    step: str
+    content: bytes
+    global_context: Array
+    pool: Array
+    def __init__(self, protocol_version: _Optional[int] = ..., experiment: _Optional[str] = ..., sum: _Optional[str] = ..., attempt: _Optional[int] = ..., step: _Optional[str] = ..., content: _Optional[bytes] = ..., global_context: _Optional[_Union[Array, _Mapping]] = ..., pool: _Optional[_Union[Array, _Mapping]] = ...) -> None: ...
+
+class SumReply(_message.Message):
+    __slots__ = ("site", "content", "signature")
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    site: str
+    content: bytes
+    signature: bytes
+    def __init__(self, site: _Optional[str] = ..., content: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
 class Reply(_message.Message):
-    __slots__ = ("protocol_version", "reply", "refusal")
+    __slots__ = ("protocol_version", "reply", "refusal", "sum")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     REPLY_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    SUM_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     reply: SiteReply
     refusal: Refusal
-    def __init__(self, protocol_version: _Optional[int] = ..., reply: _Optional[_Union[SiteReply, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ...) -> None: ...
+    sum: SumReply
+    def __init__(self, protocol_version: _Optional[int] = ..., reply: _Optional[_Union[SiteReply, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., sum: _Optional[_Union[SumReply, _Mapping]] = ...) -> None: ...
 
 class SiteReply(_message.Message):
     __slots__ = ("site", "round", "update", "metrics", "scores", "signature", "evidence")

@@ -45,6 +45,11 @@ class SiteAgentStub:
                 request_serializer=dpfpl__common_dot_wire_dot_agent__pb2.EvaluateRequest.SerializeToString,
                 response_deserializer=dpfpl__common_dot_wire_dot_agent__pb2.Reply.FromString,
                 _registered_method=True)
+        self.AddUp = channel.unary_unary(
+                '/dpfpl.v1.SiteAgent/AddUp',
+                request_serializer=dpfpl__common_dot_wire_dot_agent__pb2.SumRequest.SerializeToString,
+                response_deserializer=dpfpl__common_dot_wire_dot_agent__pb2.Reply.FromString,
+                _registered_method=True)
 
 
 class SiteAgentServicer:
@@ -65,6 +70,13 @@ class SiteAgentServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AddUp(self, request, context):
+        """Take one step of a secure sum.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SiteAgentServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -76,6 +88,11 @@ def add_SiteAgentServicer_to_server(servicer, server):
             'Evaluate': grpc.unary_unary_rpc_method_handler(
                     servicer.Evaluate,
                     request_deserializer=dpfpl__common_dot_wire_dot_agent__pb2.EvaluateRequest.FromString,
+                    response_serializer=dpfpl__common_dot_wire_dot_agent__pb2.Reply.SerializeToString,
+            ),
+            'AddUp': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddUp,
+                    request_deserializer=dpfpl__common_dot_wire_dot_agent__pb2.SumRequest.FromString,
                     response_serializer=dpfpl__common_dot_wire_dot_agent__pb2.Reply.SerializeToString,
             ),
     }
@@ -133,6 +150,33 @@ class SiteAgent:
             target,
             '/dpfpl.v1.SiteAgent/Evaluate',
             dpfpl__common_dot_wire_dot_agent__pb2.EvaluateRequest.SerializeToString,
+            dpfpl__common_dot_wire_dot_agent__pb2.Reply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddUp(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dpfpl.v1.SiteAgent/AddUp',
+            dpfpl__common_dot_wire_dot_agent__pb2.SumRequest.SerializeToString,
             dpfpl__common_dot_wire_dot_agent__pb2.Reply.FromString,
             options,
             channel_credentials,

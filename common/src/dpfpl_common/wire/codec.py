@@ -18,6 +18,8 @@ from dpfpl_common.wire.payloads import (
     Context,
     EvaluateRequest,
     SiteReply,
+    SumReply,
+    SumRequest,
     TrainRequest,
     check_context,
     check_matrix,
@@ -36,10 +38,14 @@ __all__ = [
     "context_to_bytes",
     "decode_evaluate_request",
     "decode_reply",
+    "decode_sum_reply",
+    "decode_sum_request",
     "decode_train_request",
     "encode_evaluate_request",
     "encode_refusal",
     "encode_reply",
+    "encode_sum_reply",
+    "encode_sum_request",
     "encode_train_request",
     "evidence_rows",
     "matrix_from_bytes",
@@ -86,6 +92,7 @@ CODES = {
     "WRONG_ROUND": "a reply to another round",
     "UNEXPECTED_EVIDENCE": "class sums, a vote or a pool where none belongs",
     "MISSING_EVIDENCE": "no class sums or vote in the answer to a request for them",
+    "UNEXPECTED_SUM": "a step of a secure sum that there is not, or where trust is not secure",
     "UNEXPECTED_UPDATE": "an update in the answer to an evaluation",
     "MISSING_UPDATE": "no update in the answer to a training request",
 }
@@ -199,6 +206,8 @@ def evidence_rows(request: TrainRequest | EvaluateRequest) -> int:
     """How many rows the evidence in a reply to ``request`` has: the classes', a single vote's, or none."""
     if isinstance(request, EvaluateRequest):
         return 0
+    if request.experiment.privacy.trust == "secure":
+        return 0  # what a site tells goes into a secure sum
     return len(request.experiment.classes) if request.collect else int(request.pool is not None)
 
 
@@ -227,6 +236,7 @@ def check_reply(reply: SiteReply, request: TrainRequest | EvaluateRequest) -> No
     if type(reply.round) is not int or reply.round != request.round:
         raise PayloadError(code="WRONG_ROUND", message=f"The reply is not to round {request.round}.")
     last = isinstance(request, EvaluateRequest) and request.round == request.experiment.rounds.number
+    last = last and request.experiment.privacy.trust != "secure"
     if reply.scores and not (last and len(reply.scores) == len(scored(request.experiment)) + 1):
         raise PayloadError(code="BAD_SCORES", message="The scores are of another count, or were not asked for.")
     if isinstance(request, EvaluateRequest):
@@ -321,6 +331,47 @@ def encode_reply(reply: SiteReply, request: TrainRequest | EvaluateRequest) -> a
     return agent_pb2.Reply(protocol_version=PROTOCOL_VERSION, reply=content)
 
 
+def encode_sum_request(request: SumRequest) -> agent_pb2.SumRequest:
+    """The message for a SumRequest."""
+    return agent_pb2.SumRequest(
+        protocol_version=PROTOCOL_VERSION,
+        experiment=write_experiment(request.experiment),
+        sum=request.sum,
+        attempt=request.attempt,
+        step=request.step,
+        content=request.content,
+        global_context=_matrix(request.global_context, "global_context"),
+        pool=_matrix(request.pool, "pool"),
+    )
+
+
+def decode_sum_request(message: agent_pb2.SumRequest) -> SumRequest:
+    """The payload of a SumRequest message; PayloadError with one of ``fields.CODES`` if anything is wrong."""
+    _check_envelope(message, message.protocol_version)
+    experiment = read_experiment(message.experiment)
+    has = message.HasField("global_context")
+    context = _context(message, "global_context", experiment.context_shape) if has else None
+    pool = _read_matrix(message, "pool", len(experiment.classes) + 1)
+    return SumRequest(experiment, message.sum, message.attempt, message.step, message.content, context, pool)
+
+
+def encode_sum_reply(reply: SumReply) -> agent_pb2.Reply:
+    """The message for a SumReply."""
+    content = agent_pb2.SumReply(site=reply.site, content=reply.content, signature=reply.signature)
+    return agent_pb2.Reply(protocol_version=PROTOCOL_VERSION, sum=content)
+
+
+def decode_sum_reply(message: agent_pb2.Reply) -> SumReply | Refusal:
+    """What the agent answered to a SumRequest; PayloadError with one of ``fields.CODES`` if anything is wrong."""
+    _check_envelope(message, message.protocol_version)
+    if message.WhichOneof("outcome") == "refusal":
+        found = message.refusal
+        return Refusal(found.code, found.rule, found.message, found.advice)
+    if message.WhichOneof("outcome") != "sum":
+        raise PayloadError(code="MISSING_FIELD", message="The message holds no answer to a step of a secure sum.")
+    return SumReply(message.sum.site, message.sum.content, message.sum.signature)
+
+
 def encode_refusal(refusal: Refusal) -> agent_pb2.Reply:
     """The message for a Refusal."""
     return agent_pb2.Reply(
@@ -333,7 +384,7 @@ def decode_reply(message: agent_pb2.Reply, request: TrainRequest | EvaluateReque
     """What the agent answered to ``request``; PayloadError with one of ``fields.CODES`` if anything is wrong."""
     _check_envelope(message, message.protocol_version)
     outcome = message.WhichOneof("outcome")
-    if outcome is None:
+    if outcome not in ("reply", "refusal"):
         raise PayloadError(code="MISSING_FIELD", message="The message holds neither a reply nor a refusal.")
     if outcome == "refusal":
         found = message.refusal

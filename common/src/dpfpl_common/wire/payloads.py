@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from dpfpl_common.errors import PayloadError
 from dpfpl_common.experiment import Experiment
+from dpfpl_common.secure import STEPS, SUMS
 
 __all__ = [
     "CHOICES",
@@ -22,6 +23,8 @@ __all__ = [
     "EvaluateRequest",
     "Kind",
     "SiteReply",
+    "SumReply",
+    "SumRequest",
     "TrainRequest",
     "check_context",
     "check_matrix",
@@ -29,6 +32,7 @@ __all__ = [
     "kind_of",
     "request_digest",
     "scored",
+    "signed_sum_text",
     "signed_text",
 ]
 
@@ -59,6 +63,9 @@ MOST_COUNTED = 1e12
 CHOICES = ("", "evidence", "text")
 """What the sites' votes may have chosen; nothing without evidence."""
 
+MOST_ATTEMPTS = 1000
+"""At one secure sum."""
+
 MAX_COLUMNS = 16_384
 """More numbers than any model gives for one image."""
 
@@ -78,6 +85,7 @@ class TrainRequest:
         evaluate: whether accuracies of the prompt as it arrives are wanted.
         collect: whether the site's noised class sums are wanted.
         pool: what the site votes on, as ``dpfpl_common.evidence.pack_pool`` gives it; None where no vote is wanted.
+            Under ``secure`` trust: what it trains on, as its own rows do not carry their whole noise.
     """
 
     experiment: Experiment
@@ -93,8 +101,10 @@ class TrainRequest:
         _check_pool(self.experiment, self.pool)
         if (self.collect or self.pool is not None) and not self.experiment.uses_evidence:
             raise PayloadError(code="UNEXPECTED_EVIDENCE", message="The experiment is one without evidence.")
-        if self.collect and self.pool is not None:
+        if self.collect and (self.pool is not None or self.experiment.privacy.trust == "secure"):
             raise PayloadError(code="UNEXPECTED_EVIDENCE", message="A round asks for class sums or for a vote.")
+        if self.experiment.privacy.trust == "secure" and self.pool is None:
+            raise PayloadError(code="MISSING_EVIDENCE", message="Under secure trust a site trains on the summed rows.")
 
 
 @dataclass(frozen=True)
@@ -119,6 +129,56 @@ class EvaluateRequest:
         _check_pool(self.experiment, self.pool)
         if self.chosen not in CHOICES or (self.pool is not None or self.chosen != "") > self.experiment.uses_evidence:
             raise PayloadError(code="UNEXPECTED_EVIDENCE", message=f"chosen is {self.chosen[:20]!r}.")
+
+
+@dataclass(frozen=True)
+class SumRequest:
+    """Take one step of a secure sum (``dpfpl_common.secure``), under ``secure`` trust.
+
+    Attributes:
+        experiment: the whole experiment, noise level resolved.
+        sum: one of ``SUMS``; each is made once.
+        attempt: 1-based; masks are new in each.
+        step: one of ``STEPS``.
+        content: the step's request, which nobody but the agent reads.
+        global_context: as in ``EvaluateRequest``; with the step ``masked`` of ``scores`` alone.
+        pool: what is voted on and scored; with the step ``masked`` of ``vote`` and ``scores`` alone.
+    """
+
+    experiment: Experiment
+    sum: str
+    attempt: int
+    step: str
+    content: bytes
+    global_context: Context | None = None
+    pool: Context | None = None
+
+    def __post_init__(self) -> None:
+        if self.experiment.privacy.trust != "secure":
+            raise PayloadError(code="UNEXPECTED_SUM", message="The experiment is one without secure trust.")
+        if self.sum not in SUMS or self.step not in STEPS or not 1 <= self.attempt <= MOST_ATTEMPTS:
+            raise PayloadError(code="UNEXPECTED_SUM", message=f"No such step: {self.sum[:20]!r}, {self.step[:20]!r}.")
+        computes = self.step == "masked"
+        has = (self.pool is not None, self.global_context is not None)
+        if has != (computes and self.sum != "rows", computes and self.sum == "scores"):
+            raise PayloadError(code="UNEXPECTED_EVIDENCE", message="A pool or a context where none belongs, or none.")
+        _check_pool(self.experiment, self.pool)
+        if self.global_context is not None:
+            check_context(self.global_context, self.experiment.context_shape, "global_context")
+
+    @property
+    def round(self) -> int:
+        """Rounds completed before it: none, or all."""
+        return self.experiment.rounds.number if self.sum == "scores" else 0
+
+
+@dataclass(frozen=True)
+class SumReply:
+    """A site's answer to a ``SumRequest``: its step's reply, and its agent's signature as in ``SiteReply``."""
+
+    site: str
+    content: bytes
+    signature: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -227,7 +287,16 @@ def scored(experiment: Experiment) -> tuple[str, ...]:
     class sums alone, and from all sites' with the plain text and with the shared prompt as prior. All are functions of
     noised releases: the site's exact label shares are none.
     """
+    if experiment.privacy.trust == "secure":  # a site's own rows carry a share of their noise: nothing is made of them
+        return ("zero_shot", "global", "prompt", "evidence", "both")
     return ("zero_shot", "global", "prompt", *(("alone", "evidence", "both") if experiment.uses_evidence else ()))
+
+
+def signed_sum_text(request: SumRequest, reply: SumReply) -> bytes:
+    """As ``signed_text``, of one step of a secure sum."""
+    about = (request.experiment.digest(), request.sum, str(request.attempt), request.step, reply.site)
+    parts = (DOMAIN + b", secure sum", *(part.encode() for part in about), hashlib.sha256(reply.content).digest())
+    return b"".join(len(part).to_bytes(8, "big") + part for part in parts)
 
 
 Kind = Literal["train", "evaluate"]

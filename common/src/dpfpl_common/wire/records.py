@@ -20,6 +20,9 @@ __all__ = [
     "REPLY",
     "REPLY_KEYS",
     "REQUEST",
+    "SUM",
+    "SUM_KEYS",
+    "SUM_REPLY_KEYS",
     "TRAIN_KEYS",
     "UPDATE",
     "SerialisedArray",
@@ -41,6 +44,9 @@ __all__ = [
 #               MetricRecord METRICS  {exact accuracies by name, of public data}
 #               ConfigRecord REPLY    {protocol_version, site, round, scores, signature,
 #                                    status, code, rule, advice}
+#     secure    ArrayRecord  CONTEXT  {GLOBAL_CONTEXT, POOL} where the step computes something, else empty
+#     sum       ConfigRecord SUM      {protocol_version, experiment, sum, attempt, step, content}
+#     its reply ConfigRecord SUM      {protocol_version, site, content, signature}
 #     refusal   ConfigRecord REPLY    the same keys, status REFUSED
 
 
@@ -51,10 +57,13 @@ POOL = "pool"
 EVIDENCE = "evidence"
 METRICS = "metrics"
 REQUEST = "request"
+SUM = "sum"
 REPLY = "reply"
 
 EVALUATE_KEYS = ("protocol_version", "experiment", "round", "chosen")
 TRAIN_KEYS = ("protocol_version", "experiment", "round", "evaluate", "collect")
+SUM_KEYS = ("protocol_version", "experiment", "sum", "attempt", "step", "content")
+SUM_REPLY_KEYS = ("protocol_version", "site", "content", "signature")
 REPLY_KEYS = ("protocol_version", "site", "round", "scores", "signature", "status", "code", "rule", "message", "advice")
 
 OK = "ok"

@@ -56,6 +56,7 @@ def run(grid: Grid, folder: RunFolder) -> None:
         checkpoint=folder.load_checkpoint(),
         on_checkpoint=folder.save_checkpoint,
         on_status=folder.add_event,
+        book=folder.store.sum_book(),
         site_wait_s=float(settings.get("site_wait_s", 120.0)),
         withdrawn=lambda: withdrawn_sites(Path(str(settings["server"])), sites) if "server" in settings else {},
     )

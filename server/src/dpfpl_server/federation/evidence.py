@@ -7,19 +7,34 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from dpfpl_common.errors import PayloadError
-from dpfpl_common.evidence import Pool, evidence_wins, found_classes, pack_pool, pool_rows, vote_threshold
+from dpfpl_common.evidence import Pool, evidence_wins, found_classes, pack_pool, pool_rows, summed_pool, vote_threshold
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.privacy_plan import class_sums_multiplier, vote_multiplier
+from dpfpl_common.secure.sums import share_stddev
 from dpfpl_common.wire.payloads import Context, EvaluateRequest, TrainRequest
 
-__all__ = ["NOTHING_FOUND", "Evidence", "check_rows"]
+__all__ = ["NOTHING_FOUND", "Evidence", "Summed", "check_rows"]
 
 NOTHING_FOUND = (
     "No class of any site stands out of the noise at this epsilon: the federation bought nothing. Use a larger "
     "epsilon, more images a site, or more sites."
 )
+
+
+@dataclass(frozen=True)
+class Summed:
+    """A secure sum: all that the server learns of what the sites added.
+
+    Attributes:
+        values: float64, one dimension.
+        sites: whose part is in it.
+    """
+
+    values: npt.NDArray[np.float64]
+    sites: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -29,10 +44,12 @@ class Evidence:
     Attributes:
         rows: noised class sums, float32 [classes, feature_size], by site.
         votes: noised votes, by site.
+        sums: under ``secure`` trust instead of both: what was summed in secret, by its name.
     """
 
     rows: Mapping[str, Context] = field(default_factory=dict)
     votes: Mapping[str, float] = field(default_factory=dict)
+    sums: Mapping[str, Summed] = field(default_factory=dict)
 
     def with_replies(self, replies: Mapping[str, Context], request_of: Mapping[str, TrainRequest]) -> "Evidence":
         """With what a round brought: class sums of the sites that were asked for them, votes of the others."""
@@ -50,7 +67,7 @@ class Evidence:
     def ask(self, request: TrainRequest, site: str) -> TrainRequest:
         """The round's request to one site: with its class sums where they are missing, its vote where that is."""
         experiment = request.experiment
-        if not experiment.uses_evidence:
+        if not experiment.uses_evidence or experiment.privacy.trust == "secure":
             return request
         if site not in self.rows:
             return TrainRequest(experiment, request.round, request.global_context, request.evaluate, collect=True)
@@ -77,7 +94,7 @@ class Evidence:
         if not experiment.uses_evidence:
             return ""
         images, noises = self._voters(experiment)
-        wins = evidence_wins(sum(self.votes.values()), images, vote_multiplier(experiment), noises)
+        wins = evidence_wins(self._votes(), images, _vote_noise(experiment), noises)
         return "evidence" if wins and self._weights(experiment) else "text"
 
     def facts(self, experiment: Experiment) -> dict[str, Any]:
@@ -89,21 +106,34 @@ class Evidence:
             "sites": sorted(weights),
             "classes_found": found,
             "classes": len(pool.rows),
-            "votes": round(sum(self.votes.values()), 3),
-            "votes_needed": round(vote_threshold(images, vote_multiplier(experiment), noises), 3),
+            "votes": round(self._votes(), 3),
+            "votes_needed": round(vote_threshold(images, _vote_noise(experiment), noises), 3),
             "voters": noises,
             "warning": "" if found else NOTHING_FOUND,
         }
 
     def _voters(self, experiment: Experiment) -> tuple[float, int]:
         """Nominal number of images that voted, and how many noises their total holds."""
-        return float(experiment.privacy.nominal_site_size * len(self.votes)), len(self.votes)
+        voters = len(self.sums["vote"].sites) if "vote" in self.sums else len(self.votes)
+        return float(experiment.privacy.nominal_site_size * voters), voters
+
+    def _votes(self) -> float:
+        return float(self.sums["vote"].values[0]) if "vote" in self.sums else sum(self.votes.values())
 
     def _weights(self, experiment: Experiment) -> Mapping[str, Any]:
         return self._pooled(experiment)[1]
 
     def _pooled(self, experiment: Experiment) -> tuple[Pool, dict[str, Any]]:
+        if "rows" in self.sums:
+            return self._summed_pool(len(experiment.classes), share_stddev(experiment, "rows"))
         return self._pool_at(class_sums_multiplier(experiment))
+
+    @functools.cache  # noqa: B019  as ``_pool_at``
+    def _summed_pool(self, classes: int, noise_multiplier: float) -> tuple[Pool, dict[str, Any]]:
+        """The pool of a secure sum, with the same weights for every site in it."""
+        summed = self.sums["rows"]
+        pool = summed_pool(summed.values.reshape(classes, -1), noise_multiplier, len(summed.sites))
+        return pool, dict.fromkeys(summed.sites, np.ones(classes))
 
     @functools.cache  # noqa: B019  one entry for one experiment; gone with the evidence
     def _pool_at(self, noise_multiplier: float) -> tuple[Pool, dict[str, Any]]:
@@ -118,6 +148,11 @@ class Evidence:
 
     def __hash__(self) -> int:
         return id(self)
+
+
+def _vote_noise(experiment: Experiment) -> float:
+    """Noise deviation of one site's part of the votes' total."""
+    return share_stddev(experiment, "vote") if experiment.privacy.trust == "secure" else vote_multiplier(experiment)
 
 
 def check_rows(experiment: Experiment, rows: Context) -> None:

@@ -9,7 +9,15 @@ from dpfpl_common import PROTOCOL_VERSION
 from dpfpl_common.errors import PayloadError
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.wire.codec import check_reply, check_version, context_to_bytes, evidence_rows, write_experiment
-from dpfpl_common.wire.payloads import METRIC_NAMES, Context, EvaluateRequest, SiteReply, TrainRequest
+from dpfpl_common.wire.payloads import (
+    METRIC_NAMES,
+    Context,
+    EvaluateRequest,
+    SiteReply,
+    SumReply,
+    SumRequest,
+    TrainRequest,
+)
 from dpfpl_common.wire.records import (
     CONTEXT,
     EVIDENCE,
@@ -21,6 +29,8 @@ from dpfpl_common.wire.records import (
     REPLY,
     REPLY_KEYS,
     REQUEST,
+    SUM,
+    SUM_REPLY_KEYS,
     UPDATE,
     context_from_array,
     exact_keys,
@@ -29,7 +39,14 @@ from dpfpl_common.wire.records import (
 )
 from dpfpl_common.wire.refusal import Refusal, plain
 
-__all__ = ["SiteRefusal", "decode_reply", "encode_evaluate_request", "encode_train_request"]
+__all__ = [
+    "SiteRefusal",
+    "decode_reply",
+    "decode_sum_reply",
+    "encode_evaluate_request",
+    "encode_sum_request",
+    "encode_train_request",
+]
 
 
 @dataclass(frozen=True)
@@ -57,6 +74,48 @@ def encode_evaluate_request(request: EvaluateRequest) -> RecordDict:
     """The records of an evaluate message."""
     chosen = {"chosen": request.chosen}
     return _encode_request(request.experiment, request.round, request.global_context, request.pool, chosen)
+
+
+def encode_sum_request(request: SumRequest) -> RecordDict:
+    """The records of a step of a secure sum."""
+    arrays = {GLOBAL_CONTEXT: request.global_context, POOL: request.pool}
+    settings = ConfigRecord(
+        {
+            "protocol_version": PROTOCOL_VERSION,
+            "experiment": write_experiment(request.experiment),
+            "sum": request.sum,
+            "attempt": request.attempt,
+            "step": request.step,
+            "content": request.content,
+        }
+    )
+    present = {name: Array(array) for name, array in arrays.items() if array is not None}
+    return RecordDict({CONTEXT: ArrayRecord(present), SUM: settings})
+
+
+def decode_sum_reply(records: RecordDict) -> SumReply | SiteRefusal:
+    """What a site answered to a step of a secure sum; PayloadError if anything is wrong."""
+    if REPLY in records:
+        return _decode_refusal(records)
+    head = records.get(SUM)
+    if not isinstance(head, ConfigRecord):
+        raise PayloadError(code="MISSING_FIELD", message=f"The message lacks the ConfigRecord {SUM!r}.")
+    check_version(head.get("protocol_version"))
+    exact_keys(records, (SUM,), "The message")
+    exact_keys(head, SUM_REPLY_KEYS, f"The record {SUM!r}")
+    site = typed(head["site"], str, "site")
+    return SumReply(site, *(typed(head[name], bytes, name) for name in ("content", "signature")))
+
+
+def _decode_refusal(records: RecordDict) -> SiteRefusal:
+    """A refusal of a step of a secure sum."""
+    head = records[REPLY]
+    if not isinstance(head, ConfigRecord):
+        raise PayloadError(code="MISSING_FIELD", message=f"The message lacks the ConfigRecord {REPLY!r}.")
+    check_version(head.get("protocol_version"))
+    exact_keys(head, REPLY_KEYS, f"The record {REPLY!r}")
+    refusal = Refusal(*(typed(head[key], str, key) for key in ("code", "rule", "message", "advice")))
+    return SiteRefusal(plain(typed(head["site"], str, "site"))[:63], 0, refusal)
 
 
 def decode_reply(records: RecordDict, request: TrainRequest | EvaluateRequest) -> SiteReply | SiteRefusal:

@@ -12,14 +12,14 @@ from flwr.app import Message
 from dpfpl_common.errors import PayloadError
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.privacy_plan import site_noise_stddev
-from dpfpl_common.wire.payloads import Context, EvaluateRequest, SiteReply, TrainRequest
+from dpfpl_common.wire.payloads import Context, EvaluateRequest, SiteReply, SumRequest, TrainRequest
 from dpfpl_server.federation.aggregation import collector
 from dpfpl_server.federation.evidence import check_rows
 from dpfpl_server.federation.exchange import Rejected, content_bytes
-from dpfpl_server.federation.records import SiteRefusal, decode_reply
+from dpfpl_server.federation.records import SiteRefusal, decode_reply, decode_sum_reply
 from dpfpl_server.federation.signatures import SignatureCheck
 
-__all__ = ["TOO_LITTLE_NOISE", "ZERO_SIGNAL", "Replies", "signal_score", "verdicts"]
+__all__ = ["TOO_LITTLE_NOISE", "ZERO_SIGNAL", "Replies", "SumReplies", "signal_score", "verdicts"]
 
 
 # Does a site's update hold anything but noise? What can be told from single noised messages, and no more.
@@ -159,3 +159,39 @@ class Replies:
             raise PayloadError(code="NORM_TOO_LARGE", message="The update is larger than any honest one.")
         if reply.evidence is not None and len(reply.evidence) > 1:
             check_rows(self._experiment, reply.evidence)
+
+
+class SumReplies:
+    """What came back in one step of a secure sum.
+
+    Args:
+        asked: the request to each site.
+        signatures: as in ``Replies``.
+
+    Attributes:
+        accepted: the steps' replies by site.
+        failures: why a site has none.
+    """
+
+    def __init__(self, asked: Mapping[str, SumRequest], signatures: SignatureCheck | None) -> None:
+        self._asked = asked
+        self._signatures = signatures
+        self.accepted: dict[str, bytes] = {}
+        self.failures: dict[str, Rejected] = {}
+
+    def take(self, site: str, message: Message) -> None:
+        """Check one site's reply."""
+        try:
+            reply = decode_sum_reply(message.content)
+            if isinstance(reply, SiteRefusal):
+                words = f"{reply.refusal.message} {reply.refusal.advice}"
+                self.failures[site] = Rejected(f"REFUSED {reply.refusal.code}", words, refused=True)
+                return
+            if reply.site != site:
+                raise PayloadError(code="OTHER_SITE", message=f"The reply names the site {reply.site[:63]!r}.")
+            if self._signatures is not None:
+                self._signatures.check_sum(self._asked[site], reply, site)
+        except PayloadError as error:
+            self.failures[site] = Rejected(error.code, error.message)
+            return
+        self.accepted[site] = reply.content

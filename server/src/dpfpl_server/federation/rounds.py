@@ -9,6 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,13 @@ from dpfpl_common.experiment import Experiment
 from dpfpl_common.optimizer import OptimizerState, descend
 from dpfpl_common.privacy.noise import NoiseSource, SystemNoise
 from dpfpl_common.privacy.sampling import Sampler, SystemSampler
-from dpfpl_common.wire.payloads import EvaluateRequest, TrainRequest
+from dpfpl_common.wire.payloads import EvaluateRequest, SumRequest, TrainRequest
 from dpfpl_server.federation.aggregation import aggregate_sum, initial_global_context, update_norm_cap
 from dpfpl_server.federation.checkpoint import Checkpoint
 from dpfpl_server.federation.exchange import Outcome, Rejected, content_bytes, exchange
-from dpfpl_server.federation.records import encode_evaluate_request, encode_train_request
-from dpfpl_server.federation.replies import Replies
+from dpfpl_server.federation.records import encode_evaluate_request, encode_sum_request, encode_train_request
+from dpfpl_server.federation.replies import Replies, SumReplies
+from dpfpl_server.federation.secure import SumBook, secure_sum
 from dpfpl_server.federation.signatures import SignatureCheck
 
 __all__ = ["DPFPLStrategy", "Status"]
@@ -55,6 +57,7 @@ class DPFPLStrategy(Strategy):
         noise: the server's own noise, used under ``central`` trust only.
         sampler: draws the sites of a round, as secret as the noise; from the operating system's entropy unless given.
         site_wait_s: how long missing sites are waited for before a round.
+        book: what is kept of secure sums.
         withdrawn: sites whose key the operator took back since, each with a code and what happened, asked anew before
             each round: nobody waits for them, and a round counts them as sites that gave no reply.
     """
@@ -71,6 +74,7 @@ class DPFPLStrategy(Strategy):
         noise: NoiseSource | None = None,
         sampler: Sampler | None = None,
         site_wait_s: float = 120.0,
+        book: SumBook | None = None,
         withdrawn: Callable[[], Mapping[str, tuple[str, str]]] = dict,
     ) -> None:
         missing = [site for site in experiment.sites if site not in nodes]
@@ -88,6 +92,7 @@ class DPFPLStrategy(Strategy):
         self._noise = noise or SystemNoise()
         self._sampler = sampler or SystemSampler(os.urandom)
         self._site_wait_s = site_wait_s
+        self._book = book or SumBook()
         self._withdrawn = withdrawn
         self._gone: dict[str, Rejected] = {}
         self._norm_cap = update_norm_cap(experiment)
@@ -104,11 +109,52 @@ class DPFPLStrategy(Strategy):
         Raises:
             RoundError: a round could not be completed in three attempts.
         """
+        if self.experiment.privacy.trust == "secure":
+            self._sum(grid, "rows")
+            self._sum(grid, "vote")
         while self.checkpoint.round < self.experiment.rounds.number:
             self._complete_round(grid, self.checkpoint.round + 1)
+        if self.experiment.privacy.trust == "secure":
+            self._sum(grid, "scores")
         dropped = self._evaluate(grid)
         self._on_status({"phase": "FINISHED", "round": self.checkpoint.round, **_rejected(dropped)})
         return self.checkpoint
+
+    def _sum(self, grid: Grid, name: str) -> None:
+        """Make one secure sum of the experiment, unless it is there, and add it to the evidence."""
+        evidence, experiment = self.checkpoint.evidence, self.experiment
+        if name not in evidence.sums:
+            number, scores = self.checkpoint.round, name == "scores"
+            self._wait_for_sites(grid, number)
+            pools = {} if name == "rows" else {site: evidence.packed(experiment, site) for site in self._nodes}
+            context = self.checkpoint.global_context if scores else None
+            try:
+                summed = secure_sum(
+                    experiment, name, self._book, lambda r: self._ask(grid, r), self._on_status, pools, context
+                )
+            except RoundError as error:
+                if not scores:
+                    raise
+                self._on_status({"phase": "SUM_ABANDONED", "round": number, "sum": name, "reasons": error.message})
+                return
+            evidence = replace(evidence, sums={**evidence.sums, name: summed})
+            self.checkpoint = replace(self.checkpoint, evidence=evidence)
+            if name == "vote":
+                facts = evidence.facts(experiment)
+                found = f"class vectors: {facts['classes_found']} of {facts['classes']} classes stand out of the noise"
+                self._on_status({"phase": "EVIDENCE", "round": 0, "text": facts["warning"] or found, **facts})
+
+    def _ask(self, grid: Grid, requests: Mapping[str, SumRequest]) -> Mapping[str, bytes]:
+        """One step of a secure sum; gives the replies that came in time and were signed by their sites."""
+        number = self.checkpoint.round
+        asked = {site: request for site, request in requests.items() if site not in self._gone}
+        contents = {site: encode_sum_request(request) for site, request in asked.items()}
+        replies = SumReplies(asked, self._signatures)
+        self._exchange(grid, self._addressed(grid, contents, "query", number), "SUMMING", number, replies)
+        if replies.failures:
+            step = next(iter(asked.values())).step
+            self._on_status({"phase": "SUM_STEP", "round": number, "step": step, **_rejected(replies.failures)})
+        return replies.accepted
 
     def _complete_round(self, grid: Grid, number: int, attempts: int = 3) -> None:
         chosen = self._sampled_nodes()  # once a round: another attempt is no second chance to be drawn
@@ -189,7 +235,9 @@ class DPFPLStrategy(Strategy):
 
     def _train_request(self, number: int) -> TrainRequest:
         evaluate = (number - 1) % self.experiment.rounds.evaluate_every == 0
-        return TrainRequest(self.experiment, number, self.checkpoint.global_context, evaluate)
+        secure = self.experiment.privacy.trust == "secure"
+        pool = self.checkpoint.evidence.packed(self.experiment, "") if secure else None
+        return TrainRequest(self.experiment, number, self.checkpoint.global_context, evaluate, pool=pool)
 
     def _evaluate(self, grid: Grid) -> dict[str, Rejected]:
         """Ask for scores, and for the accuracies of sites on public data. Gives why the other sites did not answer."""
@@ -221,7 +269,7 @@ class DPFPLStrategy(Strategy):
         }
 
     def _exchange(
-        self, grid: Grid, messages: Mapping[str, Message], phase: str, number: int, replies: Replies
+        self, grid: Grid, messages: Mapping[str, Message], phase: str, number: int, replies: Replies | SumReplies
     ) -> Outcome:
         waiting = set(messages)
         said = -math.inf

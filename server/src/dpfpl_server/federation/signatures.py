@@ -7,7 +7,16 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from dpfpl_common.errors import ConfigError, PayloadError
-from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, TrainRequest, kind_of, signed_text
+from dpfpl_common.wire.payloads import (
+    EvaluateRequest,
+    SiteReply,
+    SumReply,
+    SumRequest,
+    TrainRequest,
+    kind_of,
+    signed_sum_text,
+    signed_text,
+)
 
 __all__ = ["SignatureCheck"]
 
@@ -31,11 +40,18 @@ class SignatureCheck:
         Raises:
             PayloadError: SIGNATURE_MISSING or SIGNATURE_WRONG.
         """
+        self._verify(site, reply.signature, signed_text(request.experiment, kind_of(request), reply))
+
+    def check_sum(self, request: SumRequest, reply: SumReply, site: str) -> None:
+        """The same for a step of a secure sum."""
+        self._verify(site, reply.signature, signed_sum_text(request, reply))
+
+    def _verify(self, site: str, signature: bytes, text: bytes) -> None:
         key = self._keys.get(site)
-        if not reply.signature or key is None:
+        if not signature or key is None:
             raise PayloadError(code="SIGNATURE_MISSING", message="The reply is not signed by the site's agent.")
         try:
-            key.verify(reply.signature, signed_text(request.experiment, kind_of(request), reply))
+            key.verify(signature, text)
         except InvalidSignature:
             raise PayloadError(
                 code="SIGNATURE_WRONG", message="The signature is not the site's own, or not of this reply."

@@ -28,6 +28,7 @@ from dpfpl_common.privacy_plan import (
     capped_event,
     class_sums_multiplier,
     images_to_stand_out,
+    noise_share,
     planned_events,
     planned_score_events,
     server_noise_stddev,
@@ -98,6 +99,7 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
             f"epsilon {_epsilon(entry['epsilon'])} at delta {entry['delta']:g} towards {entry['who']}"
             for entry in privacy["epsilons"]
         ),
+        *([f"these epsilons are {privacy['assumption']}"] if privacy["assumption"] else []),
         f"unit: {privacy['epsilons'][0]['unit']}",
         *_group_lines(privacy),
         *_score_line(privacy),
@@ -163,13 +165,13 @@ def _evidence(experiment: Experiment) -> dict[str, Any]:
     privacy = experiment.privacy
     if not (experiment.uses_evidence and privacy.noise_multiplier):
         return {}
-    many = len(experiment.sites)
+    many, share = len(experiment.sites), noise_share(experiment)
     curve = []
     for target in sorted({*EPSILONS, *([privacy.target_epsilon] if privacy.target_epsilon else [])}):
         z, _ = shared_out(calibrate_noise_multiplier(target, privacy.target_delta, 1.0, 1))
-        curve.append({"epsilon": target} | _needed(z, many))
+        curve.append({"epsilon": target} | _needed(z * share, many))
     nominal = privacy.nominal_site_size * many / len(experiment.classes)
-    now = _needed(class_sums_multiplier(experiment), many)
+    now = _needed(class_sums_multiplier(experiment) * share, many)
     return {"nominal_images_of_a_class": round(nominal, 1), "sites": many, "now": now, "curve": curve}
 
 
@@ -366,6 +368,11 @@ def _warnings(experiment: Experiment) -> list[str]:
         warnings.append("sample_rate times nominal_site_size is below 1: most steps have an empty batch.")
     if experiment.privacy.target_delta * size > 1:
         warnings.append(f"target_delta should be well below 1 / {size}.")
+    if experiment.privacy.trust == "secure":
+        warnings.append(
+            "secure trust protects each site only as far as the sites on the list are real: let their people compare "
+            "notes on who takes part. Three sums of four messages each come before and after the rounds."
+        )
     if experiment.privacy.tolerated_dropouts == 0 and len(experiment.sites) > 2:
         warnings.append("tolerated_dropouts is 0: one missing site stops every round.")
     return warnings

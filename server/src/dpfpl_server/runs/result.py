@@ -6,6 +6,7 @@ from importlib import metadata
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from dpfpl_common.config import to_table
 from dpfpl_common.experiment import Experiment
@@ -20,6 +21,8 @@ from dpfpl_common.privacy.counts import count_noise_stddev, gain, scores_from
 from dpfpl_common.privacy_plan import (
     ADVERSARIES,
     UNIT_NAMES,
+    assumption,
+    noise_share,
     planned_events,
     planned_score_events,
     score_noise_multiplier,
@@ -39,6 +42,7 @@ prompt, class vectors from the plain text, and from the learned shared prompt.""
 OURS = ("dpfpl-common", "dpfpl-client", "dpfpl-server", "dpfpl-bench")
 THEIRS = ("flwr", "grpcio", "dp-accounting", "numpy", "torch", "transformers")
 Metrics = Mapping[str, float]
+Floats = npt.NDArray[np.float64]
 
 GROUPS = (1, 2, 5, 10)
 """Sizes of groups of examples, such as the images of one person, whose epsilon is told."""
@@ -100,7 +104,8 @@ def build_result(
         for site in experiment.sites
     ]
     baselines = floors_from_metrics(final) | dict(extra_floors or {})
-    told = evidence is not None and experiment.uses_evidence and bool(evidence.rows)
+    told = evidence is not None and experiment.uses_evidence and bool(evidence.rows or evidence.sums)
+    counted = _counted(scores or {}, evidence)
     chosen = evidence.chosen(experiment) if evidence is not None and told else "prompt"
     result = {
         "transport": transport,
@@ -112,13 +117,13 @@ def build_result(
         "versions": _versions(),
         "sites": sites,
         "accuracy": columns("personal", final.values()),
-        **_scores(experiment, scores or {}, chosen),
+        **_scores(experiment, *counted, chosen),
         "baselines": baselines,
         "floors": baselines,
         "candidates": {name: columns(name, final.values()) for name in CANDIDATES} if told else {},
         "chosen": chosen,
         "evidence": evidence.facts(experiment) if evidence is not None and told else None,
-        "privacy": privacy_statement(experiment, len(history), scored=bool(scores), real_noise=real_noise),
+        "privacy": privacy_statement(experiment, len(history), scored=counted[1] > 0, real_noise=real_noise),
         "rounds": [dict(entry) for entry in history],
         "seconds": round(seconds, 3),
     }
@@ -169,6 +174,7 @@ def privacy_statement(
         "events": [_event_table(event) for event in events],
         "held_back_events": [_event_table(event) for event in planned_score_events(experiment)] if scored else [],
         "trust": experiment.privacy.trust,
+        "assumption": assumption(experiment),
         "accounting": experiment.privacy.accounting,
         "nominal_epsilon": experiment.privacy.target_epsilon if experiment.privacy.accounting == "paper" else None,
         "noise": "operating system" if real_noise else "seeded: a simulation, no protection of real data",
@@ -214,19 +220,27 @@ def mean(values: Iterable[float | None]) -> float | None:
     return sum(present) / len(present) if present else None
 
 
-def _scores(experiment: Experiment, scores: Mapping[str, Sequence[float]], chosen: str) -> dict[str, Any]:
-    """What the noised counts of all sites together say of each candidate, of its gain over the plain text and, with
-    class sums, over what the sites could do alone. ``used`` marks the gains of what the sites use.
+def _counted(scores: Mapping[str, Sequence[float]], evidence: Evidence | None) -> tuple[Floats, int]:
+    """The noised counts of all sites together, and how many sites are in them."""
+    summed = None if evidence is None else evidence.sums.get("scores")
+    if summed is not None:
+        return summed.values, len(summed.sites)
+    return np.sum([np.asarray(counts, dtype=np.float64) for counts in scores.values()], axis=0), len(scores)
+
+
+def _scores(experiment: Experiment, totals: Floats, sites: int, chosen: str) -> dict[str, Any]:
+    """What the counts say of each candidate, of its gain over the plain text and, with class sums, over what the sites
+    could do alone. ``used`` marks the gains of what the sites use.
     """
-    if not scores:
+    if not sites:
         return {"scores": [], "gains": []}
     names = candidates_of(experiment)
-    totals = np.sum([np.asarray(counts, dtype=np.float64) for counts in scores.values()], axis=0)
-    stddev = math.sqrt(len(scores)) * count_noise_stddev(len(names), score_noise_multiplier(experiment))
+    multiplier = score_noise_multiplier(experiment) * noise_share(experiment)
+    stddev = math.sqrt(sites) * count_noise_stddev(len(names), multiplier)
     rows = [
         {
             "candidate": candidate,
-            "sites": len(scores),
+            "sites": sites,
             "right": round(score.right, 2),
             "of": round(score.of, 2),
             "value": score.value,

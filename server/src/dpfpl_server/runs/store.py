@@ -20,8 +20,10 @@ import numpy as np
 from dpfpl_common.errors import StateError
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.optimizer import OptimizerState
+from dpfpl_common.secure import SUMS
 from dpfpl_server.federation.checkpoint import Checkpoint, checkpoint_digest, spent_events
 from dpfpl_server.federation.evidence import Evidence
+from dpfpl_server.federation.secure import SumBook
 
 __all__ = ["Attempt", "RunStore"]
 
@@ -142,11 +144,18 @@ class RunStore:
             raise self._damaged()
         return checkpoint
 
+    def sum_book(self) -> SumBook:
+        """What is kept of the run's secure sums; durable after each change."""
+        facts = {name: self.fact(f"sum {name}") for name in SUMS}
+        entries = {name: entry for name, entry in facts.items() if entry is not None}
+        return SumBook(entries, lambda name, entry: self.set_fact(f"sum {name}", entry))
+
     def _evidence(self) -> Evidence:
         entries = self._rows("SELECT site, columns, rows, vote FROM evidence")
         return Evidence(
             {site: np.frombuffer(rows, dtype="<f4").reshape(-1, columns).copy() for site, columns, rows, _ in entries},
             {site: vote for site, _, _, vote in entries if vote is not None},
+            {name: summed for name in SUMS if (summed := self.sum_book().summed(name)) is not None},
         )
 
     def rounds(self) -> list[dict[str, Any]]:

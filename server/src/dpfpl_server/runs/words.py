@@ -72,6 +72,8 @@ TRUST: Mapping[str, str] = MappingProxyType(
     {
         "distributed": "each site adds its share of the noise to what it sends; no secure aggregation is claimed",
         "central": "the server adds the noise, so its operator sees sums without any",
+        "secure": "each site adds its share of the noise, and the server learns the sum alone, if it follows the "
+        "protocol and no sites are invented",
         "local": "each site adds the whole noise itself to what it sends",
     }
 )

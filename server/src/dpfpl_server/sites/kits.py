@@ -78,7 +78,8 @@ max_epsilon_operator_lifetime = 40.0
 delta = 1e-5
 
 # Who may see what. "local": your site adds enough noise for itself. "distributed": your site adds its share before
-# anything leaves. "central" would show the operator sums without noise: add it only with your explicit consent.
+# anything leaves. "secure": its share, under masks, so that the operator learns sums alone; an operator that invents
+# sites could read yours. "central" would show the operator sums without noise: only with your explicit consent.
 trust = ["distributed", "local"]
 
 # What is protected: "example", single images. "site" protects your data set as a whole towards other sites, but the

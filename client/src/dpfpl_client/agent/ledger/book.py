@@ -24,7 +24,7 @@ from dpfpl_common.errors import RefusedError, StateError
 from dpfpl_common.privacy.accounting import BOTH_PARTS, PrivacyEvent
 from dpfpl_common.privacy_plan import ADVERSARIES
 
-__all__ = ["LEDGER_FILE", "Charge", "Ledger", "LedgerState"]
+__all__ = ["LEDGER_FILE", "ROWS", "SCORES", "Charge", "Ledger", "LedgerState"]
 
 
 # What a ledger's records add up to.
@@ -141,6 +141,9 @@ class LedgerState:
 
 SCORES = 0
 """The round under which the ledger keeps the charge for an experiment's scores; training rounds begin with 1."""
+
+ROWS = -1
+"""The same for the class sums and the vote of secure trust, which are one release."""
 
 LEDGER_FILE = "ledger.sqlite"
 """The ledger's name in a state folder."""
