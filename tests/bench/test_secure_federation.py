@@ -174,7 +174,7 @@ def test_se6_undisturbed_every_sum_is_made_once_and_charged_once(tmp_path, backb
         evidence=checkpoint.evidence,
     )  # fmt: skip
     assert {row["epsilon"] for row in result["privacy"]["epsilons"]} == {result["privacy"]["epsilons"][0]["epsilon"]}
-    assert result["scores"][3]["value"] > 0.9
+    assert result["scores"][3]["value"] > 0.8
     assert result["scores"][3]["sites"] == 4
     assert result["evidence"]["sites"] == list(NAMES)
 
@@ -339,6 +339,7 @@ def test_what_a_site_sends_in_training_depends_on_the_sum_alone(tmp_path, backbo
     """Two sites with other images send the same update, but for what is drawn at random without images."""
     context = np.zeros(experiment.context_shape, dtype="<f4")
     pool = np.ones((4, backbone.feature_size + 2), dtype="<f4")
+    pool[:, -2] = 1e-6  # hardly any noise: every class stands out
 
     class Fixed(SystemRandomness):
         def for_round(self, site, round_number):
@@ -352,6 +353,7 @@ def test_what_a_site_sends_in_training_depends_on_the_sum_alone(tmp_path, backbo
         sent.add(agent.train(TrainRequest(experiment, 1, context, False, False, pool)).update.tobytes())
 
     assert len(sent) == 1
+    assert sent != {np.zeros(experiment.context_shape, dtype="<f4").tobytes()}
 
 
 def test_in_simulation_secure_finds_what_local_trust_does_not(backbone, features, experiment):

@@ -31,7 +31,7 @@ def test_generating_again_gives_the_same_bytes(tmp_path):
 def test_service_has_the_data_plane_only():
     service = agent_pb2.DESCRIPTOR.services_by_name["SiteAgent"]
     assert service.full_name == "dpfpl.v1.SiteAgent"
-    assert [method.name for method in service.methods] == ["Train", "Evaluate"]
+    assert [method.name for method in service.methods] == ["Train", "Evaluate", "AddUp"]
     assert list(agent_pb2.DESCRIPTOR.services_by_name) == ["SiteAgent"]
 
 
@@ -44,7 +44,18 @@ def test_fields_are_these_and_no_others():
         "Array": ["rows", "columns", "data"],
         "TrainRequest": ["protocol_version", "experiment", "round", "global_context", "evaluate", "collect", "pool"],
         "EvaluateRequest": ["protocol_version", "experiment", "round", "global_context", "pool", "chosen"],
-        "Reply": ["protocol_version", "reply", "refusal"],
+        "Reply": ["protocol_version", "reply", "refusal", "sum"],
+        "SumRequest": [
+            "protocol_version",
+            "experiment",
+            "sum",
+            "attempt",
+            "step",
+            "content",
+            "global_context",
+            "pool",
+        ],
+        "SumReply": ["site", "content", "signature"],
         "SiteReply": ["site", "round", "update", "metrics", "scores", "signature", "evidence"],
         "Refusal": ["code", "rule", "message", "advice"],
     }

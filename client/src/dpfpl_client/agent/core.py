@@ -236,7 +236,8 @@ class SiteAgent:
         if policy is not None and request.sum == "scores" and policy.metrics == "none":
             raise RefusedError(
                 code="SCORES_NOT_ALLOWED",
-                message="The site's policy lets no scores leave (rule metrics).",
+                message="The site's policy lets no scores leave.",
+                rule="metrics",
                 advice="The experiment ends without scores.",
             )
         kept = self._store.read_sum(name, request.sum)
@@ -250,7 +251,7 @@ class SiteAgent:
             number = SCORES if request.sum == "scores" else ROWS
             if request.sum == "vote" and self._ledger.find(name, ROWS) is None:
                 raise RefusedError(
-                    code="SUM_ORDER", message="Rows come before votes (rule order of sums).", advice="Sum the rows."
+                    code="SUM_ORDER", message="Rows come before votes.", rule="order of sums", advice="Sum the rows."
                 )
             # Nothing of an interrupted computation can have left, so it is charged once, however often it is begun.
             if request.sum != "vote" and self._ledger.find(name, number) is None:

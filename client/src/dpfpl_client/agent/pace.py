@@ -17,7 +17,6 @@ from dpfpl_client.learning.step import SeededRandomness
 from dpfpl_client.models.backbone import Backbone, LabelledFeatures
 from dpfpl_common.evidence import pack_pool, summed_pool
 from dpfpl_common.experiment import Experiment
-from dpfpl_common.wire.payloads import Context
 
 __all__ = ["Pace", "made_up"]
 
@@ -56,13 +55,9 @@ class Pace:
         learner = PromptLearner(
             backbone, experiment, SiteFeatures(examples, examples, examples.none(), experiment.classes)
         )
-        pool = None
-        if experiment.privacy.trust == "secure":  # what is trained on comes from the server: every class stands out
-            shape = (len(experiment.classes), features.train.features.shape[1])
-            pool = pack_pool(summed_pool(np.ones(shape), 1e-3, 1), np.ones(shape[0]))
-        took = _rehearsal(learner, experiment, pool)
+        took = _rehearsal(learner, experiment)
         if took > LONG_S:
-            took = min(took, _rehearsal(learner, experiment, pool))
+            took = min(took, _rehearsal(learner, experiment))
         self._store.write_pace(experiment.name, MARGIN * took)
         self.start()
 
@@ -81,10 +76,14 @@ class Pace:
         return self._started + pace, stretched
 
 
-def _rehearsal(learner: PromptLearner, experiment: Experiment, pool: Context | None) -> float:
+def _rehearsal(learner: PromptLearner, experiment: Experiment) -> float:
     """Seconds of a round's training or of an evaluation, whichever takes longer."""
     randomness = SeededRandomness(0).for_round("rehearsal", 1)
     context = np.zeros(experiment.context_shape, "<f4")
+    pool = None
+    if experiment.privacy.trust == "secure":  # what is trained on comes from the server: every class stands out
+        shape = (len(experiment.classes), learner.feature_size)
+        pool = pack_pool(summed_pool(np.ones(shape), 1e-3, 1), np.ones(shape[0]))
     started = time.monotonic()
     state = learner.train_round(context, PersonalState.initial(experiment), randomness, pool=pool).state
     trained = time.monotonic()

@@ -114,4 +114,4 @@ def next_step(
 
 
 def _refused(code: str, message: str, rule: str) -> RefusedError:
-    return RefusedError(code=code, message=f"{message} (rule {rule}).", advice="Go on with the sum that there is.")
+    return RefusedError(code=code, message=f"{message}.", rule=rule, advice="Go on with the sum that there is.")

@@ -150,6 +150,11 @@ class PromptLearner:
         asked = (*self._features.train.asked, *self._features.test.asked)
         return too_long_answers(self._scorer, self._experiment.task, [answer for _, answer in asked])
 
+    @property
+    def feature_size(self) -> int:
+        """e, the length of an image's feature."""
+        return int(self._features.train.features.shape[1])
+
     @functools.cached_property
     def label_shares(self) -> Floats:
         """[classes], the classes' shares of the site's training images, exact: for use at the site alone."""
@@ -413,14 +418,13 @@ class PromptLearner:
         if pool is not None and state.class_sums is not None:
             secure = self._experiment.privacy.trust == "secure"
             noise_multiplier = _rows_noise(pool) if secure else class_sums_multiplier(self._experiment)
+            own, _ = pool_rows([state.class_sums], noise_multiplier)
             pooled, _ = unpack_pool(pool)
             heads = {
+                "alone": (class_head(own, self._plain_texts, self._scorer.logit_scale), own.total),
                 "evidence": (self.evidence_head(pool, None), pooled.total),
                 "both": (self.evidence_head(pool, global_context), pooled.total),
             }
-            if not secure:  # where only sums are released, no site has class sums of its own
-                own, _ = pool_rows([state.class_sums], noise_multiplier)
-                heads["alone"] = (class_head(own, self._plain_texts, self._scorer.logit_scale), own.total)
             for name, (vectors, total) in heads.items():
                 shares = shares_from(state.class_sums, total, noise_multiplier)
                 head = site_head(vectors, shares, self._experiment.prompt.usual_mix)

@@ -277,4 +277,4 @@ def _enough(count: int, terms: Terms, do: str) -> None:
 
 
 def _refused(code: str, message: str, rule: str) -> RefusedError:
-    return RefusedError(code=code, message=f"{message} (rule {rule}).", advice="Begin another attempt.")
+    return RefusedError(code=code, message=f"{message}.", rule=rule, advice="Begin another attempt.")

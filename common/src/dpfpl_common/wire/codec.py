@@ -365,7 +365,8 @@ def decode_sum_reply(message: agent_pb2.Reply) -> SumReply | Refusal:
     """What the agent answered to a SumRequest; PayloadError with one of ``fields.CODES`` if anything is wrong."""
     _check_envelope(message, message.protocol_version)
     if message.WhichOneof("outcome") == "refusal":
-        return Refusal(message.refusal.code, message.refusal.rule, message.refusal.advice)
+        found = message.refusal
+        return Refusal(found.code, found.rule, found.message, found.advice)
     if message.WhichOneof("outcome") != "sum":
         raise PayloadError(code="MISSING_FIELD", message="The message holds no answer to a step of a secure sum.")
     return SumReply(message.sum.site, message.sum.content, message.sum.signature)

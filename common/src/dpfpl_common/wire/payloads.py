@@ -284,11 +284,12 @@ def scored(experiment: Experiment) -> tuple[str, ...]:
     """The candidates whose right answers are counted, in this order: a function of the experiment alone.
 
     The plain text, the shared prompt, the site's own prompt; with evidence also class vectors from the site's own
-    class sums alone, unless those leave it in a sum only, and from all sites' with the plain text and with the shared
-    prompt as prior. All are functions of noised releases: the site's exact label shares are none.
+    class sums alone, and from all sites' with the plain text and with the shared prompt as prior. All are functions of
+    noised releases: the site's exact label shares are none.
     """
-    alone = () if experiment.privacy.trust == "secure" else ("alone",)
-    return ("zero_shot", "global", "prompt", *((*alone, "evidence", "both") if experiment.uses_evidence else ()))
+    if experiment.privacy.trust == "secure":  # a site's own rows carry a share of their noise: nothing is made of them
+        return ("zero_shot", "global", "prompt", "evidence", "both")
+    return ("zero_shot", "global", "prompt", *(("alone", "evidence", "both") if experiment.uses_evidence else ()))
 
 
 def signed_sum_text(request: SumRequest, reply: SumReply) -> bytes:

@@ -114,7 +114,7 @@ def _decode_refusal(records: RecordDict) -> SiteRefusal:
         raise PayloadError(code="MISSING_FIELD", message=f"The message lacks the ConfigRecord {REPLY!r}.")
     check_version(head.get("protocol_version"))
     exact_keys(head, REPLY_KEYS, f"The record {REPLY!r}")
-    refusal = Refusal(*(typed(head[key], str, key) for key in ("code", "rule", "advice")))
+    refusal = Refusal(*(typed(head[key], str, key) for key in ("code", "rule", "message", "advice")))
     return SiteRefusal(plain(typed(head["site"], str, "site"))[:63], 0, refusal)
 
 

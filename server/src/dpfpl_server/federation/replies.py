@@ -184,7 +184,7 @@ class SumReplies:
         try:
             reply = decode_sum_reply(message.content)
             if isinstance(reply, SiteRefusal):
-                words = f"{reply.refusal.rule} {reply.refusal.advice}"
+                words = f"{reply.refusal.message} {reply.refusal.advice}"
                 self.failures[site] = Rejected(f"REFUSED {reply.refusal.code}", words, refused=True)
                 return
             if reply.site != site:

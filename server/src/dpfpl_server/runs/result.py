@@ -229,8 +229,8 @@ def _counted(scores: Mapping[str, Sequence[float]], evidence: Evidence | None) -
 
 
 def _scores(experiment: Experiment, totals: Floats, sites: int, chosen: str) -> dict[str, Any]:
-    """What the counts say of each candidate, of its gain over the plain text and, with class sums of each site, over
-    what the sites could do alone. ``used`` marks the gains of what the sites use.
+    """What the counts say of each candidate, of its gain over the plain text and, with class sums, over what the sites
+    could do alone. ``used`` marks the gains of what the sites use.
     """
     if not sites:
         return {"scores": [], "gains": []}
