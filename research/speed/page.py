@@ -116,13 +116,13 @@ def write_performance(bench: Path, docs: Path) -> Path:
 def performance_page(result: Mapping[str, Any]) -> str:
     """The page as Markdown."""
     parts = [_prose("introduction"), _machine(result), _targets(result["targets"], gpu=bool(result.get("gpu")))]
-    parts.append("## One step\n\n![ratios](performance/steps.svg)\n\n" + _steps_report(result["steps"]) + "\n")
+    parts.append("## One step\n\n![ratios](performance/steps.svg)\n\n" + _steps_section(result["steps"]) + "\n")
     parts.append(_floor(result))
     if result.get("memory"):
         parts.append(_memory(result["memory"]))
     if result.get("estimates"):
         parts.append(_estimates(result["estimates"]))
-    parts += [_cache(result["cache"]), _simulation_report(result["simulation"]), _profile(result["profile"])]
+    parts += [_cache(result["cache"]), _simulation_section(result["simulation"]), _profile(result["profile"])]
     if result.get("deployed"):
         parts.append(_deployed(result["deployed"]))
     parts.append(_gpu(result.get("gpu") or []))
@@ -166,7 +166,7 @@ def _targets(rows: Sequence[Mapping[str, Any]], *, gpu: bool) -> str:
     return text
 
 
-def _steps_report(steps: Mapping[str, Any]) -> str:
+def _steps_section(steps: Mapping[str, Any]) -> str:
     rows = []
     for name, label in NAMES.items():
         cells = [label]
@@ -242,7 +242,7 @@ def _cache(cache: Mapping[str, Any]) -> str:
     )
 
 
-def _simulation_report(rows: Sequence[Mapping[str, Any]]) -> str:
+def _simulation_section(rows: Sequence[Mapping[str, Any]]) -> str:
     body = [
         [
             str(row["sites"]),

@@ -5,6 +5,7 @@ the difference is what DP-FPL adds: the agents' work, the way to them, checks, a
 """
 
 import json
+import os
 import shutil
 import statistics
 import time
@@ -29,30 +30,27 @@ from dpfpl_server.runs.supervise import run_experiment
 from dpfpl_server.sites.bundle import bundle_files
 from dpfpl_server.sites.superlink import run_status, submit_run
 
-__all__ = ["app", "app_empty_server", "measure_deployed_round"]
+__all__ = ["empty_client", "empty_server", "measure_deployed_round"]
+
+ROOT = Path(__file__).resolve().parents[2]
+
+empty_client = ClientApp()
+"""Of an empty round: answers at once with nothing."""
 
 
-# The ClientApp of an empty round: answers at once with nothing.
-
-
-app = ClientApp()
-
-
-@app.query()
+@empty_client.query()
 def query(message: Message, context: Context) -> Message:
     """Answer with nothing."""
     return Message(RecordDict(), reply_to=message)
 
 
-# The ServerApp of empty rounds: the strategy's own exchange with messages that hold nothing, timed.
-
-
 ROUNDS = 10
 DEADLINE_S = 120.0
-app_empty_server = ServerApp()
+empty_server = ServerApp()
+"""Of empty rounds: the strategy's own exchange with messages that hold nothing, timed."""
 
 
-@app_empty_server.main()
+@empty_server.main()
 def main(grid: Grid, context: Context) -> None:
     """Write the seconds of each round into the file that run-dir names."""
     pull_again_soon(DEADLINE_S)
@@ -89,6 +87,7 @@ def measure_deployed_round(
         plus the slowest site; the round's ``ratio`` to that; and all values.
     """
     shutil.rmtree(out, ignore_errors=True)
+    os.environ["PYTHONPATH"] = str(ROOT)  # no distribution has the empty apps
     on_step("provisioning")
     request = DemoRequest(out, rounds, EPSILON)
     work, fleet, control = provisioned(DEMO, request)
@@ -119,8 +118,9 @@ def measure_deployed_round(
 def _empty_rounds(server: Path, file: Path, group: ProcessGroup) -> list[float]:
     """Seconds of each, the first one left out as well."""
     bundle = bundle_files()["pyproject.toml"]
-    for side in (b"server", b"client"):
-        bundle = bundle.replace(b"dpfpl_" + side + b".app:", b"dpfpl_bench.empty_" + side + b":")
+    for ours, empty in ((b"dpfpl_server.federation.app:app", b"server"), (b"dpfpl_client.node.app:app", b"client")):
+        assert ours in bundle
+        bundle = bundle.replace(ours, b"research.speed.round_cost:empty_" + empty)
     run_id = submit_run(server, {"run-dir": str(file.resolve())}, bundle={"pyproject.toml": bundle})
     wait_until(
         lambda: run_status(server, run_id).finished,

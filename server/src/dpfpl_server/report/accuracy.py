@@ -234,7 +234,7 @@ def _coarse(result: Result) -> bool:
     return bool(values) and all(abs(v / COARSE - round(v / COARSE)) < 1e-9 for v in values)
 
 
-MAX_OPEN_SITES_OVER_ROUNDS = 12
+MAX_OPEN_CURVES = 12
 STYLES = (("personal_local", "own", 0), ("global_local", "shared", 1), ("personal_neighbour", "others", 2))
 
 
@@ -254,7 +254,7 @@ def rounds_curves_section(result: Result, figures: Figures) -> Html:
         texts("rounds.title"),
         f'<div class="panel">{chart}{legend(means, texts.plain("rounds.not_reported"))}</div>',
         paragraph([texts("rounds.mean_note")], "quiet"),
-        small if len(result["sites"]) <= MAX_OPEN_SITES_OVER_ROUNDS else details(texts("rounds.per_site"), small),
+        small if len(result["sites"]) <= MAX_OPEN_CURVES else details(texts("rounds.per_site"), small),
     )
 
 

@@ -327,7 +327,7 @@ def cash_chart(title: str, lines: Sequence[CashLine], axis: str) -> Html:
     """Straight lines from minus the one-off cost upwards or downwards, and the line at zero."""
     months = len(lines[0].amounts) - 1
     values = [amount for line in lines for amount in line.amounts] + [0.0]
-    ticks = _ticks_cash_chart(min(values), max(values))
+    ticks = _amounts(min(values), max(values))
     low, high = ticks[0], ticks[-1]
 
     def x(month: float) -> float:
@@ -364,7 +364,7 @@ def cash_chart(title: str, lines: Sequence[CashLine], axis: str) -> Html:
     )
 
 
-def _ticks_cash_chart(low: float, high: float) -> list[float]:
+def _amounts(low: float, high: float) -> list[float]:
     """Round amounts that span both, four to eight of them, zero among them."""
     span = (high - low) or 1.0  # every amount zero: one step above it
     power = 10 ** math.floor(math.log10(span / 4))
