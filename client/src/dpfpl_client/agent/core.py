@@ -254,7 +254,7 @@ class SiteAgent:
         if policy is not None and request.attempt > kept.attempt:
             self._quotas.take(policy, self._ledger, name, None)
             check_budget(policy, self._ledger, experiment, events)
-        self._bind(experiment, policy)
+        self._bind(experiment, learner, policy)
 
         def compute() -> npt.NDArray[np.int64]:
             number = SCORES if request.sum == "scores" else ROWS
