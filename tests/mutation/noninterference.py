@@ -19,14 +19,14 @@ USE_TESTS = "tests/client/noninterference/test_use.py"
 NONINTERFERENCE = (
     (
         "a site refuses an experiment that does not know one of its classes",
-        "dpfpl_client.agent.core:SiteAgent._learner",
-        "_LOG.warning('%s: %s', experiment.name, unknown)",
-        "raise RefusedError(code='UNKNOWN_CLASS', message=unknown, advice='')",
+        "dpfpl_client.agent.core:SiteAgent._bind",
+        "_LOG.warning('%s: %s', experiment.name, warning)",
+        "raise RefusedError(code='UNKNOWN_CLASS', message=warning, advice='')",
         (f"{FOLDER_TESTS}::test_ni1_neighbouring_folders_look_the_same[first of a class nobody names-noised]",),
     ),
     (
         "a site refuses an experiment whose answers are too short for one of its own",
-        "dpfpl_client.agent.core:SiteAgent._learner",
+        "dpfpl_client.agent.core:SiteAgent._bind",
         "_LOG.warning('%s: %s', experiment.name, warning)",
         "raise RefusedError(code='ANSWER_TOO_LONG', message=warning, advice='')",
         (f"{QUESTIONS_TESTS}::test_ni2_neighbouring_questions_look_the_same[an answer that is too long-noised]",),
@@ -152,6 +152,13 @@ NONINTERFERENCE = (
         "self._again = digest == self._left",
         "self._again = True",
         (f"{GATE_TESTS}::test_NI5_every_answer_of_an_experiment_takes_the_rehearsed_time",),
+    ),
+    (
+        "time: a refusal leaves when it is ready",
+        "dpfpl_client.agent.pace:Pace.slot",
+        "self._started + least",
+        "self._started",
+        (f"{GATE_TESTS}::test_NI5_a_refusal_takes_the_slot",),
     ),
     (
         "time: an answer that is late leaves when it is ready",

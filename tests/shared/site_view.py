@@ -64,6 +64,9 @@ class _AtOnce:
     def rehearse(self, *_):
         pass
 
+    def slot(self, _least):
+        return 0.0
+
     def due(self, *_):
         return 0.0, False
 

@@ -1,5 +1,6 @@
 """What an operator may ask how often, what it is told, and what is recorded: A4, A10, R6."""
 
+import dataclasses
 import json
 import time
 
@@ -9,11 +10,11 @@ import pytest
 from dpfpl_client.agent.audit import KEPT, AuditLog
 from dpfpl_client.agent.budget import Quotas
 from dpfpl_client.agent.core import SiteAgent
-from dpfpl_client.learning.learner import PromptLearner
+from dpfpl_client.learning.learner import PromptLearner, SiteFeatures
 from dpfpl_client.learning.step import SystemRandomness
 from dpfpl_common.errors import RefusedError, StateError
 from dpfpl_common.policy import Policy
-from dpfpl_common.wire.payloads import EvaluateRequest
+from dpfpl_common.wire.payloads import EvaluateRequest, TrainRequest
 
 pytestmark = pytest.mark.privacy
 
@@ -224,6 +225,25 @@ def test_NI5_every_answer_of_an_experiment_takes_the_rehearsed_time(agent, reque
         slow[0], began = seconds, clock.now
         act()
         assert clock.now - began == pytest.approx(2.0)
+
+
+def test_NI5_a_refusal_takes_the_slot(agent, request_for, experiment, monkeypatch):
+    """Also one that is found only after work which may depend on the examples, and it stretches nothing."""
+    clock, real = Clock(monkeypatch), SiteFeatures.relabelled
+
+    def slowed(*args):
+        clock.now += 0.05
+        return real(*args)
+
+    monkeypatch.setattr(SiteFeatures, "relabelled", slowed)
+    served = agent(rules(reply_slot=0.2))
+    foreign = dataclasses.replace(experiment, sites=("elsewhere", "nowhere"))
+    unknown = dataclasses.replace(experiment, name="other", model=dataclasses.replace(experiment.model, width=4))
+    for asked in (foreign, unknown):
+        began = clock.now
+        with pytest.raises(RefusedError):
+            served.train(TrainRequest(asked, 1, np.zeros(asked.context_shape, "<f4")))
+        assert clock.now - began == pytest.approx(0.2)
 
 
 def test_NI5_a_run_that_cannot_keep_its_time_is_stretched_for_good_and_does_not_say_by_how_much(

@@ -88,6 +88,7 @@ class SiteAgent:
         self._quotas = quotas or Quotas()
         self._learners: dict[str, PromptLearner] = {}
         self._left, self._again = "", False
+        self._warned: set[str] = set()
         self._lock = threading.Lock()
 
     def train(self, request: TrainRequest) -> SiteReply:
@@ -117,23 +118,31 @@ class SiteAgent:
         return self._answer("sum", request, lambda policy: self._add_up(request, policy))
 
     def _answer(self, kind: str, request: Request, act: Callable[[Policy | None], R]) -> R:
-        """One request at a time, under the rules as they are now, answered in the experiment's fixed time."""
+        """One request at a time, under the rules as they are now, answered in the experiment's fixed time.
+
+        A refusal takes ``reply_slot``: it needs no work that grows with the site's examples.
+        """
+        policy: Policy | None = None
+        refusal: DpfplError | None = None
         with self._lock:
             try:
                 policy = None if self._rules is None else self._rules.current()
                 self._pace.start()
                 self._again = False
-                reply = act(policy)
-                due = None if policy is None or self._again else self._due(request.experiment, policy)
+                answer = act(policy)
+                due = 0.0 if policy is None or self._again else self._due(request.experiment, policy)
             except DpfplError as error:
                 with contextlib.suppress(StateError):  # the first error is the one to tell
                     rule = error.rule if isinstance(error, RefusedError) else ""
                     who = _who(request)
                     self._audit.write("refused", durable=False, request=kind, **who, code=error.code, rule=rule)
-                raise
-        if due is not None:
-            time.sleep(max(0.0, due - time.monotonic()))
-        return reply
+                if policy is None:
+                    raise
+                refusal, due = error, self._pace.slot(policy.reply_slot)
+        time.sleep(max(0.0, due - time.monotonic()))
+        if refusal is not None:
+            raise refusal
+        return answer
 
     def _due(self, experiment: Experiment, policy: Policy) -> float:
         """When the reply may leave."""
@@ -159,7 +168,7 @@ class SiteAgent:
             self._quotas.take(policy, self._ledger, experiment.name, request.round)
             check_budget(policy, self._ledger, experiment, events)
         # Only now: a configuration that this site cannot or will not run does not use up the experiment's name.
-        self._bind(experiment, policy)
+        self._bind(experiment, learner, policy)
         sequence = self._ledger.reserve(experiment.name, request.round, digest, events)
         record = self._compute(learner, request, digest, policy)
         self._store.write(experiment.name, request.round, record)
@@ -185,7 +194,7 @@ class SiteAgent:
         told = policy is None or len(answers) < policy.max_evaluations
         if answer is None and policy is not None:
             self._quotas.take(policy, self._ledger, experiment.name, None)
-        self._bind(experiment, policy)
+        self._bind(experiment, learner, policy)
         pool = request.pool
         choice = None if pool is None else Choice(request.chosen, pool, learner.label_shares)
         self._store.write_final(experiment.name, request.global_context, choice)
@@ -245,7 +254,7 @@ class SiteAgent:
         if policy is not None and request.attempt > kept.attempt:
             self._quotas.take(policy, self._ledger, name, None)
             check_budget(policy, self._ledger, experiment, events)
-        self._bind(experiment, policy)
+        self._bind(experiment, learner, policy)
 
         def compute() -> npt.NDArray[np.int64]:
             number = SCORES if request.sum == "scores" else ROWS
@@ -320,21 +329,22 @@ class SiteAgent:
                 learner = PromptLearner(self._backbone, experiment, features)
             except (ModelError, ConfigError, DataError) as error:
                 raise RefusedError(code=error.code, message=error.message, advice=error.advice) from None
-            # To the log alone: the audit tells nothing about the data.
-            if warning := learner.too_long_answers:
-                _LOG.warning("%s: %s", experiment.name, warning)
-            if unknown := self._features.left_out_of(experiment):
-                _LOG.warning("%s: %s", experiment.name, unknown)
         self._learners[digest] = learner
         while len(self._learners) > MOST_LEARNERS:
             del self._learners[next(iter(self._learners))]
         return learner
 
-    def _bind(self, experiment: Experiment, policy: Policy | None) -> None:
+    def _bind(self, experiment: Experiment, learner: PromptLearner, policy: Policy | None) -> None:
         self._ledger.bind(experiment.name, experiment.digest())
         self._store.remember(experiment)
         if policy is not None:
             self._pace.rehearse(experiment, self._backbone, self._features)
+        # Only here, in the time of a paced answer: this looks at every example. To the log alone.
+        if experiment.name not in self._warned:
+            self._warned.add(experiment.name)
+            for warning in (learner.too_long_answers, self._features.left_out_of(experiment)):
+                if warning:
+                    _LOG.warning("%s: %s", experiment.name, warning)
 
     def _known_release(self, request: TrainRequest, digest: str) -> SiteReply | None:
         """What an earlier, equal request released; None if this round has released nothing and may do so now."""

@@ -61,6 +61,10 @@ class Pace:
         self._store.write_pace(experiment.name, MARGIN * took)
         self.start()
 
+    def slot(self, least: float) -> float:
+        """When a refusal may leave, on the monotonic clock: ``least`` seconds after it was asked for."""
+        return self._started + least
+
     def due(self, experiment: str, least: float) -> tuple[float, bool]:
         """When the answer may leave, on the monotonic clock, and whether the experiment's time had to be doubled.
 
