@@ -57,7 +57,7 @@ SECURE = (
         (f"{SUM_TESTS}::test_se4_lists_about_other_sites_than_those_that_shared_are_refused",),
     ),
     (
-        "secure sum: steps in any order",
+        "secure sum: own keys replaced in the list",
         "dpfpl_common.secure.site:SiteSum._everybody",
         "own is None or own.to_bytes() != self.answered.replies[0]",
         "own is None",
