@@ -80,7 +80,7 @@ def test_a_sites_error_becomes_its_refusal_without_names_of_its_files(error, cod
 
     assert isinstance(answer, SiteRefusal)
     assert answer.refusal.code == code
-    assert ("rule experiments" in answer.refusal.rule) == told
+    assert ("rule experiments" in answer.refusal.message) == told
     assert "patient" not in repr(answer)
     assert ("ZeroDivisionError" in caplog.text) == (code == "INTERNAL")  # a bug of ours is not swallowed
 

@@ -254,7 +254,7 @@ def test_text_of_errors_inside_never_crosses(folder, caplog, error, code):
     assert type(error).__name__.encode() not in data
     assert SECRET in caplog.text  # the site's own log has it
     if code == "INTERNAL":
-        incident = refusal.rule.split()[-1].rstrip(".")
+        incident = refusal.message.split()[-1].rstrip(".")
         assert len(incident) == 16
         assert incident in caplog.text
 

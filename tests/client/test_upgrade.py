@@ -67,7 +67,7 @@ def test_O4_an_agent_and_a_clientapp_of_other_protocols_say_so(served, request_o
         header = (("authorization", f"Bearer {read_token(token)}"),)
         reply = call(message.SerializeToString(), metadata=header, timeout=10)
     assert reply.refusal.code == "VERSION_MISMATCH"
-    assert str(PROTOCOL_VERSION) in reply.refusal.rule + reply.refusal.advice
+    assert str(PROTOCOL_VERSION) in reply.refusal.message + reply.refusal.advice
     assert "same release" in reply.refusal.advice
     assert agent.calls == 0
 

@@ -19,7 +19,7 @@ from dpfpl_common.experiment import (
     parse_experiment,
 )
 
-BARE = {"name": "pilot", "classes": ["cat", "dog"], "sites": ["a", "b"], "model": {"width": 8}}
+BARE = {"name": "pilot", "classes": ["cat", "dog"], "sites": ["a", "b", "c"], "model": {"width": 8}}
 
 
 def chosen(privacy=None, **parts):

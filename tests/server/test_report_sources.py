@@ -215,6 +215,7 @@ def test_no_number_stands_on_the_page_without_its_source():
             "1 ラウンド",
             "1 から",
             "5 ポイント",
+            "3 程度",
             "1 台",
             "（1 ",
         ):

@@ -199,7 +199,7 @@ def test_I6_going_back_is_refused_and_skipping_is_not_going_back(line, request_f
 def test_I7_another_protocol_or_model_is_refused_naming_what_is_expected(line, request_for, experiment, changed, site):
     refusal = line.call(message(request_for(), protocol_version=99)).refusal
     assert refusal.code == "VERSION_MISMATCH"
-    assert "expected" in refusal.rule
+    assert "expected" in refusal.message
     other = changed(experiment, model={"fingerprint": "0" * 64})
     refusal = line.call(message(request_for(1, other))).refusal
     assert refusal.code == "OTHER_MODEL"
@@ -270,7 +270,7 @@ def test_I9_weaker_protection_than_the_policy_asks_for_is_refused(line, request_
     line.server._agent = site.start(Policy(("*",), 2.0, 20.0, max_epsilon_operator=10.0))
     refusal = line.call(edited(request_for(), path, value)).refusal
     assert refusal.code in codes
-    assert refusal.rule
+    assert refusal.message
 
 
 FORBIDDEN = ("off", "debug", "return_raw", "seed", "no_noise", "raw", "skip_ledger")
@@ -375,7 +375,7 @@ def test_I13_the_text_of_an_error_inside_stays_inside(line, request_for, monkeyp
     assert type(error).__name__ not in str(reply)
     assert reply.refusal.code in ("INTERNAL", "UNREADABLE_IMAGE")
     if reply.refusal.code == "INTERNAL":
-        incident = reply.refusal.rule.split()[-1].rstrip(".")
+        incident = reply.refusal.message.split()[-1].rstrip(".")
         assert incident in caplog.text  # under which the site finds it
     assert line.call(message(request_for())).refusal.code == reply.refusal.code  # and the agent still answers
 

@@ -12,7 +12,15 @@ from dpfpl_client.data import DataSettings, read_pool
 from dpfpl_client.data.decode import UnreadableImageError, decode_picture
 from dpfpl_common.errors import DataError
 
-CODES = {"CORRUPT_IMAGE", "SEVERAL_FRAMES", "SIGNED_VALUES", "WIDE_VALUES", "WRONG_BITS", "UNREADABLE"}
+CODES = {
+    "CORRUPT_IMAGE",
+    "DICOM_COMPRESSED",
+    "SEVERAL_FRAMES",
+    "SIGNED_VALUES",
+    "WIDE_VALUES",
+    "WRONG_BITS",
+    "UNREADABLE",
+}
 COUNT = 500
 
 
