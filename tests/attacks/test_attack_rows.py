@@ -77,7 +77,7 @@ METHODS = (
 )  # fmt: skip
 
 
-def test_A6_the_socket_answers_two_methods_and_the_health_check_and_there_is_no_other_socket(site):
+def test_A6_the_socket_answers_three_methods_and_the_health_check_and_there_is_no_other_socket(site):
     with site.agent() as pid:
         header = (("authorization", f"Bearer {read_token(site.state / 'agent.token')}"),)
         with grpc.insecure_channel(f"unix:{site.state}/agent.sock") as channel:
@@ -85,7 +85,7 @@ def test_A6_the_socket_answers_two_methods_and_the_health_check_and_there_is_no_
                 with pytest.raises(grpc.RpcError) as caught:
                     channel.unary_unary(method)(b"", metadata=header, timeout=5)
                 assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED, method
-        assert sorted(agent_pb2.DESCRIPTOR.services_by_name["SiteAgent"].methods_by_name) == ["Evaluate", "Train"]
+        assert sorted(agent_pb2.DESCRIPTOR.services_by_name["SiteAgent"].methods_by_name) == ["AddUp", "Evaluate", "Train"]
         assert listening(pid) == {f"{site.state}/agent.sock"}
 
 
