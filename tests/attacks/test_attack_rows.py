@@ -85,7 +85,8 @@ def test_A6_the_socket_answers_three_methods_and_the_health_check_and_there_is_n
                 with pytest.raises(grpc.RpcError) as caught:
                     channel.unary_unary(method)(b"", metadata=header, timeout=5)
                 assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED, method
-        assert sorted(agent_pb2.DESCRIPTOR.services_by_name["SiteAgent"].methods_by_name) == ["AddUp", "Evaluate", "Train"]
+        service = agent_pb2.DESCRIPTOR.services_by_name["SiteAgent"]
+        assert sorted(service.methods_by_name) == ["AddUp", "Evaluate", "Train"]
         assert listening(pid) == {f"{site.state}/agent.sock"}
 
 
