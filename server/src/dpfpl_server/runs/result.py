@@ -249,7 +249,8 @@ def _scores(experiment: Experiment, totals: Floats, sites: int, chosen: str) -> 
         for candidate, score in zip(names, scores_from(totals, stddev), strict=True)
     ]
     used = {"evidence": "both", "text": "zero_shot"}.get(chosen, chosen)
-    pairs = [(name, over) for over in ("zero_shot", "alone") if over in names for name in names if name != over]
+    pairs = [(name, "zero_shot") for name in names[1:]]
+    pairs += [(name, "alone") for name in ("evidence", "both") if "alone" in names]
     return {
         "scores": rows,
         "gains": [

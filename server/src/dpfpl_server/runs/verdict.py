@@ -50,17 +50,19 @@ def verdict(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _says(rivals: list[dict[str, Any]]) -> str:
-    if not any(rival["name"] != "zero_shot" for rival in rivals):
-        return "unknown"
     intervals = [
         [rival[column]["interval"] for column in ("local", "neighbour") if rival[column] is not None]
         for rival in rivals
     ]
-    if any(None in of_rival for of_rival in intervals):
+    known = [of_rival for of_rival in intervals if None not in of_rival]
+    if any(max(high for _, high in found) < NOTICEABLE for found in known):
+        return "costs"
+    if not any(rival["name"] != "zero_shot" for rival in rivals):
+        return "unknown"
+    if len(known) < len(rivals):
         return "not_proven"
-    if all(max(low for low, _ in found) > 0 and min(high for _, high in found) >= 0 for found in intervals):
-        return "pays"
-    return "costs" if any(max(high for _, high in found) < NOTICEABLE for found in intervals) else "not_proven"
+    ahead = all(max(low for low, _ in found) > 0 and min(high for _, high in found) >= 0 for found in known)
+    return "pays" if ahead else "not_proven"
 
 
 def _from_accuracies(result: Mapping[str, Any]) -> list[dict[str, Any]]:
