@@ -8,64 +8,23 @@ import json
 import os
 import shutil
 import statistics
-import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Context, Message, RecordDict
-from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid, ServerApp
-
 from dpfpl_bench.demo.demonstration import DemoRequest, provisioned, start_federation
 from dpfpl_bench.demo.digits import DEMO
 from dpfpl_common.errors import RoundError
-from dpfpl_common.ops.files import write_durably
 from dpfpl_common.ops.processes import ProcessGroup, wait_until
-from dpfpl_server.federation.exchange import exchange
-from dpfpl_server.flower_patches import pull_again_soon
 from dpfpl_server.runs.folder import RunFolder
 from dpfpl_server.runs.supervise import run_experiment
 from dpfpl_server.sites.bundle import bundle_files
 from dpfpl_server.sites.superlink import run_status, submit_run
 
-__all__ = ["empty_client", "empty_server", "measure_deployed_round"]
+__all__ = ["measure_deployed_round"]
 
 ROOT = Path(__file__).resolve().parents[2]
-
-empty_client = ClientApp()
-"""Of an empty round: answers at once with nothing."""
-
-
-@empty_client.query()
-def query(message: Message, context: Context) -> Message:
-    """Answer with nothing."""
-    return Message(RecordDict(), reply_to=message)
-
-
-ROUNDS = 10
-DEADLINE_S = 120.0
-empty_server = ServerApp()
-"""Of empty rounds: the strategy's own exchange with messages that hold nothing, timed."""
-
-
-@empty_server.main()
-def main(grid: Grid, context: Context) -> None:
-    """Write the seconds of each round into the file that run-dir names."""
-    pull_again_soon(DEADLINE_S)
-    seconds = []
-    nodes = [str(node) for node in grid.get_node_ids()]
-    for number in range(ROUNDS):
-        started = time.monotonic()
-        messages = {node: grid.create_message(RecordDict(), "query", int(node), str(number)) for node in nodes}
-        outcome = exchange(grid, messages, DEADLINE_S)
-        if len(outcome.replies) < len(nodes):
-            raise RuntimeError(f"an empty round failed: {outcome.failures}")
-        seconds.append(time.monotonic() - started)
-    write_durably(Path(str(context.run_config["run-dir"])), json.dumps(seconds).encode(), 0o644)
-
-
 EPSILON = 8.0
 AIM = 1.2
 """A round should take at most so many empty rounds, plus what its slowest site computes."""
@@ -120,7 +79,7 @@ def _empty_rounds(server: Path, file: Path, group: ProcessGroup) -> list[float]:
     bundle = bundle_files()["pyproject.toml"]
     for ours, empty in ((b"dpfpl_server.federation.app:app", b"server"), (b"dpfpl_client.node.app:app", b"client")):
         assert ours in bundle
-        bundle = bundle.replace(ours, b"research.speed.round_cost:empty_" + empty)
+        bundle = bundle.replace(ours, b"research.speed.empty_apps:" + empty)
     run_id = submit_run(server, {"run-dir": str(file.resolve())}, bundle={"pyproject.toml": bundle})
     wait_until(
         lambda: run_status(server, run_id).finished,
