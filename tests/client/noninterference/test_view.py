@@ -39,7 +39,7 @@ def test_every_field_of_every_message_that_leaves_has_a_row():
 def test_every_row_names_tests_that_exist():
     tests = " ".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
     for line in view():
-        named = re.findall(r"NI\d+", line.split("|")[4])
+        named = re.findall(r"(?:NI|SE)\d+", line.split("|")[4])
         assert named, line
         for row in named:
             assert re.search(rf"def test_{row}_", tests, re.IGNORECASE), row
