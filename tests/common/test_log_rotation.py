@@ -10,11 +10,13 @@ from dpfpl_common.ops import processes
 from dpfpl_common.ops.processes import ProcessGroup, rotate_log, wait_until
 
 WEEK = """
-import sys
+import sys, time
 for second in range(7 * 24 * 3600):
     if second % 12 == 0:  # a round every 12 s, and what Flower writes about one
         for word in ("GetRun", "GetFab", "PushMessages", "PullMessages"):
             print(f"INFO :      [Fleet.{word}] Requesting for run_id=1234567890123456789 second={second}")
+sys.stdout.flush()
+time.sleep(1)  # what is written while a log is cut may be lost, and so might the last line be
 print("the last line", flush=True)
 """
 LINES = 7 * 24 * 3600 // 12 * 4
@@ -43,7 +45,7 @@ def test_DR9_a_week_of_rounds_leaves_a_bounded_log_with_its_end(tmp_path, monkey
     log = tmp_path / "logs" / "superlink.log"
     largest = 0
     with ProcessGroup() as group:
-        program = WEEK + "import time; time.sleep(60)\n"
+        program = WEEK + "time.sleep(60)\n"
         group.start("week", [sys.executable, "-c", program], log_file=log)
         end = time.monotonic() + 180  # seconds where nothing else runs
         while not any("the last line" in text for text in texts(log)) and time.monotonic() < end:

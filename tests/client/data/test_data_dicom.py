@@ -5,6 +5,7 @@ The files are those that pydicom brings along, and small ones made here.
 
 import io
 import logging
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -229,6 +230,7 @@ def test_nothing_of_a_header_is_kept_logged_or_told(clinic, tmp_path, capfd, cap
     out, err = capfd.readouterr()
     told = [out, err, caplog.text, index.read_text(), repr(pool), *(str(w.message) for w in warned)]
     told += [repr(image.info) + repr(getattr(image, "text", "")) for image in images]
+    told = [re.sub(r"[0-9]{15,}|[0-9a-f]{64}", "", text) for text in told]  # times and digests hold any four digits
     for secret in ("Secret", "SEC", "ID-4711", "4711", NAME, "1.2.3.4"):
         assert not [text for text in told if secret in text]
     assert not warned
