@@ -263,8 +263,16 @@ class SiteAgent:
                     code="SUM_ORDER", message="Rows come before votes.", rule="order of sums", advice="Sum the rows."
                 )
             # Nothing of an interrupted computation can have left, so it is charged once, however often it is begun.
-            if request.sum != "vote" and self._ledger.find(name, number) is None:
+            charge = self._ledger.find(name, number)
+            if charge is None:
                 self._ledger.reserve(name, number, request.sum, events)
+            elif request.sum != "vote" and charge.release_digest:
+                raise RefusedError(
+                    code="SUM_RELEASED",
+                    message="This site's part of the sum may have left it, and its record is gone.",
+                    rule="one sum",
+                    advice="Restore the site's whole state folder, or run the experiment under a new name.",
+                )
             last = experiment.rounds.number
             number_of = {"rows": 0, "vote": last + 2, "scores": last + 1}[request.sum]
             randomness = self._randomness.for_round(self._name, number_of)

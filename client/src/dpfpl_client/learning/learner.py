@@ -240,7 +240,7 @@ class PromptLearner:
         pool: npt.NDArray[np.float32] | None,
         global_context: npt.NDArray[np.float32] | None,
     ) -> npt.NDArray[np.int64]:
-        """What the site adds to a secure sum, one of ``dpfpl_common.secure.SUMS``: noised, in grid steps.
+        """What the site adds to a secure sum, ``rows``, ``vote`` or ``scores``: noised, in grid steps.
 
         It carries the site's share of the noise only, so it may leave the site in a masked message alone.
         """
