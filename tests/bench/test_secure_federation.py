@@ -314,6 +314,18 @@ def test_a_broken_attempt_is_over_once_another_has_begun_and_the_integers_stay_t
     assert [charge.round for charge in hostile.ledger.charges()] == [ROWS]
 
 
+def test_a_sum_whose_record_is_gone_is_not_drawn_a_second_time(tmp_path, backbone, features, experiment):
+    hostile = Hostile(tmp_path / "north", backbone, features, experiment)
+    honest_until(hostile, experiment, features, backbone, tmp_path, "unmask")
+    (record,) = (tmp_path / "north").rglob("sum-rows.bin")
+    record.unlink()
+
+    with pytest.raises(RefusedError) as refusal:
+        honest_until(hostile, experiment, features, backbone, tmp_path / "again", "unmask")
+
+    assert refusal.value.code == "SUM_RELEASED"
+
+
 def test_an_attempt_begins_with_keys_and_a_vote_follows_the_rows(tmp_path, backbone, features, experiment):
     hostile = Hostile(tmp_path / "north", backbone, features, experiment)
 
