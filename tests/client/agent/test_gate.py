@@ -198,7 +198,7 @@ class Clock:
         self.now += seconds
 
 
-@pytest.mark.parametrize("rehearsed", [0.4, 0.5, 0.65])
+@pytest.mark.parametrize("rehearsed", [0.3, 0.4, 0.5])
 def test_NI5_every_answer_of_an_experiment_takes_the_rehearsed_time(
     agent, request_for, evaluation, monkeypatch, rehearsed
 ):

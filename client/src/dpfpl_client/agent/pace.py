@@ -21,7 +21,7 @@ from dpfpl_common.experiment import Experiment
 
 __all__ = ["Pace", "made_up"]
 
-MARGIN = 3.0
+MARGIN = 4.0
 """How much longer an answer takes than the rehearsal at least, at most twice that: room for more examples than nominal,
 and for a busy machine."""
 
