@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
@@ -108,6 +109,7 @@ def build_result(
     counted = _counted(scores or {}, evidence)
     chosen = evidence.chosen(experiment) if evidence is not None and told else "prompt"
     result = {
+        "date": datetime.now(UTC).date().isoformat(),
         "transport": transport,
         "node_authentication": node_authentication,
         "method": experiment.prompt.method,

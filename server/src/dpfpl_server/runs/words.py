@@ -18,7 +18,6 @@ __all__ = [
     "epsilon_text",
     "exact",
     "noise_is_real",
-    "part_taken",
     "percent",
     "points",
     "seconds_text",
@@ -84,13 +83,6 @@ THREE_DIGITS_UP = Context(prec=3, rounding=ROUND_CEILING)
 def site_sample_rate(result: Mapping[str, Any]) -> float:
     """Chance that a site joined a round; 1 where sites were not sampled."""
     return float(result["config"].get("privacy", {}).get("site_sample_rate", 1.0))
-
-
-def part_taken(result: Mapping[str, Any]) -> str:
-    """Which site the epsilons are about, as a relative clause."""
-    if site_sample_rate(result) < 1:
-        return "that was drawn by chance for every completed round"
-    return "that took part in every completed round"
 
 
 def percent(accuracy: float | None) -> str:

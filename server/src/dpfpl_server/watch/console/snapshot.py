@@ -11,7 +11,7 @@ from dpfpl_common.ops.diagnostics import Trouble
 from dpfpl_common.ops.text import printable
 from dpfpl_common.privacy.accounting import PrivacyEvent, epsilon, json_epsilon
 from dpfpl_common.privacy_plan import ADVERSARIES, UNIT_NAMES, planned_events
-from dpfpl_server.report.charts import Frame, Line, line_chart, mean_curve, site_curve
+from dpfpl_server.report.charts import Line, line_chart, mean_curve, site_curve
 from dpfpl_server.report.texts import Texts
 from dpfpl_server.runs.folder import RunFolder
 from dpfpl_server.runs.state import STATES, LiveState, run_state
@@ -156,7 +156,7 @@ def _scores(experiment: Experiment, result: Any | None) -> list[dict[str, Any]]:
     """Of a finished run: shares of right answers from noised counts over all sites, with their 95 % intervals."""
     texts = Texts("en", experiment.task.kind)
     return [
-        {"name": texts.plain(f"scores.{row['candidate']}"), "value": row["value"], "interval": row["interval"]}
+        {"name": texts(f"scores.{row['candidate']}").striptags(), "value": row["value"], "interval": row["interval"]}
         for row in (result or {}).get("scores", ())
     ]
 
@@ -196,7 +196,7 @@ def _chart(experiment: Experiment, history: Sequence[Mapping[str, Any]], result:
     lines = [Line(label.format(things=things), mean_curve(known, metric), style) for metric, label, style in CURVES]
     if not any(line.points for line in lines):
         return {"svg": "", "legend": [], "sites": {}}
-    drawing = line_chart(f"Mean {measured} by completed rounds", lines, Frame.around(lines, max(1, len(history))))
+    drawing = line_chart(f"Mean {measured} by completed rounds", lines)
     return {
         "svg": drawing,
         "legend": [
