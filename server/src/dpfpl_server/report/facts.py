@@ -28,7 +28,8 @@ COARSE = 0.05
 
 ASSUMED_WATTS = 100
 NEARLY_CERTAIN = 0.95
-LARGEST_EPSILON = 100.0
+LARGEST_EPSILON = 10.0
+"""No larger one is proposed."""
 Z95 = statistics.NormalDist().inv_cdf(0.975)
 CURVES = {"own": "personal_local", "shared": "global_local", "others": "personal_neighbour"}
 
@@ -225,7 +226,7 @@ def _would_change(result: Result, experiment: Experiment | None) -> dict[str, An
     Returns:
         ``images``: the factor, below 1 where the gain is shown already; None where no number of images would do, as
         some rival is not behind. ``sites`` and ``epsilon``, of counts: the factor, and an epsilon whose noise is that
-        much smaller (None above 100). ``behind``: names of the rivals that the federation is not ahead of.
+        much smaller (None above 10). ``behind``: names of the rivals that the federation is not ahead of.
     """
     verdict = result["verdict"]
     wider = []

@@ -75,6 +75,7 @@ def _template(language: str, task: str) -> tuple[jinja2.Template, Texts]:
     )
     environment.filters |= {name: getattr(texts, name) for name in FILTERS}
     environment.filters["baseline"] = lambda name: texts.word(f"baselines.{name}", name)
+    environment.filters["quoted"] = lambda name: texts("format.quoted", n=texts.word(f"baselines.{name}", name))
     environment.globals |= {"t": texts, "line_chart": line_chart, "amount": "{:,.0f}".format}
     return environment.get_template("report.html.j2"), texts
 
