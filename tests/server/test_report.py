@@ -13,11 +13,13 @@ from html.parser import HTMLParser
 from importlib import resources
 
 import pytest
+from markupsafe import escape
 from report_samples import BY_HAND, SITES, answer, everything, make_experiment, make_result, metrics, plain, with_counts
 
 from dpfpl_common.config import build
 from dpfpl_common.errors import ConfigError, StateError
 from dpfpl_common.experiment import parse_experiment
+from dpfpl_common.ops.text import printable
 from dpfpl_common.privacy.accounting import epsilon
 from dpfpl_common.privacy_plan import planned_events
 from dpfpl_server.report import read_roi, render_report, write_report
@@ -28,7 +30,7 @@ from dpfpl_server.report.texts import OWN_WORDS, Texts
 from dpfpl_server.runs.result import privacy_statement
 from dpfpl_server.runs.words import bytes_text, epsilon_text, seconds_text
 
-HOSTILE = "<script src=//evil.example/x.js>alert('\"')</script>"
+HOSTILE = "<script src=//evil.example/x.js>alert('\"')</script>\x1b[2J\u202e"
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 NUMBER = re.compile(r'<data value="([^"]*)">(.*?)</data>', re.DOTALL)
 
@@ -72,27 +74,18 @@ CASES = {
 
 
 class Page(HTMLParser):
-    """Collects the tables, checks that elements nest, and keeps every attribute."""
+    """Checks that elements nest, and keeps tags, attributes and tables."""
 
     def __init__(self, page):
         super().__init__()
-        self.tables, self.attributes, self.tags, self._open, self._cell = {}, [], [], [], None
-        self._rows, self._caption, self._in_caption = [], "", False
+        self.page, self.attributes, self.tags, self._open = page, [], [], []
         self.feed(page)
         assert self._open == []
 
     def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, key, value) for key, value in attrs]
-        self._in_caption = ("class", "caption") in attrs
+        self.handle_startendtag(tag, attrs)
         if tag not in VOID:
             self._open.append(tag)
-        if tag == "table":
-            self._rows = []
-        elif tag == "tr":
-            self._rows.append([])
-        elif tag in ("td", "th"):
-            self._rows[-1].append("")
 
     def handle_startendtag(self, tag, attrs):
         self.tags.append(tag)
@@ -100,18 +93,12 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag):
         assert self._open.pop() == tag
-        self._in_caption = False
-        if tag == "table":
-            self.tables[self._caption] = self._rows[1:]
-
-    def handle_data(self, data):
-        if "td" in self._open or "th" in self._open:
-            self._rows[-1][-1] += data.replace("\u00a0", " ")
-        elif self._in_caption:
-            self._caption = data
 
     def table(self, start):
-        return next(rows for caption, rows in self.tables.items() if caption.startswith(start))
+        """The cells, as text, of the body of the table whose caption begins so."""
+        body = self.page[self.page.index(f'<p class="caption">{escape(start)}') :]
+        rows = re.findall(r"<tr>(.*?)</tr>", body[body.index("<tbody>") : body.index("</tbody>")], re.DOTALL)
+        return [[plain(cell) for cell in re.findall(r"<t[hd]\b[^>]*>(.*?)</t[hd]>", row, re.DOTALL)] for row in rows]
 
 
 # Numbers
@@ -476,7 +463,7 @@ def test_hostile_names_are_text():
     result = copy.deepcopy(make_result(dropped={2: {"west": HOSTILE}}))
     result["sites"][0]["name"] = HOSTILE
     result["config"]["name"] = HOSTILE
-    result["config"]["classes"] = [HOSTILE, "\x1b[2J\u202e"]
+    result["config"]["classes"] = [HOSTILE]
     result["method"] = result["transport"] = result["privacy"]["noise"] = HOSTILE
     result["privacy"]["epsilons"][0]["who"] = result["privacy"]["epsilons"][1]["unit"] = HOSTILE
     result["baselines"][HOSTILE] = {"local": 0.5}
@@ -487,7 +474,7 @@ def test_hostile_names_are_text():
     assert "\x1b" not in page
     assert "\u202e" not in page
     assert "&lt;script src=//evil.example" in page
-    assert Page(page).table("Before")[0][0] == f"{HOSTILE} (weakest)"
+    assert Page(page).table("Before")[0][0] == f"{printable(HOSTILE)} (weakest)"
 
 
 def test_zero_rounds():
