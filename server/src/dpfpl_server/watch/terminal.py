@@ -105,20 +105,13 @@ def _accuracy(result: Mapping[str, Any]) -> Table:
 
 def _baselines(result: Mapping[str, Any]) -> Table:
     accuracy = result["accuracy"]
-    rows = [
-        (
-            "this federation",
-            percent(accuracy["local"]),
-            DASH,
-            percent(accuracy["worst_site"]),
-            percent(accuracy["neighbour"]),
-        )
-    ]
+    ours = [percent(accuracy[key]) for key in ("local", "worst_site", "neighbour")]
+    rows = [["this federation", ours[0], DASH, *ours[1:]]]
     for key, baseline in result["baselines"].items():
         local = baseline.get("local")
         ahead = points(local, accuracy["local"])
-        others = (percent(baseline.get(where)) for where in ("worst_site", "neighbour"))
-        rows.append((_named(key), percent(local), ahead, *others))
+        others = [percent(baseline.get(where)) for where in ("worst_site", "neighbour")]
+        rows.append([_named(key), percent(local), ahead, *others])
     things, _ = _measured(result)
     head = ("mean of the sites", f"own {things}", "ahead by", "worst site", f"others' {things}")
     return _table("Compared with", head, rows)
