@@ -313,29 +313,24 @@ def test_what_it_takes_is_what_plan_says():
 
 
 def test_what_says_nothing_is_left_out():
-    page = plain(render_report(one_shot()))
-    for title in (
-        "Accuracy at each site",
-        "Accuracy over the rounds",
-        "Compared with",
-        "How sure",
-        "stopped earlier",
+    def titles(result):
+        return [plain(title) for title in re.findall("<h2>(.*?)</h2>", render_report(result))]
+
+    exact = ["Accuracy at each site", "How sure are these numbers?", "Compared with", "Accuracy over the rounds"]
+    always = ["What left each site, and what it cost", "What running it took", "Return on investment"]
+    end = ["What these data cannot tell", "Rounds", "Details"]
+    deployed = ["The answer", "What it takes", "Scores that are covered by epsilon", *always, *end]
+    assert titles(one_shot()) == deployed
+    assert titles(everything()) == [
+        "The answer",
+        *exact,
+        "If it had stopped earlier",
+        always[0],
         "Audit",
-    ):
-        assert title not in page
-    assert "Scores that are covered by epsilon" in page
-    assert "this experiment was not attacked" in page
-    full = plain(render_report(everything()))
-    for title in (
-        "Accuracy at each site",
-        "Accuracy over the rounds",
-        "Compared with",
-        "How sure",
-        "stopped earlier",
-        "Audit",
-    ):
-        assert title in full
-    assert "Scores that are covered" not in full
+        *always[1:],
+        *end,
+    ]
+    assert "this experiment was not attacked" in render_report(one_shot())
 
 
 # Privacy
@@ -678,12 +673,12 @@ def test_an_unknown_language_is_named():
 
 def luminance(colour):
     channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2], linear
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
 def contrast(one, other):
-    bright, dark = sorted((luminance(one)[0], luminance(other)[0]), reverse=True)
+    bright, dark = sorted((luminance(one), luminance(other)), reverse=True)
     return (bright + 0.05) / (dark + 0.05)
 
 
@@ -703,24 +698,6 @@ def test_colours_have_the_contrast_that_wcag_asks_for():
         assert contrast(colours["ink"], colours["warn"]) >= 4.5
         for line in ("line0", "line1", "line2", "bar"):
             assert contrast(colours[line], colours["page"]) >= 3, line
-
-
-DEFICIENCIES = {  # Machado, Oliveira, Fernandes 2009, severity 1.0, on linear RGB
-    "protanopia": ((0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216), (-0.003882, -0.048116, 1.051998)),
-    "deuteranopia": ((0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413), (-0.011820, 0.042940, 0.968881)),
-    "tritanopia": ((1.255528, -0.076749, -0.178779), (-0.078411, 0.930809, 0.147602), (0.004733, 0.691367, 0.303900)),
-}
-
-
-@pytest.mark.parametrize("deficiency", DEFICIENCIES)
-def test_before_and_after_differ_for_the_colour_blind(deficiency):
-    """The two colours that a drawing sets against each other; a third line is told apart by its dashes as well."""
-    for colours in schemes():
-        seen = [
-            [sum(row[k] * luminance(colours[name])[1][k] for k in range(3)) for row in DEFICIENCIES[deficiency]]
-            for name in ("line0", "line1")
-        ]
-        assert math.dist(*seen) > 0.15, (deficiency, colours)
 
 
 def test_lines_differ_without_any_colour():
