@@ -5,17 +5,17 @@ import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 from dpfpl_common.config import build
 from dpfpl_common.errors import DpfplError
 from dpfpl_common.experiment import Experiment
-from dpfpl_common.privacy.accounting import PrivacyEvent, epsilon, json_epsilon
+from dpfpl_common.privacy.accounting import epsilon
 from dpfpl_common.privacy_plan import planned_events
 from dpfpl_server.report.charts import mean_curve, site_curve, ticks
 from dpfpl_server.report.roi import RoiInputs, return_on_investment
 from dpfpl_server.runs.plan import images_for_evidence
+from dpfpl_server.runs.result import event_epsilon
 from dpfpl_server.runs.words import noise_is_real, site_sample_rate
 
 __all__ = ["facts", "wilson"]
@@ -203,17 +203,12 @@ def _stops(result: Result, experiment: Experiment | None) -> list[dict[str, Any]
         return []
     stops = sorted({max(1, round(completed * part / SHOWN_STOPS)) for part in range(1, SHOWN_STOPS)} - {completed})
     steps, delta = experiment.rounds.local_steps, experiment.privacy.target_delta
-    rows = [{e.adversary: _epsilon(e, delta) for e in planned_events(experiment, stop * steps)} for stop in stops]
+    rows = [{e.adversary: event_epsilon(e, delta) for e in planned_events(experiment, stop * steps)} for stop in stops]
     rows.append({entry["adversary"]: entry["epsilon"] for entry in result["privacy"]["epsilons"]})
     return [
         {"rounds": stop, "own": _mean_after(result, stop), **row}
         for stop, row in zip([*stops, completed], rows, strict=True)
     ]
-
-
-@lru_cache(maxsize=256)
-def _epsilon(event: PrivacyEvent, delta: float) -> float | str:
-    return json_epsilon(epsilon([event], delta))
 
 
 def _would_change(result: Result, experiment: Experiment | None) -> dict[str, Any]:

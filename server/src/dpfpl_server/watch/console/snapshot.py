@@ -2,18 +2,17 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.ops.diagnostics import Trouble
 from dpfpl_common.ops.text import printable
-from dpfpl_common.privacy.accounting import PrivacyEvent, epsilon, json_epsilon
 from dpfpl_common.privacy_plan import ADVERSARIES, UNIT_NAMES, planned_events
 from dpfpl_server.report.charts import Line, line_chart, mean_curve, site_curve
 from dpfpl_server.report.texts import Texts
 from dpfpl_server.runs.folder import RunFolder
+from dpfpl_server.runs.result import event_epsilon
 from dpfpl_server.runs.state import STATES, LiveState, run_state
 from dpfpl_server.runs.words import MEASURED
 
@@ -146,7 +145,7 @@ def _sites(
                 "used": used,
                 "dropped": dropped,
                 "accuracy": final[name] if final.get(name) is not None else accuracy[-1] if accuracy else None,
-                "epsilon_at_most": _recipient_epsilon(experiment, min(used + dropped, experiment.rounds.number)),
+                "epsilon_at_most": _epsilons(experiment, min(used + dropped, experiment.rounds.number))[0],
             }
         )
     return rows
@@ -173,20 +172,11 @@ def _privacy(experiment: Experiment, completed: int) -> dict[str, Any]:
     return {"epsilons": rows, "delta": experiment.privacy.target_delta, "unit": UNIT_NAMES[experiment.privacy.unit]}
 
 
-def _recipient_epsilon(experiment: Experiment, rounds: int) -> float | str:
-    return _epsilons(experiment, rounds)[0]
-
-
 def _epsilons(experiment: Experiment, rounds: int) -> list[float | str]:
     if not rounds:
         return [0.0] * len(ADVERSARIES)
     events = planned_events(experiment, rounds * experiment.rounds.local_steps)
-    return [_epsilon(event, experiment.privacy.target_delta) for event in events]
-
-
-@lru_cache(maxsize=4096)
-def _epsilon(event: PrivacyEvent, delta: float) -> float | str:
-    return json_epsilon(epsilon([event], delta))
+    return [event_epsilon(event, experiment.privacy.target_delta) for event in events]
 
 
 def _chart(experiment: Experiment, history: Sequence[Mapping[str, Any]], result: Any | None) -> dict[str, Any]:
