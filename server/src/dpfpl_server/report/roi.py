@@ -151,14 +151,14 @@ def return_on_investment(result: Mapping[str, Any], inputs: RoiInputs) -> dict[s
     ``from_run`` names them.
 
     Raises:
-        ConfigError: no site let out its accuracy both before and after, and roi.toml gives no error rates.
+        ConfigError: no site released its accuracy both before and after, and roi.toml gives no error rates.
     """
     found = result["verdict"]
     from_run = [name for name in ("error_rate_before", "error_rate_after") if getattr(inputs, name) is None]
     if from_run and found["before"] is None:
         raise ConfigError(
             code="NO_ERROR_RATES",
-            message="No site let out its accuracy both before and after, so the run has no error rates.",
+            message="No site released its accuracy both before and after, so the run has no error rates.",
             advice="Give error_rate_before and error_rate_after in roi.toml.",
         )
     cases: dict[str, dict[str, float | None]] = {}
