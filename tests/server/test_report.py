@@ -12,6 +12,7 @@ import tomllib
 from html.parser import HTMLParser
 from importlib import resources
 
+import numpy as np
 import pytest
 from markupsafe import escape
 from report_samples import BY_HAND, SITES, answer, everything, make_experiment, make_result, metrics, plain, with_counts
@@ -21,6 +22,7 @@ from dpfpl_common.errors import ConfigError, StateError
 from dpfpl_common.experiment import parse_experiment
 from dpfpl_common.ops.text import printable
 from dpfpl_common.privacy.accounting import epsilon
+from dpfpl_common.privacy.counts import gain
 from dpfpl_common.privacy_plan import planned_events
 from dpfpl_server.report import read_roi, render_report, write_report
 from dpfpl_server.report.charts import Line, line_chart, mean_curve, site_curve, ticks
@@ -288,6 +290,19 @@ def test_so_much_more_test_data_would_just_prove_the_gain(factor):
     assert more < 1
     found = with_counts(result, round(images * more * factor))["verdict"]
     assert found["says"] == ("pays" if factor > 1 else "not_proven")
+
+
+@pytest.mark.parametrize("stddev", [5.0, 20.0, 40.0])
+def test_so_many_more_images_or_sites_would_just_lift_noised_counts_above_zero(stddev):
+    counts = np.array([0.60, 0.66, 1.0]) * 400
+    value, low, high = gain(counts, stddev, 1, 0)
+    result = one_shot()
+    result["verdict"]["rivals"][0]["local"] = {"before": 0.8, "value": value, "interval": [low, high]}
+    more = facts(result)["change"]
+    for factor, sign in ((0.95, -1), (1.05, 1)):
+        images, sites = more["images"] * factor, more["sites"] * factor
+        assert gain(counts * images, stddev, 1, 0)[1] * sign > 0
+        assert gain(counts * sites, stddev * math.sqrt(sites), 1, 0)[1] * sign > 0  # every site adds its noise
 
 
 @pytest.mark.privacy
