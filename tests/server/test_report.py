@@ -234,7 +234,7 @@ def test_the_title_names_experiment_day_and_sites():
     assert "Pilot report: pilot, 2026-03-09" in english
     assert "4 sites: east, north, south and west." in english
     assert "試験導入報告書：pilot" in japanese
-    assert "2026年3月9日、3ラウンド" in japanese
+    assert "2026年3月9日、3 ラウンド" in japanese
 
 
 def test_the_answer_has_verdict_gain_privacy_and_cost():
@@ -609,7 +609,7 @@ def test_the_answer_says_when_it_has_paid_for_itself():
     result = everything()
     inputs = roi_inputs(error_rate_before=0.15, error_rate_after=0.1)
     assert "it pays for itself by month 5 in the expected case" in answer(render_report(result, "en", inputs))
-    assert "5か月目までに投資を回収" in answer(render_report(result, "ja", inputs))
+    assert "5 か月目までに投資を回収" in answer(render_report(result, "ja", inputs))
     poor = roi_inputs(running_cost_per_month=10**6)
     assert "does not pay for itself" in answer(render_report(result, "en", poor))
     assert "never" in plain(render_report(result, "en", poor))
@@ -618,7 +618,7 @@ def test_the_answer_says_when_it_has_paid_for_itself():
     page = render_report(result, "en", slow)
     assert "does not pay for itself within the 3 months considered, but only by month 5" in answer(page)
     assert "5, after the months considered" in plain(page)
-    assert "3か月以内には投資を回収できず、回収は 5か月目" in answer(render_report(result, "ja", slow))
+    assert "3 か月以内には投資を回収できず、回収は 5 か月目" in answer(render_report(result, "ja", slow))
 
 
 def test_a_calculation_of_nothing_but_zeros_is_drawn():
