@@ -4,6 +4,7 @@ __all__ = ["SECURE"]
 
 SUM_TESTS = "tests/common/secure/test_secure_sum.py"
 NOISE_TESTS = "tests/common/secure/test_secure_noise.py"
+PEER_TESTS = "tests/bench/test_secure_peers.py"
 FEDERATION_TESTS = "tests/bench/test_secure_federation.py"
 
 SECURE = (
@@ -78,11 +79,24 @@ SECURE = (
         (f"{SUM_TESTS}::test_se5_after_the_end_earlier_steps_are_refused_and_no_secret_is_left",),
     ),
     (
-        "secure sum: peers' signatures are not looked at",
+        "secure sum: pins are not looked at",
         "dpfpl_common.secure.site:SiteSum._everybody",
-        "self._peers is not None",
+        "self._peers and site != self._site",
         "False",
-        (f"{SUM_TESTS}::test_pinned_peers_must_sign_their_keys",),
+        (
+            f"{SUM_TESTS}::test_se7_pinned_peers_must_sign_their_keys",
+            f"{PEER_TESTS}::test_se7_an_operator_that_adds_invented_sites_is_refused_by_name",
+        ),
+    ),
+    (
+        "secure sum: a peer may sign with any key",
+        "dpfpl_common.secure.site:SiteSum._check_peer",
+        "fingerprint(signer) == pinned",
+        "True",
+        (
+            f"{SUM_TESTS}::test_se7_pinned_peers_must_sign_their_keys",
+            f"{PEER_TESTS}::test_se7_an_operator_in_a_pinned_sites_place_is_refused_by_name",
+        ),
     ),
     (
         "secure sum: a wrong share gives a wrong sum",

@@ -21,6 +21,7 @@ from dpfpl_client.agent.budget import Quotas, check_budget
 from dpfpl_client.agent.ledger.anchor import events_to_json
 from dpfpl_client.agent.ledger.book import ROWS, SCORES, Ledger
 from dpfpl_client.agent.pace import Pace
+from dpfpl_client.agent.peers import NO_KEYS, AggregationKeys
 from dpfpl_client.agent.policy_file import Rules
 from dpfpl_client.agent.store import Choice, Record, Store
 from dpfpl_client.agent.sums import KeptSum, next_step
@@ -59,6 +60,7 @@ class SiteAgent:
         public: whether the data are public, so that exact accuracies may leave.
         audit: where every answer and refusal is recorded; None for simulations.
         quotas: how often may be computed; None for a fresh count.
+        aggregation: keys of secure sums.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class SiteAgent:
         public: bool = False,
         audit: AuditLog | None = None,
         quotas: Quotas | None = None,
+        aggregation: AggregationKeys = NO_KEYS,
     ) -> None:
         self._name = name
         self._backbone = backbone
@@ -86,6 +89,7 @@ class SiteAgent:
         self._audit = audit or AuditLog(None)
         self._pace = Pace(store)
         self._quotas = quotas or Quotas()
+        self._aggregation = aggregation
         self._learners: dict[str, PromptLearner] = {}
         self._left, self._again = "", False
         self._warned: set[str] = set()
@@ -285,7 +289,7 @@ class SiteAgent:
             if request.sum != "vote" and now.values is not None and charge is not None and not charge.release_digest:
                 self._ledger.commit(charge.sequence, now.digest())
 
-        reply = next_step(kept, request, self._name, compute, keep)
+        reply = next_step(kept, request, self._name, compute, keep, self._aggregation)
         self._audit.write("summed", request=request.sum, **_who(request), attempt=request.attempt, step=request.step)
         return reply
 
