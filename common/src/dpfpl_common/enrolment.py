@@ -6,7 +6,6 @@ The aggregation key signs the other two, so one fingerprint, compared by people,
 import base64
 import json
 from pathlib import Path
-from typing import TypeVar
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -29,7 +28,6 @@ FINGERPRINT = r"SHA256:[A-Za-z0-9+/]{43}"
 """How a fingerprint looks."""
 
 PublicKey = ec.EllipticCurvePublicKey | Ed25519PublicKey
-K = TypeVar("K", ec.EllipticCurvePublicKey, Ed25519PublicKey)
 _DOMAIN = "DP-FPL enrolment of a site, 1"
 
 
@@ -64,9 +62,10 @@ class Enrolment:
     signature: str
 
     def __post_init__(self) -> None:
-        _load("node_key", self.node_key, ec.EllipticCurvePublicKey, "an ECDSA key on P-384")
-        _load("agent_key", self.agent_key, Ed25519PublicKey, "an Ed25519 key")
-        signer = _load("aggregation_key", self.aggregation_key, Ed25519PublicKey, "an Ed25519 key")
+        for name in ("node_key", "agent_key"):
+            _load(name, getattr(self, name))
+        signer = _load("aggregation_key", self.aggregation_key)
+        assert isinstance(signer, Ed25519PublicKey)
         if self.agent_key == self.aggregation_key:
             raise ImpossibleError("aggregation_key", self.aggregation_key, "another key than agent_key")
         try:
@@ -99,19 +98,22 @@ def read_enrolment(path: Path) -> Enrolment:
         raise ConfigError(
             code="BAD_ENROLMENT",
             message=f"{path} is not the public file of a site.",
-            advice="Ask the site for NAME.public.json, which dpfpl-client enroll wrote; a site's *.key files stay there.",
+            advice="Ask the site for NAME.public.json, which dpfpl-client enroll wrote; its *.key files stay there.",
         ) from None
     return build(Enrolment, table, path.name)
 
 
-def _load(name: str, line: str, kind: type[K], expected: str) -> K:
+def _load(name: str, line: str) -> PublicKey:
     try:
         key = load_ssh_public_key(line.encode())
     except (ValueError, UnsupportedAlgorithm):
         key = None  # type: ignore[assignment]
-    on_other_curve = isinstance(key, ec.EllipticCurvePublicKey) and not isinstance(key.curve, ec.SECP384R1)
-    if not isinstance(key, kind) or on_other_curve or public_line(key) != line:
-        raise ImpossibleError(name, line, f"{expected}, as one OpenSSH line without a comment")
+    if name == "node_key":
+        right, kind = isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP384R1), "ECDSA P-384"
+    else:
+        right, kind = isinstance(key, Ed25519PublicKey), "Ed25519"
+    if not right or not isinstance(key, PublicKey) or public_line(key) != line:
+        raise ImpossibleError(name, line, f"a key of the kind {kind}, as one OpenSSH line without a comment")
     return key
 
 

@@ -106,7 +106,9 @@ def next_step(
     terms = terms_of(request.experiment, request.sum, request.attempt)
     again = request.attempt == kept.attempt
     if request.step == "shares":
-        own.see({peer: Keys.from_bytes(keys) for peer, keys in names_of(request.content, terms).items() if peer != site})
+        own.see(
+            {peer: Keys.from_bytes(keys) for peer, keys in names_of(request.content, terms).items() if peer != site}
+        )
     part = SiteSum(terms, site, kept.answered if again else None, key=own.key, peers=own.pinned())
     if request.step == "masked" and kept.values is None and kept.answered.secret:
         kept.values = compute()

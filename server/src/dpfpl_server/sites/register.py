@@ -28,6 +28,8 @@ class Site:
         node_id: Flower's identity for it, once a SuperLink has registered it.
         agent_key: public key of its agent's signatures, one OpenSSH line; empty if it was provisioned before there were
             signatures.
+        aggregation_key: public key of its part in secure sums, one OpenSSH line; empty if it did not make its keys
+            itself.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Site:
     provisioned_at: str
     node_id: int | None = None
     agent_key: str = ""
+    aggregation_key: str = ""
 
 
 def load_sites(folder: Path) -> dict[str, Site]:
