@@ -1,37 +1,52 @@
 """Secure trust from end to end in one process: the result, a hostile server, and deaths of any of the programs.
 
-Rows SE4 and SE6 of the list of attacks; SE1 to SE3, SE5 and SE8 are in tests/common/secure.
+Rows SE4, SE6 and SE7 of the list of attacks; SE1 to SE3, SE5 and SE8 are in tests/common/secure.
 """
 
 import dataclasses
+import json
 from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from dpfpl_bench.simulate.simulation import InProcessGrid, SimulatedSite, Simulation
 from dpfpl_client.agent.audit import AuditLog
+from dpfpl_client.agent.build import build_agent
 from dpfpl_client.agent.core import SiteAgent
 from dpfpl_client.agent.ledger.book import ROWS, SCORES, Ledger
+from dpfpl_client.agent.peers import AggregationKeys, aggregation_keys
 from dpfpl_client.agent.store import DiskStore
+from dpfpl_client.data import DataSettings, list_classes
 from dpfpl_client.learning.learner import SiteFeatures
 from dpfpl_client.learning.step import SystemRandomness
 from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_client.models.loader import load_backbone
+from dpfpl_client.site.enrol import enroll
+from dpfpl_client.site.init import initialise
+from dpfpl_client.site.kit import unpack_kit
+from dpfpl_client.site.settings import load_site
+from dpfpl_common.enrolment import fingerprint
 from dpfpl_common.errors import PayloadError, RefusedError, RoundError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_common.policy import Policy
+from dpfpl_common.privacy.noise import from_steps
 from dpfpl_common.secure import STEPS, SUMS
 from dpfpl_common.secure import primitives as p
 from dpfpl_common.secure.server import ServerSum
-from dpfpl_common.secure.sums import terms_of
+from dpfpl_common.secure.site import SiteSum
+from dpfpl_common.secure.sums import share_stddev, terms_of
 from dpfpl_common.secure.terms import named
 from dpfpl_common.wire.payloads import SumRequest, TrainRequest
 from dpfpl_server.federation.rounds import DPFPLStrategy
 from dpfpl_server.runs.result import build_result
 from dpfpl_server.runs.store import RunStore
+from dpfpl_server.sites.admin import add_sites
+from dpfpl_server.sites.provision import ProvisionRequest, provision
+from dpfpl_server.sites.register import load_sites
 
 pytestmark = pytest.mark.privacy
 
@@ -244,13 +259,13 @@ def test_se6_with_too_few_sites_the_run_ends_and_no_site_says_what_unmasks(tmp_p
 class Hostile:
     """A server with one real site, and three that it plays itself."""
 
-    def __init__(self, folder, backbone, features, experiment, audit=None):
+    def __init__(self, folder, backbone, features, experiment, audit=None, **more):
         self.experiment = experiment
         self.ledger, self.store = Ledger(None), DiskStore(folder)
         self.agent = SiteAgent(
-            "north", backbone, features["north"], POLICY, self.ledger, self.store, SystemRandomness(), audit=audit
-        )
-        self.played = {name: p.private_key(name.encode() * 8, b"played") for name in NAMES}
+            "north", backbone, features["north"], POLICY, self.ledger, self.store, SystemRandomness(), audit=audit,
+            **more,
+        )  # fmt: skip
 
     def ask(self, step, content, attempt=1, **more):
         return self.agent.add_up(SumRequest(self.experiment, "rows", attempt, step, content, **more)).content
@@ -324,6 +339,129 @@ def test_a_sum_whose_record_is_gone_is_not_drawn_a_second_time(tmp_path, backbon
         honest_until(hostile, experiment, features, backbone, tmp_path / "again", "unmask")
 
     assert refusal.value.code == "SUM_RELEASED"
+
+
+@pytest.fixture
+def pinning(tmp_path, backbone, features):
+    """Makes a hostile server around the real site north, whose people pinned these keys."""
+
+    def make(experiment, pinned):
+        lines = (f'{name} = "{fingerprint(key.public_key())}"\n' for name, key in pinned.items())
+        (tmp_path / "peers.toml").write_text("".join(lines))
+        keys = AggregationKeys(Ed25519PrivateKey.generate(), tmp_path / "peers.toml", tmp_path / "seen.json")
+        audit = AuditLog(tmp_path / "audit.jsonl")
+        return Hostile(tmp_path / "north", backbone, features, experiment, audit, aggregation=keys)
+
+    return make
+
+
+def sum_with_invented_sites(hostile):
+    """What a server adds up that plays every site but north, each with a key of its own and nothing to add."""
+    terms = terms_of(hostile.experiment, "rows", 1)
+    played = {site: SiteSum(terms, site, key=Ed25519PrivateKey.generate()) for site in terms.sites if site != "north"}
+    server = ServerSum(terms)
+    for step in STEPS:
+        for site, content in server.requests().items():
+            if site == "north":
+                reply = hostile.ask(step, content)
+            else:
+                size = 3 * hostile.agent._backbone.feature_size
+                reply = played[site].answer(step, content, np.zeros(size, dtype=np.int64))
+            server.take(site, reply)
+        server.close()
+    return from_steps(server.total(), share_stddev(hostile.experiment, "rows"))
+
+
+def test_se7_without_pins_a_server_that_invents_all_others_reads_one_site(pinning, features, experiment):
+    """What the assumption beside the epsilons is about: the sum is north's, under its share of the noise alone."""
+    found = sum_with_invented_sites(pinning(experiment, {})).reshape(3, -1)
+
+    own, plain = features["north"].train, np.zeros_like(found)
+    np.add.at(plain, own.labels.numpy(), own.features.double().numpy())
+    noise = (found - plain) / 1.0260  # the vote's 5 %
+    assert 0.9 < noise.std() * np.sqrt(2) < 1.1, "H = 2"
+
+
+def test_se7_an_operator_that_adds_invented_sites_is_refused_by_name(tmp_path, pinning, experiment):
+    honest = {name: Ed25519PrivateKey.generate() for name in NAMES if name != "north"}
+    hostile = pinning(dataclasses.replace(experiment, sites=("ghost", *NAMES)), honest)
+    terms = terms_of(hostile.experiment, "rows", 1)
+    keys = {name: SiteSum(terms, name, key=key).answer("keys", b"") for name, key in honest.items()}
+    keys |= {"ghost": SiteSum(terms, "ghost").answer("keys", b""), "north": hostile.ask("keys", b"")}
+
+    with pytest.raises(RefusedError) as refusal:
+        hostile.ask("shares", named(keys))
+
+    assert (refusal.value.code, refusal.value.rule) == ("PEER_NOT_PINNED", "peers")
+    assert "'ghost'" in refusal.value.message
+    assert "peers pin ghost" in refusal.value.advice
+    assert '"PEER_NOT_PINNED"' in (tmp_path / "audit.jsonl").read_text()
+    kept = hostile.store.read_sum("pilot", "rows")
+    assert (len(kept.answered.replies), kept.values) == (1, None), "no share was sealed, nothing computed"
+    assert hostile.ledger.charges() == []
+
+
+def test_se7_an_operator_in_a_pinned_sites_place_is_refused_by_name(tmp_path, pinning, experiment):
+    hostile = pinning(experiment, {name: Ed25519PrivateKey.generate() for name in NAMES})
+
+    with pytest.raises(RefusedError) as refusal:
+        sum_with_invented_sites(hostile)
+
+    assert (refusal.value.code, refusal.value.rule) == ("PEER_KEY_WRONG", "peers")
+    assert "'east'" in refusal.value.message
+    assert len(hostile.store.read_sum("pilot", "rows").answered.replies) == 1
+    sent = json.loads((tmp_path / "seen.json").read_text())
+    assert sorted(sent) == ["east", "south", "west"], "for people to compare"
+    assert not set(sent.values()) & set(hostile.agent._aggregation.pinned().values())
+
+
+def test_se7_a_pin_holds_from_the_next_message_on(tmp_path, pinning, experiment):
+    hostile = pinning(experiment, {})
+    sum_with_invented_sites(hostile)
+    other = dataclasses.replace(experiment, name="later")
+    hostile.experiment = other
+    hostile.agent._aggregation.pin("east", "SHA256:" + "A" * 43)
+
+    with pytest.raises(RefusedError, match="'east' are not signed"):
+        sum_with_invented_sites(hostile)
+
+
+def test_se7_sites_that_enrolled_and_pinned_each_other_finish(tmp_path):
+    """As deployed, but for the processes: keys, kits, register, policies and pins on disk; signatures checked."""
+    sites, server = ("east", "north", "west"), tmp_path / "server"
+    provision(ProvisionRequest(server, tmp_path / "kits", ()))
+    files = {name: tmp_path / name / "site.toml" for name in sites}
+    enrolments = {name: enroll(file, name)[0] for name, file in files.items()}
+    for index, (name, file) in enumerate(files.items()):
+        made, _ = add_sites(server, (name,), tmp_path / "kits", archive="tar.gz", enrolment=enrolments[name])
+        unpack_kit(made.kits[name], file.parent)
+        initialise(file, "digits", name)
+        part = f'partition = "iid"\nnum_sites = 3\nsite_index = {index}\n'
+        file.write_text(file.read_text().replace("\n[server]", f"{part}\n[server]", 1))
+        for peer in set(sites) - {name}:
+            pins = aggregation_keys(load_site(file))
+            pins.pin(peer, fingerprint(enrolments[peer].aggregation_key))
+    built = {name: build_agent(load_site(file)) for name, file in files.items()}
+    try:
+        trusted = Experiment(
+            name="summed",
+            classes=list_classes(DataSettings(source="digits")),
+            sites=sites,
+            model=ModelSettings(width=128),
+            privacy=PrivacySettings(trust="secure", noise_multiplier=2.0, nominal_site_size=400),
+            rounds=RoundSettings(number=2, local_steps=1),
+        )
+        grid = InProcessGrid({name: one.endpoint for name, one in built.items()})
+        keys = {name: site.agent_key for name, site in load_sites(server).items()}
+        evidence = DPFPLStrategy(trusted, grid.nodes, keys=keys).run(grid).evidence
+    finally:
+        for one in built.values():
+            one.lock.release()
+
+    assert {name: summed.sites for name, summed in evidence.sums.items()} == dict.fromkeys(SUMS, sites)
+    for file in files.values():
+        known = aggregation_keys(load_site(file))
+        assert known.seen() == known.pinned(), "what the server sent is what people compared"
 
 
 def test_an_attempt_begins_with_keys_and_a_vote_follows_the_rows(tmp_path, backbone, features, experiment):

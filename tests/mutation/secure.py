@@ -4,7 +4,6 @@ __all__ = ["SECURE"]
 
 SUM_TESTS = "tests/common/secure/test_secure_sum.py"
 NOISE_TESTS = "tests/common/secure/test_secure_noise.py"
-PEER_TESTS = "tests/bench/test_secure_peers.py"
 FEDERATION_TESTS = "tests/bench/test_secure_federation.py"
 
 SECURE = (
@@ -85,7 +84,7 @@ SECURE = (
         "False",
         (
             f"{SUM_TESTS}::test_se7_pinned_peers_must_sign_their_keys",
-            f"{PEER_TESTS}::test_se7_an_operator_that_adds_invented_sites_is_refused_by_name",
+            f"{FEDERATION_TESTS}::test_se7_an_operator_that_adds_invented_sites_is_refused_by_name",
         ),
     ),
     (
@@ -95,7 +94,7 @@ SECURE = (
         "True",
         (
             f"{SUM_TESTS}::test_se7_pinned_peers_must_sign_their_keys",
-            f"{PEER_TESTS}::test_se7_an_operator_in_a_pinned_sites_place_is_refused_by_name",
+            f"{FEDERATION_TESTS}::test_se7_an_operator_in_a_pinned_sites_place_is_refused_by_name",
         ),
     ),
     (
