@@ -5,6 +5,7 @@ Rows SE4, SE6 and SE7 of the list of attacks; SE1 to SE3, SE5 and SE8 are in tes
 
 import dataclasses
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
 
@@ -17,7 +18,8 @@ from dpfpl_bench.simulate.simulation import InProcessGrid, SimulatedSite, Simula
 from dpfpl_client.agent.audit import AuditLog
 from dpfpl_client.agent.build import build_agent
 from dpfpl_client.agent.core import SiteAgent
-from dpfpl_client.agent.ledger.book import ROWS, SCORES, Ledger
+from dpfpl_client.agent.ledger.anchor import Registry
+from dpfpl_client.agent.ledger.book import LEDGER_FILE, ROWS, SCORES, VOTE, Ledger
 from dpfpl_client.agent.peers import AggregationKeys, aggregation_keys
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.data import DataSettings, list_classes
@@ -30,7 +32,7 @@ from dpfpl_client.site.init import initialise
 from dpfpl_client.site.kit import unpack_kit
 from dpfpl_client.site.settings import load_site
 from dpfpl_common.enrolment import fingerprint
-from dpfpl_common.errors import PayloadError, RefusedError, RoundError
+from dpfpl_common.errors import PayloadError, RefusedError, RoundError, StateError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_common.policy import Policy
 from dpfpl_common.privacy.noise import from_steps
@@ -158,7 +160,7 @@ class Federation:
     def check(self):
         """One sum of each kind, unmasked in one attempt; every message once; charged once; no secret left."""
         for name in NAMES:
-            assert Counter(self.charges(name)) == Counter([ROWS, 1, 2, SCORES])
+            assert Counter(self.charges(name)) == Counter([ROWS, VOTE, 1, 2, SCORES])
             kept = [DiskStore(self.folder / name).read_sum("pilot", what) for what in SUMS]
             assert all(one.unmasked and one.values is None and one.answered.secret == b"" for one in kept)
         unmasked = {(name, what, attempt) for name, what, attempt, step, *_ in self.sent if step == "unmask"}
@@ -259,16 +261,16 @@ def test_se6_with_too_few_sites_the_run_ends_and_no_site_says_what_unmasks(tmp_p
 class Hostile:
     """A server with one real site, and three that it plays itself."""
 
-    def __init__(self, folder, backbone, features, experiment, audit=None, **more):
+    def __init__(self, folder, backbone, features, experiment, audit=None, ledger=None, **more):
         self.experiment = experiment
-        self.ledger, self.store = Ledger(None), DiskStore(folder)
+        self.ledger, self.store = ledger or Ledger(None), DiskStore(folder)
         self.agent = SiteAgent(
             "north", backbone, features["north"], POLICY, self.ledger, self.store, SystemRandomness(), audit=audit,
             **more,
         )  # fmt: skip
 
-    def ask(self, step, content, attempt=1, **more):
-        return self.agent.add_up(SumRequest(self.experiment, "rows", attempt, step, content, **more)).content
+    def ask(self, step, content, attempt=1, what="rows", **more):
+        return self.agent.add_up(SumRequest(self.experiment, what, attempt, step, content, **more)).content
 
 
 def honest_until(hostile, experiment, features, backbone, folder, step):
@@ -329,18 +331,6 @@ def test_a_broken_attempt_is_over_once_another_has_begun_and_the_integers_stay_t
     assert [charge.round for charge in hostile.ledger.charges()] == [ROWS]
 
 
-def test_a_sum_whose_record_is_gone_is_not_drawn_a_second_time(tmp_path, backbone, features, experiment):
-    hostile = Hostile(tmp_path / "north", backbone, features, experiment)
-    honest_until(hostile, experiment, features, backbone, tmp_path, "unmask")
-    (record,) = (tmp_path / "north").rglob("sum-rows.bin")
-    record.unlink()
-
-    with pytest.raises(RefusedError) as refusal:
-        honest_until(hostile, experiment, features, backbone, tmp_path / "again", "unmask")
-
-    assert refusal.value.code == "SUM_RELEASED"
-
-
 @pytest.fixture
 def pinning(tmp_path, backbone, features):
     """Makes a hostile server around the real site north, whose people pinned these keys."""
@@ -355,21 +345,61 @@ def pinning(tmp_path, backbone, features):
     return make
 
 
-def sum_with_invented_sites(hostile):
+def sum_with_invented_sites(hostile, what="rows"):
     """What a server adds up that plays every site but north, each with a key of its own and nothing to add."""
-    terms = terms_of(hostile.experiment, "rows", 1)
+    terms, width = terms_of(hostile.experiment, what, 1), hostile.agent._backbone.feature_size
     played = {site: SiteSum(terms, site, key=Ed25519PrivateKey.generate()) for site in terms.sites if site != "north"}
+    nothing = np.zeros(3 * width if what == "rows" else 1, dtype=np.int64)
     server = ServerSum(terms)
     for step in STEPS:
+        voting = {"pool": np.ones((4, width + 2), dtype="<f4")} if (what, step) == ("vote", "masked") else {}
         for site, content in server.requests().items():
-            if site == "north":
-                reply = hostile.ask(step, content)
-            else:
-                size = 3 * hostile.agent._backbone.feature_size
-                reply = played[site].answer(step, content, np.zeros(size, dtype=np.int64))
-            server.take(site, reply)
+            answer = played[site].answer(step, content, nothing) if site != "north" else None
+            server.take(site, answer or hostile.ask(step, content, what=what, **voting))
         server.close()
-    return from_steps(server.total(), share_stddev(hostile.experiment, "rows"))
+    return from_steps(server.total(), share_stddev(hostile.experiment, what))
+
+
+@pytest.mark.parametrize("what", ["rows", "vote"])
+def test_a_sum_whose_record_is_gone_is_not_drawn_a_second_time(tmp_path, backbone, features, experiment, what):
+    hostile = Hostile(tmp_path / "north", backbone, features, experiment)
+    for name in dict.fromkeys(("rows", what)):
+        sum_with_invented_sites(hostile, name)
+    (record,) = (tmp_path / "north").rglob(f"sum-{what}.bin")
+    record.unlink()
+
+    with pytest.raises(RefusedError) as refusal:
+        sum_with_invented_sites(hostile, what)
+
+    assert refusal.value.code == "SUM_RELEASED"
+
+
+def test_a_state_folder_put_back_from_between_rows_and_vote_does_not_vote_twice(
+    tmp_path, backbone, features, experiment
+):
+    state, registry = tmp_path / "north", Registry(tmp_path / "registry")
+    state.mkdir()
+
+    def hostile():
+        return Hostile(state, backbone, features, experiment, ledger=Ledger(state / LEDGER_FILE, registry))
+
+    site = hostile()
+    sum_with_invented_sites(site)
+    site.ledger.close()
+    shutil.copytree(state, tmp_path / "backup")
+    site = hostile()
+    sum_with_invented_sites(site, "vote")
+    site.ledger.close()
+    shutil.rmtree(state)
+    (tmp_path / "backup").rename(state)
+
+    with pytest.raises(StateError) as noticed:
+        hostile()
+    assert noticed.value.code == "LEDGER_ROLLED_BACK", "the vote left a mark, though it costs nothing more"
+    Ledger.accept_rollback(state / LEDGER_FILE, registry)
+    with pytest.raises(RefusedError) as refusal:
+        sum_with_invented_sites(hostile(), "vote")
+    assert refusal.value.code == "SUM_ORDER"
 
 
 def test_se7_without_pins_a_server_that_invents_all_others_reads_one_site(pinning, features, experiment):

@@ -96,7 +96,7 @@ def test_deployed_and_simulated_sum_the_same_in_secret(tmp_path: Path, experimen
             (1, True, None, b"")
         ] * 3
         (paid,) = json.loads(client("ledger", "show", "--json", kit=kit))["experiments"]
-        assert (paid["charges"], paid["released"], paid["scored"]) == (4, 4, True), "rows and vote, two rounds, scores"
+        assert (paid["charges"], paid["released"], paid["scored"]) == (5, 5, True), "rows, vote, two rounds, scores"
         assert paid["epsilons"]["operator"] == paid["epsilons"]["other_site"]
         client("ledger", "verify", kit=kit)
 

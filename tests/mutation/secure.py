@@ -4,6 +4,7 @@ __all__ = ["SECURE"]
 
 SUM_TESTS = "tests/common/secure/test_secure_sum.py"
 NOISE_TESTS = "tests/common/secure/test_secure_noise.py"
+ENROL_TESTS = "tests/client/test_enrol.py"
 FEDERATION_TESTS = "tests/bench/test_secure_federation.py"
 
 SECURE = (
@@ -98,6 +99,43 @@ SECURE = (
         ),
     ),
     (
+        "enrolment: nobody looks whether the aggregation key signed the file",
+        "dpfpl_common.enrolment:Enrolment.__post_init__",
+        "signer.verify(signature, _1)",
+        "_1",
+        (f"{ENROL_TESTS}::test_a_public_file_that_was_changed_on_its_way_is_refused",),
+    ),
+    (
+        "enrolment: a kit's keys replace those that the site made",
+        "dpfpl_client.site.kit:_refuse_other_keys",
+        '(folder / "aggregation.key").exists()',
+        "False",
+        (f"{ENROL_TESTS}::test_no_kit_with_keys_replaces_the_sites_own_and_none_without_goes_elsewhere",),
+    ),
+    (
+        "enrolment: the server puts keys of its own in an enrolled site's place",
+        "dpfpl_server.sites.provision:_refuse_lost_enrolments",
+        "sites[name].aggregation_key",
+        "False",
+        (f"{ENROL_TESTS}::test_the_server_puts_no_key_of_its_own_in_an_enrolled_sites_place",),
+    ),
+    (
+        "enrolment: a withdrawn key comes back",
+        "dpfpl_server.sites.admin:add_sites",
+        '_short(enrolment.node_key) in {row["key"] for row in revoked_sites(server_folder)}',
+        "False",
+        (f"{ENROL_TESTS}::test_the_server_puts_no_key_of_its_own_in_an_enrolled_sites_place",),
+    ),
+    (
+        "secure sum: auto takes secure where a site did not enrol",
+        "dpfpl_common.experiment:with_secure",
+        "sorted(set(experiment.sites) - set(enrolled))",
+        "[]",
+        (
+            "tests/common/test_mechanism_choice.py::test_secure_is_taken_where_every_site_enrolled_and_a_sum_can_be_made",
+        ),
+    ),
+    (
         "secure sum: a wrong share gives a wrong sum",
         "dpfpl_common.secure.server:ServerSum.total",
         "p.commitment(secret, self.terms.label) != self._keys[site].commitment",
@@ -117,6 +155,20 @@ SECURE = (
         "kept.unmasked",
         "False",
         (f"{FEDERATION_TESTS}::test_se4_a_hostile_server_is_refused_and_the_refusal_is_in_the_audit",),
+    ),
+    (
+        "secure sum: a part whose record is gone is drawn again",
+        "dpfpl_client.agent.core:SiteAgent._add_up.compute",
+        "charge.release_digest",
+        "False",
+        (f"{FEDERATION_TESTS}::test_a_sum_whose_record_is_gone_is_not_drawn_a_second_time",),
+    ),
+    (
+        "secure sum: a vote is drawn again after an old ledger was accepted",
+        "dpfpl_client.agent.core:SiteAgent._add_up.compute",
+        "rows.sequence < self._ledger.accepted",
+        "False",
+        (f"{FEDERATION_TESTS}::test_a_state_folder_put_back_from_between_rows_and_vote_does_not_vote_twice",),
     ),
     (
         "secure sum: an earlier attempt goes on beside a later one",

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from dpfpl_client.agent.audit import AuditLog
 from dpfpl_client.agent.budget import Quotas, check_budget
 from dpfpl_client.agent.ledger.anchor import events_to_json
-from dpfpl_client.agent.ledger.book import ROWS, SCORES, Ledger
+from dpfpl_client.agent.ledger.book import ROWS, SCORES, VOTE, Ledger
 from dpfpl_client.agent.pace import Pace
 from dpfpl_client.agent.peers import NO_KEYS, AggregationKeys
 from dpfpl_client.agent.policy_file import Rules
@@ -259,18 +259,23 @@ class SiteAgent:
             self._quotas.take(policy, self._ledger, name, None)
             check_budget(policy, self._ledger, experiment, events)
         self._bind(experiment, learner, policy)
+        number = {"rows": ROWS, "vote": VOTE, "scores": SCORES}[request.sum]
 
         def compute() -> npt.NDArray[np.int64]:
-            number = SCORES if request.sum == "scores" else ROWS
-            if request.sum == "vote" and self._ledger.find(name, ROWS) is None:
+            # The vote is charged with the rows, so where an old ledger was accepted since, it may have been drawn.
+            rows = self._ledger.find(name, ROWS)
+            if request.sum == "vote" and (rows is None or rows.sequence < self._ledger.accepted):
                 raise RefusedError(
-                    code="SUM_ORDER", message="Rows come before votes.", rule="order of sums", advice="Sum the rows."
+                    code="SUM_ORDER",
+                    message="A vote follows the rows that this site's ledger knows of.",
+                    rule="order of sums",
+                    advice="Sum the rows first; after an old ledger was accepted at the site, under a new name.",
                 )
             # Nothing of an interrupted computation can have left, so it is charged once, however often it is begun.
             charge = self._ledger.find(name, number)
             if charge is None:
                 self._ledger.reserve(name, number, request.sum, events)
-            elif request.sum != "vote" and charge.release_digest:
+            elif charge.release_digest:
                 raise RefusedError(
                     code="SUM_RELEASED",
                     message="This site's part of the sum may have left it, and its record is gone.",
@@ -285,8 +290,8 @@ class SiteAgent:
 
         def keep(now: KeptSum) -> None:
             self._store.write_sum(name, request.sum, now)
-            charge = self._ledger.find(name, SCORES if request.sum == "scores" else ROWS)
-            if request.sum != "vote" and now.values is not None and charge is not None and not charge.release_digest:
+            charge = self._ledger.find(name, number)
+            if now.values is not None and charge is not None and not charge.release_digest:
                 self._ledger.commit(charge.sequence, now.digest())
 
         reply = next_step(kept, request, self._name, compute, keep, self._aggregation)
