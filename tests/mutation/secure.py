@@ -83,20 +83,28 @@ SECURE = (
         "dpfpl_common.secure.site:SiteSum._everybody",
         "self._peers and site != self._site",
         "False",
-        (
-            f"{SUM_TESTS}::test_se7_pinned_peers_must_sign_their_keys",
-            f"{FEDERATION_TESTS}::test_se7_an_operator_that_adds_invented_sites_is_refused_by_name",
-        ),
+        (f"{SUM_TESTS}::test_se7_pinned_peers_must_sign_their_keys",),
     ),
     (
         "secure sum: a peer may sign with any key",
         "dpfpl_common.secure.site:SiteSum._check_peer",
         "fingerprint(signer) == pinned",
         "True",
-        (
-            f"{SUM_TESTS}::test_se7_pinned_peers_must_sign_their_keys",
-            f"{FEDERATION_TESTS}::test_se7_an_operator_in_a_pinned_sites_place_is_refused_by_name",
-        ),
+        (f"{SUM_TESTS}::test_se7_pinned_peers_must_sign_their_keys",),
+    ),
+    (
+        "secure sum: the agent does not ask for its pins",
+        "dpfpl_client.agent.sums:next_step",
+        "own.pinned()",
+        "{}",
+        (f"{FEDERATION_TESTS}::test_se7_an_operator_that_adds_invented_sites_is_refused_by_name",),
+    ),
+    (
+        "secure sum: the agent does not sign its keys",
+        "dpfpl_client.agent.sums:next_step",
+        "own.key",
+        "None",
+        (f"{FEDERATION_TESTS}::test_se7_sites_that_enrolled_and_pinned_each_other_finish",),
     ),
     (
         "enrolment: nobody looks whether the aggregation key signed the file",

@@ -140,7 +140,8 @@ def _choices(experiment: Experiment, enrolled: Collection[str]) -> dict[str, dic
     privacy = experiment.privacy
     open_privacy = dataclasses.replace(privacy, mechanism="auto", trust="auto")
     auto = choose_mechanism(open_privacy, experiment.prompt, experiment.task)
-    trust, reason = auto.trust, f"what {auto.mechanism} releases is not summed in secret"
+    trust: str = auto.trust
+    reason = f"what {auto.mechanism} releases is not summed in secret"
     if auto.mechanism == "one_shot":
         chosen = dataclasses.replace(privacy, mechanism=auto.mechanism, trust=auto.trust)
         secure, reason = with_secure(dataclasses.replace(experiment, privacy=chosen), enrolled)
