@@ -101,6 +101,7 @@ class Federation:
         self.folder, self.backbone, self.features, self.experiment = folder, backbone, features, experiment
         self.store = RunStore(folder / "run.sqlite")
         self.sent = []
+        self.keys: dict[str, AggregationKeys] = {}
         self.at: Callable[[str], None] = lambda point: None
 
     def run(self):
@@ -135,7 +136,10 @@ class Federation:
                 federation.at(f"{name} {what} after write {step}")
 
         store = HookedStore(self.folder / name)
-        agent = SiteAgent(name, self.backbone, self.features[name], None, ledger, store, SystemRandomness())
+        keys = self.keys.get(name, AggregationKeys())
+        agent = SiteAgent(
+            name, self.backbone, self.features[name], None, ledger, store, SystemRandomness(), aggregation=keys
+        )
 
         class Heard:
             train, evaluate = agent.train, agent.evaluate
@@ -358,6 +362,20 @@ def sum_with_invented_sites(hostile, what="rows"):
             server.take(site, answer or hostile.ask(step, content, what=what, **voting))
         server.close()
     return from_steps(server.total(), share_stddev(hostile.experiment, what))
+
+
+def test_se7_the_operator_reads_which_site_refuses_whom(tmp_path, backbone, features, experiment):
+    federation = Federation(tmp_path, backbone, features, experiment)
+    (tmp_path / "peers.toml").write_text(f'east = "SHA256:{"A" * 43}"\n')
+    federation.keys = dict.fromkeys(("north", "south"), AggregationKeys(None, tmp_path / "peers.toml"))
+
+    with pytest.raises(RoundError) as refusal:
+        federation.run()
+
+    assert refusal.value.code == "TOO_FEW_SITES"
+    for site in ("north", "south"):
+        assert f"{site}: REFUSED PEER_KEY_WRONG" in refusal.value.message
+    assert "'east'" in refusal.value.message
 
 
 @pytest.mark.parametrize("what", ["rows", "vote"])
