@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from enrolled_sites import enrol_sites
 
 from dpfpl_bench.simulate.simulation import InProcessGrid, SimulatedSite, Simulation
 from dpfpl_client.agent.audit import AuditLog
@@ -27,9 +28,7 @@ from dpfpl_client.learning.learner import SiteFeatures
 from dpfpl_client.learning.step import SystemRandomness
 from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_client.models.loader import load_backbone
-from dpfpl_client.site.enrol import enroll
 from dpfpl_client.site.init import initialise
-from dpfpl_client.site.kit import unpack_kit
 from dpfpl_client.site.settings import load_site
 from dpfpl_common.enrolment import fingerprint
 from dpfpl_common.errors import PayloadError, RefusedError, RoundError, StateError
@@ -46,8 +45,6 @@ from dpfpl_common.wire.payloads import SumRequest, TrainRequest
 from dpfpl_server.federation.rounds import DPFPLStrategy
 from dpfpl_server.runs.result import build_result
 from dpfpl_server.runs.store import RunStore
-from dpfpl_server.sites.admin import add_sites
-from dpfpl_server.sites.provision import ProvisionRequest, provision
 from dpfpl_server.sites.register import load_sites
 
 pytestmark = pytest.mark.privacy
@@ -476,19 +473,12 @@ def test_se7_a_pin_holds_from_the_next_message_on(tmp_path, pinning, experiment)
 
 def test_se7_sites_that_enrolled_and_pinned_each_other_finish(tmp_path):
     """As deployed, but for the processes: keys, kits, register, policies and pins on disk; signatures checked."""
-    sites, server = ("east", "north", "west"), tmp_path / "server"
-    provision(ProvisionRequest(server, tmp_path / "kits", ()))
-    files = {name: tmp_path / name / "site.toml" for name in sites}
-    enrolments = {name: enroll(file, name)[0] for name, file in files.items()}
-    for index, (name, file) in enumerate(files.items()):
-        made, _ = add_sites(server, (name,), tmp_path / "kits", archive="tar.gz", enrolment=enrolments[name])
-        unpack_kit(made.kits[name], file.parent)
-        initialise(file, "digits", name)
+    sites = ("east", "north", "west")
+    files = enrol_sites(tmp_path, sites)
+    for index, file in enumerate(files.values()):
+        initialise(file, "digits", "")
         part = f'partition = "iid"\nnum_sites = 3\nsite_index = {index}\n'
         file.write_text(file.read_text().replace("\n[server]", f"{part}\n[server]", 1))
-        for peer in set(sites) - {name}:
-            pins = aggregation_keys(load_site(file))
-            pins.pin(peer, fingerprint(enrolments[peer].aggregation_key))
     built = {name: build_agent(load_site(file)) for name, file in files.items()}
     try:
         trusted = Experiment(
@@ -500,7 +490,7 @@ def test_se7_sites_that_enrolled_and_pinned_each_other_finish(tmp_path):
             rounds=RoundSettings(number=2, local_steps=1),
         )
         grid = InProcessGrid({name: one.endpoint for name, one in built.items()})
-        keys = {name: site.agent_key for name, site in load_sites(server).items()}
+        keys = {name: site.agent_key for name, site in load_sites(tmp_path / "server").items()}
         evidence = DPFPLStrategy(trusted, grid.nodes, keys=keys).run(grid).evidence
     finally:
         for one in built.values():
