@@ -74,7 +74,7 @@ def add_command(
         return
     _say_kits(result.kits, enrolment)
     for name in result.unchanged:
-        typer.echo(f"{name}: has its keys already, nothing changed")
+        typer.echo(f"{name}: has its keys already, nothing changed; dpfpl-server sites rotate replaces them")
     typer.echo(_when(live, "accepts the new sites"))
 
 
