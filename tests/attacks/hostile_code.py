@@ -70,6 +70,7 @@ def main():
         "read the policy": tried(lambda: read(kit / "policy.toml")),
         "read site.toml": tried(lambda: read(kit / "site.toml")),
         "read the agent's signing key": tried(lambda: read(kit / "agent.key")),
+        "read the aggregation key": tried(lambda: read(kit / "aggregation.key")),
         "read the ledger": tried(lambda: read(kit / "state/ledger.sqlite")),
         "read the personal prompts": tried(lambda: read(kit / "state/experiments")),
         "read the image features": tried(lambda: read(kit / "state/cache")),

@@ -5,6 +5,7 @@ Run as root in a mount namespace of its own (``in_namespace.sh``), which has the
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -100,6 +101,7 @@ def main():
     images(root / "data")
     site_file = kit / "site.toml"
     client("init", "--data", root / "data", "--site", site_file)
+    shutil.copy(kit / "agent.key", kit / "aggregation.key")
     monitor = f"127.0.0.1:{free_port()}"
     site_file.write_text(site_file.read_text() + f'\n[monitoring]\naddress = "{monitor}"\n')
     client("separate", "--site", site_file, "--agent-user", "dpfpl-a", "--node-user", "dpfpl-n")
@@ -143,7 +145,16 @@ def main():
         }
         told["modes"] = {
             name: oct((kit / name).stat().st_mode & 0o7777)
-            for name in ("run", "run/agent.sock", "run/agent.token", "node.key", "agent.key", "state", "policy.toml")
+            for name in (
+                "run",
+                "run/agent.sock",
+                "run/agent.token",
+                "node.key",
+                "agent.key",
+                "aggregation.key",
+                "state",
+                "policy.toml",
+            )
         }
         common = {"environment": node_environment(node, None), "user": node.user, "folder": settings.node_folder}
         of = Experiment(

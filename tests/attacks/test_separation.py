@@ -59,7 +59,7 @@ def test_A5_hostile_code_reads_nothing_of_the_site(told):
     got = told["hostile"]
     assert {act: got.pop(act) for act in NOT_DENIED} == NOT_DENIED
     assert got.pop("find a secret of whoever started it in the environment") == "not there"
-    assert len(got) == 20
+    assert len(got) == 21
     assert {act: answer for act, answer in got.items() if answer not in DENIED} == {}
     assert told["agent lives"]
     assert told["agent answers"] == 1
@@ -75,6 +75,7 @@ def test_A5_honest_code_reaches_the_agent_and_both_run_as_their_users(told):
         "run/agent.token": "0o640",
         "node.key": "0o600",
         "agent.key": "0o600",
+        "aggregation.key": "0o600",
         "state": "0o700",
         "policy.toml": "0o640",
     }

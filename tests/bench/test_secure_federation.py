@@ -1,37 +1,51 @@
 """Secure trust from end to end in one process: the result, a hostile server, and deaths of any of the programs.
 
-Rows SE4 and SE6 of the list of attacks; SE1 to SE3, SE5 and SE8 are in tests/common/secure.
+Rows SE4, SE6 and SE7 of the list of attacks; SE1 to SE3, SE5 and SE8 are in tests/common/secure.
 """
 
 import dataclasses
+import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from enrolled_sites import enrol_sites
 
 from dpfpl_bench.simulate.simulation import InProcessGrid, SimulatedSite, Simulation
 from dpfpl_client.agent.audit import AuditLog
+from dpfpl_client.agent.build import build_agent
 from dpfpl_client.agent.core import SiteAgent
-from dpfpl_client.agent.ledger.book import ROWS, SCORES, Ledger
+from dpfpl_client.agent.ledger.anchor import Registry
+from dpfpl_client.agent.ledger.book import LEDGER_FILE, ROWS, SCORES, VOTE, Ledger
+from dpfpl_client.agent.peers import AggregationKeys, aggregation_keys
 from dpfpl_client.agent.store import DiskStore
+from dpfpl_client.data import DataSettings, list_classes
 from dpfpl_client.learning.learner import SiteFeatures
 from dpfpl_client.learning.step import SystemRandomness
 from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_client.models.loader import load_backbone
-from dpfpl_common.errors import PayloadError, RefusedError, RoundError
+from dpfpl_client.site.init import initialise
+from dpfpl_client.site.settings import load_site
+from dpfpl_common.enrolment import fingerprint
+from dpfpl_common.errors import PayloadError, RefusedError, RoundError, StateError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_common.policy import Policy
+from dpfpl_common.privacy.noise import from_steps
 from dpfpl_common.secure import STEPS, SUMS
 from dpfpl_common.secure import primitives as p
 from dpfpl_common.secure.server import ServerSum
-from dpfpl_common.secure.sums import terms_of
+from dpfpl_common.secure.site import SiteSum
+from dpfpl_common.secure.sums import share_stddev, terms_of
 from dpfpl_common.secure.terms import named
 from dpfpl_common.wire.payloads import SumRequest, TrainRequest
 from dpfpl_server.federation.rounds import DPFPLStrategy
 from dpfpl_server.runs.result import build_result
 from dpfpl_server.runs.store import RunStore
+from dpfpl_server.sites.register import load_sites
 
 pytestmark = pytest.mark.privacy
 
@@ -84,6 +98,7 @@ class Federation:
         self.folder, self.backbone, self.features, self.experiment = folder, backbone, features, experiment
         self.store = RunStore(folder / "run.sqlite")
         self.sent = []
+        self.keys: dict[str, AggregationKeys] = {}
         self.at: Callable[[str], None] = lambda point: None
 
     def run(self):
@@ -118,7 +133,10 @@ class Federation:
                 federation.at(f"{name} {what} after write {step}")
 
         store = HookedStore(self.folder / name)
-        agent = SiteAgent(name, self.backbone, self.features[name], None, ledger, store, SystemRandomness())
+        keys = self.keys.get(name, AggregationKeys())
+        agent = SiteAgent(
+            name, self.backbone, self.features[name], None, ledger, store, SystemRandomness(), aggregation=keys
+        )
 
         class Heard:
             train, evaluate = agent.train, agent.evaluate
@@ -143,7 +161,7 @@ class Federation:
     def check(self):
         """One sum of each kind, unmasked in one attempt; every message once; charged once; no secret left."""
         for name in NAMES:
-            assert Counter(self.charges(name)) == Counter([ROWS, 1, 2, SCORES])
+            assert Counter(self.charges(name)) == Counter([ROWS, VOTE, 1, 2, SCORES])
             kept = [DiskStore(self.folder / name).read_sum("pilot", what) for what in SUMS]
             assert all(one.unmasked and one.values is None and one.answered.secret == b"" for one in kept)
         unmasked = {(name, what, attempt) for name, what, attempt, step, *_ in self.sent if step == "unmask"}
@@ -244,16 +262,16 @@ def test_se6_with_too_few_sites_the_run_ends_and_no_site_says_what_unmasks(tmp_p
 class Hostile:
     """A server with one real site, and three that it plays itself."""
 
-    def __init__(self, folder, backbone, features, experiment, audit=None):
+    def __init__(self, folder, backbone, features, experiment, audit=None, ledger=None, **more):
         self.experiment = experiment
-        self.ledger, self.store = Ledger(None), DiskStore(folder)
+        self.ledger, self.store = ledger or Ledger(None), DiskStore(folder)
         self.agent = SiteAgent(
-            "north", backbone, features["north"], POLICY, self.ledger, self.store, SystemRandomness(), audit=audit
-        )
-        self.played = {name: p.private_key(name.encode() * 8, b"played") for name in NAMES}
+            "north", backbone, features["north"], POLICY, self.ledger, self.store, SystemRandomness(), audit=audit,
+            **more,
+        )  # fmt: skip
 
-    def ask(self, step, content, attempt=1, **more):
-        return self.agent.add_up(SumRequest(self.experiment, "rows", attempt, step, content, **more)).content
+    def ask(self, step, content, attempt=1, what="rows", **more):
+        return self.agent.add_up(SumRequest(self.experiment, what, attempt, step, content, **more)).content
 
 
 def honest_until(hostile, experiment, features, backbone, folder, step):
@@ -314,16 +332,174 @@ def test_a_broken_attempt_is_over_once_another_has_begun_and_the_integers_stay_t
     assert [charge.round for charge in hostile.ledger.charges()] == [ROWS]
 
 
-def test_a_sum_whose_record_is_gone_is_not_drawn_a_second_time(tmp_path, backbone, features, experiment):
+@pytest.fixture
+def pinning(tmp_path, backbone, features):
+    """Makes a hostile server around the real site north, whose people pinned these keys."""
+
+    def make(experiment, pinned):
+        lines = (f'{name} = "{fingerprint(key.public_key())}"\n' for name, key in pinned.items())
+        (tmp_path / "peers.toml").write_text("".join(lines))
+        keys = AggregationKeys(Ed25519PrivateKey.generate(), tmp_path / "peers.toml", tmp_path / "seen.json")
+        audit = AuditLog(tmp_path / "audit.jsonl")
+        return Hostile(tmp_path / "north", backbone, features, experiment, audit, aggregation=keys)
+
+    return make
+
+
+def sum_with_invented_sites(hostile, what="rows"):
+    """What a server adds up that plays every site but north, each with a key of its own and nothing to add."""
+    terms, width = terms_of(hostile.experiment, what, 1), hostile.agent._backbone.feature_size
+    played = {site: SiteSum(terms, site, key=Ed25519PrivateKey.generate()) for site in terms.sites if site != "north"}
+    nothing = np.zeros(3 * width if what == "rows" else 1, dtype=np.int64)
+    server = ServerSum(terms)
+    for step in STEPS:
+        voting = {"pool": np.ones((4, width + 2), dtype="<f4")} if (what, step) == ("vote", "masked") else {}
+        for site, content in server.requests().items():
+            answer = played[site].answer(step, content, nothing) if site != "north" else None
+            server.take(site, answer or hostile.ask(step, content, what=what, **voting))
+        server.close()
+    return from_steps(server.total(), share_stddev(hostile.experiment, what))
+
+
+def test_se7_the_operator_reads_which_site_refuses_whom(tmp_path, backbone, features, experiment):
+    federation = Federation(tmp_path, backbone, features, experiment)
+    (tmp_path / "peers.toml").write_text(f'east = "SHA256:{"A" * 43}"\n')
+    federation.keys = dict.fromkeys(("north", "south"), AggregationKeys(None, tmp_path / "peers.toml"))
+
+    with pytest.raises(RoundError) as refusal:
+        federation.run()
+
+    assert refusal.value.code == "TOO_FEW_SITES"
+    for site in ("north", "south"):
+        assert f"{site}: REFUSED PEER_KEY_WRONG" in refusal.value.message
+    assert "'east'" in refusal.value.message
+
+
+@pytest.mark.parametrize("what", ["rows", "vote"])
+def test_a_sum_whose_record_is_gone_is_not_drawn_a_second_time(tmp_path, backbone, features, experiment, what):
     hostile = Hostile(tmp_path / "north", backbone, features, experiment)
-    honest_until(hostile, experiment, features, backbone, tmp_path, "unmask")
-    (record,) = (tmp_path / "north").rglob("sum-rows.bin")
+    for name in dict.fromkeys(("rows", what)):
+        sum_with_invented_sites(hostile, name)
+    (record,) = (tmp_path / "north").rglob(f"sum-{what}.bin")
     record.unlink()
 
     with pytest.raises(RefusedError) as refusal:
-        honest_until(hostile, experiment, features, backbone, tmp_path / "again", "unmask")
+        sum_with_invented_sites(hostile, what)
 
     assert refusal.value.code == "SUM_RELEASED"
+
+
+def test_a_state_folder_put_back_from_between_rows_and_vote_does_not_vote_twice(
+    tmp_path, backbone, features, experiment
+):
+    state, registry = tmp_path / "north", Registry(tmp_path / "registry")
+    state.mkdir()
+
+    def hostile():
+        return Hostile(state, backbone, features, experiment, ledger=Ledger(state / LEDGER_FILE, registry))
+
+    site = hostile()
+    sum_with_invented_sites(site)
+    site.ledger.close()
+    shutil.copytree(state, tmp_path / "backup")
+    site = hostile()
+    sum_with_invented_sites(site, "vote")
+    site.ledger.close()
+    shutil.rmtree(state)
+    (tmp_path / "backup").rename(state)
+
+    with pytest.raises(StateError) as noticed:
+        hostile()
+    assert noticed.value.code == "LEDGER_ROLLED_BACK", "the vote left a mark, though it costs nothing more"
+    Ledger.accept_rollback(state / LEDGER_FILE, registry)
+    with pytest.raises(RefusedError) as refusal:
+        sum_with_invented_sites(hostile(), "vote")
+    assert refusal.value.code == "SUM_ORDER"
+
+
+def test_se7_without_pins_a_server_that_invents_all_others_reads_one_site(pinning, features, experiment):
+    """What the assumption beside the epsilons is about: the sum is north's, under its share of the noise alone."""
+    found = sum_with_invented_sites(pinning(experiment, {})).reshape(3, -1)
+
+    own, plain = features["north"].train, np.zeros_like(found)
+    np.add.at(plain, own.labels.numpy(), own.features.double().numpy())
+    noise = (found - plain) / 1.0260  # the vote's 5 %
+    assert 0.9 < noise.std() * np.sqrt(2) < 1.1, "H = 2"
+
+
+def test_se7_an_operator_that_adds_invented_sites_is_refused_by_name(tmp_path, pinning, experiment):
+    honest = {name: Ed25519PrivateKey.generate() for name in NAMES if name != "north"}
+    hostile = pinning(dataclasses.replace(experiment, sites=("ghost", *NAMES)), honest)
+    terms = terms_of(hostile.experiment, "rows", 1)
+    keys = {name: SiteSum(terms, name, key=key).answer("keys", b"") for name, key in honest.items()}
+    keys |= {"ghost": SiteSum(terms, "ghost").answer("keys", b""), "north": hostile.ask("keys", b"")}
+
+    with pytest.raises(RefusedError) as refusal:
+        hostile.ask("shares", named(keys))
+
+    assert (refusal.value.code, refusal.value.rule) == ("PEER_NOT_PINNED", "peers")
+    assert "'ghost'" in refusal.value.message
+    assert "peers pin ghost" in refusal.value.advice
+    assert '"PEER_NOT_PINNED"' in (tmp_path / "audit.jsonl").read_text()
+    kept = hostile.store.read_sum("pilot", "rows")
+    assert (len(kept.answered.replies), kept.values) == (1, None), "no share was sealed, nothing computed"
+    assert hostile.ledger.charges() == []
+
+
+def test_se7_an_operator_in_a_pinned_sites_place_is_refused_by_name(tmp_path, pinning, experiment):
+    hostile = pinning(experiment, {name: Ed25519PrivateKey.generate() for name in NAMES})
+
+    with pytest.raises(RefusedError) as refusal:
+        sum_with_invented_sites(hostile)
+
+    assert (refusal.value.code, refusal.value.rule) == ("PEER_KEY_WRONG", "peers")
+    assert "'east'" in refusal.value.message
+    assert len(hostile.store.read_sum("pilot", "rows").answered.replies) == 1
+    sent = json.loads((tmp_path / "seen.json").read_text())
+    assert sorted(sent) == ["east", "south", "west"], "for people to compare"
+    assert not set(sent.values()) & set(hostile.agent._aggregation.pinned().values())
+
+
+def test_se7_a_pin_holds_from_the_next_message_on(tmp_path, pinning, experiment):
+    hostile = pinning(experiment, {})
+    sum_with_invented_sites(hostile)
+    other = dataclasses.replace(experiment, name="later")
+    hostile.experiment = other
+    hostile.agent._aggregation.pin("east", "SHA256:" + "A" * 43)
+
+    with pytest.raises(RefusedError, match="'east' are not signed"):
+        sum_with_invented_sites(hostile)
+
+
+def test_se7_sites_that_enrolled_and_pinned_each_other_finish(tmp_path):
+    """As deployed, but for the processes: keys, kits, register, policies and pins on disk; signatures checked."""
+    sites = ("east", "north", "west")
+    files = enrol_sites(tmp_path, sites)
+    for index, file in enumerate(files.values()):
+        initialise(file, "digits", "")
+        part = f'partition = "iid"\nnum_sites = 3\nsite_index = {index}\n'
+        file.write_text(file.read_text().replace("\n[server]", f"{part}\n[server]", 1))
+    built = {name: build_agent(load_site(file)) for name, file in files.items()}
+    try:
+        trusted = Experiment(
+            name="summed",
+            classes=list_classes(DataSettings(source="digits")),
+            sites=sites,
+            model=ModelSettings(width=128),
+            privacy=PrivacySettings(trust="secure", noise_multiplier=2.0, nominal_site_size=400),
+            rounds=RoundSettings(number=2, local_steps=1),
+        )
+        grid = InProcessGrid({name: one.endpoint for name, one in built.items()})
+        keys = {name: site.agent_key for name, site in load_sites(tmp_path / "server").items()}
+        evidence = DPFPLStrategy(trusted, grid.nodes, keys=keys).run(grid).evidence
+    finally:
+        for one in built.values():
+            one.lock.release()
+
+    assert {name: summed.sites for name, summed in evidence.sums.items()} == dict.fromkeys(SUMS, sites)
+    for file in files.values():
+        known = aggregation_keys(load_site(file))
+        assert known.seen() == known.pinned(), "what the server sent is what people compared"
 
 
 def test_an_attempt_begins_with_keys_and_a_vote_follows_the_rows(tmp_path, backbone, features, experiment):

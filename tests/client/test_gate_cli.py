@@ -103,6 +103,29 @@ def test_noise_that_is_added_once_is_said_to_be(command, trained_site, tmp_path,
     assert "noised update" not in out
 
 
+def test_under_secure_trust_it_says_what_is_assumed_and_how_far_pins_go(command, trained_site, tmp_path):
+    path = tmp_path / "lungs.toml"
+    sites = ("east", "north", "west")
+    path.write_text(
+        f'classes = ["a", "b"]\nsites = {list(sites)}\n[model]\nwidth = 128\n'
+        '[privacy]\ntarget_epsilon = 4.0\ntrust = "secure"\n'
+    )
+    pins = trained_site.parent / "peers.toml"
+    fingerprint = "SHA256:" + "A" * 43
+    for pinned, said in (
+        ((), "WARNING No key of another site is pinned here: an operator that invents sites could read yours"),
+        (("west",), "WARNING Sums are refused until the keys of east are pinned"),
+        (("east", "west"), "The keys of all other sites are pinned here"),
+    ):
+        pins.write_text("".join(f'{site} = "{fingerprint}"\n' for site in pinned))
+        pins.chmod(0o640)
+        _, out, _ = command("approve", path, "--yes", "--site", trained_site)
+        assert "honest but curious" in out
+        assert said in out
+        _, out, _ = command("approve", path, "--json", "--site", trained_site)
+        assert json.loads(out)["peers"] == {site: site in pinned for site in sites if site != "north"}
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '{"experiment": {}}', "no json"])
 def test_what_is_no_plan_is_refused(tmp_path, content):
     (tmp_path / "plan.json").write_text(content)

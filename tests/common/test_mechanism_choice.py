@@ -17,6 +17,7 @@ from dpfpl_common.experiment import (
     choose_mechanism,
     load_experiment,
     parse_experiment,
+    with_secure,
 )
 
 BARE = {"name": "pilot", "classes": ["cat", "dog"], "sites": ["a", "b", "c"], "model": {"width": 8}}
@@ -92,6 +93,26 @@ def test_the_choice_says_why():
     assert "retention" in choose_mechanism(asked, PromptSettings(retention=1.0), task).reason
     named = PrivacySettings(mechanism="per_step", noise_multiplier=1.0)
     assert "names it" in choose_mechanism(named, prompt, task).reason
+
+
+@pytest.mark.parametrize(
+    ("parts", "enrolled", "trust", "why"),
+    [
+        ({}, "abc", "secure", "all 3 sites enrolled"),
+        ({}, "abcd", "secure", "all 3 sites enrolled"),
+        ({}, "ac", "local", "1 of 3 sites enrolled no keys of their own, b among them"),
+        ({"sites": ["a", "b"]}, "ab", "local", "3 to 2000 sites"),
+        ({"prompt": {"evidence": False}}, "abc", "local", "prompt.evidence true"),
+        ({"rounds": {"number": 1}}, "abc", "local", "two rounds"),
+        ({"aggregation": {"rule": "median"}}, "abc", "local", "median"),
+        ({"prompt": {"retention": 1.0}}, "abc", "distributed", "per_step"),
+    ],
+    ids=str,
+)
+def test_secure_is_taken_where_every_site_enrolled_and_a_sum_can_be_made(parts, enrolled, trust, why):
+    table = {**BARE, "privacy": {"noise_multiplier": 1.0}, **parts}
+    found, reason = with_secure(build(Experiment, table, "pilot.toml"), set(enrolled))
+    assert (found.privacy.trust, why in reason) == (trust, True), reason
 
 
 @pytest.mark.parametrize("privacy", [1, "none", [1], None])

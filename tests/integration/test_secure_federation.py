@@ -1,4 +1,4 @@
-"""A real federation of processes sums in secret what the simulation sums, with the same noise and the same result."""
+"""A real federation of processes, enrolled and pinned, sums in secret what the simulation sums, with the same noise."""
 
 import json
 import subprocess
@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from enrolled_sites import enrol_sites
 
 from dpfpl_bench.simulate.simulation import Simulation, prepare_sites
 from dpfpl_client.agent.features import FeatureCache
+from dpfpl_client.agent.peers import aggregation_keys
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.data import DataSettings, list_classes, load_pool, partition_sites
 from dpfpl_client.models.loader import load_backbone
@@ -23,7 +25,6 @@ from dpfpl_common.ops.processes import ProcessGroup, free_ports
 from dpfpl_common.secure import SUMS
 from dpfpl_server.runs.folder import RunFolder
 from dpfpl_server.runs.supervise import run_experiment
-from dpfpl_server.sites.provision import ProvisionRequest, provision
 from dpfpl_server.sites.superlink import SuperLinkSettings, start_superlink
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.privacy]
@@ -51,22 +52,20 @@ def experiment() -> Experiment:
     )
 
 
-def fill_in_kit(kit: Path, index: int, address: str) -> Path:
-    site_file = kit / "site.toml"
-    initialise(site_file, "digits", kit.name)
+def fill_in(site_file: Path, index: int, address: str) -> Path:
+    initialise(site_file, "digits", "")
     part = f'\npartition = "iid"\nnum_sites = {len(SITES)}\nsite_index = {index}\n'
     text = site_file.read_text().replace("\n[server]", f"{part}\n[simulation]\nseed = {SEED}\n\n[server]", 1)
     site_file.write_text(text.replace("unix:state/agent.sock", address))
-    (kit / "policy.toml").write_text(POLICY)
+    (site_file.parent / "policy.toml").write_text(POLICY)
     return site_file
 
 
 def test_deployed_and_simulated_sum_the_same_in_secret(tmp_path: Path, experiment: Experiment) -> None:
     fleet, control, *agent_ports = free_ports(2 + len(SITES))
-    provision(ProvisionRequest(tmp_path / "server", tmp_path / "kits", SITES, port=fleet))
+    files = enrol_sites(tmp_path, SITES, fleet).values()
     kits = [
-        fill_in_kit(tmp_path / "kits" / name, index, f"127.0.0.1:{port}")
-        for index, (name, port) in enumerate(zip(SITES, agent_ports, strict=True))
+        fill_in(file, i, f"127.0.0.1:{port}") for i, (file, port) in enumerate(zip(files, agent_ports, strict=True))
     ]
     with ProcessGroup() as group:
         server = SuperLinkSettings(tmp_path / "server", fleet_address=f"127.0.0.1:{fleet}", control_port=control)
@@ -90,13 +89,15 @@ def test_deployed_and_simulated_sum_the_same_in_secret(tmp_path: Path, experimen
     assert {row["epsilon"] for row in result["privacy"]["epsilons"]} == {result["privacy"]["epsilons"][0]["epsilon"]}
     assert result["scores"][0]["sites"] == 3
     for kit in kits:
+        keys = aggregation_keys(load_site(kit))
+        assert keys.seen() == keys.pinned(), "what the server sent is what each site had pinned"
         store = DiskStore(load_site(kit).state_folder)
         kept = [store.read_sum("summed", name) for name in SUMS]
         assert [(one.attempt, one.unmasked, one.values, one.answered.secret) for one in kept] == [
             (1, True, None, b"")
         ] * 3
         (paid,) = json.loads(client("ledger", "show", "--json", kit=kit))["experiments"]
-        assert (paid["charges"], paid["released"], paid["scored"]) == (4, 4, True), "rows and vote, two rounds, scores"
+        assert (paid["charges"], paid["released"], paid["scored"]) == (5, 5, True), "rows, vote, two rounds, scores"
         assert paid["epsilons"]["operator"] == paid["epsilons"]["other_site"]
         client("ledger", "verify", kit=kit)
 

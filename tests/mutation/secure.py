@@ -4,6 +4,7 @@ __all__ = ["SECURE"]
 
 SUM_TESTS = "tests/common/secure/test_secure_sum.py"
 NOISE_TESTS = "tests/common/secure/test_secure_noise.py"
+ENROL_TESTS = "tests/client/test_enrol.py"
 FEDERATION_TESTS = "tests/bench/test_secure_federation.py"
 
 SECURE = (
@@ -78,11 +79,69 @@ SECURE = (
         (f"{SUM_TESTS}::test_se5_after_the_end_earlier_steps_are_refused_and_no_secret_is_left",),
     ),
     (
-        "secure sum: peers' signatures are not looked at",
+        "secure sum: pins are not looked at",
         "dpfpl_common.secure.site:SiteSum._everybody",
-        "self._peers is not None",
+        "self._peers and site != self._site",
         "False",
-        (f"{SUM_TESTS}::test_pinned_peers_must_sign_their_keys",),
+        (f"{SUM_TESTS}::test_se7_pinned_peers_must_sign_their_keys",),
+    ),
+    (
+        "secure sum: a peer may sign with any key",
+        "dpfpl_common.secure.site:SiteSum._check_peer",
+        "fingerprint(signer) == pinned",
+        "True",
+        (f"{SUM_TESTS}::test_se7_pinned_peers_must_sign_their_keys",),
+    ),
+    (
+        "secure sum: the agent does not ask for its pins",
+        "dpfpl_client.agent.sums:next_step",
+        "own.pinned()",
+        "{}",
+        (f"{FEDERATION_TESTS}::test_se7_an_operator_that_adds_invented_sites_is_refused_by_name",),
+    ),
+    (
+        "secure sum: the agent does not sign its keys",
+        "dpfpl_client.agent.sums:next_step",
+        "own.key",
+        "None",
+        (f"{FEDERATION_TESTS}::test_se7_sites_that_enrolled_and_pinned_each_other_finish",),
+    ),
+    (
+        "enrolment: nobody looks whether the aggregation key signed the file",
+        "dpfpl_common.enrolment:Enrolment.__post_init__",
+        "signer.verify(signature, _1)",
+        "_1",
+        (f"{ENROL_TESTS}::test_a_public_file_that_was_changed_on_its_way_is_refused",),
+    ),
+    (
+        "enrolment: a kit's keys replace those that the site made",
+        "dpfpl_client.site.kit:_refuse_other_keys",
+        '(folder / "aggregation.key").exists()',
+        "False",
+        (f"{ENROL_TESTS}::test_no_kit_with_keys_replaces_the_sites_own_and_none_without_goes_elsewhere",),
+    ),
+    (
+        "enrolment: the server puts keys of its own in an enrolled site's place",
+        "dpfpl_server.sites.provision:_refuse_lost_enrolments",
+        "sites[name].aggregation_key",
+        "False",
+        (f"{ENROL_TESTS}::test_the_server_puts_no_key_of_its_own_in_an_enrolled_sites_place",),
+    ),
+    (
+        "enrolment: a withdrawn key comes back",
+        "dpfpl_server.sites.admin:add_sites",
+        '_short(enrolment.node_key) in {row["key"] for row in revoked_sites(server_folder)}',
+        "False",
+        (f"{ENROL_TESTS}::test_the_server_puts_no_key_of_its_own_in_an_enrolled_sites_place",),
+    ),
+    (
+        "secure sum: auto takes secure where a site did not enrol",
+        "dpfpl_common.experiment:with_secure",
+        "sorted(set(experiment.sites) - set(enrolled))",
+        "[]",
+        (
+            "tests/common/test_mechanism_choice.py::test_secure_is_taken_where_every_site_enrolled_and_a_sum_can_be_made",
+        ),
     ),
     (
         "secure sum: a wrong share gives a wrong sum",
@@ -104,6 +163,20 @@ SECURE = (
         "kept.unmasked",
         "False",
         (f"{FEDERATION_TESTS}::test_se4_a_hostile_server_is_refused_and_the_refusal_is_in_the_audit",),
+    ),
+    (
+        "secure sum: a part whose record is gone is drawn again",
+        "dpfpl_client.agent.core:SiteAgent._add_up.compute",
+        "charge.release_digest",
+        "False",
+        (f"{FEDERATION_TESTS}::test_a_sum_whose_record_is_gone_is_not_drawn_a_second_time",),
+    ),
+    (
+        "secure sum: a vote is drawn again after an old ledger was accepted",
+        "dpfpl_client.agent.core:SiteAgent._add_up.compute",
+        "rows.sequence < self._ledger.accepted",
+        "False",
+        (f"{FEDERATION_TESTS}::test_a_state_folder_put_back_from_between_rows_and_vote_does_not_vote_twice",),
     ),
     (
         "secure sum: an earlier attempt goes on beside a later one",

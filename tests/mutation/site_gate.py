@@ -116,7 +116,7 @@ SITE_GATE = (
     ),
     (
         "policy: the group may write it",
-        "dpfpl_client.agent.policy_file:load_policy",
+        "dpfpl_client.agent.policy_file:require_protected",
         "stat.S_IWOTH | stat.S_IWGRP",
         "stat.S_IWOTH",
         (f"{POLICY_FILE_TESTS}::test_O1_a_policy_that_others_may_write_is_refused",),

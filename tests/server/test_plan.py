@@ -92,6 +92,18 @@ def test_the_plan_says_which_mechanism_auto_takes_and_why(tmp_path):
     assert "mechanism: per_step; auto takes per_step: one_shot protects single examples" in "\n".join(plan_lines(site))
 
 
+@pytest.mark.parametrize(("trust", "enrolled"), [("local", SITES), ("secure", SITES), ("local", SITES[:2])])
+def test_the_plan_says_which_trust_auto_takes_and_why_and_who_would_refuse_it(tmp_path, trust, enrolled):
+    register = {n: dataclasses.replace(s, aggregation_key="own" * (n in enrolled)) for n, s in REGISTER.items()}
+    experiment = make_experiment(mechanism="one_shot", trust=trust, tolerated_dropouts=0)
+    plan = make_plan(experiment, register, tmp_path)
+    why = "secure: all 3 sites enrolled" if enrolled == SITES else "local: 1 of 3 sites enrolled no keys of their own"
+    assert f"trust: {trust}; auto takes {why}" in "\n".join(plan_lines(plan))
+    assert plan["refusals"] == [], "kits of sites that enrolled admit secure"
+    kept = make_plan(experiment, REGISTER, tmp_path)
+    assert [refusal["rule"] for refusal in kept["refusals"]] == (["trust"] if trust == "secure" else [])
+
+
 BREACHES = {
     "trust": {"trust": "central"},
     "units": {"unit": "site"},

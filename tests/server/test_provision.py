@@ -38,7 +38,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_a_kit_has_all_a_site_needs_and_nothing_more(tmp_path: Path) -> None:
     kit = run(tmp_path, "hospital-a", address="fl.example.org", port=9443).kits["hospital-a"]
-    assert sorted(p.name for p in kit.iterdir()) == sorted(KIT_FILES)
+    assert sorted(p.name for p in kit.iterdir()) == sorted((*KIT_FILES, "node.key", "agent.key"))
     assert (kit / "ca.crt").read_bytes() == (tmp_path / "server" / "ca.crt").read_bytes()
     assert len((kit / "README.txt").read_text().splitlines()) <= 7
     assert "fl.example.org:9443" in (kit / "README.txt").read_text()
@@ -262,7 +262,7 @@ def test_the_register_is_plain_json(tmp_path: Path) -> None:
     run(tmp_path, "b", "a")
     entries = json.loads((tmp_path / "server" / "sites.json").read_text())
     assert list(entries) == ["a", "b"]
-    assert set(entries["a"]) == {"public_key", "provisioned_at", "node_id", "agent_key"}
+    assert set(entries["a"]) == {"public_key", "provisioned_at", "node_id", "agent_key", "aggregation_key"}
 
 
 def test_a_certificate_covers_only_what_it_names() -> None:

@@ -71,6 +71,21 @@ def test_sites_without_a_node_are_not_taken(tmp_path, server):
 
 
 @pytest.mark.parametrize(
+    ("trust", "enrolled", "taken"),
+    [("", 3, "secure"), ("", 2, "local"), ('trust = "auto"', 3, "secure"), ('trust = "local"', 3, "local")],
+)
+def test_a_file_without_a_trust_gets_secure_where_all_its_sites_enrolled(tmp_path, server, trust, enrolled, taken):
+    names = ("east", "north", "south")
+    save_sites(server, {
+        name: Site(name, "ssh key", "2026-01-01T00:00:00Z", 10 + number, "ssh-ed25519 a", "own" * (number < enrolled))
+        for number, name in enumerate(names)
+    })  # fmt: skip
+    path = write(tmp_path)
+    path.write_text(path.read_text().replace("[privacy]", f"[privacy]\n{trust}"))
+    assert load_planned_experiment(path, server).privacy.trust == taken
+
+
+@pytest.mark.parametrize(
     ("more", "name", "target", "code"),
     [
         ("sitez = []", "pilot", "4.0", "UNKNOWN_KEY"),

@@ -9,6 +9,7 @@ from dpfpl_client.agent.budget import held_to, planned_cost
 from dpfpl_client.agent.ledger.anchor import Registry
 from dpfpl_client.agent.ledger.book import Ledger
 from dpfpl_client.agent.ledger.dataset import LEDGER_FILE
+from dpfpl_client.agent.peers import aggregation_keys
 from dpfpl_client.agent.policy_file import Approvals, load_policy
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.data import count_labels, left_out
@@ -125,6 +126,7 @@ def describe(settings: SiteSettings, experiment: Experiment) -> dict[str, Any]:
         "mechanism": privacy.mechanism,
         "trust": privacy.trust,
         "assumption": assumption(experiment),
+        "peers": _peers(settings, experiment),
         "unit": privacy.unit,
         "noise_multiplier": privacy.noise_multiplier,
         "clipping_norm": privacy.clipping_norm,
@@ -163,11 +165,32 @@ def words(plan: dict[str, Any]) -> list[str]:
         lines.append(f"  {cost['who']}: {_shown(cost['epsilon'])}{limit}")
     if plan["assumption"]:
         lines.append(f"  These epsilons are {plan['assumption']}.")
+        lines.append(_peer_words(plan["peers"]))
     if plan["left_out"]:
         lines.append(f"WARNING {plan['left_out']}")
     if plan["refused_because"]:
         lines.append(f"Your policy would refuse it all the same: {plan['refused_because']}")
     return lines
+
+
+def _peers(settings: SiteSettings, experiment: Experiment) -> dict[str, bool]:
+    """Under secure trust: whether people at this site compared the key of each other site; else empty."""
+    if experiment.privacy.trust != "secure":
+        return {}
+    pinned = aggregation_keys(settings, with_own=False).pinned()
+    return {site: site in pinned for site in experiment.sites if site != settings.name}
+
+
+def _peer_words(peers: dict[str, bool]) -> str:
+    unknown = [site for site, pinned in peers.items() if not pinned]
+    if not unknown:
+        return "  The keys of all other sites are pinned here: an operator that puts others in their place is refused."
+    if len(unknown) < len(peers):
+        return f"WARNING Sums are refused until the keys of {', '.join(unknown)} are pinned: dpfpl-client peers pin"
+    return (
+        "WARNING No key of another site is pinned here: an operator that invents sites could read yours. Compare "
+        "fingerprints with their people: dpfpl-client peers show, dpfpl-client peers pin"
+    )
 
 
 def _update(mechanism: str, trust: str) -> str:

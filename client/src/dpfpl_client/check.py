@@ -17,6 +17,7 @@ from dpfpl_client.agent.ledger.anchor import Registry
 from dpfpl_client.agent.ledger.book import Ledger
 from dpfpl_client.agent.ledger.dataset import LEDGER_FILE, changes_since_registration, manifest_of
 from dpfpl_client.agent.ledger.view import towards_recipients, verify
+from dpfpl_client.agent.peers import aggregation_keys
 from dpfpl_client.agent.policy_file import PolicyFile
 from dpfpl_client.agent.progress import duration
 from dpfpl_client.agent.signing import load_signing_key
@@ -28,6 +29,7 @@ from dpfpl_client.models.loader import load_computing
 from dpfpl_client.node.fleet_probe import probe_fleet
 from dpfpl_client.site.init import template_policy
 from dpfpl_client.site.settings import SiteSettings
+from dpfpl_common.enrolment import fingerprint
 from dpfpl_common.errors import ConfigError, DpfplError, ModelError, StateError
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.ops.diagnostics import ERROR, OK, Finding, durable_folder, telemetry
@@ -362,6 +364,10 @@ class _Check:
             if path.suffix == ".key" and path.stat().st_mode & 0o077:
                 self.report.warnings.append(f"{path} can be read by others: chmod 600 {path}")
         load_signing_key(settings.path(settings.agent.key))
+        keys = aggregation_keys(settings)
+        if keys.key is not None:
+            own = fingerprint(keys.key.public_key())
+            self.report.facts["aggregation_key"] = {"own": own, "pinned_peers": sorted(keys.pinned())}
 
     def connection(self) -> None:
         """Whether the server answers, knows this site's key, and takes its clock."""

@@ -143,6 +143,7 @@ def _policy(settings: SiteSettings) -> Iterator[Finding]:
 
 def _kit(settings: SiteSettings) -> Iterator[Finding]:
     key, node_key = settings.path(settings.agent.key), settings.path(settings.server.node_key)
+    own = settings.path(settings.agent.aggregation_key)
     if not settings.server.address:
         return
     missing = [path for path in (node_key, settings.path(settings.server.ca_certificate)) if not path.is_file()]
@@ -150,7 +151,7 @@ def _kit(settings: SiteSettings) -> Iterator[Finding]:
         names, advice = ", ".join(map(str, missing)), "Take it from the kit again, or ask the operator for a new kit."
         yield Finding(ERROR, "kit", f"{names} is missing.", "KIT_INCOMPLETE", advice)
         return
-    yield from private_modes("kit", [key, node_key])
+    yield from private_modes("kit", [key, node_key, own])
     load_signing_key(key)
 
 

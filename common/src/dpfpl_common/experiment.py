@@ -43,6 +43,7 @@ __all__ = [
     "load_experiment",
     "parse_experiment",
     "unprintable",
+    "with_secure",
 ]
 
 Accounting = Literal["honest", "paper"]
@@ -413,7 +414,7 @@ def choose_mechanism(
 
     ``one_shot`` with ``local`` trust wherever it can serve: it is the better at most epsilons (docs/privacy.md), holds
     the operator to the target as well and is charged once. ``per_step`` otherwise: for questions, whole sites, and
-    where another setting is one of ``per_step`` only.
+    where another setting is one of ``per_step`` only. A server that knows who enrolled asks ``with_secure`` besides.
 
     Args:
         privacy: as asked for.
@@ -444,6 +445,25 @@ def choose_mechanism(
     if trust == "auto":
         trust = "local" if mechanism == "one_shot" else "distributed"
     return Choice(mechanism, trust, reason)
+
+
+def with_secure(experiment: Experiment, enrolled: Collection[str]) -> tuple[Experiment, str]:
+    """An experiment that left its trust to ``auto``, with ``secure`` where its sums can be made; and why, or why not.
+
+    Args:
+        experiment: with what ``choose_mechanism`` chose.
+        enrolled: sites that made their keys themselves, an aggregation key among them, as the register knows them.
+    """
+    if experiment.privacy.mechanism != "one_shot":
+        return experiment, f"what {experiment.privacy.mechanism} releases is not summed in secret"
+    count, missing = len(experiment.sites), sorted(set(experiment.sites) - set(enrolled))
+    if missing:
+        return experiment, f"{len(missing)} of {count} sites enrolled no keys of their own, {missing[0]} among them"
+    try:
+        secure = dataclasses.replace(experiment, privacy=dataclasses.replace(experiment.privacy, trust="secure"))
+    except ConfigError as error:
+        return experiment, f"secure is not possible: {error.message.removesuffix('.')}"
+    return secure, f"all {count} sites enrolled keys of their own, so the operator can be kept to sums"
 
 
 def _check_sites(e: Experiment) -> None:

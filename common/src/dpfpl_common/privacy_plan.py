@@ -77,14 +77,15 @@ ADVERSARIES = {
 def assumption(experiment: Experiment) -> str:
     """What the epsilons rest on besides their delta, to be said wherever they are; empty where there is nothing.
 
-    Nobody pins peers' keys yet, so nothing is claimed against an operator that invents sites.
+    Whether a site pinned its peers' keys only that site knows, so nothing is claimed here from it.
     """
     if experiment.privacy.trust != "secure":
         return ""
     colluders = experiment.privacy.tolerated_colluders
     return (
-        "computational: it holds against an operator that follows the protocol of secure aggregation and keeps what it "
-        f"sees, with at most {colluders} of the sites. An operator that plays sites of its own could read single sites"
+        "computational, towards the operator for one that is honest but curious: it follows the protocol of secure "
+        f"aggregation, keeps what it sees and pools it with at most {colluders} of the sites. An operator that invents "
+        "sites could read a single one, unless that site pinned the keys of the others"
     )
 
 

@@ -1,9 +1,10 @@
 """Secure aggregation: the sum comes out exactly, one message says nothing, and a server that asks for more is refused.
 
-Rows SE1 to SE5 of the list of attacks.
+Rows SE1 to SE5 of the list of attacks, and the core's part of SE7.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from scipy import stats
 
+from dpfpl_common.enrolment import fingerprint
 from dpfpl_common.errors import DpfplError, PayloadError, RefusedError, RoundError
 from dpfpl_common.secure import STEPS, graph
 from dpfpl_common.secure import primitives as p
@@ -218,7 +220,7 @@ def test_se4_one_list_told_to_some_and_another_to_others_unmasks_no_site() -> No
 def test_se4_the_last_answer_says_under_signature_which_list_it_was() -> None:
     key = Ed25519PrivateKey.generate()
     about = terms(3)
-    federation = Federation(about, **{"site-001": {"sign": key.sign}}).until("unmask")
+    federation = Federation(about, **{"site-001": {"key": key}}).until("unmask")
     request = federation.server.requests()["site-001"]
 
     digest, signature, _ = p.unframed(federation.sites["site-001"].answer("unmask", request))
@@ -304,21 +306,33 @@ def test_se5_messages_that_are_cut_off_are_refused(content: bytes) -> None:
     refused("MALFORMED", lambda: federation.sites["site-001"].answer("shares", content))
 
 
-def test_pinned_peers_must_sign_their_keys() -> None:
-    """Row SE7, the core's part: an invented site is refused by name, and so is one whose keys were exchanged."""
+def test_se7_pinned_peers_must_sign_their_keys() -> None:
+    """The core's part: an invented site is refused by name, and so is one whose keys were exchanged."""
     about = terms(3)
-    long_lived = {site: Ed25519PrivateKey.generate() for site in about.sites}
-    pinned = {site: key.public_key() for site, key in long_lived.items()}
-    federation = Federation(about, **{s: {"sign": long_lived[s].sign, "peers": pinned} for s in about.sites})
-    federation.until("shares")
+    own = {site: Ed25519PrivateKey.generate() for site in about.sites}
+    pins = {site: fingerprint(key.public_key()) for site, key in own.items()}
+    federation = Federation(about, **{s: {"key": own[s], "peers": pins} for s in about.sites}).until("shares")
     keys = names_of(federation.server.requests()["site-001"], about)
-    other = Keys(bytes([9]) + bytes(31), bytes([10]) + bytes(31), bytes(32)).to_bytes()
-    unknown = SiteSum(about, "site-001", Answered.from_bytes(
-        federation.sites["site-001"].answered.to_bytes()), peers={"site-002": pinned["site-002"]})  # fmt: skip
+    site, honest = federation.sites["site-001"], Keys.from_bytes(keys["site-003"])
+    kept = Answered.from_bytes(site.answered.to_bytes())
+    narrow = SiteSum(about, "site-001", kept, peers={"site-002": pins["site-002"]})
+    with pytest.raises(RefusedError, match="'site-003'") as refusal:
+        narrow.answer("shares", named(keys))
+    assert (refusal.value.code, refusal.value.rule) == ("PEER_NOT_PINNED", "peers")
 
-    refused("PEER_KEY_WRONG", lambda: federation.sites["site-001"].answer("shares", named({**keys, "site-003": other})))
-    with pytest.raises(RefusedError, match="site-003"):
-        unknown.answer("shares", named(keys))
+    stranger = Ed25519PrivateKey.generate()
+    public = stranger.public_key().public_bytes_raw()
+    played = Keys(bytes([9]) + bytes(31), bytes([10]) + bytes(31), bytes(32))
+    of_another_attempt = own["site-003"].sign(played.signed(terms(3, attempt=2), "site-003"))
+    for forged in (
+        played,  # unsigned
+        replace(played, signature=honest.signature, signer=honest.signer),
+        replace(played, signature=stranger.sign(played.signed(about, "site-003")), signer=public),
+        replace(played, signature=stranger.sign(played.signed(about, "site-003")), signer=honest.signer),
+        replace(played, signature=of_another_attempt, signer=honest.signer),
+        replace(played, signature=own["site-002"].sign(played.signed(about, "site-003")), signer=honest.signer),
+    ):
+        refused("PEER_KEY_WRONG", lambda f=forged: site.answer("shares", named({**keys, "site-003": f.to_bytes()})))  # type: ignore[misc]
 
     assert np.array_equal(federation.run(), federation.plain(about.sites))
 

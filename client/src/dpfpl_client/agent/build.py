@@ -10,6 +10,7 @@ from dpfpl_client.agent.endpoint import Agent
 from dpfpl_client.agent.features import FeatureCache, Progress, site_features
 from dpfpl_client.agent.ledger.anchor import Locks, Registry, StateLock
 from dpfpl_client.agent.ledger.dataset import open_ledger
+from dpfpl_client.agent.peers import aggregation_keys
 from dpfpl_client.agent.policy_file import PolicyFile, load_policy
 from dpfpl_client.agent.signing import SigningAgent, load_signing_key
 from dpfpl_client.agent.store import DiskStore
@@ -88,6 +89,8 @@ def build_agent(settings: SiteSettings, progress: Progress | None = None) -> Bui
     load_policy(settings.path(settings.policy))  # before anything is made
     key_file = settings.path(settings.agent.key)
     key = load_signing_key(key_file) if settings.server.address or key_file.exists() else None  # no server, no need
+    aggregation = aggregation_keys(settings)
+    aggregation.pinned()  # a mistake in peers.toml is said now, not in the first sum
     state = settings.state_folder
     lock = Locks(StateLock(state))
     try:
@@ -119,6 +122,7 @@ def build_agent(settings: SiteSettings, progress: Progress | None = None) -> Bui
         randomness_of(settings),
         public=settings.data.is_public,
         audit=audit,
+        aggregation=aggregation,
     )
     audit.write("agent_started", ledger=ledger.identity, record=ledger.records, loosened=rules.pending())
     return BuiltAgent(

@@ -19,8 +19,9 @@ import numpy.typing as npt
 from dpfpl_client.agent.audit import AuditLog
 from dpfpl_client.agent.budget import Quotas, check_budget
 from dpfpl_client.agent.ledger.anchor import events_to_json
-from dpfpl_client.agent.ledger.book import ROWS, SCORES, Ledger
+from dpfpl_client.agent.ledger.book import ROWS, SCORES, VOTE, Ledger
 from dpfpl_client.agent.pace import Pace
+from dpfpl_client.agent.peers import NO_KEYS, AggregationKeys
 from dpfpl_client.agent.policy_file import Rules
 from dpfpl_client.agent.store import Choice, Record, Store
 from dpfpl_client.agent.sums import KeptSum, next_step
@@ -59,6 +60,7 @@ class SiteAgent:
         public: whether the data are public, so that exact accuracies may leave.
         audit: where every answer and refusal is recorded; None for simulations.
         quotas: how often may be computed; None for a fresh count.
+        aggregation: keys of secure sums.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class SiteAgent:
         public: bool = False,
         audit: AuditLog | None = None,
         quotas: Quotas | None = None,
+        aggregation: AggregationKeys = NO_KEYS,
     ) -> None:
         self._name = name
         self._backbone = backbone
@@ -86,6 +89,7 @@ class SiteAgent:
         self._audit = audit or AuditLog(None)
         self._pace = Pace(store)
         self._quotas = quotas or Quotas()
+        self._aggregation = aggregation
         self._learners: dict[str, PromptLearner] = {}
         self._left, self._again = "", False
         self._warned: set[str] = set()
@@ -255,18 +259,23 @@ class SiteAgent:
             self._quotas.take(policy, self._ledger, name, None)
             check_budget(policy, self._ledger, experiment, events)
         self._bind(experiment, learner, policy)
+        number = {"rows": ROWS, "vote": VOTE, "scores": SCORES}[request.sum]
 
         def compute() -> npt.NDArray[np.int64]:
-            number = SCORES if request.sum == "scores" else ROWS
-            if request.sum == "vote" and self._ledger.find(name, ROWS) is None:
+            # The vote is charged with the rows, so where an old ledger was accepted since, it may have been drawn.
+            rows = self._ledger.find(name, ROWS)
+            if request.sum == "vote" and (rows is None or rows.sequence < self._ledger.accepted):
                 raise RefusedError(
-                    code="SUM_ORDER", message="Rows come before votes.", rule="order of sums", advice="Sum the rows."
+                    code="SUM_ORDER",
+                    message="A vote follows the rows that this site's ledger knows of.",
+                    rule="order of sums",
+                    advice="Sum the rows first; after an old ledger was accepted at the site, under a new name.",
                 )
             # Nothing of an interrupted computation can have left, so it is charged once, however often it is begun.
             charge = self._ledger.find(name, number)
             if charge is None:
                 self._ledger.reserve(name, number, request.sum, events)
-            elif request.sum != "vote" and charge.release_digest:
+            elif charge.release_digest:
                 raise RefusedError(
                     code="SUM_RELEASED",
                     message="This site's part of the sum may have left it, and its record is gone.",
@@ -281,11 +290,11 @@ class SiteAgent:
 
         def keep(now: KeptSum) -> None:
             self._store.write_sum(name, request.sum, now)
-            charge = self._ledger.find(name, SCORES if request.sum == "scores" else ROWS)
-            if request.sum != "vote" and now.values is not None and charge is not None and not charge.release_digest:
+            charge = self._ledger.find(name, number)
+            if now.values is not None and charge is not None and not charge.release_digest:
                 self._ledger.commit(charge.sequence, now.digest())
 
-        reply = next_step(kept, request, self._name, compute, keep)
+        reply = next_step(kept, request, self._name, compute, keep, self._aggregation)
         self._audit.write("summed", request=request.sum, **_who(request), attempt=request.attempt, step=request.step)
         return reply
 

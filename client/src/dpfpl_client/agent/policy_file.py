@@ -17,7 +17,7 @@ from dpfpl_common.experiment import Experiment, parse_experiment
 from dpfpl_common.ops.files import make_folder_durably, write_durably
 from dpfpl_common.policy import Policy, loosened, permit, stricter
 
-__all__ = ["Approvals", "PolicyFile", "Rules", "check_use", "load_policy"]
+__all__ = ["Approvals", "PolicyFile", "Rules", "check_use", "load_policy", "require_protected"]
 
 
 # Which experiments the administrator approved, by name and configuration, and which ones wait for an answer.
@@ -254,14 +254,23 @@ def load_policy(path: Path) -> Policy:
         ConfigError: it is missing, unreadable, a link, writable by others, or says something unknown or impossible:
             then nothing may leave, so the agent must not serve.
     """
-    try:
-        found = path.lstat()
-    except OSError:
+    if not os.path.lexists(path):
         raise ConfigError(
             code="NO_POLICY",
             message=f"There is no policy file {path}.",
             advice="Without a policy everything is refused; start from the policy.toml of your kit.",
-        ) from None
+        )
+    require_protected(path)
+    return build(Policy, read_toml(path), path.name)
+
+
+def require_protected(path: Path) -> None:
+    """Refuse a file with rules of the site that others could change.
+
+    Raises:
+        ConfigError: POLICY_NOT_PROTECTED.
+    """
+    found = path.lstat()
     if (
         not stat.S_ISREG(found.st_mode)
         or found.st_mode & (stat.S_IWOTH | stat.S_IWGRP)
@@ -273,7 +282,6 @@ def load_policy(path: Path) -> Policy:
             advice="Make it a regular file of the agent's user: chmod 640.",
         )
     _require_safe_folder(path.parent)
-    return build(Policy, read_toml(path), path.name)
 
 
 def _require_safe_folder(folder: Path) -> None:

@@ -84,6 +84,6 @@ def _bad(path: Path, what: str) -> StateError:
     return StateError(
         code="SIGNING_KEY",
         message=f"The site's signing key {path} {what}.",
-        advice="Take it from the site's kit and give it to the agent's user alone (chmod 600), or ask the operator for "
-        "a new kit; site.toml [agent] key says where it is.",
+        advice="Give it to the agent's user alone (chmod 600); site.toml [agent] says where it is. If it is lost, make "
+        "new keys with dpfpl-client enroll --force, or ask the operator for a new kit if the old one brought it.",
     )

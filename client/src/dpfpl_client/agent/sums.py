@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from dpfpl_client.agent.peers import NO_KEYS, AggregationKeys
 from dpfpl_common.errors import PayloadError, RefusedError, StateError
 from dpfpl_common.secure.primitives import framed, unframed
 from dpfpl_common.secure.site import Answered, SiteSum
 from dpfpl_common.secure.sums import terms_of
+from dpfpl_common.secure.terms import Keys, names_of
 from dpfpl_common.wire.payloads import SumReply, SumRequest
 
 __all__ = ["KeptSum", "next_step"]
@@ -79,7 +81,7 @@ def next_step(
     site: str,
     compute: Callable[[], Ints],
     keep: Callable[[KeptSum], None],
-    sign: Callable[[bytes], bytes] | None = None,
+    own: AggregationKeys = NO_KEYS,
 ) -> SumReply:
     """The reply to one step of a sum; what it rests on is kept before it leaves.
 
@@ -89,10 +91,10 @@ def next_step(
         site: this site.
         compute: charges and gives the noised integers; called once for a sum.
         keep: writes durably.
-        sign: signs with the site's long-lived key.
+        own: the site's aggregation key, and what it knows of its peers'.
 
     Raises:
-        RefusedError: ATTEMPT_OVER, SUM_RELEASED, or what the protocol refuses.
+        RefusedError: ATTEMPT_OVER, SUM_RELEASED, or what the protocol refuses: PEER_NOT_PINNED, PEER_KEY_WRONG, ...
     """
     if request.attempt < kept.attempt:
         raise _refused("ATTEMPT_OVER", "A later attempt at this sum has begun", "order of attempts")
@@ -103,7 +105,11 @@ def next_step(
             raise _refused("STEP_ORDER", "An attempt begins with keys", "order of steps")
     terms = terms_of(request.experiment, request.sum, request.attempt)
     again = request.attempt == kept.attempt
-    part = SiteSum(terms, site, kept.answered if again else None, sign=sign)
+    if request.step == "shares":
+        own.see(
+            {peer: Keys.from_bytes(keys) for peer, keys in names_of(request.content, terms).items() if peer != site}
+        )
+    part = SiteSum(terms, site, kept.answered if again else None, key=own.key, peers=own.pinned())
     if request.step == "masked" and kept.values is None and kept.answered.secret:
         kept.values = compute()
         keep(kept)

@@ -15,6 +15,7 @@ from rich.console import Console  # noqa: E402
 
 from dpfpl_client.agent.progress import ImageProgress  # noqa: E402
 from dpfpl_client.cli.gate import add_gate_commands, ask_about_looser_rules  # noqa: E402
+from dpfpl_client.cli.keys import add_key_commands  # noqa: E402
 from dpfpl_client.cli.operations import add_commands  # noqa: E402
 from dpfpl_client.cli.say import say  # noqa: E402
 from dpfpl_client.site.settings import SiteSettings, load_site  # noqa: E402
@@ -31,6 +32,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 ledger_app = typer.Typer(no_args_is_help=True, help="What this site's data have paid so far.")
 app.add_typer(ledger_app, name="ledger")
 add_gate_commands(app)
+add_key_commands(app)
 add_commands(app)
 console = Console(stderr=True)
 INTERRUPTED = 130

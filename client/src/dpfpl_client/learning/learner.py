@@ -418,13 +418,14 @@ class PromptLearner:
         if pool is not None and state.class_sums is not None:
             secure = self._experiment.privacy.trust == "secure"
             noise_multiplier = _rows_noise(pool) if secure else class_sums_multiplier(self._experiment)
-            own, _ = pool_rows([state.class_sums], noise_multiplier)
             pooled, _ = unpack_pool(pool)
             heads = {
-                "alone": (class_head(own, self._plain_texts, self._scorer.logit_scale), own.total),
                 "evidence": (self.evidence_head(pool, None), pooled.total),
                 "both": (self.evidence_head(pool, global_context), pooled.total),
             }
+            if not secure:
+                own, _ = pool_rows([state.class_sums], noise_multiplier)
+                heads["alone"] = (class_head(own, self._plain_texts, self._scorer.logit_scale), own.total)
             for name, (vectors, total) in heads.items():
                 shares = shares_from(state.class_sums, total, noise_multiplier)
                 head = site_head(vectors, shares, self._experiment.prompt.usual_mix)

@@ -3,12 +3,15 @@
 import hashlib
 import hmac
 import io
+import json
 import re
 import tarfile
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+from dpfpl_client.site.enrol import node_public_line
 from dpfpl_common.errors import ConfigError
 from dpfpl_common.ops.files import write_durably
 
@@ -18,9 +21,17 @@ MAX_ARCHIVE_BYTES = 1 << 20
 MAX_FILE_BYTES = 256 << 10
 MAX_FILES = 32
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-_NEEDED = ("ca.crt", "node.key", "agent.key", "site.toml", "policy.toml")
+_NEEDED = ("ca.crt", "site.toml", "policy.toml")
+_PRIVATE = ("node.key", "agent.key")
+"""In the kit of a site that did not make its keys itself."""
 _KEPT = ("site.toml", "policy.toml")
 """What the site may have edited: a new kit replaces keys and certificates, never these."""
+_SERVER = """
+[server]
+address = {address}
+ca_certificate = "ca.crt"
+node_key = "node.key"
+"""
 
 
 def unpack_kit(archive: Path, into: Path | None = None, sha256: str | None = None) -> tuple[Path, list[Path]]:
@@ -28,7 +39,10 @@ def unpack_kit(archive: Path, into: Path | None = None, sha256: str | None = Non
 
     The archive is read whole and checked before anything is written: its checksum (given, or in the file beside it),
     sizes, plain files only, one folder deep, only the names a kit has. Modes are set here, whatever the archive says:
-    0600 for keys, 0640 for the policy. ``site.toml`` and ``policy.toml`` that are there already stay as they are.
+    0600 for keys, 0640 for the policy. ``site.toml`` and ``policy.toml`` that are there already stay as they are, but
+    that a site.toml which names no server gets the kit's.
+
+    A kit without private keys is for a site that enrolled: it goes where its keys are, and one with keys never does.
 
     Args:
         archive: a .tar.gz.
@@ -44,19 +58,25 @@ def unpack_kit(archive: Path, into: Path | None = None, sha256: str | None = Non
     content = _read(archive)
     _check_sum(archive, content, sha256)
     files = _members(archive, content)
-    missing = [name for name in _NEEDED if name not in files]
+    needed = (*_NEEDED, "node.pub") if not set(_PRIVATE) & set(files) else (*_NEEDED, *_PRIVATE)
+    missing = [name for name in needed if name not in files]
     if missing:
         raise _bad(archive, f"lacks {', '.join(missing)}")
-    site = _name_in(files["site.toml"], archive)
+    site = _table(files["site.toml"], archive)["name"]
     folder = into if into is not None else archive.parent / site
     _refuse_other_site(folder, site)
+    _refuse_other_keys(folder, files)
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
     written = []
     for name, data in files.items():
         path = folder / name
         if name in _KEPT and path.exists():
-            continue
+            if name == "site.toml" and "server" not in _table(path.read_bytes(), path):
+                address = json.dumps(_table(data, archive)["server"]["address"])
+                data = path.read_bytes().rstrip() + b"\n" + _SERVER.format(address=address).encode()
+            else:
+                continue
         write_durably(path, data, _mode(name))
         path.chmod(_mode(name))  # the umask may have taken bits away
         written.append(path)
@@ -122,14 +142,14 @@ def _tar_members(archive: Path, content: bytes) -> Iterator[tuple[str, bytes]]:
             yield member.name, file.read(MAX_FILE_BYTES)
 
 
-def _name_in(site_toml: bytes, archive: Path) -> str:
+def _table(site_toml: bytes, path: Path) -> dict[str, Any]:
     try:
-        name = tomllib.loads(site_toml.decode("utf-8"))["name"]
-    except (ValueError, KeyError):
-        raise _bad(archive, "has a site.toml without a name") from None
-    if not isinstance(name, str) or not _FILE.fullmatch(name):
-        raise _bad(archive, "has a site.toml without a usable name")
-    return name
+        table = tomllib.loads(site_toml.decode("utf-8"))
+    except ValueError:
+        table = {}
+    if not isinstance(table.get("name"), str) or not _FILE.fullmatch(table["name"]):
+        raise _bad(path, "has a site.toml without a usable name")
+    return table
 
 
 def _refuse_other_site(folder: Path, site: str) -> None:
@@ -137,12 +157,32 @@ def _refuse_other_site(folder: Path, site: str) -> None:
     there = folder / "site.toml"
     if not there.exists():
         return
-    known = _name_in(there.read_bytes(), there)
+    known = _table(there.read_bytes(), there)["name"]
     if known != site:
         raise ConfigError(
             code="OTHER_SITE",
             message=f"{folder} belongs to the site {known!r}, the kit to {site!r}.",
             advice="Give the folder of the right site with --into, or another one.",
+        )
+
+
+def _refuse_other_keys(folder: Path, files: Mapping[str, bytes]) -> None:
+    """No key of the operator's making replaces one that the site made, and no kit goes where its keys are not."""
+    if "node.key" in files:
+        if (folder / "aggregation.key").exists():
+            raise ConfigError(
+                code="KIT_OTHER_KEYS",
+                message=f"The kit brings private keys, and {folder} has keys that were made there.",
+                advice="Ask the operator for a kit without keys: dpfpl-server sites rotate NAME --public-key FILE.",
+            )
+        return
+    key = folder / "node.key"
+    if not key.exists() or node_public_line(key) != files["node.pub"].decode(errors="replace").strip():
+        raise ConfigError(
+            code="KIT_OTHER_KEYS",
+            message=f"The kit is for keys that a site made itself, and they are not in {folder}.",
+            advice="Give the folder in which you ran dpfpl-client enroll with --into. If you made new keys since, send "
+            "their public file to the operator, who makes another kit.",
         )
 
 

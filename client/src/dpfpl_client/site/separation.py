@@ -73,9 +73,10 @@ def separate(site_file: Path, settings: SiteSettings) -> list[str]:
         done.append(f"{path}: {uid}:{gid} {mode:o}")
 
     give(kit, 0, 0, 0o711)
-    for path in (site_file, settings.path(settings.policy)):
+    for path in (site_file, settings.path(settings.policy), settings.path(settings.agent.peers)):
         give(path, 0, agent.gid, 0o640)
-    give(settings.path(settings.agent.key), agent.uid, agent.gid, 0o600)
+    for key in (settings.agent.key, settings.agent.aggregation_key):
+        give(settings.path(key), agent.uid, agent.gid, 0o600)
     give(settings.path(settings.server.node_key), node.uid, node.gid, 0o600)
     give(settings.path(settings.server.ca_certificate), 0, 0, 0o644)
     for folder in (settings.state_folder, settings.registry_folder):
@@ -100,7 +101,8 @@ def check_separation(site_file: Path, settings: SiteSettings) -> tuple[Identity,
     agent, node = identities(settings)
     kit, data = site_file.parent, settings.data
     private = [settings.state_folder, settings.registry_folder, settings.path(settings.policy), site_file]
-    private += [settings.path(settings.agent.key), kit / "control" / "logs"]
+    of_agent = (settings.agent.key, settings.agent.aggregation_key, settings.agent.peers)
+    private += [*(settings.path(name) for name in of_agent), kit / "control" / "logs"]
     private = [path for path in private if path.exists()]
     if data.source not in BUILT_IN and data.path:
         private.append(Path(data.path))

@@ -42,12 +42,15 @@ class ServerSettings:
 class AgentSettings:
     """Where the agent listens: ``unix:PATH`` or ``HOST:PORT`` on a loopback or private address.
 
-    ``key`` is the key that it signs its replies with, relative to site.toml, for the agent's user alone (mode 0600);
-    ``threads`` is the number of processor cores that it uses.
+    ``key`` is the key that it signs its replies with, ``aggregation_key`` the one that it signs its part of secure sums
+    with, where there is one: relative to site.toml, for the agent's user alone (mode 0600). ``peers`` names the file
+    with the fingerprints of other sites' aggregation keys; ``threads`` is the number of processor cores that it uses.
     """
 
     address: str = "unix:state/agent.sock"
     key: str = "agent.key"
+    aggregation_key: str = "aggregation.key"
+    peers: str = "peers.toml"
     threads: Annotated[int, Field(ge=1)] = 1
 
 

@@ -11,20 +11,22 @@ What it holds the server to: no step out of order, no second request for a step,
 that its sender did not seal for this attempt, fewer than N - D sites nowhere, and never both shares of one site. So
 with a threshold above (N + K) / 2 no two lists of survivors can be unmasked, and what the server learns is one sum over
 N - D sites at least. The guarantee is computational, against a server that follows the protocol and keeps what it sees,
-with at most K sites; against one that invents sites it needs ``peers``.
+with at most K sites; against one that invents sites, or puts keys of its own in a site's place, it needs ``peers``.
 """
 
 import hashlib
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from dpfpl_common.enrolment import fingerprint
 from dpfpl_common.errors import PayloadError, RefusedError
 from dpfpl_common.secure import STEPS
 from dpfpl_common.secure import primitives as p
@@ -68,9 +70,9 @@ class SiteSum:
         terms: of the attempt.
         site: this site.
         answered: what was answered before; None begins.
-        sign: signs with the site's long-lived key; None leaves its keys unsigned.
-        peers: public signing keys of the sites that people at this site have checked. Where given, every site's keys
-            must be signed with them.
+        key: the site's aggregation key, which signs; None leaves its keys unsigned.
+        peers: fingerprints of the aggregation keys that people at this site have compared, by site. Where there are
+            any, every other site must have one, and its keys must be signed with that key.
         entropy: returns that many random bytes.
     """
 
@@ -80,12 +82,12 @@ class SiteSum:
         site: str,
         answered: Answered | None = None,
         *,
-        sign: Callable[[bytes], bytes] | None = None,
-        peers: Mapping[str, Ed25519PublicKey] | None = None,
+        key: Ed25519PrivateKey | None = None,
+        peers: Mapping[str, str] = MappingProxyType({}),
         entropy: Callable[[int], bytes] = os.urandom,
     ) -> None:
         self._terms, self._site = terms, site
-        self._sign, self._peers = sign, peers
+        self._key, self._peers = key, peers
         self.answered = answered or Answered(entropy(32))
 
     def answer(self, step: str, request: bytes, values: Ints | None = None) -> bytes:
@@ -129,9 +131,10 @@ class SiteSum:
         label = self._terms.label
         sealing, masking = (key.public_key().public_bytes_raw() for key in (self._sealing(), self._masking()))
         keys = Keys(sealing, masking, p.commitment(self._secret(b"mask"), label))
-        if self._sign is None:
+        if self._key is None:
             return keys
-        return Keys(sealing, masking, keys.commitment, self._sign(keys.signed(self._terms, self._site)))
+        signature, signer = self._key.sign(keys.signed(self._terms, self._site)), self._key.public_key()
+        return replace(keys, signature=signature, signer=signer.public_bytes_raw())
 
     def _own_shares(self, request: bytes) -> bytes:
         terms, everybody = self._terms, self._everybody(request)
@@ -154,20 +157,35 @@ class SiteSum:
         _enough(len(everybody), terms, "take part")
         if len({key for keys in everybody.values() for key in (keys.sealing, keys.masking)}) < 2 * len(everybody):
             raise _refused("SAME_KEYS", "Two sites have the same keys", "one key a site")
-        if self._peers is not None:
-            for site, keys in everybody.items():
-                self._check_peer(site, keys, self._peers)
+        for site, keys in everybody.items():
+            if self._peers and site != self._site:
+                self._check_peer(site, keys)
         return everybody
 
-    def _check_peer(self, site: str, keys: Keys, peers: Mapping[str, Ed25519PublicKey]) -> None:
-        if site == self._site:
-            return
-        if site not in peers:
-            raise _refused("PEER_NOT_PINNED", f"Nobody at this site has checked the key of {site!r}", "peers")
+    def _check_peer(self, site: str, keys: Keys) -> None:
+        pinned = self._peers.get(site)
+        if pinned is None:
+            raise RefusedError(
+                code="PEER_NOT_PINNED",
+                message=f"Nobody at this site has compared the aggregation key of {site!r}.",
+                rule="peers",
+                advice=f"At the site: ask the people at {site} for its fingerprint, then dpfpl-client peers pin "
+                f"{site} FINGERPRINT; or run the experiment without {site}.",
+            )
         try:
-            peers[site].verify(keys.signature, keys.signed(self._terms, site))
-        except InvalidSignature:
-            raise _refused("PEER_KEY_WRONG", f"{site!r} did not sign with the key that was checked", "peers") from None
+            signer = Ed25519PublicKey.from_public_bytes(keys.signer)
+            signer.verify(keys.signature, keys.signed(self._terms, site))
+            right = fingerprint(signer) == pinned
+        except (ValueError, InvalidSignature):  # also where it signed nothing
+            right = False
+        if not right:
+            raise RefusedError(
+                code="PEER_KEY_WRONG",
+                message=f"The keys of {site!r} are not signed with the aggregation key that this site pinned.",
+                rule="peers",
+                advice=f"At the site: dpfpl-client peers show, and ask the people at {site} whether they made new "
+                "keys. If they did not, somebody between the sites wants to read their sums.",
+            )
 
     def _masked(self, request: bytes, values: Ints) -> bytes:
         terms, everybody = self._terms, names_of(self.answered.requests[1], self._terms)
@@ -203,7 +221,7 @@ class SiteSum:
                 content = self._open(peer, boxes[peer])
                 half = len(content) // 2
                 told[peer] = content[:half] if peer in survivors else content[half:]
-        signature = b"" if self._sign is None else self._sign(signed_survivors(terms, self._site, request))
+        signature = b"" if self._key is None else self._key.sign(signed_survivors(terms, self._site, request))
         return p.framed(hashlib.sha256(request).digest(), signature, named(told))
 
     def _open(self, peer: str, box: bytes) -> bytes:

@@ -62,13 +62,15 @@ class Keys:
         sealing: X25519 key that shares are sealed to.
         masking: X25519 key that masks of pairs come from.
         commitment: to the seed of the site's own mask.
-        signature: Ed25519, by the site's long-lived key over ``signed``; empty where it has none.
+        signature: Ed25519, by the site's aggregation key over ``signed``; empty where it has none.
+        signer: the public half of that key.
     """
 
     sealing: bytes
     masking: bytes
     commitment: bytes
     signature: bytes = b""
+    signer: bytes = b""
 
     def signed(self, terms: Terms, site: str) -> bytes:
         """What is signed: these keys, of this site, for this attempt."""
@@ -76,13 +78,13 @@ class Keys:
 
     def to_bytes(self) -> bytes:
         """As it crosses the wire."""
-        return framed(self.sealing, self.masking, self.commitment, self.signature)
+        return framed(self.sealing, self.masking, self.commitment, self.signature, self.signer)
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "Keys":
         """PayloadError, MALFORMED, if it is none."""
         parts = unframed(content)
-        if [len(part) for part in parts[:3]] != [32, 32, 32] or len(parts) != 4 or len(parts[3]) not in (0, 64):
+        if [len(part) for part in parts] not in ([32, 32, 32, 0, 0], [32, 32, 32, 64, 32]):
             raise PayloadError(code="MALFORMED", message="A site's keys are not what they must be.")
         return cls(*parts)
 

@@ -41,13 +41,18 @@ def about() -> None:
 
 
 @app.command(
-    epilog="Example: dpfpl-server provision --site hospital-a --site hospital-b --out kits --address fl.example.org"
+    epilog="Example: dpfpl-server provision --address fl.example.org; for a trial: dpfpl-server provision --site a "
+    "--site b --out kits"
 )
 def provision(
-    site: Annotated[list[str], typer.Option(help="name of a site; repeat for more")],
-    out: Annotated[Path, typer.Option(help="folder for the kits, one a site")],
+    site: Annotated[
+        list[str] | None, typer.Option(help="name of a site whose keys are made here; repeat for more")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="folder for the kits, one a site")] = Path("kits"),
     server: ServerFolder = Path("server"),
-    address: Annotated[str, typer.Option(help="name or IP under which the sites reach the server")] = "127.0.0.1",
+    address: Annotated[
+        str, typer.Option(help="name or IP under which the sites reach the server; default: 127.0.0.1")
+    ] = "",
     port: Annotated[int, typer.Option(help="port under which the sites reach the server")] = 9092,
     also: Annotated[list[str] | None, typer.Option(help="further names or IPs for the certificate")] = None,
     force: Annotated[bool, typer.Option("--force", help="replace keys of sites that have some")] = False,
@@ -55,16 +60,21 @@ def provision(
     ca_key: sites_cli.CaKey = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make the certificate authority, the server's certificate and a kit for every site."""
+    """Make the certificate authority and the server's certificate, and a kit with keys for every --site.
+
+    Sites that make their keys themselves are added afterwards: dpfpl-server sites add NAME --public-key FILE.
+    """
     from dpfpl_server.sites.provision import ProvisionRequest
     from dpfpl_server.sites.provision import provision as make
 
+    if not site and not address:
+        raise typer.BadParameter("give --address, or --site for a trial on this machine")
     result = make(
         ProvisionRequest(
             server_folder=server,
             kits_folder=out,
-            sites=tuple(site),
-            address=address,
+            sites=tuple(site or ()),
+            address=address or "127.0.0.1",
             port=port,
             more_addresses=tuple(also or ()),
             force=force,
@@ -79,7 +89,11 @@ def provision(
         typer.echo(f"{name}: {path}")
     for name in result.unchanged:
         typer.echo(f"{name}: has its keys already, nothing changed")
-    typer.echo("Hand each site its folder over a safe way: it holds the site's private key.")
+    if result.kits:
+        typer.echo(
+            "Hand each site its folder over a safe way: it holds private keys that were made here. Sites that make "
+            "their own are added with dpfpl-server sites add NAME --public-key FILE."
+        )
 
 
 @app.command(epilog="Example: dpfpl-server start --server server")

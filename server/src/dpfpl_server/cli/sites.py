@@ -9,14 +9,20 @@ from typing import Annotated, Any
 
 import typer
 
+from dpfpl_common.enrolment import Enrolment
+from dpfpl_common.errors import ConfigError
+
 __all__ = ["renew", "sites_app"]
 
 sites_app = typer.Typer(no_args_is_help=True, help="Who may connect: list, add, revoke, rotate; also while it runs.")
 
 ServerFolder = Annotated[Path, typer.Option("--server", help="the server's folder: keys, register of sites, database")]
 KitsFolder = Annotated[Path, typer.Option("--out", help="folder for the kits")]
-Archive = Annotated[str, typer.Option(help="make each kit one file: tar.gz or zip")]
+Archive = Annotated[str, typer.Option(help="make each kit one file: tar.gz")]
 CaKey = Annotated[Path | None, typer.Option(help="the authority's key, where it is not kept in the server's folder")]
+PublicKey = Annotated[
+    Path | None, typer.Option("--public-key", help="NAME.public.json of dpfpl-client enroll: the site made its keys")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 SERVER = Path("server")
 
@@ -32,7 +38,8 @@ def list_command(server: ServerFolder = SERVER, as_json: AsJson = False) -> None
         _json({"sites": [dataclasses.asdict(row) for row in rows], "withdrawn": withdrawn, "warnings": warnings})
         return
     for row in rows:
-        typer.echo(f"{row.name}: {row.status}, key {row.key}, provisioned {row.provisioned_at}")
+        own = f", its own aggregation key {row.aggregation_key}" if row.aggregation_key else ""
+        typer.echo(f"{row.name}: {row.status}, key {row.key}, provisioned {row.provisioned_at}{own}")
     for old in withdrawn:
         typer.echo(f"{old['name']}: key {old['key']} {old['why']} {old['at']}")
     if not rows:
@@ -41,25 +48,33 @@ def list_command(server: ServerFolder = SERVER, as_json: AsJson = False) -> None
         typer.echo(f"WARNING {text}")
 
 
-@sites_app.command("add", epilog="Example: dpfpl-server sites add hospital-c --out kits --archive tar.gz")
+@sites_app.command(
+    "add",
+    epilog="Example: dpfpl-server sites add hospital-c --public-key hospital-c.public.json --out kits --archive tar.gz",
+)
 def add_command(
     names: Annotated[list[str], typer.Argument(help="names of the new sites")],
     out: KitsFolder,
+    public_key: PublicKey = None,
     server: ServerFolder = SERVER,
     archive: Archive = "",
     ca_key: CaKey = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make kits for further sites; a running server accepts them at once."""
+    """Make kits for further sites; a running server accepts them at once.
+
+    With --public-key, for one site, the kit holds no keys; without it, it holds keys that were made here.
+    """
     from dpfpl_server.sites.admin import add_sites
 
-    result, live = add_sites(server, tuple(names), out, archive=archive, ca_key=ca_key)
+    enrolment = _enrolment(public_key, names)
+    result, live = add_sites(server, tuple(names), out, archive=archive, ca_key=ca_key, enrolment=enrolment)
     if as_json:
         _json({"kits": _paths(result.kits), "unchanged": result.unchanged, "live": live})
         return
-    _say_kits(result.kits)
+    _say_kits(result.kits, enrolment)
     for name in result.unchanged:
-        typer.echo(f"{name}: has its keys already, nothing changed")
+        typer.echo(f"{name}: has its keys already, nothing changed; dpfpl-server sites rotate replaces them")
     typer.echo(_when(live, "accepts the new sites"))
 
 
@@ -83,6 +98,7 @@ def revoke_command(
 def rotate_command(
     name: Annotated[str, typer.Argument(help="name of the site")],
     out: KitsFolder,
+    public_key: PublicKey = None,
     server: ServerFolder = SERVER,
     archive: Archive = "",
     as_json: AsJson = False,
@@ -90,11 +106,12 @@ def rotate_command(
     """Give a site new keys; a running server refuses the old ones at once. Do it between two experiments."""
     from dpfpl_server.sites.admin import rotate_site
 
-    result, live = rotate_site(server, name, out, archive=archive)
+    enrolment = _enrolment(public_key, [name])
+    result, live = rotate_site(server, name, out, archive=archive, enrolment=enrolment)
     if as_json:
         _json({"kits": _paths(result.kits), "live": live})
         return
-    _say_kits(result.kits)
+    _say_kits(result.kits, enrolment)
     typer.echo(f"{_when(live, 'refuses the old key')} At the site: dpfpl-client init --kit KIT --into ITS_FOLDER")
 
 
@@ -114,11 +131,35 @@ def renew(
     typer.echo(f"The server's certificate is new and lasts {days} days. Restart the server to use it.")
 
 
-def _say_kits(kits: dict[str, Path]) -> None:
+def _enrolment(public_key: Path | None, names: list[str]) -> Enrolment | None:
+    from dpfpl_common.enrolment import read_enrolment
+
+    if public_key is None:
+        return None
+    if len(names) != 1:
+        raise ConfigError(
+            code="ONE_SITE",
+            message="A public file is one site's.",
+            advice="Add the sites one by one, each with its file.",
+        )
+    return read_enrolment(public_key)
+
+
+def _say_kits(kits: dict[str, Path], enrolment: Enrolment | None) -> None:
+    from dpfpl_common.enrolment import fingerprint
+
     for name, path in kits.items():
         typer.echo(f"{name}: {path}")
-    if kits:
-        typer.echo("Hand each site its kit over a safe way: it holds the site's private keys.")
+    if kits and enrolment is None:
+        typer.echo(
+            "Hand each site its kit over a safe way: it holds private keys that were made here. Where that is not a "
+            "trial, let the site make its own: dpfpl-client enroll there, --public-key here."
+        )
+    elif kits and enrolment is not None:
+        typer.echo(
+            f"Its aggregation key is {fingerprint(enrolment.aggregation_key)}: compare that with what the people there "
+            "read to you. The kit holds no secret."
+        )
 
 
 def _when(live: bool, what: str) -> str:

@@ -95,6 +95,7 @@ class DPFPLStrategy(Strategy):
         self._book = book or SumBook()
         self._withdrawn = withdrawn
         self._gone: dict[str, Rejected] = {}
+        self._sum_failures: dict[str, Rejected] = {}
         self._norm_cap = update_norm_cap(experiment)
         self.checkpoint = checkpoint or Checkpoint(
             0, initial_global_context(experiment), OptimizerState.zeros(experiment.context_shape)
@@ -134,7 +135,10 @@ class DPFPLStrategy(Strategy):
                 )
             except RoundError as error:
                 if not scores:
-                    raise
+                    reasons = "; ".join(f"{site}: {why}" for site, why in sorted(self._sum_failures.items()))
+                    raise RoundError(
+                        code=error.code, message=f"{error.message} {reasons}".strip(), advice=error.advice
+                    ) from None
                 self._on_status({"phase": "SUM_ABANDONED", "round": number, "sum": name, "reasons": error.message})
                 return
             evidence = replace(evidence, sums={**evidence.sums, name: summed})
@@ -152,6 +156,7 @@ class DPFPLStrategy(Strategy):
         replies = SumReplies(asked, self._signatures)
         self._exchange(grid, self._addressed(grid, contents, "query", number), "SUMMING", number, replies)
         if replies.failures:
+            self._sum_failures = replies.failures
             step = next(iter(asked.values())).step
             self._on_status({"phase": "SUM_STEP", "round": number, "step": step, **_rejected(replies.failures)})
         return replies.accepted

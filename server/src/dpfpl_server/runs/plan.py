@@ -4,7 +4,7 @@ import dataclasses
 import statistics
 import tomllib
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 from dpfpl_common.config import build, to_table
 from dpfpl_common.errors import StateError
 from dpfpl_common.evidence import images_needed
-from dpfpl_common.experiment import Experiment, choose_mechanism
+from dpfpl_common.experiment import Experiment, choose_mechanism, with_secure
 from dpfpl_common.policy import Policy, violations
 from dpfpl_common.privacy.accounting import (
     PrivacyEvent,
@@ -39,7 +39,7 @@ from dpfpl_server.federation.exchange import record_bytes
 from dpfpl_server.federation.records import encode_train_request
 from dpfpl_server.runs.folder import RunFolder
 from dpfpl_server.runs.result import privacy_statement
-from dpfpl_server.sites.kits import STARTING_POLICY
+from dpfpl_server.sites.kits import STARTING_POLICY, starting_policy
 from dpfpl_server.sites.register import Site
 
 __all__ = ["asked_before", "images_for_evidence", "make_plan", "plan_lines"]
@@ -63,11 +63,11 @@ def make_plan(experiment: Experiment, sites: Mapping[str, Site], runs: Path) -> 
     Returns:
         ``experiment`` and ``digest`` are what a site approves: ``dpfpl-client approve`` reads this file.
     """
-    problems = _unregistered(experiment, sites)
+    problems, enrolled = _unregistered(experiment, sites), {n for n, site in sites.items() if site.aggregation_key}
     return {
         "experiment": to_table(experiment),
         "digest": experiment.digest(),
-        "mechanism": _mechanism(experiment),
+        **_choices(experiment, enrolled),
         "noise": {
             "noise_multiplier": experiment.privacy.noise_multiplier,
             "site_stddev": site_noise_stddev(experiment),
@@ -80,7 +80,7 @@ def make_plan(experiment: Experiment, sites: Mapping[str, Site], runs: Path) -> 
         "seconds": _seconds(experiment, runs),
         "refusals": problems
         + _read_alike(experiment)
-        + _refused_by_the_starting_policy(experiment)
+        + _refused_by_the_starting_policy(experiment, enrolled)
         + _refused_for_the_past(experiment, runs),
         "warnings": _warnings(experiment),
     }
@@ -89,11 +89,12 @@ def make_plan(experiment: Experiment, sites: Mapping[str, Site], runs: Path) -> 
 def plan_lines(plan: Mapping[str, Any]) -> list[str]:
     """A plan for people."""
     experiment, traffic, seconds = plan["experiment"], plan["bytes"], plan["seconds"]
-    privacy, mechanism = plan["privacy"], plan["mechanism"]
+    privacy, mechanism, trust = plan["privacy"], plan["mechanism"], plan["trust"]
     lines = [
         f"{experiment['name']}: {len(experiment['sites'])} sites, {experiment['rounds']['number']} rounds, digest "
         f"{plan['digest'][:16]}",
         f"mechanism: {mechanism['name']}; auto takes {mechanism['auto']}: {mechanism['reason']}",
+        f"trust: {trust['name']}; auto takes {trust['auto']}: {trust['reason']}",
         f"noise: multiplier {plan['noise']['noise_multiplier']:.4g}, {experiment['privacy']['trust']} trust",
         *(
             f"epsilon {_epsilon(entry['epsilon'])} at delta {entry['delta']:g} towards {entry['who']}"
@@ -134,11 +135,21 @@ def _score_line(privacy: Mapping[str, Any]) -> list[str]:
     return [f"scores: noised counts of right answers on held-back examples, multiplier {z:.4g}; epsilon stays the same"]
 
 
-def _mechanism(experiment: Experiment) -> dict[str, str]:
-    """The mechanism beside the one that ``auto`` takes for such an experiment, and why."""
-    open_privacy = dataclasses.replace(experiment.privacy, mechanism="auto", trust="auto")
+def _choices(experiment: Experiment, enrolled: Collection[str]) -> dict[str, dict[str, str]]:
+    """Mechanism and trust beside those that ``auto`` takes for such an experiment, and why."""
+    privacy = experiment.privacy
+    open_privacy = dataclasses.replace(privacy, mechanism="auto", trust="auto")
     auto = choose_mechanism(open_privacy, experiment.prompt, experiment.task)
-    return {"name": experiment.privacy.mechanism, "auto": auto.mechanism, "reason": auto.reason}
+    trust: str = auto.trust
+    reason = f"what {auto.mechanism} releases is not summed in secret"
+    if auto.mechanism == "one_shot":
+        chosen = dataclasses.replace(privacy, mechanism=auto.mechanism, trust=auto.trust)
+        secure, reason = with_secure(dataclasses.replace(experiment, privacy=chosen), enrolled)
+        trust = secure.privacy.trust
+    return {
+        "mechanism": {"name": privacy.mechanism, "auto": auto.mechanism, "reason": auto.reason},
+        "trust": {"name": privacy.trust, "auto": trust, "reason": reason},
+    }
 
 
 def _images_of_a_class(experiment: Experiment) -> dict[str, int]:
@@ -205,7 +216,10 @@ def _epsilon(value: float | str) -> str:
 
 def _bytes(experiment: Experiment) -> dict[str, int]:
     context = np.zeros(experiment.context_shape, dtype="<f4")
-    down = record_bytes(encode_train_request(TrainRequest(experiment, 1, context)))
+    pool = None
+    if experiment.privacy.trust == "secure":  # its rounds are about the summed rows
+        pool = np.ones((len(experiment.classes) + 1, FEATURE_SIZES[1] + 2), dtype="<f4")
+    down = record_bytes(encode_train_request(TrainRequest(experiment, 1, context, pool=pool)))
     up = context.nbytes + REPLY_BYTES
     messages = round(len(experiment.sites) * experiment.privacy.site_sample_rate * experiment.rounds.number)
     return {"down_per_site_round": down, "up_per_site_round": up, "down": down * messages, "up": up * messages}
@@ -262,9 +276,10 @@ def _read_alike(experiment: Experiment) -> list[dict[str, str]]:
     return refusals
 
 
-def _refused_by_the_starting_policy(experiment: Experiment) -> list[dict[str, str]]:
+def _refused_by_the_starting_policy(experiment: Experiment, enrolled: Collection[str]) -> list[dict[str, str]]:
     """What a site refuses that left the policy of its kit as it was; a site may allow more, or less."""
-    policy = build(Policy, tomllib.loads(STARTING_POLICY), "the kit's policy.toml")
+    text = starting_policy(enrolled=set(experiment.sites) <= set(enrolled))
+    policy = build(Policy, tomllib.loads(text), "the kit's policy.toml")
     found = {broken.rule: broken.advice for broken in violations(policy, experiment)}
     if exceeds([capped_event(experiment)], policy.delta, policy.max_epsilon_lifetime):
         found["max_epsilon_lifetime"] = f"All experiments together may cost at most {policy.max_epsilon_lifetime:g}."
@@ -370,8 +385,9 @@ def _warnings(experiment: Experiment) -> list[str]:
         warnings.append(f"target_delta should be well below 1 / {size}.")
     if experiment.privacy.trust == "secure":
         warnings.append(
-            "secure trust protects each site only as far as the sites on the list are real: let their people compare "
-            "notes on who takes part. Three sums of four messages each come before and after the rounds."
+            "secure trust protects each site from an operator that follows the protocol. An operator that invents "
+            "sites can read a real one, unless its people pinned the others' keys (dpfpl-client peers pin): let the "
+            "sites do so before the first run. Three sums of four messages each come before and after the rounds."
         )
     if experiment.privacy.tolerated_dropouts == 0 and len(experiment.sites) > 2:
         warnings.append("tolerated_dropouts is 0: one missing site stops every round.")

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from dpfpl_common.config import build, read_toml
 from dpfpl_common.errors import ConfigError, DeploymentError, RoundError, StateError
-from dpfpl_common.experiment import Experiment
+from dpfpl_common.experiment import Experiment, with_secure
 from dpfpl_common.privacy_plan import resolve_noise
 from dpfpl_server.federation.rounds import Status
 from dpfpl_server.report import write_report
@@ -17,7 +17,7 @@ from dpfpl_server.runs.result import build_result
 from dpfpl_server.runs.store import Attempt
 from dpfpl_server.sites.admin import revoked_sites
 from dpfpl_server.sites.control import RunStatus
-from dpfpl_server.sites.register import load_sites, node_ids
+from dpfpl_server.sites.register import enrolled_sites, load_sites, node_ids
 from dpfpl_server.sites.superlink import run_log, run_status, stop_run, submit_run
 
 __all__ = ["Limits", "finish", "load_planned_experiment", "run_experiment", "stop_experiment", "supervise"]
@@ -264,7 +264,7 @@ def load_planned_experiment(path: Path, server_folder: Path, *, registered: bool
     """Read experiment.toml and calibrate its noise.
 
     Without a list of sites the experiment takes all that the SuperLink knows, or without ``registered`` all that are
-    provisioned; without a name, the file's.
+    provisioned; without a name, the file's; without a trust, ``secure`` where all its sites enrolled for it.
     """
     table = dict(read_toml(path))
     table.setdefault("name", path.stem)
@@ -276,7 +276,10 @@ def load_planned_experiment(path: Path, server_folder: Path, *, registered: bool
             message="No site is provisioned yet.",
             advice="Provision sites first: dpfpl-server provision --site NAME --out KITS, then dpfpl-server start.",
         )
-    return resolve_noise(build(Experiment, table, path.name))
+    experiment = build(Experiment, table, path.name)
+    if table.get("privacy", {}).get("trust", "auto") == "auto":
+        experiment, _ = with_secure(experiment, enrolled_sites(server_folder))
+    return resolve_noise(experiment)
 
 
 def run_experiment(

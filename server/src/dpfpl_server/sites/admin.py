@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from dpfpl_common.enrolment import Enrolment, fingerprint
 from dpfpl_common.errors import ConfigError, DeploymentError
 from dpfpl_server.sites.kits import write_public
 from dpfpl_server.sites.provision import ProvisionRequest, ProvisionResult, load_place, provision
@@ -23,6 +24,7 @@ class SiteRow:
     """A site for people: ``status`` is online, offline, registered (never connected), pending or unknown.
 
     ``pending`` means that the running server has not been told of this key yet, ``unknown`` that no server runs.
+    ``aggregation_key`` is the fingerprint of a site that made its keys itself, as its people should say it.
     """
 
     name: str
@@ -30,6 +32,7 @@ class SiteRow:
     key: str
     provisioned_at: str
     node_id: int | None
+    aggregation_key: str
 
 
 def add_sites(
@@ -40,8 +43,11 @@ def add_sites(
     archive: str = "",
     ca_key: Path | None = None,
     force: bool = False,
+    enrolment: Enrolment | None = None,
 ) -> tuple[ProvisionResult, bool]:
     """Make kits for further sites of a provisioned federation, and tell a running server.
+
+    With ``enrolment``, of the one site that is named, the kit holds no keys.
 
     Returns:
         What was made, and whether a running server accepts the sites from now on; else it will once it is started.
@@ -50,6 +56,12 @@ def add_sites(
         DpfplError: as :func:`dpfpl_server.sites.provision.provision`.
     """
     address, port = load_place(server_folder)
+    if enrolment is not None and _short(enrolment.node_key) in {row["key"] for row in revoked_sites(server_folder)}:
+        raise ConfigError(
+            code="KEY_WITHDRAWN",
+            message=f"The node key of {enrolment.site!r} was withdrawn, and a withdrawn key never comes back.",
+            advice="The site makes new ones: dpfpl-client enroll --force.",
+        )
     request = ProvisionRequest(
         server_folder=server_folder,
         kits_folder=kits_folder,
@@ -59,13 +71,14 @@ def add_sites(
         archive=archive,
         ca_key=ca_key,
         force=force,
+        enrolments={} if enrolment is None else dict.fromkeys(names, enrolment),
     )
     result = provision(request)
     return result, sync(server_folder)
 
 
 def rotate_site(
-    server_folder: Path, name: str, kits_folder: Path, *, archive: str = ""
+    server_folder: Path, name: str, kits_folder: Path, *, archive: str = "", enrolment: Enrolment | None = None
 ) -> tuple[ProvisionResult, bool]:
     """Give a site new keys; a running server refuses the old ones from now on.
 
@@ -78,7 +91,13 @@ def rotate_site(
         ConfigError: there is no such site.
     """
     old = _known(server_folder, name)
-    result = add_sites(server_folder, (name,), kits_folder, archive=archive, force=True)
+    if enrolment is not None and enrolment.node_key == old:
+        raise ConfigError(
+            code="SAME_KEYS",
+            message=f"{name!r} has these keys already.",
+            advice="The site makes new ones first: dpfpl-client enroll --force.",
+        )
+    result = add_sites(server_folder, (name,), kits_folder, archive=archive, force=True, enrolment=enrolment)
     _remember(server_folder, name, old, "rotated")
     return result
 
@@ -110,6 +129,7 @@ def list_sites(server_folder: Path) -> list[SiteRow]:
             key=_short(site.public_key),
             provisioned_at=site.provisioned_at,
             node_id=site.node_id,
+            aggregation_key=fingerprint(site.aggregation_key) if site.aggregation_key else "",
         )
         for site in load_sites(server_folder).values()
     ]

@@ -17,6 +17,7 @@ __all__ = [
     "Kit",
     "archive_path",
     "pack_kit",
+    "starting_policy",
     "write_kit",
     "write_private",
     "write_public",
@@ -26,7 +27,8 @@ __all__ = [
 # The kit: the folder that an operator hands to one site, and all that the site needs to join.
 
 
-KIT_FILES = ("ca.crt", "node.key", "node.pub", "agent.key", "site.toml", "policy.toml", "README.txt")
+KIT_FILES = ("ca.crt", "node.pub", "site.toml", "policy.toml", "README.txt")
+"""Of a site that made its keys itself; other kits hold node.key and agent.key as well."""
 
 _SITE = """\
 # What this site is and where its things are. Relative paths start from this file's folder.
@@ -102,9 +104,18 @@ max_rounds = 500
 metrics = "noised"
 """
 
+_TRUST = 'trust = ["distributed", "local"]'
+
+
+def starting_policy(*, enrolled: bool) -> str:
+    """The policy.toml of a kit; sites that enrolled may take part in secure sums."""
+    return (
+        STARTING_POLICY.replace(_TRUST, 'trust = ["distributed", "local", "secure"]') if enrolled else STARTING_POLICY
+    )
+
+
 _README = """\
-This folder lets the site {name} join the federation at {address}. Keep secret: node.key (the
-connection's, this site's identity) and agent.key (the agent's alone, it signs what leaves); both have file mode 0600.
+This folder lets the site {name} join the federation at {address}. {keys}
 1. Install dpfpl-client with its agent:  pip install "dpfpl-client[agent]"
 2. Open site.toml and set [data] path to your images; open policy.toml and decide what you allow.
 3. Check it, nothing is sent:  dpfpl-client check --site site.toml
@@ -113,16 +124,27 @@ connection's, this site's identity) and agent.key (the agent's alone, it signs w
 """
 
 
+_KEYS_MADE_HERE = """Keep node.key and agent.key secret (mode
+0600). The operator made them and could speak as this site; with dpfpl-client enroll a site makes its own."""
+_KEYS_AT_THE_SITE = """It holds no
+secret; it belongs where dpfpl-client enroll made the site's keys: dpfpl-client init --kit KIT --into FOLDER."""
+
+
 @dataclass(frozen=True)
 class Kit:
-    """What goes into one site's folder."""
+    """What goes into one site's folder; without private keys where the site made its own."""
 
     name: str
     address: str
     ca_certificate: bytes
-    node_private: bytes
     node_public: bytes
-    agent_private: bytes
+    node_private: bytes = b""
+    agent_private: bytes = b""
+
+    @property
+    def enrolled(self) -> bool:
+        """Whether the site made its keys itself."""
+        return not self.node_private
 
 
 def write_kit(kit: Kit, folder: Path) -> None:
@@ -132,11 +154,15 @@ def write_kit(kit: Kit, folder: Path) -> None:
     write_public(folder / "ca.crt", kit.ca_certificate)
     write_public(folder / "node.pub", kit.node_public)
     facts = {"name": kit.name, "address": kit.address}
-    write_public(folder / "README.txt", _README.format(**facts).encode())
+    keys = _KEYS_AT_THE_SITE if kit.enrolled else _KEYS_MADE_HERE
+    write_public(folder / "README.txt", _README.format(**facts, keys=keys).encode())
     quoted = {key: json.dumps(value) for key, value in facts.items()}
-    for name, text in (("site.toml", _SITE.format(**quoted)), ("policy.toml", STARTING_POLICY)):
+    policy = starting_policy(enrolled=kit.enrolled)
+    for name, text in (("site.toml", _SITE.format(**quoted)), ("policy.toml", policy)):
         if not (folder / name).exists():
             write_public(folder / name, text.encode())
+    if kit.enrolled:
+        return
     write_private(folder / "agent.key", kit.agent_private)
     write_private(folder / "node.key", kit.node_private)
 
@@ -184,8 +210,8 @@ def archive_path(kits_folder: Path, site: str, kind: str) -> Path:
 def pack_kit(kit: Path, archive: Path) -> str:
     """Pack a kit's folder and return the archive's SHA-256, which also lies beside it as ``sha256sum -c`` reads it.
 
-    The archive is as secret as the private keys in it: only its owner can read it, and every member keeps its file's
-    mode. Owners and times are left out.
+    It may hold private keys: only its owner can read it, and every member keeps its file's mode. Owners and times are
+    left out.
     """
     files = sorted(path for path in kit.iterdir() if path.is_file())
     content = _tar(kit.name, files)

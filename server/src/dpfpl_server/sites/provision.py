@@ -2,16 +2,18 @@
 
 The server's folder holds ``ca.key``, ``ca.crt``, ``server.key``, ``server.crt``, ``federation.json`` (where sites
 reach it) and ``sites.json``. ``ca.key`` may be kept elsewhere: only new certificates need it. The folder never holds a
-site's private keys: those are written into the site's kit and nowhere else.
+site's private keys: the site makes them (``enrolments``), or they are written into its kit and nowhere else.
 """
 
 import json
 import re
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from dpfpl_common.enrolment import Enrolment
 from dpfpl_common.errors import ConfigError, DeploymentError
 from dpfpl_server.sites.certificates import (
     Issued,
@@ -49,6 +51,7 @@ class ProvisionRequest:
         force: give sites that are provisioned already a new key (the old one stops working).
         archive: make each kit one file, ``tar.gz``, instead of a folder.
         ca_key: the authority's private key where it is not kept in the server's folder.
+        enrolments: of the sites that made their keys themselves.
     """
 
     server_folder: Path
@@ -60,6 +63,7 @@ class ProvisionRequest:
     force: bool = False
     archive: str = ""
     ca_key: Path | None = None
+    enrolments: Mapping[str, Enrolment] = field(default_factory=dict)
 
     def kit_path(self, site: str) -> Path:
         """Where a site's kit goes."""
@@ -119,6 +123,7 @@ def _provision(request: ProvisionRequest, names: tuple[str, ...], hosts: list[st
     sites = load_sites(folder)
     wanted = [name for name in names if request.force or name not in sites]
     _refuse_foreign_keys(request, wanted)
+    _refuse_lost_enrolments(request, wanted, sites)
     for name in wanted:
         _require_writable(request.kit_path(name))
     authority, authority_is_new = _authority(folder, request.ca_key)
@@ -127,9 +132,13 @@ def _provision(request: ProvisionRequest, names: tuple[str, ...], hosts: list[st
     made = {}
     address = f"{_bracketed(request.address)}:{request.port}"
     for name in wanted:
-        node, agent = new_node_key(), new_agent_key()
-        made[name] = Kit(name, address, authority.public, node.private, node.public, agent.private)
         now = datetime.now(UTC).isoformat(timespec="seconds")
+        if (own := request.enrolments.get(name)) is not None:
+            made[name] = Kit(name, address, authority.public, f"{own.node_key}\n".encode())
+            sites[name] = Site(name, own.node_key, now, None, own.agent_key, own.aggregation_key)
+            continue
+        node, agent = new_node_key(), new_agent_key()
+        made[name] = Kit(name, address, authority.public, node.public, node.private, agent.private)
         sites[name] = Site(name, node.public.decode().strip(), now, agent_key=agent.public.decode().strip())
     # The register first: a key that the register does not know is useless, one that has no kit can be forced.
     save_sites(folder, sites)
@@ -194,11 +203,38 @@ def _refuse_foreign_keys(request: ProvisionRequest, names: list[str]) -> None:
     """Refuse before anything is written if a kit's place holds a key that is not ours to replace."""
     for name in names:
         key = request.kit_path(name) if request.archive else request.kit_path(name) / "node.key"
-        if key.exists() and not request.force:
+        if key.exists() and (not request.force or (name in request.enrolments and not request.archive)):
             raise DeploymentError(
                 code="KIT_EXISTS",
-                message=f"{key} exists, but this server does not know the site {name}.",
-                advice="Choose another --out folder, or add --force to give the site a new key.",
+                message=f"{key} exists, and may be a key that is not this command's to replace.",
+                advice="Choose another --out folder; --force replaces a key that was made here.",
+            )
+
+
+def _refuse_lost_enrolments(request: ProvisionRequest, names: list[str], sites: Mapping[str, Site]) -> None:
+    """No key of ours takes the place of one that a site made itself, and no two sites have the same."""
+    for name in names:
+        own = request.enrolments.get(name)
+        if own is None and name in sites and sites[name].aggregation_key:
+            raise ConfigError(
+                code="SITE_ENROLLED",
+                message=f"The site {name!r} made its keys itself.",
+                advice=f"Ask it for new ones (dpfpl-client enroll --force), then: dpfpl-server sites rotate {name} "
+                f"--public-key {name}.public.json.",
+            )
+        if own is not None and own.site != name:
+            raise ConfigError(
+                code="OTHER_SITE",
+                message=f"The public file is of the site {own.site!r}, not of {name!r}.",
+                advice="Give the file of the right site, or the name that is in it.",
+            )
+        others = [site for site in sites.values() if site.name != name]
+        taken = {key for site in others for key in (site.public_key, site.agent_key, site.aggregation_key)}
+        if own is not None and taken & {own.node_key, own.agent_key, own.aggregation_key}:
+            raise ConfigError(
+                code="KEY_TAKEN",
+                message=f"Another site has a key of {name!r}.",
+                advice="Every site makes keys of its own: dpfpl-client enroll --force at the site.",
             )
 
 

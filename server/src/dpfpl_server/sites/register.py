@@ -12,7 +12,7 @@ from typing import Any
 from dpfpl_common.errors import DeploymentError
 from dpfpl_server.sites.kits import write_public
 
-__all__ = ["Site", "load_sites", "node_ids", "register_lock", "save_sites"]
+__all__ = ["Site", "enrolled_sites", "load_sites", "node_ids", "register_lock", "save_sites"]
 
 _FILE = "sites.json"
 
@@ -28,6 +28,8 @@ class Site:
         node_id: Flower's identity for it, once a SuperLink has registered it.
         agent_key: public key of its agent's signatures, one OpenSSH line; empty if it was provisioned before there were
             signatures.
+        aggregation_key: public key of its part in secure sums, one OpenSSH line; empty if it did not make its keys
+            itself.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Site:
     provisioned_at: str
     node_id: int | None = None
     agent_key: str = ""
+    aggregation_key: str = ""
 
 
 def load_sites(folder: Path) -> dict[str, Site]:
@@ -86,6 +89,11 @@ def withdrawn_sites(folder: Path, sites: Mapping[str, Mapping[str, Any]]) -> dic
 def node_ids(folder: Path) -> dict[str, int]:
     """Return Flower's node id of every site that is registered with the SuperLink."""
     return {name: site.node_id for name, site in load_sites(folder).items() if site.node_id is not None}
+
+
+def enrolled_sites(folder: Path) -> set[str]:
+    """The sites that made their keys themselves, and so can take part in secure sums that the operator cannot read."""
+    return {name for name, site in load_sites(folder).items() if site.aggregation_key}
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from dpfpl_common.errors import RefusedError, StateError
 from dpfpl_common.privacy.accounting import BOTH_PARTS, PrivacyEvent
 from dpfpl_common.privacy_plan import ADVERSARIES
 
-__all__ = ["LEDGER_FILE", "ROWS", "SCORES", "Charge", "Ledger", "LedgerState"]
+__all__ = ["LEDGER_FILE", "ROWS", "SCORES", "VOTE", "Charge", "Ledger", "LedgerState"]
 
 
 # What a ledger's records add up to.
@@ -70,6 +70,7 @@ class LedgerState:
     evaluations: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     begun: dict[str, str] = field(default_factory=dict)
     repeats: dict[str, int] = field(default_factory=dict)
+    accepted: int = 0
 
     def apply(self, sequence: int, record: dict[str, Any]) -> None:
         """Count a record in.
@@ -92,6 +93,8 @@ class LedgerState:
                 self.datasets.append({key: value for key, value in record.items() if key != "kind"})
                 if record.get("moved"):
                     self._mix_parts()
+            case "accepted":
+                self.accepted = sequence
             case "evaluate":
                 self.evaluations.setdefault(record["experiment"], {})[record["request"]] = record["answer"]
 
@@ -143,7 +146,10 @@ SCORES = 0
 """The round under which the ledger keeps the charge for an experiment's scores; training rounds begin with 1."""
 
 ROWS = -1
-"""The same for the class sums and the vote of secure trust, which are one release."""
+"""The same for the class sums of secure trust, with which its vote is charged."""
+
+VOTE = -2
+"""The same for that vote: charged nothing more, so that the ledger knows that it was drawn."""
 
 LEDGER_FILE = "ledger.sqlite"
 """The ledger's name in a state folder."""
@@ -235,6 +241,11 @@ class Ledger:
     def identity(self) -> str:
         """Drawn when the ledger was made; a copy has the same."""
         return self._known.identity
+
+    @property
+    def accepted(self) -> int:
+        """The record with which an old copy was last accepted: what followed earlier ones is not known; 0 for none."""
+        return self._known.accepted
 
     @property
     def records(self) -> int:

@@ -5,7 +5,7 @@ from typing import Any
 from dpfpl_client.agent.audit import AUDIT_FILE, AuditLog
 from dpfpl_client.agent.budget import spent
 from dpfpl_client.agent.ledger.anchor import Registry, StateLock, events_to_json
-from dpfpl_client.agent.ledger.book import LEDGER_FILE, ROWS, SCORES, Charge, Ledger
+from dpfpl_client.agent.ledger.book import LEDGER_FILE, ROWS, SCORES, VOTE, Charge, Ledger
 from dpfpl_client.agent.ledger.dataset import lost_ledger
 from dpfpl_client.agent.policy_file import load_policy
 from dpfpl_client.agent.store import DiskStore
@@ -34,7 +34,7 @@ def summarise(settings: SiteSettings) -> dict[str, Any]:
         experiments.append(
             {
                 "experiment": name or "(before an old ledger was accepted)",
-                "rounds": len({charge.round for charge in own} - {SCORES, ROWS}),
+                "rounds": len({charge.round for charge in own} - {SCORES, ROWS, VOTE}),
                 "scored": any(charge.round == SCORES for charge in own),
                 "charges": len(own),
                 "released": sum(bool(charge.release_digest) for charge in own),
@@ -100,7 +100,7 @@ def verify(settings: SiteSettings) -> list[str]:
         if not charge.release_digest:
             continue
         try:
-            if charge.round == ROWS:
+            if charge.round in (ROWS, VOTE):
                 continue  # the integers go once their sum is unmasked
             if charge.round == SCORES and store.read_sum(charge.experiment, "scores").attempt:
                 continue
