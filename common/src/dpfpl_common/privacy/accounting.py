@@ -9,6 +9,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import dp_accounting
 import numpy as np
@@ -305,7 +306,7 @@ def _pld_epsilon(releases: Releases, delta: float, interval: float) -> float:
     return float(spent.get_epsilon_for_delta(delta))
 
 
-def _losses(noise_multiplier: float, sample_rate: float, interval: float) -> Losses:
+def _losses(noise_multiplier: float, sample_rate: float, interval: float) -> Any:
     """Of one step, rounded up to a grid by "connecting the dots" (Doroshenko et al. 2022, algorithm 1).
 
     dp-accounting's own for a sampled Gaussian is the same, but computes the grid's deltas one by one in Python.
