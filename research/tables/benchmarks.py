@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from dpfpl_bench.simulate.settings import RunPrompt
+from dpfpl_bench.simulation.settings import RunPrompt
 from dpfpl_bench.sweep.settings import Grid, Sweep
 from dpfpl_bench.sweep.sweep import SweepOutcome, finished_runs, run_sweep
 from dpfpl_common.errors import ConfigError

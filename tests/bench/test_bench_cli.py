@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from dpfpl_bench import cli
 from dpfpl_bench.cli import data_settings, parse_epsilon
-from dpfpl_bench.simulate.progress import RunProgress
+from dpfpl_bench.simulation.progress import RunProgress
 from dpfpl_client.embedded import embedded_model_path
 from dpfpl_common.errors import ConfigError
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dpfpl_bench.simulate import sources as field_data
-from dpfpl_bench.simulate.run import data_digest
-from dpfpl_bench.simulate.sources import (
+from dpfpl_bench.simulation import sources as field_data
+from dpfpl_bench.simulation.run import data_digest
+from dpfpl_bench.simulation.sources import (
     FIELD,
     FLOWERS,
     check_archive,

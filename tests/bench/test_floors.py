@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from dpfpl_bench.simulate import baselines as floors
-from dpfpl_bench.simulate.baselines import centralised, local_only, trained_floors
-from dpfpl_bench.simulate.simulation import SimulatedSite, Simulation
+from dpfpl_bench.simulation import baselines as floors
+from dpfpl_bench.simulation.baselines import centralised, local_only, trained_floors
+from dpfpl_bench.simulation.in_process import SimulatedSite, Simulation
 from dpfpl_client.learning.learner import SiteFeatures
 from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_client.models.loader import load_backbone

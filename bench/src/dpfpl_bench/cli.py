@@ -18,10 +18,10 @@ from dpfpl_bench.audit.command import EXAMPLES as AUDIT_EXAMPLES  # noqa: E402
 from dpfpl_bench.audit.command import audit  # noqa: E402
 from dpfpl_bench.paper_command import EXAMPLES as PAPER_EXAMPLES  # noqa: E402
 from dpfpl_bench.paper_command import paper  # noqa: E402
-from dpfpl_bench.simulate.data_command import EXAMPLES as DATA_EXAMPLES  # noqa: E402
-from dpfpl_bench.simulate.data_command import data  # noqa: E402
-from dpfpl_bench.simulate.settings import RunPrompt, RunSettings  # noqa: E402
-from dpfpl_bench.simulate.sources import (  # noqa: E402
+from dpfpl_bench.simulation.data_command import EXAMPLES as DATA_EXAMPLES  # noqa: E402
+from dpfpl_bench.simulation.data_command import data  # noqa: E402
+from dpfpl_bench.simulation.settings import RunPrompt, RunSettings  # noqa: E402
+from dpfpl_bench.simulation.sources import (  # noqa: E402
     FIELD,
     data_settings,
     named_classes,
@@ -157,8 +157,8 @@ def run(
     """
     import torch
 
-    from dpfpl_bench.simulate.progress import RunProgress
-    from dpfpl_bench.simulate.run import RunRequest, run_simulation, write_result
+    from dpfpl_bench.simulation.progress import RunProgress
+    from dpfpl_bench.simulation.run import RunRequest, run_simulation, write_result
 
     target, asked = parse_epsilon(epsilon), OPEN_TASKS.get(task)
     images = "digits" if asked else data or "digits"

@@ -11,8 +11,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dpfpl_bench.simulate.settings import RunPrivacy, RunPrompt, RunSettings, build_experiment
-from dpfpl_bench.simulate.sources import data_settings, named_classes
+from dpfpl_bench.simulation.settings import RunPrivacy, RunPrompt, RunSettings, build_experiment
+from dpfpl_bench.simulation.sources import data_settings, named_classes
 from dpfpl_common.errors import ConfigError
 from dpfpl_common.experiment import RoundSettings
 
@@ -68,7 +68,7 @@ def audit(
 
     from dpfpl_bench.audit.audit import AuditSettings, Finding, combined
     from dpfpl_bench.audit.audit import audit as attack
-    from dpfpl_bench.simulate.simulation import prepare_sites, site_names
+    from dpfpl_bench.simulation.in_process import prepare_sites, site_names
     from dpfpl_client.agent.features import FeatureCache
     from dpfpl_client.data import partition_sites, read_pool
     from dpfpl_client.models.dual_encoder import as_dual_encoder

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpfpl_bench.simulate.baselines import trained_floors
-from dpfpl_bench.simulate.simulation import SimulatedSite
+from dpfpl_bench.simulation.baselines import trained_floors
+from dpfpl_bench.simulation.in_process import SimulatedSite
 from dpfpl_client.models.backbone import Backbone
 from dpfpl_client.node.launch import start_agent, start_node, wait_for_agent
 from dpfpl_client.node.supernode import wait_until_connected

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from dpfpl_bench.simulate.baselines import trained_floors
-from dpfpl_bench.simulate.curves import preference_curve, strength_curve
-from dpfpl_bench.simulate.mixes import mix_curve, own_at_equal_others
-from dpfpl_bench.simulate.questions import question_sites
-from dpfpl_bench.simulate.settings import RunSettings, build_experiment
-from dpfpl_bench.simulate.simulation import SimulatedSite, Simulation, prepare_sites, site_names
-from dpfpl_bench.simulate.sources import domain_classes, domain_sites
+from dpfpl_bench.simulation.baselines import trained_floors
+from dpfpl_bench.simulation.curves import preference_curve, strength_curve
+from dpfpl_bench.simulation.in_process import SimulatedSite, Simulation, prepare_sites, site_names
+from dpfpl_bench.simulation.mixes import mix_curve, own_at_equal_others
+from dpfpl_bench.simulation.questions import question_sites
+from dpfpl_bench.simulation.settings import RunSettings, build_experiment
+from dpfpl_bench.simulation.sources import domain_classes, domain_sites
 from dpfpl_client.agent.features import FeatureCache
 from dpfpl_client.data import DataSettings, ImageRecord, SiteData, list_classes, partition_sites, read_pool
 from dpfpl_client.models.backbone import Backbone, too_long_answers
@@ -30,7 +30,7 @@ from dpfpl_server.runs.result import build_result
 from dpfpl_server.runs.verdict import verdict
 
 if TYPE_CHECKING:
-    from dpfpl_bench.simulate.flower_engine import FlowerSimulation
+    from dpfpl_bench.simulation.flower_engine import FlowerSimulation
 
 __all__ = ["DOMAIN_FOLDERS", "RunRequest", "data_digest", "run_simulation", "write_result"]
 
@@ -88,7 +88,7 @@ def run_simulation(
 ) -> dict[str, Any]:
     """Run it; the callbacks report progress. Returns what result.json holds."""
     if request.engine == "flower":
-        from dpfpl_bench.simulate.flower_engine import require_ray  # takes seconds, and Ray is an extra
+        from dpfpl_bench.simulation.flower_engine import require_ray  # takes seconds, and Ray is an extra
 
         require_ray()
     on_step("reading images")
@@ -178,7 +178,7 @@ def _sites_data(
 def _engine(request: RunRequest, backbone: Backbone, sites: list[SimulatedSite]) -> "Simulation | FlowerSimulation":
     if request.engine == "inprocess":
         return Simulation(backbone, sites, request.seed)
-    from dpfpl_bench.simulate.flower_engine import FlowerSimulation
+    from dpfpl_bench.simulation.flower_engine import FlowerSimulation
 
     return FlowerSimulation(request.model, request.offline, sites, request.seed)
 

@@ -266,7 +266,7 @@ def data_settings(data: str, seed: int, *, offline: bool = True) -> DataSettings
     Args:
         data: the flag's value.
         seed: of the split into training and test images, where the source has none.
-        offline: a named set must be on this machine; see ``dpfpl_bench.simulate.sources.locate``.
+        offline: a named set must be on this machine; see ``dpfpl_bench.simulation.sources.locate``.
 
     Raises:
         ConfigError: it is none of these.

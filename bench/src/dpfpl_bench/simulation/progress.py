@@ -6,7 +6,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from dpfpl_bench.simulate.simulation import mean_local_accuracy
+from dpfpl_bench.simulation.in_process import mean_local_accuracy
 from dpfpl_server.federation.rounds import Status
 
 __all__ = ["RunProgress"]

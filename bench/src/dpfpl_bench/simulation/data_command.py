@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dpfpl_bench.simulate.sources import FIELD, check_archive
+from dpfpl_bench.simulation.sources import FIELD, check_archive
 from dpfpl_common.errors import ConfigError
 
 __all__ = ["EXAMPLES", "data"]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from dpfpl_bench.simulate.simulation import SimulatedSite, Simulation
+from dpfpl_bench.simulation.in_process import SimulatedSite, Simulation
 from dpfpl_client.learning.learner import PromptLearner, SiteFeatures, initial_context
 from dpfpl_client.models.backbone import Backbone, LabelledFeatures
 from dpfpl_client.models.class_scorer import ClassScorer
