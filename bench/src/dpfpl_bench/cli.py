@@ -6,9 +6,9 @@ silence_telemetry()
 
 import json  # noqa: E402  after telemetry is switched off
 import sys  # noqa: E402
-from dataclasses import dataclass  # noqa: E402
+from collections.abc import Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import TYPE_CHECKING, Annotated, Any  # noqa: E402
+from typing import TYPE_CHECKING, Annotated  # noqa: E402
 
 import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
@@ -21,14 +21,8 @@ from dpfpl_bench.paper_command import paper  # noqa: E402
 from dpfpl_bench.simulation.data_command import EXAMPLES as DATA_EXAMPLES  # noqa: E402
 from dpfpl_bench.simulation.data_command import data  # noqa: E402
 from dpfpl_bench.simulation.settings import RunPrompt, RunSettings  # noqa: E402
-from dpfpl_bench.simulation.sources import (  # noqa: E402
-    FIELD,
-    data_settings,
-    named_classes,
-)
 from dpfpl_bench.sweep.command import EXAMPLES as SWEEP_EXAMPLES  # noqa: E402
 from dpfpl_bench.sweep.command import sweep  # noqa: E402
-from dpfpl_common.config import build, set_keys  # noqa: E402
 from dpfpl_common.errors import ConfigError, DpfplError  # noqa: E402
 from dpfpl_common.experiment import RoundSettings  # noqa: E402
 
@@ -65,29 +59,6 @@ app.command(epilog=SWEEP_EXAMPLES)(sweep)
 app.command(epilog=AUDIT_EXAMPLES)(audit)
 app.command(epilog=DATA_EXAMPLES)(data)
 app.command(epilog=PAPER_EXAMPLES)(paper)
-
-
-@dataclass(frozen=True)
-class OpenTask:
-    """What a run of a task takes by itself whose answers are words.
-
-    Attributes:
-        data: what is drawn for it.
-        init_text: what a prompt begins as.
-        max_answer_tokens: the longest answer; None: the settings' default.
-        model: which model.
-    """
-
-    data: str
-    init_text: str
-    max_answer_tokens: int | None = None
-    model: str = "embedded-vlm"
-
-
-OPEN_TASKS = {
-    "vqa": OpenTask("questions", "please answer the question"),
-    "caption": OpenTask("captions", "please look and say", 32),
-}
 
 
 @app.callback()
@@ -155,47 +126,111 @@ def run(
 
     The noise is seeded: the epsilons say what the same run would cost with real noise.
     """
-    import torch
+    from dpfpl_bench.simulation.run import write_result
+    from dpfpl_bench.simulation.simulate import make_request, parse_epsilon, run_with_progress
 
-    from dpfpl_bench.simulation.progress import RunProgress
-    from dpfpl_bench.simulation.run import RunRequest, run_simulation, write_result
-
-    target, asked = parse_epsilon(epsilon), OPEN_TASKS.get(task)
-    images = "digits" if asked else data or "digits"
-    text = asked.init_text if asked else FIELD[images].init_text if images in FIELD else None
-    source = data_settings(images, seed, offline=not online)
-    given = {
-        "data": source,
-        "classes": named_classes(images, source) if images in FIELD else None,
-        "questions": (data or asked.data) if asked else "",
-        "model": model or (asked.model if asked else None),
-        "sites": sites,
-        "partition": partition,
-        "floors": floors,
-        "seed": seed,
-        "offline": not online,
-        "task": {"kind": task} | ({"max_answer_tokens": asked.max_answer_tokens} if asked else {}),
-        "prompt": {"method": method, "rank": rank, "init_text": text},
-        "privacy": {"mechanism": mechanism, "trust": trust, "target_epsilon": target}
-        | ({"noise_multiplier": 0.0} if target is None else {}),
-        "rounds": {"number": rounds},
-    }
-    request = build(RunRequest, set_keys(_without_blanks(given), assignments or ()), "")
-    torch.set_num_threads(request.threads)
-    with RunProgress(console, request.rounds.number, quiet=quiet) as progress:
-        result = run_simulation(request, progress.step, progress.images, progress.status)
+    request = make_request(
+        data,
+        assignments or (),
+        model=model,
+        task=task,
+        method=method,
+        rank=rank,
+        mechanism=mechanism,
+        trust=trust,
+        epsilon=parse_epsilon(epsilon),
+        sites=sites,
+        partition=partition,
+        rounds=rounds,
+        seed=seed,
+        floors=floors,
+        online=online,
+    )
+    result = run_with_progress(request, console, quiet=quiet)
     sys.stdout.write(json.dumps(result, indent=2) + "\n")
     if out is not None:
         write_result(result, out)
 
 
-def _without_blanks(table: dict[str, Any]) -> dict[str, Any]:
-    """The table without flags that were not given, so that the settings' own defaults hold."""
-    return {
-        key: _without_blanks(value) if isinstance(value, dict) else value
-        for key, value in table.items()
-        if value is not None
-    }
+@app.command(
+    epilog="Example: dpfpl-bench pilot --site north=photos/north --site south=photos/south.csv "
+    "--class-map north:Kitten=cat --model MODEL_DIR --out runs/pilot"
+)
+def pilot(
+    site: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME=PATH",
+            help="a site and its own images: a folder, a .csv (path,label), a .jsonl (questions) or its site.toml; "
+            "once for each site",
+        ),
+    ],
+    model: Annotated[
+        str | None, typer.Option(help="a folder or a hub id; see docs/models.md", show_default="embedded")
+    ] = None,
+    class_map: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[SITE:]OWN=NAME", help="what a site's own class is called in the experiment; repeat"),
+    ] = None,
+    epsilon: Annotated[str, typer.Option(help="target for whoever receives a personalised prompt, or none")] = "8",
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="any other setting, as of run; may be repeated"),
+    ] = None,
+    online: Annotated[bool, typer.Option("--online", help="let hub ids be downloaded")] = False,
+    out: Annotated[Path, typer.Option(help="folder for result.json and report.html")] = Path("runs/pilot"),
+    as_json: Annotated[bool, typer.Option("--json", help="print result.json instead of the table")] = False,
+) -> None:
+    """Simulate a federation of your own folders on this machine, before anything is installed anywhere.
+
+    Ends with what federating would bring each site, over working alone and over the plain text. Nothing leaves this
+    machine; the accuracies it shows are exact, so show them to those alone who may see the images.
+    """
+    from dpfpl_bench.simulation.simulate import (
+        Simulated,
+        make_request,
+        parse_epsilon,
+        refuse_run_folder,
+        run_with_progress,
+    )
+
+    refuse_run_folder(out)
+    request = make_request(
+        "",
+        assignments or (),
+        sites=_pairs("--site", site),
+        class_map=_pairs("--class-map", class_map or ()),
+        model=model,
+        epsilon=parse_epsilon(epsilon),
+        online=online,
+    )
+    done = Simulated(run_with_progress(request, console))
+    report = done.save(out)
+    if as_json:
+        sys.stdout.write(json.dumps(done.result, indent=2) + "\n")
+        return
+    done.show()
+    typer.echo(f"\n{out / 'result.json'}  {report}")
+    typer.echo("Accuracies are exact and the noise is seeded: keep both files with those who may see the images.")
+
+
+def _pairs(flag: str, given: Sequence[str]) -> dict[str, str]:
+    """KEY=VALUE of a flag; of --class-map a key may hold an equals sign itself.
+
+    Raises:
+        ConfigError: one is no pair, or a key comes twice.
+    """
+    pairs: dict[str, str] = {}
+    for text in given:
+        key, equals, value = text.partition("=") if flag == "--site" else text.rpartition("=")
+        if not (key and equals and value) or key in pairs:
+            raise ConfigError(
+                code="BAD_ASSIGNMENT",
+                message=f"{flag} is {text!r}, expected NAME=VALUE, each name once.",
+                advice="See dpfpl-bench pilot --help.",
+            )
+        pairs[key] = value
+    return pairs
 
 
 @app.command(epilog="Example: dpfpl-bench demo --epsilon 2 --out runs/demo2")
@@ -239,6 +274,7 @@ def _demonstrate(
 ) -> None:
     """Run a demo with live progress and print its result."""
     from dpfpl_bench.demo.demonstration import DemoRequest, demonstrate
+    from dpfpl_bench.simulation.simulate import parse_epsilon
     from dpfpl_server.watch.terminal import LiveDisplay, print_result
 
     target = parse_epsilon(epsilon)
@@ -256,20 +292,6 @@ def _demonstrate(
     else:
         print_result(result, Console())
         Console().print(f"\n[bold]{out / 'result.json'}[/]  [bold]{out / 'report.html'}[/]")
-
-
-def parse_epsilon(text: str) -> float | None:
-    """A number, or None for ``none``."""
-    if text.lower() in ("none", "inf", "infinite"):
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        raise ConfigError(
-            code="IMPOSSIBLE_VALUE",
-            message=f"--epsilon is {text!r}.",
-            advice="Give a number, or none for no noise and no privacy claim.",
-        ) from None
 
 
 def main() -> None:

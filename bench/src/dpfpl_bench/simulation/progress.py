@@ -29,6 +29,7 @@ class RunProgress:
             disable=quiet or not console.is_terminal,
             transient=True,
         )
+        self._text = ""
         self._task: TaskID | None = None
 
     def __enter__(self) -> Self:
@@ -44,11 +45,12 @@ class RunProgress:
         """A new part of the work begins."""
         if not self._quiet:
             self._bar.console.print(text)
+        self._text = text
         self._drop()
 
-    def images(self, done: int, total: int) -> None:
-        """So many of the images have features."""
-        self._advance("image features", done, total)
+    def counted(self, done: int, total: int) -> None:
+        """So much of the part that was named last is done: images, sites, steps."""
+        self._advance(self._text, done, total)
 
     def status(self, status: Status) -> None:
         """The strategy reports."""
