@@ -23,7 +23,7 @@ from dpfpl_common.ops.files import file_error  # noqa: E402
 from dpfpl_common.ops.text import printable_lines  # noqa: E402
 
 if TYPE_CHECKING:
-    from dpfpl_client.use.prompt import Classifier
+    from dpfpl_client.use.prompt import Classifier, SitePrompt
 
 __all__ = ["main"]
 
@@ -37,6 +37,10 @@ INTERRUPTED = 130
 
 SiteFile = Annotated[Path, typer.Option("--site", help="the site's site.toml")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+OfExperiment = Annotated[
+    str | None, typer.Option("--experiment", help="whose prompt; default: that of the experiment finished last")
+]
+Unfinished = Annotated[bool, typer.Option("--unfinished", help="use a prompt whose experiment has not ended, too")]
 SITE = Path("site.toml")
 
 
@@ -185,7 +189,8 @@ def agent(
 def predict(
     images: Annotated[list[Path], typer.Argument(help="image files or folders")],
     site: SiteFile = SITE,
-    experiment: Annotated[str | None, typer.Option(help="whose prompt; default: the latest")] = None,
+    experiment: OfExperiment = None,
+    unfinished: Unfinished = False,
     top: Annotated[int, typer.Option("--top-k", "--top", min=1, help="how many classes to show")] = 3,
     question: Annotated[
         str, typer.Option(help="asked of every image, by a prompt that answers questions or captions")
@@ -204,7 +209,8 @@ def predict(
     from dpfpl_client.use.predict import as_line, classify_files, count_skipped, expand_images, write_csv
 
     paths, settings = expand_images(images), _load(site)
-    classifier, results = _classifier(settings, experiment, alpha, question, usual_mix), []
+    prompt, results = _prompt(settings, experiment, unfinished, alpha, usual_mix), []
+    classifier = _classifier(settings, prompt, question)
     for result in classify_files(classifier, paths, top, settings.data.pixel_rules):
         results.append(result)
         if result.prediction is None:
@@ -221,6 +227,24 @@ def predict(
     if csv is not None and not as_json:
         say(f"wrote {csv}: {len(results) - failed} of {len(results)} images classified")
     sys.exit(0 if not failed else 1 if failed < len(results) else 2)
+
+
+@app.command(epilog="Example: dpfpl-client prompts --site site.toml")
+def prompts(site: SiteFile = SITE, as_json: AsJson = False) -> None:
+    """List the prompts that this site has learned, newest first, and which one predict, serve and export use."""
+    from dpfpl_client.use.prompt import list_prompts
+
+    found = list_prompts(_load(site).state_folder)
+    if as_json:
+        _print_json(found)
+        return
+    for row in found:
+        rounds = f"round {row['round']} of {row['rounds']}" if "round" in row else ""
+        what = row.get("damaged") or f"version {row['version']}, learned {row['learned']}, {rounds}"
+        state = ", the default" if row["default"] else "" if row["finished"] else ", half-finished"
+        say(f"{row['experiment']}: {what}{state}")
+    if not found:
+        say("This site has not learned a prompt yet.")
 
 
 @app.command(epilog="Example: dpfpl-client results --site site.toml")
@@ -243,7 +267,8 @@ def results(
 @app.command(epilog="Example: dpfpl-client serve --site site.toml --port 8080")
 def serve(
     site: SiteFile = SITE,
-    experiment: Annotated[str | None, typer.Option(help="whose prompt; default: the latest")] = None,
+    experiment: OfExperiment = None,
+    unfinished: Unfinished = False,
     host: Annotated[
         str, typer.Option(help="address to listen on; another than loopback needs --token-file")
     ] = "127.0.0.1",
@@ -263,25 +288,28 @@ def serve(
     wanted = ServeSettings.checked(host, port, token_file, max_megabytes * 1_000_000)
     settings = _load(site)
     torch.set_num_threads(settings.agent.threads)
-    classifier = _classifier(settings, experiment, question=None, usual_mix=usual_mix)
-    scores = released_scores(settings, experiment)
-    serve_classifier(classifier, wanted, say, settings.data.pixel_rules, scores)
+    prompt = _prompt(settings, experiment, unfinished, usual_mix=usual_mix)
+    classifier = _classifier(settings, prompt, question=None)
+    mix = prompt.experiment.prompt.usual_mix if prompt.choice is not None else None
+    names = {key: prompt.about()[key] for key in ("experiment", "version", "learned", "finished")}
+    about = {"site": settings.name, "model": Path(settings.model).name, "usual_mix": mix} | names
+    serve_classifier(classifier, wanted, say, settings.data.pixel_rules, released_scores(settings, prompt), about)
 
 
 @app.command(epilog="Example: dpfpl-client export --out prompt --site site.toml")
 def export(
     out: Annotated[Path, typer.Option(help="folder to write")],
     site: SiteFile = SITE,
-    experiment: Annotated[str | None, typer.Option(help="whose prompt; default: the latest")] = None,
+    experiment: OfExperiment = None,
+    unfinished: Unfinished = False,
     as_json: AsJson = False,
 ) -> None:
     """Write this site's prompt for plain transformers and peft, with a model card; refused where policy forbids it."""
     from dpfpl_client.models.loader import load_computing
     from dpfpl_client.use.exporting.export import export_prompt
-    from dpfpl_client.use.prompt import load_prompt
 
     settings = _load(site)
-    prompt = load_prompt(settings.state_folder, experiment)
+    prompt = _prompt(settings, experiment, unfinished)
     backbone = load_computing(settings.model, settings.compute, offline=settings.offline)
     exported = export_prompt(settings, prompt, backbone, out)
     if as_json:
@@ -368,23 +396,28 @@ def _load(site: Path) -> SiteSettings:
     return load_site(site)
 
 
-def _classifier(
+def _prompt(
     settings: SiteSettings,
     experiment: str | None,
+    unfinished: bool,
     alpha: float | None = None,
-    question: str | None = "",
     usual_mix: float | None = None,
-) -> "Classifier":
-    from dpfpl_client.agent.policy_file import check_use
-    from dpfpl_client.models.loader import load_computing
+) -> "SitePrompt":
+    """The prompt that is used, and said to be."""
     from dpfpl_client.use.prompt import load_prompt
 
-    prompt = load_prompt(settings.state_folder, experiment)
-    check_use(settings.path(settings.policy), settings.state_folder, prompt.experiment)
+    prompt = load_prompt(settings.state_folder, experiment, unfinished=unfinished)
+    console.print(f"Prompt: {prompt}", markup=False, highlight=False, soft_wrap=True)
     if alpha is not None:
         prompt = prompt.with_strength(alpha)
-    if usual_mix is not None:
-        prompt = prompt.with_usual_mix(usual_mix)
+    return prompt if usual_mix is None else prompt.with_usual_mix(usual_mix)
+
+
+def _classifier(settings: SiteSettings, prompt: "SitePrompt", question: str | None) -> "Classifier":
+    from dpfpl_client.agent.policy_file import check_use
+    from dpfpl_client.models.loader import load_computing
+
+    check_use(settings.path(settings.policy), settings.state_folder, prompt.experiment)
     return prompt.classifier(load_computing(settings.model, settings.compute, offline=settings.offline), question)
 
 
