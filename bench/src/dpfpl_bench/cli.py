@@ -6,7 +6,6 @@ silence_telemetry()
 
 import json  # noqa: E402  after telemetry is switched off
 import sys  # noqa: E402
-from collections.abc import Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Annotated  # noqa: E402
 
@@ -23,6 +22,7 @@ from dpfpl_bench.simulation.data_command import data  # noqa: E402
 from dpfpl_bench.simulation.settings import RunPrompt, RunSettings  # noqa: E402
 from dpfpl_bench.sweep.command import EXAMPLES as SWEEP_EXAMPLES  # noqa: E402
 from dpfpl_bench.sweep.command import sweep  # noqa: E402
+from dpfpl_common.config import key_values  # noqa: E402
 from dpfpl_common.errors import ConfigError, DpfplError  # noqa: E402
 from dpfpl_common.experiment import RoundSettings  # noqa: E402
 
@@ -198,8 +198,8 @@ def pilot(
     request = make_request(
         "",
         assignments or (),
-        sites=_pairs("--site", site),
-        class_map=_pairs("--class-map", class_map or ()),
+        sites=key_values("--site", site),
+        class_map=key_values("--class-map", class_map or ()),
         model=model,
         epsilon=parse_epsilon(epsilon),
         online=online,
@@ -212,25 +212,6 @@ def pilot(
     done.show()
     typer.echo(f"\n{out / 'result.json'}  {report}")
     typer.echo("Accuracies are exact and the noise is seeded: keep both files with those who may see the images.")
-
-
-def _pairs(flag: str, given: Sequence[str]) -> dict[str, str]:
-    """KEY=VALUE of a flag; of --class-map a key may hold an equals sign itself.
-
-    Raises:
-        ConfigError: one is no pair, or a key comes twice.
-    """
-    pairs: dict[str, str] = {}
-    for text in given:
-        key, equals, value = text.partition("=") if flag == "--site" else text.rpartition("=")
-        if not (key and equals and value) or key in pairs:
-            raise ConfigError(
-                code="BAD_ASSIGNMENT",
-                message=f"{flag} is {text!r}, expected NAME=VALUE, each name once.",
-                advice="See dpfpl-bench pilot --help.",
-            )
-        pairs[key] = value
-    return pairs
 
 
 @app.command(epilog="Example: dpfpl-bench demo --epsilon 2 --out runs/demo2")

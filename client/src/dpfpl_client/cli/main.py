@@ -18,6 +18,7 @@ from dpfpl_client.cli.gate import add_gate_commands, ask_about_looser_rules  # n
 from dpfpl_client.cli.operations import add_commands  # noqa: E402
 from dpfpl_client.cli.say import say  # noqa: E402
 from dpfpl_client.site.settings import SiteSettings, load_site  # noqa: E402
+from dpfpl_common.config import key_values  # noqa: E402
 from dpfpl_common.errors import ConfigError, DpfplError  # noqa: E402
 from dpfpl_common.ops.files import file_error  # noqa: E402
 from dpfpl_common.ops.text import printable_lines  # noqa: E402
@@ -49,7 +50,10 @@ def about() -> None:
     """Take part in a DP-FPL federation with this site's own images, which never leave it."""
 
 
-@app.command(epilog="Example: dpfpl-client init --kit hospital-a.tar.gz --data /data/xrays")
+@app.command(
+    epilog="Example: dpfpl-client init --kit hospital-a.tar.gz --data /data/xrays --model /models/clip-b16 "
+    "--class-map Viral_Pneumonia='viral pneumonia'"
+)
 def init(
     data: Annotated[
         str | None, typer.Option(help="image folder, .csv (path,label), .jsonl (questions), digits or shapes")
@@ -61,8 +65,18 @@ def init(
     ] = None,
     into: Annotated[Path | None, typer.Option(help="folder for the kit; default: the site's name")] = None,
     sha256: Annotated[str | None, typer.Option(help="the archive's checksum, as the operator told it")] = None,
+    model: Annotated[str | None, typer.Option(help="a folder or a hub id, as the operator says")] = None,
+    class_map: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--class-map", metavar="OWN=NAME", help="a class of yours and what the experiment calls it; repeat"
+        ),
+    ] = None,
+    usual_mix: Annotated[
+        float | None, typer.Option(help="share of images that predict and serve expect from your usual mix of classes")
+    ] = None,
 ) -> None:
-    """Unpack a kit and point site.toml at this site's images; makes site.toml and policy.toml where there is no kit."""
+    """Unpack a kit and write into site.toml what you give; makes site.toml and policy.toml where there is no kit."""
     from dpfpl_client.site.init import initialise, model_note
     from dpfpl_client.site.kit import unpack_kit
 
@@ -70,10 +84,12 @@ def init(
         folder, written = unpack_kit(kit, into, sha256)
         site = folder / "site.toml"
         say(f"unpacked {', '.join(path.name for path in written)} into {folder}")
-    elif data is None:
+    given = {"model": model, "class_map": key_values("--class-map", class_map or ()), "usual_mix": usual_mix}
+    if data is not None or class_map or model is not None or usual_mix is not None:
+        for path in initialise(site, data, name, **given):
+            say(f"wrote {path}")
+    elif kit is None:
         raise ConfigError(code="NO_DATA", message="There is nothing to do.", advice="Give --data, --kit or both.")
-    for path in initialise(site, data, name) if data is not None else []:
-        say(f"wrote {path}")
     if data is not None and (note := model_note(site)):
         say(note)
     ask_about_looser_rules(site)
@@ -410,6 +426,8 @@ def _prompt(
     console.print(f"Prompt: {prompt}", markup=False, highlight=False, soft_wrap=True)
     if alpha is not None:
         prompt = prompt.with_strength(alpha)
+    if usual_mix is None and prompt.choice is not None:
+        usual_mix = settings.usual_mix
     return prompt if usual_mix is None else prompt.with_usual_mix(usual_mix)
 
 
