@@ -84,9 +84,9 @@ def init(
         folder, written = unpack_kit(kit, into, sha256)
         site = folder / "site.toml"
         say(f"unpacked {', '.join(path.name for path in written)} into {folder}")
-    given = {"model": model, "class_map": key_values("--class-map", class_map or ()), "usual_mix": usual_mix}
     if data is not None or class_map or model is not None or usual_mix is not None:
-        for path in initialise(site, data, name, **given):
+        mapped = key_values("--class-map", class_map or ())
+        for path in initialise(site, data, name, model=model, class_map=mapped, usual_mix=usual_mix):
             say(f"wrote {path}")
     elif kit is None:
         raise ConfigError(code="NO_DATA", message="There is nothing to do.", advice="Give --data, --kit or both.")
