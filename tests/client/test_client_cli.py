@@ -210,3 +210,15 @@ def test_ledger_verify_finds_a_tampered_release(command, trained_site):
 def test_ledger_before_anything_was_charged(command, fresh_site):
     code, _, err = command("ledger", "show", "--site", fresh_site)
     assert (code, err.startswith("NO_LEDGER")) == (2, True)
+
+
+def test_a_site_describes_its_model_and_only_if_told_its_classes(command, fresh_site, tmp_path):
+    told = json.loads(command("describe", "--site", fresh_site)[1])
+    checked = json.loads(command("check", "--site", fresh_site, "--offline", "--json")[1])["facts"]["model"]
+    assert told == {
+        "site": "north",
+        "model": {key: checked[key] for key in ("width", "id", "fingerprint")},
+        "classes": [],
+    }
+    assert command("describe", "--site", fresh_site, "--with-classes", "--out", tmp_path / "north.json")[0] == 0
+    assert json.loads((tmp_path / "north.json").read_text())["classes"] == ["bright", "dark"]

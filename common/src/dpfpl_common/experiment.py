@@ -292,6 +292,21 @@ class TaskSettings:
 
 
 @settings
+class SiteDescription:
+    """What a site tells the operator of itself before there is an experiment: its model, and if it likes its classes.
+
+    Attributes:
+        site: its name.
+        model: fingerprint and width of the model that it has.
+        classes: what it has images of, in the experiment's words; none where it keeps that to itself.
+    """
+
+    site: SiteName
+    model: ModelSettings
+    classes: Texts = ()
+
+
+@settings
 class Experiment:
     """One federated training with a name and a configuration."""
 
