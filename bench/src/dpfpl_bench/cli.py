@@ -17,14 +17,12 @@ from dpfpl_bench.audit.command import EXAMPLES as AUDIT_EXAMPLES  # noqa: E402
 from dpfpl_bench.audit.command import audit  # noqa: E402
 from dpfpl_bench.paper_command import EXAMPLES as PAPER_EXAMPLES  # noqa: E402
 from dpfpl_bench.paper_command import paper  # noqa: E402
+from dpfpl_bench.simulation import SHOWN  # noqa: E402
 from dpfpl_bench.simulation.data_command import EXAMPLES as DATA_EXAMPLES  # noqa: E402
 from dpfpl_bench.simulation.data_command import data  # noqa: E402
-from dpfpl_bench.simulation.settings import RunPrompt, RunSettings  # noqa: E402
 from dpfpl_bench.sweep.command import EXAMPLES as SWEEP_EXAMPLES  # noqa: E402
 from dpfpl_bench.sweep.command import sweep  # noqa: E402
-from dpfpl_common.config import key_values  # noqa: E402
 from dpfpl_common.errors import ConfigError, DpfplError  # noqa: E402
-from dpfpl_common.experiment import RoundSettings  # noqa: E402
 
 if TYPE_CHECKING:
     from dpfpl_bench.demo.demonstration import Scenario
@@ -86,11 +84,9 @@ def run(
     ] = None,
     task: Annotated[str, typer.Option(help="classify, vqa: answer questions about images, or caption")] = "classify",
     method: Annotated[
-        str | None, typer.Option(help="dpfpl, dplora, fedotp, fedpgp or promptfl", show_default=RunPrompt.method)
+        str | None, typer.Option(help="dpfpl, dplora, fedotp, fedpgp or promptfl", show_default=SHOWN["method"])
     ] = None,
-    rank: Annotated[
-        int | None, typer.Option(help="rank of the personal factors", show_default=str(RunPrompt.rank))
-    ] = None,
+    rank: Annotated[int | None, typer.Option(help="rank of the personal factors", show_default=SHOWN["rank"])] = None,
     mechanism: Annotated[
         str | None, typer.Option(help="one_shot or per_step", show_default="one_shot where it can serve, else per_step")
     ] = None,
@@ -102,17 +98,15 @@ def run(
         ),
     ] = None,
     epsilon: Annotated[str, typer.Option(help="target for whoever receives a personalised prompt, or none")] = "8",
-    sites: Annotated[int | None, typer.Option(help="number of sites", show_default=str(RunSettings.sites))] = None,
+    sites: Annotated[int | None, typer.Option(help="number of sites", show_default=SHOWN["sites"])] = None,
     partition: Annotated[
         str | None,
-        typer.Option(
-            help="pathological, dirichlet, domain, iid, or domain-folders", show_default=RunSettings.partition
-        ),
+        typer.Option(help="pathological, dirichlet, domain, iid, or domain-folders", show_default=SHOWN["partition"]),
     ] = None,
-    rounds: Annotated[int | None, typer.Option(help="federated rounds", show_default=str(RoundSettings.number))] = None,
+    rounds: Annotated[int | None, typer.Option(help="federated rounds", show_default=SHOWN["rounds"])] = None,
     seed: Annotated[int, typer.Option(min=0, help="of partition, sampling and simulated noise")] = 0,
     floors: Annotated[
-        str | None, typer.Option(help="all, alone or none: which floors to train", show_default=RunSettings.floors)
+        str | None, typer.Option(help="all, alone or none: which floors to train", show_default=SHOWN["floors"])
     ] = None,
     assignments: Annotated[
         list[str] | None,
@@ -193,6 +187,7 @@ def pilot(
         refuse_run_folder,
         run_with_progress,
     )
+    from dpfpl_common.config import key_values
 
     refuse_run_folder(out)
     request = make_request(

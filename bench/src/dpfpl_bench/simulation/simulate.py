@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-__all__ = ["Given", "Simulated", "make_request", "parse_epsilon", "run_with_progress", "simulate"]
+__all__ = ["Given", "Simulated", "make_request", "parse_epsilon", "run_with_progress", "simulate", "without_blanks"]
 
 
 class Given(TypedDict, total=False):
@@ -124,7 +124,7 @@ def make_request(data: str = "", assignments: Sequence[str] = (), **given: Unpac
         },
         "rounds": {"number": given.get("rounds")},
     }
-    return build(RunRequest, set_keys(_without_blanks(table), assignments), "")
+    return build(RunRequest, set_keys(without_blanks(table), assignments), "")
 
 
 def run_with_progress(request: RunRequest, console: Console, *, quiet: bool = False) -> dict[str, Any]:
@@ -260,10 +260,10 @@ def parse_epsilon(text: str) -> float | None:
         ) from None
 
 
-def _without_blanks(table: Mapping[str, Any]) -> dict[str, Any]:
+def without_blanks(table: Mapping[str, Any]) -> dict[str, Any]:
     """The table without what was not given, so that the settings' own defaults hold."""
     return {
-        key: _without_blanks(value) if isinstance(value, dict) else value
+        key: without_blanks(value) if isinstance(value, dict) else value
         for key, value in table.items()
         if value is not None
     }

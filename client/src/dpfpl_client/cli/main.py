@@ -17,13 +17,12 @@ from dpfpl_client.agent.progress import ImageProgress  # noqa: E402
 from dpfpl_client.cli.gate import add_gate_commands, ask_about_looser_rules  # noqa: E402
 from dpfpl_client.cli.operations import add_commands  # noqa: E402
 from dpfpl_client.cli.say import say  # noqa: E402
-from dpfpl_client.site.settings import SiteSettings, load_site  # noqa: E402
-from dpfpl_common.config import key_values  # noqa: E402
 from dpfpl_common.errors import ConfigError, DpfplError  # noqa: E402
 from dpfpl_common.ops.files import file_error  # noqa: E402
 from dpfpl_common.ops.text import printable_lines  # noqa: E402
 
 if TYPE_CHECKING:
+    from dpfpl_client.site.settings import SiteSettings
     from dpfpl_client.use.prompt import Classifier, SitePrompt
 
 __all__ = ["main"]
@@ -79,6 +78,7 @@ def init(
     """Unpack a kit and write into site.toml what you give; makes site.toml and policy.toml where there is no kit."""
     from dpfpl_client.site.init import initialise, model_note
     from dpfpl_client.site.kit import unpack_kit
+    from dpfpl_common.config import key_values
 
     if kit is not None:
         folder, written = unpack_kit(kit, into, sha256)
@@ -408,12 +408,14 @@ def ledger_accept_rollback(
     say("The ledger is accepted." if result["charged"] else "The ledger is accepted; nothing was missing.")
 
 
-def _load(site: Path) -> SiteSettings:
+def _load(site: Path) -> "SiteSettings":
+    from dpfpl_client.site.settings import load_site  # a quarter of a second, which --help does not wait for
+
     return load_site(site)
 
 
 def _prompt(
-    settings: SiteSettings,
+    settings: "SiteSettings",
     experiment: str | None,
     unfinished: bool,
     alpha: float | None = None,
@@ -431,7 +433,7 @@ def _prompt(
     return prompt if usual_mix is None else prompt.with_usual_mix(usual_mix)
 
 
-def _classifier(settings: SiteSettings, prompt: "SitePrompt", question: str | None) -> "Classifier":
+def _classifier(settings: "SiteSettings", prompt: "SitePrompt", question: str | None) -> "Classifier":
     from dpfpl_client.agent.policy_file import check_use
     from dpfpl_client.models.loader import load_computing
 

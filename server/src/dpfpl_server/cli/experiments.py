@@ -4,15 +4,17 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from dpfpl_common.errors import ConfigError, DpfplError
-from dpfpl_common.experiment import Experiment
 from dpfpl_server.exit_codes import FAILED
+
+if TYPE_CHECKING:
+    from dpfpl_common.experiment import Experiment
 
 __all__ = ["register"]
 
@@ -262,7 +264,7 @@ def list_runs(runs: RunsFolder = Path("runs"), as_json: AsJson = False) -> None:
     Console().print(table)
 
 
-def _run(experiment: Experiment, server: Path, runs: Path, limits: tuple[int, float, float], as_json: bool) -> None:
+def _run(experiment: "Experiment", server: Path, runs: Path, limits: tuple[int, float, float], as_json: bool) -> None:
     from dpfpl_server.runs.supervise import Limits, run_experiment
     from dpfpl_server.watch.terminal import LiveDisplay, print_result
 
