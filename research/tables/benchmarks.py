@@ -254,10 +254,10 @@ def benchmarks(
     """Run the benchmarks on built-in data and write docs/benchmarks.md; under half an hour on two free cores."""
     from research.tables.benchmark_page import audit_section, page
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False, highlight=False)
 
     def told(text: str) -> None:
-        console.print(text, highlight=False)
+        console.print(text)
 
     count, began, outcomes = workers or os.cpu_count() or 1, time.monotonic(), {}
     for study in STUDIES:

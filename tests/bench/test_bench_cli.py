@@ -28,7 +28,7 @@ def bench(monkeypatch, capfd):
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["dpfpl-bench", *map(str, arguments)])
-        monkeypatch.setattr(cli, "console", cli.Console(stderr=True, width=200))
+        monkeypatch.setattr(cli, "console", cli.Console(stderr=True, width=200, markup=False, highlight=False))
         try:
             cli.main()
             code = 0

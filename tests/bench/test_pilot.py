@@ -41,7 +41,7 @@ def bench(monkeypatch, capfd):
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["dpfpl-bench", *map(str, arguments)])
-        monkeypatch.setattr(cli, "console", cli.Console(stderr=True, width=400))
+        monkeypatch.setattr(cli, "console", cli.Console(stderr=True, width=400, markup=False, highlight=False))
         try:
             cli.main()
             code = 0

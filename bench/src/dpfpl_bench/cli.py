@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated  # noqa: E402
 
 import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
-from rich.markup import escape  # noqa: E402
+from rich.text import Text  # noqa: E402
 
 from dpfpl_bench.audit.command import EXAMPLES as AUDIT_EXAMPLES  # noqa: E402
 from dpfpl_bench.audit.command import audit  # noqa: E402
@@ -23,14 +23,15 @@ from dpfpl_bench.simulation.data_command import data  # noqa: E402
 from dpfpl_bench.sweep.command import EXAMPLES as SWEEP_EXAMPLES  # noqa: E402
 from dpfpl_bench.sweep.command import sweep  # noqa: E402
 from dpfpl_common.errors import ConfigError, DpfplError  # noqa: E402
+from dpfpl_common.ops.text import print_version  # noqa: E402
 
 if TYPE_CHECKING:
     from dpfpl_bench.demo.demonstration import Scenario
 
 __all__ = ["main"]
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-console = Console(stderr=True)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+console = Console(stderr=True, markup=False, highlight=False)
 INTERRUPTED = 130
 
 EXAMPLES = """
@@ -60,7 +61,11 @@ app.command(epilog=PAPER_EXAMPLES)(paper)
 
 
 @app.callback()
-def about() -> None:
+def about(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=print_version("dpfpl-bench"), help="print the version")
+    ] = False,
+) -> None:
     """Simulate federations on one machine, one or many at a time; run the demo."""
 
 
@@ -266,8 +271,8 @@ def _demonstrate(
     if as_json:
         sys.stdout.write(json.dumps(result, indent=2) + "\n")
     else:
-        print_result(result, Console())
-        Console().print(f"\n[bold]{out / 'result.json'}[/]  [bold]{out / 'report.html'}[/]")
+        print_result(result, Console(markup=False, highlight=False))
+        Console(markup=False, highlight=False).print(f"\n{out / 'result.json'}  {out / 'report.html'}")
 
 
 def main() -> None:
@@ -275,7 +280,7 @@ def main() -> None:
     try:
         app()
     except DpfplError as error:
-        console.print(f"[bold red]{error.code}[/] {escape(error.message)}\n{escape(error.advice)}", highlight=False)
+        console.print(Text(error.code, style="bold red"), f"{error.message}\n{error.advice}")
         sys.exit(2)
     except SystemExit as leave:
         if leave.code == INTERRUPTED:  # what typer makes of Ctrl-C

@@ -92,10 +92,10 @@ def audit(
         raise ConfigError(
             code="IMPOSSIBLE_VALUE", message=f"--epsilon is {epsilon:g}.", advice="Give a number above 0."
         )
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False, highlight=False)
 
     def told(text: str) -> None:
-        console.print(f"{text} ...", highlight=False)
+        console.print(f"{text} ...")
 
     findings: list[Finding] = []
     if demo is not None:
@@ -148,7 +148,7 @@ def audit(
     if as_json:
         sys.stdout.write(text)
     else:
-        Console().print(_table(findings))
+        Console(markup=False, highlight=False).print(_table(findings))
     if not all(finding.holds for finding in findings if finding.claimed_epsilon is not None):
         sys.exit(1)
 

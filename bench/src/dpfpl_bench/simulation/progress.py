@@ -20,7 +20,7 @@ class RunProgress:
         self._quiet = quiet
         self._rounds = rounds
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             TimeElapsedColumn(),
@@ -59,7 +59,7 @@ class RunProgress:
         accuracy = mean_local_accuracy(status)
         text = "" if accuracy is None else f", local accuracy so far {accuracy:.1%}"
         if self._bar.disable and not self._quiet:
-            self._console.print(f"round {status['round']}/{self._rounds}{text}", highlight=False)
+            self._console.print(f"round {status['round']}/{self._rounds}{text}")
         self._advance(f"rounds{text}", int(status["round"]), self._rounds)
 
     def _advance(self, text: str, done: int, total: int) -> None:

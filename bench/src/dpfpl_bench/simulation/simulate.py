@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -164,7 +163,9 @@ def simulate(
         DpfplError: with what was wrong and what to do.
     """
     request = make_request(data, [f"{key}={json.dumps(value)}" for key, value in (settings or {}).items()], **given)
-    return Simulated(run_with_progress(request, Console(stderr=True), quiet=not progress))
+    return Simulated(
+        run_with_progress(request, Console(stderr=True, markup=False, highlight=False), quiet=not progress)
+    )
 
 
 @dataclass(frozen=True)
@@ -220,7 +221,7 @@ class Simulated:
 
     def show(self, console: Console | None = None) -> None:
         """Print the tables that ``dpfpl-bench demo`` ends with."""
-        print_result(self.result, console or Console(file=sys.stdout))
+        print_result(self.result, console or Console(markup=False, highlight=False))
 
     def _rows(self) -> dict[str, dict[str, float | None]]:
         columns = ("local", "neighbour", "worst_site")

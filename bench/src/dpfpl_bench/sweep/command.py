@@ -26,13 +26,13 @@ Example of a sweep.toml:
   name = "ranks"\n
   data = "digits"            # or an image folder, a .csv, a hub id\n
   seeds = 3\n
-  [grid]                     # every combination is run\n
+  \\[grid]                     # every combination is run\n
   method = ["dpfpl", "promptfl"]\n
   rank = [1, 2, 4, 8]\n
   mechanism = ["per_step", "one_shot"]\n
   trust = ["distributed", "local"]\n
   epsilon = [8, 4, 2, 1]\n
-  [rounds]                   # the same in every run, as [prompt], [optimizer] and [privacy]: see experiment.toml\n
+  \\[rounds]                   # the same in every run, as \\[prompt] and \\[privacy]: see experiment.toml\n
   number = 10
 
 dpfpl-bench sweep sweep.toml --out runs/ranks. Started again it goes on where it was.
@@ -55,19 +55,19 @@ def sweep(
 
     plan = load_sweep(file)
     folder = out or Path("runs") / plan.name
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False, highlight=False)
 
     def tell(progress: "SweepProgress") -> None:
         left = "" if progress.seconds_left is None else f", about {_duration(progress.seconds_left)} left"
-        console.print(f"{progress.done}/{progress.total} {progress.text}{left}", highlight=False, soft_wrap=True)
+        console.print(f"{progress.done}/{progress.total} {progress.text}{left}", soft_wrap=True)
 
     outcome = run_sweep(plan, folder, workers, tell, offline=not online)
     summary = write_summary(plan, outcome, folder)
     for cell, reason in outcome.refused.items():
         if cell.seed == 0:
-            console.print(f"left out: {_name(cell)}: {reason}", highlight=False, soft_wrap=True)
+            console.print(f"left out: {_name(cell)}: {reason}", soft_wrap=True)
     for cell, reason in outcome.failed.items():
-        console.print(f"failed: {_name(cell)}, seed {cell.seed}: {reason}", highlight=False, soft_wrap=True)
+        console.print(f"failed: {_name(cell)}, seed {cell.seed}: {reason}", soft_wrap=True)
     sys.stdout.write(json.dumps(summary, indent=2) + "\n" if as_json else (folder / "table.md").read_text())
     if outcome.failed:
         sys.exit(1)

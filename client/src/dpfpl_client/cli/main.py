@@ -19,7 +19,7 @@ from dpfpl_client.cli.operations import add_commands  # noqa: E402
 from dpfpl_client.cli.say import say  # noqa: E402
 from dpfpl_common.errors import ConfigError, DpfplError  # noqa: E402
 from dpfpl_common.ops.files import file_error  # noqa: E402
-from dpfpl_common.ops.text import printable_lines  # noqa: E402
+from dpfpl_common.ops.text import print_version, printable_lines  # noqa: E402
 
 if TYPE_CHECKING:
     from dpfpl_client.site.settings import SiteSettings
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 ledger_app = typer.Typer(no_args_is_help=True, help="What this site's data have paid so far.")
 app.add_typer(ledger_app, name="ledger")
 add_gate_commands(app)
 add_commands(app)
-console = Console(stderr=True)
+console = Console(stderr=True, markup=False, highlight=False)
 INTERRUPTED = 130
 
 SiteFile = Annotated[Path, typer.Option("--site", help="the site's site.toml")]
@@ -45,7 +45,11 @@ SITE = Path("site.toml")
 
 
 @app.callback()
-def about() -> None:
+def about(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=print_version("dpfpl-client"), help="print the version")
+    ] = False,
+) -> None:
     """Take part in a DP-FPL federation with this site's own images, which never leave it."""
 
 
@@ -177,13 +181,11 @@ def agent(
     torch.set_num_threads(settings.agent.threads)
     built = build_agent(settings, ImageProgress(say))
     for problem in built.data.problems:
-        console.print(f"{problem.severity}: {problem.message} [{problem.code}]", markup=False, highlight=False)
+        console.print(f"{problem.severity}: {problem.message} [{problem.code}]")
     if built.loosened:
         console.print(
             f"warning: policy.toml is looser than what was accepted in {', '.join(built.loosened)}; the stricter old "
             f"rules hold. To accept it: dpfpl-client policy accept --site {site}",
-            markup=False,
-            highlight=False,
         )
     metered = MeteredAgent(built.endpoint)
     monitor = start_monitor(settings, metered)
@@ -230,7 +232,7 @@ def predict(
     for result in classify_files(classifier, paths, top, settings.data.pixel_rules):
         results.append(result)
         if result.prediction is None:
-            console.print(printable_lines(as_line(result)), markup=False, highlight=False, soft_wrap=True)
+            console.print(printable_lines(as_line(result)), soft_wrap=True)
         elif not as_json and csv is None:
             say(as_line(result))
     if csv is not None:
@@ -425,7 +427,7 @@ def _prompt(
     from dpfpl_client.use.prompt import load_prompt
 
     prompt = load_prompt(settings.state_folder, experiment, unfinished=unfinished)
-    console.print(f"Prompt: {prompt}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"Prompt: {prompt}", soft_wrap=True)
     if alpha is not None:
         prompt = prompt.with_strength(alpha)
     if usual_mix is None and prompt.choice is not None:
@@ -455,7 +457,7 @@ def _print_json(content: Any) -> None:
 
 def _fail(error: DpfplError) -> NoReturn:
     text = printable_lines(f"{error.code}: {error.message}\n{error.advice}")
-    console.print(text, style="bold", highlight=False, markup=False, soft_wrap=True)
+    console.print(text, style="bold", soft_wrap=True)
     sys.exit(2)
 
 
@@ -481,7 +483,8 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name not in ("torch", "transformers", "PIL", "safetensors", "sklearn"):
             _unforeseen()
-        console.print(f'{error.name} is missing. Install the agent: pip install "dpfpl-client[agent]"', style="bold")
+        advice = 'Install the agent: pip install "dpfpl-client[agent]"'
+        console.print(f"{error.name} is missing. {advice}", style="bold", soft_wrap=True)
         sys.exit(2)
     except SystemExit as leave:
         if leave.code == INTERRUPTED:  # what typer makes of Ctrl-C

@@ -29,7 +29,7 @@ SiteWait = Annotated[float, typer.Option(min=0, help="seconds to wait for missin
 WATCH_SECONDS = 0.3
 GRACE_SECONDS = 5.0
 
-console = Console(stderr=True)
+console = Console(stderr=True, markup=False, highlight=False)
 
 
 def register(app: typer.Typer) -> None:
@@ -196,7 +196,7 @@ def watch(
     folder = RunFolder(runs / name)
     experiment = folder.experiment()
     for text in expiry_warnings(server):
-        console.print(f"WARNING {text}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"WARNING {text}", soft_wrap=True)
     display = LiveDisplay(name, experiment.rounds.number, console=console)
     seen, quiet_since = 0, time.monotonic()
     for event in [] if as_json else folder.events():  # what was, at once; then live
@@ -261,7 +261,7 @@ def list_runs(runs: RunsFolder = Path("runs"), as_json: AsJson = False) -> None:
     for state in states:
         rounds = f"{state['round']}/{state['rounds']}" if "round" in state else ""
         table.add_row(state["name"], state["state"], rounds, state["meaning"])
-    Console().print(table)
+    Console(markup=False, highlight=False).print(table)
 
 
 def _run(experiment: "Experiment", server: Path, runs: Path, limits: tuple[int, float, float], as_json: bool) -> None:
@@ -274,7 +274,7 @@ def _run(experiment: "Experiment", server: Path, runs: Path, limits: tuple[int, 
     if as_json:
         _print_json(result)
         return
-    print_result(result, Console())
+    print_result(result, Console(markup=False, highlight=False))
     typer.echo(f"\n{folder / 'result.json'}  {folder / 'report.html'}")
 
 
