@@ -19,7 +19,7 @@ from dpfpl_common.errors import ConfigError, DpfplError  # noqa: E402
 from research.tables.benchmarks import EXAMPLES, benchmarks  # noqa: E402
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-console = Console(stderr=True)
+console = Console(stderr=True, markup=False, highlight=False)
 app.command(epilog=EXAMPLES)(benchmarks)
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
@@ -47,11 +47,11 @@ def attacks(
     torch.set_num_threads(1)
     settings = AttackSettings(parse_epsilon(epsilon), partition, rounds, learning_rate)
     request = AttackRequest(_federations(hostile), settings, seeds)
-    cells = run_attacks(request, out, lambda text: console.print(text, highlight=False))
+    cells = run_attacks(request, out, lambda text: console.print(text))
     sys.stdout.write(json.dumps(cells, indent=2) + "\n" if as_json else markdown(cells))
     for figure in ("personal", "shared"):
         spread = 100 * largest_spread(cells, figure)
-        console.print(f"largest standard deviation over seeds, {figure} prompt: {spread:.1f} points", highlight=False)
+        console.print(f"largest standard deviation over seeds, {figure} prompt: {spread:.1f} points")
 
 
 @app.command("models", epilog="Example: python -m research models --page docs/models.md")
@@ -94,7 +94,7 @@ def models(
     ComputeSettings(device, precision)  # refuses what has no meaning before the first model is made
     trial = Trial(Sizes(width, layers, heads, image, patch), batch, device, precision, threads)
     known = list(FAMILIES) if precision == "float32" else list(GENERATIVE)
-    measured = measure_all(family or known, trial, lambda text: console.print(text, highlight=False))
+    measured = measure_all(family or known, trial, lambda text: console.print(text))
     sys.stdout.write(json.dumps(measured, indent=2) + "\n" if as_json else table(measured) + "\n")
     if page is not None:
         page.write_text(with_table(page.read_text(encoding="utf-8"), measured), encoding="utf-8")
@@ -141,7 +141,7 @@ def round_cost(
     """Measure a deployed round of the demo against an empty Flower round over the same processes."""
     from research.speed.round_cost import AIM, measure_deployed_round
 
-    figures = measure_deployed_round(out.resolve(), rounds, lambda text: console.print(text, highlight=False))
+    figures = measure_deployed_round(out.resolve(), rounds, lambda text: console.print(text))
     if as_json:
         sys.stdout.write(json.dumps(figures, indent=2) + "\n")
         return
@@ -171,7 +171,7 @@ def scale(
         )
     torch.set_num_threads(1)
     request = ScaleRequest(tuple(int(part) for part in parts), rounds, images)
-    rows = measure_scale(request, lambda text: console.print(text, highlight=False))
+    rows = measure_scale(request, lambda text: console.print(text))
     sys.stdout.write(json.dumps(rows, indent=2) + "\n" if as_json else markdown(rows))
 
 
@@ -184,7 +184,7 @@ def speed(
     """Measure steps, memory, feature cache and rounds against the usual ways to compute the same; writes bench.json."""
     from research.speed.suite import run_suite
 
-    result = run_suite(out, quick=quick, say=lambda text: console.print(text, highlight=False))
+    result = run_suite(out, quick=quick, say=lambda text: console.print(text))
     if as_json:
         sys.stdout.write(json.dumps(result, indent=2) + "\n")
         return
@@ -211,7 +211,7 @@ def main() -> None:
     try:
         app()
     except DpfplError as error:
-        console.print(f"{error.code} {error.message}\n{error.advice}", markup=False, highlight=False)
+        console.print(f"{error.code} {error.message}\n{error.advice}")
         sys.exit(2)
 
 

@@ -152,6 +152,7 @@ def a_site_with_a_prompt(folder):
     store.remember(experiment)
     reply = SiteReply("north", 1, zeros.astype("<f4"), {})
     store.write("pilot", 1, Record("digest", reply, zeros.astype("<f4"), state))
+    store.write_final("pilot", zeros.astype("<f4"))
     return folder
 
 

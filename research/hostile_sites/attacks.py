@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dpfpl_bench.simulate.settings import RunPrivacy, RunSettings, build_experiment
-from dpfpl_bench.simulate.simulation import SimulatedSite, Simulation, prepare_sites, site_names
+from dpfpl_bench.simulation.in_process import SimulatedSite, Simulation, prepare_sites, site_names
+from dpfpl_bench.simulation.settings import RunPrivacy, RunSettings, build_experiment
 from dpfpl_client.agent.endpoint import Agent
 from dpfpl_client.agent.features import FeatureCache, site_features
 from dpfpl_client.agent.store import MemoryStore

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dpfpl_bench.simulate.run import write_result
+from dpfpl_bench.simulation.run import write_result
 from research.hostile_sites.attacks import ATTACKS, RULES, Attacked, AttackSettings
 
 __all__ = ["AttackRequest", "largest_spread", "markdown", "run_attacks"]

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable
 from typing import Any, Final
 
-from dpfpl_bench.simulate.simulation import Simulation
+from dpfpl_bench.simulation.in_process import Simulation
 from dpfpl_common.experiment import GradientSettings
 from research.speed.profile import demo_sites, fixed_noise
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from dpfpl_bench.simulate.simulation import SimulatedSite, Simulation, site_names
+from dpfpl_bench.simulation.in_process import SimulatedSite, Simulation, site_names
 from dpfpl_client.learning.learner import SiteFeatures
 from dpfpl_client.models.backbone import Backbone, LabelledFeatures
 from dpfpl_client.models.loader import load_backbone

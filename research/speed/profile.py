@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from dpfpl_bench.demo.digits import the_same_sites_in_process
-from dpfpl_bench.simulate.simulation import SimulatedSite, Simulation
+from dpfpl_bench.simulation.in_process import SimulatedSite, Simulation
 from dpfpl_client.models.backbone import Backbone
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from research.speed.autograd_tower import AutogradTower

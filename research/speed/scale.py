@@ -18,7 +18,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from dpfpl_bench.simulate.simulation import InProcessGrid, site_names
+from dpfpl_bench.simulation.in_process import InProcessGrid, site_names
 from dpfpl_client.agent.core import SiteAgent
 from dpfpl_client.agent.endpoint import Agent
 from dpfpl_client.agent.features import FeatureCache

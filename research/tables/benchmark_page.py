@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dpfpl_bench.simulate.curves import PREFERENCES, STRENGTHS, own_at_equal_others
+from dpfpl_bench.simulation.curves import PREFERENCES, STRENGTHS, own_at_equal_others
 from dpfpl_bench.sweep.plots import write_plots
 from dpfpl_bench.sweep.settings import Cell
 from dpfpl_bench.sweep.sweep import SweepOutcome

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from dpfpl_bench.simulate.settings import RunPrompt
+from dpfpl_bench.simulation.settings import RunPrompt
 from dpfpl_bench.sweep.settings import Grid, Sweep
 from dpfpl_bench.sweep.sweep import SweepOutcome, finished_runs, run_sweep
 from dpfpl_common.errors import ConfigError
@@ -254,10 +254,10 @@ def benchmarks(
     """Run the benchmarks on built-in data and write docs/benchmarks.md; under half an hour on two free cores."""
     from research.tables.benchmark_page import audit_section, page
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False, highlight=False)
 
     def told(text: str) -> None:
-        console.print(text, highlight=False)
+        console.print(text)
 
     count, began, outcomes = workers or os.cpu_count() or 1, time.monotonic(), {}
     for study in STUDIES:

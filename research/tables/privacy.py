@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpfpl_bench.simulate.baselines import centralised, local_only
-from dpfpl_bench.simulate.run import write_result
-from dpfpl_bench.simulate.settings import RunPrivacy, RunPrompt, RunSettings, build_experiment
-from dpfpl_bench.simulate.simulation import SimulatedSite, Simulation, prepare_sites, site_names
+from dpfpl_bench.simulation.baselines import centralised, local_only
+from dpfpl_bench.simulation.in_process import SimulatedSite, Simulation, prepare_sites, site_names
+from dpfpl_bench.simulation.run import write_result
+from dpfpl_bench.simulation.settings import RunPrivacy, RunPrompt, RunSettings, build_experiment
 from dpfpl_client.agent.features import FeatureCache
 from dpfpl_client.data import DataSettings, list_classes, partition_sites, read_pool
 from dpfpl_client.learning.learner import SiteFeatures

@@ -13,8 +13,8 @@ from typing import Any
 
 from dpfpl_bench.demo.drawn_sites import drawn_houses
 from dpfpl_bench.demo.questions import MODEL, ROUNDS, TEST, TRAIN, vlm_experiment
-from dpfpl_bench.simulate.baselines import local_only
-from dpfpl_bench.simulate.simulation import SimulatedSite, Simulation, prepare_sites, site_names
+from dpfpl_bench.simulation.baselines import local_only
+from dpfpl_bench.simulation.in_process import SimulatedSite, Simulation, prepare_sites, site_names
 from dpfpl_bench.sweep.plots import COLOURS, MARKS
 from dpfpl_client.agent.features import FeatureCache
 from dpfpl_client.models.backbone import Backbone

@@ -11,8 +11,8 @@ from unittest import mock
 import numpy as np
 import torch
 
-from dpfpl_bench.simulate.settings import RunPrivacy, RunSettings, build_experiment
-from dpfpl_bench.simulate.simulation import Simulation, prepare_sites, site_names
+from dpfpl_bench.simulation.in_process import Simulation, prepare_sites, site_names
+from dpfpl_bench.simulation.settings import RunPrivacy, RunSettings, build_experiment
 from dpfpl_client.agent.features import FeatureCache
 from dpfpl_client.data import DataSettings, list_classes, partition_sites, read_pool
 from dpfpl_client.learning import learner

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dpfpl_bench.simulate.simulation import SimulatedSite, Simulation, prepare_sites, site_names
+from dpfpl_bench.simulation.in_process import SimulatedSite, Simulation, prepare_sites, site_names
 from dpfpl_client.agent.features import FeatureCache
 from dpfpl_client.data import DataSettings, ImageRecord, SiteData, list_classes, load_pool, partition_sites
 from dpfpl_client.data.decode import ArrayImage, pixel_digest

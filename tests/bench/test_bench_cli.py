@@ -13,8 +13,9 @@ from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from dpfpl_bench import cli
-from dpfpl_bench.cli import data_settings, parse_epsilon
-from dpfpl_bench.simulate.progress import RunProgress
+from dpfpl_bench.simulation.progress import RunProgress
+from dpfpl_bench.simulation.simulate import parse_epsilon
+from dpfpl_bench.simulation.sources import data_settings
 from dpfpl_client.embedded import embedded_model_path
 from dpfpl_common.errors import ConfigError
 
@@ -27,7 +28,7 @@ def bench(monkeypatch, capfd):
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["dpfpl-bench", *map(str, arguments)])
-        monkeypatch.setattr(cli, "console", cli.Console(stderr=True, width=200))
+        monkeypatch.setattr(cli, "console", cli.Console(stderr=True, width=200, markup=False, highlight=False))
         try:
             cli.main()
             code = 0
@@ -269,8 +270,8 @@ def test_progress_counts_every_sites_images_against_its_own_total():
     from rich.console import Console
 
     with RunProgress(Console(file=io.StringIO(), force_terminal=True), 3) as progress:
-        progress.images(10, 10)
-        progress.images(3, 40)
+        progress.counted(10, 10)
+        progress.counted(3, 40)
         (task,) = progress._bar.tasks
         assert (task.completed, task.total) == (3, 40)
         progress.step("training")

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from dpfpl_bench.simulate.settings import RunSettings, build_experiment
-from dpfpl_bench.simulate.simulation import SimulatedSite
+from dpfpl_bench.simulation.in_process import SimulatedSite
+from dpfpl_bench.simulation.settings import RunSettings, build_experiment
 from dpfpl_client.learning.learner import SiteFeatures
 from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_client.models.loader import load_backbone

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dpfpl_bench.simulate.curves import PREFERENCES, STRENGTHS
+from dpfpl_bench.simulation.curves import PREFERENCES, STRENGTHS
 from dpfpl_bench.sweep.sweep import SweepOutcome
 from research.tables.benchmark_page import aims_section, audit_section, page
 from research.tables.benchmarks import STUDIES

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dpfpl_bench.simulate.simulation import InProcessGrid, SimulatedSite, Simulation
+from dpfpl_bench.simulation.in_process import InProcessGrid, SimulatedSite, Simulation
 from dpfpl_client.agent.core import SiteAgent
 from dpfpl_client.agent.ledger.book import Ledger
 from dpfpl_client.agent.store import DiskStore

@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dpfpl_bench.simulate import sources as field_data
-from dpfpl_bench.simulate.run import data_digest
-from dpfpl_bench.simulate.sources import (
+from dpfpl_bench.simulation import sources as field_data
+from dpfpl_bench.simulation.run import data_digest
+from dpfpl_bench.simulation.sources import (
     FIELD,
     FLOWERS,
     check_archive,
     data_settings,
-    domain_classes,
-    domain_sites,
+    domain_parts,
     named_classes,
+    own_classes,
+    own_sites,
 )
 from dpfpl_client.data import DataSettings, partition_sites, read_pool
 from dpfpl_common.errors import DataError
@@ -97,8 +98,9 @@ def test_every_domain_is_a_site_and_is_tested_on_the_others_images(tmp_path):
             for split, count in (("train", 3), ("test", 2)):
                 write_images(tmp_path / domain / split / name, count, 100 * seed + 10 * number + len(split))
     settings = DataSettings("folder", str(tmp_path))
-    classes = domain_classes(settings)
-    sites = domain_sites(settings, classes)
+    parts = domain_parts(settings)
+    classes = own_classes(parts)
+    sites = own_sites(parts, classes)
     assert classes == ("cat", "dog")
     assert [len(site.train) for site in sites] == [6, 6, 6]
     assert [len(site.neighbour_test) for site in sites] == [8, 8, 8]

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from dpfpl_bench.simulate import baselines as floors
-from dpfpl_bench.simulate.baselines import centralised, local_only, trained_floors
-from dpfpl_bench.simulate.simulation import SimulatedSite, Simulation
+from dpfpl_bench.simulation import baselines as floors
+from dpfpl_bench.simulation.baselines import centralised, local_only, trained_floors
+from dpfpl_bench.simulation.in_process import SimulatedSite, Simulation
 from dpfpl_client.learning.learner import SiteFeatures
 from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_client.models.loader import load_backbone
@@ -74,7 +74,7 @@ def test_local_only_equals_federations_of_one(backbone, sites, trust):
     experiment = make_experiment(backbone, trust=trust)
     seen = []
 
-    floor = local_only(backbone, sites, experiment, seed=3, on_site=seen.append)
+    floor = local_only(backbone, sites, experiment, seed=3, on_count=lambda done, total: seen.append((done, total)))
 
     alone = []
     for site in sites:
@@ -85,7 +85,7 @@ def test_local_only_equals_federations_of_one(backbone, sites, trust):
             rounds=dataclasses.replace(experiment.rounds, min_sites=0),
         )
         alone.append(Simulation(backbone, [site], 3).run(one).final[site.name])
-    assert seen == ["north", "south"]
+    assert seen == [(0, 2), (1, 2)]
     assert floor["local"] == pytest.approx(np.mean([m["personal_local"] for m in alone]))
     assert floor["neighbour"] == pytest.approx(np.mean([m["personal_neighbour"] for m in alone]))
 

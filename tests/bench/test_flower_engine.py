@@ -11,9 +11,9 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from dpfpl_bench.simulate import flower_engine
-from dpfpl_bench.simulate.flower_engine import FlowerSimulation, _nodes_by_site, require_ray
-from dpfpl_bench.simulate.simulation import InProcessGrid, SimulatedSite, Simulation
+from dpfpl_bench.simulation import flower_engine
+from dpfpl_bench.simulation.flower_engine import FlowerSimulation, _nodes_by_site, require_ray
+from dpfpl_bench.simulation.in_process import InProcessGrid, SimulatedSite, Simulation
 from dpfpl_client.agent.ledger.book import Ledger
 from dpfpl_client.learning.learner import SiteFeatures
 from dpfpl_client.models.backbone import LabelledFeatures

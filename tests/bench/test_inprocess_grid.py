@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flwr.app import RecordDict
 
-from dpfpl_bench.simulate.simulation import SERVER_NODE, InProcessGrid
+from dpfpl_bench.simulation.in_process import SERVER_NODE, InProcessGrid
 from dpfpl_common.errors import DataError, RefusedError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings
 from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, TrainRequest

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dpfpl_bench.simulate.simulation import SimulatedSite
+from dpfpl_bench.simulation.in_process import SimulatedSite
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
 from dpfpl_client.learning.step import SeededRandomness
 from dpfpl_client.models.backbone import LabelledFeatures

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from dpfpl_bench.simulate.curves import PREFERENCES, own_at_equal_others, preference_curve
-from dpfpl_bench.simulate.simulation import SimulatedSite
+from dpfpl_bench.simulation.curves import PREFERENCES, own_at_equal_others, preference_curve
+from dpfpl_bench.simulation.in_process import SimulatedSite
 from dpfpl_client.learning.learner import PromptLearner, SiteFeatures
 from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_client.models.loader import load_backbone

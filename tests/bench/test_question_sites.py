@@ -33,9 +33,9 @@ from dpfpl_bench.demo.drawn_sites import (
     write_questions,
 )
 from dpfpl_bench.demo.questions import VLM_SITES, vlm_experiment
-from dpfpl_bench.simulate.baselines import local_only
-from dpfpl_bench.simulate.questions import question_sites
-from dpfpl_bench.simulate.simulation import Simulation, prepare_sites
+from dpfpl_bench.simulation.baselines import local_only
+from dpfpl_bench.simulation.in_process import Simulation, prepare_sites
+from dpfpl_bench.simulation.questions import question_sites
 from dpfpl_client.agent.features import FeatureCache
 from dpfpl_client.data import DataSettings, load_site_data
 from dpfpl_client.models.loader import load_backbone

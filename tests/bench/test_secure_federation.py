@@ -15,7 +15,7 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from enrolled_sites import enrol_sites
 
-from dpfpl_bench.simulate.simulation import InProcessGrid, SimulatedSite, Simulation
+from dpfpl_bench.simulation.in_process import InProcessGrid, SimulatedSite, Simulation
 from dpfpl_client.agent.audit import AuditLog
 from dpfpl_client.agent.build import build_agent
 from dpfpl_client.agent.core import SiteAgent

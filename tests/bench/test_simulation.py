@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from dpfpl_bench.simulate.simulation import SimulatedSite, Simulation, mean_local_accuracy, prepare_sites, site_names
+from dpfpl_bench.simulation.in_process import SimulatedSite, Simulation, mean_local_accuracy, prepare_sites, site_names
 from dpfpl_client.data import DataSettings, list_classes, load_pool, partition_sites
 from dpfpl_client.learning.learner import SiteFeatures
 from dpfpl_client.learning.step import SystemRandomness

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from dpfpl_bench import cli
-from dpfpl_bench.simulate.settings import RunPrivacy, RunPrompt
+from dpfpl_bench.simulation.settings import RunPrivacy, RunPrompt
 from dpfpl_bench.sweep.plots import write_plots
 from dpfpl_bench.sweep.settings import Cell, Grid, Sweep, load_sweep
 from dpfpl_bench.sweep.sweep import SweepProgress, run_sweep

@@ -64,7 +64,8 @@ def test_the_page_follows_a_run(browser, run, address, picture):
     tab.wait("document.querySelector('#link').textContent === 'live'")
     assert text(tab, "#name") == "xrays-1"
     assert text(tab, "#round") == "Round 0 of 8 done."
-    assert text(tab, "#waiting") == "Waiting for: clinic-b, hospital-a"
+    assert text(tab, "#waiting") == "No reply yet: clinic-b, hospital-a"
+    assert tab.value("document.querySelector('#waiting').className") == "quiet"  # nothing is wrong while sites train
     for number in range(1, 5):
         run.complete(
             number, dropped={"clinic-b": "REFUSED BUDGET_EXHAUSTED: max_epsilon_lifetime"} if number == 3 else {}

@@ -225,9 +225,10 @@ def test_more_images_and_more_steps_drown_the_noise():
     assert noise_to_signal(few, 600, 30, 64) == pytest.approx(base / 2)
     assert noise_to_signal(many, 300, 30, 64) == pytest.approx(base / 2)
     assert noise_to_signal(cheap, 300, 30, 64) == pytest.approx(base * 2)
-    texts = [noise_words(ratio) for ratio in (0.05, 0.3, 1.0, 5.0)]
+    texts = [noise_words(ratio, "per_step") for ratio in (0.05, 0.3, 1.0, 5.0)]
     assert [worrying for _, worrying in texts] == [False, False, True, True]
     assert len({text for text, _ in texts}) == 4
+    assert ["rounds" in noise_words(5.0, mechanism)[0] for mechanism in ("per_step", "one_shot")] == [True, False]
 
 
 # The data set, the policy, the folders

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from dpfpl_server.sites.provision import ProvisionRequest, provision
 
-COMMANDS = ["init", "check", "start", "agent", "predict", "serve", "export", "ledger show", "ledger verify"]
+COMMANDS = ["init", "check", "start", "agent", "predict", "prompts", "serve", "export", "ledger show", "ledger verify"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -119,13 +119,28 @@ def test_predict_files_and_folders(command, trained_site, image_folder):
     assert (code, out.startswith(f"{named[0]}: "), out.count("%")) == (0, True, 1)
 
 
+def test_prompts_are_listed_and_a_half_finished_one_is_used_only_when_told(command, trained_site, image_folder):
+    code, out, _ = command("prompts", "--site", trained_site)
+    assert code == 0
+    assert "pilot: version " in out
+    assert out.rstrip().endswith("round 1 of 1, the default")
+    version = json.loads(command("prompts", "--site", trained_site, "--json")[1])[0]["version"]
+    picture = image_folder / "test/dark/0.png"
+    assert f"Prompt: pilot, version {version}, learned " in command("predict", picture, "--site", trained_site)[2]
+    (trained_site.parent / "state/experiments/pilot/final.safetensors").unlink()
+    for typed in (("predict", picture), ("export", "--out", trained_site.parent / "out"), ("serve", "--port", "0")):
+        code, _, err = command(*typed, "--site", trained_site)
+        assert (code, "HALF_FINISHED" in err) == (2, True)
+    assert command("predict", picture, "--site", trained_site, "--unfinished")[0] == 0
+
+
 def test_predict_on_a_corrupt_file_names_it_and_goes_on(command, trained_site, tmp_path):
     (tmp_path / "scan.png").write_bytes(b"broken")
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "good.png")
     named = [tmp_path / "scan.png", tmp_path / "good.png"]
     code, out, err = command("predict", *named, "--site", trained_site)
     assert (code, out.startswith(f"{tmp_path / 'good.png'}: ")) == (1, True)
-    assert err.startswith(f"{tmp_path / 'scan.png'}: cannot be read: ")
+    assert err.splitlines()[1].startswith(f"{tmp_path / 'scan.png'}: cannot be read: ")
     code, out, _ = command("predict", *named, "--site", trained_site, "--json")
     bad, good = json.loads(out)
     assert (code, "error" in bad, "classes" in good) == (1, True, True)
@@ -195,3 +210,15 @@ def test_ledger_verify_finds_a_tampered_release(command, trained_site):
 def test_ledger_before_anything_was_charged(command, fresh_site):
     code, _, err = command("ledger", "show", "--site", fresh_site)
     assert (code, err.startswith("NO_LEDGER")) == (2, True)
+
+
+def test_a_site_describes_its_model_and_only_if_told_its_classes(command, fresh_site, tmp_path):
+    told = json.loads(command("describe", "--site", fresh_site)[1])
+    checked = json.loads(command("check", "--site", fresh_site, "--offline", "--json")[1])["facts"]["model"]
+    assert told == {
+        "site": "north",
+        "model": {key: checked[key] for key in ("width", "id", "fingerprint")},
+        "classes": [],
+    }
+    assert command("describe", "--site", fresh_site, "--with-classes", "--out", tmp_path / "north.json")[0] == 0
+    assert json.loads((tmp_path / "north.json").read_text())["classes"] == ["bright", "dark"]

@@ -11,7 +11,7 @@ from PIL import Image
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.models.class_scorer import class_probabilities
 from dpfpl_client.models.loader import load_backbone
-from dpfpl_client.use.prompt import load_prompt
+from dpfpl_client.use.prompt import list_prompts, load_prompt
 from dpfpl_common.errors import ConfigError, ModelError, StateError
 
 
@@ -30,7 +30,10 @@ def test_the_final_global_context_is_used_and_the_rounds_until_there_is_one(stat
     final, record = store.read_final("pilot"), store.read("pilot", 1)
     np.testing.assert_array_equal(load_prompt(state).global_context, final)
     (state / "experiments/pilot/final.safetensors").unlink()
-    prompt = load_prompt(state)
+    with pytest.raises(StateError, match=r"round 1 of 1.*--unfinished.*none yet.*HALF_FINISHED"):
+        load_prompt(state)
+    prompt = load_prompt(state, unfinished=True)
+    assert not prompt.finished
     np.testing.assert_array_equal(prompt.global_context, record.global_context)
     np.testing.assert_array_equal(prompt.personal_context, record.state.context)
     assert not np.array_equal(final, record.global_context)
@@ -116,13 +119,30 @@ def test_an_experiment_without_a_round_does_not_hide_a_learned_prompt(state):
     store = DiskStore(state)
     newer = dataclasses.replace(store.experiment("pilot"), name="newer")
     store.remember(newer)
-    os.utime(state / "experiments/pilot", (0, 0))
     assert load_prompt(state).experiment.name == "pilot"
     with pytest.raises(StateError, match="NO_PROMPT"):
         load_prompt(state, "newer")
+
+
+def test_the_one_finished_last_is_used_and_every_one_has_a_name(state):
+    store = DiskStore(state)
+    old = load_prompt(state)
+    store.remember(dataclasses.replace(store.experiment("pilot"), name="newer"))
     store.write("newer", 1, store.read("pilot", 1))
-    assert load_prompt(state).experiment.name == "newer"
-    assert load_prompt(state, "pilot").experiment.name == "pilot"
+    assert str(load_prompt(state)) == str(old)
+    assert load_prompt(state, unfinished=True).experiment.name == "newer"
+    with pytest.raises(StateError, match="Finished: pilot"):
+        load_prompt(state, "newer")
+    found = [(row["experiment"], row["finished"], row["default"]) for row in list_prompts(state)]
+    assert found == [("newer", False, False), ("pilot", True, True)]
+    store.write_final("newer", old.global_context + 1)
+    os.utime(state / "experiments/pilot/final.safetensors", (86400, 86400))
+    again = load_prompt(state)
+    assert again.experiment.name == "newer"
+    assert again.version != old.version
+    assert load_prompt(state, "pilot").learned == "1970-01-02 00:00 UTC"
+    (state / "experiments/newer/round-00001.safetensors").write_bytes(b"x")
+    assert "damaged" in list_prompts(state)[0]
 
 
 def test_an_unknown_experiment_is_named_with_the_known_ones(state):

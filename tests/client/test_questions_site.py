@@ -172,10 +172,10 @@ def test_captions_are_counted_learned_written_and_exported(caption_site, command
     assert 0 <= reply.metrics["zero_shot_local"] <= 1
     picture = tmp_path / "data" / "pictures" / "0000.png"
     for more in ((), ("--question", "what colour is it?")):
-        code, out, err = command("predict", picture, "--site", caption_site, "--json", *more)
+        code, out, err = command("predict", picture, "--site", caption_site, "--json", "--unfinished", *more)
         assert code == 0, err
         assert json.loads(out)[0]["classes"][0]
-    code, out, err = command("export", "--out", tmp_path / "out", "--site", caption_site, "--json")
+    code, out, err = command("export", "--out", tmp_path / "out", "--site", caption_site, "--json", "--unfinished")
     assert code == 0, err
     card = (tmp_path / "out" / "README.md").read_text()
     assert "behind the picture, before the caption" in card

@@ -92,12 +92,33 @@ def test_mistakes_write_nothing(tmp_path, data, name, monkeypatch):
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("text", ['name = "a"\n[data]\n', 'name="a"\nsource = "x"\npath = "y"\npath = "z"\n'])
-def test_a_file_that_it_does_not_understand_is_left_alone(tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [('name="a"\n[data]\npath = "y"\npath = "z"\n', "BAD_TOML"), ('name = "a"\ncolour = 1\n', "UNKNOWN_KEY")],
+)
+def test_a_file_that_it_does_not_understand_is_left_alone(tmp_path, text, code):
     (tmp_path / "site.toml").write_text(text)
-    with pytest.raises(ConfigError, match="CANNOT_EDIT"):
+    with pytest.raises(ConfigError, match=code):
         initialise(tmp_path / "site.toml", "digits", "a")
     assert (tmp_path / "site.toml").read_text() == text
+
+
+def test_model_class_map_and_usual_mix_are_written_and_the_rest_stays(kit, tmp_path, command):
+    before = (kit / "site.toml").read_text()
+    (tmp_path / "clip").mkdir()
+    typed = ("init", "--site", kit / "site.toml", "--model", tmp_path / "clip", "--class-map", "A=b c=d")
+    assert command(*typed, "--class-map", "X_Y=x y", "--usual-mix", "0.9")[0] == 0
+    settings = load_site(kit / "site.toml")
+    assert (settings.model, settings.usual_mix) == (str(tmp_path / "clip"), 0.9)
+    assert settings.data.class_map == {"A": "b c=d", "X_Y": "x y"}
+    kept = [line for line in before.splitlines() if not line.startswith("model")]
+    assert set(kept) <= set((kit / "site.toml").read_text().splitlines())
+    assert command("init", "--site", kit / "site.toml", "--class-map", "Z=z")[0] == 0
+    assert load_site(kit / "site.toml").data.class_map == {"A": "b c=d", "X_Y": "x y", "Z": "z"}
+    code, _, err = command("init", "--site", kit / "site.toml", "--usual-mix", "1")
+    assert (code, "usual_mix is 1.0" in err) == (2, True)
+    assert load_site(kit / "site.toml").usual_mix == 0.9
+    assert "NO_DATA" in command("init", "--site", tmp_path / "none.toml", "--model", "embedded")[2]
 
 
 def test_a_policy_is_never_replaced(tmp_path):

@@ -386,6 +386,17 @@ def test_what_is_no_experiment_is_refused(text):
         parse_experiment(text)
 
 
+def test_a_file_without_classes_will_do_where_answers_are_words(tmp_path):
+    path = tmp_path / "asked.toml"
+    text = 'sites = ["a", "b"]\n[model]\nwidth = 8\n[privacy]\ntarget_epsilon = 8\n[task]\nkind = "vqa"\n'
+    path.write_text(text)
+    experiment = load_experiment(path)
+    assert (experiment.name, experiment.classes) == ("asked", ())
+    path.write_text(text.replace("vqa", "classify"))
+    with pytest.raises(ConfigError, match="lacks the key 'classes'"):
+        load_experiment(path)
+
+
 def test_toml_and_derived_values(tmp_path):
     path = tmp_path / "experiment.toml"
     path.write_text(

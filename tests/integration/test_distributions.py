@@ -125,7 +125,7 @@ def unpacked(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
         ("client", (), AGENT_ONLY),
         ("client", ("agent",), ("dpfpl_client.data.dicom",)),
         ("client", ("agent", "dicom", "heic"), ()),
-        ("bench", (), ("dpfpl_bench.simulate.flower_engine",)),
+        ("bench", (), ("dpfpl_bench.simulation.flower_engine",)),
     ],
     ids=["common", "common[secure]", "server", "client", "client[agent]", "client[agent,dicom,heic]", "bench"],
 )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from dpfpl_bench.simulate.simulation import Simulation, prepare_sites
+from dpfpl_bench.simulation.in_process import Simulation, prepare_sites
 from dpfpl_client.agent.features import FeatureCache
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.data import DataSettings, list_classes, load_pool, partition_sites

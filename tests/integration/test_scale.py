@@ -19,7 +19,7 @@ from flwr.proto.fleet_pb2_grpc import FleetStub
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
-from dpfpl_bench.simulate.simulation import InProcessGrid, site_names
+from dpfpl_bench.simulation.in_process import InProcessGrid, site_names
 from dpfpl_client.node.fleet_probe import load_node_key
 from dpfpl_client.node.records import decode_evaluate_request, decode_train_request, encode_reply
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings

@@ -10,7 +10,7 @@ import pytest
 import torch
 from enrolled_sites import enrol_sites
 
-from dpfpl_bench.simulate.simulation import Simulation, prepare_sites
+from dpfpl_bench.simulation.in_process import Simulation, prepare_sites
 from dpfpl_client.agent.features import FeatureCache
 from dpfpl_client.agent.peers import aggregation_keys
 from dpfpl_client.agent.store import DiskStore

@@ -10,7 +10,7 @@ import torch
 from dp_accounting import pld
 from scipy import stats
 
-from dpfpl_bench.simulate.simulation import InProcessGrid, SimulatedSite, Simulation, prepare_sites, site_names
+from dpfpl_bench.simulation.in_process import InProcessGrid, SimulatedSite, Simulation, prepare_sites, site_names
 from dpfpl_client.agent.core import SiteAgent
 from dpfpl_client.agent.features import FeatureCache
 from dpfpl_client.agent.ledger.book import Ledger

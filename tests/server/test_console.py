@@ -220,6 +220,11 @@ def test_the_log_has_no_colour_codes(tmp_path):
     assert tail(tmp_path / "log") == ["INFO : started"]
 
 
+def test_the_log_has_no_lines_of_web_requests(tmp_path):
+    (tmp_path / "log").write_text('INFO:     127.0.0.1:51 - "POST /v1/x HTTP/1.1" 200 OK\nINFO : "POST" began\n' * 90)
+    assert tail(tmp_path / "log") == ['INFO : "POST" began'] * LOG_LINES
+
+
 def test_a_finished_run_shows_the_accuracies_of_its_report(run):
     run.complete(1)
     before = {site["name"]: site["accuracy"] for site in look(run)["sites"]}

@@ -7,7 +7,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, Message, Metadata, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedMedian, FedTrimmedAvg, Krum
 
-from dpfpl_bench.simulate.simulation import InProcessGrid
+from dpfpl_bench.simulation.in_process import InProcessGrid
 from dpfpl_common.errors import RoundError
 from dpfpl_common.experiment import AggregationSettings, Experiment, ModelSettings, PrivacySettings
 from dpfpl_common.privacy.noise import SystemNoise

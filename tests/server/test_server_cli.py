@@ -44,7 +44,7 @@ COMMANDS = (
 def dpfpl_server(monkeypatch, capfd, *arguments):
     """Exit code, stdout and stderr of the installed command's entry point."""
     monkeypatch.setattr(sys, "argv", ["dpfpl-server", *map(str, arguments)])
-    monkeypatch.setattr(cli, "console", cli.Console(stderr=True, width=200))
+    monkeypatch.setattr(cli, "console", cli.Console(stderr=True, width=200, markup=False, highlight=False))
     try:
         cli.main()
         code = 0

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dpfpl_bench.simulate.simulation import InProcessGrid
+from dpfpl_bench.simulation.in_process import InProcessGrid
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_common.privacy_plan import site_noise_stddev
 from dpfpl_common.wire.payloads import SiteReply

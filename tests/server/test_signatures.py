@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 
-from dpfpl_bench.simulate.simulation import InProcessGrid
+from dpfpl_bench.simulation.in_process import InProcessGrid
 from dpfpl_client.agent.signing import SigningAgent
 from dpfpl_common.errors import ConfigError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
-from dpfpl_bench.simulate.simulation import InProcessGrid
+from dpfpl_bench.simulation.in_process import InProcessGrid
 from dpfpl_common.errors import RefusedError, RoundError
 from dpfpl_common.experiment import AggregationSettings, Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_common.privacy.noise import SeededNoise

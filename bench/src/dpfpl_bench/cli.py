@@ -6,39 +6,32 @@ silence_telemetry()
 
 import json  # noqa: E402  after telemetry is switched off
 import sys  # noqa: E402
-from dataclasses import dataclass  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import TYPE_CHECKING, Annotated, Any  # noqa: E402
+from typing import TYPE_CHECKING, Annotated  # noqa: E402
 
 import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
-from rich.markup import escape  # noqa: E402
+from rich.text import Text  # noqa: E402
 
 from dpfpl_bench.audit.command import EXAMPLES as AUDIT_EXAMPLES  # noqa: E402
 from dpfpl_bench.audit.command import audit  # noqa: E402
 from dpfpl_bench.paper_command import EXAMPLES as PAPER_EXAMPLES  # noqa: E402
 from dpfpl_bench.paper_command import paper  # noqa: E402
-from dpfpl_bench.simulate.data_command import EXAMPLES as DATA_EXAMPLES  # noqa: E402
-from dpfpl_bench.simulate.data_command import data  # noqa: E402
-from dpfpl_bench.simulate.settings import RunPrompt, RunSettings  # noqa: E402
-from dpfpl_bench.simulate.sources import (  # noqa: E402
-    FIELD,
-    data_settings,
-    named_classes,
-)
+from dpfpl_bench.simulation import SHOWN  # noqa: E402
+from dpfpl_bench.simulation.data_command import EXAMPLES as DATA_EXAMPLES  # noqa: E402
+from dpfpl_bench.simulation.data_command import data  # noqa: E402
 from dpfpl_bench.sweep.command import EXAMPLES as SWEEP_EXAMPLES  # noqa: E402
 from dpfpl_bench.sweep.command import sweep  # noqa: E402
-from dpfpl_common.config import build, set_keys  # noqa: E402
 from dpfpl_common.errors import ConfigError, DpfplError  # noqa: E402
-from dpfpl_common.experiment import RoundSettings  # noqa: E402
+from dpfpl_common.ops.text import print_version  # noqa: E402
 
 if TYPE_CHECKING:
     from dpfpl_bench.demo.demonstration import Scenario
 
 __all__ = ["main"]
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-console = Console(stderr=True)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+console = Console(stderr=True, markup=False, highlight=False)
 INTERRUPTED = 130
 
 EXAMPLES = """
@@ -67,31 +60,12 @@ app.command(epilog=DATA_EXAMPLES)(data)
 app.command(epilog=PAPER_EXAMPLES)(paper)
 
 
-@dataclass(frozen=True)
-class OpenTask:
-    """What a run of a task takes by itself whose answers are words.
-
-    Attributes:
-        data: what is drawn for it.
-        init_text: what a prompt begins as.
-        max_answer_tokens: the longest answer; None: the settings' default.
-        model: which model.
-    """
-
-    data: str
-    init_text: str
-    max_answer_tokens: int | None = None
-    model: str = "embedded-vlm"
-
-
-OPEN_TASKS = {
-    "vqa": OpenTask("questions", "please answer the question"),
-    "caption": OpenTask("captions", "please look and say", 32),
-}
-
-
 @app.callback()
-def about() -> None:
+def about(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=print_version("dpfpl-bench"), help="print the version")
+    ] = False,
+) -> None:
     """Simulate federations on one machine, one or many at a time; run the demo."""
 
 
@@ -115,11 +89,9 @@ def run(
     ] = None,
     task: Annotated[str, typer.Option(help="classify, vqa: answer questions about images, or caption")] = "classify",
     method: Annotated[
-        str | None, typer.Option(help="dpfpl, dplora, fedotp, fedpgp or promptfl", show_default=RunPrompt.method)
+        str | None, typer.Option(help="dpfpl, dplora, fedotp, fedpgp or promptfl", show_default=SHOWN["method"])
     ] = None,
-    rank: Annotated[
-        int | None, typer.Option(help="rank of the personal factors", show_default=str(RunPrompt.rank))
-    ] = None,
+    rank: Annotated[int | None, typer.Option(help="rank of the personal factors", show_default=SHOWN["rank"])] = None,
     mechanism: Annotated[
         str | None, typer.Option(help="one_shot or per_step", show_default="one_shot where it can serve, else per_step")
     ] = None,
@@ -131,17 +103,15 @@ def run(
         ),
     ] = None,
     epsilon: Annotated[str, typer.Option(help="target for whoever receives a personalised prompt, or none")] = "8",
-    sites: Annotated[int | None, typer.Option(help="number of sites", show_default=str(RunSettings.sites))] = None,
+    sites: Annotated[int | None, typer.Option(help="number of sites", show_default=SHOWN["sites"])] = None,
     partition: Annotated[
         str | None,
-        typer.Option(
-            help="pathological, dirichlet, domain, iid, or domain-folders", show_default=RunSettings.partition
-        ),
+        typer.Option(help="pathological, dirichlet, domain, iid, or domain-folders", show_default=SHOWN["partition"]),
     ] = None,
-    rounds: Annotated[int | None, typer.Option(help="federated rounds", show_default=str(RoundSettings.number))] = None,
+    rounds: Annotated[int | None, typer.Option(help="federated rounds", show_default=SHOWN["rounds"])] = None,
     seed: Annotated[int, typer.Option(min=0, help="of partition, sampling and simulated noise")] = 0,
     floors: Annotated[
-        str | None, typer.Option(help="all, alone or none: which floors to train", show_default=RunSettings.floors)
+        str | None, typer.Option(help="all, alone or none: which floors to train", show_default=SHOWN["floors"])
     ] = None,
     assignments: Annotated[
         list[str] | None,
@@ -155,47 +125,93 @@ def run(
 
     The noise is seeded: the epsilons say what the same run would cost with real noise.
     """
-    import torch
+    from dpfpl_bench.simulation.run import write_result
+    from dpfpl_bench.simulation.simulate import make_request, parse_epsilon, run_with_progress
 
-    from dpfpl_bench.simulate.progress import RunProgress
-    from dpfpl_bench.simulate.run import RunRequest, run_simulation, write_result
-
-    target, asked = parse_epsilon(epsilon), OPEN_TASKS.get(task)
-    images = "digits" if asked else data or "digits"
-    text = asked.init_text if asked else FIELD[images].init_text if images in FIELD else None
-    source = data_settings(images, seed, offline=not online)
-    given = {
-        "data": source,
-        "classes": named_classes(images, source) if images in FIELD else None,
-        "questions": (data or asked.data) if asked else "",
-        "model": model or (asked.model if asked else None),
-        "sites": sites,
-        "partition": partition,
-        "floors": floors,
-        "seed": seed,
-        "offline": not online,
-        "task": {"kind": task} | ({"max_answer_tokens": asked.max_answer_tokens} if asked else {}),
-        "prompt": {"method": method, "rank": rank, "init_text": text},
-        "privacy": {"mechanism": mechanism, "trust": trust, "target_epsilon": target}
-        | ({"noise_multiplier": 0.0} if target is None else {}),
-        "rounds": {"number": rounds},
-    }
-    request = build(RunRequest, set_keys(_without_blanks(given), assignments or ()), "")
-    torch.set_num_threads(request.threads)
-    with RunProgress(console, request.rounds.number, quiet=quiet) as progress:
-        result = run_simulation(request, progress.step, progress.images, progress.status)
+    request = make_request(
+        data,
+        assignments or (),
+        model=model,
+        task=task,
+        method=method,
+        rank=rank,
+        mechanism=mechanism,
+        trust=trust,
+        epsilon=parse_epsilon(epsilon),
+        sites=sites,
+        partition=partition,
+        rounds=rounds,
+        seed=seed,
+        floors=floors,
+        online=online,
+    )
+    result = run_with_progress(request, console, quiet=quiet)
     sys.stdout.write(json.dumps(result, indent=2) + "\n")
     if out is not None:
         write_result(result, out)
 
 
-def _without_blanks(table: dict[str, Any]) -> dict[str, Any]:
-    """The table without flags that were not given, so that the settings' own defaults hold."""
-    return {
-        key: _without_blanks(value) if isinstance(value, dict) else value
-        for key, value in table.items()
-        if value is not None
-    }
+@app.command(
+    epilog="Example: dpfpl-bench pilot --site north=photos/north --site south=photos/south.csv "
+    "--class-map north:Kitten=cat --model MODEL_DIR --out runs/pilot"
+)
+def pilot(
+    site: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME=PATH",
+            help="a site and its own images: a folder, a .csv (path,label), a .jsonl (questions) or its site.toml; "
+            "once for each site",
+        ),
+    ],
+    model: Annotated[
+        str | None, typer.Option(help="a folder or a hub id; see docs/models.md", show_default="embedded")
+    ] = None,
+    class_map: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[SITE:]OWN=NAME", help="what a site's own class is called in the experiment; repeat"),
+    ] = None,
+    epsilon: Annotated[str, typer.Option(help="target for whoever receives a personalised prompt, or none")] = "8",
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="any other setting, as of run; may be repeated"),
+    ] = None,
+    online: Annotated[bool, typer.Option("--online", help="let hub ids be downloaded")] = False,
+    out: Annotated[Path, typer.Option(help="folder for result.json and report.html")] = Path("runs/pilot"),
+    as_json: Annotated[bool, typer.Option("--json", help="print result.json instead of the table")] = False,
+) -> None:
+    """Simulate a federation of your own folders on this machine, before anything is installed anywhere.
+
+    Ends with what federating would bring each site, over working alone and over the plain text. Nothing leaves this
+    machine; the accuracies it shows are exact, so show them to those alone who may see the images.
+    """
+    from dpfpl_bench.simulation.simulate import (
+        Simulated,
+        make_request,
+        parse_epsilon,
+        refuse_run_folder,
+        run_with_progress,
+    )
+    from dpfpl_common.config import key_values
+
+    refuse_run_folder(out)
+    request = make_request(
+        "",
+        assignments or (),
+        sites=key_values("--site", site),
+        class_map=key_values("--class-map", class_map or ()),
+        model=model,
+        epsilon=parse_epsilon(epsilon),
+        online=online,
+    )
+    done = Simulated(run_with_progress(request, console))
+    report = done.save(out)
+    if as_json:
+        sys.stdout.write(json.dumps(done.result, indent=2) + "\n")
+        return
+    done.show()
+    typer.echo(f"\n{out / 'result.json'}  {report}")
+    typer.echo("Accuracies are exact and the noise is seeded: keep both files with those who may see the images.")
 
 
 @app.command(epilog="Example: dpfpl-bench demo --epsilon 2 --out runs/demo2")
@@ -239,6 +255,7 @@ def _demonstrate(
 ) -> None:
     """Run a demo with live progress and print its result."""
     from dpfpl_bench.demo.demonstration import DemoRequest, demonstrate
+    from dpfpl_bench.simulation.simulate import parse_epsilon
     from dpfpl_server.watch.terminal import LiveDisplay, print_result
 
     target = parse_epsilon(epsilon)
@@ -254,22 +271,8 @@ def _demonstrate(
     if as_json:
         sys.stdout.write(json.dumps(result, indent=2) + "\n")
     else:
-        print_result(result, Console())
-        Console().print(f"\n[bold]{out / 'result.json'}[/]  [bold]{out / 'report.html'}[/]")
-
-
-def parse_epsilon(text: str) -> float | None:
-    """A number, or None for ``none``."""
-    if text.lower() in ("none", "inf", "infinite"):
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        raise ConfigError(
-            code="IMPOSSIBLE_VALUE",
-            message=f"--epsilon is {text!r}.",
-            advice="Give a number, or none for no noise and no privacy claim.",
-        ) from None
+        print_result(result, Console(markup=False, highlight=False))
+        Console(markup=False, highlight=False).print(f"\n{out / 'result.json'}  {out / 'report.html'}")
 
 
 def main() -> None:
@@ -277,7 +280,7 @@ def main() -> None:
     try:
         app()
     except DpfplError as error:
-        console.print(f"[bold red]{error.code}[/] {escape(error.message)}\n{escape(error.advice)}", highlight=False)
+        console.print(Text(error.code, style="bold red"), f"{error.message}\n{error.advice}")
         sys.exit(2)
     except SystemExit as leave:
         if leave.code == INTERRUPTED:  # what typer makes of Ctrl-C

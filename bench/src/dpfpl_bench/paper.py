@@ -14,8 +14,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from dpfpl_bench.simulate.settings import RunPrivacy, RunPrompt, RunSettings
-from dpfpl_bench.simulate.sources import data_settings
+from dpfpl_bench.simulation.settings import RunPrivacy, RunPrompt, RunSettings
+from dpfpl_bench.simulation.sources import data_settings
 from dpfpl_bench.sweep.settings import Cell, Grid, Sweep
 from dpfpl_bench.sweep.sweep import run_sweep
 from dpfpl_common.errors import ConfigError, DataError

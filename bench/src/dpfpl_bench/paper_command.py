@@ -43,7 +43,7 @@ def paper(
     from dpfpl_bench import paper as module
     from dpfpl_bench.sweep.settings import Grid, Sweep
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False, highlight=False)
     training = module.paper_training(rounds, local_steps, sample_rate)
     base = Sweep(**vars(dataclasses.replace(training, model=model)), name="paper", seeds=seeds, grid=Grid(rank=(rank,)))
     found = module.compare(
@@ -51,12 +51,12 @@ def paper(
         base,
         out,
         workers or os.cpu_count() or 1,
-        lambda text: console.print(text, highlight=False),
+        lambda text: console.print(text),
         stand_in=stand_in,
         offline=not online,
     )
     for text in found.failed:
-        console.print(f"failed: {text}", highlight=False)
+        console.print(f"failed: {text}")
     sys.stdout.write(module.as_json(found) if as_json else module.markdown(found, model))
     if found.failed:
         raise typer.Exit(1)

@@ -14,9 +14,9 @@ from dpfpl_client.agent.policy_file import Approvals, load_policy
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.data import count_labels, left_out
 from dpfpl_client.site.settings import SiteSettings
-from dpfpl_common.config import build, read_toml
+from dpfpl_common.config import build
 from dpfpl_common.errors import ConfigError, DataError, DpfplError, RefusedError
-from dpfpl_common.experiment import Experiment
+from dpfpl_common.experiment import Experiment, experiment_table
 from dpfpl_common.policy import Policy, permit
 from dpfpl_common.privacy.accounting import json_epsilon
 from dpfpl_common.privacy_plan import ADVERSARIES, UNIT_NAMES, assumption, resolve_noise
@@ -44,7 +44,7 @@ def read_plan(path: Path) -> Experiment:
     """
     is_file = path.suffix == ".toml"
     if is_file:
-        table = {"name": path.stem, **read_toml(path)}
+        table = experiment_table(path)
         if "sites" not in table:
             raise ConfigError(
                 code="PLAN_WITHOUT_SITES",

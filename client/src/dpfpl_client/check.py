@@ -79,7 +79,7 @@ def noise_to_signal(experiment: Experiment, training_images: int, smallest_class
     return stddev * math.sqrt(values) / signal
 
 
-def noise_words(ratio: float) -> tuple[str, bool]:
+def noise_words(ratio: float, mechanism: str) -> tuple[str, bool]:
     """What such a ratio means for the accuracy, and whether it deserves a warning."""
     if ratio <= LITTLE:
         return "the noise is small beside what your images teach: expect little loss of accuracy", False
@@ -92,9 +92,11 @@ def noise_words(ratio: float) -> tuple[str, bool]:
             f"{more} times as many images, or a larger epsilon, would mend it",
             True,
         )
+    # Under one_shot the noise is that of one release, however many rounds follow.
+    wishes = "or a larger epsilon" if mechanism == "one_shot" else "a larger epsilon or fewer rounds"
     return (
         "there are too few images for so much noise: the prompt will hardly learn anything from this site; ask for "
-        "more images, a larger epsilon or fewer rounds",
+        f"more images{' ' if mechanism == 'one_shot' else ', '}{wishes}",
         True,
     )
 
@@ -324,8 +326,7 @@ class _Check:
                     found = self.report.errors if changes.other_images else self.report.warnings
                     if changes.words():
                         found.append(
-                            f"The images are not those that were registered: {changes.words()}. Put them back, or: "
-                            "dpfpl-client register. [DATASET_CHANGED]"
+                            f"{changes.sentence()} Put them back, or: dpfpl-client register. [DATASET_CHANGED]"
                         )
             finally:
                 ledger.close()
@@ -434,7 +435,7 @@ class _Check:
             self.report.warnings.append(f"{nothing}{text} [NO_KNOWN_CLASS]")
             return
         ratio = noise_to_signal(experiment, counts.total(), min(counts.values()), self.backbone.feature_size)
-        words, worrying = noise_words(ratio)
+        words, worrying = noise_words(ratio, experiment.privacy.mechanism)
         plan["noise_to_signal"], plan["accuracy"] = ratio, words
         if worrying:
             text = f"With {counts.total()} training images {words}. A rule of thumb. [FEW_IMAGES]"

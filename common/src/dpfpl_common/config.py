@@ -16,7 +16,10 @@ import pydantic
 
 from dpfpl_common.errors import ConfigError
 
-__all__ = ["ImpossibleError", "Texts", "build", "matching", "read_toml", "set_keys", "settings", "shown", "to_table"]
+__all__ = [
+    "ImpossibleError", "Texts", "build", "key_values", "matching", "read_toml", "set_keys", "settings", "shown",
+    "to_table",
+]  # fmt: skip
 
 T = TypeVar("T")
 Texts = Annotated[tuple[str, ...], pydantic.Strict(False)]
@@ -148,6 +151,25 @@ def set_keys(table: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, 
             inner = inner[section]
         inner[last] = _toml_value(text.strip())
     return changed
+
+
+def key_values(flag: str, given: Iterable[str]) -> dict[str, str]:
+    """The pairs of a flag that is given as KEY=VALUE once for each; the first equals sign parts them.
+
+    Raises:
+        ConfigError: one is no pair, or a key comes twice.
+    """
+    pairs: dict[str, str] = {}
+    for text in given:
+        key, _, value = text.partition("=")
+        if not (key and value) or key in pairs:
+            raise ConfigError(
+                code="BAD_ASSIGNMENT",
+                message=f"{flag} is {text!r}, expected NAME=VALUE, each name once.",
+                advice="Correct it; --help has an example.",
+            )
+        pairs[key] = value
+    return pairs
 
 
 def shown(value: object) -> str:

@@ -40,6 +40,7 @@ __all__ = [
     "Trust",
     "Unit",
     "choose_mechanism",
+    "experiment_table",
     "load_experiment",
     "parse_experiment",
     "unprintable",
@@ -293,6 +294,21 @@ class TaskSettings:
 
 
 @settings
+class SiteDescription:
+    """What a site tells the operator of itself before there is an experiment: its model, and if it likes its classes.
+
+    Attributes:
+        site: its name.
+        model: fingerprint and width of the model that it has.
+        classes: what it has images of, in the experiment's words; none where it keeps that to itself.
+    """
+
+    site: SiteName
+    model: ModelSettings
+    classes: Texts = ()
+
+
+@settings
 class Experiment:
     """One federated training with a name and a configuration."""
 
@@ -384,9 +400,18 @@ _LATER_KEYS = (
 """What an experiment's JSON leaves out at its default, because it came after digests were first approved."""
 
 
+def experiment_table(path: Path) -> dict[str, Any]:
+    """experiment.toml as a table: the file's name where it has none, and no classes where answers are words."""
+    table = {"name": path.stem, **read_toml(path)}
+    task = table.get("task")
+    if isinstance(task, dict) and task.get("kind") in ("vqa", "caption"):
+        table.setdefault("classes", [])
+    return table
+
+
 def load_experiment(path: Path) -> Experiment:
     """Read experiment.toml; errors name the key, the value and what was expected."""
-    return build(Experiment, read_toml(path), path.name)
+    return build(Experiment, experiment_table(path), path.name)
 
 
 def parse_experiment(text: str) -> Experiment:

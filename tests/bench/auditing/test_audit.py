@@ -10,7 +10,7 @@ from dpfpl_bench.audit.audit import AuditSettings, audit, bounded, combined, com
 from dpfpl_bench.audit.class_sums import one_canary_in_the_sums
 from dpfpl_bench.audit.demo_prompts import Demo, ReleasedPrompt, attack_released, audit_released, open_demo
 from dpfpl_bench.audit.demo_prompts import log_odds as confidences_of
-from dpfpl_bench.simulate.simulation import SimulatedSite, Simulation
+from dpfpl_bench.simulation.in_process import SimulatedSite, Simulation
 from dpfpl_client.learning.learner import SiteFeatures
 from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_client.models.class_scorer import class_probabilities

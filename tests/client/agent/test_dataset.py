@@ -1,5 +1,6 @@
 """One ledger for one data set: F13, F18, F19."""
 
+import dataclasses
 import shutil
 
 import numpy as np
@@ -237,6 +238,17 @@ def test_the_manifest_stays_at_the_site_and_names_changes(site):
     site.paint("new.png", 9)
     changes = compare(before, manifest_of(site.data()))
     assert changes.words().startswith("1 added (")
+    assert changes.sentence().startswith("The images are not those")
+
+
+def test_another_class_map_is_not_called_other_images(site):
+    before = manifest_of(site.data())
+    images = {part: {k: (d, n.upper()) for k, (d, n) in rows.items()} for part, rows in before.images.items()}
+    changes = compare(before, dataclasses.replace(before, images=images))
+    assert changes.other_images
+    assert changes.removed == changes.changed == changes.added == []
+    assert len(changes.relabelled) == sum(len(rows) for rows in before.images.values())
+    assert "but not their classes" in changes.sentence()
     assert before.counts()["train"] == {"bright": 4, "dark": 4}
 
 

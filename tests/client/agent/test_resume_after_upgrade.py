@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import dpfpl_common
-from dpfpl_bench.simulate.simulation import InProcessGrid
+from dpfpl_bench.simulation.in_process import InProcessGrid
 from dpfpl_client.agent.core import SiteAgent
 from dpfpl_client.agent.ledger.book import SCORES, Ledger
 from dpfpl_client.agent.store import DiskStore

@@ -169,6 +169,13 @@ def test_a_class_whose_images_are_all_skipped_is_reported(animals):
     assert "'bird'" in only(site(animals, ("cat", "dog", "bird")), "EMPTY_CLASS")
 
 
+def test_classes_without_a_held_back_image_are_named(tmp_path, fill):
+    for first, name in ((10, "cat"), (20, "dog"), (30, "emu")):
+        fill(tmp_path / "train" / name, first, 3)
+    fill(tmp_path / "test" / "cat", 7, 2)
+    assert "No image of 'dog', 'emu' is held back" in only(site(tmp_path, ("cat", "dog", "emu")), "NO_TEST_IMAGES")
+
+
 def test_one_class_is_allowed_and_explained(tmp_path, fill):
     fill(tmp_path / "cat", 0, 30)
     data = site(tmp_path)

@@ -188,6 +188,7 @@ def test_the_export_adds_up(prompt, backbone, tmp_path):
 def test_an_export_can_be_loaded_again(prompt, backbone, tmp_path, image):
     write_export(prompt, backbone, tmp_path / "out", Facts(site="north"))
     again = load_prompt(tmp_path / "out")
+    assert str(again) == str(prompt)
     assert again.predict(backbone, [image], 2) == prompt.predict(backbone, [image], 2)
     with pytest.raises(StateError, match="NO_EXPERIMENT"):
         load_prompt(tmp_path / "out", "other")

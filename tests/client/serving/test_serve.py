@@ -43,9 +43,9 @@ def classifier(trained_once):
     return load_prompt(trained_once).classifier(load_backbone("embedded"))
 
 
-def call(classifier, method, path, *, limit=LIMIT, **arguments):
+def call(classifier, method, path, *, limit=LIMIT, about=None, **arguments):
     async def go():
-        transport = httpx.ASGITransport(classifier_app(classifier, limit))
+        transport = httpx.ASGITransport(classifier_app(classifier, limit, about=about))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.request(method, path, **arguments)
 
@@ -177,8 +177,11 @@ def test_the_interface_describes_itself_and_loads_nothing_from_elsewhere(classif
         # A namespace is a name; nothing is loaded from there.
         assert "http://" not in page.text.replace('xmlns="http://www.w3.org/2000/svg"', "")
         assert "https://" not in page.text
-    about = {"classes": ["bright", "dark"], "task": "classify", "question": "", "max_bytes": LIMIT, "scores": []}
-    assert call(classifier, "GET", "/v1/prompt").json() == about
+    served = {"classes": ["bright", "dark"], "task": "classify", "question": "", "max_bytes": LIMIT, "scores": []}
+    assert call(classifier, "GET", "/v1/prompt").json() == served | {"about": None}
+    names = {"site": "north", "model": "embedded", "experiment": "pilot", "version": "1f", "learned": "today"}
+    about = names | {"finished": True, "usual_mix": 0.5}
+    assert call(classifier, "GET", "/v1/prompt", about=about).json()["about"] == about
 
 
 def test_a_question_to_a_prompt_that_tells_classes_apart_is_refused_before_the_image_is_read(classifier):
@@ -209,7 +212,7 @@ def in_words(kind, question=""):
 def test_a_prompt_that_answers_questions_is_asked_one_with_every_image(image):
     asked = in_words("vqa")
     assert call(asked, "GET", "/v1/prompt").json() == {
-        "classes": [], "task": "vqa", "question": "", "max_bytes": LIMIT, "scores": [],
+        "classes": [], "task": "vqa", "question": "", "max_bytes": LIMIT, "scores": [], "about": None,
     }  # fmt: skip
     for path in ("/v1/predict", "/v1/predict?question=", "/v1/predict?question=%20%0A"):
         answer = call(asked, "POST", path, content=encoded(image), headers=PNG)

@@ -11,10 +11,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dpfpl_bench.simulate.settings import RunPrivacy, RunPrompt, RunSettings, build_experiment
-from dpfpl_bench.simulate.sources import data_settings, named_classes
+from dpfpl_bench.simulation import SHOWN
 from dpfpl_common.errors import ConfigError
-from dpfpl_common.experiment import RoundSettings
 
 __all__ = ["EXAMPLES", "audit"]
 
@@ -34,17 +32,28 @@ Examples:
 def audit(
     data: Annotated[str, typer.Option(help="digits, shapes, an image folder, a .csv or a hub id")] = "digits",
     model: Annotated[str, typer.Option(help="embedded, a folder or hub id of the CLIP family")] = "embedded",
-    method: Annotated[str, typer.Option(help="dpfpl, dplora, fedotp, fedpgp or promptfl")] = RunPrompt.method,
-    rank: Annotated[int, typer.Option(help="rank of the personal factors")] = RunPrompt.rank,
+    method: Annotated[
+        str | None, typer.Option(help="dpfpl, dplora, fedotp, fedpgp or promptfl", show_default=SHOWN["method"])
+    ] = None,
+    rank: Annotated[int | None, typer.Option(help="rank of the personal factors", show_default=SHOWN["rank"])] = None,
     epsilon: Annotated[float, typer.Option(help="what is claimed towards whoever receives a prompt")] = 8.0,
-    delta: Annotated[float, typer.Option(help="delta of the claim")] = RunPrivacy.target_delta,
+    delta: Annotated[float | None, typer.Option(help="delta of the claim", show_default=SHOWN["delta"])] = None,
     sites: Annotated[
-        int, typer.Option(min=1, help="sites that the data is split among; the first is attacked")
-    ] = RunSettings.sites,
-    partition: Annotated[str, typer.Option(help="pathological, dirichlet, domain or iid")] = RunSettings.partition,
-    rounds: Annotated[int, typer.Option(min=1, help="federated rounds")] = RoundSettings.number,
-    local_steps: Annotated[int, typer.Option(min=1, help="noised steps in one round")] = RoundSettings.local_steps,
-    clipping_norm: Annotated[float, typer.Option(help="L2 bound of one example's gradient")] = RunPrivacy.clipping_norm,
+        int | None,
+        typer.Option(
+            min=1, help="sites that the data is split among; the first is attacked", show_default=SHOWN["sites"]
+        ),
+    ] = None,
+    partition: Annotated[
+        str | None, typer.Option(help="pathological, dirichlet, domain or iid", show_default=SHOWN["partition"])
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="federated rounds", show_default=SHOWN["rounds"])] = None,
+    local_steps: Annotated[
+        int | None, typer.Option(min=1, help="noised steps in one round", show_default=SHOWN["local_steps"])
+    ] = None,
+    clipping_norm: Annotated[
+        float | None, typer.Option(help="L2 bound of one example's gradient", show_default=SHOWN["clipping_norm"])
+    ] = None,
     mechanism: Annotated[
         str, typer.Option(help="what run trains with by default: one_shot, its class sums; or per_step, every step")
     ] = "one_shot",
@@ -68,7 +77,10 @@ def audit(
 
     from dpfpl_bench.audit.audit import AuditSettings, Finding, combined
     from dpfpl_bench.audit.audit import audit as attack
-    from dpfpl_bench.simulate.simulation import prepare_sites, site_names
+    from dpfpl_bench.simulation.in_process import prepare_sites, site_names
+    from dpfpl_bench.simulation.settings import RunSettings, build_experiment
+    from dpfpl_bench.simulation.simulate import without_blanks
+    from dpfpl_bench.simulation.sources import data_settings, named_classes
     from dpfpl_client.agent.features import FeatureCache
     from dpfpl_client.data import partition_sites, read_pool
     from dpfpl_client.models.dual_encoder import as_dual_encoder
@@ -80,10 +92,10 @@ def audit(
         raise ConfigError(
             code="IMPOSSIBLE_VALUE", message=f"--epsilon is {epsilon:g}.", advice="Give a number above 0."
         )
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False, highlight=False)
 
     def told(text: str) -> None:
-        console.print(f"{text} ...", highlight=False)
+        console.print(f"{text} ...")
 
     findings: list[Finding] = []
     if demo is not None:
@@ -94,13 +106,10 @@ def audit(
         experiment, backbone, train = opened.experiment, opened.backbone, opened.sites[0].features.train
         findings = audit_released(opened, seeds, told)
     else:
-        settings = data_settings(data, seed, offline=not online)
-        names = named_classes(data, settings)
-        parts = partition_sites(read_pool(settings, names).records, names, partition, sites, seed)
-        backbone = as_dual_encoder(load_backbone(model, offline=not online))
-        prepared = prepare_sites(parts, names, FeatureCache(None, backbone), site_names(sites))
         table = {
             "model": model,
+            "sites": sites,
+            "partition": partition,
             "prompt": {"method": method, "rank": rank},
             "privacy": {
                 "mechanism": mechanism,
@@ -110,7 +119,13 @@ def audit(
             },
             "rounds": {"number": rounds, "local_steps": local_steps},
         }
-        experiment = build_experiment("audit", build(RunSettings, table, ""), backbone, names, prepared)
+        run = build(RunSettings, without_blanks(table), "")
+        settings = data_settings(data, seed, offline=not online)
+        names = named_classes(data, settings)
+        parts = partition_sites(read_pool(settings, names).records, names, run.partition, run.sites, seed)
+        backbone = as_dual_encoder(load_backbone(model, offline=not online))
+        prepared = prepare_sites(parts, names, FeatureCache(None, backbone), site_names(run.sites))
+        experiment = build_experiment("audit", run, backbone, names, prepared)
         train = prepared[0].features.train
     effort = AuditSettings(seed=seed)
     if quick:
@@ -133,7 +148,7 @@ def audit(
     if as_json:
         sys.stdout.write(text)
     else:
-        Console().print(_table(findings))
+        Console(markup=False, highlight=False).print(_table(findings))
     if not all(finding.holds for finding in findings if finding.claimed_epsilon is not None):
         sys.exit(1)
 

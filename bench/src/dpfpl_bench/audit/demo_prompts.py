@@ -20,7 +20,7 @@ from dpfpl_bench.audit.bounds import one_run_bound
 from dpfpl_bench.audit.membership import Guesses, rates
 from dpfpl_bench.audit.victim import without_noise
 from dpfpl_bench.demo.digits import the_same_sites_in_process
-from dpfpl_bench.simulate.simulation import SimulatedSite, Simulation
+from dpfpl_bench.simulation.in_process import SimulatedSite, Simulation
 from dpfpl_client.learning.learner import initial_context
 from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_client.models.class_scorer import class_probabilities

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpfpl_bench.simulate.baselines import trained_floors
-from dpfpl_bench.simulate.simulation import SimulatedSite
+from dpfpl_bench.simulation.baselines import trained_floors
+from dpfpl_bench.simulation.in_process import SimulatedSite
 from dpfpl_client.models.backbone import Backbone
 from dpfpl_client.node.launch import start_agent, start_node, wait_for_agent
 from dpfpl_client.node.supernode import wait_until_connected
@@ -88,8 +88,14 @@ def demonstrate(scenario: Scenario, request: DemoRequest, on_status: Callable[[S
         on_status({"phase": "STARTING", "text": f"starting the server and {len(scenario.sites)} sites"})
         start_federation(work, fleet, control, group, scenario.sites)
         result = run_experiment(known.experiment, work / "server", request.out, on_status)
-    on_status({"phase": "COMPUTING_FLOORS", "text": "computing the floors: every site alone, all data in one place"})
-    result["baselines"] |= trained_floors(known.backbone, known.sites, known.experiment, seed=0)
+    floors = trained_floors(
+        known.backbone,
+        known.sites,
+        known.experiment,
+        0,
+        lambda text: on_status({"phase": "COMPUTING_FLOORS", "text": text}),
+    )
+    result["baselines"] |= floors
     result["floors"] = result["baselines"]
     sites = {site.name: site for site in known.sites}
     for entry in result["sites"]:  # what a deployed site keeps to itself; here everything is public

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dpfpl_bench.demo.demonstration import DemoRequest, Federation, Scenario, edit_kit
-from dpfpl_bench.simulate.simulation import SimulatedSite, prepare_sites
+from dpfpl_bench.simulation.in_process import SimulatedSite, prepare_sites
 from dpfpl_client.agent.features import FeatureCache
 from dpfpl_client.data import DataSettings, list_classes, load_pool, partition_sites
 from dpfpl_client.models.backbone import Backbone

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dpfpl_bench.demo.demonstration import DemoRequest, Federation, Scenario, edit_kit
 from dpfpl_bench.demo.drawn_sites import drawn_houses, write_questions
-from dpfpl_bench.simulate.simulation import SimulatedSite, prepare_sites
+from dpfpl_bench.simulation.in_process import SimulatedSite, prepare_sites
 from dpfpl_client.agent.features import FeatureCache
 from dpfpl_client.data import DataSettings, load_site_data
 from dpfpl_client.models.backbone import Backbone

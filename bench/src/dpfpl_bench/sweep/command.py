@@ -5,18 +5,18 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from dpfpl_bench.sweep.plots import write_plots
-from dpfpl_bench.sweep.settings import Cell, Sweep, load_sweep
-from dpfpl_bench.sweep.sweep import SweepOutcome, SweepProgress, run_sweep
-from dpfpl_bench.sweep.table import Row, as_csv, as_markdown, summarise
-from dpfpl_common.config import to_table
 from dpfpl_common.errors import ConfigError
 from dpfpl_common.ops.files import write_durably
+
+if TYPE_CHECKING:
+    from dpfpl_bench.sweep.settings import Cell, Sweep
+    from dpfpl_bench.sweep.sweep import SweepOutcome, SweepProgress
+    from dpfpl_bench.sweep.table import Row
 
 __all__ = ["EXAMPLES", "sweep", "write_summary"]
 
@@ -26,13 +26,13 @@ Example of a sweep.toml:
   name = "ranks"\n
   data = "digits"            # or an image folder, a .csv, a hub id\n
   seeds = 3\n
-  [grid]                     # every combination is run\n
+  \\[grid]                     # every combination is run\n
   method = ["dpfpl", "promptfl"]\n
   rank = [1, 2, 4, 8]\n
   mechanism = ["per_step", "one_shot"]\n
   trust = ["distributed", "local"]\n
   epsilon = [8, 4, 2, 1]\n
-  [rounds]                   # the same in every run, as [prompt], [optimizer] and [privacy]: see experiment.toml\n
+  \\[rounds]                   # the same in every run, as \\[prompt] and \\[privacy]: see experiment.toml\n
   number = 10
 
 dpfpl-bench sweep sweep.toml --out runs/ranks. Started again it goes on where it was.
@@ -50,28 +50,35 @@ def sweep(
 
     Writes runs/*.json, summary.json, summary.csv, table.md and pictures. Exit codes: 0 done, 1 some runs failed, 2 bad input.
     """  # noqa: E501
+    from dpfpl_bench.sweep.settings import load_sweep
+    from dpfpl_bench.sweep.sweep import run_sweep
+
     plan = load_sweep(file)
     folder = out or Path("runs") / plan.name
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False, highlight=False)
 
-    def tell(progress: SweepProgress) -> None:
+    def tell(progress: "SweepProgress") -> None:
         left = "" if progress.seconds_left is None else f", about {_duration(progress.seconds_left)} left"
-        console.print(f"{progress.done}/{progress.total} {progress.text}{left}", highlight=False, soft_wrap=True)
+        console.print(f"{progress.done}/{progress.total} {progress.text}{left}", soft_wrap=True)
 
     outcome = run_sweep(plan, folder, workers, tell, offline=not online)
     summary = write_summary(plan, outcome, folder)
     for cell, reason in outcome.refused.items():
         if cell.seed == 0:
-            console.print(f"left out: {_name(cell)}: {reason}", highlight=False, soft_wrap=True)
+            console.print(f"left out: {_name(cell)}: {reason}", soft_wrap=True)
     for cell, reason in outcome.failed.items():
-        console.print(f"failed: {_name(cell)}, seed {cell.seed}: {reason}", highlight=False, soft_wrap=True)
+        console.print(f"failed: {_name(cell)}, seed {cell.seed}: {reason}", soft_wrap=True)
     sys.stdout.write(json.dumps(summary, indent=2) + "\n" if as_json else (folder / "table.md").read_text())
     if outcome.failed:
         sys.exit(1)
 
 
-def write_summary(plan: Sweep, outcome: SweepOutcome, folder: Path) -> dict[str, Any]:
+def write_summary(plan: "Sweep", outcome: "SweepOutcome", folder: Path) -> dict[str, Any]:
     """Write table, CSV, JSON and pictures of what there is; gives the JSON."""
+    from dpfpl_bench.sweep.plots import write_plots
+    from dpfpl_bench.sweep.table import as_csv, as_markdown, summarise
+    from dpfpl_common.config import to_table
+
     if not outcome.results:
         reasons = [*outcome.failed.values(), *outcome.refused.values()]
         raise ConfigError(
@@ -98,11 +105,11 @@ def write_summary(plan: Sweep, outcome: SweepOutcome, folder: Path) -> dict[str,
     return summary
 
 
-def _row_table(row: Row) -> dict[str, Any]:
+def _row_table(row: "Row") -> dict[str, Any]:
     return dataclasses.asdict(row)
 
 
-def _name(cell: Cell) -> str:
+def _name(cell: "Cell") -> str:
     epsilon = "no noise" if cell.epsilon is None else f"epsilon {cell.epsilon:g}"
     return f"{cell.method} rank {cell.rank}, {cell.mechanism}, {cell.trust}, {epsilon}"
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import Field, Strict
 
-from dpfpl_bench.simulate.settings import RunSettings
+from dpfpl_bench.simulation.settings import RunSettings
 from dpfpl_common.config import ImpossibleError, build, read_toml, settings, to_table
 from dpfpl_common.experiment import Mechanism, Method, PromptSettings, Trust
 

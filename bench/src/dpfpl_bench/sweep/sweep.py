@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dpfpl_bench.simulate.sources import FIELD
+from dpfpl_bench.simulation.sources import FIELD
 from dpfpl_bench.sweep.settings import Cell, Sweep
 from dpfpl_common.errors import ConfigError, DpfplError
 
@@ -112,8 +112,8 @@ def _run_cell(sweep: Sweep, cell: Cell, folder: Path, offline: bool) -> str | No
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch  # after the variable, which it reads then
 
-    from dpfpl_bench.simulate.run import RunRequest, run_simulation, write_result
-    from dpfpl_bench.simulate.sources import data_settings, named_classes
+    from dpfpl_bench.simulation.run import RunRequest, run_simulation, write_result
+    from dpfpl_bench.simulation.sources import data_settings, named_classes
 
     torch.set_num_threads(1)
     data = data_settings(sweep.data, cell.seed, offline=offline)

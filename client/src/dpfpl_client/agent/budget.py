@@ -167,7 +167,8 @@ class Quotas:
             raise _refusal(
                 "TOO_MANY_EVALUATIONS",
                 "max_evaluations_lifetime",
-                f"At most {policy.max_evaluations_lifetime} over the lifetime of the data.",
+                f"At most {policy.max_evaluations_lifetime} over the lifetime of the data; only the site's "
+                "administrator can raise that.",
             )
         self._computed.append(now)
 

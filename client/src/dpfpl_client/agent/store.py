@@ -261,6 +261,12 @@ class DiskStore:
         paths = (self._folder / experiment).glob("round-*.safetensors")
         return sorted(int(path.stem.removeprefix("round-")) for path in paths)
 
+    def learned(self, experiment: str) -> tuple[float, bool]:
+        """When the prompt in use was written, in seconds since 1970, and whether it is the final one."""
+        final = self._folder / experiment / "final.safetensors"
+        path = final if final.exists() else self._path(experiment, self.last_round(experiment))
+        return path.stat().st_mtime, path is final
+
     def write_scores(self, experiment: str, scores: tuple[float, ...]) -> str:
         """See ``Store``."""
         content = _scores_to_bytes(scores)

@@ -3,13 +3,15 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dpfpl_client.cli.say import say
-from dpfpl_client.site.settings import SiteSettings, load_site
 from dpfpl_common.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dpfpl_client.site.settings import SiteSettings
 
 __all__ = ["add_gate_commands", "ask_about_looser_rules"]
 
@@ -48,7 +50,7 @@ def approve(
     from dpfpl_client.agent.policy_file import Approvals
     from dpfpl_client.approval import describe, pending_plan, read_plan, words
 
-    settings = load_site(site)
+    settings = _load(site)
     approvals, audit = Approvals(settings.state_folder), _audit(settings)
     if revoke is not None:
         known = approvals.revoke(revoke)
@@ -86,7 +88,7 @@ def register(
     """
     from dpfpl_client.agent.ledger.dataset import register_site
 
-    settings = load_site(site)
+    settings = _load(site)
     if not yes and not typer.confirm("Make what is in the data folder now the registered data set?"):
         sys.exit(1)
     result = register_site(settings, unreadable)
@@ -105,7 +107,7 @@ def policy_show(site: SiteFile = SITE, as_json: AsJson = False) -> None:
     from dpfpl_client.agent.policy_file import PolicyFile
     from dpfpl_common.config import to_table
 
-    settings = load_site(site)
+    settings = _load(site)
     rules = PolicyFile(settings.path(settings.policy), settings.state_folder, _audit(settings))
     table, looser = to_table(rules.peek()), rules.pending()
     if as_json:
@@ -125,7 +127,7 @@ def policy_accept(
     """Accept policy.toml as it is, also where it became looser; holds from the next request on, never backwards."""
     from dpfpl_client.agent.policy_file import PolicyFile
 
-    settings = load_site(site)
+    settings = _load(site)
     rules = PolicyFile(settings.path(settings.policy), settings.state_folder, _audit(settings))
     looser = _looser(rules)
     unknown = sorted(set(rule or ()) - set(looser))
@@ -150,7 +152,7 @@ def ask_about_looser_rules(site: Path) -> None:
     from dpfpl_client.agent.policy_file import PolicyFile
     from dpfpl_client.site.init import template_policy
 
-    settings = load_site(site)
+    settings = _load(site)
     rules = PolicyFile(settings.path(settings.policy), settings.state_folder, _audit(settings))
     if not rules.begin_with(template_policy()):
         return
@@ -173,7 +175,7 @@ def audit_show(
     as_json: AsJson = False,
 ) -> None:
     """The last entries of the audit log."""
-    lines = list(_audit(load_site(site)).lines())[-last:]
+    lines = list(_audit(_load(site)).lines())[-last:]
     if as_json:
         _print_json(lines)
         return
@@ -197,7 +199,13 @@ def _looser(rules: Any) -> list[str]:
     return found
 
 
-def _audit(settings: SiteSettings) -> Any:
+def _load(site: Path) -> "SiteSettings":
+    from dpfpl_client.site.settings import load_site  # a quarter of a second, which --help does not wait for
+
+    return load_site(site)
+
+
+def _audit(settings: "SiteSettings") -> Any:
     from dpfpl_client.agent.audit import AUDIT_FILE, AuditLog
 
     return AuditLog(settings.state_folder / AUDIT_FILE)

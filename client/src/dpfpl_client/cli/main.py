@@ -18,36 +18,47 @@ from dpfpl_client.cli.gate import add_gate_commands, ask_about_looser_rules  # n
 from dpfpl_client.cli.keys import add_key_commands  # noqa: E402
 from dpfpl_client.cli.operations import add_commands  # noqa: E402
 from dpfpl_client.cli.say import say  # noqa: E402
-from dpfpl_client.site.settings import SiteSettings, load_site  # noqa: E402
 from dpfpl_common.errors import ConfigError, DpfplError  # noqa: E402
 from dpfpl_common.ops.files import file_error  # noqa: E402
-from dpfpl_common.ops.text import printable_lines  # noqa: E402
+from dpfpl_common.ops.text import print_version, printable_lines  # noqa: E402
 
 if TYPE_CHECKING:
-    from dpfpl_client.use.prompt import Classifier
+    from dpfpl_client.site.settings import SiteSettings
+    from dpfpl_client.use.prompt import Classifier, SitePrompt
 
 __all__ = ["main"]
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 ledger_app = typer.Typer(no_args_is_help=True, help="What this site's data have paid so far.")
 app.add_typer(ledger_app, name="ledger")
 add_gate_commands(app)
 add_key_commands(app)
 add_commands(app)
-console = Console(stderr=True)
+console = Console(stderr=True, markup=False, highlight=False)
 INTERRUPTED = 130
 
 SiteFile = Annotated[Path, typer.Option("--site", help="the site's site.toml")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+OfExperiment = Annotated[
+    str | None, typer.Option("--experiment", help="whose prompt; default: that of the experiment finished last")
+]
+Unfinished = Annotated[bool, typer.Option("--unfinished", help="use a prompt whose experiment has not ended, too")]
 SITE = Path("site.toml")
 
 
 @app.callback()
-def about() -> None:
+def about(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=print_version("dpfpl-client"), help="print the version")
+    ] = False,
+) -> None:
     """Take part in a DP-FPL federation with this site's own images, which never leave it."""
 
 
-@app.command(epilog="Example: dpfpl-client init --kit hospital-a.tar.gz --data /data/xrays")
+@app.command(
+    epilog="Example: dpfpl-client init --kit hospital-a.tar.gz --data /data/xrays --model /models/clip-b16 "
+    "--class-map Viral_Pneumonia='viral pneumonia'"
+)
 def init(
     data: Annotated[
         str | None, typer.Option(help="image folder, .csv (path,label), .jsonl (questions), digits or shapes")
@@ -59,19 +70,32 @@ def init(
     ] = None,
     into: Annotated[Path | None, typer.Option(help="folder for the kit; default: the site's name")] = None,
     sha256: Annotated[str | None, typer.Option(help="the archive's checksum, as the operator told it")] = None,
+    model: Annotated[str | None, typer.Option(help="a folder or a hub id, as the operator says")] = None,
+    class_map: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--class-map", metavar="OWN=NAME", help="a class of yours and what the experiment calls it; repeat"
+        ),
+    ] = None,
+    usual_mix: Annotated[
+        float | None, typer.Option(help="share of images that predict and serve expect from your usual mix of classes")
+    ] = None,
 ) -> None:
-    """Unpack a kit and point site.toml at this site's images; makes site.toml and policy.toml where there is no kit."""
+    """Unpack a kit and write into site.toml what you give; makes site.toml and policy.toml where there is no kit."""
     from dpfpl_client.site.init import initialise, model_note
     from dpfpl_client.site.kit import unpack_kit
+    from dpfpl_common.config import key_values
 
     if kit is not None:
         folder, written = unpack_kit(kit, into, sha256)
         site = folder / "site.toml"
         say(f"unpacked {', '.join(path.name for path in written)} into {folder}")
-    elif data is None:
+    if data is not None or class_map or model is not None or usual_mix is not None:
+        mapped = key_values("--class-map", class_map or ())
+        for path in initialise(site, data, name, model=model, class_map=mapped, usual_mix=usual_mix):
+            say(f"wrote {path}")
+    elif kit is None:
         raise ConfigError(code="NO_DATA", message="There is nothing to do.", advice="Give --data, --kit or both.")
-    for path in initialise(site, data, name) if data is not None else []:
-        say(f"wrote {path}")
     if data is not None and (note := model_note(site)):
         say(note)
     ask_about_looser_rules(site)
@@ -159,13 +183,11 @@ def agent(
     torch.set_num_threads(settings.agent.threads)
     built = build_agent(settings, ImageProgress(say))
     for problem in built.data.problems:
-        console.print(f"{problem.severity}: {problem.message} [{problem.code}]", markup=False, highlight=False)
+        console.print(f"{problem.severity}: {problem.message} [{problem.code}]")
     if built.loosened:
         console.print(
             f"warning: policy.toml is looser than what was accepted in {', '.join(built.loosened)}; the stricter old "
             f"rules hold. To accept it: dpfpl-client policy accept --site {site}",
-            markup=False,
-            highlight=False,
         )
     metered = MeteredAgent(built.endpoint)
     monitor = start_monitor(settings, metered)
@@ -187,7 +209,8 @@ def agent(
 def predict(
     images: Annotated[list[Path], typer.Argument(help="image files or folders")],
     site: SiteFile = SITE,
-    experiment: Annotated[str | None, typer.Option(help="whose prompt; default: the latest")] = None,
+    experiment: OfExperiment = None,
+    unfinished: Unfinished = False,
     top: Annotated[int, typer.Option("--top-k", "--top", min=1, help="how many classes to show")] = 3,
     question: Annotated[
         str, typer.Option(help="asked of every image, by a prompt that answers questions or captions")
@@ -206,11 +229,12 @@ def predict(
     from dpfpl_client.use.predict import as_line, classify_files, count_skipped, expand_images, write_csv
 
     paths, settings = expand_images(images), _load(site)
-    classifier, results = _classifier(settings, experiment, alpha, question, usual_mix), []
+    prompt, results = _prompt(settings, experiment, unfinished, alpha, usual_mix), []
+    classifier = _classifier(settings, prompt, question)
     for result in classify_files(classifier, paths, top, settings.data.pixel_rules):
         results.append(result)
         if result.prediction is None:
-            console.print(printable_lines(as_line(result)), markup=False, highlight=False, soft_wrap=True)
+            console.print(printable_lines(as_line(result)), soft_wrap=True)
         elif not as_json and csv is None:
             say(as_line(result))
     if csv is not None:
@@ -223,6 +247,24 @@ def predict(
     if csv is not None and not as_json:
         say(f"wrote {csv}: {len(results) - failed} of {len(results)} images classified")
     sys.exit(0 if not failed else 1 if failed < len(results) else 2)
+
+
+@app.command(epilog="Example: dpfpl-client prompts --site site.toml")
+def prompts(site: SiteFile = SITE, as_json: AsJson = False) -> None:
+    """List the prompts that this site has learned, newest first, and which one predict, serve and export use."""
+    from dpfpl_client.use.prompt import list_prompts
+
+    found = list_prompts(_load(site).state_folder)
+    if as_json:
+        _print_json(found)
+        return
+    for row in found:
+        rounds = f"round {row['round']} of {row['rounds']}" if "round" in row else ""
+        what = row.get("damaged") or f"version {row['version']}, learned {row['learned']}, {rounds}"
+        state = ", the default" if row["default"] else "" if row["finished"] else ", half-finished"
+        say(f"{row['experiment']}: {what}{state}")
+    if not found:
+        say("This site has not learned a prompt yet.")
 
 
 @app.command(epilog="Example: dpfpl-client results --site site.toml")
@@ -245,7 +287,8 @@ def results(
 @app.command(epilog="Example: dpfpl-client serve --site site.toml --port 8080")
 def serve(
     site: SiteFile = SITE,
-    experiment: Annotated[str | None, typer.Option(help="whose prompt; default: the latest")] = None,
+    experiment: OfExperiment = None,
+    unfinished: Unfinished = False,
     host: Annotated[
         str, typer.Option(help="address to listen on; another than loopback needs --token-file")
     ] = "127.0.0.1",
@@ -265,25 +308,28 @@ def serve(
     wanted = ServeSettings.checked(host, port, token_file, max_megabytes * 1_000_000)
     settings = _load(site)
     torch.set_num_threads(settings.agent.threads)
-    classifier = _classifier(settings, experiment, question=None, usual_mix=usual_mix)
-    scores = released_scores(settings, experiment)
-    serve_classifier(classifier, wanted, say, settings.data.pixel_rules, scores)
+    prompt = _prompt(settings, experiment, unfinished, usual_mix=usual_mix)
+    classifier = _classifier(settings, prompt, question=None)
+    mix = prompt.experiment.prompt.usual_mix if prompt.choice is not None else None
+    names = {key: prompt.about()[key] for key in ("experiment", "version", "learned", "finished")}
+    about = {"site": settings.name, "model": Path(settings.model).name, "usual_mix": mix} | names
+    serve_classifier(classifier, wanted, say, settings.data.pixel_rules, released_scores(settings, prompt), about)
 
 
 @app.command(epilog="Example: dpfpl-client export --out prompt --site site.toml")
 def export(
     out: Annotated[Path, typer.Option(help="folder to write")],
     site: SiteFile = SITE,
-    experiment: Annotated[str | None, typer.Option(help="whose prompt; default: the latest")] = None,
+    experiment: OfExperiment = None,
+    unfinished: Unfinished = False,
     as_json: AsJson = False,
 ) -> None:
     """Write this site's prompt for plain transformers and peft, with a model card; refused where policy forbids it."""
     from dpfpl_client.models.loader import load_computing
     from dpfpl_client.use.exporting.export import export_prompt
-    from dpfpl_client.use.prompt import load_prompt
 
     settings = _load(site)
-    prompt = load_prompt(settings.state_folder, experiment)
+    prompt = _prompt(settings, experiment, unfinished)
     backbone = load_computing(settings.model, settings.compute, offline=settings.offline)
     exported = export_prompt(settings, prompt, backbone, out)
     if as_json:
@@ -366,27 +412,36 @@ def ledger_accept_rollback(
     say("The ledger is accepted." if result["charged"] else "The ledger is accepted; nothing was missing.")
 
 
-def _load(site: Path) -> SiteSettings:
+def _load(site: Path) -> "SiteSettings":
+    from dpfpl_client.site.settings import load_site  # a quarter of a second, which --help does not wait for
+
     return load_site(site)
 
 
-def _classifier(
-    settings: SiteSettings,
+def _prompt(
+    settings: "SiteSettings",
     experiment: str | None,
+    unfinished: bool,
     alpha: float | None = None,
-    question: str | None = "",
     usual_mix: float | None = None,
-) -> "Classifier":
-    from dpfpl_client.agent.policy_file import check_use
-    from dpfpl_client.models.loader import load_computing
+) -> "SitePrompt":
+    """The prompt that is used, and said to be."""
     from dpfpl_client.use.prompt import load_prompt
 
-    prompt = load_prompt(settings.state_folder, experiment)
-    check_use(settings.path(settings.policy), settings.state_folder, prompt.experiment)
+    prompt = load_prompt(settings.state_folder, experiment, unfinished=unfinished)
+    console.print(f"Prompt: {prompt}", soft_wrap=True)
     if alpha is not None:
         prompt = prompt.with_strength(alpha)
-    if usual_mix is not None:
-        prompt = prompt.with_usual_mix(usual_mix)
+    if usual_mix is None and prompt.choice is not None:
+        usual_mix = settings.usual_mix
+    return prompt if usual_mix is None else prompt.with_usual_mix(usual_mix)
+
+
+def _classifier(settings: "SiteSettings", prompt: "SitePrompt", question: str | None) -> "Classifier":
+    from dpfpl_client.agent.policy_file import check_use
+    from dpfpl_client.models.loader import load_computing
+
+    check_use(settings.path(settings.policy), settings.state_folder, prompt.experiment)
     return prompt.classifier(load_computing(settings.model, settings.compute, offline=settings.offline), question)
 
 
@@ -404,7 +459,7 @@ def _print_json(content: Any) -> None:
 
 def _fail(error: DpfplError) -> NoReturn:
     text = printable_lines(f"{error.code}: {error.message}\n{error.advice}")
-    console.print(text, style="bold", highlight=False, markup=False, soft_wrap=True)
+    console.print(text, style="bold", soft_wrap=True)
     sys.exit(2)
 
 
@@ -430,7 +485,8 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name not in ("torch", "transformers", "PIL", "safetensors", "sklearn"):
             _unforeseen()
-        console.print(f'{error.name} is missing. Install the agent: pip install "dpfpl-client[agent]"', style="bold")
+        advice = 'Install the agent: pip install "dpfpl-client[agent]"'
+        console.print(f"{error.name} is missing. {advice}", style="bold", soft_wrap=True)
         sys.exit(2)
     except SystemExit as leave:
         if leave.code == INTERRUPTED:  # what typer makes of Ctrl-C

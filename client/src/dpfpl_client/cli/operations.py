@@ -1,4 +1,4 @@
-"""``dpfpl-client doctor``, ``health`` and ``forget``: for when something is wrong or is to end."""
+"""``dpfpl-client describe``, ``doctor``, ``health`` and ``forget``: before, during and after taking part."""
 
 import json
 import sys
@@ -18,6 +18,7 @@ SITE = Path("site.toml")
 
 def add_commands(app: typer.Typer) -> None:
     """Add this module's commands to ``dpfpl-client``."""
+    app.command(epilog="Example: dpfpl-client describe --site site.toml --with-classes --out hospital-a.json")(describe)
     app.command(epilog="Example: dpfpl-client doctor --site site.toml. Exit codes: 0 all well, 1 warnings, 2 errors.")(
         doctor
     )
@@ -26,6 +27,33 @@ def add_commands(app: typer.Typer) -> None:
         "2 the question itself is wrong."
     )(health)
     app.command(epilog="Example: dpfpl-client forget xrays-1 --site site.toml --yes")(forget)
+
+
+def describe(
+    site: SiteFile = SITE,
+    with_classes: Annotated[
+        bool, typer.Option("--with-classes", help="also tell which classes this site has images of")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="file to write; default: print it")] = None,
+) -> None:
+    """Write what the operator needs for dpfpl-server new-experiment: this site's name and model, no image, no count."""
+    from dpfpl_client.data import list_classes
+    from dpfpl_client.models.loader import load_computing
+    from dpfpl_client.site.settings import load_site
+    from dpfpl_common.config import to_table
+    from dpfpl_common.experiment import ModelSettings, SiteDescription
+    from dpfpl_common.ops.files import write_durably
+
+    settings = load_site(site)
+    backbone = load_computing(settings.model, settings.compute, offline=settings.offline)
+    model = ModelSettings(backbone.width, Path(settings.model).name, backbone.fingerprint)
+    told = SiteDescription(settings.name, model, list_classes(settings.data) if with_classes else ())
+    text = json.dumps(to_table(told), indent=2, ensure_ascii=False)
+    if out is None:
+        say(text)
+    else:
+        write_durably(out.absolute(), (text + "\n").encode(), 0o644)
+        say(f"wrote {out}: hand it to the operator")
 
 
 def doctor(

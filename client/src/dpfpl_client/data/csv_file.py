@@ -45,7 +45,7 @@ def permission_advice(error: OSError) -> str:
     """What to do about a table that cannot be opened."""
     if isinstance(error, PermissionError):
         return "Check its owner and permissions: this user (or container) must be able to read it."
-    return "Check [data] path in site.toml."
+    return "Check the path (at a site: [data] path in site.toml)."
 
 
 def _image(root: Path, path: str, label: str, split: str, rules: PixelRules) -> SourceItem | str:

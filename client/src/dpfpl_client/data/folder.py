@@ -93,7 +93,8 @@ def _open_root(folder: Path) -> Path:
         raise DataError(
             code="DATA_UNREADABLE",
             message=f"The data folder {str(folder)!r} cannot be read ({reason}).",
-            advice="Check [data] path in site.toml, and that this user (or container) may read the folder.",
+            advice="Check the path (at a site: [data] path in site.toml), and that this user (or container) may read "
+            "the folder.",
         ) from None
     return root
 

@@ -179,6 +179,15 @@ def _lost_classes(listed: set[str], records: Sequence[ImageRecord]) -> list[Data
         )
         for name in sorted(listed - train - test)
     ]
+    if test and (unseen := sorted(train - test)):
+        problems.append(
+            DataProblem(
+                "NO_TEST_IMAGES",
+                "warning",
+                f"No image of {', '.join(map(repr, unseen))} is held back, so nobody can measure how well "
+                f"{'it is' if len(unseen) == 1 else 'they are'} recognised. Add images, or raise test_fraction.",
+            )
+        )
     return problems + [
         DataProblem(
             "NO_TRAINING_IMAGES",

@@ -29,6 +29,7 @@ __all__ = [
     "map_labels",
     "problem_per_name",
     "select_known",
+    "spelled_alike",
 ]
 
 
@@ -282,6 +283,15 @@ def check_class_names(class_names: Sequence[str]) -> None:
         raise ConfigError(
             code="WRONG_VALUE", message=f"class_names has {twice[0]!r} twice.", advice="Name every class once."
         )
+
+
+def spelled_alike(class_names: Sequence[str]) -> tuple[str, ...]:
+    """The first classes that differ in capital letters, blanks, underscores or hyphens alone; empty if none do."""
+    for name in class_names:
+        same = tuple(other for other in class_names if _letters(other) == _letters(name))
+        if len(same) > 1:
+            return same
+    return ()
 
 
 def _map_advice(unknown: Sequence[str], class_names: Sequence[str]) -> str:

@@ -1,11 +1,12 @@
 """``dpfpl-client init``: point a kit at a folder of images, or start a site without a kit."""
 
-import json
-import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 
-from dpfpl_common.config import build
+import tomlkit
+
+from dpfpl_common.config import build, read_toml
 from dpfpl_common.errors import ConfigError
 from dpfpl_common.experiment import NAME
 from dpfpl_common.policy import Policy
@@ -13,13 +14,13 @@ from dpfpl_common.policy import Policy
 __all__ = ["initialise", "model_note", "name_users", "template_policy"]
 
 SITE = """\
-name = {name}
-model = {model} # a Hugging Face id, a folder, "embedded"; for questions a generative one: "embedded-vlm"
+name = "site"
+model = "embedded"  # a Hugging Face id, a folder, "embedded"; for questions a generative one: "embedded-vlm"
 state = "state"               # personal prompt, privacy ledger and caches; keep it, and back it up
 
 [data]
-source = {source}  # folder | csv | questions | huggingface | digits | shapes
-path = {path}
+source = "folder"  # folder | csv | questions | huggingface | digits | shapes
+path = ""
 # bits = 12          # of 16-bit greyscale files that do not say it themselves: what the device writes
 # frames = "refuse"  # leave out files of several pictures; "first" takes their first
 
@@ -43,43 +44,62 @@ def template_policy() -> Policy:
     return build(Policy, tomllib.loads(POLICY), "the template of policy.toml")
 
 
-def initialise(site_file: Path, data: str, name: str) -> list[Path]:
-    """Write the data's place into site.toml, making site.toml and policy.toml where they are missing.
+def initialise(
+    site_file: Path,
+    data: str | None,
+    name: str,
+    *,
+    model: str | None = None,
+    class_map: Mapping[str, str] | None = None,
+    usual_mix: float | None = None,
+) -> list[Path]:
+    """Write what is given into site.toml, making site.toml and policy.toml where they are missing.
 
     Args:
         site_file: the site's site.toml.
         data: a folder, a .csv or .jsonl file, "digits" or "shapes".
         name: the site's name, used only for a new site.toml.
+        model, usual_mix: as in site.toml; a folder that is there becomes an absolute path.
+        class_map: the site's own class names -> the experiment's; added to those that are there.
 
     Returns:
         The files that were written.
 
     Raises:
-        ConfigError: the data are not there, the name is no site name, or an existing site.toml has no [data] source and
-            path to replace.
+        ConfigError: the data are not there, the name is no site name, site.toml is no TOML, or would say something
+            impossible; nothing is written then.
     """
-    source, path = _source(data)
-    written = []
+    source, path = ("", "") if data is None else _source(data)
     if site_file.exists():
-        text = site_file.read_text(encoding="utf-8")
-        for key, value in (("source", source), ("path", path)):
-            text = _with_value(text, key, value, site_file)
-        site_file.write_text(text, encoding="utf-8")
-        written.append(site_file)
+        document = _read(site_file)
     else:
+        if data is None:
+            raise ConfigError(code="NO_DATA", message=f"There is no {site_file} yet.", advice="Give --data as well.")
         if not NAME.fullmatch(name):
             raise ConfigError(
                 code="IMPOSSIBLE_VALUE",
                 message=f"The site's name is {name!r}.",
                 advice="Use 1-63 of a-z, 0-9, '.', '_', '-', starting with a letter or digit.",
             )
-        site_file.parent.mkdir(parents=True, exist_ok=True)
-        model = "embedded-vlm" if source == "questions" else "embedded"
-        facts = {"name": name, "model": model, "source": source, "path": path}
-        text = SITE.format(**{key: _quoted(value) for key, value in facts.items()})
-        site_file.write_text(text, encoding="utf-8")
-        written.append(site_file)
-    policy = site_file.parent / "policy.toml"
+        document = tomlkit.parse(SITE)
+        document["name"] = name
+        document["model"] = "embedded-vlm" if source == "questions" else "embedded"
+    table = document.setdefault("data", tomlkit.table())
+    if data is not None:
+        table["source"], table["path"] = source, path
+    if model is not None:
+        folder = Path(model).expanduser()
+        document["model"] = str(folder.resolve()) if folder.is_dir() else model
+    if class_map:
+        merged = tomlkit.inline_table()
+        merged.update({**table.get("class_map", {}), **class_map})
+        table["class_map"] = merged
+    if usual_mix is not None:
+        document["usual_mix"] = usual_mix
+    _check(document, site_file)
+    site_file.parent.mkdir(parents=True, exist_ok=True)
+    site_file.write_text(tomlkit.dumps(document), encoding="utf-8")
+    written, policy = [site_file], site_file.parent / "policy.toml"
     if not policy.exists():
         policy.write_text(POLICY)
         policy.chmod(0o640)
@@ -105,30 +125,21 @@ def model_note(site_file: Path) -> str:
 
 def name_users(site_file: Path, agent: str, node: str) -> None:
     """Name the two users in site.toml's [users], which is made where it is missing."""
-    text = site_file.read_text(encoding="utf-8")
-    table = f"[users]\nagent = {_quoted(agent)}\nnode = {_quoted(node)}\n"
-    if re.search(r"(?m)^\[users\]", text):
-        text = re.sub(r"(?m)^\[users\][^\[]*", lambda _: table + "\n", text)
-    else:
-        text = f"{text.rstrip()}\n\n{table}"
-    site_file.write_text(text, encoding="utf-8")
+    document = _read(site_file)
+    document["users"] = {"agent": agent, "node": node}
+    site_file.write_text(tomlkit.dumps(document), encoding="utf-8")
 
 
-def _with_value(text: str, key: str, value: str, site_file: Path) -> str:
-    """The text with the one line ``key = "..."`` saying something else."""
-    lines = re.findall(rf'(?m)^{key} *= *"[^"\n]*"', text)
-    if len(lines) != 1:
-        raise ConfigError(
-            code="CANNOT_EDIT",
-            message=f"{site_file} has not exactly one line {key} = ... to replace.",
-            advice="Edit its [data] table by hand.",
-        )
-    return text.replace(lines[0], f"{key} = {_quoted(value)}")
+def _read(site_file: Path) -> tomlkit.TOMLDocument:
+    read_toml(site_file)  # its errors say where
+    return tomlkit.parse(site_file.read_text(encoding="utf-8-sig"))
 
 
-def _quoted(value: str) -> str:
-    """A TOML string; like JSON's, but for surrogate pairs, which TOML does not know."""
-    return json.dumps(value, ensure_ascii=False)
+def _check(document: tomlkit.TOMLDocument, site_file: Path) -> None:
+    """Raise the ConfigError that loading the file would raise."""
+    from dpfpl_client.site.settings import SiteSettings  # NumPy and Pillow take a while
+
+    build(SiteSettings, document.unwrap(), site_file.name)
 
 
 def _source(data: str) -> tuple[str, str]:

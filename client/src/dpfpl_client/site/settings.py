@@ -119,6 +119,8 @@ class SiteSettings:
         compute: where the model computes.
         users: the two users that agent and SuperNode run as, if they are kept apart.
         monitoring: where it shows its health and metrics.
+        usual_mix: share of images that predict and serve expect from this site's usual mix of classes, from 0 to below
+            1; none: as the experiment says.
         simulation: seeded randomness; refused unless the data is a built-in public set.
         folder: where site.toml lies; relative paths start there.
     """
@@ -135,6 +137,7 @@ class SiteSettings:
     compute: ComputeSettings = field(default_factory=ComputeSettings)
     users: UserSettings = field(default_factory=UserSettings)
     monitoring: MonitoringSettings = field(default_factory=MonitoringSettings)
+    usual_mix: Annotated[float | None, Field(ge=0, le=0.999)] = None
     simulation: SimulationSettings | None = None
     folder: str = "."
 

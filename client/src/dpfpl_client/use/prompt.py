@@ -12,11 +12,14 @@ In Python::
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +37,7 @@ from dpfpl_common.evidence import unpack_pool
 from dpfpl_common.experiment import LONGEST_QUESTION, Experiment, parse_experiment, unprintable
 from dpfpl_common.privacy_plan import class_sums_multiplier, noise_share
 
-__all__ = ["CLASS_VECTORS", "Classifier", "Prediction", "SitePrompt", "load_prompt"]
+__all__ = ["CLASS_VECTORS", "Classifier", "Prediction", "SitePrompt", "list_prompts", "load_prompt"]
 
 CLASS_VECTORS = "class_vectors.safetensors"
 """Of an exported prompt, with evidence: ``vectors``, ``bias`` and ``scale``."""
@@ -153,6 +156,9 @@ class SitePrompt:
         choice: what the sites' votes chose, at the site; None without evidence, and of an exported prompt.
         class_sums: what the site released, noised, [classes, feature_size]; None without evidence.
         exported: what an exported prompt classifies with; None at the site, and without evidence.
+        version: the first digits of a sha256 over what was learned; an exported prompt keeps its site's.
+        learned: when, UTC.
+        finished: whether the experiment came to its end; before it, class vectors are missing.
     """
 
     experiment: Experiment
@@ -162,6 +168,19 @@ class SitePrompt:
     choice: Choice | None = None
     class_sums: np.ndarray[tuple[int, ...], np.dtype[np.float64]] | None = None
     exported: SiteHead | None = None
+    version: str = ""
+    learned: str = ""
+    finished: bool = True
+
+    def about(self) -> dict[str, Any]:
+        """What the prompt is called: ``experiment``, ``version``, ``learned``, ``round``, ``rounds``, ``finished``."""
+        facts = {"experiment": self.experiment.name, "version": self.version, "learned": self.learned}
+        return facts | {"round": self.round, "rounds": self.experiment.rounds.number, "finished": self.finished}
+
+    def __str__(self) -> str:
+        state = "" if self.finished else ", half-finished"
+        rounds = f"round {self.round} of {self.experiment.rounds.number}"
+        return f"{self.experiment.name}, version {self.version}, learned {self.learned} ({rounds}{state})"
 
     def with_strength(self, strength: float) -> "SitePrompt":
         """The prompt alone, without class vectors, with another weight alpha of its personal part.
@@ -232,15 +251,17 @@ class SitePrompt:
         return list(self.classifier(backbone).classify(images, top))
 
 
-def load_prompt(folder: Path | str, experiment: str | None = None) -> SitePrompt:
-    """The prompt that a site learned in an experiment; without a name, in the only or the latest one.
+def load_prompt(folder: Path | str, experiment: str | None = None, *, unfinished: bool = False) -> SitePrompt:
+    """The prompt that a site learned in an experiment; without a name, in the one that was finished last.
 
     Args:
         folder: a site's folder (with site.toml), its state folder, or what ``dpfpl-client export`` wrote.
         experiment: its name.
+        unfinished: take a prompt whose experiment has not come to its end, too.
 
     Raises:
-        StateError: nothing was learned yet, or not under this name, or an exported prompt is damaged.
+        StateError: nothing was learned yet, or not under this name; the prompt is half-finished; an exported prompt is
+            damaged.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -253,19 +274,49 @@ def load_prompt(folder: Path | str, experiment: str | None = None) -> SitePrompt
         return _exported(folder, experiment)
     if (folder / "site.toml").is_file():
         folder = load_site(folder / "site.toml").state_folder
-    return _learned(folder, experiment)
-
-
-def _learned(state_folder: Path, experiment: str | None) -> SitePrompt:
-    store = DiskStore(state_folder)
-    names = [name for name in store.experiments() if store.rounds(name)]
+    store, names = DiskStore(folder), _newest_first(folder)
     if not names and experiment is None:
         raise StateError(
             code="NO_PROMPT",
             message="This site has not learned a prompt yet.",
             advice="Take part in an experiment first: dpfpl-client start.",
         )
-    name = experiment or max(names, key=lambda known: (state_folder / "experiments" / known).stat().st_mtime)
+    finished = [name for name in names if store.learned(name)[1]]
+    prompt = _learned(store, experiment or (finished if finished and not unfinished else names)[0])
+    if not (prompt.finished or unfinished):
+        raise StateError(
+            code="HALF_FINISHED",
+            message=f"The prompt of {prompt.experiment.name!r} is half-finished: it has seen round {prompt.round} of "
+            f"{prompt.experiment.rounds.number}.",
+            advice="Wait for the experiment's end, or take it as it is: --unfinished (in Python unfinished=True). "
+            f"Finished: {', '.join(finished) or 'none yet'}.",
+        )
+    return prompt
+
+
+def list_prompts(state_folder: Path) -> list[dict[str, Any]]:
+    """The prompts that a site has learned, newest first: ``about`` of each, or ``experiment`` and what is ``damaged``.
+
+    ``default`` marks the one that is used where no experiment is named.
+    """
+    store, rows, default = DiskStore(state_folder), [], False
+    for name in _newest_first(state_folder):
+        try:
+            row = _learned(store, name).about()
+        except StateError as error:
+            row = {"experiment": name, "finished": store.learned(name)[1], "damaged": error.message}
+        rows.append(row | {"default": row["finished"] and not default})
+        default = default or row["finished"]
+    return rows
+
+
+def _newest_first(state_folder: Path) -> list[str]:
+    store = DiskStore(state_folder)
+    names = [name for name in store.experiments() if store.rounds(name)]
+    return sorted(names, key=lambda name: store.learned(name)[0], reverse=True)
+
+
+def _learned(store: DiskStore, name: str) -> SitePrompt:
     configuration = store.experiment(name)
     last = store.last_round(name)
     record = store.read(name, last) if last else None
@@ -275,10 +326,21 @@ def _learned(state_folder: Path, experiment: str | None) -> SitePrompt:
             message=f"No round of {name!r} is finished yet.",
             advice="Try again after its first round.",
         )
-    final = store.read_final(name)
+    final, choice = store.read_final(name), store.read_choice(name)
     context = record.global_context if final is None else final
-    sums = record.state.class_sums
-    return SitePrompt(configuration, context, record.state.context, last, store.read_choice(name), sums)
+    parts = [context, record.state.context, *([] if choice is None else [choice.pool, choice.shares])]
+    written, finished = store.learned(name)
+    return SitePrompt(
+        configuration,
+        context,
+        record.state.context,
+        last,
+        choice,
+        record.state.class_sums,
+        version=hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in parts)).hexdigest()[:12],
+        learned=datetime.fromtimestamp(written, UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        finished=finished,
+    )
 
 
 def _exported(folder: Path, name: str | None) -> SitePrompt:
@@ -287,7 +349,7 @@ def _exported(folder: Path, name: str | None) -> SitePrompt:
         parts = load_file(folder / "prompt.safetensors")
         experiment = parse_experiment(json.dumps(about["experiment"]))
         learned = (parts["global_context"], parts["personal_context"].astype(np.float64))
-        rounds = int(about["rounds"])
+        rounds, named = int(about["rounds"]), {key: about[key] for key in ("version", "learned", "finished")}
         head = None
         if (folder / CLASS_VECTORS).is_file():
             saved = load_file(folder / CLASS_VECTORS)
@@ -312,4 +374,4 @@ def _exported(folder: Path, name: str | None) -> SitePrompt:
             message=f"{folder} holds the prompt of {experiment.name!r}, not of {name!r}.",
             advice="Leave the name out.",
         )
-    return SitePrompt(experiment, *learned, rounds, exported=head)
+    return SitePrompt(experiment, *learned, rounds, exported=head, **named)

@@ -12,7 +12,7 @@ from dpfpl_client.data import list_classes, load_site_data
 from dpfpl_client.learning.learner import PromptLearner
 from dpfpl_client.models.loader import load_computing
 from dpfpl_client.site.settings import SiteSettings
-from dpfpl_client.use.prompt import load_prompt
+from dpfpl_client.use.prompt import SitePrompt, load_prompt
 from dpfpl_common.errors import StateError
 from dpfpl_common.privacy.counts import count_noise_stddev, scores_from
 from dpfpl_common.privacy_plan import score_noise_multiplier
@@ -41,7 +41,7 @@ def exact_results(settings: SiteSettings, experiment: str | None) -> dict[str, A
         ``experiment``, ``round``, ``images`` (how many were held back), ``accuracy`` by candidate, and ``released``,
         as ``released_scores`` gives it.
     """
-    prompt = load_prompt(settings.state_folder, experiment)
+    prompt = load_prompt(settings.state_folder, experiment, unfinished=True)
     names = list_classes(settings.data)
     data = load_site_data(settings.data, names, settings.state_folder / "cache" / "images.json")
     backbone = load_computing(settings.model, settings.compute, offline=settings.offline)
@@ -56,18 +56,12 @@ def exact_results(settings: SiteSettings, experiment: str | None) -> dict[str, A
         "round": prompt.round,
         "images": len(features.test),
         "accuracy": {name: metrics[f"{name}_local"] for name in NAMES if f"{name}_local" in metrics},
-        "released": released_scores(settings, prompt.experiment.name),
+        "released": released_scores(settings, prompt),
     }
 
 
-def released_scores(settings: SiteSettings, experiment: str | None) -> list[dict[str, Any]]:
-    """The noised scores that left this site: ``candidate``, ``value``, ``interval`` (95 %); none where none did.
-
-    Args:
-        settings: the site.
-        experiment: whose scores; None for those of the latest.
-    """
-    prompt = load_prompt(settings.state_folder, experiment)
+def released_scores(settings: SiteSettings, prompt: SitePrompt) -> list[dict[str, Any]]:
+    """The noised scores of its prompts that left this site: ``candidate``, ``value``, ``interval`` (95 %)."""
     try:
         ledger = observed_ledger(settings)
     except StateError as error:

@@ -1,6 +1,8 @@
 """Text from outside (file names, class names, answers, other programs' messages) made harmless where it is shown."""
 
-__all__ = ["harmless_cell", "printable", "printable_lines"]
+from collections.abc import Callable
+
+__all__ = ["harmless_cell", "print_version", "printable", "printable_lines"]
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 """A spreadsheet would run a cell that starts with one of these, the last four being their full-width forms."""
@@ -27,3 +29,16 @@ def harmless_cell(text: str) -> str:
         for char in text
     )
     return f"'{shown}" if text.lstrip(" ").startswith(FORMULA_STARTS) else shown
+
+
+def print_version(distribution: str) -> Callable[[bool], None]:
+    """The callback of ``--version``: prints a distribution's version and ends the program, where the flag is given."""
+
+    def show(wanted: bool) -> None:
+        if wanted:
+            from importlib.metadata import version
+
+            print(f"{distribution} {version(distribution)}")
+            raise SystemExit(0)
+
+    return show

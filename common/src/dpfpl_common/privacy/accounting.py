@@ -390,7 +390,7 @@ def calibrate_noise_multiplier(target_epsilon: float, target_delta: float, sampl
             raise PrivacyError(
                 code="TARGET_UNREACHABLE",
                 message=f"No noise reaches epsilon {target_epsilon} at delta {target_delta} over {steps} steps.",
-                advice="Ask for a larger epsilon, fewer rounds or a lower sample rate.",
+                advice="Ask for a larger epsilon" + (", fewer rounds or a lower sample rate." if steps > 1 else "."),
             )
     low = guess / ratio
     while low > SMALLEST_MULTIPLIER and reached(low):

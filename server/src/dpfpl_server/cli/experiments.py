@@ -1,18 +1,20 @@
-"""The commands of an experiment's life: plan, run, watch, status, stop, resume, list."""
+"""The commands of an experiment's life: new-experiment, plan, run, watch, status, stop, resume, list."""
 
 import json
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from dpfpl_common.errors import DpfplError
-from dpfpl_common.experiment import Experiment
+from dpfpl_common.errors import ConfigError, DpfplError
 from dpfpl_server.exit_codes import FAILED
+
+if TYPE_CHECKING:
+    from dpfpl_common.experiment import Experiment
 
 __all__ = ["register"]
 
@@ -27,12 +29,17 @@ SiteWait = Annotated[float, typer.Option(min=0, help="seconds to wait for missin
 WATCH_SECONDS = 0.3
 GRACE_SECONDS = 5.0
 
-console = Console(stderr=True)
+console = Console(stderr=True, markup=False, highlight=False)
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to ``dpfpl-server``."""
     for name, command, example in (
+        (
+            "new-experiment",
+            new_experiment,
+            "new-experiment xrays-1 --from runs/pilot --epsilon 4",
+        ),
         ("plan", plan, "plan experiment.toml --out plan.json"),
         ("run", run, "run experiment.toml --server server --runs runs"),
         ("watch", watch, "watch demo"),
@@ -42,6 +49,48 @@ def register(app: typer.Typer) -> None:
         ("list", list_runs, "list --json"),
     ):
         app.command(name, epilog=f"Example: dpfpl-server {example}")(command)
+
+
+def new_experiment(
+    name: Name,
+    told: Annotated[
+        list[Path] | None,
+        typer.Option("--from", help="what a site wrote with dpfpl-client describe, or a pilot's folder; repeat"),
+    ] = None,
+    classes: Annotated[list[str] | None, typer.Option("--class", help="a class; repeat. Default: all told")] = None,
+    width: Annotated[int | None, typer.Option(help="of the model, as dpfpl-client check prints it")] = None,
+    fingerprint: Annotated[str | None, typer.Option(help="of the model, as dpfpl-client check prints it")] = None,
+    epsilon: Annotated[
+        float | None, typer.Option(help="for whoever receives a site's prompt", show_default="the pilot's, else 8")
+    ] = None,
+    server: ServerFolder = Path("server"),
+    out: Annotated[Path, typer.Option(help="file to write")] = Path("experiment.toml"),
+    as_json: AsJson = False,
+) -> None:
+    """Write experiment.toml for the provisioned sites, from a pilot, from what sites told, or from what you give."""
+    from dpfpl_common.config import read_toml
+    from dpfpl_common.ops.files import write_durably
+    from dpfpl_server.runs.new import experiment_text
+    from dpfpl_server.sites.register import load_sites
+
+    sites = list(load_sites(server.resolve()))
+    if not sites:
+        raise ConfigError(
+            code="NO_SITES",
+            message=f"No site is provisioned in {server}.",
+            advice="Provision them first (dpfpl-server provision), or name the server's folder: --server.",
+        )
+    if out.exists():
+        raise ConfigError(
+            code="FILE_EXISTS", message=f"{out} exists already.", advice="Give --out another file, or move it away."
+        )
+    model = {key: value for key, value in (("width", width), ("fingerprint", fingerprint)) if value is not None}
+    text = experiment_text(name, told or (), sites, classes=classes or (), model=model, epsilon=epsilon)
+    write_durably(out.absolute(), text.encode(), 0o644)
+    if as_json:
+        _print_json(read_toml(out))
+    else:
+        typer.echo(f"wrote {out}\nNext: dpfpl-server plan {out}")
 
 
 def plan(
@@ -147,7 +196,7 @@ def watch(
     folder = RunFolder(runs / name)
     experiment = folder.experiment()
     for text in expiry_warnings(server):
-        console.print(f"WARNING {text}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"WARNING {text}", soft_wrap=True)
     display = LiveDisplay(name, experiment.rounds.number, console=console)
     seen, quiet_since = 0, time.monotonic()
     for event in [] if as_json else folder.events():  # what was, at once; then live
@@ -212,10 +261,10 @@ def list_runs(runs: RunsFolder = Path("runs"), as_json: AsJson = False) -> None:
     for state in states:
         rounds = f"{state['round']}/{state['rounds']}" if "round" in state else ""
         table.add_row(state["name"], state["state"], rounds, state["meaning"])
-    Console().print(table)
+    Console(markup=False, highlight=False).print(table)
 
 
-def _run(experiment: Experiment, server: Path, runs: Path, limits: tuple[int, float, float], as_json: bool) -> None:
+def _run(experiment: "Experiment", server: Path, runs: Path, limits: tuple[int, float, float], as_json: bool) -> None:
     from dpfpl_server.runs.supervise import Limits, run_experiment
     from dpfpl_server.watch.terminal import LiveDisplay, print_result
 
@@ -225,7 +274,7 @@ def _run(experiment: Experiment, server: Path, runs: Path, limits: tuple[int, fl
     if as_json:
         _print_json(result)
         return
-    print_result(result, Console())
+    print_result(result, Console(markup=False, highlight=False))
     typer.echo(f"\n{folder / 'result.json'}  {folder / 'report.html'}")
 
 

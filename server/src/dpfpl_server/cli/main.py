@@ -14,7 +14,7 @@ from rich.console import Console  # noqa: E402
 
 from dpfpl_common.errors import DpfplError  # noqa: E402
 from dpfpl_common.ops.files import file_error  # noqa: E402
-from dpfpl_common.ops.text import printable_lines  # noqa: E402
+from dpfpl_common.ops.text import print_version, printable_lines  # noqa: E402
 from dpfpl_server.cli import experiments as experiments_cli  # noqa: E402
 from dpfpl_server.cli import operations as operations_cli  # noqa: E402
 from dpfpl_server.cli import pilot as pilot_cli  # noqa: E402
@@ -23,17 +23,21 @@ from dpfpl_server.exit_codes import HELP, INTERRUPTED, exit_code_of  # noqa: E40
 
 __all__ = ["main"]
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(sites_cli.sites_app, name="sites")
 app.command("renew", epilog="Example: dpfpl-server renew --ca-key /media/stick/ca.key")(sites_cli.renew)
-console = Console(stderr=True)
+console = Console(stderr=True, markup=False, highlight=False)
 
 ServerFolder = Annotated[Path, typer.Option("--server", help="the server's folder: keys, register of sites, database")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
 @app.callback(epilog=HELP)
-def about() -> None:
+def about(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=print_version("dpfpl-server"), help="print the version")
+    ] = False,
+) -> None:
     """Start the aggregation server of a DP-FPL federation, provision sites, run experiments.
 
     First steps: provision sites, hand each its kit, start the server, run an experiment.
@@ -115,7 +119,7 @@ def start(
     from dpfpl_server.watch.metrics import start_server_monitor
 
     for text in expiry_warnings(server):
-        console.print(f"WARNING {text}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"WARNING {text}", soft_wrap=True)
     settings = SuperLinkSettings(server.resolve(), fleet_address=f"{host}:{port}", control_port=control_port)
 
     def ready() -> None:
@@ -156,5 +160,5 @@ def main() -> None:
 
 def _fail(error: DpfplError) -> NoReturn:
     text = printable_lines(f"{error.code}: {error.message}\n{error.advice}")
-    console.print(text, style="bold", highlight=False, markup=False, soft_wrap=True)
+    console.print(text, style="bold", soft_wrap=True)
     sys.exit(exit_code_of(error))

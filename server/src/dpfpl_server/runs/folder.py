@@ -56,8 +56,12 @@ class RunFolder:
             try:
                 self._experiment = parse_experiment((self.path / "experiment.json").read_text())
             except (FileNotFoundError, NotADirectoryError):
+                known = sorted(file.parent.name for file in self.path.parent.glob("*/experiment.json"))
                 raise StateError(
-                    code="NO_RUN", message=f"{self.path} holds no run.", advice="Check the run's name."
+                    code="NO_RUN",
+                    message=f"{self.path} holds no run.",
+                    advice=f"Check the run's name; there is {', '.join(known) or 'none yet'}. A run that was just "
+                    "started needs some seconds.",
                 ) from None
             except OSError as error:
                 raise StateError(

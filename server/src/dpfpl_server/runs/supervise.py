@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dpfpl_common.config import build, read_toml
+from dpfpl_common.config import build
 from dpfpl_common.errors import ConfigError, DeploymentError, RoundError, StateError
-from dpfpl_common.experiment import Experiment, with_secure
+from dpfpl_common.experiment import Experiment, experiment_table, with_secure
 from dpfpl_common.privacy_plan import resolve_noise
 from dpfpl_server.federation.rounds import Status
 from dpfpl_server.report import write_report
@@ -266,8 +266,7 @@ def load_planned_experiment(path: Path, server_folder: Path, *, registered: bool
     Without a list of sites the experiment takes all that the SuperLink knows, or without ``registered`` all that are
     provisioned; without a name, the file's; without a trust, ``secure`` where all its sites enrolled for it.
     """
-    table = dict(read_toml(path))
-    table.setdefault("name", path.stem)
+    table = experiment_table(path)
     known = node_ids(server_folder) if registered else load_sites(server_folder)
     table.setdefault("sites", sorted(known))
     if not table["sites"]:

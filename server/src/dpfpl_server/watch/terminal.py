@@ -56,7 +56,7 @@ def result_table(result: Mapping[str, Any]) -> RenderableType:
 
 def print_result(result: Mapping[str, Any], console: Console) -> None:
     """Print the tables of a finished run."""
-    console.print(result_table(result), highlight=False)
+    console.print(result_table(result))
 
 
 def _verdict(result: Mapping[str, Any]) -> Table:
@@ -185,7 +185,7 @@ class LiveDisplay:
     ) -> None:
         self.state = LiveState(rounds)
         self._name = printable(name)
-        self._console = console or Console(stderr=True)
+        self._console = console or Console(stderr=True, markup=False, highlight=False)
         self._clock = clock
         self._started = clock()
         self._said: tuple[object, ...] = ()
@@ -224,7 +224,7 @@ class LiveDisplay:
     def _say(self, text: str) -> None:
         elapsed = seconds_text(self._clock() - self._started)
         line = Text(f"{self._name} [{self.state.completed}/{self.state.rounds}] {elapsed}  {text}")
-        self._console.print(line, soft_wrap=True, highlight=False)
+        self._console.print(line, soft_wrap=True)
 
     def _render(self) -> RenderableType:
         state = self.state

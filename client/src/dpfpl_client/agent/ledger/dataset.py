@@ -99,25 +99,36 @@ class Changes:
 
     Attributes:
         added: images that were not there.
-        removed: images that are no longer there, or are now in another part of the split or under another label.
+        removed: images that are no longer there, or are now in another part of the split.
         changed: files with other pixels.
+        relabelled: images under another class.
         unreadable: registered images that can no longer be read.
     """
 
     added: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
+    relabelled: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
 
     @property
     def other_images(self) -> bool:
         """Whether it is another data set than the registered one."""
-        return bool(self.added or self.removed or self.changed)
+        return bool(self.added or self.removed or self.changed or self.relabelled)
+
+    def sentence(self) -> str:
+        """The same as a message."""
+        if self.relabelled and not (self.added or self.removed or self.changed):
+            return (
+                f"The images are those that were registered, but not their classes: {self.words()}. A changed "
+                "class_map or a renamed folder does that."
+            )
+        return f"The images are not those that were registered: {self.words()}."
 
     def words(self) -> str:
         """For the site's administrator, with the first few names."""
         parts = []
-        for name in ("added", "removed", "changed", "unreadable"):
+        for name in ("added", "removed", "changed", "relabelled", "unreadable"):
             keys: list[str] = getattr(self, name)
             if keys:
                 more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
@@ -152,6 +163,8 @@ def compare(known: Manifest, now: Manifest) -> Changes:
         for key, entry in known.images[part].items():
             if (part, *entry) in gone:
                 kind = "unreadable" if key in now.unreadable else "changed" if key in keys_now else "removed"
+                if now.images[part].get(key, ("",))[0] == entry[0]:
+                    kind = "relabelled"
                 getattr(changes, kind).append(key)
         for key, entry in now.images[part].items():
             if (part, *entry) in new and key not in keys_before:
@@ -254,7 +267,7 @@ def _warnings(known: Manifest, now: Manifest) -> list[DataProblem]:
     if changes.other_images:
         raise DataError(
             code="DATASET_CHANGED",
-            message=f"The images are not those that were registered: {changes.words()}.",
+            message=changes.sentence(),
             advice="Put them back, or register them as a new version under the same ledger: dpfpl-client register.",
         )
     if changes.unreadable and known.rule == "refuse":

@@ -297,6 +297,7 @@ tags: [{backbone.family}, prompt-learning, federated-learning]
 {experiment.prompt.num_context} learned vectors that stand {PLACES[experiment.task.kind]} in the input of a frozen
 {backbone.family} model. They were learned by the method {experiment.prompt.method} in a federation of
 {len(experiment.sites)} sites over {prompt.round} rounds; the images never left their sites.
+Version `{prompt.version}`, learned {prompt.learned}{"" if prompt.finished else ", before the experiment ended"}.
 
 ## Base model
 

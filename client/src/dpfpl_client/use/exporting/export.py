@@ -186,6 +186,7 @@ def _write_parts(prompt: SitePrompt, backbone: Backbone, folder: Path, more: dic
         "experiment": to_table(experiment),
         "model_fingerprint": backbone.fingerprint,
         "rounds": prompt.round,
+        **{key: prompt.about()[key] for key in ("version", "learned", "finished")},
         **more,
     }
     write_durably(folder / "prompt.safetensors", save(tensors), PRIVATE)

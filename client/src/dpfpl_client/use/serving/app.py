@@ -1,7 +1,7 @@
 """The HTTP application that classifies images or answers questions about them, without where it listens."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from typing import Annotated, Any
 
@@ -129,6 +129,20 @@ class ReleasedScore(BaseModel):
     interval: list[float] = Field(description="95 %, of the noise")
 
 
+class About(BaseModel):
+    """Whose prompt it is, of which experiment, for which model."""
+
+    site: str
+    model: str
+    experiment: str
+    version: str = Field(description="another one after every training")
+    learned: str = Field(description="when, UTC")
+    finished: bool = Field(description="whether the experiment came to its end")
+    usual_mix: float | None = Field(
+        description="share of images expected from the site's usual mix of classes; none without class vectors"
+    )
+
+
 class PromptAnswer(BaseModel):
     """What is served."""
 
@@ -137,6 +151,7 @@ class PromptAnswer(BaseModel):
     question: str = Field(description="what is asked where a request brings no question")
     max_bytes: int = Field(description="largest image file that is accepted")
     scores: list[ReleasedScore] = Field(description="with noise; none where none left the site")
+    about: About | None = Field(None, description="names; none where none were given")
 
 
 class Health(BaseModel):
@@ -193,11 +208,16 @@ class _OneAtATime:
 
 
 def classifier_app(
-    classifier: Classifier, max_bytes: int, rules: PixelRules = DEFAULT_RULES, scores: Sequence[dict[str, Any]] = ()
+    classifier: Classifier,
+    max_bytes: int,
+    rules: PixelRules = DEFAULT_RULES,
+    scores: Sequence[dict[str, Any]] = (),
+    about: Mapping[str, Any] | None = None,
 ) -> FastAPI:
     """The application: ``/``, ``/v1/predict``, ``/v1/prompt``, ``/health`` and ``/openapi.json``.
 
-    Images and questions are neither stored nor logged. ``scores``: what ``released_scores`` gives.
+    Images and questions are neither stored nor logged. ``scores``: what ``released_scores`` gives;
+    ``about``: of ``About``.
     """
     app = FastAPI(
         title="DP-FPL classifier",
@@ -249,6 +269,7 @@ def classifier_app(
             question=asked,
             max_bytes=max_bytes,
             scores=[ReleasedScore(**score) for score in scores],
+            about=None if about is None else About(**about),
         )
 
     @app.get("/health")

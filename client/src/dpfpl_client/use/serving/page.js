@@ -60,6 +60,14 @@ function showScores(scores) {
   }
 }
 
+function showAbout({ site, experiment, version, learned, finished, model, usual_mix }) {
+  const line = document.getElementById("about");
+  line.hidden = false;
+  const mix = usual_mix === null ? "" : ` Own mix: ${percent(usual_mix)} of the images are expected as this site usually has them.`;
+  const state = finished ? "" : " (half-finished)";
+  line.textContent = `Site ${site}, experiment ${experiment}${state}, version ${version}, learned ${learned}, model ${model}.${mix}`;
+}
+
 async function classify(image) {
   chosen = image;
   URL.revokeObjectURL(preview.src);
@@ -112,6 +120,7 @@ fetch("/v1/prompt", { headers })
     question.placeholder = content.question;
     if (inWords) document.title = document.getElementById("title").textContent = task === "vqa" ? "Ask about an image" : "Describe an image";
     showScores(content.scores);
+    if (content.about) showAbout(content.about);
     const what = inWords ? "" : `Classes: ${content.classes.join(", ")}. `;
     document.getElementById("classes").textContent = `${what}Largest file: ${content.max_bytes / 1e6} MB.`;
   })

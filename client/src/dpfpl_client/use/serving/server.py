@@ -1,6 +1,6 @@
 """``dpfpl-client serve``: the classifier on an address, until Ctrl-C."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,14 +40,15 @@ def serve_classifier(
     say: Callable[[str], None],
     rules: PixelRules = DEFAULT_RULES,
     scores: Sequence[dict[str, Any]] = (),
+    about: Mapping[str, Any] | None = None,
 ) -> None:
-    """Serve until interrupted; ``scores`` are shown beside the prompt.
+    """Serve until interrupted; ``scores`` and what the prompt is called are shown beside it.
 
     Raises:
         DeploymentError: the address cannot be listened on.
     """
     listener = open_listener(settings.host, settings.port)
     say(f"Open {address_shown(settings.host, listener)}  (API: /openapi.json). Ctrl-C stops it.")
-    guarded = HttpGuard(classifier_app(classifier, settings.max_bytes, rules, scores), settings.token, STATIC)
+    guarded = HttpGuard(classifier_app(classifier, settings.max_bytes, rules, scores, about), settings.token, STATIC)
     config = uvicorn.Config(guarded, timeout_graceful_shutdown=5, **PAGE_LIMITS)
     uvicorn.Server(config).run(sockets=[listener])

@@ -126,7 +126,9 @@ function show(state) {
   at("round").textContent = `Round ${state.round} of ${state.rounds} done.`;
   at("activity").textContent = state.activity;
   at("waiting").hidden = state.waiting_for.length === 0;
-  at("waiting").textContent = `Waiting for: ${state.waiting_for.join(", ")}`;
+  const stuck = state.state === "WAITING_FOR_SITES";
+  at("waiting").className = stuck ? "waiting" : "quiet";
+  at("waiting").textContent = `${stuck ? "Waiting for" : "No reply yet"}: ${state.waiting_for.join(", ")}`;
   showSites(state);
   showPrivacy(state);
   showChart(state.chart);

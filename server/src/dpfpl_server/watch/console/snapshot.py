@@ -22,6 +22,8 @@ LOG_BYTES = 32_768
 LOG_LINES = 60
 SHOWN_DROPS = 200
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+ACCESS = re.compile(r'"[A-Z]+ \S+ HTTP/\d')
+"""A web server's line for each request, the console's own among them."""
 CURVES = (
     ("personal_local", "own {things}", 0),
     ("global_local", "own {things}, shared prompt alone", 1),
@@ -91,8 +93,8 @@ def tail(path: Path) -> list[str]:
             text = COLOURS.sub("", file.read().decode("utf-8", errors="replace"))
     except OSError:
         return []
-    lines = text.splitlines()
-    return lines[1 if size > LOG_BYTES else 0 :][-LOG_LINES:]
+    lines = text.splitlines()[1 if size > LOG_BYTES else 0 :]
+    return [line for line in lines if not ACCESS.search(line)][-LOG_LINES:]
 
 
 def _alike(drops: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from dpfpl_bench.simulate.simulation import SimulatedSite, Simulation
+from dpfpl_bench.simulation.in_process import SimulatedSite, Simulation
 from dpfpl_client.learning.learner import PromptLearner, SiteFeatures, initial_context
 from dpfpl_client.models.backbone import Backbone, LabelledFeatures
 from dpfpl_client.models.class_scorer import ClassScorer
@@ -36,6 +36,7 @@ def trained_floors(
     experiment: Experiment,
     seed: int,
     on_step: Callable[[str], None] = lambda text: None,
+    on_count: Callable[[int, int], None] = lambda done, total: None,
     *,
     which: str = "all",
 ) -> dict[str, Floor]:
@@ -47,21 +48,22 @@ def trained_floors(
         experiment: the federation's, noise level resolved.
         seed: of the trainings.
         on_step: told what is trained.
+        on_count: told how many sites, or of all data how many steps at most, are done.
         which: ``all``, ``alone`` for the one under the same promise only, ``none``.
     """
     if which == "none":
         return {}
-    on_step("floor: every site alone, under the same promise")
-    floors = _alone("local_only", backbone, sites, experiment, seed)
+    on_step("baseline: every site alone, under the same promise")
+    floors = _alone("local_only", backbone, sites, experiment, seed, on_count)
     if which == "alone":
         return floors
     if experiment.is_private and experiment.privacy.unit == "example":
-        on_step("floor: every site alone, without noise")
-        floors |= _alone("local_only_no_noise", backbone, sites, experiment, seed, noise_multiplier=0.0)
+        on_step("baseline: every site alone, without noise")
+        floors |= _alone("local_only_no_noise", backbone, sites, experiment, seed, on_count, 0.0)
     else:  # it was the same training, and repeating it would tell nothing
         floors |= {name.replace("local_only", "local_only_no_noise"): floor for name, floor in floors.items()}
-    on_step("floor: all data in one place")
-    floors["centralised"] = centralised(backbone, sites, experiment, seed)
+    on_step("baseline: all data in one place")
+    floors["centralised"] = centralised(backbone, sites, experiment, seed, on_count)
     return floors
 
 
@@ -70,10 +72,10 @@ def local_only(
     sites: Sequence[SimulatedSite],
     experiment: Experiment,
     seed: int,
-    on_site: Callable[[str], None] = lambda site: None,
+    on_count: Callable[[int, int], None] = lambda done, total: None,
 ) -> Floor:
     """Every site does the same alone: a federation of one, with the same steps and noise multiplier."""
-    return columns("personal", alone(backbone, sites, experiment, seed, on_site))
+    return columns("personal", alone(backbone, sites, experiment, seed, on_count))
 
 
 def alone(
@@ -81,14 +83,14 @@ def alone(
     sites: Sequence[SimulatedSite],
     experiment: Experiment,
     seed: int,
-    on_site: Callable[[str], None] = lambda site: None,
+    on_count: Callable[[int, int], None] = lambda done, total: None,
     noise_multiplier: float | None = None,
 ) -> list[dict[str, float]]:
     """Accuracies of every site that does the same alone; with another noise multiplier if one is given."""
     z = experiment.privacy.noise_multiplier if noise_multiplier is None else noise_multiplier
     finals: list[dict[str, float]] = []
-    for site in sites:
-        on_site(site.name)
+    for done, site in enumerate(sites):
+        on_count(done, len(sites))
         alone = dataclasses.replace(
             experiment,
             sites=(site.name,),
@@ -115,15 +117,22 @@ def _alone(
     sites: Sequence[SimulatedSite],
     experiment: Experiment,
     seed: int,
+    on_count: Callable[[int, int], None],
     noise_multiplier: float | None = None,
 ) -> dict[str, Floor]:
     """Every site alone: with what its own vote chooses, and, with evidence, with class vectors whatever the vote."""
-    finals = alone(backbone, sites, experiment, seed, noise_multiplier=noise_multiplier)
+    finals = alone(backbone, sites, experiment, seed, on_count, noise_multiplier)
     floors = {name: columns("personal", finals)}
     return floors | ({f"{name}_evidence": columns("both", finals)} if experiment.uses_evidence else {})
 
 
-def centralised(backbone: Backbone, sites: Sequence[SimulatedSite], experiment: Experiment, seed: int) -> Floor:
+def centralised(
+    backbone: Backbone,
+    sites: Sequence[SimulatedSite],
+    experiment: Experiment,
+    seed: int,
+    on_count: Callable[[int, int], None] = lambda done, total: None,
+) -> Floor:
     """All training images in one place, one shared prompt, no noise, no privacy; tested on every site's own images."""
     pooled = SiteFeatures(
         train=_joined([site.features.train for site in sites]),
@@ -158,12 +167,20 @@ def centralised(backbone: Backbone, sites: Sequence[SimulatedSite], experiment: 
     )
     scorer = backbone.scorer(together)
     if isinstance(scorer, ClassScorer):
-        return _tested_everywhere(backbone, sites, together, _trained_out(scorer, backbone, together, pooled.train))
+        return _tested_everywhere(
+            backbone, sites, together, _trained_out(scorer, backbone, together, pooled.train, on_count)
+        )
     outcome = Simulation(backbone, [SimulatedSite("pool", pooled, len(pooled.classes))], seed).run(together)
     return _tested_everywhere(backbone, sites, together, outcome.checkpoint.global_context)
 
 
-def _trained_out(scorer: ClassScorer, backbone: Backbone, experiment: Experiment, train: LabelledFeatures) -> Context:
+def _trained_out(
+    scorer: ClassScorer,
+    backbone: Backbone,
+    experiment: Experiment,
+    train: LabelledFeatures,
+    on_count: Callable[[int, int], None],
+) -> Context:
     """One prompt, trained on all images at every step until their loss falls no more; its displacement."""
     initial = initial_context(backbone, experiment)
     learned, state = np.zeros(experiment.context_shape), OptimizerState.zeros(experiment.context_shape)
@@ -172,6 +189,7 @@ def _trained_out(scorer: ClassScorer, backbone: Backbone, experiment: Experiment
     for step in range(MOST_STEPS):
         context = initial + torch.from_numpy(learned.astype(np.float32))
         if step % CHECK_EVERY == 0:
+            on_count(step, MOST_STEPS)
             logits = scorer.logit_scale * train.features @ scorer.class_features(context).T
             loss = float(torch.nn.functional.cross_entropy(logits, train.labels))
             patience = 0 if loss < best - LEAST_FALL else patience + 1

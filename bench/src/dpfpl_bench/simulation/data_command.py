@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from dpfpl_bench.simulate.sources import FIELD, check_archive
 from dpfpl_common.errors import ConfigError
 
 __all__ = ["EXAMPLES", "data"]
@@ -27,6 +26,8 @@ def data(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """List the named sets: hub id, number of classes, template, page and checksum."""
+    from dpfpl_bench.simulation.sources import FIELD, check_archive
+
     if name and name not in FIELD:
         raise ConfigError(
             code="UNKNOWN_DATA",

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dpfpl_bench.simulate.simulation import SimulatedSite
+from dpfpl_bench.simulation.in_process import SimulatedSite
 from dpfpl_client.data import DataSettings
 from dpfpl_client.data.settings import Alpha, Partition
 from dpfpl_client.models.backbone import Backbone

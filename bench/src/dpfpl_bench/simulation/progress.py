@@ -6,7 +6,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from dpfpl_bench.simulate.simulation import mean_local_accuracy
+from dpfpl_bench.simulation.in_process import mean_local_accuracy
 from dpfpl_server.federation.rounds import Status
 
 __all__ = ["RunProgress"]
@@ -20,7 +20,7 @@ class RunProgress:
         self._quiet = quiet
         self._rounds = rounds
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             TimeElapsedColumn(),
@@ -29,6 +29,7 @@ class RunProgress:
             disable=quiet or not console.is_terminal,
             transient=True,
         )
+        self._text = ""
         self._task: TaskID | None = None
 
     def __enter__(self) -> Self:
@@ -44,11 +45,12 @@ class RunProgress:
         """A new part of the work begins."""
         if not self._quiet:
             self._bar.console.print(text)
+        self._text = text
         self._drop()
 
-    def images(self, done: int, total: int) -> None:
-        """So many of the images have features."""
-        self._advance("image features", done, total)
+    def counted(self, done: int, total: int) -> None:
+        """So much of the part that was named last is done: images, sites, steps."""
+        self._advance(self._text, done, total)
 
     def status(self, status: Status) -> None:
         """The strategy reports."""
@@ -57,7 +59,7 @@ class RunProgress:
         accuracy = mean_local_accuracy(status)
         text = "" if accuracy is None else f", local accuracy so far {accuracy:.1%}"
         if self._bar.disable and not self._quiet:
-            self._console.print(f"round {status['round']}/{self._rounds}{text}", highlight=False)
+            self._console.print(f"round {status['round']}/{self._rounds}{text}")
         self._advance(f"rounds{text}", int(status["round"]), self._rounds)
 
     def _advance(self, text: str, done: int, total: int) -> None:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from dpfpl_bench.simulate.baselines import trained_floors
-from dpfpl_bench.simulate.curves import preference_curve, strength_curve
-from dpfpl_bench.simulate.mixes import mix_curve, own_at_equal_others
-from dpfpl_bench.simulate.questions import question_sites
-from dpfpl_bench.simulate.settings import RunSettings, build_experiment
-from dpfpl_bench.simulate.simulation import SimulatedSite, Simulation, prepare_sites, site_names
-from dpfpl_bench.simulate.sources import domain_classes, domain_sites
+from dpfpl_bench.simulation.baselines import trained_floors
+from dpfpl_bench.simulation.curves import preference_curve, strength_curve
+from dpfpl_bench.simulation.in_process import SimulatedSite, Simulation, prepare_sites, site_names
+from dpfpl_bench.simulation.mixes import mix_curve, own_at_equal_others
+from dpfpl_bench.simulation.questions import question_sites
+from dpfpl_bench.simulation.settings import RunSettings, build_experiment
+from dpfpl_bench.simulation.sources import check_spelling, domain_parts, own_classes, own_sites, several_times
 from dpfpl_client.agent.features import FeatureCache
 from dpfpl_client.data import DataSettings, ImageRecord, SiteData, list_classes, partition_sites, read_pool
 from dpfpl_client.models.backbone import Backbone, too_long_answers
@@ -30,7 +30,7 @@ from dpfpl_server.runs.result import build_result
 from dpfpl_server.runs.verdict import verdict
 
 if TYPE_CHECKING:
-    from dpfpl_bench.simulate.flower_engine import FlowerSimulation
+    from dpfpl_bench.simulation.flower_engine import FlowerSimulation
 
 __all__ = ["DOMAIN_FOLDERS", "RunRequest", "data_digest", "run_simulation", "write_result"]
 
@@ -48,6 +48,7 @@ class RunRequest(RunSettings):
     Attributes:
         name: of the experiment.
         data: where its images are; partitioned by ``partition``.
+        own: each site's own images, by its name; instead of ``data``, ``sites`` and ``partition``.
         questions: instead of ``data``, where the task is vqa or caption; see ``question_sites``.
         classes: of the data; None: all that the source has.
         seed: of partition, sampling and simulated noise.
@@ -60,6 +61,7 @@ class RunRequest(RunSettings):
 
     name: str = "bench"
     data: DataSettings = field(default_factory=lambda: DataSettings("digits"))
+    own: dict[str, DataSettings] = field(default_factory=dict)
     questions: str = ""
     classes: Texts | None = None
     seed: Annotated[int, Field(ge=0)] = 0
@@ -83,12 +85,12 @@ class RunRequest(RunSettings):
 def run_simulation(
     request: RunRequest,
     on_step: Callable[[str], None] = lambda text: None,
-    on_images: Callable[[int, int], None] = lambda done, total: None,
+    on_count: Callable[[int, int], None] = lambda done, total: None,
     on_status: Callable[[Status], None] = lambda status: None,
 ) -> dict[str, Any]:
     """Run it; the callbacks report progress. Returns what result.json holds."""
     if request.engine == "flower":
-        from dpfpl_bench.simulate.flower_engine import require_ray  # takes seconds, and Ray is an extra
+        from dpfpl_bench.simulation.flower_engine import require_ray  # takes seconds, and Ray is an extra
 
         require_ray()
     on_step("reading images")
@@ -97,7 +99,7 @@ def run_simulation(
     backbone = load_computing(request.model, request.compute, offline=request.offline)
     on_step("computing image features")
     cache = Path(request.cache) if request.cache else None
-    sites = prepare_sites(data, class_names, FeatureCache(cache, backbone), names, on_images)
+    sites = prepare_sites(data, class_names, FeatureCache(cache, backbone), names, on_count)
     on_step("calibrating the noise")
     experiment = build_experiment(request.name, request, backbone, class_names, sites)
     scorer = backbone.scorer(experiment)  # a model that cannot serve the task says so here, not as a site's refusal
@@ -106,7 +108,7 @@ def run_simulation(
         on_step(f"warning: {warning}")
     on_step("training")
     outcome = _engine(request, backbone, sites).run(experiment, on_status)
-    floors = trained_floors(backbone, sites, experiment, request.seed, on_step, which=request.floors)
+    floors = trained_floors(backbone, sites, experiment, request.seed, on_step, on_count, which=request.floors)
     result = build_result(
         experiment,
         transport=ENGINES[request.engine],
@@ -151,6 +153,19 @@ def _sites_data(
     request: RunRequest, on_step: Callable[[str], None]
 ) -> tuple[list[str], tuple[str, ...], list[SiteData]]:
     """Names of the sites, classes, and every site's data."""
+    if request.own:
+        class_names = () if request.task.in_words else request.classes or own_classes(request.own)
+        check_spelling(class_names)
+        data = own_sites(request.own, class_names)
+        for name, site in zip(request.own, data, strict=True):
+            for problem in site.problems:
+                on_step(f"{name}: {problem.severity}: {problem.message} [{problem.code}]")
+        if count := several_times(data):
+            on_step(
+                f"warning: {count} image{'s are' if count > 1 else ' is'} at more than one site, so less protected and "
+                "tested on twice. [SHARED_IMAGES]"
+            )
+        return list(request.own), class_names, data
     if request.task.in_words:
         names, asked = question_sites(request.questions, request.sites, request.seed)
         for problem in (problem for site in asked for problem in site.problems):
@@ -158,8 +173,9 @@ def _sites_data(
         return names, (), asked
     names = site_names(request.sites)
     if request.partition == DOMAIN_FOLDERS:
-        class_names = request.classes or domain_classes(request.data)
-        data = domain_sites(request.data, class_names)
+        parts = domain_parts(request.data)
+        class_names = request.classes or own_classes(parts)
+        data = own_sites(parts, class_names)
         if len(data) != request.sites:
             raise ConfigError(
                 code="IMPOSSIBLE_VALUE",
@@ -178,7 +194,7 @@ def _sites_data(
 def _engine(request: RunRequest, backbone: Backbone, sites: list[SimulatedSite]) -> "Simulation | FlowerSimulation":
     if request.engine == "inprocess":
         return Simulation(backbone, sites, request.seed)
-    from dpfpl_bench.simulate.flower_engine import FlowerSimulation
+    from dpfpl_bench.simulation.flower_engine import FlowerSimulation
 
     return FlowerSimulation(request.model, request.offline, sites, request.seed)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from dpfpl_bench.simulate.simulation import SimulatedSite
+from dpfpl_bench.simulation.in_process import SimulatedSite
 from dpfpl_client.learning.evidence import accuracies, chosen_head, site_head
 from dpfpl_client.learning.learner import PromptLearner, initial_context
 from dpfpl_client.models.backbone import Backbone

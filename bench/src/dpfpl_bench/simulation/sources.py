@@ -1,16 +1,23 @@
-"""Sites from a folder of domains, one site for each: ``<domain>/<class>/*``, as Office-Home and DomainNet come."""
+"""Where a simulation's images come from: the named sets, ``--data``, a folder of domains, and sites' own folders."""
 
+import contextlib
 import dataclasses
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dpfpl_client.data import DataSettings, SiteData, list_classes, partition_sites, read_pool
+from dpfpl_bench.demo.drawn_sites import with_neighbours
+from dpfpl_client.data import DataSettings, SiteData, list_classes, load_site_data
+from dpfpl_client.data.records import spelled_alike
 from dpfpl_client.data.settings import BUILT_IN, Source
+from dpfpl_client.site.settings import load_site
 from dpfpl_common.config import build
-from dpfpl_common.errors import ConfigError, DataError
+from dpfpl_common.errors import ConfigError, DataError, DpfplError
+from dpfpl_common.experiment import SITE_NAME
 
 __all__ = [
     "DATA_ROOT",
@@ -18,12 +25,16 @@ __all__ = [
     "FLOWERS",
     "FieldData",
     "check_archive",
+    "check_spelling",
     "data_settings",
-    "domain_classes",
     "domain_names",
-    "domain_sites",
+    "domain_parts",
     "locate",
     "named_classes",
+    "own_classes",
+    "own_parts",
+    "own_sites",
+    "several_times",
 ]
 
 
@@ -266,7 +277,7 @@ def data_settings(data: str, seed: int, *, offline: bool = True) -> DataSettings
     Args:
         data: the flag's value.
         seed: of the split into training and test images, where the source has none.
-        offline: a named set must be on this machine; see ``dpfpl_bench.simulate.sources.locate``.
+        offline: a named set must be on this machine; see ``dpfpl_bench.simulation.sources.locate``.
 
     Raises:
         ConfigError: it is none of these.
@@ -329,31 +340,109 @@ def domain_names(root: Path) -> list[str]:
     return names
 
 
-def domain_classes(settings: DataSettings) -> tuple[str, ...]:
-    """Classes that any domain has, sorted; those with images in one domain alone included."""
-    found: set[str] = set()
-    for part in _parts(settings):
-        found |= set(list_classes(part))
-    return tuple(sorted(found))
-
-
-def domain_sites(settings: DataSettings, class_names: Sequence[str]) -> list[SiteData]:
-    """One site for each domain. Its neighbour images are the test images of all other domains."""
-    alone = [
-        partition_sites(read_pool(part, class_names).records, class_names, "none", 1, 0) for part in _parts(settings)
-    ]
-    sites = [site for (site,) in alone]
-    return [
-        dataclasses.replace(
-            site,
-            neighbour_test=tuple(
-                record for other in sites if other is not site for record in (*other.test, *other.neighbour_test)
-            ),
-        )
-        for site in sites
-    ]
-
-
-def _parts(settings: DataSettings) -> list[DataSettings]:
+def domain_parts(settings: DataSettings) -> dict[str, DataSettings]:
+    """Where each domain's images are, by its name."""
     root = Path(settings.path)
-    return [dataclasses.replace(settings, path=str(root / name)) for name in domain_names(root)]
+    return {name: dataclasses.replace(settings, path=str(root / name)) for name in domain_names(root)}
+
+
+# Sites that have their own images: domains, and the folders of ``dpfpl-bench pilot``.
+
+
+def own_parts(
+    sites: Mapping[str, str], class_map: Mapping[str, str], seed: int, *, offline: bool = True
+) -> dict[str, DataSettings]:
+    """Where each site's own images are.
+
+    Args:
+        sites: by name what ``data_settings`` takes, a .jsonl file of questions, or a site.toml, whose [data] holds.
+        class_map: from a class as the sites call it to its name in the experiment; ``SITE:class`` for one site alone.
+        seed: of the splits; one for all, so that copies of an image fall on the same side everywhere.
+        offline: as of ``data_settings``.
+
+    Raises:
+        ConfigError: fewer than two sites, a bad name, a line of the class map that fits no site.
+        DataError: a site's images cannot be read; two classes differ in spelling alone.
+    """
+    if len(sites) < 2:
+        raise ConfigError(
+            code="TOO_FEW_SITES",
+            message=f"A federation needs two sites, there is {len(sites)}.",
+            advice="Give --site NAME=FOLDER for each.",
+        )
+    parts, labels = {}, {}
+    for name, where in sites.items():
+        if not SITE_NAME.fullmatch(name):
+            raise ConfigError(
+                code="IMPOSSIBLE_VALUE",
+                message=f"A site's name is {name!r}.",
+                advice="Use 1-63 of a-z, 0-9 and '-', starting with a letter or digit.",
+            )
+        with _said_of(name):
+            parts[name] = _own(where, seed, offline=offline)
+            labels[name] = list_classes(parts[name])
+    for own, called in class_map.items():
+        site, _, label = own.partition(":")
+        chosen, label = ([site], label) if site in parts else (list(parts), own)
+        if not (having := [name for name in chosen if label in labels[name]]):
+            found = sorted({known for name in chosen for known in labels[name]})
+            raise ConfigError(
+                code="CLASS_MAP_UNUSED",
+                message=f"The class map names {label!r}, but {' and '.join(chosen)} have no such class.",
+                advice=f"The classes there: {', '.join(found)}.",
+            )
+        for name in having:
+            parts[name] = dataclasses.replace(parts[name], class_map={**parts[name].class_map, label: called})
+    return parts
+
+
+def own_classes(parts: Mapping[str, DataSettings]) -> tuple[str, ...]:
+    """Classes that any site has, sorted; those with images at one site alone included."""
+    return tuple(sorted({name for part in parts.values() for name in list_classes(part)}))
+
+
+def check_spelling(class_names: Sequence[str]) -> None:
+    """Refuse classes that are probably one: sites seldom agree on capital letters and underscores by themselves."""
+    if same := spelled_alike(class_names):
+        raise DataError(
+            code="CLASSES_ALIKE",
+            message=f"The classes {' and '.join(map(repr, same))} differ in spelling alone.",
+            advice=f"Join them with --class-map {shlex.quote(f'{same[0]}={same[-1]}')}, or rename one.",
+        )
+
+
+def own_sites(parts: Mapping[str, DataSettings], class_names: Sequence[str]) -> list[SiteData]:
+    """Each site's own images. Its neighbour images are the test images of all other sites.
+
+    Raises:
+        DataError: a site's images cannot be used; the message names the site.
+    """
+    sites = []
+    for name, part in parts.items():
+        with _said_of(name):
+            sites.append(load_site_data(part, class_names))
+    return with_neighbours(sites)
+
+
+def several_times(sites: Sequence[SiteData]) -> int:
+    """How many images are at more than one site: each counts at every one, for its protection and for the scores."""
+    seen = Counter(digest for site in sites for digest in {record.digest for record in (*site.train, *site.test)})
+    return sum(count > 1 for count in seen.values())
+
+
+def _own(where: str, seed: int, *, offline: bool) -> DataSettings:
+    path = Path(where).expanduser()
+    if path.suffix == ".toml":
+        return load_site(path).data
+    if path.suffix.lower() == ".jsonl":
+        return DataSettings(source="questions", path=str(path), split_seed=seed)
+    return data_settings(where, seed, offline=offline)
+
+
+@contextlib.contextmanager
+def _said_of(site: str) -> Iterator[None]:
+    """Errors about a site's images begin with its name."""
+    try:
+        yield
+    except DpfplError as error:
+        raise type(error)(code=error.code, message=f"{site}: {error.message}", advice=error.advice) from None

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from dpfpl_bench.demo.drawn_sites import drawn_houses, drawn_sites, with_neighbours
-from dpfpl_bench.simulate.simulation import site_names
+from dpfpl_bench.simulation.in_process import site_names
 from dpfpl_client.data import DataSettings, ImageRecord, SiteData, load_site_data
-from dpfpl_common.errors import ConfigError, DataError
+from dpfpl_common.errors import ConfigError
 
 __all__ = ["question_sites"]
 
@@ -54,12 +54,7 @@ def question_sites(data: str, count: int, seed: int) -> tuple[list[str], list[Si
 
 
 def _site(file: Path, seed: int) -> SiteData:
-    try:
-        return load_site_data(DataSettings(source="questions", path=str(file), split_seed=seed), ())
-    except DataError as error:
-        if error.code != "DATA_UNREADABLE":
-            raise
-        raise DataError(code=error.code, message=error.message, advice="Check --data.") from None
+    return load_site_data(DataSettings(source="questions", path=str(file), split_seed=seed), ())
 
 
 def _dealt(whole: SiteData, count: int, seed: int) -> list[SiteData]:

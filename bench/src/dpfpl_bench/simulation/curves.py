@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dpfpl_bench.simulate.simulation import SimulatedSite
+from dpfpl_bench.simulation.in_process import SimulatedSite
 from dpfpl_client.learning.learner import PromptLearner, SiteFeatures
 from dpfpl_client.models.backbone import Backbone, LabelledFeatures
 from dpfpl_client.models.class_scorer import ClassScorer

@@ -28,7 +28,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from safetensors.torch import load_file, save_file
 
-from dpfpl_bench.simulate.simulation import SimulatedSite, SimulationOutcome, answer, personal_contexts
+from dpfpl_bench.simulation.in_process import SimulatedSite, SimulationOutcome, answer, personal_contexts
 from dpfpl_client.agent.core import SiteAgent
 from dpfpl_client.agent.ledger.book import Ledger
 from dpfpl_client.agent.store import DiskStore
@@ -68,7 +68,7 @@ class Plan:
 
 
 class FlowerSimulation:
-    """Runs experiments over simulated sites, with the results of ``dpfpl_bench.simulate.simulation.Simulation``.
+    """Runs experiments over simulated sites, with the results of ``dpfpl_bench.simulation.in_process.Simulation``.
 
     Args:
         model: as for ``load_backbone``; every actor loads it once.

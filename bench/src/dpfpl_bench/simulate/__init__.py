@@ -1,1 +1,0 @@
-"""Whole federations in one process."""
