@@ -81,12 +81,12 @@ pytest: setup  ## the test suite with coverage
 bench: setup  ## how fast it is, against the usual ways; runs/bench/bench.json
 	$(BIN)/python -m research speed --out runs/bench $(BENCH_ARGS)
 
-bench-docs: setup  ## docs/performance.md from the last make bench
-	$(BIN)/python -m research speed-page --bench runs/bench/bench.json --docs docs
+bench-docs: setup  ## docs/results/performance.md from the last make bench
+	$(BIN)/python -m research speed-page --bench runs/bench/bench.json --docs docs/results
 
-benchmarks: setup  ## accuracy, floors and attacks on built-in data: docs/benchmarks.md from runs/benchmarks
+benchmarks: setup  ## accuracy, floors and attacks on built-in data: docs/results/benchmarks.md from runs/benchmarks
 	test -f runs/demo/result.json || $(BIN)/dpfpl-bench demo --out runs/demo  # its prompts are attacked
-	$(BIN)/python -m research benchmarks --out runs/benchmarks --docs docs $(BENCH_ARGS)
+	$(BIN)/python -m research benchmarks --out runs/benchmarks --docs docs/results $(BENCH_ARGS)
 
 # Wheels of everything that the images install, so that a build needs no package index; TORCH as for setup.
 WHEELS := deploy/wheels/.collected
@@ -111,8 +111,8 @@ kubernetes-schema:  ## every field of the Kubernetes manifests against the API's
 mutate: setup  ## break the mechanism on purpose and see the tests notice
 	$(BIN)/python tests/mutation/mutate.py $(MUTATE_ARGS)
 
-attacks: setup  ## play a malicious operator against a real agent and write docs/attacks.md
-	$(BIN)/python tests/attacks/adversarial_operator.py --out docs/attacks.md
+attacks: setup  ## play a malicious operator against a real agent and write docs/results/attacks.md
+	$(BIN)/python tests/attacks/adversarial_operator.py --out docs/results/attacks.md
 screenshots: setup  ## pictures of docs/images, by a headless Chromium
 	DPFPL_SCREENSHOTS=1 $(BIN)/pytest -q tests/browser
 

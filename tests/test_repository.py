@@ -68,7 +68,7 @@ def text_files() -> Iterator[Path]:
 
 @pytest.mark.parametrize(
     "document",
-    sorted(str(p.relative_to(ROOT)) for p in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"))),
+    sorted(str(p.relative_to(ROOT)) for p in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"))),
 )
 def test_links_between_documents_lead_somewhere(document: str) -> None:
     path = ROOT / document

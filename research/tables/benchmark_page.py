@@ -1,4 +1,4 @@
-"""docs/benchmarks.md from the runs of ``dpfpl_bench.benchmarks``: tables, pictures, and where the aims are missed."""
+"""docs/results/benchmarks.md from the runs of ``dpfpl_bench.benchmarks``: tables, pictures, and where the aims are missed."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -110,7 +110,7 @@ in one place without privacy. A prompt personalised on a few classes gains on th
 row is to be read as a pair.
 
 Here the method is `dpfpl`; every method under every mechanism and trust mode is the table of
-[privacy.md](privacy.md).
+[accuracy.md](accuracy.md).
 """
 
 

@@ -1,4 +1,4 @@
-"""``python -m research questions``: what federating is worth where sites share a style; docs/questions.md.
+"""``python -m research questions``: what federating is worth where sites share a style; docs/results/questions.md.
 
 Resumable: a finished training is a small file, and the page is written from the files alone.
 """
@@ -214,7 +214,7 @@ def _spread(line: Line) -> str:
 
 
 def write_page(found: Mapping[Cell, Mapping[str, Any]], docs: Path) -> Path:
-    """docs/questions.md and its picture; the page's path."""
+    """docs/results/questions.md and its picture; the page's path."""
     picture = Path("images") / "questions-federated-and-alone.svg"
     (docs / picture).parent.mkdir(parents=True, exist_ok=True)
     _draw(summarise(found), docs / picture)

@@ -109,7 +109,7 @@ def run(
     model: Annotated[
         str | None,
         typer.Option(
-            help="embedded, embedded-vlm, a folder or a hub id; see docs/models.md",
+            help="embedded, embedded-vlm, a folder or a hub id; see docs/reference/models.md",
             show_default="embedded; embedded-vlm for vqa and caption",
         ),
     ] = None,

@@ -411,7 +411,7 @@ def choose_mechanism(
 ) -> Choice:
     """Mechanism and trust, chosen where they are ``auto``; what is named is never replaced.
 
-    ``one_shot`` with ``local`` trust wherever it can serve: it is the better at most epsilons (docs/privacy.md), holds
+    ``one_shot`` with ``local`` trust wherever it can serve: it is the better at most epsilons (docs/results/accuracy.md), holds
     the operator to the target as well and is charged once. ``per_step`` otherwise: for questions, whole sites, and
     where another setting is one of ``per_step`` only.
 

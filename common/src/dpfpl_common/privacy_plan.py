@@ -51,7 +51,7 @@ __all__ = [
 #   that remains unknown to them has at least variance ``H z^2 C^2 / H = z^2 C^2``. The operator, who sees single
 #   messages, is held only to the multiplier ``z / sqrt(H)`` of one message: no secure aggregation is claimed.
 # - ``secure`` (``one_shot`` only): the same shares, but the operator learns the sum alone, so it too is held to z. That
-#   is computational and about an operator that follows the protocol: docs/privacy.md.
+#   is computational and about an operator that follows the protocol: docs/explanation/secure-aggregation.md.
 # - ``central``: sites send clipped, un-noised sums and the server adds variance ``z^2 C^2``. The paper's setting; the
 #   operator sees the data's sums: no finite epsilon towards it.
 # - ``local``: each message carries the whole variance ``z^2 C^2``; the site derives its personal gradient from the same
@@ -152,7 +152,7 @@ def planned_events(experiment: Experiment, steps: int | None = None) -> tuple[Pr
     Under ``one_shot`` there is one release of all the data, at the first step, whatever follows.
 
     One joint event per step, never one per block: the blocks are clipped jointly and noised in proportion to their
-    bounds, so together they are one Gaussian mechanism of multiplier z (docs/algorithm.md, joint clipping).
+    bounds, so together they are one Gaussian mechanism of multiplier z (docs/explanation/mechanism.md, joint clipping).
 
     Under the unit ``site`` a round is one release, however many local steps it has.
     """
