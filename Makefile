@@ -28,7 +28,7 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup wheels images compose-test kubernetes-schema demo demo-vlm test lint types pytest bench bench-docs benchmarks mutate screenshots api format proto clean attacks audit lock sbom
+.PHONY: help setup wheels images compose-test kubernetes-schema demo demo-vlm test lint types pytest bench bench-docs benchmarks mutate screenshots docs format proto clean attacks audit lock sbom
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -116,8 +116,12 @@ attacks: setup  ## play a malicious operator against a real agent and write docs
 screenshots: setup  ## pictures of docs/images, by a headless Chromium
 	DPFPL_SCREENSHOTS=1 $(BIN)/pytest -q tests/browser
 
-api: setup  ## API reference from the docstrings, in runs/api.html
-	$(BIN)/python docs/api_reference.py --out runs/api.html
+# In the same environment, because the pages of commands and settings are made of the installed programs.
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt mkdocs-material 'mkdocstrings[python]' && touch $@
+
+docs: $(VENV)/.docs  ## the documentation as a site, in runs/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "docs: runs/site/index.html"
 
 format: setup  ## ruff: mend format and order of imports
 	$(BIN)/ruff check --fix-only --select I .

@@ -211,17 +211,3 @@ def test_measured_numbers_are_those_of_the_privacy_page():
         (*once, "no noise gave {}."),
     ):
         assert (said + end).format(*(local for local, _ in noised), free) in text
-
-
-def test_the_api_reference_is_built_from_the_docstrings(tmp_path):
-    script = ROOT / "docs" / "api_reference.py"
-    subprocess.run([sys.executable, script, "--out", tmp_path / "api.html"], check=True, timeout=120)
-    page = (tmp_path / "api.html").read_text()
-    for name in (
-        "dpfpl_client.use.prompt",
-        "load_prompt(folder: Path | str",
-        "class Classifier",
-        "dpfpl_common.privacy.accounting",
-    ):
-        assert name in page
-    assert "<code>_epsilon(" not in page

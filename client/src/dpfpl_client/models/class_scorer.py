@@ -148,9 +148,10 @@ def total_gradient(
 ) -> Tensor:
     """``sum_x weights_x g_x`` [num_context, width] at the cost of one example; not for clipping, so not private.
 
+    The other arguments are those of ``per_example_gradients``.
+
     Args:
         weights: [batch]; an example of weight 0 counts as absent.
-        backbone, context, tokens, image_features, labels: as in ``per_example_gradients``.
     """
     text = backbone.text_pass(context, tokens)
     scales = loss_scales(text, backbone.logit_scale, image_features, labels, backbone.logit_bias) * weights[:, None]
