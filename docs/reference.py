@@ -6,6 +6,7 @@ A hook of mkdocs (``hooks`` in mkdocs.yml). Nothing here is written by hand: a p
 import ast
 import html
 import inspect
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,23 @@ DISTRIBUTIONS = {
     "bench": "simulations, sweeps, attacks, the demo",
 }
 FILES = {
-    "experiment.toml": (Experiment, "What one training is. The operator writes it; each site's policy decides whether it takes part."),
-    "site.toml": (SiteSettings, "A site's own settings. They come with the kit; `dpfpl-client init` fills in where the images are."),
+    "experiment.toml": (
+        Experiment,
+        "What one training is. The operator writes it; each site's policy decides whether it takes part.",
+    ),
+    "site.toml": (
+        SiteSettings,
+        "A site's own settings. They come with the kit; `dpfpl-client init` fills in where the images are.",
+    ),
     "policy.toml": (Policy, "What a site allows at most. A rule that you leave out takes the value below."),
-    "sweep.toml": (Sweep, "For `dpfpl-bench sweep`: the keys of a simulation and a grid."),
+    "sweep.toml": (
+        Sweep,
+        "For `dpfpl-bench sweep`: what all runs share, and a grid. Other tables are those of experiment.toml.",
+    ),
     "roi.toml": (RoiInputs, "For `dpfpl-server report --roi`; `dpfpl-server roi-template` writes one to fill in."),
 }
+
+NOT_IN_A_FILE = {("SiteSettings", "folder"), ("SiteSettings", "simulation")}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -65,29 +77,34 @@ def commands() -> str:
 def settings() -> str:
     """Every key of every file, from the pydantic models: type, default, limits, meaning."""
     parts = ["# Settings\n\nEvery key of every file. An unknown key or an impossible value is an error that names it."]
+    seen: set[str] = set()
     for name, (model, says) in FILES.items():
         schema = TypeAdapter(model).json_schema()
-        parts += [f"## {name}", says, *_tables(schema, schema.get("$defs", {}), "")]
+        schema["description"] = "\n".join(inspect.cleandoc(each.__doc__ or "") for each in reversed(model.__mro__[:-1]))
+        parts += [f"## {name}", says, *_tables(schema, schema.get("$defs", {}), "", seen)]
     return "\n\n".join(parts)
 
 
-def _tables(schema: dict[str, Any], known: dict[str, Any], table: str) -> Iterator[str]:
-    """The keys of one table, then its own tables."""
+def _tables(schema: dict[str, Any], known: dict[str, Any], table: str, seen: set[str]) -> Iterator[str]:
+    """The keys of one table, then its own tables, each name once on the page."""
     meanings = _attributes(schema.get("description", ""))
     rows, inner = [], []
     for key, value in schema["properties"].items():
-        reference = next((part["$ref"] for part in (value, *value.get("allOf", ())) if "$ref" in part), "")
-        target = known.get(reference.rpartition("/")[2], {})
-        if target.get("type") == "object":
+        target = known.get(value.get("$ref", "").rpartition("/")[2], {})
+        if (schema["title"], key) in NOT_IN_A_FILE:
+            continue
+        if target and target["title"] != "Estimate":
             inner.append((f"{table}.{key}".lstrip("."), target))
             continue
-        default = "required" if key in schema.get("required", ()) else f"`{_toml(value.get('default'))}`"
+        default = "required" if key in schema.get("required", ()) else _default(value.get("default"))
         rows.append(f"| `{key}` | {_kind(value)} | {default} | {meanings.get(key, '')} |")
     if rows:
         heading = [f"### [{table}]"] if table else []
         yield "\n\n".join([*heading, "\n".join(["| Key | Value | Default | Meaning |", "|---|---|---|---|", *rows])])
     for name, target in inner:
-        yield from _tables(target, known, name)
+        if name not in seen:
+            seen.add(name)
+            yield from _tables(target, known, name, seen)
 
 
 def _attributes(text: str) -> dict[str, str]:
@@ -108,18 +125,17 @@ def _kind(value: dict[str, Any]) -> str:
         return ", ".join(f"`{each}`" for each in value["enum"])
     if value.get("type") == "array":
         return f"list of {_kind(value.get('items', {}))}"
-    names = {"string": "text", "number": "number", "integer": "whole number", "boolean": "`true`, `false`"}
+    if "$ref" in value:
+        return "a number, or `{ low = 1, expected = 2, high = 3 }`"
+    names = {"number": "number", "integer": "whole number", "boolean": "`true`, `false`", "object": "table"}
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     limits = [f"{sign} {value[key]:g}" for key, sign in signs.items() if key in value]
     return ", ".join([names.get(value.get("type", ""), "text"), *limits])
 
 
-def _toml(value: object) -> str:
-    """A default as it would stand in the file."""
-    words = {True: "true", False: "false", None: "none"}
-    if isinstance(value, bool | None):
-        return words[value]
-    return f'"{value}"' if isinstance(value, str) else str(value).replace("'", '"').replace("(", "[").replace(",)", "]")
+def _default(value: object) -> str:
+    """A default as it would stand in the file; what has none there is left out of it."""
+    return "" if value is None else f"`{json.dumps(value)}`"
 
 
 def errors() -> str:
@@ -133,8 +149,8 @@ def errors() -> str:
                     rows.setdefault(code, said)
     lines = [f"| `{code}` | {message} | {advice} |" for code, (message, advice) in sorted(rows.items())]
     head = (
-        "# Error codes\n\nEvery error has a code that stays the same, says what was wrong and what to do. `{...}` stands "
-        "for the name or value that the message gives. [Troubleshooting](../howto/troubleshooting.md) goes further.\n"
+        "# Error codes\n\nEvery error has a code that stays the same, says what was wrong and what to do. `{...}` "
+        "stands for a name or value. [Troubleshooting](../howto/troubleshooting.md) goes further.\n"
     )
     return "\n".join([head, "| Code | Says | Advice |", "|---|---|---|", *lines])
 
@@ -156,14 +172,14 @@ def _text(node: ast.expr | None) -> str:
     """A literal as it reads; what is put in stands as its name in braces, anything else as ``{...}``."""
     if node is None:
         return ""
-    parts = node.values if isinstance(node, ast.JoinedStr) else [node]
-    words = [
-        str(part.value) if isinstance(part, ast.Constant)
-        else "{" + ast.unparse(part.value) + "}" if isinstance(part, ast.FormattedValue) and isinstance(part.value, ast.Name)
-        else "{...}"
-        for part in parts
-    ]  # fmt: skip
-    return html.escape("".join(words)).replace("|", "\\|").replace("*", "\\*").replace("_", "\\_").replace("\n", " ")
+    text = ""
+    for part in node.values if isinstance(node, ast.JoinedStr) else [node]:
+        if isinstance(part, ast.Constant):
+            text += str(part.value)
+        else:
+            named = isinstance(part, ast.FormattedValue) and isinstance(part.value, ast.Name)
+            text += f"{{{part.value.id}}}" if named else "{...}"
+    return html.escape(text).replace("|", "\\|").replace("*", "\\*").replace("_", "\\_").replace("\n", " ")
 
 
 def modules(distribution: str, says: str) -> str:
@@ -171,7 +187,7 @@ def modules(distribution: str, says: str) -> str:
     source = ROOT / distribution / "src"
     parts = [f"# dpfpl-{distribution}\n\n{says[0].upper()}{says[1:]}."]
     for path in sorted(source.rglob("*.py")):
-        if "__all__" in path.read_text(encoding="utf-8"):
+        if path.stem != "__main__" and "__all__" in path.read_text(encoding="utf-8"):
             dotted = ".".join(path.relative_to(source).with_suffix("").parts).removesuffix(".__init__")
             parts.append(f"::: {dotted}")
     return "\n\n".join(parts)

@@ -56,7 +56,12 @@ ALL = [(d, words) for d in DOCUMENTS if d not in DRAWINGS for words in commands(
 def test_there_are_commands_to_check():
     assert len(ALL) > 25
     assert {words[0] for _, words in ALL} == set(PROGRAMS)
-    assert {document for document, _ in ALL} >= {"README.md", "README.ja.md", "docs/howto/site.md", "docs/howto/operator.md"}
+    assert {document for document, _ in ALL} >= {
+        "README.md",
+        "README.ja.md",
+        "docs/howto/site.md",
+        "docs/howto/operator.md",
+    }
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""docs/results/benchmarks.md from the runs of ``dpfpl_bench.benchmarks``: tables, pictures, and where the aims are missed."""
+"""docs/results/benchmarks.md from the runs of ``benchmarks``: tables, pictures, and where the aims are missed."""
 
 import statistics
 from collections.abc import Mapping, Sequence

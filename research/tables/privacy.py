@@ -1,8 +1,8 @@
 """The tables of docs/results/accuracy.md: method, mechanism and trust mode against epsilon, on the built-in image sets.
 
 ``python -m research.tables.privacy --out runs/privacy`` makes the runs that are missing, one JSON file each, so it
-can be interrupted and goes on where it was; with ``--docs docs/results`` it then writes docs/results/privacy-runs.json and the tables
-between their marks in docs/results/accuracy.md.
+can be interrupted and goes on where it was; with ``--docs docs/results`` it then writes privacy-runs.json and the
+tables between their marks in accuracy.md there.
 """
 
 import argparse
@@ -366,7 +366,7 @@ def _with_floors(data: str) -> list[PrivacyRun]:
 
 
 def collected(folder: Path) -> dict[str, Any]:
-    """The results that are there, as docs/results/privacy-runs.json keeps them: percent, local and neighbour, by run."""
+    """The results that are there, as privacy-runs.json keeps them: percent, local and neighbour, by run."""
     kept: dict[str, Any] = {}
     for run in runs_of(tuple(TABLES)):
         if not file_of(run, folder).exists():

@@ -1,4 +1,4 @@
-"""The tables of docs/results/accuracy.md: every number comes from a run that is kept beside it and can be made again."""
+"""The tables of docs/results/accuracy.md: every number comes from a run that is kept beside it and can be repeated."""
 
 import json
 from pathlib import Path

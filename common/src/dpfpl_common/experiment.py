@@ -293,7 +293,13 @@ class TaskSettings:
 
 @settings
 class Experiment:
-    """One federated training with a name and a configuration."""
+    """One federated training with a name and a configuration.
+
+    Attributes:
+        name: of the experiment, its folder and its charges; a changed configuration needs a new one.
+        classes: the names that the prompt tells apart; none for questions.
+        sites: who takes part; left out: all provisioned sites.
+    """
 
     name: ExperimentName
     classes: Names
@@ -411,9 +417,9 @@ def choose_mechanism(
 ) -> Choice:
     """Mechanism and trust, chosen where they are ``auto``; what is named is never replaced.
 
-    ``one_shot`` with ``local`` trust wherever it can serve: it is the better at most epsilons (docs/results/accuracy.md), holds
-    the operator to the target as well and is charged once. ``per_step`` otherwise: for questions, whole sites, and
-    where another setting is one of ``per_step`` only.
+    ``one_shot`` with ``local`` trust wherever it can serve: it is the better at most epsilons
+    (docs/results/accuracy.md), holds the operator to the target as well and is charged once. ``per_step`` otherwise:
+    for questions, whole sites, and where another setting is one of ``per_step`` only.
 
     Args:
         privacy: as asked for.

@@ -177,7 +177,8 @@ def label_against_rivals(scales: Tensor, labels: Tensor, rivals: int, *, balance
     """Of each row of ``loss_scales`` the label's entry and the so many largest others; the rest is zero.
 
     Balanced, for the softmax's rows, which sum to zero: the label's entry becomes minus the sum of the others kept, so
-    that what all text features have in common still cancels. Without this, accuracy suffered (docs/results/performance.md).
+    that what all text features have in common still cancels. Without this, accuracy suffered
+    (docs/results/performance.md).
     """
     of_label = labels[:, None]
     others = scales.scatter(1, of_label, 0.0)
