@@ -54,7 +54,7 @@ def attacks(
         console.print(f"largest standard deviation over seeds, {figure} prompt: {spread:.1f} points", highlight=False)
 
 
-@app.command("models", epilog="Example: python -m research models --page docs/reference/models.md")
+@app.command("models", epilog="Example: python -m research models --page docs/results/models.md")
 def models(
     family: Annotated[list[str] | None, typer.Option(help="only these; repeat the flag")] = None,
     page: Annotated[Path | None, typer.Option(help="file whose table is replaced")] = None,
