@@ -121,7 +121,7 @@ $(VENV)/.docs: $(STAMP)
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt mkdocs-material 'mkdocstrings[python]' && touch $@
 
 docs: $(VENV)/.docs  ## the documentation as a site, in runs/site
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "docs: runs/site/index.html"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "docs: runs/site/index.html"
 
 format: setup  ## ruff: mend format and order of imports
 	$(BIN)/ruff check --fix-only --select I .

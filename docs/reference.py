@@ -99,7 +99,7 @@ def _tables(schema: dict[str, Any], known: dict[str, Any], table: str, seen: set
         default = "required" if key in schema.get("required", ()) else _default(value.get("default"))
         rows.append(f"| `{key}` | {_kind(value)} | {default} | {meanings.get(key, '')} |")
     if rows:
-        heading = [f"### [{table}]"] if table else []
+        heading = [f"### [{table}]", schema.get("description", "").partition("\n\n")[0]] if table else []
         yield "\n\n".join([*heading, "\n".join(["| Key | Value | Default | Meaning |", "|---|---|---|---|", *rows])])
     for name, target in inner:
         if name not in seen:

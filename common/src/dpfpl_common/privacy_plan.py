@@ -67,8 +67,8 @@ UNIT_NAMES = {
 """The neighbouring relation of each unit, in words."""
 
 ADVERSARIES = {
-    "prompt_recipient": "whoever receives a site's personalised prompt",
-    "other_site": "another site of the federation, or whoever receives another site's prompt",
+    "prompt_recipient": "the recipient of a site's personalised prompt",
+    "other_site": "another site, or the recipient of another site's prompt",
     "operator": "the operator of the server, who sees every message of the site",
 }
 """Stable keys of the three adversaries, and who they are."""
@@ -255,7 +255,7 @@ def vote_multiplier(experiment: Experiment) -> float:
 def capped_event(experiment: Experiment, steps: int | None = None) -> PrivacyEvent:
     """The planned event that ``target_epsilon``, a site's caps and its ledger are about.
 
-    Towards whoever receives the site's personalised prompt; under the unit ``site``, where that prompt must never leave
+    For the recipient of the site's personalised prompt; under the unit ``site``, where that prompt must never leave
     the site, towards another site.
     """
     recipient, other_site, _ = planned_events(experiment, steps)
@@ -281,7 +281,7 @@ def _multiplier(experiment: Experiment) -> float:
 def resolve_noise(experiment: Experiment) -> Experiment:
     """Fill in the noise multiplier that target_epsilon asks for, unless one is given.
 
-    The target holds towards whoever receives a site's personalised prompt; under the unit ``site``, with one release a
+    The target holds for the recipient of a site's personalised prompt; under the unit ``site``, with one release a
     round, towards another site. Under ``accounting = "paper"`` the paper's formula is used instead, and the target is
     nominal only.
 
