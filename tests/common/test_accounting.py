@@ -110,6 +110,26 @@ def test_P7_pld_equals_opacus_prv(z, q, steps):
     assert epsilon([event(z, q, steps)], 1e-5) == pytest.approx(theirs, abs=0.02, rel=0.005)
 
 
+@pytest.mark.parametrize("delta", [1e-5, 1e-9])
+@pytest.mark.parametrize(
+    "releases",
+    [
+        ((1.0, 0.1, 100),),
+        ((0.3, 0.001, 10),),  # one step may lose more than the whole is allowed to
+        ((0.7, 1e-4, 30), (2.0, 0.2, 5)),
+        ((3.0, 0.3, 50), (1.2, 1.0, 2)),  # with and without sampling
+        ((20.0, 0.9, 500),),
+    ],
+)
+def test_P7_the_grid_of_a_step_is_dp_accountings_own(releases, delta):
+    interval = accounting._interval(releases)
+    accountant = dp_accounting.pld.PLDAccountant(accounting.RELATION, value_discretization_interval=interval)
+    for release in releases:
+        accountant.compose(accounting._event(*release))
+    ours = accounting._pld_epsilon(releases, delta, interval)
+    assert ours == pytest.approx(accountant.get_epsilon(delta), rel=1e-6)
+
+
 SETTINGS = [
     (round(rng.uniform(0.7, 6.0), 3), round(10 ** rng.uniform(-2.5, -0.2), 4), rng.randint(1, 400))
     for rng in [random.Random(5)]

@@ -11,23 +11,23 @@ RESULT_TESTS = "tests/server/test_result.py"
 ACCOUNTING = (
     (
         "accounting: a step is a step, however many there are",
-        "dpfpl_common.privacy.accounting:_event",
-        "dp_accounting.SelfComposedDpEvent(_1, steps)",
-        "dp_accounting.SelfComposedDpEvent(_1, min(1, steps))",
+        "dpfpl_common.privacy.accounting:_pld_epsilon",
+        "_losses(z, q, interval).self_compose(steps)",
+        "_losses(z, q, interval).self_compose(min(1, steps))",
         (f"{ACCOUNTING_TESTS}::test_golden_values",),
     ),
     (
         "accounting: sampling amplifies twice",
-        "dpfpl_common.privacy.accounting:_event",
-        "dp_accounting.PoissonSampledDpEvent(sample_rate, gaussian)",
-        "dp_accounting.PoissonSampledDpEvent(sample_rate ** 2, gaussian)",
+        "dpfpl_common.privacy.accounting:_losses",
+        "_deltas_of_a_step(epsilons, noise_multiplier, sample_rate, removed=_1)",
+        "_deltas_of_a_step(epsilons, noise_multiplier, sample_rate ** 2, removed=_1)",
         (f"{ACCOUNTING_TESTS}::test_golden_values",),
     ),
     (
         "accounting: without sampling the steps of a run are one",
-        "dpfpl_common.privacy.accounting:_event",
-        "noise_multiplier / math.sqrt(steps)",
-        "noise_multiplier",
+        "dpfpl_common.privacy.accounting:_gaussian_epsilon",
+        "steps / noise_multiplier ** 2",
+        "1 / noise_multiplier ** 2",
         (f"{ACCOUNTING_TESTS}::test_without_sampling_epsilon_is_the_closed_form[0.001-40-2.5]",),
     ),
     (
@@ -40,8 +40,8 @@ ACCOUNTING = (
     (
         "calibration: from below the target's noise",
         "dpfpl_common.privacy.accounting:calibrate_noise_multiplier",
-        "return high",
-        "return 0.99 * low",
+        "math.ceil(high * unit)",
+        "math.floor(0.99 * low * unit)",
         (f"{PLANNING_TESTS}::test_the_target_holds_and_is_nearly_used_up",),
     ),
     (

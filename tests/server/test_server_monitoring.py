@@ -24,6 +24,7 @@ from dpfpl_server.sites.provision import ProvisionRequest, provision
 from dpfpl_server.watch import doctor as server_doctor
 from dpfpl_server.watch import metrics
 from dpfpl_server.watch import metrics as server_health
+from dpfpl_server.watch.console.snapshot import snapshot
 from dpfpl_server.watch.doctor import examine_server
 from dpfpl_server.watch.metrics import experiment_families, server_families, server_troubles
 
@@ -41,7 +42,7 @@ def make_experiment(name="pilot", **privacy):
     )
 
 
-def complete(runs, experiment):
+def complete(runs, experiment, signal=0.0):
     folder = RunFolder(runs / experiment.name)
     folder.begin(experiment)
     zeros = np.zeros(experiment.context_shape)
@@ -55,6 +56,7 @@ def complete(runs, experiment):
             "dropped": {"south": "NO_REPLY: nothing came"} if number == 2 else {},
             "codes": {"south": "NO_REPLY"} if number == 2 else {},
             "metrics": {"north": {"personal_local": 0.75}},
+            "signal": {"north": signal},
         }
         for number in (1, 2)
     ]
@@ -246,3 +248,17 @@ def test_O9_the_doctors_exit_codes(server, running, monkeypatch):
     assert call().exit_code == 1
     monkeypatch.setattr(server_doctor, "examine_server", lambda folder: [warning, error])
     assert (call().exit_code, json.loads(call("--json").stdout)["result"]) == (2, "errors")
+
+
+@pytest.mark.privacy
+def test_NI8_metrics_and_console_are_functions_of_the_aggregate(tmp_path):
+    """Two runs with the same sums and other single messages show the same, and no sample is a site's."""
+    shown = []
+    for signal in (0.0, 9.0):
+        runs = tmp_path / str(signal)
+        folder = complete(runs, make_experiment(trust="distributed"), signal)
+        families = experiment_families(runs)
+        shown.append((render(families), {**snapshot(folder, {}, []), "at": None}))
+        named = {name for family in families for labels, _ in family.samples for name in labels}
+        assert named == {"experiment", "state", "adversary", "direction", "outcome", "reason", "kind"}
+    assert shown[0] == shown[1]

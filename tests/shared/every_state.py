@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from PIL import Image
 
-from dpfpl_common.evidence import pack_pool, pool_rows
+from dpfpl_common.evidence import pack_pool, pool_rows, summed_pool
 from dpfpl_common.experiment import (
     Experiment,
     ModelSettings,
@@ -14,6 +14,10 @@ from dpfpl_common.experiment import (
     RoundSettings,
     TaskSettings,
 )
+from dpfpl_common.secure import STEPS
+from dpfpl_common.secure.server import ServerSum
+from dpfpl_common.secure.site import SiteSum
+from dpfpl_common.secure.sums import terms_of
 
 
 def experiment_of(view, name, classes, *, task=None, **privacy):
@@ -33,6 +37,7 @@ def experiment_of(view, name, classes, *, task=None, **privacy):
     )
 
 
+SECURE = {"mechanism": "one_shot", "trust": "secure"}
 MECHANISMS = {
     "per-step": {"mechanism": "per_step", "trust": "distributed"},
     "local": {"mechanism": "per_step", "trust": "local"},
@@ -56,9 +61,14 @@ def every_state(classes, task=None, mechanisms=MECHANISMS):
             _refusals(view, classes, task)
             for name, privacy in mechanisms.items():
                 _life(view, experiment_of(view, name, classes, task=task, **privacy))
+            secure = experiment_of(view, "secure", classes, task=task, **SECURE) if "one-shot" in mechanisms else None
+            if secure is not None and not task:
+                _sums(view, secure)
         with view.agent() as built:
             if built is None:
                 return
+            if secure is not None and not task:
+                view.add_up("secure: another attempt after a restart", secure, "rows", 2, "keys", b"")
             for name, privacy in mechanisms.items():
                 again = experiment_of(view, name, classes, task=task, **privacy)
                 collect, _, final = _evidence(view, again)
@@ -92,6 +102,34 @@ def _life(view, experiment):
         view.evaluate(f"{name}: final evaluation {number}", experiment, 2, np.float32(number) * moved, **final)
 
 
+def _sums(view, experiment):
+    """All three sums, with two honest sites that the test plays; then steps that a site has to refuse."""
+    classes = len(experiment.classes)
+    pool = pack_pool(summed_pool(np.ones((classes, view.feature_size)), 1e-3, 1), np.ones(classes))
+    context = np.zeros(experiment.context_shape, "<f4")
+    view.add_up("secure: a vote begun before the rows", experiment, "vote", 1, "keys", b"")
+    for name, computed in (
+        ("rows", {}),
+        ("vote", {"pool": pool}),
+        ("scores", {"pool": pool, "global_context": context}),
+    ):
+        server, zeros = ServerSum(terms_of(experiment, name, 1)), None
+        played = {site: SiteSum(server.terms, site) for site in ("south", "west")}
+        for step in STEPS:
+            asked, more = server.requests(), computed if step == "masked" else {}
+            reply = view.add_up(f"secure: {name}, {step}", experiment, name, 1, step, asked["north"], **more)
+            if not reply:
+                break
+            zeros = np.zeros(len(reply) // 8, np.int64)
+            server.take("north", reply)
+            for site, one in played.items():
+                server.take(site, one.answer(step, asked[site], zeros if step == "masked" else None))
+            if step != STEPS[-1]:
+                server.close()
+        view.add_up(f"secure: {name}, keys again", experiment, name, 1, "keys", b"other")
+        view.add_up(f"secure: {name}, a second attempt", experiment, name, 2, "keys", b"")
+
+
 def _refusals(view, classes, task):
     base = experiment_of(view, "refused", classes, task=task)
 
@@ -107,6 +145,10 @@ def _refusals(view, classes, task):
     view.train("central", other(privacy={"trust": "central"}), 1)
     view.train("another width", other(model={"width": 64, "fingerprint": ""}), 1)
     view.train("more rounds than allowed", other(rounds={"number": 501}), 1)
+    view.train("beyond the budget", other(name="dear", privacy={"noise_multiplier": 0.6}, rounds={"number": 200}), 1)
+    view.train("rounds left out", other(name="hasty"), 2)
+    view.train("a name", other(name="named"), 1)
+    view.train("the name again, for something else", other(name="named", rounds={"number": 3}), 1)
     view.call("nonsense", "Train", b"\xff\xff")
     view.call("an unknown method", "Debug", b"")
 

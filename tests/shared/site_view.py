@@ -25,7 +25,7 @@ from dpfpl_common.errors import DpfplError
 from dpfpl_common.privacy.sampling import SystemSampler
 from dpfpl_common.wire import agent_pb2
 from dpfpl_common.wire import codec as wire
-from dpfpl_common.wire.payloads import EvaluateRequest, TrainRequest
+from dpfpl_common.wire.payloads import EvaluateRequest, SumRequest, TrainRequest
 
 SERVICE = "/dpfpl.v1.SiteAgent/"
 
@@ -102,9 +102,10 @@ class Seen:
         words = f"{self.status} {self.text}".strip()
         if self.data:
             reply = agent_pb2.Reply.FromString(self.data)
-            reply.reply.signature = b""
-            update = reply.reply.update.data
-            reply.reply.update.data = hashlib.sha256(update).hexdigest()[:12].encode() if update else b""
+            if reply.HasField("reply"):
+                reply.reply.signature = b""
+                update = reply.reply.update.data
+                reply.reply.update.data = hashlib.sha256(update).hexdigest()[:12].encode() if update else b""
             words += " " + " ".join(str(reply).split())
         return words
 
@@ -150,6 +151,17 @@ class View:
         context = _zeros(experiment) if context is None else context
         request = EvaluateRequest(experiment, number, context, **evidence)
         self.call(asked, "Evaluate", wire.encode_evaluate_request(request).SerializeToString(deterministic=True))
+
+    def add_up(self, asked, experiment, name, attempt, step, content, **more):
+        """One step of a secure sum. What it returns is seen by its length: keys, seals and masks are random."""
+        request = SumRequest(experiment, name, attempt, step, content, **more)
+        self.call(asked, "AddUp", wire.encode_sum_request(request).SerializeToString(deterministic=True))
+        reply = agent_pb2.Reply.FromString(self.seen[-1].data)
+        content = reply.sum.content
+        if content:
+            reply.sum.content, reply.sum.signature = bytes(len(content)), b""
+            self.seen[-1] = dataclasses.replace(self.seen[-1], data=reply.SerializeToString(deterministic=True))
+        return content
 
     def call(self, asked, method, data):
         """Any bytes to any method."""

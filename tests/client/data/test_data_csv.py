@@ -73,7 +73,7 @@ def test_a_column_that_is_there_twice_is_refused(table, header):
         ("img/2.png", "label is empty"),
         ("img,cat", "not a file"),
         ("../secret.png,cat", "outside"),
-        ("img/2.png,cat,holdout", "'holdout'"),
+        ("img/2.png,cat,elsewhere", "'elsewhere'"),
         ("link.png,cat", "outside"),
         ("img/\0.png,cat", "cannot be found"),
         ("img/2.png,Nevus, dysplastic,train", "more cells than the first line has columns"),

@@ -158,7 +158,9 @@ def test_no_folders_are_no_parts():
     assert find_parts({"train": [], "test": []}, ["train", "test"]) == {}
 
 
-@pytest.mark.parametrize(("train", "test"), [("Training", "Testing"), ("train_set", "TEST")])
+@pytest.mark.parametrize(
+    ("train", "test"), [("Training", "Testing"), ("train_set", "TEST"), ("trn", "Valid"), ("train", "holdout")]
+)
 def test_a_tables_split_column_may_be_spelled_so_too(tmp_path, fill, train, test):
     fill(tmp_path, 0, 10)
     rows = "".join(f"{n}.png,{CLASSES[n % 2]},{train if n < 6 else test}\n" for n in range(10))
@@ -166,6 +168,16 @@ def test_a_tables_split_column_may_be_spelled_so_too(tmp_path, fill, train, test
     pool = read_pool(DataSettings("csv", str(tmp_path / "index.csv")))
     assert {r.key for r in pool.records if r.split == "test"} == {f"{n}.png" for n in range(6, 10)}
     assert not pool.problems
+
+
+def test_validation_rows_are_held_back_whatever_other_rows_say(tmp_path, fill):
+    fill(tmp_path, 0, 10)
+    parts = ["train"] * 4 + ["val"] * 3 + ["test"] * 2 + ["neither"]
+    rows = "".join(f"{n}.png,{CLASSES[n % 2]},{part}\n" for n, part in enumerate(parts))
+    (tmp_path / "index.csv").write_text("path,label,split\n" + rows)
+    pool = read_pool(DataSettings("csv", str(tmp_path / "index.csv")))
+    assert {r.key for r in pool.records if r.split == "test"} == {f"{n}.png" for n in range(4, 9)}
+    assert [problem.code for problem in pool.problems] == ["BAD_ROW"]
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def test_questions_about_one_image_may_lie_on_both_sides_but_one_question_may_no
         ({"image": "img/2.png", "answer": "x", "prompt": "what?"}, "no field 'question', but 'prompt'"),
         ({"image": "img/2.png", "question": "what?", "anwser": "x"}, "no field 'answer', but 'anwser'"),
         (line(2, spilt="test"), "no field 'split', but 'spilt'"),
-        (line(2, split="validation"), "'validation'"),
+        (line(2, split="elsewhere"), "'elsewhere'"),
     ],
 )
 def test_a_wrong_line_is_named_and_skipped(questions, bad, words):

@@ -12,6 +12,7 @@ max_epsilon_per_experiment = 50.0
 max_epsilon_lifetime = 1000.0
 max_epsilon_operator_lifetime = 1000.0
 units = ["example", "site"]
+trust = ["distributed", "local", "secure"]
 metrics = "{metrics}"
 reply_slot = 0.02
 """

@@ -5,22 +5,22 @@ from collections import defaultdict
 from pathlib import Path
 
 from dpfpl_client.data.decode import DEFAULT_RULES, FileImage, PixelRules
-from dpfpl_client.data.folder_names import role_of
+from dpfpl_client.data.folder_names import part_of_row
 from dpfpl_client.data.records import Listing, SourceItem, problem_per_name
 from dpfpl_client.data.table_paths import NoImage, find_image
 from dpfpl_common.errors import DataError
 
 __all__ = ["list_csv", "permission_advice"]
 
-_SPLITS = ("train", "test")
 _TOO_MANY = "\0too many"
 
 
 def list_csv(file: Path, rules: PixelRules = DEFAULT_RULES) -> Listing:
     """List the rows whose image exists below the CSV's own folder.
 
-    Paths are relative to the CSV. A row without a split (no such column, or an empty cell) has its split drawn. Comma
-    and semicolon are understood as separators, UTF-8 as encoding. Of an image that is listed twice one row counts, of
+    Paths are relative to the CSV. A row without a split (no such column, or an empty cell) has its split drawn;
+    validation rows are held back like test rows, whatever other rows say, so that no row moves another one. Comma and
+    semicolon are understood as separators, UTF-8 as encoding. Of an image that is listed twice one row counts, of
     one with two labels none.
 
     Raises:
@@ -54,13 +54,13 @@ def _image(root: Path, path: str, label: str, split: str, rules: PixelRules) -> 
         return "its path is empty"
     if not label:
         return "its label is empty"
-    part = role_of(split)
-    if split and part not in _SPLITS:
-        return f"its split is {split!r}, expected train or test"
+    part = part_of_row(split)
+    if split and part is None:
+        return f"its split is {split!r}, expected train, test or validation"
     found = find_image(root, path)
     if isinstance(found, NoImage):
         return found.reason
-    return SourceItem(found.key, label, part or None, FileImage(found.path, rules))
+    return SourceItem(found.key, label, part, FileImage(found.path, rules))
 
 
 def _once(rows: dict[str, list[tuple[int, SourceItem]]]) -> tuple[list[SourceItem], dict[str, str]]:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from dpfpl_common.errors import DataError
 
-__all__ = ["find_parts", "is_derived", "printable", "role_of"]
+__all__ = ["find_parts", "is_derived", "part_of_row", "printable", "role_of"]
 
 _MACHINES = frozenset(
     {
@@ -31,8 +31,8 @@ _ROLES = {
     ),
     "test": frozenset(
         {
-            "test", "tests", "testing", "tst", "prueba", "pruebas", "teste", "testes", "prova", "тест", "テスト",
-            "测试", "測試", "테스트",
+            "test", "tests", "testing", "tst", "holdout", "prueba", "pruebas", "teste", "testes", "prova", "тест",
+            "テスト", "测试", "測試", "테스트",
         }
     ),
     "val": frozenset(
@@ -80,6 +80,15 @@ def role_of(name: str) -> str:
     words = [word for word in _words(name) if word not in _FILLERS and not word.isdigit()]
     found = {role for word in words for role in [_role_of_word(word)]}
     return found.pop() if len(found) == 1 else ""
+
+
+def part_of_row(split: object) -> str | None:
+    """``train`` or ``test``, as a line of a table says it in any spelling; None where it says neither.
+
+    Validation is held back like test, whatever other lines say: no line moves another one.
+    """
+    role = role_of(split) if isinstance(split, str) else ""
+    return "test" if role == "val" else role or None
 
 
 def find_parts(folders: Mapping[str, Sequence[str]], holds_images: Collection[str]) -> dict[str, str]:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from dpfpl_client.data.csv_file import permission_advice
 from dpfpl_client.data.decode import DEFAULT_RULES, FileImage, PixelRules
+from dpfpl_client.data.folder_names import part_of_row
 from dpfpl_client.data.records import DataProblem, Listing, SourceItem, problem_per_name
 from dpfpl_client.data.table_paths import MISSING, FoundImage, find_image
 from dpfpl_common.errors import DataError
@@ -135,7 +136,6 @@ LONGEST_TEXT: Final = 1000
 NEEDED: Final = ("image", "answer")
 TEXTS: Final = ("image", "question", "answer")
 KNOWN: Final = (*TEXTS, "split")
-SPLITS: Final = ("train", "test")
 
 OTHER_NAMES: Final = {
     "question": ("q", "query", "prompt", "instruction", "problem", "input", "text"),
@@ -192,7 +192,7 @@ def read_line(number: int, text: str) -> QuestionLine | str:
         return wrong
     question, answer = (" ".join((found.get(name) or "").split()) for name in ("question", "answer"))
     ignored = tuple(name for name in found if name not in KNOWN)
-    return QuestionLine(number, found["image"], question, answer, found.get("split") or None, ignored)
+    return QuestionLine(number, found["image"], question, answer, part_of_row(found.get("split")), ignored)
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -216,8 +216,8 @@ def _wrong(found: Mapping[str, Any]) -> str:
         wrong = "" if value is None else _wrong_text(value)
         if wrong:
             return f"its {name} {wrong}"
-    if found.get("split") not in (None, "", *SPLITS):
-        return f"its split is {found['split']!r}, expected train or test"
+    if found.get("split") and part_of_row(found["split"]) is None:
+        return f"its split is {found['split']!r}, expected train, test or validation"
     return ""
 
 

@@ -11,7 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import dp_accounting
+import numpy as np
 from dp_accounting import pld, rdp
+from numpy.typing import NDArray
+from scipy import special
 
 from dpfpl_common.errors import PrivacyError
 
@@ -57,6 +60,9 @@ SMALLEST_DELTA, SMALLEST_DELTA_OF_A_STEP = 1e-12, 1e-14
 double precision, which grows with the steps, is no longer small beside delta."""
 
 RELATION = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
+
+Losses = pld.privacy_loss_distribution.PrivacyLossDistribution
+Adjacency = pld.privacy_loss_mechanism.AdjacencyType
 
 Releases = tuple[tuple[float, float, int], ...]
 """(noise_multiplier, sample_rate, steps) of each event."""
@@ -244,7 +250,7 @@ def _epsilon(releases: Releases, delta: float, kind: str) -> float:
     return _pld_epsilon(releases, delta, _interval(releases, about)) if about < INFINITE else INFINITE
 
 
-def _interval(releases: Releases, about: float = 0.0) -> float:
+def _interval(releases: Releases, about: float = 0.0, points: int = FINEST_GRID) -> float:
     """A grid's interval that is small beside what a single step loses: else rounding up adds over many steps.
 
     A larger one does for an epsilon that is ``about`` so large.
@@ -257,7 +263,7 @@ def _interval(releases: Releases, about: float = 0.0) -> float:
         else:
             deviation = sample_rate * math.sqrt(math.expm1(min(1 / noise_multiplier**2, 50.0)))
             span = _largest_loss(noise_multiplier, sample_rate) + 20 * deviation * math.sqrt(steps)
-        finest = min(finest, max(deviation / 10, span / FINEST_GRID))
+        finest = min(finest, max(deviation / 10, span / points))
     return finest
 
 
@@ -278,7 +284,10 @@ def _expected_loss(releases: Releases) -> float:
 
 
 def _rdp_epsilon(releases: Releases, delta: float) -> float:
-    return _spent(rdp.RdpAccountant(RDP_ORDERS, neighboring_relation=RELATION), releases, delta)
+    accountant = rdp.RdpAccountant(RDP_ORDERS, neighboring_relation=RELATION)
+    for noise_multiplier, sample_rate, steps in releases:
+        accountant.compose(_event(noise_multiplier, sample_rate, steps))
+    return float(accountant.get_epsilon(delta))
 
 
 def _pld_epsilon(releases: Releases, delta: float, interval: float) -> float:
@@ -286,13 +295,55 @@ def _pld_epsilon(releases: Releases, delta: float, interval: float) -> float:
         return _gaussian_epsilon(releases, delta)
     if _expected_loss(releases) > HOPELESS:  # PLD would take minutes and gigabytes for a number that protects nobody
         return INFINITE
-    return _spent(pld.PLDAccountant(RELATION, value_discretization_interval=interval), releases, delta)
+    spent = functools.reduce(
+        Losses.compose,
+        (
+            _losses(z / math.sqrt(steps), 1.0, interval) if q >= 1 else _losses(z, q, interval).self_compose(steps)
+            for z, q, steps in releases
+        ),
+    )
+    return float(spent.get_epsilon_for_delta(delta))
 
 
-def _spent(accountant: dp_accounting.PrivacyAccountant, releases: Releases, delta: float) -> float:
-    for noise_multiplier, sample_rate, steps in releases:
-        accountant.compose(_event(noise_multiplier, sample_rate, steps))
-    return float(accountant.get_epsilon(delta))
+def _losses(noise_multiplier: float, sample_rate: float, interval: float) -> Losses:
+    """Of one step, rounded up to a grid by "connecting the dots" (Doroshenko et al. 2022, algorithm 1).
+
+    dp-accounting's own for a sampled Gaussian is the same, but computes the grid's deltas one by one in Python.
+    """
+    distributions = []
+    for relation in (Adjacency.REMOVE, Adjacency.ADD)[: 1 if sample_rate >= 1 else 2]:
+        bounds = pld.privacy_loss_mechanism.GaussianPrivacyLoss(
+            noise_multiplier, sampling_prob=sample_rate, adjacency_type=relation
+        ).connect_dots_bounds()
+        lower, upper = math.floor(bounds.epsilon_lower / interval), math.ceil(bounds.epsilon_upper / interval)
+        epsilons = interval * np.arange(lower, upper + 1)
+        deltas = _deltas_of_a_step(epsilons, noise_multiplier, sample_rate, removed=relation is Adjacency.REMOVE)
+        distributions.append(pld.pld_pmf.create_pmf_pessimistic_connect_dots_fixed_gap(interval, lower, upper, deltas))
+    return Losses(*distributions)
+
+
+def _deltas_of_a_step(epsilons: NDArray[np.float64], z: float, q: float, *, removed: bool) -> NDArray[np.float64]:
+    """``P(L >= epsilon) - e^epsilon Q(L >= epsilon)`` [n] of one sampled Gaussian release; ``L`` is its privacy loss.
+
+    With the example the outcome is drawn from ``(1 - q) N(0, z^2) + q N(1, z^2)``, without it from ``N(0, z^2)``. The
+    first is P for an example removed, Q for one added. The loss is at least ``epsilon`` on one side of an edge. Small
+    differences of large terms are never taken: far fewer than a billionth counts where delta does.
+    """
+    sign = 1 if removed else -1
+    signed = sign * epsilons
+    deltas = -np.expm1(epsilons) if removed else np.zeros_like(epsilons)
+    edged = np.expm1(signed) > -q  # elsewhere the loss is always above epsilon, or never
+    signed = signed[edged]
+    with np.errstate(over="ignore", invalid="ignore"):
+        excess = np.where(
+            signed < 1, np.log1p(np.expm1(signed) / q), signed - math.log(q) + np.log1p((q - 1) * np.exp(-signed))
+        )
+        edge = z * z * excess + 0.5
+        log_plain = special.log_ndtr(-sign * edge / z)
+        plain, shifted = np.exp(log_plain), special.ndtr(-sign * (edge - 1) / z)
+        raised = np.where(signed < 1, np.expm1(signed) * plain, np.exp(signed + log_plain) - plain)
+    deltas[edged] = (q * (shifted - plain) - raised) * (1 if removed else -np.exp(-signed))
+    return np.clip(deltas, 0.0, 1.0)
 
 
 def _event(noise_multiplier: float, sample_rate: float, steps: int) -> dp_accounting.DpEvent:
@@ -320,11 +371,14 @@ def calibrate_noise_multiplier(target_epsilon: float, target_delta: float, sampl
     def reached(noise_multiplier: float) -> bool:
         return _epsilon(((noise_multiplier, sample_rate, steps),), target_delta, "pld") <= target_epsilon
 
-    def coarse(noise_multiplier: float) -> float:
+    def coarse(noise_multiplier: float, points: int = FINEST_GRID // 20) -> float:
         releases = ((noise_multiplier, sample_rate, steps),)
-        return _pld_epsilon(releases, target_delta, (10 if target_epsilon >= 1 else 1) * _interval(releases))
+        times = 10 if target_epsilon >= 1 else 1
+        return _pld_epsilon(releases, target_delta, times * _interval(releases, points=points))
 
     guess = _guess_multiplier(coarse, target_epsilon, start=max(1.0, sample_rate * math.sqrt(steps)))
+    if _interval(((guess, sample_rate, steps),)) < _interval(((guess, sample_rate, steps),), points=FINEST_GRID // 20):
+        guess = _guess_multiplier(functools.partial(coarse, points=FINEST_GRID), target_epsilon, guess, stride=0.02)
     ratio = 1 + SEARCH_TOLERANCE / 3
     high = guess * ratio
     while not reached(high):
@@ -347,7 +401,8 @@ def calibrate_noise_multiplier(target_epsilon: float, target_delta: float, sampl
             high = middle
         else:
             low = middle
-    return high
+    unit = 10.0 ** (4 - math.floor(math.log10(high)))
+    return math.ceil(high * unit) / unit  # five digits, upwards: the same on every processor
 
 
 def refuse_inexact(delta: float, sample_rate: float, steps: int) -> None:
@@ -391,7 +446,9 @@ def _not_exact(reason: str) -> PrivacyError:
     )
 
 
-def _guess_multiplier(epsilon_of: Callable[[float], float], target_epsilon: float, start: float) -> float:
+def _guess_multiplier(
+    epsilon_of: Callable[[float], float], target_epsilon: float, start: float, stride: float = 1.0
+) -> float:
     """Where ``epsilon_of`` about meets the target: false position in the logarithms, where it is nearly a line."""
 
     def excess(log_multiplier: float) -> float:
@@ -400,10 +457,10 @@ def _guess_multiplier(epsilon_of: Callable[[float], float], target_epsilon: floa
     low = high = math.log(min(start, LARGEST_MULTIPLIER))
     above = below = excess(low)
     while above < 0 and low > math.log(SMALLEST_MULTIPLIER):
-        low, high, below = max(low - 1.0, math.log(SMALLEST_MULTIPLIER)), low, above
+        low, high, below = max(low - stride, math.log(SMALLEST_MULTIPLIER)), low, above
         above = excess(low)
     while below > 0 and high < math.log(LARGEST_MULTIPLIER):
-        low, high, above = high, high + 1.0, below
+        low, high, above = high, high + stride, below
         below = excess(high)
     if above <= 0 or below >= 0:
         return math.exp(low if above <= 0 else high)
