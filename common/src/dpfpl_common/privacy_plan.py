@@ -67,8 +67,8 @@ UNIT_NAMES = {
 """The neighbouring relation of each unit, in words."""
 
 ADVERSARIES = {
-    "prompt_recipient": "the recipient of a site's personalised prompt",
-    "other_site": "another site, or the recipient of another site's prompt",
+    "prompt_recipient": "anyone who receives a site's personalised prompt",
+    "other_site": "another site of the federation, or anyone who receives its prompt",
     "operator": "the operator of the server, who sees every message of the site",
 }
 """Stable keys of the three adversaries, and who they are."""
