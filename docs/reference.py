@@ -7,6 +7,7 @@ import ast
 import html
 import inspect
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,14 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     pages |= {f"api/{name}": modules(name, says) for name, says in DISTRIBUTIONS.items()}
     for name, text in pages.items():
         files.append(File.generated(config, f"reference/{name}.md", content=text))
+    files.append(File.generated(config, "contributing.md", content=contributing()))
     return files
+
+
+def contributing() -> str:
+    """CONTRIBUTING.md; its links into docs/ stay, what lies elsewhere is named."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    return re.sub(r"\[([^]]*)\]\((?!docs/|https?:)[^)]*\)", r"`\1`", text).replace("](docs/", "](")
 
 
 def commands() -> str:

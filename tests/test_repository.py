@@ -33,7 +33,10 @@ ENTRY_POINTS = (
     "dpfpl_server.cli.main",
     "dpfpl_bench.cli",
 )
-GENERATED = {ROOT / "docs/reference" / name for name in ("cli.md", "settings.md", "errors.md", "api/common.md")}
+GENERATED = {
+    ROOT / "docs" / name
+    for name in ("contributing.md", *(f"reference/{page}.md" for page in ("cli", "settings", "errors", "api/common")))
+}
 """Pages that ``make docs`` makes of the code (docs/reference.py)."""
 QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",

@@ -144,7 +144,7 @@ class PrivacyRun:
     """One run.
 
     Attributes:
-        epsilon: towards whoever receives a personalised prompt; None = no noise.
+        epsilon: for the recipient of a personalised prompt; None = no noise.
         seed: of split, partition, sampling and noise.
         per_class: most training images of a class at a site; 0 = all.
         size: dimension that the features are lifted into; 0 = the model's own.
@@ -397,7 +397,7 @@ def markdown(name: str, kept: Mapping[str, Sequence[float]]) -> str:
             pairs = [_pair([kept[each] for each in names[:seeds]]) for names in cells]
             lines.append(_row([*labels, str(seeds), *pairs]))
     if table.floors:
-        lines += ["", _row(("floor (no noise)", "seeds", "local / neighbour")), "|---|---|---|"]
+        lines += ["", _row(("baseline (no noise)", "seeds", "local / neighbour")), "|---|---|---|"]
         runs = [run for run in _with_floors(table.rows[0][1].data) if run.name in kept]
         lines += [
             _row((floor, str(len(runs)), _pair([kept[f"{run.name} {floor}"] for run in runs]))) for floor in FLOORS
