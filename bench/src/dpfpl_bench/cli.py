@@ -130,7 +130,7 @@ def run(
             show_default="local for one_shot, distributed for per_step",
         ),
     ] = None,
-    epsilon: Annotated[str, typer.Option(help="target for the recipient of a personalised prompt, or none")] = "8",
+    epsilon: Annotated[str, typer.Option(help="target for whoever receives a personalised prompt, or none")] = "8",
     sites: Annotated[int | None, typer.Option(help="number of sites", show_default=str(RunSettings.sites))] = None,
     partition: Annotated[
         str | None,
@@ -202,7 +202,7 @@ def _without_blanks(table: dict[str, Any]) -> dict[str, Any]:
 def demo(
     out: Annotated[Path, typer.Option(help="folder for result.json, report.html and all logs")] = Path("runs/demo"),
     rounds: Annotated[int, typer.Option(min=1, help="federated rounds")] = 10,
-    epsilon: Annotated[str, typer.Option(help="target for the recipient of a personalised prompt")] = "8",
+    epsilon: Annotated[str, typer.Option(help="target for whoever receives a personalised prompt")] = "8",
     as_json: Annotated[bool, typer.Option("--json", help="print result.json instead of the table")] = False,
 ) -> None:
     """Run a real federation on this machine: a SuperLink and four sites, gRPC with TLS and node keys."""
@@ -216,7 +216,7 @@ def demo_vlm(
     out: Annotated[Path, typer.Option(help="folder for result.json, report.html and all logs")] = Path("runs/demo-vlm"),
     rounds: Annotated[int, typer.Option(min=1, help="federated rounds")] = 12,
     sites: Annotated[int, typer.Option(min=2, max=12, help="number of sites")] = 12,
-    epsilon: Annotated[str, typer.Option(help="target for the recipient of a personalised prompt")] = "2",
+    epsilon: Annotated[str, typer.Option(help="target for whoever receives a personalised prompt")] = "2",
     as_json: Annotated[bool, typer.Option("--json", help="print result.json instead of the table")] = False,
 ) -> None:
     """The same with a dozen sites of 50 lines that have questions answered in a shared style, by a tiny model.
@@ -281,5 +281,5 @@ def main() -> None:
         sys.exit(2)
     except SystemExit as leave:
         if leave.code == INTERRUPTED:  # what typer makes of Ctrl-C
-            console.print("Stopped; no process is left.")
+            console.print("Stopped; nothing of it goes on running.")
         raise

@@ -36,7 +36,7 @@ def audit(
     model: Annotated[str, typer.Option(help="embedded, a folder or hub id of the CLIP family")] = "embedded",
     method: Annotated[str, typer.Option(help="dpfpl, dplora, fedotp, fedpgp or promptfl")] = RunPrompt.method,
     rank: Annotated[int, typer.Option(help="rank of the personal factors")] = RunPrompt.rank,
-    epsilon: Annotated[float, typer.Option(help="the epsilon claimed for the recipient of a prompt")] = 8.0,
+    epsilon: Annotated[float, typer.Option(help="what is claimed towards whoever receives a prompt")] = 8.0,
     delta: Annotated[float, typer.Option(help="delta of the claim")] = RunPrivacy.target_delta,
     sites: Annotated[
         int, typer.Option(min=1, help="sites that the data is split among; the first is attacked")
