@@ -1,6 +1,6 @@
 # make            what can be done here
 # make demo       environment, then a real federation on this machine
-# make test       environment, then lint, types and all tests
+# make test       environment, then lint, types and the tests that take seconds; make test-all has all
 #
 # PYTHON=python3.12     another interpreter (3.11 or later)
 # TORCH=cpu             torch without GPU libraries, from PyTorch's public index of it; gpu insists on one with them
@@ -28,7 +28,7 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup wheels images compose-test kubernetes-schema demo demo-vlm test lint types pytest bench bench-docs benchmarks mutate screenshots docs format proto clean attacks audit lock sbom
+.PHONY: help setup wheels images compose-test kubernetes-schema demo demo-vlm test test-all quick everything coverage lint types bench bench-docs benchmarks mutate screenshots docs format proto clean attacks audit lock sbom
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,7 +64,9 @@ demo-vlm: setup  ## the same with a generative model that answers questions; rep
 	@began=$$(date +%s); $(BIN)/dpfpl-bench demo-vlm --out runs/demo-vlm; code=$$?; \
 	echo "demo-vlm: $$(( $$(date +%s) - began )) s"; exit $$code
 
-test: lint types pytest  ## lint, types and the whole test suite
+test: lint types quick  ## lint, types and the tests without processes, those of more than twenty seconds left out
+
+test-all: lint types everything  ## lint, types and every test but the long ones; what .ci/run calls
 
 lint: setup  ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -73,10 +75,18 @@ lint: setup  ## ruff: rules and format
 types: setup  ## mypy, strict
 	$(BIN)/mypy
 
+QUICK := $(BIN)/pytest -n $(WORKERS) --dist loadfile --durations 10
+
+quick: setup
+	$(QUICK) -m 'not processes and not slow and not long'
+
 # Tests that start real processes wait for ports and polls: one after another, after all the others.
-pytest: setup  ## the test suite with coverage
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m 'not processes and not long' --cov --cov-report=
-	$(BIN)/pytest -m 'processes and not long' --cov --cov-append
+everything: setup
+	$(QUICK) -m 'not processes and not long' $(COVERAGE)
+	$(BIN)/pytest --durations 10 -m 'processes and not long' $(if $(COVERAGE),--cov --cov-append)
+
+coverage: setup  ## which lines no test reaches; a third slower than make test-all
+	$(MAKE) everything COVERAGE='--cov --cov-report='
 
 bench: setup  ## how fast it is, against the usual ways; runs/bench/bench.json
 	$(BIN)/python -m research speed --out runs/bench $(BENCH_ARGS)

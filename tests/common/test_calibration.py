@@ -17,9 +17,10 @@ pytestmark = pytest.mark.privacy
 
 EDGES = [
     # target_epsilon, target_delta, sample_rate, steps
-    (1e-3, 1e-5, 1.0, 1),
-    (1e-3, 1e-10, 0.9, 1),
-    (1e-3, 1e-5, 1.0, 1000),
+    (0.01, 1e-5, 1.0, 1),
+    (0.01, 1e-10, 0.9, 1),
+    (0.01, 1e-5, 1.0, 1000),
+    (0.02, 4e-9, 1e-4, 4),  # a tail a thousand times as wide as epsilon
     (0.1, 1e-7, 0.1, 100_000),  # each step loses less than the grid's usual interval
     pytest.param(0.01, 0.01, 0.9, 100_000, marks=pytest.mark.slow),
     pytest.param(1.0, 1e-8, 0.01, 1_000_000, marks=pytest.mark.slow),
@@ -33,6 +34,10 @@ EDGES = [
 ]
 
 
+LOWEST, RAREST = accounting.SMALLEST_TARGET, 1e-4
+"""Of targets, and of the sample rates that an experiment may have."""
+
+
 def log_uniform(rng, low, high):
     return 10 ** rng.uniform(math.log10(low), math.log10(high))
 
@@ -42,9 +47,9 @@ def drawn(rng):
     steps = round(log_uniform(rng, 1, accounting.MOST_STEPS))
     smallest = max(accounting.SMALLEST_DELTA, accounting.SMALLEST_DELTA_OF_A_STEP * steps)
     return (
-        rng.choice([1e-3, accounting.LARGEST_TARGET, log_uniform(rng, 1e-3, accounting.LARGEST_TARGET)]),
+        rng.choice([LOWEST, accounting.LARGEST_TARGET, log_uniform(rng, LOWEST, accounting.LARGEST_TARGET)]),
         rng.choice([smallest, accounting.LARGEST_DELTA, log_uniform(rng, smallest, accounting.LARGEST_DELTA)]),
-        rng.choice([1.0, 1e-6, log_uniform(rng, 1e-6, 1.0)]),
+        rng.choice([1.0, RAREST, log_uniform(rng, RAREST, 1.0)]),
         rng.choice([1, accounting.MOST_STEPS, steps, steps]) if smallest <= 1e-12 else steps,
     )
 
@@ -95,6 +100,7 @@ def test_the_whole_admitted_range(part):
 REFUSED = [
     (1000.0, 1e-5, 0.5, 10),
     (100.1, 1e-5, 0.5, 10),
+    (0.009, 1e-5, 0.5, 10),
     (1.0, 1e-15, 0.5, 10),
     (1.0, 1e-12, 0.5, 1000),  # 1e-11 is the smallest over so many steps
     (1.0, 1e-9, 0.01, 1_000_000),

@@ -80,7 +80,7 @@ def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
-Chance = Annotated[float, Field(ge=1e-6, le=1)]
+Chance = Annotated[float, Field(ge=1e-4, le=1)]
 Names = Annotated[Texts, AfterValidator(_distinct)]
 Norm = Annotated[float, Field(ge=1e-9, le=1e9)]
 ExperimentName = Annotated[

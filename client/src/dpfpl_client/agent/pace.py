@@ -1,11 +1,12 @@
 """How long an answer takes: as long for every answer of an experiment, whatever the site's examples.
 
 The time is found by a rehearsal on made-up examples of the public nominal number before an experiment's first answer:
-it depends on the plan and on the machine. An answer that is ready earlier waits. If an honest one takes longer, the
-experiment's time is doubled for good, for all later answers too: what that can tell is one bit for each doubling, over
-the whole experiment, instead of a duration with every answer.
+it depends on the plan and on the machine, and is a power of two. An answer that is ready earlier waits. If an honest
+one takes longer, the experiment's time is doubled for good, for all later answers too: what that can tell is one bit
+for each doubling, over the whole experiment, instead of a duration with every answer.
 """
 
+import math
 import time
 
 import numpy as np
@@ -21,9 +22,8 @@ from dpfpl_common.experiment import Experiment
 __all__ = ["Pace", "made_up"]
 
 MARGIN = 4.0
-"""How much longer an answer takes than the rehearsal: room for more examples than nominal, and for a busy machine."""
-LONG_S = 2.0
-"""A rehearsal that took longer is made a second time: the first one also loads what is loaded once."""
+"""How much longer an answer takes than the rehearsal at least, at most twice that: room for more examples than nominal,
+and for a busy machine."""
 
 
 class Pace:
@@ -55,10 +55,9 @@ class Pace:
         learner = PromptLearner(
             backbone, experiment, SiteFeatures(examples, examples, examples.none(), experiment.classes)
         )
-        took = _rehearsal(learner, experiment)
-        if took > LONG_S:
-            took = min(took, _rehearsal(learner, experiment))
-        self._store.write_pace(experiment.name, MARGIN * took)
+        took = min(_rehearsal(learner, experiment) for _ in range(2))  # the first also loads what is loaded once
+        # A power of two: what else the machine did meanwhile does not show, unless it took twice as long.
+        self._store.write_pace(experiment.name, 2.0 ** math.ceil(math.log2(MARGIN * max(took, 1e-3))))
         self.start()
 
     def slot(self, least: float) -> float:

@@ -51,10 +51,10 @@ COARSE_DISCRETISATION = 1e-2
 WIDE, RELATIVE_DISCRETISATION = 20.0, 1e-5
 """Where a step may lose more than the first, a grid of that share of epsilon does, if that is larger."""
 
-FINEST_GRID = 1_000_000
+FINEST_GRID = 100_000
 """Most points, about, that a finer grid may have."""
 
-MOST_STEPS, SMALLEST_TARGET, LARGEST_TARGET, LARGEST_DELTA = 1_000_000, 1e-3, 100.0, 0.1
+MOST_STEPS, SMALLEST_TARGET, LARGEST_TARGET, LARGEST_DELTA = 1_000_000, 0.01, 100.0, 0.1
 SMALLEST_DELTA, SMALLEST_DELTA_OF_A_STEP = 1e-12, 1e-14
 """Where epsilons are exact to a hundredth (tests/common/test_calibration.py). With smaller deltas the rounding of
 double precision, which grows with the steps, is no longer small beside delta."""
@@ -361,23 +361,24 @@ def calibrate_noise_multiplier(target_epsilon: float, target_delta: float, sampl
     grid guesses, and two evaluations on the fine one, just above and just below the guess, usually prove it.
 
     Raises:
-        PrivacyError: as ``refuse_inexact``; NOT_EXACT_THERE for targets above LARGEST_TARGET; or TARGET_UNREACHABLE,
-            no multiplier up to LARGEST_MULTIPLIER reaches the target.
+        PrivacyError: as ``refuse_inexact``; NOT_EXACT_THERE for targets below SMALLEST_TARGET or above
+            LARGEST_TARGET; or TARGET_UNREACHABLE, no multiplier up to LARGEST_MULTIPLIER reaches the target.
     """
     refuse_inexact(target_delta, sample_rate, steps)
-    if target_epsilon > LARGEST_TARGET:
-        raise _not_exact(f"target_epsilon is {target_epsilon:g}, expected at most {LARGEST_TARGET:g}")
+    if not SMALLEST_TARGET <= target_epsilon <= LARGEST_TARGET:
+        expected = f"expected {SMALLEST_TARGET:g} to {LARGEST_TARGET:g}"
+        raise _not_exact(f"target_epsilon is {target_epsilon:g}, {expected}")
 
     def reached(noise_multiplier: float) -> bool:
         return _epsilon(((noise_multiplier, sample_rate, steps),), target_delta, "pld") <= target_epsilon
 
-    def coarse(noise_multiplier: float, points: int = FINEST_GRID // 20) -> float:
+    def coarse(noise_multiplier: float, points: int = FINEST_GRID // 4) -> float:
         releases = ((noise_multiplier, sample_rate, steps),)
         times = 10 if target_epsilon >= 1 else 1
         return _pld_epsilon(releases, target_delta, times * _interval(releases, points=points))
 
     guess = _guess_multiplier(coarse, target_epsilon, start=max(1.0, sample_rate * math.sqrt(steps)))
-    if _interval(((guess, sample_rate, steps),)) < _interval(((guess, sample_rate, steps),), points=FINEST_GRID // 20):
+    if _interval(((guess, sample_rate, steps),)) < _interval(((guess, sample_rate, steps),), points=FINEST_GRID // 4):
         guess = _guess_multiplier(functools.partial(coarse, points=FINEST_GRID), target_epsilon, guess, stride=0.02)
     ratio = 1 + SEARCH_TOLERANCE / 3
     high = guess * ratio
