@@ -23,7 +23,7 @@ OVERFLOWING = """
 """
 CUT_OFF_TEXT = """
 [...document.querySelectorAll('svg text')].filter(e => {
-  const box = e.getBoundingClientRect(), frame = e.closest('svg').getBoundingClientRect();
+  const box = e.getBoundingClientRect(), frame = e.closest('svg.chart, figure').getBoundingClientRect();
   return box.left < frame.left - 1 || box.right > frame.right + 1 || box.bottom > frame.bottom + 1;
 }).map(e => e.textContent)
 """

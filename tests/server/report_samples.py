@@ -58,6 +58,26 @@ def make_result(rounds=3, completed=None, released=SITES, dropped=None, privacy=
     return build_result(make_experiment(rounds, **(privacy or {})), **(arguments | changes))
 
 
+def everything():
+    """A result in which every section has something to say."""
+    result = make_result(
+        rounds=5,
+        dropped={2: {"west": "NO_REPLY"}},
+        extra_floors={"local_only": {"local": 0.8, "neighbour": 0.3}, "centralised": {"local": 0.7, "neighbour": 0.7}},
+    )
+    return result | {
+        "audit": [
+            {
+                "attack": "canary",
+                "adversary": "operator",
+                "epsilon_lower_bound": 0.31,
+                "epsilon_claimed": 2.0,
+                "confidence": 0.95,
+            }
+        ]
+    }
+
+
 def with_counts(result, images=200):
     """The result where it is known how many test images each site has."""
     for site in result["sites"]:

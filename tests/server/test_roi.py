@@ -1,80 +1,99 @@
-"""Return on investment: the arithmetic against a case computed by hand, and inputs that cannot be."""
+"""Return on investment: the arithmetic against a case computed by hand, the run's error rates, impossible inputs."""
 
 import tomllib
 from importlib import resources
 
 import pytest
-from report_samples import BY_HAND
+from report_samples import BY_HAND, everything, make_result, with_counts
 
 from dpfpl_common.config import build
 from dpfpl_common.errors import ConfigError
-from dpfpl_server.report.formulas import evaluate, names_in
-from dpfpl_server.report.roi import SCENARIOS, STEPS, ErrorRates, Estimate, RoiInputs, scenario
+from dpfpl_server.report.roi import INPUTS, RESULTS, SCENARIOS, RoiInputs, calculation, return_on_investment
 
-RATES = ErrorRates(before=Estimate(0.15, 0.15, 0.15), after=Estimate(0.11, 0.10, 0.05))
+RATES = {"error_rate_before": 0.15, "error_rate_after": 0.10}
+
+
+def case(**changes):
+    return calculation(BY_HAND | RATES | changes)
 
 
 def test_a_case_computed_by_hand():
     """1000 cases x 1.5 minutes = 25 hours x 40 = 1000. 1000 x 0.05 x 0.1 = 5 errors x 200 = 1000. With 50 of new margin
     2050 a month, less 250 = 1800. 9000 / 1800 = month 5. 24 x 1800 - 9000 = 34,200 over 9000 + 24 x 250 = 15,000: 2.28.
     """
-    found = scenario("expected", build(RoiInputs, BY_HAND, "roi.toml"), RATES)
-    expected = {
-        "hours_saved": 25,
-        "labour_saved": 1000,
-        "errors_avoided": 5,
-        "errors_saved": 1000,
-        "monthly_benefit": 2050,
-        "monthly_net": 1800,
-        "net_over_horizon": 34_200,
-        "return_on_investment": 2.28,
-    }
-    assert {name: found.values[name] for name in expected} == pytest.approx(expected)
-    assert found.break_even_month == 5
-    assert found.cumulative(4) == pytest.approx(-1800)
-    assert found.cumulative(5) == pytest.approx(0)
+    found = case()
+    assert list(RESULTS) == list(found)[len(BY_HAND | RATES) :]
+    assert [found[name] for name in RESULTS] == pytest.approx([25, 1000, 5, 1000, 2050, 1800, 34_200, 2.28, 5])
+    assert set(found) == {*INPUTS, *RESULTS}
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "value"),
+    [
+        ({"error_rate_after": 0.25}, "errors_saved", -2000),  # more errors than before cost money
+        ({"error_rate_before": 0.3}, "errors_avoided", 20),
+        ({"one_off_cost": 1799}, "break_even", 1),
+        ({"one_off_cost": 1800}, "break_even", 1),
+        ({"one_off_cost": 1801}, "break_even", 2),
+        ({"one_off_cost": 18_000}, "break_even", 10),
+        ({"one_off_cost": 0}, "break_even", 0),
+        ({"running_cost_per_month": 5000}, "monthly_net", -2950),
+        ({"running_cost_per_month": 5000}, "break_even", None),  # a loss never breaks even,
+        (
+            {"running_cost_per_month": 5000, "one_off_cost": 0},
+            "break_even",
+            None,
+        ),  # also where nothing is to be covered
+        ({"one_off_cost": 0, "running_cost_per_month": 0}, "return_on_investment", None),
+    ],
+)
+def test_other_cases_by_hand(changes, name, value):
+    assert case(**changes)[name] == (value if value is None else pytest.approx(value))
+
+
+def roi(result, **changes):
+    return return_on_investment(result, build(RoiInputs, BY_HAND | changes, "roi.toml"))
 
 
 def test_the_three_cases_take_their_own_values():
-    inputs = build(RoiInputs, BY_HAND | {"hourly_cost": {"low": 20, "expected": 40, "high": 60}}, "roi.toml")
-    cases = {name: scenario(name, inputs, RATES) for name in SCENARIOS}
-    assert [cases[name].values["labour_saved"] for name in SCENARIOS] == pytest.approx([500, 1000, 1500])
-    assert [cases[name].values["errors_avoided"] for name in SCENARIOS] == pytest.approx([4, 5, 10])
-    assert [cases[name].break_even_month for name in SCENARIOS] == [9, 5, 3]  # 1100, 1800, 3300 a month
+    found = roi(everything(), **RATES, hourly_cost={"low": 20, "expected": 40, "high": 60})
+    assert [found["cases"][name]["labour_saved"] for name in SCENARIOS] == pytest.approx([500, 1000, 1500])
+    assert [found["cases"][name]["break_even"] for name in SCENARIOS] == [7, 5, 4]  # 1300, 1800, 2300 a month
 
 
-def test_break_even_is_the_first_month_that_covers_the_cost():
-    for cost, month in ((1799, 1), (1800, 1), (1801, 2), (0, 0), (18_000, 10)):
-        found = scenario("expected", build(RoiInputs, BY_HAND | {"one_off_cost": cost}, "roi.toml"), RATES)
-        assert found.break_even_month == month
-        assert found.cumulative(month) >= -1e-9
-        assert month == 0 or found.cumulative(month - 1) < 0
+def test_the_runs_error_rates_follow_the_interval_of_its_gain():
+    result = with_counts(everything())
+    verdict = result["verdict"]
+    low, high = verdict["interval"]
+    assert low < verdict["after"] - verdict["before"] < high
+    found = roi(result)
+    assert found["from_run"] == ["error_rate_before", "error_rate_after"]
+    assert {case["error_rate_before"] for case in found["cases"].values()} == {1 - verdict["before"]}
+    after = [found["cases"][name]["error_rate_after"] for name in SCENARIOS]
+    before = 1 - verdict["before"]
+    assert after == pytest.approx([before - low, 1 - verdict["after"], max(0, before - high)])
 
 
-def test_a_loss_never_breaks_even():
-    inputs = build(RoiInputs, BY_HAND | {"running_cost_per_month": 5000}, "roi.toml")
-    found = scenario("expected", inputs, RATES)
-    assert found.values["monthly_net"] == pytest.approx(-2950)
-    assert found.break_even_month is None
-    free = build(RoiInputs, BY_HAND | {"running_cost_per_month": 5000, "one_off_cost": 0}, "roi.toml")
-    assert scenario("expected", free, RATES).break_even_month is None
-
-
-def test_more_errors_than_before_cost_money():
-    worse = ErrorRates(before=Estimate(0.1, 0.1, 0.1), after=Estimate(0.2, 0.2, 0.2))
-    assert scenario("expected", build(RoiInputs, BY_HAND, "roi.toml"), worse).values["errors_saved"] == pytest.approx(
-        -2000
-    )
+def test_without_an_interval_the_low_case_gains_nothing():
+    cases = roi(everything())["cases"]
+    assert cases["low"]["error_rate_after"] == pytest.approx(cases["low"]["error_rate_before"])
+    assert cases["high"] == cases["expected"]
 
 
 def test_the_companys_own_error_rates_come_first():
-    inputs = build(RoiInputs, BY_HAND | {"error_rate_before": 0.3, "error_rate_after": 0.2}, "roi.toml")
-    assert scenario("expected", inputs, RATES).values["errors_avoided"] == pytest.approx(10)
+    found = roi(everything(), error_rate_before=0.3)
+    assert found["from_run"] == ["error_rate_after"]
+    assert {case["error_rate_before"] for case in found["cases"].values()} == {0.3}
+    assert found["cases"]["expected"]["error_rate_after"] == pytest.approx(1 - everything()["verdict"]["after"])
 
 
-def test_nothing_spent_has_no_return_on_it():
-    inputs = build(RoiInputs, BY_HAND | {"one_off_cost": 0, "running_cost_per_month": 0}, "roi.toml")
-    assert scenario("expected", inputs, RATES).values["return_on_investment"] is None
+def test_without_accuracies_the_company_must_give_error_rates():
+    nothing = make_result(released=())
+    assert roi(nothing, **RATES)["cases"]["expected"]["break_even"] == 5
+    with pytest.raises(ConfigError) as error:
+        roi(nothing)
+    assert error.value.code == "NO_ERROR_RATES"
+    assert "error_rate_before" in error.value.advice
 
 
 @pytest.mark.parametrize(
@@ -110,42 +129,6 @@ def test_a_missing_input_is_named():
         build(RoiInputs, table, "roi.toml")
 
 
-def test_the_template_is_valid_and_each_step_uses_only_what_comes_before():
+def test_the_template_is_valid():
     text = resources.files("dpfpl_server.report").joinpath("roi_template.toml").read_text(encoding="utf-8")
-    inputs = build(RoiInputs, tomllib.loads(text), "roi.toml")
-    known = set(scenario("expected", inputs, RATES).values) - {step.name for step in STEPS}
-    for step in STEPS:
-        assert set(names_in(step.formula)) <= known
-        known.add(step.name)
-
-
-@pytest.mark.parametrize(
-    "hostile", ["__import__('os')", "a.__class__()", "(lambda: 1)()", "[1, 2]", "a if b else c", "f'{a}'"]
-)
-def test_a_formula_is_never_code(hostile):
-    with pytest.raises(ValueError, match="no formula"):
-        evaluate(hostile, {"a": 1, "b": 2, "c": 3})
-
-
-def test_missing_values_stay_missing_and_means_leave_them_out():
-    values = {"a": 1.0, "b": None, "rows": [{"x": 3}, {"x": None}]}
-    assert evaluate("a + b", values) is None
-    assert evaluate("a / (a - a)", values) is None
-    assert evaluate("mean(rows[0].x, rows[1].x)", values) == 3
-    assert evaluate("mean(rows[1].x, rows[2].x)", values) is None
-    assert evaluate("count(rows[0].x, rows[1].x)", values) == 1
-    assert evaluate("wilson_low(a, b)", values) is None
-    assert evaluate('rows[0]["x"] * 2 - -a', values) == 7
-
-
-def test_wilson_against_published_values():
-    """Newcombe, Statistics in Medicine 1998, table I, method 3: 81/263, 15/148, 0/20, 1/29."""
-    for hits, count, low, high in (
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-    ):
-        values = {"p": hits / count, "n": count}
-        assert evaluate("wilson_low(p, n)", values) == pytest.approx(low, abs=1e-4)
-        assert evaluate("wilson_high(p, n)", values) == pytest.approx(high, abs=1e-4)
+    build(RoiInputs, tomllib.loads(text), "roi.toml")

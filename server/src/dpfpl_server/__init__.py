@@ -1,3 +1,1 @@
 """What an operator installs: strategy, aggregation, checkpoints, provisioning and reports. No torch."""
-
-__all__: list[str] = []

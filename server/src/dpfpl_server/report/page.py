@@ -1,70 +1,44 @@
 """Puts the report together and writes it beside result.json."""
 
+import functools
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
+
+import jinja2
+from markupsafe import Markup
+from pydantic import BaseModel, ValidationError
 
 from dpfpl_common.config import build, read_toml
 from dpfpl_common.errors import StateError
 from dpfpl_common.ops.files import write_durably
-from dpfpl_server.report.accuracy import (
-    accuracy_section,
-    floors_section,
-    rounds_curves_section,
-    scores_section,
-    stopped_earlier_section,
-    uncertainty_section,
-)
-from dpfpl_server.report.answer import cost_sentence, gain_sentence, privacy_sentence
-from dpfpl_server.report.facts import stopped_after
-from dpfpl_server.report.figures import Figures
-from dpfpl_server.report.markup import Html, paragraph, text
-from dpfpl_server.report.privacy import (
-    audit_section,
-    cost_section,
-    details_section,
-    limits_section,
-    privacy_section,
-    rounds_section,
-)
-from dpfpl_server.report.roi import RoiCase, RoiInputs, roi_case
-from dpfpl_server.report.roi_section import roi_section
-from dpfpl_server.report.texts import Texts, transport_name
+from dpfpl_common.ops.text import printable
+from dpfpl_server.report.charts import Line, line_chart
+from dpfpl_server.report.facts import facts
+from dpfpl_server.report.roi import INPUTS, RESULTS, RoiInputs
+from dpfpl_server.report.texts import FILTERS, Texts
 from dpfpl_server.runs.folder import RunFolder
-from dpfpl_server.runs.words import noise_is_real
 
 __all__ = ["read_roi", "render_report", "write_report"]
 
-SHAPE: dict[str, type] = {
-    "config": Mapping,
-    "method": str,
-    "transport": str,
-    "accuracy": Mapping,
-    "floors": Mapping,
-    "sites": list,
-    "rounds": list,
-    "privacy": Mapping,
-    "verdict": Mapping,
-}
+Table = dict[str, Any]
+STYLES = {"expected": 0, "low": 1, "high": 2}
 
-PAGE = """<!DOCTYPE html>
-<html lang="{language}">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>{title}</title>
-<style>
-{style}</style>
-</head>
-<body>
-<main>
-{content}
-</main>
-</body>
-</html>
-"""
+
+class Shape(BaseModel):
+    """What a result must have before a page is tried."""
+
+    date: str
+    config: Table
+    method: str
+    transport: str
+    accuracy: Table
+    baselines: dict[str, Table]
+    sites: list[Table]
+    rounds: list[Table]
+    scores: list[Table]
+    privacy: Table
+    verdict: Table
 
 
 def render_report(result: Mapping[str, Any], language: str = "en", roi: RoiInputs | None = None) -> str:
@@ -78,55 +52,46 @@ def render_report(result: Mapping[str, Any], language: str = "en", roi: RoiInput
     Raises:
         ConfigError: an unknown language, or a calculation without error rates.
     """
-    texts = Texts(language, str(result["config"].get("task", {}).get("kind", "")))
-    case = roi_case(result, roi) if roi is not None else None
-    values = {**result, "stopped_after": stopped_after(result)}
-    if case is not None:
-        values["roi"] = case.values()
-    figures = Figures(values, texts)
-    name = result["config"]["name"]
-    content = "\n".join(piece for piece in _pieces(result, figures, case, name) if piece)
-    style = resources.files("dpfpl_server.report").joinpath("report.css").read_text(encoding="utf-8")
-    return PAGE.format(
-        language=language, title=text(texts.plain("page.title", name=name)), style=style, content=content
-    )
+    page, texts = _template(language, str(result["config"].get("task", {}).get("kind", "")))
+    found = facts(result, roi)
+    return page.render(found, **_lines(found, texts), roi_inputs=INPUTS, roi_results=RESULTS)
 
 
-def _pieces(result: Mapping[str, Any], figures: Figures, roi: RoiCase | None, name: str) -> tuple[Html, ...]:
-    texts = figures.texts
-    answer = (gain_sentence(result, figures), privacy_sentence(result, figures), cost_sentence(result, figures, roi))
-    noise = result["privacy"].get("noise", "–")
-    return (
-        Html(f"<h1>{text(name)}</h1>"),
-        paragraph(
-            [
-                texts(
-                    "page.subtitle", method=result["method"], transport=transport_name(texts, str(result["transport"]))
-                )
-            ],
-            "quiet",
-        ),
-        Html(
-            f'<section class="answer">\n<h2>{texts("page.answer")}</h2>\n<ol>'
-            + "".join(f"<li>{sentence}</li>" for sentence in answer)
-            + "</ol>\n</section>"
-        ),
-        Html("") if noise_is_real(result) else paragraph([texts("page.noise", noise=noise)], "warning"),
-        scores_section(result, figures),
-        accuracy_section(result, figures),
-        uncertainty_section(result, figures),
-        floors_section(result, figures),
-        rounds_curves_section(result, figures),
-        stopped_earlier_section(result, figures),
-        privacy_section(result, figures),
-        audit_section(result, figures),
-        cost_section(result, figures),
-        roi_section(name, figures, roi),
-        limits_section(result, figures),
-        rounds_section(result, figures),
-        details_section(result, figures),
-        paragraph([texts("page.sources")], "quiet"),
+@functools.lru_cache
+def _template(language: str, task: str) -> tuple[jinja2.Template, Texts]:
+    """Whatever a template puts in is escaped, without control characters; a name that is not there is an error."""
+
+    def shown(value: object) -> object:
+        return value if isinstance(value, Markup | jinja2.Undefined) else printable(value)
+
+    texts = Texts(language, task)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("dpfpl_server.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=shown,
     )
+    environment.filters |= {name: getattr(texts, name) for name in FILTERS}
+    environment.filters["baseline"] = lambda name: texts.word(f"baselines.{name}", name)
+    environment.filters["quoted"] = lambda name: texts("format.quoted", n=texts.word(f"baselines.{name}", name))
+    environment.globals |= {"t": texts, "line_chart": line_chart, "amount": "{:,.0f}".format}
+    return environment.get_template("report.html.j2"), texts
+
+
+def _lines(found: Mapping[str, Any], texts: Texts) -> dict[str, Any]:
+    """The lines of the charts, with their labels."""
+
+    def named(curves: Mapping[str, Mapping[int, float]]) -> list[Line]:
+        return [Line(texts(f"rounds.{name}").striptags(), curves[name], style) for style, name in enumerate(curves)]
+
+    cash = found["roi"]["cash"] if found["roi"] else {}
+    return {
+        "mean_lines": named(found["curves"]),
+        "site_lines": {site: named(curves) for site, curves in found["site_curves"].items()},
+        "cash_lines": [Line(str(texts(f"roi.{case}")), cash[case], STYLES[case]) for case in STYLES if cash],
+    }
 
 
 def write_report(
@@ -138,19 +103,26 @@ def write_report(
         StateError: there is no result yet, it cannot be read, or the report cannot be written.
         ConfigError: see ``render_report``.
     """
+    source = run_folder_path / "result.json"
     try:
         result = RunFolder(run_folder_path).read_json("result.json")
     except StateError:
-        raise _not_a_result(run_folder_path / "result.json", "it is not valid JSON") from None
+        raise _damaged(source, "it is not valid JSON") from None
     if result is None:
         raise StateError(
             code="NO_RESULT",
             message=f"{run_folder_path} holds no result.json.",
             advice="Let the run finish (dpfpl-server resume NAME), then ask for the report again.",
         )
-    _check_shape(result, run_folder_path / "result.json")
+    try:
+        Shape.model_validate(result)
+        page = render_report(result, language, roi).encode()
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise _damaged(source, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    except (KeyError, jinja2.UndefinedError) as error:
+        raise _damaged(source, f"{error} is missing") from error
     path = out or run_folder_path / ("report.html" if language == "en" else f"report.{language}.html")
-    page = render_report(result, language, roi).encode()
     try:
         write_durably(path, page, 0o644)
     except OSError as error:
@@ -162,29 +134,7 @@ def write_report(
     return path
 
 
-def _check_shape(result: object, path: Path) -> None:
-    """Refuse what no version of this software wrote, by the first key that is not as it should be.
-
-    Raises:
-        StateError: a key is missing or of another type.
-    """
-    if not isinstance(result, Mapping):
-        raise _not_a_result(path, "it is no table")
-    for key, kind in SHAPE.items():
-        if not isinstance(result.get(key), kind):
-            raise _not_a_result(path, f"{key!r} is missing or of another type")
-    nested = {
-        "floors": list(result["floors"].values()),
-        "sites": result["sites"],
-        "rounds": result["rounds"],
-        "privacy": [*result["privacy"].get("epsilons", [None]), *result["privacy"].get("events", [None])],
-    }
-    for key, entries in nested.items():
-        if not all(isinstance(entry, Mapping) for entry in entries):
-            raise _not_a_result(path, f"an entry of {key!r} is missing or no table")
-
-
-def _not_a_result(path: Path, why: str) -> StateError:
+def _damaged(path: Path, why: str) -> StateError:
     return StateError(
         code="RESULT_DAMAGED",
         message=f"{path} is not a result of this software: {why}.",

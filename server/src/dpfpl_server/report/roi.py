@@ -1,38 +1,19 @@
-"""Return on investment for one result: the company's inputs joined to the run's own error rates."""
+"""Return on investment of a pilot: the company's inputs, the run's own error rates, and the arithmetic between them."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from dpfpl_common.config import ImpossibleError, settings
 from dpfpl_common.errors import ConfigError
-from dpfpl_server.report.formulas import evaluate
 
-__all__ = [
-    "SCENARIOS",
-    "STEPS",
-    "ErrorRates",
-    "Estimate",
-    "RoiCase",
-    "RoiInputs",
-    "Scenario",
-    "Step",
-    "roi_case",
-    "scenario",
-]
-
-
-# Return on investment of a pilot: what the company knows, what the run measured, and every formula between them.
-#
-# Pure arithmetic. The formulas are data (``STEPS``): the report prints the very text that is computed.
-
+__all__ = ["INPUTS", "RESULTS", "SCENARIOS", "Estimate", "RoiInputs", "calculation", "return_on_investment"]
 
 SCENARIOS = ("low", "expected", "high")
 """By what they make of the return: the cautious, the expected and the hopeful case."""
-
-RATES = ("error_rate_before", "error_rate_after")
 
 LARGEST_AMOUNT = 1e12
 """More cases, minutes or money than this are a slip of the pen."""
@@ -113,142 +94,86 @@ class RoiInputs:
     months: Annotated[int, Field(ge=1, le=600)] = 36
 
 
-@dataclass(frozen=True)
-class ErrorRates:
-    """Shares of wrong answers before and after training, in the three cases."""
+RESULTS = {
+    "hours_saved": "hours",
+    "labour_saved": "money",
+    "errors_avoided": "cases",
+    "errors_saved": "money",
+    "monthly_benefit": "money",
+    "monthly_net": "money",
+    "net_over_horizon": "money",
+    "return_on_investment": "share",
+    "break_even": "months",
+}
+"""What is computed, with its unit, in the order of the calculation. The report's texts say each in words."""
 
-    before: Estimate
-    after: Estimate
+INPUTS = {
+    "cases_per_month": "cases",
+    "minutes_per_case": "minutes",
+    "minutes_per_case_assisted": "minutes",
+    "hourly_cost": "money",
+    "error_rate_before": "share",
+    "error_rate_after": "share",
+    "share_of_errors_that_cost": "share",
+    "cost_of_an_error": "money",
+    "new_margin_per_month": "money",
+    "one_off_cost": "money",
+    "running_cost_per_month": "money",
+    "months": "months",
+}
 
 
-@dataclass(frozen=True)
-class Step:
-    """One line of the calculation.
+def calculation(inputs: Mapping[str, float]) -> dict[str, float | None]:
+    """One case: the inputs by the names of ``INPUTS``, and beside them what follows, by those of ``RESULTS``.
 
-    Attributes:
-        name: of its result, and its key in the report's texts.
-        formula: over the inputs and earlier steps.
-        unit: ``money``, ``hours``, ``cases``, ``share`` or ``months``.
+    ``return_on_investment`` is None where nothing is spent. ``break_even`` is the first month after whose end the sum
+    of all months covers the one-off cost: 0 if there is none to cover, None if it is never covered.
     """
-
-    name: str
-    formula: str
-    unit: str
-
-
-STEPS = (
-    Step("hours_saved", "cases_per_month * (minutes_per_case - minutes_per_case_assisted) / 60", "hours"),
-    Step("labour_saved", "hours_saved * hourly_cost", "money"),
-    Step(
-        "errors_avoided",
-        "cases_per_month * (error_rate_before - error_rate_after) * share_of_errors_that_cost",
-        "cases",
-    ),
-    Step("errors_saved", "errors_avoided * cost_of_an_error", "money"),
-    Step("monthly_benefit", "labour_saved + errors_saved + new_margin_per_month", "money"),
-    Step("monthly_net", "monthly_benefit - running_cost_per_month", "money"),
-    Step("net_over_horizon", "monthly_net * months - one_off_cost", "money"),
-    Step(
-        "return_on_investment",
-        "net_over_horizon / (one_off_cost + running_cost_per_month * months)",
-        "share",
-    ),
-)
-"""The calculation, top to bottom. The break-even month follows: see ``Scenario``."""
+    i = inputs
+    hours = i["cases_per_month"] * (i["minutes_per_case"] - i["minutes_per_case_assisted"]) / 60
+    fewer_errors = i["error_rate_before"] - i["error_rate_after"]
+    errors = i["cases_per_month"] * fewer_errors * i["share_of_errors_that_cost"]
+    labour, avoided = hours * i["hourly_cost"], errors * i["cost_of_an_error"]
+    benefit = labour + avoided + i["new_margin_per_month"]
+    net, cost = benefit - i["running_cost_per_month"], i["one_off_cost"]
+    spent = cost + i["running_cost_per_month"] * i["months"]
+    whole = net * i["months"] - cost
+    month = 0 if cost <= 0 <= net else math.ceil(round(cost / net, 9)) if net > 0 else None
+    values = (hours, labour, errors, avoided, benefit, net, whole, whole / spent if spent else None, month)
+    return {**inputs, **dict(zip(RESULTS, values, strict=True))}
 
 
-@dataclass(frozen=True)
-class Scenario:
-    """One case, computed.
+def return_on_investment(result: Mapping[str, Any], inputs: RoiInputs) -> dict[str, Any]:
+    """The calculation in the three cases, by the names of ``SCENARIOS``.
 
-    Attributes:
-        values: inputs and results by name; a result is None where it has no meaning (a division by nothing).
-        break_even_month: the first month after whose end the sum of all months covers the one-off cost; 0 if there is
-            none to cover; None if it is never covered.
-    """
-
-    name: str
-    values: Mapping[str, float | None]
-    break_even_month: int | None
-
-    def cumulative(self, month: int) -> float:
-        """Net amount after so many months, the one-off cost included."""
-        return float(month * (self.values["monthly_net"] or 0.0) - (self.values["one_off_cost"] or 0.0))
-
-
-BREAK_EVEN = "ceiling(one_off_cost / monthly_net)"
-
-
-def scenario(name: str, inputs: RoiInputs, rates: ErrorRates) -> Scenario:
-    """Compute one of ``SCENARIOS``; error rates of ``inputs`` come before those of the run."""
-    values: dict[str, float | None] = {"months": float(inputs.months)}
-    for field in fields(inputs):
-        value = getattr(inputs, field.name)
-        if isinstance(value, Estimate):
-            values[field.name] = getattr(value, name)
-    values.setdefault("error_rate_before", getattr(rates.before, name))
-    values.setdefault("error_rate_after", getattr(rates.after, name))
-    for step in STEPS:
-        values[step.name] = evaluate(step.formula, values)
-    net, cost = values["monthly_net"], values["one_off_cost"]
-    assert net is not None
-    assert cost is not None
-    month = 0 if cost <= 0 <= net else evaluate(BREAK_EVEN, values) if net > 0 else None
-    return Scenario(name, values, month)
-
-
-@dataclass(frozen=True)
-class RoiCase:
-    """The three cases, computed.
-
-    Attributes:
-        inputs: from roi.toml.
-        scenarios: by the names of ``SCENARIOS``.
-        rate_formulas: where each error rate comes from in result.json, by name and case; those that roi.toml gives are
-            not in it.
-    """
-
-    inputs: RoiInputs
-    scenarios: Mapping[str, Scenario]
-    rate_formulas: Mapping[str, Mapping[str, str]]
-
-    def values(self) -> dict[str, Any]:
-        """What formulas find under ``roi``."""
-        return {
-            name: {**case.values, "break_even_month": case.break_even_month} for name, case in self.scenarios.items()
-        }
-
-
-def roi_case(result: Mapping[str, Any], inputs: RoiInputs) -> RoiCase:
-    """Compute the three cases.
+    Error rates that roi.toml does not give are the run's own: before, of the best way without a federation; after, in
+    the low and the high case, at the ends of the gain's interval; no gain in the low case where there is none.
+    ``from_run`` names them.
 
     Raises:
-        ConfigError: no site let out its accuracy both before and after, and roi.toml gives no error rates.
+        ConfigError: no site released its accuracy both before and after, and roi.toml gives no error rates.
     """
-    wanted = [name for name in RATES if getattr(inputs, name) is None]
-    if wanted and result["verdict"]["before"] is None:
+    found = result["verdict"]
+    from_run = [name for name in ("error_rate_before", "error_rate_after") if getattr(inputs, name) is None]
+    if from_run and found["before"] is None:
         raise ConfigError(
             code="NO_ERROR_RATES",
-            message="No site let out its accuracy both before and after, so the run has no error rates.",
+            message="No site released its accuracy both before and after, so the run has no error rates.",
             advice="Give error_rate_before and error_rate_after in roi.toml.",
         )
-    proven = result["verdict"]["interval"] is not None
-    ends = {"low": "interval[0]", "high": "interval[1]"} if proven else {}
-    rates = {
-        "error_rate_before": dict.fromkeys(SCENARIOS, "1 - verdict.before"),
-        "error_rate_after": {
-            "low": "1 - verdict.before",  # no gain, unless an interval says otherwise
-            "expected": "1 - verdict.after",
-            "high": "1 - verdict.after",
-            **{case: f"min(1, max(0, 1 - verdict.before - verdict.{end}))" for case, end in ends.items()},
-        },
-    }
-    formulas = {name: rates[name] for name in wanted}
-    known = {
-        name: Estimate(**{case: float(evaluate(formulas[name][case], result)) for case in SCENARIOS})
-        if name in formulas
-        else getattr(inputs, name)
-        for name in RATES
-    }
-    errors = ErrorRates(known["error_rate_before"], known["error_rate_after"])
-    return RoiCase(inputs, {name: scenario(name, inputs, errors) for name in SCENARIOS}, formulas)
+    cases: dict[str, dict[str, float | None]] = {}
+    for case, end in zip(SCENARIOS, (0, None, 1), strict=True):
+        values = {"months": float(inputs.months)}
+        for field in fields(inputs):
+            if isinstance(value := getattr(inputs, field.name), Estimate):
+                values[field.name] = getattr(value, case)
+        if from_run:
+            before, gain = found["before"], found["after"] - found["before"]
+            if end is not None and found["interval"] is not None:
+                gain = found["interval"][end]
+            elif case == "low":
+                gain = 0.0
+            values.setdefault("error_rate_before", 1 - before)
+            values.setdefault("error_rate_after", min(1.0, max(0.0, 1 - before - gain)))
+        cases[case] = calculation(values)
+    return {"cases": cases, "currency": inputs.currency, "months": inputs.months, "from_run": from_run}

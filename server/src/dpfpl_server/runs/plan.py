@@ -42,7 +42,7 @@ from dpfpl_server.runs.result import privacy_statement
 from dpfpl_server.sites.kits import STARTING_POLICY
 from dpfpl_server.sites.register import Site
 
-__all__ = ["asked_before", "make_plan", "plan_lines"]
+__all__ = ["asked_before", "images_for_evidence", "make_plan", "plan_lines"]
 
 REPLY_BYTES = 128 + 350
 """Of a reply besides the values of its update: the array's header, names, metrics, signature."""
@@ -75,7 +75,7 @@ def make_plan(experiment: Experiment, sites: Mapping[str, Site], runs: Path) -> 
         },
         "privacy": privacy_statement(experiment, experiment.rounds.number, scored=True),
         "images_of_a_class": _images_of_a_class(experiment),
-        "evidence": _evidence(experiment),
+        "evidence": images_for_evidence(experiment),
         "bytes": _bytes(experiment),
         "seconds": _seconds(experiment, runs),
         "refusals": problems
@@ -160,7 +160,7 @@ def _images_line(images: Mapping[str, int]) -> list[str]:
     ]
 
 
-def _evidence(experiment: Experiment) -> dict[str, Any]:
+def images_for_evidence(experiment: Experiment) -> dict[str, Any]:
     """What class vectors will need, from public numbers alone; empty without evidence or noise."""
     privacy = experiment.privacy
     if not (experiment.uses_evidence and privacy.noise_multiplier):
@@ -352,7 +352,7 @@ def asked_before(runs: Path, except_for: str = "") -> list[tuple[Experiment, dic
 
 def _warnings(experiment: Experiment) -> list[str]:
     warnings = []
-    evidence = _evidence(experiment)
+    evidence = images_for_evidence(experiment)
     if evidence and evidence["nominal_images_of_a_class"] < evidence["now"]["found_at_one_site"]:
         warnings.append(
             "no class will stand out of the noise: a site needs about "

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import lru_cache
 from importlib import metadata
 from typing import Any
 
@@ -32,7 +34,7 @@ from dpfpl_server.federation.evidence import Evidence
 from dpfpl_server.federation.replies import verdicts
 from dpfpl_server.runs.verdict import verdict
 
-__all__ = ["build_result", "columns", "floors_from_metrics", "privacy_statement"]
+__all__ = ["build_result", "columns", "event_epsilon", "floors_from_metrics", "privacy_statement"]
 
 COLUMNS = ("local", "neighbour", "unseen", "all")
 CANDIDATES = ("zero_shot", "text", "prompt", "evidence", "both")
@@ -108,6 +110,7 @@ def build_result(
     counted = _counted(scores or {}, evidence)
     chosen = evidence.chosen(experiment) if evidence is not None and told else "prompt"
     result = {
+        "date": datetime.now(UTC).date().isoformat(),
         "transport": transport,
         "node_authentication": node_authentication,
         "method": experiment.prompt.method,
@@ -259,6 +262,12 @@ def _scores(experiment: Experiment, totals: Floats, sites: int, chosen: str) -> 
             for value, low, high in [gain(totals, stddev, names.index(name), names.index(over))]
         ],
     }
+
+
+@lru_cache(maxsize=4096)
+def event_epsilon(event: PrivacyEvent, delta: float) -> float | str:
+    """The epsilon of one event, as result.json has it."""
+    return json_epsilon(epsilon([event], delta))
 
 
 def _event_table(event: PrivacyEvent) -> dict[str, Any]:

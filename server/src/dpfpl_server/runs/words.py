@@ -7,18 +7,13 @@ from typing import Any
 
 __all__ = [
     "DASH",
-    "FLOORS",
     "MEASURED",
-    "TRANSPORTS",
-    "TRUST",
-    "VERDICTS",
     "amount",
     "bytes_text",
     "change",
     "epsilon_text",
     "exact",
     "noise_is_real",
-    "part_taken",
     "percent",
     "points",
     "seconds_text",
@@ -27,29 +22,6 @@ __all__ = [
 
 DASH = "–"
 """Stands for a value that is not there."""
-
-FLOORS: Mapping[str, tuple[str, str]] = MappingProxyType(
-    {
-        "zero_shot": ("plain text prompt", "the model as it is, nothing learned"),
-        "global_only": ("shared prompt alone", "what the sites learned together, without any personal part"),
-        "local_only": ("every site alone", "each site learns its prompt by itself, without a federation"),
-        "local_only_no_noise": ("every site alone, no noise", "the same without any promise of privacy"),
-        "local_only_evidence": ("every site alone, class vectors", "whatever its own vote"),
-        "local_only_no_noise_evidence": ("every site alone, class vectors, no noise", "without any promise of privacy"),
-        "centralised": ("all data in one place", "one prompt learned from everybody's pooled images"),
-    }
-)
-"""What the result is compared with: short name and meaning, by the keys of result.json's ``floors``."""
-
-VERDICTS: Mapping[str, str] = MappingProxyType(
-    {
-        "pays": "Federating paid",
-        "costs": "Federating did not pay: a site does as well without it",
-        "not_proven": "It is not proven that federating paid",
-        "unknown": "Whether federating paid is not known: no site alone was measured",
-    }
-)
-"""What a result's ``verdict`` says."""
 
 MEASURED: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
@@ -60,37 +32,12 @@ MEASURED: Mapping[str, tuple[str, str]] = MappingProxyType(
 )
 """On what a prompt is tested, a site's own and the others', and what is measured, by the experiment's task."""
 
-TRANSPORTS: Mapping[str, str] = MappingProxyType(
-    {
-        "grpc+tls": "a deployed federation over gRPC with TLS",
-        "in_process": "a simulation inside one process",
-        "flower_simulation": "a simulation by Flower's engine on one machine",
-    }
-)
-
-TRUST: Mapping[str, str] = MappingProxyType(
-    {
-        "distributed": "each site adds its share of the noise to what it sends; no secure aggregation is claimed",
-        "central": "the server adds the noise, so its operator sees sums without any",
-        "secure": "each site adds its share of the noise, and the server learns the sum alone, if it follows the "
-        "protocol and no sites are invented",
-        "local": "each site adds the whole noise itself to what it sends",
-    }
-)
-
 THREE_DIGITS_UP = Context(prec=3, rounding=ROUND_CEILING)
 
 
 def site_sample_rate(result: Mapping[str, Any]) -> float:
     """Chance that a site joined a round; 1 where sites were not sampled."""
     return float(result["config"].get("privacy", {}).get("site_sample_rate", 1.0))
-
-
-def part_taken(result: Mapping[str, Any]) -> str:
-    """Which site the epsilons are about, as a relative clause."""
-    if site_sample_rate(result) < 1:
-        return "that was drawn by chance for every completed round"
-    return "that took part in every completed round"
 
 
 def percent(accuracy: float | None) -> str:

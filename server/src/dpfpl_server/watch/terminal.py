@@ -14,12 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from dpfpl_common.ops.text import printable
+from dpfpl_server.report.texts import Texts
 from dpfpl_server.runs.state import LiveState
 from dpfpl_server.runs.words import (
     DASH,
-    FLOORS,
     MEASURED,
-    VERDICTS,
     amount,
     bytes_text,
     change,
@@ -34,7 +33,7 @@ from dpfpl_server.runs.words import (
 __all__ = ["LiveDisplay", "print_result", "result_table"]
 
 
-# The end of a run as tables in a terminal: accuracies, floors, epsilons, cost of a round.
+# The end of a run as tables in a terminal: accuracies, baselines, epsilons, cost of a round.
 
 
 def result_table(result: Mapping[str, Any]) -> RenderableType:
@@ -43,7 +42,7 @@ def result_table(result: Mapping[str, Any]) -> RenderableType:
     Args:
         result: as ``build_result`` makes it, or read back from result.json.
     """
-    pieces: list[RenderableType] = [_verdict(result), _accuracy(result), _floors(result), _privacy(result)]
+    pieces: list[RenderableType] = [_verdict(result), _accuracy(result), _baselines(result), _privacy(result)]
     if not noise_is_real(result):
         pieces.append(Text(f"Noise: {printable(result['privacy'].get('noise', 'not stated'))}.", style="yellow"))
     flagged = [f"{printable(site['name'])} ({site['flag']})" for site in result["sites"] if site.get("flag")]
@@ -64,13 +63,17 @@ def _verdict(result: Mapping[str, Any]) -> Table:
     """What federating brought over what a site has without it."""
     verdict = result["verdict"]
     rows = [
-        (FLOORS[rival["name"]][0], *(_gain(rival[key]) for key in ("local", "neighbour")))
-        for rival in verdict["rivals"]
+        (_named(rival["name"]), *(_gain(rival[key]) for key in ("local", "neighbour"))) for rival in verdict["rivals"]
     ]
     things, measured = _measured(result)
     counted = ", from noised counts" if verdict["measured"] == "counts" else ""
     head = ("points gained over", f"on own {things}, 95 % interval", f"on others' {things}, 95 % interval")
-    return _table(f"{VERDICTS[verdict['says']]} ({measured}{counted})", head, rows)
+    says = Texts("en")(f"answer.{verdict['says']}").striptags().removesuffix(".")
+    return _table(f"{says} ({measured}{counted})", head, rows)
+
+
+def _named(baseline: str) -> str:
+    return Texts("en").word(f"baselines.{baseline}", baseline).striptags()
 
 
 def _gain(difference: Mapping[str, Any] | None) -> str:
@@ -100,22 +103,15 @@ def _accuracy(result: Mapping[str, Any]) -> Table:
     return _table(title, head, rows)
 
 
-def _floors(result: Mapping[str, Any]) -> Table:
+def _baselines(result: Mapping[str, Any]) -> Table:
     accuracy = result["accuracy"]
-    rows = [
-        (
-            "this federation",
-            percent(accuracy["local"]),
-            DASH,
-            percent(accuracy["worst_site"]),
-            percent(accuracy["neighbour"]),
-        )
-    ]
-    for key, floor in result["floors"].items():
-        local = floor.get("local")
+    ours = [percent(accuracy[key]) for key in ("local", "worst_site", "neighbour")]
+    rows = [["this federation", ours[0], DASH, *ours[1:]]]
+    for key, baseline in result["baselines"].items():
+        local = baseline.get("local")
         ahead = points(local, accuracy["local"])
-        others = (percent(floor.get(where)) for where in ("worst_site", "neighbour"))
-        rows.append((FLOORS.get(key, (key, ""))[0], percent(local), ahead, *others))
+        others = [percent(baseline.get(where)) for where in ("worst_site", "neighbour")]
+        rows.append([_named(key), percent(local), ahead, *others])
     things, _ = _measured(result)
     head = ("mean of the sites", f"own {things}", "ahead by", "worst site", f"others' {things}")
     return _table("Compared with", head, rows)

@@ -2,18 +2,17 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.ops.diagnostics import Trouble
 from dpfpl_common.ops.text import printable
-from dpfpl_common.privacy.accounting import PrivacyEvent, epsilon, json_epsilon
 from dpfpl_common.privacy_plan import ADVERSARIES, UNIT_NAMES, planned_events
-from dpfpl_server.report.charts import Frame, Line, line_chart, mean_curve, site_curve
+from dpfpl_server.report.charts import Line, line_chart, mean_curve, site_curve
 from dpfpl_server.report.texts import Texts
 from dpfpl_server.runs.folder import RunFolder
+from dpfpl_server.runs.result import event_epsilon
 from dpfpl_server.runs.state import STATES, LiveState, run_state
 from dpfpl_server.runs.words import MEASURED
 
@@ -146,7 +145,7 @@ def _sites(
                 "used": used,
                 "dropped": dropped,
                 "accuracy": final[name] if final.get(name) is not None else accuracy[-1] if accuracy else None,
-                "epsilon_at_most": _recipient_epsilon(experiment, min(used + dropped, experiment.rounds.number)),
+                "epsilon_at_most": _epsilons(experiment, min(used + dropped, experiment.rounds.number))[0],
             }
         )
     return rows
@@ -156,7 +155,7 @@ def _scores(experiment: Experiment, result: Any | None) -> list[dict[str, Any]]:
     """Of a finished run: shares of right answers from noised counts over all sites, with their 95 % intervals."""
     texts = Texts("en", experiment.task.kind)
     return [
-        {"name": texts.plain(f"scores.{row['candidate']}"), "value": row["value"], "interval": row["interval"]}
+        {"name": texts(f"scores.{row['candidate']}").striptags(), "value": row["value"], "interval": row["interval"]}
         for row in (result or {}).get("scores", ())
     ]
 
@@ -173,20 +172,11 @@ def _privacy(experiment: Experiment, completed: int) -> dict[str, Any]:
     return {"epsilons": rows, "delta": experiment.privacy.target_delta, "unit": UNIT_NAMES[experiment.privacy.unit]}
 
 
-def _recipient_epsilon(experiment: Experiment, rounds: int) -> float | str:
-    return _epsilons(experiment, rounds)[0]
-
-
 def _epsilons(experiment: Experiment, rounds: int) -> list[float | str]:
     if not rounds:
         return [0.0] * len(ADVERSARIES)
     events = planned_events(experiment, rounds * experiment.rounds.local_steps)
-    return [_epsilon(event, experiment.privacy.target_delta) for event in events]
-
-
-@lru_cache(maxsize=4096)
-def _epsilon(event: PrivacyEvent, delta: float) -> float | str:
-    return json_epsilon(epsilon([event], delta))
+    return [event_epsilon(event, experiment.privacy.target_delta) for event in events]
 
 
 def _chart(experiment: Experiment, history: Sequence[Mapping[str, Any]], result: Any | None) -> dict[str, Any]:
@@ -196,7 +186,7 @@ def _chart(experiment: Experiment, history: Sequence[Mapping[str, Any]], result:
     lines = [Line(label.format(things=things), mean_curve(known, metric), style) for metric, label, style in CURVES]
     if not any(line.points for line in lines):
         return {"svg": "", "legend": [], "sites": {}}
-    drawing = line_chart(f"Mean {measured} by completed rounds", lines, Frame.around(lines, max(1, len(history))))
+    drawing = line_chart(f"Mean {measured} by completed rounds", lines)
     return {
         "svg": drawing,
         "legend": [
