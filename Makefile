@@ -28,7 +28,7 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup wheels images compose-test kubernetes-schema demo demo-vlm test test-all quick everything coverage lint types bench bench-docs benchmarks mutate screenshots api format proto clean attacks audit lock sbom
+.PHONY: help setup wheels images compose-test kubernetes-schema demo demo-vlm test test-all quick everything coverage lint types bench bench-docs benchmarks mutate screenshots docs format proto clean attacks audit lock sbom
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -91,12 +91,12 @@ coverage: setup  ## which lines no test reaches; a third slower than make test-a
 bench: setup  ## how fast it is, against the usual ways; runs/bench/bench.json
 	$(BIN)/python -m research speed --out runs/bench $(BENCH_ARGS)
 
-bench-docs: setup  ## docs/performance.md from the last make bench
-	$(BIN)/python -m research speed-page --bench runs/bench/bench.json --docs docs
+bench-docs: setup  ## docs/results/performance.md from the last make bench
+	$(BIN)/python -m research speed-page --bench runs/bench/bench.json --docs docs/results
 
-benchmarks: setup  ## accuracy, floors and attacks on built-in data: docs/benchmarks.md from runs/benchmarks
+benchmarks: setup  ## accuracy, floors and attacks on built-in data: docs/results/benchmarks.md from runs/benchmarks
 	test -f runs/demo/result.json || $(BIN)/dpfpl-bench demo --out runs/demo  # its prompts are attacked
-	$(BIN)/python -m research benchmarks --out runs/benchmarks --docs docs $(BENCH_ARGS)
+	$(BIN)/python -m research benchmarks --out runs/benchmarks --docs docs/results $(BENCH_ARGS)
 
 # Wheels of everything that the images install, so that a build needs no package index; TORCH as for setup.
 WHEELS := deploy/wheels/.collected
@@ -121,13 +121,17 @@ kubernetes-schema:  ## every field of the Kubernetes manifests against the API's
 mutate: setup  ## break the mechanism on purpose and see the tests notice
 	$(BIN)/python tests/mutation/mutate.py $(MUTATE_ARGS)
 
-attacks: setup  ## play a malicious operator against a real agent and write docs/attacks.md
-	$(BIN)/python tests/attacks/adversarial_operator.py --out docs/attacks.md
+attacks: setup  ## play a malicious operator against a real agent and write docs/results/attacks.md
+	$(BIN)/python tests/attacks/adversarial_operator.py --out docs/results/attacks.md
 screenshots: setup  ## pictures of docs/images, by a headless Chromium
 	DPFPL_SCREENSHOTS=1 $(BIN)/pytest -q tests/browser
 
-api: setup  ## API reference from the docstrings, in runs/api.html
-	$(BIN)/python docs/api_reference.py --out runs/api.html
+# In the same environment, because the pages of commands and settings are made of the installed programs.
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt mkdocs-material 'mkdocstrings[python]' && touch $@
+
+docs: $(VENV)/.docs  ## the documentation as a site, in runs/site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "docs: runs/site/index.html"
 
 format: setup  ## ruff: mend format and order of imports
 	$(BIN)/ruff check --fix-only --select I .

@@ -54,7 +54,7 @@ def attacks(
         console.print(f"largest standard deviation over seeds, {figure} prompt: {spread:.1f} points")
 
 
-@app.command("models", epilog="Example: python -m research models --page docs/models.md")
+@app.command("models", epilog="Example: python -m research models --page docs/results/models.md")
 def models(
     family: Annotated[list[str] | None, typer.Option(help="only these; repeat the flag")] = None,
     page: Annotated[Path | None, typer.Option(help="file whose table is replaced")] = None,
@@ -100,10 +100,10 @@ def models(
         page.write_text(with_table(page.read_text(encoding="utf-8"), measured), encoding="utf-8")
 
 
-@app.command("questions", epilog="Example: python -m research questions --out runs/questions --docs docs")
+@app.command("questions", epilog="Example: python -m research questions --out runs/questions --docs docs/results")
 def questions(
     out: Annotated[Path, typer.Option(help="folder of the runs; started again it goes on")] = Path("runs/questions"),
-    docs: Annotated[Path, typer.Option(help="folder for questions.md and its picture")] = Path("docs"),
+    docs: Annotated[Path, typer.Option(help="folder for questions.md and its picture")] = Path("docs/results"),
     seeds: Annotated[int, typer.Option(min=1, help="runs of each cell")] = 3,
     page_only: Annotated[bool, typer.Option("--page-only", help="run nothing, write what is there")] = False,
 ) -> None:
@@ -193,12 +193,12 @@ def speed(
     typer.echo(f"{out / 'bench.json'} after {result['seconds']:.0f} s")
 
 
-@app.command("speed-page", epilog="Example: python -m research speed-page --docs docs")
+@app.command("speed-page", epilog="Example: python -m research speed-page --docs docs/results")
 def speed_page(
     bench: Annotated[Path, typer.Option(help="what make bench wrote")] = Path("runs/bench/bench.json"),
-    docs: Annotated[Path, typer.Option(help="folder for performance.md and its pictures")] = Path("docs"),
+    docs: Annotated[Path, typer.Option(help="folder for performance.md and its pictures")] = Path("docs/results"),
 ) -> None:
-    """Write docs/performance.md from bench.json."""
+    """Write docs/results/performance.md from bench.json."""
     from research.speed.page import write_performance
 
     if not bench.is_file():

@@ -27,7 +27,7 @@ from dpfpl_server.cli.main import app as server_app
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = {"dpfpl-server": server_app, "dpfpl-client": client_app, "dpfpl-bench": bench_app}
-DOCUMENTS = ("README.md", "README.ja.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md")))
+DOCUMENTS = ("README.md", "README.ja.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md")))
 
 
 def blocks(document, *languages):
@@ -49,14 +49,19 @@ def commands(document):
     return found
 
 
-DRAWINGS = {"docs/architecture.md"}  # its blocks are no commands to type
+DRAWINGS = {"docs/explanation/architecture.md"}  # its blocks are no commands to type
 ALL = [(d, words) for d in DOCUMENTS if d not in DRAWINGS for words in commands(d)]
 
 
 def test_there_are_commands_to_check():
     assert len(ALL) > 25
     assert {words[0] for _, words in ALL} == set(PROGRAMS)
-    assert {document for document, _ in ALL} >= {"README.md", "README.ja.md", "docs/site.md", "docs/operator.md"}
+    assert {document for document, _ in ALL} >= {
+        "README.md",
+        "README.ja.md",
+        "docs/howto/site.md",
+        "docs/howto/operator.md",
+    }
 
 
 @pytest.mark.parametrize(
@@ -124,7 +129,7 @@ def test_what_the_guides_say_before_a_network_is_there(tmp_path):
 
 @pytest.mark.slow
 def test_the_python_of_the_site_guide_runs(tmp_path):
-    (body,) = [b for b in blocks("docs/site.md", "python") if "load_prompt" in b]
+    (body,) = [b for b in blocks("docs/howto/site.md", "python") if "load_prompt" in b]
     trained_folder = a_site_with_a_prompt(tmp_path)
     Image.new("RGB", (20, 20), "white").save(tmp_path / "photo.png")
     body = body.replace('"kits/hospital-a"', repr(str(trained_folder)))
@@ -177,11 +182,11 @@ def table(document, head):
 
 
 def test_the_tables_of_images_and_epsilons_are_computed():
-    for epsilon, noise, *images in table("docs/choosing-a-model.md", "| epsilon | noise, `per_step`"):
+    for epsilon, noise, *images in table("docs/explanation/choosing.md", "| epsilon | noise, `per_step`"):
         z = calibrate_noise_multiplier(epsilon, 1e-5, 0.5, 40)
         assert noise == pytest.approx(z, abs=0.006)
         assert images == [10 * math.ceil(z * math.sqrt(4 * width) / 0.5 / 10) for width in (128, 512, 768)]
-    for epsilon, noise, *images in table("docs/choosing-a-model.md", "| epsilon | noise, `one_shot`"):
+    for epsilon, noise, *images in table("docs/explanation/choosing.md", "| epsilon | noise, `one_shot`"):
         z = calibrate_noise_multiplier(epsilon, 1e-5, 1.0, 1)
         assert noise == pytest.approx(z, abs=0.006)
         assert images == [math.ceil(z * math.sqrt(size)) for size in (96, 512, 768)]
@@ -193,8 +198,8 @@ def means(cell):
 
 
 def test_measured_numbers_are_those_of_the_privacy_page():
-    measured = (ROOT / "docs/privacy.md").read_text()
-    text = " ".join((ROOT / "docs/choosing-a-model.md").read_text().split())
+    measured = (ROOT / "docs/results/accuracy.md").read_text()
+    text = " ".join((ROOT / "docs/explanation/choosing.md").read_text().split())
     steps, once, plain = (
         [means(cell) for cell in re.findall(rf"^\| {way} \|(.*)$", measured, re.MULTILINE)[0].split("|")[1:7]]
         for way in (
@@ -212,17 +217,3 @@ def test_measured_numbers_are_those_of_the_privacy_page():
         (*once, "no noise gave {}."),
     ):
         assert (said + end).format(*(local for local, _ in noised), free) in text
-
-
-def test_the_api_reference_is_built_from_the_docstrings(tmp_path):
-    script = ROOT / "docs" / "api_reference.py"
-    subprocess.run([sys.executable, script, "--out", tmp_path / "api.html"], check=True, timeout=120)
-    page = (tmp_path / "api.html").read_text()
-    for name in (
-        "dpfpl_client.use.prompt",
-        "load_prompt(folder: Path | str",
-        "class Classifier",
-        "dpfpl_common.privacy.accounting",
-    ):
-        assert name in page
-    assert "<code>_epsilon(" not in page

@@ -1,1 +1,1 @@
-"""What class vectors and the vote bring, over partitions, epsilons and seeds; the tables of docs/evidence.md."""
+"""What class vectors and the vote gain by partition, epsilon and seed: tables of docs/results/class-vectors.md."""

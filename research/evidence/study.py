@@ -1,4 +1,4 @@
-"""The study behind docs/evidence.md: ``python -m research.evidence.study --out runs/evidence``.
+"""The study behind docs/results/class-vectors.md: ``python -m research.evidence.study --out runs/evidence``.
 
 Sites are simulated from cached features with the product's own functions (``dpfpl_common.evidence``); noise is seeded.
 Photos are given by folders: ``--model FOLDER --photos FOLDER``. Every seed deals the images anew.

@@ -1,4 +1,4 @@
-"""``docs/performance.md`` from bench.json: tables and plots, nothing that was not measured."""
+"""``docs/results/performance.md`` from bench.json: tables and plots, nothing that was not measured."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import Any, Final
 __all__ = ["performance_page", "write_performance", "write_plots"]
 
 
-# The pictures of ``docs/performance.md``.
+# The pictures of ``docs/results/performance.md``.
 
 
 COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999", "#f0e442")

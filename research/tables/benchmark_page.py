@@ -1,4 +1,4 @@
-"""docs/benchmarks.md from the runs of ``dpfpl_bench.benchmarks``: tables, pictures, and where the aims are missed."""
+"""docs/results/benchmarks.md from the runs of ``benchmarks``: tables, pictures, and where the aims are missed."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -101,16 +101,16 @@ HEAD = """\
 Made by `make benchmarks` from runs on the built-in image sets and the embedded model; not to be edited by hand. One
 process a core, one thread each; noise, split and partition are drawn from the seeds 0, 1, ... of each table. Percent
 right, mean ± standard deviation over seeds; *worst site* is the lowest accuracy of any site on its own classes in any
-seed. *Own* classes are those a site trains on, *others'* those of the other sites. Epsilon is towards whoever
-receives a site's prompt, delta 1e-5, unit: one training image of one site.
+seed. *Own* classes are those a site trains on, *others'* those of the other sites. Epsilon is for the recipient
+of a site's prompt, delta 1e-5, unit: one training image of one site.
 
-Floors beside every table: the plain text prompt (zero-shot), the shared prompt alone, each site alone under the same
+Baselines beside every table: the plain text prompt (zero-shot), the shared prompt alone, each site alone under the same
 promise (the same noise, the same number of steps, both parts trained on its own images) and without any, all images
 in one place without privacy. A prompt personalised on a few classes gains on them what it gives up on others, so a
 row is to be read as a pair.
 
 Here the method is `dpfpl`; every method under every mechanism and trust mode is the table of
-[privacy.md](privacy.md).
+[accuracy.md](accuracy.md).
 """
 
 
@@ -204,7 +204,7 @@ def _floors(results: Mapping[Cell, Any]) -> str:
             "" if floor == "local_only" else f" {_percent(statistics.mean(own))} / {_percent(statistics.mean(others))},"
         )
         lines.append(f"{name}{shown} worst site {_percent(min(worst, default=None))}")
-    return "Floors (own / others'): " + "; ".join(lines) + ".\n"
+    return "Baselines (own / others'): " + "; ".join(lines) + ".\n"
 
 
 def _settings(study: Study) -> str:
@@ -245,7 +245,7 @@ def _events(results: Mapping[Cell, Any]) -> str:
                 f"{event['steps']} release{'s' if event['steps'] != 1 else ''} ({cell.mechanism})"
             )
     ordered = [text for _, text in sorted(found.items(), key=lambda pair: (pair[0][0], -pair[0][1]))]
-    return "Events towards the recipient of a prompt, by epsilon: " + "; ".join(ordered) + "."
+    return "Events for the recipient of a prompt, by epsilon: " + "; ".join(ordered) + "."
 
 
 def _curve(results: Mapping[Cell, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""``python -m research benchmarks``: everything behind docs/benchmarks.md, then the page."""
+"""``python -m research benchmarks``: everything behind docs/results/benchmarks.md, then the page."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ from dpfpl_common.ops.files import write_durably
 __all__ = ["AUDITS", "EPSILONS", "EXAMPLES", "STUDIES", "Study", "benchmarks", "run_study"]
 
 
-# ``make benchmarks``: the runs behind docs/benchmarks.md, on the built-in image sets. Resumable; a run is a file.
+# ``make benchmarks``: the runs behind docs/results/benchmarks.md, on built-in image sets. Resumable; a run is a file.
 #
 # Every table is one :class:`Study`: a few sweeps whose runs are compared. The page is written by
 # ``dpfpl_bench.benchmark_page`` from the files alone, so a page never says what did not run.
@@ -195,7 +195,7 @@ def run_study(study: Study, out: Path, workers: int, on_text: Callable[[str], No
     return whole
 
 
-EXAMPLES = "Example: python -m research benchmarks --out runs/benchmarks --docs docs"
+EXAMPLES = "Example: python -m research benchmarks --out runs/benchmarks --docs docs/results"
 
 AUDITS = {
     "The default settings' one release, digits, epsilon 8": (
@@ -243,7 +243,9 @@ def benchmarks(
     out: Annotated[Path, typer.Option(file_okay=False, help="folder of the runs; started again it goes on")] = Path(
         "runs/benchmarks"
     ),
-    docs: Annotated[Path, typer.Option(file_okay=False, help="where benchmarks.md and its pictures go")] = Path("docs"),
+    docs: Annotated[Path, typer.Option(file_okay=False, help="where benchmarks.md and its pictures go")] = Path(
+        "docs/results"
+    ),
     demo: Annotated[
         Path, typer.Option(file_okay=False, help="a demo whose released prompts are attacked, if it is there")
     ] = Path("runs/demo"),
@@ -251,7 +253,7 @@ def benchmarks(
     page_only: Annotated[bool, typer.Option("--page-only", help="run nothing, write what is there")] = False,
     only: Annotated[str, typer.Option(help="run only the tables whose key begins with this, and write no page")] = "",
 ) -> None:
-    """Run the benchmarks on built-in data and write docs/benchmarks.md; under half an hour on two free cores."""
+    """Run the benchmarks on built-in data and write docs/results/benchmarks.md; half an hour on two free cores."""
     from research.tables.benchmark_page import audit_section, page
 
     console = Console(stderr=True, markup=False, highlight=False)

@@ -1,8 +1,9 @@
 """``python -m research models``: every known family made with random weights, loaded, trained, exported and timed here.
 
-Each family runs in a process of its own, so that its memory is its own. What the table of docs/models.md says was done
-by this command, with architectures from the installed transformers and sizes that fit a laptop: it shows that a family
-works and how families compare, not how long a model of billions of parameters takes. Other sizes can be asked for.
+Each family runs in a process of its own, so that its memory is its own. The table of docs/results/models.md is made
+by this command, with architectures from the installed transformers and sizes that fit a laptop: it shows that a
+family works and how families compare, not how long a model of billions of parameters takes. Other sizes can be asked
+for.
 """
 
 import contextlib

@@ -1,8 +1,8 @@
-"""The tables of docs/privacy.md: method, mechanism and trust mode against epsilon, on the built-in image sets.
+"""The tables of docs/results/accuracy.md: method, mechanism and trust mode against epsilon, on the built-in image sets.
 
 ``python -m research.tables.privacy --out runs/privacy`` makes the runs that are missing, one JSON file each, so it
-can be interrupted and goes on where it was; with ``--docs docs`` it then writes docs/privacy-runs.json and the tables
-between their marks in docs/privacy.md.
+can be interrupted and goes on where it was; with ``--docs docs/results`` it then writes privacy-runs.json and the
+tables between their marks in accuracy.md there.
 """
 
 import argparse
@@ -130,7 +130,7 @@ class _LiftedPass:
         return self._original.rank_one_pullback(scales, directions @ self._lift, coarse=coarse, few=few)
 
 
-# The simulated runs behind docs/privacy.md: what varies, what they share, and what each gives.
+# The simulated runs behind docs/results/accuracy.md: what varies, what they share, and what each gives.
 
 
 Pair = dict[str, float | None]
@@ -144,7 +144,7 @@ class PrivacyRun:
     """One run.
 
     Attributes:
-        epsilon: towards whoever receives a personalised prompt; None = no noise.
+        epsilon: for the recipient of a personalised prompt; None = no noise.
         seed: of split, partition, sampling and noise.
         per_class: most training images of a class at a site; 0 = all.
         size: dimension that the features are lifted into; 0 = the model's own.
@@ -163,7 +163,7 @@ class PrivacyRun:
 
     @property
     def name(self) -> str:
-        """Names its file, and the run itself in docs/privacy-runs.json."""
+        """Names its file, and the run itself in docs/results/privacy-runs.json."""
         parts = [self.data, self.method, f"r{self.rank}", self.mechanism, self.trust]
         if self.projection != "none":
             parts.append(self.projection)
@@ -366,7 +366,7 @@ def _with_floors(data: str) -> list[PrivacyRun]:
 
 
 def collected(folder: Path) -> dict[str, Any]:
-    """The results that are there, as docs/privacy-runs.json keeps them: percent, local and neighbour, by run."""
+    """The results that are there, as privacy-runs.json keeps them: percent, local and neighbour, by run."""
     kept: dict[str, Any] = {}
     for run in runs_of(tuple(TABLES)):
         if not file_of(run, folder).exists():
@@ -397,7 +397,7 @@ def markdown(name: str, kept: Mapping[str, Sequence[float]]) -> str:
             pairs = [_pair([kept[each] for each in names[:seeds]]) for names in cells]
             lines.append(_row([*labels, str(seeds), *pairs]))
     if table.floors:
-        lines += ["", _row(("floor (no noise)", "seeds", "local / neighbour")), "|---|---|---|"]
+        lines += ["", _row(("baseline (no noise)", "seeds", "local / neighbour")), "|---|---|---|"]
         runs = [run for run in _with_floors(table.rows[0][1].data) if run.name in kept]
         lines += [
             _row((floor, str(len(runs)), _pair([kept[f"{run.name} {floor}"] for run in runs]))) for floor in FLOORS
@@ -433,7 +433,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/privacy"), help="folder of the runs' files")
     parser.add_argument("--tables", nargs="+", default=list(TABLES), choices=list(TABLES))
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no further run after so many")
-    parser.add_argument("--docs", type=Path, help="the folder docs, to write the tables into privacy.md")
+    parser.add_argument("--docs", type=Path, help="the folder docs, to write the tables into accuracy.md")
     options = parser.parse_args()
     torch.set_num_threads(1)
     began = time.monotonic()
@@ -451,7 +451,7 @@ def main() -> None:
         return
     lines = [f"  {json.dumps(name)}: {json.dumps(pair)}" for name, pair in kept.items()]
     (options.docs / "privacy-runs.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
-    document = options.docs / "privacy.md"
+    document = options.docs / "accuracy.md"
     document.write_text(with_tables(document.read_text(encoding="utf-8"), kept), encoding="utf-8")
 
 

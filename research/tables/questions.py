@@ -1,4 +1,4 @@
-"""``python -m research questions``: what federating is worth where sites share a style; docs/questions.md.
+"""``python -m research questions``: what federating is worth where sites share a style; docs/results/questions.md.
 
 Resumable: a finished training is a small file, and the page is written from the files alone.
 """
@@ -162,7 +162,7 @@ model was never trained on such a mixture, so no words before the question ask f
 
 Percent of a site's own test questions answered right (normalised exact match), mean ± standard deviation over seeds;
 each seed draws other pictures, questions, answers and noise. `per_step`, `promptfl`, four vectors, {ROUNDS} rounds of
-one step on all lines, rate 0.1, clipping 0.1, delta 1e-5, `distributed` trust; epsilon is towards whoever receives the
+one step on all lines, rate 0.1, clipping 0.1, delta 1e-5, `distributed` trust; epsilon is for the recipient of the
 prompt, per line of a site. *Alone*: the same training with one site's lines, every second of the twelve sites. The
 shared style was chosen on pictures of seed 0, rounds and rate on a seed of their own by accuracy, at sites alone too
 (there twice the rate gave 45.0 instead of 43.8 at epsilon 2); nothing was chosen on the other seeds here.
@@ -214,7 +214,7 @@ def _spread(line: Line) -> str:
 
 
 def write_page(found: Mapping[Cell, Mapping[str, Any]], docs: Path) -> Path:
-    """docs/questions.md and its picture; the page's path."""
+    """docs/results/questions.md and its picture; the page's path."""
     picture = Path("images") / "questions-federated-and-alone.svg"
     (docs / picture).parent.mkdir(parents=True, exist_ok=True)
     _draw(summarise(found), docs / picture)
@@ -244,7 +244,7 @@ def _draw(lines: Mapping[tuple[str, int, float | None], Line], path: Path) -> No
     alone = lines.get(("alone", DOZEN, CURVE_EPSILON))
     _curve(right, [1, *counts] if alone else counts, [alone, *together] if alone else together, "", 0)
     left.set_title("twelve sites")
-    left.set_xlabel("epsilon towards whoever receives the prompt")
+    left.set_xlabel("epsilon for the recipient of the prompt")
     left.set_ylabel("right answers, percent")
     right.set_title(f"epsilon {CURVE_EPSILON:g}")
     right.set_xlabel("sites")

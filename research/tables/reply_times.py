@@ -1,4 +1,4 @@
-"""The table of reply times in docs/what-leaves.md: how long an operator waits, for sites that differ in their examples.
+"""The table of reply times in docs/results/audits.md: how long an operator waits, by the examples of a site.
 
 ``python -m research.tables.reply_times`` asks one site after another for 30 rounds each, in five experiments, with the
 wait for the experiment's fixed time and without it. Run it on a machine that does nothing else.

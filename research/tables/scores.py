@@ -1,4 +1,4 @@
-"""The table of scores in docs/what-leaves.md: estimates from noised counts against the exact shares, on digits.
+"""The table of scores in docs/results/audits.md: estimates from noised counts against the exact shares, on digits.
 
 ``python -m research.tables.scores`` runs each federation once, keeps which held-back images every candidate answers
 right, and draws the release of the counts 200 times.

@@ -1,7 +1,7 @@
 """Plays an operator who pushes a malicious bundle and runs a malicious server, against a real agent process.
 
 Everything that such an operator can make a site do arrives at the agent's socket, as the site's own ClientApp sends
-it. Each attack says what it wants, tries it, and tells what it got. Run as a program it writes docs/attacks.md
+it. Each attack says what it wants, tries it, and tells what it got. Run as a program it writes docs/results/attacks.md
 (``make attacks``); ``test_adversarial_operator.py`` asserts every line of it.
 """
 
@@ -35,7 +35,7 @@ HEAD = """\
 Written by `make attacks`, which plays an operator with a malicious bundle and a malicious server against a real agent
 with the policy that a kit starts with, except that any number of experiments a day is let in; a test fails when a line
 changes. What the operator's code can reach beside the socket, as the SuperNode's user, is in
-[architecture.md](architecture.md#two-users).
+[Architecture](../explanation/architecture.md#two-users).
 
 | Wants to | Tries | Gets | Code |
 |---|---|---|---|
@@ -336,7 +336,7 @@ def table(outcomes: list[Outcome]) -> str:
 def main() -> int:
     """Write the table; exit code 1 if an attack got what it must not."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("docs/attacks.md"))
+    parser.add_argument("--out", type=Path, default=Path("docs/results/attacks.md"))
     outcomes = play()
     arguments = parser.parse_args()
     arguments.out.write_text(table(outcomes), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""docs/benchmarks.md: every table names seeds, settings, events, floors and the worst site."""
+"""docs/results/benchmarks.md: every table names seeds, settings, events, floors and the worst site."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The tables of docs/privacy.md: every number comes from a run that is kept beside it and can be made again."""
+"""The tables of docs/results/accuracy.md: every number comes from a run that is kept beside it and can be repeated."""
 
 import json
 from pathlib import Path
@@ -9,14 +9,14 @@ import torch
 from research.tables import privacy as privacy_runs
 from research.tables.privacy import TABLES, PrivacyRun, done, markdown, runs_of, settings_of, simulated, with_tables
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+DOCS = Path(__file__).resolve().parents[2] / "docs/results"
 KEPT = json.loads((DOCS / "privacy-runs.json").read_text(encoding="utf-8"))
 
 
 def test_the_document_shows_the_kept_runs_and_no_others():
-    document = (DOCS / "privacy.md").read_text(encoding="utf-8")
+    document = (DOCS / "accuracy.md").read_text(encoding="utf-8")
     assert [document.count(f"<!-- table: {name} -->") for name in TABLES] == [1] * len(TABLES)
-    assert with_tables(document, KEPT) == document, "run python -m research.tables.privacy --docs docs"
+    assert with_tables(document, KEPT) == document, "run python -m research.tables.privacy --docs docs/results"
     runs = {run.name for run in runs_of(tuple(TABLES))}
     assert len(runs) == len(runs_of(tuple(TABLES))), "two runs of one name"
     assert {name.split()[0] for name in KEPT} <= runs

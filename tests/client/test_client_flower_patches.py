@@ -8,7 +8,7 @@ import pytest
 from dpfpl_client.node import flower_patches
 from dpfpl_common.ops.patches import Patch, changed_targets
 
-UPSTREAM = Path(__file__).parents[2] / "docs" / "upstream.md"
+UPSTREAM = Path(__file__).parents[2] / "docs/reference/upstream.md"
 
 
 @pytest.mark.parametrize("patch", flower_patches.PATCHES, ids=lambda patch: patch.name)

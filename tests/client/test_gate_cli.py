@@ -39,7 +39,7 @@ def test_approve_shows_in_plain_words_who_learns_what_and_asks(command, trained_
     assert code == 1
     for text in (
         "Experiment lungs", "9 sites", "bright, dark", "in each of 3 rounds", "512 numbers", "noised update",
-        "accuracies", "Never an image", "one training example", "whoever receives", "another site", "the operator",
+        "accuracies", "Never an image", "one training example", "anyone who receives", "another site", "the operator",
         "allowed 50 for one experiment", "of 100", "of 40", "Not approved",
     ):  # fmt: skip
         assert text in out

@@ -175,7 +175,7 @@ class Pilot:
         )
 
     def back_up(self, archive: Path) -> None:
-        """As docs/site.md says: the site stopped, its folder packed."""
+        """As docs/howto/site.md says: the site stopped, its folder packed."""
         site = self.sites["hospital-a"]
         site.compose("stop", "client")
         shutil.make_archive(str(archive), "tar", self.folder / "hospital-a", "kit")
@@ -204,7 +204,7 @@ class Pilot:
         return text[text.index("LEDGER_ROLLED_BACK") :]
 
     def accept_rollback(self) -> list[str]:
-        """As docs/containers.md says: stop, accept, start; the experiments that were charged again."""
+        """As docs/howto/deployment.md says: stop, accept, start; the experiments that were charged again."""
         site = self.sites["hospital-a"]
         site.compose("stop", "client")
         shown = site.compose("run", "--rm", "client", "ledger", "accept-rollback", "--yes", "--json").stdout

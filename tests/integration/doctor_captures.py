@@ -1,6 +1,6 @@
 """Breaks a federation in ways that happen and has ``doctor`` say what is wrong, for real.
 
-``python tests/integration/doctor_captures.py`` writes what it said into docs/troubleshooting.md;
+``python tests/integration/doctor_captures.py`` writes what it said into docs/howto/troubleshooting.md;
 test_doctor_captures.py holds the codes. Needs no image and no model: doctor looks at neither.
 """
 
@@ -25,7 +25,7 @@ from dpfpl_server.sites.superlink import SuperLinkSettings, start_superlink
 
 __all__ = ["captures"]
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "troubleshooting.md"
+DOCUMENT = Path(__file__).parents[2] / "docs/howto/troubleshooting.md"
 
 
 def captures(root: Path) -> Iterator[tuple[str, str, int]]:
@@ -84,6 +84,12 @@ def _said(command: list[str], root: Path, **more: str) -> tuple[str, int]:
     return text.rstrip(), ended.returncode
 
 
+def _at_fault(said: str) -> str:
+    """The findings that matter, each with its advice: no ``ok``, nothing that is so at every site before its start."""
+    findings = re.findall(r"^(?:ERROR|WARNING).*\n +-> .*$", said, re.MULTILINE)
+    return "\n".join(f for f in findings if not re.search(r"\[(NO_STATE|AGENT_DOWN|NODE_DOWN)\]", f))
+
+
 class WebServer:
     """Something else on the port."""
 
@@ -103,9 +109,9 @@ def main() -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as folder:
         for name, said, code in captures(Path(folder)):
-            block = f"<!-- capture: {name} -->\n```\n{said}\n$ echo $?\n{code}\n```\n<!-- end -->"
+            block = f"<!-- capture: {name} -->\n```\n{_at_fault(said)}\n```\n<!-- end -->"
             pattern = re.compile(rf"<!-- capture: {re.escape(name)} -->.*?<!-- end -->", re.S)
-            assert pattern.search(text), f"docs/troubleshooting.md has no place for {name!r}"
+            assert pattern.search(text), f"docs/howto/troubleshooting.md has no place for {name!r}"
             text = pattern.sub(lambda _: block, text)  # noqa: B023
             print(name, code)
     DOCUMENT.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Doctor names what is wrong with set-ups that were really broken; docs/troubleshooting.md shows the same ones."""
+"""Doctor names what is wrong with set-ups that were really broken; docs/howto/troubleshooting.md shows the same."""
 
 import sys
 from pathlib import Path

@@ -89,7 +89,7 @@ def test_R3_a_round_of_a_thousand_sites_costs_the_server_little_and_no_memory_fo
             f"R3 server alone: {count} sites: {seconds:.2f} s a round, peak {peak:.1f} MiB, up {up}, down {down} bytes"
         )
     update_mib = 4 * WIDTH * 4 / (1 << 20)  # [num_context, width], float32
-    assert found[1000][0] < 30.0, "docs/operator.md says 5.4 s, on two cores"
+    assert found[1000][0] < 30.0, "docs/results/scale.md says 5.4 s, on two cores"
     # Names, numbers and messages in flight grow with the sites; their updates do not.
     assert found[1000][1] - found[100][1] < 900 * update_mib
     assert found[1000][2] / found[10][2] == pytest.approx(100, rel=0.05)

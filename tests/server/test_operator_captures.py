@@ -1,4 +1,4 @@
-"""What docs/operator.md shows of ``watch`` and of a stuck federation's ``status`` is what they say today."""
+"""What docs/howto/operator.md shows of ``watch`` and of a stuck federation's ``status`` is what they say today."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ from dpfpl_server.runs.folder import Checkpoint, RunFolder
 from dpfpl_server.runs.state import run_state
 from dpfpl_server.watch.terminal import LiveDisplay
 
-GUIDE = (Path(__file__).parents[2] / "docs" / "operator.md").read_text(encoding="utf-8")
+GUIDE = (Path(__file__).parents[2] / "docs/howto/operator.md").read_text(encoding="utf-8")
 EXPERIMENT = Experiment(
     name="xrays-1",
     classes=("cat", "dog"),

@@ -1,4 +1,4 @@
-"""The table of docs/models.md: kinds of tokenizers by families, the largest difference to plain transformers.
+"""The table of docs/results/models.md: kinds of tokenizers by families, the largest difference to plain transformers.
 
 Run ``python tests/support/tokenizer_table.py`` from the repository's root; it takes a minute.
 """

@@ -83,7 +83,7 @@ def run(
     model: Annotated[
         str | None,
         typer.Option(
-            help="embedded, embedded-vlm, a folder or a hub id; see docs/models.md",
+            help="embedded, embedded-vlm, a folder or a hub id; see docs/reference/models.md",
             show_default="embedded; embedded-vlm for vqa and caption",
         ),
     ] = None,
@@ -165,7 +165,7 @@ def pilot(
         ),
     ],
     model: Annotated[
-        str | None, typer.Option(help="a folder or a hub id; see docs/models.md", show_default="embedded")
+        str | None, typer.Option(help="a folder or a hub id; see docs/reference/models.md", show_default="embedded")
     ] = None,
     class_map: Annotated[
         list[str] | None,

@@ -1,7 +1,8 @@
 """The paper's tables beside ours: under its own noise, and under noise that is worth the epsilon that it names.
 
 What ran is always our training (single examples are clipped, every batch moves the weights, a site's prompt by its own
-gradient). ``accounting = "paper"`` only takes the noise from the paper's formula. docs/algorithm.md says what differs.
+gradient). ``accounting = "paper"`` only takes the noise from the paper's formula. docs/explanation/mechanism.md says
+what differs.
 """
 
 import csv

@@ -23,7 +23,7 @@ Examples:
 def paper(
     table: Annotated[int, typer.Option(help="2, 3 or 4")] = 2,
     model: Annotated[str, typer.Option(help="embedded, a folder or hub id of the CLIP family")] = "embedded",
-    stand_in: Annotated[str, typer.Option(help="runs in place of data that is not at hand: digits or shapes")] = "",
+    stand_in: Annotated[str, typer.Option(help="used in place of missing data: digits or shapes")] = "",
     rounds: Annotated[int, typer.Option(min=1, help="federated rounds; the paper's are 100")] = 100,
     local_steps: Annotated[int, typer.Option(min=1, help="noised steps of a site in one round")] = 1,
     sample_rate: Annotated[float, typer.Option(help="chance that an example joins a step")] = 0.1,
@@ -31,14 +31,14 @@ def paper(
     seeds: Annotated[int, typer.Option(min=1, help="runs of each cell")] = 3,
     workers: Annotated[int, typer.Option(min=0, help="processes; 0 = one a core")] = 0,
     online: Annotated[bool, typer.Option("--online", help="let hub ids be downloaded")] = False,
-    out: Annotated[Path, typer.Option(file_okay=False, help="folder of the runs; started again it goes on")] = Path(
+    out: Annotated[Path, typer.Option(file_okay=False, help="folder of the runs; started again, it resumes")] = Path(
         "runs/paper"
     ),
     as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of the table")] = False,
 ) -> None:
     """Set the paper's figures and ours side by side, with the reasons for differences.
 
-    Data that is not at hand is listed with what to do. Exit codes: 0, 1 some runs failed, 2 bad input.
+    Missing data is listed with what to do. Exit codes: 0, 1 some runs failed, 2 bad input.
     """
     from dpfpl_bench import paper as module
     from dpfpl_bench.sweep.settings import Grid, Sweep

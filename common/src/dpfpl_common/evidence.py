@@ -1,7 +1,7 @@
 """Evidence: from the sites' noised class sums to class vectors, and the vote that says whether to use them.
 
-Everything here is post-processing of noised rows, so it costs no privacy; docs/evidence.md derives it. Symbols:
-M sites, C classes, e the length of an image's feature, z the noise of each coordinate of a row.
+Everything here is post-processing of noised rows, so it costs no privacy; docs/explanation/evidence.md derives it.
+Symbols: M sites, C classes, e the length of an image's feature, z the noise of each coordinate of a row.
 
 ::
 

@@ -111,13 +111,13 @@ class PromptSettings:
     """The learned prompt.
 
     Attributes:
-        method: who learns what; see ``dpfpl_client.learning.methods``.
+        method: what is learned; see ``dpfpl_client.learning.methods``.
         num_context: number of context vectors before the class name.
         rank: rank k of the factors of the personal context.
         init_text: the context starts as this text's embeddings, repeated to the left if it has fewer tokens than
             num_context. Empty: start from zero vectors plus N(0, 0.02^2), as the paper.
         personal_strength: alpha; evaluated, used and exported is ``p_G + alpha p_L``. 1: as trained; 0: the shared
-            prompt alone. Training is the same whatever it is.
+            prompt alone. It does not change training.
         absent_weight: of ``one_shot``: at least this share of the loss keeps the classes of which nothing was found in
             the site's release where the plain text has them; 0: no more than what the noise may hide.
         retention: of ``per_step``: weight of a pull, made of public facts alone, that keeps all classes apart as the
@@ -160,11 +160,11 @@ class PrivacySettings:
             start, after which training is post-processing. ``auto``: see ``choose_mechanism``; an experiment has the
             mechanism and the trust that it chose.
         trust: who adds the noise of the shared gradient, see ``dpfpl_common.privacy_plan``; ``auto`` as ``mechanism``.
-        target_epsilon: calibrates ``noise_multiplier`` so that whoever receives a site's personalised prompt is held to
+        target_epsilon: calibrates ``noise_multiplier`` so that the recipient of a site's personalised prompt is held to
             this epsilon, under the unit ``site`` another site of the federation; absent if noise_multiplier is given.
         target_delta: delta of every epsilon reported.
         noise_multiplier: noise standard deviation over clipping norm, unitless; 0 = no noise, no privacy claim.
-        clipping_norm: L2 bound C_G of one example's gradient towards the global context; under the unit ``site`` of the
+        clipping_norm: L2 bound C_G of one example's gradient by the global context; under the unit ``site`` of the
             whole update of one round.
         factor_clipping_norm: L2 bound C_u = C_v of each personal block: its gradient towards a factor, under ``fedotp``
             towards the personal context; 0 = the same as clipping_norm.
@@ -235,11 +235,11 @@ class AggregationSettings:
 
     Attributes:
         rule: ``mean``, the paper's; ``median`` or ``trimmed_mean``, coordinate by coordinate; or ``krum``, the one
-            update that is nearest to its neighbours. The last three bear some hostile sites but need ``local`` trust:
-            only there is each message noised enough by itself.
-        trim: how many hostile sites ``krum`` bears, and ``trimmed_mean``, which cuts off so many values at each end of
+            update that is nearest to its neighbours. The last three tolerate some hostile sites but need ``local``
+            trust: only there is each message noised enough by itself.
+        trim: how many hostile sites ``krum`` tolerates, and ``trimmed_mean``, which cuts so many values at each end of
             every coordinate.
-        largest_site: the most training images a site may have, in nominal sizes; larger updates are dropped.
+        largest_site: the most training images a site may have, in nominal sizes; larger updates are rejected.
     """
 
     rule: Rule = "mean"
@@ -253,7 +253,7 @@ class GradientSettings:
 
     Attributes:
         precision: ``float32``, or ``bfloat16`` to round the factors of large products on the way back.
-        classes: how many classes of an example's loss count towards its gradient: its label and those that the model
+        classes: how many classes of an example's loss count in its gradient: its label and those that the model
             confuses it with most, so at least 2; 0 for all.
     """
 
@@ -310,7 +310,13 @@ class SiteDescription:
 
 @settings
 class Experiment:
-    """One federated training with a name and a configuration."""
+    """One federated training with a name and a configuration.
+
+    Attributes:
+        name: of the experiment, its folder and its charges; a changed configuration needs a new one.
+        classes: the names that the prompt tells apart; none for questions.
+        sites: who takes part; left out: all provisioned sites.
+    """
 
     name: ExperimentName
     classes: Names
@@ -437,9 +443,10 @@ def choose_mechanism(
 ) -> Choice:
     """Mechanism and trust, chosen where they are ``auto``; what is named is never replaced.
 
-    ``one_shot`` with ``local`` trust wherever it can serve: it is the better at most epsilons (docs/privacy.md), holds
-    the operator to the target as well and is charged once. ``per_step`` otherwise: for questions, whole sites, and
-    where another setting is one of ``per_step`` only. A server that knows who enrolled asks ``with_secure`` besides.
+    ``one_shot`` with ``local`` trust wherever it can serve: it is the better at most epsilons
+    (docs/results/accuracy.md), holds the operator to the target as well and is charged once. ``per_step`` otherwise:
+    for questions, whole sites, and where another setting is one of ``per_step`` only. A server that knows who enrolled
+    asks ``with_secure`` besides.
 
     Args:
         privacy: as asked for.

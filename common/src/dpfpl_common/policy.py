@@ -39,8 +39,8 @@ class Policy:
 
     Attributes:
         experiments: what is approved: ``*``, any experiment that keeps the other rules; ``name@digest``, that
-            configuration, of which the first 12 digits suffice; ``name``, whatever is first run under it. What
-            ``dpfpl-client approve`` was told is approved besides.
+            configuration, of which the first 12 digits suffice; ``name``, the first configuration that is run under
+            it. What you approved by ``dpfpl-client approve`` is approved as well.
         max_epsilon_per_experiment: cap on what a personalised prompt of one experiment may tell its recipient.
         max_epsilon_operator: cap on what the messages of one experiment may tell the operator, who under
             ``distributed`` trust sees each with its share of the noise only. Does not bind under ``central``, where it
@@ -50,12 +50,12 @@ class Policy:
             ``central`` is allowed.
         delta: the delta of all caps; an experiment's own may not be larger.
         trust: allowed trust modes. ``secure`` trusts the operator to follow the protocol of secure aggregation.
-        units: allowed units of privacy. Naming ``site`` means that in such an experiment the caps hold towards another
+        units: allowed units of privacy. Naming ``site`` means that in such an experiment the caps hold against another
             site, and that the site's own prompt, trained without noise, must never leave it.
         mechanisms: allowed mechanisms.
         methods: allowed methods.
-        min_noise_multiplier: least noise.
-        max_clipping_norm: largest clipping norm.
+        min_noise_multiplier: the least noise that an experiment may have.
+        max_clipping_norm: the largest clipping norm that an experiment may have.
         max_rounds: most rounds of one experiment.
         max_repeats: most charges of one experiment beyond one a round, for rounds that were interrupted.
         max_rounds_per_hour: most rounds computed within an hour.

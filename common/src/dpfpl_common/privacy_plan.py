@@ -51,7 +51,7 @@ __all__ = [
 #   that remains unknown to them has at least variance ``H z^2 C^2 / H = z^2 C^2``. The operator, who sees single
 #   messages, is held only to the multiplier ``z / sqrt(H)`` of one message: no secure aggregation is claimed.
 # - ``secure`` (``one_shot`` only): the same shares, but the operator learns the sum alone, so it too is held to z. That
-#   is computational and about an operator that follows the protocol: docs/privacy.md.
+#   is computational and about an operator that follows the protocol: docs/explanation/secure-aggregation.md.
 # - ``central``: sites send clipped, un-noised sums and the server adds variance ``z^2 C^2``. The paper's setting; the
 #   operator sees the data's sums: no finite epsilon towards it.
 # - ``local``: each message carries the whole variance ``z^2 C^2``; the site derives its personal gradient from the same
@@ -67,8 +67,8 @@ UNIT_NAMES = {
 """The neighbouring relation of each unit, in words."""
 
 ADVERSARIES = {
-    "prompt_recipient": "whoever receives a site's personalised prompt",
-    "other_site": "another site of the federation, or whoever receives another site's prompt",
+    "prompt_recipient": "anyone who receives a site's personalised prompt",
+    "other_site": "another site of the federation, or anyone who receives its prompt",
     "operator": "the operator of the server, who sees every message of the site",
 }
 """Stable keys of the three adversaries, and who they are."""
@@ -153,7 +153,7 @@ def planned_events(experiment: Experiment, steps: int | None = None) -> tuple[Pr
     Under ``one_shot`` there is one release of all the data, at the first step, whatever follows.
 
     One joint event per step, never one per block: the blocks are clipped jointly and noised in proportion to their
-    bounds, so together they are one Gaussian mechanism of multiplier z (docs/algorithm.md, joint clipping).
+    bounds, so together they are one Gaussian mechanism of multiplier z (docs/explanation/mechanism.md, joint clipping).
 
     Under the unit ``site`` a round is one release, however many local steps it has.
     """
@@ -256,7 +256,7 @@ def vote_multiplier(experiment: Experiment) -> float:
 def capped_event(experiment: Experiment, steps: int | None = None) -> PrivacyEvent:
     """The planned event that ``target_epsilon``, a site's caps and its ledger are about.
 
-    Towards whoever receives the site's personalised prompt; under the unit ``site``, where that prompt must never leave
+    For the recipient of the site's personalised prompt; under the unit ``site``, where that prompt must never leave
     the site, towards another site.
     """
     recipient, other_site, _ = planned_events(experiment, steps)
@@ -282,7 +282,7 @@ def _multiplier(experiment: Experiment) -> float:
 def resolve_noise(experiment: Experiment) -> Experiment:
     """Fill in the noise multiplier that target_epsilon asks for, unless one is given.
 
-    The target holds towards whoever receives a site's personalised prompt; under the unit ``site``, with one release a
+    The target holds for the recipient of a site's personalised prompt; under the unit ``site``, with one release a
     round, towards another site. Under ``accounting = "paper"`` the paper's formula is used instead, and the target is
     nominal only.
 

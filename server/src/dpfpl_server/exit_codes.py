@@ -7,8 +7,8 @@ __all__ = ["FAILED", "HELP", "INTERRUPTED", "NOT_GOING_ON", "STUCK", "WRONG", "e
 WRONG, FAILED, NOT_GOING_ON, STUCK, INTERRUPTED = 2, 3, 4, 5, 130
 
 HELP = """\
-Exit codes: 0 done, or going on as it should; 2 wrong input, settings or state, nothing was changed; 3 the experiment failed, or
-plan foresees that sites refuse it; 4 stopped or cut off, resume goes on; 5 (status, watch) it waits for sites or hangs; 130 Ctrl-C.
+Exit codes: 0 done or running; 2 wrong input, settings or state, nothing was changed; 3 the experiment failed, or
+plan foresees that sites refuse it; 4 stopped or cut off (resume continues); 5 (status, watch) waiting for sites, or hanging; 130 Ctrl-C.
 """  # noqa: E501  one paragraph for the help page, which breaks lines itself
 
 

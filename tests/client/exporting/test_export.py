@@ -203,7 +203,7 @@ def test_the_card_states_what_a_recipient_must_know(trained_site, backbone, tmp_
     card = (tmp_path / "out/README.md").read_text()
     for part in ("library_name: peft", "bright, dark", backbone.fingerprint, "prompt recipient", "Intended use"):
         assert part in card
-    for who in ("whoever receives a site's personalised prompt", "another site", "the operator of the server"):
+    for who in ("anyone who receives a site's personalised prompt", "another site", "the operator of the server"):
         assert f"| {who}" in card
     (row,) = summarise(settings)["experiments"]
     (shown,) = re.findall(r"ledger was charged ([0-9.]+) for this experiment", card)

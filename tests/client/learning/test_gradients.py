@@ -82,7 +82,7 @@ def test_changing_one_example_changes_its_own_row_only(case):
 
 @pytest.mark.privacy
 def test_leaving_one_example_out_leaves_the_other_rows(case):
-    """Up to the rounding of another batch shape; what remains is covered by docs/algorithm.md's note on rounding."""
+    """Up to the rounding of another batch shape; docs/explanation/mechanism.md's note on rounding covers the rest."""
     backbone, dtype, tolerance = case
     context, tokens, features, labels = problem(backbone, dtype)
     whole = per_example_gradients(backbone, context, tokens, features, labels)

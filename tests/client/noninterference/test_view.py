@@ -14,7 +14,7 @@ from dpfpl_common.privacy.accounting import (
 from dpfpl_common.wire import agent_pb2
 
 ROOT = Path(__file__).resolve().parents[3]
-PAGE = (ROOT / "docs" / "what-leaves.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs/explanation/what-leaves.md").read_text(encoding="utf-8")
 ENGLISH = (ROOT / "README.md").read_text(encoding="utf-8")
 JAPANESE = (ROOT / "README.ja.md").read_text(encoding="utf-8")
 

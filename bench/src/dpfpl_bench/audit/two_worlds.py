@@ -1,10 +1,11 @@
 """Two worlds at the epsilon that people run: one example more or less, its class sums and scores released many times.
 
-``python -m dpfpl_bench.audit.two_worlds`` prints the table of docs/what-leaves.md. The example is the worst there is: a
-feature of norm 1 alone in its class, and every candidate answers it right. The attacker has the best test there is of
-two Gaussians and knows everything but whether the example is there. It is in the training part or in the held-back
-one, and the attacker of both releases does not know in which. The noise is the experiment's, a half of it, and a
-hundredth: where the bound on epsilon does not pass the claim with a half, the attack would not have noticed either.
+``python -m dpfpl_bench.audit.two_worlds`` prints the table of docs/results/audits.md. The example is the worst there
+is: a feature of norm 1 alone in its class, and every candidate answers it right. The attacker has the best test there
+is of two Gaussians and knows everything but whether the example is there. It is in the training part or in the
+held-back one, and the attacker of both releases does not know in which. The noise is the experiment's, a half of it,
+and a hundredth: where the bound on epsilon does not pass the claim with a half, the attack would not have noticed
+either.
 """
 
 from dataclasses import dataclass

@@ -170,7 +170,7 @@ def simulate(
 
 @dataclass(frozen=True)
 class Simulated:
-    """A simulated run. ``result`` is what result.json holds; docs/operator.md explains its keys."""
+    """A simulated run. ``result`` is what result.json holds; docs/howto/operator.md explains its keys."""
 
     result: dict[str, Any]
 

@@ -35,7 +35,7 @@ Example of a sweep.toml:
   \\[rounds]                   # the same in every run, as \\[prompt] and \\[privacy]: see experiment.toml\n
   number = 10
 
-dpfpl-bench sweep sweep.toml --out runs/ranks. Started again it goes on where it was.
+dpfpl-bench sweep sweep.toml --out runs/ranks. Started again, it resumes.
 """
 
 

@@ -41,7 +41,7 @@ def _by_epsilon(rows: Sequence[Row], path: Path, title: str) -> Path:
         _lines(axes, noisy, [row.epsilon or 0.0 for row in noisy], label, number)
     for axis in axes:
         axis.set_xscale("log", base=2)
-        axis.set_xlabel("epsilon towards whoever receives a site's prompt")
+        axis.set_xlabel("epsilon for the recipient of a site's prompt")
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     return _finish(figure, axes, rows, path)
 

@@ -26,8 +26,12 @@ class Grid:
     """Every combination of these is run; one without a sound analysis is listed with the reason instead.
 
     Attributes:
-        epsilon: targets for whoever receives a personalised prompt.
-        no_noise: also without noise, once whatever the trust mode: without noise trust modes do not differ.
+        method: as in experiment.toml.
+        rank: as in experiment.toml.
+        mechanism: as in experiment.toml.
+        trust: as in experiment.toml.
+        epsilon: targets for the recipient of a personalised prompt.
+        no_noise: also without noise, once: without noise trust modes do not differ.
     """
 
     method: Annotated[tuple[Method, ...], *_SomeOf] = (PromptSettings.method,)
@@ -90,7 +94,7 @@ class Sweep(RunSettings):
 
     Attributes:
         data: as ``--data`` of ``dpfpl-bench run``.
-        seeds: how many, from 0; each draws split, partition, sampling and noise anew.
+        seeds: how many, from 0; each draws its own split, partition, sampling and noise.
     """
 
     name: str = "sweep"

@@ -46,7 +46,7 @@ def approve(
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what an experiment would let out and cost, then approve this very configuration of it."""
+    """Show what an experiment would release and cost, then approve exactly this configuration."""
     from dpfpl_client.agent.policy_file import Approvals
     from dpfpl_client.approval import describe, pending_plan, read_plan, words
 
@@ -84,7 +84,7 @@ def register(
 ) -> None:
     """Register this site's images, as a first or a new version, under its one privacy ledger; no agent may be running.
 
-    All versions are charged to the same ledger: images that were replaced have been paid for all the same.
+    All versions are charged to the same ledger: what replaced images cost is not given back.
     """
     from dpfpl_client.agent.ledger.dataset import register_site
 
@@ -124,7 +124,7 @@ def policy_accept(
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Accept policy.toml as it is, also where it became looser; holds from the next request on, never backwards."""
+    """Accept policy.toml as it is, also where it became looser; holds from the next request."""
     from dpfpl_client.agent.policy_file import PolicyFile
 
     settings = _load(site)

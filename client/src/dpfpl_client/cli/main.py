@@ -273,7 +273,7 @@ def results(
     experiment: Annotated[str | None, typer.Option(help="whose prompts; default: the latest")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show how well the prompts do on this site's held-back images: exactly, for you alone, and as told with noise."""
+    """Show accuracy on this site's held-back images: exact, for you alone, and as released with noise."""
     from dpfpl_client.use.results import exact_results, results_lines
 
     found = exact_results(_load(site), experiment)
@@ -390,14 +390,14 @@ def ledger_accept_rollback(
         bool,
         typer.Option(
             "--nothing-was-lost",
-            help="your word that the ledger is the newest one; only heard where nothing outside the state folder "
+            help="you state that the ledger is the newest one; only accepted where nothing outside the state folder "
             "remembers it, for instance after a move to another machine",
         ),
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Go on with an old copy of the ledger: all that may have been spent since it was made is charged."""
+    """Continue with an old copy of the ledger: all that may have been spent since is charged."""
     from dpfpl_client.agent.ledger.view import accept_rollback
 
     settings = _load(site)

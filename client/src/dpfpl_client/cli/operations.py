@@ -61,7 +61,7 @@ def doctor(
     offline: Annotated[bool, typer.Option("--offline", help="do not ask the server")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Explain in plain words what keeps this site from taking part, and what to do; changes nothing anywhere."""
+    """Say what keeps this site from taking part and what to do; changes nothing."""
     from dpfpl_client.doctor import examine_site
     from dpfpl_client.site.settings import load_site
     from dpfpl_common.ops.diagnostics import exit_code, findings_json, findings_text
@@ -103,7 +103,7 @@ def forget(
     yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Leave an experiment for good and remove its prompt; the ledger keeps what was spent, which stays a fact."""
+    """Leave an experiment for good and remove its prompt; the ledger keeps what was spent."""
     from dpfpl_client.agent.audit import AUDIT_FILE, AuditLog
     from dpfpl_client.agent.store import DiskStore
     from dpfpl_client.site.settings import load_site

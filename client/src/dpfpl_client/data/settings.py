@@ -35,7 +35,7 @@ class DataSettings:
         partition_seed: the seed of the partition, the same at every simulated site.
         viewpoint: how this site sees every image of its own.
         class_map: the site's own folder names or labels -> the experiment's class names.
-        bits: so many bits a value has in greyscale files of 16 bits that do not say it themselves; what the device
+        bits: bits of a value in greyscale files of 16 bits that do not say it themselves; what the device
             writes, not what the pictures happen to hold.
         frames: of a file with several pictures the ``first`` is taken, or it is left out (``refuse``).
         public: whether everybody may know the data: exact accuracies may leave a site on public data, and only public

@@ -116,7 +116,9 @@ def check_wide_colours(upper: NDArray[np.uint8], opened: Image.Image, head: byte
 
     Args:
         upper: the upper 8 bits, [height, width, channels].
-        opened, head, bits: as for :func:`scale_wide_grey`.
+        opened: the open file.
+        head: its first bytes.
+        bits: as for :func:`scale_wide_grey`.
 
     Raises:
         UnreadableImageError: the values are numbers of fewer bits, so that the upper ones alone are nearly black.

@@ -77,7 +77,9 @@ def contrast_cotangents(
     shared, C of the plain and P of the personalised prompt.
 
     Args:
-        shared, personal, plain: unit class features [classes, feature_size].
+        shared: unit class features [classes, feature_size].
+        personal: the same shape.
+        plain: the same shape.
     """
     gap = ((shared * personal).sum(dim=1) - (shared * plain).sum(dim=1)) / TEMPERATURE
     push = torch.sigmoid(gap)[:, None] / (TEMPERATURE * len(shared))

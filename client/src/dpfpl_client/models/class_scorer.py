@@ -148,9 +148,10 @@ def total_gradient(
 ) -> Tensor:
     """``sum_x weights_x g_x`` [num_context, width] at the cost of one example; not for clipping, so not private.
 
+    The other arguments are those of ``per_example_gradients``.
+
     Args:
         weights: [batch]; an example of weight 0 counts as absent.
-        backbone, context, tokens, image_features, labels: as in ``per_example_gradients``.
     """
     text = backbone.text_pass(context, tokens)
     scales = loss_scales(text, backbone.logit_scale, image_features, labels, backbone.logit_bias) * weights[:, None]
@@ -176,7 +177,8 @@ def label_against_rivals(scales: Tensor, labels: Tensor, rivals: int, *, balance
     """Of each row of ``loss_scales`` the label's entry and the so many largest others; the rest is zero.
 
     Balanced, for the softmax's rows, which sum to zero: the label's entry becomes minus the sum of the others kept, so
-    that what all text features have in common still cancels. Without this, accuracy suffered (docs/performance.md).
+    that what all text features have in common still cancels. Without this, accuracy suffered
+    (docs/results/performance.md).
     """
     of_label = labels[:, None]
     others = scales.scatter(1, of_label, 0.0)

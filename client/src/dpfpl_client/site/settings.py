@@ -29,7 +29,11 @@ __all__ = [
 class ServerSettings:
     """How the SuperNode reaches the operator's server; paths are relative to site.toml.
 
-    ``poll_s``: how often it asks for messages, in seconds; a federation of hundreds of sites needs more than 1.
+    Attributes:
+        address: host and port, as in the kit: ``fl.example.org:9092``.
+        ca_certificate: the federation's authority.
+        node_key: this site's key for the connection.
+        poll_s: seconds between two questions for messages; a federation of hundreds of sites needs more than 1.
     """
 
     address: str = ""
@@ -40,11 +44,14 @@ class ServerSettings:
 
 @settings
 class AgentSettings:
-    """Where the agent listens: ``unix:PATH`` or ``HOST:PORT`` on a loopback or private address.
+    """How the agent is reached, and what it uses.
 
-    ``key`` is the key that it signs its replies with, ``aggregation_key`` the one that it signs its part of secure sums
-    with, where there is one: relative to site.toml, for the agent's user alone (mode 0600). ``peers`` names the file
-    with the fingerprints of other sites' aggregation keys; ``threads`` is the number of processor cores that it uses.
+    Attributes:
+        address: where it listens: ``unix:PATH``, or ``HOST:PORT`` on a loopback or private address.
+        key: signs its replies; relative to site.toml, for the agent's user alone (mode 0600).
+        aggregation_key: signs its part of secure sums, where there is one; as ``key``.
+        peers: file with the fingerprints of other sites' aggregation keys.
+        threads: processor cores that it uses.
     """
 
     address: str = "unix:state/agent.sock"
@@ -72,7 +79,12 @@ class ComputeSettings:
 
 @settings
 class UserSettings:
-    """Whose processes agent and SuperNode are, where root starts them; both empty: of whoever starts them."""
+    """The users that agent and SuperNode run as if root starts them; both empty: the user who starts them.
+
+    Attributes:
+        agent: owns images, policy, ledger and prompt.
+        node: holds the connection and runs the operator's code.
+    """
 
     agent: str = ""
     node: str = ""
@@ -85,9 +97,11 @@ class UserSettings:
 
 @settings
 class MonitoringSettings:
-    """Where the agent shows its health and metrics, ``127.0.0.1:9465``; empty: nowhere.
+    """Health and metrics over HTTP.
 
-    ``public`` accepts an address that other machines reach; only for a container's own network.
+    Attributes:
+        address: where the agent shows them, such as ``127.0.0.1:9465``; empty: nowhere.
+        public: accept an address that other machines reach; only for a container's own network.
     """
 
     address: str = ""
@@ -113,7 +127,7 @@ class SiteSettings:
         policy: the site's policy file.
         registry: folder outside the state folder that remembers how far each privacy ledger of this machine had come
             and which images it charges; see ``registry_folder`` for the default.
-        offline: never reach for a model hub.
+        offline: never connect to a model hub.
         server: how to reach the operator's server.
         agent: where the agent listens.
         compute: where the model computes.

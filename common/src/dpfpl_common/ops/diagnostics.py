@@ -98,7 +98,8 @@ def findings_text(findings: Sequence[Finding]) -> str:
             lines.append(f"          -> {finding.advice}")
     bad = sum(finding.level == ERROR for finding in findings)
     odd = sum(finding.level == WARNING for finding in findings)
-    lines.append(f"{bad} errors, {odd} warnings." if bad or odd else "All is well.")
+    counts = [f"{n} {word}{'s' * (n != 1)}" for n, word in ((bad, "error"), (odd, "warning"))]
+    lines.append(", ".join(counts) + "." if bad or odd else "All is well.")
     return "\n".join(lines)
 
 

@@ -22,7 +22,7 @@ class Patch:
         targets: ``module:qualified.name`` of every function or class that it replaces or relies on, with the digest of
             its source.
         reason: what goes wrong without it.
-        upstream: the heading in docs/upstream.md that says what the package should do instead.
+        upstream: the heading in docs/reference/upstream.md that says what the package should do instead.
     """
 
     name: str

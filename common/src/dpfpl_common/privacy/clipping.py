@@ -16,10 +16,10 @@ GRAIN = 2.0**-36
 def joint_clip_factors(squared_norms: npt.ArrayLike, clipping_norms: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """Scale factors under which every example's blocks obey one joint bound.
 
-    Guarantee: with ``s = joint_clip_factors(...)[x]``, ``sum_b |s g_xb|^2 / C_b^2 <= 1`` for every example x, so adding
-    or removing one example changes the sum of the scaled vectors by at most 1 in the metric ``sum_b |.|_b^2 / C_b^2``
-    (source: ALGORITHM in docs/algorithm.md, "joint clipping"). An example with a non-finite norm gets factor 0: a rule
-    that looks at that example alone, so the bound holds for it too.
+    Guarantee: with ``s = joint_clip_factors(...)[x]``, ``sum_b |s g_xb|^2 / C_b^2 <= 1`` for every example x, so
+    adding or removing one example changes the sum of the scaled vectors by at most 1 in the metric ``sum_b |.|_b^2 /
+    C_b^2`` (source: ALGORITHM in docs/explanation/mechanism.md, "joint clipping"). An example with a non-finite norm
+    gets factor 0: a rule that looks at that example alone, so the bound holds for it too.
 
     Args:
         squared_norms: [batch, blocks], squared L2 norm of each block of each example's (projected) gradient.

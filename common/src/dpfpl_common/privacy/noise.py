@@ -11,7 +11,7 @@ theorem 4) it gives the zero-concentrated bound of the continuous Gaussian with 
 two neighbouring sums of n coordinates can drive them apart by at most ``sqrt(n)`` steps more, a relative growth of the
 sensitivity of ``z sqrt(n) / SCALE``; the step is widened by ROUNDING_SLACK to pay for it, which suffices up to
 ``grid_allows``. The accountant treats the noise as continuous; at this scale the discrete law differs from the rounded
-continuous one by a relative 1e-22, far below any delta (docs/algorithm.md).
+continuous one by a relative 1e-22, far below any delta (docs/explanation/mechanism.md).
 """
 
 import decimal

@@ -150,9 +150,9 @@ def resume(
     site_wait: SiteWait = 120.0,
     as_json: AsJson = False,
 ) -> None:
-    """Go on with an experiment after its last completed round; sites repeat what they released at no cost.
+    """Continue an experiment after its last completed round; sites repeat what they released at no cost.
 
-    A run that still goes on, but that nobody supervises, is supervised again. Exit codes as for run.
+    A run that still works without a supervisor is supervised again. Exit codes as for run.
     """
     from dpfpl_server.runs.folder import RunFolder
 
@@ -163,7 +163,7 @@ def resume(
 def status(
     name: Name, server: ServerFolder = Path("server"), runs: RunsFolder = Path("runs"), as_json: AsJson = False
 ) -> None:
-    """Say what an experiment is doing or waiting for, whether anybody is there to do it, and which certificate ends.
+    """Show what an experiment is doing or waiting for, whether its program is alive, and which certificate ends.
 
     Exit codes: 0 finished or going on, 3 failed, 4 stopped or cut off, 5 waiting for sites or hanging.
     """
@@ -224,7 +224,7 @@ def watch(
 def stop(
     name: Name, server: ServerFolder = Path("server"), runs: RunsFolder = Path("runs"), as_json: AsJson = False
 ) -> None:
-    """Stop a running experiment; completed rounds are kept, and resume goes on."""
+    """Stop a running experiment; completed rounds are kept, and resume continues it."""
     from dpfpl_server.runs.folder import RunFolder
     from dpfpl_server.runs.state import run_state
     from dpfpl_server.runs.supervise import stop_experiment
@@ -234,7 +234,7 @@ def stop(
     if as_json:
         _print_json(run_state(folder).table())
     else:
-        typer.echo(f"{name} is stopped. Go on with: dpfpl-server resume {name}")
+        typer.echo(f"{name} is stopped. To continue: dpfpl-server resume {name}")
 
 
 def list_runs(runs: RunsFolder = Path("runs"), as_json: AsJson = False) -> None:

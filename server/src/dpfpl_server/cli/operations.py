@@ -23,7 +23,7 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def doctor(server: ServerFolder = SERVER, as_json: AsJson = False) -> None:
-    """Explain in plain words what keeps sites from connecting, and what to do; changes nothing."""
+    """Say what is wrong on the server's side and what to do; changes nothing."""
     from dpfpl_common.ops.diagnostics import exit_code, findings_json, findings_text
     from dpfpl_server.watch.doctor import examine_server
 

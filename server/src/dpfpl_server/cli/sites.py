@@ -120,7 +120,7 @@ def renew(
     ca_key: CaKey = None,
     as_json: AsJson = False,
 ) -> None:
-    """Issue the server's certificate anew under the same authority; the sites keep their kits."""
+    """Issue a new server certificate under the same authority; the sites keep their kits."""
     from dpfpl_server.sites.certificates import renew_server_certificate
 
     expiry = renew_server_certificate(server, ca_key)

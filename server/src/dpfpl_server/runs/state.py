@@ -21,14 +21,14 @@ __all__ = ["STATES", "LiveState", "RunState", "run_state"]
 
 STATES = {
     "NOT_STARTED": "planned, no run was submitted",
-    "STARTING": "a run was submitted, its program is not at work yet, or it is being resumed",
+    "STARTING": "a run was submitted or resumed; its program has not started to work",
     "WAITING_FOR_SITES": "too few sites are connected",
-    "RUNNING": "rounds are made",
-    "HANGING": "the program is there but has given no sign of life for a while",
-    "FAILED": "ended for the reason given; mend it, then resume",
-    "STOPPED": "stopped by the operator; resume goes on",
-    "CUT_OFF": "the program is gone and nobody supervises it; resume goes on",
-    "FINISHED": "result.json is there",
+    "RUNNING": "training",
+    "HANGING": "the program has not responded for a while",
+    "FAILED": "ended for the reason given; fix it, then resume",
+    "STOPPED": "stopped by the operator; resume continues",
+    "CUT_OFF": "the program has ended without a supervisor; resume continues",
+    "FINISHED": "results are ready",
 }
 """Every state and what it means."""
 

@@ -120,7 +120,7 @@ def stop_experiment(folder: RunFolder, server_folder: Path) -> None:
 
 
 def _stopped(by: str) -> Status:
-    return {"phase": "STOPPED", "by": by, "text": f"stopped ({by}); dpfpl-server resume goes on"}
+    return {"phase": "STOPPED", "by": by, "text": f"stopped ({by}); to continue: dpfpl-server resume"}
 
 
 def _submit(folder: RunFolder, server_folder: Path, sites: Callable[[], dict[str, dict[str, Any]]]) -> Attempt:

@@ -47,7 +47,7 @@ def result_table(result: Mapping[str, Any]) -> RenderableType:
         pieces.append(Text(f"Noise: {printable(result['privacy'].get('noise', 'not stated'))}.", style="yellow"))
     flagged = [f"{printable(site['name'])} ({site['flag']})" for site in result["sites"] if site.get("flag")]
     if flagged:
-        pieces.append(Text(f"Ask about: {', '.join(flagged)}; see docs/operator.md.", style="yellow"))
+        pieces.append(Text(f"Ask about: {', '.join(flagged)}; see docs/howto/operator.md.", style="yellow"))
     if evidence := result.get("evidence"):
         pieces.append(Text(_evidence(result["chosen"], evidence), style="yellow" if evidence["warning"] else ""))
     pieces.append(Text(_cost(result)))

@@ -1,4 +1,4 @@
-"""Brings a ledger of the first schema, without a chain, to the present one: a backup, then one transaction."""
+"""A site's privacy ledger: every charge as a record that is only ever added, and what they sum up to."""
 
 import secrets
 import time

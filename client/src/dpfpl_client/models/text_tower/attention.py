@@ -125,8 +125,10 @@ def attend(
 
     Args:
         queries: [H, R, Q, e], scaled, contiguous as all others.
-        keys, values: [H, R, T, e].
-        shared_keys, shared_values: [H, S, e]; every query sees all of them, S is at least 1.
+        keys: [H, R, T, e].
+        values: [H, R, T, e].
+        shared_keys: [H, S, e]; every query sees all of them, S is at least 1.
+        shared_values: [H, S, e].
         allowed: [R, Q, T] bool, which own keys a query sees.
     """
     heads, rows, count, size = queries.shape

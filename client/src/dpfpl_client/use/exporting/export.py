@@ -147,7 +147,7 @@ def _refuse_what_must_stay(prompt: SitePrompt) -> None:
     if prompt.experiment.privacy.unit == "site":
         raise PrivacyError(
             code="PROMPT_MUST_STAY",
-            message="Under the unit site a site's own prompt is trained without noise: towards whoever receives it "
+            message="Under the unit site a site's own prompt is trained without noise: for its recipient "
             "epsilon is infinite, so it is not exported.",
             advice="Use it at the site (dpfpl-client predict), or pass on the shared prompt of the server.",
         )
