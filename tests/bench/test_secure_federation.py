@@ -30,13 +30,13 @@ from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_client.models.loader import load_backbone
 from dpfpl_client.site.init import initialise
 from dpfpl_client.site.settings import load_site
-from dpfpl_common.enrolment import fingerprint
 from dpfpl_common.errors import PayloadError, RefusedError, RoundError, StateError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_common.policy import Policy
 from dpfpl_common.privacy.noise import from_steps
 from dpfpl_common.secure import STEPS, SUMS
 from dpfpl_common.secure import primitives as p
+from dpfpl_common.secure.enrolment import fingerprint
 from dpfpl_common.secure.server import ServerSum
 from dpfpl_common.secure.site import SiteSum
 from dpfpl_common.secure.sums import share_stddev, terms_of

@@ -15,8 +15,8 @@ from dpfpl_client.site.enrol import enroll
 from dpfpl_client.site.kit import unpack_kit
 from dpfpl_client.site.settings import load_site
 from dpfpl_common.config import to_table
-from dpfpl_common.enrolment import Enrolment, fingerprint, public_line, read_enrolment
 from dpfpl_common.errors import ConfigError, DeploymentError
+from dpfpl_common.secure.enrolment import Enrolment, fingerprint, public_line, read_enrolment
 from dpfpl_server.cli import main as server_cli
 from dpfpl_server.sites.admin import add_sites, revoke_site, rotate_site
 from dpfpl_server.sites.kits import KIT_FILES

@@ -108,7 +108,7 @@ SECURE = (
     ),
     (
         "enrolment: nobody looks whether the aggregation key signed the file",
-        "dpfpl_common.enrolment:Enrolment.__post_init__",
+        "dpfpl_common.secure.enrolment:Enrolment.__post_init__",
         "signer.verify(signature, _1)",
         "_1",
         (f"{ENROL_TESTS}::test_a_public_file_that_was_changed_on_its_way_is_refused",),

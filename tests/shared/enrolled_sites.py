@@ -7,7 +7,7 @@ from dpfpl_client.agent.peers import aggregation_keys
 from dpfpl_client.site.enrol import enroll
 from dpfpl_client.site.kit import unpack_kit
 from dpfpl_client.site.settings import load_site
-from dpfpl_common.enrolment import fingerprint
+from dpfpl_common.secure.enrolment import fingerprint
 from dpfpl_server.sites.admin import add_sites
 from dpfpl_server.sites.provision import ProvisionRequest, provision
 

@@ -29,12 +29,12 @@ from dpfpl_client.models.loader import load_computing
 from dpfpl_client.node.fleet_probe import probe_fleet
 from dpfpl_client.site.init import template_policy
 from dpfpl_client.site.settings import SiteSettings
-from dpfpl_common.enrolment import fingerprint
 from dpfpl_common.errors import ConfigError, DpfplError, ModelError, StateError
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.ops.diagnostics import ERROR, OK, Finding, durable_folder, telemetry
 from dpfpl_common.privacy.accounting import json_epsilon
 from dpfpl_common.privacy_plan import site_noise_stddev
+from dpfpl_common.secure.enrolment import fingerprint
 
 __all__ = [
     "CheckReport",

@@ -12,10 +12,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from scipy import stats
 
-from dpfpl_common.enrolment import fingerprint
 from dpfpl_common.errors import DpfplError, PayloadError, RefusedError, RoundError
 from dpfpl_common.secure import STEPS, graph
 from dpfpl_common.secure import primitives as p
+from dpfpl_common.secure.enrolment import fingerprint
 from dpfpl_common.secure.server import ServerSum
 from dpfpl_common.secure.site import Answered, SiteSum, signed_survivors
 from dpfpl_common.secure.terms import Keys, Terms, named, names_of

@@ -18,10 +18,10 @@ from dpfpl_client.agent.policy_file import require_protected
 from dpfpl_client.agent.signing import load_signing_key
 from dpfpl_client.site.settings import SiteSettings
 from dpfpl_common.config import read_toml
-from dpfpl_common.enrolment import FINGERPRINT, fingerprint
 from dpfpl_common.errors import ConfigError
 from dpfpl_common.experiment import SITE_NAME
 from dpfpl_common.ops.files import make_folder_durably, write_durably
+from dpfpl_common.secure.enrolment import FINGERPRINT, fingerprint
 from dpfpl_common.secure.terms import Keys
 
 __all__ = ["NO_KEYS", "AggregationKeys", "aggregation_keys"]

@@ -34,7 +34,7 @@ def enroll(
     """Make this site's keys here; only their public halves, in one small file, go to the operator."""
     from dpfpl_client.site.enrol import enroll as make
     from dpfpl_common.config import to_table
-    from dpfpl_common.enrolment import fingerprint
+    from dpfpl_common.secure.enrolment import fingerprint
 
     enrolment, public = make(site, name, force=force)
     keys = {key: fingerprint(line) for key, line in to_table(enrolment).items() if key.endswith("_key")}
@@ -85,8 +85,8 @@ def peers_pin(
 
     from dpfpl_client.agent.audit import AUDIT_FILE, AuditLog
     from dpfpl_client.site.settings import load_site
-    from dpfpl_common.enrolment import FINGERPRINT
     from dpfpl_common.experiment import SITE_NAME
+    from dpfpl_common.secure.enrolment import FINGERPRINT
 
     keys, settings = _keys(site), load_site(site)
     wanted = None if remove else told or keys.seen().get(peer, "")

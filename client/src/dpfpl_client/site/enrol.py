@@ -15,10 +15,10 @@ from cryptography.hazmat.primitives.serialization import (
 
 from dpfpl_client.site.settings import AgentSettings, ServerSettings, load_site
 from dpfpl_common.config import to_table
-from dpfpl_common.enrolment import Enrolment, public_line
 from dpfpl_common.errors import ConfigError
 from dpfpl_common.experiment import SITE_NAME
 from dpfpl_common.ops.files import make_folder_durably, write_durably
+from dpfpl_common.secure.enrolment import Enrolment, public_line
 
 __all__ = ["enroll", "node_public_line"]
 

@@ -26,10 +26,10 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from dpfpl_common.enrolment import fingerprint
 from dpfpl_common.errors import PayloadError, RefusedError
 from dpfpl_common.secure import STEPS
 from dpfpl_common.secure import primitives as p
+from dpfpl_common.secure.enrolment import fingerprint
 from dpfpl_common.secure.graph import neighbourhoods
 from dpfpl_common.secure.terms import Keys, Terms, named, names_of
 

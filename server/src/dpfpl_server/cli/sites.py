@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from dpfpl_common.enrolment import Enrolment
 from dpfpl_common.errors import ConfigError
+from dpfpl_common.secure.enrolment import Enrolment
 
 __all__ = ["renew", "sites_app"]
 
@@ -132,7 +132,7 @@ def renew(
 
 
 def _enrolment(public_key: Path | None, names: list[str]) -> Enrolment | None:
-    from dpfpl_common.enrolment import read_enrolment
+    from dpfpl_common.secure.enrolment import read_enrolment
 
     if public_key is None:
         return None
@@ -146,7 +146,7 @@ def _enrolment(public_key: Path | None, names: list[str]) -> Enrolment | None:
 
 
 def _say_kits(kits: dict[str, Path], enrolment: Enrolment | None) -> None:
-    from dpfpl_common.enrolment import fingerprint
+    from dpfpl_common.secure.enrolment import fingerprint
 
     for name, path in kits.items():
         typer.echo(f"{name}: {path}")

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from dpfpl_common.enrolment import Enrolment, fingerprint
 from dpfpl_common.errors import ConfigError, DeploymentError
+from dpfpl_common.secure.enrolment import Enrolment, fingerprint
 from dpfpl_server.sites.kits import write_public
 from dpfpl_server.sites.provision import ProvisionRequest, ProvisionResult, load_place, provision
 from dpfpl_server.sites.register import load_sites, register_lock, save_sites

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from dpfpl_common.enrolment import Enrolment
 from dpfpl_common.errors import ConfigError, DeploymentError
+from dpfpl_common.secure.enrolment import Enrolment
 from dpfpl_server.sites.certificates import (
     Issued,
     certificate_covers,

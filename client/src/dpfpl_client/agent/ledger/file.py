@@ -214,16 +214,8 @@ class LedgerFile:
         except sqlite3.Error as error:
             raise unusable(self.path, error) from None
 
-    def backup(self, path: Path) -> None:
-        """Copy the whole database, with what still lies in its log."""
-        copy = sqlite3.connect(path)
-        try:
-            self._database.backup(copy)
-        finally:
-            copy.close()
-
     def _version(self) -> int:
-        """The schema's version; 0 for an empty file. The first schema bore no number."""
+        """The schema's version; 0 for an empty file."""
         ((version,),) = self.execute("PRAGMA user_version").fetchall()
         tables = self.execute("SELECT count(*) FROM sqlite_master WHERE name = 'charges'").fetchall()
         return int(version) or int(tables[0][0])
