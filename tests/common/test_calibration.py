@@ -4,6 +4,7 @@ import math
 import random
 
 import pytest
+from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism
 from opacus.accountants import PRVAccountant
 
 from dpfpl_common.errors import PrivacyError
@@ -25,9 +26,9 @@ EDGES = [
     pytest.param(0.01, 0.01, 0.9, 100_000, marks=pytest.mark.slow),
     pytest.param(1.0, 1e-8, 0.01, 1_000_000, marks=pytest.mark.slow),
     pytest.param(10.0, 1e-8, 0.5, 1_000_000, marks=pytest.mark.slow),
-    (1.0, 1e-12, 0.1, 100),
+    (1.0, 1e-10, 0.1, 100),
     (10.0, 1e-10, 0.1, 10_000),
-    (1.0, 0.1, 0.5, 1000),
+    (1.0, 0.01, 0.5, 1000),
     (30.0, 1e-5, 0.5, 40),
     (8.0, 1e-5, 1.0, 1),
     pytest.param(2.0, 1e-6, 1e-3, 100_000, marks=pytest.mark.slow),
@@ -44,18 +45,27 @@ def log_uniform(rng, low, high):
 
 def drawn(rng):
     """A setting of all that is admitted, often at an edge."""
-    steps = round(log_uniform(rng, 1, accounting.MOST_STEPS))
+    steps = rng.choice([1, accounting.MOST_STEPS, *(round(log_uniform(rng, 1, accounting.MOST_STEPS)) for _ in "ab")])
     smallest = max(accounting.SMALLEST_DELTA, accounting.SMALLEST_DELTA_OF_A_STEP * steps)
     return (
         rng.choice([LOWEST, accounting.LARGEST_TARGET, log_uniform(rng, LOWEST, accounting.LARGEST_TARGET)]),
         rng.choice([smallest, accounting.LARGEST_DELTA, log_uniform(rng, smallest, accounting.LARGEST_DELTA)]),
         rng.choice([1.0, RAREST, log_uniform(rng, RAREST, 1.0)]),
-        rng.choice([1, accounting.MOST_STEPS, steps, steps]) if smallest <= 1e-12 else steps,
+        steps,
     )
 
 
 def says_nothing(delta, sample_rate, steps):
     return -math.expm1(steps * math.log1p(-sample_rate)) <= delta if sample_rate < 1 else False
+
+
+def lower_bound(z, sample_rate, steps, delta, error):
+    """Epsilon with every loss rounded down: no larger than the true one, and no more than ``error`` smaller."""
+    losses = from_gaussian_mechanism(
+        z, pessimistic_estimate=False, value_discretization_interval=error / steps, sampling_prob=sample_rate,
+        use_connect_dots=False,
+    )  # fmt: skip
+    return losses.self_compose(steps).get_epsilon_for_delta(delta)
 
 
 def check(target, delta, sample_rate, steps):
@@ -67,11 +77,7 @@ def check(target, delta, sample_rate, steps):
     try:
         at_ours, below = (exact_delta(each, z, sample_rate, steps) for each in (spent, spent / 1.01))
     except NotConvergedError:
-        assert delta >= 1e-10, "none of the accountants reaches this"
-        theirs = PRVAccountant()
-        theirs.history = [(z, sample_rate, steps)]
-        found = theirs.get_epsilon(delta, eps_error=spent / 500, delta_error=delta / 1000)
-        assert found == pytest.approx(spent, rel=0.01)
+        assert spent / 1.01 <= lower_bound(z, sample_rate, steps, delta, error=spent / 200) <= spent
         return z, spent
     assert at_ours <= delta * 1.001  # so the true epsilon is not above ours
     assert below >= delta or spent < 2e-4  # and not below ours by more than a hundredth
@@ -101,10 +107,10 @@ REFUSED = [
     (1000.0, 1e-5, 0.5, 10),
     (100.1, 1e-5, 0.5, 10),
     (0.009, 1e-5, 0.5, 10),
-    (1.0, 1e-15, 0.5, 10),
-    (1.0, 1e-12, 0.5, 1000),  # 1e-11 is the smallest over so many steps
+    (1.0, 1e-11, 0.5, 10),
+    (1.0, 1e-10, 0.5, 20_000),  # 2e-10 is the smallest over so many steps
     (1.0, 1e-9, 0.01, 1_000_000),
-    (1.0, 0.5, 0.5, 10),
+    (1.0, 0.02, 0.5, 10),
     (1.0, 1e-5, 1e-3, 1_000_001),
     (1.0, 1e-5, 1e-6, 10**10),
 ]
@@ -119,7 +125,7 @@ def test_a_setting_for_which_epsilons_are_not_exact_is_refused(setting):
 
 
 @pytest.mark.parametrize(
-    ("delta", "sample_rate", "steps"), [(0.1, 1e-6, 90_000), (1e-3, 1e-4, 10), (0.05, 0.04, 1), (0.1, 1e-6, 1)]
+    ("delta", "sample_rate", "steps"), [(0.01, 1e-4, 90), (1e-3, 1e-4, 10), (0.01, 0.009, 1), (0.01, 1e-4, 1)]
 )
 def test_a_delta_that_holds_without_noise_is_refused(delta, sample_rate, steps):
     with pytest.raises(PrivacyError, match="without any noise") as caught:
@@ -130,11 +136,11 @@ def test_a_delta_that_holds_without_noise_is_refused(delta, sample_rate, steps):
 @pytest.mark.parametrize(
     ("delta", "sample_rate", "steps", "code"),
     [
-        (1e-13, 0.5, 10, "NOT_EXACT_THERE"),
-        (0.2, 0.5, 10, "NOT_EXACT_THERE"),
+        (1e-11, 0.5, 10, "NOT_EXACT_THERE"),
+        (0.02, 0.5, 10, "NOT_EXACT_THERE"),
         (1e-5, 0.5, 1_000_100, "NOT_EXACT_THERE"),
-        (1e-12, 0.5, 1000, "NOT_EXACT_THERE"),
-        (0.1, 1e-3, 10, "DELTA_SAYS_NOTHING"),
+        (1e-10, 0.5, 20_000, "NOT_EXACT_THERE"),
+        (0.01, 1e-3, 10, "DELTA_SAYS_NOTHING"),
     ],
 )
 def test_a_given_multiplier_is_held_to_the_same_range(delta, sample_rate, steps, code):
@@ -153,7 +159,7 @@ def test_a_given_multiplier_is_held_to_the_same_range(delta, sample_rate, steps,
     assert resolve_noise(asked(0.0)).privacy.noise_multiplier == 0.0  # claims nothing
 
 
-@pytest.mark.parametrize(("delta", "steps"), [(1e-5, 600_000), (1e-13, 1), (0.2, 1), (1e-12, 60)])
+@pytest.mark.parametrize(("delta", "steps"), [(1e-5, 600_000), (1e-11, 1), (0.02, 1), (1e-10, 6000)])
 def test_a_ledger_beyond_the_range_has_no_number(delta, steps):
     several = [PrivacyEvent("other_site", "per_step", 1e4, 0.01, steps)] * 2
     assert epsilon(several, delta) == accounting.INFINITE
@@ -162,7 +168,7 @@ def test_a_ledger_beyond_the_range_has_no_number(delta, steps):
 
 @pytest.mark.parametrize(
     ("z", "sample_rate", "steps", "delta"),
-    [(0.4214, 0.0149, 12_400, 0.0831), (0.25, 0.3, 8, 1e-5), (0.1, 1.0, 3, 1e-5)],
+    [(0.4214, 0.0149, 12_400, 0.00831), (0.25, 0.3, 8, 1e-5), (0.1, 1.0, 3, 1e-5)],
 )
 def test_a_large_epsilon_is_exact_too(z, sample_rate, steps, delta):
     """Renyi's bound would be 200 instead of 94.6 for the first."""

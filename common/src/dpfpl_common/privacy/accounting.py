@@ -52,11 +52,11 @@ COARSE_DISCRETISATION = 1e-2
 WIDE, RELATIVE_DISCRETISATION = 20.0, 1e-5
 """Where a step may lose more than the first, a grid of that share of epsilon does, if that is larger."""
 
-FINEST_GRID = 100_000
+FINEST_GRID = 400_000
 """Most points, about, that a finer grid may have."""
 
-MOST_STEPS, SMALLEST_TARGET, LARGEST_TARGET, LARGEST_DELTA = 1_000_000, 0.01, 100.0, 0.1
-SMALLEST_DELTA, SMALLEST_DELTA_OF_A_STEP = 1e-12, 1e-14
+MOST_STEPS, SMALLEST_TARGET, LARGEST_TARGET, LARGEST_DELTA = 1_000_000, 0.01, 100.0, 0.01
+SMALLEST_DELTA, SMALLEST_DELTA_OF_A_STEP = 1e-10, 1e-14
 """Where epsilons are exact to a hundredth (tests/common/test_calibration.py). With smaller deltas the rounding of
 double precision, which grows with the steps, is no longer small beside delta."""
 
