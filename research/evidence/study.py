@@ -18,6 +18,7 @@ import numpy.typing as npt
 from dpfpl_common.evidence import (
     Pool,
     class_head,
+    directions,
     evidence_wins,
     mix_bonus,
     pool_rows,
@@ -116,7 +117,7 @@ class Case:
             moments.append(noised_moment(residuals(head, features, labels), self.noise, share * self.moment))
         wins = evidence_wins(told, sum(map(len, parts)), share * self.vote, len(parts))
         moment, variance = unpack_moment(np.sum(moments, axis=0)), len(parts) * (share * self.moment) ** 2
-        used = sharpened(head, head, dataclasses.replace(pool, moment=moment, moment_variance=variance))
+        used = sharpened(head, directions(head), dataclasses.replace(pool, moment=moment, moment_variance=variance))
         return used.logits(study.test_features), wins, float(head.found.mean())
 
     def _summed(self, parts: Parts) -> Floats:

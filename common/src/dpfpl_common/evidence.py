@@ -1,7 +1,7 @@
 """Evidence: from the sites' noised class sums to class vectors, and the vote that says whether to use them.
 
-All but ``votes`` and ``residuals`` is post-processing of noised values, so it costs no privacy; docs/evidence.md derives it. Symbols:
-M sites, C classes, e the length of an image's feature, z the noise of each coordinate of a row.
+All but ``votes`` and ``residuals`` is post-processing of noised values, so it costs no privacy; docs/evidence.md
+derives it. Symbols: M sites, C classes, e the length of an image's feature, z the noise of each coordinate of a row.
 
 ::
 
@@ -322,7 +322,7 @@ def residuals(head: Head, features: Floats, labels: Ints) -> Floats:
     return np.where(known[:, None], _unit_rows(rest), 0.0)
 
 
-def sharpened(head: Head, plain: Head, pool: Pool) -> Head:
+def sharpened(head: Head, basis: Floats, pool: Pool) -> Head:
     """Linear discriminant analysis with the pool's moment: directions in which images scatter much count less.
 
     The scatter S [k, k] is the moment in units of its mean t, drawn towards the identity by the share of its deviation
@@ -331,8 +331,8 @@ def sharpened(head: Head, plain: Head, pool: Pool) -> Head:
 
     Args:
         head: of ``class_head``.
-        plain: the same with the plain texts, which the sites had for their moments.
-        pool: that both were made from; the same head comes back where it has no moment or one of noise.
+        basis: [e, k], ``directions`` of the head with the plain texts, as the sites had them for their moments.
+        pool: that the head was made from; the same head comes back where it has no moment or one of noise.
     """
     if pool.moment is None or head.found.sum() < 2:
         return head
@@ -345,7 +345,6 @@ def sharpened(head: Head, plain: Head, pool: Pool) -> Head:
     edge = math.sqrt(2 * k * variance) / mean
     scatter, axes = np.linalg.eigh((1 - noise) * pool.moment / mean + (noise + edge) * np.eye(k))
     change = (axes * ((1 + edge) / np.maximum(scatter, LEAST_SCATTER) - 1)) @ axes.T
-    basis = directions(plain)
     inside = head.vectors @ basis
     vectors = head.vectors + inside @ change @ basis.T
     bias = -0.5 * np.sum((inside @ change) * inside, axis=1)

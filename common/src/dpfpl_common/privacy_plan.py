@@ -29,6 +29,7 @@ __all__ = [
     "honest_shares",
     "images_to_stand_out",
     "largest_signal",
+    "moment_multiplier",
     "noise_share",
     "paper_noise_multiplier",
     "planned_events",
@@ -239,9 +240,9 @@ def _same_epsilon(noise_multiplier: float, sample_rate: float, steps: int, delta
 
 
 def class_sums_multiplier(experiment: Experiment) -> float:
-    """Noise multiplier of the class sums of ``one_shot``: of the whole release less the vote's share, if there is one.
+    """Noise multiplier of the class sums of ``one_shot``: of the whole release less what vote and moment take, if any.
 
-    Both together are one Gaussian mechanism of the experiment's multiplier, which is what is charged, before the first.
+    All together are one Gaussian mechanism of the experiment's multiplier, which is what is charged, before the first.
     """
     z = _multiplier(experiment)
     return shared_out(z)[0] if experiment.uses_evidence else z
@@ -250,6 +251,11 @@ def class_sums_multiplier(experiment: Experiment) -> float:
 def vote_multiplier(experiment: Experiment) -> float:
     """Noise multiplier of a site's vote; see :func:`class_sums_multiplier`."""
     return shared_out(_multiplier(experiment))[1]
+
+
+def moment_multiplier(experiment: Experiment) -> float:
+    """Noise multiplier of a site's moment; see :func:`class_sums_multiplier`."""
+    return shared_out(_multiplier(experiment))[2]
 
 
 def capped_event(experiment: Experiment, steps: int | None = None) -> PrivacyEvent:
