@@ -325,9 +325,10 @@ def residuals(head: Head, features: Floats, labels: Ints) -> Floats:
 def sharpened(head: Head, basis: Floats, pool: Pool) -> Head:
     """Linear discriminant analysis with the pool's moment: directions in which images scatter much count less.
 
-    The scatter S [k, k] is the moment in units of its mean t, drawn towards the identity by the share of its deviation
-    that noise alone makes. Noise as large as its spectral norm (``edge``) is added, so that an uncertain direction is
-    taken for one that scatters. Logits keep the spread that they had between the found classes' own vectors.
+    The scatter S [k, k] is the moment in units of its mean, drawn towards the identity by the share of its deviation
+    that noise and so few images alone make (Ledoit and Wolf 2004). As much as the spectral norm of both (``edge``) is
+    added, so that an uncertain direction is taken for one that scatters. A class mean is its vector times the ``reach``
+    of images along the common direction. Logits keep the spread that they had between the found classes' own vectors.
 
     Args:
         head: of ``class_head``.
@@ -336,19 +337,22 @@ def sharpened(head: Head, basis: Floats, pool: Pool) -> Head:
     """
     if pool.moment is None or head.found.sum() < 2:
         return head
-    k, variance = len(pool.moment), pool.moment_variance
-    mean = float(np.trace(pool.moment)) / k
-    if mean <= 0:
+    k, variance, images = len(pool.moment), pool.moment_variance, float(np.trace(pool.moment))
+    if images <= 0:
         return head
-    deviation = float(np.sum((pool.moment - mean * np.eye(k)) ** 2))
-    noise = min(1.0, variance * k * (k + 1) / 2 / max(deviation, 1e-300))
-    edge = math.sqrt(2 * k * variance) / mean
-    scatter, axes = np.linalg.eigh((1 - noise) * pool.moment / mean + (noise + edge) * np.eye(k))
+    mean, same = images / k, np.eye(k)
+    deviation = float(np.sum((pool.moment - mean * same) ** 2))
+    energy = variance * k * (k + 1) / 2 + max(images - float(np.sum(pool.moment**2)) / images, 0.0)
+    noise = min(1.0, energy / max(deviation, 1e-300))
+    edge = math.sqrt(2 * k * variance) / mean + 2 * math.sqrt(k / images)
+    scatter, axes = np.linalg.eigh((1 - noise) * pool.moment / mean + (noise + edge) * same)
     change = (axes * ((1 + edge) / np.maximum(scatter, LEAST_SCATTER) - 1)) @ axes.T
     inside = head.vectors @ basis
     vectors = head.vectors + inside @ change @ basis.T
-    bias = -0.5 * np.sum((inside @ change) * inside, axis=1)
     own = head.vectors[head.found]
+    common, share, _, _ = _reaches(pool)
+    reach = share * float(pool.total @ common) / images / max(float(np.mean(own @ common)), 1e-300)
+    bias = -0.5 * min(max(reach, 0.0), 1.0) * np.sum((inside @ change) * inside, axis=1)
     before, after = own @ own.T, own @ vectors[head.found].T + bias[head.found]
     factor = math.sqrt(float(np.mean(np.var(before, axis=1)) / max(float(np.mean(np.var(after, axis=1))), 1e-300)))
     return dataclasses.replace(head, vectors=factor * vectors, bias=factor * bias)
