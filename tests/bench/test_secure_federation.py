@@ -21,6 +21,7 @@ from dpfpl_client.learning.step import SystemRandomness
 from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_client.models.loader import load_backbone
 from dpfpl_common.errors import PayloadError, RefusedError, RoundError
+from dpfpl_common.evidence import unpack_pool
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_common.policy import Policy
 from dpfpl_common.secure import STEPS, SUMS
@@ -167,8 +168,11 @@ def test_se6_undisturbed_every_sum_is_made_once_and_charged_once(tmp_path, backb
     plain = np.zeros_like(rows)
     for own in features.values():
         np.add.at(plain, own.train.labels.numpy(), own.train.features.double().numpy())
-    noise = (rows - plain) / np.sqrt(4 / 2) / 1.0260  # four shares, H = 2, and the vote's 5 %
+    noise = (rows - plain) / np.sqrt(4 / 2) / 1.1180  # four shares, H = 2, and the other releases' 20 %
     assert 0.9 < noise.std() < 1.1
+    pool = unpack_pool(checkpoint.evidence.packed(experiment, "north"), 3)[0]
+    assert pool.moment_variance == pytest.approx(4 / 2 / 0.15)
+    assert np.trace(pool.moment) == pytest.approx(120, abs=4 * np.sqrt(2 * pool.moment_variance))  # the images
     result = build_result(
         experiment, transport="in_process", history=checkpoint.history, final={}, num_classes={}, seconds=0.0,
         evidence=checkpoint.evidence,
