@@ -91,7 +91,7 @@ class Case:
     def __init__(self, study: StudySet, parts: Parts, epsilon: float | None, rng: np.random.Generator) -> None:
         self.study, self.parts = study, parts
         z = 0.0 if epsilon is None else calibrate_noise_multiplier(epsilon, DELTA, 1.0, 1)
-        self.sums, self.vote, self.moment = shared_out(z)
+        self.sums, self.vote = shared_out(z)
         self.noise = SeededNoise(rng)
         sums = [self._released(part, self.sums) for part in parts]
         self.text = study.scale * study.test_features @ study.texts.T
@@ -114,9 +114,9 @@ class Case:
             features, labels = study.features[part], study.labels[part]
             each = votes(head, pool, study.texts, features, labels, own)
             told += noised_vote(each, self.noise, share * self.vote)
-            moments.append(noised_moment(residuals(head, features, labels), self.noise, share * self.moment))
+            moments.append(noised_moment(residuals(head, features, labels), self.noise, share * self.vote))
         wins = evidence_wins(told, sum(map(len, parts)), share * self.vote, len(parts))
-        moment, variance = unpack_moment(np.sum(moments, axis=0)), len(parts) * (share * self.moment) ** 2
+        moment, variance = unpack_moment(np.sum(moments, axis=0)), len(parts) * (share * self.vote) ** 2
         used = sharpened(head, directions(head), dataclasses.replace(pool, moment=moment, moment_variance=variance))
         return used.logits(study.test_features), wins, float(head.found.mean())
 

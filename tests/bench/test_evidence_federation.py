@@ -20,7 +20,7 @@ from dpfpl_client.use.prompt import load_prompt
 from dpfpl_common.errors import RefusedError
 from dpfpl_common.evidence import class_head, directions, mix_bonus, pool_rows, sharpened, unpack_pool
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
-from dpfpl_common.privacy_plan import class_sums_multiplier, moment_multiplier, vote_multiplier
+from dpfpl_common.privacy_plan import class_sums_multiplier, vote_multiplier
 from dpfpl_server.federation.evidence import NOTHING_FOUND, Evidence
 from dpfpl_server.federation.rounds import DPFPLStrategy
 from dpfpl_server.runs.store import RunStore
@@ -185,7 +185,7 @@ def test_class_sums_vote_and_moment_leave_with_the_noise_that_is_charged(backbon
     assert asked == [
         ((4, backbone.feature_size), class_sums_multiplier(experiment)),
         ((1,), vote_multiplier(experiment)),
-        ((6,), moment_multiplier(experiment)),
+        ((6,), vote_multiplier(experiment)),
     ]
 
 

@@ -29,7 +29,6 @@ __all__ = [
     "honest_shares",
     "images_to_stand_out",
     "largest_signal",
-    "moment_multiplier",
     "noise_share",
     "paper_noise_multiplier",
     "planned_events",
@@ -249,13 +248,8 @@ def class_sums_multiplier(experiment: Experiment) -> float:
 
 
 def vote_multiplier(experiment: Experiment) -> float:
-    """Noise multiplier of a site's vote; see :func:`class_sums_multiplier`."""
+    """Noise multiplier of a site's vote, and of its moment; see :func:`class_sums_multiplier`."""
     return shared_out(_multiplier(experiment))[1]
-
-
-def moment_multiplier(experiment: Experiment) -> float:
-    """Noise multiplier of a site's moment; see :func:`class_sums_multiplier`."""
-    return shared_out(_multiplier(experiment))[2]
 
 
 def capped_event(experiment: Experiment, steps: int | None = None) -> PrivacyEvent:

@@ -20,7 +20,6 @@ from dpfpl_common.privacy.noise import NoiseSource, SeededNoise
 from dpfpl_common.privacy.one_shot import noised_class_sums, noised_moment, noised_vote
 from dpfpl_common.privacy_plan import (
     class_sums_multiplier,
-    moment_multiplier,
     resolve_noise,
     score_noise_multiplier,
     vote_multiplier,
@@ -92,8 +91,7 @@ def _rows(experiment: Experiment, noise: NoiseSource, share: float, trials: int,
     own = np.eye(FEATURES)[0]
     features = np.concatenate([np.eye(FEATURES)[1 : 1 + OTHERS], own[None]])[: OTHERS + there]
     labels = np.array([1] * OTHERS + [0])[: OTHERS + there]
-    multipliers = (class_sums_multiplier(experiment), vote_multiplier(experiment), moment_multiplier(experiment))
-    z = share * np.array(multipliers)
+    z = share * np.array([class_sums_multiplier(experiment), *[vote_multiplier(experiment)] * 2])
     seen = [
         (
             noised_class_sums(features, labels, 2, noise, z[0])[0] @ own,

@@ -23,7 +23,7 @@ from dpfpl_common.evidence import (
     unpack_pool,
 )
 from dpfpl_common.experiment import Experiment
-from dpfpl_common.privacy_plan import class_sums_multiplier, moment_multiplier
+from dpfpl_common.privacy_plan import class_sums_multiplier, vote_multiplier
 
 __all__ = [
     "SiteHead",
@@ -110,7 +110,7 @@ def alone_head(
     head = class_head(own, texts, scale)
     if vote is None:
         return head
-    moment, variance = unpack_moment(vote[1:].astype(np.float64)), moment_multiplier(experiment) ** 2
+    moment, variance = unpack_moment(vote[1:].astype(np.float64)), vote_multiplier(experiment) ** 2
     basis = directions(class_head(unpack_pool(pool, len(texts))[0], texts, scale))
     return sharpened(head, basis, dataclasses.replace(own, moment=moment, moment_variance=variance))
 

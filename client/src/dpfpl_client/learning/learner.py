@@ -30,13 +30,12 @@ from dpfpl_common.privacy.steps import ROUNDING_MARGIN, noised_update
 from dpfpl_common.privacy_plan import (
     class_sums_multiplier,
     largest_signal,
-    moment_multiplier,
     noise_share,
     score_noise_multiplier,
     site_noise_stddev,
     vote_multiplier,
 )
-from dpfpl_common.secure.sums import MOMENT_SCALE, share_stddev
+from dpfpl_common.secure.sums import share_stddev
 from dpfpl_common.wire.payloads import scored
 
 __all__ = ["PersonalState", "PromptLearner", "RoundResult", "SiteFeatures", "initial_context"]
@@ -251,8 +250,7 @@ class PromptLearner:
             part = self._noised_class_sums(randomness, stddev)
         elif name == "vote":
             assert pool is not None
-            vote, moment = self._noised_vote(pool, randomness)
-            part = np.array([vote, *(MOMENT_SCALE * moment)])
+            part = self._noised_vote(pool, randomness, stddev)
         else:
             assert global_context is not None
             z = noise_share(self._experiment) * score_noise_multiplier(self._experiment)
@@ -313,21 +311,18 @@ class PromptLearner:
                 rule="one vote",
                 advice="Go on without asking for its vote.",
             )
-        vote, moment = self._noised_vote(pool, randomness)
-        told = np.array([vote, *moment])
+        told = self._noised_vote(pool, randomness, vote_multiplier(self._experiment))
         return RoundResult(result.update, dataclasses.replace(result.state, vote=told), told[None])
 
-    def _noised_vote(self, pool: npt.NDArray[np.float32], randomness: Randomness) -> tuple[float, Floats]:
-        """The vote, and the packed moment around the class vectors that it is about."""
-        head, plain, experiment = self.evidence_head(pool, None), self._plain_texts, self._experiment
+    def _noised_vote(self, pool: npt.NDArray[np.float32], randomness: Randomness, noise_multiplier: float) -> Floats:
+        """The vote, and behind it the packed moment around the class vectors that it is about: [1 + k (k + 1) / 2]."""
+        head, plain, noise = self.evidence_head(pool, None), self._plain_texts, randomness.noise
         shared, weights = self._unpacked(pool)
         bounds, usable = bounded(self._features.train.features.numpy())
         features, labels = bounds[usable], self._features.train.labels.numpy()[usable]
-        share, noise = noise_share(experiment), randomness.noise
-        vote = noised_vote(
-            votes(head, shared, plain, features, labels, weights), noise, share * vote_multiplier(experiment)
-        )
-        return vote, noised_moment(residuals(head, features, labels), noise, share * moment_multiplier(experiment))
+        each = votes(head, shared, plain, features, labels, weights)
+        vote = noised_vote(each, noise, noise_multiplier)
+        return np.array([vote, *noised_moment(residuals(head, features, labels), noise, noise_multiplier)])
 
     def _unpacked(self, pool: npt.NDArray[np.float32]) -> tuple[Pool, Floats]:
         return unpack_pool(pool, len(self._experiment.classes))

@@ -2,8 +2,8 @@
 
 An image enters the class sums through its unit feature and its label alone, the vote as one number, and the moment as
 the outer product of one vector of norm 1. All are Gaussian mechanisms of sensitivity 1. The later ones may depend on
-what the first released (adaptive composition): with multipliers z1, z2 and z3 the three together are one Gaussian
-mechanism of multiplier z, ``1 / z^2 = 1 / z1^2 + 1 / z2^2 + 1 / z3^2``.
+what the first released (adaptive composition): with multipliers z1, z2 and z2 the three together are one Gaussian
+mechanism of multiplier z, ``1 / z^2 = 1 / z1^2 + 2 / z2^2``.
 """
 
 import math
@@ -17,7 +17,6 @@ from dpfpl_common.privacy.clipping import GRAIN
 from dpfpl_common.privacy.noise import NoiseSource, grid_allows
 
 __all__ = [
-    "MOMENT_SHARE",
     "VOTE_SHARE",
     "bounded",
     "noised_class_sums",
@@ -29,19 +28,17 @@ __all__ = [
 
 Floats = npt.NDArray[np.float64]
 
-VOTE_SHARE, MOMENT_SHARE = 0.05, 0.15
-"""Of ``1 / z^2``, what vote and moment take; the class sums get the rest, and 1.12 times the noise that they had alone.
-"""
+VOTE_SHARE = 0.05
+"""Of ``1 / z^2``, what the vote takes, and the moment as much; the class sums get the rest, and 1.05 times the noise
+that they had alone."""
 
 AT_ONCE = 256
 """Images whose outer products are in memory together."""
 
 
-def shared_out(noise_multiplier: float) -> tuple[float, float, float]:
-    """Multipliers of class sums, vote and moment that compose to ``noise_multiplier``; 0 stays 0."""
-    shares = (1 - VOTE_SHARE - MOMENT_SHARE, VOTE_SHARE, MOMENT_SHARE)
-    rows, vote, moment = (noise_multiplier / math.sqrt(share) for share in shares)
-    return rows, vote, moment
+def shared_out(noise_multiplier: float) -> tuple[float, float]:
+    """Multipliers of the class sums, and of vote and moment each, that compose to ``noise_multiplier``; 0 stays 0."""
+    return noise_multiplier / math.sqrt(1 - 2 * VOTE_SHARE), noise_multiplier / math.sqrt(VOTE_SHARE)
 
 
 def noised_class_sums(

@@ -6,19 +6,13 @@ of discrete Gaussians of 2^36 grid steps differ from a discrete Gaussian by less
 Steinke 2021, theorem 1), so the accountant's Gaussian stands for them.
 """
 
-import math
-
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.privacy.counts import count_noise_stddev
-from dpfpl_common.privacy.one_shot import MOMENT_SHARE, VOTE_SHARE
 from dpfpl_common.privacy_plan import class_sums_multiplier, noise_share, score_noise_multiplier, vote_multiplier
 from dpfpl_common.secure.terms import Terms
 from dpfpl_common.wire.payloads import scored
 
-__all__ = ["MOMENT_SCALE", "share_stddev", "terms_of"]
-
-MOMENT_SCALE = math.sqrt(MOMENT_SHARE / VOTE_SHARE)
-"""What a moment is multiplied with in the sum of votes: then it has the votes' noise, and lies on their grid."""
+__all__ = ["share_stddev", "terms_of"]
 
 
 def terms_of(experiment: Experiment, name: str, attempt: int) -> Terms:

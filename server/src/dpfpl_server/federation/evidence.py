@@ -22,8 +22,8 @@ from dpfpl_common.evidence import (
     vote_threshold,
 )
 from dpfpl_common.experiment import Experiment
-from dpfpl_common.privacy_plan import class_sums_multiplier, moment_multiplier, noise_share, vote_multiplier
-from dpfpl_common.secure.sums import MOMENT_SCALE, share_stddev
+from dpfpl_common.privacy_plan import class_sums_multiplier, vote_multiplier
+from dpfpl_common.secure.sums import share_stddev
 from dpfpl_common.wire.payloads import Context, EvaluateRequest, TrainRequest
 
 __all__ = ["NOTHING_FOUND", "Evidence", "Summed", "check_rows"]
@@ -138,13 +138,13 @@ class Evidence:
         directions a little different from those that the pool gives now (docs/evidence.md).
         """
         k, summed = moment_size(*pool.rows.shape), self.sums.get("vote")
-        told = list(self.votes.values()) if summed is None else [summed.values / MOMENT_SCALE]
+        told = list(self.votes.values()) if summed is None else [summed.values]
         moments = [row[1:].astype(np.float64) for row in told if len(row) == 1 + k * (k + 1) // 2]
         if not moments:
             return pool
         noises = len(moments) if summed is None else len(summed.sites)
-        variance = noises * (noise_share(experiment) * moment_multiplier(experiment)) ** 2
-        return replace(pool, moment=unpack_moment(np.sum(moments, axis=0)), moment_variance=variance)
+        moment, variance = unpack_moment(np.sum(moments, axis=0)), noises * _vote_noise(experiment) ** 2
+        return replace(pool, moment=moment, moment_variance=variance)
 
     def _weights(self, experiment: Experiment) -> Mapping[str, Any]:
         return self._pooled(experiment)[1]
@@ -177,7 +177,7 @@ class Evidence:
 
 
 def _vote_noise(experiment: Experiment) -> float:
-    """Noise deviation of one site's part of the votes' total."""
+    """Noise deviation of one site's part of the votes' total, and of each coordinate of its moment."""
     return share_stddev(experiment, "vote") if experiment.privacy.trust == "secure" else vote_multiplier(experiment)
 
 
@@ -188,7 +188,7 @@ def check_rows(experiment: Experiment, rows: Context) -> None:
         PayloadError: NORM_TOO_LARGE.
     """
     images = experiment.aggregation.largest_site * experiment.privacy.nominal_site_size
-    z = max(vote_multiplier(experiment), moment_multiplier(experiment))
-    noise = (z if len(rows) == 1 else class_sums_multiplier(experiment)) * (np.sqrt(rows.size) + 8.0)
+    z = vote_multiplier(experiment) if len(rows) == 1 else class_sums_multiplier(experiment)
+    noise = z * (np.sqrt(rows.size) + 8.0)
     if float(np.linalg.norm(rows.astype(np.float64))) > images + noise:
         raise PayloadError(code="NORM_TOO_LARGE", message="The evidence is larger than any honest one.")

@@ -168,7 +168,7 @@ def images_for_evidence(experiment: Experiment) -> dict[str, Any]:
     many, share = len(experiment.sites), noise_share(experiment)
     curve = []
     for target in sorted({*EPSILONS, *([privacy.target_epsilon] if privacy.target_epsilon else [])}):
-        z, _, _ = shared_out(calibrate_noise_multiplier(target, privacy.target_delta, 1.0, 1))
+        z, _ = shared_out(calibrate_noise_multiplier(target, privacy.target_delta, 1.0, 1))
         curve.append({"epsilon": target} | _needed(z * share, many))
     nominal = privacy.nominal_site_size * many / len(experiment.classes)
     now = _needed(class_sums_multiplier(experiment) * share, many)
