@@ -5,6 +5,7 @@ Photos are given by folders: ``--model FOLDER --photos FOLDER``. Every seed deal
 """
 
 import argparse
+import dataclasses
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -14,10 +15,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dpfpl_common.evidence import class_head, evidence_wins, mix_bonus, pool_rows, summed_pool, votes
+from dpfpl_common.evidence import (
+    Pool,
+    class_head,
+    directions,
+    evidence_wins,
+    mix_bonus,
+    pool_rows,
+    residuals,
+    sharpened,
+    summed_pool,
+    unpack_moment,
+    votes,
+)
 from dpfpl_common.privacy.accounting import calibrate_noise_multiplier
 from dpfpl_common.privacy.noise import SeededNoise
-from dpfpl_common.privacy.one_shot import noised_class_sums, noised_vote, shared_out
+from dpfpl_common.privacy.one_shot import noised_class_sums, noised_moment, noised_vote, shared_out
 from research.evidence.features import StudySet, built_in, photos
 
 Floats = npt.NDArray[np.float64]
@@ -80,50 +93,42 @@ class Case:
         z = 0.0 if epsilon is None else calibrate_noise_multiplier(epsilon, DELTA, 1.0, 1)
         self.sums, self.vote = shared_out(z)
         self.noise = SeededNoise(rng)
-        sums = [self._released(part) for part in parts]
+        sums = [self._released(part, self.sums) for part in parts]
         self.text = study.scale * study.test_features @ study.texts.T
-        self.evidence, self.wins, self.found = self._decided(sums, parts)
+        self.evidence, self.wins, self.found = self._decided(*pool_rows(sums, self.sums), parts)
         self.pooled = self.evidence if self.wins else self.text
         self.secure = self._summed(parts)
-        decided = [self._decided([own], [part]) for own, part in zip(sums, parts, strict=True)]
+        decided = [self._decided(*pool_rows([own], self.sums), [part]) for own, part in zip(sums, parts, strict=True)]
         self.alone_evidence = [logits for logits, _, _ in decided]
         self.alone = [logits if wins else self.text for logits, wins, _ in decided]
 
-    def _released(self, part: npt.NDArray[np.int64]) -> Floats:
-        features, labels = self.study.features[part], self.study.labels[part]
-        return noised_class_sums(features.astype(np.float32), labels, len(self.study.texts), self.noise, self.sums)
+    def _released(self, part: npt.NDArray[np.int64], noise_multiplier: float) -> Floats:
+        features, labels = self.study.features[part].astype(np.float32), self.study.labels[part]
+        return noised_class_sums(features, labels, len(self.study.texts), self.noise, noise_multiplier)
 
-    def _decided(self, sums: Sequence[Floats], parts: Parts) -> tuple[Floats, bool, float]:
-        study = self.study
-        pool, weights = pool_rows(sums, self.sums)
+    def _decided(self, pool: Pool, weights: Floats, parts: Parts, share: float = 1.0) -> tuple[Floats, bool, float]:
+        """The sharpened head's logits, whether the votes choose it, and the share of classes that are found."""
+        study, told, moments = self.study, 0.0, []
         head = class_head(pool, study.texts, study.scale)
-        told = 0.0
         for part, own in zip(parts, weights, strict=True):
-            each = votes(head, pool, study.texts, study.features[part], study.labels[part], own)
-            told += noised_vote(each, self.noise, self.vote)
-        wins = evidence_wins(told, sum(map(len, parts)), self.vote, len(parts))
-        return head.logits(study.test_features), wins, float(head.found.mean())
+            features, labels = study.features[part], study.labels[part]
+            each = votes(head, pool, study.texts, features, labels, own)
+            told += noised_vote(each, self.noise, share * self.vote)
+            moments.append(noised_moment(residuals(head, features, labels), self.noise, share * self.vote))
+        wins = evidence_wins(told, sum(map(len, parts)), share * self.vote, len(parts))
+        moment, variance = unpack_moment(np.sum(moments, axis=0)), len(parts) * (share * self.vote) ** 2
+        used = sharpened(head, directions(head), dataclasses.replace(pool, moment=moment, moment_variance=variance))
+        return used.logits(study.test_features), wins, float(head.found.mean())
 
     def _summed(self, parts: Parts) -> Floats:
-        """What the federation classifies with under secure trust, with the same epsilon: sums of share-noised rows and
-        votes, one colluder and no drop-out tolerated. The masks cancel bit by bit, so none are made here.
+        """What the federation classifies with under secure trust, with the same epsilon: sums of share-noised rows,
+        votes and moments, one colluder and no drop-out tolerated. The masks cancel bit by bit, so none are made here.
         """
-        study, share = self.study, 1.0 / math.sqrt(max(1, len(parts) - 1))
-        rows = [
-            noised_class_sums(
-                study.features[p].astype(np.float32), study.labels[p], len(study.texts), self.noise, share * self.sums
-            )
-            for p in parts
-        ]
-        pool = summed_pool(np.sum(rows, axis=0), share * self.sums, len(parts))
-        head, same = class_head(pool, study.texts, study.scale), np.ones(len(study.texts))
-        told = sum(
-            noised_vote(votes(head, pool, study.texts, study.features[p], study.labels[p], same), self.noise,
-                        share * self.vote)
-            for p in parts
-        )  # fmt: skip
-        wins = evidence_wins(told, sum(map(len, parts)), share * self.vote, len(parts))
-        return head.logits(study.test_features) if wins else self.text
+        share = 1.0 / math.sqrt(max(1, len(parts) - 1))
+        rows = np.sum([self._released(part, share * self.sums) for part in parts], axis=0)
+        pool = summed_pool(rows, share * self.sums, len(parts))
+        logits, wins, _ = self._decided(pool, np.ones((len(parts), len(rows))), parts, share)
+        return logits if wins else self.text
 
     def columns(self, logits: Floats | list[Floats], usual_mix: float = 0.5) -> tuple[float, float, float]:
         """Own, others' and all classes, in percent, class means, averaged over sites; all without the sites' mix."""

@@ -18,7 +18,7 @@ from dpfpl_client.use.exporting.card import Facts
 from dpfpl_client.use.exporting.export import write_export
 from dpfpl_client.use.prompt import load_prompt
 from dpfpl_common.errors import RefusedError
-from dpfpl_common.evidence import class_head, mix_bonus, pool_rows, unpack_pool
+from dpfpl_common.evidence import class_head, directions, mix_bonus, pool_rows, sharpened, unpack_pool
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_common.privacy_plan import class_sums_multiplier, vote_multiplier
 from dpfpl_server.federation.evidence import NOTHING_FOUND, Evidence
@@ -101,25 +101,32 @@ def test_simulated_sites_learn_the_same_class_vectors_as_sites_on_disk(backbone,
     assert simulated.final == strategy.final_metrics
     for name, rows in simulated.checkpoint.evidence.rows.items():
         np.testing.assert_array_equal(rows, strategy.checkpoint.evidence.rows[name])
-    assert simulated.checkpoint.evidence.votes == strategy.checkpoint.evidence.votes
+    for name, vote in simulated.checkpoint.evidence.votes.items():
+        np.testing.assert_array_equal(vote, strategy.checkpoint.evidence.votes[name])
 
 
 def test_a_site_predicts_with_the_pool_of_all_and_its_own_mix(backbone, finished):
     strategy, folders = finished
     evidence, experiment = strategy.checkpoint.evidence, strategy.experiment
     pool, _ = pool_rows([evidence.rows[n].astype(float) for n in sorted(NAMES)], class_sums_multiplier(experiment))
-    packed = unpack_pool(evidence.packed(experiment, "north"))[0]
+    packed = unpack_pool(evidence.packed(experiment, "north"), 4)[0]
     np.testing.assert_allclose(packed.rows, pool.rows, rtol=1e-6, atol=1e-6)
     prompt = load_prompt(folders["north"])
     learner = PromptLearner(backbone, experiment, SiteFeatures.empty(backbone.feature_size, CLASSES))
     context = learner.context(prompt.global_context, np.zeros(experiment.context_shape))
     texts = backbone.scorer(experiment).class_features(context).double().numpy()
+    plain = backbone.scorer(experiment).class_features(learner._initial).double().numpy()
+    expected, about = (class_head(packed, prior, backbone.logit_scale) for prior in (texts, plain))
+    expected = sharpened(expected, directions(about), packed)
 
     head = prompt.head(backbone)
-    np.testing.assert_array_equal(head.vectors, class_head(packed, texts, backbone.logit_scale).vectors)
-    np.testing.assert_allclose(head.bias, mix_bonus(np.array([0.5, 0.5, 0.0, 0.0]), 0.5))
+    assert np.trace(packed.moment) == pytest.approx(100, abs=10)  # of fifty images at each site, each of norm 1
+    np.testing.assert_array_equal(head.vectors, expected.vectors)
+    np.testing.assert_allclose(head.mix, mix_bonus(np.array([0.5, 0.5, 0.0, 0.0]), 0.5))
+    np.testing.assert_allclose(head.bias, head.scale * expected.bias + head.mix)
+    assert np.abs(expected.bias).max() > 0
     assert prompt.with_strength(1.0).head(backbone) is None
-    np.testing.assert_array_equal(prompt.with_usual_mix(0.0).head(backbone).bias, np.zeros(4))
+    np.testing.assert_array_equal(prompt.with_usual_mix(0.0).head(backbone).mix, np.zeros(4))
 
 
 def test_what_is_exported_carries_a_mix_from_noised_class_sums_and_plain_arithmetic_gives_its_logits(
@@ -135,7 +142,8 @@ def test_what_is_exported_carries_a_mix_from_noised_class_sums_and_plain_arithme
     assert "class_vectors.safetensors" in (tmp_path / "out" / "README.md").read_text()
     np.testing.assert_array_equal(exported.vectors, own.vectors)
     assert not np.array_equal(exported.bias, prompt.head(backbone).bias)
-    np.testing.assert_allclose(np.exp(exported.bias).sum(), 4.0)
+    np.testing.assert_array_equal(exported.bias, own.bias)
+    np.testing.assert_allclose(np.exp(own.mix).sum(), 4.0)
     images = sites[0].features.test.features
     logits = exported.scale * images.double().numpy() @ exported.vectors.T + exported.bias
     np.testing.assert_allclose(exported.logits(images).numpy(), logits)
@@ -148,15 +156,15 @@ def test_a_site_votes_once(backbone, sites, finished):
     learner = PromptLearner(backbone, experiment, sites[0].features)
     context = np.zeros(experiment.context_shape, np.float32)
     source = SeededRandomness(4)
-    packed = evidence.packed(experiment, "north")
+    packed = evidence.packed(experiment, "north", moment=False)
     first = learner.train_round(context, PersonalState.initial(experiment), source.for_round("north", 1), pool=packed)
 
-    assert first.evidence.shape == (1, 1)
+    assert first.evidence.shape == (1, 1 + 3 * 4 // 2)
     with pytest.raises(RefusedError, match="votes once"):
         learner.train_round(context, first.state, source.for_round("north", 2), pool=packed + 1)
 
 
-def test_class_sums_and_vote_leave_with_the_noise_that_is_charged(backbone, sites, finished):
+def test_class_sums_vote_and_moment_leave_with_the_noise_that_is_charged(backbone, sites, finished):
     strategy, _ = finished
     experiment, asked = strategy.experiment, []
 
@@ -171,12 +179,13 @@ def test_class_sums_and_vote_leave_with_the_noise_that_is_charged(backbone, site
     learner = PromptLearner(backbone, experiment, sites[0].features)
     context = np.zeros(experiment.context_shape, np.float32)
     first = learner.train_round(context, PersonalState.initial(experiment), randomness, collect=True)
-    packed = strategy.checkpoint.evidence.packed(experiment, "north")
+    packed = strategy.checkpoint.evidence.packed(experiment, "north", moment=False)
     learner.train_round(context, first.state, randomness, pool=packed)
 
     assert asked == [
         ((4, backbone.feature_size), class_sums_multiplier(experiment)),
         ((1,), vote_multiplier(experiment)),
+        ((6,), vote_multiplier(experiment)),
     ]
 
 
@@ -190,10 +199,16 @@ def test_a_site_that_comes_later_adds_its_rows_and_one_that_leaves_takes_them_al
     assert not alone.ask(request, "north").collect
     assert alone.ask(request, "north").pool is None  # it has voted
     joined = Evidence({**alone.rows, "south": whole.rows["south"]}, alone.votes)
-    np.testing.assert_array_equal(joined.packed(experiment, "south"), whole.packed(experiment, "south"))
+    voted = [evidence.packed(experiment, "south", moment=False) for evidence in (joined, whole)]
+    np.testing.assert_array_equal(*voted)
     assert joined.ask(request, "south").pool is not None
     only, _ = pool_rows([whole.rows["north"].astype(float)], class_sums_multiplier(experiment))
-    np.testing.assert_allclose(unpack_pool(alone.packed(experiment, "north"))[0].rows, only.rows, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(
+        unpack_pool(alone.packed(experiment, "north"), 4)[0].rows, only.rows, rtol=1e-6, atol=1e-6
+    )
+    shown = [unpack_pool(evidence.packed(experiment, "north"), 4)[0] for evidence in (whole, alone)]
+    assert shown[0].moment_variance == 2 * shown[1].moment_variance
+    assert np.trace(shown[1].moment) == pytest.approx(50, abs=10)
 
 
 def test_a_checkpoint_keeps_class_sums_and_votes(finished, tmp_path):
@@ -202,7 +217,8 @@ def test_a_checkpoint_keeps_class_sums_and_votes(finished, tmp_path):
     store.save(strategy.experiment, strategy.checkpoint)
     again = store.load(strategy.experiment).evidence
 
-    assert again.votes == strategy.checkpoint.evidence.votes
+    for name, vote in strategy.checkpoint.evidence.votes.items():
+        np.testing.assert_array_equal(again.votes[name], vote)
     for name, rows in strategy.checkpoint.evidence.rows.items():
         np.testing.assert_array_equal(again.rows[name], rows)
 

@@ -31,6 +31,7 @@ from dpfpl_client.models.loader import load_backbone
 from dpfpl_client.site.init import initialise
 from dpfpl_client.site.settings import load_site
 from dpfpl_common.errors import PayloadError, RefusedError, RoundError, StateError
+from dpfpl_common.evidence import unpack_pool
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_common.policy import Policy
 from dpfpl_common.privacy.noise import from_steps
@@ -185,8 +186,11 @@ def test_se6_undisturbed_every_sum_is_made_once_and_charged_once(tmp_path, backb
     plain = np.zeros_like(rows)
     for own in features.values():
         np.add.at(plain, own.train.labels.numpy(), own.train.features.double().numpy())
-    noise = (rows - plain) / np.sqrt(4 / 2) / 1.0260  # four shares, H = 2, and the vote's 5 %
+    noise = (rows - plain) / np.sqrt(4 / 2) / 1.0541  # four shares, H = 2, and vote's and moment's 10 %
     assert 0.9 < noise.std() < 1.1
+    pool = unpack_pool(checkpoint.evidence.packed(experiment, "north"), 3)[0]
+    assert pool.moment_variance == pytest.approx(4 / 2 / 0.05)
+    assert np.trace(pool.moment) == pytest.approx(120, abs=4 * np.sqrt(2 * pool.moment_variance))  # the images
     result = build_result(
         experiment, transport="in_process", history=checkpoint.history, final={}, num_classes={}, seconds=0.0,
         evidence=checkpoint.evidence,

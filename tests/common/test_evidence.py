@@ -1,5 +1,6 @@
 """Pool, class vectors and vote: what they say in every corner, and that nothing found is exactly the text."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -8,18 +9,23 @@ import pytest
 from dpfpl_common.evidence import (
     Pool,
     class_head,
+    directions,
     evidence_wins,
     found_classes,
     mix_bonus,
+    moment_size,
     pack_pool,
     pool_rows,
+    residuals,
+    sharpened,
     text_head,
+    unpack_moment,
     unpack_pool,
     vote_threshold,
     votes,
 )
 from dpfpl_common.privacy.noise import SeededNoise
-from dpfpl_common.privacy.one_shot import noised_class_sums
+from dpfpl_common.privacy.one_shot import noised_class_sums, noised_moment, packed_moment
 
 SCALE = 20.0
 
@@ -205,19 +211,115 @@ def test_the_usual_mix_is_a_log_of_frequencies():
 def test_a_pool_travels_as_one_matrix(rng):
     pool = Pool(rng.normal(size=(5, 3)), rng.uniform(size=5), rng.normal(size=3), 2.5)
     weights = rng.uniform(size=5)
-    again, same = unpack_pool(pack_pool(pool, weights))
+    again, same = unpack_pool(pack_pool(pool, weights), 5)
 
     for there, back in zip(
         (pool.rows, pool.variances, pool.total, weights), (again.rows, again.variances, again.total, same), strict=True
     ):
         np.testing.assert_allclose(back, there, rtol=1e-6)
     assert again.total_variance == pool.total_variance
+    assert again.moment is None
+
+    moment = np.array([[2.0, 0.5, 0.0], [0.5, 1.0, 0.25], [0.0, 0.25, 3.0]])
+    packed = pack_pool(dataclasses.replace(pool, moment=moment, moment_variance=0.5), weights)
+    again, same = unpack_pool(packed, 5)
+    np.testing.assert_array_equal(again.moment, moment)
+    assert again.moment_variance == 0.5
+    np.testing.assert_allclose(same, weights, rtol=1e-6)
 
 
 def test_a_hostile_pool_has_no_negative_variance_and_no_large_weight(rng):
-    packed = np.full((4, 5), -3.0, dtype=np.float32)
+    packed = np.full((6, 5), -3.0, dtype=np.float32)
     packed[:3, -1] = 7.0
-    pool, weights = unpack_pool(packed)
+    pool, weights = unpack_pool(packed, 3)
 
     assert (pool.variances == 0).all()
+    assert pool.moment_variance == 0
     assert (weights == 1).all()
+
+
+def test_directions_are_orthonormal_and_the_same_at_every_site_up_to_rounding(rng):
+    texts, *_ = world(rng)
+    head = text_head(texts, SCALE)
+    basis, near = directions(head), directions(text_head(texts + 1e-9 * rng.normal(size=texts.shape), SCALE))
+
+    assert basis.shape == (32, moment_size(6, 32)) == (32, 5)
+    np.testing.assert_allclose(basis.T @ basis, np.eye(5), atol=1e-12)
+    np.testing.assert_allclose(near, basis, atol=1e-7)
+    inside = head.vectors - head.vectors.mean(axis=0)
+    np.testing.assert_allclose(inside @ basis @ basis.T, inside, atol=1e-12)
+
+
+def test_a_residual_is_a_direction_and_depends_on_its_own_image_alone(rng):
+    texts, _, features, labels = world(rng)
+    had = labels < 5
+    pool, _ = pool_rows([released(features[had], labels[had], 6, 0.5, rng)], 0.5)
+    head = class_head(pool, texts, SCALE)
+    whole = residuals(head, features, labels)
+
+    np.testing.assert_allclose(np.linalg.norm(whole[had], axis=1), 1.0)
+    assert (whole[~had] == 0).all()  # nobody knows where their class is
+    for one in (0, 77, 239):
+        alone = residuals(head, features[one : one + 1], labels[one : one + 1])
+        np.testing.assert_allclose(alone[0], whole[one], atol=1e-12)
+    assert residuals(head, features[:0], labels[:0]).shape == (0, 5)
+    assert (residuals(text_head(texts, SCALE), features, labels) == 0).all()
+
+
+def sharp(head, pool, features, labels, z, rng):
+    moment = noised_moment(residuals(head, features, labels), SeededNoise(rng), z)
+    known = dataclasses.replace(pool, moment=unpack_moment(moment), moment_variance=z * z)
+    return sharpened(head, directions(head), known)
+
+
+def test_a_moment_sharpens_where_images_scatter_in_few_directions(rng):
+    texts, means, _, _ = world(rng, classes=12, right_texts=False)
+    labels = np.repeat(np.arange(12), 200)
+    wide = (means - means.mean(axis=0)).T @ rng.normal(size=(12, 2))
+    features = unit(means[labels] + rng.normal(size=(len(labels), 2)) @ wide.T + 0.05 * rng.normal(size=(2400, 32)))
+    train, test = np.arange(0, 2400, 2), np.arange(1, 2400, 2)
+    pool, _ = pool_rows([released(features[train], labels[train], 12, 0.5, rng)], 0.5)
+    head = class_head(pool, texts, SCALE)
+    better = sharp(head, pool, features[train], labels[train], 1.0, rng)
+
+    assert right(better, features[test], labels[test]) > right(head, features[test], labels[test]) + 0.1
+    spread, before = (np.var(own.logits(head.vectors), axis=1).mean() for own in (better, head))
+    assert spread == pytest.approx(before)
+
+
+def test_a_moment_of_noise_changes_nothing_to_speak_of_and_none_nothing_at_all(rng):
+    texts, _, features, labels = world(rng, classes=12)
+    pool, _ = pool_rows([released(features, labels, 12, 0.5, rng)], 0.5)
+    head = class_head(pool, texts, SCALE)
+
+    assert sharpened(head, directions(head), pool) is head
+    nothing = dataclasses.replace(pool, moment=np.zeros((11, 11)), moment_variance=1.0)
+    assert sharpened(head, directions(head), nothing) is head
+    for z in (100.0, 1e4):
+        noisy = sharp(head, pool, features, labels, z, rng)
+        assert right(noisy, features, labels) > right(head, features, labels) - 0.02
+    text = text_head(texts, SCALE)
+    assert sharpened(text, directions(text), nothing) is text
+
+
+@pytest.mark.parametrize(("classes", "size"), [(2, 32), (6, 4), (200, 160), (3, 1)])
+@pytest.mark.parametrize("z", [0.0, 0.3, 30.0])
+def test_a_sharpened_head_is_finite_in_every_corner(rng, classes, size, z):
+    texts, _, features, labels = world(rng, classes=classes, size=size, images=3)
+    pool, _ = pool_rows([released(features, labels, classes, z, rng)], z)
+    head = class_head(pool, texts, SCALE)
+    found = sharp(head, pool, features, labels, z, rng)
+
+    assert directions(head).shape == (size, min(classes - 1, size, 128))
+    assert np.isfinite(found.vectors).all()
+    assert np.isfinite(found.bias).all()
+
+
+def test_a_packed_moment_keeps_distances_and_comes_back(rng):
+    half = rng.normal(size=(5, 5))
+    moment = half + half.T
+    packed = packed_moment(moment)
+
+    assert packed.shape == (15,)
+    assert np.linalg.norm(packed) == pytest.approx(np.linalg.norm(moment), rel=1e-12)
+    np.testing.assert_allclose(unpack_moment(packed), moment, rtol=1e-12)

@@ -119,9 +119,37 @@ ONE_SHOT = (
     (
         "vote: told again for another pool",
         "dpfpl_client.learning.learner:PromptLearner._with_vote",
-        "dataclasses.replace(result.state, voted=True)",
+        "dataclasses.replace(result.state, vote=told)",
         "result.state",
         (f"{FEDERATION_TESTS}::test_a_site_votes_once",),
+    ),
+    (
+        "moment: an example counts for more than one",
+        "dpfpl_common.privacy.one_shot:noised_moment",
+        "bounded(residuals)",
+        "(residuals, True)",
+        (f"{RELEASE_TESTS}::test_one_example_moves_the_moment_by_at_most_one",),
+    ),
+    (
+        "moment: half its noise",
+        "dpfpl_common.privacy.one_shot:noised_moment",
+        "noise.add(total, noise_multiplier)",
+        "noise.add(total, noise_multiplier / 2)",
+        (f"{RELEASE_TESTS}::test_the_moments_noise_has_the_stated_deviation_in_every_coordinate",),
+    ),
+    (
+        "moment: the class sums keep its share of the budget, so it is not paid for",
+        "dpfpl_common.privacy.one_shot:shared_out",
+        "1 - 2 * VOTE_SHARE",
+        "1 - VOTE_SHARE",
+        (f"{RELEASE_TESTS}::test_what_is_charged_is_what_is_released",),
+    ),
+    (
+        "moment: off the diagonal an example counts twice",
+        "dpfpl_common.privacy.one_shot:packed_moment",
+        "math.sqrt(2)",
+        "2.0",
+        (f"{RELEASE_TESTS}::test_one_example_moves_the_moment_by_at_most_one",),
     ),
     (
         "evidence: pure noise is taken for images",

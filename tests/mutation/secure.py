@@ -188,7 +188,7 @@ SECURE = (
     (
         "secure sum: a site trains on its own rows under secure trust",
         "dpfpl_client.learning.learner:PromptLearner.train_round",
-        "unpack_pool(pool)[0].rows",
+        "self._unpacked(pool)[0].rows",
         "self._noised_class_sums(randomness, 0.01)",
         (f"{FEDERATION_TESTS}::test_what_a_site_sends_in_training_depends_on_the_sum_alone",),
     ),

@@ -396,7 +396,7 @@ def test_what_left_is_said_as_the_mechanism_has_it():
     once = plain(render_report(one_shot() | {"evidence": {"warning": ""}}))
     steps = plain(render_report(make_result(privacy={"trust": "local"})))
     assert "to which it added noise once, before the first round" in once
-    assert "class sums, and then one vote on what to use, both with noise" in once
+    assert "class sums, and then one vote on what to use with a second moment of its images, all with noise" in once
     assert "clipped and noised at the site" not in once
     assert "clipped and noised at the site" in steps
     assert "added noise once" not in steps

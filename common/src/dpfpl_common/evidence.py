@@ -1,7 +1,8 @@
 """Evidence: from the sites' noised class sums to class vectors, and the vote that says whether to use them.
 
-Everything here is post-processing of noised rows, so it costs no privacy; docs/explanation/evidence.md derives it.
-Symbols: M sites, C classes, e the length of an image's feature, z the noise of each coordinate of a row.
+All but ``votes`` and ``residuals`` is post-processing of noised values, so it costs no privacy;
+docs/explanation/evidence.md derives it. Symbols: M sites, C classes, e the length of an image's feature, z the noise of
+each coordinate of a row.
 
 ::
 
@@ -10,8 +11,10 @@ Symbols: M sites, C classes, e the length of an image's feature, z the noise of 
     head      u [C, e]    class means, as far as they are known: prior the text, likelihood the pool
               logits      scale * x . u_c, plus the log of how often a class is expected
     vote      one number a site: on how many more of its own images the head is right than the text
+    moment    [k, k] sum of r r^T, r the direction in which an image leaves its class vector, within the first k of them
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,14 +26,19 @@ __all__ = [
     "Head",
     "Pool",
     "class_head",
+    "directions",
     "evidence_wins",
     "found_classes",
     "images_needed",
     "mix_bonus",
+    "moment_size",
     "pack_pool",
     "pool_rows",
+    "residuals",
+    "sharpened",
     "summed_pool",
     "text_head",
+    "unpack_moment",
     "unpack_pool",
     "vote_threshold",
     "votes",
@@ -46,6 +54,12 @@ STANDING_OUT = 3.0
 FALSE_ALARM = 1e-6
 """Chance that pure noise is taken for the direction in which images lie."""
 
+MOST_DIRECTIONS = 128
+"""Of the moment, so that it is no longer than the class sums of a long list."""
+
+LEAST_SCATTER = 0.05
+"""Relative to the mean one; no direction is believed to scatter less."""
+
 DISAGREEMENT = 0.25
 """Share of images on which text and evidence are taken to differ; gives the vote its sampling error."""
 
@@ -59,12 +73,16 @@ class Pool:
         variances: [C], of the noise in each coordinate of a row.
         total: [e], plain sum of all rows of all sites.
         total_variance: of the noise in each of its coordinates.
+        moment: [k, k], sum of the sites' moments; None before they are told.
+        moment_variance: of the noise in each of its packed coordinates.
     """
 
     rows: Floats
     variances: Floats
     total: Floats
     total_variance: float
+    moment: Floats | None = None
+    moment_variance: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -72,8 +90,9 @@ class Head:
     """A linear classifier of unit image features, and what it was made from.
 
     Attributes:
-        vectors: [C, e] unit class vectors.
+        vectors: [C, e] class vectors, of norm 1 unless sharpened.
         scale: of the logits.
+        bias: [C], 0 unless sharpened.
         found: [C], the classes of which the pool shows images; the others stand on their texts.
         prior: [C, e], where the class means are expected from the texts alone.
         common: [e], unit direction that all images have in common.
@@ -83,6 +102,7 @@ class Head:
 
     vectors: Floats
     scale: float
+    bias: Floats
     found: Bools
     prior: Floats
     common: Floats
@@ -91,7 +111,7 @@ class Head:
 
     def logits(self, features: Floats) -> Floats:
         """[n, C] of unit features [n, e]."""
-        return np.asarray(self.scale * (features @ self.vectors.T))
+        return np.asarray(self.scale * (features @ self.vectors.T + self.bias))
 
 
 def pool_rows(sites: Sequence[Floats], noise_multiplier: float) -> tuple[Pool, Floats]:
@@ -145,29 +165,57 @@ def summed_pool(rows: Floats, noise_multiplier: float, sites: int) -> Pool:
 
 
 def pack_pool(pool: Pool, weights: Floats) -> npt.NDArray[np.float32]:
-    """A pool and one site's weights [C] as one matrix [C + 1, e + 2], float32; see ``unpack_pool``."""
+    """A pool and one site's weights [C] as one matrix, float32, [C + 1, e + 2] or with a moment [C + 1 + k, e + 2]; see
+    ``unpack_pool``.
+    """
     classes, size = pool.rows.shape
-    packed = np.zeros((classes + 1, size + 2), dtype="<f4")
+    k = 0 if pool.moment is None else len(pool.moment)
+    packed = np.zeros((classes + 1 + k, size + 2), dtype="<f4")
     packed[:classes, :size], packed[:classes, size], packed[:classes, size + 1] = pool.rows, pool.variances, weights
-    packed[classes, :size], packed[classes, size] = pool.total, pool.total_variance
+    packed[classes] = (*pool.total, pool.total_variance, pool.moment_variance)
+    if pool.moment is not None:
+        packed[classes + 1 :, :k] = pool.moment
     return packed
 
 
-def unpack_pool(packed: npt.NDArray[np.float32]) -> tuple[Pool, Floats]:
-    """The pool and the site's weights; a row is a class's pooled row, its variance and the site's weight, the last one
-    the sum of everything. Whatever is in there, a variance is no less than 0 and a weight from 0 to 1.
+def unpack_pool(packed: npt.NDArray[np.float32], classes: int) -> tuple[Pool, Floats]:
+    """The pool and the site's weights [C]. A row is a class's pooled row, its variance and the site's weight; the next
+    one the sum of everything, its variance and the moment's; the moment's rows follow, if there are any. Whatever is in
+    there, a variance is no less than 0 and a weight from 0 to 1.
     """
     values = np.asarray(packed, dtype=np.float64)
-    variances = np.maximum(values[:, -2], 0.0)
-    pool = Pool(values[:-1, :-2], variances[:-1], values[-1, :-2], float(variances[-1]))
-    return pool, np.clip(values[:-1, -1], 0.0, 1.0)
+    variances, total, k = np.maximum(values[:, -2], 0.0), values[classes], len(values) - classes - 1
+    moment = (values[classes + 1 :, :k] + values[classes + 1 :, :k].T) / 2 if k else None
+    pool = Pool(
+        values[:classes, :-2],
+        variances[:classes],
+        total[:-2],
+        float(variances[classes]),
+        moment,
+        max(float(total[-1]), 0.0),
+    )
+    return pool, np.clip(values[:classes, -1], 0.0, 1.0)
+
+
+def moment_size(classes: int, size: int) -> int:
+    """k: a public number, the same at every site."""
+    return min(classes - 1, size, MOST_DIRECTIONS)
+
+
+def unpack_moment(packed: Floats) -> Floats:
+    """[k, k], the inverse of ``dpfpl_common.privacy.one_shot.packed_moment``."""
+    k = (math.isqrt(8 * len(packed) + 1) - 1) // 2
+    half = np.zeros((k, k))
+    half[np.triu_indices(k)] = packed / math.sqrt(2)
+    return np.asarray(half + half.T + np.diag((math.sqrt(2) - 2) * np.diag(half)))
 
 
 def text_head(texts: Floats, scale: float) -> Head:
     """The model's own head: a logit is ``scale * x . T_c``, and no class is found."""
     classes, size = texts.shape
     same = np.asarray(texts, dtype=np.float64)
-    return Head(same, scale, np.zeros(classes, dtype=bool), same, np.zeros(size), np.zeros(classes), 0.0)
+    none = np.zeros(classes)
+    return Head(same, scale, none, np.zeros(classes, dtype=bool), same, np.zeros(size), none, 0.0)
 
 
 def class_head(pool: Pool, texts: Floats, scale: float) -> Head:
@@ -201,6 +249,7 @@ def class_head(pool: Pool, texts: Floats, scale: float) -> Head:
     return Head(
         vectors=_unit_rows(prior + _trust(spread, uncertain)[:, None] * rest),
         scale=scale * max(1.0, math.sqrt(text_width / max(width, 1e-12))),
+        bias=np.zeros(len(texts)),
         found=found,
         prior=prior,
         common=common,
@@ -241,6 +290,73 @@ def votes(head: Head, pool: Pool, texts: Floats, features: Floats, labels: Ints,
         scores[each, labels] = np.sum(features * _unit_rows(prior), axis=1)
         evidence_right = (1 - absent) * evidence_right + absent * (scores.argmax(axis=1) == labels)
     return np.asarray(evidence_right - text_right)
+
+
+def directions(head: Head) -> Floats:
+    """B [e, k], orthonormal columns that span the first k + 1 class vectors' differences, or all the features' space.
+
+    Gram-Schmidt in the classes' order with positive lengths, which has one result only: sites that compute it apart
+    agree up to rounding. (A singular value decomposition leaves signs and rotations open.)
+    """
+    k = moment_size(*head.vectors.shape)
+    centred = head.vectors - head.vectors.mean(axis=0)
+    basis, lengths = np.linalg.qr(centred[:k].T)
+    return np.asarray(basis * np.where(np.diag(lengths) < 0, -1.0, 1.0))
+
+
+def residuals(head: Head, features: Floats, labels: Ints) -> Floats:
+    """[n, k], within ``directions`` the unit direction in which each image leaves its class vector; 0 where there is
+    none. A class vector has norm 1: it is stretched to the image's reach along the common direction.
+
+    An image's residual depends on that image, the head and public facts alone.
+
+    Args:
+        head: of ``class_head``, with the plain texts.
+        features: [n, e] unit features of the site's training images.
+        labels: [n].
+    """
+    vectors = head.vectors[labels]
+    reach = vectors @ head.common
+    known = head.found[labels] & (reach > 0)
+    stretch = np.where(known, features @ head.common / np.where(known, reach, 1.0), 0.0)
+    rest = (features - stretch[:, None] * vectors) @ directions(head)
+    return np.where(known[:, None], _unit_rows(rest), 0.0)
+
+
+def sharpened(head: Head, basis: Floats, pool: Pool) -> Head:
+    """Linear discriminant analysis with the pool's moment: directions in which images scatter much count less.
+
+    The scatter S [k, k] is the moment in units of its mean, drawn towards the identity by the share of its deviation
+    that noise and so few images alone make (Ledoit and Wolf 2004). As much as the spectral norm of both (``edge``) is
+    added, so that an uncertain direction is taken for one that scatters. A class mean is its vector times the ``reach``
+    of images along the common direction. Logits keep the spread that they had between the found classes' own vectors.
+
+    Args:
+        head: of ``class_head``.
+        basis: [e, k], ``directions`` of the head with the plain texts, as the sites had them for their moments.
+        pool: that the head was made from; the same head comes back where it has no moment or one of noise.
+    """
+    if pool.moment is None or head.found.sum() < 2:
+        return head
+    k, variance, images = len(pool.moment), pool.moment_variance, float(np.trace(pool.moment))
+    if images <= 0:
+        return head
+    mean, same = images / k, np.eye(k)
+    deviation = float(np.sum((pool.moment - mean * same) ** 2))
+    energy = variance * k * (k + 1) / 2 + max(images - float(np.sum(pool.moment**2)) / images, 0.0)
+    noise = min(1.0, energy / max(deviation, 1e-300))
+    edge = math.sqrt(2 * k * variance) / mean + 2 * math.sqrt(k / images)
+    scatter, axes = np.linalg.eigh((1 - noise) * pool.moment / mean + (noise + edge) * same)
+    change = (axes * ((1 + edge) / np.maximum(scatter, LEAST_SCATTER) - 1)) @ axes.T
+    inside = head.vectors @ basis
+    vectors = head.vectors + inside @ change @ basis.T
+    own = head.vectors[head.found]
+    common, share, _, _ = _reaches(pool)
+    reach = share * float(pool.total @ common) / images / max(float(np.mean(own @ common)), 1e-300)
+    bias = -0.5 * min(max(reach, 0.0), 1.0) * np.sum((inside @ change) * inside, axis=1)
+    before, after = own @ own.T, own @ vectors[head.found].T + bias[head.found]
+    factor = math.sqrt(float(np.mean(np.var(before, axis=1)) / max(float(np.mean(np.var(after, axis=1))), 1e-300)))
+    return dataclasses.replace(head, vectors=factor * vectors, bias=factor * bias)
 
 
 def evidence_wins(total: float, images: float, noise_multiplier: float, noises: int) -> bool:

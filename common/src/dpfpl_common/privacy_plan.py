@@ -240,16 +240,16 @@ def _same_epsilon(noise_multiplier: float, sample_rate: float, steps: int, delta
 
 
 def class_sums_multiplier(experiment: Experiment) -> float:
-    """Noise multiplier of the class sums of ``one_shot``: of the whole release less the vote's share, if there is one.
+    """Noise multiplier of the class sums of ``one_shot``: of the whole release less what vote and moment take, if any.
 
-    Both together are one Gaussian mechanism of the experiment's multiplier, which is what is charged, before the first.
+    All together are one Gaussian mechanism of the experiment's multiplier, which is what is charged, before the first.
     """
     z = _multiplier(experiment)
     return shared_out(z)[0] if experiment.uses_evidence else z
 
 
 def vote_multiplier(experiment: Experiment) -> float:
-    """Noise multiplier of a site's vote; see :func:`class_sums_multiplier`."""
+    """Noise multiplier of a site's vote, and of its moment; see :func:`class_sums_multiplier`."""
     return shared_out(_multiplier(experiment))[1]
 
 

@@ -1,11 +1,11 @@
-"""Two worlds at the epsilon that people run: one example more or less, its class sums and scores released many times.
+"""Two worlds at the epsilon that people run: one example more or less, its releases made many times.
 
 ``python -m dpfpl_bench.audit.two_worlds`` prints the table of docs/results/audits.md. The example is the worst there
-is: a feature of norm 1 alone in its class, and every candidate answers it right. The attacker has the best test there
-is of two Gaussians and knows everything but whether the example is there. It is in the training part or in the
-held-back one, and the attacker of both releases does not know in which. The noise is the experiment's, a half of it,
-and a hundredth: where the bound on epsilon does not pass the claim with a half, the attack would not have noticed
-either.
+is: a feature of norm 1 alone in its class, a whole vote, a residual that no other has, and every candidate answers it
+right. The attacker has the best test there is of two Gaussians and knows everything but whether the example is there.
+It is in the training part or in the held-back one, and the attacker of both releases does not know in which. The noise
+is the experiment's, a half of it, and a hundredth: where the bound on epsilon does not pass the claim with a half, the
+attack would not have noticed either.
 """
 
 from dataclasses import dataclass
@@ -17,15 +17,20 @@ from dpfpl_bench.audit.bounds import gaussian_bound
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_common.privacy.counts import count_noise_stddev, noised_counts
 from dpfpl_common.privacy.noise import NoiseSource, SeededNoise
-from dpfpl_common.privacy.one_shot import noised_class_sums
-from dpfpl_common.privacy_plan import class_sums_multiplier, resolve_noise, score_noise_multiplier
+from dpfpl_common.privacy.one_shot import noised_class_sums, noised_moment, noised_vote
+from dpfpl_common.privacy_plan import (
+    class_sums_multiplier,
+    resolve_noise,
+    score_noise_multiplier,
+    vote_multiplier,
+)
 from dpfpl_common.wire.payloads import scored
 
 __all__ = ["ATTACKS", "Row", "attack", "default_experiment"]
 
 Floats = npt.NDArray[np.float64]
 
-ATTACKS = ("class sums", "scores", "both, a trained example", "both, a held-back example")
+ATTACKS = ("class sums, vote and moment", "scores", "both, a trained example", "both, a held-back example")
 NOISE = (1.0, 0.5, 0.01)
 FEATURES, OTHERS = 4, 2
 
@@ -66,10 +71,14 @@ def attack(target_epsilon: float, trials: int, seed: int = 0) -> list[Row]:
     for share in NOISE:
         rows = {there: _rows(experiment, noise, share, trials, there=there) for there in (False, True)}
         counts = {there: _counts(experiment, noise, share, trials, there=there) for there in (False, True)}
-        absent = rows[False] + counts[False]
+        # How much likelier both are if the example is in either part, with equal chance.
+        trained, held_back, absent = (
+            np.logaddexp(rows[trains], counts[tests]) - np.log(2)
+            for trains, tests in ((True, False), (False, True), (False, False))
+        )
         for name, with_member, without in zip(
             ATTACKS,
-            (rows[True], counts[True], rows[True] + counts[False], rows[False] + counts[True]),
+            (rows[True], counts[True], trained, held_back),
             (rows[False], counts[False], absent, absent),
             strict=True,
         ):
@@ -78,13 +87,20 @@ def attack(target_epsilon: float, trials: int, seed: int = 0) -> list[Row]:
 
 
 def _rows(experiment: Experiment, noise: NoiseSource, share: float, trials: int, *, there: bool) -> Floats:
-    """[trials], logarithms of how much likelier each release of class sums is with the example."""
+    """[trials], logarithms of how much likelier each release of class sums, vote and moment is with the example."""
     own = np.eye(FEATURES)[0]
     features = np.concatenate([np.eye(FEATURES)[1 : 1 + OTHERS], own[None]])[: OTHERS + there]
     labels = np.array([1] * OTHERS + [0])[: OTHERS + there]
-    z = class_sums_multiplier(experiment) * share
-    seen = [noised_class_sums(features, labels, 2, noise, z)[0] @ own for _ in range(trials)]
-    return (np.array(seen) - 0.5) / z**2
+    z = share * np.array([class_sums_multiplier(experiment), *[vote_multiplier(experiment)] * 2])
+    seen = [
+        (
+            noised_class_sums(features, labels, 2, noise, z[0])[0] @ own,
+            noised_vote(np.ones(len(features)), noise, z[1]) - OTHERS,
+            noised_moment(features, noise, z[2])[0],
+        )
+        for _ in range(trials)
+    ]
+    return np.asarray(((np.array(seen) - 0.5) / z**2).sum(axis=1))
 
 
 def _counts(experiment: Experiment, noise: NoiseSource, share: float, trials: int, *, there: bool) -> Floats:

@@ -6,12 +6,10 @@ from typing import Any
 import numpy as np
 
 from dpfpl_bench.simulation.in_process import SimulatedSite
-from dpfpl_client.learning.evidence import accuracies, chosen_head, site_head
+from dpfpl_client.learning.evidence import accuracies, alone_head, chosen_head, site_head
 from dpfpl_client.learning.learner import PromptLearner, initial_context
 from dpfpl_client.models.backbone import Backbone
-from dpfpl_common.evidence import class_head, pool_rows
 from dpfpl_common.experiment import Experiment
-from dpfpl_common.privacy_plan import class_sums_multiplier
 from dpfpl_server.runs.folder import Checkpoint
 from dpfpl_server.runs.result import mean
 
@@ -39,10 +37,10 @@ def mix_curve(
         shared = learner.context(checkpoint.global_context, np.zeros(experiment.context_shape))
         packed = evidence.packed(experiment, site.name)
         text = chosen_head(scorer, initial, packed, "text", None)
-        own_pool, _ = pool_rows([evidence.rows[site.name].astype(np.float64)], class_sums_multiplier(experiment))
+        own, vote = evidence.rows[site.name].astype(np.float64), evidence.votes.get(site.name)
         heads = {
             "federated": chosen_head(scorer, initial, packed, chosen, shared),
-            "alone": class_head(own_pool, text.vectors, text.scale),
+            "alone": alone_head(experiment, text.vectors, text.scale, own, vote, packed),
             "zero_shot": text,
         }
         for mix, found in points.items():

@@ -47,7 +47,6 @@ class Record:
             "round": self.reply.round,
             "metrics": self.reply.metrics,
             "optimizer_steps": self.state.optimizer.steps,
-            "voted": self.state.voted,
         }
         tensors = {
             "update": self.reply.update,
@@ -58,6 +57,8 @@ class Record:
         }
         if self.state.class_sums is not None:
             tensors["class_sums"] = self.state.class_sums
+        if self.state.vote is not None:
+            tensors["vote"] = self.state.vote
         if self.reply.evidence is not None:
             tensors["evidence"] = self.reply.evidence
         if self.state.parameters is not None:
@@ -91,7 +92,7 @@ class Record:
                 optimizer,
                 tensors.get("class_sums"),
                 tensors.get("personal_parameters"),
-                bool(meta["voted"]),
+                tensors.get("vote"),
             )
             return cls(meta["request_digest"], reply, tensors["global_context"], state)
         except (SafetensorError, PayloadError, KeyError, ValueError, TypeError, AttributeError) as error:

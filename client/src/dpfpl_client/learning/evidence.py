@@ -1,7 +1,9 @@
 """The classifiers a site can use once class sums are pooled, and how right they are on its test images."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -9,9 +11,30 @@ import torch
 
 from dpfpl_client.models.backbone import LabelledFeatures, Scorer
 from dpfpl_common.errors import ModelError
-from dpfpl_common.evidence import Head, class_head, mix_bonus, text_head, unpack_pool
+from dpfpl_common.evidence import (
+    Head,
+    class_head,
+    directions,
+    mix_bonus,
+    pool_rows,
+    sharpened,
+    text_head,
+    unpack_moment,
+    unpack_pool,
+)
+from dpfpl_common.experiment import Experiment
+from dpfpl_common.privacy_plan import class_sums_multiplier, vote_multiplier
 
-__all__ = ["SiteHead", "accuracies", "chosen_head", "label_shares", "pooled_head", "shares_from", "site_head"]
+__all__ = [
+    "SiteHead",
+    "accuracies",
+    "alone_head",
+    "chosen_head",
+    "label_shares",
+    "pooled_head",
+    "shares_from",
+    "site_head",
+]
 
 Floats = npt.NDArray[np.float64]
 
@@ -21,14 +44,16 @@ class SiteHead:
     """What a site classifies with: ``softmax(scale * x . vectors + bias)``.
 
     Attributes:
-        vectors: [classes, feature_size], unit rows.
+        vectors: [classes, feature_size].
         scale: of the logits.
-        bias: [classes], the log of how often a class is expected.
+        bias: [classes], the head's own and the usual mix.
+        mix: [classes], of it the log of how often a class is expected.
     """
 
     vectors: Floats
     scale: float
     bias: Floats
+    mix: Floats
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
         """[n, classes] of unit image features [n, feature_size], float64."""
@@ -43,20 +68,51 @@ class SiteHead:
 def pooled_head(
     scorer: Scorer, initial: torch.Tensor, pool: npt.NDArray[np.float32], context: torch.Tensor | None
 ) -> Head:
-    """Class vectors from the pool, with the texts under ``context`` as prior; None: under the initial text.
+    """Class vectors from the pool, sharpened if it has a moment, with the texts under ``context`` as prior; None: under
+    the initial text.
 
     Raises:
         ModelError: the pool is of another model's features.
     """
-    shared, _ = unpack_pool(pool)
-    texts = _texts(scorer, initial if context is None else context)
+    plain = _texts(scorer, initial)
+    texts = plain if context is None else _texts(scorer, context)
+    shared, _ = unpack_pool(pool, len(texts))
     if shared.rows.shape != texts.shape:
         raise ModelError(
             code="OTHER_MODEL",
             message=f"The pool holds rows of {shared.rows.shape[1]} numbers, the model gives {texts.shape[1]}.",
             advice="Let every site use the experiment's model.",
         )
-    return class_head(shared, texts, scorer.logit_scale)
+    scale = scorer.logit_scale
+    return sharpened(class_head(shared, texts, scale), directions(class_head(shared, plain, scale)), shared)
+
+
+def alone_head(
+    experiment: Experiment,
+    texts: Floats,
+    scale: float,
+    rows: Floats,
+    vote: npt.NDArray[np.floating[Any]] | None,
+    pool: npt.NDArray[np.float32],
+) -> Head:
+    """Class vectors from what one site released, for a comparison. Its moment is about the pool's class vectors, so it
+    is read in their directions.
+
+    Args:
+        experiment: under another trust than ``secure``.
+        texts: [classes, feature_size] unit text features of the plain prompt.
+        scale: the model's own logit scale.
+        rows: the site's noised class sums.
+        vote: with the moment, as in ``PersonalState``; None without.
+        pool: of all sites.
+    """
+    own, _ = pool_rows([rows], class_sums_multiplier(experiment))
+    head = class_head(own, texts, scale)
+    if vote is None:
+        return head
+    moment, variance = unpack_moment(vote[1:].astype(np.float64)), vote_multiplier(experiment) ** 2
+    basis = directions(class_head(unpack_pool(pool, len(texts))[0], texts, scale))
+    return sharpened(head, basis, dataclasses.replace(own, moment=moment, moment_variance=variance))
 
 
 def chosen_head(
@@ -94,7 +150,8 @@ def shares_from(class_sums: Floats, total: Floats, noise_multiplier: float) -> F
 
 def site_head(head: Head, shares: Floats, usual_mix: float) -> SiteHead:
     """The head with a site's usual mix of classes."""
-    return SiteHead(head.vectors, head.scale, mix_bonus(shares, usual_mix))
+    mix = mix_bonus(shares, usual_mix)
+    return SiteHead(head.vectors, head.scale, head.scale * head.bias + mix, mix)
 
 
 def accuracies(head: SiteHead, test: LabelledFeatures, others: LabelledFeatures, own: Floats) -> Mapping[str, float]:
@@ -121,7 +178,7 @@ def accuracies(head: SiteHead, test: LabelledFeatures, others: LabelledFeatures,
     unseen = torch.from_numpy(own == 0)[labels]
     if len(others) and unseen.any():
         result["unseen"] = float((logits[unseen].argmax(dim=1) == labels[unseen]).double().mean())
-    right = (logits - torch.from_numpy(head.bias)).argmax(dim=1) == labels
+    right = (logits - torch.from_numpy(head.mix)).argmax(dim=1) == labels
     of_class = [float(right[labels == label].double().mean()) for label in sorted(set(labels.tolist()))]
     result["all"] = sum(of_class) / len(of_class)
     return result

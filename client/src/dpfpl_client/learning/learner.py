@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from dpfpl_client.data.records import left_out
-from dpfpl_client.learning.evidence import accuracies, label_shares, pooled_head, shares_from, site_head
+from dpfpl_client.learning.evidence import accuracies, alone_head, label_shares, pooled_head, shares_from, site_head
 from dpfpl_client.learning.methods import build_method
 from dpfpl_client.learning.personal import PersonalState
 from dpfpl_client.learning.prototypes import prototypes_from
@@ -20,12 +20,12 @@ from dpfpl_client.learning.step import Randomness, batch_gradient, noised_step
 from dpfpl_client.models.backbone import Backbone, LabelledFeatures, too_long_answers
 from dpfpl_client.models.class_scorer import ClassScorer, direction_count
 from dpfpl_common.errors import ModelError, RefusedError
-from dpfpl_common.evidence import Head, class_head, pool_rows, text_head, unpack_pool, votes
+from dpfpl_common.evidence import Head, Pool, residuals, text_head, unpack_pool, votes
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.optimizer import OptimizerState, descend
 from dpfpl_common.privacy.counts import noised_counts
 from dpfpl_common.privacy.noise import to_steps
-from dpfpl_common.privacy.one_shot import bounded, noised_class_sums, noised_vote
+from dpfpl_common.privacy.one_shot import bounded, noised_class_sums, noised_moment, noised_vote
 from dpfpl_common.privacy.steps import ROUNDING_MARGIN, noised_update
 from dpfpl_common.privacy_plan import (
     class_sums_multiplier,
@@ -99,7 +99,8 @@ class RoundResult:
     Attributes:
         update: towards the server [num_context, width], noised as trust demands.
         state: the new one.
-        evidence: what else is released: noised class sums, or one noised vote [1, 1]; None where nothing is asked.
+        evidence: what else is released: noised class sums, or a noised vote and moment [1, 1 + k (k + 1) / 2]; None
+            where nothing is asked.
     """
 
     update: Floats
@@ -181,8 +182,8 @@ class PromptLearner:
         state = self._begun(state, randomness)
         if self._experiment.privacy.trust == "secure":
             assert pool is not None
-            summed = dataclasses.replace(state, class_sums=unpack_pool(pool)[0].rows)
-            return self._train_on_prototypes(global_context, summed, randomness, _rows_noise(pool))
+            summed = dataclasses.replace(state, class_sums=self._unpacked(pool)[0].rows)
+            return self._train_on_prototypes(global_context, summed, randomness, self._rows_noise(pool))
         if self._experiment.privacy.mechanism == "one_shot":
             noise_multiplier = class_sums_multiplier(self._experiment)
             result = self._train_on_prototypes(global_context, state, randomness, noise_multiplier)
@@ -249,7 +250,7 @@ class PromptLearner:
             part = self._noised_class_sums(randomness, stddev)
         elif name == "vote":
             assert pool is not None
-            part = np.array([self._noised_vote(pool, randomness, stddev)])
+            part = self._noised_vote(pool, randomness, stddev)
         else:
             assert global_context is not None
             z = noise_share(self._experiment) * score_noise_multiplier(self._experiment)
@@ -303,24 +304,32 @@ class PromptLearner:
 
     def _with_vote(self, result: RoundResult, pool: npt.NDArray[np.float32], randomness: Randomness) -> RoundResult:
         """The round's result with the site's noised vote on the pool, for once."""
-        if result.state.voted:
+        if result.state.vote is not None:
             raise RefusedError(
                 code="VOTED_ALREADY",
                 message="The site votes once in an experiment.",
                 rule="one vote",
                 advice="Go on without asking for its vote.",
             )
-        vote = self._noised_vote(pool, randomness, vote_multiplier(self._experiment))
-        state = dataclasses.replace(result.state, voted=True)
-        return RoundResult(result.update, state, np.array([[vote]]))
+        told = self._noised_vote(pool, randomness, vote_multiplier(self._experiment))
+        return RoundResult(result.update, dataclasses.replace(result.state, vote=told), told[None])
 
-    def _noised_vote(self, pool: npt.NDArray[np.float32], randomness: Randomness, noise_multiplier: float) -> float:
-        head, plain = self.evidence_head(pool, None), self._plain_texts
-        shared, weights = unpack_pool(pool)
-        train = self._features.train
-        features, usable = bounded(train.features.numpy())
-        each = votes(head, shared, plain, features[usable], train.labels.numpy()[usable], weights)
-        return noised_vote(each, randomness.noise, noise_multiplier)
+    def _noised_vote(self, pool: npt.NDArray[np.float32], randomness: Randomness, noise_multiplier: float) -> Floats:
+        """The vote, and behind it the packed moment around the class vectors that it is about: [1 + k (k + 1) / 2]."""
+        head, plain, noise = self.evidence_head(pool, None), self._plain_texts, randomness.noise
+        shared, weights = self._unpacked(pool)
+        bounds, usable = bounded(self._features.train.features.numpy())
+        features, labels = bounds[usable], self._features.train.labels.numpy()[usable]
+        each = votes(head, shared, plain, features, labels, weights)
+        vote = noised_vote(each, noise, noise_multiplier)
+        return np.array([vote, *noised_moment(residuals(head, features, labels), noise, noise_multiplier)])
+
+    def _unpacked(self, pool: npt.NDArray[np.float32]) -> tuple[Pool, Floats]:
+        return unpack_pool(pool, len(self._experiment.classes))
+
+    def _rows_noise(self, pool: npt.NDArray[np.float32]) -> float:
+        """Noise deviation of the rows of a secure sum."""
+        return float(np.sqrt(self._unpacked(pool)[0].variances.max()))
 
     @functools.cached_property
     def _plain_texts(self) -> Floats:
@@ -417,15 +426,16 @@ class PromptLearner:
         right = {name: self._scorer.at(context).agreement(test).numpy() for name, context in contexts.items()}
         if pool is not None and state.class_sums is not None:
             secure = self._experiment.privacy.trust == "secure"
-            noise_multiplier = _rows_noise(pool) if secure else class_sums_multiplier(self._experiment)
-            pooled, _ = unpack_pool(pool)
+            noise_multiplier = self._rows_noise(pool) if secure else class_sums_multiplier(self._experiment)
+            pooled, _ = self._unpacked(pool)
             heads = {
                 "evidence": (self.evidence_head(pool, None), pooled.total),
                 "both": (self.evidence_head(pool, global_context), pooled.total),
             }
             if not secure:
-                own, _ = pool_rows([state.class_sums], noise_multiplier)
-                heads["alone"] = (class_head(own, self._plain_texts, self._scorer.logit_scale), own.total)
+                texts, scale = self._plain_texts, self._scorer.logit_scale
+                alone = alone_head(self._experiment, texts, scale, state.class_sums, state.vote, pool)
+                heads["alone"] = (alone, state.class_sums.sum(axis=0))
             for name, (vectors, total) in heads.items():
                 shares = shares_from(state.class_sums, total, noise_multiplier)
                 head = site_head(vectors, shares, self._experiment.prompt.usual_mix)
@@ -494,11 +504,6 @@ class PromptLearner:
         context = self.context(global_context, personal_context)
         total = self._scorer.total_gradient(context, examples, weights.float())
         return total.double().numpy()
-
-
-def _rows_noise(pool: npt.NDArray[np.float32]) -> float:
-    """Noise deviation of the rows of a secure sum."""
-    return float(np.sqrt(unpack_pool(pool)[0].variances.max()))
 
 
 def _trained(state: PersonalState) -> Floats:

@@ -22,7 +22,8 @@ class PersonalState:
             ``site`` of un-noised gradients, so it must not leave the site.
         optimizer: the optimizer's state for what the method trains.
         class_sums: what ``one_shot`` released, noised, [classes, feature_size]; None before, and under ``per_step``.
-        voted: whether the site has told its vote, which it does once.
+        vote: the noised vote that the site told and behind it the packed moment, [1 + k (k + 1) / 2]; None before. It
+            votes once.
         parameters: what the method trains, where that is not the personal context itself; None elsewhere, and before
             the first step. As private as the context, which is a function of it.
     """
@@ -31,7 +32,7 @@ class PersonalState:
     optimizer: OptimizerState
     class_sums: Floats | None = None
     parameters: Floats | None = None
-    voted: bool = False
+    vote: Floats | None = None
 
     @classmethod
     def initial(cls, experiment: Experiment) -> "PersonalState":

@@ -73,7 +73,7 @@ def decode_sum_request(records: RecordDict) -> SumRequest:
     if GLOBAL_CONTEXT in arrays:
         context = context_from_array(arrays[GLOBAL_CONTEXT], experiment.context_shape, GLOBAL_CONTEXT)
     if POOL in arrays:
-        pool = matrix_from_array(arrays[POOL], len(experiment.classes) + 1, POOL)
+        pool = matrix_from_array(arrays[POOL], arrays[POOL].shape[0], POOL)
     name, step = (typed(settings[key], str, key) for key in ("sum", "step"))
     attempt, content = typed(settings["attempt"], int, "attempt"), typed(settings["content"], bytes, "content")
     return SumRequest(experiment, name, attempt, step, content, context, pool)
@@ -123,7 +123,7 @@ def _decode_request(
     experiment = read_experiment(settings["experiment"])
     round_number = typed(settings["round"], int, "round")
     context = context_from_array(arrays[GLOBAL_CONTEXT], experiment.context_shape, GLOBAL_CONTEXT)
-    pool = matrix_from_array(arrays[POOL], len(experiment.classes) + 1, POOL) if POOL in arrays else None
+    pool = matrix_from_array(arrays[POOL], arrays[POOL].shape[0], POOL) if POOL in arrays else None
     return experiment, round_number, context, pool, settings
 
 

@@ -222,7 +222,7 @@ class SitePrompt:
             if experiment.privacy.trust == "secure":  # the rows of all sites together, with the noise of all
                 noise_multiplier *= noise_share(experiment) * math.sqrt(len(experiment.sites))
             nothing = np.zeros(len(experiment.classes))
-            total = unpack_pool(choice.pool)[0].total
+            total = unpack_pool(choice.pool, len(experiment.classes))[0].total
             shares = nothing if self.class_sums is None else shares_from(self.class_sums, total, noise_multiplier)
         return site_head(chosen, shares, experiment.prompt.usual_mix)
 
@@ -353,7 +353,7 @@ def _exported(folder: Path, name: str | None) -> SitePrompt:
         head = None
         if (folder / CLASS_VECTORS).is_file():
             saved = load_file(folder / CLASS_VECTORS)
-            head = SiteHead(saved["vectors"], saved["scale"].item(), saved["bias"])
+            head = SiteHead(saved["vectors"], saved["scale"].item(), saved["bias"], np.zeros(len(saved["bias"])))
             if not len(head.vectors) == len(head.bias) == len(experiment.classes):
                 raise ValueError("one vector for each class")
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:

@@ -1,11 +1,13 @@
-"""What ``one_shot`` releases of a site's images: a noised sum of features for every class, and one noised vote.
+"""What ``one_shot`` releases of a site's images: a noised sum of features for every class, a vote and a second moment.
 
-An image enters the class sums through its unit feature and its label alone, and the vote as one number. Both are
-Gaussian mechanisms of sensitivity 1. The second may depend on what the first released (adaptive composition): with
-multipliers z1 and z2 the two together are one Gaussian mechanism of multiplier z, ``1 / z^2 = 1 / z1^2 + 1 / z2^2``.
+An image enters the class sums through its unit feature and its label alone, the vote as one number, and the moment as
+the outer product of one vector of norm 1. All are Gaussian mechanisms of sensitivity 1. The later ones may depend on
+what the first released (adaptive composition): with multipliers z1, z2 and z2 the three together are one Gaussian
+mechanism of multiplier z, ``1 / z^2 = 1 / z1^2 + 2 / z2^2``.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,17 +16,29 @@ from dpfpl_common.errors import PrivacyError
 from dpfpl_common.privacy.clipping import GRAIN
 from dpfpl_common.privacy.noise import NoiseSource, grid_allows
 
-__all__ = ["VOTE_SHARE", "bounded", "noised_class_sums", "noised_vote", "shared_out"]
+__all__ = [
+    "VOTE_SHARE",
+    "bounded",
+    "noised_class_sums",
+    "noised_moment",
+    "noised_vote",
+    "packed_moment",
+    "shared_out",
+]
 
 Floats = npt.NDArray[np.float64]
 
 VOTE_SHARE = 0.05
-"""Of ``1 / z^2``, what the vote takes; the class sums get the rest, and 1.03 times the noise that they had alone."""
+"""Of ``1 / z^2``, what the vote takes, and the moment as much; the class sums get the rest, and 1.05 times the noise
+that they had alone."""
+
+AT_ONCE = 256
+"""Images whose outer products are in memory together."""
 
 
 def shared_out(noise_multiplier: float) -> tuple[float, float]:
-    """Multipliers of the class sums and of the vote that compose to ``noise_multiplier``; 0 stays 0."""
-    return noise_multiplier / math.sqrt(1 - VOTE_SHARE), noise_multiplier / math.sqrt(VOTE_SHARE)
+    """Multipliers of the class sums, and of vote and moment each, that compose to ``noise_multiplier``; 0 stays 0."""
+    return noise_multiplier / math.sqrt(1 - 2 * VOTE_SHARE), noise_multiplier / math.sqrt(VOTE_SHARE)
 
 
 def noised_class_sums(
@@ -78,7 +92,48 @@ def noised_vote(votes: Floats, noise: NoiseSource, noise_multiplier: float) -> f
     return float((noise.add(total, noise_multiplier) if noise_multiplier > 0 else total)[0])
 
 
-def bounded(features: npt.NDArray[np.float32]) -> tuple[Floats, npt.NDArray[np.bool_]]:
+def noised_moment(residuals: Floats, noise: NoiseSource, noise_multiplier: float) -> Floats:
+    """``sum_x r_x r_x^T + N(0, z^2 I)``, packed: [k (k + 1) / 2].
+
+    Guarantee: Gaussian mechanism with noise multiplier z, sensitivity 1 (add or remove one example), where r_x depends
+    on example x and on what was released before, and on no other example. Every r_x is held to norm 1, and packing
+    keeps distances (``packed_moment``), so one example adds a vector of norm ``|r_x|^2 <= 1``; rounding it towards zero
+    makes it no longer. A residual that is not finite counts 0.
+
+    Args:
+        residuals: [n, k]; n may be 0.
+        noise: source of the noise.
+        noise_multiplier: z; 0 releases the sum itself, for experiments that claim no privacy.
+
+    Raises:
+        PrivacyError: the noise is too large for the noise grid.
+    """
+    held, _ = bounded(residuals)
+    whole = np.zeros(len(packed_moment(np.zeros((held.shape[1],) * 2))), dtype=np.int64)
+    if not grid_allows(noise_multiplier, whole.size):
+        raise PrivacyError(
+            code="NOISE_GRID",
+            message=f"Noise multiplier {noise_multiplier:g} is too large for {held.shape[1]} directions.",
+            advice="Ask for a larger epsilon.",
+        )
+    for start in range(0, len(held), AT_ONCE):
+        some = held[start : start + AT_ONCE]
+        each = packed_moment(some[:, :, None] * some[:, None, :])
+        whole += np.trunc(each / GRAIN).astype(np.int64).sum(axis=0)
+    total = whole.astype(np.float64) * GRAIN
+    return noise.add(total, noise_multiplier) if noise_multiplier > 0 else total
+
+
+def packed_moment(moment: Floats) -> Floats:
+    """[..., k (k + 1) / 2] of symmetric [..., k, k]: the upper triangle, off the diagonal times sqrt(2).
+
+    The Euclidean norm of the one is the Frobenius norm of the other.
+    """
+    across, down = np.triu_indices(moment.shape[-1])
+    return np.asarray(moment[..., across, down] * np.where(across == down, 1.0, math.sqrt(2)))
+
+
+def bounded(features: npt.NDArray[np.floating[Any]]) -> tuple[Floats, npt.NDArray[np.bool_]]:
     """Features [n, feature_size] of norm at most 1, and which of them are finite, [n]; the others are zero."""
     rows = np.asarray(features, dtype=np.float64)
     with np.errstate(over="ignore", invalid="ignore"):

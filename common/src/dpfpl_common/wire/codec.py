@@ -11,6 +11,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from dpfpl_common import PROTOCOL_VERSION
 from dpfpl_common.config import to_table
 from dpfpl_common.errors import ConfigError, PayloadError
+from dpfpl_common.evidence import moment_size
 from dpfpl_common.experiment import Experiment, parse_experiment
 from dpfpl_common.wire import agent_pb2
 from dpfpl_common.wire.payloads import (
@@ -203,7 +204,7 @@ def matrix_from_bytes(data: object, declared: tuple[int, ...], rows: int, name: 
 
 
 def evidence_rows(request: TrainRequest | EvaluateRequest) -> int:
-    """How many rows the evidence in a reply to ``request`` has: the classes', a single vote's, or none."""
+    """How many rows the evidence in a reply to ``request`` has: the classes', a vote's single one, or none."""
     if isinstance(request, EvaluateRequest):
         return 0
     if request.experiment.privacy.trust == "secure":
@@ -219,8 +220,10 @@ def _check_evidence(reply: SiteReply, request: TrainRequest | EvaluateRequest) -
         raise PayloadError(code="MISSING_EVIDENCE", message="The reply lacks the evidence that was asked for.")
     if reply.evidence is not None:
         check_matrix(reply.evidence, rows, "evidence")
-        if rows == 1 and reply.evidence.shape[1] != 1:
-            raise PayloadError(code="WRONG_SHAPE", message="A vote is one number.")
+        if isinstance(request, TrainRequest) and request.pool is not None:
+            k = moment_size(len(request.experiment.classes), request.pool.shape[1] - 2)
+            if reply.evidence.shape[1] != 1 + k * (k + 1) // 2:
+                raise PayloadError(code="WRONG_SHAPE", message="A vote is one number, with the packed moment behind.")
 
 
 def check_reply(reply: SiteReply, request: TrainRequest | EvaluateRequest) -> None:
@@ -290,7 +293,7 @@ def decode_train_request(message: agent_pb2.TrainRequest) -> TrainRequest:
     _check_envelope(message, message.protocol_version)
     experiment = read_experiment(message.experiment)
     context = _context(message, "global_context", experiment.context_shape)
-    pool = _read_matrix(message, "pool", len(experiment.classes) + 1)
+    pool = _read_matrix(message, "pool", message.pool.rows)
     return TrainRequest(experiment, message.round, context, message.evaluate, message.collect, pool)
 
 
@@ -311,7 +314,7 @@ def decode_evaluate_request(message: agent_pb2.EvaluateRequest) -> EvaluateReque
     _check_envelope(message, message.protocol_version)
     experiment = read_experiment(message.experiment)
     context = _context(message, "global_context", experiment.context_shape)
-    pool = _read_matrix(message, "pool", len(experiment.classes) + 1)
+    pool = _read_matrix(message, "pool", message.pool.rows)
     return EvaluateRequest(experiment, message.round, context, pool, message.chosen)
 
 
@@ -351,7 +354,7 @@ def decode_sum_request(message: agent_pb2.SumRequest) -> SumRequest:
     experiment = read_experiment(message.experiment)
     has = message.HasField("global_context")
     context = _context(message, "global_context", experiment.context_shape) if has else None
-    pool = _read_matrix(message, "pool", len(experiment.classes) + 1)
+    pool = _read_matrix(message, "pool", message.pool.rows)
     return SumRequest(experiment, message.sum, message.attempt, message.step, message.content, context, pool)
 
 

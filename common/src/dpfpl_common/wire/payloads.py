@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dpfpl_common.errors import PayloadError
+from dpfpl_common.evidence import moment_size
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.secure import STEPS, SUMS
 
@@ -98,7 +99,7 @@ class TrainRequest:
     def __post_init__(self) -> None:
         _check_round(self.round, 1, self.experiment.rounds.number)
         check_context(self.global_context, self.experiment.context_shape, "global_context")
-        _check_pool(self.experiment, self.pool)
+        _check_pool(self.experiment, self.pool, moment=False)
         if (self.collect or self.pool is not None) and not self.experiment.uses_evidence:
             raise PayloadError(code="UNEXPECTED_EVIDENCE", message="The experiment is one without evidence.")
         if self.collect and (self.pool is not None or self.experiment.privacy.trust == "secure"):
@@ -126,7 +127,7 @@ class EvaluateRequest:
     def __post_init__(self) -> None:
         _check_round(self.round, 0, self.experiment.rounds.number)
         check_context(self.global_context, self.experiment.context_shape, "global_context")
-        _check_pool(self.experiment, self.pool)
+        _check_pool(self.experiment, self.pool, moment=True)
         if self.chosen not in CHOICES or (self.pool is not None or self.chosen != "") > self.experiment.uses_evidence:
             raise PayloadError(code="UNEXPECTED_EVIDENCE", message=f"chosen is {self.chosen[:20]!r}.")
 
@@ -162,7 +163,7 @@ class SumRequest:
         has = (self.pool is not None, self.global_context is not None)
         if has != (computes and self.sum != "rows", computes and self.sum == "scores"):
             raise PayloadError(code="UNEXPECTED_EVIDENCE", message="A pool or a context where none belongs, or none.")
-        _check_pool(self.experiment, self.pool)
+        _check_pool(self.experiment, self.pool, moment=self.sum == "scores")
         if self.global_context is not None:
             check_context(self.global_context, self.experiment.context_shape, "global_context")
 
@@ -194,8 +195,8 @@ class SiteReply:
         metrics: exact accuracies, where the site's data are public, by name; see METRIC_NAMES.
         scores: noised counts of right answers, ``[candidates + 1]`` (``dpfpl_common.privacy.counts``); empty but after
             the last round.
-        evidence: noised class sums [classes, feature_size] where they were asked for; one noised vote [1, 1] where a
-            pool came; None elsewhere.
+        evidence: noised class sums [classes, feature_size] where they were asked for; where a pool came, in one row
+            [1, 1 + k (k + 1) / 2] a noised vote and a noised, packed moment; None elsewhere.
         signature: of the site's agent over the rest (``signed_text``), 64 bytes; empty before it is signed, and in
             simulations.
     """
@@ -226,9 +227,12 @@ def check_matrix(array: object, rows: int, name: str) -> None:
         raise PayloadError(code="NONFINITE_INPUT", message=f"{name} holds a value that is not finite.")
 
 
-def _check_pool(experiment: Experiment, pool: Context | None) -> None:
+def _check_pool(experiment: Experiment, pool: Context | None, *, moment: bool) -> None:
     if pool is not None:
-        check_matrix(pool, len(experiment.classes) + 1, "pool")
+        rows = len(experiment.classes) + 1
+        if moment and np.ndim(pool) == 2 and len(pool) > rows:
+            rows += moment_size(rows - 1, pool.shape[1] - 2)
+        check_matrix(pool, rows, "pool")
 
 
 def check_context(array: object, shape: tuple[int, int], name: str) -> None:

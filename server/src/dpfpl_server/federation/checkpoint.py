@@ -66,9 +66,10 @@ def checkpoint_digest(checkpoint: Checkpoint, configuration: str, events: list[d
     evidence = checkpoint.evidence
     if evidence.rows:
         shapes = {site: rows.shape for site, rows in sorted(evidence.rows.items())}
-        texts = (*texts, json.dumps([shapes, dict(sorted(evidence.votes.items()))]))
+        texts = (*texts, json.dumps([shapes, sorted(evidence.votes)]))
     arrays = (
         *(rows.astype("<f4") for _, rows in sorted(evidence.rows.items())),
+        *(row.astype("<f4") for _, row in sorted(evidence.votes.items())),
         checkpoint.global_context.astype("<f4"),
         state.first.astype("<f8"),
         state.second.astype("<f8"),

@@ -3,14 +3,24 @@
 import functools
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from dpfpl_common.errors import PayloadError
-from dpfpl_common.evidence import Pool, evidence_wins, found_classes, pack_pool, pool_rows, summed_pool, vote_threshold
+from dpfpl_common.evidence import (
+    Pool,
+    evidence_wins,
+    found_classes,
+    moment_size,
+    pack_pool,
+    pool_rows,
+    summed_pool,
+    unpack_moment,
+    vote_threshold,
+)
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.privacy_plan import class_sums_multiplier, vote_multiplier
 from dpfpl_common.secure.sums import share_stddev
@@ -43,18 +53,18 @@ class Evidence:
 
     Attributes:
         rows: noised class sums, float32 [classes, feature_size], by site.
-        votes: noised votes, by site.
+        votes: noised votes and behind each the packed moment, float32 [1 + k (k + 1) / 2], by site.
         sums: under ``secure`` trust instead of both: what was summed in secret, by its name.
     """
 
     rows: Mapping[str, Context] = field(default_factory=dict)
-    votes: Mapping[str, float] = field(default_factory=dict)
+    votes: Mapping[str, Context] = field(default_factory=dict)
     sums: Mapping[str, Summed] = field(default_factory=dict)
 
     def with_replies(self, replies: Mapping[str, Context], request_of: Mapping[str, TrainRequest]) -> "Evidence":
         """With what a round brought: class sums of the sites that were asked for them, votes of the others."""
         rows = {site: array for site, array in replies.items() if request_of[site].collect}
-        votes = {site: float(array[0, 0]) for site, array in replies.items() if not request_of[site].collect}
+        votes = {site: array[0] for site, array in replies.items() if not request_of[site].collect}
         return Evidence({**self.rows, **rows}, {**self.votes, **votes})
 
     def without(self, site: str) -> "Evidence":
@@ -73,7 +83,7 @@ class Evidence:
             return TrainRequest(experiment, request.round, request.global_context, request.evaluate, collect=True)
         if site in self.votes or site not in self._weights(experiment):
             return request
-        packed = self.packed(experiment, site)
+        packed = self.packed(experiment, site, moment=False)
         return TrainRequest(experiment, request.round, request.global_context, request.evaluate, pool=packed)
 
     def ask_last(self, request: EvaluateRequest, site: str) -> EvaluateRequest:
@@ -84,9 +94,11 @@ class Evidence:
         packed, chosen = self.packed(experiment, site), self.chosen(experiment)
         return EvaluateRequest(experiment, request.round, request.global_context, packed, chosen)
 
-    def packed(self, experiment: Experiment, site: str) -> Context:
-        """The pool with the site's weights, 0 where it has no part in it."""
+    def packed(self, experiment: Experiment, site: str, *, moment: bool = True) -> Context:
+        """The pool with the site's weights, 0 where it has no part in it, and with the moment, if it is there."""
         pool, weights = self._pooled(experiment)
+        if moment:
+            pool = self._with_moment(pool, experiment)
         return pack_pool(pool, weights.get(site, np.zeros(len(pool.rows))))
 
     def chosen(self, experiment: Experiment) -> str:
@@ -118,7 +130,21 @@ class Evidence:
         return float(experiment.privacy.nominal_site_size * voters), voters
 
     def _votes(self) -> float:
-        return float(self.sums["vote"].values[0]) if "vote" in self.sums else sum(self.votes.values())
+        told = [self.sums["vote"].values] if "vote" in self.sums else self.votes.values()
+        return sum(float(row[0]) for row in told)
+
+    def _with_moment(self, pool: Pool, experiment: Experiment) -> Pool:
+        """With the sum of all moments of the pool's width. Those of sites that voted on an earlier pool are about
+        directions a little different from those that the pool gives now (docs/explanation/evidence.md).
+        """
+        k, summed = moment_size(*pool.rows.shape), self.sums.get("vote")
+        told = list(self.votes.values()) if summed is None else [summed.values]
+        moments = [row[1:].astype(np.float64) for row in told if len(row) == 1 + k * (k + 1) // 2]
+        if not moments:
+            return pool
+        noises = len(moments) if summed is None else len(summed.sites)
+        moment, variance = unpack_moment(np.sum(moments, axis=0)), noises * _vote_noise(experiment) ** 2
+        return replace(pool, moment=moment, moment_variance=variance)
 
     def _weights(self, experiment: Experiment) -> Mapping[str, Any]:
         return self._pooled(experiment)[1]
@@ -151,17 +177,18 @@ class Evidence:
 
 
 def _vote_noise(experiment: Experiment) -> float:
-    """Noise deviation of one site's part of the votes' total."""
+    """Noise deviation of one site's part of the votes' total, and of each coordinate of its moment."""
     return share_stddev(experiment, "vote") if experiment.privacy.trust == "secure" else vote_multiplier(experiment)
 
 
 def check_rows(experiment: Experiment, rows: Context) -> None:
-    """Refuse class sums that no honest site could send: larger than its images and its noise together.
+    """Refuse class sums, or a vote and its moment, that no honest site could send: larger than images and noise make.
 
     Raises:
         PayloadError: NORM_TOO_LARGE.
     """
     images = experiment.aggregation.largest_site * experiment.privacy.nominal_site_size
-    noise = class_sums_multiplier(experiment) * (np.sqrt(rows.size) + 8.0)
+    z = vote_multiplier(experiment) if len(rows) == 1 else class_sums_multiplier(experiment)
+    noise = z * (np.sqrt(rows.size) + 8.0)
     if float(np.linalg.norm(rows.astype(np.float64))) > images + noise:
-        raise PayloadError(code="NORM_TOO_LARGE", message="The class sums are larger than any honest ones.")
+        raise PayloadError(code="NORM_TOO_LARGE", message="The evidence is larger than any honest one.")

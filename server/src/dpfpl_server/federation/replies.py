@@ -157,7 +157,7 @@ class Replies:
             self._signatures(self._request, reply, site)
         if reply.update is not None and float(np.linalg.norm(reply.update.astype(np.float64))) > self._norm_cap:
             raise PayloadError(code="NORM_TOO_LARGE", message="The update is larger than any honest one.")
-        if reply.evidence is not None and len(reply.evidence) > 1:
+        if reply.evidence is not None:
             check_rows(self._experiment, reply.evidence)
 
 

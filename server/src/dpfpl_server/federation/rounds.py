@@ -241,7 +241,7 @@ class DPFPLStrategy(Strategy):
     def _train_request(self, number: int) -> TrainRequest:
         evaluate = (number - 1) % self.experiment.rounds.evaluate_every == 0
         secure = self.experiment.privacy.trust == "secure"
-        pool = self.checkpoint.evidence.packed(self.experiment, "") if secure else None
+        pool = self.checkpoint.evidence.packed(self.experiment, "", moment=False) if secure else None
         return TrainRequest(self.experiment, number, self.checkpoint.global_context, evaluate, pool=pool)
 
     def _evaluate(self, grid: Grid) -> dict[str, Rejected]:

@@ -39,7 +39,7 @@ CREATE TABLE checkpoint (
     context BLOB NOT NULL, first BLOB NOT NULL, second BLOB NOT NULL, steps INTEGER NOT NULL,
     events TEXT NOT NULL, sha256 TEXT NOT NULL
 ) STRICT;
-CREATE TABLE evidence (site TEXT PRIMARY KEY, columns INTEGER NOT NULL, rows BLOB NOT NULL, vote REAL) STRICT;
+CREATE TABLE evidence (site TEXT PRIMARY KEY, columns INTEGER NOT NULL, rows BLOB NOT NULL, vote BLOB) STRICT;
 CREATE TABLE attempts (
     number INTEGER PRIMARY KEY AUTOINCREMENT, run_id TEXT NOT NULL, started REAL NOT NULL,
     ended REAL, outcome TEXT NOT NULL DEFAULT ''
@@ -106,7 +106,8 @@ class RunStore:
                     values = (site, rows.shape[1], np.ascontiguousarray(rows, dtype="<f4").tobytes())
                     database.execute("INSERT INTO evidence VALUES (?, ?, ?, NULL)", values)
             database.executemany(
-                "UPDATE evidence SET vote = ? WHERE site = ?", [(v, s) for s, v in evidence.votes.items()]
+                "UPDATE evidence SET vote = ? WHERE site = ?",
+                [(np.ascontiguousarray(vote, dtype="<f4").tobytes(), site) for site, vote in evidence.votes.items()],
             )
             database.execute("INSERT OR REPLACE INTO checkpoint VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?)", row)
 
@@ -154,7 +155,7 @@ class RunStore:
         entries = self._rows("SELECT site, columns, rows, vote FROM evidence")
         return Evidence(
             {site: np.frombuffer(rows, dtype="<f4").reshape(-1, columns).copy() for site, columns, rows, _ in entries},
-            {site: vote for site, _, _, vote in entries if vote is not None},
+            {site: np.frombuffer(vote, dtype="<f4").copy() for site, _, _, vote in entries if vote is not None},
             {name: summed for name in SUMS if (summed := self.sum_book().summed(name)) is not None},
         )
 

@@ -92,7 +92,7 @@ print(dict(zip(about["experiment"]["classes"], {head}[0].tolist())))
 
 WITH_VECTORS = """\
 What the site classifies with: one vector for each class, made of all sites' noised class sums where their images voted
-for them and of the plain text otherwise, and a bias for how often the site expects each class.
+for them and of the plain text otherwise, and a bias, of it a part for how often the site expects each class.
 
 ```python
 import json, torch
