@@ -52,7 +52,7 @@ def default_experiment(target_epsilon: float) -> Experiment:
         sites=("north", "south", "west"),
         model=ModelSettings(width=8),
         privacy=PrivacySettings(target_epsilon=target_epsilon),
-        rounds=RoundSettings(number=1),
+        rounds=RoundSettings(number=2),  # with a single one nothing is voted on
     )
     return resolve_noise(experiment)
 
