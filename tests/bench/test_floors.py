@@ -122,9 +122,9 @@ def test_local_only_keeps_noise_clipping_and_steps(backbone, sites, simulated):
 def test_centralised_trains_on_every_image_without_noise(backbone, sites, monkeypatch):
     trained, original = [], floors._trained_out
 
-    def recorded(scorer, model, experiment, train):
+    def recorded(scorer, model, experiment, train, on_count):
         trained.append((experiment, train))
-        return original(scorer, model, experiment, train)
+        return original(scorer, model, experiment, train, on_count)
 
     monkeypatch.setattr(floors, "_trained_out", recorded)
     monkeypatch.setattr(floors, "MOST_STEPS", 1)

@@ -234,9 +234,9 @@ def test_calibration_survives_a_bad_guess(monkeypatch):
 
 def test_calibration_stops_at_its_ends():
     with pytest.raises(PrivacyError) as caught:
-        calibrate_noise_multiplier(1e-3, 1e-8, 1.0, 10**6)
+        calibrate_noise_multiplier(0.01, 1e-8, 1.0, 10**6)
     assert caught.value.code == "TARGET_UNREACHABLE"
-    assert calibrate_noise_multiplier(100.0, 0.1, 1.0, 1) == pytest.approx(accounting.SMALLEST_MULTIPLIER, rel=2e-3)
+    assert calibrate_noise_multiplier(100.0, 0.01, 1.0, 1) == pytest.approx(accounting.SMALLEST_MULTIPLIER, rel=2e-3)
 
 
 @pytest.mark.parametrize(("z", "q", "steps"), [(1e-6, 0.5, 40), (0.05, 0.5, 40), (1.0, 0.5, 10**6), (1e-3, 1.0, 10**9)])

@@ -321,7 +321,7 @@ def experiments(draw):
             noise_multiplier=draw(st.just(0.0) | st.floats(0.1, 1e3) | st.integers(0, 100)),
             clipping_norm=draw(POSITIVE | st.integers(1, 9)),
             factor_clipping_norm=draw(st.just(0) | POSITIVE),
-            sample_rate=draw(st.floats(1e-6, 1.0)),
+            sample_rate=draw(st.floats(1e-4, 1.0)),
             nominal_site_size=draw(st.integers(1, 10**9)),
             tolerated_dropouts=dropouts,
             tolerated_colluders=draw(st.integers(0, 10)),

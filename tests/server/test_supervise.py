@@ -91,7 +91,8 @@ def rounds(*numbers, then=None):
             assert (known.round if known else 0) == number - 1, "it goes on where the checkpoint ends"
             history = (
                 *(known.history if known else ()),
-                {"round": number, "seconds": 1.0, "sites": ["north", "south"], "dropped": {}, "metrics": {}},
+                {"round": number, "seconds": 1.0, "sites": ["north", "south"], "dropped": {}, "metrics": {}}
+                | {"bytes_up": 1, "bytes_down": 1},
             )
             zeros = np.zeros((4, 8))
             state = OptimizerState(zeros, zeros, number)

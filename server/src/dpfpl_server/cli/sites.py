@@ -5,12 +5,14 @@ import json
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dpfpl_common.errors import ConfigError
-from dpfpl_common.secure.enrolment import Enrolment
+
+if TYPE_CHECKING:
+    from dpfpl_common.secure.enrolment import Enrolment
 
 __all__ = ["renew", "sites_app"]
 
@@ -131,7 +133,7 @@ def renew(
     typer.echo(f"The server's certificate is new and lasts {days} days. Restart the server to use it.")
 
 
-def _enrolment(public_key: Path | None, names: list[str]) -> Enrolment | None:
+def _enrolment(public_key: Path | None, names: list[str]) -> "Enrolment | None":
     from dpfpl_common.secure.enrolment import read_enrolment
 
     if public_key is None:
@@ -145,7 +147,7 @@ def _enrolment(public_key: Path | None, names: list[str]) -> Enrolment | None:
     return read_enrolment(public_key)
 
 
-def _say_kits(kits: dict[str, Path], enrolment: Enrolment | None) -> None:
+def _say_kits(kits: dict[str, Path], enrolment: "Enrolment | None") -> None:
     from dpfpl_common.secure.enrolment import fingerprint
 
     for name, path in kits.items():
