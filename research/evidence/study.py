@@ -21,6 +21,7 @@ from dpfpl_common.evidence import (
     directions,
     evidence_wins,
     mix_bonus,
+    moment_pays,
     pool_rows,
     residuals,
     sharpened,
@@ -91,7 +92,9 @@ class Case:
     def __init__(self, study: StudySet, parts: Parts, epsilon: float | None, rng: np.random.Generator) -> None:
         self.study, self.parts = study, parts
         z = 0.0 if epsilon is None else calibrate_noise_multiplier(epsilon, DELTA, 1.0, 1)
-        self.sums, self.vote = shared_out(z)
+        images, classes = sum(map(len, parts)), len(study.texts)
+        self.moment = moment_pays(classes, images, shared_out(z, moment=False)[1], len(parts))
+        self.sums, self.vote = shared_out(z, moment=self.moment)
         self.noise = SeededNoise(rng)
         sums = [self._released(part, self.sums) for part in parts]
         self.text = study.scale * study.test_features @ study.texts.T
@@ -117,6 +120,8 @@ class Case:
             moments.append(noised_moment(residuals(head, features, labels), self.noise, share * self.vote))
         wins = evidence_wins(told, sum(map(len, parts)), share * self.vote, len(parts))
         moment, variance = unpack_moment(np.sum(moments, axis=0)), len(parts) * (share * self.vote) ** 2
+        if not self.moment:
+            return head.logits(study.test_features), wins, float(head.found.mean())
         used = sharpened(head, directions(head), dataclasses.replace(pool, moment=moment, moment_variance=variance))
         return used.logits(study.test_features), wins, float(head.found.mean())
 

@@ -24,8 +24,10 @@ from dpfpl_common.evidence import (
     vote_threshold,
     votes,
 )
+from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings
 from dpfpl_common.privacy.noise import SeededNoise
 from dpfpl_common.privacy.one_shot import noised_class_sums, noised_moment, packed_moment
+from dpfpl_common.privacy_plan import class_sums_multiplier, vote_multiplier
 
 SCALE = 20.0
 
@@ -323,3 +325,28 @@ def test_a_packed_moment_keeps_distances_and_comes_back(rng):
     assert packed.shape == (15,)
     assert np.linalg.norm(packed) == pytest.approx(np.linalg.norm(moment), rel=1e-12)
     np.testing.assert_allclose(unpack_moment(packed), moment, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("classes", "sites", "images", "z", "pays"),
+    [
+        (10, 4, 341, 0.6, True),  # digits at epsilon 8
+        (10, 4, 341, 3.73, True),  # at 1
+        (10, 20, 50, 2.0, False),  # many small sites: the noise of each counts
+        (40, 8, 175, 2.0, False),  # many classes of few images
+        (40, 8, 1750, 0.6, True),
+        (1000, 10, 500, 0.6, False),
+    ],
+)
+def test_a_moment_is_told_only_where_it_can_stand_out_of_its_noise(classes, sites, images, z, pays):
+    experiment = Experiment(
+        "pilot",
+        tuple(f"class {number}" for number in range(classes)),
+        tuple(f"site-{number}" for number in range(sites)),
+        ModelSettings(8),
+        privacy=PrivacySettings(mechanism="one_shot", trust="local", noise_multiplier=z, nominal_site_size=images),
+    )
+    assert experiment.uses_moment == pays
+    assert not dataclasses.replace(experiment, prompt=PromptSettings(evidence=False)).uses_moment
+    rows, vote = class_sums_multiplier(experiment), vote_multiplier(experiment)
+    assert 1 / rows**2 + (1 + pays) / vote**2 == pytest.approx(1 / z**2)

@@ -27,10 +27,11 @@ class Recording:
         return total
 
 
+@pytest.mark.parametrize("moment", [True, False])
 @pytest.mark.parametrize("z", [0.3, 1.0, 7.5])
-def test_class_sums_vote_and_moment_compose_to_the_multiplier_that_is_charged(z):
-    first, second = shared_out(z)
-    shares = (first, second, second)
+def test_class_sums_vote_and_moment_compose_to_the_multiplier_that_is_charged(z, moment):
+    first, second = shared_out(z, moment=moment)
+    shares = (first, second, second) if moment else (first, second)
     assert sum(1 / share**2 for share in shares) == pytest.approx(1 / z**2, rel=1e-12)
     events = [PrivacyEvent("operator", "one_shot", m, 1.0, 1) for m in shares]
     assert epsilon(events, 1e-5) == pytest.approx(

@@ -123,7 +123,7 @@ MECHANISM = (
     (
         "every site adds too small a share",
         "dpfpl_common.privacy_plan:site_noise_stddev",
-        "honest_shares(experiment)",
+        "experiment.honest_shares",
         "len(experiment.sites) + 1",
         (f"{TRUST_TESTS}::test_whoever_survives_and_whoever_colludes_the_unknown_noise_suffices",),
     ),

@@ -169,9 +169,9 @@ NONINTERFERENCE = (
     ),
     (
         "H with K = 0 counts a site's own share",
-        "dpfpl_common.privacy_plan:honest_shares",
-        "max(1, privacy.tolerated_colluders)",
-        "privacy.tolerated_colluders",
+        "dpfpl_common.experiment:Experiment.honest_shares",
+        "max(1, self.privacy.tolerated_colluders)",
+        "self.privacy.tolerated_colluders",
         (f"{BOUNDS_TESTS}::test_ni9_a_sites_own_share_never_counts_even_where_nobody_colludes[2]",),
     ),
     (

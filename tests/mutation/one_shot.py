@@ -140,8 +140,8 @@ ONE_SHOT = (
     (
         "moment: the class sums keep its share of the budget, so it is not paid for",
         "dpfpl_common.privacy.one_shot:shared_out",
-        "1 - 2 * VOTE_SHARE",
-        "1 - VOTE_SHARE",
+        "(1 + moment) * VOTE_SHARE",
+        "VOTE_SHARE",
         (f"{RELEASE_TESTS}::test_what_is_charged_is_what_is_released",),
     ),
     (

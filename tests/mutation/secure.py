@@ -153,7 +153,7 @@ SECURE = (
     (
         "secure sum: the share counts a site that knows its own noise",
         "dpfpl_common.privacy_plan:noise_share",
-        "honest_shares(experiment)",
+        "experiment.honest_shares",
         "(_0 * 2.25)",
         (f"{NOISE_TESTS}::test_se8_the_noise_of_the_sum_is_the_one_that_is_charged",),
     ),

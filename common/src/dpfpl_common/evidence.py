@@ -31,6 +31,7 @@ __all__ = [
     "found_classes",
     "images_needed",
     "mix_bonus",
+    "moment_pays",
     "moment_size",
     "pack_pool",
     "pool_rows",
@@ -195,6 +196,20 @@ def unpack_pool(packed: npt.NDArray[np.float32], classes: int) -> tuple[Pool, Fl
         max(float(total[-1]), 0.0),
     )
     return pool, np.clip(values[:classes, -1], 0.0, 1.0)
+
+
+def moment_pays(classes: int, images: float, noise_multiplier: float, noises: float) -> bool:
+    """Whether a moment is worth its share of the budget, from public numbers: only where the spectral norm of its noise
+    is at most what images scatter in one of its directions, if they do so evenly.
+
+    Args:
+        classes: C, at least 2.
+        images: nominal, of all sites.
+        noise_multiplier: of one site's moment.
+        noises: how many noises of that size are in the sum.
+    """
+    k = min(classes - 1, MOST_DIRECTIONS)
+    return math.sqrt(2 * k * noises) * noise_multiplier <= images / k
 
 
 def moment_size(classes: int, size: int) -> int:

@@ -363,6 +363,29 @@ class Experiment:
         return self.prompt.evidence and self.privacy.mechanism == "one_shot" and self.rounds.number >= 2
 
     @property
+    def honest_shares(self) -> int:
+        """H: how many noise shares an aggregate holds at least that no colluder knows.
+
+        A site knows its own share, so at least one does not count even where no site colludes with another.
+        """
+        return max(1, len(self.sites) - self.privacy.tolerated_dropouts - max(1, self.privacy.tolerated_colluders))
+
+    @property
+    def uses_moment(self) -> bool:
+        """Whether sites send a second moment of their images with their votes: where it can be worth its share of the
+        budget, by public numbers alone; see ``dpfpl_common.evidence.moment_pays``.
+        """
+        from dpfpl_common.evidence import moment_pays
+        from dpfpl_common.privacy.one_shot import VOTE_SHARE
+
+        z, sites = self.privacy.noise_multiplier, len(self.sites)
+        if z is None or not self.uses_evidence or len(self.classes) < 2:
+            return False
+        noises = sites / self.honest_shares if self.privacy.trust == "secure" else sites
+        images = self.privacy.nominal_site_size * sites
+        return moment_pays(len(self.classes), images, z / math.sqrt(VOTE_SHARE), noises)
+
+    @property
     def total_steps(self) -> int:
         """Noised steps over the whole experiment, the accountant's composition length."""
         return self.rounds.number * self.rounds.local_steps

@@ -26,7 +26,6 @@ __all__ = [
     "capped_event",
     "class_sums_multiplier",
     "hidden_energy",
-    "honest_shares",
     "images_to_stand_out",
     "largest_signal",
     "noise_share",
@@ -93,20 +92,11 @@ BLOCKS = {"dpfpl": 3, "dplora": 3, "fedotp": 2, "fedpgp": 3, "promptfl": 1}
 """Released blocks of one step by method: towards the global context, and towards the personal one or its factors."""
 
 
-def honest_shares(experiment: Experiment) -> int:
-    """H: how many noise shares an aggregate holds at least that no colluder knows.
-
-    A site knows its own share, so at least one does not count even where no site colludes with another.
-    """
-    privacy = experiment.privacy
-    return max(1, len(experiment.sites) - privacy.tolerated_dropouts - max(1, privacy.tolerated_colluders))
-
-
 def noise_share(experiment: Experiment) -> float:
     """Of a release's noise deviation, what one site adds to it: ``1 / sqrt(H)`` under ``secure``, where only a sum over
     sites is seen, else 1.
     """
-    return 1.0 / math.sqrt(honest_shares(experiment)) if experiment.privacy.trust == "secure" else 1.0
+    return 1.0 / math.sqrt(experiment.honest_shares) if experiment.privacy.trust == "secure" else 1.0
 
 
 def site_noise_stddev(experiment: Experiment) -> float:
@@ -121,7 +111,7 @@ def site_noise_stddev(experiment: Experiment) -> float:
         case "local":
             return stddev
         case _:
-            return stddev / math.sqrt(honest_shares(experiment))
+            return stddev / math.sqrt(experiment.honest_shares)
 
 
 def server_noise_stddev(experiment: Experiment) -> float:
@@ -165,7 +155,7 @@ def planned_events(experiment: Experiment, steps: int | None = None) -> tuple[Pr
     # every later shared gradient: they count towards everybody.
     personal_blocks = separate_blocks(experiment) - 1
     joint = z / math.sqrt(1 + personal_blocks)
-    shares = honest_shares(experiment) + personal_blocks
+    shares = experiment.honest_shares + personal_blocks
     operator = {"central": 0.0, "local": z, "secure": z}.get(privacy.trust, z / math.sqrt(shares))
     one_shot = privacy.mechanism == "one_shot"
     count = experiment.total_steps if steps is None else steps
@@ -189,7 +179,7 @@ def _site_unit_events(experiment: Experiment, steps: int | None) -> tuple[Privac
     """
     privacy = experiment.privacy
     z = _multiplier(experiment)
-    operator = 0.0 if privacy.trust == "central" else z / math.sqrt(honest_shares(experiment))
+    operator = 0.0 if privacy.trust == "central" else z / math.sqrt(experiment.honest_shares)
     rounds = experiment.rounds.number if steps is None else -(-steps // experiment.rounds.local_steps)
     return tuple(
         PrivacyEvent(adversary, WHOLE_UPDATE, multiplier, sample_rate, rounds)
@@ -245,12 +235,12 @@ def class_sums_multiplier(experiment: Experiment) -> float:
     All together are one Gaussian mechanism of the experiment's multiplier, which is what is charged, before the first.
     """
     z = _multiplier(experiment)
-    return shared_out(z)[0] if experiment.uses_evidence else z
+    return shared_out(z, moment=experiment.uses_moment)[0] if experiment.uses_evidence else z
 
 
 def vote_multiplier(experiment: Experiment) -> float:
     """Noise multiplier of a site's vote, and of its moment; see :func:`class_sums_multiplier`."""
-    return shared_out(_multiplier(experiment))[1]
+    return shared_out(_multiplier(experiment), moment=False)[1]
 
 
 def capped_event(experiment: Experiment, steps: int | None = None) -> PrivacyEvent:

@@ -15,7 +15,6 @@ from dpfpl_common.privacy.counts import count_noise_stddev
 from dpfpl_common.privacy.noise import SystemNoise, from_steps, to_steps
 from dpfpl_common.privacy_plan import (
     class_sums_multiplier,
-    honest_shares,
     noise_share,
     planned_events,
     planned_score_events,
@@ -88,7 +87,7 @@ def test_a_share_alone_would_not_do() -> None:
     """Why the masks matter: one site's part carries the noise of 1 of H."""
     e = experiment(9)
 
-    assert honest_shares(e) == 8
+    assert e.honest_shares == 8
     assert noise_share(e) == pytest.approx(1 / math.sqrt(8))
     assert noise_share(dataclasses.replace(e, privacy=dataclasses.replace(e.privacy, trust="local"))) == 1.0
 

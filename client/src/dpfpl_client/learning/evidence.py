@@ -108,7 +108,7 @@ def alone_head(
     """
     own, _ = pool_rows([rows], class_sums_multiplier(experiment))
     head = class_head(own, texts, scale)
-    if vote is None:
+    if vote is None or len(vote) == 1:
         return head
     moment, variance = unpack_moment(vote[1:].astype(np.float64)), vote_multiplier(experiment) ** 2
     basis = directions(class_head(unpack_pool(pool, len(texts))[0], texts, scale))

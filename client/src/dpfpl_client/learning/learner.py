@@ -315,13 +315,17 @@ class PromptLearner:
         return RoundResult(result.update, dataclasses.replace(result.state, vote=told), told[None])
 
     def _noised_vote(self, pool: npt.NDArray[np.float32], randomness: Randomness, noise_multiplier: float) -> Floats:
-        """The vote, and behind it the packed moment around the class vectors that it is about: [1 + k (k + 1) / 2]."""
+        """The vote, and behind it, where the experiment has one, the packed moment around the class vectors that it is
+        about: [1 + k (k + 1) / 2].
+        """
         head, plain, noise = self.evidence_head(pool, None), self._plain_texts, randomness.noise
         shared, weights = self._unpacked(pool)
         bounds, usable = bounded(self._features.train.features.numpy())
         features, labels = bounds[usable], self._features.train.labels.numpy()[usable]
         each = votes(head, shared, plain, features, labels, weights)
         vote = noised_vote(each, noise, noise_multiplier)
+        if not self._experiment.uses_moment:
+            return np.array([vote])
         return np.array([vote, *noised_moment(residuals(head, features, labels), noise, noise_multiplier)])
 
     def _unpacked(self, pool: npt.NDArray[np.float32]) -> tuple[Pool, Floats]:

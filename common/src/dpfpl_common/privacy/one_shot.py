@@ -36,9 +36,13 @@ AT_ONCE = 256
 """Images whose outer products are in memory together."""
 
 
-def shared_out(noise_multiplier: float) -> tuple[float, float]:
-    """Multipliers of the class sums, and of vote and moment each, that compose to ``noise_multiplier``; 0 stays 0."""
-    return noise_multiplier / math.sqrt(1 - 2 * VOTE_SHARE), noise_multiplier / math.sqrt(VOTE_SHARE)
+def shared_out(noise_multiplier: float, *, moment: bool) -> tuple[float, float]:
+    """Multipliers of the class sums, and of the vote, that compose to ``noise_multiplier``; 0 stays 0.
+
+    With a ``moment`` both and a moment with the vote's multiplier do.
+    """
+    rest = 1 - (1 + moment) * VOTE_SHARE
+    return noise_multiplier / math.sqrt(rest), noise_multiplier / math.sqrt(VOTE_SHARE)
 
 
 def noised_class_sums(

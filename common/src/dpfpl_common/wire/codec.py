@@ -221,7 +221,8 @@ def _check_evidence(reply: SiteReply, request: TrainRequest | EvaluateRequest) -
     if reply.evidence is not None:
         check_matrix(reply.evidence, rows, "evidence")
         if isinstance(request, TrainRequest) and request.pool is not None:
-            k = moment_size(len(request.experiment.classes), request.pool.shape[1] - 2)
+            size = moment_size(len(request.experiment.classes), request.pool.shape[1] - 2)
+            k = size if request.experiment.uses_moment else 0
             if reply.evidence.shape[1] != 1 + k * (k + 1) // 2:
                 raise PayloadError(code="WRONG_SHAPE", message="A vote is one number, with the packed moment behind.")
 

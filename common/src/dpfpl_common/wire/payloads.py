@@ -230,7 +230,7 @@ def check_matrix(array: object, rows: int, name: str) -> None:
 def _check_pool(experiment: Experiment, pool: Context | None, *, moment: bool) -> None:
     if pool is not None:
         rows = len(experiment.classes) + 1
-        if moment and np.ndim(pool) == 2 and len(pool) > rows:
+        if moment and np.ndim(pool) == 2 and len(pool) > rows and experiment.uses_moment:
             rows += moment_size(rows - 1, pool.shape[1] - 2)
         check_matrix(pool, rows, "pool")
 

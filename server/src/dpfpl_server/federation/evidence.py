@@ -140,7 +140,7 @@ class Evidence:
         k, summed = moment_size(*pool.rows.shape), self.sums.get("vote")
         told = list(self.votes.values()) if summed is None else [summed.values]
         moments = [row[1:].astype(np.float64) for row in told if len(row) == 1 + k * (k + 1) // 2]
-        if not moments:
+        if not moments or not experiment.uses_moment:
             return pool
         noises = len(moments) if summed is None else len(summed.sites)
         moment, variance = unpack_moment(np.sum(moments, axis=0)), noises * _vote_noise(experiment) ** 2

@@ -23,7 +23,6 @@ from dpfpl_common.privacy.accounting import (
     exceeds,
     exceeds_adaptively,
 )
-from dpfpl_common.privacy.one_shot import shared_out
 from dpfpl_common.privacy_plan import (
     capped_event,
     class_sums_multiplier,
@@ -179,8 +178,9 @@ def images_for_evidence(experiment: Experiment) -> dict[str, Any]:
     many, share = len(experiment.sites), noise_share(experiment)
     curve = []
     for target in sorted({*EPSILONS, *([privacy.target_epsilon] if privacy.target_epsilon else [])}):
-        z, _ = shared_out(calibrate_noise_multiplier(target, privacy.target_delta, 1.0, 1))
-        curve.append({"epsilon": target} | _needed(z * share, many))
+        z = calibrate_noise_multiplier(target, privacy.target_delta, 1.0, 1)
+        there = class_sums_multiplier(experiment.with_noise_multiplier(z))
+        curve.append({"epsilon": target} | _needed(there * share, many))
     nominal = privacy.nominal_site_size * many / len(experiment.classes)
     now = _needed(class_sums_multiplier(experiment) * share, many)
     return {"nominal_images_of_a_class": round(nominal, 1), "sites": many, "now": now, "curve": curve}
