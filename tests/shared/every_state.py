@@ -37,11 +37,11 @@ def experiment_of(view, name, classes, *, task=None, **privacy):
     )
 
 
-SECURE = {"mechanism": "one_shot", "trust": "secure"}
+SECURE = {"mechanism": "one_shot", "trust": "secure", "noise_multiplier": 0.5}  # so little that moments are told too
 MECHANISMS = {
     "per-step": {"mechanism": "per_step", "trust": "distributed"},
     "local": {"mechanism": "per_step", "trust": "local"},
-    "one-shot": {"mechanism": "one_shot", "trust": "local"},
+    "one-shot": SECURE | {"trust": "local"},
 }
 WHOLE_SITE = {"whole-site": {"unit": "site", "mechanism": "per_step", "trust": "distributed"}}
 """Another unit of privacy: it needs a ledger of its own."""
@@ -104,6 +104,7 @@ def _life(view, experiment):
 
 def _sums(view, experiment):
     """All three sums, with two honest sites that the test plays; then steps that a site has to refuse."""
+    assert experiment.uses_moment
     classes = len(experiment.classes)
     pool = pack_pool(summed_pool(np.ones((classes, view.feature_size)), 1e-3, 1), np.ones(classes))
     context = np.zeros(experiment.context_shape, "<f4")
