@@ -45,6 +45,13 @@ ACCOUNTING = (
         (f"{PLANNING_TESTS}::test_the_target_holds_and_is_nearly_used_up",),
     ),
     (
+        "accounting: rounding over many steps is nobody's",
+        "dpfpl_common.privacy.accounting:_pld_epsilon",
+        "delta - ROUNDING_OF_A_STEP * composed",
+        "delta",
+        (f"{CALIBRATION_TESTS}::test_a_calibrated_epsilon_is_exact_to_a_hundredth[10.0-1e-10-0.1-10000]",),
+    ),
+    (
         "a given noise multiplier is held to no range",
         "dpfpl_common.privacy_plan:resolve_noise",
         "event.noise_multiplier > 0",
