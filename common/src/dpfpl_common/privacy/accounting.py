@@ -61,8 +61,8 @@ SMALLEST_DELTA, SMALLEST_DELTA_OF_A_STEP = 1e-10, 1e-14
 double precision, which grows with the steps, is no longer small beside delta."""
 
 ROUNDING_OF_A_STEP = float(np.finfo(np.float64).eps)
-"""Taken off delta for each composed step, so that rounding never makes an epsilon too small: what was seen, on two kinds
-of processors, is up to a quarter of it."""
+"""Taken off delta for each composed step, so that rounding never makes an epsilon too small: what was seen, on two
+kinds of processors, is up to a quarter of it."""
 
 RELATION = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
 
