@@ -98,6 +98,8 @@ def compared(seed, folder):
     except ModelError as error:
         return error.code
     assert codes <= {"NAME_JOINS_TEXT", "SPECIAL_TOKEN", "PROMPT_TOO_LONG"}
+    if not kept:  # behind this text no name can stand
+        return min(codes)
     return difference(folder, list(kept.values()), text=text), len(kept)
 
 
