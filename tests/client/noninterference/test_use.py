@@ -1,11 +1,22 @@
 """NI7: using, serving and exporting a prompt obey the accepted policy as it is now."""
 
+import dataclasses
+import os
 import re
 
+import numpy as np
 import pytest
 
 from dpfpl_client.agent.audit import AuditLog
+from dpfpl_client.agent.ledger.book import SCORES, Ledger
 from dpfpl_client.agent.policy_file import PolicyFile
+from dpfpl_client.agent.store import Choice, DiskStore
+from dpfpl_client.models.loader import load_backbone
+from dpfpl_client.site.settings import load_site
+from dpfpl_client.use import results
+from dpfpl_client.use.prompt import load_prompt
+from dpfpl_common.experiment import PrivacySettings, RoundSettings
+from dpfpl_common.wire.payloads import scored
 
 pytestmark = pytest.mark.privacy
 
@@ -46,3 +57,36 @@ def test_results_are_exact_and_for_the_sites_own_people_beside_what_left_with_no
     assert "on 4 held-back images" in out
     assert "stay at this site" in out
     assert re.search(r"noised counts:\n  plain text .* \(95 % interval [\d.]+% to [\d.]+%\)\n", out)
+
+
+def test_ni7_no_byte_of_an_export_depends_on_the_exact_shares_of_classes(command, trained_site, tmp_path):
+    """Not even the version: who guesses the shares of two neighbours would see which of them has that hash."""
+    store = DiskStore(trained_site.parent / "state")
+    backbone, prompt = load_backbone("embedded"), load_prompt(trained_site.parent)
+    pool = np.ones((3, backbone.feature_size + 2), "<f4")
+    written = []
+    for number, shares in enumerate(([0.5, 0.5], [0.25, 0.75])):
+        store.write_final("pilot", prompt.global_context, Choice("evidence", pool, np.array(shares)))
+        final = trained_site.parent / "state/experiments/pilot/final.safetensors"
+        os.utime(final, (86400, 86400))
+        out = tmp_path / str(number)
+        assert command("export", "--out", out, "--site", trained_site)[0] == 0
+        written.append({path.name: path.read_bytes() for path in out.iterdir() if path.is_file()})
+    assert "class_vectors.safetensors" in written[0]
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("trust", ["local", "secure"])
+def test_a_site_is_shown_what_left_it_of_class_vectors_too(trained_site, monkeypatch, trust):
+    """Under ``secure`` no score left it but in a sum: what the ledger recorded are masked integers."""
+    learned = load_prompt(trained_site.parent)
+    one_shot = PrivacySettings(mechanism="one_shot", trust=trust, noise_multiplier=1.0, nominal_site_size=8)
+    sites, rounds = ("north", "south", "west"), RoundSettings(number=2)
+    experiment = dataclasses.replace(learned.experiment, name="rows", sites=sites, privacy=one_shot, rounds=rounds)
+    assert experiment.uses_evidence
+    ledger, counts = Ledger(None), tuple(float(number) for number in range(len(scored(experiment)) + 1))
+    digest = DiskStore(trained_site.parent / "state").write_scores("rows", counts) if trust == "local" else "0" * 64
+    ledger.commit(ledger.reserve("rows", SCORES, "asked", ()), digest)
+    monkeypatch.setattr(results, "observed_ledger", lambda _: ledger)
+    shown = results.released_scores(load_site(trained_site), dataclasses.replace(learned, experiment=experiment))
+    assert len(shown) == (len(scored(experiment)) if trust == "local" else 0)

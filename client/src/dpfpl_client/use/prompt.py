@@ -328,7 +328,8 @@ def _learned(store: DiskStore, name: str) -> SitePrompt:
         )
     final, choice = store.read_final(name), store.read_choice(name)
     context = record.global_context if final is None else final
-    parts = [context, record.state.context, *([] if choice is None else [choice.pool, choice.shares])]
+    # The exact label shares are no part of the version: it leaves with an export, and a hash tells who guesses right.
+    parts = [context, record.state.context, *([] if choice is None else [choice.pool])]
     written, finished = store.learned(name)
     return SitePrompt(
         configuration,

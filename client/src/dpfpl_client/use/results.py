@@ -24,6 +24,7 @@ NAMES = {
     "zero_shot": "plain text",
     "global": "shared prompt",
     "prompt": "this site's prompt",
+    "alone": "class vectors of this site alone",
     "evidence": "class vectors, plain text as prior",
     "both": "class vectors, shared prompt as prior",
     "personal": "what this site uses",
@@ -61,7 +62,12 @@ def exact_results(settings: SiteSettings, experiment: str | None) -> dict[str, A
 
 
 def released_scores(settings: SiteSettings, prompt: SitePrompt) -> list[dict[str, Any]]:
-    """The noised scores of its prompts that left this site: ``candidate``, ``value``, ``interval`` (95 %)."""
+    """The noised scores of its prompts that left this site: ``candidate``, ``value``, ``interval`` (95 %).
+
+    None under ``secure``, where they leave in a sum alone, and a site's own share of the noise is too little.
+    """
+    if prompt.experiment.privacy.trust == "secure":
+        return []
     try:
         ledger = observed_ledger(settings)
     except StateError as error:

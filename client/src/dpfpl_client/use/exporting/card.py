@@ -388,7 +388,8 @@ def _privacy(prompt: SitePrompt, facts: Facts) -> str:
         f"Unit: {UNIT_NAMES[experiment.privacy.unit]}. Mechanism {experiment.privacy.mechanism}, trust "
         f"{experiment.privacy.trust}. The accountant's epsilons, smaller is stronger:\n\n"
         f"| against | epsilon | delta |\n|---|---|---|\n{rows}\n{charged}{seeded}\n"
-        "Test images are not covered by any epsilon.\n"
+        "Held-back images have no part in the prompt. No epsilon covers exact accuracies on them, which leave sites\n"
+        "on public data alone.\n"
     )
 
 
