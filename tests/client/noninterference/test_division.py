@@ -92,17 +92,21 @@ def test_ni4_folder(encoded, fresh, world, changed, declared):
 
 
 @NEIGHBOURS
-@given(WORLDS, st.integers(0, 99))
+@given(st.lists(st.tuples(FILES, st.booleans()), min_size=1, max_size=10), st.integers(0, 99))
 def test_ni4_csv(encoded, fresh, world, changed):
-    def read(files):
+    def read(rows_of):
         root = fresh()
         root.mkdir()
+        # Shared: rows name one file, as they do where a list was put together from others.
+        files = [
+            (picture if shared else f"own-{number}", (picture, *more)) for number, ((picture, *more), shared) in rows_of
+        ]
         with (root / "list.csv").open("w", newline="", encoding="utf-8") as text:
             rows = csv.writer(text)
             rows.writerow(("path", "label", "split"))
-            for number, (picture, suffix, label, side) in files:
-                (root / f"{number}.{suffix}").write_bytes(encoded[picture, suffix])
-                rows.writerow((f"{number}.{suffix}", label, side or ""))
+            for name, (picture, suffix, label, side) in files:
+                (root / f"{name}.{suffix}").write_bytes(encoded[picture, suffix])
+                rows.writerow((f"{name}.{suffix}", label, side or ""))
         return DataSettings("csv", str(root / "list.csv"), test_fraction=0.4)
 
     check(read, list(enumerate(world)), changed)

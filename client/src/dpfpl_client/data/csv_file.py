@@ -20,8 +20,8 @@ def list_csv(file: Path, rules: PixelRules = DEFAULT_RULES) -> Listing:
 
     Paths are relative to the CSV. A row without a split (no such column, or an empty cell) has its split drawn;
     validation rows are held back like test rows, whatever other rows say, so that no row moves another one. Comma and
-    semicolon are understood as separators, UTF-8 as encoding. Of an image that is listed twice one row counts, of
-    one with two labels none.
+    semicolon are understood as separators, UTF-8 as encoding. Of rows that say the same of an image one counts, of
+    rows that differ in label or split none.
 
     Raises:
         DataError: the file is missing, unreadable, not CSV, or lacks a column.
@@ -66,25 +66,25 @@ def _image(root: Path, path: str, label: str, split: str, rules: PixelRules) -> 
 def _once(rows: dict[str, list[tuple[int, SourceItem]]]) -> tuple[list[SourceItem], dict[str, str]]:
     """One item an image, and what is wrong with the other rows.
 
-    One row more changes what is kept by at most one image: a row that puts an image into ``train`` wins, as it does
-    between copies of a picture.
+    Rows that do not agree on label and split count nowhere, as copies of a picture do (``dpfpl_client.data.split``): if
+    one of them won, one row more would move an image from one part to the other.
     """
     items: list[SourceItem] = []
     twice: dict[str, str] = {}
     for key, listed in rows.items():
-        labels = {item.label for _, item in listed}
-        if len(labels) > 1:
+        if len({_said(item) for _, item in listed}) > 1:
             for line, item in listed:
-                others = ", ".join(f"{o.label!r} in line {n}" for n, o in listed if o.label != item.label)
-                twice[f"line {line}: {key}"] = f"it is {item.label!r} here and {others}, so no line counts"
+                others = ", ".join(f"{_said(o)} in line {n}" for n, o in listed if _said(o) != _said(item))
+                twice[f"line {line}: {key}"] = f"it is {_said(item)} here and {others}, so no line counts"
             continue
-        line, item = min(listed, key=lambda row: (None, "test", "train").index(row[1].split) * -1)
+        (line, item), *rest = listed
         items.append(item)
-        for other, copy in listed:
-            if other != line:
-                side = f" in {item.split}, not in {copy.split}" if copy.split and copy.split != item.split else ""
-                twice[f"line {other}: {key}"] = f"line {line} lists it too, and counts{side}"
+        twice |= {f"line {other}: {key}": f"line {line} lists it too, and counts" for other, _ in rest}
     return items, twice
+
+
+def _said(item: SourceItem) -> str:
+    return f"{item.label!r} in {item.split}" if item.split else repr(item.label)
 
 
 def _read_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
