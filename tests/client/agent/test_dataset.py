@@ -209,6 +209,13 @@ def test_F19_a_renamed_file_is_the_same_image(site):
     assert site.start() == []
 
 
+def test_F19_another_image_under_the_name_of_a_renamed_one_is_no_registered_image(site):
+    site.start()
+    (site.images / "train/dark/1.png").rename(site.images / "train/dark/renamed.png")
+    Image.fromarray(np.full((24, 24, 3), 123, np.uint8)).save(site.images / "train/dark/1.png")
+    assert "1 added ('train/dark/1.png')" in refused("DATASET_CHANGED", site.open).message
+
+
 def test_F19_images_of_an_earlier_version_stay_charged_to_the_ledger(site, make):
     site.start()
     for path in sorted((site.images / "train").rglob("*.png")):

@@ -158,7 +158,7 @@ def compare(known: Manifest, now: Manifest) -> Changes:
     after = Counter((part, *entry) for part in PARTS for entry in now.images[part].values())
     gone, new = before - after, after - before
     keys_now = {key for part in PARTS for key in now.images[part]}
-    keys_before = {key for part in PARTS for key in known.images[part]}
+    told: set[str] = set()
     for part in PARTS:
         for key, entry in known.images[part].items():
             if (part, *entry) in gone:
@@ -166,8 +166,10 @@ def compare(known: Manifest, now: Manifest) -> Changes:
                 if now.images[part].get(key, ("",))[0] == entry[0]:
                     kind = "relabelled"
                 getattr(changes, kind).append(key)
+                told.add(key)
+    for part in PARTS:
         for key, entry in now.images[part].items():
-            if (part, *entry) in new and key not in keys_before:
+            if (part, *entry) in new and key not in told:
                 changes.added.append(key)
     return changes
 
