@@ -14,6 +14,7 @@ from dpfpl_client.learning.learner import SiteFeatures
 from dpfpl_client.learning.step import SeededRandomness
 from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_common.errors import RefusedError, StateError
+from dpfpl_common.evidence import pack_pool, pool_rows
 from dpfpl_common.policy import Policy
 from dpfpl_common.privacy.accounting import PrivacyEvent, epsilon
 from dpfpl_common.privacy_plan import planned_events
@@ -309,6 +310,31 @@ def test_images_of_classes_off_the_list_are_left_out(site, experiment):
     left = site.features.relabelled(("bird", "lion"))
     assert len(left.train) == 4
     assert set(left.train.labels.tolist()) == {0}
+
+
+def test_ni5_no_feature_is_gathered_for_an_experiment_that_is_refused(site, request_for, experiment, monkeypatch):
+    """To gather them takes the longer the more there are."""
+    agent = site.start(Policy(("*",), 50.0, 100.0, max_experiments_per_day=1))
+    agent.train(request_for())
+
+    def gathered(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(SiteFeatures, "relabelled", gathered)
+    refused("TOO_MANY_EXPERIMENTS", agent.train, request_for(1, dataclasses.replace(experiment, name="second")))
+
+
+def test_a_vote_after_an_old_ledger_was_accepted_is_paid_for(site, request_for, changed, experiment):
+    """The ledger has forgotten whether one has left already, at no charge of its own."""
+    one_shot = changed(experiment, privacy={"mechanism": "one_shot", "trust": "local", "noise_multiplier": 1.0})
+    rows = np.random.default_rng(0).normal(size=(2, 3, site.backbone.feature_size))
+    pooled, weights = pool_rows(list(rows), 1.0)
+    votes = {"pool": pack_pool(pooled, weights[0])}
+    site.agent.train(dataclasses.replace(request_for(1, one_shot), collect=True))
+    site.ledger._append({"kind": "accepted"})
+    for number, more, paid in ((2, {}, 1), (3, votes, 2)):
+        site.start().train(dataclasses.replace(request_for(number, one_shot), **more))
+        assert [event.steps for event in site.ledger.events("pilot")] == [paid]
 
 
 def test_what_is_left_out_is_said_in_the_sites_log_alone(site, request_for, experiment, caplog, tmp_path):

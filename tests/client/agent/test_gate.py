@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 
+from dpfpl_client.agent import core
 from dpfpl_client.agent.audit import KEPT, AuditLog
 from dpfpl_client.agent.budget import Quotas
 from dpfpl_client.agent.core import SiteAgent
@@ -248,6 +249,21 @@ def test_NI5_a_refusal_takes_the_slot(agent, request_for, experiment, monkeypatc
         with pytest.raises(RefusedError):
             served.train(TrainRequest(asked, 1, np.zeros(asked.context_shape, "<f4")))
         assert clock.now - began == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("error", [RefusedError(code="SLOW", message=""), RuntimeError()])
+def test_NI5_a_late_refusal_takes_the_slot_twice_as_often_as_is_enough(agent, request_for, monkeypatch, error):
+    clock = Clock(monkeypatch)
+
+    def slow(*_):
+        clock.now += 0.5
+        raise error
+
+    monkeypatch.setattr(core, "permit", slow)
+    served, began = agent(rules(reply_slot=0.2)), clock.now
+    with pytest.raises(type(error)):
+        served.train(request_for(1))
+    assert clock.now - began == pytest.approx(0.8)
 
 
 def test_NI5_a_run_that_cannot_keep_its_time_is_stretched_for_good_and_does_not_say_by_how_much(

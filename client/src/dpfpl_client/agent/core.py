@@ -124,10 +124,11 @@ class SiteAgent:
     def _answer(self, kind: str, request: Request, act: Callable[[Policy | None], R]) -> R:
         """One request at a time, under the rules as they are now, answered in the experiment's fixed time.
 
-        A refusal takes ``reply_slot``: it needs no work that grows with the site's examples.
+        A refusal takes ``reply_slot``, as it needs no work that grows with the site's examples, and so does an
+        unforeseen error.
         """
         policy: Policy | None = None
-        refusal: DpfplError | None = None
+        refusal: Exception | None = None
         with self._lock:
             try:
                 policy = None if self._rules is None else self._rules.current()
@@ -140,6 +141,10 @@ class SiteAgent:
                     rule = error.rule if isinstance(error, RefusedError) else ""
                     who = _who(request)
                     self._audit.write("refused", durable=False, request=kind, **who, code=error.code, rule=rule)
+                if policy is None:
+                    raise
+                refusal, due = error, self._pace.slot(policy.reply_slot)
+            except Exception as error:  # how far it came may depend on how many examples there are
                 if policy is None:
                     raise
                 refusal, due = error, self._pace.slot(policy.reply_slot)
@@ -158,7 +163,7 @@ class SiteAgent:
 
     def _train(self, request: TrainRequest, policy: Policy | None) -> SiteReply:
         experiment = request.experiment
-        learner = self._admit(experiment, policy)
+        self._admit(experiment, policy)
         digest = request_digest(request)
         known = self._known_release(request, digest)
         if known is not None:
@@ -167,11 +172,12 @@ class SiteAgent:
             self._again = digest == self._left
             self._audit.write("repeated", request="train", **_who(request), asked=digest)
             return self._permitted(known, policy)
-        events = self._cost(experiment)
+        events = self._cost(experiment, votes=request.pool is not None)
         if policy is not None:
             self._quotas.take(policy, self._ledger, experiment.name, request.round)
             check_budget(policy, self._ledger, experiment, events)
         # Only now: a configuration that this site cannot or will not run does not use up the experiment's name.
+        learner = self._learner(experiment)
         self._bind(experiment, learner, policy)
         sequence = self._ledger.reserve(experiment.name, request.round, digest, events)
         record = self._compute(learner, request, digest, policy)
@@ -191,13 +197,14 @@ class SiteAgent:
 
     def _evaluate(self, request: EvaluateRequest, policy: Policy | None) -> SiteReply:
         experiment = request.experiment
-        learner = self._admit(experiment, policy)
+        self._admit(experiment, policy)
         asked = evaluation_digest(request)
         answers = self._ledger.evaluations(experiment.name)
         answer = answers.get(asked)
         told = policy is None or len(answers) < policy.max_evaluations
         if answer is None and policy is not None:
             self._quotas.take(policy, self._ledger, experiment.name, None)
+        learner = self._learner(experiment)
         self._bind(experiment, learner, policy)
         pool = request.pool
         choice = None if pool is None else Choice(request.chosen, pool, learner.label_shares)
@@ -245,7 +252,7 @@ class SiteAgent:
 
     def _add_up(self, request: SumRequest, policy: Policy | None) -> SumReply:
         experiment, name = request.experiment, request.experiment.name
-        learner = self._admit(experiment, policy)
+        self._admit(experiment, policy)
         if policy is not None and request.sum == "scores" and policy.metrics == "none":
             raise RefusedError(
                 code="SCORES_NOT_ALLOWED",
@@ -258,6 +265,7 @@ class SiteAgent:
         if policy is not None and request.attempt > kept.attempt:
             self._quotas.take(policy, self._ledger, name, None)
             check_budget(policy, self._ledger, experiment, events)
+        learner = self._learner(experiment)
         self._bind(experiment, learner, policy)
         number = {"rows": ROWS, "vote": VOTE, "scores": SCORES}[request.sum]
 
@@ -305,8 +313,8 @@ class SiteAgent:
         metrics = policy.released_metrics(reply.metrics) if self._public else {}
         return dataclasses.replace(reply, metrics=metrics, scores=() if policy.metrics == "none" else reply.scores)
 
-    def _admit(self, experiment: Experiment, policy: Policy | None) -> PromptLearner:
-        """The experiment's learner, if the site may and can take part; asked before every answer."""
+    def _admit(self, experiment: Experiment, policy: Policy | None) -> None:
+        """Refuse what the site may not or cannot take part in; asked before every answer, without its examples."""
         self._store.check_kept(experiment.name)
         if self._name not in experiment.sites:
             raise RefusedError(
@@ -335,17 +343,19 @@ class SiteAgent:
                 self._rules.wait_for_approval(experiment)
             permit(policy, experiment, approved)
         self._ledger.check_name(experiment.name, experiment.digest())
-        return self._learner(experiment)
+        if experiment.digest() not in self._learners:
+            nothing = SiteFeatures.empty(self._features.train.features.shape[1], experiment.classes)
+            try:
+                PromptLearner(self._backbone, experiment, nothing)
+            except (ModelError, ConfigError, DataError) as error:
+                raise RefusedError(code=error.code, message=error.message, advice=error.advice) from None
 
     def _learner(self, experiment: Experiment) -> PromptLearner:
+        """Of an experiment that was admitted. To gather its classes' features takes a time that tells how many."""
         digest = experiment.digest()
         learner = self._learners.pop(digest, None)
         if learner is None:
-            try:
-                features = self._features.relabelled(experiment.classes)
-                learner = PromptLearner(self._backbone, experiment, features)
-            except (ModelError, ConfigError, DataError) as error:
-                raise RefusedError(code=error.code, message=error.message, advice=error.advice) from None
+            learner = PromptLearner(self._backbone, experiment, self._features.relabelled(experiment.classes))
         self._learners[digest] = learner
         while len(self._learners) > MOST_LEARNERS:
             del self._learners[next(iter(self._learners))]
@@ -404,17 +414,23 @@ class SiteAgent:
             )
         return record
 
-    def _cost(self, experiment: Experiment) -> tuple[PrivacyEvent, ...]:
+    def _cost(self, experiment: Experiment, *, votes: bool) -> tuple[PrivacyEvent, ...]:
         """What the next round releases anew: its noised steps, or under ``one_shot`` one release, the first time.
 
         Where sites are sampled, the epsilon is about all rounds, those without this site too: all are charged with the
         first one that it takes part in.
+
+        A vote was charged with the class sums. Where an old ledger was accepted since, one may have left that is not
+        known of any more: another is charged as a whole release.
         """
         if experiment.privacy.site_sample_rate < 1:
             return planned_events(experiment, 0 if self._ledger.events(experiment.name) else None)
         if experiment.privacy.trust == "secure":  # the sums are charged, and training is made of them
             return planned_events(experiment, 0)
         paid = experiment.privacy.mechanism == "one_shot" and self._state(experiment).class_sums is not None
+        if paid and votes and self._ledger.accepted:
+            known = (c for c in self._ledger.charges() if c.sequence > self._ledger.accepted)
+            paid = any(c.experiment == experiment.name and any(event.steps for event in c.events) for c in known)
         return planned_events(experiment, 0 if paid else experiment.rounds.local_steps)
 
     def _compute(self, learner: PromptLearner, request: TrainRequest, digest: str, policy: Policy | None) -> Record:

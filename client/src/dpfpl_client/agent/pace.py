@@ -61,8 +61,13 @@ class Pace:
         self.start()
 
     def slot(self, least: float) -> float:
-        """When a refusal may leave, on the monotonic clock: ``least`` seconds after it was asked for."""
-        return self._started + least
+        """When a refusal may leave, on the monotonic clock: ``least`` seconds after it was asked for, or twice as many,
+        four times, and so on, where it took longer.
+        """
+        pace, passed = least, time.monotonic() - self._started
+        while pace < passed:
+            pace *= 2.0
+        return self._started + pace
 
     def due(self, experiment: str, least: float) -> tuple[float, bool]:
         """When the answer may leave, on the monotonic clock, and whether the experiment's time had to be doubled.
