@@ -69,6 +69,7 @@ def test_ni13_the_tables_are_computed():
         ("19 for two images and 209 for ten", "2 枚で 19、10 枚で 209"),
         ("cost the epsilon of one of them", "どちらか一方の分だけ"),
         ('metrics = "noised"', 'metrics = "noised"'),
+        ("real sites make their own", "拠点が自ら鍵を作ります"),
     ],
 )
 def test_both_readmes_make_the_same_promises(english, japanese):
