@@ -193,7 +193,9 @@ NONINTERFERENCE = (
         "dpfpl_client.data.csv_file:_said",
         "f'{item.label!r} in {item.split}'",
         "repr(item.label)",
-        (f"{DIVISION_TESTS}::test_ni4_csv",),
+        (
+            "tests/client/data/test_data_paths.py::test_ni4_one_line_more_changes_one_part_by_at_most_one_image[test-train]",
+        ),
     ),
     (
         "time: an answer that is late leaves when it is ready",

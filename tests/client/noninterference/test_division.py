@@ -99,7 +99,8 @@ def test_ni4_csv(encoded, fresh, world, changed):
         root.mkdir()
         # Shared: rows name one file, as they do where a list was put together from others.
         files = [
-            (picture if shared else f"own-{number}", (picture, *more)) for number, ((picture, *more), shared) in rows_of
+            (0, (0, "png", *more)) if shared else (f"own-{number}", (picture, suffix, *more))
+            for number, ((picture, suffix, *more), shared) in rows_of
         ]
         with (root / "list.csv").open("w", newline="", encoding="utf-8") as text:
             rows = csv.writer(text)
