@@ -275,6 +275,16 @@ NONINTERFERENCE = (
         (f"{RESULT_TESTS}::test_NI8_where_only_sums_carry_the_whole_noise_nothing_of_a_single_message_is_published",),
     ),
     (
+        "two filters have the whole of delta each",
+        "dpfpl_common.privacy.accounting:exceeds_adaptively",
+        "delta /= 2",
+        "pass",
+        (
+            "tests/client/agent/test_scores.py::"
+            "test_each_part_has_the_lifetimes_sum_of_its_own_and_the_cap_holds_for_both",
+        ),
+    ),
+    (
         "ten images are ten times one",
         "dpfpl_common.privacy.accounting:_group_epsilon",
         "_gaussian_epsilon(_1, delta)",

@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
 from dpfpl_client.agent.ledger.book import Ledger
@@ -39,17 +39,14 @@ def check_budget(policy: Policy, ledger: Ledger, experiment: Experiment, events:
     extra: dict[tuple[str, str], int] = {(event.adversary, event.part): event.steps for event in events}
     for adversary in ADVERSARIES:
         others = ledger.events_of_others(experiment.name, adversary)
+        charged = ledger.events(experiment.name, adversary)
         plan = [
-            dataclasses.replace(
-                planned,
-                steps=max(
-                    planned.steps,
-                    _charged(ledger, experiment, planned) + extra.get((adversary, planned.part), 0),
-                ),
-            )
+            _with_charged(planned, charged, extra.get((adversary, planned.part), 0))
             for planned in (*planned_events(experiment), *planned_score_events(experiment))
             if planned.adversary == adversary
         ]
+        kinds = [dataclasses.replace(event, steps=0) for event in plan]
+        plan += [event for event in charged if dataclasses.replace(event, steps=0) not in kinds]
         whole = plan[0].mechanism == WHOLE_UPDATE
         if any((other.mechanism == WHOLE_UPDATE) != whole for other in others):
             raise RefusedError(
@@ -73,10 +70,14 @@ def check_budget(policy: Policy, ledger: Ledger, experiment: Experiment, events:
                 )
 
 
-def _charged(ledger: Ledger, experiment: Experiment, like: PrivacyEvent) -> int:
-    """Steps charged to the experiment so far, of one part and adversary."""
-    events = ledger.events(experiment.name, like.adversary)
-    return sum(event.steps for event in events if event.part in (like.part, BOTH_PARTS))
+def _with_charged(planned: PrivacyEvent, charged: Sequence[PrivacyEvent], extra: int) -> PrivacyEvent:
+    """A planned event with what retries made of it, less what was charged of it for both parts."""
+
+    def steps(part: str) -> int:
+        like = dataclasses.replace(planned, part=part)
+        return sum(event.steps for event in charged if dataclasses.replace(event, steps=planned.steps) == like)
+
+    return dataclasses.replace(planned, steps=max(planned.steps - steps(BOTH_PARTS), steps(planned.part) + extra))
 
 
 def held_to(unit: str) -> tuple[str, ...]:

@@ -139,8 +139,11 @@ def exceeds_adaptively(events: Sequence[PrivacyEvent], delta: float, cap: float)
     one gave away, and then the composition theorem of fixed mechanisms does not apply; a *privacy filter* does. Without
     sampling: the filter on ``sum 1 / z^2`` (Smith and Thakurta 2022), which loses nothing against the composition of
     Gaussians. With sampling: the Renyi filter (Feldman and Zrnic 2021) at one order, fixed beforehand by cap and delta
-    alone; an order picked afterwards would be a choice by outcome too.
+    alone; an order picked afterwards would be a choice by outcome too. So would be which filter decides, as it depends
+    on whether anything is ever sampled: each gets half of delta, and together they keep the whole. A first experiment
+    that passes ``exceeds`` at delta but not at half of it is the last one, so it keeps delta too.
     """
+    delta /= 2
     for releases in _by_part(events):
         if any(noise_multiplier <= 0 for noise_multiplier, _, _ in releases):
             return True
