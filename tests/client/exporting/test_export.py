@@ -227,12 +227,27 @@ def test_todays_policy_decides_which_accuracies_the_card_states(trained_site, ba
         dataclasses.replace(record, reply=dataclasses.replace(record.reply, metrics={"personal_local": 0.97})),
     )
     rest = "".join(line for line in policy.read_text().splitlines(True) if not line.startswith("metrics"))
-    for rule, shown in (("exact", "97.0 %"), ("coarse", "95.0 %"), ("none", "lets no accuracy out")):
+    for rule, shown in (("exact", "97.0 %"), ("coarse", "95.0 %"), ("none", "none is stated")):
         policy.write_text(f'metrics = "{rule}"\n{rest}')
         export_prompt(settings, load_prompt(settings.state_folder), backbone, tmp_path / rule)
         card = (tmp_path / rule / "README.md").read_text()
         assert shown in card
         assert rule == "exact" or "97.0" not in card
+
+
+@pytest.mark.privacy
+@pytest.mark.parametrize("rule", ["noised", "none"])
+def test_the_card_states_noised_scores_with_their_intervals(trained_site, backbone, tmp_path, monkeypatch, rule):
+    told = [{"candidate": "plain text", "value": 0.613, "interval": [0.55, 0.67]}]
+    monkeypatch.setattr(export_module, "released_scores", lambda *_: told)
+    policy = trained_site.parent / "policy.toml"
+    rest = "".join(line for line in policy.read_text().splitlines(True) if not line.startswith("metrics"))
+    policy.write_text(f'metrics = "{rule}"\n{rest}')
+    settings = load_site(trained_site)
+    export_prompt(settings, load_prompt(settings.state_folder), backbone, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert ("| plain text | 61.3 % | 55.0 to 67.0 % |" in card) == (rule == "noised")
+    assert ("noised counts of right answers, which" in card) == (rule == "noised")
 
 
 @pytest.mark.privacy

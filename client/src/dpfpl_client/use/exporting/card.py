@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from dpfpl_client.models.backbone import Backbone
 from dpfpl_client.models.dual_encoder import DualEncoder
@@ -267,6 +267,7 @@ class Facts:
         site: the site's name.
         charged_epsilon: what the site's ledger charged for the experiment, at ``charged_delta``; None without a ledger.
         metrics: accuracies that the site's policy let out with the last round.
+        scores: the noised ones, as ``results.released_scores`` gives them.
         seeded: whether the noise came from a seed.
         model: the hub id of the model that the site has loaded; empty where it is none from a hub.
         bits: the site's setting for files of 16 bits.
@@ -276,6 +277,7 @@ class Facts:
     charged_epsilon: float | str | None = None
     charged_delta: float = 1e-5
     metrics: Mapping[str, float] = field(default_factory=dict)
+    scores: Sequence[Mapping[str, Any]] = ()
     seeded: bool = False
     model: str = ""
     bits: int = 16
@@ -314,7 +316,7 @@ it) is `{backbone.fingerprint}`.
 
 ## Accuracy
 
-{_accuracy(facts.metrics, experiment.task.kind)}
+{_accuracy(facts, experiment.task.kind)}
 ## What it may tell about one training example
 
 {_privacy(prompt, facts)}
@@ -354,10 +356,20 @@ def _base(base_model: BaseModel) -> str:
     }[base_model.said_by]
 
 
-def _accuracy(metrics: Mapping[str, float], task: str) -> str:
-    known = [(METRICS[name], metrics[name]) for name in METRICS if name in metrics]
+def _accuracy(facts: Facts, task: str) -> str:
+    known = [(METRICS[name], facts.metrics[name]) for name in METRICS if name in facts.metrics]
+    if not known and facts.scores:
+        rows = "\n".join(
+            f"| {row['candidate']} | {'–' if row['value'] is None else format(100 * row['value'], '.1f') + ' %'} | "
+            f"{100 * row['interval'][0]:.1f} to {100 * row['interval'][1]:.1f} % |"
+            for row in facts.scores
+        )
+        return (
+            "On the site's held-back examples, from noised counts of right answers, which the epsilons below cover.\n"
+            f"With 95 % intervals for the noise:\n\n| | right | interval |\n|---|---|---|\n{rows}\n"
+        )
     if not known:
-        return "The site's policy lets no accuracy out, so none is stated.\n"
+        return "No accuracy of this site left it alone, or its policy lets none out, so none is stated.\n"
     rows = "\n".join(f"| {what} | {100 * value:.1f} % |" for what, value in known)
     return (
         "On the site's test images, as its policy lets it out (it may be rounded to steps of five points). A site "
@@ -388,8 +400,8 @@ def _privacy(prompt: SitePrompt, facts: Facts) -> str:
         f"Unit: {UNIT_NAMES[experiment.privacy.unit]}. Mechanism {experiment.privacy.mechanism}, trust "
         f"{experiment.privacy.trust}. The accountant's epsilons, smaller is stronger:\n\n"
         f"| against | epsilon | delta |\n|---|---|---|\n{rows}\n{charged}{seeded}\n"
-        "Held-back images have no part in the prompt. No epsilon covers exact accuracies on them, which leave sites\n"
-        "on public data alone.\n"
+        "Held-back images have no part in the prompt. Noised counts of right answers on them are held to the same\n"
+        "epsilons; none covers exact accuracies, which leave sites on public data alone.\n"
     )
 
 

@@ -24,6 +24,7 @@ from dpfpl_client.site.settings import SiteSettings
 from dpfpl_client.use.exporting.adapter import NotExpressibleError, build_adapter
 from dpfpl_client.use.exporting.card import BaseModel, Facts, classes_usage, generative_usage, model_card, vectors_usage
 from dpfpl_client.use.prompt import CLASS_VECTORS, SitePrompt
+from dpfpl_client.use.results import released_scores
 from dpfpl_common.config import to_table
 from dpfpl_common.errors import PrivacyError, StateError
 from dpfpl_common.ops.files import write_durably
@@ -59,6 +60,7 @@ def export_prompt(settings: SiteSettings, prompt: SitePrompt, backbone: Backbone
         charged_epsilon=_charged(settings, prompt.experiment.name),
         charged_delta=policy.delta,
         metrics=policy.released_metrics(record.reply.metrics) if record and settings.data.is_public else {},
+        scores=released_scores(settings, prompt) if policy.metrics != "none" else (),
         seeded=settings.simulation is not None,
         model="" if Path(settings.model).expanduser().is_dir() else settings.model,
         bits=settings.data.bits,
