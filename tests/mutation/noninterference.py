@@ -275,6 +275,16 @@ NONINTERFERENCE = (
         (f"{RESULT_TESTS}::test_NI8_where_only_sums_carry_the_whole_noise_nothing_of_a_single_message_is_published",),
     ),
     (
+        "a picture edited into the other part is a new example",
+        "dpfpl_client.agent.ledger.dataset:register_dataset",
+        "_edited_into_the_other_part(state, ledger, manifest)",
+        "0",
+        (
+            "tests/client/agent/test_dataset.py::"
+            "test_a_picture_that_was_edited_into_the_other_part_ends_parallel_composition[others-test-1]",
+        ),
+    ),
+    (
         "two filters have the whole of delta each",
         "dpfpl_common.privacy.accounting:exceeds_adaptively",
         "delta /= 2",

@@ -11,7 +11,7 @@ from dpfpl_client.agent.audit import AuditLog
 from dpfpl_client.agent.build import build_agent, check_delta
 from dpfpl_client.agent.ledger.anchor import Registry
 from dpfpl_client.agent.ledger.book import Ledger
-from dpfpl_client.agent.ledger.dataset import compare, manifest_of, open_ledger, register_site
+from dpfpl_client.agent.ledger.dataset import compare, manifest_of, open_ledger, register_dataset, register_site
 from dpfpl_client.agent.ledger.view import accept_rollback, verify
 from dpfpl_client.data import DataSettings, list_classes, load_site_data
 from dpfpl_client.site.settings import load_site
@@ -214,6 +214,22 @@ def test_F19_another_image_under_the_name_of_a_renamed_one_is_no_registered_imag
     (site.images / "train/dark/1.png").rename(site.images / "train/dark/renamed.png")
     Image.fromarray(np.full((24, 24, 3), 123, np.uint8)).save(site.images / "train/dark/1.png")
     assert "1 added ('train/dark/1.png')" in refused("DATASET_CHANGED", site.open).message
+
+
+@pytest.mark.parametrize(("pixels", "part", "moved"), [("others", "test", 1), ("others", "train", 0)])
+def test_a_picture_that_was_edited_into_the_other_part_ends_parallel_composition(site, pixels, part, moved):
+    """Its pixels are others, its name is not: whoever it shows may be in both parts' releases."""
+    site.start()
+    state, before = site.settings.state_folder, manifest_of(site.data())
+    images = {name: dict(rows) for name, rows in before.images.items()}
+    key, (_, label) = images["train"].popitem()
+    images[part][key] = (pixels, label)
+    registry = Registry(site.settings.registry_folder)
+    ledger = Ledger(state / "ledger.sqlite", registry)
+    edited = dataclasses.replace(before, images=images)
+    register_dataset(state, registry, ledger, edited, AuditLog(state / "audit.jsonl"))
+    assert ledger.datasets[-1]["moved"] == moved
+    ledger.close()
 
 
 def test_F19_images_of_an_earlier_version_stay_charged_to_the_ledger(site, make):

@@ -247,10 +247,27 @@ def register_dataset(state: Path, registry: Registry, ledger: Ledger, manifest: 
         StateError: DATASET_HAS_LEDGER, some of the images are charged to another ledger.
     """
     _refuse_known_images(state, registry, manifest, ledger.identity)
+    moved = _edited_into_the_other_part(state, ledger, manifest)
     manifest.write(state / MANIFEST_FILE)
-    moved = registry.remember_images(ledger.identity, state, manifest.charged_digests, manifest.examples)
+    moved += registry.remember_images(ledger.identity, state, manifest.charged_digests, manifest.examples)
     ledger.register(manifest.record(), moved)
     audit.write("dataset_registered", version=len(ledger.datasets), moved=moved, **manifest.record())
+
+
+def _edited_into_the_other_part(state: Path, ledger: Ledger, now: Manifest) -> int:
+    """How many names of one part's images are names of other images of the other part.
+
+    An edited picture is another one by its pixels, so its part is drawn anew. A name that was used again counts too.
+    """
+    try:
+        before = registered_manifest(state, ledger) if ledger.datasets else now
+    except StateError:  # the list is gone: the registry alone knows what was in which part
+        return 0
+    return sum(
+        len(before.images[part].keys() & now.images[other].keys())
+        - sum(now.images[other].get(key, ("",))[0] == digest for key, (digest, _) in before.images[part].items())
+        for part, other in (("train", "test"), ("test", "train"))
+    )
 
 
 def registered_manifest(state: Path, ledger: Ledger) -> Manifest:
