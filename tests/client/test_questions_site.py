@@ -12,7 +12,7 @@ import torch
 from dpfpl_bench.demo.drawn_sites import drawn_sites, write_questions
 from dpfpl_client.agent.build import build_agent
 from dpfpl_client.site.settings import load_site
-from dpfpl_common.errors import RefusedError
+from dpfpl_common.errors import DataError, RefusedError
 from dpfpl_common.experiment import (
     Experiment,
     ModelSettings,
@@ -91,6 +91,21 @@ def test_a_round_is_charged_once_and_repeated_from_the_store(site):
     ledger = built.agent._ledger
     assert {event.steps for event in ledger.events("asked")} == {2}
     built.lock.release()
+
+
+@pytest.mark.privacy
+@pytest.mark.parametrize("field", ["question", "answer"])
+def test_an_edited_line_is_another_data_set(site, data, tmp_path, field):
+    build_agent(load_site(site)).lock.release()
+    shutil.copytree(data.parent, tmp_path / "edited")
+    site.write_text(site.read_text().replace(str(data.parent), str(tmp_path / "edited")))
+    file = tmp_path / "edited" / data.name
+    first, *others = file.read_text().splitlines()
+    line = json.loads(first) | {field: "is it the other one?"}
+    file.write_text("\n".join([json.dumps(line), *others]) + "\n")
+    with pytest.raises(DataError) as caught:
+        build_agent(load_site(site))
+    assert caught.value.code == "DATASET_CHANGED"
 
 
 def test_the_prompt_is_asked_and_exported(site, command, tmp_path, data):

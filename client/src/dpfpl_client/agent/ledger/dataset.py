@@ -49,7 +49,7 @@ class Manifest:
     """One version of a data set. It holds file names, so it never leaves the site.
 
     Attributes:
-        images: (digest of the pixels, label) by key, for each part of the split.
+        images: (digest of the pixels, what is said of them) by key, for each part of the split.
         unreadable: keys of files that could not be read.
         rule: what to do when a registered image cannot be read later: ``skip`` it, or ``refuse`` to serve.
         examples: identities of the examples of the training and of the held-back part, as just read; not kept in the
@@ -65,10 +65,6 @@ class Manifest:
     def charged_digests(self) -> frozenset[str]:
         """What the ledger charges: the digests of the training images and of the held-back ones."""
         return frozenset(digest for part in ("train", "test") for digest, _ in self.images[part].values())
-
-    def counts(self) -> dict[str, dict[str, int]]:
-        """Images by part and label."""
-        return {part: dict(Counter(label for _, label in images.values())) for part, images in self.images.items()}
 
     def to_json(self) -> str:
         """Canonical JSON."""
@@ -101,7 +97,7 @@ class Changes:
         added: images that were not there.
         removed: images that are no longer there, or are now in another part of the split.
         changed: files with other pixels.
-        relabelled: images under another class.
+        relabelled: images under another class, or with another question or answer.
         unreadable: registered images that can no longer be read.
     """
 
@@ -120,8 +116,8 @@ class Changes:
         """The same as a message."""
         if self.relabelled and not (self.added or self.removed or self.changed):
             return (
-                f"The images are those that were registered, but not their classes: {self.words()}. A changed "
-                "class_map or a renamed folder does that."
+                f"The images are those that were registered, but not what is said of them: {self.words()}. A changed "
+                "class_map, a renamed folder, an edited question or answer does that."
             )
         return f"The images are not those that were registered: {self.words()}."
 
@@ -138,9 +134,14 @@ class Changes:
 
 def manifest_of(data: SiteData, rule: str = "skip") -> Manifest:
     """The manifest of what was just read."""
-    images = {part: {r.key: (r.digest, r.label) for r in getattr(data, part)} for part in PARTS}
+    images = {part: {r.key: (r.digest, _said(r)) for r in getattr(data, part)} for part in PARTS}
     training, held_back = (frozenset(_example(r, data.classes) for r in part) for part in (data.train, data.test))
     return Manifest(images, tuple(data.unreadable), rule, Parts(training, held_back))
+
+
+def _said(record: ImageRecord) -> str:
+    """The class, or question and answer, or the caption."""
+    return f"{record.question}: {record.label}" if record.question else record.label
 
 
 def _example(record: ImageRecord, classes: Sequence[str]) -> str:
@@ -255,9 +256,9 @@ def register_dataset(state: Path, registry: Registry, ledger: Ledger, manifest: 
 
 
 def _edited_into_the_other_part(state: Path, ledger: Ledger, now: Manifest) -> int:
-    """How many names of one part's images are names of other images of the other part.
+    """How many names of one part's examples are names of other examples of the other part.
 
-    An edited picture is another one by its pixels, so its part is drawn anew. A name that was used again counts too.
+    An edited picture or question is another example, so its part is drawn anew. A name used again counts too.
     """
     try:
         before = registered_manifest(state, ledger) if ledger.datasets else now
@@ -265,7 +266,7 @@ def _edited_into_the_other_part(state: Path, ledger: Ledger, now: Manifest) -> i
         return 0
     return sum(
         len(before.images[part].keys() & now.images[other].keys())
-        - sum(now.images[other].get(key, ("",))[0] == digest for key, (digest, _) in before.images[part].items())
+        - sum(now.images[other].get(key) == entry for key, entry in before.images[part].items())
         for part, other in (("train", "test"), ("test", "train"))
     )
 
