@@ -128,7 +128,7 @@ def test_provisioning_is_a_service_that_completes() -> None:
 
 
 def test_what_builds_an_image_starts_before_what_only_uses_it() -> None:
-    """docker-compose 1.29 builds or pulls service after service, in the order of ``depends_on`` and then of the file."""
+    """docker-compose 1.29 builds or pulls one service after another, by ``depends_on`` and then by their place."""
     content = load("docker-compose.yml")["services"]
 
     def needs(name: str) -> set[str]:

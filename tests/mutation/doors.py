@@ -30,6 +30,13 @@ DOORS = (
         (KEEPER + "DR2_without_a_limit_it_is_started_for_ever",),
     ),
     (
+        "DR2: a first start that was killed is gone on with",
+        "dpfpl_server.flower_patches:whole_or_anew",
+        "mark.exists() or not database.exists()",
+        "not database.exists()",
+        (DOORS_TEST + "DR2_a_first_start_that_is_killed_is_begun_anew",),
+    ),
+    (
         "DR3: whoever reaches the control port is served",
         "dpfpl_server.sites.control_secret:ControlGuard.__call__",
         "hmac.compare_digest(shown, self._secret)",
