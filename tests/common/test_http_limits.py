@@ -75,7 +75,7 @@ def test_DR7_300_unfinished_callers_hold_up_nobody_and_are_dropped(port: int) ->
     print(f"DR7: others served within {slowest:.2f} s, {len(left)} of {CALLERS} left after {took:.1f} s")
     assert slowest < 2.0
     assert not left
-    assert took < http_listener.HEADER_SECONDS + 3.0
+    assert took < 10.0
     ask(port)
 
 

@@ -36,6 +36,8 @@ class Engine:
         self.docker_program = (
             "/usr/bin/docker" if Path("/usr/bin/docker").exists() else shutil.which("docker") or "docker"
         )
+        # docker-compose 1.29 builds with the docker that it finds.
+        self.environment["PATH"] = f"{Path(self.docker_program).parent}:{os.environ['PATH']}"
         self.compose_program = compose or self._find_compose()
 
     def docker(self, *arguments: str, check: bool = True, timeout: float = 600) -> str:

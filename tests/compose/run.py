@@ -2,9 +2,9 @@
 
     python tests/compose/run.py [--skip-build] [--only WORD ...] [--keep]
 
-Uses the engine that answers, or starts a private one where it is root and dockerd is installed. Prints a line a check
-and, last, how many passed, and keeps the same in runs/compose-test.log. COMPOSE names another compose command, PIP_ARGS
-goes to the builds.
+Uses the engine that answers, or starts a private one where it is root and dockerd is installed. Prints a line a check,
+the output of ``up --build`` and, last, how many passed, and keeps the same in runs/compose-test.log. COMPOSE names
+another compose command, PIP_ARGS goes to the builds.
 """
 
 import argparse
@@ -81,6 +81,11 @@ class Log:
             self.say(f"ok   {name} ({time.monotonic() - began:.0f} s): {outcome}")
 
 
+def pip_args() -> str:
+    """What the builds give to pip: no index where there are wheels."""
+    return os.environ.get("PIP_ARGS", "--no-index" if any((ROOT / "deploy/wheels").glob("*.whl")) else "")
+
+
 def build(docker: Engine, log: Log) -> None:
     """The base image, or its stand-in, and ours; says their sizes."""
     environment = {**docker.environment, "DOCKER": docker.docker_program}
@@ -88,10 +93,9 @@ def build(docker: Engine, log: Log) -> None:
         pulled = run(docker.docker_program, "pull", "-q", BASE, check=False, env=docker.environment, timeout=300)
         if pulled.returncode:
             log.say(run(str(ROOT / "deploy/base-image.sh"), BASE, env=environment).stdout.strip())
-    pip_args = os.environ.get("PIP_ARGS", "--no-index" if any((ROOT / "deploy/wheels").glob("*.whl")) else "")
     revision = run("git", "-C", str(ROOT), "rev-parse", "HEAD", check=False).stdout.strip() or "unknown"
     created = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
-    arguments = (f"PIP_ARGS={pip_args}", f"VERSION={VERSION}", f"REVISION={revision}", f"CREATED={created}")
+    arguments = (f"PIP_ARGS={pip_args()}", f"VERSION={VERSION}", f"REVISION={revision}", f"CREATED={created}")
     for name, (file, target) in IMAGES.items():
         began = time.monotonic()
         docker.docker(
@@ -136,17 +140,22 @@ def no_package_manager(docker: Engine) -> str:
 
 
 def simulation(docker: Engine, project: str, log: Log) -> None:
-    """The user's own command, to the end, with its exit code."""
-    fed = Federation(docker, project, ROOT / "docker-compose.yml")
+    """The first command that a user types, ``up --build``, to the end, with its exit code."""
+    fed = Federation(docker, project, ROOT / "docker-compose.yml", PIP_ARGS=pip_args())
+    for name in IMAGES:  # so that it builds them; its layers are there
+        docker.docker("rmi", f"{name}:{VERSION}", check=False)
 
     def whole() -> str:
         began = time.monotonic()
         with checks.packets(fed, "dpfpl-server") as listener:
-            started = fed.compose("up", "--no-build", "--detach", check=False, timeout=600)
-            assert started.returncode == 0, f"{started.stdout[-3000:]}{started.stderr[-2000:]}"
+            started = fed.compose("up", "--build", "--detach", check=False, timeout=1800)
+            log.line(f"{started.stdout}{started.stderr}".strip())
+            assert started.returncode == 0, "see above"
             code = docker.docker("wait", fed.container("experiment"), timeout=1800)
             took = time.monotonic() - began
-            assert code == "0", f"exit code {code}\n{docker.docker('logs', fed.container('experiment'))[-3000:]}"
+            said = docker.docker("logs", fed.container("experiment"))
+            log.line(said)
+            assert code == "0", f"exit code {code}"
             ended = fed.state("provision")["State"]
             assert (ended["Status"], ended["ExitCode"]) == ("exited", 0), ended
         with tempfile.TemporaryDirectory(prefix="dpfpl-report-") as folder:

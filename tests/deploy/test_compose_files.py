@@ -127,6 +127,21 @@ def test_provisioning_is_a_service_that_completes() -> None:
         assert condition in (None, "service_completed_successfully"), name
 
 
+def test_what_builds_an_image_starts_before_what_only_uses_it() -> None:
+    """docker-compose 1.29 builds or pulls one service after another, by ``depends_on`` and then by their place."""
+    content = load("docker-compose.yml")["services"]
+
+    def needs(name: str) -> set[str]:
+        direct = content[name].get("depends_on", {}).keys()
+        return {*direct, *(further for each in direct for further in needs(each))}
+
+    builders = {service["image"]: name for name, service in content.items() if "build" in service}
+    for name, service in content.items():
+        builder = builders[service["image"]]
+        assert name not in needs(builder), name
+        assert builder in needs(name) or list(content).index(builder) <= list(content).index(name), name
+
+
 def test_nothing_holds_a_password() -> None:
     for file in FILES:
         assert not re.search(r"(?i)passw|token\s*[:=]|secret\s*[:=]", (ROOT / file).read_text(encoding="utf-8")), file

@@ -35,7 +35,7 @@ KINDS = (
 )  # fmt: skip
 """Where, and which program; an empty one is the supervisor, which is started again as a service manager would."""
 ROUNDS_EACH = 40
-LOOK_S = 10.0
+LOOK_S = 5.0
 LEAVES, JOINS = "east", "west"
 
 
@@ -74,6 +74,14 @@ def kill(federation: Federation, draw: random.Random) -> str:
     return f"{name} {program.decode().replace(chr(0), ' ')}"
 
 
+def restart_ended(federation: Federation) -> list[str]:
+    """Start again whatever ended by itself, as a service manager does; which."""
+    ended = {name: code for name, process in federation.started.items() if (code := process.poll()) is not None}
+    for name in ended:
+        federation.start_server() if name == "server" else federation.start_site(name)
+    return [f"{name} ended with {code}; started again" for name, code in ended.items()]
+
+
 def accounts(federation: Federation) -> dict[str, dict[str, Any]]:
     """By site: charges, how many of them are for scores and how many were released, and what is wrong with any."""
     found = {}
@@ -96,7 +104,7 @@ def leave(federation: Federation) -> str:
     federation.operator("sites", "revoke", LEAVES)
     federation.started.pop(LEAVES).wait(120)
     federation.sites = tuple(site for site in federation.sites if site != LEAVES)
-    return federation.output(LEAVES).strip().splitlines()[-1]
+    return next((line for line in federation.output(LEAVES).splitlines() if "KEY_WITHDRAWN" in line), "says nothing")
 
 
 def join(federation: Federation) -> str:
@@ -138,8 +146,11 @@ def live(federation: Federation, rounds: int, kills: int, draw: random.Random) -
         while run.poll() is None:
             at = time.monotonic() - began
             series.append({"at": at, "rounds": done + federation.rounds(name), **look(federation)})
+            happened = restart_ended(federation)
             while acts and series[-1]["rounds"] / rounds >= acts[0][0]:
-                events.append({"at": at, "round": series[-1]["rounds"], "what": acts.pop(0)[1]()})
+                happened.append(acts.pop(0)[1]())
+            for what in happened:
+                events.append({"at": at, "round": series[-1]["rounds"], "what": what})
                 print(json.dumps(events[-1]), flush=True)
             time.sleep(LOOK_S)
         done += federation.rounds(name)

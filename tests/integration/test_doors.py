@@ -1,7 +1,10 @@
-"""Doors of the operator's machine (DR1, DR3, DR4): what strangers at the sites' port and other local users get."""
+"""Doors of the operator's machine (DR1 to DR4): what strangers at the sites' port, other local users and kills get."""
 
+import contextlib
 import hashlib
 import os
+import signal
+import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
@@ -33,9 +36,9 @@ from dpfpl_common.ops.guard import descendants
 from dpfpl_common.ops.heartbeat import life_sign
 from dpfpl_common.ops.processes import ProcessGroup, free_ports, wait_until
 from dpfpl_server.sites.bundle import bundle_files
-from dpfpl_server.sites.control_secret import ShownSecret, control_secret
+from dpfpl_server.sites.control_secret import ShownSecret, control_secret, make_control_secret
 from dpfpl_server.sites.provision import ProvisionRequest, provision
-from dpfpl_server.sites.superlink import SuperLinkSettings, open_control, start_superlink
+from dpfpl_server.sites.superlink import SuperLinkSettings, launch_superlink, open_control, start_superlink
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
@@ -279,3 +282,33 @@ def test_DR3_another_user_reads_no_key_and_no_secret(server: Server) -> None:
     readable = {Path(line).name for line in done.stdout.splitlines()}
     print(f"DR3: another user reads {sorted(readable)}")
     assert readable <= {"ca.crt", "server.crt", "sites.json", "federation.json"}, "names and public keys at most"
+
+
+def test_DR2_a_first_start_that_is_killed_is_begun_anew(tmp_path: Path) -> None:
+    """Flower makes its tables one after another; half of them were "table task already exists" for ever."""
+    fleet, control = free_ports(2)
+    provision(ProvisionRequest(tmp_path / "server", tmp_path / "kits", SITES, port=fleet))
+    settings = SuperLinkSettings(tmp_path / "server", f"127.0.0.1:{fleet}", control)
+    settings.flower_home.mkdir(mode=0o700)
+    make_control_secret(settings.server_folder)
+    database = settings.flower_home / "superlink.db"
+    with ProcessGroup() as group:
+        started = launch_superlink(settings, group)
+        wait_until(lambda: "task" in tables(database), timeout_s=60, what="half of the tables", interval_s=0.001)
+        for pid in descendants(started.pid):
+            os.kill(pid, signal.SIGKILL)
+        os.kill(started.pid, signal.SIGKILL)
+    assert "connector" not in tables(database), "it was killed too late for this test"
+    with ProcessGroup() as group:
+        start_superlink(settings, group)
+        with open_control(settings.server_folder) as opened:
+            assert {node.name for node in opened.nodes()} == set(SITES)
+
+
+def tables(database: Path) -> set[str]:
+    """Those that another program has made so far."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as opened:
+            return {str(row[0]) for row in opened.execute("SELECT name FROM sqlite_master")}
+    except sqlite3.Error:
+        return set()

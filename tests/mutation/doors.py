@@ -2,8 +2,12 @@
 
 __all__ = ["DOORS"]
 
+BROKEN_FOLDERS = "tests/client/models/test_broken_folders.py::test_DR5_"
+DOORS_TEST = "tests/integration/test_doors.py::test_"
+HTTP_LIMITS = "tests/common/test_http_limits.py::test_DR7_"
 KEEPER = "tests/common/test_keeper.py::test_"
 KIT_POLICY = "tests/client/test_kit_policy.py::test_DR6_"
+LEDGER_LOCKED = "tests/client/agent/test_ledger_locked.py::test_DR8_"
 LOGS = "tests/common/test_log_rotation.py::test_DR9_"
 MEMORY = "tests/client/serving/test_serve_memory.py::test_DR10_ten_large_images_at_once[RGBA-PNG]"
 TEXT = "tests/common/test_text.py::test_DR11_"
@@ -12,6 +16,13 @@ WITHDRAWN = "tests/client/test_withdrawn.py::test_DR12_"
 
 DOORS = (
     (
+        "DR1: a key that nobody registered is listened to",
+        "dpfpl_server.sites.fleet_guard:FleetGuard._caller",
+        "not self._is_registered(key)",
+        "False",
+        (DOORS_TEST + "DR1_fifty_megabytes_of_a_stranger_fill_neither_memory_nor_log[unregistered key, ActivateNode]",),
+    ),
+    (
         "DR2: what crashed a fifth time is left dead",
         "dpfpl_common.ops.keeper:Keeper.look",
         "self._restarts == self._most",
@@ -19,11 +30,60 @@ DOORS = (
         (KEEPER + "DR2_without_a_limit_it_is_started_for_ever",),
     ),
     (
+        "DR2: a first start that was killed is gone on with",
+        "dpfpl_server.flower_patches:whole_or_anew",
+        "mark.exists() or not database.exists()",
+        "not database.exists()",
+        (DOORS_TEST + "DR2_a_first_start_that_is_killed_is_begun_anew",),
+    ),
+    (
+        "DR3: whoever reaches the control port is served",
+        "dpfpl_server.sites.control_secret:ControlGuard.__call__",
+        "hmac.compare_digest(shown, self._secret)",
+        "True",
+        (DOORS_TEST + "DR3_another_user_of_the_machine_starts_nothing_and_takes_no_task",),
+    ),
+    (
+        "DR4: a site may speak in another one's name",
+        "dpfpl_server.sites.fleet_guard:_serve",
+        "getattr(request, 'public_key', key) != key",
+        "False",
+        (DOORS_TEST + "DR4_a_stranger_cannot_take_an_offline_sites_place",),
+    ),
+    (
+        "DR5: weights may lie outside the folder",
+        "dpfpl_client.models.folder:_plain_name",
+        "Path(name).name == name",
+        "True",
+        (BROKEN_FOLDERS + "an_index_that_names_weights_elsewhere_is_refused[../w.safetensors]",),
+    ),
+    (
+        "DR5: weights may be no numbers",
+        "dpfpl_client.models.files:_refuse_not_finite",
+        "torch.isfinite(low) and torch.isfinite(high)",
+        "True",
+        (BROKEN_FOLDERS + "one_value_in_a_bias_of_one_tower_is_found[text_model.]",),
+    ),
+    (
         "DR6: a kit's looser rules hold without being accepted",
         "dpfpl_client.agent.policy_file:PolicyFile.begin_with",
         "stricter(template, policy)",
         "policy",
         (KIT_POLICY + "looser_rules_of_a_kit_are_listed_and_do_not_hold",),
+    ),
+    (
+        "DR7: unfinished headers are waited for",
+        "dpfpl_common.ops.http:BoundedProtocol._wait_for_headers",
+        "self.loop.call_later(HEADER_SECONDS, self._drop)",
+        "None",
+        (HTTP_LIMITS + "a_slow_second_request_has_no_longer_than_the_first[page]",),
+    ),
+    (
+        "DR8: a ledger that another program holds is given up until a restart",
+        "dpfpl_client.agent.ledger.file:LedgerFile.append",
+        "code in _BUSY",
+        "False",
+        (LEDGER_LOCKED + "a_long_lock_is_refused_for_the_time_being_and_needs_no_restart[4 s]",),
     ),
     (
         "DR9: logs are never cut",

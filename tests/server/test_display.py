@@ -187,10 +187,16 @@ def test_the_final_table_names_infinite_epsilons_and_seeded_noise():
     assert "differential" not in text.lower()
 
 
-def test_missing_metrics_and_zero_rounds_are_dashes():
+def test_missing_metrics_are_dashes():
+    assert "–" in printed(make_result(final={"north": {"personal_local": 0.8}}))
+
+
+def test_where_sites_release_no_accuracy_no_table_is_all_dashes():
     text = printed(make_result(completed=0, final={}))
     assert "No round was completed." in text
-    assert "–" in text
+    assert "Compared with" not in text
+    assert "accuracy before" not in text
+    assert "Compared with" in printed(make_result())
 
 
 def test_names_are_not_markup():

@@ -5,8 +5,10 @@ Flower changes one of them. The texts for Flower's issue tracker are in docs/ref
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc  # type: ignore[import-untyped]
@@ -33,6 +35,7 @@ __all__ = [
     "guarded_superlink",
     "pull_again_soon",
     "show_with_every_call",
+    "whole_or_anew",
 ]
 
 MOST_BYTES = 8 << 20
@@ -71,6 +74,12 @@ PATCHES = (
         "A key that nobody registered has 50 MB read, kept and logged; any key brings any other's node online; every "
         "local user may start runs and take their tasks.",
         "Fleet API: authenticate before the body is read",
+    ),
+    Patch(
+        "whole_or_anew",
+        {"flwr.supercore.state.alembic.utils:_run_migration_workflow": "23be84c75674"},
+        "Killed while it makes its tables, the SuperLink leaves a database that no later start can use.",
+        "SuperLink: a first start that is cut off",
     ),
     Patch(
         "show_with_every_call",
@@ -118,7 +127,25 @@ def guarded_superlink(
 
     sys.argv = ["flower-superlink", *arguments]
     config = _parse_superlink_lifespan_config()
-    return create_app(config, Lifespan), config
+    with whole_or_anew(Path(config.database)):
+        application = create_app(config, Lifespan)
+    return application, config
+
+
+@contextmanager
+def whole_or_anew(database: Path) -> Iterator[None]:
+    """While Flower makes its tables: a database whose making was cut off is made anew, as nothing is in it yet.
+
+    Flower makes one table after another in the place itself. A kill meanwhile left "table task already exists" to every
+    later start.
+    """
+    mark = database.with_name(f"{database.name}-unfinished")
+    if mark.exists() or not database.exists():
+        mark.touch()
+        for end in ("", "-wal", "-shm", "-journal"):
+            database.with_name(f"{database.name}{end}").unlink(missing_ok=True)
+    yield
+    mark.unlink(missing_ok=True)
 
 
 class _GuardedLifespan(SuperLinkLifespan):

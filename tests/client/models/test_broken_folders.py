@@ -65,7 +65,7 @@ def changed_weights(path, **changes):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("name", ["text_projection.weight", "visual_projection.weight", "logit_scale"])
-def test_one_value_that_is_not_finite_is_found_in_any_tensor(folder, name, value):
+def test_DR5_one_value_that_is_not_finite_is_found_in_any_tensor(folder, name, value):
     def put(tensor):
         tensor.view(-1)[-1] = value
         return tensor
@@ -74,7 +74,7 @@ def test_one_value_that_is_not_finite_is_found_in_any_tensor(folder, name, value
     refused(folder, "WEIGHTS_NOT_FINITE", name, "1 of ")
 
 
-def test_weights_that_overflow_in_what_is_computed_in_are_found(folder):
+def test_DR5_weights_that_overflow_in_what_is_computed_in_are_found(folder):
     changed_weights(folder / "model.safetensors", **{"text_projection.weight": lambda w: w.double() * 1e300})
     refused(folder, "WEIGHTS_NOT_FINITE", "text_projection.weight", "float32")
 
@@ -90,7 +90,7 @@ def test_weights_that_make_features_of_nothing_are_found(folder):
 
 
 @pytest.mark.parametrize("tower", ["text_model.", "vision_model."])
-def test_one_value_in_a_bias_of_one_tower_is_found(folder, tower):
+def test_DR5_one_value_in_a_bias_of_one_tower_is_found(folder, tower):
     weights = load_file(folder / "model.safetensors")
     name = next(each for each in weights if each.startswith(tower) and each.endswith("bias"))
     weights[name][-1] = float("nan")
@@ -117,24 +117,24 @@ def sharded(folder, name, where):
 
 
 @pytest.mark.parametrize("name", ["sub/w.safetensors", "../w.safetensors", "./w.safetensors", "sub/../w.safetensors"])
-def test_an_index_that_names_weights_elsewhere_is_refused(folder, name):
+def test_DR5_an_index_that_names_weights_elsewhere_is_refused(folder, name):
     sharded(folder, name, (folder / name).resolve())
     refused(folder, "WEIGHTS_ELSEWHERE", repr(name), "index.json")
 
 
-def test_an_absolute_name_is_refused(folder, tmp_path):
+def test_DR5_an_absolute_name_is_refused(folder, tmp_path):
     sharded(folder, str(tmp_path / "w.safetensors"), tmp_path / "w.safetensors")
     refused(folder, "WEIGHTS_ELSEWHERE", "w.safetensors")
 
 
-def test_an_index_that_names_pickled_weights_is_refused_and_nothing_is_unpickled(folder):
+def test_DR5_an_index_that_names_pickled_weights_is_refused_and_nothing_is_unpickled(folder):
     sharded(folder, "w.bin", folder / "w.bin")
     (folder / "w.bin").write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
     refused(folder, "WEIGHTS_ELSEWHERE", "'w.bin'")
 
 
 @pytest.mark.parametrize("name", ["sub/w.safetensors", "w.bin", 7])
-def test_weights_that_config_json_names_elsewhere_are_refused(folder, name):
+def test_DR5_weights_that_config_json_names_elsewhere_are_refused(folder, name):
     changed_json(folder / "config.json", transformers_weights=name)
     refused(folder, "WEIGHTS_ELSEWHERE", "config.json")
 

@@ -1,6 +1,6 @@
 """How our small HTTP pages listen: one socket, opened before anything is promised, and the same limits everywhere.
 
-A caller has ten seconds for a request's headers and shares the machine with others: of callers that have not finished
+A caller has eight seconds for a request's headers and shares the machine with others: of callers that have not finished
 theirs only so many are kept, the newest, and another machine opens so many connections at most. So whoever opens
 hundreds and finishes none is dropped, and everybody else is served meanwhile.
 """
@@ -167,7 +167,7 @@ async def _answer(send: Send, status: int, code: str, message: str) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-HEADER_SECONDS = 10.0
+HEADER_SECONDS = 8.0
 """How long a caller may take for a request's headers, also for those of the next request on the same connection."""
 MOST_UNFINISHED = 64
 """Connections without a whole request; one more drops the oldest."""
@@ -205,7 +205,7 @@ class BoundedProtocol(H11Protocol):
             self._stop_waiting()
 
     def on_response_complete(self) -> None:
-        """The next request's headers have their own ten seconds."""
+        """The next request's headers have their own eight seconds."""
         super().on_response_complete()
         if not self.transport.is_closing() and (self.cycle is None or self.cycle.response_complete):
             self._wait_for_headers()

@@ -42,7 +42,7 @@ def result_table(result: Mapping[str, Any]) -> RenderableType:
     Args:
         result: as ``build_result`` makes it, or read back from result.json.
     """
-    pieces: list[RenderableType] = [_verdict(result), _accuracy(result), _baselines(result), _privacy(result)]
+    pieces: list[RenderableType] = [_verdict(result), *_accuracy(result), *_baselines(result), _privacy(result)]
     if not noise_is_real(result):
         pieces.append(Text(f"Noise: {printable(result['privacy'].get('noise', 'not stated'))}.", style="yellow"))
     flagged = [f"{printable(site['name'])} ({site['flag']})" for site in result["sites"] if site.get("flag")]
@@ -86,7 +86,7 @@ def _gain(difference: Mapping[str, Any] | None) -> str:
     return f"{gained} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
-def _accuracy(result: Mapping[str, Any]) -> Table:
+def _accuracy(result: Mapping[str, Any]) -> list[Table]:
     rows = [
         (
             site["name"],
@@ -100,10 +100,10 @@ def _accuracy(result: Mapping[str, Any]) -> Table:
     things, measured = _measured(result)
     head = ("site", f"own {things}, %", "points", f"others' {things}, %", "shared prompt alone")
     title = f"{result['config']['name']}: {measured} before → after {amount(len(result['rounds']), 'round')}"
-    return _table(title, head, rows)
+    return _table_if_measured(title, head, rows)
 
 
-def _baselines(result: Mapping[str, Any]) -> Table:
+def _baselines(result: Mapping[str, Any]) -> list[Table]:
     accuracy = result["accuracy"]
     ours = [percent(accuracy[key]) for key in ("local", "worst_site", "neighbour")]
     rows = [["this federation", ours[0], DASH, *ours[1:]]]
@@ -114,7 +114,7 @@ def _baselines(result: Mapping[str, Any]) -> Table:
         rows.append([_named(key), percent(local), ahead, *others])
     things, _ = _measured(result)
     head = ("mean of the sites", f"own {things}", "ahead by", "worst site", f"others' {things}")
-    return _table("Compared with", head, rows)
+    return _table_if_measured("Compared with", head, rows)
 
 
 def _evidence(chosen: str, evidence: Mapping[str, Any]) -> str:
@@ -150,6 +150,11 @@ def _cost(result: Mapping[str, Any]) -> str:
         f"A round (median): {seconds_text(seconds)}, {bytes_text(up)} from the sites, {bytes_text(down)} to them. "
         f"The run: {seconds_text(result['seconds'])}. Answers left out: {dropped}."
     )
+
+
+def _table_if_measured(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[Table]:
+    """Nothing where the sites released no such number, so that no table is all dashes."""
+    return [_table(title, head, rows)] if any(cell != DASH for row in rows for cell in row[1:]) else []
 
 
 def _table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
