@@ -393,32 +393,87 @@ def test_a_sum_whose_record_is_gone_is_not_drawn_a_second_time(tmp_path, backbon
     assert refusal.value.code == "SUM_RELEASED"
 
 
-def test_a_state_folder_put_back_from_between_rows_and_vote_does_not_vote_twice(
-    tmp_path, backbone, features, experiment
-):
-    state, registry = tmp_path / "north", Registry(tmp_path / "registry")
-    state.mkdir()
+class PutBack:
+    """A hostile server around a site whose state folder, or its records without the ledger, is put back later."""
 
-    def hostile():
-        return Hostile(state, backbone, features, experiment, ledger=Ledger(state / LEDGER_FILE, registry))
+    def __init__(self, folder, backbone, features, experiment):
+        self.state, self.backup, self.registry = folder / "north", folder / "backup", Registry(folder / "registry")
+        self.state.mkdir()
+        self.make = lambda ledger: Hostile(self.state, backbone, features, experiment, ledger=ledger)
+        self.site = self.start()
 
-    site = hostile()
-    sum_with_invented_sites(site)
-    site.ledger.close()
-    shutil.copytree(state, tmp_path / "backup")
-    site = hostile()
-    sum_with_invented_sites(site, "vote")
-    site.ledger.close()
-    shutil.rmtree(state)
-    (tmp_path / "backup").rename(state)
+    def start(self):
+        self.site = self.make(Ledger(self.state / LEDGER_FILE, self.registry))
+        return self.site
 
-    with pytest.raises(StateError) as noticed:
-        hostile()
-    assert noticed.value.code == "LEDGER_ROLLED_BACK", "the vote left a mark, though it costs nothing more"
-    Ledger.accept_rollback(state / LEDGER_FILE, registry)
+    def keep(self):
+        shutil.copytree(self.state, self.backup)
+
+    def put_back(self, part):
+        self.site.ledger.close()
+        for file in self.backup.iterdir() if part == "whole folder" else [self.backup / "experiments"]:
+            if file.is_dir():
+                shutil.rmtree(self.state / file.name)
+            file.rename(self.state / file.name)
+        if part == "whole folder":
+            with pytest.raises(StateError) as noticed:
+                self.start()
+            assert noticed.value.code == "LEDGER_ROLLED_BACK"
+            Ledger.accept_rollback(self.state / LEDGER_FILE, self.registry)
+        return self.start()
+
+
+@pytest.fixture
+def put_back(tmp_path, backbone, features, experiment):
+    return PutBack(tmp_path, backbone, features, experiment)
+
+
+@pytest.mark.parametrize("part", ["whole folder", "records alone"])
+def test_a_state_folder_put_back_from_between_rows_and_vote_does_not_vote_twice(put_back, part):
+    """The vote, and the moment with it, is charged with the rows; its own mark in the ledger costs nothing."""
+    sum_with_invented_sites(put_back.site)
+    put_back.keep()
+    sum_with_invented_sites(put_back.site, "vote")
+    site = put_back.put_back(part)
+
     with pytest.raises(RefusedError) as refusal:
-        sum_with_invented_sites(hostile(), "vote")
-    assert refusal.value.code == "SUM_ORDER"
+        sum_with_invented_sites(site, "vote")
+    assert refusal.value.code == "SUM_RELEASED"
+
+
+@pytest.mark.parametrize("part", ["whole folder", "records alone"])
+@pytest.mark.parametrize("moment", ["reserved", "before the last step"])
+def test_a_state_folder_put_back_from_within_a_sum_gives_no_other_sum(
+    put_back, backbone, features, experiment, tmp_path, part, moment
+):
+    if moment == "reserved":
+        put_back.site.store.write_sum = keep_first(put_back)
+    server = honest_until(put_back.site, experiment, features, backbone, tmp_path, "unmask")
+    if moment != "reserved":
+        put_back.keep()
+    asked = server.requests()["north"]
+    told = put_back.site.ask("unmask", asked)
+    others = p.framed(named(dict.fromkeys(["north", "south", "west"], b"")), named({"east": b""}))
+    site = put_back.put_back(part)
+
+    for step, content, attempt in (("unmask", others, 1), ("keys", b"", 2), ("masked", b"", 1)):
+        with pytest.raises(RefusedError) as refusal:
+            site.ask(step, content, attempt)
+        assert refusal.value.code == "SUM_RELEASED"
+    if (part, moment) == ("records alone", "before the last step"):
+        assert site.ask("unmask", asked) == told, "the very request that was answered"
+
+
+def keep_first(put_back):
+    """Copies the state folder when the rows are charged and nothing of them is kept yet."""
+    write = put_back.site.store.write_sum
+
+    def write_sum(experiment, name, kept):
+        if put_back.site.ledger.find(experiment, ROWS) is not None and not put_back.backup.exists():
+            put_back.keep()
+        write(experiment, name, kept)
+
+    return write_sum
 
 
 def test_se7_without_pins_a_server_that_invents_all_others_reads_one_site(pinning, features, experiment):
