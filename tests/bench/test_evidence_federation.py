@@ -203,7 +203,7 @@ class PutBack:
 
 @pytest.mark.privacy
 @pytest.mark.parametrize("part", ["whole folder", "records alone"])
-def test_a_state_folder_put_back_from_between_rows_and_vote_does_not_vote_twice(
+def test_a_state_folder_put_back_from_between_rows_and_vote_votes_no_second_time_for_nothing(
     backbone, sites, finished, tmp_path, part
 ):
     """Vote and moment, one row, are charged with the rows and leave in a round that costs nothing more."""
@@ -215,6 +215,10 @@ def test_a_state_folder_put_back_from_between_rows_and_vote_does_not_vote_twice(
     assert site.ask(2, pool=pool).evidence.shape == (1, 1 + 3 * 4 // 2), "a vote and a moment"
     site.put_back(part)
 
+    if part == "whole folder":  # the ledger knows no vote any more, so another one is charged in full
+        assert site.ask(3, pool=pool).evidence is not None
+        assert sum(event.steps for event in site.ledger.events("pilot")) == 2
+        return
     with pytest.raises(RefusedError) as refusal:
         site.ask(3, pool=pool)
     assert refusal.value.code == "VOTED_ALREADY"
@@ -222,6 +226,7 @@ def test_a_state_folder_put_back_from_between_rows_and_vote_does_not_vote_twice(
     with pytest.raises(RefusedError) as refusal:
         site.ask(4, pool=pool)
     assert refusal.value.code == "VOTED_ALREADY"
+    assert sum(event.steps for event in site.ledger.events("pilot")) == 1
 
 
 @pytest.mark.privacy
