@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -86,53 +86,68 @@ def regimes(study: StudySet) -> dict[str, Any]:
     return found | ({"20 x 3 x 8": lambda *a: few(*a, sites=20)} if many else {})
 
 
+class Release(NamedTuple):
+    """Multipliers of one site's class sums and of its vote and moment, and whether there is a moment."""
+
+    sums: float
+    vote: float
+    moment: bool
+
+
 class Case:
     """One division of one set under one epsilon: what the federation and each site alone would classify with."""
 
     def __init__(self, study: StudySet, parts: Parts, epsilon: float | None, rng: np.random.Generator) -> None:
         self.study, self.parts = study, parts
         z = 0.0 if epsilon is None else calibrate_noise_multiplier(epsilon, DELTA, 1.0, 1)
-        images, classes = sum(map(len, parts)), len(study.texts)
-        self.moment = moment_pays(classes, images, shared_out(z, moment=False)[1], len(parts))
-        self.sums, self.vote = shared_out(z, moment=self.moment)
+        local = self._release(z, len(parts))
         self.noise = SeededNoise(rng)
-        sums = [self._released(part, self.sums) for part in parts]
+        sums = [self._released(part, local.sums) for part in parts]
         self.text = study.scale * study.test_features @ study.texts.T
-        self.evidence, self.wins, self.found = self._decided(*pool_rows(sums, self.sums), parts)
+        self.evidence, self.wins, self.found = self._decided(*pool_rows(sums, local.sums), parts, local)
         self.pooled = self.evidence if self.wins else self.text
-        self.secure = self._summed(parts)
-        decided = [self._decided(*pool_rows([own], self.sums), [part]) for own, part in zip(sums, parts, strict=True)]
+        self.secure = self._summed(parts, z)
+        decided = [self._decided(*pool_rows([own], local.sums), [part], local)
+                   for own, part in zip(sums, parts, strict=True)]  # fmt: skip
         self.alone_evidence = [logits for logits, _, _ in decided]
         self.alone = [logits if wins else self.text for logits, wins, _ in decided]
+
+    def _release(self, z: float, noises: float, share: float = 1.0) -> Release:
+        """What one site's part of a release of multiplier z is noised with, and whether a moment is in it."""
+        images, classes = sum(map(len, self.parts)), len(self.study.texts)
+        moment = moment_pays(classes, images, shared_out(z, moment=False)[1], noises)
+        sums, vote = shared_out(z, moment=moment)
+        return Release(share * sums, share * vote, moment)
 
     def _released(self, part: npt.NDArray[np.int64], noise_multiplier: float) -> Floats:
         features, labels = self.study.features[part].astype(np.float32), self.study.labels[part]
         return noised_class_sums(features, labels, len(self.study.texts), self.noise, noise_multiplier)
 
-    def _decided(self, pool: Pool, weights: Floats, parts: Parts, share: float = 1.0) -> tuple[Floats, bool, float]:
+    def _decided(self, pool: Pool, weights: Floats, parts: Parts, release: Release) -> tuple[Floats, bool, float]:
         """The sharpened head's logits, whether the votes choose it, and the share of classes that are found."""
         study, told, moments = self.study, 0.0, []
         head = class_head(pool, study.texts, study.scale)
         for part, own in zip(parts, weights, strict=True):
             features, labels = study.features[part], study.labels[part]
             each = votes(head, pool, study.texts, features, labels, own)
-            told += noised_vote(each, self.noise, share * self.vote)
-            moments.append(noised_moment(residuals(head, features, labels), self.noise, share * self.vote))
-        wins = evidence_wins(told, sum(map(len, parts)), share * self.vote, len(parts))
-        moment, variance = unpack_moment(np.sum(moments, axis=0)), len(parts) * (share * self.vote) ** 2
-        if not self.moment:
+            told += noised_vote(each, self.noise, release.vote)
+            moments.append(noised_moment(residuals(head, features, labels), self.noise, release.vote))
+        wins = evidence_wins(told, sum(map(len, parts)), release.vote, len(parts))
+        moment, variance = unpack_moment(np.sum(moments, axis=0)), len(parts) * release.vote**2
+        if not release.moment:
             return head.logits(study.test_features), wins, float(head.found.mean())
         used = sharpened(head, directions(head), dataclasses.replace(pool, moment=moment, moment_variance=variance))
         return used.logits(study.test_features), wins, float(head.found.mean())
 
-    def _summed(self, parts: Parts) -> Floats:
+    def _summed(self, parts: Parts, z: float) -> Floats:
         """What the federation classifies with under secure trust, with the same epsilon: sums of share-noised rows,
         votes and moments, one colluder and no drop-out tolerated. The masks cancel bit by bit, so none are made here.
         """
-        share = 1.0 / math.sqrt(max(1, len(parts) - 1))
-        rows = np.sum([self._released(part, share * self.sums) for part in parts], axis=0)
-        pool = summed_pool(rows, share * self.sums, len(parts))
-        logits, wins, _ = self._decided(pool, np.ones((len(parts), len(rows))), parts, share)
+        honest = max(1, len(parts) - 1)
+        release = self._release(z, len(parts) / honest, 1.0 / math.sqrt(honest))
+        rows = np.sum([self._released(part, release.sums) for part in parts], axis=0)
+        pool = summed_pool(rows, release.sums, len(parts))
+        logits, wins, _ = self._decided(pool, np.ones((len(parts), len(rows))), parts, release)
         return logits if wins else self.text
 
     def columns(self, logits: Floats | list[Floats], usual_mix: float = 0.5) -> tuple[float, float, float]:

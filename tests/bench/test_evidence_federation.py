@@ -1,6 +1,7 @@
 """A federation with class vectors, from the class sums to what a site predicts and exports with."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -8,19 +9,21 @@ import torch
 
 from dpfpl_bench.simulation.in_process import InProcessGrid, SimulatedSite, Simulation
 from dpfpl_client.agent.core import SiteAgent
-from dpfpl_client.agent.ledger.book import Ledger
+from dpfpl_client.agent.ledger.anchor import Registry
+from dpfpl_client.agent.ledger.book import LEDGER_FILE, Ledger
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
-from dpfpl_client.learning.step import SeededRandomness
+from dpfpl_client.learning.step import SeededRandomness, SystemRandomness
 from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_client.models.loader import load_backbone
 from dpfpl_client.use.exporting.card import Facts
 from dpfpl_client.use.exporting.export import write_export
 from dpfpl_client.use.prompt import load_prompt
-from dpfpl_common.errors import RefusedError
+from dpfpl_common.errors import RefusedError, StateError
 from dpfpl_common.evidence import class_head, directions, mix_bonus, pool_rows, sharpened, unpack_pool
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
-from dpfpl_common.privacy_plan import class_sums_multiplier, vote_multiplier
+from dpfpl_common.privacy_plan import NOISED_COUNTS, class_sums_multiplier, vote_multiplier
+from dpfpl_common.wire.payloads import EvaluateRequest, TrainRequest
 from dpfpl_server.federation.evidence import NOTHING_FOUND, Evidence
 from dpfpl_server.federation.rounds import DPFPLStrategy
 from dpfpl_server.runs.store import RunStore
@@ -162,6 +165,99 @@ def test_a_site_votes_once(backbone, sites, finished):
     assert first.evidence.shape == (1, 1 + 3 * 4 // 2)
     with pytest.raises(RefusedError, match="votes once"):
         learner.train_round(context, first.state, source.for_round("north", 2), pool=packed + 1)
+
+
+class PutBack:
+    """A site asked by hand, whose state folder, or its records without the ledger, is put back later."""
+
+    def __init__(self, folder, backbone, site, experiment):
+        self.state, self.backup, self.registry = folder / "north", folder / "backup", Registry(folder / "registry")
+        self.state.mkdir()
+        self.backbone, self.features, self.experiment = backbone, site.features, experiment
+        self.context = np.zeros(experiment.context_shape, np.float32)
+        self.start()
+
+    def start(self):
+        self.ledger = Ledger(self.state / LEDGER_FILE, self.registry)
+        parts = (self.backbone, self.features, None, self.ledger, DiskStore(self.state), SystemRandomness())
+        self.agent = SiteAgent("north", *parts)
+
+    def ask(self, number, **more):
+        return self.agent.train(TrainRequest(self.experiment, number, self.context, **more))
+
+    def keep(self):
+        shutil.copytree(self.state, self.backup)
+
+    def put_back(self, part):
+        self.ledger.close()
+        for file in self.backup.iterdir() if part == "whole folder" else [self.backup / "experiments"]:
+            if file.is_dir():
+                shutil.rmtree(self.state / file.name)
+            file.rename(self.state / file.name)
+        if part == "whole folder":
+            with pytest.raises(StateError, match="LEDGER_ROLLED_BACK"):
+                self.start()
+            Ledger.accept_rollback(self.state / LEDGER_FILE, self.registry)
+        self.start()
+
+
+@pytest.mark.privacy
+@pytest.mark.parametrize("part", ["whole folder", "records alone"])
+def test_a_state_folder_put_back_from_between_rows_and_vote_votes_no_second_time_for_nothing(
+    backbone, sites, finished, tmp_path, part
+):
+    """Vote and moment, one row, are charged with the rows and leave in a round that costs nothing more."""
+    strategy, _ = finished
+    site = PutBack(tmp_path, backbone, sites[0], make_experiment(backbone, rounds=4))
+    pool = strategy.checkpoint.evidence.packed(strategy.experiment, "north", moment=False)
+    site.ask(1, collect=True)
+    site.keep()
+    assert site.ask(2, pool=pool).evidence.shape == (1, 1 + 3 * 4 // 2), "a vote and a moment"
+    site.put_back(part)
+
+    if part == "whole folder":  # the ledger knows no vote any more, so another one is charged in full
+        assert site.ask(3, pool=pool).evidence is not None
+        assert sum(event.steps for event in site.ledger.events("pilot")) == 2
+        return
+    with pytest.raises(RefusedError) as refusal:
+        site.ask(3, pool=pool)
+    assert refusal.value.code == "VOTED_ALREADY"
+    assert site.ask(3).evidence is None, "training, of what was released, goes on"
+    with pytest.raises(RefusedError) as refusal:
+        site.ask(4, pool=pool)
+    assert refusal.value.code == "VOTED_ALREADY"
+    assert sum(event.steps for event in site.ledger.events("pilot")) == 1
+
+
+@pytest.mark.privacy
+def test_a_vote_that_was_interrupted_is_cast_after_all(backbone, sites, finished, tmp_path):
+    """Nothing of it left, so nothing speaks against it."""
+    strategy, _ = finished
+    site = PutBack(tmp_path, backbone, sites[0], make_experiment(backbone, rounds=4))
+    pool = strategy.checkpoint.evidence.packed(strategy.experiment, "north", moment=False)
+    site.ask(1, collect=True)
+    site.agent._store.write = lambda *arguments: (_ for _ in ()).throw(OSError("killed"))
+    with pytest.raises(OSError, match="killed"):
+        site.ask(2, pool=pool)
+    site.ledger.close()
+    site.start()
+
+    assert site.ask(3, pool=pool).evidence is not None
+
+
+@pytest.mark.privacy
+def test_scores_of_a_state_folder_that_was_put_back_are_charged_each_time(backbone, sites, tmp_path):
+    site = PutBack(tmp_path, backbone, sites[0], make_experiment(backbone))
+    for number in (1, 2, 3):
+        site.ask(number, collect=number == 1)
+    site.keep()
+    request = EvaluateRequest(site.experiment, 3, site.context)
+    first = site.agent.evaluate(request).scores
+    site.put_back("whole folder")
+
+    assert site.agent.evaluate(request).scores != first
+    (charged,) = [event for event in site.ledger.events("pilot") if event.mechanism == NOISED_COUNTS]
+    assert charged.steps == 2
 
 
 def test_class_sums_vote_and_moment_leave_with_the_noise_that_is_charged(backbone, sites, finished):

@@ -3,14 +3,16 @@
 import dataclasses
 import json
 import shutil
+from contextlib import nullcontext
 
 import pytest
 
 from dpfpl_client.agent.policy_file import Approvals
 from dpfpl_client.approval import read_plan
 from dpfpl_client.site.settings import load_site
-from dpfpl_common.errors import ConfigError
+from dpfpl_common.errors import ConfigError, RefusedError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
+from dpfpl_common.policy import Policy, permit
 from dpfpl_common.privacy_plan import resolve_noise
 
 
@@ -92,6 +94,39 @@ def test_plans_in_toml_need_their_sites(tmp_path, experiment):
     assert (read.name, read) == ("lungs", resolve_noise(read))
     assert read.privacy.noise_multiplier is not None
     assert (read.privacy.mechanism, read.privacy.trust) == ("one_shot", "local")  # as the operator's server fills it in
+
+
+def test_a_plan_whose_trust_the_server_decides_is_not_approved_as_local(tmp_path):
+    """It would be secure where all sites enrolled: the site would have approved, by name, what never runs."""
+    path = tmp_path / "lungs.toml"
+    text = 'classes = ["a", "b"]\nsites = ["east", "north", "west"]\n[model]\nwidth = 128\n'
+    for left_open in ("[privacy]\ntarget_epsilon = 4.0\n", '[privacy]\ntrust = "auto"\ntarget_epsilon = 4.0\n'):
+        path.write_text(text + left_open)
+        with pytest.raises(ConfigError, match="PLAN_WITHOUT_TRUST"):
+            read_plan(path)
+    for named in ("local", "secure"):
+        path.write_text(f'{text}[privacy]\ntrust = "{named}"\ntarget_epsilon = 4.0\n')
+        assert read_plan(path).privacy.trust == named
+    path.write_text(text + '[privacy]\nmechanism = "per_step"\ntarget_epsilon = 4.0\n')
+    assert read_plan(path).privacy.trust == "distributed", "never secure, whoever enrolled"
+
+
+@pytest.mark.parametrize(("approved", "asked"), [("local", "secure"), ("secure", "local")])
+def test_what_was_approved_under_one_trust_does_not_run_under_another(command, trained_site, tmp_path, approved, asked):
+    path, state = tmp_path / "lungs.toml", load_site(trained_site).state_folder
+    path.write_text(
+        'classes = ["a", "b"]\nsites = ["east", "north", "west"]\n[model]\nwidth = 128\n'
+        f'[privacy]\ntrust = "{approved}"\ntarget_epsilon = 4.0\n'
+    )
+    assert command("approve", path, "--yes", "--site", trained_site)[0] == 0
+    allowed = read_plan(path)
+    other = dataclasses.replace(allowed, privacy=dataclasses.replace(allowed.privacy, trust=asked))
+    policy = Policy((), 50.0, 50.0, trust=("local", "secure"))
+    for experiment, runs in ((allowed, True), (other, False)):
+        holds = Approvals(state).holds(experiment)
+        assert holds is runs
+        with nullcontext() if runs else pytest.raises(RefusedError, match="EXPERIMENT_NOT_APPROVED"):
+            permit(policy, experiment, holds)
 
 
 def test_noise_that_is_added_once_is_said_to_be(command, trained_site, tmp_path, monkeypatch):

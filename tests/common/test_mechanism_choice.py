@@ -115,6 +115,15 @@ def test_secure_is_taken_where_every_site_enrolled_and_a_sum_can_be_made(parts, 
     assert (found.privacy.trust, why in reason) == (trust, True), reason
 
 
+@pytest.mark.parametrize("unit", ["example", "site"])
+def test_what_is_rounded_at_each_site_is_not_summed_in_secret_and_it_says_what_to_use(unit):
+    asked = {"mechanism": "per_step", "trust": "secure", "unit": unit, "noise_multiplier": 1.0}
+    with pytest.raises(ConfigError, match="rounded at each site") as refusal:
+        build(Experiment, {**BARE, "privacy": asked}, "pilot.toml")
+    assert "for secure trust the mechanism to one_shot" in refusal.value.advice
+    assert "distributed to a larger one" in refusal.value.advice
+
+
 @pytest.mark.parametrize("privacy", [1, "none", [1], None])
 def test_a_part_of_the_wrong_kind_is_named(privacy):
     with pytest.raises(ConfigError, match="privacy"):

@@ -7,7 +7,6 @@ the moment when the noise of a round is drawn, so that what is killed is killed 
 import dataclasses
 import os
 import signal
-import sys
 import threading
 import time
 import uuid
@@ -21,11 +20,10 @@ from killed_federation import SITES, Federation, command_line, experiment
 from dpfpl_client.agent.ledger.anchor import Registry
 from dpfpl_client.agent.ledger.book import SCORES, Charge, Ledger
 from dpfpl_client.agent.store import DiskStore
-from dpfpl_client.node.launch import wait_for_agent
-from dpfpl_client.node.supernode import SuperNodeSettings, start_supernode, wait_until_connected
+from dpfpl_client.node.supernode import wait_until_connected
 from dpfpl_client.site.settings import load_site
 from dpfpl_common.ops.guard import descendants
-from dpfpl_common.ops.processes import ManagedProcess, child_environment, wait_until
+from dpfpl_common.ops.processes import ManagedProcess, wait_until
 from dpfpl_server.runs.supervise import run_experiment
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.privacy]
@@ -54,60 +52,24 @@ main()
 class HeldFederation(Federation):
     """Agents that wait where a file ``hold`` tells them to, and SuperNodes whose processes can be found."""
 
+    agent_program = HELD_AGENT
+
     def __init__(self, root: Path) -> None:
         super().__init__(root)
         self.mark = uuid.uuid4().hex
-        self.nodes: dict[str, ManagedProcess] = {}
-        (root / "held_agent.py").write_text(HELD_AGENT)
 
-    def start(self) -> None:
-        agents = [self._start_agent(kit) for kit in self.kits]
-        self.start_superlink()
-        for agent in agents:
-            wait_for_agent(agent)
-        self.start_nodes()
-
-    def _start_agent(self, kit: Path) -> ManagedProcess:
-        state = load_site(kit).state_folder
-        state.mkdir(mode=0o700)
-        return self.group.start(
-            f"agent in {kit.parent.name}",
-            [sys.executable, str(self.root / "held_agent.py"), "agent", "--site", str(kit)],
-            log_file=state / "agent.log",
-            environment=child_environment({"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}, offline=True),
-            folder=state,
-        )
-
-    def start_nodes(self) -> None:
-        for index, name in enumerate(SITES):
-            self._start_node(name, warm=index == 0)
-        for process in self.nodes.values():
-            wait_until_connected(process)
+    def start_node(self, site: str, *, warm: bool | None = None, **more: Any) -> ManagedProcess:
+        """The first site's is warm, the second one Flower's own command."""
+        (load_site(self.kit(site)).state_folder / "logs" / "supernode.log").unlink(missing_ok=True)
+        marked = {"DPFPL_TEST_MARK": f"{self.mark}-{site}"}
+        return super().start_node(site, warm=site == SITES[0] if warm is None else warm, extra_environment=marked)
 
     def start_again(self, site: str) -> None:
         """A killed SuperNode's place is taken by ours: Flower's own command gives up, for a minute, because the server
         still counts the connection before."""
         assert self.nodes[site].wait(10) is not None
         self.group.processes.remove(self.nodes[site])
-        self._start_node(site, warm=True)
-        wait_until_connected(self.nodes[site], timeout_s=120)
-
-    def _start_node(self, name: str, *, warm: bool) -> None:
-        settings = load_site(self.kits[SITES.index(name)])
-        (settings.state_folder / "logs" / "supernode.log").unlink(missing_ok=True)
-        node = SuperNodeSettings(
-            site_name=name,
-            server_address=settings.server.address,
-            ca_certificate=settings.path(settings.server.ca_certificate),
-            node_key=settings.path(settings.server.node_key),
-            state_folder=settings.state_folder,
-            agent_address=settings.agent_address,
-            agent_token_file=settings.token_file,
-            poll_s=0.2,
-            warm=warm,
-        )
-        marked = {"DPFPL_TEST_MARK": f"{self.mark}-{name}"}
-        self.nodes[name] = start_supernode(node, self.group, extra_environment=marked)
+        wait_until_connected(self.start_node(site, warm=True), timeout_s=120)
 
     def clientapps(self, site: str) -> list[int]:
         """Processes that answer one message: the warm node's forks of its executor, or Flower's own command."""

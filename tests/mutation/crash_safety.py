@@ -24,8 +24,8 @@ CRASH_SAFETY = (
     (
         "crash: committed before the record is written",
         "dpfpl_client.agent.core:SiteAgent._train",
-        "self._store.write(_1, _2, _3)\nself._ledger.commit(_4, _5)",
-        "self._ledger.commit(_4, _5)\nself._store.write(_1, _2, _3)",
+        "self._store.write(_1, _2, _3)\nself._ledger.commit(_4, _5, vote=_6)",
+        "self._ledger.commit(_4, _5, vote=_6)\nself._store.write(_1, _2, _3)",
         (
             f"{KILL_POINTS_TESTS}::test_F2_F3_killed_after_the_reservation_it_stays_charged_and_old_noise_is_never_used[within_record]",
         ),

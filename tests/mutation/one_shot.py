@@ -158,4 +158,13 @@ ONE_SHOT = (
         "False",
         (f"{EVIDENCE_TESTS}::test_where_nothing_stands_out_the_head_is_exactly_the_text",),
     ),
+    (
+        "one_shot: a site votes again after an older state was put back",
+        "dpfpl_client.agent.core:SiteAgent._train",
+        "self._ledger.voted(experiment.name)",
+        "False",
+        (
+            f"{FEDERATION_TESTS}::test_a_state_folder_put_back_from_between_rows_and_vote_votes_no_second_time_for_nothing",
+        ),
+    ),
 )

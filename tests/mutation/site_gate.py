@@ -129,6 +129,13 @@ SITE_GATE = (
         (f"{POLICY_FILE_TESTS}::test_O2_a_tightened_rule_holds_at_the_next_message",),
     ),
     (
+        "approval: a plan whose trust the server decides is approved as local",
+        "dpfpl_client.approval:read_plan",
+        "left_open",
+        "False",
+        ("tests/client/test_gate_cli.py::test_a_plan_whose_trust_the_server_decides_is_not_approved_as_local",),
+    ),
+    (
         "approval: by name, whatever the configuration",
         "dpfpl_client.agent.policy_file:Approvals.holds",
         "return _1 == experiment.digest()",

@@ -16,7 +16,7 @@ from dpfpl_client.data import count_labels, left_out
 from dpfpl_client.site.settings import SiteSettings
 from dpfpl_common.config import build
 from dpfpl_common.errors import ConfigError, DataError, DpfplError, RefusedError
-from dpfpl_common.experiment import Experiment, experiment_table
+from dpfpl_common.experiment import Experiment, experiment_table, with_secure
 from dpfpl_common.policy import Policy, permit
 from dpfpl_common.privacy.accounting import json_epsilon
 from dpfpl_common.privacy_plan import ADVERSARIES, UNIT_NAMES, assumption, resolve_noise
@@ -35,12 +35,19 @@ ACCURACIES = {
     "exact": "exact accuracies (public data)",
 }
 
+ASK_FOR_JSON = (
+    "Ask the operator for the resolved plan as JSON (dpfpl-server plan FILE --out plan.json), or approve what the site "
+    "was asked: dpfpl-client approve --pending."
+)
+
 
 def read_plan(path: Path) -> Experiment:
     """The experiment in a file from the operator: JSON, noise resolved, or an experiment.toml that lists its sites.
 
+    Only the server knows who enrolled, so only it can say what ``auto`` trust stands for: what is approved names it.
+
     Raises:
-        ConfigError: the file says something else.
+        ConfigError: the file says something else, or leaves open what would run.
     """
     is_file = path.suffix == ".toml"
     if is_file:
@@ -49,8 +56,7 @@ def read_plan(path: Path) -> Experiment:
             raise ConfigError(
                 code="PLAN_WITHOUT_SITES",
                 message=f"{path} does not say which sites take part, which decides about the noise.",
-                advice="Ask the operator for the resolved plan as JSON, or approve what the site was asked: "
-                "dpfpl-client approve --pending.",
+                advice=ASK_FOR_JSON,
             )
     else:
         try:
@@ -66,7 +72,15 @@ def read_plan(path: Path) -> Experiment:
     claimed = ""
     if isinstance(table, dict) and isinstance(table.get("experiment"), dict):
         table, claimed = table["experiment"], str(table.get("digest", ""))
-    experiment = resolve_noise(build(Experiment, table, path.name))
+    experiment = build(Experiment, table, path.name)
+    left_open = table.get("privacy", {}).get("trust", "auto") == "auto"
+    if left_open and with_secure(experiment, experiment.sites)[0] != experiment:
+        raise ConfigError(
+            code="PLAN_WITHOUT_TRUST",
+            message=f"{path} leaves the trust to the server, which takes secure where all sites enrolled, else local.",
+            advice=ASK_FOR_JSON,
+        )
+    experiment = resolve_noise(experiment)
     if claimed not in ("", experiment.digest()):
         raise ConfigError(
             code="BAD_PLAN",

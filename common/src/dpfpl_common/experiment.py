@@ -552,9 +552,10 @@ def _check_privacy(e: Experiment) -> None:
         raise ConfigError(
             code="NO_SOUND_ANALYSIS",
             message=f"Refused: {reason}.",
-            advice="For one_shot, median, trimmed_mean and krum set trust to local; otherwise use clipping joint, "
-            "accounting honest and projection none. The unit site needs the mechanism per_step and trust distributed "
-            "or, to sample sites, central.",
+            advice="For one_shot, median, trimmed_mean and krum set trust to local, for secure trust the mechanism to "
+            "one_shot; without it, local holds the operator to the same epsilon and distributed to a larger one. "
+            "Otherwise use clipping joint, accounting honest and projection none. The unit site needs the mechanism "
+            "per_step and trust distributed or, to sample sites, central.",
         )
     if p.target_epsilon is None and p.noise_multiplier is None:
         raise ConfigError(
@@ -634,7 +635,8 @@ def _unsound(p: PrivacySettings, rule: str) -> str:
         ),
         (
             p.trust == "secure" and not once,
-            "secure trust sums what one_shot releases; noised steps and whole updates are not summed in secret yet",
+            "secure trust sums integers, which one_shot releases; an update of per_step is rounded at each site, and a "
+            "sum of rounded values has no exact noise",
         ),
         (
             once and p.accounting == "paper",

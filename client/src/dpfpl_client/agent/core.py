@@ -33,6 +33,7 @@ from dpfpl_common.experiment import Experiment
 from dpfpl_common.policy import EXACT_METRICS, Policy, permit
 from dpfpl_common.privacy.accounting import PrivacyEvent
 from dpfpl_common.privacy_plan import planned_events, planned_score_events
+from dpfpl_common.secure import STEPS
 from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, SumReply, SumRequest, TrainRequest, request_digest
 
 __all__ = ["SiteAgent", "evaluation_digest"]
@@ -172,7 +173,15 @@ class SiteAgent:
             self._again = digest == self._left
             self._audit.write("repeated", request="train", **_who(request), asked=digest)
             return self._permitted(known, policy)
-        events = self._cost(experiment, votes=request.pool is not None)
+        votes = request.pool is not None and experiment.privacy.trust != "secure"
+        if votes and self._ledger.voted(experiment.name):
+            raise RefusedError(
+                code="VOTED_ALREADY",
+                message="The site votes once in an experiment, and its vote may have left it.",
+                rule="one vote",
+                advice="Go on without asking for its vote.",
+            )
+        events = self._cost(experiment, votes=votes)
         if policy is not None:
             self._quotas.take(policy, self._ledger, experiment.name, request.round)
             check_budget(policy, self._ledger, experiment, events)
@@ -182,7 +191,7 @@ class SiteAgent:
         sequence = self._ledger.reserve(experiment.name, request.round, digest, events)
         record = self._compute(learner, request, digest, policy)
         self._store.write(experiment.name, request.round, record)
-        self._ledger.commit(sequence, record.digest())
+        self._ledger.commit(sequence, record.digest(), vote=record.state.vote is not None)
         self._audit.write(
             "released",
             request="train",
@@ -260,7 +269,9 @@ class SiteAgent:
                 rule="metrics",
                 advice="The experiment ends without scores.",
             )
-        kept = self._store.read_sum(name, request.sum)
+        kept, told = self._store.read_sum(name, request.sum), self._ledger.unmasked(name, request.sum)
+        if self._ledger.doubtful(name) or (told and not kept.unmasked and told != _unmasking(request)):
+            raise _sum_released("an old state was put back")
         events = _sum_events(experiment, request.sum)
         if policy is not None and request.attempt > kept.attempt:
             self._quotas.take(policy, self._ledger, name, None)
@@ -270,26 +281,19 @@ class SiteAgent:
         number = {"rows": ROWS, "vote": VOTE, "scores": SCORES}[request.sum]
 
         def compute() -> npt.NDArray[np.int64]:
-            # The vote is charged with the rows, so where an old ledger was accepted since, it may have been drawn.
-            rows = self._ledger.find(name, ROWS)
-            if request.sum == "vote" and (rows is None or rows.sequence < self._ledger.accepted):
+            if request.sum == "vote" and self._ledger.find(name, ROWS) is None:
                 raise RefusedError(
                     code="SUM_ORDER",
-                    message="A vote follows the rows that this site's ledger knows of.",
+                    message="A vote follows the rows, with which it is charged.",
                     rule="order of sums",
-                    advice="Sum the rows first; after an old ledger was accepted at the site, under a new name.",
+                    advice="Sum the rows first.",
                 )
             # Nothing of an interrupted computation can have left, so it is charged once, however often it is begun.
             charge = self._ledger.find(name, number)
             if charge is None:
                 self._ledger.reserve(name, number, request.sum, events)
             elif charge.release_digest:
-                raise RefusedError(
-                    code="SUM_RELEASED",
-                    message="This site's part of the sum may have left it, and its record is gone.",
-                    rule="one sum",
-                    advice="Restore the site's whole state folder, or run the experiment under a new name.",
-                )
+                raise _sum_released("its record is gone")
             last = experiment.rounds.number
             number_of = {"rows": 0, "vote": last + 2, "scores": last + 1}[request.sum]
             randomness = self._randomness.for_round(self._name, number_of)
@@ -297,6 +301,8 @@ class SiteAgent:
             return learner.sum_part(request.sum, state, randomness, request.pool, request.global_context)
 
         def keep(now: KeptSum) -> None:
+            if now.unmasked and not told:  # with the ledger an old state folder is noticed, without it is not
+                self._ledger.record_unmasked(name, request.sum, _unmasking(request))
             self._store.write_sum(name, request.sum, now)
             charge = self._ledger.find(name, number)
             if now.values is not None and charge is not None and not charge.release_digest:
@@ -388,7 +394,7 @@ class SiteAgent:
             record = self._record(name, number)
             if record is not None and record.request_digest == digest:
                 if not charge.release_digest:
-                    self._ledger.commit(charge.sequence, record.digest())
+                    self._ledger.commit(charge.sequence, record.digest(), vote=record.state.vote is not None)
                 return record.reply
             # Reserved, then interrupted: the charge stays, computing anew is charged anew.
         # A ledger restored from an old backup may know less than the store.
@@ -485,6 +491,20 @@ def _who(request: Request) -> dict[str, Any]:
         "configuration": request.experiment.digest(),
         "round": request.round,
     }
+
+
+def _unmasking(request: SumRequest) -> str:
+    """The one request, if it is one, to which a site tells what unmasks a sum."""
+    return f"{request.attempt} {hashlib.sha256(request.content).hexdigest()}" if request.step == STEPS[-1] else ""
+
+
+def _sum_released(why: str) -> RefusedError:
+    return RefusedError(
+        code="SUM_RELEASED",
+        message=f"This site's part of the sum may have left it already: {why}.",
+        rule="one sum",
+        advice="Restore the site's newest state folder, or run the experiment under a new name.",
+    )
 
 
 def _sum_events(experiment: Experiment, name: str) -> tuple[PrivacyEvent, ...]:

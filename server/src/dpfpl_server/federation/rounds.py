@@ -131,7 +131,14 @@ class DPFPLStrategy(Strategy):
             context = self.checkpoint.global_context if scores else None
             try:
                 summed = secure_sum(
-                    experiment, name, self._book, lambda r: self._ask(grid, r), self._on_status, pools, context
+                    experiment,
+                    name,
+                    self._book,
+                    lambda requests: self._ask(grid, requests),
+                    self._on_status,
+                    pools,
+                    context,
+                    lambda: self._wait_for_sites(grid, number),
                 )
             except RoundError as error:
                 if not scores:

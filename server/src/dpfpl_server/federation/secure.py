@@ -62,6 +62,7 @@ def secure_sum(
     on_status: Callable[[dict[str, Any]], None],
     pools: Mapping[str, Context] | None = None,
     global_context: Context | None = None,
+    ready: Callable[[], None] = lambda: None,
 ) -> Summed:
     """One sum of the experiment, one of ``dpfpl_common.secure.SUMS``; made now unless it is there.
 
@@ -73,6 +74,7 @@ def secure_sum(
         on_status: told of abandoned attempts.
         pools: what each site votes on or scores.
         global_context: what each site scores.
+        ready: waits for missing sites; called before another attempt, and before the last step is asked for again.
 
     Raises:
         RoundError: too few sites answered, in every attempt.
@@ -85,9 +87,9 @@ def secure_sum(
         terms = terms_of(experiment, name, entry["attempt"])
         server = ServerSum.from_bytes(terms, base64.b64decode(entry["pending"]))
     else:
-        server = _masked(experiment, name, book, ask, on_status, pools or {}, global_context)
+        server = _masked(experiment, name, book, ask, on_status, pools or {}, global_context, ready)
         book.change(name, pending=base64.b64encode(server.to_bytes()).decode())
-    _unmasked(server, experiment, name, ask)
+    _unmasked(server, experiment, name, ask, ready)
     values = from_steps(server.total(), share_stddev(experiment, name))
     content = base64.b64encode(values.astype("<f8").tobytes()).decode()
     book.change(name, pending="", values=content, sites=list(server.survivors))
@@ -102,6 +104,7 @@ def _masked(
     on_status: Callable[[dict[str, Any]], None],
     pools: Mapping[str, Context],
     global_context: Context | None,
+    ready: Callable[[], None],
 ) -> ServerSum:
     """An attempt up to the last step."""
     for left in reversed(range(ATTEMPTS)):
@@ -129,12 +132,13 @@ def _masked(
             on_status({"phase": "SUM_ABANDONED", "round": 0, "sum": name, "attempt": attempt, "reasons": error.message})
             if not left:
                 raise
+            ready()
             continue
         return server
     raise AssertionError("unreachable")
 
 
-def _unmasked(server: ServerSum, experiment: Experiment, name: str, ask: Ask) -> None:
+def _unmasked(server: ServerSum, experiment: Experiment, name: str, ask: Ask, ready: Callable[[], None]) -> None:
     """The last step; asked again of those who are silent, as no other attempt can follow it."""
     waiting = server.requests()
     for left in reversed(range(ATTEMPTS)):
@@ -147,6 +151,7 @@ def _unmasked(server: ServerSum, experiment: Experiment, name: str, ask: Ask) ->
         except RoundError:
             if not left:
                 raise
+            ready()
             continue
         return
 

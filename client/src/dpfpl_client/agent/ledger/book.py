@@ -70,7 +70,9 @@ class LedgerState:
     evaluations: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     begun: dict[str, str] = field(default_factory=dict)
     repeats: dict[str, int] = field(default_factory=dict)
+    voted: set[str] = field(default_factory=set)
     accepted: int = 0
+    unmasked: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def apply(self, sequence: int, record: dict[str, Any]) -> None:
         """Count a record in.
@@ -89,12 +91,16 @@ class LedgerState:
             case "commit":
                 charge = self.charges[record["reserve"]]
                 self.charges[charge.sequence] = replace(charge, release_digest=record["release"])
+                if record.get("vote"):
+                    self.voted.add(charge.experiment)
             case "dataset":
                 self.datasets.append({key: value for key, value in record.items() if key != "kind"})
                 if record.get("moved"):
                     self._mix_parts()
             case "accepted":
                 self.accepted = sequence
+            case "unmasked":
+                self.unmasked[record["experiment"], record["sum"]] = record["request"]
             case "evaluate":
                 self.evaluations.setdefault(record["experiment"], {})[record["request"]] = record["answer"]
 
@@ -247,6 +253,10 @@ class Ledger:
         """The record with which an old copy was last accepted: what followed earlier ones is not known; 0 for none."""
         return self._known.accepted
 
+    def doubtful(self, experiment: str) -> bool:
+        """Whether an old copy was accepted since the experiment was first charged: not all that left it is known."""
+        return any(c.experiment == experiment and c.sequence < self.accepted for c in self._known.charges.values())
+
     @property
     def records(self) -> int:
         """How many records it has."""
@@ -324,10 +334,21 @@ class Ledger:
             }
         )
 
-    def commit(self, sequence: int, release_digest: str) -> None:
-        """Record that the release reserved under ``sequence`` exists and may leave; durable on return."""
+    def commit(self, sequence: int, release_digest: str, *, vote: bool = False) -> None:
+        """Record that the release reserved under ``sequence`` exists and may leave; durable on return.
+
+        Args:
+            sequence: what ``reserve`` gave.
+            release_digest: sha256 of the release.
+            vote: whether it holds the site's vote, or an earlier one did: charged before, it leaves no other mark here.
+        """
         assert sequence in self._known.charges
-        self._append({"kind": "commit", "reserve": sequence, "release": release_digest, "at": _now()})
+        mark = {"vote": True} if vote else {}
+        self._append({"kind": "commit", "reserve": sequence, "release": release_digest, **mark, "at": _now()})
+
+    def voted(self, experiment: str) -> bool:
+        """Whether the site's vote may have left in a round of training."""
+        return experiment in self._known.voted
 
     @property
     def evaluation_count(self) -> int:
@@ -342,6 +363,14 @@ class Ledger:
         """Record an answer to an evaluation before it leaves; durable on return."""
         record = {"kind": "evaluate", "experiment": experiment, "request": request_digest, "answer": dict(answer)}
         self._append({**record, "at": _now()})
+
+    def unmasked(self, experiment: str, name: str) -> str:
+        """The request that the site answered with what unmasks a secure sum; empty while there was none."""
+        return self._known.unmasked.get((experiment, name), "")
+
+    def record_unmasked(self, experiment: str, name: str, request: str) -> None:
+        """Record, before the answer leaves, to which request a secure sum was unmasked; durable on return."""
+        self._append({"kind": "unmasked", "experiment": experiment, "sum": name, "request": request, "at": _now()})
 
     def charges(self) -> list[Charge]:
         """Everything charged, oldest first."""
