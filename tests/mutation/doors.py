@@ -94,10 +94,13 @@ DOORS = (
     ),
     (
         "DR10: every image is unpacked at once",
-        "dpfpl_client.use.serving.app:_OneAtATime.__call__",
-        "self._lock",
-        "asyncio.Lock()",
-        (MEMORY,),
+        "dpfpl_client.use.serving.app:_OneAtATime.__init__",
+        "ThreadPoolExecutor(1, 'classify')",
+        "ThreadPoolExecutor(8, 'classify')",
+        (
+            MEMORY,
+            "tests/client/serving/test_serve_memory.py::test_DR10_who_goes_away_does_not_let_a_second_image_be_unpacked",
+        ),
     ),
     (
         "DR11: a cell may begin a formula",

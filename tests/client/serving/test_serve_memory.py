@@ -1,11 +1,14 @@
 """DR10: images just under the limit at ``serve``, ten at once: the peak of memory is bounded, and stated."""
 
+import asyncio
 import concurrent.futures
 import http.client
 import io
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from PIL import Image
@@ -92,6 +95,36 @@ def test_DR10_ten_large_images_at_once(mode: str, kind: str) -> None:
     assert set(answers) <= {200, 503}
     assert answers.count(200) >= 1
     assert peak < STATED_MB
+
+
+def test_DR10_who_goes_away_does_not_let_a_second_image_be_unpacked() -> None:
+    running, most, go_on = 0, 0, threading.Event()
+
+    def classify(*_: object) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        go_on.wait(10)
+        running -= 1
+
+    class Upload:
+        headers: ClassVar = {"content-type": "image/png"}
+
+        async def stream(self):  # type: ignore[no-untyped-def]
+            yield b"an image"
+
+    async def calls() -> None:
+        worker = serving._OneAtATime(classify)  # type: ignore[arg-type]
+        first, second = (asyncio.ensure_future(worker(Upload(), 100, 1, "")) for _ in "ab")  # type: ignore[arg-type]
+        while not running:
+            await asyncio.sleep(0.01)
+        first.cancel()
+        await asyncio.sleep(0.2)
+        go_on.set()
+        await second
+
+    asyncio.run(calls())
+    assert most == 1
 
 
 TINY = (lambda made: (Image.new("RGB", (8, 8)).save(made, "PNG"), made.getvalue())[1])(io.BytesIO())

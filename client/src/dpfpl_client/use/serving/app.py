@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from typing import Annotated, Any
 
@@ -184,11 +185,14 @@ QUESTION = Query(description="about the image; for a prompt that answers in word
 
 
 class _OneAtATime:
-    """Decodes and classifies one image at a time, in a thread; few may wait. Bounds memory and keeps answers prompt."""
+    """Decodes and classifies one image at a time, in one thread; few may wait. Bounds memory and keeps answers prompt.
+
+    A caller who goes away does not end what the thread does for it, so it is the thread that there is one of.
+    """
 
     def __init__(self, classify: Callable[[bytes, int, str], Prediction]) -> None:
         self._classify = classify
-        self._lock = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(1, "classify")
         self._waiting = 0
 
     def check_room(self) -> None:
@@ -201,8 +205,7 @@ class _OneAtATime:
         self._waiting += 1
         try:
             body = await read_body(request, max_bytes)
-            async with self._lock:
-                return await asyncio.to_thread(self._classify, body, top, question)
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self._classify, body, top, question)
         finally:
             self._waiting -= 1
 
