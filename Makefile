@@ -80,10 +80,10 @@ QUICK := $(BIN)/pytest -n $(WORKERS) --dist loadfile --durations 10
 quick: setup
 	$(QUICK) -m 'not processes and not slow and not long'
 
-# Tests that start real processes wait for ports and polls: one after another, after all the others.
+# Tests that start real processes wait for ports and polls: after all the others, which need every core.
 everything: setup
 	$(QUICK) -m 'not processes and not long' $(COVERAGE)
-	$(BIN)/pytest --durations 10 -m 'processes and not long' $(if $(COVERAGE),--cov --cov-append)
+	$(QUICK) -m 'processes and not long' $(if $(COVERAGE),--cov --cov-append)
 
 coverage: setup  ## which lines no test reaches; a third slower than make test-all
 	$(MAKE) everything COVERAGE='--cov --cov-report='
