@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from research.evidence.features import StudySet, built_in, photos
-from research.evidence.study import Case, iid
+from research.evidence.features import StudySet
+from research.evidence.study import Case, asked_for, iid
 
 SITES = (1, 5, 10, 20, 40)
 EPSILONS = (8.0, 2.0)
@@ -85,19 +85,10 @@ def draw(panels: Sequence[tuple[str, dict[int, dict[str, tuple[float, float]]]]]
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder for features, table and picture")
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--model", help="folder of the photos' model")
-    parser.add_argument("--photos", action="append", default=[], help="folder of photos; repeat")
-    parser.add_argument("--sets", default="digits,shapes", help="built-in sets")
-    asked = parser.parse_args()
-    studies = [study for name in asked.sets.split(",") if name for study in built_in(name, asked.out)]
-    for folder in asked.photos:
-        studies += [study for study in photos(asked.model, folder, asked.out) if not study.name.endswith("-half")]
+    asked, studies = asked_for(argparse.ArgumentParser(description=__doc__))
     lines = [f"| set | epsilon | sites | {' | '.join(label for _, label, _ in WAYS)} |", "|---" * (3 + len(WAYS)) + "|"]
     panels = []
-    for study in studies:
+    for study in (study for study in studies if not study.name.endswith("-half")):
         for epsilon in EPSILONS:
             found = grown(study, epsilon, asked.seeds)
             panels.append((f"{study.name}, epsilon {epsilon:g}", found))

@@ -219,19 +219,25 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder for features and tables")
+def asked_for(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, list[StudySet]]:
+    """What the command line asks for, and the sets that it names; ``parser`` brings the program's own options."""
+    parser.add_argument("--out", type=Path, required=True, help="folder for features, tables and pictures")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--model", help="folder of the photos' model")
     parser.add_argument("--photos", action="append", default=[], help="folder of photos; repeat")
     parser.add_argument("--sets", default="digits,shapes", help="built-in sets")
-    parser.add_argument("--regime", default="", help="only those whose name holds this")
     asked = parser.parse_args()
     studies = [study for name in asked.sets.split(",") if name for study in built_in(name, asked.out)]
     for folder in asked.photos:
         studies += photos(asked.model, folder, asked.out)
+    return asked, studies
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--regime", default="", help="only those whose name holds this")
+    asked, studies = asked_for(parser)
     rows = [row for study in studies for row in measured(study, asked.seeds, asked.regime)]
     (asked.out / "rows.json").write_text(json.dumps(rows, indent=1) + "\n")
     (asked.out / "table.md").write_text(table(rows))

@@ -49,7 +49,7 @@ ACCOUNTING = (
         "dpfpl_common.privacy.accounting:_pld_epsilon",
         "delta - ROUNDING_OF_A_STEP * composed",
         "delta",
-        (f"{CALIBRATION_TESTS}::test_a_calibrated_epsilon_is_exact_to_a_hundredth[10.0-1e-10-0.1-10000]",),
+        (f"{ACCOUNTING_TESTS}::test_P7_the_grid_of_a_step_is_dp_accountings_own[releases4-1e-09]",),
     ),
     (
         "a given noise multiplier is held to no range",

@@ -125,8 +125,8 @@ class SiteAgent:
     def _answer(self, kind: str, request: Request, act: Callable[[Policy | None], R]) -> R:
         """One request at a time, under the rules as they are now, answered in the experiment's fixed time.
 
-        A refusal takes ``reply_slot``, as it needs no work that grows with the site's examples, and so does an
-        unforeseen error.
+        A refusal takes ``reply_slot``, as it needs no work that grows with the site's examples. So does an unforeseen
+        error, doubled until it is enough: how far the work came may depend on them.
         """
         policy: Policy | None = None
         refusal: Exception | None = None
@@ -137,15 +137,12 @@ class SiteAgent:
                 self._again = False
                 answer = act(policy)
                 due = 0.0 if policy is None or self._again else self._due(request.experiment, policy)
-            except DpfplError as error:
-                with contextlib.suppress(StateError):  # the first error is the one to tell
-                    rule = error.rule if isinstance(error, RefusedError) else ""
-                    who = _who(request)
-                    self._audit.write("refused", durable=False, request=kind, **who, code=error.code, rule=rule)
-                if policy is None:
-                    raise
-                refusal, due = error, self._pace.slot(policy.reply_slot)
-            except Exception as error:  # how far it came may depend on how many examples there are
+            except Exception as error:
+                if isinstance(error, DpfplError):
+                    with contextlib.suppress(StateError):  # the first error is the one to tell
+                        rule = error.rule if isinstance(error, RefusedError) else ""
+                        who = _who(request)
+                        self._audit.write("refused", durable=False, request=kind, **who, code=error.code, rule=rule)
                 if policy is None:
                     raise
                 refusal, due = error, self._pace.slot(policy.reply_slot)

@@ -369,7 +369,7 @@ def _accuracy(facts: Facts, task: str) -> str:
             f"With 95 % intervals for the noise:\n\n| | right | interval |\n|---|---|---|\n{rows}\n"
         )
     if not known:
-        return "No accuracy of this site left it alone, or its policy lets none out, so none is stated.\n"
+        return "This site released no accuracy of its own, or its policy lets none out, so none is stated.\n"
     rows = "\n".join(f"| {what} | {100 * value:.1f} % |" for what, value in known)
     return (
         "On the site's test images, as its policy lets it out (it may be rounded to steps of five points). A site "
