@@ -153,6 +153,7 @@ def main():
                 "agent.key",
                 "aggregation.key",
                 "state",
+                "control/logs",
                 "policy.toml",
             )
         }

@@ -77,6 +77,7 @@ def test_A5_honest_code_reaches_the_agent_and_both_run_as_their_users(told):
         "agent.key": "0o600",
         "aggregation.key": "0o600",
         "state": "0o700",
+        "control/logs": "0o700",
         "policy.toml": "0o640",
     }
 

@@ -1,5 +1,7 @@
 """A turn as a user of plain transformers computes it: the model's own forward, pixels and all."""
 
+import copy
+
 import torch
 from torch.nn import functional
 
@@ -15,6 +17,11 @@ def plain_model(folder, dtype=torch.float32):
     return stock, AutoImageProcessor.from_pretrained(folder, backend="pil")
 
 
+def in_double(stock):
+    """The same model in double precision, against which the rounding of both others is seen."""
+    return copy.deepcopy(stock[0]).double(), stock[1]
+
+
 def picture_inputs(stock, model, picture):
     """What the family's own processor makes of one picture, prepared as the backbone documents it."""
     quirks, edge = FAMILIES[model.family], model.turn["square"]
@@ -23,7 +30,9 @@ def picture_inputs(stock, model, picture):
         images=[[picture]] if quirks.nested else [picture], return_tensors="pt", **quirks.processor_options
     )
     names = ("pixel_values", "pixel_attention_mask", "image_grid_thw", "image_sizes")
-    return {key: inputs[key] for key in names if key in inputs}
+    exact = stock[0].dtype == torch.float64
+    given = {key: inputs[key] for key in names if key in inputs}
+    return {key: value.double() if exact and value.is_floating_point() else value for key, value in given.items()}
 
 
 def plain_logits(stock, model, picture, context, asked, said):

@@ -366,7 +366,7 @@ def test_I12_of_two_requests_for_one_round_one_wins(line, request_for, experimen
     ],
 )
 def test_I13_the_text_of_an_error_inside_stays_inside(line, request_for, monkeypatch, caplog, capfd, error):
-    def broken(*_args):
+    def broken(*_args, **_named):
         raise error
 
     monkeypatch.setattr("dpfpl_client.agent.core.PromptLearner.train_round", broken)

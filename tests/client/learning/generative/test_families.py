@@ -6,7 +6,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from plain_generative import plain_logits, plain_loss, plain_model, plain_turn
+from plain_generative import in_double, plain_logits, plain_loss, plain_model, plain_turn
 
 from dpfpl_client.data.questions import word_overlap
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
@@ -49,7 +49,10 @@ def test_the_context_is_put_where_the_plain_forward_with_inputs_embeds_has_it(
     answer = part.answers.shape[1] - 1
     ours = model.language.logits(model.language.states(part.pictures, behind, answer))[0]
     theirs = plain_turn(stock, model, pictures[1], context, *examples.asked[1])[-len(ours) :]
-    assert float((ours - theirs).norm() / theirs.norm()) < 1e-5
+    exact = plain_turn(in_double(stock), model, pictures[1], context.double(), *examples.asked[1])[-len(ours) :]
+    off, rounding = (float((logits - exact).norm() / exact.norm()) for logits in (ours, theirs))
+    assert off < 10 * rounding  # which depends on the processor, and is up to ten times larger in recurrent layers
+    assert rounding < 1e-4
 
 
 def test_gradients_are_those_of_single_examples(stock, model, pictures, examples, context, vqa_experiment):
