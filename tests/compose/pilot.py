@@ -6,20 +6,24 @@ import shutil
 import socket
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from checks import host_address
 from engine import ROOT, Engine
 from federation import NODE, Federation, wait_for
 
-__all__ = ["Pilot", "pilot"]
+__all__ = ["SERVER", "WHOLE", "Pilot", "pilot"]
 
 SERVER = "fl.example.test"
 OWNER = 12345
 """Who owns the files of operator and sites: somebody whom no image knows."""
 IMAGES = {"ring": 40, "bar": 40}
+WHOLE = "compose.yml"
+FILES = {"hospital-a": WHOLE, "hospital-b": "compose.split.yml"}
+PER_STEP = "mechanism = 'per_step'\ntarget_epsilon = 2.0"
 
 
 def _png(path: Path, rows: list[bytes]) -> None:
@@ -56,9 +60,16 @@ def _pixel(label: str, x: int, y: int, shift: int, grey: int) -> int:
 
 
 class Pilot:
-    """An operator and two sites, each in a folder of their own, as on three machines."""
+    """An operator and its sites, each in a folder of their own, as on machines of their own.
 
-    def __init__(self, engine: Engine, folder: Path, project: str) -> None:
+    Args:
+        engine: where they run.
+        folder: for their folders.
+        project: their projects' names begin with it.
+        files: by site, its compose file in deploy/site.
+    """
+
+    def __init__(self, engine: Engine, folder: Path, project: str, files: Mapping[str, str] = FILES) -> None:
         self.engine, self.folder = engine, folder
         self.gateway = host_address(engine, "dpfpl-server")
         with socket.socket() as free:
@@ -67,26 +78,22 @@ class Pilot:
         owner = {"DPFPL_UID": str(OWNER), "DPFPL_GID": str(OWNER), "DPFPL_PORT": self.port, "DPFPL_SERVER": SERVER}
         self.server = self._party("operator", f"{project}-operator", [ROOT / "deploy/server/compose.yml"], **owner)
         for name in ("server", "runs", "kits", "experiments"):
-            self._own(folder / "operator" / name)
+            self.own(folder / "operator" / name)
         # No name server knows fl.example.test: the gates are told its address, as a hosts file would.
         hosts = folder / "hosts.yml"
         hosts.write_text(json.dumps({"services": {"gate": {"extra_hosts": [f"{SERVER}:{self.gateway}"]}}}))
-        self.sites = {}
-        for number, (name, file) in enumerate({"hospital-a": "compose.yml", "hospital-b": "compose.split.yml"}.items()):
+        self.sites, self.setups = {}, {}
+        for number, (name, file) in enumerate(files.items()):
             write_images(folder / name / "images", number)
-            site = self._party(
-                name, f"{project}-{name}", [ROOT / "deploy/site" / file, hosts], **owner,
-                DPFPL_DATA=str(folder / name / "images"), DPFPL_KIT=str(folder / name / "kit"),
-            )  # fmt: skip
-            self.sites[name] = site
-        # The split set-up is prepared with the one-container file, as its quick start says.
-        self.preparing = self._party(
-            "hospital-b", f"{project}-hospital-b-setup", [ROOT / "deploy/site/compose.yml", hosts], **owner,
-            DPFPL_DATA=str(folder / "hospital-b" / "images"), DPFPL_KIT=str(folder / "hospital-b" / "kit"),
-        )  # fmt: skip
+            given = {"DPFPL_DATA": str(folder / name / "images"), "DPFPL_KIT": str(folder / name / "kit"), **owner}
+            paths = [ROOT / "deploy/site" / file, hosts]
+            self.sites[name] = self.setups[name] = self._party(name, f"{project}-{name}", paths, **given)
+            if file != WHOLE:  # it is prepared with the one-container file, as its quick start says
+                paths[0] = ROOT / "deploy/site" / WHOLE
+                self.setups[name] = self._party(name, f"{project}-{name}-setup", paths, **given)
 
-    def _own(self, folder: Path) -> None:
-        """What 'as your own user' does: give it to whom the containers run as."""
+    def own(self, folder: Path) -> None:
+        """What 'as your own user' does: make it, and give it to whom the containers run as."""
         folder.mkdir(parents=True, exist_ok=True)
         for path in (folder, *folder.rglob("*")):
             os.chown(path, OWNER, OWNER)
@@ -113,8 +120,8 @@ class Pilot:
             kit = self.folder / name / "kit"
             shutil.copytree(self.folder / "operator" / "kits" / name, kit)
             (kit / "state").mkdir(mode=0o700)
-            self._own(kit)
-            setup = site if name == "hospital-a" else self.preparing
+            self.own(kit)
+            setup = self.setups[name]
             setup.compose("run", "--rm", "client", "init", "--data", "/private/data")
             texts[name] = setup.compose("run", "--rm", "client", "check", check=False).stdout
             assert "Ready." in texts[name], texts[name]
@@ -125,19 +132,19 @@ class Pilot:
         wait_for("hospital-b", lambda: self.sites["hospital-b"].running("supernode"), 240)
         return texts
 
-    def experiment(self, name: str, fingerprint: str) -> dict[str, object]:
+    def experiment(self, name: str, fingerprint: str, privacy: str = PER_STEP) -> dict[str, Any]:
         """Run an experiment to its end, as an operator types it."""
         (self.folder / "operator" / "experiments" / f"{name}.toml").write_text(
             f'name = "{name}"\nclasses = ["bar", "ring"]\n\n[model]\nwidth = 128\nfingerprint = "{fingerprint}"\n\n'
-            "[privacy]\nmechanism = 'per_step'\ntarget_epsilon = 2.0\ntarget_delta = 1e-5\nnominal_site_size = 60\n\n"
+            f"[privacy]\n{privacy}\ntarget_delta = 1e-5\nnominal_site_size = 60\n\n"
             "[rounds]\nnumber = 2\nlocal_steps = 3\n"
         )
         self.server.execute("server", "dpfpl-server", "run", f"experiments/{name}.toml")
         return dict(json.loads((self.folder / "operator" / "runs" / name / "result.json").read_text()))
 
-    def ledger(self) -> dict[str, object]:
-        """hospital-a's whole ledger."""
-        return dict(json.loads(self.sites["hospital-a"].execute("client", "site", "ledger", "show", "--json")))
+    def ledger(self, name: str = "hospital-a") -> dict[str, Any]:
+        """A site's whole ledger."""
+        return dict(json.loads(self.sites[name].execute("client", "site", "ledger", "show", "--json")))
 
     def images_are_private(self) -> str:
         """S3 with real images: read-only, and for the agent alone."""
@@ -188,7 +195,7 @@ class Pilot:
         site.compose("stop", "client")
         shutil.rmtree(self.folder / "hospital-a" / "kit" / "state")
         shutil.unpack_archive(f"{archive}.tar", self.folder / "hospital-a", filter="data")
-        self._own(self.folder / "hospital-a" / "kit")
+        self.own(self.folder / "hospital-a" / "kit")
         site.compose("start", "client")
 
     def refusal(self) -> str:
@@ -215,14 +222,14 @@ class Pilot:
 
     def down(self) -> None:
         """Take everything down."""
-        for party in (*self.sites.values(), self.preparing, self.server):
+        for party in (*self.sites.values(), *self.setups.values(), self.server):
             party.down()
 
 
 @contextmanager
-def pilot(engine: Engine, folder: Path, project: str) -> Iterator[Pilot]:
+def pilot(engine: Engine, folder: Path, project: str, files: Mapping[str, str] = FILES) -> Iterator[Pilot]:
     """A pilot that is taken down at the end, whatever happened."""
-    made = Pilot(engine, folder, project)
+    made = Pilot(engine, folder, project, files)
     try:
         yield made
     finally:

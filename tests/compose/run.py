@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import checks
 import faults
+import secure
 from engine import ROOT, Engine, engine, run
 from federation import EXPERIMENT, Federation, wait_for
 from pilot import pilot
@@ -37,6 +38,7 @@ IMAGES = {
     "dpfpl-supernode": ("client.Dockerfile", "supernode"),
 }
 NEWER = "dpfpl-client:newer"
+PARTS = ["simulation", "hardened", "link", "disk", "production", "secure"]
 VERSION = tomllib.loads((ROOT / "common/pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 KEPT = ROOT / "runs" / "compose-test.log"
 
@@ -311,13 +313,26 @@ def production(docker: Engine, project: str, log: Log) -> None:
         docker.docker("rmi", NEWER, check=False)
 
 
+def secured(docker: Engine, project: str, log: Log) -> None:
+    """Secure aggregation with the production files."""
+    with (
+        tempfile.TemporaryDirectory(prefix="dpfpl-secure-", dir="/var/tmp") as folder,
+        pilot(docker, Path(folder), project, secure.FILES) as made,
+    ):
+        fingerprint = tomllib.loads(EXPERIMENT)["model"]["fingerprint"]
+        log.check("secure: enrol", lambda: secure.enrol(made))
+        log.check("secure: kill", lambda: secure.killed_with_its_masks_on(made, fingerprint))
+
+
 def main() -> int:
     """Everything; exit code 1 if a check failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--skip-build", action="store_true", help="use the images that are there")
     parser.add_argument("--attach", metavar="PROJECT", help="for part hardened: a federation that is up, and stays up")
     parser.add_argument("--only", nargs="*", default=[], help="checks whose name holds one of these words")
-    parser.add_argument("--parts", nargs="*", default=["simulation", "hardened", "link", "disk", "production"])
+    parser.add_argument(
+        "--parts", nargs="*", default=["simulation", "hardened", "link", "disk", "production", "secure"]
+    )
     options = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(143))  # through every finally: nothing stays up
@@ -338,6 +353,7 @@ def main() -> int:
                 docker, f"{project}d", "small-disk.yml", log, "disk full at an agent", faults.disk_full
             ),
             "production": lambda: production(docker, f"{project}p", log),
+            "secure": lambda: secured(docker, f"{project}m", log),
         }
         log.check("no package manager", lambda: no_package_manager(docker))
         for name in options.parts:
