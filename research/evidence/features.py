@@ -10,6 +10,7 @@ import torch
 
 from dpfpl_client.agent.features import FeatureCache, site_features
 from dpfpl_client.data import DataSettings, list_classes, partition_sites, read_pool
+from dpfpl_client.data.builtin import list_shapes
 from dpfpl_client.models.class_scorer import ClassScorer
 from dpfpl_client.models.dual_encoder import DualEncoder
 from dpfpl_client.models.loader import load_backbone
@@ -34,8 +35,17 @@ class StudySet:
 
 
 def built_in(name: str, cache: Path) -> list[StudySet]:
-    """``digits`` or ``shapes`` under the embedded model."""
-    return _sets("embedded", DataSettings(name), cache / f"{name}.npz", {name: lambda names: names})
+    """``digits``, ``shapes``, or ``shapes-more`` with twice as many drawings, under the embedded model."""
+    data = _more_shapes(cache / name) if name == "shapes-more" else DataSettings(name)
+    return _sets("embedded", data, cache / f"{name}.npz", {name: lambda names: names})
+
+
+def _more_shapes(folder: Path, per_class: int = 300) -> DataSettings:
+    for item in list_shapes(per_class).items if not folder.exists() else ():
+        path = folder / f"{item.key.partition('/')[2]}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        item.source.read().save(path)
+    return DataSettings("folder", str(folder))
 
 
 def photos(model: str, folder: str, cache: Path) -> list[StudySet]:

@@ -1,5 +1,6 @@
 """A real federation of processes on loopback learns exactly what the simulation in process learns."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from dpfpl_bench.simulation.in_process import Simulation, prepare_sites
+from dpfpl_bench.simulation.in_process import Simulation, SimulationOutcome, prepare_sites
 from dpfpl_client.agent.features import FeatureCache
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.data import DataSettings, list_classes, load_pool, partition_sites
@@ -18,6 +19,7 @@ from dpfpl_client.node.launch import start_agent, start_node, wait_for_agent
 from dpfpl_client.node.supernode import wait_until_connected
 from dpfpl_client.site.init import initialise
 from dpfpl_client.site.settings import load_site
+from dpfpl_client.use.prompt import load_prompt
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_common.ops.processes import ProcessGroup, free_ports
 from dpfpl_server.runs.folder import RunFolder
@@ -30,7 +32,7 @@ pytestmark = [pytest.mark.processes, pytest.mark.slow]
 SITES = ("north", "south")
 SEED = 7
 POLICY = """\
-experiments = ["parity"]
+experiments = ["parity", "vectors"]
 max_epsilon_per_experiment = 50.0
 max_epsilon_lifetime = 50.0
 metrics = "exact"
@@ -60,7 +62,9 @@ def fill_in_kit(kit: Path, index: int, address: str) -> Path:
     return site_file
 
 
-def test_deployed_over_grpc_and_simulated_give_the_same_prompts(tmp_path: Path, experiment: Experiment) -> None:
+def test_deployed_over_grpc_and_simulated_give_the_same_prompts_and_class_vectors(
+    tmp_path: Path, experiment: Experiment
+) -> None:
     fleet, control, *agent_ports = free_ports(2 + len(SITES))
     provision(ProvisionRequest(tmp_path / "server", tmp_path / "kits", SITES, port=fleet))
     kits = [
@@ -76,8 +80,12 @@ def test_deployed_over_grpc_and_simulated_give_the_same_prompts(tmp_path: Path, 
         for node in [start_node(load_site(kit), group) for kit in kits]:
             wait_until_connected(node)
         result = run_experiment(experiment, tmp_path / "server", tmp_path / "run")
+        vectors = with_class_vectors(experiment)
+        run_experiment(vectors, tmp_path / "server", tmp_path / "vectors")
 
-    simulated, personal = simulate(experiment)
+    assert_same_class_vectors(vectors, tmp_path / "vectors", kits)
+    outcome = simulate(experiment)
+    simulated, personal = outcome.checkpoint.global_context, [outcome.personal[name] for name in SITES]
     deployed = RunFolder(tmp_path / "run").load_checkpoint()
     assert deployed is not None
     assert deployed.round == 3
@@ -92,20 +100,42 @@ def test_deployed_over_grpc_and_simulated_give_the_same_prompts(tmp_path: Path, 
     assert [entry["sites"] for entry in result["rounds"]] == [sorted(SITES)] * 3
     assert len(result["privacy"]["epsilons"]) == 3
     assert (tmp_path / "run" / "report.html").exists()
-    charges = json.loads(ledger(kits[0]))["experiments"]
-    paid = [(row["rounds"], row["scored"], row["charges"], row["released"]) for row in charges]
-    assert paid == [(3, True, 4, 4)], "every round once, and the scores once"
+    charges = {row.pop("experiment"): row for row in json.loads(ledger(kits[0]))["experiments"]}
+    paid = {name: (row["rounds"], row["scored"], row["charges"], row["released"]) for name, row in charges.items()}
+    assert paid["parity"] == (3, True, 4, 4), "every round once, and the scores once"
 
 
-def simulate(experiment: Experiment) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The same experiment in process: the global context, and every site's personal one."""
+def with_class_vectors(experiment: Experiment) -> Experiment:
+    privacy = PrivacySettings(mechanism="one_shot", trust="local", noise_multiplier=0.5, nominal_site_size=600)
+    return dataclasses.replace(experiment, name="vectors", privacy=privacy)
+
+
+def assert_same_class_vectors(experiment: Experiment, run: Path, kits: list[Path]) -> None:
+    backbone, simulated = load_backbone("embedded"), simulate(experiment).checkpoint
+    deployed = RunFolder(run).load_checkpoint()
+    assert deployed is not None
+    assert deployed.evidence.chosen(experiment) == simulated.evidence.chosen(experiment) == "evidence"
+    for name, kit in zip(SITES, kits, strict=True):
+        np.testing.assert_allclose(deployed.evidence.rows[name], simulated.evidence.rows[name], rtol=0, atol=1e-3)
+        prompt = load_prompt(kit.parent, experiment.name)
+        assert prompt.choice is not None
+        choice = dataclasses.replace(prompt.choice, pool=simulated.evidence.packed(experiment, name))
+        expected = dataclasses.replace(prompt, global_context=simulated.global_context, choice=choice)
+        found, wanted = prompt.head(backbone), expected.head(backbone)
+        assert found is not None
+        assert wanted is not None
+        np.testing.assert_allclose(found.vectors, wanted.vectors, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(found.bias, wanted.bias, rtol=0, atol=1e-2)
+
+
+def simulate(experiment: Experiment) -> SimulationOutcome:
+    """The same experiment in process."""
     torch.set_num_threads(1)
     backbone = load_backbone("embedded")
     pool = load_pool(DataSettings(source="digits"), experiment.classes)
     data = partition_sites(pool, experiment.classes, "pathological", len(SITES), 0)
     sites = prepare_sites(data, experiment.classes, FeatureCache(None, backbone), SITES)
-    outcome = Simulation(backbone, sites, SEED).run(experiment)
-    return outcome.checkpoint.global_context, [outcome.personal[name] for name in SITES]
+    return Simulation(backbone, sites, SEED).run(experiment)
 
 
 def ledger(site_file: Path) -> str:

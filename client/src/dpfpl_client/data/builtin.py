@@ -59,14 +59,14 @@ _MIN_CONTRAST = 90.0
 Point = tuple[float, float]
 
 
-def list_shapes() -> Listing:
-    """Draw every shape ``_PER_CLASS`` times: random colour, size, place, rotation, background gradient and noise."""
+def list_shapes(per_class: int = _PER_CLASS) -> Listing:
+    """Draw every shape ``per_class`` times: random colour, size, place, rotation, background gradient and noise."""
     items = []
     for number, (name, outline) in enumerate(_SHAPES.items()):
         rng = np.random.Generator(np.random.PCG64([_SEED, number]))
         items += [
             SourceItem(f"shapes/{name}/{index}", name, None, ArrayImage(_draw(outline, rng)))
-            for index in range(_PER_CLASS)
+            for index in range(per_class)
         ]
     return Listing(tuple(items))
 
