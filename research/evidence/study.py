@@ -25,6 +25,7 @@ from dpfpl_common.evidence import (
     pool_rows,
     residuals,
     sharpened,
+    shifted_head,
     summed_pool,
     unpack_moment,
     votes,
@@ -104,8 +105,13 @@ class Case:
         self.noise = SeededNoise(rng)
         sums = [self._released(part, local.sums) for part in parts]
         self.text = study.scale * study.test_features @ study.texts.T
-        self.evidence, self.wins, self.found = self._decided(*pool_rows(sums, local.sums), parts, local)
-        self.pooled = self.evidence if self.wins else self.text
+        pool, weights = pool_rows(sums, local.sums)
+        self.evidence, self.wins, self.found = self._decided(pool, weights, parts, local)
+        shifted = [shifted_head(pool, study.texts, study.scale, own, weight, local.sums)
+                   for own, weight in zip(sums, weights, strict=True)]  # fmt: skip
+        self.unlike = sum(head is not None for head in shifted) / len(parts)
+        at_sites = [self.evidence if head is None else head.logits(study.test_features) for head in shifted]
+        self.pooled = at_sites if self.wins else self.text
         self.secure = self._summed(parts, z)
         decided = [self._decided(*pool_rows([own], local.sums), [part], local)
                    for own, part in zip(sums, parts, strict=True)]  # fmt: skip
@@ -198,7 +204,7 @@ def measured(study: StudySet, seeds: Sequence[int], only: str = "") -> list[dict
             row |= {
                 f"{way} own at": case.own_at(getattr(case, way), level) for way in ("text", "pooled", "alone_evidence")
             }
-        row |= {"wins": 100.0 * case.wins, "found": 100 * case.found}
+        row |= {"wins": 100.0 * case.wins, "found": 100 * case.found, "unlike": 100 * case.unlike}
         sums.setdefault((regime, epsilon), []).append(row)
     return [
         {"set": study.name, "regime": regime, "epsilon": epsilon, "seeds": len(seeds)}

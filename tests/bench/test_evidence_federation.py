@@ -12,6 +12,7 @@ from dpfpl_client.agent.core import SiteAgent
 from dpfpl_client.agent.ledger.anchor import Registry
 from dpfpl_client.agent.ledger.book import LEDGER_FILE, Ledger
 from dpfpl_client.agent.store import DiskStore
+from dpfpl_client.learning.evidence import own_rows
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
 from dpfpl_client.learning.step import SeededRandomness, SystemRandomness
 from dpfpl_client.models.backbone import LabelledFeatures
@@ -130,6 +131,34 @@ def test_a_site_predicts_with_the_pool_of_all_and_its_own_mix(backbone, finished
     assert np.abs(expected.bias).max() > 0
     assert prompt.with_strength(1.0).head(backbone) is None
     np.testing.assert_array_equal(prompt.with_usual_mix(0.0).head(backbone).mix, np.zeros(4))
+
+
+def test_under_secure_trust_no_rows_are_a_sites_own(backbone):
+    experiment, rows = make_experiment(backbone), np.ones((4, backbone.feature_size))
+    secure = dataclasses.replace(
+        experiment, sites=(*NAMES, "west"), privacy=dataclasses.replace(experiment.privacy, trust="secure")
+    )
+    assert own_rows(experiment, rows) == (rows, class_sums_multiplier(experiment))
+    assert own_rows(experiment, None) is own_rows(secure, rows) is None
+
+
+def test_a_site_with_another_device_has_class_vectors_of_its_own(backbone):
+    generator, names = np.random.default_rng(4), ("north", "south", "west")
+    means = generator.normal(size=(4, backbone.feature_size)) + 2.0
+
+    def part(seen, count):
+        labels = np.repeat(np.arange(4), count)
+        rows = seen[labels] + generator.normal(size=(len(labels), backbone.feature_size))
+        features = torch.nn.functional.normalize(torch.from_numpy(rows).float(), dim=-1)
+        return LabelledFeatures(features, torch.from_numpy(labels))
+
+    looks = dict(zip(names, (means[[1, 2, 3, 0]], means, means), strict=True))  # north's device shows others' classes
+    sites = [
+        SimulatedSite(name, SiteFeatures(part(look, 25), part(look, 10), part(look, 0), CLASSES), 2)
+        for name, look in looks.items()
+    ]
+    outcome = Simulation(backbone, sites, seed=1).run(dataclasses.replace(make_experiment(backbone), sites=names))
+    assert {name: outcome.final[name]["both_local"] > 0.9 for name in names} == dict.fromkeys(names, True)
 
 
 def test_what_is_exported_carries_a_mix_from_noised_class_sums_and_plain_arithmetic_gives_its_logits(

@@ -8,6 +8,7 @@ import pytest
 
 from dpfpl_common.evidence import (
     Pool,
+    _without,
     class_head,
     directions,
     evidence_wins,
@@ -18,6 +19,7 @@ from dpfpl_common.evidence import (
     pool_rows,
     residuals,
     sharpened,
+    shifted_head,
     text_head,
     unpack_moment,
     unpack_pool,
@@ -356,3 +358,63 @@ def test_a_moment_is_told_only_where_it_can_stand_out_of_its_noise(classes, site
     assert not dataclasses.replace(experiment, prompt=PromptSettings(evidence=False)).uses_moment
     rows, vote = class_sums_multiplier(experiment), vote_multiplier(experiment)
     assert 1 / rows**2 + (1 + pays) / vote**2 == pytest.approx(1 / z**2)
+
+
+def site_of(rng, means, images, turn=None):
+    """Features and labels of one site; ``turn`` is what its device makes of every class mean."""
+    labels = np.repeat(np.arange(len(means)), images)
+    seen = means if turn is None else unit(means + turn)
+    return unit(seen[labels] + 0.6 / math.sqrt(means.shape[1]) * rng.normal(size=(len(labels), means.shape[1]))), labels
+
+
+def shifted_at(rng, z, turned, classes=6, images=40):
+    """The heads of four sites under ``shifted_head``, site 0 turned; the pooled one; site 0's own test images."""
+    texts, means, *_ = world(rng, classes)
+    turn = 0.8 * unit(rng.normal(size=means.shape)) if turned else None
+    sites = [site_of(rng, means, images, turn if number == 0 else None) for number in range(4)]
+    rows = [released(*site, classes, z, rng) for site in sites]
+    pool, weights = pool_rows(rows, z)
+    heads = [shifted_head(pool, texts, SCALE, own, weight, z) for own, weight in zip(rows, weights, strict=True)]
+    return heads, class_head(pool, texts, SCALE), site_of(rng, means, images, turn)
+
+
+@pytest.mark.parametrize("z", [0.0, 0.6, 2.0])
+def test_a_site_whose_images_look_unlike_the_others_has_class_vectors_of_its_own(rng, z):
+    found = [shifted_at(rng, z, turned=True) for _ in range(5)]
+    assert all(heads[0] is not None for heads, *_ in found)
+    wrong, wrong_pooled = (
+        1 - np.mean([right(heads[0] if mine else head, *test) for heads, head, test in found]) for mine in (True, False)
+    )
+    assert wrong < wrong_pooled / 2
+
+
+@pytest.mark.parametrize("z", [0.0, 0.6, 2.0, 6.0])
+@pytest.mark.parametrize("images", [3, 40])
+def test_sites_alike_are_not_taken_for_unlike_ones(rng, z, images):
+    heads = [head for _ in range(50) for head in shifted_at(rng, z, turned=False, images=images)[0]]
+    assert sum(head is not None for head in heads) <= 1
+
+
+def test_a_site_is_compared_with_the_others_and_not_with_itself(rng):
+    """Of two sites with half of the images each, the pool without its own rows is the other's alone."""
+    _, means, *_ = world(rng)
+    rows = [released(*site_of(rng, means, 40), 6, 1.0, rng) for _ in range(2)]
+    pool, weights = pool_rows(rows, 1.0)
+    rest = _without(pool, pool_rows([rows[0]], 1.0)[0], weights[0])
+    np.testing.assert_allclose(rest.rows, weights[1][:, None] * rows[1], atol=1e-9)
+    np.testing.assert_allclose(rest.variances, weights[1] ** 2, atol=1e-9)
+    np.testing.assert_allclose(rest.total, rows[1].sum(axis=0), atol=1e-9)
+    assert rest.total_variance == pytest.approx(6)
+    late = _without(pool, pool_rows([rows[0]], 1.0)[0], np.zeros(6))
+    assert late is pool
+
+
+@pytest.mark.parametrize("z", [0.0, 3.0, 300.0])
+@pytest.mark.parametrize("empty", ["own", "others", "both"])
+def test_where_nothing_can_be_compared_the_pool_stands(rng, z, empty):
+    texts, _, features, labels = world(rng)
+    rows = {name: released(features, labels, 6, z, rng) for name in ("own", "others")}
+    for name in rows if empty == "both" else (empty,):
+        rows[name] = released(features[:0], labels[:0], 6, z, rng)
+    pool, weights = pool_rows(list(rows.values()), z)
+    assert shifted_head(pool, texts, SCALE, rows["own"], weights[0], z) is None

@@ -35,8 +35,11 @@ async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, from_
                 print("reset", flush=True)
                 return
             await asyncio.sleep(DELAY_S + len(data) / BYTES_PER_S)
-            while blackhole():
-                await asyncio.sleep(0.2)
+            if blackhole():  # what was on its way is lost with its connection
+                while blackhole():
+                    await asyncio.sleep(0.2)
+                print("reset", flush=True)
+                return
             writer.write(data)
             await writer.drain()
             if from_site and ends and not back:

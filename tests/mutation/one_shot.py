@@ -152,6 +152,27 @@ ONE_SHOT = (
         (f"{RELEASE_TESTS}::test_one_example_moves_the_moment_by_at_most_one",),
     ),
     (
+        "shift: every site is taken for one whose images look unlike the others'",
+        "dpfpl_common.evidence:shifted_head",
+        "float(sure @ (apart - expected)) <= _1",
+        "False",
+        (f"{EVIDENCE_TESTS}::test_sites_alike_are_not_taken_for_unlike_ones",),
+    ),
+    (
+        "shift: a site is compared with a pool that holds its own rows",
+        "dpfpl_common.evidence:_without",
+        "pool.rows - weights[:, None] * alone.rows",
+        "pool.rows",
+        (f"{EVIDENCE_TESTS}::test_a_site_is_compared_with_the_others_and_not_with_itself",),
+    ),
+    (
+        "shift: under secure trust a sum of all sites is taken for a site's own rows",
+        "dpfpl_client.learning.evidence:own_rows",
+        "class_sums is None or experiment.privacy.trust == 'secure'",
+        "class_sums is None",
+        (f"{FEDERATION_TESTS}::test_under_secure_trust_no_rows_are_a_sites_own",),
+    ),
+    (
         "evidence: pure noise is taken for images",
         "dpfpl_common.evidence:_reaches",
         "energy <= _1",

@@ -37,6 +37,7 @@ __all__ = [
     "pool_rows",
     "residuals",
     "sharpened",
+    "shifted_head",
     "summed_pool",
     "text_head",
     "unpack_moment",
@@ -270,6 +271,57 @@ def class_head(pool: Pool, texts: Floats, scale: float) -> Head:
         common=common,
         counts=np.where(found, counts, 0.0),
         spread=spread,
+    )
+
+
+def shifted_head(
+    pool: Pool, texts: Floats, scale: float, own: Floats, weights: Floats, noise_multiplier: float
+) -> Head | None:
+    """Class vectors for a site whose images look unlike the others' of the same classes; None for any other site.
+
+    The site's noisy class means are compared with those of the pool without its rows. They are unlike if their mean
+    squared distance exceeds what noise and scatter make of it by ``STANDING_OUT`` of its standard deviations. Then the
+    site's own rows are the likelihood; the prior is the texts or the others' class vectors, whichever leaves the site's
+    class means less spread.
+
+    Args:
+        pool: noised, of all sites.
+        texts: as in ``class_head``.
+        scale: as in ``class_head``.
+        own: [C, e], the site's noised class sums.
+        weights: [C], how much they weigh in the pool.
+        noise_multiplier: of ``own``.
+    """
+    variance, (classes, size) = noise_multiplier**2, own.shape
+    alone = Pool(own, np.full(classes, variance), own.sum(axis=0), classes * variance)
+    others = class_head(rest := _without(pool, alone, weights), texts, scale)
+    reach = own @ others.common
+    both = others.found & (reach > max(STANDING_OUT * noise_multiplier, 1e-6))
+    if not both.any():
+        return None
+    mine, theirs = np.where(both, reach, 1.0), np.where(both, others.counts, 1.0)
+    apart = np.sum((own / mine[:, None] - rest.rows / theirs[:, None]) ** 2, axis=1) / size
+    # Means in units of their reach scatter more than images do: less than twice as much if these reach 0.41 or more.
+    expected = variance / mine**2 + rest.variances / theirs**2 + 2 / (size * mine) + 2 / (size * theirs)
+    sure = np.where(both, 1.0 / expected, 0.0)
+    sure /= sure.sum()
+    deviation = math.sqrt(float(sure**2 @ expected**2) * 2 / size)
+    if float(sure @ (apart - expected)) <= STANDING_OUT * deviation:
+        return None
+    priors = ((others.vectors, others.scale), (texts, scale))
+    head = min((class_head(alone, *prior) for prior in priors), key=lambda head: head.spread)
+    return head if head.found.any() else None
+
+
+def _without(pool: Pool, alone: Pool, weights: Floats) -> Pool:
+    """The pool without one site's rows; with no weight they are not in it."""
+    if not weights.any():
+        return pool
+    return Pool(
+        pool.rows - weights[:, None] * alone.rows,
+        np.maximum(pool.variances - weights**2 * alone.variances, 0.0),
+        pool.total - alone.total,
+        max(pool.total_variance - alone.total_variance, 0.0),
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from dpfpl_bench.simulation.in_process import SimulatedSite
-from dpfpl_client.learning.evidence import accuracies, alone_head, chosen_head, site_head
+from dpfpl_client.learning.evidence import accuracies, alone_head, chosen_head, own_rows, site_head
 from dpfpl_client.learning.learner import PromptLearner, initial_context
 from dpfpl_client.models.backbone import Backbone
 from dpfpl_common.experiment import Experiment
@@ -39,7 +39,7 @@ def mix_curve(
         text = chosen_head(scorer, initial, packed, "text", None)
         own, vote = evidence.rows[site.name].astype(np.float64), evidence.votes.get(site.name)
         heads = {
-            "federated": chosen_head(scorer, initial, packed, chosen, shared),
+            "federated": chosen_head(scorer, initial, packed, chosen, shared, own_rows(experiment, own)),
             "alone": alone_head(experiment, text.vectors, text.scale, own, vote, packed),
             "zero_shot": text,
         }

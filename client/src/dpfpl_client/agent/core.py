@@ -464,7 +464,7 @@ class SiteAgent:
         if policy is not None and (not self._public or policy.metrics not in EXACT_METRICS):
             return {}
         pool, chosen = (request.pool, request.chosen) if isinstance(request, EvaluateRequest) else (None, "")
-        metrics = learner.evaluate(request.global_context, state.context, pool, chosen)
+        metrics = learner.evaluate(request.global_context, state.context, pool, chosen, state.class_sums)
         if policy is None:
             return metrics
         if learner.experiment.privacy.unit == "site":  # that prompt learned from training images without noise

@@ -18,6 +18,7 @@ from dpfpl_common.evidence import (
     mix_bonus,
     pool_rows,
     sharpened,
+    shifted_head,
     text_head,
     unpack_moment,
     unpack_pool,
@@ -31,6 +32,7 @@ __all__ = [
     "alone_head",
     "chosen_head",
     "label_shares",
+    "own_rows",
     "pooled_head",
     "shares_from",
     "site_head",
@@ -65,18 +67,34 @@ class SiteHead:
         return torch.softmax(self.logits(features), dim=1).float()
 
 
+Own = tuple[Floats, float]
+"""A site's noised class sums [classes, feature_size] and their noise multiplier."""
+
+
+def own_rows(experiment: Experiment, class_sums: Floats | None) -> Own | None:
+    """What a site released by itself; None under ``secure``, where only the sum of all sites left them."""
+    if class_sums is None or experiment.privacy.trust == "secure":
+        return None
+    return class_sums, class_sums_multiplier(experiment)
+
+
 def pooled_head(
-    scorer: Scorer, initial: torch.Tensor, pool: npt.NDArray[np.float32], context: torch.Tensor | None
+    scorer: Scorer,
+    initial: torch.Tensor,
+    pool: npt.NDArray[np.float32],
+    context: torch.Tensor | None,
+    own: Own | None = None,
 ) -> Head:
     """Class vectors from the pool, sharpened if it has a moment, with the texts under ``context`` as prior; None: under
-    the initial text.
+    the initial text. With what the site released itself, its ``own`` rows count for more where its images look unlike
+    the others' (``shifted_head``).
 
     Raises:
         ModelError: the pool is of another model's features.
     """
     plain = _texts(scorer, initial)
     texts = plain if context is None else _texts(scorer, context)
-    shared, _ = unpack_pool(pool, len(texts))
+    shared, weights = unpack_pool(pool, len(texts))
     if shared.rows.shape != texts.shape:
         raise ModelError(
             code="OTHER_MODEL",
@@ -84,6 +102,9 @@ def pooled_head(
             advice="Let every site use the experiment's model.",
         )
     scale = scorer.logit_scale
+    shifted = None if own is None else shifted_head(shared, texts, scale, own[0], weights, own[1])
+    if shifted is not None:
+        return shifted
     return sharpened(class_head(shared, texts, scale), directions(class_head(shared, plain, scale)), shared)
 
 
@@ -121,10 +142,11 @@ def chosen_head(
     pool: npt.NDArray[np.float32],
     chosen: str,
     context: torch.Tensor | None,
+    own: Own | None = None,
 ) -> Head:
     """What the votes chose: class vectors (``evidence``), or the plain text's own head (``text``)."""
     if chosen == "evidence":
-        return pooled_head(scorer, initial, pool, context)
+        return pooled_head(scorer, initial, pool, context, own)
     return text_head(_texts(scorer, initial), scorer.logit_scale)
 
 

@@ -11,7 +11,15 @@ import numpy.typing as npt
 import torch
 
 from dpfpl_client.data.records import left_out
-from dpfpl_client.learning.evidence import accuracies, alone_head, label_shares, pooled_head, shares_from, site_head
+from dpfpl_client.learning.evidence import (
+    accuracies,
+    alone_head,
+    label_shares,
+    own_rows,
+    pooled_head,
+    shares_from,
+    site_head,
+)
 from dpfpl_client.learning.methods import build_method
 from dpfpl_client.learning.personal import PersonalState
 from dpfpl_client.learning.prototypes import prototypes_from
@@ -341,14 +349,20 @@ class PromptLearner:
         texts: Floats = self._scorer.class_features(self._initial).double().numpy()
         return texts
 
-    def evidence_head(self, pool: npt.NDArray[np.float32], global_context: npt.NDArray[np.float32] | None) -> Head:
+    def evidence_head(
+        self,
+        pool: npt.NDArray[np.float32],
+        global_context: npt.NDArray[np.float32] | None,
+        class_sums: Floats | None = None,
+    ) -> Head:
         """Class vectors from the pool, with the texts of the shared prompt as prior; without one, of the plain text.
+        With the site's released ``class_sums`` they are the site's own, where its images look unlike the others'.
 
         Raises:
             ModelError: the pool is of another model's features.
         """
         context = None if global_context is None else self.context(global_context, np.zeros_like(global_context))
-        return pooled_head(self._scorer, self._initial, pool, context)
+        return pooled_head(self._scorer, self._initial, pool, context, own_rows(self._experiment, class_sums))
 
     @functools.cached_property
     def _public_facts(self) -> tuple[Floats, Floats | None]:
@@ -388,14 +402,16 @@ class PromptLearner:
         personal_context: Floats,
         pool: npt.NDArray[np.float32] | None = None,
         chosen: str = "",
+        class_sums: Floats | None = None,
     ) -> dict[str, float]:
         """Exact accuracies, for public data and a site's own people, by the names of ``payloads.METRIC_NAMES``.
 
         A set without images has no entry. The personal context counts with the experiment's ``personal_strength``. Once
-        votes have chosen, ``personal`` is what they chose and ``prompt`` the personalised prompt.
+        votes have chosen, ``personal`` is what they chose and ``prompt`` the personalised prompt. ``class_sums`` are
+        what the site released.
         """
         if isinstance(self._scorer, ClassScorer):
-            return self._evaluate_heads(global_context, personal_context, pool, chosen)
+            return self._evaluate_heads(global_context, personal_context, pool, chosen, class_sums)
         contexts = self._contexts(global_context, personal_context)
         contexts["personal"] = contexts.pop("prompt")
         metrics: dict[str, float] = {}
@@ -433,8 +449,8 @@ class PromptLearner:
             noise_multiplier = self._rows_noise(pool) if secure else class_sums_multiplier(self._experiment)
             pooled, _ = self._unpacked(pool)
             heads = {
-                "evidence": (self.evidence_head(pool, None), pooled.total),
-                "both": (self.evidence_head(pool, global_context), pooled.total),
+                "evidence": (self.evidence_head(pool, None, state.class_sums), pooled.total),
+                "both": (self.evidence_head(pool, global_context, state.class_sums), pooled.total),
             }
             if not secure:
                 texts, scale = self._plain_texts, self._scorer.logit_scale
@@ -463,6 +479,7 @@ class PromptLearner:
         personal_context: Floats,
         pool: npt.NDArray[np.float32] | None,
         chosen: str,
+        class_sums: Floats | None,
     ) -> dict[str, float]:
         """As ``evaluate``, of everything that can be used with class sums or instead of them."""
         shared = self.context(global_context, np.zeros_like(personal_context))
@@ -477,8 +494,8 @@ class PromptLearner:
         if pool is not None:
             heads["prompt"] = heads["personal"]
             heads["text"] = site_head(plain, own, mix)
-            heads["evidence"] = site_head(pooled_head(self._scorer, self._initial, pool, None), own, mix)
-            heads["both"] = site_head(pooled_head(self._scorer, self._initial, pool, shared), own, mix)
+            heads["evidence"] = site_head(self.evidence_head(pool, None, class_sums), own, mix)
+            heads["both"] = site_head(self.evidence_head(pool, global_context, class_sums), own, mix)
         if chosen and pool is not None:
             heads["personal"] = heads["both" if chosen == "evidence" else "text"]
         found = {name: accuracies(head, self._features.test, self._features.neighbour_test, own)

@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from dpfpl_client.agent.store import Choice, DiskStore
-from dpfpl_client.learning.evidence import SiteHead, chosen_head, shares_from, site_head
+from dpfpl_client.learning.evidence import SiteHead, chosen_head, own_rows, shares_from, site_head
 from dpfpl_client.learning.learner import initial_context
 from dpfpl_client.models.backbone import Backbone
 from dpfpl_client.site.settings import load_site
@@ -215,7 +215,8 @@ class SitePrompt:
         experiment, choice = self.experiment, self.choice
         initial = initial_context(backbone, experiment)
         shared = initial + torch.from_numpy(self.global_context.astype(np.float32))
-        chosen = chosen_head(backbone.scorer(experiment), initial, choice.pool, choice.chosen, shared)
+        own = own_rows(experiment, self.class_sums)
+        chosen = chosen_head(backbone.scorer(experiment), initial, choice.pool, choice.chosen, shared, own)
         shares = choice.shares
         if leaves:
             noise_multiplier = class_sums_multiplier(experiment)

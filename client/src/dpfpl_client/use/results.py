@@ -50,8 +50,8 @@ def exact_results(settings: SiteSettings, experiment: str | None) -> dict[str, A
     features = features.relabelled(prompt.experiment.classes)
     learner = PromptLearner(backbone, prompt.experiment, features)
     choice = DiskStore(settings.state_folder).read_choice(prompt.experiment.name)
-    chosen = (None, "") if choice is None else (choice.pool, choice.chosen)
-    metrics = learner.evaluate(prompt.global_context, prompt.personal_context, *chosen)
+    pool, chosen = (None, "") if choice is None else (choice.pool, choice.chosen)
+    metrics = learner.evaluate(prompt.global_context, prompt.personal_context, pool, chosen, prompt.class_sums)
     return {
         "experiment": prompt.experiment.name,
         "round": prompt.round,
