@@ -296,13 +296,13 @@ def shifted_head(
     alone = Pool(own, np.full(classes, variance), own.sum(axis=0), classes * variance)
     others = class_head(rest := _without(pool, alone, weights), texts, scale)
     reach = own @ others.common
-    both = others.found & (reach > max(STANDING_OUT * noise_multiplier, 1e-6))
+    both = others.found & (reach > max(STANDING_OUT * noise_multiplier, 1.0))
     if not both.any():
         return None
     mine, theirs = np.where(both, reach, 1.0), np.where(both, others.counts, 1.0)
     apart = np.sum((own / mine[:, None] - rest.rows / theirs[:, None]) ** 2, axis=1) / size
-    # Means in units of their reach scatter more than images do: less than twice as much if these reach 0.41 or more.
-    expected = variance / mine**2 + rest.variances / theirs**2 + 2 / (size * mine) + 2 / (size * theirs)
+    # In units of its reach N a mean scatters by (1 - q^2) / (q N) at most, q being an image's: 2.5 / N if q is 0.35.
+    expected = variance / mine**2 + rest.variances / theirs**2 + 2.5 / (size * mine) + 2.5 / (size * theirs)
     sure = np.where(both, 1.0 / expected, 0.0)
     sure /= sure.sum()
     deviation = math.sqrt(float(sure**2 @ expected**2) * 2 / size)

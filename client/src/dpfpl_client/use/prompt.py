@@ -2,8 +2,8 @@
 
 In Python::
 
+    from dpfpl_client import load_prompt
     from dpfpl_client.models.loader import load_backbone
-    from dpfpl_client.use.prompt import load_prompt
 
     prompt = load_prompt("kits/hospital-a")  # a folder with site.toml, a state folder, or an exported prompt
     classifier = prompt.classifier(load_backbone("embedded"))
