@@ -294,7 +294,8 @@ def shifted_head(
     """
     variance, (classes, size) = noise_multiplier**2, own.shape
     alone = Pool(own, np.full(classes, variance), own.sum(axis=0), classes * variance)
-    others = class_head(rest := _without(pool, alone, weights), texts, scale)
+    rest = _without(pool, alone, weights)
+    others = class_head(rest, texts, scale)
     reach = own @ others.common
     both = others.found & (reach > max(STANDING_OUT * noise_multiplier, 1.0))
     if not both.any():
