@@ -41,10 +41,11 @@ def built_in(name: str, cache: Path) -> list[StudySet]:
 
 
 def _more_shapes(folder: Path, per_class: int = 300) -> DataSettings:
-    for item in list_shapes(per_class).items if not folder.exists() else ():
+    for item in list_shapes(per_class).items:
         path = folder / f"{item.key.partition('/')[2]}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        item.source.read().save(path)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            item.source.read().save(path)
     return DataSettings("folder", str(folder))
 
 

@@ -13,6 +13,7 @@ def run(name: str, **instead: object) -> dict[str, object]:
     """The names that a notebook's code leaves behind; ``instead`` replaces constants that it sets, to be quicker."""
     cells = json.loads((NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
     space: dict[str, object] = {}
+    assert all(any(key in line for cell in cells for line in cell["source"]) for key in instead)
     for number, cell in enumerate(cells):
         if cell["cell_type"] == "code":
             exec(compile("".join(cell["source"]), f"{name}, cell {number}", "exec"), space)

@@ -374,7 +374,8 @@ def shifted_at(rng, z, turned, classes=6, images=40):
     sites = [site_of(rng, means, images, turn if number == 0 else None) for number in range(4)]
     rows = [released(*site, classes, z, rng) for site in sites]
     pool, weights = pool_rows(rows, z)
-    heads = [shifted_head(pool, texts, SCALE, own, weight, z) for own, weight in zip(rows, weights, strict=True)]
+    packed = [unpack_pool(pack_pool(pool, weight), classes) for weight in weights]  # as it comes to the sites
+    heads = [shifted_head(of, texts, SCALE, own, w, z) for own, (of, w) in zip(rows, packed, strict=True)]
     return heads, class_head(pool, texts, SCALE), site_of(rng, means, images, turn)
 
 
@@ -407,6 +408,21 @@ def test_a_site_is_compared_with_the_others_and_not_with_itself(rng):
     assert rest.total_variance == pytest.approx(6)
     late = _without(pool, pool_rows([rows[0]], 1.0)[0], np.zeros(6))
     assert late is pool
+
+
+@pytest.mark.parametrize("z", [0.0, 1.0])
+def test_classes_that_one_site_alone_has_hide_nothing(rng, z):
+    """Their packed rows are its own but for rounding, which is nothing that the others released."""
+    found = 0
+    for _ in range(20):
+        texts, means, *_ = world(rng, classes=20)
+        features, labels = site_of(rng, means, 40, 0.8 * unit(rng.normal(size=means.shape)))
+        theirs, their_labels = site_of(rng, means[:10], 40)
+        rows = [released(features, labels, 20, z, rng), released(theirs, their_labels, 20, z, rng)]
+        pool, weights = pool_rows(rows, z)
+        packed, own = unpack_pool(pack_pool(pool, weights[0]), 20)
+        found += shifted_head(packed, texts, SCALE, rows[0], own, z) is not None
+    assert found == 20
 
 
 @pytest.mark.parametrize("z", [0.0, 3.0, 300.0])

@@ -222,7 +222,7 @@ class Pilot:
 
     def down(self) -> None:
         """Take everything down."""
-        for party in (*self.sites.values(), *self.setups.values(), self.server):
+        for party in {*self.sites.values(), *self.setups.values(), self.server}:
             party.down()
 
 

@@ -330,9 +330,7 @@ def main() -> int:
     parser.add_argument("--skip-build", action="store_true", help="use the images that are there")
     parser.add_argument("--attach", metavar="PROJECT", help="for part hardened: a federation that is up, and stays up")
     parser.add_argument("--only", nargs="*", default=[], help="checks whose name holds one of these words")
-    parser.add_argument(
-        "--parts", nargs="*", default=["simulation", "hardened", "link", "disk", "production", "secure"]
-    )
+    parser.add_argument("--parts", nargs="*", default=PARTS)
     options = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(143))  # through every finally: nothing stays up

@@ -62,6 +62,8 @@ def killed_with_its_masks_on(made: Pilot, fingerprint: str) -> str:
     with ThreadPoolExecutor(1) as pool:
         run = pool.submit(made.experiment, "summed", fingerprint, PRIVACY)
         wait_for("masked rows", lambda: run.done() or "masked" in _steps(made, KILLED), 300, 0.02)
+        if run.done():
+            run.result()  # says why
         engine.docker("pause", late)
         try:
             assert _steps(made, LATE) == ["keys", "shares"], f"it was not late: {_steps(made, LATE)}"
@@ -85,7 +87,7 @@ def killed_with_its_masks_on(made: Pilot, fingerprint: str) -> str:
         assert paid["charges"] == paid["released"] == ROUNDS + 3, (name, paid)
         assert site.ledger_problems("client") == [], name
     return (
-        f"{KILLED} killed after its masked rows and started again when the others had told their shares; finished "
+        f"{KILLED} killed after its masked rows and started again when {LATE} had told its shares; finished "
         f"{back:.0f} s later in the same attempt, 3 sites in every sum, at each {ROUNDS + 3} charges and releases, "
         f"epsilon {result['privacy']['epsilons'][0]['epsilon']:.2f} towards operator, sites and recipients alike"
     )

@@ -285,6 +285,15 @@ NONINTERFERENCE = (
         ),
     ),
     (
+        "filter: an experiment that was admitted as the only one counts as far as it ran",
+        "dpfpl_client.agent.ledger.book:Ledger.events_of_others",
+        "planned=True",
+        "planned=False",
+        (
+            "tests/client/agent/test_core.py::test_NI12_an_experiment_that_was_admitted_as_the_only_one_counts_whole_however_little_ran",
+        ),
+    ),
+    (
         "two filters have the whole of delta each",
         "dpfpl_common.privacy.accounting:exceeds_adaptively",
         "delta /= 2",

@@ -292,8 +292,8 @@ def shifted_head(
         weights: [C], how much they weigh in the pool.
         noise_multiplier: of ``own``.
     """
-    variance, (classes, size) = noise_multiplier**2, own.shape
-    alone = Pool(own, np.full(classes, variance), own.sum(axis=0), classes * variance)
+    variance, size = noise_multiplier**2, own.shape[1]
+    alone = summed_pool(own, noise_multiplier, 1)
     rest = _without(pool, alone, weights)
     others = class_head(rest, texts, scale)
     reach = own @ others.common
@@ -315,15 +315,24 @@ def shifted_head(
 
 
 def _without(pool: Pool, alone: Pool, weights: Floats) -> Pool:
-    """The pool without one site's rows; with no weight they are not in it."""
+    """The pool without one site's rows; with no weight they are taken not to be in it.
+
+    A pool that was packed has seven digits: where the others have a hundred-thousandth of a row or less, what is left
+    is rounding, and taken for nothing.
+    """
     if not weights.any():
         return pool
-    return Pool(
-        pool.rows - weights[:, None] * alone.rows,
-        np.maximum(pool.variances - weights**2 * alone.variances, 0.0),
-        pool.total - alone.total,
-        max(pool.total_variance - alone.total_variance, 0.0),
-    )
+    rows, variances = _left(pool.rows, pool.variances, weights[:, None] * alone.rows, weights**2 * alone.variances)
+    total, variance = _left(pool.total[None], np.array([pool.total_variance]), alone.total[None], alone.total_variance)
+    return Pool(rows, variances, total[0], float(variance[0]))
+
+
+def _left(rows: Floats, variances: Floats, taken: Floats, variances_taken: Floats | float) -> tuple[Floats, Floats]:
+    """Rows and variances less what is taken, and 0 where that was all."""
+    left, noise = rows - taken, variances - variances_taken
+    squares, before = np.sum(left**2, axis=1), np.sum(rows**2, axis=1)
+    theirs = np.where(variances > 0, noise > 1e-5 * variances, squares > 1e-10 * before)
+    return np.where(theirs[:, None], left, 0.0), np.where(theirs, noise, 0.0)
 
 
 def votes(head: Head, pool: Pool, texts: Floats, features: Floats, labels: Ints, weights: Floats) -> Floats:

@@ -230,7 +230,7 @@ def _same_epsilon(noise_multiplier: float, sample_rate: float, steps: int, delta
 
 
 def class_sums_multiplier(experiment: Experiment) -> float:
-    """Noise multiplier of the class sums of ``one_shot``: of the whole release less what vote and moment take, if any.
+    """Noise multiplier of the class sums of ``one_shot``: what vote and moment leave of the whole release's.
 
     All together are one Gaussian mechanism of the experiment's multiplier, which is what is charged, before the first.
     """

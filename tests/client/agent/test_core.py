@@ -401,6 +401,26 @@ def test_A3_the_lifetime_cap_holds_over_experiments_and_restarts(site, request_f
     assert len(site.charges) == 4
 
 
+def test_NI12_an_experiment_that_was_admitted_as_the_only_one_counts_whole_however_little_ran(
+    site, request_for, experiment, changed
+):
+    """Else an operator could stop it for what it gave away and go on under the filter, at twice delta."""
+    policy, short = budget(50.0, 1.01 * cost(experiment, 3)), changed(experiment, name="short", rounds={"number": 1})
+    site.start(policy).train(request_for(1))
+    error = refused("BUDGET_EXHAUSTED", site.start(policy).train, request_for(1, short))
+    assert "max_epsilon_lifetime" in error.message
+    assert site.start(policy).train(request_for(2)).round == 2
+    told = (*site.ledger.events_of_others("short"), *site.ledger.events())
+    steps = [event.steps for event in told if event.part == "training"]
+    assert steps == [3, 2], "planned; what is charged stays what ran"
+    assert site.start(budget(50.0, 100.0)).train(request_for(1, short)).round == 1
+
+
+def test_NI12_where_there_is_room_for_others_only_what_ran_counts(site, request_for, experiment, changed):
+    site.start(budget(50.0, 100.0)).train(request_for(1))
+    assert site.ledger.events_of_others("short")[0].steps == 1
+
+
 def test_A3_what_many_experiments_tell_the_operator_stops_at_its_own_cap(site, request_for, experiment, changed):
     """Many sites share the noise, so the operator learns more than anybody else; its sum is capped by itself."""
     names = ("north", *(f"site-{number}" for number in range(20)))

@@ -22,10 +22,16 @@ __all__ = ["Quotas", "check_budget", "held_to", "planned_cost", "spent"]
 RECIPIENTS = ("prompt_recipient", "other_site")
 
 
-def check_budget(policy: Policy, ledger: Ledger, experiment: Experiment, events: Iterable[PrivacyEvent]) -> None:
+def check_budget(
+    policy: Policy, ledger: Ledger, experiment: Experiment, events: Iterable[PrivacyEvent]
+) -> tuple[PrivacyEvent, ...]:
     """Refuse before any work if one more charge would pass a cap; decided from the ledger alone.
 
     The whole plan must fit, or what was charged with this charge on top where retries made that more.
+
+    Returns:
+        The plan, if it is admitted only because nothing was charged before (see ``exceeds_adaptively``): then the
+        ledger has to keep it. Else nothing.
 
     Args:
         policy: the caps.
@@ -37,6 +43,7 @@ def check_budget(policy: Policy, ledger: Ledger, experiment: Experiment, events:
         RefusedError: BUDGET_EXHAUSTED, naming the rule; UNITS_DO_NOT_ADD_UP.
     """
     extra: dict[tuple[str, str], int] = {(event.adversary, event.part): event.steps for event in events}
+    alone: list[PrivacyEvent] = []
     for adversary in ADVERSARIES:
         others = ledger.events_of_others(experiment.name, adversary)
         charged = ledger.events(experiment.name, adversary)
@@ -60,7 +67,8 @@ def check_budget(policy: Policy, ledger: Ledger, experiment: Experiment, events:
             *_rules(policy, experiment, adversary, lifetime=True, events=[*others, *plan]),
         ):
             # The plan is fixed before it begins; the next experiment may be chosen for what the last gave away.
-            over = exceeds_adaptively if others and rule.endswith("lifetime") else exceeds
+            lifetime = rule.endswith("lifetime")
+            over = exceeds_adaptively if others and lifetime else exceeds
             if over(sum_of, policy.delta, cap):
                 raise RefusedError(
                     code="BUDGET_EXHAUSTED",
@@ -68,6 +76,9 @@ def check_budget(policy: Policy, ledger: Ledger, experiment: Experiment, events:
                     rule=rule,
                     advice="Ask the site's administrator.",
                 )
+            if lifetime and not others and exceeds_adaptively(sum_of, policy.delta, cap):
+                alone += plan
+    return tuple(alone)
 
 
 def _with_charged(planned: PrivacyEvent, charged: Sequence[PrivacyEvent], extra: int) -> PrivacyEvent:

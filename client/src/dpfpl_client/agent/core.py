@@ -179,13 +179,14 @@ class SiteAgent:
                 advice="Go on without asking for its vote.",
             )
         events = self._cost(experiment, votes=votes)
+        plan: tuple[PrivacyEvent, ...] = ()
         if policy is not None:
             self._quotas.take(policy, self._ledger, experiment.name, request.round)
-            check_budget(policy, self._ledger, experiment, events)
+            plan = check_budget(policy, self._ledger, experiment, events)
         # Only now: a configuration that this site cannot or will not run does not use up the experiment's name.
         learner = self._learner(experiment)
         self._bind(experiment, learner, policy)
-        sequence = self._ledger.reserve(experiment.name, request.round, digest, events)
+        sequence = self._ledger.reserve(experiment.name, request.round, digest, events, plan)
         record = self._compute(learner, request, digest, policy)
         self._store.write(experiment.name, request.round, record)
         self._ledger.commit(sequence, record.digest(), vote=record.state.vote is not None)
@@ -246,9 +247,8 @@ class SiteAgent:
         events = planned_score_events(experiment)
         if not events:
             return ()
-        if policy is not None:
-            check_budget(policy, self._ledger, experiment, events)
-        sequence = self._ledger.reserve(experiment.name, SCORES, asked, events)
+        plan = () if policy is None else check_budget(policy, self._ledger, experiment, events)
+        sequence = self._ledger.reserve(experiment.name, SCORES, asked, events, plan)
         state = self._state(experiment)
         randomness = self._randomness.for_round(self._name, experiment.rounds.number + 1)
         counts = learner.scores(request.global_context, state, randomness, request.pool)
@@ -270,9 +270,10 @@ class SiteAgent:
         if self._ledger.doubtful(name) or (told and not kept.unmasked and told != _unmasking(request)):
             raise _sum_released("an old state was put back")
         events = _sum_events(experiment, request.sum)
+        plan: tuple[PrivacyEvent, ...] = ()
         if policy is not None and request.attempt > kept.attempt:
             self._quotas.take(policy, self._ledger, name, None)
-            check_budget(policy, self._ledger, experiment, events)
+            plan = check_budget(policy, self._ledger, experiment, events)
         learner = self._learner(experiment)
         self._bind(experiment, learner, policy)
         number = {"rows": ROWS, "vote": VOTE, "scores": SCORES}[request.sum]
@@ -288,7 +289,7 @@ class SiteAgent:
             # Nothing of an interrupted computation can have left, so it is charged once, however often it is begun.
             charge = self._ledger.find(name, number)
             if charge is None:
-                self._ledger.reserve(name, number, request.sum, events)
+                self._ledger.reserve(name, number, request.sum, events, plan)
             elif charge.release_digest:
                 raise _sum_released("its record is gone")
             last = experiment.rounds.number

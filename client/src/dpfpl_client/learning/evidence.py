@@ -86,8 +86,8 @@ def pooled_head(
     own: Own | None = None,
 ) -> Head:
     """Class vectors from the pool, sharpened if it has a moment, with the texts under ``context`` as prior; None: under
-    the initial text. With what the site released itself, its ``own`` rows count for more where its images look unlike
-    the others' (``shifted_head``).
+    the initial text. With what the site released itself, its ``own`` rows take the pool's place where its images look
+    unlike the others' (``shifted_head``).
 
     Raises:
         ModelError: the pool is of another model's features.

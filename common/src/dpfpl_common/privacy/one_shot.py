@@ -29,8 +29,8 @@ __all__ = [
 Floats = npt.NDArray[np.float64]
 
 VOTE_SHARE = 0.05
-"""Of ``1 / z^2``, what the vote takes, and the moment as much; the class sums get the rest, and 1.05 times the noise
-that they had alone."""
+"""Of ``1 / z^2``, what the vote takes, and the moment, if there is one, as much. The class sums get the rest: they have
+1.03 times the noise that they had alone, with a moment 1.05 times."""
 
 AT_ONCE = 256
 """Images whose outer products are in memory together."""

@@ -70,6 +70,7 @@ class LedgerState:
     evaluations: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     begun: dict[str, str] = field(default_factory=dict)
     repeats: dict[str, int] = field(default_factory=dict)
+    plans: dict[str, dict[Kind, int]] = field(default_factory=dict)
     voted: set[str] = field(default_factory=set)
     accepted: int = 0
     unmasked: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -104,13 +105,16 @@ class LedgerState:
             case "evaluate":
                 self.evaluations.setdefault(record["experiment"], {})[record["request"]] = record["answer"]
 
-    def events(self, of: Callable[[str], bool], adversary: str) -> list[PrivacyEvent]:
-        """What the experiments whose names satisfy ``of`` told an adversary; equal mechanisms added up."""
+    def events(self, of: Callable[[str], bool], adversary: str, *, planned: bool = False) -> list[PrivacyEvent]:
+        """What the experiments whose names satisfy ``of`` told an adversary; equal mechanisms added up. With
+        ``planned`` an experiment counts as its plan where that was kept and is more.
+        """
         sums: dict[Kind, int] = {}
-        for name, totals in self.totals.items():
-            for kind, steps in totals.items() if of(name) else ():
+        for name in filter(of, self.totals):
+            totals, plan = self.totals[name], self.plans.get(name, {}) if planned else {}
+            for kind in {**totals, **plan}:
                 if kind[0] == adversary:
-                    sums[kind] = sums.get(kind, 0) + steps
+                    sums[kind] = sums.get(kind, 0) + max(totals.get(kind, 0), plan.get(kind, 0))
         return [event_of(kind, steps) for kind, steps in sorted(sums.items())]
 
     def totals_by_experiment(self) -> dict[str, ExperimentTotal]:
@@ -134,6 +138,8 @@ class LedgerState:
         totals = self.totals.setdefault(name, {})
         for event in events:
             totals[kind_of(event)] = totals.get(kind_of(event), 0) + event.steps
+        if "plan" in record:
+            self.plans[name] = {kind_of(event): event.steps for event in events_from_json(record["plan"])}
 
     def _mix_parts(self) -> None:
         """An example changed its part: all that was charged so far counts for both parts from now on."""
@@ -314,7 +320,14 @@ class Ledger:
         """The last round charged; 0 before the first."""
         return self._known.last_round.get(experiment, 0)
 
-    def reserve(self, experiment: str, round_number: int, request_digest: str, events: Sequence[PrivacyEvent]) -> int:
+    def reserve(
+        self,
+        experiment: str,
+        round_number: int,
+        request_digest: str,
+        events: Sequence[PrivacyEvent],
+        plan: Sequence[PrivacyEvent] = (),
+    ) -> int:
         """Charge a release before it is computed; durable on return. Gives the charge's sequence number.
 
         Args:
@@ -322,7 +335,9 @@ class Ledger:
             round_number: the round.
             request_digest: what was asked.
             events: what the release tells each adversary.
+            plan: what the whole experiment would tell them, if all of it is to count for later ones, however much ran.
         """
+        kept = {"plan": events_to_json(tuple(plan))} if plan and experiment not in self._known.plans else {}
         return self._append(
             {
                 "kind": "reserve",
@@ -330,6 +345,7 @@ class Ledger:
                 "round": round_number,
                 "request": request_digest,
                 "events": events_to_json(tuple(events)),
+                **kept,
                 "at": _now(),
             }
         )
@@ -381,8 +397,8 @@ class Ledger:
         return self._known.events(lambda name: experiment is None or name == experiment, adversary)
 
     def events_of_others(self, experiment: str, adversary: str = "prompt_recipient") -> list[PrivacyEvent]:
-        """What an adversary was told by all experiments but this one."""
-        return self._known.events(lambda name: name != experiment, adversary)
+        """What an adversary was told by all experiments but this one, or planned to be where that has to count."""
+        return self._known.events(lambda name: name != experiment, adversary, planned=True)
 
     def snapshot(self) -> Snapshot:
         """How far the ledger is."""
