@@ -413,12 +413,14 @@ def test_NI12_an_experiment_that_was_admitted_as_the_only_one_counts_whole_howev
     told = (*site.ledger.events_of_others("short"), *site.ledger.events())
     steps = [event.steps for event in told if event.part == "training"]
     assert steps == [3, 2], "planned; what is charged stays what ran"
+    assert site.ledger.counts_whole("pilot")
     assert site.start(budget(50.0, 100.0)).train(request_for(1, short)).round == 1
 
 
 def test_NI12_where_there_is_room_for_others_only_what_ran_counts(site, request_for, experiment, changed):
     site.start(budget(50.0, 100.0)).train(request_for(1))
     assert site.ledger.events_of_others("short")[0].steps == 1
+    assert not site.ledger.counts_whole("pilot")
 
 
 def test_A3_what_many_experiments_tell_the_operator_stops_at_its_own_cap(site, request_for, experiment, changed):

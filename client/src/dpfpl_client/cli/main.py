@@ -358,6 +358,8 @@ def ledger_show(site: SiteFile = SITE, as_json: AsJson = False) -> None:
             f"{' and the scores' if row['scored'] else ''}, {row['released']} released, "
             f"epsilon {_number(row['epsilon'])}, towards the operator {_number(row['epsilons']['operator'])}"
         )
+        if row["counts_whole"]:
+            say("  It was admitted because nothing came before it: for later experiments all that it planned counts.")
     say(
         f"In all: epsilon {_number(summary['spent_epsilon'])} of {summary['max_epsilon_lifetime']:g}, "
         f"left {summary['left_epsilon']:.2f}, at delta {summary['delta']:g}"

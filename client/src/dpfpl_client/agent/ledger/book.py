@@ -400,6 +400,10 @@ class Ledger:
         """What an adversary was told by all experiments but this one, or planned to be where that has to count."""
         return self._known.events(lambda name: name != experiment, adversary, planned=True)
 
+    def counts_whole(self, experiment: str) -> bool:
+        """Whether later experiments have to count all that this one was planned to tell, however little of it ran."""
+        return experiment in self._known.plans
+
     def snapshot(self) -> Snapshot:
         """How far the ledger is."""
         return Snapshot(self._file.sequence, self._file.head, self._known.totals_by_experiment())

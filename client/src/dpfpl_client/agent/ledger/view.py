@@ -39,6 +39,7 @@ def summarise(settings: SiteSettings) -> dict[str, Any]:
                 "charges": len(own),
                 "released": sum(bool(charge.release_digest) for charge in own),
                 "assumed": sum(not charge.request_digest for charge in own),
+                "counts_whole": ledger.counts_whole(name),
                 "first": min(charge.at for charge in own),
                 "last": max(charge.at for charge in own),
                 "epsilon": json_epsilon(towards_recipients(paid)),
