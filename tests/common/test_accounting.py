@@ -359,3 +359,11 @@ def test_a_filter_is_never_below_the_composition_of_a_fixed_plan():
         assert exceeds_adaptively(events, 1e-5, 0.99 * real)
         assert not exceeds_adaptively(events, 1e-5, 1.5 * real)
     assert exceeds_adaptively([PrivacyEvent("x", "a", 0.0, 1.0, 1)], 1e-5, 1e9)
+
+
+def test_a_cap_that_holds_is_not_refused_after_a_coarse_look():
+    """Many steps that lose next to nothing each: rounded up to the coarse grid they would be four times as much."""
+    events = [PrivacyEvent("x", "per_step", 2.0, 0.001, 100_000)]
+    assert epsilon(events, 1e-5) < 0.61
+    assert not exceeds(events, 1e-5, 0.61)
+    assert exceeds(events, 1e-5, 0.6)

@@ -155,3 +155,15 @@ def test_in_memory_it_charges_alike_and_leaves_no_file(tmp_path, monkeypatch):
     assert ledger.find("a", 1).release_digest == "r"
     assert Ledger(None).charges() == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_that_counts_whole_is_kept_for_every_adversary_and_never_shrinks():
+    def planned(adversary, steps):
+        return PrivacyEvent(adversary, "per_step", 1.0, 0.5, steps)
+
+    ledger = Ledger(None)
+    ledger.reserve("a", 1, "d", [planned("operator", 1), planned("other_site", 1)], [planned("operator", 9)])
+    ledger.reserve("a", 2, "d", [planned("operator", 1)], [planned("operator", 4), planned("other_site", 5)])
+    counted = [ledger.events_of_others("b", who)[0].steps for who in ("operator", "other_site")]
+    assert counted == [9, 5]
+    assert [event.steps for event in ledger.events("a", "operator")] == [2]

@@ -139,7 +139,9 @@ class LedgerState:
         for event in events:
             totals[kind_of(event)] = totals.get(kind_of(event), 0) + event.steps
         if "plan" in record:
-            self.plans[name] = {kind_of(event): event.steps for event in events_from_json(record["plan"])}
+            plan = self.plans.setdefault(name, {})
+            for event in events_from_json(record["plan"]):
+                plan[kind_of(event)] = max(event.steps, plan.get(kind_of(event), 0))
 
     def _mix_parts(self) -> None:
         """An example changed its part: all that was charged so far counts for both parts from now on."""
@@ -337,7 +339,9 @@ class Ledger:
             events: what the release tells each adversary.
             plan: what the whole experiment would tell them, if all of it is to count for later ones, however much ran.
         """
-        kept = {"plan": events_to_json(tuple(plan))} if plan and experiment not in self._known.plans else {}
+        known = self._known.plans.get(experiment, {})
+        more = any(event.steps > known.get(kind_of(event), 0) for event in plan)
+        kept = {"plan": events_to_json(tuple(plan))} if more else {}
         return self._append(
             {
                 "kind": "reserve",
