@@ -10,13 +10,15 @@ silence_telemetry()
 import json  # noqa: E402  after telemetry is switched off
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import Annotated  # noqa: E402
+from typing import Annotated, Literal  # noqa: E402
 
 import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 from dpfpl_common.errors import ConfigError, DpfplError  # noqa: E402
 from research.tables.benchmarks import EXAMPLES, benchmarks  # noqa: E402
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests" / "support"))  # random models
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console(stderr=True, markup=False, highlight=False)
@@ -40,7 +42,7 @@ def attacks(
     """Measure what hostile sites do to honest ones under each aggregation rule; prints a table in Markdown."""
     import torch
 
-    from dpfpl_bench.cli import parse_epsilon
+    from dpfpl_bench.simulation.simulate import parse_epsilon
     from research.hostile_sites.attacks import AttackSettings
     from research.hostile_sites.table import AttackRequest, largest_spread, markdown, run_attacks
 
@@ -66,7 +68,8 @@ def models(
     batch: Annotated[int, typer.Option(min=1, help="examples of a step")] = 16,
     device: Annotated[str, typer.Option(help="where to compute: cpu, cuda, cuda:1")] = "cpu",
     precision: Annotated[
-        str, typer.Option(help="float32, or bfloat16, which only generative models compute in")
+        Literal["float32", "bfloat16"],
+        typer.Option(help="float32, or bfloat16, which only generative models compute in"),
     ] = "float32",
     threads: Annotated[int, typer.Option(min=1, help="threads of the matrix library")] = 1,
     as_json: AsJson = False,

@@ -1,5 +1,6 @@
 """The three command lines alike: --version, python -m, a --help that loads nothing heavy and swallows no brackets."""
 
+import os
 import re
 import subprocess
 import sys
@@ -85,3 +86,16 @@ def test_the_defaults_that_help_shows_are_the_models():
     for name, shown in SHOWN.items():
         table, key = names.get(name) or (next(t for t in tables if hasattr(t, name)), name)
         assert shown == str(getattr(table, key)), name
+
+
+@pytest.mark.parametrize("call", ["models --family none-of-them", "attacks --hostile all"])
+def test_a_measurement_starts_from_the_repository_alone(call):
+    """Its imports are there although no test put folders on the path."""
+    bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command, flag, value = call.split(" ")
+    done = subprocess.run(
+        [sys.executable, "-m", "research", command, flag, value], cwd=ROOT, env=bare, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert f"{flag} is" in done.stderr

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from dpfpl_client.data.builtin import list_shapes
 from dpfpl_client.models.class_scorer import ClassScorer
 from dpfpl_client.models.dual_encoder import DualEncoder
 from dpfpl_client.models.loader import load_backbone
+from dpfpl_common.config import build
 
 __all__ = ["StudySet", "built_in", "photos"]
 
@@ -36,7 +38,7 @@ class StudySet:
 
 def built_in(name: str, cache: Path) -> list[StudySet]:
     """``digits``, ``shapes``, or ``shapes-more`` with twice as many drawings, under the embedded model."""
-    data = _more_shapes(cache / name) if name == "shapes-more" else DataSettings(name)
+    data = _more_shapes(cache / name) if name == "shapes-more" else build(DataSettings, {"source": name}, "")
     return _sets("embedded", data, cache / f"{name}.npz", {name: lambda names: names})
 
 
@@ -81,7 +83,7 @@ def _compute(model: str, data: DataSettings, cache: Path, views: dict) -> None: 
     (site,) = partition_sites(read_pool(data, classes).records, classes, "none", 1, 0)
     features = site_features(FeatureCache(None, backbone), site, classes)
     initial = backbone.text_embeddings(INIT_TEXT, NUM_CONTEXT)
-    texts = {}
+    texts: dict[str, Any] = {}
     for name, view in views.items():
         with torch.no_grad():
             scorer = ClassScorer(backbone, backbone.class_tokens(tuple(view(classes)), NUM_CONTEXT))

@@ -17,6 +17,7 @@ from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_client.models.class_scorer import ClassScorer
 from dpfpl_client.models.dual_encoder import DualEncoder
 from dpfpl_client.models.loader import load_backbone
+from dpfpl_common.config import build
 from research.evidence.features import INIT_TEXT, NUM_CONTEXT
 
 RATE, SHOWN = 0.02, (0, 10, 40, 100)
@@ -49,7 +50,7 @@ def main() -> None:
     name, *model = sys.argv[1:]
     backbone = load_backbone(*(model or ["embedded"]))
     assert isinstance(backbone, DualEncoder)
-    data = DataSettings(name) if name in BUILT_IN else DataSettings("folder", name)
+    data = build(DataSettings, {"source": name} if name in BUILT_IN else {"source": "folder", "path": name}, "")
     classes = list_classes(data)
     (site,) = partition_sites(read_pool(data, classes).records, classes, "none", 1, 0)
     features = site_features(FeatureCache(None, backbone), site, classes)

@@ -6,6 +6,7 @@ Photos are given by folders: ``--model FOLDER --photos FOLDER``. Every seed deal
 
 import argparse
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -80,11 +81,12 @@ def regimes(study: StudySet) -> dict[str, Any]:
     """Partitions by name."""
     many = len(study.texts) > 20
     found: dict[str, Any] = {
-        "disjoint": lambda *a: disjoint(*a, sites=8 if many else 4),
-        "dirichlet 16": lambda *a: dirichlet(*a, sites=16),
-        "iid 20 x 50": lambda *a: iid(*a, sites=20),
+        "disjoint": functools.partial(disjoint, sites=8 if many else 4),
+        "dirichlet 16": functools.partial(dirichlet, sites=16),
+        "iid 20": functools.partial(iid, sites=20, size=len(study.labels) // 20),
+        "iid 20 x 50": functools.partial(iid, sites=20),
     }
-    return found | ({"20 x 3 x 8": lambda *a: few(*a, sites=20)} if many else {})
+    return found | ({"20 x 3 x 8": functools.partial(few, sites=20)} if many else {})
 
 
 class Release(NamedTuple):

@@ -25,7 +25,7 @@ from dpfpl_client.learning.learner import PromptLearner, SiteFeatures
 from dpfpl_client.models.backbone import Backbone, LabelledFeatures
 from dpfpl_client.models.loader import load_backbone
 from dpfpl_common.experiment import AggregationSettings, Experiment, OptimizerSettings, RoundSettings
-from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, TrainRequest
+from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, SumReply, SumRequest, TrainRequest
 
 __all__ = [
     "ATTACKS",
@@ -269,6 +269,10 @@ class _Liar:
     def evaluate(self, request: EvaluateRequest) -> SiteReply:
         """See ``Agent``."""
         return self._agent.evaluate(request)
+
+    def add_up(self, request: SumRequest) -> SumReply:
+        """See ``Agent``."""
+        return self._agent.add_up(request)
 
 
 def _with_flipped_labels(site: SimulatedSite) -> SimulatedSite:

@@ -31,7 +31,7 @@ from dpfpl_client.learning.step import SeededRandomness
 from dpfpl_client.models.backbone import Backbone, LabelledFeatures
 from dpfpl_client.models.loader import load_backbone
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
-from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, TrainRequest
+from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, SumReply, SumRequest, TrainRequest
 from dpfpl_server.federation.rounds import DPFPLStrategy
 from dpfpl_server.runs.folder import RunFolder
 
@@ -112,6 +112,10 @@ class _Timed:
     def evaluate(self, request: EvaluateRequest) -> SiteReply:
         """See ``Agent``."""
         return self._agent.evaluate(request)
+
+    def add_up(self, request: SumRequest) -> SumReply:
+        """See ``Agent``."""
+        return self._agent.add_up(request)
 
 
 def _measure(request: ScaleRequest, backbone: Backbone, sites: list[SiteFeatures]) -> dict[str, Any]:

@@ -38,7 +38,8 @@ def measure(out: Path) -> dict[str, dict[str, float]]:
     work, fleet, control = provisioned(DEMO, request)
     for site in DEMO.sites:
         (work / "kits" / site / "policy.toml").write_text(POLICY)
-    experiment, found = DEMO.federation(request).experiment, {trust: [] for trust in TRUSTS}
+    experiment = DEMO.federation(request).experiment
+    found: dict[str, list[dict[str, float]]] = {trust: [] for trust in TRUSTS}
     with ProcessGroup() as group:
         start_federation(work, fleet, control, group, DEMO.sites)
         for turn in range(TURNS):

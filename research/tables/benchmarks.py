@@ -1,4 +1,7 @@
-"""``python -m research benchmarks``: everything behind docs/results/benchmarks.md, then the page."""
+"""``python -m research benchmarks``: everything behind docs/results/benchmarks.md, on built-in images, then the page.
+
+Resumable: a run is a file, and the page is written from the files alone, so it never says what did not run.
+"""
 
 import dataclasses
 import json
@@ -19,24 +22,15 @@ from dpfpl_bench.simulation.settings import RunPrompt
 from dpfpl_bench.sweep.settings import Grid, Sweep
 from dpfpl_bench.sweep.sweep import SweepOutcome, finished_runs, run_sweep
 from dpfpl_common.errors import ConfigError
-from dpfpl_common.experiment import Mechanism
 from dpfpl_common.ops.files import write_durably
 
 __all__ = ["AUDITS", "EPSILONS", "EXAMPLES", "STUDIES", "Study", "benchmarks", "run_study"]
 
-
-# ``make benchmarks``: the runs behind docs/results/benchmarks.md, on built-in image sets. Resumable; a run is a file.
-#
-# Every table is one :class:`Study`: a few sweeps whose runs are compared. The page is written by
-# ``dpfpl_bench.benchmark_page`` from the files alone, so a page never says what did not run.
-
-
-EPSILONS = (8.0, 4.0, 2.0, 1.0)
-DEFAULTS = RunPrompt()
-BALANCED = RunPrompt(absent_weight=0.5)
-RETAINED = RunPrompt(retention=1.0)
-LONGER = RunPrompt(num_context=8)
-STEPS = Grid(mechanism=("per_step",), trust=("distributed",))
+EPSILONS = (8.0, 2.0, 1.0)
+SETS = ("digits", "shapes")
+SEEDS = 5
+GROWTH_SETS = ("digits", "shapes-more")
+EXAMPLES = "Example: python -m research benchmarks --out runs/benchmarks --docs docs/results"
 
 
 @dataclass(frozen=True)
@@ -44,133 +38,70 @@ class Study:
     """One table.
 
     Attributes:
-        key: its anchor and the prefix of its files.
+        key: the prefix of its files.
         title: of its section.
-        says: what it answers.
-        sweeps: its runs.
-        plots: whether accuracy is drawn against epsilon, or rank.
+        says: what its sites are and what it answers.
+        sweeps: its runs: without noise beside all baselines, with noise beside each site alone under the same promise.
     """
 
     key: str
     title: str
     says: str
     sweeps: tuple[Sweep, ...]
-    plots: bool = False
 
 
-def _against_floors(key: str, data: str, mechanism: Mechanism, prompt: RunPrompt) -> tuple[Sweep, Sweep]:
-    """Without noise beside all floors; with noise beside each site alone under the same promise."""
-    trust = "local" if mechanism == "one_shot" else "distributed"
-    bare = Grid(mechanism=(mechanism,), trust=(trust,), epsilon=())
-    noisy = dataclasses.replace(bare, epsilon=EPSILONS, no_noise=False)
-    return (
-        Sweep(name=f"{key}-bare", data=data, grid=bare, prompt=prompt),
-        Sweep(name=key, data=data, floors="alone", grid=noisy, prompt=prompt),
+def _study(key: str, title: str, says: str, base: Sweep, grid: Grid) -> Study:
+    bare = dataclasses.replace(grid, epsilon=())
+    noisy = dataclasses.replace(grid, no_noise=False)
+    return Study(
+        key,
+        title,
+        says,
+        (
+            dataclasses.replace(base, name=f"{key}-bare", grid=bare),
+            dataclasses.replace(base, name=key, floors="alone", grid=noisy),
+        ),
     )
 
 
-def _studies_of(data: str) -> list[Study]:
-    return [
-        Study(
+STUDIES = tuple(
+    study
+    for data in SETS
+    for study in (
+        _study(
             f"{data}-default",
-            f"The default settings on {data}",
-            "One noised release, `local` trust: what an experiment.toml without further settings does.",
-            _against_floors(f"{data}-default", data, "one_shot", DEFAULTS),
-            plots=True,
+            f"Sites that share no class, {data}",
+            "Four sites with classes of their own and the default settings: one noised release, `local` trust.",
+            Sweep(data=data, seeds=SEEDS),
+            Grid(epsilon=EPSILONS),
         ),
-        Study(
-            f"{data}-balanced",
-            f"The default settings with absent_weight on {data}",
-            "As above with `absent_weight = 0.5`: half of the loss keeps the classes of which a site showed nothing.",
-            _against_floors(f"{data}-balanced", data, "one_shot", BALANCED),
+        _study(
+            f"{data}-dirichlet",
+            f"Small sites that share classes, {data}",
+            "Twelve sites, Dirichlet(0.3), 30 to 260 training images each, the default settings.",
+            Sweep(data=data, seeds=SEEDS, sites=12, partition="dirichlet"),
+            Grid(epsilon=EPSILONS),
         ),
-        Study(
+        _study(
             f"{data}-per-step",
-            f"Noise at every step on {data}",
-            '`mechanism = "per_step"`: the published algorithm with an honest mechanism, each site adds its share.',
-            _against_floors(f"{data}-per-step", data, "per_step", DEFAULTS),
-            plots=True,
+            f"The paper's own set-up, {data}",
+            "Prompts alone (`evidence = false`), noise at every step (`per_step`, `distributed`), the same sites.",
+            Sweep(data=data, seeds=3, prompt=RunPrompt(evidence=False)),
+            Grid(mechanism=("per_step",), trust=("distributed",), epsilon=(8.0, 2.0)),
         ),
-        Study(
-            f"{data}-retention",
-            f"Noise at every step with retention on {data}",
-            "As above with `retention = 1`: a pull made of public facts keeps all classes apart.",
-            (
-                Sweep(
-                    name=f"{data}-retention",
-                    data=data,
-                    floors="none",
-                    grid=dataclasses.replace(STEPS, epsilon=(8.0, 2.0)),
-                    prompt=RETAINED,
-                ),
-            ),
-        ),
-    ]
-
-
-def _studies() -> tuple[Study, ...]:
-    found = []
-    for data in ("digits", "shapes"):
-        found += _studies_of(data)
-    for mechanism in ("per_step", "one_shot"):
-        trust = "local" if mechanism == "one_shot" else "distributed"
-        found.append(
-            Study(
-                f"dirichlet-{mechanism.replace('_', '-')}",
-                f"Sites that share classes, {mechanism}",
-                "Digits, Dirichlet(0.3): here the others' images are also about a site's own classes.",
-                (
-                    Sweep(
-                        name=f"dirichlet-{mechanism}",
-                        partition="dirichlet",
-                        floors="alone",
-                        grid=Grid(mechanism=(mechanism,), trust=(trust,), epsilon=(2.0,), no_noise=False),
-                    ),
-                ),
-            )
-        )
-    found += [
-        Study(
-            f"{data}-small-sites",
-            f"Twelve small sites that share classes, {data}",
-            "Dirichlet(0.3), 30 to 260 training images a site, the default mechanism.",
-            (
-                Sweep(
-                    name=f"{data}-small-sites",
-                    data=data,
-                    sites=12,
-                    partition="dirichlet",
-                    floors="alone",
-                    grid=Grid(epsilon=(8.0, 2.0, 1.0), no_noise=False),
-                ),
-            ),
-        )
-        for data in ("digits", "shapes")
-    ]
-    found.append(
-        Study(
-            "ranks",
-            "Rank, and what the residual is worth",
-            "Digits, eight context vectors, so that rank 8 is full rank; `dplora` is `dpfpl` without the residual.",
-            (
-                Sweep(
-                    name="ranks",
-                    seeds=2,
-                    floors="none",
-                    grid=dataclasses.replace(
-                        STEPS, method=("dpfpl", "dplora"), rank=(1, 2, 4, 8), epsilon=(2.0,), no_noise=False
-                    ),
-                    prompt=LONGER,
-                ),
-            ),
-            plots=True,
-        )
     )
-    return tuple(found)
-
-
-STUDIES = _studies()
+)
 """All tables, in the order of the page."""
+
+AUDITS = {
+    "The default settings' one release, digits, epsilon 8": ("--epsilon", "8", "--mechanism", "one_shot"),
+    "The default settings' one release, digits, epsilon 2": ("--epsilon", "2", "--mechanism", "one_shot"),
+    "Noise at every step, digits, epsilon 8": ("--epsilon", "8", "--mechanism", "per_step", "--quick"),
+    "Noise at every step, digits, epsilon 2": ("--epsilon", "2", "--mechanism", "per_step", "--quick"),
+}
+"""What is attacked, and the flags of ``dpfpl-bench audit``: class sums take it seconds, trainings minutes."""
+AUDIT_SEEDS = 2
+CLAIM_BROKEN = 1
 
 
 def run_study(study: Study, out: Path, workers: int, on_text: Callable[[str], None]) -> SweepOutcome:
@@ -193,50 +124,6 @@ def run_study(study: Study, out: Path, workers: int, on_text: Callable[[str], No
         whole.refused.update(outcome.refused)
         whole.failed.update(outcome.failed)
     return whole
-
-
-EXAMPLES = "Example: python -m research benchmarks --out runs/benchmarks --docs docs/results"
-
-AUDITS = {
-    "The default settings' one release, digits, epsilon 8": (
-        "--data",
-        "digits",
-        "--epsilon",
-        "8",
-        "--mechanism",
-        "one_shot",
-    ),
-    "The default settings' one release, digits, epsilon 2": (
-        "--data",
-        "digits",
-        "--epsilon",
-        "2",
-        "--mechanism",
-        "one_shot",
-    ),
-    "Noise at every step, digits, epsilon 8": (
-        "--data",
-        "digits",
-        "--epsilon",
-        "8",
-        "--mechanism",
-        "per_step",
-        "--quick",
-    ),
-    "Noise at every step, digits, epsilon 2": (
-        "--data",
-        "digits",
-        "--epsilon",
-        "2",
-        "--mechanism",
-        "per_step",
-        "--quick",
-    ),
-}
-"""What is attacked, and the flags of ``dpfpl-bench audit``: class sums take it seconds, trainings minutes."""
-
-SEEDS = 2
-CLAIM_BROKEN = 1
 
 
 def benchmarks(
@@ -267,16 +154,35 @@ def benchmarks(
             outcomes[study.key] = run_study(study, out, 0 if page_only else count, told)
     if only:
         return
-    flags = dict(AUDITS)
+    flags = {title: ("--data", "digits", *call) for title, call in AUDITS.items()}
     if (demo / "result.json").is_file():
         flags["The prompts that the demo released"] = ("--demo", str(demo))
     if page_only:
         flags = {title: call for title, call in flags.items() if _report_path(out, call).is_file()}
     with ThreadPoolExecutor(count) as pool:
         reports = dict(zip(flags, pool.map(lambda title: _audit(out, flags[title], told), flags), strict=True))
+    growth = _growth(out, told, run=not page_only)
     told(f"all runs: {(time.monotonic() - began) / 60:.1f} minutes")
-    seconds = sum(result["seconds"] for outcome in outcomes.values() for result in outcome.results.values())
-    write_durably(docs / "benchmarks.md", page(outcomes, docs, audit_section(reports), seconds).encode(), 0o644)
+    write_durably(docs / "benchmarks.md", page(outcomes, growth, docs, audit_section(reports)).encode(), 0o644)
+
+
+def _growth(out: Path, told: Callable[[str], None], *, run: bool) -> list[dict[str, Any]]:
+    """All-classes accuracy by number of sites, one entry for each set and epsilon that is there."""
+    from research.evidence import growth
+    from research.evidence.features import built_in
+
+    found = []
+    for name in GROWTH_SETS:
+        for epsilon in growth.EPSILONS:
+            path = out / "growth" / f"{name}-{epsilon:g}.json"
+            if run and not path.is_file():
+                told(f"growth: {name}, epsilon {epsilon:g}")
+                (study,) = built_in(name, out / "growth")
+                lines = growth.grown(study, epsilon, 2 * SEEDS)
+                write_durably(path, json.dumps(list(lines.items())).encode(), 0o644)
+            if path.is_file():
+                found.append({"set": name, "epsilon": epsilon, "lines": dict(json.loads(path.read_text()))})
+    return found
 
 
 def _audit(out: Path, flags: tuple[str, ...], told: Callable[[str], None]) -> dict[str, Any]:
@@ -285,9 +191,8 @@ def _audit(out: Path, flags: tuple[str, ...], told: Callable[[str], None]) -> di
     if not path.exists():
         told(f"audit: {' '.join(flags)}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        call = [sys.executable, "-c", "from dpfpl_bench.cli import main; main()", "audit", *flags]
         done = subprocess.run(
-            [*call, "--seeds", str(SEEDS), "--out", str(path)],
+            [sys.executable, "-m", "dpfpl_bench", "audit", *flags, "--seeds", str(AUDIT_SEEDS), "--out", str(path)],
             capture_output=True,
             text=True,
             env=os.environ | {"OMP_NUM_THREADS": "1"},

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dpfpl_common.errors import ModelError
 from random_models.parts import Sizes
@@ -40,7 +40,7 @@ class Trial:
     sizes: Sizes = USUAL
     batch: int = 16
     device: str = "cpu"
-    precision: str = "float32"
+    precision: Literal["float32", "bfloat16"] = "float32"
     threads: int = 1
 
 

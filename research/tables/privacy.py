@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, cast
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from dpfpl_client.models.dual_encoder import DualEncoder, as_dual_encoder
 from dpfpl_client.models.loader import load_backbone
 from dpfpl_client.models.text_tower.choice import TextPass
 from dpfpl_client.models.text_tower.shared_prefix import ClassTokens
-from dpfpl_common.experiment import METHODS, Experiment, RoundSettings
+from dpfpl_common.experiment import METHODS, Experiment, Mechanism, Method, RoundSettings, Trust
 from dpfpl_common.ops.telemetry import silence_telemetry
 from dpfpl_server.runs.result import floors_from_metrics, mean
 
@@ -139,6 +139,11 @@ Pair = dict[str, float | None]
 SITES: Final = 4
 
 
+Data = Literal["digits", "shapes"]
+Projection = Literal["none", "text"]
+Way = tuple[Mechanism, Trust, Projection]
+
+
 @dataclass(frozen=True)
 class PrivacyRun:
     """One run.
@@ -150,13 +155,13 @@ class PrivacyRun:
         size: dimension that the features are lifted into; 0 = the model's own.
     """
 
-    method: str
-    mechanism: str
-    trust: str
-    projection: str = "none"
+    method: Method
+    mechanism: Mechanism
+    trust: Trust
+    projection: Projection = "none"
     epsilon: float | None = None
     seed: int = 0
-    data: str = "digits"
+    data: Data = "digits"
     rank: int = 2
     per_class: int = 0
     size: int = 0
@@ -219,7 +224,7 @@ def _model() -> DualEncoder:
 
 
 @functools.cache
-def _sites(data: str, seed: int) -> tuple[tuple[str, ...], tuple[SimulatedSite, ...]]:
+def _sites(data: Data, seed: int) -> tuple[tuple[str, ...], tuple[SimulatedSite, ...]]:
     settings = DataSettings(source=data, split_seed=seed)
     names = list_classes(settings)
     pool = read_pool(settings, names, None)
@@ -271,7 +276,7 @@ silence_telemetry()
 
 SEEDS: Final = 3
 EPSILONS: Final = (8.0, 4.0, 2.0, 1.0, 0.5)
-WAYS: Final = (
+WAYS: Final[tuple[Way, ...]] = (
     ("per_step", "distributed", "none"),
     ("per_step", "central", "none"),
     ("per_step", "local", "none"),
@@ -280,7 +285,7 @@ WAYS: Final = (
 )
 """Mechanism, trust and projection."""
 
-NARROW: Final = (WAYS[0], WAYS[3], WAYS[4])
+NARROW: Final[tuple[Way, ...]] = (WAYS[0], WAYS[3], WAYS[4])
 FLOORS: Final = ("zero_shot", "global_only", "local_only", "centralised")
 
 
@@ -359,7 +364,7 @@ def runs_of(tables: Sequence[str]) -> list[PrivacyRun]:
     return list(dict.fromkeys(every))
 
 
-def _with_floors(data: str) -> list[PrivacyRun]:
+def _with_floors(data: Data) -> list[PrivacyRun]:
     runs = [PrivacyRun("dpfpl", "per_step", "local", seed=seed, data=data) for seed in range(SEEDS)]
     assert all(run.has_floors for run in runs)
     return runs

@@ -1,50 +1,77 @@
-"""docs/results/benchmarks.md: every table names seeds, settings, events, floors and the worst site."""
+"""docs/results/benchmarks.md: every table stands beside each site alone, and names seeds, settings and what failed."""
 
 import pytest
 
-from dpfpl_bench.simulation.curves import PREFERENCES, STRENGTHS
+from dpfpl_bench.simulation.curves import PREFERENCES
 from dpfpl_bench.sweep.sweep import SweepOutcome
-from research.tables.benchmark_page import aims_section, audit_section, page
-from research.tables.benchmarks import STUDIES
+from research.tables.benchmark_page import audit_section, page
+from research.tables.benchmarks import EPSILONS, SEEDS, STUDIES
 
 
-def result(cell, local=0.9):
-    floor = {"local": 0.8, "neighbour": 0.7, "worst_site": 0.6}
-    floors = {"zero_shot": floor, "global_only": floor, "local_only": floor | {"local": 0.85}}
+def accuracies(own, others=0.75, every=0.8):
+    return {"local": own, "neighbour": others, "all": every, "worst_site": own - 0.3}
+
+
+def result(cell, own=0.9):
+    with_vectors = cell.mechanism == "one_shot"
+    baselines = {"zero_shot": accuracies(0.7), "local_only": accuracies(0.85)}
+    candidates = {"zero_shot": accuracies(0.7), "prompt": accuracies(0.8, 0.7, 0.6)}
+    if with_vectors:
+        baselines["local_only_evidence"] = accuracies(0.88, 0.55, 0.65)
+        candidates |= {"text": accuracies(0.71, 0.61, 0.66), "evidence": accuracies(0.89, 0.74, 0.79)}
     if cell.epsilon is None:
-        floors |= {"local_only_no_noise": floor | {"local": 0.95}, "centralised": floor}
-    return {
-        "accuracy": {"local": local, "neighbour": 0.75, "worst_site": 0.55},
-        "floors": floors,
-        "privacy": {
-            "epsilons": [
-                {"adversary": "prompt_recipient", "epsilon": cell.epsilon or "infinite"},
-                {"adversary": "operator", "epsilon": "infinite"},
-            ],
-            "events": [
-                {"adversary": "prompt_recipient", "noise_multiplier": 1.25, "sample_rate": 0.5, "steps": 40},
-            ],
-        },
-        "strength_curve": [
-            {"strength": alpha, "local": 0.5 + alpha / 10, "neighbour": 0.7, "worst_site": 0.4} for alpha in STRENGTHS
-        ],
+        baselines |= {"local_only_no_noise": accuracies(0.95), "centralised": accuracies(0.97)}
+    found = {
+        "accuracy": accuracies(own - cell.seed / 100),
+        "baselines": baselines,
+        "candidates": candidates,
+        "privacy": {"epsilons": [{"adversary": "operator", "epsilon": cell.epsilon or "infinite"}]},
         "preference_curve": [
             {
                 "preference": value,
                 "zero_shot_local": 0.8 + value / 20,
                 "zero_shot_neighbour": 0.8 - value / 20,
-                "personalised_local": local,
+                "personalised_local": own,
                 "personalised_neighbour": 0.75,
             }
             for value in PREFERENCES
         ],
-        "seconds": 3.0,
     }
+    if with_vectors:
+        alone = None if cell.seed == 0 and cell.epsilon == 1.0 else 0.6
+        found["own_at_equal_others"] = {"federated": 0.95, "alone": alone, "zero_shot": 0.72}
+    return found
 
 
 def outcome(study):
     cells = [cell for sweep in study.sweeps for cell in sweep.cells()]
     return SweepOutcome(results={cell: result(cell) for cell in cells})
+
+
+GROWTH = [
+    {
+        "set": "digits",
+        "epsilon": epsilon,
+        "lines": {
+            n: dict.fromkeys(("secure", "pooled", "alone", "unnoised", "text"), (50.0 + n, 1.0)) for n in (1, 5, 10)
+        },
+    }
+    for epsilon in (8.0, 2.0)
+]
+
+
+@pytest.fixture
+def written(tmp_path):
+    return page(
+        {study.key: outcome(study) for study in STUDIES},
+        GROWTH,
+        tmp_path,
+        "## Attacks\n",
+    ), tmp_path
+
+
+def section(text, title):
+    return next(part for part in text.split("\n## ") if part.startswith(title))
 
 
 def test_every_run_of_every_study_has_settings_of_its_own():
@@ -56,72 +83,53 @@ def test_every_run_of_every_study_has_settings_of_its_own():
                 sweep.run_of(cell)
 
 
-def test_defaults_are_held_against_the_private_floor_on_both_sets_at_four_epsilons_and_three_seeds():
+def test_both_sets_are_measured_with_and_without_noise_beside_each_site_alone():
     for data in ("digits", "shapes"):
-        (study,) = (s for s in STUDIES if s.key == f"{data}-default")
-        bare, noisy = study.sweeps
-        assert noisy.floors == "alone"
-        assert bare.floors == "all"
-        assert {(c.epsilon, c.seed) for c in noisy.cells()} == {(e, s) for e in (8.0, 4.0, 2.0, 1.0) for s in range(3)}
+        for key in ("default", "dirichlet"):
+            (study,) = (s for s in STUDIES if s.key == f"{data}-{key}")
+            bare, noisy = study.sweeps
+            assert (bare.floors, noisy.floors) == ("all", "alone")
+            assert {(c.epsilon, c.seed) for c in noisy.cells()} == {(e, s) for e in EPSILONS for s in range(SEEDS)}
 
 
-@pytest.fixture
-def written(tmp_path):
-    kept = {study.key: outcome(study) for study in STUDIES if study.key in ("digits-default", "ranks")}
-    return page(kept, tmp_path, "## Attacks\n", 90.0), tmp_path
-
-
-def test_a_table_names_seeds_settings_events_floors_and_the_worst_site(written):
+def test_the_headline_is_own_accuracy_where_the_others_are_known_and_says_where_there_is_none(written):
     text, docs = written
-    assert "## The default settings on digits" in text
-    assert "on shapes" not in text.replace("digits and shapes", "")
-    assert "| none | 90.0 ± 0.0 | 75.0 ± 0.0 | 55.0 | 80.0 / 70.0 | 80.0 / 70.0 | 85.0 / 70.0 | +10.0 / +5.0 |" in text
-    assert "8: z 1.250, rate 0.5, 40 releases (one_shot)" in text
-    assert "each site alone without noise 95.0 / 70.0, worst site 60.0" in text
-    assert "clipping_norm 0.1" in text
-    assert "alpha 1.5" in text
-    assert (
-        "| any | plain text | 70.0 / 90.0 | 75.0 / 85.0 | 80.0 / 80.0 | 85.0 / 75.0 | 90.0 / 70.0 | 100.0 / 60.0 | |"
-        in text
-    )
-    assert "| 90.0 / 75.0 | 85.0, +5.0 |" in text
-    for picture in ("digits-default-accuracy-by-epsilon", "ranks-accuracy-by-rank"):
-        assert (docs / "images" / f"benchmark-{picture}.svg").is_file()
+    headline = section(text, "What federating brings")
+    assert "| digits | 4, pathological | 2 | 95.0 ± 0.0 | 60.0 ± 0.0 | 72.0 ± 0.0 |" in headline
+    assert "| digits | 4, pathological | 1 | 95.0 ± 0.0 | 60.0 ± 0.0 (4 of 5) | 72.0 ± 0.0 |" in headline
+    assert (docs / "images" / "benchmark-own-at-equal-others.svg").is_file()
+    assert "| digits | 8 | 5 | 55.0 ± 1.0 |" in section(text, "What more sites bring")
+    assert (docs / "images" / "benchmark-growth.svg").is_file()
 
 
-def runs_of_default(own_at_2=0.9, own_alone=0.85):
+def test_a_table_stands_beside_each_site_alone_under_the_same_promise(written):
+    text, _ = written
+    table = section(text, "Sites that share no class, digits")
+    line = next(line for line in table.splitlines() if line.startswith("| 2 |"))
+    assert line.split(" | ")[1:] == [
+        "88.0 ± 1.6", "75.0 ± 0.0", "80.0 ± 0.0", "56.0", "80.0 / 70.0 / 60.0", "89.0 / 74.0 / 79.0",
+        "71.0 / 61.0 / 66.0", "88.0 / 55.0 / 65.0", "+0.0 / +20.0 / +15.0", "2", "5 |",
+    ]  # fmt: skip
+    assert "trained until it stops improving 97.0 / 75.0 / 80.0" in table
+    assert "learning_rate 0.02" in table
+
+
+def test_prompts_alone_are_held_against_a_mere_preference_for_own_classes(written):
+    text, _ = written
+    table = section(text, "The paper's own set-up, digits")
+    assert "| +5.0 |" in table
+    assert "class vectors alone" not in table
+
+
+def test_what_is_missing_or_failed_is_said(tmp_path):
     (study,) = (s for s in STUDIES if s.key == "digits-default")
-    cells = [cell for sweep in study.sweeps for cell in sweep.cells()]
-    results = {cell: result(cell, own_at_2 if cell.epsilon == 2.0 else 0.9) for cell in cells}
-    for each in results.values():
-        each["floors"]["local_only"] = {"local": own_alone, "neighbour": 0.7, "worst_site": 0.6}
-    return {"digits-default": SweepOutcome(results=results)}
-
-
-def test_an_aim_is_reached_only_where_the_runs_say_so():
-    text = aims_section(runs_of_default())
-    assert "at most 2 points of own accuracy against no noise | digits | 0.0 | yes |" in text
-    assert "| digits | +10.0 (epsilon 8), +10.0 (4), +10.0 (2), +10.0 (1) | yes |" in text
-    assert (
-        "each site alone under the same promise | digits | +5.0 (epsilon 8), +5.0 (4), +5.0 (2), +5.0 (1) | yes |"
-        in text
-    )
-    assert "shapes" not in text
-
-    text = aims_section(runs_of_default(own_at_2=0.79, own_alone=0.9))
-    assert "at most 2 points of own accuracy against no noise | digits | 11.0 | no |" in text
-    assert "| digits | +10.0 (epsilon 8), +10.0 (4), -1.0 (2), +10.0 (1) | no |" in text
-    assert "| digits | +0.0 (epsilon 8), +0.0 (4), -11.0 (2), +0.0 (1) | no |" in text
-
-
-def test_the_gain_that_is_kept_is_that_of_the_best_strength_that_stays_near_zero_shot():
-    runs = runs_of_default()
-    for each in runs["digits-default"].results.values():
-        each["floors"]["zero_shot"] = {"local": 0.5, "neighbour": 0.7, "worst_site": 0.5}
-        for point in each["strength_curve"]:  # alpha 0.5: 0.8 own, 0.69 others'; alpha 0.75: 0.95 and 0.67
-            alpha = point["strength"]
-            point |= {"local": 0.5 + 0.6 * alpha, "neighbour": 0.73 - 0.08 * alpha}
-    assert "| digits | 75 % (epsilon 8), 75 % (4), 75 % (2), 75 % (1) | no |" in aims_section(runs)
+    whole = outcome(study)
+    *kept, lost, failed = whole.results
+    part = SweepOutcome(results={cell: whole.results[cell] for cell in kept}, failed={failed: "NO_IMAGES: none"})
+    text = page({study.key: part}, [], tmp_path, "")
+    assert "**Not whole: 1 runs are missing;**" in text
+    assert "Failed: NO_IMAGES: none." in text
+    assert lost
 
 
 def finding(**changes):

@@ -60,7 +60,7 @@ Trust = Literal["distributed", "central", "local", "secure"]
 Unit = Literal["example", "site"]
 
 MECHANISMS: tuple[str, ...] = get_args(Mechanism)
-METHODS: tuple[str, ...] = get_args(Method)
+METHODS: tuple[Method, ...] = get_args(Method)
 TASKS: tuple[str, ...] = get_args(Task)
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
