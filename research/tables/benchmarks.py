@@ -28,7 +28,7 @@ __all__ = ["AUDITS", "EPSILONS", "EXAMPLES", "STUDIES", "Study", "benchmarks", "
 
 EPSILONS = (8.0, 2.0, 1.0)
 SETS = ("digits", "shapes")
-SEEDS = 5
+SEEDS, FEWER_SEEDS = 5, 3
 GROWTH_SETS = ("digits", "shapes-more")
 EXAMPLES = "Example: python -m research benchmarks --out runs/benchmarks --docs docs/results"
 
@@ -41,7 +41,7 @@ class Study:
         key: the prefix of its files.
         title: of its section.
         says: what its sites are and what it answers.
-        sweeps: its runs: without noise beside all baselines, with noise beside each site alone under the same promise.
+        sweeps: its runs; every one stands beside each site alone under the same promise.
     """
 
     key: str
@@ -50,17 +50,11 @@ class Study:
     sweeps: tuple[Sweep, ...]
 
 
-def _study(key: str, title: str, says: str, base: Sweep, grid: Grid) -> Study:
-    bare = dataclasses.replace(grid, epsilon=())
-    noisy = dataclasses.replace(grid, no_noise=False)
-    return Study(
-        key,
-        title,
-        says,
-        (
-            dataclasses.replace(base, name=f"{key}-bare", grid=bare),
-            dataclasses.replace(base, name=key, floors="alone", grid=noisy),
-        ),
+def _beside_all(key: str, base: Sweep) -> tuple[Sweep, Sweep]:
+    """Without noise beside all baselines; with noise beside each site alone under the same promise."""
+    return (
+        dataclasses.replace(base, name=f"{key}-bare", grid=Grid(epsilon=())),
+        dataclasses.replace(base, name=key, floors="alone", grid=Grid(epsilon=EPSILONS, no_noise=False)),
     )
 
 
@@ -68,26 +62,42 @@ STUDIES = tuple(
     study
     for data in SETS
     for study in (
-        _study(
+        Study(
             f"{data}-default",
             f"Sites that share no class, {data}",
             "Four sites with classes of their own and the default settings: one noised release, `local` trust.",
-            Sweep(data=data, seeds=SEEDS),
-            Grid(epsilon=EPSILONS),
+            _beside_all(f"{data}-default", Sweep(data=data, seeds=SEEDS)),
         ),
-        _study(
+        Study(
             f"{data}-dirichlet",
             f"Small sites that share classes, {data}",
             "Twelve sites, Dirichlet(0.3), 30 to 260 training images each, the default settings.",
-            Sweep(data=data, seeds=SEEDS, sites=12, partition="dirichlet"),
-            Grid(epsilon=EPSILONS),
+            (
+                Sweep(
+                    name=f"{data}-dirichlet",
+                    data=data,
+                    seeds=FEWER_SEEDS,
+                    sites=12,
+                    partition="dirichlet",
+                    floors="alone",
+                    grid=Grid(epsilon=EPSILONS),
+                ),
+            ),
         ),
-        _study(
+        Study(
             f"{data}-per-step",
             f"The paper's own set-up, {data}",
             "Prompts alone (`evidence = false`), noise at every step (`per_step`, `distributed`), the same sites.",
-            Sweep(data=data, seeds=3, prompt=RunPrompt(evidence=False)),
-            Grid(mechanism=("per_step",), trust=("distributed",), epsilon=(8.0, 2.0)),
+            (
+                Sweep(
+                    name=f"{data}-per-step",
+                    data=data,
+                    seeds=FEWER_SEEDS,
+                    floors="alone",
+                    prompt=RunPrompt(evidence=False),
+                    grid=Grid(mechanism=("per_step",), trust=("distributed",), epsilon=(8.0, 2.0)),
+                ),
+            ),
         ),
     )
 )

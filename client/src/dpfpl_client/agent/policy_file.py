@@ -86,7 +86,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise StateError(
             code="APPROVALS_UNREADABLE",
             message=f"{path} cannot be read ({error}).",
-            advice="Remove it and approve anew.",
+            advice="Remove it and approve again.",
         ) from None
     return table
 

@@ -258,7 +258,7 @@ def _unregistered(experiment: Experiment, sites: Mapping[str, Site]) -> list[dic
             problems.append(_refusal("this server", "sites", f"{name} is not provisioned."))
         elif not site.agent_key:
             problems.append(
-                _refusal("this server", "sites", f"{name} has no signing key: provision it anew (--force).")
+                _refusal("this server", "sites", f"{name} has no signing key: provision it again (--force).")
             )
     return problems
 
