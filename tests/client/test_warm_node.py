@@ -163,6 +163,39 @@ def test_L6_a_reply_stays_whole_where_the_receipt_of_a_part_is_lost(lost: int) -
     assert [part for part in expected if not server.object_store.get(part)] == []
 
 
+def test_a_reply_to_a_message_that_was_given_up_makes_no_later_reply_wait() -> None:
+    """Flower's loop: the first message was given up, and its ClientApp answers when the second has been taken."""
+    state, sent = InMemoryNodeState(InMemoryObjectStore()), []
+
+    def answer(name: str) -> None:
+        question = Message(RecordDict(), metadata=Metadata(7, name, 1, 2, "", "1", 1.0, 1e6, "train"))
+        reply = Message(RecordDict(), reply_to=question)
+        flower_patches.flower_loop._insert_message(reply, state, state.object_store)
+        state.record_message_processing_start(message_id=name)
+        state.record_message_processing_end(message_id=name)
+
+    def taken() -> int:
+        answer("first")
+        return 7
+
+    turns = [lambda: None, taken, lambda: answer("second")]  # what each look for a message brings; then there is none
+
+    def pull(**_: object) -> int | None:
+        return turns.pop(0)() if turns else None
+
+    def send(message: Message, *_: object) -> tuple[set[str], str]:
+        sent.append(message.metadata.reply_to_message_id)
+        return set(), ""
+
+    look = flower_patches._or_waiting(pull)
+    for _ in range(6):
+        if look(state=state) is not None:
+            flower_patches.flower_loop._push_messages(
+                state=state, object_store=state.object_store, send=send, push_object=lambda *_: None
+            )
+    assert sent == ["first", "second"]
+
+
 def test_flowers_waits_are_shortened(monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
     monkeypatch.setattr(time, "sleep", slept.append)

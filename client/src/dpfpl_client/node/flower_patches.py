@@ -34,6 +34,7 @@ __all__ = [
     "failure_reason",
     "pull_again_soon",
     "push_every_part",
+    "push_late_replies",
     "shorten_waits",
     "watch_the_link",
 ]
@@ -76,6 +77,16 @@ PATCHES = (
         "A part of a reply whose receipt was lost with the connection is refused when it is sent again, and all parts "
         "behind it are left out: the reply is never whole.",
         "SuperNode: a part that is there already is no error",
+    ),
+    Patch(
+        "push_late_replies",
+        {
+            "flwr.supernode.start_client_internal:start_client_internal": "bb3df95a5f63",
+            "flwr.supernode.nodestate.in_memory_nodestate:InMemoryNodeState.get_messages": "337c6ecb6ac9",
+        },
+        "Replies are sent only after a message was taken. One whose message was given up with the connection waits for "
+        "the next message and is sent in the place of its reply: from then on the node is one message late.",
+        "SuperNode: send replies whenever there are some",
     ),
 )
 
@@ -268,6 +279,11 @@ def announce_messages(told: int) -> None:
     flower_loop._pull_and_store_message = _announced(flower_loop._pull_and_store_message, told)
 
 
+def push_late_replies() -> None:
+    """Have Flower send a reply also where no message came before it."""
+    flower_loop._pull_and_store_message = _or_waiting(flower_loop._pull_and_store_message)
+
+
 def push_every_part() -> None:
     """Have Flower send the rest of a reply also where the server has one of its parts already."""
     flower_loop._push_messages = _not_broken_off(flower_loop._push_messages)
@@ -287,6 +303,28 @@ def _announced(pull: Callable[..., int | None], told: int) -> Callable[..., int 
         return run
 
     return pull_and_tell
+
+
+def _or_waiting(pull: Callable[..., int | None]) -> Callable[..., int | None]:
+    """Flower's taking of one message, which counts as a message where a reply waits to be sent.
+
+    The ClientApp may answer a message that Flower gives up meanwhile, because the server was away and has ended the
+    run. Flower looks for replies only after it took a message, and takes any for that message's.
+    """
+
+    def pull_or_look(*, state: Any, **arguments: Any) -> int | None:
+        run = pull(state=state, **arguments)
+        return _waiting_reply(state) if run is None else run
+
+    return pull_or_look
+
+
+def _waiting_reply(state: Any) -> int | None:
+    """The run of a reply that was not taken for sending yet; ``get_messages`` would take it."""
+    with state.lock_msg_store:
+        entries = list(state.msg_store.values())
+    waiting = (e.message.metadata for e in entries if e.message.metadata.reply_to_message_id and not e.is_retrieved)
+    return next((metadata.run_id for metadata in waiting), None)
 
 
 def _not_broken_off(push: Callable[..., None]) -> Callable[..., None]:

@@ -113,6 +113,7 @@ def main() -> NoReturn:
     flower_patches.watch_the_link(Path(os.environ["FLWR_HOME"]) / "link.json")
     flower_patches.shorten_waits(poll_s)
     flower_patches.announce_messages(told)
+    flower_patches.push_late_replies()
     flower_patches.push_every_part()
     own = ("--isolation", "process", "--superexec-auth-secret-file", _readable_once(secret))
     sys.argv = ["flower-supernode", *sys.argv[1:], *own]
