@@ -26,6 +26,8 @@ PROGRAMS = {
 }
 HEAVY = {"torch", "numpy", "flwr", "transformers", "pydantic", "PIL", "matplotlib"}
 
+SLOW = {"dp_accounting", "scipy", "torch", "flwr"}
+
 
 def typed(*arguments):
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=60, check=False)
@@ -45,6 +47,13 @@ def test_help_imports_nothing_heavy(program):
     done = typed("-c", source + f"finally: print('LOADED', sorted({HEAVY!r} & sys.modules.keys()))")
     assert "Usage" in done.stdout
     assert "LOADED []" in done.stdout
+
+
+@pytest.mark.parametrize("module", ["dpfpl_client.agent.ledger.view", "dpfpl_server.runs.state"])
+def test_what_shows_a_state_waits_for_no_accountant(module):
+    """dp-accounting takes more than a second, and is for those who compute an epsilon."""
+    done = typed("-c", f"import sys, {module}; print('LOADED', sorted({SLOW!r} & sys.modules.keys()))")
+    assert done.stdout == "LOADED []\n", done.stderr
 
 
 def every_command(command, name):

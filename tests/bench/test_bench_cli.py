@@ -1,6 +1,7 @@
 """``dpfpl-bench run`` from the command line: any image folder, any CLIP folder, strict JSON, clear errors."""
 
 import csv
+import io
 import json
 import shutil
 import sys
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
@@ -258,6 +260,24 @@ def test_what_data_means(tmp_path):
             data_settings(wrong, 0)
 
 
+def test_without_a_terminal_what_takes_long_is_told_in_lines():
+    said, now = io.StringIO(), [0.0]
+    progress = RunProgress(Console(file=said, markup=False), 10, clock=lambda: now[0])
+    progress.step("baseline: every site alone")
+    for done in range(4):
+        progress.counted(done, 4)
+        now[0] += 6.0
+    assert said.getvalue().splitlines() == ["baseline: every site alone", "baseline: every site alone: 2/4"]
+
+
+def test_what_the_evidence_says_is_told_once():
+    said = io.StringIO()
+    progress = RunProgress(Console(file=said, markup=False), 10)
+    for text in ("nothing stands out", "nothing stands out", "2 of 3 stand out"):
+        progress.status({"phase": "EVIDENCE", "round": 1, "text": text})
+    assert said.getvalue().splitlines() == ["nothing stands out", "2 of 3 stand out"]
+
+
 @pytest.mark.parametrize("text", ["none", "inf", "INFINITE"])
 def test_no_epsilon(text):
     assert parse_epsilon(text) is None
@@ -265,10 +285,6 @@ def test_no_epsilon(text):
 
 
 def test_progress_counts_every_sites_images_against_its_own_total():
-    import io
-
-    from rich.console import Console
-
     with RunProgress(Console(file=io.StringIO(), force_terminal=True), 3) as progress:
         progress.counted(10, 10)
         progress.counted(3, 40)

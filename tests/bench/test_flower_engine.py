@@ -12,7 +12,7 @@ import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from dpfpl_bench.simulation import flower_engine
-from dpfpl_bench.simulation.flower_engine import FlowerSimulation, _nodes_by_site, require_ray
+from dpfpl_bench.simulation.flower_engine import FlowerSimulation, nodes_by_partition, require_ray
 from dpfpl_bench.simulation.in_process import InProcessGrid, SimulatedSite, Simulation
 from dpfpl_client.agent.ledger.book import Ledger
 from dpfpl_client.learning.learner import SiteFeatures
@@ -155,16 +155,21 @@ def test_a_runtime_that_ends_early_is_an_error_not_a_wait(backbone, monkeypatch)
     assert caught.value.code == "SIMULATION_FAILED"
 
 
-def test_nodes_are_asked_which_site_they_are():
-    """Node ids are drawn at random, so their order says nothing."""
-    names = {1: "south", 2: "east", 3: "north"}
+def test_nodes_are_asked_which_partition_they_are():
+    """Node ids are drawn at random, so their order says nothing; Flower registers them one after another."""
+    partitions = {1: 2, 2: 0, 3: 1}
 
     class Asked(InProcessGrid):
+        looks = 0
+
+        def get_node_ids(self):
+            self.looks += 1
+            return list(partitions)[: self.looks - 1]
+
         def _answer(self, message):
             assert message.metadata.message_type == "query"
-            site = ConfigRecord({"name": names[message.metadata.dst_node_id]})
-            return Message(RecordDict({"site": site}), reply_to=message)
+            assert message.content["plan"]["folder"] == "here"
+            node = {"partition-id": partitions[message.metadata.dst_node_id], "num-partitions": 3}
+            return Message(RecordDict({"node": ConfigRecord(node)}), reply_to=message)
 
-    grid = Asked(dict.fromkeys(("a", "b", "c")))
-
-    assert _nodes_by_site(grid, ("east", "north", "south")) == {"south": 1, "east": 2, "north": 3}
+    assert nodes_by_partition(Asked(dict.fromkeys(("a", "b", "c"))), "here") == [2, 3, 1]

@@ -35,6 +35,8 @@ from dpfpl_common.privacy.accounting import (
 
 pytestmark = pytest.mark.privacy
 
+RELATION = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
+
 
 def event(noise_multiplier, sample_rate=1.0, steps=1):
     return PrivacyEvent("other_site", "per_step", noise_multiplier, sample_rate, steps)
@@ -93,7 +95,7 @@ def test_P7_pld_is_never_above_renyi_and_never_below_a_lower_bound(z, q, steps, 
 @pytest.mark.parametrize(("z", "q", "steps", "delta"), GRID[:6])
 def test_renyi_equals_opacus(z, q, steps, delta):
     orders = list(range(2, 64))
-    ours = accounting.rdp.RdpAccountant(orders, neighboring_relation=accounting.RELATION)
+    ours = dp_accounting.rdp.RdpAccountant(orders, neighboring_relation=RELATION)
     ours.compose(accounting._event(z, q, steps))
     theirs = opacus_rdp.compute_rdp(q=q, noise_multiplier=z, steps=steps, orders=orders)
     spent, _ = opacus_rdp.get_privacy_spent(orders=orders, rdp=theirs, delta=delta)
@@ -123,7 +125,7 @@ def test_P7_pld_equals_opacus_prv(z, q, steps):
 )
 def test_P7_the_grid_of_a_step_is_dp_accountings_own(releases, delta):
     interval = accounting._interval(releases)
-    accountant = dp_accounting.pld.PLDAccountant(accounting.RELATION, value_discretization_interval=interval)
+    accountant = dp_accounting.pld.PLDAccountant(RELATION, value_discretization_interval=interval)
     for release in releases:
         accountant.compose(accounting._event(*release))
     ours = accounting._pld_epsilon(releases, delta, interval)
@@ -142,7 +144,7 @@ SETTINGS = [
 def test_P7_renyi_equals_opacus_on_two_hundred_settings():
     orders = list(range(2, 64))
     for z, q, steps in SETTINGS:
-        ours = accounting.rdp.RdpAccountant(orders, neighboring_relation=accounting.RELATION)
+        ours = dp_accounting.rdp.RdpAccountant(orders, neighboring_relation=RELATION)
         ours.compose(accounting._event(z, q, steps))
         theirs = opacus_rdp.compute_rdp(q=q, noise_multiplier=z, steps=steps, orders=orders)
         spent, _ = opacus_rdp.get_privacy_spent(orders=orders, rdp=theirs, delta=1e-5)

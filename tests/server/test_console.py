@@ -95,6 +95,19 @@ def test_spent_and_planned_epsilons_are_the_accountants(run):
     assert seen["unit"].startswith("one training example")
 
 
+@pytest.mark.privacy
+def test_what_is_spent_is_never_below_what_a_site_may_have_been_charged(run):
+    """A first round that was abandoned: the sites may have released, though no round is completed."""
+    dropped = {"clinic-b": "NO_REPLY: late"}
+    run.folder.add_event(
+        {"phase": "ROUND_ABANDONED", "round": 1, "attempt": 1, "dropped": dropped, "codes": {"clinic-b": "NO_REPLY"}}
+    )
+    seen = look(run)
+    assert seen["round"] == 0
+    charged = max(site["epsilon_at_most"] for site in seen["sites"])
+    assert seen["privacy"]["epsilons"][0]["spent"] == charged > 0
+
+
 def test_nothing_is_spent_before_the_first_round(run):
     assert {entry["spent"] for entry in look(run)["privacy"]["epsilons"]} == {0.0}
     assert look(run)["chart"]["svg"] == ""

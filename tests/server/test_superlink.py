@@ -137,11 +137,6 @@ def test_old_keys_and_removed_sites_lose_their_access(folder: Path, monkeypatch:
     assert [node.public_key for node in fake.nodes()] == [sites["a"].public_key]
 
 
-def test_the_bundle_in_deploy_is_the_installed_one() -> None:
-    deployed = (REPOSITORY / "deploy" / "bundle" / "pyproject.toml").read_bytes()
-    assert bundle_files() == {"pyproject.toml": deployed}
-
-
 def test_the_bundle_is_a_pointer_to_the_installed_apps() -> None:
     bundle = tomllib.loads(bundle_files()["pyproject.toml"].decode())
     app = bundle["tool"]["flwr"]["app"]

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from dpfpl_client.agent import build
 from dpfpl_client.agent.build import build_agent
 from dpfpl_client.agent.ledger.anchor import StateLock
 from dpfpl_client.learning.step import SeededRandomness, SystemRandomness
@@ -62,6 +63,14 @@ def test_an_agent_is_built_from_site_toml(fresh_site):
     steps.clear()
     build_agent(settings, lambda *step: steps.append(step)).lock.release()
     assert steps == []  # the second start computes no feature again
+
+
+def test_no_request_waits_for_the_accountants_import(fresh_site, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(build, "load_library", lambda: loaded.append(True))
+    built = build_agent(load_site(fresh_site))
+    built.lock.release()
+    assert loaded == [True]
 
 
 def test_a_failed_start_leaves_the_state_free(fresh_site, image_folder):

@@ -41,7 +41,7 @@ from dpfpl_common.experiment import Experiment
 from dpfpl_server.federation.exchange import exchange
 from dpfpl_server.federation.rounds import DPFPLStrategy, Status
 
-__all__ = ["FlowerSimulation", "require_ray"]
+__all__ = ["FlowerSimulation", "client_app", "nodes_by_partition", "require_ray"]
 
 MAX_ACTORS = 2
 START_SECONDS = 600.0
@@ -52,6 +52,8 @@ RAY_VARIABLES = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning about future defaults
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # actors use this environment, also under ``uv run``
 }
+PLACE = ("partition-id", "num-partitions")
+"""What Flower's simulation tells a node in its configuration."""
 PARTS = ("train", "test", "neighbour_test")
 
 
@@ -75,10 +77,14 @@ class FlowerSimulation:
         offline: as for ``load_backbone``.
         sites: names and features.
         seed: of sampling, factor starts and noise.
+        grid: of a runtime that is up and has a node for each site, as under ``flwr run``; None starts one for each run.
     """
 
-    def __init__(self, model: str, offline: bool, sites: Sequence[SimulatedSite], seed: int) -> None:
+    def __init__(
+        self, model: str, offline: bool, sites: Sequence[SimulatedSite], seed: int, grid: Grid | None = None
+    ) -> None:
         self._sites = list(sites)
+        self._grid = grid
         names = tuple(site.name for site in sites)
         self._plan = Plan(model, offline, seed, torch.get_num_threads(), names, sites[0].features.classes)
 
@@ -86,45 +92,48 @@ class FlowerSimulation:
         self, experiment: Experiment, on_status: Callable[[Status], None] = lambda status: None
     ) -> SimulationOutcome:
         """One experiment from start to end; the sites start fresh."""
-        started = time.monotonic()
-        randomness = SeededRandomness(self._plan.seed).for_round("server", 0)
-        finished: list[DPFPLStrategy] = []
+        if self._grid is not None:
+            return self._run_over(self._grid, experiment, on_status)
+        finished: list[SimulationOutcome] = []
         stopped = threading.Event()
         server = ServerApp()
 
         @server.main()
         def main(grid: Grid, context: Context) -> None:
             _stop_pulling_when(stopped, grid)
-            nodes = _nodes_by_site(grid, self._plan.sites)
-            strategy = DPFPLStrategy(
-                experiment,
-                nodes,
-                keys=None,
-                on_status=on_status,
-                noise=randomness.noise,
-                sampler=randomness.sampler,
-            )
-            strategy.run(grid)
-            finished.append(strategy)
+            finished.append(self._run_over(grid, experiment, on_status))
 
-        with tempfile.TemporaryDirectory(prefix="dpfpl-flower-") as folder:
-            _write_plan(Path(folder), self._plan, self._sites)
-            try:
-                _run_on_ray(server, _client_app(folder), len(self._sites))
-            finally:
-                stopped.set()
-            personal = personal_contexts(
-                {site: DiskStore(Path(folder) / site) for site in self._plan.sites}, experiment
-            )
+        try:
+            _run_on_ray(server, client_app, len(self._sites))
+        finally:
+            stopped.set()
         if not finished:
             raise RoundError(
                 code="SIMULATION_FAILED",
                 message="Flower's simulation runtime ended before the experiment did.",
                 advice="Try again; --engine inprocess needs no runtime.",
             )
-        (strategy,) = finished
+        return finished[0]
+
+    def _run_over(self, grid: Grid, experiment: Experiment, on_status: Callable[[Status], None]) -> SimulationOutcome:
+        started = time.monotonic()
+        randomness = SeededRandomness(self._plan.seed).for_round("server", 0)
+        with tempfile.TemporaryDirectory(prefix="dpfpl-flower-") as folder:
+            _write_plan(Path(folder), self._plan, self._sites)
+            strategy = DPFPLStrategy(
+                experiment,
+                dict(zip(self._plan.sites, nodes_by_partition(grid, folder), strict=True)),
+                keys=None,
+                on_status=on_status,
+                noise=randomness.noise,
+                sampler=randomness.sampler,
+            )
+            checkpoint = strategy.run(grid)
+            personal = personal_contexts(
+                {site: DiskStore(Path(folder) / site) for site in self._plan.sites}, experiment
+            )
         return SimulationOutcome(
-            strategy.checkpoint, strategy.final_metrics, strategy.final_scores, personal, time.monotonic() - started
+            checkpoint, strategy.final_metrics, strategy.final_scores, personal, time.monotonic() - started
         )
 
 
@@ -218,25 +227,39 @@ def _stop_pulling_when(stopped: threading.Event, grid: Grid) -> None:
     setattr(grid, "pull_messages", pull_unless_stopped)  # noqa: B010  mypy forbids to assign a method
 
 
-def _nodes_by_site(grid: Grid, sites: Sequence[str]) -> dict[str, int]:
-    """Flower draws node ids at random: every node is asked which site it is."""
+def nodes_by_partition(grid: Grid, folder: str = "") -> list[int]:
+    """The runtime's node ids in the order of their partitions, once all are there.
+
+    Flower draws node ids at random, so every node is asked which partition it is, and remembers the folder.
+
+    Raises:
+        RoundError: a node does not start.
+    """
     end = time.monotonic() + START_SECONDS
-    while len(nodes := list(grid.get_node_ids())) < len(sites):
-        if time.monotonic() >= end:
+    found: dict[int, int] = {}
+    count = 1
+    while len(found) < count:
+        content = RecordDict({"plan": ConfigRecord({"folder": folder})})
+        nodes = set(grid.get_node_ids()) - set(found.values())
+        questions = {str(node): grid.create_message(content, "query", node, "0") for node in nodes}
+        outcome = exchange(grid, questions, START_SECONDS)
+        if outcome.failures:
+            node, why = min(outcome.failures.items())
             raise RoundError(
-                code="SITES_MISSING", message=f"Flower registered {len(nodes)} of {len(sites)} virtual nodes."
+                code="SITES_MISSING",
+                message=f"The virtual node {node} does not start: {why}",
+                advice="Try again; --engine inprocess needs no runtime.",
             )
-        time.sleep(0.05)
-    questions = {str(node): grid.create_message(RecordDict(), "query", node, "0") for node in nodes}
-    outcome = exchange(grid, questions, START_SECONDS)
-    if outcome.failures:
-        node, why = min(outcome.failures.items())
-        raise RoundError(
-            code="SITES_MISSING",
-            message=f"The virtual node {node} does not start: {why}",
-            advice="Try again; --engine inprocess needs no runtime.",
-        )
-    return {str(reply.content["site"]["name"]): int(node) for node, reply in outcome.replies.items()}
+        for node, reply in outcome.replies.items():
+            partition, count = (int(str(reply.content["node"][key])) for key in PLACE)
+            found[partition] = int(node)
+        if not nodes:
+            if time.monotonic() >= end:
+                raise RoundError(
+                    code="SITES_MISSING", message=f"Flower registered {len(found)} of {count} virtual nodes."
+                )
+            time.sleep(0.05)
+    return [found[partition] for partition in range(count)]
 
 
 def _write_plan(folder: Path, plan: Plan, sites: Sequence[SimulatedSite]) -> None:
@@ -251,29 +274,37 @@ def _write_plan(folder: Path, plan: Plan, sites: Sequence[SimulatedSite]) -> Non
         save_file(tensors, folder / site.name / "data.safetensors")
 
 
-# In the actors: everything is found again from the folder's path
+# In the actors: everything is found again from the folder's path, which each node keeps in its Flower state
+
+client_app = ClientApp()
+"""A virtual site's ClientApp, in any simulation of Flower's."""
 
 
-def _client_app(folder: str) -> ClientApp:
-    app = ClientApp()
-
-    @app.query()
-    def query(message: Message, context: Context) -> Message:
-        return Message(RecordDict({"site": ConfigRecord({"name": _site(folder, context)})}), reply_to=message)
-
-    @app.train()
-    def train(message: Message, context: Context) -> Message:
-        return _answer(folder, _site(folder, context), message)
-
-    @app.evaluate()
-    def evaluate(message: Message, context: Context) -> Message:
-        return _answer(folder, _site(folder, context), message)
-
-    return app
+@client_app.query()
+def introduce(message: Message, context: Context) -> Message:
+    """Keep where the plan is; say which of how many partitions this node is."""
+    context.state["plan"] = message.content["plan"]
+    return Message(
+        RecordDict({"node": ConfigRecord({key: context.node_config[key] for key in PLACE})}), reply_to=message
+    )
 
 
-def _site(folder: str, context: Context) -> str:
-    return _plan(folder).sites[int(context.node_config["partition-id"])]
+@client_app.train()
+def train(message: Message, context: Context) -> Message:
+    """Take part in a round."""
+    return _answer(*_place(context), message)
+
+
+@client_app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Answer the final request."""
+    return _answer(*_place(context), message)
+
+
+def _place(context: Context) -> tuple[str, str]:
+    """The plan's folder, and which of its sites this node is."""
+    folder = str(context.state["plan"]["folder"])
+    return folder, _plan(folder).sites[int(context.node_config["partition-id"])]
 
 
 @functools.cache

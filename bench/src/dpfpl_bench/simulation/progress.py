@@ -1,5 +1,7 @@
 """What a simulated run shows while it works."""
 
+import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -12,11 +14,16 @@ from dpfpl_server.federation.rounds import Status
 __all__ = ["RunProgress"]
 
 
-class RunProgress:
-    """A progress bar for images and rounds; plain lines where there is no terminal."""
+SILENCE_S = 10.0
+"""Without a terminal, so long at most goes by without a line while something is counted."""
 
-    def __init__(self, console: Console, rounds: int, *, quiet: bool = False) -> None:
-        self._console = console
+
+class RunProgress:
+    """A progress bar for images, rounds and baselines; plain lines where there is no terminal."""
+
+    def __init__(
+        self, console: Console, rounds: int, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._quiet = quiet
         self._rounds = rounds
         self._bar = Progress(
@@ -30,6 +37,9 @@ class RunProgress:
             transient=True,
         )
         self._text = ""
+        self._evidence = ""
+        self._clock = clock
+        self._spoke = clock()
         self._task: TaskID | None = None
 
     def __enter__(self) -> Self:
@@ -43,24 +53,33 @@ class RunProgress:
 
     def step(self, text: str) -> None:
         """A new part of the work begins."""
-        if not self._quiet:
-            self._bar.console.print(text)
+        self._say(text)
         self._text = text
         self._drop()
 
     def counted(self, done: int, total: int) -> None:
         """So much of the part that was named last is done: images, sites, steps."""
+        if self._bar.disable and self._clock() - self._spoke >= SILENCE_S:
+            self._say(f"{self._text}: {done}/{total}")
         self._advance(self._text, done, total)
 
     def status(self, status: Status) -> None:
         """The strategy reports."""
+        if status.get("phase") == "EVIDENCE" and status["text"] != self._evidence:
+            self._evidence = status["text"]
+            self._say(self._evidence)
         if status.get("phase") != "ROUND_DONE":
             return
         accuracy = mean_local_accuracy(status)
         text = "" if accuracy is None else f", local accuracy so far {accuracy:.1%}"
-        if self._bar.disable and not self._quiet:
-            self._console.print(f"round {status['round']}/{self._rounds}{text}")
+        if self._bar.disable:
+            self._say(f"round {status['round']}/{self._rounds}{text}")
         self._advance(f"rounds{text}", int(status["round"]), self._rounds)
+
+    def _say(self, text: str) -> None:
+        if not self._quiet:
+            self._bar.console.print(text)
+            self._spoke = self._clock()
 
     def _advance(self, text: str, done: int, total: int) -> None:
         if self._task is None:

@@ -1,5 +1,6 @@
 """``dpfpl-bench run``: one simulated federation from data and model to result.json."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -31,6 +32,8 @@ from dpfpl_server.runs.verdict import verdict
 
 if TYPE_CHECKING:
     from dpfpl_bench.simulation.flower_engine import FlowerSimulation
+
+    Engine = Callable[[Backbone, list[SimulatedSite]], Simulation | FlowerSimulation]
 
 __all__ = ["DOMAIN_FOLDERS", "RunRequest", "data_digest", "run_simulation", "write_result"]
 
@@ -87,8 +90,12 @@ def run_simulation(
     on_step: Callable[[str], None] = lambda text: None,
     on_count: Callable[[int, int], None] = lambda done, total: None,
     on_status: Callable[[Status], None] = lambda status: None,
+    engine: "Engine | None" = None,
 ) -> dict[str, Any]:
-    """Run it; the callbacks report progress. Returns what result.json holds."""
+    """Run it; the callbacks report progress. Returns what result.json holds.
+
+    ``engine`` makes what runs the experiment over these sites; None: what the request asks for.
+    """
     if request.engine == "flower":
         from dpfpl_bench.simulation.flower_engine import require_ray  # takes seconds, and Ray is an extra
 
@@ -107,7 +114,7 @@ def run_simulation(
     if warning := too_long_answers(scorer, experiment.task, [answer for _, answer in asked]):
         on_step(f"warning: {warning}")
     on_step("training")
-    outcome = _engine(request, backbone, sites).run(experiment, on_status)
+    outcome = (engine or functools.partial(_engine, request))(backbone, sites).run(experiment, on_status)
     floors = trained_floors(backbone, sites, experiment, request.seed, on_step, on_count, which=request.floors)
     result = build_result(
         experiment,

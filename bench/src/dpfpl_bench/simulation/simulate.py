@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
+    from dpfpl_bench.simulation.run import Engine
+
 __all__ = ["Given", "Simulated", "make_request", "parse_epsilon", "run_with_progress", "simulate", "without_blanks"]
 
 
@@ -126,13 +128,15 @@ def make_request(data: str = "", assignments: Sequence[str] = (), **given: Unpac
     return build(RunRequest, set_keys(without_blanks(table), assignments), "")
 
 
-def run_with_progress(request: RunRequest, console: Console, *, quiet: bool = False) -> dict[str, Any]:
-    """Run it and show how far it is; returns what result.json holds."""
+def run_with_progress(
+    request: RunRequest, console: Console, *, quiet: bool = False, engine: "Engine | None" = None
+) -> dict[str, Any]:
+    """Run it and show how far it is; returns what result.json holds. ``engine``: as of ``run_simulation``."""
     import torch
 
     torch.set_num_threads(request.threads)
     with RunProgress(console, request.rounds.number, quiet=quiet) as progress:
-        return run_simulation(request, progress.step, progress.counted, progress.status)
+        return run_simulation(request, progress.step, progress.counted, progress.status, engine)
 
 
 def simulate(

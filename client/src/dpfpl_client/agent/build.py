@@ -21,6 +21,7 @@ from dpfpl_client.models.loader import load_computing
 from dpfpl_client.site.settings import SiteSettings
 from dpfpl_common.errors import ConfigError, DataError, ModelError
 from dpfpl_common.policy import EXACT_METRICS, Policy
+from dpfpl_common.privacy.accounting import load_library
 
 __all__ = ["BuiltAgent", "build_agent", "check_delta", "check_public", "without_unusable_words"]
 
@@ -87,6 +88,7 @@ def build_agent(settings: SiteSettings, progress: Progress | None = None) -> Bui
         DpfplError: anything that is wrong with policy, data, model or state; then nothing is served.
     """
     load_policy(settings.path(settings.policy))  # before anything is made
+    load_library()  # no request waits for that second
     key_file = settings.path(settings.agent.key)
     key = load_signing_key(key_file) if settings.server.address or key_file.exists() else None  # no server, no need
     aggregation = aggregation_keys(settings)

@@ -3,6 +3,9 @@
 The neighbouring relation is everywhere: one unit (a training example, or a site's whole data set) is added or removed.
 Every event is a Poisson-subsampled Gaussian mechanism; composition is by privacy loss distributions (PLD, tight, an
 upper bound up to its stated discretisation), with Renyi accounting as a cross-check.
+
+dp-accounting takes more than a second to import, so it is imported where an epsilon is computed: what only reads events
+need not wait for it. An agent calls ``load_library`` before its first request.
 """
 
 import functools
@@ -11,11 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import dp_accounting
 import numpy as np
-from dp_accounting import pld, rdp
 from numpy.typing import NDArray
-from scipy import special
 
 from dpfpl_common.errors import PrivacyError
 
@@ -32,6 +32,7 @@ __all__ = [
     "exceeds_adaptively",
     "group_epsilon",
     "json_epsilon",
+    "load_library",
     "refuse_inexact",
     "true_positive_rate",
 ]
@@ -65,11 +66,6 @@ ROUNDING_OF_A_STEP = float(np.finfo(np.float64).eps)
 """Taken off delta for each composed step, so that rounding never makes an epsilon too small: what was seen, on two
 kinds of processors, is up to a quarter of it."""
 
-RELATION = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
-
-Losses = pld.privacy_loss_distribution.PrivacyLossDistribution
-Adjacency = pld.privacy_loss_mechanism.AdjacencyType
-
 Releases = tuple[tuple[float, float, int], ...]
 """(noise_multiplier, sample_rate, steps) of each event."""
 
@@ -99,6 +95,11 @@ class PrivacyEvent:
     sample_rate: float
     steps: int
     part: str = TRAINING
+
+
+def load_library() -> None:
+    """Import dp-accounting now rather than with the first epsilon."""
+    import dp_accounting  # noqa: F401
 
 
 def epsilon(events: Sequence[PrivacyEvent], delta: float) -> float:
@@ -182,12 +183,17 @@ def _gaussian_epsilon(releases: Releases, delta: float) -> float:
     information = sum(steps / noise_multiplier**2 for noise_multiplier, _, steps in releases)
     if not information:
         return 0.0
-    return (1 + 1e-9) * float(dp_accounting.get_epsilon_gaussian(1.0 / math.sqrt(information), delta))
+    from dp_accounting import get_epsilon_gaussian
+
+    return (1 + 1e-9) * float(get_epsilon_gaussian(1.0 / math.sqrt(information), delta))
 
 
 @functools.lru_cache(maxsize=1024)
 def _order_epsilon(releases: Releases, delta: float, order: float) -> float:
-    accountant = rdp.RdpAccountant(orders=[order], neighboring_relation=RELATION)
+    import dp_accounting
+
+    relation = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
+    accountant = dp_accounting.rdp.RdpAccountant(orders=[order], neighboring_relation=relation)
     for noise_multiplier, sample_rate, steps in releases:
         accountant.compose(
             dp_accounting.PoissonSampledDpEvent(sample_rate, dp_accounting.GaussianDpEvent(noise_multiplier)), steps
@@ -212,7 +218,10 @@ def _group_epsilon(releases: Releases, delta: float, size: int) -> float:
         return INFINITE
     if all(sample_rate == 1.0 for _, sample_rate, _ in releases):
         return _gaussian_epsilon(tuple((z / size, 1.0, steps) for z, _, steps in releases), delta)
-    accountant = pld.PLDAccountant(RELATION, COARSE_DISCRETISATION)
+    import dp_accounting
+
+    relation = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
+    accountant = dp_accounting.pld.PLDAccountant(relation, COARSE_DISCRETISATION)
     for noise_multiplier, sample_rate, steps in releases:
         chances = [
             math.comb(size, count) * sample_rate**count * (1.0 - sample_rate) ** (size - count)
@@ -294,7 +303,10 @@ def _expected_loss(releases: Releases) -> float:
 
 
 def _rdp_epsilon(releases: Releases, delta: float) -> float:
-    accountant = rdp.RdpAccountant(RDP_ORDERS, neighboring_relation=RELATION)
+    import dp_accounting
+
+    relation = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
+    accountant = dp_accounting.rdp.RdpAccountant(RDP_ORDERS, neighboring_relation=relation)
     for noise_multiplier, sample_rate, steps in releases:
         accountant.compose(_event(noise_multiplier, sample_rate, steps))
     return float(accountant.get_epsilon(delta))
@@ -305,8 +317,10 @@ def _pld_epsilon(releases: Releases, delta: float, interval: float) -> float:
         return _gaussian_epsilon(releases, delta)
     if _expected_loss(releases) > HOPELESS:  # PLD would take minutes and gigabytes for a number that protects nobody
         return INFINITE
+    from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
+
     spent = functools.reduce(
-        Losses.compose,
+        PrivacyLossDistribution.compose,
         (
             _losses(z / math.sqrt(steps), 1.0, interval) if q >= 1 else _losses(z, q, interval).self_compose(steps)
             for z, q, steps in releases
@@ -321,16 +335,19 @@ def _losses(noise_multiplier: float, sample_rate: float, interval: float) -> Any
 
     dp-accounting's own for a sampled Gaussian is the same, but computes the grid's deltas one by one in Python.
     """
+    from dp_accounting import pld
+
+    adjacency = pld.privacy_loss_mechanism.AdjacencyType
     distributions = []
-    for relation in (Adjacency.REMOVE, Adjacency.ADD)[: 1 if sample_rate >= 1 else 2]:
+    for relation in (adjacency.REMOVE, adjacency.ADD)[: 1 if sample_rate >= 1 else 2]:
         bounds = pld.privacy_loss_mechanism.GaussianPrivacyLoss(
             noise_multiplier, sampling_prob=sample_rate, adjacency_type=relation
         ).connect_dots_bounds()
         lower, upper = math.floor(bounds.epsilon_lower / interval), math.ceil(bounds.epsilon_upper / interval)
         epsilons = interval * np.arange(lower, upper + 1)
-        deltas = _deltas_of_a_step(epsilons, noise_multiplier, sample_rate, removed=relation is Adjacency.REMOVE)
+        deltas = _deltas_of_a_step(epsilons, noise_multiplier, sample_rate, removed=relation is adjacency.REMOVE)
         distributions.append(pld.pld_pmf.create_pmf_pessimistic_connect_dots_fixed_gap(interval, lower, upper, deltas))
-    return Losses(*distributions)
+    return pld.privacy_loss_distribution.PrivacyLossDistribution(*distributions)
 
 
 def _deltas_of_a_step(epsilons: NDArray[np.float64], z: float, q: float, *, removed: bool) -> NDArray[np.float64]:
@@ -340,6 +357,8 @@ def _deltas_of_a_step(epsilons: NDArray[np.float64], z: float, q: float, *, remo
     first is P for an example removed, Q for one added. The loss is at least ``epsilon`` on one side of an edge. Small
     differences of large terms are never taken: far fewer than a billionth counts where delta does.
     """
+    from scipy import special
+
     sign = 1 if removed else -1
     signed = sign * epsilons
     deltas = -np.expm1(epsilons) if removed else np.zeros_like(epsilons)
@@ -357,7 +376,9 @@ def _deltas_of_a_step(epsilons: NDArray[np.float64], z: float, q: float, *, remo
     return np.clip(deltas, 0.0, 1.0)
 
 
-def _event(noise_multiplier: float, sample_rate: float, steps: int) -> dp_accounting.DpEvent:
+def _event(noise_multiplier: float, sample_rate: float, steps: int) -> Any:
+    import dp_accounting
+
     if sample_rate >= 1:  # Gaussians compose exactly into one Gaussian
         return dp_accounting.GaussianDpEvent(noise_multiplier / math.sqrt(steps))
     gaussian = dp_accounting.GaussianDpEvent(noise_multiplier)

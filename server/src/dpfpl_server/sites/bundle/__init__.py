@@ -1,6 +1,6 @@
 """The Flower app bundle that a run is submitted with: one ``pyproject.toml`` that names the installed apps.
 
-``deploy/bundle`` in the repository is a link to it, for ``flwr run`` by hand.
+``deploy/bundle`` in the repository is another one, for Flower's simulation.
 """
 
 from importlib import resources

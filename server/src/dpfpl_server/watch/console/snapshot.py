@@ -72,7 +72,7 @@ def snapshot(
         "waiting_for": [printable(site) for site in state.last.get("waiting_for", ())] if not state.over else [],
         "problem": _problem(state.last) if state.state == "FAILED" else None,
         "sites": _sites(experiment, live, connections, history, drops, result, over=state.over),
-        "privacy": _privacy(experiment, state.round),
+        "privacy": _privacy(experiment, max(state.round, *_charged(experiment, history, drops).values())),
         "chart": _chart(experiment, history, result),
         "scores": _scores(experiment, result),
         "drops": [
@@ -126,14 +126,11 @@ def _sites(
     """Each site with what it did, its newest accuracy, and the epsilon that it can have been charged at most.
 
     The accuracy is that of the finished prompt once there is a result, as in the report.
-    The server knows in which rounds it used a site's answer. A reply that came too late or was rejected may have been
-    charged at the site as well, so those count, too. What the site really charged, and its caps, only the site knows.
+    What the site really charged, and its caps, only the site knows.
     """
     final = {site["name"]: site.get("local") for site in (result or {}).get("sites", ())}
-    rows = []
+    rows, charged = [], _charged(experiment, history, drops)
     for name in experiment.sites:
-        used = sum(name in entry["sites"] for entry in history)
-        dropped = sum(drop["site"] == name for drop in drops)
         accuracy = [
             entry["metrics"][name]["personal_local"]
             for entry in history
@@ -144,13 +141,30 @@ def _sites(
                 "name": name,
                 "connection": connections.get(name, "unknown"),
                 "doing": "" if over else live.sites.get(printable(name), ""),
-                "used": used,
-                "dropped": dropped,
+                "used": sum(name in entry["sites"] for entry in history),
+                "dropped": sum(drop["site"] == name for drop in drops),
                 "accuracy": final[name] if final.get(name) is not None else accuracy[-1] if accuracy else None,
-                "epsilon_at_most": _epsilons(experiment, min(used + dropped, experiment.rounds.number))[0],
+                "epsilon_at_most": _epsilons(experiment, charged[name])[0],
             }
         )
     return rows
+
+
+def _charged(
+    experiment: Experiment, history: Sequence[Mapping[str, Any]], drops: Sequence[Mapping[str, Any]]
+) -> dict[str, int]:
+    """Of each site, the most rounds that it can have been charged for.
+
+    The server knows in which rounds it used a site's answer. A reply that came too late or was rejected may have been
+    charged at the site as well, so those count, too.
+    """
+    return {
+        name: min(
+            sum(name in entry["sites"] for entry in history) + sum(drop["site"] == name for drop in drops),
+            experiment.rounds.number,
+        )
+        for name in experiment.sites
+    }
 
 
 def _scores(experiment: Experiment, result: Any | None) -> list[dict[str, Any]]:
@@ -162,13 +176,13 @@ def _scores(experiment: Experiment, result: Any | None) -> list[dict[str, Any]]:
     ]
 
 
-def _privacy(experiment: Experiment, completed: int) -> dict[str, Any]:
-    """What the completed rounds cost, and what all of them will, by adversary."""
+def _privacy(experiment: Experiment, charged: int) -> dict[str, Any]:
+    """What so many rounds cost, and what all of them will, by adversary."""
     rounds = experiment.rounds.number
     rows = [
         {"adversary": key, "who": who, "spent": spent, "planned": planned}
         for (key, who), spent, planned in zip(
-            ADVERSARIES.items(), _epsilons(experiment, completed), _epsilons(experiment, rounds), strict=True
+            ADVERSARIES.items(), _epsilons(experiment, charged), _epsilons(experiment, rounds), strict=True
         )
     ]
     return {"epsilons": rows, "delta": experiment.privacy.target_delta, "unit": UNIT_NAMES[experiment.privacy.unit]}
