@@ -95,7 +95,8 @@ def provision(
         typer.echo(f"{name}: has its keys already, nothing changed")
     if result.kits:
         typer.echo(
-            "Hand each site its folder in a way that nobody else can read: it holds private keys that were made here. Sites that make "
+            "Hand each site its folder in a way that nobody else can read: it holds private keys that were made here. "
+            "Sites that make "
             "their own are added with dpfpl-server sites add NAME --public-key FILE."
         )
 
