@@ -96,8 +96,7 @@ def provision(
     if result.kits:
         typer.echo(
             "Hand each site its folder in a way that nobody else can read: it holds private keys that were made here. "
-            "Sites that make "
-            "their own are added with dpfpl-server sites add NAME --public-key FILE."
+            "Sites that make their own are added with dpfpl-server sites add NAME --public-key FILE."
         )
 
 
