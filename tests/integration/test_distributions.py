@@ -22,6 +22,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from installed_view import make_view
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -233,17 +235,6 @@ def import_everything(
         run([sys.executable, "-I", "-S", "-c", IMPORT_EVERYTHING, json.dumps(arguments)])
     )
     return seen
-
-
-def make_view(folder: Path, distributions: Iterable[str]) -> None:
-    """Link the top-level files of these distributions, and no others, into a folder."""
-    folder.mkdir()
-    for name in distributions:
-        distribution = importlib.metadata.distribution(name)
-        for top in {file.parts[0] for file in distribution.files or []} - {"..", "__pycache__"}:
-            target = Path(str(distribution.locate_file(top)))
-            if target.suffix != ".pth" and not (folder / top).exists():
-                (folder / top).symlink_to(target)
 
 
 def closure(unpacked: Mapping[str, Path], name: str, extras: Iterable[str]) -> tuple[set[str], set[str]]:
