@@ -22,7 +22,7 @@ from transformers import CLIPModel
 from card_code import code_blocks, packages_named, run_card
 from dpfpl_client.agent.ledger.view import summarise
 from dpfpl_client.agent.store import DiskStore
-from dpfpl_client.embedded import embedded_model_path
+from dpfpl_models import embedded_model_path
 from dpfpl_client.learning.evidence import SiteHead
 from dpfpl_client.learning.learner import initial_context
 from dpfpl_client.models.loader import load_backbone

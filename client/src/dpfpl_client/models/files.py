@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 
 import torch
 
-from dpfpl_client.embedded import EMBEDDED, embedded_model_path
+from dpfpl_models import EMBEDDED, embedded_model_path
 from dpfpl_client.models.folder import DESCRIPTIONS, WEIGHTS, identifying_files
 from dpfpl_common.errors import ModelError
 

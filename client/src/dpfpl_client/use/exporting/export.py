@@ -14,7 +14,7 @@ from safetensors.numpy import save
 from dpfpl_client.agent.ledger.view import summarise
 from dpfpl_client.agent.policy_file import check_use
 from dpfpl_client.agent.store import DiskStore
-from dpfpl_client.embedded import EMBEDDED, embedded_model_path
+from dpfpl_models import EMBEDDED, embedded_model_path
 from dpfpl_client.learning.methods import factorise
 from dpfpl_client.models.backbone import Backbone
 from dpfpl_client.models.dual_encoder import DualEncoder
