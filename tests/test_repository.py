@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from dpfpl_models import embedded_model_path
 from dpfpl_common.config import build
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.ops.telemetry import quiet_environment
+from dpfpl_models import embedded_model_path
 
 ROOT = Path(__file__).resolve().parents[1]
 DISTRIBUTIONS = ("common", "models", "client", "server", "bench")

@@ -185,7 +185,7 @@ def test_what_is_imported_is_declared_by_ourselves(name: str, unpacked: dict[str
     """A package that only comes along with another one may go when that one changes its mind."""
     ours, _ = closure(unpacked, name, all_extras(unpacked, name))
     declared = {requirement for other in ours for requirement in declared_by(unpacked[other])}
-    providers = importlib.metadata.packages_distributions()
+    providers = {"mlflow": ["mlflow-skinny"], **importlib.metadata.packages_distributions()}
 
     undeclared = defaultdict(list)
     for path, imported in imports_of(unpacked[name] / PACKAGES[name]):
@@ -304,7 +304,7 @@ def declared_by(folder: Path) -> set[str]:
 def all_extras(unpacked: Mapping[str, Path], name: str) -> tuple[str, ...]:
     """The extras of a wheel without those that the development environment leaves out."""
     offered = wheel_metadata(unpacked[name]).metadata.get_all("Provides-Extra") or []
-    return tuple(extra for extra in offered if extra != "huggingface")
+    return tuple(extra for extra in offered if extra not in ("huggingface", "mlflow"))
 
 
 def wheel_metadata(folder: Path) -> importlib.metadata.Distribution:

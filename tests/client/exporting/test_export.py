@@ -22,7 +22,6 @@ from transformers import CLIPModel
 from card_code import code_blocks, packages_named, run_card
 from dpfpl_client.agent.ledger.view import summarise
 from dpfpl_client.agent.store import DiskStore
-from dpfpl_models import embedded_model_path
 from dpfpl_client.learning.evidence import SiteHead
 from dpfpl_client.learning.learner import initial_context
 from dpfpl_client.models.loader import load_backbone
@@ -36,6 +35,7 @@ from dpfpl_common.errors import ConfigError, PrivacyError, RefusedError, StateEr
 from dpfpl_common.experiment import parse_experiment
 from dpfpl_common.privacy.accounting import epsilon
 from dpfpl_common.privacy_plan import planned_events
+from dpfpl_models import embedded_model_path
 from installed_view import closure_of, make_view
 
 BASE = BaseModel("base", "experiment")

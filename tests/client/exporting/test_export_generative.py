@@ -132,7 +132,7 @@ def test_the_cards_code_reads_a_picture_as_the_site_does(make, bits, tmp_path):
     assert theirs.size == ours.size
     assert theirs.tobytes() == ours.tobytes() != Image.open(tmp_path / "photo.png").convert("RGB").tobytes()
     for template in (usage.WITH_ADAPTER, usage.WITHOUT_ADAPTER, usage.GENERATIVE):
-        assert template.count("{picture}") == template.count("opened(") == 1
+        assert template.count("{picture}") == 1 <= template.count("opened(")
         assert template.count("Image.open(") == 0
 
 

@@ -14,7 +14,6 @@ from safetensors.numpy import save
 from dpfpl_client.agent.ledger.view import summarise
 from dpfpl_client.agent.policy_file import check_use
 from dpfpl_client.agent.store import DiskStore
-from dpfpl_models import EMBEDDED, embedded_model_path
 from dpfpl_client.learning.methods import factorise
 from dpfpl_client.models.backbone import Backbone
 from dpfpl_client.models.dual_encoder import DualEncoder
@@ -28,6 +27,7 @@ from dpfpl_client.use.results import released_scores
 from dpfpl_common.config import to_table
 from dpfpl_common.errors import PrivacyError, StateError
 from dpfpl_common.ops.files import write_durably
+from dpfpl_models import EMBEDDED, embedded_model_path
 
 __all__ = ["OPTIONAL_FILES", "Exported", "export_prompt", "write_export"]
 
