@@ -168,4 +168,4 @@ def test_the_command_writes_for_tensorboard_and_says_what_is_missing(tmp_path):
     assert list((tmp_path / "tb/demo").iterdir())
     assert runner.invoke(app, ["track", "demo", *where]).exception.code == "NO_TRACKER"
     (folder / "result.json").unlink()
-    assert runner.invoke(app, ["track", "demo", *where, "--mlflow", "file:x"]).exception.code != "NO_TRACKER"
+    assert runner.invoke(app, ["track", "demo", *where, "--mlflow", "file:x"]).exception.code == "NO_RUN"
