@@ -16,9 +16,9 @@ MUTATE_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-METADATA := $(wildcard common/pyproject.toml client/pyproject.toml server/pyproject.toml bench/pyproject.toml)
+METADATA := $(wildcard common/pyproject.toml models/pyproject.toml client/pyproject.toml server/pyproject.toml bench/pyproject.toml)
 
-DISTRIBUTIONS := -e ./common -e './client[agent,dicom,heic]' -e ./server -e './bench[flower,pandas]'
+DISTRIBUTIONS := -e ./common -e ./models -e './client[agent,dicom,heic]' -e './server[tensorboard]' -e './bench[flower,pandas]'
 DEVELOPMENT := pytest pytest-cov pytest-timeout pytest-xdist hypothesis ruff mypy build grpcio-tools types-protobuf websockets
 
 # Two test processes with one thread each: on two cores faster than one with two, and more cores are not assumed.

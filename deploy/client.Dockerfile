@@ -53,8 +53,10 @@ if gpu != ('$TORCH' == 'gpu') else 0)"
 
 FROM build-agent-base AS build-agent
 COPY --from=own /src/own own
+COPY models models
 COPY deploy/container deploy/container
-RUN python3 -m pip --python /opt/dpfpl/bin/python install -q --no-deps own/*.whl \
+RUN python3 -m pip wheel -q --no-deps --no-build-isolation -w own ./models \
+ && python3 -m pip --python /opt/dpfpl/bin/python install -q --no-deps own/*.whl \
  && sh deploy/container/slim.sh /opt/dpfpl && cp -r deploy/container /opt/dpfpl/container \
  && python3 deploy/container/sbom.py dpfpl-client /opt/dpfpl/lib/python3*/site-packages > /opt/dpfpl/sbom.json
 

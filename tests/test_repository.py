@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from dpfpl_client.embedded import embedded_model_path
 from dpfpl_common.config import build
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.ops.telemetry import quiet_environment
+from dpfpl_models import embedded_model_path
 
 ROOT = Path(__file__).resolve().parents[1]
-DISTRIBUTIONS = ("common", "client", "server", "bench")
+DISTRIBUTIONS = ("common", "models", "client", "server", "bench")
 
 SECRETS = {
     "a private key": re.compile(r"-----BEGIN (?:[A-Z]+ )?PRIVATE KEY-----\s+[A-Za-z0-9+/=]{20}"),
@@ -47,7 +47,7 @@ QUIET = {
 
 
 def sources() -> list[Path]:
-    """Every hand-written Python file of the four distributions and what lies beside them."""
+    """Every hand-written Python file of the five distributions and what lies beside them."""
     return sorted(
         path
         for name in DISTRIBUTIONS

@@ -7,7 +7,7 @@ import torch
 from transformers import CLIPImageProcessorPil, CLIPModel, LlavaConfig, LlavaForConditionalGeneration
 
 from dpfpl_bench.demo.drawn_questions import vocabulary
-from dpfpl_client.embedded import embedded_model_path
+from dpfpl_models import embedded_model_path
 
 __all__ = ["ANSWER", "IMAGE", "build_tokenizer", "new_model", "save_model"]
 

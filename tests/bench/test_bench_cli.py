@@ -18,8 +18,8 @@ from dpfpl_bench import cli
 from dpfpl_bench.simulation.progress import RunProgress
 from dpfpl_bench.simulation.simulate import parse_epsilon
 from dpfpl_bench.simulation.sources import data_settings
-from dpfpl_client.embedded import embedded_model_path
 from dpfpl_common.errors import ConfigError
+from dpfpl_models import embedded_model_path
 
 CLASSES = {"blue sky": (40, 60, 220), "grass": (30, 180, 40), "rust": (190, 80, 20)}
 

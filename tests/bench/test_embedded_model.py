@@ -12,7 +12,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPImage
 
 from dpfpl_bench.demo import drawing
 from dpfpl_bench.demo import drawing as strokes
-from dpfpl_client.embedded import embedded_model_path
+from dpfpl_models import embedded_model_path
 from research.embedded_models import clip_evaluate as evaluate
 from research.embedded_models import clip_pictures as augment
 from research.embedded_models import clip_scenes as captions

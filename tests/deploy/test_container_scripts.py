@@ -14,10 +14,10 @@ from types import ModuleType
 
 import pytest
 
-from dpfpl_client.embedded import embedded_model_path
 from dpfpl_client.site.settings import load_site
 from dpfpl_common.config import build
 from dpfpl_common.experiment import Experiment
+from dpfpl_models import embedded_model_path
 from dpfpl_server.sites.provision import ProvisionRequest, provision
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -112,7 +112,7 @@ def test_the_context_leaves_everything_out_but_what_is_named() -> None:
 
     assert "*" in lines
     assert {line for line in lines if line.startswith("!")} == {
-        "!constraints.txt", "!LICENSE", "!common", "!client", "!server",
+        "!constraints.txt", "!LICENSE", "!common", "!models", "!client", "!server",
         "!deploy/container", "!deploy/wheels", "!deploy/models",
     }  # fmt: skip
 

@@ -1,6 +1,6 @@
-"""Each of the four distributions installs and imports alone, with nothing but what its own metadata declares.
+"""Each of the five distributions installs and imports alone, with nothing but what its own metadata declares.
 
-Installing all third-party packages four times would take many minutes. Instead a wheel is looked at from a *view*: a
+Installing all third-party packages five times would take many minutes. Instead a wheel is looked at from a *view*: a
 folder of links to exactly those installed third-party packages that its Requires-Dist closure names. A Python without
 site-packages that gets the wheel and the view as its whole path sees what an empty environment would hold after
 ``pip install``. Two real installations from the package index confirm it for the distributions that have no torch.
@@ -9,6 +9,7 @@ site-packages that gets the wheel and the view as its whole path sees what an em
 import ast
 import importlib.metadata
 import json
+import re
 import subprocess
 import sys
 import textwrap
@@ -22,10 +23,12 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from installed_view import make_view
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = {name: f"dpfpl_{name}" for name in ("common", "client", "server", "bench")}
+PACKAGES = {name: f"dpfpl_{name}" for name in ("common", "models", "client", "server", "bench")}
 OURS = {f"dpfpl-{name}": name for name in PACKAGES}
 HEAVY = {"torch", "transformers", "peft", "opacus"}
 
@@ -159,7 +162,8 @@ def test_list_of_agent_only_modules_is_not_stale() -> None:
 
 def test_common_knows_none_of_the_other_three(unpacked: dict[str, Path]) -> None:
     assert closure(unpacked, "common", ())[0] == {"common"}
-    assert closure(unpacked, "client", ("agent",))[0] == {"common", "client"}
+    assert closure(unpacked, "client", ())[0] == {"common", "client"}
+    assert closure(unpacked, "client", ("agent",))[0] == {"common", "models", "client"}
     assert closure(unpacked, "server", ())[0] == {"common", "server"}
 
 
@@ -181,7 +185,7 @@ def test_what_is_imported_is_declared_by_ourselves(name: str, unpacked: dict[str
     """A package that only comes along with another one may go when that one changes its mind."""
     ours, _ = closure(unpacked, name, all_extras(unpacked, name))
     declared = {requirement for other in ours for requirement in declared_by(unpacked[other])}
-    providers = importlib.metadata.packages_distributions()
+    providers = {"mlflow": ["mlflow-skinny"], **importlib.metadata.packages_distributions()}
 
     undeclared = defaultdict(list)
     for path, imported in imports_of(unpacked[name] / PACKAGES[name]):
@@ -201,8 +205,37 @@ def test_wheels_hold_their_licence_typing_mark_and_own_package_only(wheels: dict
             (metadata,) = [archive.read(f).decode() for f in files if f.endswith(".dist-info/METADATA")]
 
         assert "License-Expression: Apache-2.0" in metadata
+        assert any(file.endswith(".dist-info/licenses/LICENSE") for file in files)
+        assert "Project-URL: " in metadata
+        for version in ("3.11", "3.12", "3.13"):
+            assert f"Classifier: Programming Language :: Python :: {version}\n" in metadata
         assert f"{PACKAGES[name]}/py.typed" in files
         assert {file.split("/")[0].split("-")[0] for file in files} == {PACKAGES[name]}
+
+
+def test_no_wheel_but_that_of_the_models_holds_weights(wheels: dict[str, Path]) -> None:
+    for name, wheel in wheels.items():
+        with zipfile.ZipFile(wheel) as archive:
+            weights = [file for file in archive.namelist() if file.endswith(".safetensors")]
+        assert bool(weights) == (name == "models")
+        assert name == "models" or wheel.stat().st_size < 1_000_000
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_every_folder_has_the_projects_licence_and_a_readme_that_stands_alone(name: str) -> None:
+    """What lies beside it in the repository is in no wheel."""
+    assert (ROOT / name / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+    readme = (ROOT / name / "README.md").read_text(encoding="utf-8")
+    assert len(readme) > 600
+    assert "one folder up" not in readme
+    assert re.findall(r"\]\((?!https:)", readme) == []
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_python_in_a_readme_runs(name: str) -> None:
+    readme = (ROOT / name / "README.md").read_text(encoding="utf-8")
+    for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL):
+        run([sys.executable, "-c", f"import matplotlib; matplotlib.use('Agg')\n{block}"])
 
 
 @pytest.mark.parametrize("name", ["common", "server"])
@@ -233,17 +266,6 @@ def import_everything(
         run([sys.executable, "-I", "-S", "-c", IMPORT_EVERYTHING, json.dumps(arguments)])
     )
     return seen
-
-
-def make_view(folder: Path, distributions: Iterable[str]) -> None:
-    """Link the top-level files of these distributions, and no others, into a folder."""
-    folder.mkdir()
-    for name in distributions:
-        distribution = importlib.metadata.distribution(name)
-        for top in {file.parts[0] for file in distribution.files or []} - {"..", "__pycache__"}:
-            target = Path(str(distribution.locate_file(top)))
-            if target.suffix != ".pth" and not (folder / top).exists():
-                (folder / top).symlink_to(target)
 
 
 def closure(unpacked: Mapping[str, Path], name: str, extras: Iterable[str]) -> tuple[set[str], set[str]]:
@@ -282,7 +304,7 @@ def declared_by(folder: Path) -> set[str]:
 def all_extras(unpacked: Mapping[str, Path], name: str) -> tuple[str, ...]:
     """The extras of a wheel without those that the development environment leaves out."""
     offered = wheel_metadata(unpacked[name]).metadata.get_all("Provides-Extra") or []
-    return tuple(extra for extra in offered if extra != "huggingface")
+    return tuple(extra for extra in offered if extra not in ("huggingface", "mlflow"))
 
 
 def wheel_metadata(folder: Path) -> importlib.metadata.Distribution:

@@ -6,6 +6,7 @@ BROKEN_FOLDERS = "tests/client/models/test_broken_folders.py::test_DR5_"
 DOORS_TEST = "tests/integration/test_doors.py::test_"
 HTTP_LIMITS = "tests/common/test_http_limits.py::test_DR7_"
 KEEPER = "tests/common/test_keeper.py::test_"
+HUB = "tests/client/exporting/test_hub.py::test_"
 KIT_POLICY = "tests/client/test_kit_policy.py::test_DR6_"
 LEDGER_LOCKED = "tests/client/agent/test_ledger_locked.py::test_DR8_"
 LOGS = "tests/common/test_log_rotation.py::test_DR9_"
@@ -129,5 +130,33 @@ DOORS = (
         "link.reason.startswith('KEY_WITHDRAWN')",
         "False",
         (WITHDRAWN + "a_revoked_site_reads_that_it_was_revoked",),
+    ),
+    (
+        "HUB1: a prompt is uploaded to a repository that the policy does not name",
+        "dpfpl_client.use.exporting.hub:check_publish",
+        "repository not in policy.publish",
+        "False",
+        (HUB + "without_the_rule_nothing_is_uploaded_and_the_error_says_what_to_write",),
+    ),
+    (
+        "HUB2: a new repository is public",
+        "dpfpl_client.use.exporting.hub:push_to_hub",
+        "hub.create_repo(repository, private=not public, exist_ok=True)",
+        "hub.create_repo(repository, private=False, exist_ok=True)",
+        (HUB + "an_upload_is_private_holds_the_exports_files_alone_and_is_recorded",),
+    ),
+    (
+        "HUB3: a repository that everybody may read is not noticed",
+        "dpfpl_client.use.exporting.hub:push_to_hub",
+        "not public and not hub.model_info(repository).private",
+        "False",
+        (HUB + "a_repository_that_everybody_reads_takes_a_word_more",),
+    ),
+    (
+        "HUB4: whatever lies in the folder is uploaded",
+        "dpfpl_client.use.exporting.hub:push_to_hub",
+        "list(exported.files)",
+        "None",
+        (HUB + "an_upload_is_private_holds_the_exports_files_alone_and_is_recorded",),
     ),
 )

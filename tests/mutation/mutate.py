@@ -189,7 +189,7 @@ def _digest(parts: Iterable[str]) -> str:
 def tree_digest(root: Path) -> str:
     """Of all code and all tests; the lists of breaks are not part of it, as each break is known by its own text."""
     files = [root / "pyproject.toml", root / "constraints.txt"]
-    for folder in ("common", "client", "server", "bench", "research", "tests"):
+    for folder in ("common", "models", "client", "server", "bench", "research", "tests"):
         files += [p for p in (root / folder).rglob("*") if p.is_file() and p.suffix != ".pyc"]
     parts = []
     for file in sorted(files):
@@ -246,7 +246,7 @@ def made_copies(folder: Path, count: int, root: Path = ROOT) -> list[Path]:
 
     for copy in copies:
         shutil.copytree(root, copy, ignore=left_out)
-        for name in ("common", "client", "server", "bench"):
+        for name in ("common", "models", "client", "server", "bench"):
             mode = py_compile.PycInvalidationMode.CHECKED_HASH
             compileall.compile_dir(copy / name / "src", quiet=2, invalidation_mode=mode)
     return copies

@@ -50,7 +50,7 @@ HEAVY = (
     "_pytest.main",
 )
 OURS = "dpfpl_"
-DISTRIBUTIONS = ("common", "client", "server", "bench")
+DISTRIBUTIONS = ("common", "models", "client", "server", "bench")
 BROKEN_BY = ("ImportError", "ModuleNotFoundError", "SyntaxError", "IndentationError", "NameError", "UnboundLocalError")
 """Errors that say that a mutation is no program, and nothing about what it does."""
 

@@ -28,6 +28,7 @@ _APPROVAL = r"\*|[a-z0-9][a-z0-9._-]{0,62}(@[0-9a-f]{12,64})?"
 _HOURS = r"([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d"
 Approval = Annotated[str, matching(_APPROVAL, "*, a name, or name@digest with 12 digits or more")]
 Hours = Annotated[str, matching(_HOURS, "a time such as 22:00-06:00")]
+Repository = Annotated[str, matching(r"[\w.-]+/[\w.-]+", "a repository's name such as my-hospital/xray-prompt")]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(gt=0)]
 CountOrNone = Annotated[int, Field(ge=0)]
@@ -64,6 +65,7 @@ class Policy:
         max_evaluations_lifetime: most distinct evaluations answered over the data's lifetime, whatever they are called.
         metrics: what may leave of how well prompts do on held-back examples: none; noised, counts within the epsilon of
             the experiment; coarse (accuracies in multiples of 0.05) or exact, of data that are public only.
+        publish: repositories of a model hub that ``dpfpl-client export --push-to-hub`` may upload prompts to.
         quiet_hours: times of the day, by the site's clock, at which nothing is computed: ``22:00-06:00``.
         reply_slot: seconds that every answer takes at least; an experiment's answers all take the same time, which is
             rehearsed on made-up examples (``dpfpl_client.agent.pace``).
@@ -88,6 +90,7 @@ class Policy:
     max_evaluations: CountOrNone = 10
     max_evaluations_lifetime: CountOrNone = 500
     metrics: Metrics = "noised"
+    publish: Annotated[tuple[Repository, ...], Strict(False)] = ()
     quiet_hours: Annotated[tuple[Hours, ...], Strict(False)] = ()
     reply_slot: Annotated[float, Field(gt=0, le=60)] = 0.1
 
@@ -260,6 +263,7 @@ _SPECIAL: dict[str, Callable[[Any, Any], Any]] = {
     "units": _common,
     "mechanisms": _common,
     "methods": _common,
+    "publish": _common,
     "quiet_hours": _both,
     "metrics": _fewer_metrics,
     "min_noise_multiplier": max,

@@ -196,6 +196,7 @@ RULES = {
     "max_evaluations": (1, 2),
     "max_evaluations_lifetime": (1, 2),
     "metrics": ("none", "coarse"),
+    "publish": (["north/one"], ["north/one", "north/two"]),
     "quiet_hours": (["22:00-06:00"], []),
     "reply_slot": (0.2, 0.1),
 }

@@ -60,7 +60,7 @@ def test_the_card_says_the_checkpoints_precision_and_computes_in_ours(tmp_path, 
     _, card, _ = exported(folder, tmp_path / "out")
     assert f"stored in {name};" in card
     assert "computes in float32" in card
-    assert "from_pretrained(base, dtype=torch.float32)" in card
+    assert 'from_pretrained(".", dtype=torch.float32)' in card
 
 
 @pytest.mark.parametrize(("family", "kind"), [

@@ -14,13 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.numpy import load_file
 from transformers import CLIPModel
 
+from card_code import code_blocks, packages_named, run_card
 from dpfpl_client.agent.ledger.view import summarise
 from dpfpl_client.agent.store import DiskStore
-from dpfpl_client.embedded import embedded_model_path
+from dpfpl_client.learning.evidence import SiteHead
 from dpfpl_client.learning.learner import initial_context
 from dpfpl_client.models.loader import load_backbone
 from dpfpl_client.site.settings import load_site
@@ -33,6 +35,8 @@ from dpfpl_common.errors import ConfigError, PrivacyError, RefusedError, StateEr
 from dpfpl_common.experiment import parse_experiment
 from dpfpl_common.privacy.accounting import epsilon
 from dpfpl_common.privacy_plan import planned_events
+from dpfpl_models import embedded_model_path
+from installed_view import closure_of, make_view
 
 BASE = BaseModel("base", "experiment")
 
@@ -51,13 +55,13 @@ STOCK = textwrap.dedent(
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.chdir(folder)
     readme = open("README.md", encoding="utf-8").read()
-    code = readme.split("```python\\n")[1].split("```")[0]
-    exec(code)
+    for part in readme.split("```python\\n")[1:]:
+        exec(part.split("```")[0])
     assert not [name for name in sys.modules if name.startswith("dpfpl")], "our packages were used"
     print(json.dumps(logits[0].tolist()))
     """
 )
-"""Runs the very code of the exported model card, in a Python that cannot see our packages."""
+"""Runs the very code of the exported model card, where only the packages are installed that the card names."""
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +88,10 @@ def our_logits(prompt, backbone, image, context=None):
 
 def stock_logits(folder, image):
     image.save(folder / "photo.png")
-    site_packages = Path(torch.__file__).parents[1]
+    view = folder.parent / "installed"
+    make_view(view, closure_of(packages_named(folder)))
     done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", STOCK, str(folder), str(site_packages)],
+        [sys.executable, "-I", "-S", "-c", STOCK, str(folder), str(view)],
         capture_output=True,
         text=True,
         timeout=120,
@@ -110,6 +115,63 @@ def test_plain_transformers_and_peft_give_the_same_logits_without_our_packages(p
     np.testing.assert_allclose(found, expected, atol=1e-4)
     untrained = our_logits(prompt, backbone, image, initial_context(backbone, prompt.experiment))
     assert np.abs(found - untrained).max() > 0.1  # the adapter is what makes them agree
+
+
+def as_predicted(prompt, backbone, image):
+    """What ``dpfpl-client predict`` says of an image, by class."""
+    (found,) = prompt.predict(backbone, [image], len(prompt.experiment.classes))
+    return dict(zip(found.classes, found.probabilities, strict=True))
+
+
+def test_the_cards_code_as_it_stands_gives_what_predict_gives(prompt, backbone, tmp_path, image):
+    """Through AutoPeftModel, and merged into the base model through the stock pipeline."""
+    write_export(prompt, backbone, tmp_path / "out", Facts(site="north"))
+    image.save(tmp_path / "out/photo.png")
+    by_model, by_pipeline = run_card(tmp_path / "out")
+    expected = as_predicted(prompt, backbone, image)
+    assert by_model == pytest.approx(expected, abs=1e-5)
+    assert {row["label"]: row["score"] for row in by_pipeline} == pytest.approx(expected, abs=1e-5)
+    nothing = np.zeros_like(prompt.personal_context)
+    flat = dataclasses.replace(prompt, global_context=nothing.astype(np.float32), personal_context=nothing)
+    assert by_model != pytest.approx(as_predicted(flat, backbone, image), abs=1e-3)
+
+
+def test_the_cards_code_for_class_vectors_gives_what_predict_gives(prompt, backbone, tmp_path, image):
+    vectors = np.random.default_rng(3).normal(0, 1, (2, backbone.feature_size))
+    head = SiteHead(vectors, 3.0, np.array([0.5, -0.5]), np.zeros(2))
+    with_vectors = dataclasses.replace(prompt, exported=head)
+    write_export(with_vectors, backbone, tmp_path / "out", Facts(site="north"))
+    image.save(tmp_path / "out/photo.png")
+    by_vectors, by_prompt, _ = run_card(tmp_path / "out")
+    assert by_vectors == pytest.approx(as_predicted(with_vectors, backbone, image), abs=1e-5)
+    assert by_prompt == pytest.approx(as_predicted(prompt, backbone, image), abs=1e-5)
+    write_export(prompt, backbone, tmp_path / "out", Facts(site="north"))
+    assert not (tmp_path / "out/class_vectors.safetensors").exists()  # it would be taken for this prompt's
+    assert len(code_blocks(tmp_path / "out")) == 2
+
+
+def front_matter(folder):
+    return ModelCard.load(folder / "README.md").data
+
+
+@pytest.mark.privacy
+def test_the_hub_is_told_noised_scores_and_never_exact_ones(prompt, backbone, tmp_path):
+    scores = [
+        {"candidate": "plain text", "value": 0.613, "interval": [0.55, 0.67]},
+        {"candidate": "this site's prompt", "value": None, "interval": [0.0, 1.0]},
+    ]
+    exact = {"personal_local": 0.97123}
+    write_export(prompt, backbone, tmp_path / "a", Facts(site="north", scores=scores, metrics=exact, licence="mit"))
+    data = front_matter(tmp_path / "a")
+    assert (data.license, data.library_name, data.pipeline_tag) == ("mit", "peft", "zero-shot-image-classification")
+    (result,) = data.eval_results
+    assert (result.metric_value, result.dataset_type) == (0.613, "private")
+    assert result.metric_name == "plain text, noised, 95 % interval 0.550 to 0.670"
+    write_export(prompt, backbone, tmp_path / "b", Facts(site="north", metrics=exact))
+    head = (tmp_path / "b/README.md").read_text().split("---")[1]
+    assert "97" not in head
+    assert "model-index" not in head
+    assert front_matter(tmp_path / "b").license == "unknown"
 
 
 @pytest.mark.slow
@@ -138,7 +200,7 @@ def test_a_checkpoint_that_finds_its_end_by_the_largest_id_is_served_as_well(pro
     (tmp_path / "out").mkdir()
     adapter.write(tmp_path / "out", backbone.token_embedding)
     model = PeftModel.from_pretrained(CLIPModel.from_pretrained(tmp_path / "base"), str(tmp_path / "out")).eval()
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out/tokenizer")
     with torch.inference_mode():
         found = model.get_text_features(**tokenizer(list(adapter.prompts), padding=True, return_tensors="pt"))
         found = torch.nn.functional.normalize(getattr(found, "pooler_output", found), dim=-1)
@@ -343,5 +405,5 @@ def test_another_model_than_the_embedded_one_stays_where_it_is(prompt, tmp_path)
     )
     assert not [name for name in exported.files if name.startswith("base_model")]
     assert json.loads((tmp_path / "out/adapter_config.json").read_text())["base_model_name_or_path"] == "org/clip"
-    for path in (tmp_path / "out").iterdir():
+    for path in filter(Path.is_file, (tmp_path / "out").rglob("*")):
         assert str(tmp_path).encode() not in path.read_bytes()

@@ -132,7 +132,7 @@ def test_the_cards_code_reads_a_picture_as_the_site_does(make, bits, tmp_path):
     assert theirs.size == ours.size
     assert theirs.tobytes() == ours.tobytes() != Image.open(tmp_path / "photo.png").convert("RGB").tobytes()
     for template in (usage.WITH_ADAPTER, usage.WITHOUT_ADAPTER, usage.GENERATIVE):
-        assert template.count("{picture}") == template.count("opened(") == 1
+        assert template.count("{picture}") == 1 <= template.count("opened(")
         assert template.count("Image.open(") == 0
 
 
@@ -162,7 +162,7 @@ def test_a_model_that_the_experiment_does_not_name_is_called_as_the_site_calls_i
         unnamed(prompt_for(backbone, "embedded")), backbone, tmp_path / "out", Facts(site="north", model=site)
     )
     card, named = (tmp_path / "out" / "README.md").read_text(), named or "the-base-model"
-    assert f'base_model: "{named}"' in card
+    assert (f"base_model: {named}\n" in card) == (named == "org/model")  # a hub would look for another name in vain
     assert f'base, question = "{named}"' in card
     assert backbone.fingerprint in card
     assert "embedded" not in card

@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from dpfpl_client.embedded import embedded_model_path
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
 from dpfpl_client.learning.step import SystemRandomness
 from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_client.models.generative.template import FAMILIES, REFUSED
 from dpfpl_client.models.loader import load_backbone
 from dpfpl_common.errors import ModelError
+from dpfpl_models import embedded_model_path
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
+from card_code import run_card
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
 from dpfpl_client.learning.step import SeededRandomness
 from dpfpl_client.models.backbone import LabelledFeatures
@@ -154,24 +155,21 @@ def test_exactly_as_many_positions_as_the_model_has(model):
         model.text_features(torch.zeros(longest + 1, model.width), model.class_tokens(["cat"], longest))
 
 
-def test_the_exported_prompt_gives_our_probabilities_by_its_own_code(
-    folder, model, images, make_experiment, tmp_path, monkeypatch, capsys
-):
+def test_the_exported_prompt_gives_our_probabilities_by_its_own_code(folder, model, images, make_experiment, tmp_path):
     experiment = make_experiment(width=model.width, num_context=M, classes=CLASSES, method="promptfl")
     experiment = experiment_with_model(experiment, str(folder), model.fingerprint)
     shared = np.random.default_rng(0).normal(0, 0.3, experiment.context_shape).astype(np.float32)
     prompt = SitePrompt(experiment, shared, np.zeros_like(shared), 1)
     written = write_export(prompt, model, tmp_path / "out", Facts(site="s0"))
-    (code,) = [part.partition("```")[0] for part in (tmp_path / "out/README.md").read_text().split("```python\n")[1:]]
     images[0].save(tmp_path / "out/photo.png")
-    monkeypatch.chdir(tmp_path / "out")
-    exec(code, {})
-    spoken = eval(capsys.readouterr().out.strip().splitlines()[-1])
+    spoken, *by_pipeline = run_card(tmp_path / "out")
     context = prompt.context(model)
     expected = model.scorer(experiment).at(context).probabilities(torch.stack(list(model.image_features(images[:1]))))
     assert list(spoken.values()) == pytest.approx(expected[0].tolist(), abs=1e-4)
+    for rows in by_pipeline:
+        assert {row["label"]: row["score"] for row in rows} == pytest.approx(spoken, abs=1e-4)
     has_adapter = (tmp_path / "out/adapter_model.safetensors").exists()
-    assert has_adapter == (not written.no_adapter)
+    assert has_adapter == (not written.no_adapter) == bool(by_pipeline)
     byte_pairs = isinstance(model, ClipBackbone) and model.family != "metaclip_2"
     assert has_adapter == byte_pairs, written.no_adapter
 

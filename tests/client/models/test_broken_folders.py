@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dpfpl_client.embedded import embedded_model_path
 from dpfpl_client.models.files import model_fingerprint
 from dpfpl_client.models.folder import identifying_files, refuse_broken
 from dpfpl_client.models.loader import load_backbone
 from dpfpl_common.errors import DpfplError, ModelError
+from dpfpl_models import embedded_model_path
 from tokenizer_kinds import our_scores, plain_scores, write_model
 
 torch.set_num_threads(1)

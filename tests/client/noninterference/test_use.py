@@ -71,7 +71,7 @@ def test_ni7_no_byte_of_an_export_depends_on_the_exact_shares_of_classes(command
         os.utime(final, (86400, 86400))
         out = tmp_path / str(number)
         assert command("export", "--out", out, "--site", trained_site)[0] == 0
-        written.append({path.name: path.read_bytes() for path in out.iterdir() if path.is_file()})
+        written.append({str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()})
     assert "class_vectors.safetensors" in written[0]
     assert written[0] == written[1]
 

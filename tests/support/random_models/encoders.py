@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Final
 
-from dpfpl_client.embedded import embedded_model_path
+from dpfpl_models import embedded_model_path
 from random_models.parts import (
     Made,
     Sizes,

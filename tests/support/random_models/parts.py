@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from dpfpl_client.embedded import embedded_model_path
+from dpfpl_models import embedded_model_path
 
 __all__ = [
     "Made", "Sizes", "bert_tokenizer", "byte_tokenizer", "gemma_tokenizer", "llama_tokenizer", "roberta_tokenizer",

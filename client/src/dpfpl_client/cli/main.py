@@ -322,24 +322,39 @@ def export(
     site: SiteFile = SITE,
     experiment: OfExperiment = None,
     unfinished: Unfinished = False,
+    licence: Annotated[
+        str, typer.Option("--license", help="the prompt's licence, as model hubs write it: apache-2.0")
+    ] = "unknown",
+    repository: Annotated[
+        str | None,
+        typer.Option("--push-to-hub", help="also upload it there, ORGANISATION/NAME; policy.toml must name it"),
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="let everybody read that repository")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write this site's prompt for plain transformers and peft, with a model card; refused where policy forbids it."""
     from dpfpl_client.models.loader import load_computing
     from dpfpl_client.use.exporting.export import export_prompt
+    from dpfpl_client.use.exporting.hub import check_publish, push_to_hub
 
     settings = _load(site)
     prompt = _prompt(settings, experiment, unfinished)
+    if repository is not None:
+        check_publish(settings, prompt, repository)
     backbone = load_computing(settings.model, settings.compute, offline=settings.offline)
-    exported = export_prompt(settings, prompt, backbone, out)
+    exported = export_prompt(settings, prompt, backbone, out, licence)
+    commit = None if repository is None else push_to_hub(settings, prompt, exported, repository, public=public)
     if as_json:
-        _print_json({"folder": str(out), "files": exported.files, "no_adapter": exported.no_adapter or None})
+        facts = {"folder": str(out), "files": exported.files, "no_adapter": exported.no_adapter or None}
+        _print_json(facts | ({"commit": commit} if commit else {}))
         return
     say(f"wrote {out}: {', '.join(exported.files)}")
     if exported.no_adapter:
         merged = "text_features.safetensors" in exported.files
         instead = "the merged text features" if merged else "the prompt without one"
         say(f"No PEFT adapter: {exported.no_adapter}. README.md shows how to use {instead}.")
+    if commit:
+        say(f"uploaded, for {'everybody' if public else 'those whom the hub lets in'}: {commit}")
     say("Read README.md there before you pass it on: it says what the prompt may tell about a training image.")
 
 

@@ -9,9 +9,9 @@ from typing import Any, Final, TypeVar
 
 import torch
 
-from dpfpl_client.embedded import EMBEDDED, embedded_model_path
 from dpfpl_client.models.folder import DESCRIPTIONS, WEIGHTS, identifying_files
 from dpfpl_common.errors import ModelError
+from dpfpl_models import EMBEDDED, embedded_model_path
 
 __all__ = [
     "does_not_load", "feature_identity", "load_image_processor", "load_parts", "model_fingerprint", "model_folder",

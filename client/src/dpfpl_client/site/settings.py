@@ -127,7 +127,7 @@ class SiteSettings:
         policy: the site's policy file.
         registry: folder outside the state folder that remembers how far each privacy ledger of this machine had come
             and which images it charges; see ``registry_folder`` for the default.
-        offline: never connect to a model hub.
+        offline: never fetch a model from a hub. Uploads have a rule of their own, ``publish`` in policy.toml.
         server: how to reach the operator's server.
         agent: where the agent listens.
         compute: where the model computes.

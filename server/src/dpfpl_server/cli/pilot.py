@@ -1,12 +1,15 @@
-"""The commands for those who decide and those who watch: report, roi-template, console."""
+"""The commands for those who decide and those who watch: report, track, roi-template, console."""
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dpfpl_common.errors import ConfigError, StateError
+
+if TYPE_CHECKING:
+    from dpfpl_server.runs.folder import RunFolder
 
 __all__ = ["register"]
 
@@ -19,6 +22,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to ``dpfpl-server``."""
     for name, command, example in (
         ("report", report, "report demo --lang ja --roi roi.toml"),
+        ("track", track, "track demo --mlflow http://127.0.0.1:5000"),
         ("roi-template", roi_template, "roi-template --out roi.toml"),
         ("console", console, "console --runs runs --server server --port 8090"),
     ):
@@ -40,18 +44,54 @@ def report(
     from dpfpl_server.runs.folder import RunFolder
 
     folder = RunFolder(runs / name)
-    if folder.read_json("result.json") is None:
-        folder.experiment()  # where there is no such run, an error that says so
-        raise StateError(
-            code="NO_RESULT",
-            message=f"{folder.path} has no result yet.",
-            advice=f"See dpfpl-server status {name}, or resume it.",
-        )
+    _result(folder)
     path = write_report(folder.path, lang, read_roi(roi) if roi else None, out)
     if as_json:
         typer.echo(json.dumps({"report": str(path), "result": str(folder.path / "result.json")}, indent=2))
     else:
         typer.echo(str(path))
+
+
+def track(
+    name: Name,
+    runs: RunsFolder = Path("runs"),
+    mlflow: Annotated[str | None, typer.Option(help="MLflow's tracking server, or a folder: file:mlruns")] = None,
+    mlflow_experiment: Annotated[str, typer.Option(help="MLflow's experiment, a collection of runs")] = "dpfpl",
+    tensorboard: Annotated[Path | None, typer.Option(help="folder for TensorBoard; the run gets one in it")] = None,
+) -> None:
+    """Send a finished experiment to MLflow or TensorBoard: what result.json holds, and nothing else."""
+    from dpfpl_server.runs.folder import RunFolder
+    from dpfpl_server.runs.tracking import MlflowTracker, TensorboardTracker
+    from dpfpl_server.runs.tracking import track as send
+
+    if mlflow is None and tensorboard is None:
+        raise ConfigError(
+            code="NO_TRACKER", message="There is nowhere to send it to.", advice="Give --mlflow or --tensorboard."
+        )
+    result = _result(RunFolder(runs / name))
+    if mlflow is not None:
+        send(result, MlflowTracker(mlflow, mlflow_experiment, name))
+        typer.echo(f"sent to MLflow at {mlflow}, experiment {mlflow_experiment}, run {name}")
+    if tensorboard is not None:
+        send(result, TensorboardTracker(tensorboard / name))
+        typer.echo(f"wrote {tensorboard / name}; see tensorboard --logdir {tensorboard}")
+
+
+def _result(folder: "RunFolder") -> dict[str, Any]:
+    """What result.json holds.
+
+    Raises:
+        StateError: NO_RESULT, or there is no such run.
+    """
+    result: dict[str, Any] | None = folder.read_json("result.json")
+    if result is None:
+        folder.experiment()  # where there is no such run, an error that says so
+        raise StateError(
+            code="NO_RESULT",
+            message=f"{folder.path} has no result yet.",
+            advice=f"See dpfpl-server status {folder.path.name}, or resume it.",
+        )
+    return result
 
 
 def roi_template(

@@ -21,10 +21,17 @@ from torch import Tensor, nn
 from dpfpl_client.models.dual_encoder import DualEncoder
 from dpfpl_common.ops.files import write_durably
 
-__all__ = ["Adapter", "NotExpressibleError", "build_adapter"]
+__all__ = ["ADAPTER_FILES", "Adapter", "NotExpressibleError", "build_adapter"]
 
 TARGET = "text_model.embeddings.token_embedding"
 WHOLE_WORD = "</w>"
+ADAPTER_FILES = (
+    "adapter_model.safetensors",
+    "adapter_config.json",
+    "tokenizer/tokenizer.json",
+    "tokenizer/tokenizer_config.json",
+)
+"""What ``Adapter.write`` writes."""
 
 
 class NotExpressibleError(Exception):
@@ -50,7 +57,10 @@ class Adapter:
     base_model: str
 
     def write(self, folder: Path, embedding: nn.Embedding) -> list[str]:
-        """Write adapter_config.json, adapter_model.safetensors and the tokenizer's files; gives their names.
+        """Write adapter_config.json, adapter_model.safetensors and the folder ``tokenizer``; gives the files' names.
+
+        PEFT's ``AutoPeftModel`` asks a model beside a tokenizer for its input embeddings, which CLIP does not tell:
+        hence the folder of its own.
 
         Args:
             folder: an existing folder.
@@ -69,10 +79,11 @@ class Adapter:
             save({name: value.detach().contiguous() for name, value in state.items()}, {"format": "pt"}),
         )
         config.base_model_name_or_path = self.base_model
+        config.auto_mapping = {"base_model_class": "AutoModel", "parent_library": "transformers"}
         config.inference_mode = True
         config.save_pretrained(str(folder))
-        self.tokenizer.save_pretrained(str(folder))
-        return ["adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "tokenizer_config.json"]
+        self.tokenizer.save_pretrained(str(folder / "tokenizer"))
+        return list(ADAPTER_FILES)
 
 
 class _TextTowerShape(nn.Module):

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from huggingface_hub import EvalResult, ModelCardData
+
 from dpfpl_client.models.backbone import Backbone
 from dpfpl_client.models.dual_encoder import DualEncoder
 from dpfpl_client.use.exporting.adapter import Adapter
@@ -43,13 +45,13 @@ WITH_ADAPTER = """\
 import json, torch
 import numpy as np
 from PIL import Image, ImageOps
-from peft import PeftModel
-from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+from peft import AutoPeftModel
+from transformers import AutoImageProcessor, AutoTokenizer
 
 {picture}
-base = {base}
-model = PeftModel.from_pretrained(AutoModel.from_pretrained(base, dtype=torch.float32), ".").eval()
-tokenizer, processor = AutoTokenizer.from_pretrained("."), AutoImageProcessor.from_pretrained(base, backend="pil")
+model = AutoPeftModel.from_pretrained(".", dtype=torch.float32).eval()
+tokenizer = AutoTokenizer.from_pretrained("tokenizer")
+processor = AutoImageProcessor.from_pretrained({base}, backend="pil")
 prompts = json.load(open("prompt.json", encoding="utf-8"))["class_prompts"]
 text = tokenizer(list(prompts.values()), padding=True, return_tensors="pt")
 pixels = processor(images=opened("photo.png"), return_tensors="pt")["pixel_values"]
@@ -58,10 +60,22 @@ with torch.inference_mode():
 print(dict(zip(prompts, logits.softmax(-1)[0].tolist())))
 ```
 
-Run it in this folder; it needs `torch`, `transformers`, `peft`, `numpy` and `pillow`. `opened` reads a picture
+It needs `torch`, `transformers`, `peft`, `numpy` and `pillow`. `opened` reads a picture
 as `dpfpl-client predict` does. The adapter is PEFT's `TrainableTokens`: the context vectors take the rows of {count}
-rare vocabulary entries, which this folder's tokenizer spells `<|context_1|>` and so on. Use this tokenizer with the
+rare vocabulary entries, which the folder's tokenizer spells `<|context_1|>` and so on. Use this tokenizer with the
 adapter, and the base model's own without it.
+
+Merged into the base model, the prompt works in the stock pipeline. Continue with:
+
+```python
+from transformers import pipeline
+
+template = "".join(f"<|context_{{number}}|>" for number in range(1, {count} + 1)) + "{{}}."
+classify = pipeline(
+    "zero-shot-image-classification", model=model.merge_and_unload(), tokenizer=tokenizer, image_processor=processor
+)
+print(classify(opened("photo.png"), candidate_labels=list(prompts), hypothesis_template=template))
+```
 """
 
 WITHOUT_ADAPTER = """\
@@ -92,7 +106,8 @@ print(dict(zip(about["experiment"]["classes"], {head}[0].tolist())))
 
 WITH_VECTORS = """\
 What the site classifies with: one vector for each class, made of all sites' noised class sums where their images voted
-for them and of the plain text otherwise, and a bias, of it a part for how often the site expects each class.
+for them and of the plain text otherwise, and a bias, of it a part for how often the site expects each class. It needs
+`torch`, `transformers`, `safetensors`, `numpy` and `pillow`.
 
 ```python
 import json, torch
@@ -271,6 +286,7 @@ class Facts:
         seeded: whether the noise came from a seed.
         model: the hub id of the model that the site has loaded; empty where it is none from a hub.
         bits: the site's setting for files of 16 bits.
+        licence: of the prompt, as model hubs write it.
     """
 
     site: str
@@ -281,18 +297,15 @@ class Facts:
     seeded: bool = False
     model: str = ""
     bits: int = 16
+    licence: str = "unknown"
 
 
 def model_card(prompt: SitePrompt, backbone: Backbone, facts: Facts, base_model: BaseModel, usage: str) -> str:
     """README.md of the exported folder, in Markdown with the hub's front matter; ``usage`` says how to use it."""
     experiment = prompt.experiment
-    base = json.dumps(base_model.name)
-    library = "peft" if "PeftModel" in usage else "transformers"
     return f"""\
 ---
-library_name: {library}
-base_model: {base}
-tags: [{backbone.family}, prompt-learning, federated-learning]
+{_front_matter(prompt, backbone, facts, base_model, usage)}
 ---
 # Prompt of {facts.site} from the experiment {experiment.name}
 
@@ -308,6 +321,8 @@ it) is `{backbone.fingerprint}`.
 {_precision(backbone)}
 
 ## Use
+
+Run the code in this folder; from a hub, `hf download REPOSITORY --local-dir FOLDER` makes one.
 
 {usage}
 ## What it was learned from
@@ -326,6 +341,34 @@ it) is `{backbone.fingerprint}`.
 test it on data of your own. Whoever holds this folder is a prompt recipient in the table above: pass it on only as far
 as the site agreed.
 """
+
+
+def _front_matter(prompt: SitePrompt, backbone: Backbone, facts: Facts, base_model: BaseModel, usage: str) -> str:
+    """What model hubs read, as YAML. Of accuracies only noised scores: what was published is not taken back."""
+    task = "zero-shot-image-classification" if isinstance(backbone, DualEncoder) else "image-text-to-text"
+    name = f"{prompt.experiment.name} of {facts.site}"
+    scores = [
+        EvalResult(
+            task_type=task,
+            dataset_type="private",
+            dataset_name=f"held-back examples of {facts.site}",
+            metric_type="accuracy",
+            metric_name="{}, noised, 95 % interval {:.3f} to {:.3f}".format(row["candidate"], *row["interval"]),
+            metric_value=round(row["value"], 4),
+        )
+        for row in facts.scores
+        if row["value"] is not None
+    ]
+    data = ModelCardData(
+        license=facts.licence,
+        library_name="peft" if "PeftModel" in usage else "transformers",
+        pipeline_tag=task,
+        base_model=base_model.name if base_model.said_by in ("experiment", "site") else None,
+        tags=[backbone.family, "prompt-learning", "federated-learning"],
+        model_name=name if scores else None,
+        eval_results=scores or None,
+    )
+    return str(data.to_yaml()).strip()
 
 
 def _sources(prompt: SitePrompt, facts: Facts) -> str:
@@ -352,7 +395,7 @@ def _base(base_model: BaseModel) -> str:
         "experiment": f"`{base_model.name}`, as the experiment names it.",
         "site": f"`{base_model.name}`, as the site calls it; the experiment names none.",
         "nobody": f"The experiment names none: put the model with this fingerprint in the place of "
-        f"`{base_model.name}`.",
+        f"`{base_model.name}` below, and in adapter_config.json if there is one.",
     }[base_model.said_by]
 
 

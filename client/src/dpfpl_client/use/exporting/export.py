@@ -14,24 +14,27 @@ from safetensors.numpy import save
 from dpfpl_client.agent.ledger.view import summarise
 from dpfpl_client.agent.policy_file import check_use
 from dpfpl_client.agent.store import DiskStore
-from dpfpl_client.embedded import EMBEDDED, embedded_model_path
 from dpfpl_client.learning.methods import factorise
 from dpfpl_client.models.backbone import Backbone
 from dpfpl_client.models.dual_encoder import DualEncoder
 from dpfpl_client.models.files import model_fingerprint
 from dpfpl_client.models.generative.backbone import GenerativeBackbone
 from dpfpl_client.site.settings import SiteSettings
-from dpfpl_client.use.exporting.adapter import NotExpressibleError, build_adapter
+from dpfpl_client.use.exporting.adapter import ADAPTER_FILES, NotExpressibleError, build_adapter
 from dpfpl_client.use.exporting.card import BaseModel, Facts, classes_usage, generative_usage, model_card, vectors_usage
 from dpfpl_client.use.prompt import CLASS_VECTORS, SitePrompt
 from dpfpl_client.use.results import released_scores
 from dpfpl_common.config import to_table
 from dpfpl_common.errors import PrivacyError, StateError
 from dpfpl_common.ops.files import write_durably
+from dpfpl_models import EMBEDDED, embedded_model_path
 
-__all__ = ["Exported", "export_prompt", "write_export"]
+__all__ = ["OPTIONAL_FILES", "Exported", "export_prompt", "write_export"]
 
 PRIVATE = 0o600
+TEXT_FEATURES = "text_features.safetensors"
+OPTIONAL_FILES = (TEXT_FEATURES, CLASS_VECTORS, *ADAPTER_FILES)
+"""What some exports have and others have not."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,17 @@ class Exported:
     no_adapter: str
 
 
-def export_prompt(settings: SiteSettings, prompt: SitePrompt, backbone: Backbone, folder: Path) -> Exported:
+def export_prompt(
+    settings: SiteSettings, prompt: SitePrompt, backbone: Backbone, folder: Path, licence: str = "unknown"
+) -> Exported:
     """Export a site's prompt, if the site's policy still admits the experiment that it comes from.
+
+    Args:
+        settings: the site.
+        prompt: what it learned.
+        backbone: the model that it was learned for.
+        folder: a new or empty folder, or that of an earlier export.
+        licence: of the prompt, as model hubs write it: ``apache-2.0``.
 
     Raises:
         PrivacyError: the prompt was trained without noise and must stay at the site.
@@ -64,6 +76,7 @@ def export_prompt(settings: SiteSettings, prompt: SitePrompt, backbone: Backbone
         seeded=settings.simulation is not None,
         model="" if Path(settings.model).expanduser().is_dir() else settings.model,
         bits=settings.data.bits,
+        licence=licence,
     )
     return write_export(prompt, backbone, folder, facts)
 
@@ -85,7 +98,7 @@ def write_export(prompt: SitePrompt, backbone: Backbone, folder: Path, facts: Fa
     The folder holds README.md (model card), prompt.safetensors with prompt.json (the context and its parts),
     for a model that compares images with classes, text_features.safetensors (the classes' merged text features), with
     evidence class_vectors.safetensors (what classifies), and, where PEFT can express it, the adapter with its
-    tokenizer. An embedded model, which no hub has, comes along.
+    tokenizer in a folder of its own. An embedded model, which no hub has, comes along.
 
     Raises:
         PrivacyError: see above.
@@ -96,6 +109,8 @@ def write_export(prompt: SitePrompt, backbone: Backbone, folder: Path, facts: Fa
     base = BaseModel("base_model", "ours") if embedded else _named(prompt, facts.model)
     base_model = base.name
     _make(folder)
+    for name in OPTIONAL_FILES:  # of an earlier export
+        (folder / name).unlink(missing_ok=True)
     if isinstance(backbone, DualEncoder):
         files, usage, reason = _write_with_classes(prompt, backbone, folder, base_model, facts.bits)
     else:
@@ -130,8 +145,8 @@ def _write_with_classes(
     }
     files = _write_parts(prompt, backbone, folder, about)
     features = backbone.scorer(prompt.experiment).class_features(context).numpy()
-    write_durably(folder / "text_features.safetensors", save({"text_features": np.ascontiguousarray(features)}))
-    files.append("text_features.safetensors")
+    write_durably(folder / TEXT_FEATURES, save({"text_features": np.ascontiguousarray(features)}))
+    files.append(TEXT_FEATURES)
     head = prompt.head(backbone, leaves=True)
     usage = classes_usage(backbone, adapter, base_model, reason, bits)
     if head is not None:

@@ -1,12 +1,10 @@
-"""Two tiny models in Hugging Face format that ship with this package, for tests and demonstrations."""
-
-from __future__ import annotations
+"""Two tiny models in Hugging Face format that ship with DP-FPL, for tests and demonstrations."""
 
 from pathlib import Path
 
 __all__ = ["EMBEDDED", "embedded_model_path"]
 
-EMBEDDED = {"embedded": "model", "embedded-vlm": "vlm"}
+EMBEDDED = {"embedded": "clip", "embedded-vlm": "vlm"}
 """Names of models in settings, and their folders: a CLIP, and a LLaVA that answers questions about drawings."""
 
 

@@ -1,0 +1,129 @@
+"""Uploads to a model hub: where the site's rules name the repository, its own files alone, private unless said."""
+
+import json
+import re
+from types import SimpleNamespace
+
+import pytest
+
+from dpfpl_client.agent.audit import AUDIT_FILE, AuditLog
+from dpfpl_client.site.settings import load_site
+
+REPOSITORY = "north/pilot-prompt"
+
+
+class Hub:
+    """A stand-in for ``huggingface_hub.HfApi`` that keeps what it is told."""
+
+    calls: list[tuple[str, dict]]
+    private = True
+    failure: Exception | None = None
+
+    def __init__(self, token=None):
+        assert token is True  # our processes switch the implicit use of a saved token off
+        type(self).calls = []
+
+    def create_repo(self, repo_id, *, private, exist_ok):
+        if self.failure:
+            raise self.failure
+        self.calls.append(("create", {"repo": repo_id, "private": private, "exist_ok": exist_ok}))
+
+    def model_info(self, repo_id):
+        return SimpleNamespace(private=self.private)
+
+    def upload_folder(self, **options):
+        self.calls.append(("upload", options))
+        return SimpleNamespace(commit_url=f"https://hub.example/{options['repo_id']}/commit/1")
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.HfApi", type("Fresh", (Hub,), {"calls": []}))
+    import huggingface_hub
+
+    return huggingface_hub.HfApi
+
+
+@pytest.fixture
+def allowed(trained_site, command):
+    """The site, whose policy names the repository."""
+    with (trained_site.parent / "policy.toml").open("a") as file:
+        file.write(f'publish = ["{REPOSITORY}"]\n')
+    assert command("policy", "accept", "--site", trained_site, "--yes")[0] == 0
+    return trained_site
+
+
+def code_in(err):
+    return re.search(r"^([A-Z_]+):", err, re.MULTILINE).group(1)
+
+
+def push(command, site, out, *more):
+    return command("export", "--out", out, "--site", site, "--push-to-hub", REPOSITORY, *more)
+
+
+@pytest.mark.privacy
+def test_without_the_rule_nothing_is_uploaded_and_the_error_says_what_to_write(command, trained_site, tmp_path, hub):
+    code, _, err = push(command, trained_site, tmp_path / "out")
+    assert (code, hub.calls) == (2, [])
+    assert code_in(err) == "PUBLISH_NOT_ALLOWED"
+    assert "(rule publish)" in err
+    assert f'publish = ["{REPOSITORY}"]' in err
+    assert "dpfpl-client policy accept" in err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.privacy
+def test_a_rule_that_nobody_accepted_does_not_hold(command, trained_site, tmp_path, hub):
+    assert command("policy", "accept", "--site", trained_site, "--yes")[0] == 0  # what there was before
+    with (trained_site.parent / "policy.toml").open("a") as file:
+        file.write(f'publish = ["{REPOSITORY}"]\n')
+    code, _, err = push(command, trained_site, tmp_path / "out")
+    assert (code, code_in(err), hub.calls) == (2, "PUBLISH_NOT_ALLOWED", [])
+
+
+@pytest.mark.privacy
+def test_an_upload_is_private_holds_the_exports_files_alone_and_is_recorded(command, allowed, tmp_path, hub):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/prompt.json").write_text("{}")  # an earlier export, and what somebody put beside it
+    (tmp_path / "out/patient.png").write_text("mine")
+    code, out, _ = push(command, allowed, tmp_path / "out", "--json")
+    assert code == 0
+    shown = json.loads(out)
+    (made, uploaded) = hub.calls
+    assert made == ("create", {"repo": REPOSITORY, "private": True, "exist_ok": True})
+    assert uploaded[1]["folder_path"] == tmp_path / "out"
+    assert uploaded[1]["allow_patterns"] == shown["files"]
+    assert "patient.png" not in shown["files"]
+    assert uploaded[1]["delete_patterns"] == ["class_vectors.safetensors"]
+    assert shown["commit"].endswith("/commit/1")
+    lines = AuditLog(load_site(allowed).state_folder / AUDIT_FILE).lines()
+    (line,) = [line for line in lines if line["event"] == "published"]
+    assert (line["repository"], line["experiment"], line["public"]) == (REPOSITORY, "pilot", False)
+
+
+@pytest.mark.privacy
+def test_a_repository_that_everybody_reads_takes_a_word_more(command, allowed, tmp_path, hub, monkeypatch):
+    monkeypatch.setattr(hub, "private", False)
+    code, _, err = push(command, allowed, tmp_path / "out")
+    assert (code, code_in(err)) == (2, "REPOSITORY_PUBLIC")
+    assert [name for name, _ in hub.calls] == ["create"]
+    code, out, _ = push(command, allowed, tmp_path / "out", "--public")
+    assert (code, hub.calls[0][1]["private"], "for everybody" in out) == (0, False, True)
+
+
+@pytest.mark.parametrize("failure", [OSError("offline mode is enabled"), ValueError("no such name")])
+def test_a_hub_out_of_reach_is_said(command, allowed, tmp_path, hub, monkeypatch, failure):
+    monkeypatch.setattr(hub, "failure", failure)
+    code, _, err = push(command, allowed, tmp_path / "out")
+    assert (code, code_in(err)) == (2, "HUB_FAILED")
+    assert str(failure) in err
+
+
+def test_the_hubs_own_client_takes_what_we_hand_it(command, allowed, tmp_path, monkeypatch):
+    """Nothing listens at this address: the real client, with its real exceptions, as far as a machine alone can go."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "hf_none")
+    code, _, err = push(command, allowed, tmp_path / "out")
+    assert (code, code_in(err)) == (2, "HUB_FAILED")
+    assert "ConnectError" in err
