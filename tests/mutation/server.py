@@ -203,6 +203,13 @@ SERVER = (
         ("tests/client/test_warm_node.py::test_L6_a_reply_stays_whole_where_the_receipt_of_a_part_is_lost",),
     ),
     (
+        "patience: a reply whose message was given up waits for the next message",
+        "dpfpl_client.node.flower_patches:_or_waiting.pull_or_look",
+        "_waiting_reply(state) if run is None else run",
+        "run",
+        ("tests/client/test_warm_node.py::test_a_reply_to_a_message_that_was_given_up_makes_no_later_reply_wait",),
+    ),
+    (
         "patience: an untrusted certificate is tried again and again",
         "dpfpl_server.flower_patches:bear_broken_connections.really_gives_up",
         "'certificate' in text or _1",
