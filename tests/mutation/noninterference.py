@@ -9,6 +9,7 @@ DIVISION_TESTS = "tests/client/noninterference/test_division.py"
 ESTIMATES_TESTS = "tests/client/learning/test_estimates.py"
 FOLDER_TESTS = "tests/client/noninterference/test_folder.py"
 GATE_TESTS = "tests/client/agent/test_gate.py"
+IMAGES_TESTS = "tests/client/learning/test_image_tower.py"
 PRECISION_TESTS = "tests/client/learning/generative/test_precision.py"
 QUESTIONS_TESTS = "tests/client/noninterference/test_questions.py"
 RESULT_TESTS = "tests/server/test_result.py"
@@ -138,6 +139,20 @@ NONINTERFERENCE = (
         "not coarse",
         "True",
         (f"{ESTIMATES_TESTS}::test_NI10_one_example_more_changes_no_bit_of_what_the_others_add",),
+    ),
+    (
+        "image features are computed as many at once as there are",
+        "dpfpl_client.models.image_tower:ImageTower.features",
+        "part + part[-1:] * (self._at_once - len(part))",
+        "part",
+        (f"{IMAGES_TESTS}::test_NI10_a_pass_has_one_shape",),
+    ),
+    (
+        "where the place in a pass matters, pictures go side by side all the same",
+        "dpfpl_client.models.image_tower:ImageTower._find_number",
+        "not all(torch.equal(row, rows[0]) for row in rows)",
+        "False",
+        (f"{IMAGES_TESTS}::test_NI10_where_the_place_in_a_pass_matters_pictures_go_one_at_a_time",),
     ),
     (
         "time: an answer leaves when it is ready",
