@@ -143,16 +143,23 @@ NONINTERFERENCE = (
     (
         "image features are computed as many at once as there are",
         "dpfpl_client.models.image_tower:ImageTower.features",
-        "part + part[-1:] * (self._at_once - len(part))",
+        "part + part[-1:] * (number - len(part))",
         "part",
         (f"{IMAGES_TESTS}::test_NI10_a_pass_has_one_shape",),
     ),
     (
         "where the place in a pass matters, pictures go side by side all the same",
-        "dpfpl_client.models.image_tower:ImageTower._find_number",
-        "not all(torch.equal(row, rows[0]) for row in rows)",
-        "False",
+        "dpfpl_client.models.image_tower:ImageTower._same_bits",
+        "all(torch.equal(row, expected) for row in rows)",
+        "True",
         (f"{IMAGES_TESTS}::test_NI10_where_the_place_in_a_pass_matters_pictures_go_one_at_a_time",),
+    ),
+    (
+        "many pictures go together although each alone has other bits",
+        "dpfpl_client.models.image_tower:ImageTower._same_bits",
+        "self._pass([picture])[0] if alone else rows[0]",
+        "rows[0]",
+        (f"{IMAGES_TESTS}::test_NI10_many_go_through_a_large_tower_together_only_with_the_bits_of_each_alone[False]",),
     ),
     (
         "time: an answer leaves when it is ready",

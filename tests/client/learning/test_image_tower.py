@@ -56,7 +56,7 @@ def test_features_are_the_exact_ones_to_the_stated_tolerance(folder, single, thr
     found = rows(model, pictures(5))
     assert float((found - expected).norm(dim=1).max()) <= TOLERANCE
     assert packed(model)
-    assert model._image_tower._at_once == (1 if single else image_tower.SIDE_BY_SIDE)
+    assert model._image_tower._shape == (1 if single else image_tower.SIDE_BY_SIDE)
 
 
 @pytest.mark.privacy
@@ -66,6 +66,7 @@ def test_NI10_no_neighbour_changes_a_bit_of_a_pictures_features(folder, single, 
     monkeypatch.setattr(image_tower, "SMALL", 0 if single else image_tower.SMALL)
     model, again = load_backbone(folder), load_backbone(folder)
     mine, others = pictures(3), pictures(20, seed=1)
+    monkeypatch.setattr(image_tower, "MANY", 20)
     expected = rows(model, mine)
     for company in (others[:1] + mine, mine + others, others + mine, mine[:1] + others + mine[1:]):
         places = [place for place, image in enumerate(company) if any(image is own for own in mine)]
@@ -105,8 +106,30 @@ def test_NI10_where_the_place_in_a_pass_matters_pictures_go_one_at_a_time(backbo
         return found + 1e-6 * torch.arange(len(found))[:, None] * (torch.arange(found.shape[1]) == 0)
 
     monkeypatch.setattr(backbone._model, "get_image_features", uneven)
-    assert torch.equal(rows(model, pictures(3))[2], rows(model, pictures(3)[2:])[0])
-    assert model._image_tower._at_once == 1
+    assert torch.equal(rows(model, pictures(40))[39], rows(model, pictures(40)[39:])[0])
+    assert (model._image_tower._shape, model._image_tower._together) == (1, 1)
+
+
+@pytest.mark.privacy
+@pytest.mark.parametrize("even", [True, False])
+def test_NI10_many_go_through_a_large_tower_together_only_with_the_bits_of_each_alone(backbone, even, monkeypatch):
+    """A kernel that is the same in every place of a pass, but another for a pass of one."""
+    monkeypatch.setattr(image_tower, "SMALL", 0)
+    model = copy.copy(backbone)
+    model._image_tower = ImageTower(backbone._model, backbone.prepared, backbone.device)
+    plain, passes = backbone._model.get_image_features, []
+
+    def watched(pixel_values):
+        passes.append(len(pixel_values))
+        each = [plain(pixel_values=one[None]).pooler_output for one in pixel_values]
+        return torch.cat(each) * (1 if even or len(each) == 1 else torch.linspace(1, 1 + 1e-6, each[0].shape[1]))
+
+    monkeypatch.setattr(backbone._model, "get_image_features", watched)
+    few, many = rows(model, pictures(5)), rows(model, pictures(38))
+    assert torch.equal(many[:5], few)
+    assert passes[:5] == [1] * 5
+    assert passes[5:7] == [image_tower.TOGETHER, 1], "the trial"
+    assert passes[7:] == [4] * 9 + [1] * 2 if even else [1] * 38
 
 
 def test_no_picture_of_a_site_decides_how_it_computes(backbone):
@@ -122,7 +145,8 @@ def test_no_picture_of_a_site_decides_how_it_computes(backbone):
     assert not seen
     (mine,) = pictures(1)
     list(tower.features([mine]))
-    assert seen[0].tobytes() == Image.linear_gradient("L").convert("RGB").tobytes()
+    noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    assert np.array_equal(np.asarray(seen[0]), noise)
     assert seen[1:] == [mine]
 
 

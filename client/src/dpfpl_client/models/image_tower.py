@@ -2,13 +2,15 @@
 
 Which kernel a library chooses, and where it cuts a sum, depends on the shape of what it is given. A tower that takes as
 many pictures as there are would therefore make the last bits of one picture's features depend on how many others came
-along. Here every pass has the same shape: one picture where that costs nothing, else a fixed number, made up with
-copies of the last one, after a trial showed that the place in a pass does not matter either.
+along. Here every pass has the same shape: one picture where the tower is large, else a fixed number, made up with copies
+of the last one, after a trial showed that the place in a pass does not matter either. Of many pictures a large tower
+takes four at once, after a trial showed that all four get the bits that each gets alone.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -19,13 +21,19 @@ from dpfpl_client.models.text_tower.layers import onednn_product, prefers_onednn
 __all__ = ["TOLERANCE", "ImageTower"]
 
 TOLERANCE: Final = 2e-6
-"""Largest distance of a unit feature to the exact one, and so about half of that between two sites' processors."""
+"""Largest distance of a unit feature to the exact one, and so half of the largest between two sites' processors."""
 
 SMALL: Final = 10_000_000
 """Parameters of a tower below which starting a product costs more than the product of one picture."""
 
 SIDE_BY_SIDE: Final = 16
 """Pictures of every pass through a small tower."""
+
+TOGETHER: Final = 4
+"""Pictures of a pass through a large tower, where that is the same function to the bit: its weights are read once."""
+
+MANY: Final = 32
+"""Pictures from which on a trial of this pays."""
 
 ON_A_GPU: Final = 64
 """Pictures of every pass elsewhere than on the processor, which one picture would leave idle."""
@@ -46,6 +54,9 @@ ACTIVATIONS: Final = {"QuickGELUActivation": ("swish", 1.702), "GELUActivation":
 class ImageTower:
     """A model's ``get_image_features``, as unit rows.
 
+    Trials find the number of pictures of a pass, from the model and the machine alone: no site's picture is looked at.
+    They hold for as many threads as there were then.
+
     Args:
         model: a loaded dual encoder. On the processor, in float32, the linear layers that see pictures are replaced in
             it before the first picture, where oneDNN serves this machine; their weights are then laid out for it and
@@ -56,33 +67,45 @@ class ImageTower:
 
     def __init__(self, model: Any, prepared: Callable[[Sequence[Image.Image]], Any], device: torch.device) -> None:
         self._model, self._prepared, self._device = model, prepared, device
-        self._at_once = 0  # not known before the first picture
+        self._shape = 0  # pictures of a pass, made up with copies; not known before the first picture
+        self._together: int | None = None  # pictures of a pass where so many are left; not known before the first MANY
+        self._seen = 0
 
     @torch.no_grad()
     def features(self, images: Sequence[Image.Image]) -> Iterator[Tensor]:
         """One unit row [feature_size] an image, on the processor: the same bits whatever the other images are."""
-        if images and not self._at_once:
+        if images and not self._shape:
             _swap_products(self._model, self._device)
-            self._at_once = self._find_number()
-        for start in range(0, len(images), self._at_once or 1):
-            part = [self._prepared([image]) for image in images[start : start + self._at_once]]
-            yield from self._pass(part + part[-1:] * (self._at_once - len(part)))[: len(part)]
+            self._shape = self._find_shape()
+        self._seen += len(images)
+        if self._together is None and self._seen >= MANY:
+            self._together = TOGETHER if self._shape == 1 and self._same_bits(TOGETHER, alone=True) else self._shape
+        start = 0
+        while start < len(images):
+            many = self._together or self._shape
+            number = many if len(images) - start >= many else self._shape
+            part = [self._prepared([image]) for image in images[start : start + number]]
+            yield from self._pass(part + part[-1:] * (number - len(part)))[: len(part)]
+            start += number
 
     def _pass(self, pictures: Sequence[Any]) -> Tensor:
         whole = {key: torch.cat([each[key] for each in pictures]).to(self._device) for key in pictures[0]}
         found = self._model.get_image_features(**whole)
         return functional.normalize(getattr(found, "pooler_output", found), dim=-1).cpu().clone()
 
-    def _find_number(self) -> int:
-        """How many pictures a pass has, from the model and the machine alone: no site's picture is looked at."""
+    def _find_shape(self) -> int:
         parts = [getattr(self._model, name, None) for name in SWAPPED]
         size = sum(weight.numel() for part in parts if part is not None for weight in part.parameters())
         number = ON_A_GPU if self._device.type != "cpu" else SIDE_BY_SIDE if size < SMALL else 1
-        if number > 1:
-            rows = self._pass([self._prepared([Image.linear_gradient("L").convert("RGB")])] * number)
-            if not all(torch.equal(row, rows[0]) for row in rows):
-                return 1
-        return number
+        return number if number == 1 or self._same_bits(number) else 1
+
+    def _same_bits(self, number: int, *, alone: bool = False) -> bool:
+        """Whether a picture of noise has the same features in every place of a pass, and if it is ``alone``."""
+        noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+        picture = self._prepared([Image.fromarray(noise)])
+        rows = self._pass([picture] * number)
+        expected = self._pass([picture])[0] if alone else rows[0]
+        return all(torch.equal(row, expected) for row in rows)
 
 
 def _swap_products(model: Any, device: torch.device) -> None:
