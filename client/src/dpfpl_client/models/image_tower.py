@@ -2,9 +2,9 @@
 
 Which kernel a library chooses, and where it cuts a sum, depends on the shape of what it is given. A tower that takes as
 many pictures as there are would therefore make the last bits of one picture's features depend on how many others came
-along. Here every pass has the same shape: one picture where the tower is large, else a fixed number, made up with copies
-of the last one, after a trial showed that the place in a pass does not matter either. Of many pictures a large tower
-takes four at once, after a trial showed that all four get the bits that each gets alone.
+along. Here every pass has the same shape: one picture where the tower is large, else a fixed number, made up with
+copies of the last one, after a trial showed that the place in a pass does not matter either. Of many pictures a large
+tower takes four at once, after a trial showed that all four get the bits that each gets alone.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -45,7 +45,7 @@ SWAPPED: Final = ("vision_model", "visual_projection")
 """Parts of a dual encoder that see pictures."""
 
 FOREIGN: Final = ("vision-text-dual-encoder",)
-"""Models with any image tower beside any text tower: what else such a tower does with a layer's weights is not known."""
+"""Models with any image tower: what else it does with a layer's weights is not known."""
 
 ACTIVATIONS: Final = {"QuickGELUActivation": ("swish", 1.702), "GELUActivation": ("gelu", 1.0)}
 """What oneDNN calls them, and the factor f with ``activation(a) = its(f a) / f``."""
