@@ -274,7 +274,7 @@ def _images(images: Mapping[str, Any]) -> str:
     ]
     edge, count = images["edge"], images["images"]
     return (
-        f"## Photographs to features\n\nJPEG files of {edge} x {edge} pixels through the image tower of ViT-B/16, {count} "
+        f"## Photographs to features\n\nJPEG files of {edge} x {edge} pixels through ViT-B/16's image tower, {count} "
         f"at a time. Decoding one takes {1e3 * images['decoding_an_image']:.1f} ms of this, and what else comes before "
         f"the tower {1e3 * images['preparing_an_image']:.1f} ms.\n\n"
         + _table(("way", "CPU ms an image", "over transformers", "error of a unit feature"), body)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -202,6 +203,13 @@ def test_a_replaced_layer_says_its_shape_and_is_never_computed_with(tmp_path, th
     weight = packed(model)[0].weight
     with pytest.raises((NotImplementedError, RuntimeError)):
         float((weight @ torch.ones(weight.shape[1])).sum())
+
+
+def test_two_threads_may_ask_a_new_tower_at_once(tmp_path, through_onednn):
+    model = load_backbone(str(write_random_model("clip", tmp_path)))
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: rows(model, pictures(2)), range(4)))
+    assert all(torch.equal(each, rows(model, pictures(2))) for each in found)
 
 
 def test_nothing_global_changes(tmp_path, through_onednn):

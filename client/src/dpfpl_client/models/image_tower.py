@@ -7,8 +7,9 @@ copies of the last one, after a trial showed that the place in a pass does not m
 tower takes four at once, after a trial showed that all four get the bits that each gets alone.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import numpy as np
 import torch
@@ -70,13 +71,15 @@ class ImageTower:
         self._shape = 0  # pictures of a pass, made up with copies; not known before the first picture
         self._together: int | None = None  # pictures of a pass where so many are left; not known before the first MANY
         self._seen = 0
+        self._lock = threading.Lock()  # nobody computes with a tower whose layers are being replaced
 
     @torch.no_grad()
     def features(self, images: Sequence[Image.Image]) -> Iterator[Tensor]:
         """One unit row [feature_size] an image, on the processor: the same bits whatever the other images are."""
-        if images and not self._shape:
-            _swap_products(self._model, self._device)
-            self._shape = self._find_shape()
+        with self._lock:
+            if images and not self._shape:
+                _swap_products(self._model, self._device)
+                self._shape = self._find_shape()
         self._seen += len(images)
         if self._together is None and self._seen >= MANY:
             self._together = TOGETHER if self._shape == 1 and self._same_bits(TOGETHER, alone=True) else self._shape
@@ -145,7 +148,7 @@ def _with_activation(module: Any) -> tuple["_Packed", "_Packed", tuple[object, .
     return first, second, (after, up.weight.shape, down.weight.shape)
 
 
-def _is_linear(module: object) -> bool:
+def _is_linear(module: object) -> TypeGuard[nn.Linear]:
     return type(module) is nn.Linear and module.weight.dtype == torch.float32
 
 
