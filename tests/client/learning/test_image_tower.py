@@ -200,6 +200,8 @@ def test_a_replaced_layer_says_its_shape_and_is_never_computed_with(tmp_path, th
     count = sum(weight.numel() for weight in model._model.parameters())
     rows(model, pictures(1))
     assert sum(weight.numel() for weight in model._model.parameters()) == count
+    assert not any(module.training for module in model._model.modules())
+    assert not any(weight.requires_grad for weight in model._model.parameters())
     weight = packed(model)[0].weight
     with pytest.raises((NotImplementedError, RuntimeError)):
         float((weight @ torch.ones(weight.shape[1])).sum())

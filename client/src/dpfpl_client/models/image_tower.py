@@ -124,7 +124,7 @@ def _swap_products(model: Any, device: torch.device) -> None:
             if kind not in trusted:
                 trusted[kind] = _agree(module, nn.Sequential(up, down), module.fc1.in_features)
             if trusted[kind]:
-                module.fc1, module.activation_fn, module.fc2 = up, nn.Identity(), down
+                module.fc1, module.activation_fn, module.fc2 = up, nn.Identity().eval(), down
         for name, child in module.named_children():
             if not _is_linear(child) or (module is model and name not in SWAPPED):
                 continue
@@ -170,6 +170,7 @@ class _Packed(nn.Module):
         self.weight = nn.Parameter(torch.empty_like(weight, device="meta"), requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self._product = onednn_product(weight.detach(), ROWS, after)
+        self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., inputs] to [..., outputs]."""
