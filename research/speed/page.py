@@ -113,6 +113,19 @@ def write_performance(bench: Path, docs: Path) -> Path:
     return page
 
 
+WAYS: Final = {
+    "transformers": "`transformers`, float32",
+    "ours": "the agent, cold cache",
+    "bfloat16": "`transformers`, bfloat16 by autocast",
+    "openvino": "OpenVINO, float32",
+    "onnxruntime": "ONNX Runtime, float32",
+}
+PROGRAMS: Final = {
+    "predict": "`predict`, one image",
+    "least": "the same by hand: loading with `transformers` and one forward",
+}
+
+
 def performance_page(result: Mapping[str, Any]) -> str:
     """The page as Markdown."""
     parts = [_prose("introduction"), _machine(result), _targets(result["targets"], gpu=bool(result.get("gpu")))]
@@ -122,7 +135,14 @@ def performance_page(result: Mapping[str, Any]) -> str:
         parts.append(_memory(result["memory"]))
     if result.get("estimates"):
         parts.append(_estimates(result["estimates"]))
-    parts += [_cache(result["cache"]), _simulation_section(result["simulation"]), _profile(result["profile"])]
+    parts.append(_cache(result["cache"]))
+    if result.get("images"):
+        parts.append(_images(result["images"]))
+    if result.get("pooling"):
+        parts.append(_pooling(result["pooling"]))
+    if result.get("starting"):
+        parts.append(_starting(result["starting"]))
+    parts += [_simulation_section(result["simulation"]), _profile(result["profile"])]
     if result.get("deployed"):
         parts.append(_deployed(result["deployed"]))
     parts.append(_gpu(result.get("gpu") or []))
@@ -239,6 +259,43 @@ def _cache(cache: Mapping[str, Any]) -> str:
         f"## Image features\n\n{cache['images']} images through the embedded model: decoding "
         f"{cache['decoding_cpu_seconds']:.2f} s and the tower's own forward {cache['forward_cpu_seconds']:.2f} s; with "
         f"a cold cache {cache['cold_cpu_seconds']:.2f} s, with a warm one {cache['warm_cpu_seconds']:.3f} s (CPU).\n"
+    )
+
+
+def _images(images: Mapping[str, Any]) -> str:
+    body = [
+        [
+            WAYS[way],
+            f"{1e3 * row['cpu_seconds_an_image']:.0f}",
+            f"{row['over_transformers']:.2f}",
+            f"{row['error']:.0e}",
+        ]
+        for way, row in images["ways"].items()
+    ]
+    edge, count = images["edge"], images["images"]
+    return (
+        f"## Photographs to features\n\nJPEG files of {edge} x {edge} pixels through ViT-B/16's image tower, {count} "
+        f"at a time. Decoding one takes {1e3 * images['decoding_an_image']:.1f} ms of this, and what else comes before "
+        f"the tower {1e3 * images['preparing_an_image']:.1f} ms.\n\n"
+        + _table(("way", "CPU ms an image", "over transformers", "error of a unit feature"), body)
+    )
+
+
+def _pooling(pooling: Mapping[str, Any]) -> str:
+    return (
+        f"## Pooling\n\nThe class sums of {pooling['sites']} sites, 100 classes of 512 numbers: "
+        f"{pooling['cpu_seconds']:.2f} s, {pooling['over_sum']:.1f} times their sum alone, and at the peak memory of "
+        f"{pooling['bytes_over_one_site']:.0f} sites' rows. The rows are read three times.\n"
+    )
+
+
+def _starting(starting: Mapping[str, Any]) -> str:
+    rows = [[PROGRAMS.get(name, f"`{name}`"), f"{value:.2f}"] for name, value in starting["cpu_seconds"].items()]
+    rows.append(
+        ["export with a vocabulary as large as CLIP's, without loading", f"{starting['export_cpu_seconds']:.2f}"]
+    )
+    return "## Commands\n\nWhole programs, on one thread; the model has ViT-B/16's shapes.\n\n" + _table(
+        ("command", "CPU s"), rows
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dpfpl_client.models.text_tower.shared_prefix import ClassTokens
 
-__all__ = ["BOS", "EOS", "NAME_LENGTHS", "Problem", "make_model", "make_problem"]
+__all__ = ["BOS", "EOS", "NAME_LENGTHS", "Problem", "fill_randomly", "make_model", "make_problem"]
 
 BOS, EOS, POSITIONS = 49406, 49407, 77
 NUM_CONTEXT: Final = 16
@@ -77,12 +77,17 @@ def make_model(device: str = "cpu", vision: bool = True) -> Any:
         model = CLIPModel(CLIPConfig(text_config=text, vision_config=image, projection_dim=512))
     else:
         model = CLIPTextModelWithProjection(CLIPTextConfig(**text))
+    fill_randomly(model)
+    return model.eval().requires_grad_(False).to(device)
+
+
+def fill_randomly(model: Any) -> None:
+    """Weights with which every layer passes on about as much as it gets."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim >= 2 and "logit" not in name:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) / parameter[0].numel() ** 0.5)
-    return model.eval().requires_grad_(False).to(device)
 
 
 def make_problem(classes: int, batch: int, device: str = "cpu", lengths: Sequence[int] = NAME_LENGTHS) -> Problem:

@@ -18,8 +18,11 @@ from research.speed.equality import measure_equality
 from research.speed.estimates import measure_estimates
 from research.speed.federation import measure_simulation
 from research.speed.graphics import measure_gpu
+from research.speed.images import measure_images
+from research.speed.pooling import measure_pooling
 from research.speed.profile import measure_profile
 from research.speed.round_cost import measure_deployed_round
+from research.speed.starting import measure_starting
 from research.speed.steps import measure_memory, measure_steps, measured_rate
 from research.speed.targets import targets
 
@@ -45,10 +48,13 @@ def run_suite(out: Path, *, quick: bool, say: Callable[[str], None] = lambda tex
         result["memory"] = measure_memory(say)
         result["equality"] = measure_equality(say)
         result["cache"] = measure_cache(quick, say)
+        result["images"] = measure_images(quick, say)
+        result["pooling"] = measure_pooling(quick, say)
         result["simulation"] = measure_simulation(quick, say)
         result["profile"] = measure_profile(quick, say)
         result["gpu"] = measure_gpu(quick, say)
         if not quick:
+            result["starting"] = measure_starting(say)
             result["estimates"] = measure_estimates(say)
             with tempfile.TemporaryDirectory(prefix="dpfpl-") as folder:
                 result["deployed"] = measure_deployed_round(Path(folder) / "round", 11, say)

@@ -57,6 +57,21 @@ def targets(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     if cache:
         at_most("image features, cold cache over the image tower's own forward", cache["cold_over_forward"], 1.1)
         at_most("image features, warm cache over cold", cache["warm_over_cold"], 0.05)
+    if "images" in result:
+        ours = result["images"]["ways"]["ours"]
+        at_most("photographs to features, cold, decoding included, over transformers", ours["over_transformers"], 0.47)
+        at_most("error of a unit image feature", ours["error"], 2e-6)
+    if "pooling" in result:
+        pooling = result["pooling"]
+        at_most(f"pool of {pooling['sites']} sites' rows over their sum", pooling["over_sum"], 2)
+    starting = result.get("starting")
+    if starting:
+        for program, seconds in starting["cpu_seconds"].items():
+            if program not in ("predict", "least"):
+                at_most(f"{program}, CPU seconds", seconds, 0.6)
+        ratio = starting["predict_over_least"]
+        at_most("predict of one image over loading with transformers and one forward", ratio, 1.2)
+        at_most("export with a vocabulary as large as CLIP's, CPU seconds", starting["export_cpu_seconds"], 2)
     deployed = result.get("deployed")
     if deployed:
         at_most("deployed round over 1.2 empty rounds and the slowest site", deployed["ratio"], 1.0)

@@ -110,6 +110,13 @@ def result(**changes):
             {"estimate": "3 classes, bfloat16", "seeds": 5, "local": 89.6, "local_spread": 1.0, "neighbour": 6.0,
              "neighbour_spread": 1.0},
         ],
+        "images": {"images": 6, "edge": 512, "decoding_an_image": 0.002, "preparing_an_image": 0.005, "ways": {
+            "transformers": {"cpu_seconds_an_image": 0.4, "over_transformers": 1.0, "error": 6e-7},
+            "ours": {"cpu_seconds_an_image": 0.18, "over_transformers": 0.45, "error": 7e-7},
+            "bfloat16": {"cpu_seconds_an_image": 0.1, "over_transformers": 0.25, "error": 7e-3}}},
+        "pooling": {"sites": 1000, "cpu_seconds": 0.3, "over_sum": 1.9, "bytes_over_one_site": 20.0},
+        "starting": {"cpu_seconds": {"dpfpl-client --help": 0.31, "predict": 9.5, "least": 8.25},
+                     "predict_over_least": 1.15, "export_cpu_seconds": 0.43},
         "seconds": 10.0,
     }  # fmt: skip
     base |= changes
@@ -132,6 +139,28 @@ def test_a_target_can_be_met_and_missed():
         "naive expansion over the exact private step, 10 classes",
         "memory of the exact private step over naive expansion's",
     ]
+
+
+def test_what_people_wait_for_has_targets_that_can_be_missed():
+    slow = {"images": 6, "edge": 512, "ways": {"ours": {"over_transformers": 0.9, "error": 3e-6}}}
+    start = {"predict_over_least": 1.5, "export_cpu_seconds": 205.0}
+    start["cpu_seconds"] = {"ledger show": 2.4, "predict": 12.0, "least": 8.0}
+    found = result(images=slow, pooling={"sites": 1000, "over_sum": 4.0}, starting=start)["targets"]
+    assert [each["name"] for each in found if not each["met"]] == [
+        "photographs to features, cold, decoding included, over transformers",
+        "error of a unit image feature",
+        "pool of 1000 sites' rows over their sum",
+        "ledger show, CPU seconds",
+        "predict of one image over loading with transformers and one forward",
+        "export with a vocabulary as large as CLIP's, CPU seconds",
+    ]
+
+
+def test_photographs_pools_and_commands_are_on_the_page():
+    page = performance_page(result())
+    assert "| the agent, cold cache | 180 | 0.45 | 7e-07 |" in page
+    assert "1.9 times their sum" in page
+    assert "| `dpfpl-client --help` | 0.31 |" in page
 
 
 def test_an_estimate_that_costs_more_than_half_a_point_is_a_miss():

@@ -168,6 +168,20 @@ def test_many_sites_with_few_images_of_a_class_weigh_the_same(rng):
     np.testing.assert_allclose(pool.rows[equal], np.sum(sites, axis=0)[equal])
 
 
+@pytest.mark.parametrize("alike", [False, True])
+def test_a_pool_is_the_weighted_sum_to_the_bit(rng, alike):
+    """Added up in the sites' order, also where all weigh the same."""
+    _, _, features, labels = world(rng)
+    sites = [released(features[site:], labels[site:], 6, 0.5, rng) for site in range(5)]
+    sites = sites[:1] * 5 if alike else sites
+    pool, weights = pool_rows(sites, 0.5)
+    assert (weights == 1.0).all() == alike
+    expected = np.zeros_like(sites[0])
+    for weight, rows in zip(weights, sites, strict=True):
+        expected += weight[:, None] * rows
+    assert np.array_equal(pool.rows, expected)
+
+
 def test_a_votes_value_depends_on_that_image_alone(rng):
     texts, _, features, labels = world(rng, right_texts=False)
     pool, weights = pool_rows([released(features, labels, 6, 1.0, rng)], 1.0)

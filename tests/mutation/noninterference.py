@@ -9,6 +9,7 @@ DIVISION_TESTS = "tests/client/noninterference/test_division.py"
 ESTIMATES_TESTS = "tests/client/learning/test_estimates.py"
 FOLDER_TESTS = "tests/client/noninterference/test_folder.py"
 GATE_TESTS = "tests/client/agent/test_gate.py"
+IMAGES_TESTS = "tests/client/learning/test_image_tower.py"
 PRECISION_TESTS = "tests/client/learning/generative/test_precision.py"
 QUESTIONS_TESTS = "tests/client/noninterference/test_questions.py"
 RESULT_TESTS = "tests/server/test_result.py"
@@ -138,6 +139,27 @@ NONINTERFERENCE = (
         "not coarse",
         "True",
         (f"{ESTIMATES_TESTS}::test_NI10_one_example_more_changes_no_bit_of_what_the_others_add",),
+    ),
+    (
+        "image features are computed as many at once as there are",
+        "dpfpl_client.models.image_tower:ImageTower.features",
+        "part + part[-1:] * (number - len(part))",
+        "part",
+        (f"{IMAGES_TESTS}::test_NI10_a_pass_has_one_shape",),
+    ),
+    (
+        "where the place in a pass matters, pictures go side by side all the same",
+        "dpfpl_client.models.image_tower:ImageTower._same_bits",
+        "all(torch.equal(row, expected) for row in rows)",
+        "True",
+        (f"{IMAGES_TESTS}::test_NI10_where_the_place_in_a_pass_matters_pictures_go_one_at_a_time",),
+    ),
+    (
+        "many pictures go together although each alone has other bits",
+        "dpfpl_client.models.image_tower:ImageTower._same_bits",
+        "self._pass([picture])[0] if alone else rows[0]",
+        "rows[0]",
+        (f"{IMAGES_TESTS}::test_NI10_many_go_through_a_large_tower_together_only_with_the_bits_of_each_alone[False]",),
     ),
     (
         "time: an answer leaves when it is ready",

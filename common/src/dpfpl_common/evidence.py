@@ -148,9 +148,11 @@ def pool_rows(sites: Sequence[Floats], noise_multiplier: float) -> tuple[Pool, F
     better = signal / np.maximum(np.linalg.norm(weights, axis=0), 1e-300) > held.sum(axis=0) / math.sqrt(many)
     weights /= np.maximum(weights.max(axis=0), 1e-300)
     weights = np.where(better & (weights.max(axis=0) > 0), weights, equal)
-    pooled = np.zeros_like(plain)
+    if (weights == 1.0).all():  # the same sum, in the same order
+        return Pool(plain, z * z * (weights**2).sum(axis=0), total, classes * many * z * z), weights
+    pooled, weighted = np.zeros_like(plain), np.empty_like(plain)
     for weight, rows in zip(weights, sites, strict=True):
-        pooled += weight[:, None] * rows
+        pooled += np.multiply(weight[:, None], rows, out=weighted)
     return Pool(pooled, z * z * (weights**2).sum(axis=0), total, classes * many * z * z), weights
 
 

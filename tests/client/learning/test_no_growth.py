@@ -84,7 +84,7 @@ def test_resident_memory_stays_where_it_is(rounds):
 def test_batches_of_all_sizes_meet_few_sizes_of_products(backbone, monkeypatch):
     """The matrix library keeps a program for every number of rows that it meets."""
     met = {}
-    onednn = products._onednn
+    onednn = products.onednn_product
 
     def counted(weight):
         kernel = onednn(weight)
@@ -95,7 +95,7 @@ def test_batches_of_all_sizes_meet_few_sizes_of_products(backbone, monkeypatch):
 
         return product
 
-    monkeypatch.setattr(products, "_onednn", counted)
+    monkeypatch.setattr(products, "onednn_product", counted)
     monkeypatch.setattr(products, "prefers_onednn", lambda dtype: True)
     tower = FastTextTower(backbone._model.text_model, backbone._model.text_projection, 0)
     tokens = backbone.class_tokens(CLASSES, 4)

@@ -31,7 +31,7 @@ def test_the_trial_changes_no_global_setting():
 def test_an_inexact_kernel_is_not_chosen(monkeypatch):
     products.prefers_onednn.cache_clear()
     monkeypatch.setattr(
-        products, "_onednn", lambda weight: lambda x, bias: (x.bfloat16() @ weight.T.bfloat16()).float()
+        products, "onednn_product", lambda weight: lambda x, bias: (x.bfloat16() @ weight.T.bfloat16()).float()
     )
     assert not products.prefers_onednn(torch.float32)
     products.prefers_onednn.cache_clear()
@@ -42,6 +42,6 @@ def test_a_missing_kernel_is_not_chosen(monkeypatch):
         raise AttributeError("_reorder_linear_weight")
 
     products.prefers_onednn.cache_clear()
-    monkeypatch.setattr(products, "_onednn", missing)
+    monkeypatch.setattr(products, "onednn_product", missing)
     assert not products.prefers_onednn(torch.float32)
     products.prefers_onednn.cache_clear()

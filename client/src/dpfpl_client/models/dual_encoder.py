@@ -12,6 +12,7 @@ from PIL import Image
 from dpfpl_client.models.backbone import Backbone, no_answers
 from dpfpl_client.models.class_scorer import ClassScorer
 from dpfpl_client.models.files import feature_identity
+from dpfpl_client.models.image_tower import ImageTower
 from dpfpl_client.models.placement import batches
 from dpfpl_client.models.text_tower.choice import TextPass, TextTower
 from dpfpl_client.models.text_tower.shared_prefix import ClassTokens
@@ -59,6 +60,7 @@ class DualEncoder:
         self.frame = frame_of(tokenizer)
         self.device: torch.device = model.logit_scale.device
         self._tower = self._make_tower(coarse=False)
+        self._image_tower = ImageTower(model, self.prepared, self.device)
         self._is_coarse = False
         self.family = str(model.config.model_type)
         self.fingerprint = fingerprint
@@ -216,13 +218,13 @@ class DualEncoder:
         """What the image tower takes of pictures."""
         return self._image_processor(images=list(images), return_tensors="pt")
 
-    @torch.no_grad()
     def image_features(self, images: Iterable[Image.Image], batch_size: int = 64) -> Iterator[torch.Tensor]:
-        """Unit image features, one [feature_size] tensor per image, computed in batches."""
+        """Unit image features, one [feature_size] tensor per image; no other image changes a bit of it.
+
+        At most ``batch_size`` images are held at once.
+        """
         for batch in batches(images, batch_size):
-            features = self._model.get_image_features(**self.prepared(batch).to(self.device))
-            features = getattr(features, "pooler_output", features)
-            yield from torch.nn.functional.normalize(features, dim=-1).cpu().clone()
+            yield from self._image_tower.features(batch)
 
 
 def as_dual_encoder(backbone: Backbone) -> DualEncoder:

@@ -16,7 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["ACTIVATIONS", "FoldedLayer", "FrozenProduct", "Normed", "centred", "folded_projection", "prefers_onednn"]
+__all__ = [
+    "ACTIVATIONS", "FoldedLayer", "FrozenProduct", "Normed", "centred", "folded_projection", "onednn_product",
+    "prefers_onednn",
+]  # fmt: skip
 
 
 # Products with frozen weights, forward and backward, through whichever exact kernel serves this machine best.
@@ -72,7 +75,7 @@ Kernel = Callable[[Tensor, Tensor | None], Tensor]
 def _kernel(weight: Tensor) -> Kernel:
     """The product of 2-D inputs [rows, inputs] with a constant weight [outputs, inputs]."""
     if weight.device.type == "cpu" and prefers_onednn(weight.dtype):
-        return _onednn(weight)
+        return onednn_product(weight)
     return _usual(weight.contiguous())
 
 
@@ -80,14 +83,22 @@ def _usual(weight: Tensor) -> Kernel:
     return lambda x, bias: functional.linear(x, weight, bias)
 
 
-def _onednn(weight: Tensor) -> Kernel:
+def onednn_product(weight: Tensor, rows: int = TRIAL[0], after: str = "none") -> Kernel:
+    """The product through oneDNN, of inputs [n, inputs] on the processor; ask ``prefers_onednn`` before.
+
+    Args:
+        weight: [outputs, inputs].
+        rows: the n to lay the weight out for; any other is computed too.
+        after: what is applied to the result: ``swish``, ``gelu`` (by the error function) or ``none``.
+    """
     operations: Any = torch.ops.mkldnn
-    packed = operations._reorder_linear_weight(weight.contiguous(), TRIAL[0])
+    packed = operations._reorder_linear_weight(weight.contiguous(), rows)
+    kind = "none" if after == "gelu" else ""
 
     def product(x: Tensor, bias: Tensor | None) -> Tensor:
         if not len(x):
             return x.new_zeros((0, weight.shape[0]))
-        result: Tensor = operations._linear_pointwise(x, packed, bias, "none", [], "")
+        result: Tensor = operations._linear_pointwise(x, packed, bias, after, [], kind)
         return result
 
     return product
@@ -109,7 +120,7 @@ def prefers_onednn(dtype: torch.dtype) -> bool:
     exact = x.double() @ weight.double().t()
     usual = functional.linear(x, weight)
     try:
-        kernel = _onednn(weight)
+        kernel = onednn_product(weight)
         error = (kernel(x, None) - exact).abs().max()
     except (RuntimeError, AttributeError, NotImplementedError):
         return False
