@@ -124,7 +124,7 @@ def _with_large_vocabulary(folder: Path) -> Path:
     folder.mkdir(parents=True)
     letters = sorted(ByteLevel.alphabet())
     entries = [*letters, *(f"{letter}</w>" for letter in letters)]
-    merges: list[str] = []
+    merges: list[tuple[str, str]] = []
     common = [letter for letter in letters if letter.isascii() and letter.islower()]
     starts = list(common)
     while len(merges) < MERGES:  # words grow by a letter, as a learned vocabulary's do; half of them end there
