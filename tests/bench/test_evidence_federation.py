@@ -358,3 +358,5 @@ def test_nothing_that_stands_out_is_said_and_is_zero_shot(backbone, sites):
     assert any(status.get("text") == NOTHING_FOUND for status in said)
     for metrics in outcome.final.values():
         assert metrics["both_all"] == pytest.approx(metrics["global_all"])
+    lucky = {name: np.array([1e9], dtype="<f4") for name in outcome.checkpoint.evidence.rows}
+    assert Evidence(outcome.checkpoint.evidence.rows, lucky).chosen(experiment) == "text"

@@ -102,12 +102,13 @@ class Evidence:
         return pack_pool(pool, weights.get(site, np.zeros(len(pool.rows))))
 
     def chosen(self, experiment: Experiment) -> str:
-        """``evidence`` or ``text``: what the votes chose; empty without evidence."""
+        """``evidence`` or ``text``: what the votes chose, the text where no class is found; empty without evidence."""
         if not experiment.uses_evidence:
             return ""
+        pool, weights = self._pooled(experiment)
         images, noises = self._voters(experiment)
         wins = evidence_wins(self._votes(), images, _vote_noise(experiment), noises)
-        return "evidence" if wins and self._weights(experiment) else "text"
+        return "evidence" if wins and weights and found_classes(pool).any() else "text"
 
     def facts(self, experiment: Experiment) -> dict[str, Any]:
         """What can be told of it, ready for JSON; all of it made from noised values."""
