@@ -85,6 +85,13 @@ def printed(result, width=120):
     return console.file.getvalue()
 
 
+def test_a_run_that_found_nothing_says_so_first():
+    evidence = {"classes_found": 0, "classes": 2, "votes": 0.0, "votes_needed": 3.0, "warning": "Nothing stands out."}
+    text = printed(make_result() | {"chosen": "text", "evidence": evidence})
+    assert text.splitlines()[0].startswith("Nothing was found: at this epsilon no class of any site stands out")
+    assert not printed(make_result()).startswith("Nothing was found")
+
+
 def test_plain_output_is_one_line_a_change_without_escape_codes():
     training = [{"phase": "TRAINING", "round": 2, "waiting_for": w} for w in (["north", "south"], ["south"], [])]
     text = shown([*training, DONE, DONE, {"phase": "FINISHED", "round": 10}])

@@ -68,7 +68,8 @@ def _verdict(result: Mapping[str, Any]) -> Table:
     things, measured = _measured(result)
     counted = ", from noised counts" if verdict["measured"] == "counts" else ""
     head = ("points gained over", f"on own {things}, 95 % interval", f"on others' {things}, 95 % interval")
-    says = Texts("en")(f"answer.{verdict['says']}").striptags().removesuffix(".")
+    nothing_found = (result.get("evidence") or {}).get("warning")
+    says = Texts("en")(f"answer.{'nothing_found' if nothing_found else verdict['says']}").striptags().removesuffix(".")
     return _table(f"{says} ({measured}{counted})", head, rows)
 
 
