@@ -5,6 +5,7 @@ noise. Every seed deals the images anew; bars are one standard deviation over se
 """
 
 import argparse
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def grown(study: StudySet, epsilon: float, seeds: int) -> dict[int, dict[str, tu
         if len(parts) in found:
             break  # there are no more images
         found[len(parts)] = {
-            way: (float(np.mean([row[way] for row in rows])), float(np.std([row[way] for row in rows])))
+            way: (float(np.mean([row[way] for row in rows])), statistics.stdev(row[way] for row in rows))
             for way, *_ in WAYS
         }
     return found
@@ -64,9 +65,12 @@ def draw(panels: Sequence[tuple[str, dict[int, dict[str, tuple[float, float]]]]]
     from matplotlib.figure import Figure
 
     columns = len(EPSILONS)
-    figure = Figure(figsize=(11, 3.4 * (len(panels) // columns)), layout="constrained")
-    axes: Any = figure.subplots(len(panels) // columns, columns, sharey="row", squeeze=False)
-    for axis, (title, found) in zip(axes.flat, panels, strict=True):
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(11, 3.4 * lines), layout="constrained")
+    axes: Any = figure.subplots(lines, columns, sharey="row", squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.remove()
+    for axis, (title, found) in zip(axes.flat, panels, strict=False):
         for way, label, colour in WAYS:
             means, spread = zip(*(row[way] for row in found.values()), strict=True)
             axis.errorbar(

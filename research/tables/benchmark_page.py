@@ -98,7 +98,7 @@ def _at_equal(runs: Runs, way: str) -> str:
 def _growth(entries: Sequence[Mapping[str, Any]], images: Path) -> str:
     if not entries:
         return ""
-    lines = ["## What more sites bring", "", "Sites of 50 images of any class; all classes."]
+    lines = ["## What more sites bring", "", "Sites of 50 images of any class; all classes, ten seeds."]
     lines += ["", f"| set | epsilon | sites | {' | '.join(label for _, label, _ in by_sites.WAYS)} |"]
     lines.append("|---" * (3 + len(by_sites.WAYS)) + "|")
     for entry in entries:
@@ -205,7 +205,8 @@ def _draw(curves: Sequence[tuple[str, Mapping[float | None, Runs]]], path: Path)
                 [100 * v for v in (r["own_at_equal_others"][way] for r in runs) if v is not None] for _, runs in ordered
             ]
             points = [(place, statistics.mean(v), _deviation(v)) for place, v in enumerate(values) if v]
-            axis.errorbar(*zip(*points, strict=True), color=colour, marker="o", markersize=3, capsize=2, label=label)
+            places, means, spread = ([point[k] for point in points] for k in range(3))
+            axis.errorbar(places, means, spread, color=colour, marker="o", markersize=3, capsize=2, label=label)
         axis.set_xticks(range(len(ordered)), [_epsilon(epsilon) for epsilon, _ in ordered])
         axis.set_title(title)
         axis.set_xlabel("epsilon")

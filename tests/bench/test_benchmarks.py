@@ -124,12 +124,23 @@ def test_prompts_alone_are_held_against_a_mere_preference_for_own_classes(writte
 def test_what_is_missing_or_failed_is_said(tmp_path):
     (study,) = (s for s in STUDIES if s.key == "digits-default")
     whole = outcome(study)
-    *kept, lost, failed = whole.results
+    *kept, _, failed = whole.results
     part = SweepOutcome(results={cell: whole.results[cell] for cell in kept}, failed={failed: "NO_IMAGES: none"})
     text = page({study.key: part}, [], tmp_path, "")
     assert "**Not whole: 1 runs are missing;**" in text
     assert "Failed: NO_IMAGES: none." in text
-    assert lost
+
+
+@pytest.mark.parametrize("panels", [1, 3])
+def test_a_page_is_written_of_what_there_is(tmp_path, panels):
+    """Growth of some sets alone, and sites alone that keep the others' classes at no epsilon."""
+    (study,) = (s for s in STUDIES if s.key == "digits-default")
+    some = outcome(study)
+    for each in some.results.values():
+        each["own_at_equal_others"] |= {"alone": None}
+    text = page({study.key: some}, [*GROWTH, *GROWTH][:panels], tmp_path, "")
+    assert "| 95.0 ± 0.0 | - (0 of 5) | 72.0 ± 0.0 |" in text
+    assert (tmp_path / "images" / "benchmark-growth.svg").is_file()
 
 
 def finding(**changes):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import sys
 import tomllib
 
@@ -90,6 +91,21 @@ def test_the_plan_says_which_mechanism_auto_takes_and_why(tmp_path):
     assert "mechanism: one_shot; auto takes one_shot: " in "\n".join(plan_lines(once))
     site = make_plan(make_experiment(unit="site"), REGISTER, tmp_path)
     assert "mechanism: per_step; auto takes per_step: one_shot protects single examples" in "\n".join(plan_lines(site))
+
+
+def test_the_plan_says_where_class_vectors_will_find_little(tmp_path):
+    def said(images):
+        once = make_experiment(mechanism="one_shot", trust="local", nominal_site_size=images, tolerated_dropouts=0)
+        return next(line for line in plan_lines(make_plan(once, REGISTER, tmp_path)) if line.startswith("mechanism"))
+
+    few = re.search(
+        r"may find little: 15 images of a class, nominally, where about (\d+) are needed at this epsilon "
+        r"\((\d+) under secure, if the sites enrol keys\); per_step may learn more", said(10)
+    )  # fmt: skip
+    local, secure = map(int, few.groups())
+    assert secure < local
+    assert "may find little" in said(local // 2)
+    assert "may find little" not in said(local)  # three sites of two classes: half as many again
 
 
 @pytest.mark.parametrize(("trust", "enrolled"), [("local", SITES), ("secure", SITES), ("local", SITES[:2])])

@@ -162,7 +162,7 @@ def test_a_model_that_the_experiment_does_not_name_is_called_as_the_site_calls_i
         unnamed(prompt_for(backbone, "embedded")), backbone, tmp_path / "out", Facts(site="north", model=site)
     )
     card, named = (tmp_path / "out" / "README.md").read_text(), named or "the-base-model"
-    assert (f"base_model: {named}\n" in card) == (named == "org/model")  # a hub would look for another name in vain
+    assert (f"base_model: {named}\n" in card) == (named == "org/model")  # a hub knows no other name
     assert f'base, question = "{named}"' in card
     assert backbone.fingerprint in card
     assert "embedded" not in card

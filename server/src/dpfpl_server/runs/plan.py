@@ -140,15 +140,38 @@ def _choices(experiment: Experiment, enrolled: Collection[str]) -> dict[str, dic
     open_privacy = dataclasses.replace(privacy, mechanism="auto", trust="auto")
     auto = choose_mechanism(open_privacy, experiment.prompt, experiment.task)
     trust: str = auto.trust
-    reason = f"what {auto.mechanism} releases is not summed in secret"
+    why, reason = auto.reason, f"what {auto.mechanism} releases is not summed in secret"
     if auto.mechanism == "one_shot":
         chosen = dataclasses.replace(privacy, mechanism=auto.mechanism, trust=auto.trust)
-        secure, reason = with_secure(dataclasses.replace(experiment, privacy=chosen), enrolled)
+        plain = dataclasses.replace(experiment, privacy=chosen)
+        secure, reason = with_secure(plain, enrolled)
         trust = secure.privacy.trust
+        why += _hardly_enough(secure, with_secure(plain, experiment.sites)[0])
     return {
-        "mechanism": {"name": privacy.mechanism, "auto": auto.mechanism, "reason": auto.reason},
+        "mechanism": {"name": privacy.mechanism, "auto": auto.mechanism, "reason": why},
         "trust": {"name": privacy.trust, "auto": trust, "reason": reason},
     }
+
+
+def _hardly_enough(experiment: Experiment, at_best: Experiment) -> str:
+    """What to expect where the sites' images are too few for class vectors at this epsilon, by public numbers.
+
+    ``per_step`` may still learn there. ``auto`` does not take it: the operator's epsilon would lie above the target.
+
+    Args:
+        experiment: under the trust that ``auto`` takes.
+        at_best: the same if all sites had enrolled.
+    """
+    evidence = images_for_evidence(experiment)
+    if not evidence or evidence["nominal_images_of_a_class"] >= evidence["now"]["half_evenly"]:
+        return ""
+    text = (
+        f"; it may find little: {evidence['nominal_images_of_a_class']:g} images of a class, nominally, where about "
+        f"{evidence['now']['half_evenly']} are needed at this epsilon"
+    )
+    if at_best.privacy.trust != experiment.privacy.trust:
+        text += f" ({images_for_evidence(at_best)['now']['half_evenly']} under secure, if the sites enrol keys)"
+    return text + "; per_step may learn more, but holds the operator to a larger epsilon"
 
 
 def _images_of_a_class(experiment: Experiment) -> dict[str, int]:
