@@ -5,8 +5,8 @@
 Three sites on public digits, started by the commands that people type, experiments one after another until so many
 rounds are done, and every process kind killed at random times. After a third of the rounds one site is revoked in
 mid-run, after two thirds a fourth joins. Writes ``soak.json`` and ``soak.svg`` (memory, files open, disk over time).
-Ends with 1 if anywhere more was released than charged or a stored release is not the recorded one, or if an experiment
-neither finished nor says why.
+Ends with 1 if anywhere more was released than charged or a stored release is not the recorded one, if an experiment
+neither finished nor says why, or if a site stays late once it is back.
 """
 
 import argparse
@@ -36,6 +36,8 @@ KINDS = (
 """Where, and which program; an empty one is the supervisor, which is started again as a service manager would."""
 ROUNDS_EACH = 40
 LOOK_S = 5.0
+FEW = 5
+"""Rounds one after another in which a site may be late: one kill costs it one or two."""
 LEAVES, JOINS = "east", "west"
 
 
@@ -128,7 +130,8 @@ def soak(rounds: int, kills: int, out: Path, seed: int) -> dict[str, Any]:
         lived = live(federation, rounds, kills, random.Random(seed))
     finally:
         federation.stop()
-    return {"seed": seed, **lived, "accounts": accounts(federation), "experiments": ends(federation)}
+    kept = {"accounts": accounts(federation), "experiments": ends(federation), "late": late(federation)}
+    return {"seed": seed, **lived, **kept}
 
 
 def live(federation: Federation, rounds: int, kills: int, draw: random.Random) -> dict[str, Any]:
@@ -168,6 +171,17 @@ def ends(federation: Federation) -> dict[str, str]:
     return found
 
 
+def late(federation: Federation) -> dict[str, int]:
+    """By site: most rounds one after another in which it had to be asked again, after half of the deadline."""
+    longest: dict[str, int] = {}
+    now: dict[str, int] = {}
+    paths = sorted((federation.root / "runs").iterdir(), key=lambda path: path.stat().st_mtime)
+    for entry in (entry for path in paths for entry in RunFolder(path).store.rounds()):
+        now = {site: now.get(site, 0) + 1 for site in entry["asked_again"]}
+        longest |= {site: max(count, longest.get(site, 0)) for site, count in now.items()}
+    return longest
+
+
 def picture(series: list[dict[str, float]], events: list[dict[str, Any]]) -> str:
     """Memory, descriptors and disk, each as a share of its largest value, over time; a grey line for every event."""
     last = series[-1]["at"] or 1.0
@@ -203,18 +217,19 @@ def main() -> int:
     found = soak(given.rounds, given.kills, given.out, given.seed)
     (given.out / "soak.json").write_text(json.dumps(found, indent=1))
     (given.out / "soak.svg").write_text(picture(found["series"], found["events"]))
-    print(json.dumps({key: found[key] for key in ("rounds", "seconds", "accounts", "experiments")}, indent=1))
+    print(json.dumps({key: found[key] for key in ("rounds", "seconds", "accounts", "experiments", "late")}, indent=1))
     over = [
         site
         for site, account in found["accounts"].items()
         if account["problems"] or account["charges"] < account["released"]
     ]
+    stuck = [site for site, count in found["late"].items() if count > FEW]
     silent = [name for name, end in found["experiments"].items() if not end]
     print(
         f"released without a charge, or other than recorded: {over or 'nowhere'}; "
-        f"experiments that say nothing: {silent or 'none'}"
+        f"experiments that say nothing: {silent or 'none'}; sites that stay late: {stuck or 'none'}"
     )
-    return 1 if over or silent else 0
+    return 1 if over or silent or stuck else 0
 
 
 if __name__ == "__main__":
