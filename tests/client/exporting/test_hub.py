@@ -111,12 +111,13 @@ def test_a_repository_that_everybody_reads_takes_a_word_more(command, allowed, t
     assert (code, hub.calls[0][1]["private"], "for everybody" in out) == (0, False, True)
 
 
-@pytest.mark.parametrize("failure", [OSError("offline mode is enabled"), ValueError("no such name")])
+@pytest.mark.parametrize("failure", [OSError("offline mode is enabled"), ValueError("no such name"), OSError()])
 def test_a_hub_out_of_reach_is_said(command, allowed, tmp_path, hub, monkeypatch, failure):
     monkeypatch.setattr(hub, "failure", failure)
     code, _, err = push(command, allowed, tmp_path / "out")
     assert (code, code_in(err)) == (2, "HUB_FAILED")
     assert str(failure) in err
+    assert type(failure).__name__ in err
 
 
 def test_the_hubs_own_client_takes_what_we_hand_it(command, allowed, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dpfpl_common.errors import ConfigError
+from dpfpl_common.ops.text import first_line
 
 __all__ = ["MlflowTracker", "TensorboardTracker", "Tracker", "numbers_of", "parameters_of", "track"]
 
@@ -105,7 +106,7 @@ class MlflowTracker:
         except MlflowException as error:
             raise ConfigError(
                 code="TRACKER_FAILED",
-                message=f"MLflow at {uri} does not take the run ({str(error).splitlines()[0]}).",
+                message=f"MLflow at {uri} does not take the run ({first_line(error)}).",
                 advice="Is it in reach? Credentials are MLflow's own: MLFLOW_TRACKING_TOKEN.",
             ) from None
 

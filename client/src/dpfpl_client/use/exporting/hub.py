@@ -6,6 +6,7 @@ from dpfpl_client.site.settings import SiteSettings
 from dpfpl_client.use.exporting.export import OPTIONAL_FILES, Exported
 from dpfpl_client.use.prompt import SitePrompt
 from dpfpl_common.errors import DeploymentError, RefusedError
+from dpfpl_common.ops.text import first_line
 
 __all__ = ["check_publish", "push_to_hub"]
 
@@ -77,7 +78,7 @@ def push_to_hub(
     except (HTTPError, OSError, ValueError) as error:
         raise DeploymentError(
             code="HUB_FAILED",
-            message=f"The hub did not take {repository!r} ({type(error).__name__}: {str(error).splitlines()[0]}).",
+            message=f"The hub did not take {repository!r} ({type(error).__name__}: {first_line(error)}).",
             advice="Is it in reach, and may you write there? Sign in: hf auth login. HF_HUB_OFFLINE must not be set.",
         ) from None
     return str(commit.commit_url)
