@@ -148,9 +148,16 @@ DOORS = (
     (
         "HUB3: a repository that everybody may read is not noticed",
         "dpfpl_client.use.exporting.hub:push_to_hub",
-        "not public and not hub.model_info(repository).private",
+        "is_public and not public",
         "False",
         (HUB + "a_repository_that_everybody_reads_takes_a_word_more",),
+    ),
+    (
+        "HUB3: the audit log repeats what was asked for, not who may read the repository",
+        "dpfpl_client.use.exporting.hub:push_to_hub",
+        "not hub.model_info(repository).private",
+        "public",
+        (HUB + "a_private_repository_that_exists_stays_private_and_is_recorded_so",),
     ),
     (
         "HUB4: whatever lies in the folder is uploaded",
