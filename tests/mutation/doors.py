@@ -151,14 +151,14 @@ DOORS = (
         "dpfpl_client.use.exporting.hub:check_publish",
         "repository not in policy.publish",
         "False",
-        (HUB + "without_the_rule_nothing_is_uploaded_and_the_error_says_what_to_write",),
+        (HUB + "NI7_without_the_rule_nothing_is_uploaded_and_the_error_says_what_to_write",),
     ),
     (
         "HUB2: a new repository is public",
         "dpfpl_client.use.exporting.hub:push_to_hub",
         "hub.create_repo(repository, private=not public, exist_ok=True)",
         "hub.create_repo(repository, private=False, exist_ok=True)",
-        (HUB + "an_upload_is_private_holds_the_exports_files_alone_and_is_recorded",),
+        (HUB + "NI7_an_upload_is_private_holds_the_exports_files_alone_and_is_recorded",),
     ),
     (
         "HUB3: a repository that everybody may read is not noticed",
@@ -179,6 +179,6 @@ DOORS = (
         "dpfpl_client.use.exporting.hub:push_to_hub",
         "list(exported.files)",
         "None",
-        (HUB + "an_upload_is_private_holds_the_exports_files_alone_and_is_recorded",),
+        (HUB + "NI7_an_upload_is_private_holds_the_exports_files_alone_and_is_recorded",),
     ),
 )

@@ -79,7 +79,9 @@ def push(command, site, out, *more):
 
 
 @pytest.mark.privacy
-def test_without_the_rule_nothing_is_uploaded_and_the_error_says_what_to_write(command, trained_site, tmp_path, hub):
+def test_NI7_without_the_rule_nothing_is_uploaded_and_the_error_says_what_to_write(
+    command, trained_site, tmp_path, hub
+):
     code, _, err = push(command, trained_site, tmp_path / "out")
     assert (code, hub.calls) == (2, [])
     assert code_in(err) == "PUBLISH_NOT_ALLOWED"
@@ -90,7 +92,7 @@ def test_without_the_rule_nothing_is_uploaded_and_the_error_says_what_to_write(c
 
 
 @pytest.mark.privacy
-def test_a_rule_that_nobody_accepted_does_not_hold(command, trained_site, tmp_path, hub):
+def test_NI7_a_rule_that_nobody_accepted_does_not_hold(command, trained_site, tmp_path, hub):
     assert command("policy", "accept", "--site", trained_site, "--yes")[0] == 0  # what there was before
     with (trained_site.parent / "policy.toml").open("a") as file:
         file.write(f'publish = ["{REPOSITORY}"]\n')
@@ -99,7 +101,7 @@ def test_a_rule_that_nobody_accepted_does_not_hold(command, trained_site, tmp_pa
 
 
 @pytest.mark.privacy
-def test_an_upload_is_private_holds_the_exports_files_alone_and_is_recorded(command, allowed, tmp_path, hub):
+def test_NI7_an_upload_is_private_holds_the_exports_files_alone_and_is_recorded(command, allowed, tmp_path, hub):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/prompt.json").write_text("{}")  # an earlier export, and what somebody put beside it
     (tmp_path / "out/patient.png").write_text("mine")
