@@ -14,7 +14,7 @@ from dpfpl_client.cli.say import say
 from dpfpl_client.use.predict import FileResult, as_line, write_csv
 from dpfpl_common.errors import ConfigError
 from dpfpl_common.ops.telemetry import PlainFormatter
-from dpfpl_common.ops.text import FORMULA_STARTS, harmless_cell, printable, printable_lines
+from dpfpl_common.ops.text import FORMULA_STARTS, first_line, harmless_cell, printable, printable_lines
 
 HOSTILE = "cat\x1b]0;owned\x07\x1b[2J\u202egnp.exe\x9b31m"
 FORMULAS = ("=HYPERLINK(1)", "+1+1", "-2+3", "@SUM(1)", "\t=1", "\r=1", "\n=1", " =1", "\uff1d1")
@@ -27,6 +27,23 @@ def test_DR11_nothing_that_steers_a_terminal_gets_through(text):
             char for char in shown if not char.isprintable() and char not in "\n\t" and not "\udc80" <= char <= "\udcff"
         }
     assert "\n" not in printable(text) + harmless_cell(text)
+
+
+@given(st.text())
+def test_DR11_an_errors_first_line_is_one_line_whatever_it_says(text):
+    shown = first_line(ValueError(text))
+    assert shown
+    assert shown.isprintable()
+    assert len(shown) <= 200
+
+
+@pytest.mark.parametrize("text", ["", "\n", " \n\t"])
+def test_an_error_without_text_is_called_by_its_type(text):
+    assert first_line(ValueError(text)) == "ValueError"
+
+
+def test_an_error_of_several_lines_is_its_first_one():
+    assert first_line(ValueError("\nno such name\nsee there")) == "no such name"
 
 
 @pytest.mark.parametrize("cell", FORMULAS)

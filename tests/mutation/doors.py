@@ -12,6 +12,7 @@ LEDGER_LOCKED = "tests/client/agent/test_ledger_locked.py::test_DR8_"
 LOGS = "tests/common/test_log_rotation.py::test_DR9_"
 MEMORY = "tests/client/serving/test_serve_memory.py::test_DR10_ten_large_images_at_once[RGBA-PNG]"
 TEXT = "tests/common/test_text.py::test_DR11_"
+TRACKING = "tests/server/test_tracking.py::test_"
 STRATEGY = "tests/server/test_strategy.py::test_DR12_"
 WITHDRAWN = "tests/client/test_withdrawn.py::test_DR12_"
 
@@ -132,31 +133,52 @@ DOORS = (
         (WITHDRAWN + "a_revoked_site_reads_that_it_was_revoked",),
     ),
     (
+        "TRACK1: a simulation's exact accuracies are sent to a tracking server",
+        "dpfpl_server.cli.pilot:track",
+        "mlflow is not None and not send_exact",
+        "False",
+        (TRACKING + "a_simulations_exact_accuracies_are_sent_only_where_that_is_said[in_process]",),
+    ),
+    (
+        "TRACK2: a result of an unknown kind is sent to a tracking server",
+        "dpfpl_server.runs.tracking:refuse_simulated",
+        "result['transport'] != DEPLOYED",
+        "result['transport'] == 'in_process'",
+        (TRACKING + "a_simulations_exact_accuracies_are_sent_only_where_that_is_said[another]",),
+    ),
+    (
         "HUB1: a prompt is uploaded to a repository that the policy does not name",
         "dpfpl_client.use.exporting.hub:check_publish",
         "repository not in policy.publish",
         "False",
-        (HUB + "without_the_rule_nothing_is_uploaded_and_the_error_says_what_to_write",),
+        (HUB + "NI7_without_the_rule_nothing_is_uploaded_and_the_error_says_what_to_write",),
     ),
     (
         "HUB2: a new repository is public",
         "dpfpl_client.use.exporting.hub:push_to_hub",
         "hub.create_repo(repository, private=not public, exist_ok=True)",
         "hub.create_repo(repository, private=False, exist_ok=True)",
-        (HUB + "an_upload_is_private_holds_the_exports_files_alone_and_is_recorded",),
+        (HUB + "NI7_an_upload_is_private_holds_the_exports_files_alone_and_is_recorded",),
     ),
     (
         "HUB3: a repository that everybody may read is not noticed",
         "dpfpl_client.use.exporting.hub:push_to_hub",
-        "not public and not hub.model_info(repository).private",
+        "is_public and not public",
         "False",
         (HUB + "a_repository_that_everybody_reads_takes_a_word_more",),
+    ),
+    (
+        "HUB5: the audit log repeats what was asked for, not who may read the repository",
+        "dpfpl_client.use.exporting.hub:push_to_hub",
+        "not hub.model_info(repository).private",
+        "public",
+        (HUB + "a_private_repository_that_exists_stays_private_and_is_recorded_so",),
     ),
     (
         "HUB4: whatever lies in the folder is uploaded",
         "dpfpl_client.use.exporting.hub:push_to_hub",
         "list(exported.files)",
         "None",
-        (HUB + "an_upload_is_private_holds_the_exports_files_alone_and_is_recorded",),
+        (HUB + "NI7_an_upload_is_private_holds_the_exports_files_alone_and_is_recorded",),
     ),
 )

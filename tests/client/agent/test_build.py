@@ -14,6 +14,18 @@ from dpfpl_client.learning.step import SeededRandomness, SystemRandomness
 from dpfpl_client.site.settings import load_site
 from dpfpl_common.errors import ConfigError, DataError, StateError
 
+ACCOUNT = """
+import sys
+from dpfpl_common.privacy.accounting import PrivacyEvent, epsilon, exceeds, exceeds_adaptively, load_library
+load_library()
+before = set(sys.modules)
+for mechanism, rate in (("one_shot", 1.0), ("per_step", 0.1)):
+    events = [PrivacyEvent("operator", mechanism, 1.0, rate, 10)]
+    epsilon(events, 1e-5)
+    exceeds(events, 1e-5, 1.0)
+    exceeds_adaptively(events, 1e-5, 1.0)
+print(sorted(set(sys.modules) - before))
+"""
 HOLD = (
     "import sys, time; from pathlib import Path; from dpfpl_client.agent.ledger.anchor import StateLock;"
     "lock = StateLock(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
@@ -71,6 +83,11 @@ def test_no_request_waits_for_the_accountants_import(fresh_site, monkeypatch):
     built = build_agent(load_site(fresh_site))
     built.lock.release()
     assert loaded == [True]
+
+
+def test_what_was_loaded_is_all_that_an_epsilon_needs():
+    done = subprocess.run([sys.executable, "-c", ACCOUNT], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_a_failed_start_leaves_the_state_free(fresh_site, image_folder):

@@ -76,6 +76,17 @@ def test_ni7_no_byte_of_an_export_depends_on_the_exact_shares_of_classes(command
     assert written[0] == written[1]
 
 
+def test_ni7_an_export_reads_no_image(command, trained_site, image_folder, tmp_path):
+    def written(name):
+        assert command("export", "--out", tmp_path / name, "--site", trained_site)[0] == 0
+        files = (path for path in (tmp_path / name).rglob("*") if path.is_file())
+        return {str(path.relative_to(tmp_path / name)): path.read_bytes() for path in files}
+
+    before = written("a")
+    trained_site.write_text(trained_site.read_text().replace(str(image_folder), "/nowhere"))
+    assert written("b") == before
+
+
 @pytest.mark.parametrize("trust", ["local", "secure"])
 def test_a_site_is_shown_what_left_it_of_class_vectors_too(trained_site, monkeypatch, trust):
     """Under ``secure`` no score left it but in a sum: what the ledger recorded are masked integers."""

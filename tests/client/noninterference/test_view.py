@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from dpfpl_client.use.exporting.export import OPTIONAL_FILES
 from dpfpl_common.privacy.accounting import (
     PrivacyEvent,
     calibrate_noise_multiplier,
@@ -34,6 +35,13 @@ def test_every_field_of_every_message_that_leaves_has_a_row():
     for message in (agent_pb2.SiteReply, agent_pb2.Refusal, agent_pb2.SumReply):
         for field in message.DESCRIPTOR.fields:
             assert f"`{field.name}`" in listed or f"`{message.DESCRIPTOR.name}.{field.name}`" in listed, field.name
+
+
+def test_every_file_of_an_export_has_a_row():
+    listed = " ".join(line.split("|")[1] for line in view())
+    for file in ("README.md", "prompt.json", "prompt.safetensors", "base_model/model.safetensors", *OPTIONAL_FILES):
+        folder, _, _ = file.rpartition("/")
+        assert (f"`{folder}/`" if folder else f"`{file}`") in listed, file
 
 
 def test_every_row_names_tests_that_exist():

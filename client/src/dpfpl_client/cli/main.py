@@ -7,6 +7,7 @@ silence_telemetry()  # before Flower or a model library is imported, which read 
 import json  # noqa: E402
 import sys  # noqa: E402
 import traceback  # noqa: E402
+from dataclasses import asdict  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn  # noqa: E402
 
@@ -329,7 +330,9 @@ def export(
         str | None,
         typer.Option("--push-to-hub", help="also upload it there, ORGANISATION/NAME; policy.toml must name it"),
     ] = None,
-    public: Annotated[bool, typer.Option("--public", help="let everybody read that repository")] = False,
+    public: Annotated[
+        bool, typer.Option("--public", help="let everybody read that repository; an existing private one stays private")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write this site's prompt for plain transformers and peft, with a model card; refused where policy forbids it."""
@@ -337,24 +340,32 @@ def export(
     from dpfpl_client.use.exporting.export import export_prompt
     from dpfpl_client.use.exporting.hub import check_publish, push_to_hub
 
+    if public and repository is None:
+        raise ConfigError(
+            code="NO_REPOSITORY",
+            message="--public is about an upload, and nothing is uploaded.",
+            advice="Give --push-to-hub ORGANISATION/NAME as well, or leave --public out.",
+        )
     settings = _load(site)
     prompt = _prompt(settings, experiment, unfinished)
     if repository is not None:
         check_publish(settings, prompt, repository)
     backbone = load_computing(settings.model, settings.compute, offline=settings.offline)
     exported = export_prompt(settings, prompt, backbone, out, licence)
-    commit = None if repository is None else push_to_hub(settings, prompt, exported, repository, public=public)
+    uploaded = None if repository is None else push_to_hub(settings, prompt, exported, repository, public=public)
     if as_json:
         facts = {"folder": str(out), "files": exported.files, "no_adapter": exported.no_adapter or None}
-        _print_json(facts | ({"commit": commit} if commit else {}))
+        _print_json(facts | (asdict(uploaded) if uploaded else {}))
         return
     say(f"wrote {out}: {', '.join(exported.files)}")
     if exported.no_adapter:
         merged = "text_features.safetensors" in exported.files
         instead = "the merged text features" if merged else "the prompt without one"
         say(f"No PEFT adapter: {exported.no_adapter}. README.md shows how to use {instead}.")
-    if commit:
-        say(f"uploaded, for {'everybody' if public else 'those whom the hub lets in'}: {commit}")
+    if uploaded:
+        say(f"uploaded, for {'everybody' if uploaded.public else 'those whom the hub lets in'}: {uploaded.commit}")
+    if uploaded and public and not uploaded.public:
+        say(f"{repository} was private already and stays so; the hub's own page changes that.")
     say("Read README.md there before you pass it on: it says what the prompt may tell about a training image.")
 
 

@@ -11,6 +11,7 @@ import torch
 
 from dpfpl_client.models.folder import DESCRIPTIONS, WEIGHTS, identifying_files
 from dpfpl_common.errors import ModelError
+from dpfpl_common.ops.text import first_line
 from dpfpl_models import EMBEDDED, embedded_model_path
 
 __all__ = [
@@ -135,7 +136,7 @@ def does_not_load(folder: Path, files: str, error: Exception, code: str = "MODEL
             message=f"The model in {folder} needs the package {package}, which is not installed.",
             advice=f"pip install {package}",
         )
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300].rstrip(".")
+    reason = first_line(error, 300).rstrip(".")
     return ModelError(
         code=code,
         message=f"The model in {folder} does not load, because of {files}: {reason}.",

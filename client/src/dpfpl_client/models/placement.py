@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from dpfpl_common.errors import ModelError
+from dpfpl_common.ops.text import first_line
 
 __all__ = ["BATCH_PIXELS", "CPU", "batches", "device_named", "share_of_memory"]
 
@@ -32,7 +33,7 @@ def device_named(name: str | torch.device) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (AssertionError, RuntimeError) as error:  # torch without CUDA asserts, without a driver it raises
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
+        reason = first_line(error).rstrip(".")
         raise ModelError(
             code="DEVICE_NOT_THERE",
             message=f"torch {torch.__version__} cannot compute on {str(name)!r}: {reason}.",

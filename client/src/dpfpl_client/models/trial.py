@@ -15,6 +15,7 @@ from torch import Tensor
 from dpfpl_client.models.text_tower.choice import TOLERANCES
 from dpfpl_client.models.text_tower.shared_prefix import ClassTokens
 from dpfpl_common.errors import ModelError
+from dpfpl_common.ops.text import first_line
 
 if TYPE_CHECKING:
     from dpfpl_client.models.dual_encoder import DualEncoder
@@ -129,7 +130,7 @@ def _try_pictures(backbone: "DualEncoder") -> None:
         rows = list(backbone.image_features(pictures))
         reason = "" if all(bool(torch.isfinite(row).all()) for row in rows) else "features are not finite numbers"
     except FOREIGN as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
+        reason = first_line(error).rstrip(".")
     if reason:
         size = f" of {backbone.picture_size} pixels" if backbone.picture_size else ""
         raise ModelError(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-__all__ = ["harmless_cell", "print_version", "printable", "printable_lines"]
+__all__ = ["first_line", "harmless_cell", "print_version", "printable", "printable_lines"]
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 """A spreadsheet would run a cell that starts with one of these, the last four being their full-width forms."""
@@ -16,6 +16,12 @@ def printable(value: object) -> str:
 def printable_lines(text: str) -> str:
     """The same for a text of several lines, whose line ends and tabs stay."""
     return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text)
+
+
+def first_line(error: Exception, most: int = 200) -> str:
+    """What another library's error says, in one line of at most so many characters; its type where it says nothing."""
+    said = str(error).strip() or type(error).__name__
+    return printable(said.splitlines()[0][:most])
 
 
 def harmless_cell(text: str) -> str:

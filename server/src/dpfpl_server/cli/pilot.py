@@ -55,13 +55,23 @@ def report(
 def track(
     name: Name,
     runs: RunsFolder = Path("runs"),
-    mlflow: Annotated[str | None, typer.Option(help="MLflow's tracking server, or a folder: file:mlruns")] = None,
+    mlflow: Annotated[str | None, typer.Option(help="MLflow's tracking server: http://127.0.0.1:5000")] = None,
     mlflow_experiment: Annotated[str, typer.Option(help="MLflow's experiment, a collection of runs")] = "dpfpl",
     tensorboard: Annotated[Path | None, typer.Option(help="folder for TensorBoard; the run gets one in it")] = None,
+    send_exact: Annotated[
+        bool,
+        typer.Option(
+            "--send-exact", help="send a simulation too: everybody who reads the tracker may know exact accuracies"
+        ),
+    ] = False,
 ) -> None:
-    """Send a finished experiment to MLflow or TensorBoard: what result.json holds, and nothing else."""
+    """Send a finished experiment to MLflow or TensorBoard: what result.json holds, and nothing else.
+
+    A simulation holds exact accuracies of the images, so it goes to MLflow with --send-exact alone. TensorBoard's
+    folder is on this machine, as result.json is: show it to people who may see the images.
+    """
     from dpfpl_server.runs.folder import RunFolder
-    from dpfpl_server.runs.tracking import MlflowTracker, TensorboardTracker
+    from dpfpl_server.runs.tracking import MlflowTracker, TensorboardTracker, refuse_simulated
     from dpfpl_server.runs.tracking import track as send
 
     if mlflow is None and tensorboard is None:
@@ -69,12 +79,14 @@ def track(
             code="NO_TRACKER", message="There is nowhere to send it to.", advice="Give --mlflow or --tensorboard."
         )
     result = _result(RunFolder(runs / name))
+    if mlflow is not None and not send_exact:
+        refuse_simulated(result)
+    if tensorboard is not None:  # first, as it is refused where it was done before
+        send(result, TensorboardTracker(tensorboard / name))
+        typer.echo(f"wrote {tensorboard / name}; see tensorboard --logdir {tensorboard}")
     if mlflow is not None:
         send(result, MlflowTracker(mlflow, mlflow_experiment, name))
         typer.echo(f"sent to MLflow at {mlflow}, experiment {mlflow_experiment}, run {name}")
-    if tensorboard is not None:
-        send(result, TensorboardTracker(tensorboard / name))
-        typer.echo(f"wrote {tensorboard / name}; see tensorboard --logdir {tensorboard}")
 
 
 def _result(folder: "RunFolder") -> dict[str, Any]:

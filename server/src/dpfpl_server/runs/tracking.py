@@ -1,16 +1,37 @@
 """A finished run for an experiment tracker, MLflow or TensorBoard: what result.json holds and nothing else."""
 
 import math
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from dpfpl_common.errors import ConfigError
+from dpfpl_common.errors import ConfigError, DeploymentError, PrivacyError, StateError
+from dpfpl_common.ops.text import first_line
 
-__all__ = ["MlflowTracker", "TensorboardTracker", "Tracker", "numbers_of", "parameters_of", "track"]
+__all__ = [
+    "MlflowTracker",
+    "Number",
+    "TensorboardTracker",
+    "Tracker",
+    "numbers_of",
+    "parameters_of",
+    "refuse_simulated",
+    "track",
+]
+
+DEPLOYED = "grpc+tls"
+"""The transport of a run whose sites were real; all others are simulations."""
 
 ROUND_KEYS = ("seconds", "bytes_up", "bytes_down", "metrics")
 RESULT_KEYS = ("accuracy", "baselines", "seconds")
+
+MOST_METRICS, MOST_PARAMETERS, LONGEST_VALUE = 1000, 100, 6000
+"""MLflow's limits: metrics and parameters of a request, characters of a parameter's value."""
+
+Number = tuple[str, float, int]
+"""A finite number that the run gave: its name, its value, and after how many rounds."""
 
 
 class Tracker(Protocol):
@@ -20,13 +41,27 @@ class Tracker(Protocol):
         """What the run was."""
         ...
 
-    def number(self, name: str, value: float, step: int) -> None:
-        """A finite number that the run gave, and after how many rounds."""
+    def numbers(self, values: Sequence[Number]) -> None:
+        """What the run gave."""
         ...
 
-    def close(self) -> None:
-        """Nothing more comes."""
+    def close(self, *, complete: bool) -> None:
+        """Nothing more comes; ``complete`` says whether everything came."""
         ...
+
+
+def refuse_simulated(result: Mapping[str, Any]) -> None:
+    """Refuse a simulation's result: it holds exact accuracies of images that may be private.
+
+    Raises:
+        PrivacyError: SIMULATED_RESULT.
+    """
+    if result["transport"] != DEPLOYED:
+        raise PrivacyError(
+            code="SIMULATED_RESULT",
+            message="This is a simulation: its accuracies are exact and no noise protects the images behind them.",
+            advice="Say --send-exact if everybody who reads the tracker may know them.",
+        )
 
 
 def track(result: Mapping[str, Any], tracker: Tracker) -> None:
@@ -36,12 +71,13 @@ def track(result: Mapping[str, Any], tracker: Tracker) -> None:
         result: what result.json holds.
         tracker: empty.
     """
+    complete = False
     try:
         tracker.parameters(parameters_of(result))
-        for name, value, step in numbers_of(result):
-            tracker.number(name, value, step)
+        tracker.numbers(list(numbers_of(result)))
+        complete = True
     finally:
-        tracker.close()
+        tracker.close(complete=complete)
 
 
 def parameters_of(result: Mapping[str, Any]) -> dict[str, str]:
@@ -50,11 +86,11 @@ def parameters_of(result: Mapping[str, Any]) -> dict[str, str]:
     return {name.replace("/", "."): str(value) for name, value in _leaves({**result["config"], **facts})}
 
 
-def numbers_of(result: Mapping[str, Any]) -> Iterator[tuple[str, float, int]]:
-    """Every finite number of the rounds, then of the end: name, value, rounds before it.
+def numbers_of(result: Mapping[str, Any]) -> Iterator[Number]:
+    """Every finite number of the rounds, then of the end.
 
-    Accuracies are from 0 to 1. Those of single sites (``round/metrics/SITE/...``) exist on public data alone. An
-    infinite epsilon is left out.
+    Accuracies are from 0 to 1. Those of single sites (``round/metrics/SITE/...``) are exact; they exist on public data
+    and in simulations alone. An infinite epsilon is left out.
     """
     last = len(result["rounds"])
     for entry in result["rounds"]:
@@ -65,7 +101,7 @@ def numbers_of(result: Mapping[str, Any]) -> Iterator[tuple[str, float, int]]:
     yield from _numbers({"noised_scores": scores, "epsilon": epsilons}, last)
 
 
-def _numbers(table: Mapping[str, Any], step: int) -> Iterator[tuple[str, float, int]]:
+def _numbers(table: Mapping[str, Any], step: int) -> Iterator[Number]:
     for name, value in _leaves(table):
         if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
             yield name, float(value), step
@@ -80,15 +116,16 @@ def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 class MlflowTracker:
-    """One new run of an MLflow experiment.
+    """One new run of an MLflow experiment; what is not complete ends as ``FAILED``.
 
     Args:
-        uri: of the tracking server, or of a folder or database that MLflow knows.
+        uri: of the tracking server, or of a database: ``sqlite:///mlflow.db``.
         experiment: MLflow's own word for a collection of runs; made where there is none.
         run: the run's name.
 
     Raises:
-        ConfigError: PACKAGE_MISSING, TRACKER_FAILED.
+        ConfigError: PACKAGE_MISSING.
+        DeploymentError: TRACKER_FAILED, here or in a method.
     """
 
     def __init__(self, uri: str, experiment: str, run: str) -> None:
@@ -97,37 +134,63 @@ class MlflowTracker:
             from mlflow.exceptions import MlflowException
         except ImportError:
             raise _missing("mlflow") from None
-        try:
+        self._uri, self._failure = uri, MlflowException
+        with self._translated():
             self._client = MlflowClient(tracking_uri=uri)
             found = self._client.get_experiment_by_name(experiment)
             within = found.experiment_id if found else self._client.create_experiment(experiment)
             self._run: str = self._client.create_run(within, run_name=run).info.run_id
-        except MlflowException as error:
-            raise ConfigError(
+
+    def parameters(self, values: Mapping[str, str]) -> None:
+        """See ``Tracker``; longer values than MLflow takes end in three dots."""
+        from mlflow.entities import Param
+
+        rows = [Param(name, _shortened(value)) for name, value in values.items()]
+        with self._translated():
+            for at in range(0, len(rows), MOST_PARAMETERS):
+                self._client.log_batch(self._run, params=rows[at : at + MOST_PARAMETERS], synchronous=True)
+
+    def numbers(self, values: Sequence[Number]) -> None:
+        """See ``Tracker``."""
+        from mlflow.entities import Metric
+
+        now = int(1000 * time.time())
+        rows = [Metric(name, value, now, step) for name, value, step in values]
+        with self._translated():
+            for at in range(0, len(rows), MOST_METRICS):
+                self._client.log_batch(self._run, metrics=rows[at : at + MOST_METRICS], synchronous=True)
+
+    def close(self, *, complete: bool) -> None:
+        """See ``Tracker``."""
+        if complete:
+            with self._translated():
+                self._client.set_terminated(self._run, "FINISHED")
+        else:
+            with suppress(self._failure):  # what went wrong before is the error to read
+                self._client.set_terminated(self._run, "FAILED")
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except self._failure as error:
+            raise DeploymentError(
                 code="TRACKER_FAILED",
-                message=f"MLflow at {uri} does not take the run ({str(error).splitlines()[0]}).",
+                message=f"MLflow at {self._uri} does not take the run ({first_line(error)}).",
                 advice="Is it in reach? Credentials are MLflow's own: MLFLOW_TRACKING_TOKEN.",
             ) from None
 
-    def parameters(self, values: Mapping[str, str]) -> None:
-        """See ``Tracker``."""
-        for name, value in values.items():
-            self._client.log_param(self._run, name, value)
 
-    def number(self, name: str, value: float, step: int) -> None:
-        """See ``Tracker``."""
-        self._client.log_metric(self._run, name, value, step=step)
-
-    def close(self) -> None:
-        """See ``Tracker``."""
-        self._client.set_terminated(self._run)
+def _shortened(value: str) -> str:
+    return value if len(value) <= LONGEST_VALUE else f"{value[: LONGEST_VALUE - 3]}..."
 
 
 class TensorboardTracker:
-    """A folder of event files.
+    """A folder of event files, which becomes one run of TensorBoard's.
 
     Raises:
         ConfigError: PACKAGE_MISSING.
+        StateError: TRACKED_ALREADY, the folder holds event files, and TensorBoard would draw both runs as one.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -135,6 +198,12 @@ class TensorboardTracker:
             from tensorboardX import SummaryWriter
         except ImportError:
             raise _missing("tensorboard") from None
+        if any(folder.glob("events.out.tfevents.*")):
+            raise StateError(
+                code="TRACKED_ALREADY",
+                message=f"{folder} holds a run already.",
+                advice="Move it away, or give --tensorboard another folder.",
+            )
         self._writer = SummaryWriter(str(folder))
 
     def parameters(self, values: Mapping[str, str]) -> None:
@@ -142,11 +211,12 @@ class TensorboardTracker:
         rows = "\n".join(f"| {name} | {value} |" for name, value in values.items())
         self._writer.add_text("experiment", f"| setting | value |\n|---|---|\n{rows}", 0)
 
-    def number(self, name: str, value: float, step: int) -> None:
+    def numbers(self, values: Sequence[Number]) -> None:
         """See ``Tracker``."""
-        self._writer.add_scalar(name, value, step)
+        for name, value, step in values:
+            self._writer.add_scalar(name, value, step)
 
-    def close(self) -> None:
+    def close(self, *, complete: bool) -> None:
         """See ``Tracker``."""
         self._writer.close()
 

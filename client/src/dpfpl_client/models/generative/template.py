@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from dpfpl_common.errors import ModelError
+from dpfpl_common.ops.text import first_line
 
 __all__ = ["FAMILIES", "REFUSED", "Family", "Turn", "processor_template", "written_turn"]
 
@@ -208,7 +209,7 @@ def _tokenizers(tokenizer: Any) -> str | None:
     try:
         return str(tokenizer.get_chat_template())
     except ValueError as error:  # several, and none is the default
-        raise _bad(f"cannot be chosen ({_first_line(error)})") from None
+        raise _bad(f"cannot be chosen ({first_line(error)})") from None
 
 
 def _rendered(tokenizer: Any, template: str, image: str) -> Turn:
@@ -245,7 +246,7 @@ def _applied(tokenizer: Any, template: str, messages: list[dict[str, Any]], *, o
             tokenizer.apply_chat_template(messages, chat_template=template, add_generation_prompt=opens, tokenize=False)
         )
     except (TemplateError, *READABLE, ArithmeticError) as error:
-        raise _bad(f"fails with one picture and one question: {_first_line(error)}") from None
+        raise _bad(f"fails with one picture and one question: {first_line(error)}") from None
 
 
 def _parted(text: str, image: str) -> tuple[str, str]:
@@ -274,10 +275,6 @@ def _without_today(template: str) -> str:
             advice="Use a model whose chat template writes no date.",
         )
     return fixed
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _bad(what: str) -> ModelError:

@@ -1,13 +1,24 @@
 """An exported prompt as a repository of a model hub, if the site's rules name that repository."""
 
+from dataclasses import dataclass
+
 from dpfpl_client.agent.audit import AUDIT_FILE, AuditLog
 from dpfpl_client.agent.policy_file import check_use
 from dpfpl_client.site.settings import SiteSettings
 from dpfpl_client.use.exporting.export import OPTIONAL_FILES, Exported
 from dpfpl_client.use.prompt import SitePrompt
 from dpfpl_common.errors import DeploymentError, RefusedError
+from dpfpl_common.ops.text import first_line
 
-__all__ = ["check_publish", "push_to_hub"]
+__all__ = ["Uploaded", "check_publish", "push_to_hub"]
+
+
+@dataclass(frozen=True)
+class Uploaded:
+    """What was uploaded: ``commit`` is its address; ``public`` says whether everybody may read it."""
+
+    commit: str
+    public: bool
 
 
 def check_publish(settings: SiteSettings, prompt: SitePrompt, repository: str) -> None:
@@ -29,7 +40,7 @@ def check_publish(settings: SiteSettings, prompt: SitePrompt, repository: str) -
 
 def push_to_hub(
     settings: SiteSettings, prompt: SitePrompt, exported: Exported, repository: str, *, public: bool = False
-) -> str:
+) -> Uploaded:
     """Upload an export, its own files and no others, and write into the audit log that it leaves.
 
     Args:
@@ -37,10 +48,8 @@ def push_to_hub(
         prompt: what was exported.
         exported: as ``export_prompt`` gives it.
         repository: ``organisation/name``; made where it does not exist yet.
-        public: whether everybody may read it. Without this a repository that is public already is refused.
-
-    Returns:
-        The commit's address.
+        public: whether everybody may read it. Without this a public repository is refused. A private one that exists
+            already stays private.
 
     Raises:
         RefusedError: PUBLISH_NOT_ALLOWED or REPOSITORY_PUBLIC, or as the policy refuses the experiment.
@@ -53,7 +62,8 @@ def push_to_hub(
     hub = HfApi(token=True)  # the saved one, which our processes send nowhere unless they are asked to
     try:
         hub.create_repo(repository, private=not public, exist_ok=True)
-        if not public and not hub.model_info(repository).private:
+        is_public = not hub.model_info(repository).private  # of one that exists, create_repo changes nothing
+        if is_public and not public:
             raise RefusedError(
                 code="REPOSITORY_PUBLIC",
                 message=f"Everybody may read the repository {repository!r}.",
@@ -65,7 +75,7 @@ def push_to_hub(
             experiment=prompt.experiment.name,
             version=prompt.version,
             repository=repository,
-            public=public,
+            public=is_public,
         )
         commit = hub.upload_folder(
             repo_id=repository,
@@ -77,7 +87,7 @@ def push_to_hub(
     except (HTTPError, OSError, ValueError) as error:
         raise DeploymentError(
             code="HUB_FAILED",
-            message=f"The hub did not take {repository!r} ({type(error).__name__}: {str(error).splitlines()[0]}).",
+            message=f"The hub did not take {repository!r} ({type(error).__name__}: {first_line(error)}).",
             advice="Is it in reach, and may you write there? Sign in: hf auth login. HF_HUB_OFFLINE must not be set.",
         ) from None
-    return str(commit.commit_url)
+    return Uploaded(str(commit.commit_url), is_public)
