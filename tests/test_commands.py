@@ -49,6 +49,11 @@ def test_help_imports_nothing_heavy(program):
     assert "LOADED []" in done.stdout
 
 
+def test_who_only_predicts_waits_for_no_opacus():
+    done = typed("-c", "import sys, dpfpl_client.use.predict; print('opacus' in sys.modules)")
+    assert done.stdout == "False\n", done.stderr
+
+
 @pytest.mark.parametrize("module", ["dpfpl_client.agent.ledger.view", "dpfpl_server.runs.state"])
 def test_what_shows_a_state_waits_for_no_accountant(module):
     """dp-accounting takes more than a second, and is for those who compute an epsilon."""

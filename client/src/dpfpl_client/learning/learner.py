@@ -5,6 +5,7 @@ import functools
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,6 @@ from dpfpl_client.learning.methods import build_method
 from dpfpl_client.learning.personal import PersonalState
 from dpfpl_client.learning.prototypes import prototypes_from
 from dpfpl_client.learning.pulls import Pull, public_pull
-from dpfpl_client.learning.step import Randomness, batch_gradient, noised_step
 from dpfpl_client.models.backbone import Backbone, LabelledFeatures, too_long_answers
 from dpfpl_client.models.class_scorer import ClassScorer, direction_count
 from dpfpl_common.errors import ModelError, RefusedError
@@ -45,6 +45,9 @@ from dpfpl_common.privacy_plan import (
 )
 from dpfpl_common.secure.sums import share_stddev
 from dpfpl_common.wire.payloads import scored
+
+if TYPE_CHECKING:
+    from dpfpl_client.learning.step import Randomness
 
 __all__ = ["PersonalState", "PromptLearner", "RoundResult", "SiteFeatures", "initial_context"]
 
@@ -173,7 +176,7 @@ class PromptLearner:
         self,
         global_context: npt.NDArray[np.float32],
         state: PersonalState,
-        randomness: Randomness,
+        randomness: "Randomness",
         *,
         collect: bool = False,
         pool: npt.NDArray[np.float32] | None = None,
@@ -200,6 +203,8 @@ class PromptLearner:
             return result if pool is None else self._with_vote(result, pool, randomness)
         if self._experiment.privacy.unit == "site":
             return self._train_as_a_whole(global_context, state, randomness)
+        from dpfpl_client.learning.step import noised_step  # it brings Opacus; who only predicts starts without it
+
         experiment = self._experiment
         update = np.zeros(experiment.context_shape)
         for _ in range(experiment.rounds.local_steps):
@@ -223,9 +228,11 @@ class PromptLearner:
         return public_pull(self._experiment, self._scorer, self._initial, shared, whole)
 
     def _train_as_a_whole(
-        self, global_context: npt.NDArray[np.float32], state: PersonalState, randomness: Randomness
+        self, global_context: npt.NDArray[np.float32], state: PersonalState, randomness: "Randomness"
     ) -> RoundResult:
         """The round under the unit ``site``: steps without noise, then one release of the whole update."""
+        from dpfpl_client.learning.step import batch_gradient  # as above
+
         experiment = self._experiment
         update = np.zeros(experiment.context_shape)
         for _ in range(experiment.rounds.local_steps):
@@ -245,7 +252,7 @@ class PromptLearner:
         self,
         name: str,
         state: PersonalState,
-        randomness: Randomness,
+        randomness: "Randomness",
         pool: npt.NDArray[np.float32] | None,
         global_context: npt.NDArray[np.float32] | None,
     ) -> npt.NDArray[np.int64]:
@@ -265,7 +272,7 @@ class PromptLearner:
             part = noised_counts(self._right(global_context, state, pool), randomness.noise, z)
         return to_steps(part.reshape(-1), stddev)
 
-    def _noised_class_sums(self, randomness: Randomness, noise_multiplier: float) -> Floats:
+    def _noised_class_sums(self, randomness: "Randomness", noise_multiplier: float) -> Floats:
         train, count = self._features.train, len(self._experiment.classes)
         return noised_class_sums(
             train.features.numpy(), train.labels.numpy(), count, randomness.noise, noise_multiplier
@@ -275,7 +282,7 @@ class PromptLearner:
         self,
         global_context: npt.NDArray[np.float32],
         state: PersonalState,
-        randomness: Randomness,
+        randomness: "Randomness",
         noise_multiplier: float,
     ) -> RoundResult:
         """The round under ``one_shot``: the release where it was not made yet, then steps without noise.
@@ -310,7 +317,7 @@ class PromptLearner:
         longest, length = (1.0 - ROUNDING_MARGIN) * largest_signal(experiment), float(np.linalg.norm(update))
         return RoundResult(update=update * min(1.0, longest / max(length, 1e-300)), state=state)
 
-    def _with_vote(self, result: RoundResult, pool: npt.NDArray[np.float32], randomness: Randomness) -> RoundResult:
+    def _with_vote(self, result: RoundResult, pool: npt.NDArray[np.float32], randomness: "Randomness") -> RoundResult:
         """The round's result with the site's noised vote on the pool, for once."""
         if result.state.vote is not None:
             raise RefusedError(
@@ -322,7 +329,7 @@ class PromptLearner:
         told = self._noised_vote(pool, randomness, vote_multiplier(self._experiment))
         return RoundResult(result.update, dataclasses.replace(result.state, vote=told), told[None])
 
-    def _noised_vote(self, pool: npt.NDArray[np.float32], randomness: Randomness, noise_multiplier: float) -> Floats:
+    def _noised_vote(self, pool: npt.NDArray[np.float32], randomness: "Randomness", noise_multiplier: float) -> Floats:
         """The vote, and behind it, where the experiment has one, the packed moment around the class vectors that it is
         about: [1 + k (k + 1) / 2].
         """
@@ -373,7 +380,7 @@ class PromptLearner:
         count = direction_count(*expected.shape)
         return expected, self._scorer.public_directions(self._initial, count)
 
-    def _begun(self, state: PersonalState, randomness: Randomness) -> PersonalState:
+    def _begun(self, state: PersonalState, randomness: "Randomness") -> PersonalState:
         """The state with the parameters that the method begins with, at a site's first step."""
         if state.optimizer.steps > 0:
             return state
@@ -426,7 +433,7 @@ class PromptLearner:
         self,
         global_context: npt.NDArray[np.float32],
         state: PersonalState,
-        randomness: Randomness,
+        randomness: "Randomness",
         pool: npt.NDArray[np.float32] | None = None,
     ) -> Floats:
         """The release of scores: noised counts of right answers on the held-back images, [candidates + 1].
