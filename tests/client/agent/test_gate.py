@@ -159,12 +159,15 @@ def test_A10_any_number_of_equal_evaluations_is_one(agent, request_for, evaluati
     assert agent(policy).evaluate(evaluation()).metrics == replies[0].metrics
 
 
-def test_A10_different_evaluations_end_at_the_quota_over_restarts(agent, evaluation, computed, site):
+def test_A10_different_evaluations_end_at_the_quota_over_restarts(agent, evaluation, computed, site, caplog):
     policy = rules(max_evaluations=3, metrics="coarse")
     served = agent(policy)
     told = [bool(served.evaluate(evaluation(value)).metrics) for value in (0.0, 1.0, 2.0, 3.0, 4.0)]
     assert told == [True, True, True, False, False]
     assert computed.count("evaluate") == 3
+    assert [record.getMessage() for record in caplog.records] == 2 * [
+        "pilot: answered without accuracies, as max_evaluations of policy.toml says"
+    ]
     served = agent(policy)
     assert (served.evaluate(evaluation(5.0)).metrics, bool(served.evaluate(evaluation(1.0)).metrics)) == ({}, True)
     np.testing.assert_array_equal(site.store.read_final("pilot"), evaluation(1.0).global_context)

@@ -218,6 +218,8 @@ class SiteAgent:
         self._store.write_final(experiment.name, request.global_context, choice)
         if answer is None:
             metrics = self._metrics(learner, request, self._state(experiment), policy) if told else {}
+            if not told:
+                _LOG.warning("%s: answered without accuracies, as max_evaluations of policy.toml says", experiment.name)
             answer = {"metrics": metrics}
             self._ledger.record_evaluation(experiment.name, asked, answer)
         scores = self._scores(learner, request, asked, policy)
