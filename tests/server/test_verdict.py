@@ -96,6 +96,13 @@ def test_a_deployed_run_is_judged_by_noised_counts():
 
 def test_where_the_votes_chose_the_plain_text_the_federation_brought_nothing():
     assert counted(SHARES | {"alone": 0.1}, chosen="text")["says"] == "costs"
+    found = counted(SHARES, chosen="text")
+    assert found["says"] == "costs"
+    assert [rival["name"] for rival in found["rivals"]] == ["zero_shot", "local_only_evidence"]
+    assert [rival["local"]["value"] for rival in found["rivals"]] == pytest.approx([0.0, -0.2], abs=0.02)
+    low, high = found["rivals"][1]["local"]["interval"]
+    assert low < -0.2 < high < 0
+    assert (found["before"], found["after"]) == pytest.approx((0.7, 0.5), abs=0.02)
 
 
 def test_the_interval_of_counts_covers_the_truth():

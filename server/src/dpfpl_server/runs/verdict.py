@@ -93,14 +93,19 @@ def _difference(after: float | None, before: float | None, images: int) -> dict[
 def _from_counts(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Gains of what is used, from noised counts of right answers on the sites' own held-back images."""
     values = {score["candidate"]: score["value"] for score in result["scores"]}
-    nothing = {"before": values.get("zero_shot"), "value": 0.0, "interval": [0.0, 0.0]}
-    text = [{"name": "zero_shot", "local": nothing, "neighbour": None}]  # which anybody can use alone
-    return (text if result["chosen"] == "text" and nothing["before"] is not None else []) + [
+    gains = [(gain["over"], gain["value"], gain["interval"]) for gain in result["gains"] if gain["used"]]
+    if result["chosen"] == "text":  # which anybody can use alone; counts tell what class vectors alone are ahead of it
+        ahead = [gain for gain in result["gains"] if (gain["candidate"], gain["over"]) == ("alone", "zero_shot")]
+        gains = [("zero_shot", 0.0, [0.0, 0.0])]
+        gains += [
+            ("alone", -g["value"], [-g["interval"][1], -g["interval"][0]]) for g in ahead if g["value"] is not None
+        ]
+    return [
         {
-            "name": COUNTED[gain["over"]],
-            "local": {"before": values[gain["over"]], "value": gain["value"], "interval": gain["interval"]},
+            "name": COUNTED[over],
+            "local": {"before": values[over], "value": value, "interval": interval},
             "neighbour": None,
         }
-        for gain in result["gains"]
-        if gain["used"] and gain["over"] in COUNTED and None not in (gain["value"], values[gain["over"]])
+        for over, value, interval in gains
+        if over in COUNTED and None not in (value, values.get(over))
     ]
