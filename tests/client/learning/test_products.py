@@ -1,5 +1,7 @@
 """Products through the chosen kernel are the plain ones, and nothing global is changed."""
 
+import time
+
 import pytest
 import torch
 
@@ -44,4 +46,26 @@ def test_a_missing_kernel_is_not_chosen(monkeypatch):
     products.prefers_onednn.cache_clear()
     monkeypatch.setattr(products, "onednn_product", missing)
     assert not products.prefers_onednn(torch.float32)
+    products.prefers_onednn.cache_clear()
+
+
+def test_a_busy_machine_chooses_the_same_kernel(monkeypatch):
+    if not products.prefers_onednn(torch.float32):
+        pytest.skip("oneDNN is not on this machine")
+
+    def late(weight):
+        kernel = chosen(weight)
+
+        def product(x, bias):
+            end = time.process_time() + 0.02
+            while time.process_time() < end:
+                pass
+            return kernel(x, bias)
+
+        return product
+
+    chosen = products.onednn_product
+    products.prefers_onednn.cache_clear()
+    monkeypatch.setattr(products, "onednn_product", late)
+    assert products.prefers_onednn(torch.float32)
     products.prefers_onednn.cache_clear()
