@@ -17,16 +17,19 @@ import numpy as np
 import numpy.typing as npt
 
 from dpfpl_common.evidence import (
+    Head,
     Pool,
     class_head,
     directions,
     evidence_wins,
+    looks_unlike,
     mix_bonus,
     moment_pays,
+    own_head,
     pool_rows,
+    prefers_own,
     residuals,
     sharpened,
-    shifted_head,
     summed_pool,
     unpack_moment,
     votes,
@@ -97,6 +100,15 @@ class Release(NamedTuple):
     moment: bool
 
 
+class Decision(NamedTuple):
+    """Logits of the sharpened head, whether the votes choose it, the head before, and every site's moment."""
+
+    logits: Floats
+    wins: bool
+    head: Head
+    moments: list[Floats]
+
+
 class Case:
     """One division of one set under one epsilon: what the federation and each site alone would classify with."""
 
@@ -108,17 +120,20 @@ class Case:
         sums = [self._released(part, local.sums) for part in parts]
         self.text = study.scale * study.test_features @ study.texts.T
         pool, weights = pool_rows(sums, local.sums)
-        self.evidence, self.wins, self.found = self._decided(pool, weights, parts, local)
-        shifted = [shifted_head(pool, study.texts, study.scale, own, weight, local.sums)
-                   for own, weight in zip(sums, weights, strict=True)]  # fmt: skip
-        self.unlike = sum(head is not None for head in shifted) / len(parts)
-        at_sites = [self.evidence if head is None else head.logits(study.test_features) for head in shifted]
+        federated = self._decided(pool, weights, parts, local)
+        self.evidence, self.wins, self.found = federated.logits, federated.wins, float(federated.head.found.mean())
+        alone = [summed_pool(own, local.sums, 1) for own in sums]
+        self.unlike = float(np.mean([looks_unlike(pool, own, weight, study.texts, study.scale)
+                                     for own, weight in zip(alone, weights, strict=True)]))  # fmt: skip
+        at_sites = [self._at_site(pool, federated, local, *site)
+                    for site in zip(parts, alone, weights, federated.moments, strict=True)]  # fmt: skip
+        self.own = float(np.mean([logits is not federated.logits for logits in at_sites]))
         self.pooled = at_sites if self.wins else self.text
         self.secure = self._summed(parts, z)
         decided = [self._decided(*pool_rows([own], local.sums), [part], local)
                    for own, part in zip(sums, parts, strict=True)]  # fmt: skip
-        self.alone_evidence = [logits for logits, _, _ in decided]
-        self.alone = [logits if wins else self.text for logits, wins, _ in decided]
+        self.alone_evidence = [site.logits for site in decided]
+        self.alone = [site.logits if site.wins else self.text for site in decided]
 
     def _release(self, z: float, noises: float, share: float = 1.0) -> Release:
         """What one site's part of a release of multiplier z is noised with, and whether a moment is in it."""
@@ -131,21 +146,41 @@ class Case:
         features, labels = self.study.features[part].astype(np.float32), self.study.labels[part]
         return noised_class_sums(features, labels, len(self.study.texts), self.noise, noise_multiplier)
 
-    def _decided(self, pool: Pool, weights: Floats, parts: Parts, release: Release) -> tuple[Floats, bool, float]:
-        """The sharpened head's logits, whether the votes choose it, and the share of classes that are found."""
+    def _decided(self, pool: Pool, weights: Floats, parts: Parts, release: Release) -> Decision:
         study, told, moments = self.study, 0.0, []
         head = class_head(pool, study.texts, study.scale)
         for part, own in zip(parts, weights, strict=True):
             features, labels = study.features[part], study.labels[part]
             each = votes(head, pool, study.texts, features, labels, own)
             told += noised_vote(each, self.noise, release.vote)
-            moments.append(noised_moment(residuals(head, features, labels), self.noise, release.vote))
+            moments.append(unpack_moment(noised_moment(residuals(head, features, labels), self.noise, release.vote)))
         wins = evidence_wins(told, sum(map(len, parts)), release.vote, len(parts))
-        moment, variance = unpack_moment(np.sum(moments, axis=0)), len(parts) * release.vote**2
-        if not release.moment:
-            return head.logits(study.test_features), wins, float(head.found.mean())
-        used = sharpened(head, directions(head), dataclasses.replace(pool, moment=moment, moment_variance=variance))
-        return used.logits(study.test_features), wins, float(head.found.mean())
+        whole = np.sum(moments, axis=0), len(parts) * release.vote**2
+        return Decision(self._sharp(head, head, pool, release, *whole), wins, head, moments)
+
+    def _sharp(self, head: Head, shared: Head, pool: Pool, release: Release, moment: Floats, variance: float) -> Floats:
+        """Logits of the head, sharpened in the directions of the ``shared`` one if the release has a moment."""
+        if release.moment:
+            known = dataclasses.replace(pool, moment=moment, moment_variance=variance)
+            head = sharpened(head, directions(shared), known)
+        return head.logits(self.study.test_features)
+
+    def _at_site(
+        self,
+        pool: Pool,
+        federated: Decision,
+        release: Release,
+        part: npt.NDArray[np.int64],
+        alone: Pool,
+        weights: Floats,
+        moment: Floats,
+    ) -> Floats:
+        """The logits that a site uses where the votes chose class vectors."""
+        texts, scale = self.study.texts, self.study.scale
+        if not prefers_own(pool, alone, weights, texts, scale, self.study.features[part], self.study.labels[part]):
+            return federated.logits
+        own = own_head(pool, alone, weights, texts, scale)
+        return self._sharp(own, federated.head, alone, release, moment, release.vote**2)
 
     def _summed(self, parts: Parts, z: float) -> Floats:
         """What the federation classifies with under secure trust, with the same epsilon: sums of share-noised rows,
@@ -155,8 +190,8 @@ class Case:
         release = self._release(z, len(parts) / honest, 1.0 / math.sqrt(honest))
         rows = np.sum([self._released(part, release.sums) for part in parts], axis=0)
         pool = summed_pool(rows, release.sums, len(parts))
-        logits, wins, _ = self._decided(pool, np.ones((len(parts), len(rows))), parts, release)
-        return logits if wins else self.text
+        decided = self._decided(pool, np.ones((len(parts), len(rows))), parts, release)
+        return decided.logits if decided.wins else self.text
 
     def columns(self, logits: Floats | list[Floats], usual_mix: float = 0.5) -> tuple[float, float, float]:
         """Own, others' and all classes, in percent, class means, averaged over sites; all without the sites' mix."""
@@ -206,7 +241,12 @@ def measured(study: StudySet, seeds: Sequence[int], only: str = "") -> list[dict
             row |= {
                 f"{way} own at": case.own_at(getattr(case, way), level) for way in ("text", "pooled", "alone_evidence")
             }
-        row |= {"wins": 100.0 * case.wins, "found": 100 * case.found, "unlike": 100 * case.unlike}
+        row |= {
+            "wins": 100.0 * case.wins,
+            "found": 100 * case.found,
+            "unlike": 100 * case.unlike,
+            "own": 100 * case.own,
+        }
         sums.setdefault((regime, epsilon), []).append(row)
     return [
         {"set": study.name, "regime": regime, "epsilon": epsilon, "seeds": len(seeds)}

@@ -21,7 +21,7 @@ from dpfpl_client.use.exporting.card import Facts
 from dpfpl_client.use.exporting.export import write_export
 from dpfpl_client.use.prompt import load_prompt
 from dpfpl_common.errors import RefusedError, StateError
-from dpfpl_common.evidence import class_head, directions, mix_bonus, pool_rows, sharpened, unpack_pool
+from dpfpl_common.evidence import class_head, directions, mix_bonus, pool_rows, sharpened, unpack_moment, unpack_pool
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_common.privacy_plan import NOISED_COUNTS, class_sums_multiplier, vote_multiplier
 from dpfpl_common.wire.payloads import EvaluateRequest, TrainRequest
@@ -138,8 +138,30 @@ def test_under_secure_trust_no_rows_are_a_sites_own(backbone):
     secure = dataclasses.replace(
         experiment, sites=(*NAMES, "west"), privacy=dataclasses.replace(experiment.privacy, trust="secure")
     )
-    assert own_rows(experiment, rows) == (rows, class_sums_multiplier(experiment))
-    assert own_rows(experiment, None) is own_rows(secure, rows) is None
+    own = own_rows(experiment, rows, None)
+    np.testing.assert_array_equal(own.rows, rows)
+    np.testing.assert_allclose(own.variances, class_sums_multiplier(experiment) ** 2)
+    assert own_rows(experiment, None, None) is own_rows(secure, rows, None) is None
+
+
+def test_a_site_sharpens_its_own_rows_by_its_own_moment(backbone, finished):
+    strategy, _ = finished
+    evidence, experiment = strategy.checkpoint.evidence, strategy.experiment
+    vote = evidence.votes["north"].astype(float)
+    own = own_rows(experiment, evidence.rows["north"].astype(float), vote)
+    np.testing.assert_array_equal(own.moment, unpack_moment(vote[1:]))
+    assert own.moment_variance == vote_multiplier(experiment) ** 2
+
+
+def test_ni7_whose_class_vectors_suit_a_site_better_never_leaves_it(backbone, finished):
+    """It is decided by exact answers to its training images: what leaves goes by released values alone."""
+    prompt = load_prompt(finished[1]["north"])
+    ways = [dataclasses.replace(prompt, choice=dataclasses.replace(prompt.choice, own=own)) for own in (False, True)]
+    pool, own = (way.head(backbone) for way in ways)
+    assert not np.allclose(pool.vectors, own.vectors)
+    leaving = [way.head(backbone, leaves=True) for way in ways]
+    np.testing.assert_array_equal(leaving[0].vectors, leaving[1].vectors)
+    np.testing.assert_array_equal(leaving[0].bias, leaving[1].bias)
 
 
 def test_a_site_with_another_device_has_class_vectors_of_its_own(backbone):
@@ -158,7 +180,8 @@ def test_a_site_with_another_device_has_class_vectors_of_its_own(backbone):
         for name, look in looks.items()
     ]
     outcome = Simulation(backbone, sites, seed=1).run(dataclasses.replace(make_experiment(backbone), sites=names))
-    assert {name: outcome.final[name]["both_local"] > 0.9 for name in names} == dict.fromkeys(names, True)
+    for used in ("both_local", "personal_local"):
+        assert {name: outcome.final[name][used] > 0.9 for name in names} == dict.fromkeys(names, True)
 
 
 def test_what_is_exported_carries_a_mix_from_noised_class_sums_and_plain_arithmetic_gives_its_logits(

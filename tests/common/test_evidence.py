@@ -8,18 +8,22 @@ import pytest
 
 from dpfpl_common.evidence import (
     Pool,
+    _scatter,
     _without,
     class_head,
     directions,
     evidence_wins,
     found_classes,
+    looks_unlike,
     mix_bonus,
     moment_size,
+    own_head,
     pack_pool,
     pool_rows,
+    prefers_own,
     residuals,
     sharpened,
-    shifted_head,
+    summed_pool,
     text_head,
     unpack_moment,
     unpack_pool,
@@ -381,33 +385,83 @@ def site_of(rng, means, images, turn=None):
     return unit(seen[labels] + 0.6 / math.sqrt(means.shape[1]) * rng.normal(size=(len(labels), means.shape[1]))), labels
 
 
-def shifted_at(rng, z, turned, classes=6, images=40):
-    """The heads of four sites under ``shifted_head``, site 0 turned; the pooled one; site 0's own test images."""
+def sites_of(rng, z, turned, classes=6, images=40, turn=0.8):
+    """Four sites, site 0 turned: for each whether it looks unlike, whether it prefers its own, and its own head; the
+    pooled head; site 0's own test images.
+    """
     texts, means, *_ = world(rng, classes)
-    turn = 0.8 * unit(rng.normal(size=means.shape)) if turned else None
+    turn = turn * unit(rng.normal(size=means.shape)) if turned else None
     sites = [site_of(rng, means, images, turn if number == 0 else None) for number in range(4)]
     rows = [released(*site, classes, z, rng) for site in sites]
     pool, weights = pool_rows(rows, z)
-    packed = [unpack_pool(pack_pool(pool, weight), classes) for weight in weights]  # as it comes to the sites
-    heads = [shifted_head(of, texts, SCALE, own, w, z) for own, (of, w) in zip(rows, packed, strict=True)]
-    return heads, class_head(pool, texts, SCALE), site_of(rng, means, images, turn)
+    found = []
+    for site, own, weight in zip(sites, rows, weights, strict=True):
+        packed, its = unpack_pool(pack_pool(pool, weight), classes)  # as it comes to the site
+        about = (packed, summed_pool(own, z, 1), its, texts, SCALE)
+        found.append((looks_unlike(*about), prefers_own(*about, *site), own_head(*about)))
+    return found, class_head(pool, texts, SCALE), site_of(rng, means, images, turn)
 
 
 @pytest.mark.parametrize("z", [0.0, 0.6, 2.0])
 def test_a_site_whose_images_look_unlike_the_others_has_class_vectors_of_its_own(rng, z):
-    found = [shifted_at(rng, z, turned=True) for _ in range(5)]
-    assert all(heads[0] is not None for heads, *_ in found)
+    runs = [sites_of(rng, z, turned=True) for _ in range(5)]
+    assert all(found[0][:2] == (True, True) for found, *_ in runs)
     wrong, wrong_pooled = (
-        1 - np.mean([right(heads[0] if mine else head, *test) for heads, head, test in found]) for mine in (True, False)
+        1 - np.mean([right(found[0][2] if mine else pooled, *test) for found, pooled, test in runs])
+        for mine in (True, False)
     )
     assert wrong < wrong_pooled / 2
+
+
+@pytest.mark.parametrize("z", [0.0, 0.6])
+def test_by_its_own_scatter_a_site_sees_a_smaller_difference_and_is_served_better(rng, z):
+    """The released values must allow for any scatter that features of norm 1 may have."""
+    runs = [sites_of(rng, z, turned=True, turn=0.3) for _ in range(20)]
+    told, seen = (sum(found[0][which] for found, *_ in runs) for which in (0, 1))
+    assert seen >= told + 5
+    gains = [right(found[0][2], *test) - right(pooled, *test) for found, pooled, test in runs if found[0][1]]
+    assert np.mean(gains) > 0
+
+
+@pytest.mark.parametrize("z", [0.6, 2.0, 6.0])
+@pytest.mark.parametrize("images", [1, 3, 40])
+def test_a_site_like_the_others_stays_with_them(rng, z, images):
+    own = [site[1] for _ in range(50) for site in sites_of(rng, z, turned=False, images=images)[0]]
+    assert sum(own) <= 2
+
+
+def test_unlike_images_that_the_others_classify_better_stay_with_them(rng):
+    """Site 0 has noise as large as its few images; the others have many of nearly the same look."""
+    texts, means, *_ = world(rng)
+    kept = []
+    for _ in range(20):
+        sites = [site_of(rng, means, 6, 0.2 * unit(rng.normal(size=means.shape))), site_of(rng, means, 400)]
+        rows = [released(*site, 6, 0.2, rng) for site in sites]
+        pool, weights = pool_rows(rows, 0.2)
+        about = (pool, summed_pool(rows[0], 0.2, 1), weights[0], texts, SCALE)
+        own = prefers_own(*about, *sites[0])
+        more = np.sum(votes(own_head(*about), about[1], texts, *sites[0], np.ones(6))) > np.sum(
+            votes(class_head(pool, texts, SCALE), pool, texts, *sites[0], weights[0])
+        )
+        assert not own or more
+        kept.append((own, more))
+    assert any(not more for _, more in kept)
+
+
+def test_the_scatter_is_that_within_the_classes(rng):
+    _, means, features, labels = world(rng, images=7)
+    common = unit(means.mean(axis=0))
+    within = sum(features[labels == c].var(axis=0, ddof=1).sum() * 6 for c in range(6)) / 36
+    assert _scatter(features, labels, common) == pytest.approx(within / 32 / (features @ common).mean())
+    assert _scatter(features[::7], labels[::7], common) is None  # one image of each class
+    assert _scatter(features[:0], labels[:0], common) is None
 
 
 @pytest.mark.parametrize("z", [0.0, 0.6, 2.0, 6.0])
 @pytest.mark.parametrize("images", [3, 40])
 def test_sites_alike_are_not_taken_for_unlike_ones(rng, z, images):
-    heads = [head for _ in range(50) for head in shifted_at(rng, z, turned=False, images=images)[0]]
-    assert sum(head is not None for head in heads) <= 1
+    told = [site[0] for _ in range(50) for site in sites_of(rng, z, turned=False, images=images)[0]]
+    assert sum(told) <= 1
 
 
 def test_a_site_is_compared_with_the_others_and_not_with_itself(rng):
@@ -435,7 +489,7 @@ def test_classes_that_one_site_alone_has_hide_nothing(rng, z):
         rows = [released(features, labels, 20, z, rng), released(theirs, their_labels, 20, z, rng)]
         pool, weights = pool_rows(rows, z)
         packed, own = unpack_pool(pack_pool(pool, weights[0]), 20)
-        found += shifted_head(packed, texts, SCALE, rows[0], own, z) is not None
+        found += looks_unlike(packed, summed_pool(rows[0], z, 1), own, texts, SCALE)
     assert found == 20
 
 
@@ -447,4 +501,7 @@ def test_where_nothing_can_be_compared_the_pool_stands(rng, z, empty):
     for name in rows if empty == "both" else (empty,):
         rows[name] = released(features[:0], labels[:0], 6, z, rng)
     pool, weights = pool_rows(list(rows.values()), z)
-    assert shifted_head(pool, texts, SCALE, rows["own"], weights[0], z) is None
+    about = (pool, summed_pool(rows["own"], z, 1), weights[0], texts, SCALE)
+    assert not looks_unlike(*about)
+    had = slice(0, 0) if empty in ("own", "both") else slice(None)
+    assert not prefers_own(*about, features[had], labels[had])

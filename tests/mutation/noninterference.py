@@ -194,7 +194,7 @@ NONINTERFERENCE = (
         "dpfpl_client.use.prompt:_learned",
         "[choice.pool]",
         "[choice.pool, choice.shares]",
-        (f"{USE_TESTS}::test_ni7_no_byte_of_an_export_depends_on_the_exact_shares_of_classes",),
+        (f"{USE_TESTS}::test_ni7_no_byte_of_an_export_depends_on_what_a_site_keeps_of_its_exact_images",),
     ),
     (
         "features are gathered before a refusal",

@@ -153,9 +153,9 @@ ONE_SHOT = (
     ),
     (
         "shift: every site is taken for one whose images look unlike the others'",
-        "dpfpl_common.evidence:shifted_head",
-        "float(sure @ (apart - expected)) <= _1",
-        "False",
+        "dpfpl_common.evidence:looks_unlike",
+        "float(sure @ (apart - expected)) > _1",
+        "True",
         (f"{EVIDENCE_TESTS}::test_sites_alike_are_not_taken_for_unlike_ones",),
     ),
     (
@@ -164,6 +164,27 @@ ONE_SHOT = (
         "weights[:, None] * alone.rows",
         "0.0 * alone.rows",
         (f"{EVIDENCE_TESTS}::test_a_site_is_compared_with_the_others_and_not_with_itself",),
+    ),
+    (
+        "shift: a site takes its own rows though the others' serve it better",
+        "dpfpl_common.evidence:prefers_own",
+        "bool(own.sum() > theirs.sum())",
+        "True",
+        (f"{EVIDENCE_TESTS}::test_unlike_images_that_the_others_classify_better_stay_with_them",),
+    ),
+    (
+        "shift: a site like the others takes its own rows where a count flatters them",
+        "dpfpl_common.evidence:prefers_own",
+        "not looks_unlike(pool, alone, weights, texts, scale, spread)",
+        "False",
+        (f"{EVIDENCE_TESTS}::test_a_site_like_the_others_stays_with_them",),
+    ),
+    (
+        "shift: what leaves a site goes by its exact answers",
+        "dpfpl_client.use.prompt:SitePrompt.head",
+        "None if leaves else choice.own",
+        "choice.own",
+        (f"{FEDERATION_TESTS}::test_ni7_whose_class_vectors_suit_a_site_better_never_leaves_it",),
     ),
     (
         "shift: under secure trust a sum of all sites is taken for a site's own rows",

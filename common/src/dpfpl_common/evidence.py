@@ -1,6 +1,6 @@
 """Evidence: from the sites' noised class sums to class vectors, and the vote that says whether to use them.
 
-All but ``votes`` and ``residuals`` is post-processing of noised values, so it costs no privacy;
+All but ``votes``, ``residuals`` and ``prefers_own`` is post-processing of noised values, so it costs no privacy;
 docs/explanation/evidence.md derives it. Symbols: M sites, C classes, e the length of an image's feature, z the noise of
 each coordinate of a row.
 
@@ -30,14 +30,16 @@ __all__ = [
     "evidence_wins",
     "found_classes",
     "images_needed",
+    "looks_unlike",
     "mix_bonus",
     "moment_pays",
     "moment_size",
+    "own_head",
     "pack_pool",
     "pool_rows",
+    "prefers_own",
     "residuals",
     "sharpened",
-    "shifted_head",
     "summed_pool",
     "text_head",
     "unpack_moment",
@@ -58,6 +60,11 @@ FALSE_ALARM = 1e-6
 
 MOST_DIRECTIONS = 128
 """Of the moment, so that it is no longer than the class sums of a long list."""
+
+MOST_SCATTER = 2.5
+"""Of a class mean in units of its reach N, all coordinates together and times N: (1 - q^2) / q at most, where q is how
+far an image reaches; 2.5 if q is 0.35.
+"""
 
 LEAST_SCATTER = 0.05
 """Relative to the mean one; no direction is believed to scatter less."""
@@ -276,44 +283,87 @@ def class_head(pool: Pool, texts: Floats, scale: float) -> Head:
     )
 
 
-def shifted_head(
-    pool: Pool, texts: Floats, scale: float, own: Floats, weights: Floats, noise_multiplier: float
-) -> Head | None:
-    """Class vectors for a site whose images look unlike the others' of the same classes; None for any other site.
+def looks_unlike(
+    pool: Pool, alone: Pool, weights: Floats, texts: Floats, scale: float, scatter: float | None = None
+) -> bool:
+    """Whether a site's images look unlike the others' of the same classes; without ``scatter`` by what was released
+    alone, so that it may be told.
 
     The site's noisy class means are compared with those of the pool without its rows. They are unlike if their mean
-    squared distance exceeds what noise and scatter make of it by ``STANDING_OUT`` of its standard deviations. Then the
-    site's own rows are the likelihood; the prior is the texts or the others' class vectors, whichever leaves the site's
-    class means less spread.
+    squared distance exceeds what noise and scatter make of it by ``STANDING_OUT`` of its standard deviations.
 
     Args:
         pool: noised, of all sites.
+        alone: what the site released itself, as ``summed_pool`` of one site.
+        weights: [C], how much the site's rows weigh in the pool.
         texts: as in ``class_head``.
         scale: as in ``class_head``.
-        own: [C, e], the site's noised class sums.
-        weights: [C], how much they weigh in the pool.
-        noise_multiplier: of ``own``.
+        scatter: how much an image scatters around its class mean, in each coordinate and divided by how far an image
+            reaches along the common direction; None: the most that features of norm 1 can, if they reach 0.35 or more.
     """
-    variance, size = noise_multiplier**2, own.shape[1]
-    alone = summed_pool(own, noise_multiplier, 1)
+    own, size = alone.rows, alone.rows.shape[1]
+    scatter = MOST_SCATTER / size if scatter is None else scatter
     rest = _without(pool, alone, weights)
     others = class_head(rest, texts, scale)
     reach = own @ others.common
-    both = others.found & (reach > max(STANDING_OUT * noise_multiplier, 1.0))
+    both = others.found & (reach > np.maximum(STANDING_OUT * np.sqrt(alone.variances), 1.0))
     if not both.any():
-        return None
+        return False
     mine, theirs = np.where(both, reach, 1.0), np.where(both, others.counts, 1.0)
     apart = np.sum((own / mine[:, None] - rest.rows / theirs[:, None]) ** 2, axis=1) / size
-    # In units of its reach N a mean scatters by (1 - q^2) / (q N) at most, q being an image's: 2.5 / N if q is 0.35.
-    expected = variance / mine**2 + rest.variances / theirs**2 + 2.5 / (size * mine) + 2.5 / (size * theirs)
+    expected = alone.variances / mine**2 + rest.variances / theirs**2 + scatter / mine + scatter / theirs
     sure = np.where(both, 1.0 / expected, 0.0)
     sure /= sure.sum()
     deviation = math.sqrt(float(sure**2 @ expected**2) * 2 / size)
-    if float(sure @ (apart - expected)) <= STANDING_OUT * deviation:
+    return float(sure @ (apart - expected)) > STANDING_OUT * deviation
+
+
+def own_head(pool: Pool, alone: Pool, weights: Floats, texts: Floats, scale: float) -> Head:
+    """Class vectors from one site's own rows, with the others' class vectors as prior. Arguments as in
+    ``looks_unlike``.
+    """
+    others = class_head(_without(pool, alone, weights), texts, scale)
+    return class_head(alone, others.vectors, others.scale)
+
+
+def prefers_own(
+    pool: Pool, alone: Pool, weights: Floats, texts: Floats, scale: float, features: Floats, labels: Ints
+) -> bool:
+    """Whether a site is better served by ``own_head``: its images look unlike the others', by their own scatter, and
+    that head gets more of its training images right than the pool's, each taken out of its own class's row (``votes``).
+
+    Neither alone is enough: unlike images may still be classified better by the many of the others, and where classes
+    have few images the count flatters the site's own rows.
+
+    Exact, so for the site's own use: neither the answer nor anything that was chosen by it may leave the site.
+
+    Args:
+        pool, alone, weights, texts, scale: as in ``looks_unlike``.
+        features: [n, e] unit features of the site's training images.
+        labels: [n].
+    """
+    others = class_head(_without(pool, alone, weights), texts, scale)
+    spread = _scatter(features, labels, others.common)
+    if spread is None or not looks_unlike(pool, alone, weights, texts, scale, spread):
+        return False
+    theirs = votes(class_head(pool, texts, scale), pool, texts, features, labels, weights)
+    mine = own_head(pool, alone, weights, texts, scale)
+    own = votes(mine, alone, texts, features, labels, np.ones(len(texts)))
+    return bool(own.sum() > theirs.sum())
+
+
+def _scatter(features: Floats, labels: Ints, common: Floats) -> float | None:
+    """Variance of images around their class means in each coordinate over their mean reach; None if it is unknown."""
+    counts = np.bincount(labels)
+    sums = np.zeros((len(counts), features.shape[1]))
+    np.add.at(sums, labels, features)
+    freedom = int((counts[counts > 0] - 1).sum())
+    reach = float(np.mean(features @ common)) if len(features) else 0.0
+    if freedom == 0 or reach <= 0:
         return None
-    priors = ((others.vectors, others.scale), (texts, scale))
-    head = min((class_head(alone, *prior) for prior in priors), key=lambda head: head.spread)
-    return head if head.found.any() else None
+    means = np.sum(sums**2, axis=1) / np.maximum(counts, 1)
+    within = max(float(np.sum(features**2) - np.sum(means)), 0.0)
+    return float(within / (freedom * features.shape[1] * reach))
 
 
 def _without(pool: Pool, alone: Pool, weights: Floats) -> Pool:

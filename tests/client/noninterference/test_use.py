@@ -59,14 +59,14 @@ def test_results_are_exact_and_for_the_sites_own_people_beside_what_left_with_no
     assert re.search(r"noised counts:\n  plain text .* \(95 % interval [\d.]+% to [\d.]+%\)\n", out)
 
 
-def test_ni7_no_byte_of_an_export_depends_on_the_exact_shares_of_classes(command, trained_site, tmp_path):
-    """Not even the version: who guesses the shares of two neighbours would see which of them has that hash."""
+def test_ni7_no_byte_of_an_export_depends_on_what_a_site_keeps_of_its_exact_images(command, trained_site, tmp_path):
+    """Not even the version: who guesses what two neighbours keep would see which of them has that hash."""
     store = DiskStore(trained_site.parent / "state")
     backbone, prompt = load_backbone("embedded"), load_prompt(trained_site.parent)
     pool = np.ones((3, backbone.feature_size + 2), "<f4")
     written = []
-    for number, shares in enumerate(([0.5, 0.5], [0.25, 0.75])):
-        store.write_final("pilot", prompt.global_context, Choice("evidence", pool, np.array(shares)))
+    for number, (shares, own) in enumerate((([0.5, 0.5], False), ([0.25, 0.75], True))):
+        store.write_final("pilot", prompt.global_context, Choice("evidence", pool, np.array(shares), own))
         final = trained_site.parent / "state/experiments/pilot/final.safetensors"
         os.utime(final, (86400, 86400))
         out = tmp_path / str(number)

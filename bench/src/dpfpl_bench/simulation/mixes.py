@@ -37,10 +37,12 @@ def mix_curve(
         shared = learner.context(checkpoint.global_context, np.zeros(experiment.context_shape))
         packed = evidence.packed(experiment, site.name)
         text = chosen_head(scorer, initial, packed, "text", None)
-        own, vote = evidence.rows[site.name].astype(np.float64), evidence.votes.get(site.name)
+        alone = own_rows(experiment, evidence.rows[site.name].astype(np.float64), evidence.votes.get(site.name))
+        assert alone is not None  # rows of single sites are there
+        own = learner.prefers_own_rows(packed, alone)
         heads = {
-            "federated": chosen_head(scorer, initial, packed, chosen, shared, own_rows(experiment, own)),
-            "alone": alone_head(experiment, text.vectors, text.scale, own, vote, packed),
+            "federated": chosen_head(scorer, initial, packed, chosen, shared, alone, own),
+            "alone": alone_head(text.vectors, text.scale, alone, packed),
             "zero_shot": text,
         }
         for mix, found in points.items():

@@ -213,11 +213,13 @@ class SiteAgent:
             self._quotas.take(policy, self._ledger, experiment.name, None)
         learner = self._learner(experiment)
         self._bind(experiment, learner, policy)
-        pool = request.pool
-        choice = None if pool is None else Choice(request.chosen, pool, learner.label_shares)
+        state, choice = self._state(experiment), None
+        if (pool := request.pool) is not None:
+            own = learner.prefers_own_rows(pool, learner.alone(state))
+            choice = Choice(request.chosen, pool, learner.label_shares, own)
         self._store.write_final(experiment.name, request.global_context, choice)
         if answer is None:
-            metrics = self._metrics(learner, request, self._state(experiment), policy) if told else {}
+            metrics = self._metrics(learner, request, state, policy) if told else {}
             if not told:
                 _LOG.warning("%s: answered without accuracies, as max_evaluations of policy.toml says", experiment.name)
             answer = {"metrics": metrics}
@@ -467,7 +469,7 @@ class SiteAgent:
         if policy is not None and (not self._public or policy.metrics not in EXACT_METRICS):
             return {}
         pool, chosen = (request.pool, request.chosen) if isinstance(request, EvaluateRequest) else (None, "")
-        metrics = learner.evaluate(request.global_context, state.context, pool, chosen, state.class_sums)
+        metrics = learner.evaluate(request.global_context, state.context, pool, chosen, learner.alone(state))
         if policy is None:
             return metrics
         if learner.experiment.privacy.unit == "site":  # that prompt learned from training images without noise

@@ -111,11 +111,14 @@ class Choice:
         chosen: ``evidence`` or ``text``.
         pool: as ``dpfpl_common.evidence.pack_pool`` gives it.
         shares: [classes], exact, of the site's training images; never leaves the site.
+        own: whether class vectors from the site's own rows suit its training images better; exact, so it never leaves
+            the site.
     """
 
     chosen: str
     pool: Context
     shares: npt.NDArray[np.float64]
+    own: bool
 
 
 class Store(Protocol):
@@ -316,6 +319,7 @@ class DiskStore:
         if choice is not None:
             tensors[f"pool.{choice.chosen}"] = np.ascontiguousarray(choice.pool)
             tensors["shares"] = np.ascontiguousarray(choice.shares, dtype=np.float64)
+            tensors["own"] = np.array([choice.own])
         content = save(tensors)
         self._write(self._folder / experiment / "final.safetensors", content)
 
@@ -329,7 +333,7 @@ class DiskStore:
         tensors = self._read_final(experiment)
         for name, value in tensors.items():
             if name.startswith("pool."):
-                return Choice(name.removeprefix("pool."), value, tensors["shares"])
+                return Choice(name.removeprefix("pool."), value, tensors["shares"], bool(tensors["own"].item()))
         return None
 
     def _read_final(self, experiment: str) -> dict[str, Any]:

@@ -13,12 +13,14 @@ from dpfpl_client.models.backbone import LabelledFeatures, Scorer
 from dpfpl_common.errors import ModelError
 from dpfpl_common.evidence import (
     Head,
+    Pool,
     class_head,
     directions,
+    looks_unlike,
     mix_bonus,
-    pool_rows,
+    own_head,
     sharpened,
-    shifted_head,
+    summed_pool,
     text_head,
     unpack_moment,
     unpack_pool,
@@ -67,15 +69,24 @@ class SiteHead:
         return torch.softmax(self.logits(features), dim=1).float()
 
 
-Own = tuple[Floats, float]
-"""A site's noised class sums [classes, feature_size] and their noise multiplier."""
+def own_rows(
+    experiment: Experiment, class_sums: Floats | None, vote: npt.NDArray[np.floating[Any]] | None
+) -> Pool | None:
+    """What a site released by itself, as a pool of one; None before, and under ``secure``, where only the sums of all
+    sites left them.
 
-
-def own_rows(experiment: Experiment, class_sums: Floats | None) -> Own | None:
-    """What a site released by itself; None under ``secure``, where only the sum of all sites left them."""
+    Args:
+        experiment: whose noise it carries.
+        class_sums: [classes, feature_size], noised.
+        vote: with the moment, as in ``PersonalState``.
+    """
     if class_sums is None or experiment.privacy.trust == "secure":
         return None
-    return class_sums, class_sums_multiplier(experiment)
+    alone = summed_pool(class_sums, class_sums_multiplier(experiment), 1)
+    if vote is None or len(vote) == 1:
+        return alone
+    moment, variance = unpack_moment(vote[1:].astype(np.float64)), vote_multiplier(experiment) ** 2
+    return dataclasses.replace(alone, moment=moment, moment_variance=variance)
 
 
 def pooled_head(
@@ -83,11 +94,20 @@ def pooled_head(
     initial: torch.Tensor,
     pool: npt.NDArray[np.float32],
     context: torch.Tensor | None,
-    own: Own | None = None,
+    alone: Pool | None = None,
+    own: bool | None = None,
 ) -> Head:
-    """Class vectors from the pool, sharpened if it has a moment, with the texts under ``context`` as prior; None: under
-    the initial text. With what the site released itself, its ``own`` rows take the pool's place where its images look
-    unlike the others' (``shifted_head``).
+    """Class vectors from the pool, or from a site's own rows with the others' class vectors as prior; sharpened if
+    there is a moment. Its directions are those of the pool's class vectors, which it is about.
+
+    Args:
+        scorer: of the model and the classes.
+        initial: the plain prompt.
+        pool: of all sites, packed.
+        context: of the texts that are the prior; None: the plain prompt.
+        alone: of ``own_rows``; None: the pool it is.
+        own: whether to take the site's own rows, as ``prefers_own`` decides at the site; None: as released values say
+            (``looks_unlike``).
 
     Raises:
         ModelError: the pool is of another model's features.
@@ -102,38 +122,24 @@ def pooled_head(
             advice="Let every site use the experiment's model.",
         )
     scale = scorer.logit_scale
-    shifted = None if own is None else shifted_head(shared, texts, scale, own[0], weights, own[1])
-    if shifted is not None:
-        return shifted
-    return sharpened(class_head(shared, texts, scale), directions(class_head(shared, plain, scale)), shared)
+    basis = directions(class_head(shared, plain, scale))
+    if alone is not None and (looks_unlike(shared, alone, weights, texts, scale) if own is None else own):
+        return sharpened(own_head(shared, alone, weights, texts, scale), basis, alone)
+    return sharpened(class_head(shared, texts, scale), basis, shared)
 
 
-def alone_head(
-    experiment: Experiment,
-    texts: Floats,
-    scale: float,
-    rows: Floats,
-    vote: npt.NDArray[np.floating[Any]] | None,
-    pool: npt.NDArray[np.float32],
-) -> Head:
+def alone_head(texts: Floats, scale: float, alone: Pool, pool: npt.NDArray[np.float32]) -> Head:
     """Class vectors from what one site released, for a comparison. Its moment is about the pool's class vectors, so it
     is read in their directions.
 
     Args:
-        experiment: under another trust than ``secure``.
         texts: [classes, feature_size] unit text features of the plain prompt.
         scale: the model's own logit scale.
-        rows: the site's noised class sums.
-        vote: with the moment, as in ``PersonalState``; None without.
-        pool: of all sites.
+        alone: of ``own_rows``.
+        pool: of all sites, packed.
     """
-    own, _ = pool_rows([rows], class_sums_multiplier(experiment))
-    head = class_head(own, texts, scale)
-    if vote is None or len(vote) == 1:
-        return head
-    moment, variance = unpack_moment(vote[1:].astype(np.float64)), vote_multiplier(experiment) ** 2
     basis = directions(class_head(unpack_pool(pool, len(texts))[0], texts, scale))
-    return sharpened(head, basis, dataclasses.replace(own, moment=moment, moment_variance=variance))
+    return sharpened(class_head(alone, texts, scale), basis, alone)
 
 
 def chosen_head(
@@ -142,11 +148,14 @@ def chosen_head(
     pool: npt.NDArray[np.float32],
     chosen: str,
     context: torch.Tensor | None,
-    own: Own | None = None,
+    alone: Pool | None = None,
+    own: bool | None = None,
 ) -> Head:
-    """What the votes chose: class vectors (``evidence``), or the plain text's own head (``text``)."""
+    """What the votes chose: class vectors (``evidence``, see ``pooled_head``), or the plain text's own head
+    (``text``).
+    """
     if chosen == "evidence":
-        return pooled_head(scorer, initial, pool, context, own)
+        return pooled_head(scorer, initial, pool, context, alone, own)
     return text_head(_texts(scorer, initial), scorer.logit_scale)
 
 

@@ -28,7 +28,7 @@ from dpfpl_client.learning.pulls import Pull, public_pull
 from dpfpl_client.models.backbone import Backbone, LabelledFeatures, too_long_answers
 from dpfpl_client.models.class_scorer import ClassScorer, direction_count
 from dpfpl_common.errors import ModelError, RefusedError
-from dpfpl_common.evidence import Head, Pool, residuals, text_head, unpack_pool, votes
+from dpfpl_common.evidence import Head, Pool, prefers_own, residuals, text_head, unpack_pool, votes
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.optimizer import OptimizerState, descend
 from dpfpl_common.privacy.counts import noised_counts
@@ -360,16 +360,31 @@ class PromptLearner:
         self,
         pool: npt.NDArray[np.float32],
         global_context: npt.NDArray[np.float32] | None,
-        class_sums: Floats | None = None,
+        alone: Pool | None = None,
+        own: bool | None = None,
     ) -> Head:
         """Class vectors from the pool, with the texts of the shared prompt as prior; without one, of the plain text.
-        With the site's released ``class_sums`` they are the site's own, where its images look unlike the others'.
+        With what the site released ``alone`` they may be the site's own (``pooled_head``).
 
         Raises:
             ModelError: the pool is of another model's features.
         """
         context = None if global_context is None else self.context(global_context, np.zeros_like(global_context))
-        return pooled_head(self._scorer, self._initial, pool, context, own_rows(self._experiment, class_sums))
+        return pooled_head(self._scorer, self._initial, pool, context, alone, own)
+
+    def alone(self, state: PersonalState) -> Pool | None:
+        """What the site released by itself (``evidence.own_rows``)."""
+        return own_rows(self._experiment, state.class_sums, state.vote)
+
+    def prefers_own_rows(self, pool: npt.NDArray[np.float32], alone: Pool | None) -> bool:
+        """Whether the site is better served by what it released ``alone`` than by the pool (``prefers_own``); exact, so
+        for use at the site alone. False where it released nothing alone.
+        """
+        if alone is None:
+            return False
+        shared, weights = self._unpacked(pool)
+        features, labels = self._features.train.features.double().numpy(), self._features.train.labels.numpy()
+        return prefers_own(shared, alone, weights, self._plain_texts, self._scorer.logit_scale, features, labels)
 
     @functools.cached_property
     def _public_facts(self) -> tuple[Floats, Floats | None]:
@@ -409,16 +424,17 @@ class PromptLearner:
         personal_context: Floats,
         pool: npt.NDArray[np.float32] | None = None,
         chosen: str = "",
-        class_sums: Floats | None = None,
+        alone: Pool | None = None,
     ) -> dict[str, float]:
         """Exact accuracies, for public data and a site's own people, by the names of ``payloads.METRIC_NAMES``.
 
         A set without images has no entry. The personal context counts with the experiment's ``personal_strength``. Once
-        votes have chosen, ``personal`` is what they chose and ``prompt`` the personalised prompt. ``class_sums`` are
-        what the site released.
+        votes have chosen, ``personal`` is what this site uses: what they chose, or in the place of the pool's class
+        vectors its own, where ``prefers_own_rows``; and ``prompt`` is the personalised prompt. ``alone`` is what
+        the site released by itself.
         """
         if isinstance(self._scorer, ClassScorer):
-            return self._evaluate_heads(global_context, personal_context, pool, chosen, class_sums)
+            return self._evaluate_heads(global_context, personal_context, pool, chosen, alone)
         contexts = self._contexts(global_context, personal_context)
         contexts["personal"] = contexts.pop("prompt")
         metrics: dict[str, float] = {}
@@ -455,18 +471,18 @@ class PromptLearner:
             secure = self._experiment.privacy.trust == "secure"
             noise_multiplier = self._rows_noise(pool) if secure else class_sums_multiplier(self._experiment)
             pooled, _ = self._unpacked(pool)
+            alone = self.alone(state)
             heads = {
-                "evidence": (self.evidence_head(pool, None, state.class_sums), pooled.total),
-                "both": (self.evidence_head(pool, global_context, state.class_sums), pooled.total),
+                "evidence": (self.evidence_head(pool, None, alone), pooled.total),
+                "both": (self.evidence_head(pool, global_context, alone), pooled.total),
             }
-            if not secure:
-                texts, scale = self._plain_texts, self._scorer.logit_scale
-                alone = alone_head(self._experiment, texts, scale, state.class_sums, state.vote, pool)
-                heads["alone"] = (alone, state.class_sums.sum(axis=0))
+            if alone is not None:
+                head = alone_head(self._plain_texts, self._scorer.logit_scale, alone, pool)
+                heads["alone"] = (head, alone.total)
             for name, (vectors, total) in heads.items():
                 shares = shares_from(state.class_sums, total, noise_multiplier)
-                head = site_head(vectors, shares, self._experiment.prompt.usual_mix)
-                right[name] = (head.logits(test.features).argmax(dim=1) == test.labels).double().numpy()
+                used = site_head(vectors, shares, self._experiment.prompt.usual_mix)
+                right[name] = (used.logits(test.features).argmax(dim=1) == test.labels).double().numpy()
         instead = {"alone": "zero_shot", "evidence": "zero_shot", "both": "global"}
         rows = [right.get(name, right[instead.get(name, "prompt")]) for name in scored(self._experiment)]
         return np.stack(rows, axis=1)
@@ -486,7 +502,7 @@ class PromptLearner:
         personal_context: Floats,
         pool: npt.NDArray[np.float32] | None,
         chosen: str,
-        class_sums: Floats | None,
+        alone: Pool | None,
     ) -> dict[str, float]:
         """As ``evaluate``, of everything that can be used with class sums or instead of them."""
         shared = self.context(global_context, np.zeros_like(personal_context))
@@ -501,10 +517,13 @@ class PromptLearner:
         if pool is not None:
             heads["prompt"] = heads["personal"]
             heads["text"] = site_head(plain, own, mix)
-            heads["evidence"] = site_head(self.evidence_head(pool, None, class_sums), own, mix)
-            heads["both"] = site_head(self.evidence_head(pool, global_context, class_sums), own, mix)
-        if chosen and pool is not None:
-            heads["personal"] = heads["both" if chosen == "evidence" else "text"]
+            heads["evidence"] = site_head(self.evidence_head(pool, None, alone), own, mix)
+            heads["both"] = site_head(self.evidence_head(pool, global_context, alone), own, mix)
+            if chosen == "evidence":
+                prefers = self.prefers_own_rows(pool, alone)
+                heads["personal"] = site_head(self.evidence_head(pool, global_context, alone, prefers), own, mix)
+            elif chosen:
+                heads["personal"] = heads["text"]
         found = {name: accuracies(head, self._features.test, self._features.neighbour_test, own)
                  for name, head in heads.items()}  # fmt: skip
         return {f"{name}_{column}": value for name, columns in found.items() for column, value in columns.items()}

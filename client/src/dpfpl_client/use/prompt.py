@@ -33,7 +33,7 @@ from dpfpl_client.learning.learner import initial_context
 from dpfpl_client.models.backbone import Backbone
 from dpfpl_client.site.settings import load_site
 from dpfpl_common.errors import ModelError, StateError
-from dpfpl_common.evidence import unpack_pool
+from dpfpl_common.evidence import Pool, unpack_pool
 from dpfpl_common.experiment import LONGEST_QUESTION, Experiment, parse_experiment, unprintable
 from dpfpl_common.privacy_plan import class_sums_multiplier, noise_share
 
@@ -155,6 +155,7 @@ class SitePrompt:
         round: rounds the personal context has seen.
         choice: what the sites' votes chose, at the site; None without evidence, and of an exported prompt.
         class_sums: what the site released, noised, [classes, feature_size]; None without evidence.
+        vote: what it released besides, as in ``PersonalState``.
         exported: what an exported prompt classifies with; None at the site, and without evidence.
         version: the first digits of a sha256 over what was learned; an exported prompt keeps its site's.
         learned: when, UTC.
@@ -167,6 +168,7 @@ class SitePrompt:
     round: int
     choice: Choice | None = None
     class_sums: np.ndarray[tuple[int, ...], np.dtype[np.float64]] | None = None
+    vote: np.ndarray[tuple[int, ...], np.dtype[np.float64]] | None = None
     exported: SiteHead | None = None
     version: str = ""
     learned: str = ""
@@ -203,20 +205,26 @@ class SitePrompt:
         prompt = dataclasses.replace(self.experiment.prompt, usual_mix=usual_mix)
         return dataclasses.replace(self, experiment=dataclasses.replace(self.experiment, prompt=prompt))
 
+    @property
+    def alone(self) -> Pool | None:
+        """What the site released by itself (``evidence.own_rows``)."""
+        return own_rows(self.experiment, self.class_sums, self.vote)
+
     def head(self, backbone: Backbone, *, leaves: bool = False) -> SiteHead | None:
         """What the votes chose, with the site's usual mix of classes; None where the prompt alone is used.
 
         Args:
             backbone: the model it was learned for.
-            leaves: whether it is to leave the site: the mix is then read off the noised class sums.
+            leaves: whether it is to leave the site: then only what was released decides, on the usual mix of classes
+                and on whose class vectors.
         """
         if self.choice is None:
             return self.exported
         experiment, choice = self.experiment, self.choice
         initial = initial_context(backbone, experiment)
         shared = initial + torch.from_numpy(self.global_context.astype(np.float32))
-        own = own_rows(experiment, self.class_sums)
-        chosen = chosen_head(backbone.scorer(experiment), initial, choice.pool, choice.chosen, shared, own)
+        own = None if leaves else choice.own
+        chosen = chosen_head(backbone.scorer(experiment), initial, choice.pool, choice.chosen, shared, self.alone, own)
         shares = choice.shares
         if leaves:
             noise_multiplier = class_sums_multiplier(experiment)
@@ -329,7 +337,8 @@ def _learned(store: DiskStore, name: str) -> SitePrompt:
         )
     final, choice = store.read_final(name), store.read_choice(name)
     context = record.global_context if final is None else final
-    # The exact label shares are no part of the version: it leaves with an export, and a hash tells who guesses right.
+    # What is exact (label shares, ``own``) is no part of the version, which leaves with an export: a hash tells who
+    # guesses right.
     parts = [context, record.state.context, *([] if choice is None else [choice.pool])]
     written, finished = store.learned(name)
     return SitePrompt(
@@ -339,6 +348,7 @@ def _learned(store: DiskStore, name: str) -> SitePrompt:
         last,
         choice,
         record.state.class_sums,
+        record.state.vote,
         version=hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in parts)).hexdigest()[:12],
         learned=datetime.fromtimestamp(written, UTC).strftime("%Y-%m-%d %H:%M UTC"),
         finished=finished,

@@ -39,8 +39,8 @@ def exact_results(settings: SiteSettings, experiment: str | None) -> dict[str, A
         experiment: whose prompts; None for the latest.
 
     Returns:
-        ``experiment``, ``round``, ``images`` (how many were held back), ``accuracy`` by candidate, and ``released``,
-        as ``released_scores`` gives it.
+        ``experiment``, ``round``, ``images`` (how many were held back), ``accuracy`` by candidate, ``own_rows``
+        (whether the site uses class vectors from its own rows), and ``released``, as ``released_scores`` gives it.
     """
     prompt = load_prompt(settings.state_folder, experiment, unfinished=True)
     names = list_classes(settings.data)
@@ -51,12 +51,13 @@ def exact_results(settings: SiteSettings, experiment: str | None) -> dict[str, A
     learner = PromptLearner(backbone, prompt.experiment, features)
     choice = DiskStore(settings.state_folder).read_choice(prompt.experiment.name)
     pool, chosen = (None, "") if choice is None else (choice.pool, choice.chosen)
-    metrics = learner.evaluate(prompt.global_context, prompt.personal_context, pool, chosen, prompt.class_sums)
+    metrics = learner.evaluate(prompt.global_context, prompt.personal_context, pool, chosen, prompt.alone)
     return {
         "experiment": prompt.experiment.name,
         "round": prompt.round,
         "images": len(features.test),
         "accuracy": {name: metrics[f"{name}_local"] for name in NAMES if f"{name}_local" in metrics},
+        "own_rows": choice is not None and choice.chosen == "evidence" and choice.own,
         "released": released_scores(settings, prompt),
     }
 
@@ -94,6 +95,8 @@ def results_lines(results: dict[str, Any]) -> list[str]:
         return [f"{head}: add test images, or raise test_fraction."]
     rows = [f"  {NAMES[name]:<40} {value:.1%}" for name, value in results["accuracy"].items()]
     exact = "These numbers are exact and stay at this site; what leaves is noised."
+    if results["own_rows"]:
+        rows.append("  This site's images look unlike the others': it uses class vectors from its own rows.")
     if not results["released"]:
         return [f"{head}:", *rows, exact]
     told = [
