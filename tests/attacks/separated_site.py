@@ -128,7 +128,7 @@ def main():
         listener.listen()
         try:
             agent = launch.start_agent(site_file, settings, group)
-            launch.wait_for_agent(agent)
+            launch.wait_for_agent(agent, settings)
             supernode = launch.start_node(settings, group)
         except DeploymentError as error:
             raise SystemExit(str(error)) from error

@@ -2,8 +2,10 @@
 
 import pytest
 
+from dpfpl_client.agent.channel import AgentChannel
 from dpfpl_client.agent.progress import ImageProgress, duration, last_progress
 from dpfpl_client.node.launch import wait_for_agent
+from dpfpl_client.site.settings import load_site
 
 
 def lines(seconds_an_image, total, already=0):
@@ -68,21 +70,25 @@ class Agent:
     def poll(self):
         self._log += self._pieces.pop(0)
 
+    @property
+    def ready(self):
+        return not self._pieces
 
-def test_whoever_waits_for_the_agent_tells_its_progress_and_no_other_line():
-    said = []
-    wait_for_agent(
-        Agent(
-            "warning: x.png cannot be read\n",
-            "image features 10/40, about 3 min left\n",
-            "image features of secret.png\n",
-            "image features 20/40, about 2 min left\n",
-            "",
-            "image features 40/40\n",
-            "The agent of a listens on unix:run/agent.sock\n",
-        ),
-        said.append,
-    )
+
+def test_whoever_waits_for_the_agent_tells_its_progress_and_no_other_line(monkeypatch, tmp_path):
+    """Ready is what the agent's health service says; no line of its log is taken for it."""
+    agent, said = Agent(
+        "warning: x.png cannot be read\n",
+        "The agent of a listens on unix:run/agent.sock\n",
+        "image features 10/40, about 3 min left\n",
+        "image features of secret.png\n",
+        "image features 20/40, about 2 min left\n",
+        "",
+        "image features 40/40\n",
+    ), []  # fmt: skip
+    monkeypatch.setattr(AgentChannel, "is_serving", lambda channel: agent.ready)
+    (tmp_path / "site.toml").write_text('name = "a"\n[data]\nsource = "digits"\n')
+    wait_for_agent(agent, load_site(tmp_path / "site.toml"), said.append)
     assert said == [
         "image features 10/40, about 3 min left",
         "image features 20/40, about 2 min left",

@@ -202,8 +202,8 @@ class Federation:
         for site in self.sites:
             self.start_agent(site)
         self.start_superlink()
-        for agent in self.agents.values():
-            wait_for_agent(agent)
+        for site, agent in self.agents.items():
+            wait_for_agent(agent, load_site(self.kit(site)))
         for site in self.sites:
             self.start_node(site)
         for node in self.nodes.values():

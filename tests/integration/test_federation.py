@@ -75,8 +75,8 @@ def test_deployed_over_grpc_and_simulated_give_the_same_prompts_and_class_vector
         server = SuperLinkSettings(tmp_path / "server", fleet_address=f"127.0.0.1:{fleet}", control_port=control)
         start_superlink(server, group)
         agents = [start_agent(kit, load_site(kit), group) for kit in kits]
-        for agent in agents:
-            wait_for_agent(agent)
+        for agent, kit in zip(agents, kits, strict=True):
+            wait_for_agent(agent, load_site(kit))
         for node in [start_node(load_site(kit), group) for kit in kits]:
             wait_until_connected(node)
         result = run_experiment(experiment, tmp_path / "server", tmp_path / "run")

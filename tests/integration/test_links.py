@@ -479,8 +479,8 @@ def test_L6_a_run_over_a_bad_link_completes_and_nothing_is_paid_twice(federation
             part = f'\npartition = "pathological"\nnum_sites = 2\nsite_index = {index}\n'
             file.write_text(file.read_text().replace("\n[server]", f"{part}\n[server]", 1))
         agents = [start_agent(file, load_site(file), federation.group) for file in files.values()]
-        for agent in agents:
-            wait_for_agent(agent)
+        for agent, file in zip(agents, files.values(), strict=True):
+            wait_for_agent(agent, load_site(file))
         nodes = [start_node(load_site(file), federation.group) for file in files.values()]
         for node in nodes:
             wait_until_connected(node)

@@ -71,8 +71,8 @@ def test_deployed_and_simulated_sum_the_same_in_secret(tmp_path: Path, experimen
         server = SuperLinkSettings(tmp_path / "server", fleet_address=f"127.0.0.1:{fleet}", control_port=control)
         start_superlink(server, group)
         agents = [start_agent(kit, load_site(kit), group) for kit in kits]
-        for agent in agents:
-            wait_for_agent(agent)
+        for agent, kit in zip(agents, kits, strict=True):
+            wait_for_agent(agent, load_site(kit))
         for node in [start_node(load_site(kit), group) for kit in kits]:
             wait_until_connected(node)
         result = run_experiment(experiment, tmp_path / "server", tmp_path / "run")

@@ -147,7 +147,7 @@ def start_federation(work: Path, fleet: int, control: int, group: ProcessGroup, 
     start_superlink(SuperLinkSettings(work / "server", fleet_address=f"127.0.0.1:{fleet}", control_port=control), group)
     kits = [work / "kits" / name / "site.toml" for name in sites]
     agents = [start_agent(kit, load_site(kit), group) for kit in kits]
-    for agent in agents:
-        wait_for_agent(agent)
+    for agent, kit in zip(agents, kits, strict=True):
+        wait_for_agent(agent, load_site(kit))
     for node in [start_node(load_site(kit), group) for kit in kits]:
         wait_until_connected(node)

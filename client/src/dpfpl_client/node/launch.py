@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from dpfpl_client.agent.channel import AgentChannel
 from dpfpl_client.agent.progress import last_progress
 from dpfpl_client.node.link import link_file, read_link
 from dpfpl_client.node.supernode import SuperNodeSettings, refused_for_good, start_supernode, wait_until_connected
@@ -97,30 +98,34 @@ def start_site(
         say(f"The agent runs as {agent_user.name}, the SuperNode and what the operator submits as {node_user.name}.")
     agent = start_agent(site_file, settings, group)
     say("The agent is reading images and computing their features (once) ...")
-    wait_for_agent(agent, say)
+    wait_for_agent(agent, settings, say)
     return agent, start_node(settings, group)
 
 
-def wait_for_agent(agent: ManagedProcess, say: Callable[[str], None] = lambda text: None) -> None:
-    """Wait until the agent answers; the first start computes the features of all images, which may take hours.
+def wait_for_agent(
+    agent: ManagedProcess, settings: SiteSettings, say: Callable[[str], None] = lambda text: None
+) -> None:
+    """Wait until the agent says by its health service that it is ready; the first start computes the features of all
+    images, which may take hours. ``say`` is told its progress.
 
     Raises:
         DeploymentError: it ended, or was silent for too long; the message carries the end of its log.
     """
     said = ""
-    while True:
-        log = agent.log_text()
-        if (progress := last_progress(log)) != said:
-            say(progress)
-            said = progress
-        if "listens on" in log:
-            return
-        wait_until(
-            lambda seen=log: agent.log_text() != seen,  # type: ignore[misc]
-            timeout_s=AGENT_START_S,
-            what="the agent to answer",
-            processes=[agent],
-        )
+    with AgentChannel(settings.agent_address, settings.token_file, AGENT_START_S) as channel:
+        while not channel.is_serving():
+            log = agent.log_text()
+            if (progress := last_progress(log)) != said:
+                say(progress)
+                said = progress
+            wait_until(
+                lambda seen=log: channel.is_serving() or agent.log_text() != seen,  # type: ignore[misc]
+                timeout_s=AGENT_START_S,
+                what="the agent to answer",
+                processes=[agent],
+            )
+    if (progress := last_progress(agent.log_text())) != said:
+        say(progress)
 
 
 def start_node(settings: SiteSettings, group: ProcessGroup) -> ManagedProcess:
