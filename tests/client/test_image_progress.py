@@ -2,10 +2,10 @@
 
 import pytest
 
-from dpfpl_client.agent.channel import AgentChannel
 from dpfpl_client.agent.progress import ImageProgress, duration, last_progress
 from dpfpl_client.node.launch import wait_for_agent
 from dpfpl_client.site.settings import load_site
+from dpfpl_common.errors import DeploymentError
 
 
 def lines(seconds_an_image, total, already=0):
@@ -56,10 +56,10 @@ def test_durations_are_rounded_up(seconds, text):
 class Agent:
     """A process whose log grows each time that somebody looks whether it still lives."""
 
-    log_file = "agent.log"
+    log_file, name = "agent.log", "agent of a"
 
-    def __init__(self, *pieces):
-        self._pieces, self._log = list(pieces), ""
+    def __init__(self, *pieces, at_the_end=None):
+        self._pieces, self._log, self._at_the_end = list(pieces), "", at_the_end
 
     def log_text(self):
         return self._log
@@ -68,16 +68,24 @@ class Agent:
         return self._log
 
     def poll(self):
+        if not self._pieces:
+            return 2
         self._log += self._pieces.pop(0)
+        if not self._pieces and self._at_the_end:
+            self._at_the_end()
+        return None
 
-    @property
-    def ready(self):
-        return not self._pieces
+
+def site(folder):
+    (folder / "site.toml").write_text('name = "a"\n[data]\nsource = "digits"\n')
+    return load_site(folder / "site.toml")
 
 
-def test_whoever_waits_for_the_agent_tells_its_progress_and_no_other_line(monkeypatch, tmp_path):
-    """Ready is what the agent's health service says; no line of its log is taken for it."""
-    agent, said = Agent(
+def test_whoever_waits_for_the_agent_tells_its_progress_and_no_other_line(tmp_path):
+    """Ready is the file that the agent makes; no line of its log is taken for it."""
+    settings, said = site(tmp_path), []
+    settings.state_folder.mkdir()
+    agent = Agent(
         "warning: x.png cannot be read\n",
         "The agent of a listens on unix:run/agent.sock\n",
         "image features 10/40, about 3 min left\n",
@@ -85,15 +93,20 @@ def test_whoever_waits_for_the_agent_tells_its_progress_and_no_other_line(monkey
         "image features 20/40, about 2 min left\n",
         "",
         "image features 40/40\n",
-    ), []  # fmt: skip
-    monkeypatch.setattr(AgentChannel, "is_serving", lambda channel: agent.ready)
-    (tmp_path / "site.toml").write_text('name = "a"\n[data]\nsource = "digits"\n')
-    wait_for_agent(agent, load_site(tmp_path / "site.toml"), said.append)
+        at_the_end=settings.ready_file.touch,
+    )
+    wait_for_agent(agent, settings, said.append)
     assert said == [
         "image features 10/40, about 3 min left",
         "image features 20/40, about 2 min left",
         "image features 40/40",
     ]
+
+
+def test_an_agent_that_ends_before_it_is_ready_is_told_with_its_log(tmp_path):
+    agent = Agent("image features 1/40\n", "error: the state is locked\n")
+    with pytest.raises(DeploymentError, match=r"ended with status 2(?s:.*)the state is locked"):
+        wait_for_agent(agent, site(tmp_path))
 
 
 def test_only_whole_lines_count():

@@ -217,6 +217,7 @@ class Federation:
         kit = self.kit(site)
         state = load_site(kit).state_folder
         state.mkdir(mode=0o700, exist_ok=True)
+        load_site(kit).ready_file.unlink(missing_ok=True)
         program = [str(self.root / "agent_program.py")] if self.agent_program else ["-m", "dpfpl_client"]
         self.agents[site] = self.group.start(
             f"agent of {site}",

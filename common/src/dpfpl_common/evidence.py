@@ -259,11 +259,7 @@ def class_head(pool: Pool, texts: Floats, scale: float) -> Head:
     common, share, counts, found = _reaches(pool)
     if not found.any():
         return text_head(texts, scale)
-    counts = np.where(found, counts, 1.0)
-    means = pool.rows / counts[:, None]
-    uncertain = _uncertainty(pool.variances, counts, size)
-    weights = np.where(found, 1.0 / (uncertain + 1.0 / size), 0.0)
-    weights /= weights.sum()
+    means, uncertain, weights = _means(pool, counts, found)
     offsets = texts - texts.mean(axis=0)
     slope = _slope(means - common, offsets, weights, int(found.sum()))
     prior = share * common + (1 - share) * texts.mean(axis=0) + slope * offsets
@@ -307,35 +303,51 @@ def looks_unlike(
     others = class_head(rest, texts, scale)
     reach = own @ others.common
     both = others.found & (reach > np.maximum(STANDING_OUT * np.sqrt(alone.variances), 1.0))
-    if not both.any():
+    if not both.any() or not found_classes(alone).any():
         return False
     mine, theirs = np.where(both, reach, 1.0), np.where(both, others.counts, 1.0)
     apart = np.sum((own / mine[:, None] - rest.rows / theirs[:, None]) ** 2, axis=1) / size
     expected = alone.variances / mine**2 + rest.variances / theirs**2 + scatter / mine + scatter / theirs
-    sure = np.where(both, 1.0 / expected, 0.0)
+    sure = np.where(both, 1.0 / np.maximum(expected, 1e-300), 0.0)
     sure /= sure.sum()
     deviation = math.sqrt(float(sure**2 @ expected**2) * 2 / size)
     return float(sure @ (apart - expected)) > STANDING_OUT * deviation
 
 
 def own_head(pool: Pool, alone: Pool, weights: Floats, texts: Floats, scale: float) -> Head:
-    """Class vectors from one site's own rows, with the others' class vectors as prior. Arguments as in
-    ``looks_unlike``.
+    """Class vectors from one site's own rows. The prior is the others' class vectors and the texts, each as far as they
+    explain the site's class means. Arguments as in ``looks_unlike``.
     """
     others = class_head(_without(pool, alone, weights), texts, scale)
-    return class_head(alone, others.vectors, others.scale)
+    common, _, counts, found = _reaches(alone)
+    if not found.any():
+        return class_head(alone, others.vectors, others.scale)
+    means, _, sure = _means(alone, counts, found)
+    offsets = np.stack([others.vectors - others.vectors.mean(axis=0), texts - texts.mean(axis=0)])
+    # As in ``_slope``: classes are the observations, and the prior N((1, 0), 1) weighs as much as one of them.
+    both = np.einsum("c,ace,bce->ab", sure, offsets, offsets)
+    explained = np.einsum("c,ace,ce->a", sure, offsets, means - common)
+    one = np.diag(both) + 1e-12
+    slopes = np.linalg.solve(found.sum() * both + np.diag(one), found.sum() * explained + one * np.array([1.0, 0.0]))
+    explaining = np.einsum("a,ace->ce", np.maximum(slopes, 0.0), offsets)
+    if not explaining.any():
+        return class_head(alone, others.vectors, others.scale)
+    # As wide as the others' vectors, so that logits keep the spread that theirs have; the slope is fitted again.
+    explaining *= np.linalg.norm(offsets[0]) / np.linalg.norm(explaining)
+    return class_head(alone, others.vectors.mean(axis=0) + explaining, others.scale)
 
 
 def prefers_own(
     pool: Pool, alone: Pool, weights: Floats, texts: Floats, scale: float, features: Floats, labels: Ints
 ) -> bool:
     """Whether a site is better served by ``own_head``: its images look unlike the others', by their own scatter, and
-    that head gets more of its training images right than the pool's, each taken out of its own class's row (``votes``).
+    that head gets more of its training images right than the pool's, each taken out of its own class's row.
 
     Neither alone is enough: unlike images may still be classified better by the many of the others, and where classes
     have few images the count flatters the site's own rows.
 
-    Exact, so for the site's own use: neither the answer nor anything that was chosen by it may leave the site.
+    Exact, so for the site's own use: neither the answer nor anything that was chosen by it may leave a site with
+    images of its own.
 
     Args:
         pool, alone, weights, texts, scale: as in ``looks_unlike``.
@@ -343,13 +355,12 @@ def prefers_own(
         labels: [n].
     """
     others = class_head(_without(pool, alone, weights), texts, scale)
-    spread = _scatter(features, labels, others.common)
-    if spread is None or not looks_unlike(pool, alone, weights, texts, scale, spread):
-        return False
-    theirs = votes(class_head(pool, texts, scale), pool, texts, features, labels, weights)
-    mine = own_head(pool, alone, weights, texts, scale)
-    own = votes(mine, alone, texts, features, labels, np.ones(len(texts)))
-    return bool(own.sum() > theirs.sum())
+    scatter = _scatter(features, labels, others.common)
+    unlike = scatter is not None and looks_unlike(pool, alone, weights, texts, scale, scatter)
+    _, theirs = _without_itself(class_head(pool, texts, scale), pool, features, labels, weights)
+    head = own_head(pool, alone, weights, texts, scale)
+    _, own = _without_itself(head, alone, features, labels, np.ones(len(texts)))
+    return unlike and bool(own.sum() > theirs.sum())
 
 
 def _scatter(features: Floats, labels: Ints, common: Floats) -> float | None:
@@ -404,6 +415,19 @@ def votes(head: Head, pool: Pool, texts: Floats, features: Floats, labels: Ints,
     """
     each = np.arange(len(labels))
     text_right = (features @ texts.T).argmax(axis=1) == labels
+    scores, evidence_right = _without_itself(head, pool, features, labels, weights)
+    absent = 1.0 - float(head.found.mean())
+    if absent > 0:
+        scores[each, labels] = np.sum(features * _unit_rows(head.prior[labels]), axis=1)
+        evidence_right = (1 - absent) * evidence_right + absent * (scores.argmax(axis=1) == labels)
+    return np.asarray(evidence_right - text_right)
+
+
+def _without_itself(
+    head: Head, pool: Pool, features: Floats, labels: Ints, weights: Floats
+) -> tuple[Floats, npt.NDArray[np.float64]]:
+    """Each image's scores [n, C] as if its class's row had never held it, and whether they are right [n], 0 or 1."""
+    each = np.arange(len(labels))
     scores = features @ head.vectors.T
     own = weights[labels][:, None] * features
     counts = head.counts[labels] - own @ head.common
@@ -413,12 +437,7 @@ def votes(head: Head, pool: Pool, texts: Floats, features: Floats, labels: Ints,
     trust = np.where(there, _trust(head.spread, _uncertainty(pool.variances[labels], safe, features.shape[1])), 0.0)
     without = _unit_rows(prior + trust[:, None] * (means - prior))
     scores[each, labels] = np.sum(features * without, axis=1)
-    evidence_right = (scores.argmax(axis=1) == labels).astype(np.float64)
-    absent = 1.0 - float(head.found.mean())
-    if absent > 0:
-        scores[each, labels] = np.sum(features * _unit_rows(prior), axis=1)
-        evidence_right = (1 - absent) * evidence_right + absent * (scores.argmax(axis=1) == labels)
-    return np.asarray(evidence_right - text_right)
+    return scores, (scores.argmax(axis=1) == labels).astype(np.float64)
 
 
 def directions(head: Head) -> Floats:
@@ -551,6 +570,16 @@ def _reaches(pool: Pool) -> tuple[Floats, float, Floats, Bools]:
     counts = pool.rows @ common - own
     found = counts > np.maximum(STANDING_OUT * np.sqrt(pool.variances), 1e-6)
     return common, 1 - variance * size / energy, counts, found
+
+
+def _means(pool: Pool, counts: Floats, found: Bools) -> tuple[Floats, Floats, Floats]:
+    """Class means in units of their reach [C, e], their variance in each coordinate [C], and how much each class says
+    about all [C], 0 where it is not found.
+    """
+    size, reach = pool.rows.shape[1], np.where(found, counts, 1.0)
+    uncertain = _uncertainty(pool.variances, reach, size)
+    weights = np.where(found, 1.0 / (uncertain + 1.0 / size), 0.0)
+    return pool.rows / reach[:, None], uncertain, weights / weights.sum()
 
 
 def _total(pool: Pool) -> tuple[Floats, float]:

@@ -7,8 +7,9 @@ import stat
 
 import numpy as np
 import pytest
+from safetensors.numpy import load, save
 
-from dpfpl_client.agent.store import DiskStore, MemoryStore, Record
+from dpfpl_client.agent.store import Choice, DiskStore, MemoryStore, Record
 from dpfpl_client.learning.learner import PersonalState
 from dpfpl_common.errors import StateError
 from dpfpl_common.optimizer import OptimizerState
@@ -70,6 +71,27 @@ def test_contexts_in_another_memory_order_are_kept_too():
     made.state.optimizer.first[:] = 1.0
     turned = PersonalState(np.asfortranarray(made.state.context), made.state.optimizer)
     assert Record(made.request_digest, made.reply, made.global_context, turned).digest() == made.digest()
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_both_stores_give_back_what_a_site_uses(store, own):
+    kept = Choice("evidence", np.ones((2, 5), "<f4"), np.array([0.25, 0.75]), own)
+    store.write_final("pilot", record().global_context, kept)
+    found = store.read_choice("pilot")
+    assert (found.chosen, found.own) == ("evidence", own)
+    np.testing.assert_array_equal(found.pool, kept.pool)
+    np.testing.assert_array_equal(found.shares, kept.shares)
+
+
+@pytest.mark.parametrize("damage", [{"own": None}, {"shares": None}, {"own": np.zeros(2, bool)}])
+def test_a_choice_that_lacks_something_is_an_error(tmp_path, damage):
+    store = DiskStore(tmp_path)
+    store.write_final("pilot", record().global_context, Choice("evidence", np.ones((2, 5), "<f4"), np.ones(2), True))
+    path = tmp_path / "experiments/pilot/final.safetensors"
+    tensors = {name: value for name, value in (load(path.read_bytes()) | damage).items() if value is not None}
+    path.write_bytes(save(tensors))
+    with pytest.raises(StateError, match="DAMAGED"):
+        store.read_choice("pilot")
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 4, 8, 40, 200, -1])

@@ -215,11 +215,11 @@ class SiteAgent:
         self._bind(experiment, learner, policy)
         state, choice = self._state(experiment), None
         if (pool := request.pool) is not None:
-            own = learner.prefers_own_rows(pool, learner.alone(state))
+            own = request.chosen == "evidence" and learner.prefers_own_rows(pool, learner.alone(state))
             choice = Choice(request.chosen, pool, learner.label_shares, own)
         self._store.write_final(experiment.name, request.global_context, choice)
         if answer is None:
-            metrics = self._metrics(learner, request, state, policy) if told else {}
+            metrics = self._metrics(learner, request, state, policy, choice) if told else {}
             if not told:
                 _LOG.warning("%s: answered without accuracies, as max_evaluations of policy.toml says", experiment.name)
             answer = {"metrics": metrics}
@@ -464,12 +464,13 @@ class SiteAgent:
         request: TrainRequest | EvaluateRequest,
         state: PersonalState,
         policy: Policy | None,
+        choice: Choice | None = None,
     ) -> dict[str, float]:
         """The exact accuracies that may leave, on public data alone; none is computed in vain."""
         if policy is not None and (not self._public or policy.metrics not in EXACT_METRICS):
             return {}
-        pool, chosen = (request.pool, request.chosen) if isinstance(request, EvaluateRequest) else (None, "")
-        metrics = learner.evaluate(request.global_context, state.context, pool, chosen, learner.alone(state))
+        used = () if choice is None else (choice.pool, choice.chosen, learner.alone(state), choice.own)
+        metrics = learner.evaluate(request.global_context, state.context, *used)
         if policy is None:
             return metrics
         if learner.experiment.privacy.unit == "site":  # that prompt learned from training images without noise

@@ -89,13 +89,16 @@ def _rehearsal(learner: PromptLearner, experiment: Experiment) -> float:
     randomness = SeededRandomness(0).for_round("rehearsal", 1)
     context = np.zeros(experiment.context_shape, "<f4")
     pool = None
-    if experiment.privacy.trust == "secure":  # what is trained on comes from the server: every class stands out
+    if experiment.uses_evidence:  # every class stands out
         shape = (len(experiment.classes), learner.feature_size)
         pool = pack_pool(summed_pool(np.ones(shape), 1e-3, 1), np.ones(shape[0]))
+    trained_on = pool if experiment.privacy.trust == "secure" else None  # there it comes from the server
     started = time.monotonic()
-    state = learner.train_round(context, PersonalState.initial(experiment), randomness, pool=pool).state
+    state = learner.train_round(context, PersonalState.initial(experiment), randomness, pool=trained_on).state
     trained = time.monotonic()
     learner.evaluate(context, state.context)
+    if pool is not None:
+        learner.prefers_own_rows(pool, learner.alone(state))
     return max(trained - started, time.monotonic() - trained)
 
 

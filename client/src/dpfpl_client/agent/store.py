@@ -331,9 +331,12 @@ class DiskStore:
     def read_choice(self, experiment: str) -> Choice | None:
         """See ``Store``."""
         tensors = self._read_final(experiment)
-        for name, value in tensors.items():
-            if name.startswith("pool."):
-                return Choice(name.removeprefix("pool."), value, tensors["shares"], bool(tensors["own"].item()))
+        try:
+            for name, value in tensors.items():
+                if name.startswith("pool."):
+                    return Choice(name.removeprefix("pool."), value, tensors["shares"], bool(tensors["own"].item()))
+        except (KeyError, ValueError) as error:
+            raise _damaged(error) from None
         return None
 
     def _read_final(self, experiment: str) -> dict[str, Any]:

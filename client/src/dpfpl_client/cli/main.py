@@ -190,6 +190,11 @@ def agent(
             f"warning: policy.toml is looser than what was accepted in {', '.join(built.loosened)}; the stricter old "
             f"rules hold. To accept it: dpfpl-client policy accept --site {site}",
         )
+
+    def ready(address: str) -> None:
+        settings.ready_file.touch()
+        say(f"The agent of {settings.name} listens on {address}")
+
     metered = MeteredAgent(built.endpoint)
     monitor = start_monitor(settings, metered)
     if monitor is not None:
@@ -199,7 +204,7 @@ def agent(
         settings.agent_address,
         settings.token_file,
         group=identities(settings)[1].gid if settings.separated else None,
-        on_ready=lambda address: say(f"The agent of {settings.name} listens on {address}"),
+        on_ready=ready,
     )
 
 

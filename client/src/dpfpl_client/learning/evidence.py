@@ -38,6 +38,7 @@ __all__ = [
     "pooled_head",
     "shares_from",
     "site_head",
+    "unpacked",
 ]
 
 Floats = npt.NDArray[np.float64]
@@ -89,6 +90,22 @@ def own_rows(
     return dataclasses.replace(alone, moment=moment, moment_variance=variance)
 
 
+def unpacked(pool: npt.NDArray[np.float32], classes: int, size: int) -> tuple[Pool, Floats]:
+    """The pool and the site's weights in it (``unpack_pool``).
+
+    Raises:
+        ModelError: it is of another model's features.
+    """
+    shared, weights = unpack_pool(pool, classes)
+    if shared.rows.shape != (classes, size):
+        raise ModelError(
+            code="OTHER_MODEL",
+            message=f"The pool holds rows of {shared.rows.shape[1]} numbers, the model gives {size}.",
+            advice="Let every site use the experiment's model.",
+        )
+    return shared, weights
+
+
 def pooled_head(
     scorer: Scorer,
     initial: torch.Tensor,
@@ -106,21 +123,15 @@ def pooled_head(
         pool: of all sites, packed.
         context: of the texts that are the prior; None: the plain prompt.
         alone: of ``own_rows``; None: the pool it is.
-        own: whether to take the site's own rows, as ``prefers_own`` decides at the site; None: as released values say
-            (``looks_unlike``).
+        own: whether to take the site's own rows, as ``prefers_own`` decides for use at the site; None: as released
+            values say (``looks_unlike``).
 
     Raises:
         ModelError: the pool is of another model's features.
     """
     plain = _texts(scorer, initial)
     texts = plain if context is None else _texts(scorer, context)
-    shared, weights = unpack_pool(pool, len(texts))
-    if shared.rows.shape != texts.shape:
-        raise ModelError(
-            code="OTHER_MODEL",
-            message=f"The pool holds rows of {shared.rows.shape[1]} numbers, the model gives {texts.shape[1]}.",
-            advice="Let every site use the experiment's model.",
-        )
+    shared, weights = unpacked(pool, *texts.shape)
     scale = scorer.logit_scale
     basis = directions(class_head(shared, plain, scale))
     if alone is not None and (looks_unlike(shared, alone, weights, texts, scale) if own is None else own):

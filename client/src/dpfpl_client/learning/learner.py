@@ -20,6 +20,7 @@ from dpfpl_client.learning.evidence import (
     pooled_head,
     shares_from,
     site_head,
+    unpacked,
 )
 from dpfpl_client.learning.methods import build_method
 from dpfpl_client.learning.personal import PersonalState
@@ -28,7 +29,7 @@ from dpfpl_client.learning.pulls import Pull, public_pull
 from dpfpl_client.models.backbone import Backbone, LabelledFeatures, too_long_answers
 from dpfpl_client.models.class_scorer import ClassScorer, direction_count
 from dpfpl_common.errors import ModelError, RefusedError
-from dpfpl_common.evidence import Head, Pool, prefers_own, residuals, text_head, unpack_pool, votes
+from dpfpl_common.evidence import Head, Pool, prefers_own, residuals, text_head, votes
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.optimizer import OptimizerState, descend
 from dpfpl_common.privacy.counts import noised_counts
@@ -344,7 +345,7 @@ class PromptLearner:
         return np.array([vote, *noised_moment(residuals(head, features, labels), noise, noise_multiplier)])
 
     def _unpacked(self, pool: npt.NDArray[np.float32]) -> tuple[Pool, Floats]:
-        return unpack_pool(pool, len(self._experiment.classes))
+        return unpacked(pool, len(self._experiment.classes), self.feature_size)
 
     def _rows_noise(self, pool: npt.NDArray[np.float32]) -> float:
         """Noise deviation of the rows of a secure sum."""
@@ -383,8 +384,9 @@ class PromptLearner:
         if alone is None:
             return False
         shared, weights = self._unpacked(pool)
-        features, labels = self._features.train.features.double().numpy(), self._features.train.labels.numpy()
-        return prefers_own(shared, alone, weights, self._plain_texts, self._scorer.logit_scale, features, labels)
+        features, usable = bounded(self._features.train.features.numpy())
+        labels, scale = self._features.train.labels.numpy()[usable], self._scorer.logit_scale
+        return prefers_own(shared, alone, weights, self._plain_texts, scale, features[usable], labels)
 
     @functools.cached_property
     def _public_facts(self) -> tuple[Floats, Floats | None]:
@@ -425,16 +427,16 @@ class PromptLearner:
         pool: npt.NDArray[np.float32] | None = None,
         chosen: str = "",
         alone: Pool | None = None,
+        own: bool | None = None,
     ) -> dict[str, float]:
         """Exact accuracies, for public data and a site's own people, by the names of ``payloads.METRIC_NAMES``.
 
         A set without images has no entry. The personal context counts with the experiment's ``personal_strength``. Once
-        votes have chosen, ``personal`` is what this site uses: what they chose, or in the place of the pool's class
-        vectors its own, where ``prefers_own_rows``; and ``prompt`` is the personalised prompt. ``alone`` is what
-        the site released by itself.
+        votes have chosen, ``personal`` is what this site uses and ``prompt`` the personalised prompt. ``alone`` is what
+        the site released by itself, ``own`` whether it takes class vectors from that (``pooled_head``).
         """
         if isinstance(self._scorer, ClassScorer):
-            return self._evaluate_heads(global_context, personal_context, pool, chosen, alone)
+            return self._evaluate_heads(global_context, personal_context, pool, chosen, alone, own)
         contexts = self._contexts(global_context, personal_context)
         contexts["personal"] = contexts.pop("prompt")
         metrics: dict[str, float] = {}
@@ -503,6 +505,7 @@ class PromptLearner:
         pool: npt.NDArray[np.float32] | None,
         chosen: str,
         alone: Pool | None,
+        own_rows_used: bool | None,
     ) -> dict[str, float]:
         """As ``evaluate``, of everything that can be used with class sums or instead of them."""
         shared = self.context(global_context, np.zeros_like(personal_context))
@@ -520,8 +523,8 @@ class PromptLearner:
             heads["evidence"] = site_head(self.evidence_head(pool, None, alone), own, mix)
             heads["both"] = site_head(self.evidence_head(pool, global_context, alone), own, mix)
             if chosen == "evidence":
-                prefers = self.prefers_own_rows(pool, alone)
-                heads["personal"] = site_head(self.evidence_head(pool, global_context, alone, prefers), own, mix)
+                used = self.evidence_head(pool, global_context, alone, own_rows_used)
+                heads["personal"] = site_head(used, own, mix)
             elif chosen:
                 heads["personal"] = heads["text"]
         found = {name: accuracies(head, self._features.test, self._features.neighbour_test, own)

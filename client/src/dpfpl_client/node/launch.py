@@ -4,12 +4,12 @@ Either is started again when it crashes; where the two run as separate users, ro
 writes (logs, the SuperNode's configuration) lies where neither can put a link in its place.
 """
 
+import os
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from dpfpl_client.agent.channel import AgentChannel
 from dpfpl_client.agent.progress import last_progress
 from dpfpl_client.node.link import link_file, read_link
 from dpfpl_client.node.supernode import SuperNodeSettings, refused_for_good, start_supernode, wait_until_connected
@@ -105,27 +105,31 @@ def start_site(
 def wait_for_agent(
     agent: ManagedProcess, settings: SiteSettings, say: Callable[[str], None] = lambda text: None
 ) -> None:
-    """Wait until the agent says by its health service that it is ready; the first start computes the features of all
-    images, which may take hours. ``say`` is told its progress.
+    """Wait until the agent has made its ``ready_file``; the first start computes the features of all images, which may
+    take hours. ``say`` is told its progress.
 
     Raises:
         DeploymentError: it ended, or was silent for too long; the message carries the end of its log.
     """
     said = ""
-    with AgentChannel(settings.agent_address, settings.token_file, AGENT_START_S) as channel:
-        while not channel.is_serving():
-            log = agent.log_text()
-            if (progress := last_progress(log)) != said:
-                say(progress)
-                said = progress
-            wait_until(
-                lambda seen=log: channel.is_serving() or agent.log_text() != seen,  # type: ignore[misc]
-                timeout_s=AGENT_START_S,
-                what="the agent to answer",
-                processes=[agent],
-            )
-    if (progress := last_progress(agent.log_text())) != said:
-        say(progress)
+    while True:
+        ready = _is_ready(settings)
+        if (progress := last_progress(log := agent.log_text())) != said:
+            say(progress)
+            said = progress
+        if ready:
+            return
+        wait_until(
+            lambda seen=log: _is_ready(settings) or agent.log_text() != seen,  # type: ignore[misc]
+            timeout_s=AGENT_START_S,
+            what="the agent to answer",
+            processes=[agent],
+        )
+
+
+def _is_ready(settings: SiteSettings) -> bool:
+    """Looks whether the file is there, and neither opens nor follows it: its folder may be another user's."""
+    return os.path.lexists(settings.ready_file)
 
 
 def start_node(settings: SiteSettings, group: ProcessGroup) -> ManagedProcess:
@@ -157,6 +161,7 @@ def start_agent(site_file: Path, settings: SiteSettings, group: ProcessGroup, *,
     user = identities(settings)[0] if settings.separated else None
     if user is None:
         settings.state_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    settings.ready_file.unlink(missing_ok=True)
     log_file = (_control_folder(settings) / "logs" if user else settings.state_folder) / "agent.log"
     if not again:
         log_file.unlink(missing_ok=True)

@@ -217,6 +217,11 @@ class SiteSettings:
         return (self.socket_folder if self.separated else self.state_folder) / "agent.token"
 
     @property
+    def ready_file(self) -> Path:
+        """Made by the agent once calls are answered; taken away by whoever starts it."""
+        return self.state_folder / "agent.ready"
+
+    @property
     def separated(self) -> bool:
         """Whether agent and SuperNode run as two users."""
         return bool(self.users.agent)

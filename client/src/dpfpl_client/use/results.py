@@ -50,14 +50,14 @@ def exact_results(settings: SiteSettings, experiment: str | None) -> dict[str, A
     features = features.relabelled(prompt.experiment.classes)
     learner = PromptLearner(backbone, prompt.experiment, features)
     choice = DiskStore(settings.state_folder).read_choice(prompt.experiment.name)
-    pool, chosen = (None, "") if choice is None else (choice.pool, choice.chosen)
-    metrics = learner.evaluate(prompt.global_context, prompt.personal_context, pool, chosen, prompt.alone)
+    used = () if choice is None else (choice.pool, choice.chosen, prompt.alone, choice.own)
+    metrics = learner.evaluate(prompt.global_context, prompt.personal_context, *used)
     return {
         "experiment": prompt.experiment.name,
         "round": prompt.round,
         "images": len(features.test),
         "accuracy": {name: metrics[f"{name}_local"] for name in NAMES if f"{name}_local" in metrics},
-        "own_rows": choice is not None and choice.chosen == "evidence" and choice.own,
+        "own_rows": choice is not None and choice.own,
         "released": released_scores(settings, prompt),
     }
 
