@@ -5,10 +5,12 @@ import math
 import numpy as np
 import pytest
 
+from dpfpl_common.errors import PrivacyError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings
 from dpfpl_common.privacy.accounting import PrivacyEvent, epsilon
-from dpfpl_common.privacy.noise import SystemNoise
-from dpfpl_common.privacy.one_shot import noised_moment, noised_vote, shared_out
+from dpfpl_common.privacy.counts import noised_counts
+from dpfpl_common.privacy.noise import ROUNDING_SLACK, SCALE, SystemNoise
+from dpfpl_common.privacy.one_shot import noised_class_sums, noised_moment, noised_vote, shared_out
 from dpfpl_common.privacy_plan import class_sums_multiplier, planned_events, vote_multiplier
 
 pytestmark = pytest.mark.privacy
@@ -99,3 +101,20 @@ def test_without_a_privacy_claim_the_sum_itself_is_told():
     np.testing.assert_allclose(noised_moment(np.array([[0.6, 0.8]]), noise, 0.0), [0.36, 0.48 * 2**0.5, 0.64])
     assert noised_vote(np.array([1.0, -0.25]), noise, 0.0) == 0.75
     assert noise.calls == []
+
+
+@pytest.mark.parametrize(
+    ("size", "release"),
+    [
+        (1, lambda z: noised_vote(np.zeros(3), Recording(), z)),
+        (3, lambda z: noised_counts(np.ones((5, 2)), Recording(), z)),
+        (8, lambda z: noised_class_sums(np.eye(4, dtype=np.float32), np.zeros(4, np.int64), 2, Recording(), z)),
+        (10, lambda z: noised_moment(np.eye(4), Recording(), z)),
+    ],
+    ids=["vote", "counts", "class sums", "moment"],
+)
+def test_noise_for_which_the_grids_slack_does_not_pay_is_refused(size, release):
+    largest = ROUNDING_SLACK * SCALE / np.sqrt(size)
+    release(0.999 * largest)
+    with pytest.raises(PrivacyError, match="NOISE_GRID"):
+        release(1.001 * largest)

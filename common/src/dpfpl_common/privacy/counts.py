@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dpfpl_common.privacy.noise import NoiseSource
+from dpfpl_common.privacy.noise import NoiseSource, check_grid
 
 __all__ = ["Score", "count_noise_stddev", "gain", "noised_counts", "scores_from"]
 
@@ -73,9 +73,13 @@ def noised_counts(right: Floats, noise: NoiseSource, noise_multiplier: float) ->
             bound. What is not a number counts as wrong, what lies outside is cut. n may be 0, K is public.
         noise: source of the noise.
         noise_multiplier: z; 0 releases the counts themselves, for experiments that claim no privacy.
+
+    Raises:
+        PrivacyError: the noise is too large for the noise grid.
     """
     if right.ndim != 2 or right.shape[1] == 0:
         raise ValueError(f"right must be a [n, K] array with K > 0, got {right.shape}.")
+    check_grid(noise_multiplier, right.shape[1] + 1)
     bounded = np.clip(np.nan_to_num(np.asarray(right, dtype=np.float64), nan=0.0), 0.0, 1.0)
     margins = np.rint((2.0 * bounded - 1.0) * GRAIN).astype(np.int64)
     totals = np.append(margins.sum(axis=0) / GRAIN, float(len(right)))

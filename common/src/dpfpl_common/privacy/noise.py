@@ -23,12 +23,15 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from dpfpl_common.errors import PrivacyError
+
 __all__ = [
     "SCALE",
     "NoNoise",
     "NoiseSource",
     "SeededNoise",
     "SystemNoise",
+    "check_grid",
     "discrete_gaussian",
     "from_steps",
     "grid_allows",
@@ -50,6 +53,20 @@ Floats = npt.NDArray[np.float64]
 def grid_allows(noise_multiplier: float, size: int) -> bool:
     """Whether ROUNDING_SLACK pays for rounding a sum of ``size`` coordinates under this noise multiplier."""
     return noise_multiplier * math.sqrt(size) <= ROUNDING_SLACK * SCALE
+
+
+def check_grid(noise_multiplier: float, size: int) -> None:
+    """Refuse a release for which ``grid_allows`` does not hold.
+
+    Raises:
+        PrivacyError: the noise is too large for the noise grid.
+    """
+    if not grid_allows(noise_multiplier, size):
+        raise PrivacyError(
+            code="NOISE_GRID",
+            message=f"Noise multiplier {noise_multiplier:g} is too large for a release of {size} numbers.",
+            advice="Ask for a larger epsilon.",
+        )
 
 
 def grid_step(noise_stddev: float) -> float:

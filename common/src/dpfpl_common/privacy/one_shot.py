@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dpfpl_common.errors import PrivacyError
 from dpfpl_common.privacy.clipping import GRAIN
-from dpfpl_common.privacy.noise import NoiseSource, grid_allows
+from dpfpl_common.privacy.noise import NoiseSource, check_grid
 
 __all__ = [
     "VOTE_SHARE",
@@ -67,12 +66,7 @@ def noised_class_sums(
     Raises:
         PrivacyError: the noise is too large for the noise grid.
     """
-    if not grid_allows(noise_multiplier, num_classes * features.shape[1]):
-        raise PrivacyError(
-            code="NOISE_GRID",
-            message=f"Noise multiplier {noise_multiplier:g} is too large for {num_classes} classes.",
-            advice="Ask for a larger epsilon.",
-        )
+    check_grid(noise_multiplier, num_classes * features.shape[1])
     rows, finite = bounded(features)
     whole = np.zeros((num_classes, features.shape[1]), dtype=np.int64)
     np.add.at(whole, labels[finite], np.trunc(rows[finite] / GRAIN).astype(np.int64))  # as ``clipping.grid_sum``
@@ -90,7 +84,11 @@ def noised_vote(votes: Floats, noise: NoiseSource, noise_multiplier: float) -> f
         votes: [n]; n may be 0.
         noise: source of the noise.
         noise_multiplier: z; 0 releases the sum itself, for experiments that claim no privacy.
+
+    Raises:
+        PrivacyError: the noise is too large for the noise grid.
     """
+    check_grid(noise_multiplier, 1)
     held = np.clip(np.nan_to_num(np.asarray(votes, dtype=np.float64), nan=0.0), -1.0, 1.0)
     total = np.array([np.rint(held / GRAIN).astype(np.int64).sum() * GRAIN])
     return float((noise.add(total, noise_multiplier) if noise_multiplier > 0 else total)[0])
@@ -114,12 +112,7 @@ def noised_moment(residuals: Floats, noise: NoiseSource, noise_multiplier: float
     """
     held, _ = bounded(residuals)
     whole = np.zeros(len(packed_moment(np.zeros((held.shape[1],) * 2))), dtype=np.int64)
-    if not grid_allows(noise_multiplier, whole.size):
-        raise PrivacyError(
-            code="NOISE_GRID",
-            message=f"Noise multiplier {noise_multiplier:g} is too large for {held.shape[1]} directions.",
-            advice="Ask for a larger epsilon.",
-        )
+    check_grid(noise_multiplier, whole.size)
     for start in range(0, len(held), AT_ONCE):
         some = held[start : start + AT_ONCE]
         each = packed_moment(some[:, :, None] * some[:, None, :])
