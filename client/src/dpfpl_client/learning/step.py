@@ -1,6 +1,7 @@
 """What a site does in one step, and with which randomness: sample, differentiate, project, clip, add noise.
 
-The mechanisms themselves are in :mod:`dpfpl_common.privacy`; here an experiment's numbers are handed to them.
+This is ``per_step``. The mechanisms themselves are in :mod:`dpfpl_common.privacy`; here an experiment's numbers are
+handed to them. The default, ``one_shot``, adds its noise in :mod:`dpfpl_common.privacy.one_shot`.
 """
 
 import math
