@@ -495,7 +495,7 @@ def choose_mechanism(
         )
         found = next((why for holds, why in against if holds), None)
         mechanism = "per_step" if found else "one_shot"
-        reason = found or "nothing speaks against one_shot: one charge, which also bounds what the operator learns"
+        reason = found or "no setting rules out one_shot: one charge, which also bounds what the operator learns"
     trust = privacy.trust
     if trust == "auto":
         trust = "local" if mechanism == "one_shot" else "distributed"

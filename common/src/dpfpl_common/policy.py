@@ -180,7 +180,7 @@ def violations(policy: Policy, experiment: Experiment) -> Iterator[Violation]:
         yield Violation("MECHANISM_NOT_ALLOWED", "mechanisms", f"Allowed: {', '.join(policy.mechanisms)}.")
     if privacy.accounting != "honest":
         yield Violation(
-            "ACCOUNTING_NOT_HONEST", "accounting", "Only honest accounting is served; paper is for simulations."
+            "ACCOUNTING_NOT_HONEST", "accounting", "A site accepts honest accounting only; paper is for simulations."
         )
     if experiment.prompt.method not in policy.methods:
         yield Violation("METHOD_NOT_ALLOWED", "methods", f"Allowed: {', '.join(policy.methods)}.")
@@ -197,13 +197,13 @@ def violations(policy: Policy, experiment: Experiment) -> Iterator[Violation]:
         yield Violation(
             "OPERATOR_EPSILON_OVER_CAP",
             "max_epsilon_operator",
-            f"Towards the operator at most {policy.max_epsilon_operator:g}: fewer sites, or trust local.",
+            f"At most {policy.max_epsilon_operator:g} towards the operator: use fewer sites, or trust local.",
         )
     if exceeds([capped_event(experiment)], policy.delta, policy.max_epsilon_per_experiment):
         yield Violation(
             "EPSILON_OVER_CAP",
             "max_epsilon_per_experiment",
-            f"It would cost more; at most epsilon {policy.max_epsilon_per_experiment:g}.",
+            f"It would cost more than the policy's epsilon of {policy.max_epsilon_per_experiment:g}.",
         )
 
 

@@ -174,7 +174,7 @@ class SiteAgent:
         if votes and self._ledger.voted(experiment.name):
             raise RefusedError(
                 code="VOTED_ALREADY",
-                message="The site votes once in an experiment, and its vote may have left it.",
+                message="A site votes once in an experiment, and this site's vote may have left it already.",
                 rule="one vote",
                 advice="Go on without asking for its vote.",
             )
@@ -341,7 +341,7 @@ class SiteAgent:
         if experiment.model.fingerprint not in ("", self._backbone.fingerprint):
             raise RefusedError(
                 code="OTHER_MODEL",
-                message="The site has another model than the experiment asks for.",
+                message="The site's model is not the one that the experiment asks for.",
                 rule="model.fingerprint",
                 advice=f"The site's model has the fingerprint {self._backbone.fingerprint}.",
             )

@@ -47,7 +47,7 @@ PATCHES = (
             "flwr.supercore.grpc:create_channel": "6d71819bdc98",
         },
         "The channel is opened without keepalive and calls have no deadline: behind a link that swallows packets "
-        "a call hangs for minutes. A server whose certificate names another host is tried for ever.",
+        "a call hangs for minutes. A server whose certificate names another host is retried forever.",
         "SuperNode: keepalive, deadlines and errors that do not pass",
     ),
     Patch(
@@ -102,8 +102,8 @@ _FATAL = (  # what gRPC says, and what it means
     ("Hostname Verification Check failed", "CERTIFICATE_NAME", "the server's certificate is for another address"),
     ("is not in peer certificate", "CERTIFICATE_NAME", "the server's certificate is for another address"),
     ("CERTIFICATE_VERIFY_FAILED", "SERVER_NOT_TRUSTED", "the server's certificate is not from this kit's authority"),
-    ("missing selected ALPN", "WRONG_SERVICE", "something else than this federation's server answers"),
-    ("WRONG_VERSION_NUMBER", "WRONG_SERVICE", "something else than this federation's server answers"),
+    ("missing selected ALPN", "WRONG_SERVICE", "something other than this federation's server answers"),
+    ("WRONG_VERSION_NUMBER", "WRONG_SERVICE", "something other than this federation's server answers"),
 )
 _REFUSED = (
     ("Invalid timestamp", "CLOCK_SKEW", "this machine's clock and the server's differ by more than 5 s"),

@@ -52,7 +52,7 @@ _KNOWN_TROUBLE = (  # what Flower's log says, and what it means
         "SERVER_UNREACHABLE",
         "nothing answers as the federation's server at the address in site.toml.",
         "Check that the server runs, that firewalls let this site through, and that the operator provisioned it with "
-        "this very address.",
+        "exactly this address.",
     ),
 )
 

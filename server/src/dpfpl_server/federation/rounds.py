@@ -200,8 +200,8 @@ class DPFPLStrategy(Strategy):
                     raise RoundError(
                         code="ROUND_ABANDONED",
                         message=f"Round {number} had {error.message} ({reasons})",
-                        advice="Look at each reason: what a site refuses, its administrator or another experiment has "
-                        "to change; what is broken there can be mended. Then: dpfpl-server resume NAME.",
+                        advice="Look at each reason. A refusal needs a decision of the site's administrator, or "
+                        "another experiment; a fault needs a repair there. Then: dpfpl-server resume NAME.",
                     ) from None
                 continue
             return
@@ -363,7 +363,7 @@ class DPFPLStrategy(Strategy):
                 code="SITES_WITHDRAWN",
                 message=f"{said}. {left} of {len(self._nodes)} sites are left, and this experiment needs {least} for a "
                 f"round. It cannot be finished as it is; the {self.checkpoint.round} completed rounds are kept.",
-                advice="Begin another experiment, under a new name, whose list of sites leaves them out. A revoked "
+                advice="Start another experiment, under a new name, without these sites. A revoked "
                 "site that comes back (dpfpl-server sites add NAME) gets a new kit; then resume takes it in again.",
             )
 

@@ -207,7 +207,7 @@ class _Follower:
             return RoundError(
                 code="STOPPED",
                 message="The experiment was stopped; its completed rounds are kept.",
-                advice="Go on with: dpfpl-server resume NAME.",
+                advice="To continue: dpfpl-server resume NAME.",
             )
         if (said := self._last.get("FAILED")) is not None:
             return RoundError(code=said["code"], message=said["message"], advice=said["advice"])
@@ -215,7 +215,7 @@ class _Follower:
         log = _log_tail(self._server, attempts[-1].run_id) if attempts else ""
         return RoundError(
             code="RUN_FAILED",
-            message=f"The run was cut off too often, at last: {details}.\n{log}".rstrip(),
+            message=f"The run was cut off too often, the last time: {details}.\n{log}".rstrip(),
             advice="Look at the server's log; then resume: dpfpl-server resume NAME.",
         )
 

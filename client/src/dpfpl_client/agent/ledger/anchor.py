@@ -185,7 +185,7 @@ class FileAnchor:
             raise StateError(
                 code="ANCHOR_UNWRITABLE",
                 message=f"{self._path} cannot be written ({error.strerror}).",
-                advice="Free disk space, mend the folder's permissions, or name another: registry in site.toml. "
+                advice="Free disk space, correct the folder's permissions, or name another: registry in site.toml. "
                 "Until then nothing may be released.",
             ) from None
 

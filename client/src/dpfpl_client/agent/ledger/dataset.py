@@ -295,7 +295,7 @@ def _warnings(known: Manifest, now: Manifest) -> list[DataProblem]:
         raise DataError(
             code="IMAGE_UNREADABLE",
             message=f"Registered images can no longer be read: {changes.words()}.",
-            advice="Restore them; at the registration it was decided to refuse then.",
+            advice="Restore them; this site's registration says to refuse in this case.",
         )
     if not changes.unreadable:
         return []
@@ -318,7 +318,7 @@ def _refuse_known_images(state: Path, registry: Registry, manifest: Manifest, ow
                 code="DATASET_HAS_LEDGER",
                 message=f"{shared} of the images are charged to another privacy ledger, that of {where}.",
                 advice="One data set has one ledger: use that state folder. If it is lost: dpfpl-client ledger "
-                "accept-rollback. Images that are meant to be others must not be among them.",
+                "accept-rollback. If this is meant to be another data set, remove these images from it.",
             )
 
 

@@ -241,6 +241,5 @@ def _not_durable(reason: str) -> StateError:
     return StateError(
         code="LEDGER_NOT_DURABLE",
         message=f"The privacy ledger could not be written ({reason}).",
-        advice="Nothing more is released until the site's administrator has looked at the disk and started the agent "
-        "anew.",
+        advice="Nothing more is released until the site's administrator has checked the disk and restarted the agent.",
     )

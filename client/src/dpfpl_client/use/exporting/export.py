@@ -174,7 +174,7 @@ def _make(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "prompt.json").is_file())):
         raise StateError(
             code="NOT_AN_EXPORT_FOLDER",
-            message=f"{folder} holds something else than an earlier export.",
+            message=f"{folder} holds something other than an earlier export.",
             advice="Give --out a new or empty folder.",
         )
     try:
@@ -183,7 +183,7 @@ def _make(folder: Path) -> None:
         raise StateError(
             code="CANNOT_WRITE",
             message=f"{folder} cannot be made ({error.strerror}).",
-            advice="Give --out a folder in a place that exists and is yours.",
+            advice="Give --out a path in a folder that exists and that you may write to.",
         ) from None
 
 

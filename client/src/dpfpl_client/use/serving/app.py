@@ -136,7 +136,7 @@ class About(BaseModel):
     site: str
     model: str
     experiment: str
-    version: str = Field(description="another one after every training")
+    version: str = Field(description="changes with every training")
     learned: str = Field(description="when, UTC")
     finished: bool = Field(description="whether the experiment came to its end")
     usual_mix: float | None = Field(
@@ -177,11 +177,14 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         (408, "the image arrived too slowly"),
         (413, "the file is too large"),
         (415, "the content type is no image's"),
-        (422, "no image that can be read, too many pixels, a question missing or unwanted, or a wrong parameter"),
+        (
+            422,
+            "an image that cannot be read or has too many pixels, a missing or unwanted question, or a wrong parameter",
+        ),
         (503, "too many requests at once"),
     )
 }
-QUESTION = Query(description="about the image; for a prompt that answers in words, and only for one")
+QUESTION = Query(description="about the image; only for a prompt that answers in words, which needs it")
 
 
 class _OneAtATime:
