@@ -338,7 +338,7 @@ def _refused_for_the_past(experiment: Experiment, runs: Path) -> list[dict[str, 
                 before, after = (epsilon(events, policy.delta) for events in (past, total))
                 why = f"asked for epsilon {before:.3f} in earlier runs, {after:.3f} with this one, allowed {most:g}"
                 if after <= most:
-                    why += ", as experiments chosen one after another count for more than their sum"
+                    why += "; experiments chosen one after another count for more than this figure"
                 found.append(_refusal(f"{', '.join(names)}, with the policy of the kit,", rule, f"{why}."))
     return found
 
