@@ -91,7 +91,7 @@ def read_plan(path: Path) -> Experiment:
 
 
 def pending_plan(settings: SiteSettings, name: str | None) -> Experiment:
-    """What the site was last asked and refused for want of an approval.
+    """What the site was last asked for, and refused because it was not approved.
 
     Raises:
         ConfigError: nothing of this name waits.

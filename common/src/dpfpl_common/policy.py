@@ -22,7 +22,7 @@ __all__ = ["EXACT_METRICS", "Policy", "Violation", "loosened", "permit", "strict
 
 Metrics = Literal["none", "noised", "coarse", "exact"]
 EXACT_METRICS = ("coarse", "exact")
-"""What only data that are public may be told of."""
+"""What may leave of public data only."""
 COARSE_STEP = 0.05
 _APPROVAL = r"\*|[a-z0-9][a-z0-9._-]{0,62}(@[0-9a-f]{12,64})?"
 _HOURS = r"([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d"
@@ -40,7 +40,7 @@ class Policy:
 
     Attributes:
         experiments: what is approved: ``*``, any experiment that keeps the other rules; ``name@digest``, that
-            configuration, of which the first 12 digits suffice; ``name``, the first configuration that is run under
+            configuration, of which the first 12 digits are enough; ``name``, the first configuration that is run under
             it. What you approved by ``dpfpl-client approve`` is approved as well.
         max_epsilon_per_experiment: cap on what a personalised prompt of one experiment may tell its recipient.
         max_epsilon_operator: cap on what the messages of one experiment may tell the operator, who under
@@ -61,7 +61,7 @@ class Policy:
         max_repeats: most charges of one experiment beyond one a round, for rounds that were interrupted.
         max_rounds_per_hour: most rounds computed within an hour.
         max_experiments_per_day: most experiments begun within a day.
-        max_evaluations: most distinct prompts whose exact accuracies are told of one experiment, besides one a round.
+        max_evaluations: most distinct prompts of one experiment whose exact accuracies may leave, besides one a round.
         max_evaluations_lifetime: most distinct evaluations answered over the data's lifetime, whatever they are called.
         metrics: what may leave of how well prompts do on held-back examples: none; noised, counts within the epsilon of
             the experiment; coarse (accuracies in multiples of 0.05) or exact, of data that are public only.
@@ -145,7 +145,7 @@ class Violation:
 
 
 def permit(policy: Policy, experiment: Experiment, approved: bool | None = None) -> None:
-    """Let an experiment pass, or refuse it.
+    """Return if the policy allows the experiment, else refuse it.
 
     Args:
         policy: the rules.

@@ -329,7 +329,7 @@ def _features(folder: str, site: str) -> SiteFeatures:
 
 
 def _answer(folder: str, site: str, message: Message) -> Message:
-    """The site's reply. The ledger is opened anew each time: another actor may have added to it since."""
+    """The site's reply. The ledger is opened again each time: another actor may have added to it since."""
     plan, own = _plan(folder), Path(folder) / site
     backbone = _backbone(plan.model, plan.offline, plan.threads)
     with closing(Ledger(own / "ledger.sqlite")) as ledger:

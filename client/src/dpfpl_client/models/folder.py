@@ -1,7 +1,7 @@
 """What is wrong with a model folder, found before anything of it is loaded.
 
-Each fault has a code, the name of the file and a cure. What is accepted here is what is loaded later: the weights are
-safetensors files that lie in the folder itself, whole, so the fingerprint over the folder's files covers them.
+Each fault has a code, the name of the file and what to do. What is accepted here is what is loaded later: the weights
+are whole safetensors files in the folder itself, so the fingerprint over the folder's files covers them.
 """
 
 import json

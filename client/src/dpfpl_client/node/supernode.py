@@ -70,7 +70,7 @@ class SuperNodeSettings:
         agent_address: where the site's agent listens, ``unix:PATH`` (absolute) or ``host:port``.
         agent_token_file: the file with the agent's token.
         runtime_port: loopback port for Flower's own processes; 0 takes a free one.
-        poll_s: how often the site asks the server for messages; one machine bears 0.2, the internet 1 or more.
+        poll_s: seconds between two questions for messages; 0.2 works on one machine, 1 or more over the internet.
         user: the user, group and groups that it runs as, if not ours.
         control_folder: where its log and its configuration lie, if not in the state folder: what another user's
             processes can exchange for a link must not be written by us.

@@ -1,8 +1,11 @@
 """The DP-FPL strategy: rounds of one experiment over Flower's message API.
 
-Differs from Flower's own strategies where a federation of independent sites needs it: one bad reply costs that reply,
-not the run; weights are equal; a round closes at its deadline and is aggregated only with the quorum that the privacy
-analysis assumes; every completed round is checkpointed, so a run can start at any round.
+Differs from Flower's own strategies where a federation of independent sites needs it:
+
+- one bad reply costs that reply, not the run;
+- weights are equal;
+- a round closes at its deadline, and is aggregated only with the quorum that the privacy analysis assumes;
+- every completed round is checkpointed, so a run can start at any round.
 """
 
 import math
@@ -58,8 +61,8 @@ class DPFPLStrategy(Strategy):
         sampler: draws the sites of a round, as secret as the noise; from the operating system's entropy unless given.
         site_wait_s: how long missing sites are waited for before a round.
         book: what is kept of secure sums.
-        withdrawn: sites whose key the operator took back since, each with a code and what happened, asked anew before
-            each round: nobody waits for them, and a round counts them as sites that gave no reply.
+        withdrawn: sites whose key the operator has withdrawn since, each with a code and what happened, looked up
+            again before each round: nobody waits for them, and a round counts them as sites that gave no reply.
     """
 
     def __init__(

@@ -258,7 +258,7 @@ def register_dataset(state: Path, registry: Registry, ledger: Ledger, manifest: 
 def _edited_into_the_other_part(state: Path, ledger: Ledger, now: Manifest) -> int:
     """How many names of one part's examples are names of other examples of the other part.
 
-    An edited picture is another example, so its part is drawn anew. A name that was used again counts too, which costs
+    An edited picture is another example, so its part is drawn again. A name that was used again counts too, which costs
     parallel composition and protects no less.
     """
     try:

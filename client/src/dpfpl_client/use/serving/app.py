@@ -90,8 +90,8 @@ def decode_body(body: bytes, rules: PixelRules = DEFAULT_RULES) -> Image.Image:
 
 MAX_WAITING = 8
 SERVED_PIXELS = 32_000_000
-"""Of one image. One at a time is decoded, in at most 11 bytes a pixel, while the others wait as files: whoever calls,
-and however often, ``serve`` takes at most 0.4 GB plus eight files of the largest size beside the model."""
+"""Of one image. One at a time is decoded, in at most 11 bytes a pixel, while the others wait as files. However many
+calls come, ``serve`` takes at most 0.4 GB plus eight files of the largest size beside the model."""
 STATIC = {
     "/": ("page.html", "text/html"),
     "/page.js": ("page.js", "text/javascript"),
