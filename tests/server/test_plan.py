@@ -86,7 +86,7 @@ def test_how_many_images_a_class_needs_is_said_where_it_needs_some(tmp_path):
 
 def test_the_plan_says_which_mechanism_auto_takes_and_why(tmp_path):
     steps = make_plan(make_experiment(), REGISTER, tmp_path)
-    assert "mechanism: per_step; auto takes one_shot: nothing speaks against" in "\n".join(plan_lines(steps))
+    assert "mechanism: per_step; auto takes one_shot: no setting rules out" in "\n".join(plan_lines(steps))
     once = make_plan(make_experiment(mechanism="one_shot", trust="local"), REGISTER, tmp_path)
     assert "mechanism: one_shot; auto takes one_shot: " in "\n".join(plan_lines(once))
     site = make_plan(make_experiment(unit="site"), REGISTER, tmp_path)

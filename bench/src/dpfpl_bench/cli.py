@@ -111,7 +111,7 @@ def run(
     rounds: Annotated[int | None, typer.Option(help="federated rounds", show_default=SHOWN["rounds"])] = None,
     seed: Annotated[int, typer.Option(min=0, help="of partition, sampling and simulated noise")] = 0,
     floors: Annotated[
-        str | None, typer.Option(help="all, alone or none: which floors to train", show_default=SHOWN["floors"])
+        str | None, typer.Option(help="all, alone or none: which baselines to train", show_default=SHOWN["floors"])
     ] = None,
     assignments: Annotated[
         list[str] | None,
@@ -183,7 +183,7 @@ def pilot(
     """Simulate a federation of your own folders on this machine, before anything is installed anywhere.
 
     Ends with what federating would bring each site, over working alone and over the plain text. Nothing leaves this
-    machine; the accuracies it shows are exact, so show them to those alone who may see the images.
+    machine. The accuracies it shows are exact: show them only to people who may see the images.
     """
     from dpfpl_bench.simulation.simulate import (
         Simulated,
@@ -218,7 +218,7 @@ def pilot(
 def demo(
     out: Annotated[Path, typer.Option(help="folder for result.json, report.html and all logs")] = Path("runs/demo"),
     rounds: Annotated[int, typer.Option(min=1, help="federated rounds")] = 10,
-    epsilon: Annotated[str, typer.Option(help="target for whoever receives a personalised prompt")] = "8",
+    epsilon: Annotated[str, typer.Option(help="target for the recipient of a personalised prompt")] = "8",
     as_json: Annotated[bool, typer.Option("--json", help="print result.json instead of the table")] = False,
 ) -> None:
     """Run a real federation on this machine: a SuperLink and four sites, gRPC with TLS and node keys."""
@@ -232,7 +232,7 @@ def demo_vlm(
     out: Annotated[Path, typer.Option(help="folder for result.json, report.html and all logs")] = Path("runs/demo-vlm"),
     rounds: Annotated[int, typer.Option(min=1, help="federated rounds")] = 12,
     sites: Annotated[int, typer.Option(min=2, max=12, help="number of sites")] = 12,
-    epsilon: Annotated[str, typer.Option(help="target for whoever receives a personalised prompt")] = "2",
+    epsilon: Annotated[str, typer.Option(help="target for the recipient of a personalised prompt")] = "2",
     as_json: Annotated[bool, typer.Option("--json", help="print result.json instead of the table")] = False,
 ) -> None:
     """The same with a dozen sites of 50 lines that have questions answered in a shared style, by a tiny model.
@@ -284,5 +284,5 @@ def main() -> None:
         sys.exit(2)
     except SystemExit as leave:
         if leave.code == INTERRUPTED:  # what typer makes of Ctrl-C
-            console.print("Stopped; nothing of it goes on running.")
+            console.print("Stopped; all its processes have ended.")
         raise

@@ -55,7 +55,7 @@ def read_plan(path: Path) -> Experiment:
         if "sites" not in table:
             raise ConfigError(
                 code="PLAN_WITHOUT_SITES",
-                message=f"{path} does not say which sites take part, which decides about the noise.",
+                message=f"{path} does not list the sites that take part; the noise depends on them.",
                 advice=ASK_FOR_JSON,
             )
     else:
@@ -77,7 +77,7 @@ def read_plan(path: Path) -> Experiment:
     if left_open and with_secure(experiment, experiment.sites)[0] != experiment:
         raise ConfigError(
             code="PLAN_WITHOUT_TRUST",
-            message=f"{path} leaves the trust to the server, which takes secure where all sites enrolled, else local.",
+            message=f"{path} leaves the trust open: the server uses secure if all sites enrolled, otherwise local.",
             advice=ASK_FOR_JSON,
         )
     experiment = resolve_noise(experiment)
@@ -91,7 +91,7 @@ def read_plan(path: Path) -> Experiment:
 
 
 def pending_plan(settings: SiteSettings, name: str | None) -> Experiment:
-    """What the site was last asked and refused for want of an approval.
+    """What the site was last asked for, and refused because it was not approved.
 
     Raises:
         ConfigError: nothing of this name waits.
@@ -183,7 +183,7 @@ def words(plan: dict[str, Any]) -> list[str]:
     if plan["left_out"]:
         lines.append(f"WARNING {plan['left_out']}")
     if plan["refused_because"]:
-        lines.append(f"Your policy would refuse it all the same: {plan['refused_because']}")
+        lines.append(f"Your policy would still refuse it: {plan['refused_because']}")
     return lines
 
 

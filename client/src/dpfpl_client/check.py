@@ -89,13 +89,13 @@ def noise_words(ratio: float, mechanism: str) -> tuple[str, bool]:
         more = math.ceil(ratio / NOTICEABLE)
         return (
             "the noise is about as large as what your images teach: expect a clear loss of accuracy; about "
-            f"{more} times as many images, or a larger epsilon, would mend it",
+            f"{more} times as many images, or a larger epsilon, would avoid that",
             True,
         )
     # Under one_shot the noise is that of one release, however many rounds follow.
     wishes = "or a larger epsilon" if mechanism == "one_shot" else "a larger epsilon or fewer rounds"
     return (
-        "there are too few images for so much noise: the prompt will hardly learn anything from this site; ask for "
+        "there are too few images for this much noise: the prompt will learn almost nothing from this site; ask for "
         f"more images{' ' if mechanism == 'one_shot' else ', '}{wishes}",
         True,
     )

@@ -31,7 +31,7 @@ __all__ = [
 
 
 class DpfplError(Exception):
-    """Something a user can cause and can mend.
+    """Something a user can cause and can correct.
 
     Args:
         code: stable, upper case, for scripts (``UNKNOWN_KEY``).

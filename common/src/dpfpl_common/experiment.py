@@ -118,10 +118,11 @@ class PromptSettings:
             num_context. Empty: start from zero vectors plus N(0, 0.02^2), as the paper.
         personal_strength: alpha; evaluated, used and exported is ``p_G + alpha p_L``. 1: as trained; 0: the shared
             prompt alone. It does not change training.
-        absent_weight: of ``one_shot``: at least this share of the loss keeps the classes of which nothing was found in
-            the site's release where the plain text has them; 0: no more than what the noise may hide.
-        retention: of ``per_step``: weight of a pull, made of public facts alone, that keeps all classes apart as the
-            shared prompt has them while the personal part is trained; 1: as long as one example may pull; 0: none.
+        absent_weight: of ``one_shot``: the least share of the loss that holds the classes which were not found in the
+            site's release to their plain text; 0: only as much as the noise may hide.
+        retention: of ``per_step``: weight of a term that keeps all classes as far apart as the shared prompt has them
+            while the personal part is trained, computed from public facts alone; 1: as long as one example's gradient
+            may be; 0: none.
         contrast: of ``fedpgp`` under ``per_step``: weight of its contrastive term, likewise without images; 0: none.
         evidence: of ``one_shot``: the sites' noised class sums are pooled into class vectors, which are used where the
             sites' images vote for them (``dpfpl_common.evidence``); false: prompts alone, as in the paper.
@@ -152,7 +153,7 @@ class OptimizerSettings:
 
 @settings
 class PrivacySettings:
-    """What is protected how.
+    """What is protected, and how.
 
     Attributes:
         unit: ``example``, one training example of one site, added or removed; ``site``, one site's whole data set.
@@ -231,12 +232,12 @@ class RoundSettings:
 
 @settings
 class AggregationSettings:
-    """How the sites' updates become one; every site counts the same, whatever it says of itself.
+    """How the sites' updates become one; every site counts the same, whatever size it claims.
 
     Attributes:
         rule: ``mean``, the paper's; ``median`` or ``trimmed_mean``, coordinate by coordinate; or ``krum``, the one
             update that is nearest to its neighbours. The last three tolerate some hostile sites but need ``local``
-            trust: only there is each message noised enough by itself.
+            trust: only there does each message carry enough noise of its own.
         trim: how many hostile sites ``krum`` tolerates, and ``trimmed_mean``, which cuts so many values at each end of
             every coordinate.
         largest_site: the most training images a site may have, in nominal sizes; larger updates are rejected.
@@ -252,7 +253,7 @@ class GradientSettings:
     """How exactly one example's gradient is computed; it is clipped afterwards, so the sensitivity is the same.
 
     Attributes:
-        precision: ``float32``, or ``bfloat16`` to round the factors of large products on the way back.
+        precision: ``float32``, or ``bfloat16`` to round the factors of large products in the backward pass.
         classes: how many classes of an example's loss count in its gradient: its label and those that the model
             confuses it with most, so at least 2; 0 for all.
     """
@@ -348,7 +349,7 @@ class Experiment:
     def min_sites(self) -> int:
         """Usable replies without which a round is not aggregated; at least sites less tolerated drop-outs.
 
-        None where sites are sampled: there the server adds the whole noise, whoever replies, and divides by a constant.
+        None where sites are sampled: the server adds the whole noise, however many reply, and divides by a constant.
         """
         if self.privacy.site_sample_rate < 1:
             return 0
@@ -495,7 +496,7 @@ def choose_mechanism(
         )
         found = next((why for holds, why in against if holds), None)
         mechanism = "per_step" if found else "one_shot"
-        reason = found or "nothing speaks against one_shot: one charge, which also bounds what the operator learns"
+        reason = found or "no setting rules out one_shot: one charge, which also bounds what the operator learns"
     trust = privacy.trust
     if trust == "auto":
         trust = "local" if mechanism == "one_shot" else "distributed"
@@ -571,7 +572,7 @@ def _check_privacy(e: Experiment) -> None:
 
 
 def _check_secure(e: Experiment) -> None:
-    """Refuse sums that could not be unmasked, or that hold too little noise, whoever is missing."""
+    """Refuse sums that could not be unmasked, or that could hold too little noise if sites are missing."""
     p, count = e.privacy, len(e.sites)
     if not 3 <= count <= MOST_SITES:
         raise ImpossibleError("sites", count, f"3 to {MOST_SITES} sites for secure trust")

@@ -22,7 +22,7 @@ __all__ = ["EXACT_METRICS", "Policy", "Violation", "loosened", "permit", "strict
 
 Metrics = Literal["none", "noised", "coarse", "exact"]
 EXACT_METRICS = ("coarse", "exact")
-"""What only data that are public may be told of."""
+"""What may leave of public data only."""
 COARSE_STEP = 0.05
 _APPROVAL = r"\*|[a-z0-9][a-z0-9._-]{0,62}(@[0-9a-f]{12,64})?"
 _HOURS = r"([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d"
@@ -40,7 +40,7 @@ class Policy:
 
     Attributes:
         experiments: what is approved: ``*``, any experiment that keeps the other rules; ``name@digest``, that
-            configuration, of which the first 12 digits suffice; ``name``, the first configuration that is run under
+            configuration, of which the first 12 digits are enough; ``name``, the first configuration that is run under
             it. What you approved by ``dpfpl-client approve`` is approved as well.
         max_epsilon_per_experiment: cap on what a personalised prompt of one experiment may tell its recipient.
         max_epsilon_operator: cap on what the messages of one experiment may tell the operator, who under
@@ -61,7 +61,7 @@ class Policy:
         max_repeats: most charges of one experiment beyond one a round, for rounds that were interrupted.
         max_rounds_per_hour: most rounds computed within an hour.
         max_experiments_per_day: most experiments begun within a day.
-        max_evaluations: most distinct prompts whose exact accuracies are told of one experiment, besides one a round.
+        max_evaluations: most distinct prompts of one experiment whose exact accuracies may leave, besides one a round.
         max_evaluations_lifetime: most distinct evaluations answered over the data's lifetime, whatever they are called.
         metrics: what may leave of how well prompts do on held-back examples: none; noised, counts within the epsilon of
             the experiment; coarse (accuracies in multiples of 0.05) or exact, of data that are public only.
@@ -145,7 +145,7 @@ class Violation:
 
 
 def permit(policy: Policy, experiment: Experiment, approved: bool | None = None) -> None:
-    """Let an experiment pass, or refuse it.
+    """Return if the policy allows the experiment, else refuse it.
 
     Args:
         policy: the rules.
@@ -180,7 +180,7 @@ def violations(policy: Policy, experiment: Experiment) -> Iterator[Violation]:
         yield Violation("MECHANISM_NOT_ALLOWED", "mechanisms", f"Allowed: {', '.join(policy.mechanisms)}.")
     if privacy.accounting != "honest":
         yield Violation(
-            "ACCOUNTING_NOT_HONEST", "accounting", "Only honest accounting is served; paper is for simulations."
+            "ACCOUNTING_NOT_HONEST", "accounting", "A site accepts honest accounting only; paper is for simulations."
         )
     if experiment.prompt.method not in policy.methods:
         yield Violation("METHOD_NOT_ALLOWED", "methods", f"Allowed: {', '.join(policy.methods)}.")
@@ -197,13 +197,13 @@ def violations(policy: Policy, experiment: Experiment) -> Iterator[Violation]:
         yield Violation(
             "OPERATOR_EPSILON_OVER_CAP",
             "max_epsilon_operator",
-            f"Towards the operator at most {policy.max_epsilon_operator:g}: fewer sites, or trust local.",
+            f"At most {policy.max_epsilon_operator:g} towards the operator: use fewer sites, or trust local.",
         )
     if exceeds([capped_event(experiment)], policy.delta, policy.max_epsilon_per_experiment):
         yield Violation(
             "EPSILON_OVER_CAP",
             "max_epsilon_per_experiment",
-            f"It would cost more; at most epsilon {policy.max_epsilon_per_experiment:g}.",
+            f"It would cost more than the policy's epsilon of {policy.max_epsilon_per_experiment:g}.",
         )
 
 

@@ -44,8 +44,8 @@ __all__ = [
 # Symbols: N sites, D tolerated drop-outs, K tolerated colluders, z noise multiplier, C clipping norm of the global
 # block.
 #
-# - ``distributed`` (default): each site adds variance ``z^2 C^2 / H`` to what it sends, ``H = max(1, N - D - max(1,
-#   K))``: a site knows its own share, so at least one does not count.
+# - ``distributed`` (default of ``per_step``): each site adds variance ``z^2 C^2 / H`` to what it sends, ``H = max(1,
+#   N - D - max(1, K))``: a site knows its own share, so at least one does not count.
 #   A round is aggregated only with at least N - D replies, so even with K of them pooling their knowledge, the noise
 #   that remains unknown to them has at least variance ``H z^2 C^2 / H = z^2 C^2``. The operator, who sees single
 #   messages, is held only to the multiplier ``z / sqrt(H)`` of one message: no secure aggregation is claimed.

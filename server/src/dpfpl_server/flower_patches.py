@@ -47,7 +47,7 @@ FLEET_OPTIONS = (
     ("grpc.max_receive_message_length", MOST_BYTES),
     ("grpc.max_concurrent_streams", 128),  # of one connection
     ("grpc.server_handshake_timeout_ms", 20_000),
-    ("grpc.http2.bdp_probe", 0),  # else a window of many megabytes is open to whoever sends, read or not
+    ("grpc.http2.bdp_probe", 0),  # else every sender gets a window of many megabytes, read or not
     ("grpc.http2.lookahead_bytes", 256 << 10),  # what a stream may send unread
     ("grpc.experimental.tcp_max_read_chunk_size", 64 << 10),
     ("grpc.experimental.tcp_read_chunk_size", 8 << 10),
@@ -134,10 +134,10 @@ def guarded_superlink(
 
 @contextmanager
 def whole_or_anew(database: Path) -> Iterator[None]:
-    """While Flower makes its tables: a database whose making was cut off is made anew, as nothing is in it yet.
+    """While Flower makes its tables: a database whose making was cut off is made again, as nothing is in it yet.
 
-    Flower makes one table after another in the place itself. A kill meanwhile left "table task already exists" to every
-    later start.
+    Flower makes one table after another in the final file. After a kill meanwhile, every later start fails with "table
+    task already exists".
     """
     mark = database.with_name(f"{database.name}-unfinished")
     if mark.exists() or not database.exists():
@@ -200,10 +200,10 @@ _BROKEN = ("unexpected_eof", "eof occurred", "connection reset", "broken pipe")
 
 
 def pull_again_soon(deadline_s: float) -> None:
-    """Have this process ask soon again for a part of a message that its sender is still pushing, and not for ever.
+    """Have this process ask again soon for a part of a message that its sender is still pushing, and not forever.
 
-    Flower waits a second, so a round would last that much longer whenever a look falls into a site's push; and it waits
-    for minutes, with all other sites' replies behind it, for the rest of a reply whose sender stopped in the middle.
+    Flower waits a second, so a round would last that much longer whenever a look falls into a site's push. And for the
+    rest of a reply whose sender stopped in the middle it waits for minutes, with all other sites' replies behind it.
     """
     defaults: dict[str, Any] = inflatable_utils.pull_objects.__kwdefaults__ or {}
     defaults["initial_backoff"] = PULL_AGAIN_SECONDS

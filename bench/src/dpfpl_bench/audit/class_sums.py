@@ -1,4 +1,4 @@
-"""Attacks on the one release of ``one_shot``, the noised class sums: whoever has them can look for an image's feature.
+"""Attacks on the one release of ``one_shot``, the noised class sums: their reader looks for one image's feature.
 
 The canary is one image with its label: its feature has norm 1, the most that one example may add, and the attacker
 looks along it. This is the strongest test of the difference of two Gaussians, so the bound should come close to the

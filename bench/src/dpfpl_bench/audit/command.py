@@ -36,7 +36,7 @@ def audit(
         str | None, typer.Option(help="dpfpl, dplora, fedotp, fedpgp or promptfl", show_default=SHOWN["method"])
     ] = None,
     rank: Annotated[int | None, typer.Option(help="rank of the personal factors", show_default=SHOWN["rank"])] = None,
-    epsilon: Annotated[float, typer.Option(help="what is claimed towards whoever receives a prompt")] = 8.0,
+    epsilon: Annotated[float, typer.Option(help="what is claimed towards a prompt's recipient")] = 8.0,
     delta: Annotated[float | None, typer.Option(help="delta of the claim", show_default=SHOWN["delta"])] = None,
     sites: Annotated[
         int | None,
@@ -55,7 +55,10 @@ def audit(
         float | None, typer.Option(help="L2 bound of one example's gradient", show_default=SHOWN["clipping_norm"])
     ] = None,
     mechanism: Annotated[
-        str, typer.Option(help="what run trains with by default: one_shot, its class sums; or per_step, every step")
+        str,
+        typer.Option(
+            help="one_shot attacks the class sums (what run releases by default); per_step attacks every step"
+        ),
     ] = "one_shot",
     seed: Annotated[int, typer.Option(min=0, help="of partition, canaries, sampling and noise; the first of them")] = 0,
     seeds: Annotated[int, typer.Option(min=1, help="repetitions, combined by a fixed rule")] = 1,
@@ -170,7 +173,7 @@ def _table(findings: list) -> Table:  # type: ignore[type-arg]
             verdict = "holds" if f.holds else "noise hides little"
         numbers = (_number(f.with_noise), _number(f.noise_off), _number(f.guess), claim)
         table.add_row(f"{f.attack} ({f.adversary})", f.measure, *numbers, verdict)
-    table.caption = "weak attack: it hardly succeeds with the noise off either, so its failure proves little"
+    table.caption = "weak attack: it hardly succeeds even with the noise off, so its failure proves little"
     return table
 
 

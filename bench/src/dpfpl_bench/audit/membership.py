@@ -1,8 +1,8 @@
 """Was this image in the training set? Asked of a released prompt, with shadow prompts to compare with.
 
-The attacker trains many prompts of its own on random halves of the same pool, learns how a prompt treats an image that
-was in and one that was out, and looks at the released prompt: at the confidence in the image's label (after LiRA,
-Carlini et al. 2022), or at the prompt's vectors alone, without a single query (after PIPRA).
+The attacker trains many prompts of its own on random halves of the same pool, and learns how a prompt treats an image
+that was in and one that was out. Then it looks at the released prompt: at the confidence in the image's label (after
+LiRA, Carlini et al. 2022), or at the prompt's vectors alone, without a single query (after PIPRA).
 """
 
 from dataclasses import dataclass

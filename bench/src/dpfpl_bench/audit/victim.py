@@ -1,7 +1,7 @@
 """The training that is attacked: one site alone, and everything that it releases.
 
 A federation of one is the worst case for the site: no other site's data or noise hides its own. Under ``local`` trust
-its messages carry their whole noise, so the same claim holds towards whoever sees them and whoever receives its prompt.
+its messages carry their whole noise, so the same claim holds for readers of the messages and recipients of the prompt.
 """
 
 import dataclasses

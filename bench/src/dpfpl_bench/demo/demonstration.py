@@ -125,7 +125,7 @@ def _clear_earlier(out: Path) -> None:
     if out.exists() and any(out.iterdir()) and not (out / "work").is_dir():
         raise ConfigError(
             code="NOT_A_DEMO_FOLDER",
-            message=f"{out} holds something else than an earlier demo.",
+            message=f"{out} holds something other than an earlier demo.",
             advice="Give --out a new or empty folder.",
         )
     shutil.rmtree(out, ignore_errors=True)

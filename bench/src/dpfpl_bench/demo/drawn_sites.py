@@ -45,7 +45,7 @@ def drawn_sites(count: int, train: int, test: int, seed: int, *, captions: bool 
 
     With ``captions`` nothing is asked, and everything about a picture is the answer.
 
-    The pictures are drawn anew from the seed; the model's training drew none of them.
+    The pictures are drawn from the seed; the model's training did not use them.
     """
     draw = drawn_captions if captions else drawn_questions
     sites = [

@@ -22,7 +22,7 @@ Examples:
 
 def data(
     name: Annotated[str, typer.Argument(help="a set's name; left out: all")] = "",
-    archive: Annotated[Path | None, typer.Option(help="its downloaded archive, to be checked")] = None,
+    archive: Annotated[Path | None, typer.Option(help="the downloaded archive to check")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """List the named sets: hub id, number of classes, template, page and checksum."""

@@ -111,7 +111,7 @@ class FlowerSimulation:
             raise RoundError(
                 code="SIMULATION_FAILED",
                 message="Flower's simulation runtime ended before the experiment did.",
-                advice="Try again; --engine inprocess needs no runtime.",
+                advice="Try again, or use --set engine=inprocess, which needs no runtime.",
             )
         return finished[0]
 
@@ -150,7 +150,7 @@ def require_ray() -> None:
         raise ConfigError(
             code="MISSING_EXTRA",
             message="Flower's simulation runtime needs Ray, which is not installed.",
-            advice="Install the extra: pip install 'dpfpl-bench[flower]', or use --engine inprocess.",
+            advice="Install the extra: pip install 'dpfpl-bench[flower]', or use --set engine=inprocess.",
         )
 
 
@@ -248,7 +248,7 @@ def nodes_by_partition(grid: Grid, folder: str = "") -> list[int]:
             raise RoundError(
                 code="SITES_MISSING",
                 message=f"The virtual node {node} does not start: {why}",
-                advice="Try again; --engine inprocess needs no runtime.",
+                advice="Try again, or use --set engine=inprocess, which needs no runtime.",
             )
         for node, reply in outcome.replies.items():
             partition, count = (int(str(reply.content["node"][key])) for key in PLACE)
@@ -329,7 +329,7 @@ def _features(folder: str, site: str) -> SiteFeatures:
 
 
 def _answer(folder: str, site: str, message: Message) -> Message:
-    """The site's reply. The ledger is opened anew each time: another actor may have added to it since."""
+    """The site's reply. The ledger is opened again each time: another actor may have added to it since."""
     plan, own = _plan(folder), Path(folder) / site
     backbone = _backbone(plan.model, plan.offline, plan.threads)
     with closing(Ledger(own / "ledger.sqlite")) as ledger:

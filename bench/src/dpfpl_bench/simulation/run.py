@@ -187,7 +187,7 @@ def _sites_data(
             raise ConfigError(
                 code="IMPOSSIBLE_VALUE",
                 message=f"--sites is {request.sites}, the folder holds {len(data)} domains.",
-                advice=f"Give --sites {len(data)}, or leave folders away.",
+                advice=f"Give --sites {len(data)}, or remove the folders that are too many.",
             )
         return names, class_names, data
     class_names = request.classes or list_classes(request.data)

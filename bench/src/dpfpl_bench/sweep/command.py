@@ -83,7 +83,7 @@ def write_summary(plan: "Sweep", outcome: "SweepOutcome", folder: Path) -> dict[
         reasons = [*outcome.failed.values(), *outcome.refused.values()]
         raise ConfigError(
             code="NO_RESULTS",
-            message=f"No run of the sweep gave a result: {reasons[0] if reasons else 'it has none'}",
+            message=f"No run of the sweep produced a result: {reasons[0] if reasons else 'it has none'}",
             advice="Correct sweep.toml.",
         )
     rows = summarise(outcome.results)

@@ -67,7 +67,7 @@ def run_sweep(
     cells = sweep.cells()
     missing = [cell for cell in cells if not _load(sweep, cell, runs, outcome)]
     total, began = len(cells), time.monotonic()
-    on_progress(SweepProgress(total - len(missing), total, f"{total - len(missing)} runs are there already", None))
+    on_progress(SweepProgress(total - len(missing), total, f"{total - len(missing)} runs were done before", None))
     # spawn: a forked torch may hang on locks that its threads held
     with ProcessPoolExecutor(max(1, workers), mp_context=multiprocessing.get_context("spawn")) as pool:
         futures = {pool.submit(_run_cell, sweep, cell, folder, offline): cell for cell in missing}

@@ -56,7 +56,7 @@ class AuditLog:
             raise StateError(
                 code="AUDIT_UNWRITABLE",
                 message=f"The audit log {self._path} cannot be written ({error.strerror}).",
-                advice="Free disk space or mend the folder's permissions; nothing leaves the site unrecorded.",
+                advice="Free disk space or correct the folder's permissions; until then nothing leaves the site.",
             ) from None
 
     def lines(self) -> Iterator[dict[str, Any]]:

@@ -60,7 +60,7 @@ def check_budget(
                 code="UNITS_DO_NOT_ADD_UP",
                 message="This data was already charged under another unit of privacy.",
                 rule="units",
-                advice="Epsilons of single examples and of whole sites have no sum: use one unit for the same data.",
+                advice="Epsilons of single examples and of whole sites do not add up: use one unit for the same data.",
             )
         for rule, cap, sum_of in (
             *_rules(policy, experiment, adversary, lifetime=False, events=plan),
@@ -205,4 +205,9 @@ def _time(at: str) -> datetime:
 
 
 def _refusal(code: str, rule: str, advice: str) -> RefusedError:
-    return RefusedError(code=code, message="The site does not compute this now.", rule=rule, advice=advice)
+    return RefusedError(
+        code=code,
+        message="The site does not compute this now: a rule of its policy forbids it.",
+        rule=rule,
+        advice=advice,
+    )

@@ -49,7 +49,7 @@ def without_unusable_words(data: SiteData, backbone: Backbone) -> SiteData:
         raise DataError(
             code="SPECIAL_TOKEN",
             message=f"No training example is left: {problems[0].message}",
-            advice="Write questions and answers in words that are none of the model's own tokens.",
+            advice="Do not use the model's own control tokens in questions and answers.",
         )
     return dataclasses.replace(kept, problems=(*data.problems, *problems))
 

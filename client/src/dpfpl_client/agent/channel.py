@@ -152,7 +152,7 @@ def _sleep(pause: float, end: float) -> None:
     if time.monotonic() + pause >= end:
         raise RefusedError(
             code="AGENT_UNAVAILABLE",
-            message="The site's agent is not up.",
+            message="The site's agent is not running.",
             advice="At the site: start it (dpfpl-client start) and read its log.",
         )
     time.sleep(pause)
@@ -171,7 +171,7 @@ def _error(status: grpc.StatusCode) -> RefusedError:
             return RefusedError(
                 code="AGENT_DEADLINE",
                 message="The site's agent did not finish within the round's deadline.",
-                advice="Send the same request again, which costs nothing twice, or allow the round more time.",
+                advice="Send the same request again, which is not charged twice, or give the round a longer deadline.",
             )
         case grpc.StatusCode.UNAUTHENTICATED:
             return RefusedError(

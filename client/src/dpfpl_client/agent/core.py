@@ -174,7 +174,7 @@ class SiteAgent:
         if votes and self._ledger.voted(experiment.name):
             raise RefusedError(
                 code="VOTED_ALREADY",
-                message="The site votes once in an experiment, and its vote may have left it.",
+                message="A site votes once in an experiment, and this site's vote may have left it already.",
                 rule="one vote",
                 advice="Go on without asking for its vote.",
             )
@@ -341,7 +341,7 @@ class SiteAgent:
         if experiment.model.fingerprint not in ("", self._backbone.fingerprint):
             raise RefusedError(
                 code="OTHER_MODEL",
-                message="The site has another model than the experiment asks for.",
+                message="The site's model is not the one that the experiment asks for.",
                 rule="model.fingerprint",
                 advice=f"The site's model has the fingerprint {self._backbone.fingerprint}.",
             )
@@ -398,7 +398,7 @@ class SiteAgent:
                 if not charge.release_digest:
                     self._ledger.commit(charge.sequence, record.digest(), vote=record.state.vote is not None)
                 return record.reply
-            # Reserved, then interrupted: the charge stays, computing anew is charged anew.
+            # Reserved, then interrupted: the charge stays, and computing again is charged again.
         # A ledger restored from an old backup may know less than the store.
         if number < self._ledger.last_round(name) or number <= self._store.last_round(name):
             raise RefusedError(
@@ -423,7 +423,7 @@ class SiteAgent:
         return record
 
     def _cost(self, experiment: Experiment, *, votes: bool) -> tuple[PrivacyEvent, ...]:
-        """What the next round releases anew: its noised steps, or under ``one_shot`` one release, the first time.
+        """What the next round newly releases: its noised steps, or under ``one_shot`` one release, the first time.
 
         Where sites are sampled, the epsilon is about all rounds, those without this site too: all are charged with the
         first one that it takes part in.
@@ -466,7 +466,7 @@ class SiteAgent:
         policy: Policy | None,
         choice: Choice | None = None,
     ) -> dict[str, float]:
-        """The exact accuracies that may leave, on public data alone; none is computed in vain."""
+        """The exact accuracies that may leave, on public data alone; no other accuracy is computed."""
         if policy is not None and (not self._public or policy.metrics not in EXACT_METRICS):
             return {}
         used = () if choice is None else (choice.pool, choice.chosen, learner.alone(state), choice.own)

@@ -126,7 +126,7 @@ class SocketFile:
     """Holds a socket's path from :meth:`claim` to :meth:`release`.
 
     A lock on a file beside the socket, which the system drops when its holder dies, tells a dead agent from a live one:
-    whoever has the lock may remove what a dead agent left.
+    the holder of the lock may remove what a dead agent left.
 
     Args:
         path: the socket.

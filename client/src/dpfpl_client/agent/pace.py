@@ -2,7 +2,7 @@
 
 The time is found by a rehearsal on made-up examples of the public nominal number before an experiment's first answer:
 it depends on the plan and on the machine, and is a power of two. An answer that is ready earlier waits. If an honest
-one takes longer, the experiment's time is doubled for good, for all later answers too: what that can tell is one bit
+one takes longer, the experiment's time is doubled for all later answers: what that can tell is one bit
 for each doubling, over the whole experiment, instead of a duration with every answer.
 """
 
@@ -42,7 +42,7 @@ class Pace:
         self._started = time.monotonic()
 
     def rehearse(self, experiment: Experiment, backbone: Backbone, features: SiteFeatures) -> None:
-        """Find the time of an experiment's answers, unless it is known; then the answer's time begins anew.
+        """Find the time of an experiment's answers, unless it is known; then the answer's time starts again.
 
         Args:
             experiment: whose answers.

@@ -47,7 +47,7 @@ class AggregationKeys:
     sent: Path | None = None
 
     def pinned(self) -> dict[str, str]:
-        """Fingerprint of each pinned site, read anew; none where there is no peers.toml.
+        """Fingerprint of each pinned site, read again at each call; none where there is no peers.toml.
 
         Raises:
             ConfigError: the file is not protected as policy.toml is, or says something else.
@@ -86,7 +86,7 @@ class AggregationKeys:
         now = {site: fingerprint(Ed25519PublicKey.from_public_bytes(k.signer)) if k.signer else ""
                for site, k in keys.items()}  # fmt: skip
         if self.sent is not None and now != self.seen():
-            with contextlib.suppress(OSError):  # no request fails for want of a file that only people read
+            with contextlib.suppress(OSError):  # no request fails because of a file that only people read
                 make_folder_durably(self.sent.parent)
                 write_durably(self.sent, json.dumps(now, indent=1, sort_keys=True).encode())
 

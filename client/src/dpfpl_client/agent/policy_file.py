@@ -27,7 +27,7 @@ MOST_PENDING = 10
 
 
 class Approvals:
-    """``approved.json`` and ``pending.json`` in the state folder, read anew at every question."""
+    """``approved.json`` and ``pending.json`` in the state folder, read again at every call."""
 
     def __init__(self, state: Path) -> None:
         self._approved, self._pending = state / "approved.json", state / "pending.json"
@@ -54,7 +54,7 @@ class Approvals:
         return known
 
     def wait(self, experiment: Experiment) -> None:
-        """Remember what was refused for want of an approval: the last ten names, the last configuration of each."""
+        """Remember what was refused without an approval: the last ten names, the last configuration of each."""
         pending = _read(self._pending)
         text = experiment.to_json()
         if pending.pop(experiment.name, None) == text and len(pending) < MOST_PENDING:
@@ -125,7 +125,7 @@ class PolicyFile:
         """See ``Rules``.
 
         Raises:
-            ConfigError: policy.toml is missing or wrong: nothing is allowed until it is mended.
+            ConfigError: policy.toml is missing or wrong: nothing is allowed until it is corrected.
             StateError: what was accepted cannot be read or written.
         """
         seen = (_stamp(self._path), _stamp(self._accepted_path))
@@ -146,7 +146,7 @@ class PolicyFile:
         return loosened(accepted, load_policy(self._path)) if accepted is not None else []
 
     def begin_with(self, template: Policy) -> list[str]:
-        """Before the first request: whoever wrote policy.toml, nothing looser than ``template`` holds unaccepted.
+        """Before the first request: nothing in policy.toml that is looser than ``template`` holds unaccepted.
 
         Returns:
             The looser rules, for the administrator to accept; none where a policy was accepted before.
@@ -231,7 +231,7 @@ class PolicyFile:
 def check_use(policy_file: Path, state: Path, experiment: Experiment) -> Policy:
     """Refuse to use, serve or export a prompt whose experiment the accepted policy, as it is now, does not admit.
 
-    What was learned under a looser policy stays in the state folder and can be used again once that is accepted anew.
+    What was learned under a looser policy stays in the state folder, to be used again once that policy is accepted.
 
     Args:
         policy_file: policy.toml.

@@ -28,8 +28,7 @@ __all__ = ["SigningAgent", "load_signing_key"]
 class SigningAgent:
     """An agent whose every reply carries the site's signature; refusals carry none.
 
-    The signature is computed anew for a stored release, with the same outcome, and with a new key after the site was
-    given one.
+    A stored release is signed again, with the same outcome; after the site was given a new key, with that key.
 
     Args:
         agent: does the work.

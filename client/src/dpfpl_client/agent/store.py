@@ -456,8 +456,7 @@ def _not_durable(reason: str) -> StateError:
     return StateError(
         code="RECORD_NOT_DURABLE",
         message=f"A round's record could not be written ({reason}).",
-        advice="Nothing more is released until the site's administrator has looked at the disk and started the agent "
-        "anew.",
+        advice="Nothing more is released until the site's administrator has checked the disk and restarted the agent.",
     )
 
 

@@ -1,9 +1,9 @@
 """A site's part of an experiment's secure sums: what is kept of each, and the rule of one sum.
 
-Order: bind and check the budget with the first step; RESERVE (durable) and write the noised integers (durable) before
-the masked message, COMMIT, and only then let it leave. A broken attempt is followed by another with new masks and the
-same integers; once a site has helped to unmask an attempt it takes part in no other. So however often a server asks,
-it learns one sum.
+Order: with the first step, bind and check the budget. Before the masked message, RESERVE (durable), write the noised
+integers (durable) and COMMIT; only then may the message leave. A broken attempt is followed by another with new masks
+and the same integers. Once a site has helped to unmask an attempt, it takes part in no other. So however often a
+server asks, it learns one sum.
 """
 
 import hashlib

@@ -20,8 +20,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 Yes = Annotated[bool, typer.Option("--yes", help="do not ask")]
 SITE = Path("site.toml")
 
-policy_app = typer.Typer(no_args_is_help=True, help="The rules of policy.toml, as they hold.")
-audit_app = typer.Typer(no_args_is_help=True, help="What was asked of this site, and what was decided.")
+policy_app = typer.Typer(no_args_is_help=True, help="The rules of policy.toml that hold now.")
+audit_app = typer.Typer(no_args_is_help=True, help="The requests to this site, and what was decided.")
 
 
 def add_gate_commands(app: typer.Typer) -> None:
@@ -42,7 +42,7 @@ def approve(
     site: SiteFile = SITE,
     pending: Annotated[bool, typer.Option("--pending", help="what was last asked and refused")] = False,
     name: Annotated[str | None, typer.Option(help="with --pending: which one of several")] = None,
-    revoke: Annotated[str | None, typer.Option(help="take the approval of this experiment back")] = None,
+    revoke: Annotated[str | None, typer.Option(help="withdraw the approval of this experiment")] = None,
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
@@ -133,11 +133,11 @@ def policy_accept(
     unknown = sorted(set(rule or ()) - set(looser))
     if unknown:
         raise ConfigError(
-            code="NOT_LOOSER", message=f"{', '.join(unknown)} is no rule that policy.toml makes looser.",
+            code="NOT_LOOSER", message=f"policy.toml does not make this rule looser: {', '.join(unknown)}.",
             advice=f"Looser: {', '.join(looser) or 'none'}.",
         )  # fmt: skip
     if not as_json:
-        say(f"Looser: {', '.join(looser)}" if looser else "Nothing is looser than before.")
+        say(f"Looser: {', '.join(looser)}" if looser else "No rule is looser than before.")
     if not yes and not rule and not typer.confirm("Accept?"):
         sys.exit(1)
     accepted = rules.accept(rule)
@@ -156,7 +156,7 @@ def ask_about_looser_rules(site: Path) -> None:
     rules = PolicyFile(settings.path(settings.policy), settings.state_folder, _audit(settings))
     if not rules.begin_with(template_policy()):
         return
-    say("policy.toml allows more than the template of this program. Each of these rules needs your word:")
+    say("policy.toml allows more than the template of this program. Accept each of these rules or not:")
     accepted = []
     for name, (holds, wanted) in rules.differences().items():
         line = f"  {name}: {json.dumps(wanted)}, where the template has {json.dumps(holds)}"
@@ -165,7 +165,7 @@ def ask_about_looser_rules(site: Path) -> None:
         elif typer.confirm(f"{line}. Accept?"):
             accepted.append(name)
     rules.accept(accepted)
-    say("What you did not accept does not hold; the template's value does.")
+    say("Rules that you did not accept keep the template's value.")
 
 
 @audit_app.command("show", epilog="Example: dpfpl-client audit show --last 20 --site site.toml")

@@ -28,7 +28,7 @@ def add_key_commands(app: typer.Typer) -> None:
 def enroll(
     site: SiteFile = SITE,
     name: Annotated[str, typer.Option(help="the site's name, where there is no site.toml yet")] = "",
-    force: Annotated[bool, typer.Option("--force", help="replace the keys that are there")] = False,
+    force: Annotated[bool, typer.Option("--force", help="replace existing keys")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Make this site's keys here; only their public halves, in one small file, go to the operator."""
@@ -74,9 +74,11 @@ def peers_show(site: SiteFile = SITE, as_json: AsJson = False) -> None:
 @peers_app.command("pin", epilog="Example: dpfpl-client peers pin hospital-b SHA256:... --site site.toml")
 def peers_pin(
     peer: Annotated[str, typer.Argument(help="name of the other site")],
-    told: Annotated[str, typer.Argument(help="fingerprint that its people told; left out: the one that was sent")] = "",
+    told: Annotated[
+        str, typer.Argument(help="fingerprint that its people read to you; default: the one that was sent")
+    ] = "",
     site: SiteFile = SITE,
-    remove: Annotated[bool, typer.Option("--remove", help="take the pin away")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="remove the pin")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -100,7 +102,8 @@ def peers_pin(
     if not (yes or as_json):
         was = f", instead of {before}" if before else ""
         typer.confirm(
-            f"{'Unpin' if remove else 'Pin'} {peer}: {wanted or before}{was}? Did people there tell you?", abort=True
+            f"{'Unpin' if remove else 'Pin'} {peer}: {wanted or before}{was}? Did people at that site confirm it?",
+            abort=True,
         )
     keys.pin(peer, wanted)
     audit = AuditLog(settings.state_folder / AUDIT_FILE)

@@ -43,7 +43,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 OfExperiment = Annotated[
     str | None, typer.Option("--experiment", help="whose prompt; default: that of the experiment finished last")
 ]
-Unfinished = Annotated[bool, typer.Option("--unfinished", help="use a prompt whose experiment has not ended, too")]
+Unfinished = Annotated[bool, typer.Option("--unfinished", help="also accept a prompt whose experiment has not ended")]
 SITE = Path("site.toml")
 
 
@@ -70,8 +70,8 @@ def init(
         Path | None, typer.Option(help="the operator's archive; unpacked first, or its keys renewed")
     ] = None,
     into: Annotated[Path | None, typer.Option(help="folder for the kit; default: the site's name")] = None,
-    sha256: Annotated[str | None, typer.Option(help="the archive's checksum, as the operator told it")] = None,
-    model: Annotated[str | None, typer.Option(help="a folder or a hub id, as the operator says")] = None,
+    sha256: Annotated[str | None, typer.Option(help="the archive's checksum, as the operator gave it to you")] = None,
+    model: Annotated[str | None, typer.Option(help="a folder or a hub id, as the operator names it")] = None,
     class_map: Annotated[
         list[str] | None,
         typer.Option(
@@ -111,7 +111,7 @@ def check(
     site: SiteFile = SITE,
     offline: Annotated[bool, typer.Option("--offline", help="do not try to reach the server")] = False,
     plan: Annotated[Path | None, typer.Option(help="an operator's plan, to be judged for this site")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="take every warning for an error")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="treat every warning as an error")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check images, model, policy, ledger, folders, kit, connection and clock; keeps and sends nothing."""
@@ -147,7 +147,7 @@ def start(site: SiteFile = SITE) -> None:
 )
 def separate(
     agent_user: Annotated[str, typer.Option("--agent-user", help="reads images, policy, ledger and prompt")],
-    node_user: Annotated[str, typer.Option("--node-user", help="holds the connection and runs the operator's code")],
+    node_user: Annotated[str, typer.Option("--node-user", help="keeps the connection and runs the operator's code")],
     site: SiteFile = SITE,
 ) -> None:
     """Have agent and SuperNode run as two users: gives each its files and names both in site.toml; run by root."""
@@ -348,7 +348,7 @@ def export(
     if public and repository is None:
         raise ConfigError(
             code="NO_REPOSITORY",
-            message="--public is about an upload, and nothing is uploaded.",
+            message="--public applies to an upload, and nothing is uploaded.",
             advice="Give --push-to-hub ORGANISATION/NAME as well, or leave --public out.",
         )
     settings = _load(site)
@@ -368,7 +368,7 @@ def export(
         instead = "the merged text features" if merged else "the prompt without one"
         say(f"No PEFT adapter: {exported.no_adapter}. README.md shows how to use {instead}.")
     if uploaded:
-        say(f"uploaded, for {'everybody' if uploaded.public else 'those whom the hub lets in'}: {uploaded.commit}")
+        say(f"uploaded, for {'everybody' if uploaded.public else 'those with access at the hub'}: {uploaded.commit}")
     if uploaded and public and not uploaded.public:
         say(f"{repository} was private already and stays so; the hub's own page changes that.")
     say("Read README.md there before you pass it on: it says what the prompt may tell about a training image.")
@@ -390,7 +390,7 @@ def ledger_show(site: SiteFile = SITE, as_json: AsJson = False) -> None:
             f"epsilon {_number(row['epsilon'])}, towards the operator {_number(row['epsilons']['operator'])}"
         )
         if row["counts_whole"]:
-            say("  It was admitted because nothing came before it: for later experiments all that it planned counts.")
+            say("  It was admitted because nothing was charged before it. Later experiments count all that it planned.")
     say(
         f"In all: epsilon {_number(summary['spent_epsilon'])} of {summary['max_epsilon_lifetime']:g}, "
         f"left {summary['left_epsilon']:.2f}, at delta {summary['delta']:g}"
@@ -435,7 +435,7 @@ def ledger_accept_rollback(
 
     settings = _load(site)
     if not yes:
-        typer.confirm("Budget that may have been spent since this copy was made counts as spent. Go on?", abort=True)
+        typer.confirm("Budget that may have been spent since this copy was made counts as spent. Continue?", abort=True)
     result = accept_rollback(settings, nothing_lost=nothing_lost)
     if as_json:
         _print_json(result)

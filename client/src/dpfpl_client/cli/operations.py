@@ -24,7 +24,7 @@ def add_commands(app: typer.Typer) -> None:
     )
     app.command(
         epilog="Example: dpfpl-client health --site site.toml --part agent. Exit codes: 0 healthy, 1 unhealthy, "
-        "2 the question itself is wrong."
+        "2 wrong arguments."
     )(health)
     app.command(epilog="Example: dpfpl-client forget xrays-1 --site site.toml --yes")(forget)
 
@@ -32,7 +32,7 @@ def add_commands(app: typer.Typer) -> None:
 def describe(
     site: SiteFile = SITE,
     with_classes: Annotated[
-        bool, typer.Option("--with-classes", help="also tell which classes this site has images of")
+        bool, typer.Option("--with-classes", help="also list the classes that this site has images of")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="file to write; default: print it")] = None,
 ) -> None:
@@ -121,5 +121,5 @@ def forget(
     if as_json:
         say(json.dumps({"experiment": experiment, "removed": removed}))
         return
-    what = "its prompt and releases are removed" if removed else "there was nothing of it here"
+    what = "its prompt and releases are removed" if removed else "nothing of it was stored here"
     say(f"{experiment}: {what}; requests for it are refused from now on. The ledger keeps what it cost.")

@@ -75,11 +75,11 @@ def _once(rows: dict[str, list[tuple[int, SourceItem]]]) -> tuple[list[SourceIte
         if len({_said(item) for _, item in listed}) > 1:
             for line, item in listed:
                 others = ", ".join(f"{_said(o)} in line {n}" for n, o in listed if _said(o) != _said(item))
-                twice[f"line {line}: {key}"] = f"it is {_said(item)} here and {others}, so no line counts"
+                twice[f"line {line}: {key}"] = f"it is {_said(item)} here and {others}, so none of these lines is used"
             continue
         (line, item), *rest = listed
         items.append(item)
-        twice |= {f"line {other}: {key}": f"line {line} lists it too, and counts" for other, _ in rest}
+        twice |= {f"line {other}: {key}": f"line {line} lists it too, and is used" for other, _ in rest}
     return items, twice
 
 

@@ -159,7 +159,7 @@ class _Walk:
             "Links are followed inside the data folder only: move or copy the images there, or mount their folder "
             "there (mount --bind, or a volume of the container).",
         )
-        problems += problem_per_name("BROKEN_LINK", self.broken, "Put there what it leads to, or remove the link.")
+        problems += problem_per_name("BROKEN_LINK", self.broken, "Restore what it points to, or remove the link.")
         problems += problem_per_name(
             "NOT_UTF8",
             self.not_utf8,

@@ -175,7 +175,7 @@ def _lost_classes(listed: set[str], records: Sequence[ImageRecord]) -> list[Data
         DataProblem(
             "EMPTY_CLASS",
             "warning",
-            f"No image of the class {name!r} can be used, all were skipped. Mend or replace its images.",
+            f"No image of the class {name!r} can be used: all were skipped. Repair or replace its images.",
         )
         for name in sorted(listed - train - test)
     ]

@@ -248,7 +248,7 @@ def _site_problems(train: list[ImageRecord], local: list[ImageRecord]) -> list[D
             DataProblem(
                 "ONE_CLASS",
                 "warning",
-                f"All {len(train)} training images of this site are of the class {labels.pop()!r}. Training goes on, "
+                f"All {len(train)} training images of this site are of the class {labels.pop()!r}. Training continues, "
                 "but with nothing to tell it from, the personal prompt can only learn to answer this class: expect a "
                 "local accuracy near 100 % that means little, and a loss elsewhere. Add images of a second class.",
             )

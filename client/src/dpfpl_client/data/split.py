@@ -67,7 +67,7 @@ def split_items(
             repeated |= {item.key: f"it is the same picture as {first.key!r}" for item, _ in copies[1:]}
     records.sort(key=lambda record: (record.split != "train", record.key))
     return records, [
-        *problem_per_name("DUPLICATE_ACROSS_SPLITS", across, "It counts on neither side; remove one of the copies."),
+        *problem_per_name("DUPLICATE_ACROSS_SPLITS", across, "It is used on neither side; remove one of the copies."),
         *problem_per_name("DUPLICATE_IMAGE", repeated, "It counts once; remove the copy."),
         *problem_per_name("CONFLICTING_LABELS", contradictory, "Keep the copy whose label is right."),
     ]

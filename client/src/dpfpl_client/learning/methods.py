@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 
-# The personal context as low-rank factors and a residual, afresh at every step.
+# The personal context as low-rank factors and a residual, computed again at every step.
 #
 # Source: DP-FPL (Tran et al., ICLR 2025) section 4 and equation 4; the projection is that of Yu et al. (2021),
 # reparametrised gradient perturbation. Computed in float64: these are tiny matrices, and orthonormality carries the

@@ -1,4 +1,4 @@
-"""What a site keeps from round to round; without torch, for whoever only reads it from the disk."""
+"""What a site keeps from round to round; without torch, for programs that only read it from the disk."""
 
 from dataclasses import dataclass
 

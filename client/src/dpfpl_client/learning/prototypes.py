@@ -48,7 +48,7 @@ def prototypes_from(
     *Which rows.* The squared norm of pure noise in k dimensions exceeds ``z^2 (k + 2 sqrt(k t) + 2 t)`` with chance at
     most ``exp(-t)`` (``dpfpl_common.privacy_plan``). A row above that, t = ln(10^6), is a class that the site has, and
     counts by its signal. Below it a signal of ``z sqrt(2 sqrt(k t) + 2 t)`` may hide: such a class counts
-    by that, with its text feature in the image's place, so that the prompt does not give it up for want of evidence.
+    by that, with its text feature in the image's place, so that the prompt keeps a class that lacks evidence.
 
     *The absent.* With ever less noise nothing can hide any more, and the classes that a site lacks would cease to
     count: the prompt would be bent towards the site's own classes. ``absent_weight`` is the least share of all weight

@@ -1,6 +1,7 @@
 """What a site does in one step, and with which randomness: sample, differentiate, project, clip, add noise.
 
-The mechanisms themselves are in :mod:`dpfpl_common.privacy`; here an experiment's numbers are handed to them.
+This is ``per_step``. The mechanisms themselves are in :mod:`dpfpl_common.privacy`; here an experiment's numbers are
+handed to them. The default, ``one_shot``, adds its noise in :mod:`dpfpl_common.privacy.one_shot`.
 """
 
 import math
@@ -78,7 +79,7 @@ RandomnessSource = SystemRandomness | SeededRandomness
 
 # Opacus' ``DPOptimizer`` with this project's clipping and noise in its hooks.
 #
-# Who knows Opacus finds the usual order here: per-example gradients in ``p.grad_sample``, ``clip_and_accumulate``,
+# If you know Opacus, this is the usual order: per-example gradients in ``p.grad_sample``, ``clip_and_accumulate``,
 # ``add_noise``, ``scale_grad``. Different are the clip (all blocks jointly, each with a bound of its own, non-finite
 # examples left out), the noise (from a ``NoiseSource``, never from torch's generators) and the divisor (public, so that
 # an empty batch is an ordinary one).
@@ -101,8 +102,8 @@ class BlockDPOptimizer(DPOptimizer):  # type: ignore[misc]
         noise: source of the noise.
         expected_batch_size: public divisor.
         clipping: ``joint`` or ``separate``.
-        largest_sum: L2 norm to which the first block's sum is held before noise. To bring two sums into a ball drives
-            them no further apart; it keeps an honest site of any size below the server's cap.
+        largest_sum: L2 norm to which the first block's sum is held before noise. Projecting two sums into a ball never
+            moves them further apart. It keeps an honest site of any size below the server's cap.
     """
 
     def __init__(
@@ -187,7 +188,7 @@ def noised_step(
         experiment: clipping norms, trust and noise multiplier; its public ``sample_rate * nominal_site_size`` is the
             divisor, never the size of the drawn batch.
         directions: the method's split into personal blocks, made before this sample was drawn.
-        gradients: [batch, num_context, width], float64; the batch may be empty, noise is released all the same.
+        gradients: [batch, num_context, width], float64; the batch may be empty; noise is released even then.
         noise: source of the noise.
 
     Returns:
@@ -218,8 +219,8 @@ def noised_step(
 def batch_gradient(experiment: Experiment, gradients: Floats) -> Floats:
     """Sum of the examples' gradients [batch, num_context, width] over the public expected batch size; not private.
 
-    An example that is not finite is left out. A sum that overflows all the same counts as zero, so the site's state
-    stays finite.
+    An example that is not finite is left out. A sum that still overflows counts as zero, so the site's state stays
+    finite.
     """
     divisor = experiment.privacy.sample_rate * experiment.privacy.nominal_site_size
     finite = np.all(np.isfinite(gradients), axis=(1, 2))

@@ -36,8 +36,8 @@ class DualEncoder:
         logit_bias: added to the logits of a sigmoid head; None for a softmax head.
         words: how people's words become tokens.
         frame: what the tokenizer writes around a text.
-        device: where the towers compute. Image features and token embeddings are given on the processor all the same.
-        context_follows: where the context stands and what comes after it, for whoever uses an exported prompt.
+        device: where the towers compute. Image features and token embeddings are always given on the processor.
+        context_follows: where the context stands and what comes after it, for users of an exported prompt.
         shortcuts: in words, what is computed once, exactly.
         tasks: what it can be asked: classes alone.
         mechanisms: under which it can learn: all.

@@ -1,7 +1,7 @@
 """What is wrong with a model folder, found before anything of it is loaded.
 
-Each fault has a code, the name of the file and a cure. What is accepted here is what is loaded later: the weights are
-safetensors files that lie in the folder itself, whole, so the fingerprint over the folder's files covers them.
+Each fault has a code, the name of the file and what to do. What is accepted here is what is loaded later: the weights
+are whole safetensors files in the folder itself, so the fingerprint over the folder's files covers them.
 """
 
 import json
@@ -26,7 +26,7 @@ PREPROCESSORS: Final = ("preprocessor_config.json", "processor_config.json")
 POINTER: Final = b"version https://git-lfs.github.com/spec/"
 LARGEST_HEADER: Final = 100_000_000
 PRECISIONS: Final = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-AGAIN: Final = "Download it again, or copy it again from where it is whole."
+AGAIN: Final = "Download it again, or copy it again from a complete copy."
 
 
 def identifying_files(folder: Path) -> list[Path]:
@@ -98,7 +98,7 @@ def weight_files(folder: Path, config: dict[str, Any]) -> list[str]:
             code="NO_SAFETENSORS",
             message=f"{folder} holds neither model.safetensors nor model.safetensors.index.json; other formats are "
             "never loaded.",
-            advice="Convert the weights to safetensors, under that name.",
+            advice="Convert the weights to safetensors and save them under one of these names.",
         )
     named = _plain_name(first, "config.json", (".safetensors", ".safetensors.index.json"))
     if not named.endswith(".index.json"):

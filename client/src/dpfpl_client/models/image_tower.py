@@ -59,9 +59,9 @@ class ImageTower:
     They hold for as many threads as there were then.
 
     Args:
-        model: a loaded dual encoder. On the processor, in float32, the linear layers that see pictures are replaced in
-            it before the first picture, where oneDNN serves this machine; their weights are then laid out for it and
-            no longer where they were.
+        model: a loaded dual encoder. On the processor, in float32, its linear layers that see pictures are replaced
+            before the first picture, if oneDNN works on this machine; their weights are then in oneDNN's layout and
+            no longer in the model's.
         prepared: pictures to what the model takes, the pictures along the first dimension.
         device: where the model is.
     """

@@ -59,8 +59,8 @@ BATCH_PIXELS: Final = 48 * 2**20
 def batches(images: Iterable[Image.Image], most: int) -> Iterator[list[Image.Image]]:
     """Lists of at most ``most`` images and ``BATCH_PIXELS`` pixels, in the images' order; a larger image goes alone.
 
-    The images are taken one by one. A batch is emptied when the next one is asked for: whoever still has its list would
-    hold two batches of images decoded, beside the one image that did not fit any more.
+    The images are taken one by one. A batch is emptied when the next one is asked for. Otherwise a caller that keeps
+    its list would hold two batches of decoded images, beside the one image that did not fit any more.
     """
     batch: list[Image.Image] = []
     pixels = 0

@@ -147,8 +147,8 @@ class Words:
             token = self._tokenizer.convert_ids_to_tokens(wrong[0])
             raise ModelError(
                 code="SPECIAL_TOKEN",
-                message=f"A question, an answer, a name or the initial text spells {token!r}, which to this model is "
-                "no word: it controls the model, or there is no vector for it.",
+                message=f"A question, an answer, a name or the initial text spells {token!r}, which this model does "
+                "not read as a word: it controls the model, or the model has no vector for it.",
                 advice="Write it in other words.",
             )
         return [*words, *self._after(before, after)]

@@ -172,5 +172,5 @@ def _other(answer: _Answer) -> DeploymentError:
     return DeploymentError(
         code="FLEET_REFUSED",
         message=f"The server refuses this site: {answer.details[:300]}",
-        advice="Ask the operator to look into the server's log.",
+        advice="Ask the operator to look at the server's log.",
     )

@@ -47,7 +47,7 @@ PATCHES = (
             "flwr.supercore.grpc:create_channel": "6d71819bdc98",
         },
         "The channel is opened without keepalive and calls have no deadline: behind a link that swallows packets "
-        "a call hangs for minutes. A server whose certificate names another host is tried for ever.",
+        "a call hangs for minutes. A server whose certificate names another host is retried forever.",
         "SuperNode: keepalive, deadlines and errors that do not pass",
     ),
     Patch(
@@ -102,11 +102,11 @@ _FATAL = (  # what gRPC says, and what it means
     ("Hostname Verification Check failed", "CERTIFICATE_NAME", "the server's certificate is for another address"),
     ("is not in peer certificate", "CERTIFICATE_NAME", "the server's certificate is for another address"),
     ("CERTIFICATE_VERIFY_FAILED", "SERVER_NOT_TRUSTED", "the server's certificate is not from this kit's authority"),
-    ("missing selected ALPN", "WRONG_SERVICE", "something else than this federation's server answers"),
-    ("WRONG_VERSION_NUMBER", "WRONG_SERVICE", "something else than this federation's server answers"),
+    ("missing selected ALPN", "WRONG_SERVICE", "something other than this federation's server answers"),
+    ("WRONG_VERSION_NUMBER", "WRONG_SERVICE", "something other than this federation's server answers"),
 )
 _REFUSED = (
-    ("Invalid timestamp", "CLOCK_SKEW", "this machine's clock and the server's differ by more than 5 s"),
+    ("Invalid timestamp", "CLOCK_SKEW", "this machine's clock is more than 5 s ahead of the server's or 5 min behind it"),
     ("Invalid node ID", "KEY_WITHDRAWN", "the server does not accept this site's key any more"),
     ("Invalid signature", "KEY_WITHDRAWN", "the server does not accept this site's key"),
 )
@@ -138,10 +138,10 @@ def watch_the_link(state_file: Path) -> None:
 def channel_options() -> list[tuple[str, int]]:
     """Notice a dead link within twenty to forty seconds, and look for a live one at least every ten.
 
-    A keepalive ping is sent only while a call waits and nothing was read for the whole interval, so a healthy link,
-    where a poll or a heartbeat is answered every few seconds, has none and no server can find them too many. Two limits
-    of gRPC 1.85, measured: no keepalive interval below 10 s is taken, and without ``ping_timeout_ms`` an unanswered
-    ping is borne for a minute.
+    A keepalive ping is sent only while a call waits and nothing was read for the whole interval. On a healthy link a
+    poll or a heartbeat is answered every few seconds, so there are no pings, and no server can object to them. Two
+    limits of gRPC 1.85, measured: no keepalive interval below 10 s is taken, and without ``ping_timeout_ms`` an
+    unanswered ping is tolerated for a minute.
     """
     keepalive_ms = int(1000 * float(os.environ.get(_KEEPALIVE, "20")))
     backoff_ms = int(1000 * float(os.environ.get(_BACKOFF, "10")))
@@ -259,7 +259,7 @@ class _Impatient(types.ModuleType):
     """The time module as Flower's message loop sees it.
 
     The loop sleeps 3 s between two questions to the server, here the poll interval; and 0.5 s between two looks for the
-    ClientApp's reply and for its parts, here as good as nothing.
+    ClientApp's reply and for its parts, here almost nothing.
     """
 
     def __init__(self, longest_s: float) -> None:

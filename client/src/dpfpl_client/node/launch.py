@@ -28,14 +28,14 @@ WAIT_FOR = ("ADDRESS_UNKNOWN", "PORT_CLOSED", "SERVER_UNREACHABLE", "SERVER_SILE
 """What ends by itself when the server or the network comes up."""
 CONNECT_S = 120.0
 MOST_RESTARTS = 5
-"""Of either process, without ten quiet minutes between; then whoever started us decides, for instance systemd."""
+"""Of either process, without ten quiet minutes between; then our parent decides, for instance systemd."""
 
 
 def run_site(site_file: Path, settings: SiteSettings, say: Callable[[str], None]) -> None:
     """Run the site until it is interrupted.
 
-    Whichever of the two ends is started again, visibly and a limited number of times; the other meanwhile stays, and
-    ClientApps wait for the agent. If one ends for good, the other is stopped too.
+    If one of the two ends, it is started again, visibly and a limited number of times. Meanwhile the other keeps
+    running, and ClientApps wait for the agent. If one ends for good, the other is stopped too.
 
     Raises:
         DeploymentError: one of them refuses to serve or crashed too often, or the operator withdrew the site's key.

@@ -52,7 +52,7 @@ _KNOWN_TROUBLE = (  # what Flower's log says, and what it means
         "SERVER_UNREACHABLE",
         "nothing answers as the federation's server at the address in site.toml.",
         "Check that the server runs, that firewalls let this site through, and that the operator provisioned it with "
-        "this very address.",
+        "exactly this address.",
     ),
 )
 
@@ -70,7 +70,7 @@ class SuperNodeSettings:
         agent_address: where the site's agent listens, ``unix:PATH`` (absolute) or ``host:port``.
         agent_token_file: the file with the agent's token.
         runtime_port: loopback port for Flower's own processes; 0 takes a free one.
-        poll_s: how often the site asks the server for messages; one machine bears 0.2, the internet 1 or more.
+        poll_s: seconds between two questions for messages; 0.2 works on one machine, 1 or more over the internet.
         user: the user, group and groups that it runs as, if not ours.
         control_folder: where its log and its configuration lie, if not in the state folder: what another user's
             processes can exchange for a link must not be written by us.

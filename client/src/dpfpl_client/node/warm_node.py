@@ -2,9 +2,9 @@
 
 Stock Flower starts a fresh ``flwr-clientapp`` per message (about a second of CPU for imports alone) and looks for
 messages every 3 s. Here the SuperNode runs in Flower's isolation mode "process", which is made for an executor of one's
-own. Ours is forked from the SuperNode before that starts any thread: told through a pipe that a message is there, it
-asks the SuperNode's Runtime API for the task, as Flower's SuperExec does, and forks itself for it, so a ClientApp is as
-isolated as before but has nothing to import. What is changed in Flower for that stands in
+own. Ours is forked from the SuperNode before that starts any thread. A pipe tells it that a message is there; then it
+asks the SuperNode's Runtime API for the task, as Flower's SuperExec does, and forks itself for it. So a ClientApp is
+as isolated as before but has nothing to import. What is changed in Flower for that stands in
 :mod:`dpfpl_client.node.flower_patches`.
 
 The Runtime API listens on loopback, where other users of the machine reach it. It gives tasks only to our executor:
@@ -131,7 +131,7 @@ def _readable_once(secret: bytes) -> str:
 
 
 def _execute_tasks(address: str, heard: int, secret: bytes) -> NoReturn:
-    """Ask the SuperNode for tasks for ever, whenever a message is said to be there, and fork for each."""
+    """Ask the SuperNode for a task whenever a message is announced, and fork for each; never returns."""
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     signal.signal(signal.SIGINT, lambda *_: os._exit(0))
     client = RuntimeHttpClient.from_server_address(

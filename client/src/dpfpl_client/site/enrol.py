@@ -45,7 +45,7 @@ def enroll(site_file: Path, name: str = "", *, force: bool = False) -> tuple[Enr
         raise ConfigError(
             code="SITE_NAME",
             message=f"The site's name is {name!r}, and there is no {site_file}.",
-            advice="Give the name that you agreed on with the operator: --name hospital-a.",
+            advice="Give the name that you and the operator agreed on: --name hospital-a.",
         )
     node, own, aggregation = paths = [folder / p for p in (server.node_key, agent.key, agent.aggregation_key)]
     there = [path.name for path in paths if path.exists()]

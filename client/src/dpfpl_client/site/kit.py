@@ -107,7 +107,7 @@ def _check_sum(archive: Path, content: bytes, sha256: str | None) -> None:
         raise ConfigError(
             code="KIT_CHECKSUM",
             message=f"{archive} has the SHA-256 {found}, not the expected one.",
-            advice="It was damaged or replaced on its way: do not use it, ask the operator for another.",
+            advice="It was damaged or replaced in transit: do not use it, and ask the operator for another.",
         )
 
 

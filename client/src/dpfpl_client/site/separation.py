@@ -190,7 +190,9 @@ def _identity(name: str) -> Identity:
         ) from None
     if found.pw_uid == 0:
         raise ConfigError(
-            code="USERS_NOT_SEPARATE", message="site.toml [users] names root.", advice="Name a user without rights."
+            code="USERS_NOT_SEPARATE",
+            message="site.toml [users] names root.",
+            advice="Name a user without special rights.",
         )
     return Identity(found.pw_name, found.pw_uid, found.pw_gid, tuple(os.getgrouplist(found.pw_name, found.pw_gid)))
 

@@ -94,7 +94,7 @@ def results_lines(results: dict[str, Any]) -> list[str]:
     if not results["images"]:
         return [f"{head}: add test images, or raise test_fraction."]
     rows = [f"  {NAMES[name]:<40} {value:.1%}" for name, value in results["accuracy"].items()]
-    exact = "These numbers are exact and stay at this site; what leaves is noised."
+    exact = "These numbers are exact and stay at this site; only noised ones leave it."
     if results["own_rows"]:
         rows.append("  This site's images look unlike the others': it uses class vectors from its own rows.")
     if not results["released"]:

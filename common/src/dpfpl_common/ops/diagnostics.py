@@ -139,7 +139,7 @@ class Trouble:
 
 
 def report(troubles: Sequence[Trouble], *, words: bool = True) -> dict[str, object]:
-    """The troubles as JSON; without ``words`` only parts and codes, for whoever may not read more."""
+    """The troubles as JSON; without ``words`` only parts and codes, for callers that may not read more."""
     reasons = [
         {"part": t.part, "code": t.code, "message": t.message} if words else {"part": t.part, "code": t.code}
         for t in troubles

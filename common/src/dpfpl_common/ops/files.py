@@ -37,7 +37,7 @@ def write_durably(path: Path, content: bytes, mode: int = 0o600) -> None:
 
 
 def is_full(error: OSError) -> bool:
-    """Whether a write failed for want of space, so that nothing is wrong with the disk once there is some."""
+    """Whether a write failed because the disk is full, so that nothing is wrong once there is space."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 

@@ -1,8 +1,8 @@
 """How our small HTTP pages listen: one socket, opened before anything is promised, and the same limits everywhere.
 
-A caller has eight seconds for a request's headers and shares the machine with others: of callers that have not finished
-theirs only so many are kept, the newest, and another machine opens so many connections at most. So whoever opens
-hundreds and finishes none is dropped, and everybody else is served meanwhile.
+A caller has eight seconds for a request's headers and shares the machine with others. Of the callers that have not
+finished their headers only a limited number is kept, the newest, and the connections of one other machine are limited
+too. So a caller that opens hundreds and finishes none is dropped, and everybody else is served meanwhile.
 """
 
 import asyncio
@@ -35,12 +35,12 @@ __all__ = [
 ]
 
 
-# Who may speak to our small HTTP pages: this machine only, or whoever shows the token.
+# Who may speak to our small HTTP pages: this machine only, or callers that show the token.
 #
 # An ASGI wrapper without dependencies, around the application of whichever framework. Reached over loopback without a
 # token, it answers only requests that name loopback as their host, so that a web page which makes its own name point
 # here
-# (DNS rebinding) gets nothing. With a token it answers whoever shows it as ``Authorization: Bearer TOKEN``. Every
+# (DNS rebinding) gets nothing. With a token it answers callers that show it as ``Authorization: Bearer TOKEN``. Every
 # answer
 # carries headers that keep a browser from loading anything from elsewhere.
 

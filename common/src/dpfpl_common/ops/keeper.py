@@ -1,4 +1,4 @@
-"""Starts a process that crashed again: after growing pauses, visibly, until it says that this is no use."""
+"""Restarts a process that crashed: after growing pauses, visibly, until it says that a restart is no use."""
 
 import time
 from collections.abc import Callable
@@ -22,7 +22,7 @@ class Keeper:
         process: as it runs now, a member of ``group``.
         start: starts another one in ``group``.
         group: of processes that live and die together.
-        say: tells whoever watches the terminal.
+        say: prints a line in the terminal.
         most: restarts without a quiet time between; None for any number.
         final: an error where another start would not help, from the process and its exit status; None where it may.
         clock: seconds, for tests.

@@ -290,7 +290,7 @@ def wait_until(
         if time.monotonic() > deadline:
             raise DeploymentError(
                 code="TIMED_OUT",
-                message=f"Waited {timeout_s:g} s in vain for {what}.{_tails(watched)}",
+                message=f"Waited {timeout_s:g} s for {what}, which did not happen.{_tails(watched)}",
                 advice="Read the logs named above; on a slow or busy machine try again.",
             )
         time.sleep(interval_s)

@@ -116,8 +116,8 @@ def _shake_hands(context: ssl.SSLContext, plain: socket.socket, host: str, addre
     except TimeoutError:
         raise DeploymentError(
             code="SERVER_SILENT",
-            message=f"{address} accepts the connection and then says nothing.",
-            advice="Something else may listen there, or a firewall swallows what it does not know: ask the operator.",
+            message=f"{address} accepts the connection but sends nothing.",
+            advice="Another program may listen there, or a firewall drops unknown traffic: ask the operator.",
         ) from None
     except (ssl.SSLError, ConnectionError):
         raise _wrong_service(address, "does not speak TLS") from None

@@ -125,7 +125,7 @@ def exceeds(events: Sequence[PrivacyEvent], delta: float, cap: float) -> bool:
     PLD takes seconds for large epsilons on the fine grid and a tenth of one on a coarse grid, whose epsilon is an upper
     bound too: four times too large for 100,000 steps at rate 0.001, a few percent for epsilons above 20. So a cap that
     holds on the coarse grid holds, and one that is passed there by far is taken as passed; only what is between is
-    computed finely. Whoever sends requests cannot keep a site busy with arithmetic.
+    computed finely. So nobody can keep a site busy with arithmetic by sending requests.
     """
     for releases in _by_part(events):
         coarse = _epsilon(releases, delta, "coarse")

@@ -12,10 +12,10 @@ coordinate the release is one Gaussian mechanism of multiplier z, without sampli
 for every pair of neighbours, so nothing is given away.
 
 Together with a release about the training part. The candidates may depend on training examples only through noised
-releases that were charged. An example is in exactly one part (``dpfpl_client.data.split``), and it moves no other. So
-for an example of the training part this release is post-processing, and for one of the held-back part the training
-releases do not depend on it at all: towards anybody the pair is as private as the worse of the two (parallel
-composition), never their sum. It fails where an example was in both parts over time; the ledger then adds them up.
+releases that were charged. An example is in exactly one part (``dpfpl_client.data.split``), and it moves no other. For
+an example of the training part this release is post-processing. For an example of the held-back part, the training
+releases do not depend on it at all. So towards anybody the pair is as private as the worse of the two (parallel
+composition), never their sum. That fails where an example was in both parts over time; the ledger then adds them up.
 """
 
 import math

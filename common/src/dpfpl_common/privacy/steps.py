@@ -40,7 +40,7 @@ def noised(total: Floats, noise_stddev: float, noise: NoiseSource) -> Floats:
 def noised_update(update: Floats, clipping_norm: float, noise_stddev: float, noise: NoiseSource) -> Floats:
     """The round's update [num_context, width], clipped as a whole to C, with the site's share of the noise.
 
-    An update that is not finite becomes zero; the noise is added all the same.
+    An update that is not finite becomes zero; the noise is still added.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         squared = np.square(update).sum()

@@ -1,4 +1,4 @@
-"""Secure aggregation: sites mask what they send, and whoever adds it up learns the sum alone (Bonawitz et al. 2017)."""
+"""Secure aggregation: sites mask what they send, so the server learns only the sum (Bonawitz et al. 2017)."""
 
 __all__ = ["STEPS", "SUMS"]
 

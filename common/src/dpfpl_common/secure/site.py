@@ -7,10 +7,10 @@
     masked    shares sealed to this site -> own integers + own mask +- one mask for each neighbour, modulo 2^64
     unmask    survivors and gone         -> the share of each survivor's own mask, of each gone site's key
 
-What it holds the server to: no step out of order, no second request for a step, no unknown or changed peer, no share
-that its sender did not seal for this attempt, fewer than N - D sites nowhere, and never both shares of one site. So
-with a threshold above (N + K) / 2 no two lists of survivors can be unmasked, and what the server learns is one sum over
-N - D sites at least. The guarantee is computational, against a server that follows the protocol and keeps what it sees,
+What it refuses: a step out of order, a second request for a step, an unknown or changed peer, a share that its sender
+did not seal for this attempt, a list of fewer than N - D sites, and a request for both shares of one site. So with a
+threshold above (N + K) / 2 no two lists of survivors can be unmasked, and the server learns one sum over at least
+N - D sites. The guarantee is computational, against a server that follows the protocol and keeps what it sees,
 with at most K sites; against one that invents sites, or puts keys of its own in a site's place, it needs ``peers``.
 """
 

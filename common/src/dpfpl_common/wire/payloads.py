@@ -1,7 +1,7 @@
 """What a site's agent signs: the text that ties a reply to one experiment, round, kind and site.
 
-Operator code runs beside a site's connection and could send whatever it likes in the site's name; the agent's signature
-is what the server believes instead. Ed25519 is deterministic: the same reply has the same signature, always.
+Operator code runs beside a site's connection and could send anything in the site's name; so the server believes only
+the agent's signature. Ed25519 is deterministic: the same reply always has the same signature.
 """
 
 import hashlib

@@ -23,7 +23,7 @@ RunsFolder = Annotated[Path, typer.Option("--runs", help="folder that holds one 
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 Name = Annotated[str, typer.Argument(help="name of the experiment")]
 File = Annotated[Path, typer.Argument(help="experiment.toml")]
-Restarts = Annotated[int, typer.Option(min=0, help="how often a run that was cut off is resumed by itself")]
+Restarts = Annotated[int, typer.Option(min=0, help="how often a run that was cut off is resumed automatically")]
 ServerWait = Annotated[float, typer.Option(min=0, help="seconds to wait for a server that does not answer")]
 SiteWait = Annotated[float, typer.Option(min=0, help="seconds to wait for missing sites before a round")]
 WATCH_SECONDS = 0.3
@@ -57,11 +57,13 @@ def new_experiment(
         list[Path] | None,
         typer.Option("--from", help="what a site wrote with dpfpl-client describe, or a pilot's folder; repeat"),
     ] = None,
-    classes: Annotated[list[str] | None, typer.Option("--class", help="a class; repeat. Default: all told")] = None,
+    classes: Annotated[
+        list[str] | None, typer.Option("--class", help="a class; repeat. Default: all classes in those files")
+    ] = None,
     width: Annotated[int | None, typer.Option(help="of the model, as dpfpl-client check prints it")] = None,
     fingerprint: Annotated[str | None, typer.Option(help="of the model, as dpfpl-client check prints it")] = None,
     epsilon: Annotated[
-        float | None, typer.Option(help="for whoever receives a site's prompt", show_default="the pilot's, else 8")
+        float | None, typer.Option(help="for the recipient of a site's prompt", show_default="the pilot's, else 8")
     ] = None,
     server: ServerFolder = Path("server"),
     out: Annotated[Path, typer.Option(help="file to write")] = Path("experiment.toml"),
@@ -97,7 +99,7 @@ def plan(
     experiment: File,
     server: ServerFolder = Path("server"),
     runs: RunsFolder = Path("runs"),
-    out: Annotated[Path | None, typer.Option(help="write the plan here: sites approve it by this file")] = None,
+    out: Annotated[Path | None, typer.Option(help="write the plan here; sites approve this file")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what an experiment would cost and who would refuse it; nothing is sent, nothing is started.

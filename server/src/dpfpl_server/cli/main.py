@@ -59,7 +59,7 @@ def provision(
     ] = "",
     port: Annotated[int, typer.Option(help="port under which the sites reach the server")] = 9092,
     also: Annotated[list[str] | None, typer.Option(help="further names or IPs for the certificate")] = None,
-    force: Annotated[bool, typer.Option("--force", help="replace keys of sites that have some")] = False,
+    force: Annotated[bool, typer.Option("--force", help="replace the keys of sites that have keys already")] = False,
     archive: Annotated[str, typer.Option(help="make each kit one file: tar.gz")] = "",
     ca_key: sites_cli.CaKey = None,
     as_json: AsJson = False,
@@ -154,7 +154,7 @@ def main() -> None:
         _fail(known)
     except SystemExit as leave:
         if leave.code == INTERRUPTED:  # what typer makes of Ctrl-C
-            console.print("Stopped. Go on with: dpfpl-server resume NAME")
+            console.print("Stopped. To continue: dpfpl-server resume NAME")
         raise
 
 

@@ -34,7 +34,7 @@ def report(
     runs: RunsFolder = Path("runs"),
     lang: Annotated[str, typer.Option(help="language: en or ja")] = "en",
     roi: Annotated[
-        Path | None, typer.Option(help="the company's figures, see roi-template; adds what it is worth")
+        Path | None, typer.Option(help="the company's figures, see roi-template; adds the return on investment")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="file to write; default: report.html beside result.json")] = None,
     as_json: AsJson = False,
@@ -61,7 +61,8 @@ def track(
     send_exact: Annotated[
         bool,
         typer.Option(
-            "--send-exact", help="send a simulation too: everybody who reads the tracker may know exact accuracies"
+            "--send-exact",
+            help="send a simulation too, if everybody who reads the tracker may know its exact accuracies",
         ),
     ] = False,
 ) -> None:
@@ -75,9 +76,7 @@ def track(
     from dpfpl_server.runs.tracking import track as send
 
     if mlflow is None and tensorboard is None:
-        raise ConfigError(
-            code="NO_TRACKER", message="There is nowhere to send it to.", advice="Give --mlflow or --tensorboard."
-        )
+        raise ConfigError(code="NO_TRACKER", message="No tracker is named.", advice="Give --mlflow or --tensorboard.")
     result = _result(RunFolder(runs / name))
     if mlflow is not None and not send_exact:
         refuse_simulated(result)

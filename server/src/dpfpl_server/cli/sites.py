@@ -155,12 +155,12 @@ def _say_kits(kits: dict[str, Path], enrolment: "Enrolment | None") -> None:
     if kits and enrolment is None:
         typer.echo(
             "Hand each site its kit in a way that nobody else can read: it holds private keys that were made here. "
-            "Where that is not a trial, let the site make its own: dpfpl-client enroll there, --public-key here."
+            "If this is not a trial, let the site make its own keys: dpfpl-client enroll there, --public-key here."
         )
     elif kits and enrolment is not None:
         typer.echo(
-            f"Its aggregation key is {fingerprint(enrolment.aggregation_key)}: compare that with what the people there "
-            "read to you. The kit holds no secret."
+            f"Its aggregation key is {fingerprint(enrolment.aggregation_key)}: compare that with the fingerprint "
+            "that its people read to you. The kit holds no secret."
         )
 
 

@@ -85,9 +85,9 @@ def aggregate_sum(experiment: Experiment, updates: Updates, noise: NoiseSource) 
     towards the sum over sites, hence ``z C / sqrt(local_steps)`` towards that mean.
 
     Under the unit ``site`` an update is clipped as a whole, so one site moves the sum by at most C, and under
-    ``central`` the noise on it has standard deviation z C. The divisor is the public ``site_sample_rate * N``, whoever
-    replied; a sample without a single reply is noise alone. With sampled sites there is no quorum to keep: the noise is
-    whole however few sites reply.
+    ``central`` the noise on it has standard deviation z C. The divisor is the public ``site_sample_rate * N``, however
+    many replied; a sample without a single reply is noise alone. With sampled sites there is no quorum to keep: the
+    noise is whole however few sites reply.
 
     A robust rule (``dpfpl_server.federation.robust``) works on single messages. It is admitted under ``local`` trust
     only, where each message carries the whole noise, so that whatever is made of them is post-processing.

@@ -41,7 +41,7 @@ def main(grid: Grid, context: Context) -> None:
         folder.add_event({"phase": "FAILED", "code": error.code, "message": error.message, "advice": error.advice})
         raise
     except Exception as error:
-        folder.add_event({"phase": "CRASHED", "message": f"the server's program broke ({type(error).__name__})"})
+        folder.add_event({"phase": "CRASHED", "message": f"the server's program failed ({type(error).__name__})"})
         raise
 
 

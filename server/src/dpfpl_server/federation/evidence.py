@@ -29,7 +29,7 @@ from dpfpl_common.wire.payloads import Context, EvaluateRequest, TrainRequest
 __all__ = ["NOTHING_FOUND", "Evidence", "Summed", "check_rows"]
 
 NOTHING_FOUND = (
-    "No class of any site stands out of the noise at this epsilon: the federation bought nothing. Use a larger "
+    "No class of any site stands out of the noise at this epsilon: the federation gained nothing. Use a larger "
     "epsilon, more images a site, or more sites."
 )
 

@@ -1,8 +1,8 @@
 """One exchange of messages with a set of sites: push, then pull until all answered or time is up.
 
-Flower delivers a message once and takes its reply once. A connection that breaks between the SuperLink's books and the
-site therefore loses either for good, so a site that is silent at half of the time is asked a second time, in a message
-of its own; what it computed meanwhile it serves again.
+Flower delivers a message once and takes its reply once. If the connection breaks at that moment, the message or the
+reply is lost. So a site that is silent at half of the time is asked a second time, in a message of its own; what it
+has computed meanwhile it sends from its store.
 """
 
 import time
@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 __all__ = ["AskAgain", "Outcome", "Rejected", "content_bytes", "exchange", "record_bytes"]
 
 POLL_SECONDS = 0.1
-"""Between two looks for replies; or as long as a look in vain took, so that many sites leave the SuperLink time."""
+"""Between two looks for replies; or as long as a look that found none took, so that the SuperLink gets time."""
 PULL_AT_ONCE = 100
 ASK_AGAIN_AT = 0.5
 """Share of the time after which a silent site is asked once more."""

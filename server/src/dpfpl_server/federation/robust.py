@@ -1,4 +1,4 @@
-"""Rules that bear some hostile updates: median and trimmed mean (Yin et al., 2018), Krum (Blanchard et al., 2017).
+"""Rules that tolerate hostile updates: median and trimmed mean (Yin et al., 2018), Krum (Blanchard et al., 2017).
 
 They need every single update, so they are post-processing of what each site sent, not of a sum: their output is as
 private as one message is, no more. See docs/explanation/mechanism.md, robust aggregation.

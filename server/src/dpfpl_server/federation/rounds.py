@@ -1,8 +1,11 @@
 """The DP-FPL strategy: rounds of one experiment over Flower's message API.
 
-Differs from Flower's own strategies where a federation of independent sites needs it: one bad reply costs that reply,
-not the run; weights are equal; a round closes at its deadline and is aggregated only with the quorum that the privacy
-analysis assumes; every completed round is checkpointed, so a run can start at any round.
+Differs from Flower's own strategies where a federation of independent sites needs it:
+
+- one bad reply costs that reply, not the run;
+- weights are equal;
+- a round closes at its deadline, and is aggregated only with the quorum that the privacy analysis assumes;
+- every completed round is checkpointed, so a run can start at any round.
 """
 
 import math
@@ -58,8 +61,8 @@ class DPFPLStrategy(Strategy):
         sampler: draws the sites of a round, as secret as the noise; from the operating system's entropy unless given.
         site_wait_s: how long missing sites are waited for before a round.
         book: what is kept of secure sums.
-        withdrawn: sites whose key the operator took back since, each with a code and what happened, asked anew before
-            each round: nobody waits for them, and a round counts them as sites that gave no reply.
+        withdrawn: sites whose key the operator has withdrawn since, each with a code and what happened, looked up
+            again before each round: nobody waits for them, and a round counts them as sites that gave no reply.
     """
 
     def __init__(
@@ -200,8 +203,8 @@ class DPFPLStrategy(Strategy):
                     raise RoundError(
                         code="ROUND_ABANDONED",
                         message=f"Round {number} had {error.message} ({reasons})",
-                        advice="Look at each reason: what a site refuses, its administrator or another experiment has "
-                        "to change; what is broken there can be mended. Then: dpfpl-server resume NAME.",
+                        advice="Look at each reason. A refusal needs a decision of the site's administrator, or "
+                        "another experiment; a fault needs a repair there. Then: dpfpl-server resume NAME.",
                     ) from None
                 continue
             return
@@ -363,7 +366,7 @@ class DPFPLStrategy(Strategy):
                 code="SITES_WITHDRAWN",
                 message=f"{said}. {left} of {len(self._nodes)} sites are left, and this experiment needs {least} for a "
                 f"round. It cannot be finished as it is; the {self.checkpoint.round} completed rounds are kept.",
-                advice="Begin another experiment, under a new name, whose list of sites leaves them out. A revoked "
+                advice="Start another experiment, under a new name, without these sites. A revoked "
                 "site that comes back (dpfpl-server sites add NAME) gets a new kit; then resume takes it in again.",
             )
 

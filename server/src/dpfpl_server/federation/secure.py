@@ -1,8 +1,8 @@
 """The server's rounds of a secure sum: four exchanges an attempt, another attempt where too few sites answered.
 
-What it keeps between processes: the number of the newest attempt, so that no attempt is begun twice, and before the
-last step all that this step needs, so that an interrupted run asks for it again, which sites answer with the same
-bytes. A sum is made once.
+Two things are kept between processes. The number of the newest attempt: no attempt is begun twice. And before the last
+step, all that this step needs: an interrupted run asks for it again, and sites answer with the same bytes. A sum is
+made once.
 """
 
 import base64

@@ -214,9 +214,9 @@ def _stops(result: Result, experiment: Experiment | None) -> list[dict[str, Any]
 def _would_change(result: Result, experiment: Experiment | None) -> dict[str, Any]:
     """How many times as many images would just decide the verdict, if every gain stayed as it was measured.
 
-    An interval's width goes with one over the square root of the number of images where chance is what is uncertain
-    ("accuracies"), and with one over the number of images where noise is ("counts"): there more sites count by the
-    square root of their number, and less noise does as well.
+    The width of an interval falls with the square root of the number of images where chance makes the uncertainty
+    ("accuracies"), and with the number of images where noise makes it ("counts"). For counts it also falls with the
+    square root of the number of sites, and with less noise.
 
     Returns:
         ``images``: the factor, below 1 where the gain is shown already; None where no number of images would do, as

@@ -146,9 +146,9 @@ def calculation(inputs: Mapping[str, float]) -> dict[str, float | None]:
 def return_on_investment(result: Mapping[str, Any], inputs: RoiInputs) -> dict[str, Any]:
     """The calculation in the three cases, by the names of ``SCENARIOS``.
 
-    Error rates that roi.toml does not give are the run's own: before, of the best way without a federation; after, in
-    the low and the high case, at the ends of the gain's interval; no gain in the low case where there is none.
-    ``from_run`` names them.
+    Error rates that roi.toml does not give are the run's own. The one before is that of the best way without a
+    federation. The ones after lie, in the low and the high case, at the ends of the gain's interval; without an
+    interval the low case has no gain. ``from_run`` names them.
 
     Raises:
         ConfigError: no site released its accuracy both before and after, and roi.toml gives no error rates.

@@ -98,7 +98,7 @@ class RunFolder:
         return self._heartbeat("serverapp.lock", "runs this experiment", wait_s)
 
     def supervisor_pulse(self) -> Heartbeat:
-        """To be held by whoever submits runs and resumes them."""
+        """Held by the process that submits runs and resumes them."""
         return self._heartbeat("supervisor.lock", "runs and supervises this experiment", 0.0)
 
     def _heartbeat(self, file: str, what: str, wait_s: float) -> Heartbeat:

@@ -336,9 +336,9 @@ def _refused_for_the_past(experiment: Experiment, runs: Path) -> list[dict[str, 
             total = _added_up([*past, *new])
             if past and exceeds_adaptively(total, policy.delta, most):  # as a site decides
                 before, after = (epsilon(events, policy.delta) for events in (past, total))
-                why = f"asked for epsilon {before:.3f} in earlier runs, {after:.3f} with this one, at most {most:g}"
+                why = f"asked for epsilon {before:.3f} in earlier runs, {after:.3f} with this one, allowed {most:g}"
                 if after <= most:
-                    why += ", where experiments that are chosen one after the other count for more"
+                    why += "; experiments chosen one after another count for more than this figure"
                 found.append(_refusal(f"{', '.join(names)}, with the policy of the kit,", rule, f"{why}."))
     return found
 
@@ -413,7 +413,7 @@ def _warnings(experiment: Experiment) -> list[str]:
             "sites do so before the first run. Three sums of four messages each come before and after the rounds."
         )
     if experiment.privacy.tolerated_dropouts == 0 and len(experiment.sites) > 2:
-        warnings.append("tolerated_dropouts is 0: one missing site stops every round.")
+        warnings.append("tolerated_dropouts is 0: a single missing site stops every round.")
     return warnings
 
 

@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Limits:
-    """How much trouble is borne.
+    """How much trouble a run tolerates.
 
     Attributes:
         restarts: Flower runs that may follow a first one that was cut off.
@@ -66,8 +66,8 @@ def supervise(
     Args:
         folder: of the experiment; begun.
         server_folder: of a running SuperLink.
-        sites: node id and signing key of each site, asked anew for every Flower run.
-        limits: what to bear.
+        sites: node id and signing key of each site, looked up again for every Flower run.
+        limits: how much trouble to tolerate.
         on_status: gets everything that strategy and supervision report.
 
     Raises:
@@ -207,7 +207,7 @@ class _Follower:
             return RoundError(
                 code="STOPPED",
                 message="The experiment was stopped; its completed rounds are kept.",
-                advice="Go on with: dpfpl-server resume NAME.",
+                advice="To continue: dpfpl-server resume NAME.",
             )
         if (said := self._last.get("FAILED")) is not None:
             return RoundError(code=said["code"], message=said["message"], advice=said["advice"])
@@ -215,7 +215,7 @@ class _Follower:
         log = _log_tail(self._server, attempts[-1].run_id) if attempts else ""
         return RoundError(
             code="RUN_FAILED",
-            message=f"The run was cut off too often, at last: {details}.\n{log}".rstrip(),
+            message=f"The run was cut off too often, the last time: {details}.\n{log}".rstrip(),
             advice="Look at the server's log; then resume: dpfpl-server resume NAME.",
         )
 
@@ -295,7 +295,7 @@ def run_experiment(
         server_folder: of the running server.
         run_folder: where everything about the run goes.
         on_status: called with everything that strategy and supervision report.
-        limits: how much trouble to bear.
+        limits: how much trouble to tolerate.
 
     Returns:
         What result.json holds; of a finished run, what it held already.

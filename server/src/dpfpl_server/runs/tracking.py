@@ -60,7 +60,7 @@ def refuse_simulated(result: Mapping[str, Any]) -> None:
         raise PrivacyError(
             code="SIMULATED_RESULT",
             message="This is a simulation: its accuracies are exact and no noise protects the images behind them.",
-            advice="Say --send-exact if everybody who reads the tracker may know them.",
+            advice="Add --send-exact if everybody who reads the tracker may know them.",
         )
 
 

@@ -60,7 +60,7 @@ def add_sites(
         raise ConfigError(
             code="KEY_WITHDRAWN",
             message=f"The node key of {enrolment.site!r} was withdrawn, and a withdrawn key never comes back.",
-            advice="The site makes new ones: dpfpl-client enroll --force.",
+            advice="The site must make new ones: dpfpl-client enroll --force.",
         )
     request = ProvisionRequest(
         server_folder=server_folder,
@@ -95,7 +95,7 @@ def rotate_site(
         raise ConfigError(
             code="SAME_KEYS",
             message=f"{name!r} has these keys already.",
-            advice="The site makes new ones first: dpfpl-client enroll --force.",
+            advice="The site must make new ones first: dpfpl-client enroll --force.",
         )
     result = add_sites(server_folder, (name,), kits_folder, archive=archive, force=True, enrolment=enrolment)
     _remember(server_folder, name, old, "rotated")

@@ -261,7 +261,7 @@ def load_authority(folder: Path, ca_key: Path | None = None) -> Issued | None:
 
 
 def renew_server_certificate(folder: Path, ca_key: Path | None = None) -> Expiry:
-    """Issue the server's certificate anew, for the same names, under the same authority; sites keep their kits.
+    """Issue a new server certificate for the same names, under the same authority; sites keep their kits.
 
     Raises:
         DeploymentError: nothing is provisioned, or the authority's key is not here.

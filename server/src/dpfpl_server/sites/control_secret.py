@@ -45,7 +45,7 @@ def control_secret(server_folder: Path) -> str:
             raise DeploymentError(
                 code="SECRET_READABLE",
                 message=f"Others can read {path}, which lets them start runs.",
-                advice=f"Stop the server, remove the file, and start the server: it draws another one ({path.name}).",
+                advice=f"Stop the server, remove the file, and start the server: it makes a new one ({path.name}).",
             )
         text = path.read_text(encoding="ascii").strip()
     except OSError as error:

@@ -42,7 +42,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: list[str]) -> NoReturn:
-    """Ask for runs for ever."""
+    """Ask for runs until the process is stopped."""
     folder, address = Path(arguments[0]), arguments[1]
     authority = (folder / "ca.crt").read_bytes()
     importlib.import_module("dpfpl_server.federation.app")

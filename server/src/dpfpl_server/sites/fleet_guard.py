@@ -96,7 +96,7 @@ class FleetGuard(grpc.ServerInterceptor):  # type: ignore[misc]
         return call
 
     def _note(self, why: str) -> None:
-        """Count a refusal; a line about them all at most once a minute, whoever calls however often."""
+        """Count a refusal; one line about all of them, at most once a minute, however many calls come."""
         with self._lock:
             self._refused[why[:80]] += 1
             if self._clock() - self._said_at < SAY_EVERY_S:

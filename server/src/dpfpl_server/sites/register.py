@@ -98,7 +98,7 @@ def enrolled_sites(folder: Path) -> set[str]:
 
 @contextmanager
 def register_lock(folder: Path) -> Iterator[None]:
-    """Whoever changes the register holds this; two commands at once would lose one's sites. Not to be nested."""
+    """Held while the register is changed; two commands at once would lose the sites of one. Not to be nested."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

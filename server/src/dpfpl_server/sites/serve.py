@@ -23,14 +23,14 @@ LOOK_S = 0.5
 def serve(settings: SuperLinkSettings, ready: Callable[[], None], say: Callable[[str], object]) -> NoReturn:
     """Serve until interrupted.
 
-    A part that ends is started again after a growing pause, for ever; meanwhile :mod:`dpfpl_server.sites.life` names
-    it. Sites and a run that is going on bear a SuperLink that is away for a while; a run whose executor ended is
-    resumed by ``dpfpl-server run``.
+    A part that ends is started again after a growing pause, without limit; meanwhile :mod:`dpfpl_server.sites.life`
+    names it. Sites and running experiments survive a SuperLink that is away for a while; a run whose executor ended
+    is resumed by ``dpfpl-server run``.
 
     Args:
         settings: of the server.
         ready: called once, when it serves.
-        say: tells whoever watches the terminal.
+        say: prints a line in the terminal.
 
     Raises:
         DeploymentError: not provisioned, running already, a port is taken, or the first start fails.

@@ -51,7 +51,7 @@ class SuperLinkSettings:
     Args:
         server_folder: a provisioned folder.
         fleet_address: where sites dial in, ``host:port``.
-        control_port: port of the Control and Runtime APIs, on loopback only: whoever reaches it may start runs.
+        control_port: port of the Control and Runtime APIs, on loopback only; calls need ``control.secret``.
         task_poll_s: how often Flower looks for a run to start; short means a quick start, and a little load.
     """
 

@@ -61,7 +61,7 @@ _FAMILIES = {
     "dpfpl_experiment_state": ("gauge", "1 for the state that an experiment is in."),
     "dpfpl_experiment_round": ("gauge", "Rounds completed."),
     "dpfpl_experiment_rounds_planned": ("gauge", "Rounds in all."),
-    "dpfpl_experiment_waiting_sites": ("gauge", "Sites that are waited for now."),
+    "dpfpl_experiment_waiting_sites": ("gauge", "Sites that the run is waiting for now."),
     "dpfpl_experiment_round_seconds": ("gauge", "Seconds that the last round took."),
     "dpfpl_experiment_round_seconds_total": ("counter", "Seconds that all completed rounds took."),
     "dpfpl_experiment_bytes_total": ("counter", "Bytes of arrays and text in the messages of completed rounds."),

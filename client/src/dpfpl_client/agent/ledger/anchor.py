@@ -185,7 +185,7 @@ class FileAnchor:
             raise StateError(
                 code="ANCHOR_UNWRITABLE",
                 message=f"{self._path} cannot be written ({error.strerror}).",
-                advice="Free disk space, mend the folder's permissions, or name another: registry in site.toml. "
+                advice="Free disk space, correct the folder's permissions, or name another: registry in site.toml. "
                 "Until then nothing may be released.",
             ) from None
 
@@ -196,8 +196,8 @@ def missing_from(ledger: Snapshot, anchor: Snapshot, *, forked: bool) -> dict[st
     Args:
         ledger: how far the ledger says it is.
         anchor: how far it had come.
-        forked: the ledger went on by itself after the two had parted, so nothing of what it holds is sure to be among
-            what the anchor knows: all of that counts as missing.
+        forked: the ledger was used further after the two had parted. Then nothing in the ledger is sure to be part of
+            what the anchor knows, so all that the anchor knows counts as missing.
     """
     missing: dict[str, ExperimentTotal] = {}
     for name, total in anchor.experiments.items():

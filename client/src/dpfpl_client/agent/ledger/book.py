@@ -214,7 +214,7 @@ class Ledger:
         """Go on with an old copy of a ledger, charging what may have been spent since it was made.
 
         Args:
-            path: the ledger's file; made anew if it is gone.
+            path: the ledger's file; a new one is made if it is gone.
             registry: whose anchor knows how far it had come.
             identity: the ledger's, needed where the file is gone.
             nothing_lost: the administrator's word, where there is no anchor, that this is no old copy; without it all

@@ -258,7 +258,7 @@ def register_dataset(state: Path, registry: Registry, ledger: Ledger, manifest: 
 def _edited_into_the_other_part(state: Path, ledger: Ledger, now: Manifest) -> int:
     """How many names of one part's examples are names of other examples of the other part.
 
-    An edited picture is another example, so its part is drawn anew. A name that was used again counts too, which costs
+    An edited picture is another example, so its part is drawn again. A name that was used again counts too, which costs
     parallel composition and protects no less.
     """
     try:
@@ -295,7 +295,7 @@ def _warnings(known: Manifest, now: Manifest) -> list[DataProblem]:
         raise DataError(
             code="IMAGE_UNREADABLE",
             message=f"Registered images can no longer be read: {changes.words()}.",
-            advice="Restore them; at the registration it was decided to refuse then.",
+            advice="Restore them; this site's registration says to refuse in this case.",
         )
     if not changes.unreadable:
         return []
@@ -318,7 +318,7 @@ def _refuse_known_images(state: Path, registry: Registry, manifest: Manifest, ow
                 code="DATASET_HAS_LEDGER",
                 message=f"{shared} of the images are charged to another privacy ledger, that of {where}.",
                 advice="One data set has one ledger: use that state folder. If it is lost: dpfpl-client ledger "
-                "accept-rollback. Images that are meant to be others must not be among them.",
+                "accept-rollback. If this is meant to be another data set, remove these images from it.",
             )
 
 

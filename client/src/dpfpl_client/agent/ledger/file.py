@@ -26,7 +26,7 @@ __all__ = [
 
 # Records that vouch for each other: the hash of each covers its content and the hash before it.
 #
-# Whoever changes, removes, inserts or exchanges a record breaks the chain at that record. Records cut off at the end
+# Changing, removing, inserting or exchanging a record breaks the chain at that record. Records cut off at the end
 # leave a chain that is whole but shorter; that is found by :mod:`dpfpl_client.agent.anchor`. There is no secret key:
 # somebody who may write the file can forge a whole new chain, and is not defended against.
 
@@ -107,7 +107,7 @@ class LedgerFile:
     """Chained records in SQLite with ``synchronous=FULL``; a torn end is SQLite's to repair.
 
     After a write that failed for another reason than a full disk, nobody knows what reached the disk: every later write
-    is refused until the ledger is opened, and its chain read, anew.
+    is refused until the ledger is opened, and its chain read, again.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -241,6 +241,5 @@ def _not_durable(reason: str) -> StateError:
     return StateError(
         code="LEDGER_NOT_DURABLE",
         message=f"The privacy ledger could not be written ({reason}).",
-        advice="Nothing more is released until the site's administrator has looked at the disk and started the agent "
-        "anew.",
+        advice="Nothing more is released until the site's administrator has checked the disk and restarted the agent.",
     )

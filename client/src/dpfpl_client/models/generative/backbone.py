@@ -97,7 +97,7 @@ class GenerativeBackbone:
 
     @property
     def turn(self) -> dict[str, object]:
-        """How a turn is laid out, for whoever uses an exported prompt with plain transformers."""
+        """How a turn is laid out, for users of an exported prompt with plain transformers."""
         return {
             "head": [int(token) for token in self.layout.head],
             "before": self.layout.before,

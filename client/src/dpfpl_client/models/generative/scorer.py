@@ -233,7 +233,7 @@ class AnswerPredictor:
         if self._scorer.too_long(len(self._context), question, ""):
             raise ModelError(
                 code="TURN_TOO_LONG",
-                message=f"The question makes a turn of more than the model's {self._scorer._language.longest} tokens.",
+                message=f"The question makes a turn longer than the model's {self._scorer._language.longest} tokens.",
                 advice="Ask a shorter one.",
             )
         (part,) = self._scorer._parts(self._context, [(question, "")], feature[None])

@@ -1,9 +1,11 @@
 """The text tower written out by hand: features of all classes, and pullbacks for many cotangents at once.
 
-The same function as ``SharedPrefixTextTower``, which is its reference in the tests. What is gained: begin token and
-context are computed once for all classes, and the begin token once for ever; classes of different lengths are packed
-without padding to the longest; the last layer is computed where it is read; and a pullback keeps no graph: examples
-differ in their cotangents alone, so what the forward pass kept serves them all.
+The same function as ``SharedPrefixTextTower``, which is its reference in the tests. What is gained:
+
+- context and begin token are computed once for all classes, the begin token only once in all;
+- classes of different lengths are packed without padding to the longest;
+- the last layer is computed only where it is read;
+- a pullback keeps no graph: examples differ in their cotangents alone, so the states of one forward pass serve all.
 
 Symbols: N rows (the context's m, then R x T of packed classes), d width, H heads of size e, P = 1 + m shared keys, B
 cotangents, E ends of classes in a row.
@@ -50,7 +52,7 @@ class TextPass:
         parts: the pass over all classes; the first has the context's rows.
         packed: all classes.
         most_rows: of ``packed``, whose states are kept at once.
-        again: makes a part anew, with what was not kept; told whether with the context's rows.
+        again: makes a part again, with what was not kept; its argument says whether with the context's rows.
     """
 
     def __init__(

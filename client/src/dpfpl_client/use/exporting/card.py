@@ -338,7 +338,7 @@ Run the code in this folder; from a hub, `hf download REPOSITORY --local-dir FOL
 ## Intended use
 
 {USES[experiment.task.kind]} Before decisions about people,
-test it on data of your own. Whoever holds this folder is a prompt recipient in the table above: pass it on only as far
+test it on your own data. Everybody who has this folder is a prompt recipient in the table above: pass it on only as far
 as the site agreed.
 """
 

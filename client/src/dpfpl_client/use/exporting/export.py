@@ -95,10 +95,10 @@ def _charged(settings: SiteSettings, experiment: str) -> float | str | None:
 def write_export(prompt: SitePrompt, backbone: Backbone, folder: Path, facts: Facts) -> Exported:
     """Write the folder; the policy is the caller's business, but a prompt without noise never leaves.
 
-    The folder holds README.md (model card), prompt.safetensors with prompt.json (the context and its parts),
-    for a model that compares images with classes, text_features.safetensors (the classes' merged text features), with
-    evidence class_vectors.safetensors (what classifies), and, where PEFT can express it, the adapter with its
-    tokenizer in a folder of its own. An embedded model, which no hub has, comes along.
+    The folder holds README.md (the model card) and prompt.safetensors with prompt.json (the context and its parts).
+    For a model that compares images with classes it also holds text_features.safetensors (the classes' merged text
+    features), and with evidence class_vectors.safetensors (what classifies). Where PEFT can express the prompt, it
+    holds the adapter, with its tokenizer in a folder of its own. An embedded model, which no hub has, comes along.
 
     Raises:
         PrivacyError: see above.
@@ -174,7 +174,7 @@ def _make(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "prompt.json").is_file())):
         raise StateError(
             code="NOT_AN_EXPORT_FOLDER",
-            message=f"{folder} holds something else than an earlier export.",
+            message=f"{folder} holds something other than an earlier export.",
             advice="Give --out a new or empty folder.",
         )
     try:
@@ -183,7 +183,7 @@ def _make(folder: Path) -> None:
         raise StateError(
             code="CANNOT_WRITE",
             message=f"{folder} cannot be made ({error.strerror}).",
-            advice="Give --out a folder in a place that exists and is yours.",
+            advice="Give --out a path in a folder that exists and that you may write to.",
         ) from None
 
 

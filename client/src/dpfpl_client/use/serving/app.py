@@ -90,8 +90,8 @@ def decode_body(body: bytes, rules: PixelRules = DEFAULT_RULES) -> Image.Image:
 
 MAX_WAITING = 8
 SERVED_PIXELS = 32_000_000
-"""Of one image. One at a time is decoded, in at most 11 bytes a pixel, while the others wait as files: whoever calls,
-and however often, ``serve`` takes at most 0.4 GB plus eight files of the largest size beside the model."""
+"""Of one image. One at a time is decoded, in at most 11 bytes a pixel, while the others wait as files. However many
+calls come, ``serve`` takes at most 0.4 GB plus eight files of the largest size beside the model."""
 STATIC = {
     "/": ("page.html", "text/html"),
     "/page.js": ("page.js", "text/javascript"),
@@ -136,7 +136,7 @@ class About(BaseModel):
     site: str
     model: str
     experiment: str
-    version: str = Field(description="another one after every training")
+    version: str = Field(description="changes with every training")
     learned: str = Field(description="when, UTC")
     finished: bool = Field(description="whether the experiment came to its end")
     usual_mix: float | None = Field(
@@ -177,11 +177,14 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         (408, "the image arrived too slowly"),
         (413, "the file is too large"),
         (415, "the content type is no image's"),
-        (422, "no image that can be read, too many pixels, a question missing or unwanted, or a wrong parameter"),
+        (
+            422,
+            "an image that cannot be read or has too many pixels, a missing or unwanted question, or a wrong parameter",
+        ),
         (503, "too many requests at once"),
     )
 }
-QUESTION = Query(description="about the image; for a prompt that answers in words, and only for one")
+QUESTION = Query(description="about the image; only for a prompt that answers in words, which needs it")
 
 
 class _OneAtATime:

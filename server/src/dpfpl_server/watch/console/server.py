@@ -31,7 +31,7 @@ def serve_console(
 
     log_file = SuperLinkSettings(server_folder.resolve()).log_file
     watcher = Watcher(runs, connections, log_file, lambda: part_troubles(server_folder))
-    hint = "#TOKEN with the token in place of TOKEN" if token else ""
-    say(f"Open {address_shown(host, listener)}{hint}  It only shows, it changes nothing. Ctrl-C stops it.")
+    hint = "#TOKEN, where TOKEN is your token" if token else ""
+    say(f"Open {address_shown(host, listener)}{hint}  It is read-only. Ctrl-C stops it.")
     config = uvicorn.Config(HttpGuard(console_app(watcher), token, STATIC), timeout_graceful_shutdown=2, **PAGE_LIMITS)
     uvicorn.Server(config).run(sockets=[listener])
