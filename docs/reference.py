@@ -164,16 +164,24 @@ def errors() -> str:
 
 
 def _said(call: ast.Call) -> list[str] | None:
-    """Code, message and advice of ``SomeError(code=...)`` or ``Finding(level, check, message, code, advice)``."""
+    """Code, message and advice of ``SomeError(code=...)``, ``Finding(level, check, message, code, advice)`` or
+    ``Violation(code, rule, advice)``.
+    """
     keys: dict[str | None, ast.expr] = {keyword.arg: keyword.value for keyword in call.keywords}
     if ast.unparse(call.func).endswith("Finding"):
         keys |= dict(zip(("level", "check", "message", "code", "advice"), call.args, strict=False))
+    elif ast.unparse(call.func).endswith("Violation") and len(call.args) == 3:
+        keys = {"code": call.args[0], "message": _broken_rule(call.args[1]), "advice": call.args[2]}
     elif not ast.unparse(call.func).endswith("Error"):
         return None
     code = keys.get("code")
     if not (isinstance(code, ast.Constant) and code.value):
         return None
     return [code.value, *(_text(keys.get(key)) for key in ("message", "advice"))]
+
+
+def _broken_rule(rule: ast.expr) -> ast.expr:
+    return ast.Constant(f"The site's policy does not allow it (rule {_text(rule)}).")
 
 
 def _text(node: ast.expr | None) -> str:

@@ -106,7 +106,7 @@ _FATAL = (  # what gRPC says, and what it means
     ("WRONG_VERSION_NUMBER", "WRONG_SERVICE", "something other than this federation's server answers"),
 )
 _REFUSED = (
-    ("Invalid timestamp", "CLOCK_SKEW", "this machine's clock is more than 5 s ahead of the server's or 5 min behind it"),
+    ("Invalid timestamp", "CLOCK_SKEW", "this machine's clock is over 5 s ahead of the server's or 5 min behind"),
     ("Invalid node ID", "KEY_WITHDRAWN", "the server does not accept this site's key any more"),
     ("Invalid signature", "KEY_WITHDRAWN", "the server does not accept this site's key"),
 )
