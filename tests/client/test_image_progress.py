@@ -3,7 +3,7 @@
 import pytest
 
 from dpfpl_client.agent.progress import ImageProgress, duration, last_progress
-from dpfpl_client.node.launch import wait_for_agent
+from dpfpl_client.node.launch import start_agent, wait_for_agent
 from dpfpl_client.site.settings import load_site
 from dpfpl_common.errors import DeploymentError
 
@@ -101,6 +101,17 @@ def test_whoever_waits_for_the_agent_tells_its_progress_and_no_other_line(tmp_pa
         "image features 20/40, about 2 min left",
         "image features 40/40",
     ]
+
+
+def test_what_an_earlier_agent_left_does_not_say_that_the_new_one_is_ready(tmp_path):
+    class Group:
+        def start(self, name, command, **options):
+            return settings.ready_file.exists()
+
+    settings = site(tmp_path)
+    settings.state_folder.mkdir()
+    settings.ready_file.touch()
+    assert start_agent(tmp_path / "site.toml", settings, Group()) is False
 
 
 def test_an_agent_that_ends_before_it_is_ready_is_told_with_its_log(tmp_path):

@@ -282,8 +282,9 @@ def class_head(pool: Pool, texts: Floats, scale: float) -> Head:
 def looks_unlike(
     pool: Pool, alone: Pool, weights: Floats, texts: Floats, scale: float, scatter: float | None = None
 ) -> bool:
-    """Whether a site's images look unlike the others' of the same classes; without ``scatter`` by what was released
-    alone, so that it may be told.
+    """Whether a site's images look unlike the others' of the same classes.
+
+    Without ``scatter`` the answer follows from released values alone, so it may leave the site.
 
     The site's noisy class means are compared with those of the pool without its rows. They are unlike if their mean
     squared distance exceeds what noise and scatter make of it by ``STANDING_OUT`` of its standard deviations.

@@ -505,29 +505,29 @@ class PromptLearner:
         pool: npt.NDArray[np.float32] | None,
         chosen: str,
         alone: Pool | None,
-        own_rows_used: bool | None,
+        own: bool | None,
     ) -> dict[str, float]:
         """As ``evaluate``, of everything that can be used with class sums or instead of them."""
         shared = self.context(global_context, np.zeros_like(personal_context))
         whole = self.context(global_context, self._experiment.prompt.personal_strength * personal_context)
         scale, classes = self._scorer.logit_scale, len(self._experiment.classes)
         plain = text_head(self._plain_texts, scale)
-        own, nothing = self.label_shares, np.zeros(classes)
+        shares, nothing = self.label_shares, np.zeros(classes)
         texts = {"global": self._scorer.class_features(shared), "personal": self._scorer.class_features(whole)}
         heads = {name: site_head(text_head(of.double().numpy(), scale), nothing, 0.0) for name, of in texts.items()}
         heads["zero_shot"] = site_head(plain, nothing, 0.0)
         mix = self._experiment.prompt.usual_mix
         if pool is not None:
             heads["prompt"] = heads["personal"]
-            heads["text"] = site_head(plain, own, mix)
-            heads["evidence"] = site_head(self.evidence_head(pool, None, alone), own, mix)
-            heads["both"] = site_head(self.evidence_head(pool, global_context, alone), own, mix)
+            heads["text"] = site_head(plain, shares, mix)
+            heads["evidence"] = site_head(self.evidence_head(pool, None, alone), shares, mix)
+            heads["both"] = site_head(self.evidence_head(pool, global_context, alone), shares, mix)
             if chosen == "evidence":
-                used = self.evidence_head(pool, global_context, alone, own_rows_used)
-                heads["personal"] = site_head(used, own, mix)
+                used = self.evidence_head(pool, global_context, alone, own)
+                heads["personal"] = site_head(used, shares, mix)
             elif chosen:
                 heads["personal"] = heads["text"]
-        found = {name: accuracies(head, self._features.test, self._features.neighbour_test, own)
+        found = {name: accuracies(head, self._features.test, self._features.neighbour_test, shares)
                  for name, head in heads.items()}  # fmt: skip
         return {f"{name}_{column}": value for name, columns in found.items() for column, value in columns.items()}
 
