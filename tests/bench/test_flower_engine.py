@@ -12,7 +12,7 @@ import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from dpfpl_bench.simulation import flower_engine
-from dpfpl_bench.simulation.flower_engine import FlowerSimulation, nodes_by_partition, require_ray
+from dpfpl_bench.simulation.flower_engine import RAY_STARTS, FlowerSimulation, nodes_by_partition, require_ray
 from dpfpl_bench.simulation.in_process import InProcessGrid, SimulatedSite, Simulation
 from dpfpl_client.agent.ledger.book import Ledger
 from dpfpl_client.learning.learner import SiteFeatures
@@ -100,7 +100,8 @@ def test_same_prompts_as_in_process_and_nothing_left_behind(backbone, tmp_path, 
         assert flower.personal[site].any()
     assert not np.array_equal(flower.personal["alpha"], flower.personal["beta"])
     assert statuses[-1]["dropped"] == {}  # or it says why
-    assert (len(starts), ray.init) == (2, first_time_too_slow)  # started again, and Ray's own function put back
+    assert 2 <= len(starts) <= RAY_STARTS  # started again, more than once where Ray itself was late
+    assert ray.init is first_time_too_slow  # Ray's own function put back
     assert flower.final == process.final
     assert [entry["sites"] for entry in flower.checkpoint.history] == [["alpha", "beta"]] * 2
     assert [s["round"] for s in statuses if s["phase"] == "ROUND_DONE"] == [1, 2]

@@ -46,7 +46,7 @@ __all__ = ["FlowerSimulation", "client_app", "nodes_by_partition", "require_ray"
 MAX_ACTORS = 2
 START_SECONDS = 600.0
 """Until Ray has started and the actors have loaded torch and the model, also on a machine that does much else."""
-RAY_STARTS = 3
+RAY_STARTS = 5
 RAY_VARIABLES = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning about future defaults
