@@ -1,4 +1,4 @@
-"""Generate ``agent_pb2.py``, ``agent_pb2.pyi`` and ``agent_pb2_grpc.py`` from ``agent.proto``.
+"""Generate ``agent_pb2.py`` and ``agent_pb2.pyi`` from ``agent.proto``.
 
 Run it after an edit of the .proto file: ``python common/generate_protocol.py``. The results are committed, so that an
 installation needs no compiler; a test fails while they do not match. Needs the package grpcio-tools.
@@ -12,7 +12,7 @@ from grpc_tools import protoc
 __all__ = ["GENERATED", "SOURCES", "generate"]
 
 SOURCES = Path(__file__).resolve().parent / "src"
-GENERATED = ("dpfpl_common/wire/agent_pb2.py", "dpfpl_common/wire/agent_pb2.pyi", "dpfpl_common/wire/agent_pb2_grpc.py")
+GENERATED = ("dpfpl_common/wire/agent_pb2.py", "dpfpl_common/wire/agent_pb2.pyi")
 
 
 def generate(folder: Path) -> None:
@@ -21,7 +21,7 @@ def generate(folder: Path) -> None:
     The source is named relative to ``src``, which makes protoc write the absolute import
     ``from dpfpl_common.wire import agent_pb2``.
     """
-    outputs = [f"--{kind}={folder}" for kind in ("python_out", "pyi_out", "grpc_python_out")]
+    outputs = [f"--{kind}={folder}" for kind in ("python_out", "pyi_out")]
     status = protoc.main(["protoc", f"-I{SOURCES}", *outputs, "dpfpl_common/wire/agent.proto"])
     if status != 0:
         raise SystemExit(f"protoc failed with status {status}")

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from wire_samples import Caller
 
 import dpfpl_client
-from dpfpl_client.agent.channel import AgentChannel
 from dpfpl_client.node import launch
 from dpfpl_client.node.supernode import SuperNodeSettings
 from dpfpl_client.node.supernode import _environment as node_environment
@@ -37,10 +37,13 @@ import numpy as np
 from pathlib import Path
 from dpfpl_client.agent.channel import AgentChannel
 from dpfpl_common.experiment import parse_experiment
+from dpfpl_common.wire.agent_pb2 import Reply
+from dpfpl_common.wire.codec import encode_train_request
 from dpfpl_common.wire.payloads import TrainRequest
 of = parse_experiment(sys.argv[1])
+request = encode_train_request(TrainRequest(of, 1, np.zeros(of.context_shape, "<f4"), False))
 with AgentChannel(sys.argv[2], Path(sys.argv[3]), 60.0) as agent:
-    print("round", agent.train(TrainRequest(of, 1, np.zeros(of.context_shape, "<f4"), False)).round)
+    print("round", Reply.FromString(agent.forward("Train", request.SerializeToString(deterministic=True))).reply.round)
 """
 ASK = """
 import sys, urllib.request, urllib.error
@@ -187,7 +190,7 @@ def main():
         hostile.wait(60)
         told["hostile"] = json.loads(hostile.log_text().strip().splitlines()[-1])
         told["agent lives"] = agent.poll() is None
-        with AgentChannel(settings.agent_address, settings.token_file, 30.0) as channel:
+        with Caller(settings.agent_address, settings.token_file, 30.0) as channel:
             again = channel.train(TrainRequest(of, 1, np.zeros(of.context_shape, "<f4"), evaluate=False))
         told["agent answers"] = again.round
         token = (settings.state_folder / "metrics.token").read_text().strip()

@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
 
 from killable import Driver, Site, make_experiment, train_request
 from storage_shim import Shim, missing_tools
+from wire_samples import Caller
 
-from dpfpl_client.agent.channel import AgentChannel
 from dpfpl_client.agent.credentials import read_token
 from dpfpl_client.agent.service import AgentServer
 from dpfpl_common.errors import ConfigError, RefusedError
@@ -124,7 +124,7 @@ def test_A11_the_personal_prompt_never_leaves_the_agent(site, watched):
     replies = []
     with site.agent():
         replies += [site.train(train_request(number, of, evaluate=True)) for number in (1, 2, 2, 3)]
-        with AgentChannel(f"unix:{site.state}/agent.sock", site.state / "agent.token", 30.0) as agent:
+        with Caller(f"unix:{site.state}/agent.sock", site.state / "agent.token", 30.0) as agent:
             last = EvaluateRequest(of, 3, np.full(of.context_shape, 1e-3, "<f4"))
             replies.append(agent.evaluate(last))
             assert agent.is_serving()

@@ -13,8 +13,8 @@ from dpfpl_client.learning.learner import SiteFeatures
 from dpfpl_client.learning.step import Randomness, SeededRandomness
 from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_client.models.loader import load_backbone
-from dpfpl_client.node.records import encode_reply
 from dpfpl_common.experiment import METHODS, Experiment, ModelSettings, PrivacySettings, PromptSettings, RoundSettings
+from dpfpl_common.wire.codec import encode_reply
 from dpfpl_common.wire.payloads import TrainRequest
 
 pytestmark = pytest.mark.privacy
@@ -96,15 +96,14 @@ def test_P10_every_float_of_the_reply_is_within_the_sensitivity(backbone, method
     floats, others = [], []
     for data in (train, without):
         sent = request(experiment)
-        records = encode_reply(site(backbone, "north", data, Shown()).train(sent), sent)
-        arrays = {f"{key}/{name}": a.numpy() for key, r in records.array_records.items() for name, a in r.items()}
-        assert {name: (a.dtype.str, a.shape) for name, a in arrays.items()} == {
-            "context/update": ("<f4", experiment.context_shape)
-        }
-        assert not any(record for record in records.metric_records.values()), "nothing but the update is computed"
-        (rest,) = (dict(record) for record in records.config_records.values())
-        others.append(rest)
-        floats.append(np.concatenate([a.ravel() for a in arrays.values()]).astype(np.float64))
+        message = encode_reply(site(backbone, "north", data, Shown()).train(sent), sent)
+        update = message.reply.update
+        assert (update.rows, update.columns) == experiment.context_shape
+        assert not message.reply.metrics, "nothing but the update is computed"
+        assert not message.reply.HasField("evidence"), "nothing but the update is computed"
+        floats.append(np.frombuffer(update.data, "<f4").astype(np.float64))
+        message.reply.ClearField("update")
+        others.append(message.SerializeToString(deterministic=True))
     assert others[0] == others[1], "no other field depends on the data"
     privacy = experiment.privacy
     allowed = privacy.clipping_norm / (privacy.sample_rate * privacy.nominal_site_size)

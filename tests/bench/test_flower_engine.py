@@ -21,7 +21,7 @@ from dpfpl_client.models.loader import load_backbone
 from dpfpl_common.errors import ConfigError, RoundError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_common.wire.payloads import SiteReply, TrainRequest
-from dpfpl_server.federation.records import decode_reply, encode_train_request
+from dpfpl_server.federation.messages import reply_in, request_content
 
 CLASSES = ("cat", "dog", "owl")
 
@@ -125,8 +125,8 @@ def test_an_actor_goes_on_where_another_has_written(backbone, tmp_path):
 
     def answered(round_number):
         request = TrainRequest(experiment, round_number, nothing)
-        message = grid.create_message(encode_train_request(request), "train", 1, "0")
-        return decode_reply(flower_engine._answer(str(tmp_path), "alpha", message).content, request)
+        message = grid.create_message(request_content(request), "train", 1, "0")
+        return reply_in(flower_engine._answer(str(tmp_path), "alpha", message).content, request)
 
     assert isinstance(answered(1), SiteReply)
     with closing(Ledger(tmp_path / "alpha" / "ledger.sqlite")) as elsewhere:

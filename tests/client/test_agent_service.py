@@ -16,9 +16,8 @@ import time
 import grpc
 import numpy as np
 import pytest
-from wire_samples import CONTEXT, EXPERIMENT
+from wire_samples import CONTEXT, EXPERIMENT, Caller
 
-from dpfpl_client.agent.channel import AgentChannel
 from dpfpl_client.agent.credentials import read_token
 from dpfpl_client.agent.endpoint import SocketFile, parse_address, private_host
 from dpfpl_client.agent.service import AgentServer
@@ -77,7 +76,7 @@ def serving(agent, folder, address=None, **settings):
 
 
 def channel(server, folder, deadline_s=10.0, wait_s=5.0):
-    return AgentChannel(server.address, folder / "agent.token", deadline_s, wait_s=wait_s)
+    return Caller(server.address, folder / "agent.token", deadline_s, wait_s=wait_s)
 
 
 def raw_call(server, token, method="/dpfpl.v1.SiteAgent/Train", data=b"", compression=None):
@@ -174,7 +173,7 @@ def test_channel_names_a_wrong_credential(folder):
     with serving(FakeAgent(), folder) as server:
         (folder / "other.token").write_text("x" * 43)
         with (
-            AgentChannel(server.address, folder / "other.token", 5.0) as agent,
+            Caller(server.address, folder / "other.token", 5.0) as agent,
             pytest.raises(RefusedError, match="AGENT_CREDENTIAL"),
         ):
             agent.train(TRAIN)
@@ -331,7 +330,7 @@ def test_deadline_ends_the_wait_and_frees_the_agent(folder):
 def test_agent_that_never_comes_is_named_within_the_bound(folder):
     started = time.monotonic()
     with (
-        AgentChannel(f"unix:{folder}/agent.sock", folder / "agent.token", 30.0, wait_s=0.5) as agent,
+        Caller(f"unix:{folder}/agent.sock", folder / "agent.token", 30.0, wait_s=0.5) as agent,
         pytest.raises(RefusedError, match="AGENT_UNAVAILABLE"),
     ):
         agent.train(TRAIN)
@@ -348,7 +347,7 @@ def test_agent_that_starts_later_than_its_caller_is_found(folder, kind):
     server = AgentServer(FakeAgent(), address, folder / "agent.token")
     starter = threading.Timer(0.7, server.start)
     starter.start()
-    with AgentChannel(address, folder / "agent.token", 20.0) as agent:
+    with Caller(address, folder / "agent.token", 20.0) as agent:
         assert agent.train(TRAIN).site == "north"
     starter.join()
     server.stop(1.0)
@@ -361,7 +360,7 @@ def test_call_survives_a_restart_of_the_agent(folder):
     fake = FakeAgent(gate=gate)
     first = AgentServer(fake, address, token)
     first.start()
-    caller = threading.Thread(target=lambda: answers.append(AgentChannel(address, token, 20.0).train(TRAIN)))
+    caller = threading.Thread(target=lambda: answers.append(Caller(address, token, 20.0).train(TRAIN)))
     caller.start()
     assert fake.entered.wait(5)
     first._server.stop(0).wait()  # as if killed: the call breaks off
@@ -468,7 +467,7 @@ def test_other_addresses_are_errors(folder, text):
 def test_any_address_may_be_allowed_for_container_networks(folder):
     with serving(FakeAgent(), folder, "0.0.0.0:0", allow_any=True) as server:
         port = server.address.rpartition(":")[2]
-        with AgentChannel(f"127.0.0.1:{port}", folder / "agent.token", 5.0) as agent:
+        with Caller(f"127.0.0.1:{port}", folder / "agent.token", 5.0) as agent:
             assert agent.train(TRAIN).site == "north"
 
 
@@ -509,4 +508,4 @@ def test_sigterm_stops_it_even_while_it_computes(folder, computing):
 
 def _call_quietly(folder):
     with contextlib.suppress(RefusedError):
-        AgentChannel(f"unix:{folder}/agent.sock", folder / "agent.token", 2.0, wait_s=1.0).train(TRAIN)
+        Caller(f"unix:{folder}/agent.sock", folder / "agent.token", 2.0, wait_s=1.0).train(TRAIN)

@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 from flwr.app import Context, Message, MessageType, Metadata, RecordDict
+from wire_samples import message_in
 
 from dpfpl_client.agent.service import AgentServer
 from dpfpl_client.node import app as module
@@ -16,7 +17,7 @@ from dpfpl_common.errors import RefusedError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, TrainRequest
 from dpfpl_common.wire.refusal import Refusal
-from dpfpl_server.federation import records
+from dpfpl_server.federation.messages import reply_in, request_content
 
 SHAPE = (4, 8)
 EXPERIMENT = Experiment(
@@ -69,58 +70,65 @@ def call(content, node, kind=MessageType.TRAIN):
 
 
 def refusal(content, node, request=TRAIN):
-    outcome = records.decode_reply(call(content, node), request)
-    assert isinstance(outcome, records.SiteRefusal)
+    outcome = reply_in(call(content, node), request)
+    assert isinstance(outcome, Refusal)
     return outcome
 
 
 def test_train_and_evaluate_reach_the_agent(site):
-    reply = records.decode_reply(call(records.encode_train_request(TRAIN), site.node), TRAIN)
+    reply = reply_in(call(request_content(TRAIN), site.node), TRAIN)
     assert (reply.site, reply.round, reply.metrics) == ("north", 3, {"personal_local": 0.5})
     np.testing.assert_array_equal(reply.update, CONTEXT)
-    content = call(records.encode_evaluate_request(EVALUATE), site.node, MessageType.EVALUATE)
-    assert records.decode_reply(content, EVALUATE).update is None
+    content = call(request_content(EVALUATE), site.node, MessageType.EVALUATE)
+    assert reply_in(content, EVALUATE).update is None
 
 
 def test_refusal_of_the_agent_is_a_reply_with_code_and_advice(site):
     site.error = RefusedError(code="BUDGET_SPENT", rule="max_epsilon", message="The cap is 2.", advice="Ask.")
-    outcome = refusal(records.encode_train_request(TRAIN), site.node)
-    assert (outcome.site, outcome.round) == ("north", 3)
-    assert outcome.refusal == Refusal("BUDGET_SPENT", "max_epsilon", "The cap is 2 (rule max_epsilon).", "Ask.")
+    outcome = refusal(request_content(TRAIN), site.node)
+    assert outcome == Refusal("BUDGET_SPENT", "max_epsilon", "The cap is 2 (rule max_epsilon).", "Ask.")
 
 
 def test_exception_inside_the_agent_crosses_as_code_and_opaque_id(site):
     site.error = RuntimeError("patient_123.png")
-    content = call(records.encode_train_request(TRAIN), site.node)
-    assert content["reply"]["code"] == "INTERNAL"
+    content = call(request_content(TRAIN), site.node)
+    assert message_in(content).refusal.code == "INTERNAL"
     assert "patient" not in repr(content)
 
 
 def test_agent_that_is_not_up_is_named(site):
     site.server.stop(0.5)
-    outcome = refusal(records.encode_train_request(TRAIN), site.node)
-    assert outcome.refusal.code == "AGENT_UNAVAILABLE"
+    outcome = refusal(request_content(TRAIN), site.node)
+    assert outcome.code == "AGENT_UNAVAILABLE"
 
 
-def test_unreadable_request_is_refused_with_round_zero(site):
-    content = records.encode_train_request(TRAIN)
-    content["request"]["debug"] = True
-    outcome = refusal(content, site.node)
-    assert (outcome.round, outcome.refusal.code) == (0, "UNKNOWN_FIELD")
-    assert refusal(RecordDict(), site.node).refusal.code == "MISSING_FIELD"
+def test_unreadable_request_is_refused(site):
+    content = request_content(TRAIN)
+    content["dpfpl"]["debug"] = True
+    assert refusal(content, site.node).code == "UNKNOWN_FIELD"
+    assert refusal(RecordDict(), site.node).code == "MISSING_FIELD"
+
+
+def test_what_is_in_the_message_is_the_agents_to_judge(site):
+    content = request_content(TRAIN)
+    content["dpfpl"]["message"] = b"no protobuf"
+    assert refusal(content, site.node).code == "MALFORMED_MESSAGE"
+
+
+def test_the_agent_gets_a_little_less_than_the_deadline_that_travels_with_the_message(site, monkeypatch):
+    given = []
+    channel = module.AgentChannel
+    monkeypatch.setattr(module, "AgentChannel", lambda *settings: given.append(settings[2]) or channel(*settings))
+    call(request_content(TRAIN), site.node)
+    assert given == [pytest.approx(0.95 * EXPERIMENT.rounds.deadline)]
 
 
 @pytest.mark.parametrize(
     "change", [{"agent-address": ""}, {"agent-address": 9000}, {"agent-token-file": ""}, {"agent-address": "nowhere"}]
 )
 def test_incomplete_node_config_is_named(site, change):
-    outcome = refusal(records.encode_train_request(TRAIN), site.node | change)
-    assert outcome.refusal.code == "NODE_CONFIG"
-
-
-def test_agent_of_another_site_is_noticed(site):
-    outcome = refusal(records.encode_train_request(TRAIN), site.node | {"site-name": "south"})
-    assert outcome.refusal.code == "SITE_MISMATCH"
+    outcome = refusal(request_content(TRAIN), site.node | change)
+    assert outcome.code == "NODE_CONFIG"
 
 
 def test_unforeseen_error_of_the_app_is_a_refusal_too(site, monkeypatch, caplog):
@@ -129,10 +137,11 @@ def test_unforeseen_error_of_the_app_is_a_refusal_too(site, monkeypatch, caplog)
 
     monkeypatch.setattr(module, "AgentChannel", broken)
     with caplog.at_level(logging.DEBUG):
-        content = call(records.encode_train_request(TRAIN), site.node)
-    assert content["reply"]["code"] == "INTERNAL"
+        content = call(request_content(TRAIN), site.node)
+    told = message_in(content).refusal
+    assert told.code == "INTERNAL"
     assert "patient" not in repr(content) + caplog.text
-    assert content["reply"]["message"].split()[-1].rstrip(".") in caplog.text
+    assert told.message.split()[-1].rstrip(".") in caplog.text
 
 
 def test_import_is_light_and_telemetry_is_off():

@@ -5,15 +5,14 @@ from importlib import metadata
 import grpc
 import numpy as np
 import pytest
+from wire_samples import Caller
 
 import dpfpl_common
 from dpfpl_client.agent.build import build_agent
-from dpfpl_client.agent.channel import AgentChannel
 from dpfpl_client.agent.credentials import read_token
 from dpfpl_client.agent.ledger.view import summarise
 from dpfpl_client.agent.service import AgentServer
 from dpfpl_client.agent.store import DiskStore
-from dpfpl_client.node import records
 from dpfpl_client.node.flower_patches import failure_reason
 from dpfpl_client.node.supernode import SuperNodeSettings, start_supernode
 from dpfpl_client.site.settings import load_site
@@ -22,11 +21,10 @@ from dpfpl_common.errors import DeploymentError, PayloadError, RefusedError
 from dpfpl_common.ops import diagnostics as surroundings_module
 from dpfpl_common.ops.files import prune_apps
 from dpfpl_common.ops.processes import ProcessGroup
-from dpfpl_common.wire import agent_pb2
-from dpfpl_common.wire import codec as fields
+from dpfpl_common.wire import agent_pb2, envelope
 from dpfpl_common.wire import codec as wire
 from dpfpl_common.wire.payloads import SiteReply, TrainRequest
-from dpfpl_server.federation import records as server_records
+from dpfpl_server.federation.messages import request_content
 from dpfpl_server.sites.provision import ProvisionRequest, provision
 from dpfpl_server.sites.superlink import SuperLinkSettings, start_superlink
 
@@ -75,7 +73,7 @@ def test_O4_an_agent_and_a_clientapp_of_other_protocols_say_so(served, request_o
 @pytest.mark.parametrize("change", [-1, 1])
 def test_O4_a_newer_agents_reply_is_named_too(served, request_of, monkeypatch, change):
     _, address, token = served
-    with AgentChannel(address, token, 10.0) as channel:
+    with Caller(address, token, 10.0) as channel:
         real = wire.encode_reply
 
         def other(reply, request):
@@ -90,12 +88,11 @@ def test_O4_a_newer_agents_reply_is_named_too(served, request_of, monkeypatch, c
 
 
 def test_O4_the_server_and_the_clientapp_negotiate_by_the_same_number(request_of, monkeypatch):
-    content = server_records.encode_train_request(request_of)
+    content = request_content(request_of)
     for record in content.values():
-        if "protocol_version" in record:
-            record["protocol_version"] = PROTOCOL_VERSION + 1
+        record["protocol_version"] = PROTOCOL_VERSION + 1
     with pytest.raises(PayloadError) as caught:
-        records.decode_train_request(content)
+        envelope.read_request(content)
     assert (caught.value.code, f"expected {PROTOCOL_VERSION}" in caught.value.message) == ("VERSION_MISMATCH", True)
 
 
@@ -103,7 +100,7 @@ def test_O4_a_compatible_minor_release_works(served, request_of, monkeypatch):
     """Releases count by protocol alone: another version of the package with the same protocol is no mismatch."""
     _, address, token = served
     monkeypatch.setattr(dpfpl_common, "__version__", "0.99.7")
-    with AgentChannel(address, token, 10.0) as channel:
+    with Caller(address, token, 10.0) as channel:
         assert channel.train(request_of).round == 1
 
 
@@ -111,7 +108,7 @@ def test_O4_a_compatible_minor_release_works(served, request_of, monkeypatch):
 def test_O6_after_both_ends_are_upgraded_a_stored_release_is_served_for_nothing(trained_site, request_of, monkeypatch):
     settings = load_site(trained_site)
     before = summarise(settings)
-    for module in (fields, wire, records, server_records):
+    for module in (wire, envelope):
         monkeypatch.setattr(module, "PROTOCOL_VERSION", PROTOCOL_VERSION + 1)
     monkeypatch.setattr(dpfpl_common, "__version__", "9.0.0")
     stored = DiskStore(settings.state_folder).read("pilot", 1)

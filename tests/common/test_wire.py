@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import time
-import tracemalloc
 
 import numpy as np
 import pytest
@@ -18,7 +16,6 @@ from dpfpl_common.wire import agent_pb2
 from dpfpl_common.wire import codec as wire
 from dpfpl_common.wire.codec import CODES, MAX_EXPERIMENT_BYTES, MAX_MESSAGE_BYTES
 from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, TrainRequest
-from dpfpl_common.wire.records import context_from_npy
 from dpfpl_common.wire.refusal import MAX_TEXT, Refusal, plain, refusal_of
 
 SHAPE = (4, 8)
@@ -258,41 +255,6 @@ def test_any_damaged_reply_gives_a_documented_code(place, patch):
         wire.decode_reply(wire.parse(agent_pb2.Reply, bytes(data)), TRAIN)
 
 
-def _npy(header, data=bytes(128)):
-    head = header.encode().ljust(117) + b"\n"
-    return b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head + data
-
-
-@pytest.mark.parametrize(
-    ("data", "code"),
-    [
-        (_npy("{'descr': '<f4', 'fortran_order': False, 'shape': (100000, 1000000), }", bytes(80)), "WRONG_SHAPE"),
-        (_npy("{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999, 1), }", bytes(80)), "WRONG_SHAPE"),
-        (_npy("{'descr': '<f4', 'fortran_order': False, 'shape': (4, 8), }", bytes(127)), "WRONG_SIZE"),
-        (_npy("{'descr': '<f4', 'fortran_order': True, 'shape': (4, 8), }"), "WRONG_DTYPE"),
-        (_npy("{'descr': '>f4', 'fortran_order': False, 'shape': (4, 8), }"), "WRONG_DTYPE"),
-        (_npy("{'descr': '<f8', 'fortran_order': False, 'shape': (4, 8), }"), "WRONG_DTYPE"),
-        (_npy("{'descr': '|O', 'fortran_order': False, 'shape': (4, 8), }"), "WRONG_DTYPE"),
-        (_npy("{'descr': '<f4', 'fortran_order': False, 'shape': (32,), }"), "BAD_ARRAY_HEADER"),
-        (_npy("{'descr': '<f4', 'fortran_order': False, 'shape': (-4, -8), }"), "BAD_ARRAY_HEADER"),
-        (_npy("__import__('os').system('true')"), "BAD_ARRAY_HEADER"),
-        (_npy("-" * 4000), "BAD_ARRAY_HEADER"),
-        (b"\x93NUMPY\x01\x00\xff\xff" + b"(" * 65535, "BAD_ARRAY_HEADER"),
-        (b"\x80\x04.", "BAD_ARRAY_HEADER"),
-        (b"", "BAD_ARRAY_HEADER"),
-        ("text", "WRONG_TYPE"),
-    ],
-)
-def test_npy_headers_are_not_believed(data, code):
-    tracemalloc.start()
-    started = time.perf_counter()
-    refused(code, context_from_npy, data, SHAPE, "update")
-    seconds, peak = time.perf_counter() - started, tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert seconds < 0.05
-    assert peak < 300_000
-
-
 def test_text_of_errors_about_the_site_stays_at_the_site():
     secret = DataError(code="UNREADABLE_IMAGE", message="patient_123.png", advice="Delete /data/patient_123.png")
     refusal = refusal_of(secret)
@@ -300,7 +262,6 @@ def test_text_of_errors_about_the_site_stays_at_the_site():
     assert "patient" not in refusal.rule + refusal.message + refusal.advice
     told = refusal_of(RefusedError(code="CAP", rule="max_rounds", message="The cap is 2.", advice="Wait."))
     assert told == Refusal("CAP", "max_rounds", "The cap is 2 (rule max_rounds).", "Wait.")
-    assert refusal_of(told.to_error()) == told  # as the ClientApp passes on what the agent says
     assert refusal_of(RefusedError(code="not a code", message="")).code == "REFUSED"
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 from agent_driver import open_ledger
+from wire_samples import Caller
 
-from dpfpl_client.agent.channel import AgentChannel
 from dpfpl_client.agent.ledger.book import SCORES
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_common.errors import RefusedError
@@ -101,7 +101,7 @@ class Site:
     def train(self, request, deadline_s=60.0, wait_s=30.0):
         """Ask the agent that runs, waiting for it as long as a ClientApp does."""
         address, token = f"unix:{self.state}/agent.sock", self.state / "agent.token"
-        with AgentChannel(address, token, deadline_s, wait_s=wait_s) as agent:
+        with Caller(address, token, deadline_s, wait_s=wait_s) as agent:
             return agent.train(request)
 
     def train_until_death(self, request, pid):

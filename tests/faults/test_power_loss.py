@@ -8,8 +8,8 @@ import pytest
 from agent_driver import open_ledger
 from killable import Driver, Site, make_experiment, train_request
 from storage_shim import Disk, Shim, missing_tools
+from wire_samples import Caller
 
-from dpfpl_client.agent.channel import AgentChannel
 from dpfpl_client.agent.ledger.book import SCORES
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_common.wire.payloads import EvaluateRequest
@@ -32,7 +32,7 @@ class Recording:
             for more in range(3):
                 reply = site.train(train_request(number + more, of))
                 self.released[of.name, number + more] = reply.update.tobytes()
-            with AgentChannel(f"unix:{site.state}/agent.sock", site.state / "agent.token", 30.0) as agent:
+            with Caller(f"unix:{site.state}/agent.sock", site.state / "agent.token", 30.0) as agent:
                 agent.evaluate(EvaluateRequest(of, 3, np.zeros(of.context_shape, "<f4")))
             assert site.driver.kill(pid, signal.SIGTERM) == 0
         shim.set()

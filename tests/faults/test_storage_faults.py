@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from killable import Driver, Site, make_experiment, train_request
 from storage_shim import Shim, missing_tools
+from wire_samples import Caller
 
-from dpfpl_client.agent.channel import AgentChannel
 from dpfpl_common.errors import RefusedError
 from dpfpl_common.ops.processes import child_environment
 from dpfpl_common.wire.payloads import EvaluateRequest
@@ -69,7 +69,7 @@ def test_F9_after_a_sync_that_failed_once_nothing_is_released_until_the_agent_is
             assert code(site.train, train_request(2)) == expected
         assert shim[0].failed == 1
         assert code(site.train, train_request(1, make_experiment("other"))) in (expected, "LEDGER_NOT_DURABLE")
-        with AgentChannel(f"unix:{site.state}/agent.sock", site.state / "agent.token", 5.0) as agent:
+        with Caller(f"unix:{site.state}/agent.sock", site.state / "agent.token", 5.0) as agent:
             assert agent.is_serving()  # it answers: that nothing is released, and why
     assert len(site.store.rounds("pilot")) <= 2
     with site.agent():  # the administrator looked at the disk
@@ -105,7 +105,7 @@ def test_F10_a_full_disk_at_the_last_global_context(shim, site):
     last = EvaluateRequest(of, 1, np.full(of.context_shape, 1e-3, "<f4"))
     with site.agent():
         site.train(train_request(1))
-        with AgentChannel(f"unix:{site.state}/agent.sock", site.state / "agent.token", 30.0) as agent:
+        with Caller(f"unix:{site.state}/agent.sock", site.state / "agent.token", 30.0) as agent:
             shim[0].set(full_part="final")
             assert code(agent.evaluate, last) == "STORAGE_FULL"
             assert site.store.read_final("pilot") is None

@@ -11,9 +11,9 @@ import grpc
 import numpy as np
 import pytest
 import torch
+from wire_samples import Caller
 
 from dpfpl_client.agent.build import build_agent
-from dpfpl_client.agent.channel import AgentChannel
 from dpfpl_client.agent.credentials import read_token
 from dpfpl_client.agent.ledger.book import Ledger
 from dpfpl_client.agent.store import DiskStore
@@ -121,7 +121,7 @@ def test_an_agent_killed_between_rounds_goes_on_as_if_nothing_had_happened(folde
 
     site_file = write_site(folder / "killed")
     settings = load_site(site_file)
-    with AgentChannel(settings.agent_address, settings.token_file, 60.0, wait_s=5.0) as agent:
+    with Caller(settings.agent_address, settings.token_file, 60.0, wait_s=5.0) as agent:
         with agent_process(site_file) as process:
             before = agent.train(first)
             before_bytes = raw_train(settings, first)
@@ -129,7 +129,7 @@ def test_an_agent_killed_between_rounds_goes_on_as_if_nothing_had_happened(folde
             assert process.wait(20) == -9
         with (
             pytest.raises(RefusedError, match="AGENT_UNAVAILABLE"),
-            AgentChannel(settings.agent_address, settings.token_file, 1.0, wait_s=0.1) as dead,
+            Caller(settings.agent_address, settings.token_file, 1.0, wait_s=0.1) as dead,
         ):
             dead.train(first)
         with agent_process(site_file):

@@ -58,7 +58,6 @@ BASE_CLIENT = (
     "dpfpl_client.node.app",
     "dpfpl_client.cli.main",
     "dpfpl_client.node.launch",
-    "dpfpl_client.node.records",
     "dpfpl_client.site.settings",
     "dpfpl_client.node.supernode",
     "dpfpl_client.node.warm_node",

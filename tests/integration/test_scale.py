@@ -18,12 +18,15 @@ from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest
 from flwr.proto.fleet_pb2_grpc import FleetStub
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from wire_samples import reply_content
 
 from dpfpl_bench.simulation.in_process import InProcessGrid, site_names
 from dpfpl_client.node.fleet_probe import load_node_key
-from dpfpl_client.node.records import decode_evaluate_request, decode_train_request, encode_reply
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_common.ops.processes import ProcessGroup, free_ports
+from dpfpl_common.wire import agent_pb2
+from dpfpl_common.wire import codec as wire
+from dpfpl_common.wire.envelope import read_request
 from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, TrainRequest
 from dpfpl_server.federation.rounds import DPFPLStrategy
 from dpfpl_server.sites.admin import add_sites, list_sites
@@ -49,12 +52,16 @@ class StandIns(InProcessGrid):
     def _answer(self, message: Message) -> Message:
         kind, group = message.metadata.message_type, message.metadata.group_id
         if (kind, group) not in self._read:
-            decode = decode_train_request if kind == "train" else decode_evaluate_request
-            self._read[kind, group] = decode(message.content)
+            data = read_request(message.content).message
+            self._read[kind, group] = (
+                wire.decode_train_request(wire.parse(agent_pb2.TrainRequest, data))
+                if kind == "train"
+                else wire.decode_evaluate_request(wire.parse(agent_pb2.EvaluateRequest, data))
+            )
         request = self._read[kind, group]
         update = self._update if kind == "train" else None
         reply = SiteReply(self._names[message.metadata.dst_node_id], request.round, update, {"personal_local": 0.5})
-        return Message(encode_reply(reply, request), reply_to=message)
+        return Message(reply_content(reply, request), reply_to=message)
 
 
 def server_side(count: int) -> tuple[float, float, int, int]:

@@ -193,7 +193,7 @@ CRASH_SAFETY = (
     ),
     (
         "wire: the text of an error inside leaves",
-        "dpfpl_client.agent.service:AgentServer._method.answer",
+        "dpfpl_client.agent.service:answer",
         "reply = wire.encode_refusal(internal_refusal(incident))",
         "import sys\n"
         "refusal = agent_pb2.Refusal(code='INTERNAL', message=f'{sys.exception()} incident {incident}')\n"

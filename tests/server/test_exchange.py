@@ -4,13 +4,12 @@ import time
 import uuid
 
 import httpx
-import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, Metadata, RecordDict
+from flwr.app import ConfigRecord, Error, Message, Metadata, RecordDict
 from flwr.superlink.grid.http_grid import HttpGrid
 
 from dpfpl_server.federation import exchange as module
-from dpfpl_server.federation.exchange import content_bytes, exchange
+from dpfpl_server.federation.exchange import exchange
 from dpfpl_server.flower_patches import bear_broken_connections
 
 
@@ -322,14 +321,6 @@ def test_only_missing_sites_are_pulled_again(clock):
 
     assert grid.pulls[0] == {m.metadata.message_id for m in messages.values()}
     assert grid.pulls[1] == {messages["south"].metadata.message_id}
-
-
-def test_content_bytes_counts_arrays_and_texts():
-    array = Array(np.zeros((4, 8), dtype="<f4"))
-    content = RecordDict({"context": ArrayRecord({"update": array}), "request": ConfigRecord({"round": 12})})
-
-    assert content_bytes(make_message(1, content)) == len(array.data) + len("round") + len("12")
-    assert content_bytes(Message(Error(code=1), reply_to=make_message(1))) == 0
 
 
 @pytest.mark.parametrize(

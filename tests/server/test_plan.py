@@ -8,11 +8,11 @@ import tomllib
 
 import numpy as np
 import pytest
+from wire_samples import reply_content
 
 from dpfpl_client.agent.budget import check_budget
 from dpfpl_client.agent.ledger.book import SCORES, Ledger
 from dpfpl_client.agent.policy_file import load_policy
-from dpfpl_client.node.records import encode_reply
 from dpfpl_common.config import build
 from dpfpl_common.errors import RefusedError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
@@ -23,8 +23,7 @@ from dpfpl_common.privacy_plan import capped_event, planned_events, planned_scor
 from dpfpl_common.wire.payloads import METRIC_NAMES, SiteReply, TrainRequest
 from dpfpl_server.cli import main as cli
 from dpfpl_server.federation.checkpoint import Checkpoint
-from dpfpl_server.federation.exchange import record_bytes
-from dpfpl_server.federation.records import encode_train_request
+from dpfpl_server.federation.messages import content_bytes, request_content
 from dpfpl_server.runs.folder import RunFolder
 from dpfpl_server.runs.plan import make_plan, plan_lines
 from dpfpl_server.runs.result import privacy_statement
@@ -69,9 +68,9 @@ def test_the_bytes_are_about_those_that_are_sent(tmp_path):
     context = np.zeros(experiment.context_shape, dtype="<f4")
     request = TrainRequest(experiment, 1, context)
     plan = make_plan(experiment, REGISTER, tmp_path)["bytes"]
-    assert plan["down_per_site_round"] == record_bytes(encode_train_request(request))
+    assert plan["down_per_site_round"] == content_bytes(request_content(request))
     reply = SiteReply("east", 1, context, dict.fromkeys(METRIC_NAMES, 0.123), signature=b"s" * 64)
-    assert plan["up_per_site_round"] == pytest.approx(record_bytes(encode_reply(reply, request)), rel=0.15)
+    assert plan["up_per_site_round"] == pytest.approx(content_bytes(reply_content(reply, request)), rel=0.15)
     assert plan["down"] == 3 * 3 * plan["down_per_site_round"]
 
 

@@ -7,8 +7,8 @@ import weakref
 import numpy as np
 import pytest
 from flwr.app import Message, Metadata, RecordDict
+from wire_samples import reply_content
 
-from dpfpl_client.node.records import encode_reply
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings
 from dpfpl_common.wire.payloads import SiteReply, TrainRequest
 from dpfpl_server.federation.replies import Replies
@@ -34,7 +34,7 @@ def update(number):
 def message(site, content=None):
     reply = SiteReply(site, 1, update(SITES.index(site)) if content is None else content, {"personal_local": 0.5})
     metadata = Metadata(1, "id", 99, 1, "", "1", time.time(), 3600.0, "train")
-    return Message(encode_reply(reply, REQUEST), reply_to=Message(content=RecordDict(), metadata=metadata))
+    return Message(reply_content(reply, REQUEST), reply_to=Message(content=RecordDict(), metadata=metadata))
 
 
 def collect(sites, norm_cap=1e3):

@@ -5,12 +5,14 @@ import time
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from wire_samples import array_of, content_of, message_in
 
 from dpfpl_bench.simulation.in_process import InProcessGrid
 from dpfpl_common.errors import RefusedError, RoundError
 from dpfpl_common.experiment import AggregationSettings, Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_common.privacy.noise import SeededNoise
+from dpfpl_common.wire.envelope import RECORD
 from dpfpl_common.wire.payloads import SiteReply, request_digest
 from dpfpl_server.exit_codes import FAILED, exit_code_of
 from dpfpl_server.federation import exchange as exchange_module
@@ -115,17 +117,33 @@ def run_all(experiment, agents=None, **arguments):
 # What one bad site can send
 
 
-def with_update(array):
+def with_message(change):
+    """The reply, its message changed as the site's own code could have written it."""
+
     def spoil(reply):
-        reply.content["context"] = ArrayRecord({"update": Array(array)})
+        message = message_in(reply.content)
+        change(message)
+        reply.content = content_of(message)
         return reply
 
     return spoil
 
 
+def with_update(array):
+    return with_message(lambda message: message.reply.update.CopyFrom(array_of(array)))
+
+
 def with_head(**changes):
+    def change(message):
+        for name, value in changes.items():
+            setattr(message.reply, name, value)
+
+    return with_message(change)
+
+
+def with_envelope(**changes):
     def spoil(reply):
-        reply.content["reply"] = ConfigRecord({**reply.content["reply"], **changes})
+        reply.content[RECORD] = ConfigRecord({**reply.content[RECORD], **changes})
         return reply
 
     return spoil
@@ -136,15 +154,10 @@ def with_extra(reply):
     return reply
 
 
-def with_two_updates(reply):
-    array = Array(np.zeros(SHAPE, dtype="<f4"))
-    reply.content["context"] = ArrayRecord({"update": array, "update2": array})
-    return reply
-
-
-def with_other_key(reply):
-    reply.content["context"] = ArrayRecord({"delta": Array(np.zeros(SHAPE, dtype="<f4"))})
-    return reply
+def with_unlisted_field(reply):
+    """Protobuf keeps fields that its schema does not list: 100, a whole number."""
+    message = reply.content[RECORD]["message"] + b"\xa0\x06\x01"
+    return with_envelope(message=message)(reply)
 
 
 def with_norm(share):
@@ -155,19 +168,11 @@ def with_norm(share):
 
 
 def with_metrics(**metrics):
-    def spoil(reply):
-        reply.content["metrics"] = MetricRecord(metrics)
-        return reply
-
-    return spoil
+    return with_message(lambda message: message.reply.metrics.update(metrics))
 
 
 def without(name):
-    def spoil(reply):
-        del reply.content[name]
-        return reply
-
-    return spoil
+    return with_message(lambda message: message.reply.ClearField(name))
 
 
 ONE_NAN = np.zeros(SHAPE, dtype="<f4")
@@ -179,27 +184,28 @@ HOSTILE = {
     "shape (4,)": (with_update(np.zeros(4, dtype="<f4")), "WRONG_SHAPE"),
     "transposed": (with_update(np.zeros((WIDTH, 4), dtype="<f4")), "WRONG_SHAPE"),
     "empty": (with_update(np.zeros((0, WIDTH), dtype="<f4")), "WRONG_SHAPE"),
-    "complex": (with_update(np.zeros(SHAPE, dtype=np.complex64)), "WRONG_DTYPE"),
-    "float64": (with_update(np.zeros(SHAPE)), "WRONG_DTYPE"),
+    "complex": (with_update(np.zeros(SHAPE, dtype=np.complex64)), "WRONG_SIZE"),
+    "float64": (with_update(np.zeros(SHAPE)), "WRONG_SIZE"),
     "huge": (with_update(np.full(SHAPE, 9e5, dtype="<f4")), "NORM_TOO_LARGE"),
     "1e30": (with_update(np.full(SHAPE, 1e30, dtype="<f4")), "NORM_TOO_LARGE"),
     "other site": (with_head(site="north"), "OTHER_SITE"),
     "unknown site": (with_head(site="nowhere"), "UNKNOWN_SITE"),
     "earlier round": (with_head(round=0), "WRONG_ROUND"),
     "later round": (with_head(round=99), "WRONG_ROUND"),
-    "status": (with_head(status="fine"), "WRONG_TYPE"),
-    "version": (with_head(protocol_version=99), "VERSION_MISMATCH"),
+    "version": (with_envelope(protocol_version=99), "VERSION_MISMATCH"),
+    "version inside": (with_message(lambda message: setattr(message, "protocol_version", 99)), "VERSION_MISMATCH"),
     "more records": (with_extra, "UNKNOWN_FIELD"),
-    "two updates": (with_two_updates, "UNKNOWN_FIELD"),
-    "update under another key": (with_other_key, "UNKNOWN_FIELD"),
+    "a field more": (with_unlisted_field, "UNKNOWN_FIELD"),
+    "no message of ours": (with_envelope(message=b"{}"), "MALFORMED_MESSAGE"),
+    "said twice": (lambda reply: with_envelope(message=2 * reply.content[RECORD]["message"])(reply), "NOT_CANONICAL"),
     "1 % over the cap": (with_norm(1.01), "NORM_TOO_LARGE"),
     **{
-        f"num-examples {value!r}": (with_head(**{"num-examples": value}), "UNKNOWN_FIELD")
+        f"num-examples {value!r}": (with_envelope(**{"num-examples": value}), "UNKNOWN_FIELD")
         for value in (10**12, 0, -5, float("nan"), [1, 2])
     },
-    "no update": (without("context"), "MISSING_FIELD"),
-    "no head": (without("reply"), "MISSING_FIELD"),
-    "no metrics": (without("metrics"), "MISSING_FIELD"),
+    "no update": (without("update"), "MISSING_UPDATE"),
+    "nothing": (with_message(lambda message: message.ClearField("reply")), "MISSING_FIELD"),
+    "no record": (lambda reply: reply.content.pop(RECORD) and reply, "MISSING_FIELD"),
     "metric nan": (with_metrics(personal_local=float("nan")), "BAD_METRIC"),
     "metric above one": (with_metrics(personal_local=1.5), "BAD_METRIC"),
     "other metric": (with_metrics(loss=0.5), "UNKNOWN_METRIC"),
@@ -460,7 +466,7 @@ def test_L3_below_the_quorum_nothing_is_kept_and_the_same_request_is_tried_again
     failures = {"left": 4}  # in either attempt the site is asked twice
 
     def flaky(reply):
-        if reply.content["reply"]["round"] == 2 and failures["left"] > 0:
+        if message_in(reply.content).reply.round == 2 and failures["left"] > 0:
             failures["left"] -= 1
             return None
         return reply
@@ -490,7 +496,7 @@ def test_L3_below_the_quorum_nothing_is_kept_and_the_same_request_is_tried_again
 def test_U4_after_three_attempts_the_run_ends_with_the_reasons_and_the_last_checkpoint():
     agents = make_agents()
     saved = []
-    grid = Grid(agents, spoil={"west": lambda r: None if r.content["reply"]["round"] == 2 else r})
+    grid = Grid(agents, spoil={"west": lambda r: None if message_in(r.content).reply.round == 2 else r})
     strategy = DPFPLStrategy(make_experiment(), grid.nodes, keys=None, on_checkpoint=saved.append)
 
     with pytest.raises(RoundError) as caught:

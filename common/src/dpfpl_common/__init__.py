@@ -4,5 +4,5 @@ __all__ = ["PROTOCOL_VERSION", "__version__"]
 
 __version__ = "0.1.0"
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 """Version of the messages between strategy, ClientApp and agent; both ends refuse another one."""

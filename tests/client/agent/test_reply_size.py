@@ -4,18 +4,17 @@ import dataclasses
 
 import numpy as np
 import pytest
+from wire_samples import reply_content
 
 from dpfpl_client.agent.core import SiteAgent
 from dpfpl_client.agent.ledger.book import Ledger
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.learning.learner import PromptLearner
 from dpfpl_client.learning.step import SystemRandomness
-from dpfpl_client.node.records import encode_reply
 from dpfpl_common.errors import PayloadError
 from dpfpl_common.wire.codec import MAX_CONTEXT_BYTES, MAX_MESSAGE_BYTES
 from dpfpl_common.wire.payloads import METRIC_NAMES, SiteReply, TrainRequest
-from dpfpl_server.federation.exchange import record_bytes
-from dpfpl_server.federation.records import encode_train_request
+from dpfpl_server.federation.messages import content_bytes, request_content
 
 
 def largest(experiment, vectors):
@@ -27,13 +26,13 @@ def largest(experiment, vectors):
 def test_L12_the_largest_reply_and_request_fit_in_a_mebibyte(experiment):
     request = largest(experiment, MAX_CONTEXT_BYTES // (4 * 512))
     reply = SiteReply("north", 1, request.global_context, dict.fromkeys(METRIC_NAMES, 1 / 3), signature=b"s" * 64)
-    assert record_bytes(encode_reply(reply, request)) <= 1 << 20
-    assert record_bytes(encode_train_request(request)) <= 1 << 20 < MAX_MESSAGE_BYTES
+    assert content_bytes(reply_content(reply, request)) <= 1 << 20
+    assert content_bytes(request_content(request)) <= 1 << 20 < MAX_MESSAGE_BYTES
 
 
 def test_L12_a_larger_context_is_refused_before_it_is_sent(experiment):
     with pytest.raises(PayloadError) as caught:
-        encode_train_request(largest(experiment, MAX_CONTEXT_BYTES // (4 * 512) + 1))
+        request_content(largest(experiment, MAX_CONTEXT_BYTES // (4 * 512) + 1))
     assert caught.value.code == "MESSAGE_TOO_LARGE"
 
 

@@ -334,4 +334,4 @@ def _answer(folder: str, site: str, message: Message) -> Message:
     backbone = _backbone(plan.model, plan.offline, plan.threads)
     with closing(Ledger(own / "ledger.sqlite")) as ledger:
         features, randomness = _features(folder, site), SeededRandomness(plan.seed)
-        return answer(SiteAgent(site, backbone, features, None, ledger, DiskStore(own), randomness), site, message)
+        return answer(SiteAgent(site, backbone, features, None, ledger, DiskStore(own), randomness), message)

@@ -1,7 +1,5 @@
 """A whole federation in one process: the strategy and the agent core that are deployed, without network."""
 
-import logging
-import secrets
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import Message, Metadata, RecordDict
+from flwr.app import ConfigRecord, Message, Metadata, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
@@ -18,23 +16,15 @@ from dpfpl_client.agent.core import SiteAgent
 from dpfpl_client.agent.endpoint import Agent
 from dpfpl_client.agent.features import FeatureCache, Progress, site_features
 from dpfpl_client.agent.ledger.book import Ledger
+from dpfpl_client.agent.service import answer as agent_answer
 from dpfpl_client.agent.store import MemoryStore, Store
 from dpfpl_client.data import SiteData
 from dpfpl_client.learning.learner import SiteFeatures
 from dpfpl_client.learning.step import RandomnessSource, SeededRandomness
 from dpfpl_client.models.backbone import Backbone
-from dpfpl_client.node.records import (
-    decode_evaluate_request,
-    decode_sum_request,
-    decode_train_request,
-    encode_refusal,
-    encode_reply,
-    encode_sum_reply,
-)
-from dpfpl_common.errors import DpfplError
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.privacy.noise import NoiseSource
-from dpfpl_common.wire.refusal import internal_refusal, refusal_of
+from dpfpl_common.wire.envelope import KINDS, RECORD, read_request, reply_record
 from dpfpl_server.federation.rounds import DPFPLStrategy, Status
 from dpfpl_server.runs.folder import Checkpoint
 from dpfpl_server.runs.result import mean
@@ -55,7 +45,6 @@ __all__ = [
 # Flower's Grid without a network: messages go straight to site agents in this process.
 
 
-_LOG = logging.getLogger(__name__)
 _message: Any = Message  # the constructor's overloads leave out the form that sets the metadata
 SERVER_NODE = 1 << 32
 """Node id of the server: larger than any site's position."""
@@ -129,28 +118,14 @@ class InProcessGrid(Grid):
         return self.pull_messages(self.push_messages(messages))
 
     def _answer(self, message: Message) -> Message:
-        node = message.metadata.dst_node_id
-        return answer(self._agents[node], self._names[node], message)
+        return answer(self._agents[message.metadata.dst_node_id], message)
 
 
-def answer(agent: Agent, site: str, message: Message) -> Message:
-    """A site's reply to a train or evaluate message; whatever goes wrong at the site becomes its refusal."""
-    try:
-        if message.metadata.message_type == "train":
-            train = decode_train_request(message.content)
-            content = encode_reply(agent.train(train), train)
-        elif message.metadata.message_type == "query":
-            content = encode_sum_reply(agent.add_up(decode_sum_request(message.content)))
-        else:
-            evaluate = decode_evaluate_request(message.content)
-            content = encode_reply(agent.evaluate(evaluate), evaluate)
-    except DpfplError as error:
-        content = encode_refusal(refusal_of(error), site, 0)
-    except Exception:  # noqa: BLE001  one bad site never stops a round, here as in a deployed federation
-        incident = secrets.token_hex(8)
-        _LOG.exception("incident %s at %s", incident, site)
-        content = encode_refusal(internal_refusal(incident), site, 0)
-    return Message(content, reply_to=message)
+def answer(agent: Agent, message: Message) -> Message:
+    """A site's reply to a message of the server's; whatever goes wrong at the site becomes its refusal."""
+    request = read_request(message.content)
+    reply = agent_answer(agent, KINDS[message.metadata.message_type], request.message)
+    return Message(RecordDict({RECORD: ConfigRecord(reply_record(reply))}), reply_to=message)
 
 
 @dataclass(frozen=True)

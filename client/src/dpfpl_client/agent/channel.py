@@ -1,10 +1,10 @@
 """Calls a site's agent over gRPC."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import grpc  # type: ignore[import-untyped]
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -12,11 +12,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from dpfpl_client.agent.credentials import HEADER, read_token
 from dpfpl_client.agent.endpoint import parse_address
 from dpfpl_common.errors import RefusedError
-from dpfpl_common.wire import agent_pb2_grpc
-from dpfpl_common.wire import codec as wire
+from dpfpl_common.wire.agent_pb2 import DESCRIPTOR
 from dpfpl_common.wire.codec import MAX_MESSAGE_BYTES
-from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, SumReply, SumRequest, TrainRequest
-from dpfpl_common.wire.refusal import Refusal
 
 __all__ = ["AgentChannel"]
 
@@ -30,12 +27,12 @@ _OPTIONS = (
 )
 _PROBE_S = 2.0
 
-R = TypeVar("R", SiteReply, SumReply)
+_SERVICE = DESCRIPTOR.services_by_name["SiteAgent"].full_name
 _NOT_UP = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
 class AgentChannel:
-    """An agent (see :class:`dpfpl_client.agent.endpoint.Agent`) that runs in another process.
+    """The way to an agent that runs in another process. What passes is neither read nor changed here.
 
     A call that found the agent gone is made again with the same bytes until its deadline: the agent answers the same
     request with the same bytes and charges once.
@@ -52,7 +49,6 @@ class AgentChannel:
         self._deadline_s = deadline_s
         self._wait_s = wait_s
         self._channel: Any = grpc.insecure_channel(parse_address(address).target, options=_OPTIONS)
-        self._stub: Any = agent_pb2_grpc.SiteAgentStub(self._channel)  # type: ignore[no-untyped-call]
         self._health: Any = health_pb2_grpc.HealthStub(self._channel)
 
     def __enter__(self) -> Self:
@@ -67,25 +63,25 @@ class AgentChannel:
         """Close the connection."""
         self._channel.close()
 
-    def train(self, request: TrainRequest) -> SiteReply:
-        """Have the agent take part in a round.
+    def forward(self, method: str, message: bytes) -> bytes:
+        """The agent's answer, a ``Reply`` as bytes, to a message for one of its methods (see agent.proto).
 
         Raises:
-            RefusedError: the agent's refusal, or AGENT_UNAVAILABLE, AGENT_DEADLINE, AGENT_CREDENTIAL, BUSY,
-                AGENT_FAILED.
-            PayloadError: the request or the reply is malformed.
+            RefusedError: AGENT_UNAVAILABLE, AGENT_DEADLINE, AGENT_CREDENTIAL, BUSY or AGENT_FAILED: there is no answer.
         """
-        return _outcome(wire.decode_reply(self._call(self._stub.Train, wire.encode_train_request(request)), request))
-
-    def evaluate(self, request: EvaluateRequest) -> SiteReply:
-        """Have the agent report its accuracies; raises as :meth:`train`."""
-        message = wire.encode_evaluate_request(request)
-        return _outcome(wire.decode_reply(self._call(self._stub.Evaluate, message), request))
-
-    def add_up(self, request: SumRequest) -> SumReply:
-        """Have the agent take one step of a secure sum; raises as :meth:`train`."""
-        message = wire.encode_sum_request(request)
-        return _outcome(wire.decode_sum_reply(self._call(self._stub.AddUp, message)))
+        call = self._channel.unary_unary(f"/{_SERVICE}/{method}")
+        end = time.monotonic() + self._deadline_s
+        pauses = _pauses()
+        while True:
+            self._wait_until_serving(min(end, time.monotonic() + self._wait_s))
+            try:
+                answer: bytes = call(message, timeout=max(0.0, end - time.monotonic()), metadata=self._metadata())
+                return answer
+            except grpc.RpcError as error:
+                status = error.code()
+            if status is not grpc.StatusCode.UNAVAILABLE:
+                raise _error(status)
+            _sleep(next(pauses), end)
 
     def is_serving(self) -> bool:
         """Whether an agent answers at the address and is ready; for container health checks. Waits for nothing.
@@ -94,19 +90,6 @@ class AgentChannel:
             RefusedError: AGENT_CREDENTIAL, it does not accept the token.
         """
         return self._probe(min(self._deadline_s, _PROBE_S), wait_for_ready=False)
-
-    def _call(self, method: Callable[..., Any], message: Any) -> Any:
-        end = time.monotonic() + self._deadline_s
-        pauses = _pauses()
-        while True:
-            self._wait_until_serving(min(end, time.monotonic() + self._wait_s))
-            try:
-                return method(message, timeout=max(0.0, end - time.monotonic()), metadata=self._metadata())
-            except grpc.RpcError as error:
-                status = error.code()
-            if status is not grpc.StatusCode.UNAVAILABLE:
-                raise _error(status)
-            _sleep(next(pauses), end)
 
     def _wait_until_serving(self, end: float) -> None:
         """Return once the agent is there and ready.
@@ -156,12 +139,6 @@ def _sleep(pause: float, end: float) -> None:
             advice="At the site: start it (dpfpl-client start) and read its log.",
         )
     time.sleep(pause)
-
-
-def _outcome(outcome: R | Refusal) -> R:
-    if isinstance(outcome, Refusal):
-        raise outcome.to_error()
-    return outcome
 
 
 def _error(status: grpc.StatusCode) -> RefusedError:

@@ -11,7 +11,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent import futures
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,9 +25,10 @@ from dpfpl_common.errors import DeploymentError, DpfplError, RefusedError
 from dpfpl_common.wire import agent_pb2
 from dpfpl_common.wire import codec as wire
 from dpfpl_common.wire.codec import MAX_MESSAGE_BYTES
+from dpfpl_common.wire.payloads import EvaluateRequest, SumRequest, TrainRequest
 from dpfpl_common.wire.refusal import internal_refusal, refusal_of
 
-__all__ = ["AgentServer", "Turns", "serve"]
+__all__ = ["AgentServer", "Turns", "answer", "serve"]
 
 
 # One call computes at a time, few wait, the others are sent away.
@@ -98,6 +99,49 @@ _OPTIONS = (
     ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.max_concurrent_streams", _MAX_CONCURRENT),
 )
+
+
+_READERS: dict[str, Callable[[bytes], TrainRequest | EvaluateRequest | SumRequest]] = {
+    "Train": lambda data: wire.decode_train_request(wire.parse(agent_pb2.TrainRequest, data)),
+    "Evaluate": lambda data: wire.decode_evaluate_request(wire.parse(agent_pb2.EvaluateRequest, data)),
+    "AddUp": lambda data: wire.decode_sum_request(wire.parse(agent_pb2.SumRequest, data)),
+}
+
+
+def answer(
+    agent: Agent, method: str, data: bytes, turn: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> bytes:
+    """An agent's ``Reply`` to a message for one of its methods: what it answers, or a refusal for whatever goes wrong.
+
+    Args:
+        agent: the agent.
+        method: as in agent.proto.
+        data: the message.
+        turn: held while the agent computes.
+    """
+    try:
+        request = _READERS[method](data)
+        with turn():
+            reply = _ask(agent, request)
+        _LOG.info("%s answered", method)
+    except DpfplError as error:
+        _LOG.warning("%s refused: %s", method, error)
+        reply = wire.encode_refusal(refusal_of(error))
+    except Exception:  # noqa: BLE001  the boundary: its text may name a site's files
+        incident = secrets.token_hex(8)
+        _LOG.exception("%s failed, incident %s", method, incident)
+        reply = wire.encode_refusal(internal_refusal(incident))
+    return reply.SerializeToString(deterministic=True)  # the same reply is the same bytes, in any process
+
+
+def _ask(agent: Agent, request: TrainRequest | EvaluateRequest | SumRequest) -> agent_pb2.Reply:
+    match request:
+        case TrainRequest():
+            return wire.encode_reply(agent.train(request), request)
+        case EvaluateRequest():
+            return wire.encode_reply(agent.evaluate(request), request)
+        case SumRequest():
+            return wire.encode_sum_reply(agent.add_up(request))
 
 
 class AgentServer:
@@ -190,8 +234,7 @@ class AgentServer:
             options=_OPTIONS,
             maximum_concurrent_rpcs=_MAX_CONCURRENT,
         )
-        acts = {"Train": self._train, "Evaluate": self._evaluate, "AddUp": self._add_up}
-        methods = {name: self._method(name, act) for name, act in acts.items()}
+        methods = {name: self._method(name) for name in _READERS}
         health = {"Check": grpc.unary_unary_rpc_method_handler(self._check_health)}
         for service, handlers in ((_SERVICE, methods), (_HEALTH, health)):
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
@@ -215,40 +258,15 @@ class AgentServer:
             )
         return address if self._socket else Address(host=address.host, port=port)
 
-    def _train(self, data: bytes, context: Any) -> agent_pb2.Reply:
-        request = wire.decode_train_request(wire.parse(agent_pb2.TrainRequest, data))
-        with self._turn(context):
-            return wire.encode_reply(self._agent.train(request), request)
+    def _method(self, name: str) -> Any:
+        """A gRPC method of the agent's."""
 
-    def _evaluate(self, data: bytes, context: Any) -> agent_pb2.Reply:
-        request = wire.decode_evaluate_request(wire.parse(agent_pb2.EvaluateRequest, data))
-        with self._turn(context):
-            return wire.encode_reply(self._agent.evaluate(request), request)
-
-    def _add_up(self, data: bytes, context: Any) -> agent_pb2.Reply:
-        request = wire.decode_sum_request(wire.parse(agent_pb2.SumRequest, data))
-        with self._turn(context):
-            return wire.encode_sum_reply(self._agent.add_up(request))
-
-    def _method(self, name: str, act: Callable[[bytes, Any], agent_pb2.Reply]) -> Any:
-        """A gRPC method that answers what ``act`` returns, or a refusal for what it raises, and nothing else."""
-
-        def answer(data: bytes, context: Any) -> bytes:
+        def respond(data: bytes, context: Any) -> bytes:
             if not self._serving:
                 context.abort(grpc.StatusCode.UNAVAILABLE, "not serving")
-            try:
-                reply = act(data, context)
-                _LOG.info("%s answered", name)
-            except DpfplError as error:
-                _LOG.warning("%s refused: %s", name, error)
-                reply = wire.encode_refusal(refusal_of(error))
-            except Exception:  # noqa: BLE001  the boundary: its text may name a site's files
-                incident = secrets.token_hex(8)
-                _LOG.exception("%s failed, incident %s", name, incident)
-                reply = wire.encode_refusal(internal_refusal(incident))
-            return reply.SerializeToString(deterministic=True)  # the same reply is the same bytes, in any process
+            return answer(self._agent, name, data, lambda: self._turn(context))
 
-        return grpc.unary_unary_rpc_method_handler(answer)
+        return grpc.unary_unary_rpc_method_handler(respond)
 
     def _turn(self, context: Any) -> AbstractContextManager[None]:
         return self._turns.hold(lambda: not self._stopping and context.is_active())

@@ -41,12 +41,6 @@ class Refusal:
                     message=f"A refusal's {name} must be one printable line of {MAX_TEXT} characters.",
                 )
 
-    def to_error(self) -> RefusedError:
-        """The same as an exception."""
-        error = RefusedError(code=self.code, message=self.message or "The site refuses.", advice=self.advice)
-        error.rule = self.rule  # the message names it already
-        return error
-
 
 def refusal_of(error: DpfplError) -> Refusal:
     """What of an error may leave the site.

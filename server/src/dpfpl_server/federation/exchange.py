@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import Message
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
-__all__ = ["AskAgain", "Outcome", "Rejected", "content_bytes", "exchange", "record_bytes"]
+__all__ = ["AskAgain", "Outcome", "Rejected", "exchange"]
 
 POLL_SECONDS = 0.1
 """Between two looks for replies; or as long as a look that found none took, so that the SuperLink gets time."""
@@ -186,20 +186,3 @@ def _ignored(outcome: Outcome, reply: Message, late: str, again: str) -> None:
         outcome.late[late] += 1
     elif again:
         outcome.duplicates[again] += 1
-
-
-def content_bytes(message: Message) -> int:
-    """Bytes of a message's arrays and of its other records' values as text; what the wire adds is not counted."""
-    return 0 if message.has_error() else record_bytes(message.content)
-
-
-def record_bytes(content: RecordDict) -> int:
-    """The same of a message's content."""
-    return sum(
-        sum(len(array.data) for array in record.values())
-        if isinstance(record, ArrayRecord)
-        else sum(
-            len(str(key)) + len(value if isinstance(value, bytes) else str(value)) for key, value in record.items()
-        )
-        for record in content.values()
-    )

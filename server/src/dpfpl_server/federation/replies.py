@@ -13,10 +13,11 @@ from dpfpl_common.errors import PayloadError
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.privacy_plan import site_noise_stddev
 from dpfpl_common.wire.payloads import Context, EvaluateRequest, SiteReply, SumRequest, TrainRequest
+from dpfpl_common.wire.refusal import Refusal, plain
 from dpfpl_server.federation.aggregation import collector
 from dpfpl_server.federation.evidence import check_rows
-from dpfpl_server.federation.exchange import Rejected, content_bytes
-from dpfpl_server.federation.records import SiteRefusal, decode_reply, decode_sum_reply
+from dpfpl_server.federation.exchange import Rejected
+from dpfpl_server.federation.messages import message_bytes, reply_in, sum_reply_in
 from dpfpl_server.federation.signatures import SignatureCheck
 
 __all__ = ["TOO_LITTLE_NOISE", "ZERO_SIGNAL", "Replies", "SumReplies", "signal_score", "verdicts"]
@@ -101,7 +102,7 @@ class Replies:
         failures: why a site has no usable reply, by site.
         updates: the accepted updates, added up where the rule allows it.
         signal: how much more than noise an accepted update holds, by site; see ``signals``.
-        bytes: what arrived, in arrays and text.
+        bytes: of the messages that arrived.
     """
 
     def __init__(
@@ -131,13 +132,12 @@ class Replies:
 
     def take(self, site: str, message: Message) -> None:
         """Check one site's reply and add its update; a bad one gets its reason in ``failures``."""
-        self.bytes += content_bytes(message)
+        self.bytes += message_bytes(message)
         try:
-            reply = decode_reply(message.content, self._request_of.get(site, self._request))
-            if isinstance(reply, SiteRefusal):
-                refusal = reply.refusal
-                passing, words = refusal.code in REFUSALS_OF_THE_MOMENT, f"{refusal.message} {refusal.advice}"
-                self.failures[site] = Rejected(f"REFUSED {refusal.code}", words, refused=True, passing=passing)
+            reply = reply_in(message.content, self._request_of.get(site, self._request))
+            if isinstance(reply, Refusal):
+                passing, words = reply.code in REFUSALS_OF_THE_MOMENT, f"{reply.message} {reply.advice}"
+                self.failures[site] = Rejected(f"REFUSED {reply.code}", words, refused=True, passing=passing)
                 return
             self._check(reply, site)
         except PayloadError as error:
@@ -152,7 +152,7 @@ class Replies:
 
     def _check(self, reply: SiteReply, site: str) -> None:
         if reply.site != site:
-            raise PayloadError(code="OTHER_SITE", message=f"The reply names the site {reply.site[:63]!r}.")
+            raise _of_another(reply.site)
         if self._signatures is not None:
             self._signatures(self._request, reply, site)
         if reply.update is not None and float(np.linalg.norm(reply.update.astype(np.float64))) > self._norm_cap:
@@ -182,16 +182,22 @@ class SumReplies:
     def take(self, site: str, message: Message) -> None:
         """Check one site's reply."""
         try:
-            reply = decode_sum_reply(message.content)
-            if isinstance(reply, SiteRefusal):
-                words = f"{reply.refusal.message} {reply.refusal.advice}"
-                self.failures[site] = Rejected(f"REFUSED {reply.refusal.code}", words, refused=True)
+            reply = sum_reply_in(message.content)
+            if isinstance(reply, Refusal):
+                self.failures[site] = Rejected(f"REFUSED {reply.code}", f"{reply.message} {reply.advice}", refused=True)
                 return
             if reply.site != site:
-                raise PayloadError(code="OTHER_SITE", message=f"The reply names the site {reply.site[:63]!r}.")
+                raise _of_another(reply.site)
             if self._signatures is not None:
                 self._signatures.check_sum(self._asked[site], reply, site)
         except PayloadError as error:
             self.failures[site] = Rejected(error.code, error.message)
             return
         self.accepted[site] = reply.content
+
+
+def _of_another(site: str) -> PayloadError:
+    return PayloadError(
+        code="OTHER_SITE",
+        message=f"The reply is of the agent of {plain(site)[:63]!r}. Is that agent's address in this site's site.toml?",
+    )

@@ -28,8 +28,8 @@ from dpfpl_common.privacy.sampling import Sampler, SystemSampler
 from dpfpl_common.wire.payloads import EvaluateRequest, SumRequest, TrainRequest
 from dpfpl_server.federation.aggregation import aggregate_sum, initial_global_context, update_norm_cap
 from dpfpl_server.federation.checkpoint import Checkpoint
-from dpfpl_server.federation.exchange import Outcome, Rejected, content_bytes, exchange
-from dpfpl_server.federation.records import encode_evaluate_request, encode_sum_request, encode_train_request
+from dpfpl_server.federation.exchange import Outcome, Rejected, exchange
+from dpfpl_server.federation.messages import message_bytes, request_content
 from dpfpl_server.federation.replies import Replies, SumReplies
 from dpfpl_server.federation.secure import SumBook, secure_sum
 from dpfpl_server.federation.signatures import SignatureCheck
@@ -162,7 +162,7 @@ class DPFPLStrategy(Strategy):
         """One step of a secure sum; gives the replies that came in time and were signed by their sites."""
         number = self.checkpoint.round
         asked = {site: request for site, request in requests.items() if site not in self._gone}
-        contents = {site: encode_sum_request(request) for site, request in asked.items()}
+        contents = {site: request_content(request) for site, request in asked.items()}
         replies = SumReplies(asked, self._signatures)
         self._exchange(grid, self._addressed(grid, contents, "query", number), "SUMMING", number, replies)
         if replies.failures:
@@ -178,7 +178,7 @@ class DPFPLStrategy(Strategy):
             started = time.monotonic()
             request = self._train_request(number)
             asked = {s: self.checkpoint.evidence.ask(request, s) for s in chosen if s not in self._gone}
-            contents = _encoded(asked, encode_train_request)
+            contents = _encoded(asked)
             messages = self._addressed(grid, contents, "train", number)
             replies = Replies(self.experiment, request, self._norm_cap, self._signatures, asked)
             replies.failures.update({site: why for site, why in self._gone.items() if site in chosen})
@@ -231,8 +231,8 @@ class DPFPLStrategy(Strategy):
             "round": number,
             "seconds": round(seconds, 3),
             "bytes_up": replies.bytes,
-            "bytes_down": sum(content_bytes(message) for message in messages.values())
-            + sum(content_bytes(messages[site]) for site in outcome.again),
+            "bytes_down": sum(message_bytes(message) for message in messages.values())
+            + sum(message_bytes(messages[site]) for site in outcome.again),
             "sites": sorted(replies.accepted),
             **_rejected(replies.failures),
             **_ignored(outcome),
@@ -260,7 +260,7 @@ class DPFPLStrategy(Strategy):
         request = EvaluateRequest(self.experiment, number, self.checkpoint.global_context)
         self._notice_withdrawn(number)
         asked = {s: self.checkpoint.evidence.ask_last(request, s) for s in self._nodes if s not in self._gone}
-        contents = _encoded(asked, encode_evaluate_request)
+        contents = _encoded(asked)
         messages = self._addressed(grid, contents, "evaluate", number)
         replies = Replies(self.experiment, request, self._norm_cap, self._signatures, asked)
         replies.failures.update(self._gone)
@@ -377,7 +377,7 @@ class DPFPLStrategy(Strategy):
     ) -> Iterable[Message]:
         """The messages of a round; the arrays are this strategy's own checkpoint."""
         request, evidence = self._train_request(server_round), self.checkpoint.evidence
-        contents = {site: encode_train_request(evidence.ask(request, site)) for site in self._sampled_nodes()}
+        contents = {site: request_content(evidence.ask(request, site)) for site in self._sampled_nodes()}
         return list(self._addressed(grid, contents, "train", server_round).values())
 
     def aggregate_train(
@@ -405,11 +405,10 @@ class DPFPLStrategy(Strategy):
         return Result(arrays=ArrayRecord([self.checkpoint.global_context]))
 
 
-def _encoded(asked: Mapping[str, Any], encode: Callable[[Any], RecordDict]) -> dict[str, RecordDict]:
-    """Every site's request as a record; a request that many sites share is encoded once."""
-    once = {id(request): request for request in asked.values()}
-    records = {key: encode(request) for key, request in once.items()}
-    return {site: records[id(request)] for site, request in asked.items()}
+def _encoded(asked: Mapping[str, TrainRequest | EvaluateRequest]) -> dict[str, RecordDict]:
+    """Every site's request as a message's content; a request that many sites share is encoded once."""
+    once = {id(request): request_content(request) for request in {id(each): each for each in asked.values()}.values()}
+    return {site: once[id(request)] for site, request in asked.items()}
 
 
 def _rejected(failures: Mapping[str, Rejected]) -> dict[str, dict[str, str]]:

@@ -34,8 +34,7 @@ from dpfpl_common.privacy_plan import (
     site_noise_stddev,
 )
 from dpfpl_common.wire.payloads import TrainRequest
-from dpfpl_server.federation.exchange import record_bytes
-from dpfpl_server.federation.records import encode_train_request
+from dpfpl_server.federation.messages import content_bytes, request_content
 from dpfpl_server.runs.folder import RunFolder
 from dpfpl_server.runs.result import privacy_statement
 from dpfpl_server.sites.kits import STARTING_POLICY, starting_policy
@@ -242,7 +241,7 @@ def _bytes(experiment: Experiment) -> dict[str, int]:
     pool = None
     if experiment.privacy.trust == "secure":  # its rounds are about the summed rows
         pool = np.ones((len(experiment.classes) + 1, FEATURE_SIZES[1] + 2), dtype="<f4")
-    down = record_bytes(encode_train_request(TrainRequest(experiment, 1, context, pool=pool)))
+    down = content_bytes(request_content(TrainRequest(experiment, 1, context, pool=pool)))
     up = context.nbytes + REPLY_BYTES
     messages = round(len(experiment.sites) * experiment.privacy.site_sample_rate * experiment.rounds.number)
     return {"down_per_site_round": down, "up_per_site_round": up, "down": down * messages, "up": up * messages}
