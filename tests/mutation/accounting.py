@@ -38,6 +38,20 @@ ACCOUNTING = (
         (f"{ACCOUNTING_TESTS}::test_a_cap_is_held_exactly_whichever_grid_decides",),
     ),
     (
+        "accounting: a cap without sampling is passed by a little",
+        "dpfpl_common.privacy.accounting:_gaussian_delta",
+        "below - math.exp(epsilon) * above",
+        "(below - math.exp(epsilon) * above) * 0.9999",
+        (f"{ACCOUNTING_TESTS}::test_without_sampling_a_cap_is_held_exactly_by_a_closed_form",),
+    ),
+    (
+        "accounting: without sampling releases count once at a cap",
+        "dpfpl_common.privacy.accounting:_gaussian_delta",
+        "steps / noise_multiplier ** 2",
+        "1 / noise_multiplier ** 2",
+        (f"{ACCOUNTING_TESTS}::test_a_cap_is_held_exactly_whichever_grid_decides[0.8-1.0-2]",),
+    ),
+    (
         "calibration: from below the target's noise",
         "dpfpl_common.privacy.accounting:calibrate_noise_multiplier",
         "math.ceil(high * unit)",

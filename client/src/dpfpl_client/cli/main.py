@@ -228,16 +228,33 @@ def predict(
         float | None, typer.Option(help="share of images expected from this site's usual mix of classes, 0 to below 1")
     ] = None,
     csv: Annotated[Path | None, typer.Option("--csv", help="write a CSV file, one row an image")] = None,
+    served: Annotated[
+        str, typer.Option(help="address of a running `serve`, which answers at once: no model is loaded here")
+    ] = "",
+    token_file: Annotated[Path | None, typer.Option(help="with --served: file with the token that it asks for")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Classify images with this site's personalised prompt; an image that cannot be read does not stop the others."""
     from dpfpl_client.use.predict import as_json as entry
     from dpfpl_client.use.predict import as_line, classify_files, count_skipped, expand_images, write_csv
+    from dpfpl_client.use.serving.remote import classify_served
+    from dpfpl_common.ops.http import read_http_token
 
-    paths, settings = expand_images(images), _load(site)
-    prompt, results = _prompt(settings, experiment, unfinished, alpha, usual_mix), []
-    classifier = _classifier(settings, prompt, question)
-    for result in classify_files(classifier, paths, top, settings.data.pixel_rules):
+    paths, results = expand_images(images), []
+    if served:
+        if experiment or unfinished or alpha is not None or usual_mix is not None:
+            raise ConfigError(
+                code="ANOTHER_PROMPT",
+                message="With --served the prompt is the one that is served.",
+                advice="Leave --experiment, --unfinished, --alpha and --usual-mix out, or leave --served out.",
+            )
+        token = read_http_token("", token_file) if token_file else None
+        found = classify_served(served, paths, top, question, token)
+    else:
+        settings = _load(site)
+        prompt = _prompt(settings, experiment, unfinished, alpha, usual_mix)
+        found = classify_files(_classifier(settings, prompt, question), paths, top, settings.data.pixel_rules)
+    for result in found:
         results.append(result)
         if result.prediction is None:
             console.print(printable_lines(as_line(result)), soft_wrap=True)

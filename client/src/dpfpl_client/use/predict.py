@@ -5,19 +5,31 @@ import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from dpfpl_client.data.decode import DEFAULT_RULES, PixelRules, UnreadableImageError, decode_image, image_extensions
 from dpfpl_client.data.folder import is_image_file
 from dpfpl_client.data.folder_names import is_derived
-from dpfpl_client.use.prompt import Classifier, Prediction
 from dpfpl_common.errors import DataError, StateError
 from dpfpl_common.ops.files import write_durably
 from dpfpl_common.ops.text import harmless_cell
 
-__all__ = ["FileResult", "as_json", "as_line", "classify_files", "count_skipped", "expand_images", "write_csv"]
+if TYPE_CHECKING:
+    from dpfpl_client.use.prompt import Classifier
+
+__all__ = [
+    "FileResult",
+    "Prediction",
+    "as_json",
+    "as_line",
+    "classify_files",
+    "count_skipped",
+    "expand_images",
+    "readable",
+    "write_csv",
+]
 
 
 # Images that somebody names on the command line, classified one by one: a bad one never stops the others.
@@ -26,6 +38,14 @@ __all__ = ["FileResult", "as_json", "as_line", "classify_files", "count_skipped"
 BATCH = 64
 BATCH_PIXELS = 1 << 26
 """A batch is closed at this many pixels (0.2 GB as RGB), so that many large photos never fill the memory."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Attributes: the most probable classes with their probabilities, best first; or one answer to a question."""
+
+    classes: tuple[str, ...]
+    probabilities: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -75,7 +95,7 @@ def _looked_at(folder: Path, path: Path) -> bool:
 
 
 def classify_files(
-    classifier: Classifier, paths: Iterable[Path], top: int, rules: PixelRules = DEFAULT_RULES
+    classifier: "Classifier", paths: Iterable[Path], top: int, rules: PixelRules = DEFAULT_RULES
 ) -> Iterator[FileResult]:
     """One result a path, in order; images go through the model in batches.
 
@@ -99,7 +119,7 @@ def classify_files(
 
 
 def _classify(
-    classifier: Classifier, waiting: Sequence[tuple[Path, Image.Image | str]], top: int
+    classifier: "Classifier", waiting: Sequence[tuple[Path, Image.Image | str]], top: int
 ) -> Iterator[FileResult]:
     predictions = classifier.classify((read for _, read in waiting if not isinstance(read, str)), top)
     for path, read in waiting:
@@ -111,14 +131,19 @@ def _classify(
 
 def _read(path: Path, rules: PixelRules) -> Image.Image | str:
     """The image as RGB, or why it cannot be had."""
-    if not path.exists():
-        return "it does not exist"
-    if not path.is_file():
-        return "it is no regular file"
+    if reason := readable(path):
+        return reason
     try:
         return decode_image(path, rules)
     except UnreadableImageError as error:
         return str(error)
+
+
+def readable(path: Path) -> str:
+    """Empty, or why there is nothing to read."""
+    if not path.exists():
+        return "it does not exist"
+    return "" if path.is_file() else "it is no regular file"
 
 
 def as_line(result: FileResult) -> str:

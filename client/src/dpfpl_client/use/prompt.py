@@ -32,6 +32,7 @@ from dpfpl_client.learning.evidence import SiteHead, chosen_head, own_rows, shar
 from dpfpl_client.learning.learner import initial_context
 from dpfpl_client.models.backbone import Backbone
 from dpfpl_client.site.settings import load_site
+from dpfpl_client.use.predict import Prediction
 from dpfpl_common.errors import ModelError, StateError
 from dpfpl_common.evidence import Pool, unpack_pool
 from dpfpl_common.experiment import LONGEST_QUESTION, Experiment, parse_experiment, unprintable
@@ -41,14 +42,6 @@ __all__ = ["CLASS_VECTORS", "Classifier", "Prediction", "SitePrompt", "list_prom
 
 CLASS_VECTORS = "class_vectors.safetensors"
 """Of an exported prompt, with evidence: ``vectors``, ``bias`` and ``scale``."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Attributes: the most probable classes with their probabilities, best first; or one answer to a question."""
-
-    classes: tuple[str, ...]
-    probabilities: tuple[float, ...]
 
 
 class Classifier:
