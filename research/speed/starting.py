@@ -6,7 +6,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,6 +21,7 @@ from dpfpl_client.use.exporting.card import Facts
 from dpfpl_client.use.exporting.export import write_export
 from dpfpl_client.use.prompt import SitePrompt
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings, RoundSettings
+from dpfpl_common.ops.processes import ProcessGroup, free_port, wait_until
 from dpfpl_common.wire.payloads import EvaluateRequest, TrainRequest
 from research.speed.images import write_photographs, write_vit_b16
 
@@ -45,10 +47,56 @@ with torch.no_grad():
     print(model(**texts, **pixels).logits_per_image.softmax(-1))
 """
 """Loading the model with transformers and one forward."""
+PARTS = """
+import resource, sys
+seconds, last = {}, 0.0
+def took(part):
+    global last
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    now = used.ru_utime + used.ru_stime
+    seconds[part] = round(seconds.get(part, 0.0) + now - last, 3)
+    last = now
+def timed(module, name, part):
+    function = getattr(module, name)
+    def call(*arguments, **options):
+        took("everything else")
+        try:
+            return function(*arguments, **options)
+        finally:
+            took(part)
+    setattr(module, name, call)
+took("everything else")
+import torch
+took("importing torch")
+from transformers import AutoTokenizer, CLIPModel
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+took("importing transformers")
+import dpfpl_client.agent.policy_file, dpfpl_client.cli.main, dpfpl_client.models.clip
+import dpfpl_client.models.image_tower, dpfpl_client.use.predict
+took("everything else")
+timed(dpfpl_client.agent.policy_file, "check_use", "does the policy allow it")
+timed(dpfpl_client.models.clip, "load_parts", "weights, tokenizer, preprocessing")
+timed(dpfpl_client.models.clip, "model_fingerprint", "the model's fingerprint")
+timed(dpfpl_client.models.clip, "text_tower_of", "laying out the text tower, and trying it")
+timed(dpfpl_client.models.clip, "refuse_differences", "trying the model against plain transformers")
+timed(dpfpl_client.models.image_tower, "_swap_products", "laying out the image tower, and trying it")
+sys.argv[:] = ["dpfpl-client", "predict", sys.argv[1], "--site", sys.argv[2]]
+try:
+    dpfpl_client.cli.main.main()
+except SystemExit as end:
+    assert not end.code
+took("everything else")
+import json
+print(json.dumps(seconds), file=sys.stderr)
+"""
+"""A prediction that tells where its CPU seconds went, by the pieces of the program that are worth a name."""
 
 
 def measure_starting(say: Callable[[str], None]) -> dict[str, Any]:
-    """CPU seconds of ``--help``, ``ledger show``, one prediction over the least, and an export's, medians in turns."""
+    """CPU seconds of ``--help``, ``ledger show``, one prediction over the least, and an export's, medians in turns.
+
+    ``predict_parts``: of one more prediction, where they went.
+    """
     say("start of programs")
     programs: dict[str, Sequence[str]] = {f"{name} --help": (_program(name), "--help") for name in HELP}
     with tempfile.TemporaryDirectory(prefix="dpfpl-") as name:
@@ -61,15 +109,52 @@ def measure_starting(say: Callable[[str], None]) -> dict[str, Any]:
             "predict": (_program("dpfpl-client"), "predict", picture, "--site", str(site)),
             "least": (sys.executable, "-c", LEAST, str(model), picture),
         }
+        with _serving(site, folder / "serve.log") as address:
+            asked = (_program("dpfpl-client"), "predict", picture, "--served", address)
+            served = [_child_seconds(asked) for _ in range(TURNS)]
         times: dict[str, list[float]] = {key: [] for key in programs}
         for _ in range(TURNS):
             for key, command in programs.items():
                 times[key].append(_child_seconds(command))
+        times["predict --served"] = served
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        told = subprocess.run(
+            (sys.executable, "-c", PARTS, picture, str(site)),
+            check=True,
+            capture_output=True,
+            text=True,
+            env=environment,
+        )
+        parts = json.loads(told.stderr.splitlines()[-1])
         say("export with a large vocabulary")
         export = [_export_seconds(folder / str(turn)) for turn in range(TURNS)]
     ratios = [one / other for one, other in zip(times["predict"], times["least"], strict=True)]
     seconds = {key: median(found) for key, found in times.items()}
-    return {"cpu_seconds": seconds, "predict_over_least": median(ratios), "export_cpu_seconds": median(export)}
+    return {
+        "cpu_seconds": seconds,
+        "predict_over_least": median(ratios),
+        "predict_parts": parts,
+        "export_cpu_seconds": median(export),
+    }
+
+
+def _predict_parts(picture: str, site: Path) -> dict[str, float]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = (sys.executable, "-c", PARTS, picture, str(site))
+    told = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    parts: dict[str, float] = json.loads(told.stderr.splitlines()[-1])
+    return parts
+
+
+@contextmanager
+def _serving(site: Path, log: Path) -> Iterator[str]:
+    """A ``serve`` that runs meanwhile; gives its address."""
+    with ProcessGroup() as group:
+        port = free_port()
+        command = [_program("dpfpl-client"), "serve", "--site", str(site), "--port", str(port)]
+        process = group.start("serve", command, log_file=log)
+        wait_until(lambda: "Open http" in process.log_text(), timeout_s=120, what="serve", processes=(process,))
+        yield f"http://127.0.0.1:{port}"
 
 
 def _site(folder: Path, model: Path) -> Path:
@@ -98,7 +183,7 @@ def _experiment(width: int, fingerprint: str) -> Experiment:
         sites=("north", "south"),
         model=ModelSettings(id="hospital/model", width=width, fingerprint=fingerprint),
         prompt=PromptSettings(num_context=16, rank=2, method="promptfl"),
-        privacy=PrivacySettings(mechanism="per_step", noise_multiplier=2.0, nominal_site_size=8),
+        privacy=PrivacySettings(noise_multiplier=2.0, nominal_site_size=8),
         rounds=RoundSettings(number=1, local_steps=1),
     )
 

@@ -195,7 +195,7 @@ def _gaussian_delta(releases: Releases, epsilon: float) -> float:
     """The delta of Gaussian releases without sampling at an epsilon, rounded up (Balle and Wang 2018, theorem 8).
 
     Together they are one release with the multiplier ``1 / m``, and ``delta = Phi(m / 2 - epsilon / m) - e^epsilon
-    Phi(-m / 2 - epsilon / m)``. It needs no library, whose import takes longer than all else before a first image.
+    Phi(-m / 2 - epsilon / m)``. It needs no library: to import one takes longer than most commands.
     """
     m = math.sqrt(sum(steps / noise_multiplier**2 for noise_multiplier, _, steps in releases))
     below, above = (math.erfc((epsilon / m + side * m / 2) / math.sqrt(2)) / 2 for side in (-1, 1))
@@ -203,13 +203,19 @@ def _gaussian_delta(releases: Releases, epsilon: float) -> float:
 
 
 def _gaussian_epsilon(releases: Releases, delta: float) -> float:
-    """Of Gaussian releases without sampling, exactly (rounded up): together they are one."""
+    """Of Gaussian releases without sampling, exactly (rounded up): where their delta is this one, by bisection."""
     information = sum(steps / noise_multiplier**2 for noise_multiplier, _, steps in releases)
-    if not information:
-        return 0.0
-    from dp_accounting import get_epsilon_gaussian
+    low, high = 0.0, information / 2 + math.sqrt(2 * information * math.log(1 / delta))  # above: Bun and Steinke 2016
+    if high > LARGEST_CAP:
+        from dp_accounting import get_epsilon_gaussian
 
-    return (1 + 1e-9) * float(get_epsilon_gaussian(1.0 / math.sqrt(information), delta))
+        return (1 + 1e-9) * float(get_epsilon_gaussian(1.0 / math.sqrt(information), delta))
+    if not information or _gaussian_delta(releases, low) <= delta:
+        return 0.0
+    while high - low > 1e-12 * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if _gaussian_delta(releases, middle) <= delta else (middle, high)
+    return (1 + 1e-9) * high
 
 
 @functools.lru_cache(maxsize=1024)
