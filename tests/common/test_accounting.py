@@ -276,7 +276,7 @@ def test_a_cap_is_held_exactly_whichever_grid_decides(multiplier, rate, steps):
 
 
 def test_without_sampling_a_cap_is_held_exactly_by_a_closed_form():
-    """A millionth beside epsilon, which is dp-accounting's own, rounded up; a thousand plans of one to forty releases."""
+    """A millionth beside epsilon, which is dp-accounting's own rounded up; a thousand plans of up to forty releases."""
     generator = np.random.default_rng(0)
     for _ in range(1000):
         delta, releases = 10 ** generator.uniform(-10, -2), int(generator.integers(1, 41))
