@@ -49,10 +49,7 @@ QUIET = {
 def sources() -> list[Path]:
     """Every hand-written Python file of the five distributions and what lies beside them."""
     return sorted(
-        path
-        for name in DISTRIBUTIONS
-        for path in (ROOT / name).rglob("*.py")
-        if not path.stem.endswith(("_pb2", "_pb2_grpc"))
+        path for name in DISTRIBUTIONS for path in (ROOT / name).rglob("*.py") if not path.stem.endswith("_pb2")
     )
 
 

@@ -49,7 +49,7 @@ with torch.no_grad():
 """Loading the model with transformers and one forward."""
 PARTS = """
 import resource, sys
-seconds, last = {}, 0.0
+seconds, last, outer = {}, 0.0, ["everything else"]
 def took(part):
     global last
     used = resource.getrusage(resource.RUSAGE_SELF)
@@ -59,11 +59,12 @@ def took(part):
 def timed(module, name, part):
     function = getattr(module, name)
     def call(*arguments, **options):
-        took("everything else")
+        took(outer[-1])
+        outer.append(part)
         try:
             return function(*arguments, **options)
         finally:
-            took(part)
+            took(outer.pop())
     setattr(module, name, call)
 took("everything else")
 import torch
@@ -117,15 +118,7 @@ def measure_starting(say: Callable[[str], None]) -> dict[str, Any]:
             for key, command in programs.items():
                 times[key].append(_child_seconds(command))
         times["predict --served"] = served
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        told = subprocess.run(
-            (sys.executable, "-c", PARTS, picture, str(site)),
-            check=True,
-            capture_output=True,
-            text=True,
-            env=environment,
-        )
-        parts = json.loads(told.stderr.splitlines()[-1])
+        parts = _predict_parts(picture, site)
         say("export with a large vocabulary")
         export = [_export_seconds(folder / str(turn)) for turn in range(TURNS)]
     ratios = [one / other for one, other in zip(times["predict"], times["least"], strict=True)]

@@ -24,7 +24,7 @@ from dpfpl_common.errors import RefusedError, StateError
 from dpfpl_common.evidence import class_head, directions, mix_bonus, pool_rows, sharpened, unpack_moment, unpack_pool
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_common.privacy_plan import NOISED_COUNTS, class_sums_multiplier, vote_multiplier
-from dpfpl_common.wire.payloads import EvaluateRequest, TrainRequest
+from dpfpl_common.wire.payloads import EvaluateRequest, TrainRequest, scored
 from dpfpl_server.federation.evidence import NOTHING_FOUND, Evidence
 from dpfpl_server.federation.rounds import DPFPLStrategy
 from dpfpl_server.runs.store import RunStore
@@ -335,6 +335,39 @@ def test_class_sums_vote_and_moment_leave_with_the_noise_that_is_charged(backbon
         ((1,), vote_multiplier(experiment)),
         ((6,), vote_multiplier(experiment)),
     ]
+
+
+def test_the_plain_text_is_counted_as_it_is_used_with_a_mix_that_was_read_off_noised_class_sums(
+    backbone, sites, finished
+):
+    strategy, folders = finished
+    prompt = dataclasses.replace(strategy.experiment.prompt, usual_mix=0.999)
+    experiment, features = dataclasses.replace(strategy.experiment, prompt=prompt), sites[1].features
+
+    class Nothing:
+        is_private = False
+
+        def add(self, total, noise_stddev):
+            return total
+
+    state = DiskStore(folders["south"]).read("pilot", 3).state
+    learner = PromptLearner(backbone, experiment, features)
+    randomness = dataclasses.replace(SeededRandomness(4).for_round("south", 1), noise=Nothing())
+    packed = strategy.checkpoint.evidence.packed(experiment, "south")
+    counted = dict(
+        zip(scored(experiment), learner.scores(state.context.astype("<f4"), state, randomness, packed), strict=False)
+    )
+
+    texts = backbone.scorer(experiment).class_features(learner._initial).double().numpy()
+    total = unpack_pool(packed, 4)[0].total
+    held = state.class_sums @ (total / np.linalg.norm(total))
+    assert (held > 3 * class_sums_multiplier(experiment)).tolist() == [False, False, True, True]  # noised, and right
+    shares = np.array([0.0, 0.0, held[2], held[3]]) / held[2:].sum()
+    logits = backbone.logit_scale * features.test.features.double().numpy() @ texts.T
+    for name, with_mix in (("zero_shot", 0.0), ("text", 1.0)):
+        right = (logits + with_mix * mix_bonus(shares, 0.999)).argmax(axis=1) == features.test.labels.numpy()
+        assert counted[name] == pytest.approx(2 * right.sum() - len(right))
+    assert counted["text"] > counted["zero_shot"]
 
 
 def test_a_site_that_comes_later_adds_its_rows_and_one_that_leaves_takes_them_along(backbone, finished):

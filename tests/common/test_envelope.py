@@ -51,6 +51,9 @@ def test_what_was_put_in_comes_out():
         (request(deadline=0.0), "IMPOSSIBLE_VALUE"),
         (request(deadline=float("nan")), "IMPOSSIBLE_VALUE"),
         (request(deadline=float("inf")), "IMPOSSIBLE_VALUE"),
+        (request(deadline=1e7), "IMPOSSIBLE_VALUE"),
+        (RecordDict({"request": ConfigRecord({"protocol_version": 3, "round": 1})}), "VERSION_MISMATCH"),
+        (RecordDict({"reply": ConfigRecord({"protocol_version": 3}), "metrics": MetricRecord({})}), "VERSION_MISMATCH"),
     ],
 )
 def test_names_types_and_sizes_must_be_exact(content, code):

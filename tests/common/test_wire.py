@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -113,6 +114,21 @@ def test_unknown_fields_are_refused_nested_ones_too():
     refusal = wire.encode_refusal(Refusal("X"))
     refusal.refusal.MergeFromString(extra)
     refused("UNKNOWN_FIELD", wire.decode_reply, refusal, TRAIN)
+
+
+def test_millions_of_unknown_fields_cost_next_to_nothing():
+    data = train_message().SerializeToString() + b"\xa0\x06\x01" * 2_000_000
+    tracemalloc.start()
+    refused("UNKNOWN_FIELD", decode_bytes, data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30 << 20  # to list them takes 170 MB
+
+
+def test_an_array_that_the_receiver_would_refuse_is_not_sent():
+    with pytest.raises(PayloadError) as caught:
+        wire._matrix(np.ones((2000, 1000), "<f4"), "pool")
+    assert caught.value.code == "MESSAGE_TOO_LARGE"
 
 
 def test_field_said_twice_is_refused():

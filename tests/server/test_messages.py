@@ -97,6 +97,15 @@ def test_what_the_agent_raises_is_its_refusal():
     assert reply_in(content_of(agent_pb2.Reply.FromString(told)), TRAIN) == expected
 
 
+def test_an_answer_that_no_message_holds_is_a_refusal_of_its_own():
+    class Large(Agent):
+        def add_up(self, request):
+            return SumReply("north", bytes(MAX_MESSAGE_BYTES), bytes(64))
+
+    told = answer(Large(), "AddUp", read_request(request_content(SUM)).message)
+    assert sum_reply_in(content_of(agent_pb2.Reply.FromString(told))).code == "MESSAGE_TOO_LARGE"
+
+
 def test_bytes_are_those_of_our_own_message():
     content = request_content(TRAIN)
     sent = read_request(content).message

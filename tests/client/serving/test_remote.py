@@ -1,6 +1,8 @@
 """A running ``serve`` answers for ``predict``: the same results, and no model loaded."""
 
+import contextlib
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -63,7 +65,7 @@ def test_the_answers_are_those_of_a_model_of_ones_own(classifier, address, files
     assert [bool(result.error) for result in served] == [False, False, True, True, True]
     assert "cannot be used" in served[2].error
     assert served[3].error == "it does not exist"
-    assert "larger than" in served[4].error
+    assert "larger than 100,000 bytes" in served[4].error
 
 
 def test_what_concerns_no_single_image_is_an_error_with_its_code(address, files):
@@ -90,7 +92,8 @@ def test_a_busy_one_is_asked_again_for_a_while_and_a_strange_one_is_named(monkey
     good = {"predictions": [{"name": "cat", "probability": 0.75}]}
     said = iter([(each, busy if each == 503 else good if code is None else ["?"]) for each in statuses])
     slept = []
-    monkeypatch.setattr(remote, "_sent", lambda *_: next(said))
+    prompt = (200, {"max_bytes": 1000})
+    monkeypatch.setattr(remote._Served, "_sent", lambda _, method, *__: prompt if method == "GET" else next(said))
     monkeypatch.setattr(remote.time, "sleep", slept.append)
     if code is None:
         (result,) = classify_served("http://localhost:1", files[:1], 1)
@@ -101,6 +104,106 @@ def test_a_busy_one_is_asked_again_for_a_while_and_a_strange_one_is_named(monkey
         list(classify_served("http://localhost:1", files[:1], 1))
     assert caught.value.code == code
     assert len(slept) == (len(remote.PAUSES) if code == "BUSY" else 0)
+
+
+@contextlib.contextmanager
+def raw_server(*answers):
+    """Answers one connection after another with these bytes, without reading more than the first of what is sent."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve():
+        with contextlib.suppress(OSError):  # closed: not all were asked for
+            for answer in answers:
+                connection, _ = listener.accept()
+                with connection:
+                    connection.recv(1000)
+                    connection.sendall(answer)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    listener.close()
+
+
+def said(body, status="200 OK", more=""):
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    head = f"HTTP/1.1 {status}\r\nContent-Length: {len(content)}\r\nConnection: close\r\n{more}\r\n"
+    return head.encode() + content
+
+
+PROMPT = said({"max_bytes": 50_000_000})
+CAT = said({"predictions": [{"name": "cat", "probability": 0.75}]})
+BUSY = said({"code": "BUSY", "message": "8 images are being classified.", "advice": "Try again."}, "503 Busy")
+
+
+def test_an_answer_before_the_image_was_sent_counts(tmp_path, monkeypatch):
+    """``serve`` says that it is busy, or the file too large, and closes while it is still being sent to."""
+    slept = []
+    monkeypatch.setattr(remote.time, "sleep", slept.append)
+    photo = tmp_path / "large.png"
+    photo.write_bytes(bytes(25_000_000))
+    large = said({"code": "IMAGE_TOO_LARGE", "message": "The file is larger than 5 bytes."}, "413 Too large")
+    with raw_server(PROMPT, BUSY, CAT) as address:
+        (result,) = classify_served(address, [photo], 1)
+    assert result.prediction.classes == ("cat",)
+    assert slept == [0.5]
+    with raw_server(PROMPT, large) as address:
+        (result,) = classify_served(address, [photo], 1)
+    assert result.error == "The file is larger than 5 bytes"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"garbage\r\n",
+        said(b"no json"),
+        said(b"[" * 100_000),
+        said(b"{", more="X: y\r\n"),
+        said([]),
+        said({}),
+        said({"predictions": "abc"}),
+        said({"predictions": [{"name": "x"}]}),
+        said({"predictions": [{"name": 5, "probability": 0.5}]}),
+        said(b'{"predictions": [{"name": "x", "probability": NaN}]}'),
+        said({"code": 5, "message": 6}),
+        said({"predictions": []}, "500 Error"),
+        said(b"", "302 Found", "Location: http://127.0.0.1:1/\r\n"),
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{",
+    ],
+)
+def test_whatever_else_answers_is_named_and_nothing_is_believed(files, monkeypatch, answer):
+    monkeypatch.setattr(remote.time, "sleep", lambda _: None)
+    answers = [answer] * (len(remote.PAUSES) + 1)
+    with raw_server(PROMPT, *answers) as address, pytest.raises(DeploymentError) as caught:
+        list(classify_served(address, files[:1], 1, token="secret-token-secret"))
+    assert caught.value.code == "NOT_SERVED"
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["", "localhost:8080", "ftp://h:1", "http://", "http://127.0.0.1:abc", "http://127.0.0.1:99999", "http://[::1",
+     "http://us er@h", "http://h\x1b[2J:1"],
+)  # fmt: skip
+def test_an_address_that_is_none_is_named(files, address):
+    with pytest.raises(ConfigError) as caught:
+        list(classify_served(address, files[:1], 1))
+    assert caught.value.code == "BAD_ADDRESS"
+
+
+def test_a_file_that_cannot_be_read_does_not_stop_the_others(files, monkeypatch):
+    reads = type(files[0]).read_bytes
+
+    def read(path):
+        if path.name == "a.png":
+            raise PermissionError(13, "Permission denied")
+        return reads(path)
+
+    monkeypatch.setattr(type(files[0]), "read_bytes", read)
+    with raw_server(PROMPT, CAT) as address:
+        first, second = classify_served(address, files[:2], 5000, question="\ud800")
+    assert first.error == "Permission denied"
+    assert second.prediction.classes == ("cat",)
 
 
 def test_the_command_needs_no_site_and_loads_no_model(address, files, tmp_path):

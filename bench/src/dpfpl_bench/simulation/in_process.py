@@ -122,7 +122,7 @@ class InProcessGrid(Grid):
 
 
 def answer(agent: Agent, message: Message) -> Message:
-    """A site's reply to a message of the server's; whatever goes wrong at the site becomes its refusal."""
+    """A site's reply to a message of the server's; whatever its agent raises becomes its refusal."""
     request = read_request(message.content)
     reply = agent_answer(agent, KINDS[message.metadata.message_type], request.message)
     return Message(RecordDict({RECORD: ConfigRecord(reply_record(reply))}), reply_to=message)

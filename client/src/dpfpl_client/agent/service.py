@@ -21,7 +21,7 @@ from grpc_health.v1 import health_pb2
 
 from dpfpl_client.agent.credentials import Credential
 from dpfpl_client.agent.endpoint import Address, Agent, SocketFile, parse_address, private_host
-from dpfpl_common.errors import DeploymentError, DpfplError, RefusedError
+from dpfpl_common.errors import DeploymentError, DpfplError, PayloadError, RefusedError
 from dpfpl_common.wire import agent_pb2
 from dpfpl_common.wire import codec as wire
 from dpfpl_common.wire.codec import MAX_MESSAGE_BYTES
@@ -131,6 +131,10 @@ def answer(
         incident = secrets.token_hex(8)
         _LOG.exception("%s failed, incident %s", method, incident)
         reply = wire.encode_refusal(internal_refusal(incident))
+    if reply.ByteSize() > MAX_MESSAGE_BYTES:
+        reply = wire.encode_refusal(
+            refusal_of(PayloadError(code="MESSAGE_TOO_LARGE", message=f"The answer has {reply.ByteSize()} bytes."))
+        )
     return reply.SerializeToString(deterministic=True)  # the same reply is the same bytes, in any process
 
 

@@ -229,9 +229,10 @@ def predict(
     ] = None,
     csv: Annotated[Path | None, typer.Option("--csv", help="write a CSV file, one row an image")] = None,
     served: Annotated[
-        str, typer.Option(help="address of a running `serve`, which answers at once: no model is loaded here")
+        str,
+        typer.Option(help="address of a running `serve`, which answers instead: needs no model and no site.toml"),
     ] = "",
-    token_file: Annotated[Path | None, typer.Option(help="with --served: file with the token that it asks for")] = None,
+    token_file: Annotated[Path | None, typer.Option(help="file with the token that the --served one asks for")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Classify images with this site's personalised prompt; an image that cannot be read does not stop the others."""
@@ -241,6 +242,10 @@ def predict(
     from dpfpl_common.ops.http import read_http_token
 
     paths, results = expand_images(images), []
+    if token_file and not served:
+        raise ConfigError(
+            code="NOT_SERVED", message="--token-file is for a running serve.", advice="Give its address: --served."
+        )
     if served:
         if experiment or unfinished or alpha is not None or usual_mix is not None:
             raise ConfigError(

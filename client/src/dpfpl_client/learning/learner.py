@@ -475,6 +475,7 @@ class PromptLearner:
             pooled, _ = self._unpacked(pool)
             alone = self.alone(state)
             heads = {
+                "text": (text_head(self._plain_texts, self._scorer.logit_scale), pooled.total),
                 "evidence": (self.evidence_head(pool, None, alone), pooled.total),
                 "both": (self.evidence_head(pool, global_context, alone), pooled.total),
             }
@@ -485,7 +486,7 @@ class PromptLearner:
                 shares = shares_from(state.class_sums, total, noise_multiplier)
                 used = site_head(vectors, shares, self._experiment.prompt.usual_mix)
                 right[name] = (used.logits(test.features).argmax(dim=1) == test.labels).double().numpy()
-        instead = {"alone": "zero_shot", "evidence": "zero_shot", "both": "global"}
+        instead = {"text": "zero_shot", "alone": "zero_shot", "evidence": "zero_shot", "both": "global"}
         rows = [right.get(name, right[instead.get(name, "prompt")]) for name in scored(self._experiment)]
         return np.stack(rows, axis=1)
 

@@ -24,6 +24,7 @@ NAMES = {
     "zero_shot": "plain text",
     "global": "shared prompt",
     "prompt": "this site's prompt",
+    "text": "plain text, with the usual mix",
     "alone": "class vectors of this site alone",
     "evidence": "class vectors, plain text as prior",
     "both": "class vectors, shared prompt as prior",

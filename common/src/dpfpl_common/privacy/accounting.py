@@ -1,11 +1,12 @@
-"""From what was (or will be) released to epsilon, with dp-accounting; independent of training.
+"""From what was (or will be) released to epsilon; independent of training.
 
 The neighbouring relation is everywhere: one unit (a training example, or a site's whole data set) is added or removed.
-Every event is a Poisson-subsampled Gaussian mechanism; composition is by privacy loss distributions (PLD, tight, an
-upper bound up to its stated discretisation), with Renyi accounting as a cross-check.
+Every event is a Poisson-subsampled Gaussian mechanism. Without sampling epsilon is a closed form. With it, composition
+is by privacy loss distributions of dp-accounting (PLD, tight, an upper bound up to its stated discretisation), with
+Renyi accounting as a cross-check.
 
-dp-accounting takes more than a second to import, so it is imported where an epsilon is computed: what only reads events
-need not wait for it. An agent calls ``load_library`` before its first request.
+dp-accounting takes about a second to import, so it is imported where it is needed. An agent calls ``load_library``
+before its first request.
 """
 
 import functools
@@ -42,8 +43,8 @@ INFINITE = float("inf")
 RDP_ORDERS = tuple(1 + x / 10.0 for x in range(5, 100)) + tuple(range(11, 64)) + (80, 128, 256, 512, 1024)
 SEARCH_TOLERANCE = 1e-3
 SMALLEST_MULTIPLIER, LARGEST_MULTIPLIER = 0.1, 1e5
-LARGEST_CAP = 700.0
-"""Beyond it ``e^epsilon`` is no number."""
+LARGEST_CAP = 600.0
+"""Beyond it ``e^epsilon``, or what it multiplies, is soon no number of full precision."""
 HOPELESS = 1e3
 """Where an example's expected privacy loss may be above this, epsilon is not computed but infinite."""
 

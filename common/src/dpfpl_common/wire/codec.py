@@ -6,7 +6,6 @@ from typing import TypeVar
 
 import numpy as np
 from google.protobuf.message import DecodeError, Message
-from google.protobuf.unknown_fields import UnknownFieldSet
 
 from dpfpl_common import PROTOCOL_VERSION
 from dpfpl_common.config import to_table
@@ -26,7 +25,7 @@ from dpfpl_common.wire.payloads import (
     check_matrix,
     scored,
 )
-from dpfpl_common.wire.refusal import Refusal
+from dpfpl_common.wire.refusal import Refusal, plain
 
 __all__ = [
     "CODES",
@@ -105,7 +104,7 @@ def check_version(version: object) -> None:
     if type(version) is not int or version != PROTOCOL_VERSION:
         raise PayloadError(
             code="VERSION_MISMATCH",
-            message=f"The message speaks protocol version {str(version)[:20]}, expected {PROTOCOL_VERSION}.",
+            message=f"The message speaks protocol version {plain(str(version))[:20]}, expected {PROTOCOL_VERSION}.",
             advice="Install the same release of DP-FPL at the server and at the site.",
         )
 
@@ -403,9 +402,16 @@ def _array(array: Context, shape: tuple[int, int], name: str) -> agent_pb2.Array
 
 
 def _matrix(array: Context | None, name: str) -> agent_pb2.Array | None:
+    """The array, checked as the receiver will."""
     if array is None:
         return None
     check_matrix(array, len(array), name)
+    if array.nbytes > MAX_MATRIX_BYTES:
+        raise PayloadError(
+            code="MESSAGE_TOO_LARGE",
+            message=f"{name} is larger than {MAX_MATRIX_BYTES} bytes.",
+            advice="Use a model with smaller features, or fewer classes.",
+        )
     return agent_pb2.Array(rows=array.shape[0], columns=array.shape[1], data=array.tobytes())
 
 
@@ -430,10 +436,11 @@ def _check_envelope(message: Message, version: int) -> None:
 
 
 def _refuse_unknown_fields(message: Message) -> None:
-    if len(UnknownFieldSet(message)) > 0:
+    """By the bytes that they take: to list millions of them would cost seconds and most of the memory."""
+    known = type(message)()
+    known.CopyFrom(message)
+    known.DiscardUnknownFields()  # nested ones as well
+    if known.ByteSize() != message.ByteSize():
         raise PayloadError(
             code="UNKNOWN_FIELD", message=f"{message.DESCRIPTOR.name} holds a field that the protocol does not list."
         )
-    for _, value in message.ListFields():
-        if isinstance(value, Message):
-            _refuse_unknown_fields(value)

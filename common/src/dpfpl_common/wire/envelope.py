@@ -9,7 +9,6 @@ A request's kind is Flower's message type. The ClientApp reads no more than the 
 everything in the message. One record, because Flower stores, sends and fetches every record and array on its own.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -24,6 +23,8 @@ RECORD = "dpfpl"
 KINDS = {"train": "Train", "evaluate": "Evaluate", "query": "AddUp"}
 """The agent's method for each of Flower's message types."""
 
+LONGEST_DEADLINE = 1e6
+"""As of an experiment's rounds."""
 REQUEST_KEYS = ("protocol_version", "deadline", "message")
 REPLY_KEYS = ("protocol_version", "message")
 
@@ -56,8 +57,11 @@ def read_request(records: Mapping[str, object]) -> Request:
     """
     record = _opened(records, REQUEST_KEYS)
     deadline = _typed(record["deadline"], float, "deadline")
-    if not (math.isfinite(deadline) and deadline > 0):
-        raise PayloadError(code="IMPOSSIBLE_VALUE", message=f"The deadline is {deadline}, expected a time above 0 s.")
+    if not 0 < deadline <= LONGEST_DEADLINE:
+        raise PayloadError(
+            code="IMPOSSIBLE_VALUE",
+            message=f"The deadline is {deadline}, expected more than 0 and at most {LONGEST_DEADLINE:g} s.",
+        )
     return Request(_message(record), deadline)
 
 
@@ -67,9 +71,15 @@ def read_reply(records: Mapping[str, object]) -> bytes:
 
 
 def _opened(records: Mapping[str, object], keys: tuple[str, ...]) -> Mapping[str, object]:
-    """The only record, with exactly these keys; another version's may have others, so the version comes first."""
+    """The only record, with exactly these keys; another version's may have others, so the version comes first.
+
+    Before version 4 there was no such record, but others that said the version.
+    """
     record = records.get(RECORD)
     if not isinstance(record, Mapping):
+        for other in records.values():
+            if isinstance(other, Mapping) and "protocol_version" in other:
+                check_version(other["protocol_version"])
         raise PayloadError(code="MISSING_FIELD", message=f"The message lacks the record {RECORD!r}.")
     check_version(record.get("protocol_version"))
     for found, expected, what in ((records, (RECORD,), "The message"), (record, keys, f"The record {RECORD!r}")):

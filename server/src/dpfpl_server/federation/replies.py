@@ -141,7 +141,7 @@ class Replies:
                 return
             self._check(reply, site)
         except PayloadError as error:
-            self.failures[site] = Rejected(error.code, error.message)
+            self.failures[site] = Rejected(error.code, f"{error.message} {error.advice}".strip())
             return
         if reply.update is not None:
             self.updates.add(reply.update)
@@ -191,7 +191,7 @@ class SumReplies:
             if self._signatures is not None:
                 self._signatures.check_sum(self._asked[site], reply, site)
         except PayloadError as error:
-            self.failures[site] = Rejected(error.code, error.message)
+            self.failures[site] = Rejected(error.code, f"{error.message} {error.advice}".strip())
             return
         self.accepted[site] = reply.content
 

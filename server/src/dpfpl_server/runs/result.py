@@ -251,9 +251,9 @@ def _scores(experiment: Experiment, totals: Floats, sites: int, chosen: str) -> 
         }
         for candidate, score in zip(names, scores_from(totals, stddev), strict=True)
     ]
-    used = {"evidence": "both", "text": "zero_shot"}.get(chosen, chosen)
+    used = {"evidence": "both"}.get(chosen, chosen)
     pairs = [(name, "zero_shot") for name in names[1:]]
-    pairs += [(name, "alone") for name in ("evidence", "both") if "alone" in names]
+    pairs += [(name, "alone") for name in ("text", "evidence", "both") if "alone" in names]
     return {
         "scores": rows,
         "gains": [

@@ -94,12 +94,10 @@ def _from_counts(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Gains of what is used, from noised counts of right answers on the sites' own held-back images."""
     values = {score["candidate"]: score["value"] for score in result["scores"]}
     gains = [(gain["over"], gain["value"], gain["interval"]) for gain in result["gains"] if gain["used"]]
-    if result["chosen"] == "text":  # which anybody can use alone; counts tell what class vectors alone are ahead of it
-        ahead = [gain for gain in result["gains"] if (gain["candidate"], gain["over"]) == ("alone", "zero_shot")]
-        gains = [("zero_shot", 0.0, [0.0, 0.0])]
-        gains += [
-            ("alone", -g["value"], [-g["interval"][1], -g["interval"][0]]) for g in ahead if g["value"] is not None
-        ]
+    if result["chosen"] == "text":  # which anybody can use alone, with the own mix: nothing is gained over that
+        gains = [(over, value, interval) for over, value, interval in gains if over != "zero_shot"]
+        gains.insert(0, ("zero_shot", 0.0, [0.0, 0.0]))
+        values["zero_shot"] = values.get("text")
     return [
         {
             "name": COUNTED[over],
