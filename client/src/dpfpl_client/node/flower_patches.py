@@ -256,8 +256,8 @@ time. In a running experiment the next message is there soon, and three question
 
 
 def shorten_waits(poll_s: float) -> None:
-    """Have Flower's message loop ask the server every ``poll_s`` seconds, sooner after a message, and other processes of
-    ours at once.
+    """Have Flower's message loop ask the server every ``poll_s`` seconds, sooner after a message, and our own
+    processes at once.
     """
     flower_loop.time = _Impatient(poll_s)  # type: ignore[attr-defined]
 
