@@ -1,5 +1,6 @@
 """Epsilon against closed forms, against Renyi accounting and against Opacus; calibration from above."""
 
+import dataclasses
 import math
 import random
 import subprocess
@@ -332,6 +333,21 @@ def test_NI13_groups_under_sampling_are_mixtures_and_one_is_no_group():
     without = [PrivacyEvent("x", "per_step", 2.0, 1.0, 40)]
     for size in (2, 10):
         assert epsilon(event, 1e-5) < group_epsilon(event, 1e-5, size) < group_epsilon(without, 1e-5, size)
+
+
+@pytest.mark.parametrize("steps", [PrivacyEvent("x", "per_step", 2.0, 0.5, 40), PrivacyEvent("x", "o", 1.5, 1.0, 1)])
+def test_NI13_of_a_group_some_may_be_trained_on_and_some_held_back(steps):
+    """Whoever of the group is on which side: no division tells more than is said, and one tells as much."""
+    z = calibrate_noise_multiplier(epsilon([steps], 1e-5), 1e-5, 1.0, 1)
+    scores = dataclasses.replace(
+        steps, mechanism="counts", noise_multiplier=z, sample_rate=1.0, steps=1, part=accounting.HELD_BACK
+    )
+    said = group_epsilon([steps, scores], 1e-5, 5)
+    of_steps, of_scores = (((e.noise_multiplier, e.sample_rate, e.steps),) for e in (steps, scores))
+    divided = [accounting._group_epsilon(((of_steps, n), (of_scores, 5 - n)), 1e-5) for n in range(6)]
+    assert said == max(divided)
+    assert divided[5] == pytest.approx(group_epsilon([steps], 1e-5, 5), rel=1e-9)
+    assert divided[0] == pytest.approx(group_epsilon([scores], 1e-5, 5), rel=1e-9)
 
 
 def test_what_an_attacker_can_reach_is_what_the_gaussian_lets_him_or_more():

@@ -326,10 +326,17 @@ NONINTERFERENCE = (
         ),
     ),
     (
+        "a group is on one side, all of it",
+        "dpfpl_common.privacy.accounting:group_epsilon",
+        "sampled and of[TRAINING] and of[HELD_BACK]",
+        "False",
+        (f"{ACCOUNTING_TESTS}::test_NI13_of_a_group_some_may_be_trained_on_and_some_held_back[steps0]",),
+    ),
+    (
         "ten images are ten times one",
         "dpfpl_common.privacy.accounting:_group_epsilon",
-        "_gaussian_epsilon(_1, delta)",
-        "size * _gaussian_epsilon(releases, delta)",
+        "z / size",
+        "z / size ** 0.5",
         (f"{ACCOUNTING_TESTS}::test_NI13_group_epsilon_is_not_ten_times_epsilon",),
     ),
     (

@@ -171,9 +171,20 @@ def group_epsilon(events: Sequence[PrivacyEvent], delta: float, size: int) -> fl
     """Epsilon for ``size`` examples together, at the same delta: what a patient with so many images is promised.
 
     It grows much faster than in proportion. Without sampling it is exact: k examples move a sum k times as far. With
-    sampling the number of them in a step is binomial, a mixture of Gaussians.
+    sampling the number of them in a step is binomial, a mixture of Gaussians. Some of the examples may be trained on
+    and the others held back: the division that tells most counts. Without sampling that is one with all of them on one
+    side, as k^2 / z^2 adds up.
     """
-    return max(_group_epsilon(releases, delta, size) for releases in _by_part(events))
+    _by_part(events)  # of known parts
+    of = {
+        part: tuple((e.noise_multiplier, e.sample_rate, e.steps) for e in events if e.steps > 0 and e.part == part)
+        for part in (TRAINING, HELD_BACK, BOTH_PARTS)
+    }
+    sampled = any(rate < 1.0 for releases in of.values() for _, rate, _ in releases)
+    divisions = range(size + 1) if sampled and of[TRAINING] and of[HELD_BACK] else (0, size)
+    return max(
+        _group_epsilon(((of[TRAINING], n), (of[HELD_BACK], size - n), (of[BOTH_PARTS], size)), delta) for n in divisions
+    )
 
 
 def true_positive_rate(epsilon: float, delta: float, false_positive_rate: float) -> float:
@@ -244,16 +255,27 @@ def _filter_order(cap: float, delta: float) -> float:
 
 
 @functools.lru_cache(maxsize=256)
-def _group_epsilon(releases: Releases, delta: float, size: int) -> float:
-    if any(noise_multiplier <= 0 for noise_multiplier, _, _ in releases):
+def _group_epsilon(told: tuple[tuple[Releases, int], ...], delta: float) -> float:
+    """Of releases about so many examples of the group each, together."""
+    about = [(z, rate, steps, size) for releases, size in told for z, rate, steps in releases if size]
+    if any(noise_multiplier <= 0 for noise_multiplier, _, _, _ in about):
         return INFINITE
-    if all(sample_rate == 1.0 for _, sample_rate, _ in releases):
-        return _gaussian_epsilon(tuple((z / size, 1.0, steps) for z, _, steps in releases), delta)
+    plain = tuple((z / size, 1.0, steps) for z, rate, steps, size in about if rate == 1.0)
+    if len(plain) == len(about):
+        return _gaussian_epsilon(plain, delta)
     import dp_accounting
 
     relation = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
-    accountant = dp_accounting.pld.PLDAccountant(relation, COARSE_DISCRETISATION)
-    for noise_multiplier, sample_rate, steps in releases:
+    most = max(
+        size for _, _, _, size in about
+    )  # a group's losses are as much larger, and so may the grid's interval be
+    accountant = dp_accounting.pld.PLDAccountant(relation, COARSE_DISCRETISATION * most)
+    if plain:
+        together = sum(steps / noise_multiplier**2 for noise_multiplier, _, steps in plain) ** -0.5
+        accountant.compose(dp_accounting.GaussianDpEvent(together))
+    for noise_multiplier, sample_rate, steps, size in about:
+        if sample_rate == 1.0:
+            continue
         chances = [
             math.comb(size, count) * sample_rate**count * (1.0 - sample_rate) ** (size - count)
             for count in range(size + 1)

@@ -173,7 +173,7 @@ def privacy_statement(
             }
             for event in events
         ],
-        **_in_other_words(experiment, events),
+        **_in_other_words(experiment, [events[0], *other.get(events[0].adversary, ())]),
         "events": [_event_table(event) for event in events],
         "held_back_events": [_event_table(event) for event in planned_score_events(experiment)] if scored else [],
         "trust": experiment.privacy.trust,
@@ -188,11 +188,11 @@ def _in_other_words(experiment: Experiment, events: Sequence[PrivacyEvent]) -> d
     """What the capped epsilon means for several examples together, and for who tries to recognise one."""
     if experiment.privacy.unit == "site":
         return {"groups": [], "recognition": []}
-    event, delta = events[0], experiment.privacy.target_delta
-    whole = epsilon([event], delta)
+    delta = experiment.privacy.target_delta
+    whole = epsilon(events, delta)
     return {
         "groups": [
-            {"examples": size, "epsilon": json_epsilon(group_epsilon([event], delta, size)), "delta": delta}
+            {"examples": size, "epsilon": json_epsilon(group_epsilon(events, delta, size)), "delta": delta}
             for size in GROUPS
         ],
         "recognition": [
