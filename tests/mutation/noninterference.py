@@ -326,11 +326,11 @@ NONINTERFERENCE = (
         ),
     ),
     (
-        "a group is on one side, all of it",
+        "a group's held-back images are forgotten",
         "dpfpl_common.privacy.accounting:group_epsilon",
-        "sampled and of[TRAINING] and of[HELD_BACK]",
-        "False",
-        (f"{ACCOUNTING_TESTS}::test_NI13_of_a_group_some_may_be_trained_on_and_some_held_back[steps0]",),
+        "(of[HELD_BACK], size - n)",
+        "(of[HELD_BACK], 0)",
+        (f"{ACCOUNTING_TESTS}::test_NI13_of_a_group_some_may_be_trained_on_and_some_held_back",),
     ),
     (
         "ten images are ten times one",

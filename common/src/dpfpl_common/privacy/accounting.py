@@ -173,7 +173,7 @@ def group_epsilon(events: Sequence[PrivacyEvent], delta: float, size: int) -> fl
     It grows much faster than in proportion. Without sampling it is exact: k examples move a sum k times as far. With
     sampling the number of them in a step is binomial, a mixture of Gaussians. Some of the examples may be trained on
     and the others held back: the division that tells most counts. Without sampling that is one with all of them on one
-    side, as k^2 / z^2 adds up.
+    side, as k^2 / z^2 adds up; with it each is computed.
     """
     _by_part(events)  # of known parts
     of = {
