@@ -204,7 +204,7 @@ class Listener:
         self._ended = threading.Event()
         fed.engine.docker(
             "run", "-d", "--name", self._name, "--network", "host", "--user", "0", "--cap-drop", "ALL",
-            "--cap-add", "NET_RAW", "--entrypoint", "python3", image, "-c",
+            "--cap-add", "NET_RAW", "--cap-add", "NET_ADMIN", "--entrypoint", "python3", image, "-c",
             (HERE / "sniff.py").read_text(encoding="utf-8"), str(seconds),
         )  # fmt: skip
         wait_for("the listener", lambda: "listening" in fed.engine.docker("logs", self._name), 30)

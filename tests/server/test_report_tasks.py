@@ -43,7 +43,7 @@ ALONE = ("local_only_evidence", "local_only_no_noise_evidence")
 EVIDENCE = {
     *(f"baselines.{key}" for way in ALONE for key in (way, f"{way}_meaning")),
     *("baselines.chosen_evidence", "baselines.chosen_text", "answer.nothing_found", "left.evidence"),
-    *(f"scores.{key}" for key in ("alone", "both", "evidence")),
+    *(f"scores.{key}" for key in ("text", "alone", "both", "evidence")),
     *(key for key in catalogue("en") if key.startswith("change.")),
 }
 """Texts about class vectors, which only an experiment with classes has."""
