@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from wire_samples import Caller
 
 import dpfpl_client
+from dpfpl_client.agent.channel import AgentChannel
 from dpfpl_client.node import launch
 from dpfpl_client.node.supernode import SuperNodeSettings
 from dpfpl_client.node.supernode import _environment as node_environment
@@ -26,7 +26,8 @@ from dpfpl_common.errors import DeploymentError, DpfplError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings, RoundSettings
 from dpfpl_common.ops.guard import descendants
 from dpfpl_common.ops.processes import ProcessGroup, free_port
-from dpfpl_common.wire.codec import encode_train_request  # noqa: F401
+from dpfpl_common.wire.agent_pb2 import Reply
+from dpfpl_common.wire.codec import encode_train_request
 from dpfpl_common.wire.payloads import TrainRequest
 from dpfpl_server.sites.provision import ProvisionRequest, provision
 
@@ -190,9 +191,10 @@ def main():
         hostile.wait(60)
         told["hostile"] = json.loads(hostile.log_text().strip().splitlines()[-1])
         told["agent lives"] = agent.poll() is None
-        with Caller(settings.agent_address, settings.token_file, 30.0) as channel:
-            again = channel.train(TrainRequest(of, 1, np.zeros(of.context_shape, "<f4"), evaluate=False))
-        told["agent answers"] = again.round
+        request = encode_train_request(TrainRequest(of, 1, np.zeros(of.context_shape, "<f4"), evaluate=False))
+        with AgentChannel(settings.agent_address, settings.token_file, 30.0) as channel:
+            again = Reply.FromString(channel.forward("Train", request.SerializeToString(deterministic=True)))
+        told["agent answers"] = again.reply.round
         token = (settings.state_folder / "metrics.token").read_text().strip()
         told["monitor as the SuperNode's user"] = asked(monitor, node_user)
         told["monitor with its token"] = asked(monitor, agent_user, token)
