@@ -21,7 +21,7 @@ SOON_S = 30.0
 
 CALLER = """
 import sys
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1], sys.argv[1] + "/../shared"]
 from pathlib import Path
 from killable import Site, train_request
 print(Site(None, Path(sys.argv[2])).train(train_request(int(sys.argv[3]))).round, flush=True)

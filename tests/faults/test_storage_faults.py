@@ -117,7 +117,7 @@ def test_F10_a_full_disk_at_the_last_global_context(shim, site):
 FULL = """
 import json, sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1], sys.argv[1] + "/../shared"]
 import torch
 from agent_driver import build, site_features
 from dpfpl_client.agent.build import StateLock
