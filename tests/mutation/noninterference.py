@@ -256,16 +256,16 @@ NONINTERFERENCE = (
     ),
     (
         "parallel composition: what is about both parts counts for one",
-        "dpfpl_common.privacy.accounting:_by_part",
-        "e.part in (part, BOTH_PARTS)",
-        "e.part == part",
+        "dpfpl_common.privacy.accounting:_about",
+        "e.part in parts",
+        "e.part == parts[0]",
         (f"{SCORES_TESTS}::test_an_example_that_changes_its_part_ends_parallel_composition",),
     ),
     (
         "scores of many experiments cost as much as one",
         "dpfpl_common.privacy.accounting:_by_part",
-        "(TRAINING, HELD_BACK)",
-        "(TRAINING,)",
+        "_about(events, HELD_BACK, BOTH_PARTS)",
+        "()",
         (f"{SCORES_TESTS}::test_each_part_has_the_lifetimes_sum_of_its_own_and_the_cap_holds_for_both",),
     ),
     (
@@ -326,10 +326,30 @@ NONINTERFERENCE = (
         ),
     ),
     (
+        "scores: the usual mix is the exact shares of the training images",
+        "dpfpl_client.learning.learner:PromptLearner._right",
+        "shares_from(state.class_sums, total, noise_multiplier)",
+        "self.label_shares",
+        (
+            "tests/bench/test_evidence_federation.py::"
+            "test_the_plain_text_is_counted_as_it_is_used_with_a_mix_that_was_read_off_noised_class_sums",
+        ),
+    ),
+    (
+        "scores: the plain text is counted without the mix",
+        "dpfpl_client.learning.learner:PromptLearner._right",
+        "site_head(vectors, shares, self._experiment.prompt.usual_mix)",
+        "site_head(vectors, shares, 0.0)",
+        (
+            "tests/bench/test_evidence_federation.py::"
+            "test_the_plain_text_is_counted_as_it_is_used_with_a_mix_that_was_read_off_noised_class_sums",
+        ),
+    ),
+    (
         "a group's held-back images are forgotten",
         "dpfpl_common.privacy.accounting:group_epsilon",
-        "(of[HELD_BACK], size - n)",
-        "(of[HELD_BACK], 0)",
+        "(held_back, size - n)",
+        "(held_back, 0)",
         (f"{ACCOUNTING_TESTS}::test_NI13_of_a_group_some_may_be_trained_on_and_some_held_back",),
     ),
     (

@@ -175,16 +175,10 @@ def group_epsilon(events: Sequence[PrivacyEvent], delta: float, size: int) -> fl
     and the others held back: the division that tells most counts. Without sampling that is one with all of them on one
     side, as k^2 / z^2 adds up; with it each is computed.
     """
-    _by_part(events)  # of known parts
-    of = {
-        part: tuple((e.noise_multiplier, e.sample_rate, e.steps) for e in events if e.steps > 0 and e.part == part)
-        for part in (TRAINING, HELD_BACK, BOTH_PARTS)
-    }
-    sampled = any(rate < 1.0 for releases in of.values() for _, rate, _ in releases)
-    divisions = range(size + 1) if sampled and of[TRAINING] and of[HELD_BACK] else (0, size)
-    return max(
-        _group_epsilon(((of[TRAINING], n), (of[HELD_BACK], size - n), (of[BOTH_PARTS], size)), delta) for n in divisions
-    )
+    training, held_back, both = (_about(events, part) for part in (TRAINING, HELD_BACK, BOTH_PARTS))
+    sampled = any(rate < 1.0 for _, rate, _ in (*training, *held_back, *both))
+    divisions = range(size + 1) if sampled and training and held_back else (0, size)
+    return max(_group_epsilon(((training, n), (held_back, size - n), (both, size)), delta) for n in divisions)
 
 
 def true_positive_rate(epsilon: float, delta: float, false_positive_rate: float) -> float:
@@ -287,15 +281,15 @@ def _group_epsilon(told: tuple[tuple[Releases, int], ...], delta: float) -> floa
 
 def _by_part(events: Sequence[PrivacyEvent]) -> tuple[Releases, Releases]:
     """What an example of the training part, and one of the held-back part, is told about."""
+    return _about(events, TRAINING, BOTH_PARTS), _about(events, HELD_BACK, BOTH_PARTS)
+
+
+def _about(events: Sequence[PrivacyEvent], *parts: str) -> Releases:
+    """The releases of events about these parts."""
     unknown = {event.part for event in events} - {TRAINING, HELD_BACK, BOTH_PARTS}
     if unknown:
         raise ValueError(f"Unknown part of the examples: {sorted(unknown)}.")
-    return tuple(  # type: ignore[return-value]
-        tuple(
-            (e.noise_multiplier, e.sample_rate, e.steps) for e in events if e.steps > 0 and e.part in (part, BOTH_PARTS)
-        )
-        for part in (TRAINING, HELD_BACK)
-    )
+    return tuple((e.noise_multiplier, e.sample_rate, e.steps) for e in events if e.steps > 0 and e.part in parts)
 
 
 def json_epsilon(value: float) -> float | str:
