@@ -126,7 +126,7 @@ class Case:
         self.unlike = float(np.mean([looks_unlike(pool, own, weight, study.texts, study.scale)
                                      for own, weight in zip(alone, weights, strict=True)]))  # fmt: skip
         at_sites = [self._at_site(pool, federated, local, *site)
-                    for site in zip(parts, alone, weights, federated.moments, strict=True)]  # fmt: skip
+                    for site in zip(parts, alone, weights, strict=True)]  # fmt: skip
         self.own = float(np.mean([logits is not federated.logits for logits in at_sites]))
         self.pooled = at_sites if self.wins else self.text
         self.secure = self._summed(parts, z)
@@ -173,14 +173,15 @@ class Case:
         part: npt.NDArray[np.int64],
         alone: Pool,
         weights: Floats,
-        moment: Floats,
     ) -> Floats:
         """The logits that a site uses where the votes chose class vectors."""
-        texts, scale = self.study.texts, self.study.scale
-        if not prefers_own(pool, alone, weights, texts, scale, self.study.features[part], self.study.labels[part]):
+        known = (pool, alone, weights, self.study.texts, self.study.scale)
+        features, labels = self.study.features[part], self.study.labels[part]
+        if not prefers_own(*known, features, labels):
             return federated.logits
-        own = own_head(pool, alone, weights, texts, scale)
-        return self._sharp(own, federated.head, alone, release, moment, release.vote**2)
+        own = own_head(*known)
+        moment = unpack_moment(noised_moment(residuals(own, features, labels), self.noise, release.vote))
+        return self._sharp(own, own, alone, release, moment, release.vote**2)
 
     def _summed(self, parts: Parts, z: float) -> Floats:
         """What the federation classifies with under secure trust, with the same epsilon: sums of share-noised rows,

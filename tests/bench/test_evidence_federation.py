@@ -12,7 +12,7 @@ from dpfpl_client.agent.core import SiteAgent
 from dpfpl_client.agent.ledger.anchor import Registry
 from dpfpl_client.agent.ledger.book import LEDGER_FILE, Ledger
 from dpfpl_client.agent.store import DiskStore
-from dpfpl_client.learning.evidence import own_rows
+from dpfpl_client.learning.evidence import own_rows, pooled_head, rows_at_site
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
 from dpfpl_client.learning.step import SeededRandomness, SystemRandomness
 from dpfpl_client.models.backbone import LabelledFeatures
@@ -21,8 +21,19 @@ from dpfpl_client.use.exporting.card import Facts
 from dpfpl_client.use.exporting.export import write_export
 from dpfpl_client.use.prompt import load_prompt
 from dpfpl_common.errors import RefusedError, StateError
-from dpfpl_common.evidence import class_head, directions, mix_bonus, pool_rows, sharpened, unpack_moment, unpack_pool
+from dpfpl_common.evidence import (
+    class_head,
+    directions,
+    mix_bonus,
+    own_head,
+    pool_rows,
+    residuals,
+    sharpened,
+    unpack_moment,
+    unpack_pool,
+)
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
+from dpfpl_common.privacy.noise import NoNoise
 from dpfpl_common.privacy_plan import NOISED_COUNTS, class_sums_multiplier, vote_multiplier
 from dpfpl_common.wire.payloads import EvaluateRequest, TrainRequest, scored
 from dpfpl_server.federation.evidence import NOTHING_FOUND, Evidence
@@ -156,7 +167,8 @@ def test_a_site_sharpens_its_own_rows_by_its_own_moment(backbone, finished):
 def test_ni7_whose_class_vectors_suit_a_site_better_never_leaves_it(backbone, finished):
     """It is decided by exact answers to its training images: what leaves goes by released values alone."""
     prompt = load_prompt(finished[1]["north"])
-    ways = [dataclasses.replace(prompt, choice=dataclasses.replace(prompt.choice, own=own)) for own in (False, True)]
+    moments = (None, np.array([0.0, *np.random.default_rng(0).normal(size=len(prompt.vote) - 1)]))
+    ways = [dataclasses.replace(prompt, choice=dataclasses.replace(prompt.choice, own=own)) for own in moments]
     pool, own = (way.head(backbone) for way in ways)
     assert not np.allclose(pool.vectors, own.vectors)
     leaving = [way.head(backbone, leaves=True) for way in ways]
@@ -164,7 +176,7 @@ def test_ni7_whose_class_vectors_suit_a_site_better_never_leaves_it(backbone, fi
     np.testing.assert_array_equal(leaving[0].bias, leaving[1].bias)
 
 
-def test_a_site_with_another_device_has_class_vectors_of_its_own(backbone):
+def sites_of_which_one_has_another_device(backbone):
     generator, names = np.random.default_rng(4), ("north", "south", "west")
     means = generator.normal(size=(4, backbone.feature_size)) + 2.0
 
@@ -175,13 +187,47 @@ def test_a_site_with_another_device_has_class_vectors_of_its_own(backbone):
         return LabelledFeatures(features, torch.from_numpy(labels))
 
     looks = dict(zip(names, (means[[1, 2, 3, 0]], means, means), strict=True))  # north's device shows others' classes
-    sites = [
+    return [
         SimulatedSite(name, SiteFeatures(part(look, 25), part(look, 10), part(look, 0), CLASSES), 2)
         for name, look in looks.items()
     ]
+
+
+def test_a_site_with_another_device_has_class_vectors_of_its_own(backbone):
+    sites = sites_of_which_one_has_another_device(backbone)
+    names = tuple(site.name for site in sites)
     outcome = Simulation(backbone, sites, seed=1).run(dataclasses.replace(make_experiment(backbone), sites=names))
     for used in ("both_local", "personal_local"):
         assert {name: outcome.final[name][used] > 0.9 for name in names} == dict.fromkeys(names, True)
+
+
+def test_a_site_with_another_device_sharpens_its_own_class_vectors_by_a_moment_around_them(backbone):
+    sites = sites_of_which_one_has_another_device(backbone)
+    experiment = dataclasses.replace(make_experiment(backbone), sites=tuple(site.name for site in sites))
+    evidence = Simulation(backbone, sites, seed=1).run(experiment).checkpoint.evidence
+    train, packed = sites[0].features.train, evidence.packed(experiment, "north")
+    learner = PromptLearner(backbone, experiment, sites[0].features)
+    sums = evidence.rows["north"].astype(float)
+    alone = own_rows(experiment, sums, evidence.votes["north"].astype(float))
+    randomness = SeededRandomness(0).for_round("north", 1)
+    made = learner.own_moment(packed, alone, dataclasses.replace(randomness, noise=NoNoise()))
+
+    shared, weights = unpack_pool(packed, 4)
+    around = own_head(shared, alone, weights, learner._plain_texts, backbone.logit_scale)
+    rows = residuals(around, train.features.double().numpy(), train.labels.numpy())
+    np.testing.assert_allclose(unpack_moment(made[1:]), rows.T @ rows, atol=1e-3)
+    noised = learner.own_moment(packed, alone, randomness)
+    assert made[0] == noised[0] == 0.0
+    noise = [learner.own_moment(packed, alone, SeededRandomness(0).for_round("north", n)) - made for n in range(100)]
+    assert np.std(np.array(noise)[:, 1:]) == pytest.approx(vote_multiplier(experiment), rel=0.1)
+    used = rows_at_site(experiment, sums, noised)
+    head = pooled_head(learner._scorer, learner._initial, packed, None, alone, used)
+    np.testing.assert_array_equal(head.vectors, sharpened(around, directions(around), used).vectors)
+    assert learner.own_moment(packed, None, randomness) is None
+    for other in (1, 2):  # whose images look alike
+        name, like = sites[other].name, PromptLearner(backbone, experiment, sites[other].features)
+        alone = own_rows(experiment, evidence.rows[name].astype(float), evidence.votes[name].astype(float))
+        assert like.own_moment(evidence.packed(experiment, name), alone, randomness) is None
 
 
 def test_what_is_exported_carries_a_mix_from_noised_class_sums_and_plain_arithmetic_gives_its_logits(

@@ -181,16 +181,25 @@ ONE_SHOT = (
     ),
     (
         "shift: a site keeps to the pool whatever its own images say",
-        "dpfpl_client.agent.core:SiteAgent._evaluate",
-        "request.chosen == 'evidence' and learner.prefers_own_rows(pool, learner.alone(state))",
-        "False",
+        "dpfpl_client.learning.learner:PromptLearner.own_moment",
+        "not prefers_own(*known, features, labels)",
+        "True",
         (f"{FEDERATION_TESTS}::test_a_site_with_another_device_has_class_vectors_of_its_own",),
+    ),
+    (
+        "shift: a site's own class vectors are sharpened by the moment around the pool's",
+        "dpfpl_client.learning.evidence:pooled_head",
+        "directions(own_head(shared, own, weights, plain, scale))",
+        "directions(class_head(shared, plain, scale))",
+        (
+            f"{FEDERATION_TESTS}::test_a_site_with_another_device_sharpens_its_own_class_vectors_by_a_moment_around_them",
+        ),
     ),
     (
         "shift: what leaves a site goes by its exact answers",
         "dpfpl_client.use.prompt:SitePrompt.head",
-        "None if leaves else choice.own",
-        "choice.own",
+        "None if leaves else rows_at_site(experiment, self.class_sums, choice.own)",
+        "rows_at_site(experiment, self.class_sums, choice.own)",
         (f"{FEDERATION_TESTS}::test_ni7_whose_class_vectors_suit_a_site_better_never_leaves_it",),
     ),
     (

@@ -73,20 +73,25 @@ def test_contexts_in_another_memory_order_are_kept_too():
     assert Record(made.request_digest, made.reply, made.global_context, turned).digest() == made.digest()
 
 
-@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("own", [None, [0.0], [0.0, 0.5, -0.25, 1.0]])
 def test_both_stores_give_back_what_a_site_uses(store, own):
-    kept = Choice("evidence", np.ones((2, 5), "<f4"), np.array([0.25, 0.75]), own)
+    kept = Choice("evidence", np.ones((2, 5), "<f4"), np.array([0.25, 0.75]), None if own is None else np.array(own))
     store.write_final("pilot", record().global_context, kept)
     found = store.read_choice("pilot")
-    assert (found.chosen, found.own) == ("evidence", own)
+    assert found.chosen == "evidence"
+    assert (found.own is None) if own is None else (found.own.tolist() == own)
     np.testing.assert_array_equal(found.pool, kept.pool)
     np.testing.assert_array_equal(found.shares, kept.shares)
 
 
-@pytest.mark.parametrize("damage", [{"own": None}, {"shares": None}, {"own": np.zeros(2, bool)}])
+@pytest.mark.parametrize(
+    "damage", [{"shares": None}, {"own": np.zeros(2, bool)}, {"own": np.zeros((2, 2))}, {"own": np.zeros(0)}]
+)
 def test_a_choice_that_lacks_something_is_an_error(tmp_path, damage):
     store = DiskStore(tmp_path)
-    store.write_final("pilot", record().global_context, Choice("evidence", np.ones((2, 5), "<f4"), np.ones(2), True))
+    store.write_final(
+        "pilot", record().global_context, Choice("evidence", np.ones((2, 5), "<f4"), np.ones(2), np.zeros(1))
+    )
     path = tmp_path / "experiments/pilot/final.safetensors"
     tensors = {name: value for name, value in (load(path.read_bytes()) | damage).items() if value is not None}
     path.write_bytes(save(tensors))

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from dpfpl_bench.simulation.in_process import SimulatedSite
-from dpfpl_client.learning.evidence import accuracies, alone_head, chosen_head, own_rows, site_head
+from dpfpl_client.learning.evidence import accuracies, alone_head, chosen_head, own_rows, rows_at_site, site_head
 from dpfpl_client.learning.learner import PromptLearner, initial_context
+from dpfpl_client.learning.step import SeededRandomness
 from dpfpl_client.models.backbone import Backbone
 from dpfpl_common.experiment import Experiment
 from dpfpl_server.runs.folder import Checkpoint
@@ -37,9 +38,11 @@ def mix_curve(
         shared = learner.context(checkpoint.global_context, np.zeros(experiment.context_shape))
         packed = evidence.packed(experiment, site.name)
         text = chosen_head(scorer, initial, packed, "text", None)
-        alone = own_rows(experiment, evidence.rows[site.name].astype(np.float64), evidence.votes.get(site.name))
+        sums = evidence.rows[site.name].astype(np.float64)
+        alone = own_rows(experiment, sums, evidence.votes.get(site.name))
         assert alone is not None  # rows of single sites are there
-        own = learner.prefers_own_rows(packed, alone)
+        noise = SeededRandomness(0).for_round(site.name, experiment.rounds.number + 2)
+        own = rows_at_site(experiment, sums, learner.own_moment(packed, alone, noise))
         heads = {
             "federated": chosen_head(scorer, initial, packed, chosen, shared, alone, own),
             "alone": alone_head(text.vectors, text.scale, alone, packed),

@@ -25,6 +25,7 @@ from dpfpl_client.agent.peers import NO_KEYS, AggregationKeys
 from dpfpl_client.agent.policy_file import Rules
 from dpfpl_client.agent.store import Choice, Record, Store
 from dpfpl_client.agent.sums import KeptSum, next_step
+from dpfpl_client.learning.evidence import rows_at_site
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
 from dpfpl_client.learning.step import RandomnessSource
 from dpfpl_client.models.backbone import Backbone
@@ -215,7 +216,10 @@ class SiteAgent:
         self._bind(experiment, learner, policy)
         state, choice = self._state(experiment), None
         if (pool := request.pool) is not None:
-            own = request.chosen == "evidence" and learner.prefers_own_rows(pool, learner.alone(state))
+            own = None
+            if request.chosen == "evidence":
+                randomness = self._randomness.for_round(self._name, experiment.rounds.number + 2)
+                own = learner.own_moment(pool, learner.alone(state), randomness)
             choice = Choice(request.chosen, pool, learner.label_shares, own)
         self._store.write_final(experiment.name, request.global_context, choice)
         if answer is None:
@@ -469,7 +473,10 @@ class SiteAgent:
         """The exact accuracies that may leave, on public data alone; no other accuracy is computed."""
         if policy is not None and (not self._public or policy.metrics not in EXACT_METRICS):
             return {}
-        used = () if choice is None else (choice.pool, choice.chosen, learner.alone(state), choice.own)
+        used: tuple[Any, ...] = ()
+        if choice is not None:
+            own = rows_at_site(learner.experiment, state.class_sums, choice.own)
+            used = (choice.pool, choice.chosen, learner.alone(state), own)
         metrics = learner.evaluate(request.global_context, state.context, *used)
         if policy is None:
             return metrics

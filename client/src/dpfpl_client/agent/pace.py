@@ -98,7 +98,7 @@ def _rehearsal(learner: PromptLearner, experiment: Experiment) -> float:
     trained = time.monotonic()
     learner.evaluate(context, state.context)
     if pool is not None:
-        learner.prefers_own_rows(pool, learner.alone(state))
+        learner.own_moment(pool, learner.alone(state), randomness)
     return max(trained - started, time.monotonic() - trained)
 
 

@@ -111,14 +111,14 @@ class Choice:
         chosen: ``evidence`` or ``text``.
         pool: as ``dpfpl_common.evidence.pack_pool`` gives it.
         shares: [classes], exact, of the site's training images; never leaves the site.
-        own: whether class vectors from the site's own rows suit its training images better; exact, so it never leaves
-            the site.
+        own: None where the pool suits the site's training images better than its own rows; else what goes with its
+            rows (``PromptLearner.own_moment``). Whether there is one is exact, so it never leaves the site.
     """
 
     chosen: str
     pool: Context
     shares: npt.NDArray[np.float64]
-    own: bool
+    own: npt.NDArray[np.float64] | None
 
 
 class Store(Protocol):
@@ -319,7 +319,8 @@ class DiskStore:
         if choice is not None:
             tensors[f"pool.{choice.chosen}"] = np.ascontiguousarray(choice.pool)
             tensors["shares"] = np.ascontiguousarray(choice.shares, dtype=np.float64)
-            tensors["own"] = np.array([choice.own])
+            if choice.own is not None:
+                tensors["own"] = np.ascontiguousarray(choice.own, dtype=np.float64)
         content = save(tensors)
         self._write(self._folder / experiment / "final.safetensors", content)
 
@@ -334,7 +335,10 @@ class DiskStore:
         try:
             for name, value in tensors.items():
                 if name.startswith("pool."):
-                    return Choice(name.removeprefix("pool."), value, tensors["shares"], bool(tensors["own"].item()))
+                    own = tensors.get("own")
+                    if own is not None and (own.ndim != 1 or not own.size or own.dtype != np.float64):
+                        raise ValueError("own")
+                    return Choice(name.removeprefix("pool."), value, tensors["shares"], own)
         except (KeyError, ValueError) as error:
             raise _damaged(error) from None
         return None

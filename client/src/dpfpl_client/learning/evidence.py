@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,7 @@ from dpfpl_common.experiment import Experiment
 from dpfpl_common.privacy_plan import class_sums_multiplier, vote_multiplier
 
 __all__ = [
+    "OwnRows",
     "SiteHead",
     "accuracies",
     "alone_head",
@@ -36,6 +37,7 @@ __all__ = [
     "label_shares",
     "own_rows",
     "pooled_head",
+    "rows_at_site",
     "shares_from",
     "site_head",
     "unpacked",
@@ -70,6 +72,11 @@ class SiteHead:
         return torch.softmax(self.logits(features), dim=1).float()
 
 
+OwnRows = Pool | Literal[False] | None
+"""For use at the site: its own rows, with a moment about its own class vectors, to be taken, or False for the pool.
+None: as released values say."""
+
+
 def own_rows(
     experiment: Experiment, class_sums: Floats | None, vote: npt.NDArray[np.floating[Any]] | None
 ) -> Pool | None:
@@ -79,7 +86,7 @@ def own_rows(
     Args:
         experiment: whose noise it carries.
         class_sums: [classes, feature_size], noised.
-        vote: with the moment, as in ``PersonalState``.
+        vote: with the moment, as in ``PersonalState``; or with the one that ``PromptLearner.own_moment`` gives.
     """
     if class_sums is None or experiment.privacy.trust == "secure":
         return None
@@ -88,6 +95,11 @@ def own_rows(
         return alone
     moment, variance = unpack_moment(vote[1:].astype(np.float64)), vote_multiplier(experiment) ** 2
     return dataclasses.replace(alone, moment=moment, moment_variance=variance)
+
+
+def rows_at_site(experiment: Experiment, class_sums: Floats | None, moment: Floats | None) -> Pool | Literal[False]:
+    """What a site itself uses, by its own decision (``PromptLearner.own_moment``). Arguments as of ``own_rows``."""
+    return (own_rows(experiment, class_sums, moment) or False) if moment is not None else False
 
 
 def unpacked(pool: npt.NDArray[np.float32], classes: int, size: int) -> tuple[Pool, Floats]:
@@ -112,19 +124,19 @@ def pooled_head(
     pool: npt.NDArray[np.float32],
     context: torch.Tensor | None,
     alone: Pool | None = None,
-    own: bool | None = None,
+    own: OwnRows = None,
 ) -> Head:
     """Class vectors from the pool, or from a site's own rows with the others' class vectors as prior; sharpened if
-    there is a moment. Its directions are those of the pool's class vectors, which it is about.
+    there is a moment, in the directions of the class vectors that it is about.
 
     Args:
         scorer: of the model and the classes.
         initial: the plain prompt.
         pool: of all sites, packed.
         context: of the texts that are the prior; None: the plain prompt.
-        alone: of ``own_rows``; None: the pool it is.
-        own: whether to take the site's own rows, as ``prefers_own`` decides for use at the site; None: as released
-            values say (``looks_unlike``).
+        alone: of ``own_rows``, what the site released: its moment is about the pool's class vectors. None: there is
+            none.
+        own: see ``OwnRows``; at the site ``prefers_own`` decides, on released values ``looks_unlike``.
 
     Raises:
         ModelError: the pool is of another model's features.
@@ -133,8 +145,11 @@ def pooled_head(
     texts = plain if context is None else _texts(scorer, context)
     shared, weights = unpacked(pool, *texts.shape)
     scale = scorer.logit_scale
+    if own:
+        basis = directions(own_head(shared, own, weights, plain, scale))
+        return sharpened(own_head(shared, own, weights, texts, scale), basis, own)
     basis = directions(class_head(shared, plain, scale))
-    if alone is not None and (looks_unlike(shared, alone, weights, texts, scale) if own is None else own):
+    if own is None and alone is not None and looks_unlike(shared, alone, weights, texts, scale):
         return sharpened(own_head(shared, alone, weights, texts, scale), basis, alone)
     return sharpened(class_head(shared, texts, scale), basis, shared)
 
@@ -160,7 +175,7 @@ def chosen_head(
     chosen: str,
     context: torch.Tensor | None,
     alone: Pool | None = None,
-    own: bool | None = None,
+    own: OwnRows = None,
 ) -> Head:
     """What the votes chose: class vectors (``evidence``, see ``pooled_head``), or the plain text's own head
     (``text``).

@@ -13,6 +13,7 @@ import torch
 
 from dpfpl_client.data.records import left_out
 from dpfpl_client.learning.evidence import (
+    OwnRows,
     accuracies,
     alone_head,
     label_shares,
@@ -29,7 +30,7 @@ from dpfpl_client.learning.pulls import Pull, public_pull
 from dpfpl_client.models.backbone import Backbone, LabelledFeatures, too_long_answers
 from dpfpl_client.models.class_scorer import ClassScorer, direction_count
 from dpfpl_common.errors import ModelError, RefusedError
-from dpfpl_common.evidence import Head, Pool, prefers_own, residuals, text_head, votes
+from dpfpl_common.evidence import Head, Pool, own_head, prefers_own, residuals, text_head, votes
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.optimizer import OptimizerState, descend
 from dpfpl_common.privacy.counts import noised_counts
@@ -362,7 +363,7 @@ class PromptLearner:
         pool: npt.NDArray[np.float32],
         global_context: npt.NDArray[np.float32] | None,
         alone: Pool | None = None,
-        own: bool | None = None,
+        own: OwnRows = None,
     ) -> Head:
         """Class vectors from the pool, with the texts of the shared prompt as prior; without one, of the plain text.
         With what the site released ``alone`` they may be the site's own (``pooled_head``).
@@ -377,16 +378,24 @@ class PromptLearner:
         """What the site released by itself (``evidence.own_rows``)."""
         return own_rows(self._experiment, state.class_sums, state.vote)
 
-    def prefers_own_rows(self, pool: npt.NDArray[np.float32], alone: Pool | None) -> bool:
-        """Whether the site is better served by what it released ``alone`` than by the pool (``prefers_own``); exact, so
-        for use at the site alone. False where it released nothing alone.
+    def own_moment(self, pool: npt.NDArray[np.float32], alone: Pool | None, randomness: "Randomness") -> Floats | None:
+        """For use at the site, whether it is better served by what it released ``alone`` than by the pool
+        (``prefers_own``), and if so, what sharpens its own class vectors: a moment around them, with the noise that the
+        released one has. [1 + k (k + 1) / 2], a vote's form with 0 for the vote, or [1] where the experiment has no
+        moment; None: the pool. The answer is exact, so it never leaves the site.
         """
         if alone is None:
-            return False
+            return None
         shared, weights = self._unpacked(pool)
-        features, usable = bounded(self._features.train.features.numpy())
-        labels, scale = self._features.train.labels.numpy()[usable], self._scorer.logit_scale
-        return prefers_own(shared, alone, weights, self._plain_texts, scale, features[usable], labels)
+        bounds, usable = bounded(self._features.train.features.numpy())
+        features, labels = bounds[usable], self._features.train.labels.numpy()[usable]
+        known = (shared, alone, weights, self._plain_texts, self._scorer.logit_scale)
+        if not prefers_own(*known, features, labels):
+            return None
+        if alone.moment is None:
+            return np.zeros(1)
+        around, multiplier = residuals(own_head(*known), features, labels), vote_multiplier(self._experiment)
+        return np.array([0.0, *noised_moment(around, randomness.noise, multiplier)])
 
     @functools.cached_property
     def _public_facts(self) -> tuple[Floats, Floats | None]:
@@ -427,13 +436,13 @@ class PromptLearner:
         pool: npt.NDArray[np.float32] | None = None,
         chosen: str = "",
         alone: Pool | None = None,
-        own: bool | None = None,
+        own: OwnRows = None,
     ) -> dict[str, float]:
         """Exact accuracies, for public data and a site's own people, by the names of ``payloads.METRIC_NAMES``.
 
         A set without images has no entry. The personal context counts with the experiment's ``personal_strength``. Once
         votes have chosen, ``personal`` is what this site uses and ``prompt`` the personalised prompt. ``alone`` is what
-        the site released by itself, ``own`` whether it takes class vectors from that (``pooled_head``).
+        the site released by itself, ``own`` its own rows if it takes class vectors from them (``pooled_head``).
         """
         if isinstance(self._scorer, ClassScorer):
             return self._evaluate_heads(global_context, personal_context, pool, chosen, alone, own)
@@ -506,7 +515,7 @@ class PromptLearner:
         pool: npt.NDArray[np.float32] | None,
         chosen: str,
         alone: Pool | None,
-        own: bool | None,
+        own: OwnRows,
     ) -> dict[str, float]:
         """As ``evaluate``, of everything that can be used with class sums or instead of them."""
         shared = self.context(global_context, np.zeros_like(personal_context))

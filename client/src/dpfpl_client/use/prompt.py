@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from dpfpl_client.agent.store import Choice, DiskStore
-from dpfpl_client.learning.evidence import SiteHead, chosen_head, own_rows, shares_from, site_head
+from dpfpl_client.learning.evidence import SiteHead, chosen_head, own_rows, rows_at_site, shares_from, site_head
 from dpfpl_client.learning.learner import initial_context
 from dpfpl_client.models.backbone import Backbone
 from dpfpl_client.site.settings import load_site
@@ -216,7 +216,7 @@ class SitePrompt:
         experiment, choice = self.experiment, self.choice
         initial = initial_context(backbone, experiment)
         shared = initial + torch.from_numpy(self.global_context.astype(np.float32))
-        own = None if leaves else choice.own
+        own = None if leaves else rows_at_site(experiment, self.class_sums, choice.own)
         chosen = chosen_head(backbone.scorer(experiment), initial, choice.pool, choice.chosen, shared, self.alone, own)
         shares = choice.shares
         if leaves:

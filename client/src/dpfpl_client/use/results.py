@@ -9,6 +9,7 @@ from dpfpl_client.agent.ledger.book import SCORES
 from dpfpl_client.agent.ledger.view import observed_ledger
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.data import list_classes, load_site_data
+from dpfpl_client.learning.evidence import rows_at_site
 from dpfpl_client.learning.learner import PromptLearner
 from dpfpl_client.models.loader import load_computing
 from dpfpl_client.site.settings import SiteSettings
@@ -51,14 +52,21 @@ def exact_results(settings: SiteSettings, experiment: str | None) -> dict[str, A
     features = features.relabelled(prompt.experiment.classes)
     learner = PromptLearner(backbone, prompt.experiment, features)
     choice = DiskStore(settings.state_folder).read_choice(prompt.experiment.name)
-    used = () if choice is None else (choice.pool, choice.chosen, prompt.alone, choice.own)
+    used: tuple[Any, ...] = ()
+    if choice is not None:
+        used = (
+            choice.pool,
+            choice.chosen,
+            prompt.alone,
+            rows_at_site(prompt.experiment, prompt.class_sums, choice.own),
+        )
     metrics = learner.evaluate(prompt.global_context, prompt.personal_context, *used)
     return {
         "experiment": prompt.experiment.name,
         "round": prompt.round,
         "images": len(features.test),
         "accuracy": {name: metrics[f"{name}_local"] for name in NAMES if f"{name}_local" in metrics},
-        "own_rows": choice is not None and choice.own,
+        "own_rows": choice is not None and choice.own is not None,
         "released": released_scores(settings, prompt),
     }
 
