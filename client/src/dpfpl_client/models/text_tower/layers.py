@@ -31,6 +31,8 @@ __all__ = [
 TRIAL: Final = (64, 256, 1024)
 """Rows, inputs and outputs of the trial product."""
 
+Kernel = Callable[[Tensor, Tensor | None], Tensor]
+
 
 class FrozenProduct:
     """``x -> x W^T + b`` and its pullback ``g -> g W`` with constant W [outputs, inputs].
@@ -46,11 +48,15 @@ class FrozenProduct:
 
     def __init__(self, weight: Tensor, bias: Tensor | None, *, coarse: bool = False, any_rows: bool = False) -> None:
         self.inputs, self.outputs = weight.shape[1], weight.shape[0]
-        self._bias = bias
-        transposed = weight.t().contiguous()
+        self._bias, self._weight, self._any_rows = bias, weight, any_rows
         self._forward = _kernel(weight)
-        self._pullback = _usual(transposed) if any_rows else _kernel(transposed)
-        self._coarse = _kernel(transposed.bfloat16()) if coarse else None
+        self._coarse = _kernel(weight.t().contiguous().bfloat16()) if coarse else None
+
+    @functools.cached_property
+    def _pullback(self) -> Kernel:
+        """Laid out for the first pullback: who only classifies has none."""
+        transposed = self._weight.t().contiguous()
+        return _usual(transposed) if self._any_rows else _kernel(transposed)
 
     def __call__(self, x: Tensor) -> Tensor:
         """[..., inputs] to [..., outputs]."""
@@ -65,9 +71,6 @@ class FrozenProduct:
         else:
             result = self._pullback(flat, None)
         return result.view(*g.shape[:-1], self.inputs)
-
-
-Kernel = Callable[[Tensor, Tensor | None], Tensor]
 
 
 def _kernel(weight: Tensor) -> Kernel:
@@ -91,11 +94,11 @@ def onednn_product(weight: Tensor, rows: int = TRIAL[0], after: str = "none") ->
     """
     operations: Any = torch.ops.mkldnn
     packed = operations._reorder_linear_weight(weight.contiguous(), rows)
-    kind = "none" if after == "gelu" else ""
+    outputs, kind = len(weight), "none" if after == "gelu" else ""  # the weight itself is not kept
 
     def product(x: Tensor, bias: Tensor | None) -> Tensor:
         if not len(x):
-            return x.new_zeros((0, weight.shape[0]))
+            return x.new_zeros((0, outputs))
         result: Tensor = operations._linear_pointwise(x, packed, bias, after, [], kind)
         return result
 
