@@ -43,7 +43,8 @@ def measure_deployed_round(
     Returns:
         Medians in seconds: ``round_s``, from the end of one round to the end of the next, with its checkpoint;
         ``empty_round_s``; ``slowest_site_s`` as sites report it, rounded up to tenths; ``allowed_s`` = 1.2 empty rounds
-        plus the slowest site; the round's ``ratio`` to that; and all values.
+        plus the slowest site; the round's ``ratio`` to that; all values; and how often the server sent to all sites
+        in the whole experiment of ``number`` rounds, its ``exchanges``.
     """
     shutil.rmtree(out, ignore_errors=True)
     os.environ["PYTHONPATH"] = str(ROOT)  # no distribution has the empty apps
@@ -58,7 +59,9 @@ def measure_deployed_round(
         run_experiment(experiment, work / "server", out / "run")
         on_step("empty rounds")
         empty = _empty_rounds(work / "server", out / "empty.json", group)
-    ends = [event["at"] for event in RunFolder(out / "run").events() if event["phase"] == "ROUND_DONE"]
+    events = RunFolder(out / "run").events()
+    ends = [event["at"] for event in events if event["phase"] == "ROUND_DONE"]
+    sent = {(event["phase"], event["round"]) for event in events if event["phase"] in ("TRAINING", "EVALUATING")}
     took = [round(after - before, 3) for before, after in pairwise(ends)]
     round_s, empty_s = (statistics.median(values) for values in (took, empty))
     slowest_s = max(float(file.read_text()) for file in work.rglob("reply_time.json"))  # all replies of a site take it
@@ -71,6 +74,8 @@ def measure_deployed_round(
         "ratio": round(round_s / allowed, 3),
         "rounds": took,
         "empty_rounds": [round(value, 3) for value in empty],
+        "number": len(ends),
+        "exchanges": len(sent),
     }
 
 

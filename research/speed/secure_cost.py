@@ -1,25 +1,62 @@
-"""What one secure sum costs: ``python -m research.speed.secure_cost``. CPU seconds of a site and of the server, bytes,
-and how much memory the server takes beyond that of its program.
+"""What one secure sum costs: CPU seconds of a site and of the server, bytes, and the server's memory beyond its
+program's. Part of ``make bench``; alone, for as many sites as named: ``python -m research.speed.secure_cost 10000``.
 
-The sum is of 100 classes of 512 numbers; the noise, which every trust needs, is not counted. The server is a process of
-its own, so that its memory holds no site's; one reply at a time comes to it, as from a network.
+The sum is of 100 classes of 512 numbers; the noise, which every trust needs, is not counted but timed beside it. The
+server is a process of its own, so that its memory holds no site's; one reply at a time comes to it, as from a network.
 """
 
 import multiprocessing
 import re
 import sys
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import numpy as np
 
+from dpfpl_common.privacy.noise import SystemNoise
 from dpfpl_common.secure import STEPS
 from dpfpl_common.secure.server import ServerSum
 from dpfpl_common.secure.site import SiteSum
 from dpfpl_common.secure.terms import Terms
 
+__all__ = ["measure_secure", "secure_table"]
+
 SIZE = 100 * 512
+HEAD = (
+    "sites",
+    "neighbours",
+    "site, CPU s",
+    "over making its noise",
+    "site, kB up / down",
+    "server, CPU s",
+    "server, MB",
+)
+
+
+def measure_secure(quick: bool, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """One row a number of sites."""
+    say("secure sums")
+    return [cost(count) for count in ((10, 100) if quick else (10, 100, 200, 1000))]
+
+
+def secure_table(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """The rows as cells under ``HEAD``."""
+    return [
+        [
+            f"{row['sites']:,}",
+            str(row["neighbours"]),
+            f"{row['site_s']:.3f}",
+            f"{row['over_noise']:.1f}",
+            f"{row['bytes_up'] / 1e3:.0f} / {row['bytes_down'] / 1e3:.0f}",
+            f"{row['server_s']:.2f}",
+            f"{row['server_mib']:.0f}",
+        ]
+        for row in rows
+    ]
 
 
 def serve(line: Connection, terms: Terms) -> None:
@@ -44,8 +81,8 @@ def serve(line: Connection, terms: Terms) -> None:
     line.send((total, spent + time.process_time() - began, _peak_kb() - before))
 
 
-def cost(count: int) -> str:
-    """One row of the table; a tenth of the sites is gone before the last step."""
+def cost(count: int) -> dict[str, Any]:
+    """Of one sum over so many sites; a tenth of them is gone before the last step. The site is the first one."""
     dropouts = count // 10
     names = tuple(f"site-{number:04}" for number in range(count))
     terms = Terms("0" * 64, "rows", 1, names, dropouts, 1)
@@ -72,7 +109,26 @@ def cost(count: int) -> str:
     total, server_cpu, memory = line.recv()
     process.join()
     assert np.array_equal(total, values * (count - dropouts))
-    return f"| {count} | {terms.degree} | {site_cpu:.3f} | {up} | {down} | {server_cpu:.2f} | {memory / 1024:.0f} |"
+    return {
+        "sites": count,
+        "neighbours": terms.degree,
+        "site_s": site_cpu,
+        "over_noise": site_cpu / _noise_seconds(),
+        "bytes_up": up,
+        "bytes_down": down,
+        "server_s": server_cpu,
+        "server_mib": memory / 1024,
+    }
+
+
+def _noise_seconds() -> float:
+    """CPU seconds of making the noise of one site's part."""
+    source, nothing, taken = SystemNoise(), np.zeros(SIZE), []
+    for _ in range(3):
+        began = time.process_time()
+        source.add(nothing, 1.0)
+        taken.append(time.process_time() - began)
+    return median(taken)
 
 
 def _peak_kb() -> int:
@@ -81,7 +137,6 @@ def _peak_kb() -> int:
 
 
 if __name__ == "__main__":
-    print("| sites | neighbours | site, CPU s | site, bytes up | site, bytes down | server, CPU s | server, MB |")
-    print("|---|---|---|---|---|---|---|")
-    for asked in sys.argv[1:] or ("10", "30", "100", "200"):
-        print(cost(int(asked)), flush=True)
+    print(" | ".join(HEAD))
+    for asked in sys.argv[1:]:
+        print(" | ".join(secure_table([cost(int(asked))])[0]), flush=True)

@@ -22,6 +22,7 @@ from research.speed.images import measure_images
 from research.speed.pooling import measure_pooling
 from research.speed.profile import measure_profile
 from research.speed.round_cost import measure_deployed_round
+from research.speed.secure_cost import measure_secure
 from research.speed.starting import measure_starting
 from research.speed.steps import measure_memory, measure_steps, measured_rate
 from research.speed.targets import targets
@@ -50,6 +51,7 @@ def run_suite(out: Path, *, quick: bool, say: Callable[[str], None] = lambda tex
         result["cache"] = measure_cache(quick, say)
         result["images"] = measure_images(quick, say)
         result["pooling"] = measure_pooling(quick, say)
+        result["secure"] = measure_secure(quick, say)
         result["simulation"] = measure_simulation(quick, say)
         result["profile"] = measure_profile(quick, say)
         result["gpu"] = measure_gpu(quick, say)

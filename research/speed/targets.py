@@ -9,6 +9,9 @@ ESTIMATED: Final = "private_few_bfloat16"
 ESTIMATE: Final = "3 classes, bfloat16"
 """The estimate that the targets are about: its contestant in ``steps``, its row in ``estimates``."""
 
+SECURE: Final = {10: 5, 100: 20}
+"""Sites, and how many times the making of its noise a secure sum may take a site."""
+
 Steps = Mapping[str, Mapping[str, Any]]
 
 
@@ -61,9 +64,12 @@ def targets(result: Mapping[str, Any]) -> list[dict[str, Any]]:
         ours = result["images"]["ways"]["ours"]
         at_most("photographs to features, cold, decoding included, over transformers", ours["over_transformers"], 0.47)
         at_most("error of a unit image feature", ours["error"], 2e-6)
-    if "pooling" in result:
-        pooling = result["pooling"]
-        at_most(f"pool of {pooling['sites']} sites' rows over their sum", pooling["over_sum"], 2)
+    for row in result.get("pooling", []):
+        at_most(f"pool of {row['sites']} sites' rows over their sum", row["over_sum"], 2)
+    for row in result.get("secure", []):
+        if row["sites"] in SECURE:
+            name = f"secure sum of {row['sites']} sites, a site's time over making its noise"
+            at_most(name, row["over_noise"], SECURE[row["sites"]])
     starting = result.get("starting")
     if starting:
         for program, seconds in starting["cpu_seconds"].items():
@@ -75,6 +81,7 @@ def targets(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     deployed = result.get("deployed")
     if deployed:
         at_most("deployed round over 1.2 empty rounds and the slowest site", deployed["ratio"], 1.0)
+        at_most(f"exchanges of a whole experiment of {deployed['number']} rounds", deployed["exchanges"], 3)
     for row in result.get("simulation", []):
         at_most(f"bytes a simulated site, {row['sites']} sites", row["bytes_a_site"], 2**20)
     for row in result.get("gpu", []):

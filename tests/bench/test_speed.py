@@ -84,6 +84,11 @@ def row(ratio, seconds=1.0):
     return {"ratio": ratio, "cpu_seconds": seconds, "ratio_range": [ratio, ratio], "flops": 9e10}
 
 
+DEPLOYED = {
+    "ratio": 0.9, "round_s": 2.0, "slowest_site_s": 1.0, "empty_round_s": 1.5, "number": 2, "exchanges": 3,
+}  # fmt: skip
+
+
 def result(**changes):
     base = {
         "machine": {
@@ -103,7 +108,7 @@ def result(**changes):
         "profile": {"sites": 4, "local_steps": 4,
                     "before": {"cpu_seconds_a_round": 3.0, "shares": {"gradients": 0.9, "ledger": 0.1}},
                     "after": {"cpu_seconds_a_round": 1.0, "shares": {"gradients": 0.8, "ledger": 0.2}}},
-        "gpu": [], "deployed": {"ratio": 0.9, "round_s": 2.0, "slowest_site_s": 1.0, "empty_round_s": 1.5},
+        "gpu": [], "deployed": DEPLOYED,
         "estimates": [
             {"estimate": "exact", "seeds": 5, "local": 90.0, "local_spread": 1.0, "neighbour": 5.0,
              "neighbour_spread": 1.0},
@@ -114,7 +119,9 @@ def result(**changes):
             "transformers": {"cpu_seconds_an_image": 0.4, "over_transformers": 1.0, "error": 6e-7},
             "ours": {"cpu_seconds_an_image": 0.18, "over_transformers": 0.45, "error": 7e-7},
             "bfloat16": {"cpu_seconds_an_image": 0.1, "over_transformers": 0.25, "error": 7e-3}}},
-        "pooling": {"sites": 1000, "cpu_seconds": 0.3, "over_sum": 1.9, "bytes_over_one_site": 20.0},
+        "pooling": [{"sites": 1000, "cpu_seconds": 0.3, "over_sum": 1.9, "bytes_over_one_site": 20.0}],
+        "secure": [{"sites": 100, "neighbours": 99, "site_s": 0.2, "over_noise": 19.0, "bytes_up": 420e3,
+                    "bytes_down": 21e3, "server_s": 6.0, "server_mib": 5.0}],
         "starting": {"cpu_seconds": {"dpfpl-client --help": 0.31, "predict": 9.5, "least": 8.25},
                      "predict_over_least": 1.15, "export_cpu_seconds": 0.43,
                      "predict_parts": {"importing torch": 1.25, "everything else": 2.5}},
@@ -146,11 +153,14 @@ def test_what_people_wait_for_has_targets_that_can_be_missed():
     slow = {"images": 6, "edge": 512, "ways": {"ours": {"over_transformers": 0.9, "error": 3e-6}}}
     start = {"predict_over_least": 1.5, "export_cpu_seconds": 205.0}
     start["cpu_seconds"] = {"ledger show": 2.4, "predict": 12.0, "least": 8.0}
-    found = result(images=slow, pooling={"sites": 1000, "over_sum": 4.0}, starting=start)["targets"]
+    pooling = [{"sites": 1000, "over_sum": 4.0}]
+    secure = [{"sites": sites, "over_noise": 21.0} for sites in (100, 1000)]
+    found = result(images=slow, pooling=pooling, secure=secure, starting=start)["targets"]
     assert [each["name"] for each in found if not each["met"]] == [
         "photographs to features, cold, decoding included, over transformers",
         "error of a unit image feature",
         "pool of 1000 sites' rows over their sum",
+        "secure sum of 100 sites, a site's time over making its noise",
         "ledger show, CPU seconds",
         "predict of one image over loading with transformers and one forward",
         "export with a vocabulary as large as CLIP's, CPU seconds",
@@ -160,7 +170,8 @@ def test_what_people_wait_for_has_targets_that_can_be_missed():
 def test_photographs_pools_and_commands_are_on_the_page():
     page = performance_page(result())
     assert "| the agent, cold cache | 180 | 0.45 | 7e-07 |" in page
-    assert "1.9 times their sum" in page
+    assert "| 1,000 | 0.30 | 1.9 | 20 |" in page
+    assert "| 100 | 99 | 0.200 | 19.0 | 420 / 21 | 6.00 | 5 |" in page
     assert "| `dpfpl-client --help` | 0.31 |" in page
 
 
@@ -177,10 +188,8 @@ def test_the_page_has_the_figures_and_says_what_was_missed(tmp_path):
     assert "All are met." in page
     assert "some processor" in page
     assert "No GPU in the machine" in page
-    late = performance_page(
-        result(deployed={"ratio": 1.4, "round_s": 2.0, "slowest_site_s": 1.0, "empty_round_s": 1.5})
-    )
-    assert "1 of" in late
+    late = performance_page(result(deployed=DEPLOYED | {"ratio": 1.4, "exchanges": 11}))
+    assert "2 of" in late
     assert "**no**" in late
 
 
