@@ -16,7 +16,7 @@ __all__ = ["measure_pooling"]
 Floats = npt.NDArray[np.float64]
 CLASSES, SIZE, NOISE = 100, 512, 5.0
 KEPT = 1000
-"""Sites with rows of their own; of more sites the rows come again, so that memory ends no measurement."""
+"""Sites with rows of their own; of more sites the rows come again, so that memory does not run out."""
 
 
 class _Rows(Sequence[Floats]):

@@ -43,8 +43,9 @@ def measure_deployed_round(
     Returns:
         Medians in seconds: ``round_s``, from the end of one round to the end of the next, with its checkpoint;
         ``empty_round_s``; ``slowest_site_s`` as sites report it, rounded up to tenths; ``allowed_s`` = 1.2 empty rounds
-        plus the slowest site; the round's ``ratio`` to that; all values; and how often the server sent to all sites
-        in the whole experiment of ``number`` rounds, its ``exchanges``.
+        plus the slowest site; the round's ``ratio`` to that; all values; and how often the server asked all sites
+        in the whole experiment of ``number`` rounds, its ``exchanges``: once a round and once for the scores, however
+        often one of them had to be asked again.
     """
     shutil.rmtree(out, ignore_errors=True)
     os.environ["PYTHONPATH"] = str(ROOT)  # no distribution has the empty apps

@@ -23,7 +23,7 @@ from dpfpl_common.secure.server import ServerSum
 from dpfpl_common.secure.site import SiteSum
 from dpfpl_common.secure.terms import Terms
 
-__all__ = ["measure_secure", "secure_table"]
+__all__ = ["HEAD", "measure_secure", "secure_table"]
 
 SIZE = 100 * 512
 HEAD = (
@@ -33,7 +33,7 @@ HEAD = (
     "over making its noise",
     "site, kB up / down",
     "server, CPU s",
-    "server, MB",
+    "server, MiB",
 )
 
 

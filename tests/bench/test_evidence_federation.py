@@ -201,6 +201,28 @@ def test_a_site_with_another_device_has_class_vectors_of_its_own(backbone):
         assert {name: outcome.final[name][used] > 0.9 for name in names} == dict.fromkeys(names, True)
 
 
+def test_an_evaluation_that_is_asked_again_changes_nothing_that_the_site_uses(backbone, tmp_path):
+    sites = sites_of_which_one_has_another_device(backbone)
+    experiment = dataclasses.replace(make_experiment(backbone), sites=tuple(site.name for site in sites))
+    agents = {
+        site.name: SiteAgent(
+            site.name, backbone, site.features, None, Ledger(None), DiskStore(tmp_path / site.name), SystemRandomness()
+        )
+        for site in sites
+    }
+    grid, store = InProcessGrid(agents), DiskStore(tmp_path / "north")
+    strategy = DPFPLStrategy(experiment, grid.nodes, keys=None)
+    last = strategy.run(grid)
+    used = store.read_choice(experiment.name).own
+    assert len(used) == 1 + 3 * 4 / 2
+    request = EvaluateRequest(experiment, last.round, last.global_context)
+    request = last.evidence.ask_last(request, "north")
+    agents["north"].evaluate(request)
+    np.testing.assert_array_equal(store.read_choice(experiment.name).own, used)
+    agents["north"].evaluate(dataclasses.replace(request, pool=request.pool * np.float32(1.001)))
+    assert not np.array_equal(store.read_choice(experiment.name).own, used)
+
+
 def test_a_site_with_another_device_sharpens_its_own_class_vectors_by_a_moment_around_them(backbone):
     sites = sites_of_which_one_has_another_device(backbone)
     experiment = dataclasses.replace(make_experiment(backbone), sites=tuple(site.name for site in sites))

@@ -189,7 +189,7 @@ def test_the_page_has_the_figures_and_says_what_was_missed(tmp_path):
     assert "some processor" in page
     assert "No GPU in the machine" in page
     late = performance_page(result(deployed=DEPLOYED | {"ratio": 1.4, "exchanges": 11}))
-    assert "2 of" in late
+    assert "\n2 of" in late
     assert "**no**" in late
 
 

@@ -73,7 +73,7 @@ def test_contexts_in_another_memory_order_are_kept_too():
     assert Record(made.request_digest, made.reply, made.global_context, turned).digest() == made.digest()
 
 
-@pytest.mark.parametrize("own", [None, [0.0], [0.0, 0.5, -0.25, 1.0]])
+@pytest.mark.parametrize("own", [None, [0.0], [0.0, 0.5]])
 def test_both_stores_give_back_what_a_site_uses(store, own):
     kept = Choice("evidence", np.ones((2, 5), "<f4"), np.array([0.25, 0.75]), None if own is None else np.array(own))
     store.write_final("pilot", record().global_context, kept)
@@ -85,7 +85,15 @@ def test_both_stores_give_back_what_a_site_uses(store, own):
 
 
 @pytest.mark.parametrize(
-    "damage", [{"shares": None}, {"own": np.zeros(2, bool)}, {"own": np.zeros((2, 2))}, {"own": np.zeros(0)}]
+    "damage",
+    [
+        {"shares": None},
+        {"own": np.zeros(1, bool)},
+        {"own": np.zeros((1, 1))},
+        {"own": np.zeros(0)},
+        {"own": np.zeros(4)},
+        {"own": np.full(2, np.nan)},
+    ],
 )
 def test_a_choice_that_lacks_something_is_an_error(tmp_path, damage):
     store = DiskStore(tmp_path)

@@ -12,6 +12,8 @@ from dpfpl_client.models.text_tower.layers import FrozenProduct
 @pytest.fixture
 def wide(monkeypatch):
     """As on a processor where oneDNN's products are the faster ones; the choice is made anew."""
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("this torch has no oneDNN")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     products.prefers_onednn.cache_clear()
     yield

@@ -65,7 +65,7 @@ def test_ni7_no_byte_of_an_export_depends_on_what_a_site_keeps_of_its_exact_imag
     backbone, prompt = load_backbone("embedded"), load_prompt(trained_site.parent)
     pool = np.ones((3, backbone.feature_size + 2), "<f4")
     written = []
-    for number, (shares, own) in enumerate((([0.5, 0.5], None), ([0.25, 0.75], np.zeros(1)))):
+    for number, (shares, own) in enumerate((([0.5, 0.5], None), ([0.25, 0.75], np.array([0.0, 5.0])))):
         store.write_final("pilot", prompt.global_context, Choice("evidence", pool, np.array(shares), own))
         final = trained_site.parent / "state/experiments/pilot/final.safetensors"
         os.utime(final, (86400, 86400))

@@ -21,12 +21,12 @@ WAYS = ("federated", "alone", "zero_shot")
 
 
 def mix_curve(
-    backbone: Backbone, sites: Sequence[SimulatedSite], experiment: Experiment, checkpoint: Checkpoint
+    backbone: Backbone, sites: Sequence[SimulatedSite], experiment: Experiment, checkpoint: Checkpoint, seed: int
 ) -> list[dict[str, float | None]]:
     """Means over the sites for each ``usual_mix``: of what the votes chose, of class vectors from the site's own noised
     rows alone, and of the plain text.
 
-    Measured on test images, so the best mix of a curve is no fair choice for the same images.
+    Measured on test images, so the best mix of a curve is no fair choice for the same images. ``seed`` is the run's.
     """
     evidence, scorer = checkpoint.evidence, backbone.scorer(experiment)
     initial, chosen = initial_context(backbone, experiment), evidence.chosen(experiment)
@@ -41,7 +41,7 @@ def mix_curve(
         sums = evidence.rows[site.name].astype(np.float64)
         alone = own_rows(experiment, sums, evidence.votes.get(site.name))
         assert alone is not None  # rows of single sites are there
-        noise = SeededRandomness(0).for_round(site.name, experiment.rounds.number + 2)
+        noise = SeededRandomness(seed).for_round(site.name, experiment.rounds.number + 2)  # the run's
         own = rows_at_site(experiment, sums, learner.own_moment(packed, alone, noise))
         heads = {
             "federated": chosen_head(scorer, initial, packed, chosen, shared, alone, own),

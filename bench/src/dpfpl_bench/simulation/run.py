@@ -140,7 +140,7 @@ def run_simulation(
             backbone, sites, experiment, outcome.checkpoint.global_context, outcome.personal
         )
     if outcome.checkpoint.evidence.rows:
-        result["mix_curve"] = mix_curve(backbone, sites, experiment, outcome.checkpoint)
+        result["mix_curve"] = mix_curve(backbone, sites, experiment, outcome.checkpoint, request.seed)
         result["own_at_equal_others"] = own_at_equal_others(result["mix_curve"])
     result["data_digest"] = data_digest(data)
     return result

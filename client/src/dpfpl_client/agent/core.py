@@ -216,8 +216,12 @@ class SiteAgent:
         self._bind(experiment, learner, policy)
         state, choice = self._state(experiment), None
         if (pool := request.pool) is not None:
-            own = None
-            if request.chosen == "evidence":
+            own, kept = None, None
+            with contextlib.suppress(StateError):  # a damaged one is written anew
+                kept = self._store.read_choice(experiment.name)
+            if kept is not None and kept.chosen == request.chosen and np.array_equal(kept.pool, pool):
+                own = kept.own  # asked again: no other noise
+            elif request.chosen == "evidence":
                 randomness = self._randomness.for_round(self._name, experiment.rounds.number + 2)
                 own = learner.own_moment(pool, learner.alone(state), randomness)
             choice = Choice(request.chosen, pool, learner.label_shares, own)

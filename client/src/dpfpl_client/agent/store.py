@@ -336,8 +336,14 @@ class DiskStore:
             for name, value in tensors.items():
                 if name.startswith("pool."):
                     own = tensors.get("own")
-                    if own is not None and (own.ndim != 1 or not own.size or own.dtype != np.float64):
-                        raise ValueError("own")
+                    if own is not None:
+                        sizes = (1 + k * (k + 1) // 2 for k in range(len(tensors["shares"])))
+                        if (
+                            own.dtype != np.float64
+                            or own.shape not in ((n,) for n in sizes)
+                            or not np.isfinite(own).all()
+                        ):
+                            raise ValueError("own")
                     return Choice(name.removeprefix("pool."), value, tensors["shares"], own)
         except (KeyError, ValueError) as error:
             raise _damaged(error) from None

@@ -73,8 +73,8 @@ class SiteHead:
 
 
 OwnRows = Pool | Literal[False] | None
-"""For use at the site: its own rows, with a moment about its own class vectors, to be taken, or False for the pool.
-None: as released values say."""
+"""Whose rows a site's class vectors come from. A pool: its own rows, with a moment about its own class vectors; False:
+the pool of all sites; both by its own decision, for use at the site. None: released values decide."""
 
 
 def own_rows(

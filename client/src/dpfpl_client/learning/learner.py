@@ -390,12 +390,11 @@ class PromptLearner:
         bounds, usable = bounded(self._features.train.features.numpy())
         features, labels = bounds[usable], self._features.train.labels.numpy()[usable]
         known = (shared, alone, weights, self._plain_texts, self._scorer.logit_scale)
-        if not prefers_own(*known, features, labels):
-            return None
-        if alone.moment is None:
-            return np.zeros(1)
-        around, multiplier = residuals(own_head(*known), features, labels), vote_multiplier(self._experiment)
-        return np.array([0.0, *noised_moment(around, randomness.noise, multiplier)])
+        made = np.zeros(1)
+        if self._experiment.uses_moment:  # made in any case, so that how long it takes does not tell the answer
+            around, multiplier = residuals(own_head(*known), features, labels), vote_multiplier(self._experiment)
+            made = np.array([0.0, *noised_moment(around, randomness.noise, multiplier)])
+        return made if prefers_own(*known, features, labels) else None
 
     @functools.cached_property
     def _public_facts(self) -> tuple[Floats, Floats | None]:

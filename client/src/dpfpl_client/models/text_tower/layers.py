@@ -40,7 +40,7 @@ class FrozenProduct:
     Args:
         weight: [outputs, inputs], of the type in which to compute.
         bias: [outputs], or None.
-        coarse: also keep W in bfloat16 for pullbacks that may be rounded.
+        coarse: also keep W rounded to bfloat16 for pullbacks that may be rounded.
         any_rows: the pullback is asked for as many rows as a batch has, which changes from step to step. oneDNN makes
             and keeps a program of up to a megabyte for every number of rows that it meets, so torch's own kernel is
             used for it.
@@ -87,8 +87,8 @@ def _usual(weight: Tensor) -> Kernel:
 def _rounded(weight: Tensor) -> Kernel:
     """The same with both factors rounded to bfloat16; sums are float32 at the least.
 
-    Processors without such products compute with the rounded numbers in float32; emulated, they took eight times as
-    long.
+    With AVX2, which has no such products, the rounded numbers are multiplied in float32: emulated, bfloat16 took eight
+    times as long as float32.
     """
     half = weight.bfloat16()
     if weight.device.type == "cpu" and not prefers_onednn(torch.bfloat16):
