@@ -34,6 +34,7 @@ from dpfpl_common.evidence import (
 )
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_common.privacy.noise import NoNoise
+from dpfpl_common.privacy.one_shot import packed_moment
 from dpfpl_common.privacy_plan import NOISED_COUNTS, class_sums_multiplier, vote_multiplier
 from dpfpl_common.wire.payloads import EvaluateRequest, TrainRequest, scored
 from dpfpl_server.federation.evidence import NOTHING_FOUND, Evidence
@@ -242,9 +243,10 @@ def test_a_site_with_another_device_sharpens_its_own_class_vectors_by_a_moment_a
     assert made[0] == noised[0] == 0.0
     noise = [learner.own_moment(packed, alone, SeededRandomness(0).for_round("north", n)) - made for n in range(100)]
     assert np.std(np.array(noise)[:, 1:]) == pytest.approx(vote_multiplier(experiment), rel=0.1)
-    used = rows_at_site(experiment, sums, noised)
+    used = rows_at_site(experiment, sums, np.array([0.0, *packed_moment(np.diag([90.0, 5.0, 5.0]))]))
     head = pooled_head(learner._scorer, learner._initial, packed, None, alone, used)
     np.testing.assert_array_equal(head.vectors, sharpened(around, directions(around), used).vectors)
+    assert not np.allclose(head.vectors, around.vectors)
     assert learner.own_moment(packed, None, randomness) is None
     for other in (1, 2):  # whose images look alike
         name, like = sites[other].name, PromptLearner(backbone, experiment, sites[other].features)

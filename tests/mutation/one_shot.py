@@ -182,8 +182,8 @@ ONE_SHOT = (
     (
         "shift: a site keeps to the pool whatever its own images say",
         "dpfpl_client.learning.learner:PromptLearner.own_moment",
-        "not prefers_own(*known, features, labels)",
-        "True",
+        "prefers_own(*known, features, labels)",
+        "False",
         (f"{FEDERATION_TESTS}::test_a_site_with_another_device_has_class_vectors_of_its_own",),
     ),
     (
@@ -194,6 +194,22 @@ ONE_SHOT = (
         (
             f"{FEDERATION_TESTS}::test_a_site_with_another_device_sharpens_its_own_class_vectors_by_a_moment_around_them",
         ),
+    ),
+    (
+        "shift: a site's own moment has no noise",
+        "dpfpl_client.learning.learner:PromptLearner.own_moment",
+        "vote_multiplier(self._experiment)",
+        "0.0",
+        (
+            f"{FEDERATION_TESTS}::test_a_site_with_another_device_sharpens_its_own_class_vectors_by_a_moment_around_them",
+        ),
+    ),
+    (
+        "shift: a site that is asked again draws other noise for what it uses",
+        "dpfpl_client.agent.core:SiteAgent._evaluate",
+        "np.array_equal(kept.pool, pool)",
+        "False",
+        (f"{FEDERATION_TESTS}::test_an_evaluation_that_is_asked_again_changes_nothing_that_the_site_uses",),
     ),
     (
         "shift: what leaves a site goes by its exact answers",
