@@ -196,6 +196,15 @@ ONE_SHOT = (
         ),
     ),
     (
+        "shift: how long an evaluation takes tells whose class vectors a site uses",
+        "dpfpl_client.learning.learner:PromptLearner.own_moment",
+        "self._experiment.uses_moment",
+        "self._experiment.uses_moment and prefers_own(*known, features, labels)",
+        (
+            f"{FEDERATION_TESTS}::test_a_site_with_another_device_sharpens_its_own_class_vectors_by_a_moment_around_them",
+        ),
+    ),
+    (
         "shift: a site's own moment has no noise",
         "dpfpl_client.learning.learner:PromptLearner.own_moment",
         "vote_multiplier(self._experiment)",

@@ -60,7 +60,7 @@ class ImageTower:
 
     Args:
         model: a loaded dual encoder. On the processor, in float32, its linear layers that see pictures are replaced
-            before the first picture, where ``prefers_onednn``; their weights are then in oneDNN's layout and
+            before the first picture, if ``prefers_onednn`` says so; their weights are then in oneDNN's layout and
             no longer in the model's.
         prepared: pictures to what the model takes, the pictures along the first dimension.
         device: where the model is.
