@@ -204,7 +204,7 @@ class Case:
             plain = scores.argmax(axis=1)
             own = shares > 0
             rows.append((self._mean(mixed, own), self._mean(mixed, ~own), self._mean(plain, np.ones_like(own))))
-        own_mean, others, every = (100 * float(np.nanmean(column)) for column in np.array(rows).T)
+        own_mean, others, every = (100 * _mean_of(column) for column in zip(*rows, strict=True))
         return own_mean, others, every
 
     def own_at(self, logits: Floats | list[Floats], others: float) -> float:
@@ -216,6 +216,12 @@ class Case:
         right = predicted == self.study.test_labels
         found = [right[self.study.test_labels == label].mean() for label in np.flatnonzero(which)]
         return float(np.mean(found)) if found else math.nan
+
+
+def _mean_of(values: Sequence[float]) -> float:
+    """Of those there are; nan where there is none, as the others' classes where every site has all."""
+    there = [value for value in values if not math.isnan(value)]
+    return float(np.mean(there)) if there else math.nan
 
 
 def cases(study: StudySet, seeds: Sequence[int], only: str) -> Iterator[tuple[str, float | None, int, Case]]:
@@ -251,7 +257,7 @@ def measured(study: StudySet, seeds: Sequence[int], only: str = "") -> list[dict
         sums.setdefault((regime, epsilon), []).append(row)
     return [
         {"set": study.name, "regime": regime, "epsilon": epsilon, "seeds": len(seeds)}
-        | {key: round(float(np.nanmean([row.get(key, math.nan) for row in rows])), 2) for key in rows[0]}
+        | {key: round(_mean_of([row.get(key, math.nan) for row in rows]), 2) for key in rows[0]}
         for (regime, epsilon), rows in sums.items()
     ]
 

@@ -101,7 +101,7 @@ def test_same_prompts_as_in_process_and_nothing_left_behind(backbone, tmp_path, 
     assert not np.array_equal(flower.personal["alpha"], flower.personal["beta"])
     assert statuses[-1]["dropped"] == {}  # or it says why
     assert 2 <= len(starts) <= RAY_STARTS  # started again, more than once where Ray itself was late
-    assert ray.init is first_time_too_slow  # Ray's own function put back
+    assert not ray.is_initialized()
     assert flower.final == process.final
     assert [entry["sites"] for entry in flower.checkpoint.history] == [["alpha", "beta"]] * 2
     assert [s["round"] for s in statuses if s["phase"] == "ROUND_DONE"] == [1, 2]

@@ -13,6 +13,7 @@ import importlib.util
 import json
 import logging
 import os
+import sys
 import tempfile
 import threading
 import time
@@ -20,7 +21,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
@@ -156,23 +156,16 @@ def require_ray() -> None:
 
 def _run_on_ray(server: ServerApp, client: ClientApp, num_sites: int) -> None:
     actors = max(1, min(MAX_ACTORS, os.cpu_count() or 1, num_sites))
-    with _quiet(), _patient_ray():
+    with _quiet():
         from flwr.simulation import run_simulation  # sets variables of Ray's
 
-        run_simulation(
-            server_app=server,
-            client_app=client,
-            num_supernodes=num_sites,
-            backend_config={
-                "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-                "init_args": {
-                    "num_cpus": actors,
-                    "include_dashboard": False,
-                    "log_to_driver": False,
-                    "logging_level": logging.ERROR,
-                },
-            },
-        )
+        with _started_ray(actors):
+            run_simulation(
+                server_app=server,
+                client_app=client,
+                num_supernodes=num_sites,
+                backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
+            )
 
 
 @contextmanager
@@ -192,27 +185,30 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _patient_ray() -> Iterator[None]:
-    """Ray gives its first process half a minute to come up; where that is too little it is started again."""
+def _started_ray(actors: int) -> Iterator[None]:
+    """Ray, which Flower takes where it runs already. It gives its first process half a minute to come up; where that is
+    too little it is started again.
+    """
     import ray
 
-    start = ray.init
-
-    def start_patiently(*arguments: Any, **options: Any) -> Any:
-        for left in reversed(range(RAY_STARTS)):
-            try:
-                return start(*arguments, **options)
-            except Exception:  # Ray raises nothing more particular where its node or its first worker is late
-                ray.shutdown()
-                if not left:
-                    raise
-        return None
-
-    setattr(ray, "init", start_patiently)  # noqa: B010  mypy forbids to assign a function
+    for left in reversed(range(RAY_STARTS)):
+        try:
+            ray.init(
+                num_cpus=actors,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}},  # actors import what we do
+            )
+            break
+        except Exception:  # Ray raises nothing more particular where its node or its first worker is late
+            ray.shutdown()
+            if not left:
+                raise
     try:
         yield
     finally:
-        setattr(ray, "init", start)  # noqa: B010
+        ray.shutdown()
 
 
 def _stop_pulling_when(stopped: threading.Event, grid: Grid) -> None:
