@@ -2,8 +2,8 @@
 
 The neighbouring relation is everywhere: one unit (a training example, or a site's whole data set) is added or removed.
 Every event is a Poisson-subsampled Gaussian mechanism. Without sampling epsilon is a closed form. With it, composition
-is by privacy loss distributions of dp-accounting (PLD, tight, an upper bound up to its stated discretisation), with
-Renyi accounting as a cross-check.
+is by privacy loss distributions of dp-accounting (PLD: Koskela, Jalko and Honkela 2020; tight, an upper bound up to its
+stated discretisation), with Renyi accounting (Mironov 2017) as a cross-check.
 
 dp-accounting takes about a second to import, so it is imported where it is needed. An agent calls ``load_library``
 before its first request.
@@ -41,24 +41,29 @@ __all__ = [
 INFINITE = float("inf")
 
 RDP_ORDERS = tuple(1 + x / 10.0 for x in range(5, 100)) + tuple(range(11, 64)) + (80, 128, 256, 512, 1024)
+"""Renyi's; close together where a usual epsilon's best one lies, and far out for small ones."""
 SEARCH_TOLERANCE = 1e-3
+"""Relative: a calibrated multiplier is larger than need be by so much at most."""
 SMALLEST_MULTIPLIER, LARGEST_MULTIPLIER = 0.1, 1e5
+"""Below, a single step costs about the largest target; above, rows of thousands of images drown."""
 LARGEST_CAP = 600.0
 """Beyond it ``e^epsilon``, or what it multiplies, is soon no number of full precision."""
 HOPELESS = 1e3
-"""Where an example's expected privacy loss may be above this, epsilon is not computed but infinite."""
+"""Where an example's expected privacy loss may be above this, epsilon is not computed but infinite: ten times the
+largest target, and PLD would take minutes."""
 
 DISCRETISATION = 1e-4
 """Interval of the privacy losses' grid; PLD rounds up, so a coarser one gives a larger epsilon, sooner."""
 
 COARSE_DISCRETISATION = 1e-2
+"""A hundredth of the points, for a first answer that is an upper bound too."""
 
 WIDE, RELATIVE_DISCRETISATION = 20.0, 1e-5
 """If a step's privacy loss can be above the first, a grid of the second times epsilon is fine enough; of the two grids
 the coarser one is used."""
 
 FINEST_GRID = 400_000
-"""Most points, about, that a finer grid may have."""
+"""Most points, about, that a finer grid may have: bounds time and memory."""
 
 MOST_STEPS, SMALLEST_TARGET, LARGEST_TARGET, LARGEST_DELTA = 1_000_000, 0.01, 100.0, 0.01
 SMALLEST_DELTA, SMALLEST_DELTA_OF_A_STEP = 1e-10, 1e-14
@@ -111,8 +116,8 @@ def epsilon(events: Sequence[PrivacyEvent], delta: float) -> float:
     Exact to a hundredth, from above. Where it could not be (see ``refuse_inexact``), and with sampling where the
     expected privacy loss may be above a thousand, it is infinite too, so that no wrong number is ever a promise.
 
-    Events about one part compose, events about disjoint parts do so in parallel: whichever part an example is in, only
-    that part's events depend on it, so the larger of the two sums holds for every example.
+    Events about one part compose, events about disjoint parts do so in parallel (McSherry 2009): whichever part an
+    example is in, only that part's events depend on it, so the larger of the two sums holds for every example.
     """
     return max(_epsilon(releases, delta, "pld") for releases in _by_part(events))
 

@@ -10,7 +10,7 @@ __all__ = ["GRAIN", "clipped_sums", "grid_sum", "joint_clip_factors"]
 Floats = npt.NDArray[np.float64]
 
 GRAIN = 2.0**-36
-"""Contributions are whole numbers of this part of their bound."""
+"""Contributions are whole numbers of this part of their bound: as fine as the noise's own grid."""
 
 
 def joint_clip_factors(squared_norms: npt.ArrayLike, clipping_norms: npt.ArrayLike) -> npt.NDArray[np.float64]:

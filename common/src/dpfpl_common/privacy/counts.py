@@ -15,7 +15,8 @@ Together with a release about the training part. The candidates may depend on tr
 releases that were charged. An example is in exactly one part (``dpfpl_client.data.split``), and it moves no other. For
 an example of the training part this release is post-processing. For an example of the held-back part, the training
 releases do not depend on it at all. So towards anybody the pair is as private as the worse of the two (parallel
-composition), never their sum. That fails where an example was in both parts over time; the ledger then adds them up.
+composition, McSherry 2009), never their sum. That fails where an example was in both parts over time; the ledger then
+adds them up.
 """
 
 import math
@@ -31,7 +32,7 @@ __all__ = ["Score", "count_noise_stddev", "gain", "noised_counts", "scores_from"
 Floats = npt.NDArray[np.float64]
 
 GRAIN = 1 << 20
-"""Margins are whole numbers of 1 / GRAIN."""
+"""Margins are whole numbers of 1 / GRAIN: their sum is the same in every order. (An example may be right in part.)"""
 
 NORMAL_95 = 1.959963984540054
 """Two-sided 95 % quantile of the standard normal distribution."""

@@ -2,8 +2,8 @@
 
 An image enters the class sums through its unit feature and its label alone, the vote as one number, and the moment as
 the outer product of one vector of norm 1. All are Gaussian mechanisms of sensitivity 1. The later ones may depend on
-what the first released (adaptive composition): with multipliers z1, z2 and z2 the three together are one Gaussian
-mechanism of multiplier z, ``1 / z^2 = 1 / z1^2 + 2 / z2^2``.
+what the first released: adaptively composed, with multipliers z1, z2 and z2, the three together are one Gaussian
+mechanism of multiplier z, ``1 / z^2 = 1 / z1^2 + 2 / z2^2`` (Dong, Roth and Su 2022, corollary 3.3).
 """
 
 import math
@@ -29,7 +29,8 @@ Floats = npt.NDArray[np.float64]
 
 VOTE_SHARE = 0.05
 """Of ``1 / z^2``, what the vote takes, and the moment, if there is one, as much. The class sums get the rest: they have
-1.03 times the noise that they had alone, with a moment 1.05 times."""
+1.03 times the noise that they had alone, with a moment 1.05 times. docs/explanation/evidence.md has what more or less
+would change."""
 
 AT_ONCE = 256
 """Images whose outer products are in memory together."""
