@@ -11,7 +11,7 @@ from dpfpl_bench.simulation.in_process import InProcessGrid, SimulatedSite, Simu
 from dpfpl_client.agent.core import SiteAgent
 from dpfpl_client.agent.ledger.anchor import Registry
 from dpfpl_client.agent.ledger.book import LEDGER_FILE, Ledger
-from dpfpl_client.agent.store import DiskStore
+from dpfpl_client.agent.store import DiskStore, MemoryStore
 from dpfpl_client.learning.evidence import own_rows, pooled_head, rows_at_site
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
 from dpfpl_client.learning.step import SeededRandomness, SystemRandomness
@@ -475,6 +475,45 @@ def test_a_site_that_comes_later_adds_its_rows_and_one_that_leaves_takes_them_al
     shown = [unpack_pool(evidence.packed(experiment, "north"), 4)[0] for evidence in (whole, alone)]
     assert shown[0].moment_variance == 2 * shown[1].moment_variance
     assert np.trace(shown[1].moment) == pytest.approx(50, abs=10)
+
+
+def test_a_site_that_leaves_in_the_middle_is_taken_out_of_the_pool_and_the_store(backbone, sites, tmp_path):
+    third = dataclasses.replace(sites[1], name="west")
+    agents = {
+        site.name: SiteAgent(
+            site.name, backbone, site.features, None, Ledger(None), MemoryStore(), SeededRandomness(1)
+        )
+        for site in (*sites, third)
+    }  # fmt: skip
+    answer, store = agents["west"].train, RunStore(tmp_path / "run.sqlite")
+
+    def leave(request):
+        if request.round > 2:
+            raise RefusedError(code="FORGOTTEN", message="This site left this experiment.", advice="Go on without it.")
+        return answer(request)
+
+    agents["west"].train = leave
+    plain = make_experiment(backbone, rounds=4)
+    experiment = dataclasses.replace(
+        plain, sites=(*NAMES, "west"), privacy=dataclasses.replace(plain.privacy, tolerated_dropouts=1)
+    )
+    grid, seen = InProcessGrid(agents), {}
+
+    def keep(checkpoint):
+        store.save(experiment, checkpoint)
+        seen[checkpoint.round] = checkpoint.evidence
+
+    strategy = DPFPLStrategy(experiment, grid.nodes, keys=None, on_checkpoint=keep)
+    strategy.run(grid)
+
+    assert set(seen[2].rows) == set(seen[2].votes) == {*NAMES, "west"}
+    for evidence in (strategy.checkpoint.evidence, store.load(experiment).evidence):
+        assert set(evidence.rows) == set(evidence.votes) == set(NAMES)
+    pooled, _ = pool_rows([seen[2].rows[name].astype(float) for name in NAMES], class_sums_multiplier(experiment))
+    packed = strategy.checkpoint.evidence.packed(experiment, "north")
+    np.testing.assert_allclose(unpack_pool(packed, 4)[0].rows, pooled.rows, rtol=1e-6, atol=1e-6)
+    versions = [evidence.facts(experiment)["version"] for evidence in (seen[2], seen[3], seen[4])]
+    assert versions[0] != versions[1] == versions[2]
 
 
 def test_a_checkpoint_keeps_class_sums_and_votes(finished, tmp_path):

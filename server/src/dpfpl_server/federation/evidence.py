@@ -1,6 +1,7 @@
 """What the sites' noised class sums and votes say together, as far as a run has come."""
 
 import functools
+import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -68,7 +69,7 @@ class Evidence:
         return Evidence({**self.rows, **rows}, {**self.votes, **votes})
 
     def without(self, site: str) -> "Evidence":
-        """As if the site had never been there, but for what others voted on meanwhile."""
+        """As if the site, which left for good, had never been there, but for what others voted on meanwhile."""
         return Evidence(
             {name: rows for name, rows in self.rows.items() if name != site},
             {name: vote for name, vote in self.votes.items() if name != site},
@@ -115,7 +116,9 @@ class Evidence:
         pool, weights = self._pooled(experiment)
         found = int(found_classes(pool).sum())
         images, noises = self._voters(experiment)
+        packed = pack_pool(self._with_moment(pool, experiment), np.zeros(len(pool.rows)))
         return {
+            "version": hashlib.sha256(packed.tobytes()).hexdigest()[:12],
             "sites": sorted(weights),
             "classes_found": found,
             "classes": len(pool.rows),

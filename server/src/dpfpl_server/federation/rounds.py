@@ -39,6 +39,9 @@ __all__ = ["DPFPLStrategy", "Status"]
 Status = dict[str, Any]
 """What the strategy is doing now: ``phase``, ``round``, ``waiting_for`` and so on, ready for JSON."""
 
+LEFT = "REFUSED FORGOTTEN"
+"""What a site says that left the experiment for good."""
+
 MOST_UNANSWERED = 1000
 """So many messages without a reply are remembered, so that what comes for them later can be counted as late."""
 
@@ -240,6 +243,8 @@ class DPFPLStrategy(Strategy):
             "metrics": {site: reply.metrics for site, reply in replies.accepted.items() if reply.metrics},
         }
         evidence = before.evidence.with_replies(replies.evidence, asked) if replies.evidence else before.evidence
+        for site in (s for s, why in replies.failures.items() if why.code == LEFT and s in evidence.rows):
+            evidence = evidence.without(site)
         self.checkpoint = Checkpoint(number, context.astype("<f4"), optimizer, (*before.history, entry), evidence)
         self._on_checkpoint(self.checkpoint)
         self._on_status({"phase": "ROUND_DONE", **entry})

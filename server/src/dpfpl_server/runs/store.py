@@ -101,6 +101,7 @@ class RunStore:
                     _add_drops(database, entry, entry.get("attempt", 1))
             evidence = checkpoint.evidence
             kept = {site for (site,) in database.execute("SELECT site FROM evidence")}
+            database.executemany("DELETE FROM evidence WHERE site = ?", [(site,) for site in kept - set(evidence.rows)])
             for site, rows in evidence.rows.items():
                 if site not in kept:
                     values = (site, rows.shape[1], np.ascontiguousarray(rows, dtype="<f4").tobytes())
