@@ -9,7 +9,7 @@ import torch
 
 from dpfpl_bench.cli import app
 from dpfpl_bench.demo import questions as demo_vlm
-from dpfpl_bench.demo.demonstration import edit_kit
+from dpfpl_bench.demo.demonstration import DemoRequest, edit_kit, provisioned
 from dpfpl_bench.demo.drawn_questions import (
     HABITS,
     PLAIN,
@@ -36,7 +36,9 @@ from dpfpl_bench.demo.questions import VLM_SITES, vlm_experiment
 from dpfpl_bench.simulation.baselines import local_only
 from dpfpl_bench.simulation.in_process import Simulation, prepare_sites
 from dpfpl_bench.simulation.questions import question_sites
+from dpfpl_client.agent.build import check_public
 from dpfpl_client.agent.features import FeatureCache
+from dpfpl_client.agent.policy_file import load_policy
 from dpfpl_client.data import DataSettings, load_site_data
 from dpfpl_client.models.loader import load_backbone
 from dpfpl_client.site.settings import load_site
@@ -298,3 +300,11 @@ def test_a_second_demo_elsewhere_is_not_taken_for_a_second_ledger_of_the_same_pi
         settings = load_site(kit / "site.toml")
         assert settings.model == demo_vlm.MODEL
         assert settings.registry_folder == kit / "registry"
+
+
+def test_the_demos_kits_start(tmp_path):
+    """Exact accuracies leave data that are declared public only; the demo that is run whole is a long test."""
+    work, _, _ = provisioned(demo_vlm.vlm_demo(2), DemoRequest(tmp_path / "out", rounds=1, epsilon=2.0))
+    for name in VLM_SITES[:2]:
+        settings = load_site(work / "kits" / name / "site.toml")
+        check_public(load_policy(settings.path(settings.policy)), settings.data)

@@ -61,7 +61,8 @@ def vlm_experiment(
 
 def _with_the_model(text: str) -> str:
     """The model, and a registry of this demo's own: every demo draws the same pictures, and nobody is in them."""
-    return 'registry = "registry"\n' + text.replace('model = "embedded" ', f'model = "{MODEL}" ', 1)
+    text = text.replace('model = "embedded" ', f'model = "{MODEL}" ', 1)
+    return 'registry = "registry"\n' + text.replace("\n[server]", "\npublic = true\n\n[server]", 1)
 
 
 def vlm_demo(count: int = len(VLM_SITES)) -> Scenario:
