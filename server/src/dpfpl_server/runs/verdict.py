@@ -43,14 +43,18 @@ def verdict(result: Mapping[str, Any]) -> dict[str, Any]:
     told = exact if any(rival["name"] not in UNTRAINED for rival in exact) else _from_counts(result) or exact
     measured = ("accuracies" if told is exact else "counts") if told else "nothing"
     own = [rival for rival in told if rival["local"] is not None]
-    best = min(own, key=lambda rival: rival["local"]["value"], default=None)
+    # What is used itself, ``text``, comes first among equals: over that there is no chance of a gain.
+    best = min(own, key=lambda rival: (rival["local"]["value"], rival["name"] != "text"), default=None)
+    interval = None if best is None else best["local"]["interval"]
+    if interval is not None and any(rival["name"] == "text" for rival in own):
+        interval = [interval[0], min(0.0, interval[1])]
     return {
         "measured": measured,
         "says": _says(told),
         "rivals": told,
         "before": None if best is None else best["local"]["before"],
         "after": None if best is None else best["local"]["before"] + best["local"]["value"],
-        "interval": None if best is None else best["local"]["interval"],
+        "interval": interval,
     }
 
 
