@@ -118,6 +118,14 @@ def test_a_site_needs_no_code_for_its_images(bench, images, form, tmp_path):
     assert {row["epsilon"] for row in result["privacy"]["epsilons"]} == {"infinite"}
 
 
+@pytest.mark.parametrize(("rounds", "times"), [(1, 1), (2, 0)])
+def test_a_run_of_a_single_round_says_that_it_makes_no_class_vectors(bench, images, rounds, times):
+    loud = [flag for flag in QUICK if flag != "--quiet"]
+    code, _, err = bench("run", "--data", images["split"], *loud, "--floors", "none", "--rounds", rounds)
+    assert code == 0
+    assert err.count("class vectors need two rounds: one collects the class sums") == times
+
+
 def test_any_folder_of_the_clip_family_is_a_model(bench, images, clip_folder):
     arguments = ("run", "--model", clip_folder, "--data", images["split"], *QUICK, "--floors", "none", "--seed", 4)
     code, out, err = bench(*arguments)

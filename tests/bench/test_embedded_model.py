@@ -12,7 +12,9 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPImage
 
 from dpfpl_bench.demo import drawing
 from dpfpl_bench.demo import drawing as strokes
+from dpfpl_client.models.loader import load_backbone
 from dpfpl_models import embedded_model_path
+from dpfpl_server.runs.plan import KNOWN_SIZES
 from research.embedded_models import clip_evaluate as evaluate
 from research.embedded_models import clip_pictures as augment
 from research.embedded_models import clip_scenes as captions
@@ -230,3 +232,7 @@ def test_training_runs_end_to_end_and_the_result_loads(small_pool, tmp_path, mon
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "a")
     assert tokenizer("a photo of a seven")["input_ids"][-1] == tokenizer.eos_token_id
     assert CLIPImageProcessor.from_pretrained(tmp_path / "a").crop_size["height"] == 32
+
+
+def test_a_plan_knows_its_feature_size(model):
+    assert {load_backbone("embedded").fingerprint: model.config.projection_dim} == KNOWN_SIZES

@@ -259,6 +259,16 @@ def test_NI8_a_finished_run_shows_scores_over_all_sites_with_their_intervals(run
     ]
 
 
+def test_that_nothing_was_found_stays_on_the_page(run):
+    assert look(run)["nothing_found"] == ""
+    for number, warning in ((1, "No class stands out."), (2, "No class of any site stands out.")):
+        run.folder.add_event({"phase": "EVIDENCE", "round": number, "text": warning, "warning": warning})
+        run.complete(number)
+    assert look(run)["nothing_found"] == "No class of any site stands out."
+    run.folder.add_event({"phase": "EVIDENCE", "round": 3, "text": "1 of 2 classes", "warning": ""})
+    assert look(run)["nothing_found"] == "", "a site that came later brought it"
+
+
 def test_control_characters_are_not_passed_on(run):
     run.complete(1, dropped={"clinic-b": "\x1b[2J\u202e evil"})
     text = json.dumps(snapshot(run.folder, {}, ["\x1b[31m red"]), ensure_ascii=False)

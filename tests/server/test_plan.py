@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 import sys
 import tomllib
@@ -25,7 +26,7 @@ from dpfpl_server.cli import main as cli
 from dpfpl_server.federation.checkpoint import Checkpoint
 from dpfpl_server.federation.messages import content_bytes, request_content
 from dpfpl_server.runs.folder import RunFolder
-from dpfpl_server.runs.plan import make_plan, plan_lines
+from dpfpl_server.runs.plan import KNOWN_SIZES, make_plan, plan_lines
 from dpfpl_server.runs.result import privacy_statement
 from dpfpl_server.sites.kits import STARTING_POLICY
 from dpfpl_server.sites.register import Site, save_sites
@@ -98,13 +99,52 @@ def test_the_plan_says_where_class_vectors_will_find_little(tmp_path):
         return next(line for line in plan_lines(make_plan(once, REGISTER, tmp_path)) if line.startswith("mechanism"))
 
     few = re.search(
-        r"may find little: 15 images of a class, nominally, where about (\d+) are needed at this epsilon "
-        r"\((\d+) under secure, if the sites enrol keys\); per_step may learn more", said(10)
+        r"may find little: 15 images of a class, nominally, where about (\d+) are needed at this epsilon if every site "
+        r"has the same share of them \((\d+) under secure, if the sites enrol keys\), and (\d+) if one site has them "
+        r"all; this is if features have 512 numbers, fewer need fewer images; per_step may learn more", said(10)
     )  # fmt: skip
-    local, secure = map(int, few.groups())
+    local, secure, one = map(int, few.groups())
     assert secure < local
+    assert local == pytest.approx(one * math.sqrt(3), abs=2), "the noise of three sites"
     assert "may find little" in said(local // 2)
     assert "may find little" not in said(local)  # three sites of two classes: half as many again
+
+
+def test_it_does_not_say_that_a_secure_sum_needs_fewer_images_of_a_class_at_one_site(tmp_path):
+    register = {name: dataclasses.replace(site, aggregation_key="own") for name, site in REGISTER.items()}
+    plan = make_plan(
+        make_experiment(mechanism="one_shot", trust="secure", nominal_site_size=10, tolerated_dropouts=0),
+        register,
+        tmp_path,
+    )
+    assert "may find little" in plan["mechanism"]["reason"]
+    assert "if one site has them all" not in plan["mechanism"]["reason"]
+
+
+def test_a_known_models_own_feature_size_is_used(tmp_path):
+    """By the fingerprint that every site checks; the id is what somebody wrote."""
+    once = make_experiment(mechanism="one_shot", trust="local", nominal_site_size=10, tolerated_dropouts=0)
+    known = dataclasses.replace(once, model=dataclasses.replace(once.model, fingerprint=next(iter(KNOWN_SIZES))))
+    other, embedded = (make_plan(experiment, REGISTER, tmp_path) for experiment in (once, known))
+    assert [plan["evidence"]["feature_size"] for plan in (other, embedded)] == [512, 96]
+    needed = [plan["evidence"]["now"]["half_evenly"] for plan in (other, embedded)]
+    assert needed[0] == pytest.approx(needed[1] * math.sqrt(512 / 96), rel=0.02)
+    assert "(features of 512 numbers, assumed; fewer need fewer images)" in "\n".join(plan_lines(other))
+    said = "\n".join(plan_lines(embedded))
+    assert "(features of 96 numbers)" in said
+    assert "512" not in said
+    assert "may find little" in said
+    assert set(embedded["images_of_a_class"]) == {"96"}
+
+
+def test_with_a_single_round_it_says_that_there_are_no_class_vectors(tmp_path):
+    def said(number, **privacy):
+        plan = make_plan(make_experiment({"number": number}, **privacy), REGISTER, tmp_path)
+        return [line for line in plan_lines(plan) if line.startswith("WARNING class vectors need two rounds")]
+
+    once = {"mechanism": "one_shot", "trust": "local"}
+    assert len(said(1, **once)) == 1
+    assert said(2, **once) == said(1) == []
 
 
 @pytest.mark.parametrize(("trust", "enrolled"), [("local", SITES), ("secure", SITES), ("local", SITES[:2])])

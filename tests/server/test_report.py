@@ -396,11 +396,11 @@ def test_what_left_is_said_as_the_mechanism_has_it():
     once = plain(render_report(one_shot() | {"evidence": {"warning": ""}}))
     steps = plain(render_report(make_result(privacy={"trust": "local"})))
     assert "to which it added noise once, before the first round" in once
-    assert "class sums, and then one vote on what to use with a second moment of its images, all with noise" in once
+    assert "with its next one a vote on what to use with a second moment of its images, all with noise" in once
     assert "clipped and noised at the site" not in once
     assert "clipped and noised at the site" in steps
     assert "added noise once" not in steps
-    assert "one vote" not in steps
+    assert "a vote" not in steps
 
 
 @pytest.mark.privacy
@@ -619,6 +619,49 @@ def test_the_answer_says_when_it_has_paid_for_itself():
     assert "does not pay for itself within the 3 months considered, but only by month 5" in answer(page)
     assert "5, after the months considered" in plain(page)
     assert "3 か月以内には投資を回収できず、回収は 5 か月目" in answer(render_report(result, "ja", slow))
+
+
+def used_text(votes=0.0, found=0, trust="local"):
+    """A simulation in which the plain text with each site's usual mix is used."""
+    result = with_counts(make_result(privacy={"mechanism": "one_shot", "trust": trust, "tolerated_dropouts": 0}))
+    evidence = {"classes_found": found, "votes": votes, "warning": "" if found else "No class stands out."}
+    return with_counts(result | {"chosen": "text", "evidence": evidence})
+
+
+@pytest.mark.parametrize("found", [0, 1])
+@pytest.mark.parametrize("rates", [{}, {"error_rate_before": 0.15, "error_rate_after": 0.1}])
+def test_no_money_is_credited_to_a_federation_that_added_nothing(found, rates):
+    """Time that the model's proposals save is saved without a federation as well."""
+    inputs = roi_inputs(**rates)
+    english, japanese = (render_report(used_text(found=found), language, inputs) for language in ("en", "ja"))
+    said = answer(english)
+    assert "pays for itself" not in said
+    assert "by itself federating costs money and brings none" in said
+    assert re.search(r"own classes\s+\+0\.0 \(\+0\.0 to \+0\.0\)", said)
+    assert "“plain text, each site's usual mix”" in said
+    assert "Federating added nothing in this run, so nothing in this table is due to it." in plain(english)
+    assert "投資を回収" not in answer(japanese)
+    assert "連合学習そのものは費用がかかるだけ" in answer(japanese)
+    assert "この表に連合学習による効果は含まれません" in plain(japanese)
+    other = plain(render_report(everything(), "en", inputs))
+    assert "Federating added nothing" not in other
+    assert "costs money and brings none" not in other
+
+
+def test_why_the_plain_text_is_used_is_said():
+    """Votes may pass their threshold and nothing be found: then it was not the votes."""
+    nothing, voted = (plain(render_report(used_text(99.0, found))) for found in (0, 1))
+    assert "No class stands out of the noise, so the plain text is used" in nothing
+    assert "did not vote for class vectors" not in nothing
+    assert "did not vote for class vectors, so the plain text is used" in voted
+
+
+def test_when_class_sums_and_votes_left_a_site_is_said():
+    """Under local trust with its replies; only secure sums come before the first round."""
+    local, secure = (plain(render_report(used_text(trust=trust))) for trust in ("local", "secure"))
+    assert "With its first reply each site also sent class sums, and with its next one a vote" in local
+    assert "Before the first round" not in local
+    assert "Before the first round each site also sent class sums, and then one vote" in secure
 
 
 def test_a_calculation_of_nothing_but_zeros_is_drawn():

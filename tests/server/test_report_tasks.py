@@ -42,7 +42,8 @@ def page(task, language="en", counts=None):
 ALONE = ("local_only_evidence", "local_only_no_noise_evidence")
 EVIDENCE = {
     *(f"baselines.{key}" for way in ALONE for key in (way, f"{way}_meaning")),
-    *("baselines.chosen_evidence", "baselines.chosen_text", "answer.nothing_found", "left.evidence"),
+    *("baselines.chosen_evidence", "baselines.chosen_text", "baselines.chosen_nothing"),
+    *("baselines.text", "answer.nothing_found", "left.evidence", "left.evidence_secure"),
     *(f"scores.{key}" for key in ("text", "alone", "both", "evidence")),
     *(key for key in catalogue("en") if key.startswith("change.")),
 }

@@ -219,6 +219,18 @@ def _at(moment):
     return Clock
 
 
+def test_the_status_of_a_finished_run_says_that_nothing_was_found(monkeypatch, capfd, caplog, runs):
+    where, warning = ("--runs", runs.path.parent), "No class of any site stands out."
+    runs.add_event({"phase": "EVIDENCE", "round": 1, "text": warning, "warning": warning})
+    assert caplog.messages == [f"pilot: {warning}"], "in the server's log"
+    complete(runs)
+    _, out, _ = dpfpl_server(monkeypatch, capfd, "status", "pilot", *where)
+    assert out.startswith("pilot: FINISHED")
+    assert out.count(warning) == 1
+    _, out, _ = dpfpl_server(monkeypatch, capfd, "status", "pilot", "--json", *where)
+    assert json.loads(out)["nothing_found"] == warning
+
+
 def test_status_of_a_dead_server_is_not_its_last_words(monkeypatch, capfd, runs):
     runs.store.begin_attempt(5)
     runs.add_event({"phase": "TRAINING", "round": 1, "waiting_for": ["north"]})

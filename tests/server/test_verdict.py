@@ -99,11 +99,34 @@ def test_where_the_votes_chose_the_plain_text_the_federation_brought_nothing():
     assert counted(SHARES | {"alone": 0.1}, chosen="text")["says"] == "costs"
     found = counted(SHARES, chosen="text")
     assert found["says"] == "costs"
-    assert [rival["name"] for rival in found["rivals"]] == ["zero_shot", "local_only_evidence"]
+    assert [rival["name"] for rival in found["rivals"]] == ["text", "local_only_evidence"]
     assert [rival["local"]["value"] for rival in found["rivals"]] == pytest.approx([0.0, -0.1], abs=0.02)
     low, high = found["rivals"][1]["local"]["interval"]
     assert low < -0.1 < high < 0
     assert (found["before"], found["after"]) == pytest.approx((0.7, 0.6), abs=0.02)
+
+
+@pytest.mark.parametrize("floors", [{}, *({"local_only": {"local": own, "neighbour": 0.4}} for own in (0.8, 0.892))])
+def test_the_usual_mix_of_a_site_is_no_gain_of_federating(floors):
+    """A simulation on public data: the plain text with each site's usual mix is far ahead of the plain text alone."""
+    result = make_result(extra_floors=floors)
+    result["accuracy"] |= {"local": 0.892, "neighbour": 0.5}
+    result["baselines"]["zero_shot"] = {"local": 0.821, "neighbour": 0.6}
+    found = with_counts(result | {"chosen": "text"}, 1000)["verdict"]
+    assert (found["measured"], found["says"]) == ("accuracies", "costs")
+    assert (found["before"], found["after"], found["interval"]) == (0.892, 0.892, [0.0, 0.0])
+    assert [rival["name"] for rival in found["rivals"]] == [*floors, "text"]
+    other = with_counts(result, 1000)["verdict"]["rivals"][-1]
+    assert (other["name"], other["local"]["before"]) == ("zero_shot", 0.821), "where something else is used"
+
+
+def test_a_site_alone_that_does_better_than_the_plain_text_stays_the_rival_that_counts():
+    result = make_result(extra_floors={"local_only": {"local": 0.9, "neighbour": 0.4}})
+    result["accuracy"] |= {"local": 0.892, "neighbour": 0.5}
+    found = with_counts(result | {"chosen": "text"}, 1000)["verdict"]
+    assert (found["says"], found["before"]) == ("costs", 0.9)
+    assert found["after"] == pytest.approx(0.892)
+    assert found["rivals"][0]["local"]["interval"][1] > 0 == found["interval"][1], "no chance of a gain, nor of money"
 
 
 def test_the_interval_of_counts_covers_the_truth():

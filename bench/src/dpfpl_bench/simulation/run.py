@@ -27,6 +27,7 @@ from dpfpl_common.config import ImpossibleError, Texts, settings
 from dpfpl_common.errors import ConfigError
 from dpfpl_common.ops.files import write_durably
 from dpfpl_server.federation.rounds import Status
+from dpfpl_server.runs.plan import evidence_is_off
 from dpfpl_server.runs.result import build_result
 from dpfpl_server.runs.verdict import verdict
 
@@ -112,6 +113,8 @@ def run_simulation(
     scorer = backbone.scorer(experiment)  # a model that cannot serve the task says so here, not as a site's refusal
     asked = [pair for site in sites for part in (site.features.train, site.features.test) for pair in part.asked]
     if warning := too_long_answers(scorer, experiment.task, [answer for _, answer in asked]):
+        on_step(f"warning: {warning}")
+    if warning := evidence_is_off(experiment):
         on_step(f"warning: {warning}")
     on_step("training")
     outcome = (engine or functools.partial(_engine, request))(backbone, sites).run(experiment, on_status)

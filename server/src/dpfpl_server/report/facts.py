@@ -61,6 +61,7 @@ def facts(result: Result, roi: RoiInputs | None = None) -> dict[str, Any]:
         "sampled": site_sample_rate(result) < 1,
         "simulated": not noise_is_real(result),
         "nothing_found": bool((result["evidence"] or {}).get("warning")),
+        "nothing_gained": result["chosen"] == "text",
         "best": next((r["name"] for r in result["verdict"]["rivals"] if _is_best(r, result["verdict"])), None),
         "gains_axis": _gains_axis(result),
         "change": _would_change(result, experiment),

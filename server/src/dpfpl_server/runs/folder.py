@@ -10,6 +10,7 @@
 """
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,10 @@ class RunFolder:
         return self.store.load(self.experiment())
 
     def add_event(self, event: dict[str, Any]) -> None:
-        """Append what is going on, for ``run``, ``status`` and ``watch``."""
+        """Append what is going on, for ``run``, ``status`` and ``watch``; a warning goes to the server's log, too."""
         self.store.add_event(event)
+        if event.get("warning"):
+            logging.getLogger(__name__).warning("%s: %s", self.path.name, event["warning"])
 
     def events(self, skip: int = 0) -> list[dict[str, Any]]:
         """The events so far, without the first ``skip``."""

@@ -40,7 +40,7 @@ from dpfpl_server.runs.result import privacy_statement
 from dpfpl_server.sites.kits import STARTING_POLICY, starting_policy
 from dpfpl_server.sites.register import Site
 
-__all__ = ["asked_before", "images_for_evidence", "make_plan", "plan_lines"]
+__all__ = ["asked_before", "evidence_is_off", "images_for_evidence", "make_plan", "plan_lines"]
 
 REPLY_BYTES = 128 + 350
 """Of a reply besides the values of its update: the array's header, names, metrics, signature."""
@@ -48,6 +48,9 @@ ATTEMPTS = 3
 EPSILONS = (1.0, 2.0, 4.0, 8.0)
 FEATURE_SIZES = (96, 512, 768)
 """Of the embedded model, of CLIP's base models and of its large one."""
+KNOWN_SIZES = {"21b53a234c32cd85bd6e2ce384469b7632e93f23df8d9d3204463e2957cd6943": FEATURE_SIZES[0]}
+"""By the fingerprint of the model, which the experiment names and every site checks; here the embedded one."""
+ASSUMED_SIZE = FEATURE_SIZES[1]
 
 
 def make_plan(experiment: Experiment, sites: Mapping[str, Site], runs: Path) -> dict[str, Any]:
@@ -166,10 +169,14 @@ def _hardly_enough(experiment: Experiment, at_best: Experiment) -> str:
         return ""
     text = (
         f"; it may find little: {evidence['nominal_images_of_a_class']:g} images of a class, nominally, where about "
-        f"{evidence['now']['half_evenly']} are needed at this epsilon"
+        f"{evidence['now']['half_evenly']} are needed at this epsilon if every site has the same share of them"
     )
     if at_best.privacy.trust != experiment.privacy.trust:
         text += f" ({images_for_evidence(at_best)['now']['half_evenly']} under secure, if the sites enrol keys)"
+    if experiment.privacy.trust != "secure":  # where a sum holds the noise of all sites, whoever has the images
+        text += f", and {evidence['now']['half_at_one_site']} if one site has them all"
+    if not evidence["feature_size_known"]:
+        text += f"; this is if features have {evidence['feature_size']} numbers, fewer need fewer images"
     return text + "; per_step may learn more, but holds the operator to a larger epsilon"
 
 
@@ -178,7 +185,9 @@ def _images_of_a_class(experiment: Experiment) -> dict[str, int]:
     privacy = experiment.privacy
     if privacy.mechanism != "one_shot" or not privacy.noise_multiplier:
         return {}
-    return {str(size): images_to_stand_out(privacy.noise_multiplier, size) for size in FEATURE_SIZES}
+    known = KNOWN_SIZES.get(experiment.model.fingerprint)
+    sizes = FEATURE_SIZES if known is None else (known,)
+    return {str(size): images_to_stand_out(privacy.noise_multiplier, size) for size in sizes}
 
 
 def _images_line(images: Mapping[str, int]) -> list[str]:
@@ -197,20 +206,30 @@ def images_for_evidence(experiment: Experiment) -> dict[str, Any]:
     privacy = experiment.privacy
     if not (experiment.uses_evidence and privacy.noise_multiplier):
         return {}
-    many, share = len(experiment.sites), noise_share(experiment)
+    many, share, size = len(experiment.sites), noise_share(experiment), _feature_size(experiment)
     curve = []
     for target in sorted({*EPSILONS, *([privacy.target_epsilon] if privacy.target_epsilon else [])}):
         z = calibrate_noise_multiplier(target, privacy.target_delta, 1.0, 1)
         there = class_sums_multiplier(experiment.with_noise_multiplier(z))
-        curve.append({"epsilon": target} | _needed(there * share, many))
+        curve.append({"epsilon": target} | _needed(there * share, many, size))
     nominal = privacy.nominal_site_size * many / len(experiment.classes)
-    now = _needed(class_sums_multiplier(experiment) * share, many)
-    return {"nominal_images_of_a_class": round(nominal, 1), "sites": many, "now": now, "curve": curve}
+    return {
+        "nominal_images_of_a_class": round(nominal, 1),
+        "sites": many,
+        "feature_size": size,
+        "feature_size_known": experiment.model.fingerprint in KNOWN_SIZES,
+        "now": _needed(class_sums_multiplier(experiment) * share, many, size),
+        "curve": curve,
+    }
 
 
-def _needed(noise_multiplier: float, many: int) -> dict[str, int]:
-    found_at_one, half_at_one = images_needed(noise_multiplier, 1, FEATURE_SIZES[1])
-    found, half = images_needed(noise_multiplier, many, FEATURE_SIZES[1])
+def _feature_size(experiment: Experiment) -> int:
+    return KNOWN_SIZES.get(experiment.model.fingerprint, ASSUMED_SIZE)
+
+
+def _needed(noise_multiplier: float, many: int, size: int) -> dict[str, int]:
+    found_at_one, half_at_one = images_needed(noise_multiplier, 1, size)
+    found, half = images_needed(noise_multiplier, many, size)
     return {
         "found_at_one_site": found_at_one,
         "half_at_one_site": half_at_one,
@@ -225,10 +244,11 @@ def _evidence_lines(evidence: Mapping[str, Any]) -> list[str]:
     rows = ", ".join(
         f"epsilon {p['epsilon']:g}: {p['half_at_one_site']} / {p['half_evenly']}" for p in evidence["curve"]
     )
+    assumed = "" if evidence["feature_size_known"] else ", assumed; fewer need fewer images"
     return [
         f"class vectors: {evidence['nominal_images_of_a_class']:g} images of a class in all, nominally; about so many "
         f"are needed until half of what they show is believed, at one site / shared evenly over {evidence['sites']} "
-        f"(features of {FEATURE_SIZES[1]} numbers): {rows}"
+        f"(features of {evidence['feature_size']} numbers{assumed}): {rows}"
     ]
 
 
@@ -240,7 +260,7 @@ def _bytes(experiment: Experiment) -> dict[str, int]:
     context = np.zeros(experiment.context_shape, dtype="<f4")
     pool = None
     if experiment.privacy.trust == "secure":  # its rounds are about the summed rows
-        pool = np.ones((len(experiment.classes) + 1, FEATURE_SIZES[1] + 2), dtype="<f4")
+        pool = np.ones((len(experiment.classes) + 1, _feature_size(experiment) + 2), dtype="<f4")
     down = content_bytes(request_content(TrainRequest(experiment, 1, context, pool=pool)))
     up = context.nbytes + REPLY_BYTES
     messages = round(len(experiment.sites) * experiment.privacy.site_sample_rate * experiment.rounds.number)
@@ -387,12 +407,23 @@ def asked_before(runs: Path, except_for: str = "") -> list[tuple[Experiment, dic
     return found
 
 
+def evidence_is_off(experiment: Experiment) -> str:
+    """Why an experiment that asks for class vectors makes none; empty if it makes them or does not ask."""
+    asked = experiment.prompt.evidence and experiment.privacy.mechanism == "one_shot"
+    if not asked or experiment.uses_evidence:
+        return ""
+    return (
+        "class vectors need two rounds: one collects the class sums, the next one votes. With rounds.number "
+        f"{experiment.rounds.number} the sites train prompts only."
+    )
+
+
 def _warnings(experiment: Experiment) -> list[str]:
-    warnings = []
+    warnings = list(filter(None, [evidence_is_off(experiment)]))
     evidence = images_for_evidence(experiment)
     if evidence and evidence["nominal_images_of_a_class"] < evidence["now"]["found_at_one_site"]:
         warnings.append(
-            "no class will stand out of the noise: a site needs about "
+            "no class will stand out of the noise, if all have about as many images: a site needs about "
             f"{evidence['now']['found_at_one_site']} images of one, and all sites together have nominally "
             f"{evidence['nominal_images_of_a_class']:g}. Use a larger epsilon, more images or more sites."
         )

@@ -51,6 +51,7 @@ class RunState:
         supervised: whether a ``run`` or ``resume`` looks after it now.
         runs: Flower runs so far.
         drops: replies that were not used, by site and code.
+        nothing_found: what is said where no class stands out of the noise, by the newest class sums; else empty.
     """
 
     name: str
@@ -64,6 +65,7 @@ class RunState:
     supervised: bool
     runs: int
     drops: dict[str, int]
+    nothing_found: str = ""
 
     @property
     def over(self) -> bool:
@@ -91,6 +93,7 @@ class RunState:
             "supervised": self.supervised,
             "runs": self.runs,
             "drops": self.drops,
+            "nothing_found": self.nothing_found,
         }
 
     def lines(self) -> list[str]:
@@ -109,6 +112,8 @@ class RunState:
             lines.append(f"  server's program: {alive}; supervised: {supervised}; Flower runs so far: {self.runs}")
         if self.drops:
             lines.append("  replies not used: " + ", ".join(f"{what} {n}x" for what, n in sorted(self.drops.items())))
+        if self.nothing_found and self.nothing_found != self.last.get("text"):
+            lines.append(f"  {self.nothing_found}")
         return lines
 
     def _waiting(self) -> str:
@@ -131,6 +136,7 @@ def run_state(folder: RunFolder) -> RunState:
     server, supervisor = folder.server_life(), folder.supervisor_life()
     drops = Counter(f"{drop['site']} {drop['code']}" for drop in folder.store.drops())
     finished = folder.read_json("result.json") is not None
+    found = folder.store.last_event("EVIDENCE") or {}
     attempts = folder.store.attempts()
     return RunState(
         name=experiment.name,
@@ -144,6 +150,7 @@ def run_state(folder: RunFolder) -> RunState:
         supervised=supervisor.alive,
         runs=len(attempts),
         drops=dict(drops),
+        nothing_found=str(found.get("warning", "")),
     )
 
 

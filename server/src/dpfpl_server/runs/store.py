@@ -187,9 +187,12 @@ class RunStore:
         rows = self._rows("SELECT coalesce(max(number), 0) FROM events")
         return int(rows[0][0]) if rows else 0
 
-    def last_event(self) -> dict[str, Any] | None:
-        """The newest event."""
-        rows = self._rows("SELECT at, body FROM events ORDER BY number DESC LIMIT 1")
+    def last_event(self, phase: str = "") -> dict[str, Any] | None:
+        """The newest event, or the newest of one phase."""
+        rows = self._rows(
+            "SELECT at, body FROM events WHERE ? IN ('', json_extract(body, '$.phase')) ORDER BY number DESC LIMIT 1",
+            phase,
+        )
         return {"at": rows[0][0], **json.loads(rows[0][1])} if rows else None
 
     def begin_attempt(self, run_id: int) -> int:

@@ -15,10 +15,15 @@ NOTICEABLE = 0.01
 
 RIVALS = ("local_only", "local_only_evidence", "zero_shot")
 """What federating is compared with, by the names of ``baselines``: each site alone under the same promise, with what
-its own vote chooses and with class vectors of its own; the plain text."""
+its own vote chooses and with class vectors of its own; the plain text.
+
+Where a run uses the plain text with each site's usual mix of classes, because no class was found or by the votes, that
+is a rival as well, ``text``, in place of the plain text: a site has all of it alone, so the gain over it is 0.
+"""
 
 NORMAL_95 = 1.959963984540054
-COUNTED = {"alone": "local_only_evidence", "zero_shot": "zero_shot"}
+COUNTED = {"alone": "local_only_evidence", "zero_shot": "zero_shot", "text": "text"}
+UNTRAINED = ("zero_shot", "text")
 
 
 def verdict(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,17 +40,21 @@ def verdict(result: Mapping[str, Any]) -> dict[str, Any]:
         of the best rival there, of the federation, and the interval of the difference: what money is computed from.
     """
     exact = _from_accuracies(result)
-    told = exact if any(rival["name"] != "zero_shot" for rival in exact) else _from_counts(result) or exact
+    told = exact if any(rival["name"] not in UNTRAINED for rival in exact) else _from_counts(result) or exact
     measured = ("accuracies" if told is exact else "counts") if told else "nothing"
     own = [rival for rival in told if rival["local"] is not None]
-    best = min(own, key=lambda rival: rival["local"]["value"], default=None)
+    # What is used itself, ``text``, comes first among equals: over that there is no chance of a gain.
+    best = min(own, key=lambda rival: (rival["local"]["value"], rival["name"] != "text"), default=None)
+    interval = None if best is None else best["local"]["interval"]
+    if interval is not None and any(rival["name"] == "text" for rival in own):
+        interval = [interval[0], min(0.0, interval[1])]
     return {
         "measured": measured,
         "says": _says(told),
         "rivals": told,
         "before": None if best is None else best["local"]["before"],
         "after": None if best is None else best["local"]["before"] + best["local"]["value"],
-        "interval": None if best is None else best["local"]["interval"],
+        "interval": interval,
     }
 
 
@@ -57,7 +66,7 @@ def _says(rivals: list[dict[str, Any]]) -> str:
     known = [of_rival for of_rival in intervals if None not in of_rival]
     if any(max(high for _, high in found) < NOTICEABLE for found in known):
         return "costs"
-    if not any(rival["name"] != "zero_shot" for rival in rivals):
+    if not any(rival["name"] not in UNTRAINED for rival in rivals):
         return "unknown"
     if len(known) < len(rivals):
         return "not_proven"
@@ -69,16 +78,24 @@ def _from_accuracies(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     images = sum(site.get("test_images") or 0 for site in result["sites"])
     if result["config"].get("task", {}).get("kind") == "caption":
         images = 0  # word overlap is no share of right answers
-    rivals = []
+    ours, rivals = result["accuracy"], []
     for name in RIVALS:
-        floor = result["baselines"].get(name, {})
-        columns = {
-            column: _difference(result["accuracy"].get(column), floor.get(column), images)
-            for column in ("local", "neighbour")
-        }
+        if name == "zero_shot" and result["chosen"] == "text":
+            columns = {column: _no_gain(ours.get(column)) for column in ("local", "neighbour")}
+            name = "text"
+        else:
+            floor = result["baselines"].get(name, {})
+            columns = {
+                column: _difference(ours.get(column), floor.get(column), images) for column in ("local", "neighbour")
+            }
         if columns["local"] is not None:
             rivals.append({"name": name, **columns})
     return rivals
+
+
+def _no_gain(share: float | None) -> dict[str, Any] | None:
+    """Over the very same answers, so there is no chance in it."""
+    return None if share is None else {"before": share, "value": 0.0, "interval": [0.0, 0.0]}
 
 
 def _difference(after: float | None, before: float | None, images: int) -> dict[str, Any] | None:
@@ -94,10 +111,9 @@ def _from_counts(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Gains of what is used, from noised counts of right answers on the sites' own held-back images."""
     values = {score["candidate"]: score["value"] for score in result["scores"]}
     gains = [(gain["over"], gain["value"], gain["interval"]) for gain in result["gains"] if gain["used"]]
-    if result["chosen"] == "text":  # which anybody can use alone, with the own mix: nothing is gained over that
+    if result["chosen"] == "text":
         gains = [(over, value, interval) for over, value, interval in gains if over != "zero_shot"]
-        gains.insert(0, ("zero_shot", 0.0, [0.0, 0.0]))
-        values["zero_shot"] = values.get("text")
+        gains.insert(0, ("text", 0.0, [0.0, 0.0]))
     return [
         {
             "name": COUNTED[over],

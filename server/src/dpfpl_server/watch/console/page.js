@@ -125,6 +125,8 @@ function show(state) {
   at("progress").value = state.round;
   at("round").textContent = `Round ${state.round} of ${state.rounds} done.`;
   at("activity").textContent = state.activity;
+  at("nothing-found").hidden = !state.nothing_found;
+  at("nothing-found").textContent = state.nothing_found;
   at("waiting").hidden = state.waiting_for.length === 0;
   const stuck = state.state === "WAITING_FOR_SITES";
   at("waiting").className = stuck ? "waiting" : "quiet";

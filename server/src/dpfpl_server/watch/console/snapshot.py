@@ -69,6 +69,7 @@ def snapshot(
         "round": state.round,
         "rounds": state.rounds,
         "activity": live.activity,
+        "nothing_found": printable(state.nothing_found),
         "waiting_for": [printable(site) for site in state.last.get("waiting_for", ())] if not state.over else [],
         "problem": _problem(state.last) if state.state == "FAILED" else None,
         "sites": _sites(experiment, live, connections, history, drops, result, over=state.over),
