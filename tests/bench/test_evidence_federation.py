@@ -282,6 +282,10 @@ def test_what_is_exported_carries_a_mix_from_noised_class_sums_and_plain_arithme
     assert not np.array_equal(exported.bias, prompt.head(backbone).bias)
     np.testing.assert_array_equal(exported.bias, own.bias)
     np.testing.assert_allclose(np.exp(own.mix).sum(), 4.0)
+    assert np.abs(exported.bias - exported.mix).max() > 0  # what the moment made of it
+    other = again.with_usual_mix(0.9).head(backbone)
+    np.testing.assert_array_equal(other.bias, prompt.with_usual_mix(0.9).head(backbone, leaves=True).bias)
+    assert not np.allclose(other.bias, exported.bias)
     images = sites[0].features.test.features
     logits = exported.scale * images.double().numpy() @ exported.vectors.T + exported.bias
     np.testing.assert_allclose(exported.logits(images).numpy(), logits)

@@ -138,16 +138,37 @@ def test_the_cards_code_as_it_stands_gives_what_predict_gives(prompt, backbone, 
 
 def test_the_cards_code_for_class_vectors_gives_what_predict_gives(prompt, backbone, tmp_path, image):
     vectors = np.random.default_rng(3).normal(0, 1, (2, backbone.feature_size))
-    head = SiteHead(vectors, 3.0, np.array([0.5, -0.5]), np.zeros(2))
+    head = SiteHead(vectors, 3.0, np.array([0.5, -0.5]), np.array([0.8, 0.2]), 0.5)
     with_vectors = dataclasses.replace(prompt, exported=head)
     write_export(with_vectors, backbone, tmp_path / "out", Facts(site="north"))
     image.save(tmp_path / "out/photo.png")
     by_vectors, by_prompt, _ = run_card(tmp_path / "out")
     assert by_vectors == pytest.approx(as_predicted(with_vectors, backbone, image), abs=1e-5)
+    card = tmp_path / "out/README.md"
+    card.write_text(card.read_text().replace(' + head["mix"]', ""))
+    equally_often, *_ = run_card(tmp_path / "out")  # as the card says: what a moment put into the bias stays
+    assert equally_often == pytest.approx(as_predicted(with_vectors.with_usual_mix(0), backbone, image), abs=1e-5)
+    assert equally_often != pytest.approx(by_vectors, abs=1e-2)
     assert by_prompt == pytest.approx(as_predicted(prompt, backbone, image), abs=1e-5)
     write_export(prompt, backbone, tmp_path / "out", Facts(site="north"))
     assert not (tmp_path / "out/class_vectors.safetensors").exists()  # it would be taken for this prompt's
     assert len(code_blocks(tmp_path / "out")) == 2
+
+
+def test_another_usual_mix_of_an_export_is_that_of_exporting_anew(prompt, backbone, tmp_path, image):
+    vectors = np.random.default_rng(3).normal(0, 1, (2, backbone.feature_size))
+    head = SiteHead(vectors, 3.0, np.array([0.5, -0.5]), np.array([0.8, 0.2]), 0.5)
+    with_vectors = dataclasses.replace(prompt, exported=head)
+    found = []
+    for mix in (0.5, 0.9):
+        write_export(with_vectors.with_usual_mix(mix), backbone, tmp_path / str(mix), Facts(site="north"))
+        found.append(load_prompt(tmp_path / str(mix)))
+        assert json.loads((tmp_path / str(mix) / "prompt.json").read_text())["experiment"]["prompt"]["usual_mix"] == mix
+    usual, other = found
+    moved = usual.with_usual_mix(0.9)
+    np.testing.assert_array_equal(moved.head(backbone).bias, other.head(backbone).bias)
+    assert moved.predict(backbone, [image], 2) == other.predict(backbone, [image], 2)
+    assert not np.allclose(usual.head(backbone).bias, other.head(backbone).bias)
 
 
 def front_matter(folder):

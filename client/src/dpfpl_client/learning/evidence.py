@@ -53,14 +53,26 @@ class SiteHead:
     Attributes:
         vectors: [classes, feature_size].
         scale: of the logits.
-        bias: [classes], the head's own and the usual mix.
-        mix: [classes], of it the log of how often a class is expected.
+        own_bias: [classes], the head's own; 0 unless a moment sharpened it.
+        shares: [classes], how often the site expects each class; all 0 where that is not known.
+        usual_mix: share of images that are expected from this mix.
     """
 
     vectors: Floats
     scale: float
-    bias: Floats
-    mix: Floats
+    own_bias: Floats
+    shares: Floats
+    usual_mix: float
+
+    @property
+    def mix(self) -> Floats:
+        """[classes], of the bias the log of how often a class is expected."""
+        return mix_bonus(self.shares, self.usual_mix)
+
+    @property
+    def bias(self) -> Floats:
+        """[classes], of the logits."""
+        return self.own_bias + self.mix
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
         """[n, classes] of unit image features [n, feature_size], float64."""
@@ -207,8 +219,7 @@ def shares_from(class_sums: Floats, total: Floats, noise_multiplier: float) -> F
 
 def site_head(head: Head, shares: Floats, usual_mix: float) -> SiteHead:
     """The head with a site's usual mix of classes."""
-    mix = mix_bonus(shares, usual_mix)
-    return SiteHead(head.vectors, head.scale, head.scale * head.bias + mix, mix)
+    return SiteHead(head.vectors, head.scale, head.scale * head.bias, shares, usual_mix)
 
 
 def accuracies(head: SiteHead, test: LabelledFeatures, others: LabelledFeatures, own: Floats) -> Mapping[str, float]:

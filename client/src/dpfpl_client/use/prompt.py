@@ -41,7 +41,9 @@ from dpfpl_common.privacy_plan import class_sums_multiplier, noise_share
 __all__ = ["CLASS_VECTORS", "Classifier", "Prediction", "SitePrompt", "list_prompts", "load_prompt"]
 
 CLASS_VECTORS = "class_vectors.safetensors"
-"""Of an exported prompt, with evidence: ``vectors``, ``bias`` and ``scale``."""
+"""Of an exported prompt, with evidence: ``vectors``, ``scale``, ``bias`` (the head's own), ``shares`` of the classes as
+released values show them, and ``mix``, the log of how often each class is expected, which follows from the shares.
+"""
 
 
 class Classifier:
@@ -212,7 +214,8 @@ class SitePrompt:
                 and on whose class vectors.
         """
         if self.choice is None:
-            return self.exported
+            usual_mix = self.experiment.prompt.usual_mix
+            return None if self.exported is None else dataclasses.replace(self.exported, usual_mix=usual_mix)
         experiment, choice = self.experiment, self.choice
         initial = initial_context(backbone, experiment)
         shared = initial + torch.from_numpy(self.global_context.astype(np.float32))
@@ -351,15 +354,16 @@ def _learned(store: DiskStore, name: str) -> SitePrompt:
 def _exported(folder: Path, name: str | None) -> SitePrompt:
     try:
         about = json.loads((folder / "prompt.json").read_text(encoding="utf-8"))
-        parts = load_file(folder / "prompt.safetensors")
+        tensors = load_file(folder / "prompt.safetensors")
         experiment = parse_experiment(json.dumps(about["experiment"]))
-        learned = (parts["global_context"], parts["personal_context"].astype(np.float64))
+        learned = (tensors["global_context"], tensors["personal_context"].astype(np.float64))
         rounds, named = int(about["rounds"]), {key: about[key] for key in ("version", "learned", "finished")}
         head = None
         if (folder / CLASS_VECTORS).is_file():
             saved = load_file(folder / CLASS_VECTORS)
-            head = SiteHead(saved["vectors"], saved["scale"].item(), saved["bias"], np.zeros(len(saved["bias"])))
-            if not len(head.vectors) == len(head.bias) == len(experiment.classes):
+            parts = (saved["vectors"], saved["scale"].item(), saved["bias"], saved["shares"])
+            head = SiteHead(*parts, experiment.prompt.usual_mix)
+            if not len(head.vectors) == len(head.own_bias) == len(head.shares) == len(experiment.classes):
                 raise ValueError("one vector for each class")
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise StateError(

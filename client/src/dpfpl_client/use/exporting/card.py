@@ -106,7 +106,7 @@ print(dict(zip(about["experiment"]["classes"], {head}[0].tolist())))
 
 WITH_VECTORS = """\
 What the site classifies with: one vector for each class, made of all sites' noised class sums where their images voted
-for them and of the plain text otherwise, and a bias, of it a part for how often the site expects each class. It needs
+for them and of the plain text otherwise, a bias, and `mix`, the log of how often the site expects each class. It needs
 `torch`, `transformers`, `safetensors`, `numpy` and `pillow`.
 
 ```python
@@ -124,12 +124,14 @@ inputs = processor(images=opened("photo.png"), return_tensors="pt")
 with torch.inference_mode():
     image = model.get_image_features(**inputs)
     image = torch.nn.functional.normalize(getattr(image, "pooler_output", image), dim=-1).double()
-logits = head["scale"] * image @ head["vectors"].T + head["bias"]
+logits = head["scale"] * image @ head["vectors"].T + head["bias"] + head["mix"]
 classes = json.load(open("prompt.json", encoding="utf-8"))["experiment"]["classes"]
 print(dict(zip(classes, logits.softmax(-1)[0].tolist())))
 ```
 
-Without the bias every class is expected equally often. The learned prompt, alone:
+Without `mix` every class is expected equally often. `mix` is `log(s * C * shares + 1 - s)` for C classes, where
+`shares` are read off the site's noised class sums and s, the share of images that are expected from them, is
+`usual_mix` in prompt.json; it is 0 where no share stands out of the noise. The learned prompt, alone:
 
 """
 

@@ -150,7 +150,8 @@ def _write_with_classes(
     head = prompt.head(backbone, leaves=True)
     usage = classes_usage(backbone, adapter, base_model, reason, bits)
     if head is not None:
-        tensors = {"vectors": head.vectors, "bias": head.bias, "scale": np.array(head.scale)}
+        tensors = {"vectors": head.vectors, "scale": np.array(head.scale), "bias": head.own_bias}
+        tensors |= {"shares": head.shares, "mix": head.mix}
         content = {name: np.ascontiguousarray(value, dtype=np.float64) for name, value in tensors.items()}
         write_durably(folder / CLASS_VECTORS, save(content))
         files.append(CLASS_VECTORS)
