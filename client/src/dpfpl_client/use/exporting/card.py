@@ -230,7 +230,17 @@ def generative_usage(experiment: Experiment, base_model: str, reason: str, bits:
     )
 
 
+USED = {
+    "both_local": "what the site classifies with: class vectors",
+    "text_local": "what the site classifies with: plain text, with the usual mix",
+    "both_neighbour": "what the site classifies with: class vectors, on the other sites' classes",
+    "text_neighbour": "what the site classifies with: plain text, with the usual mix, on the other sites' classes",
+}
+"""Accuracies of what class_vectors.safetensors holds, after the last round."""
+
+
 METRICS = {
+    **USED,
     "zero_shot_local": "plain text prompt, nothing learned (floor)",
     "global_local": "shared prompt alone (floor)",
     "personal_local": "this prompt, one round before its last",
@@ -333,7 +343,7 @@ Run the code in this folder; from a hub, `hf download REPOSITORY --local-dir FOL
 
 ## Accuracy
 
-{_accuracy(facts, experiment.task.kind)}
+{_accuracy(facts, experiment.task.kind, vectors=prompt.choice is not None or prompt.exported is not None)}
 ## What it may tell about one training example
 
 {_privacy(prompt, facts)}
@@ -401,9 +411,16 @@ def _base(base_model: BaseModel) -> str:
     }[base_model.said_by]
 
 
-def _accuracy(facts: Facts, task: str) -> str:
-    known = [(METRICS[name], facts.metrics[name]) for name in METRICS if name in facts.metrics]
-    if not known and facts.scores:
+def _accuracy(facts: Facts, task: str, *, vectors: bool) -> str:
+    """Exact accuracies, if what the site classifies with is among them, else noised ones, which always count it.
+
+    Args:
+        facts: with the accuracies that may leave.
+        task: the experiment's kind.
+        vectors: whether the site classifies with class vectors.
+    """
+    known, measured = [(METRICS[name], facts.metrics[name]) for name in METRICS if name in facts.metrics], ""
+    if facts.scores and (not known or (vectors and not USED.keys() & facts.metrics.keys())):
         rows = "\n".join(
             f"| {row['candidate']} | {'–' if row['value'] is None else format(100 * row['value'], '.1f') + ' %'} | "
             f"{100 * row['interval'][0]:.1f} to {100 * row['interval'][1]:.1f} % |"
@@ -415,11 +432,18 @@ def _accuracy(facts: Facts, task: str) -> str:
         )
     if not known:
         return "This site released no accuracy of its own, or its policy lets none out, so none is stated.\n"
+    if vectors:
+        measured = "\nNo accuracy of what the site classifies with may leave, so none is stated.\n"
+    if USED.keys() & facts.metrics.keys():
+        measured = (
+            "\nWhat the site classifies with was measured after the last round, with the site's exact shares of the\n"
+            "classes; this folder has the shares that the noised class sums show.\n"
+        )
     rows = "\n".join(f"| {what} | {100 * value:.1f} % |" for what, value in known)
     return (
         "On the site's test images, as its policy lets it out (it may be rounded to steps of five points). A site "
-        "measures when a round begins, so these figures are those of the prompt one round of training before this "
-        f"one:\n\n| | {'word overlap (F1)' if task == 'caption' else 'accuracy'} |\n|---|---|\n{rows}\n"
+        "measures when a round begins, so the figures of prompts are those of the prompt one round of training before "
+        f"this one:\n\n| | {'word overlap (F1)' if task == 'caption' else 'accuracy'} |\n|---|---|\n{rows}\n{measured}"
     )
 
 

@@ -23,7 +23,7 @@ from dpfpl_client.site.settings import SiteSettings
 from dpfpl_client.use.exporting.adapter import ADAPTER_FILES, NotExpressibleError, build_adapter
 from dpfpl_client.use.exporting.card import BaseModel, Facts, classes_usage, generative_usage, model_card, vectors_usage
 from dpfpl_client.use.prompt import CLASS_VECTORS, SitePrompt
-from dpfpl_client.use.results import released_scores
+from dpfpl_client.use.results import chosen_metrics, released_scores
 from dpfpl_common.config import to_table
 from dpfpl_common.errors import PrivacyError, StateError
 from dpfpl_common.ops.files import write_durably
@@ -67,11 +67,16 @@ def export_prompt(
     _refuse_what_must_stay(prompt)
     policy = check_use(settings.path(settings.policy), settings.state_folder, prompt.experiment)
     record = DiskStore(settings.state_folder).read(prompt.experiment.name, prompt.round)
+    metrics: dict[str, float] = {}
+    if settings.data.is_public:
+        metrics = policy.released_metrics(
+            {**(record.reply.metrics if record else {}), **chosen_metrics(settings, prompt)}
+        )
     facts = Facts(
         site=settings.name,
         charged_epsilon=_charged(settings, prompt.experiment.name),
         charged_delta=policy.delta,
-        metrics=policy.released_metrics(record.reply.metrics) if record and settings.data.is_public else {},
+        metrics=metrics,
         scores=released_scores(settings, prompt) if policy.metrics != "none" else (),
         seeded=settings.simulation is not None,
         model="" if Path(settings.model).expanduser().is_dir() else settings.model,
