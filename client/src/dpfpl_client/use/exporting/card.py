@@ -100,7 +100,7 @@ with torch.inference_mode():
     image = model.get_image_features(**inputs)
     image = getattr(image, "pooler_output", image)
     logits = about["logit_scale"] * torch.nn.functional.normalize(image, dim=-1) @ text.T
-print(dict(zip(about["experiment"]["classes"], {head}[0].tolist())))
+print(dict(zip(about["experiment"]["classes"] + about["added"], {head}[0].tolist())))
 ```
 """
 
@@ -125,13 +125,14 @@ with torch.inference_mode():
     image = model.get_image_features(**inputs)
     image = torch.nn.functional.normalize(getattr(image, "pooler_output", image), dim=-1).double()
 logits = head["scale"] * image @ head["vectors"].T + head["bias"] + head["mix"]
-classes = json.load(open("prompt.json", encoding="utf-8"))["experiment"]["classes"]
-print(dict(zip(classes, logits.softmax(-1)[0].tolist())))
+about = json.load(open("prompt.json", encoding="utf-8"))
+print(dict(zip(about["experiment"]["classes"] + about["added"], logits.softmax(-1)[0].tolist())))
 ```
 
-Without `mix` every class is expected equally often. `mix` is `log(s * C * shares + 1 - s)` for C classes, where
-`shares` are read off the site's noised class sums and s, the share of images that are expected from them, is
-`usual_mix` in prompt.json; it is 0 where no share stands out of the noise. The learned prompt, alone:
+Without `mix` every class is expected equally often. `mix` is `log(s * C * shares + 1 - s)` for the experiment's C
+classes (0 is the share of a name that was added), where `shares` are read off the site's noised class sums and s, the
+share of images that are expected from them, is `usual_mix` in prompt.json; it is 0 where no share stands out of the
+noise. The learned prompt, alone:
 
 """
 
@@ -387,7 +388,8 @@ def _sources(prompt: SitePrompt, facts: Facts) -> str:
     experiment = prompt.experiment
     what = SOURCES[experiment.task.kind]
     classes = f" Classes:\n{_listed(experiment.classes)}." if experiment.classes else ""
-    return f"{what} of the site {facts.site}, and what all sites shared: {_listed(experiment.sites)}.{classes}"
+    added = f"\nAdded by name alone, learned from no image: {_listed(prompt.added)}." if prompt.added else ""
+    return f"{what} of the site {facts.site}, and what all sites shared: {_listed(experiment.sites)}.{classes}{added}"
 
 
 def _precision(backbone: Backbone) -> str:

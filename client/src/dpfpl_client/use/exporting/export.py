@@ -136,7 +136,7 @@ def _write_with_classes(
     prompt: SitePrompt, backbone: DualEncoder, folder: Path, base_model: str, bits: int
 ) -> tuple[list[str], str, str]:
     """The parts, the classes' features and the adapter, where there can be one: files, usage, and why there is none."""
-    context, classes = prompt.context(backbone), prompt.experiment.classes
+    context, classes = prompt.context(backbone), prompt.classes
     reason, adapter = "", None
     try:
         adapter = build_adapter(backbone, context, classes, base_model, prompt.experiment.prompt.init_text)
@@ -149,7 +149,7 @@ def _write_with_classes(
         "class_prompts": dict(zip(classes, adapter.prompts, strict=True)) if adapter else None,
     }
     files = _write_parts(prompt, backbone, folder, about)
-    features = backbone.scorer(prompt.experiment).class_features(context).numpy()
+    features = backbone.scorer(prompt.listing()).class_features(context).numpy()
     write_durably(folder / TEXT_FEATURES, save({"text_features": np.ascontiguousarray(features)}))
     files.append(TEXT_FEATURES)
     head = prompt.head(backbone, leaves=True)
@@ -208,6 +208,7 @@ def _write_parts(prompt: SitePrompt, backbone: Backbone, folder: Path, more: dic
     about: dict[str, Any] = {
         "experiment": to_table(experiment),
         "model_fingerprint": backbone.fingerprint,
+        "added": prompt.added,
         "rounds": prompt.round,
         **{key: prompt.about()[key] for key in ("version", "learned", "finished")},
         **more,
