@@ -6,14 +6,16 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from card_code import run_card
 from dpfpl_bench.simulation.in_process import InProcessGrid, SimulatedSite, Simulation
 from dpfpl_client.agent.core import SiteAgent
 from dpfpl_client.agent.ledger.anchor import Registry
 from dpfpl_client.agent.ledger.book import LEDGER_FILE, Ledger
 from dpfpl_client.agent.store import DiskStore, MemoryStore
 from dpfpl_client.learning.evidence import own_rows, pooled_head, rows_at_site
-from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
+from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures, initial_context
 from dpfpl_client.learning.step import SeededRandomness, SystemRandomness
 from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_client.models.loader import load_backbone
@@ -282,10 +284,57 @@ def test_what_is_exported_carries_a_mix_from_noised_class_sums_and_plain_arithme
     assert not np.array_equal(exported.bias, prompt.head(backbone).bias)
     np.testing.assert_array_equal(exported.bias, own.bias)
     np.testing.assert_allclose(np.exp(own.mix).sum(), 4.0)
+    assert np.abs(exported.bias - exported.mix).max() > 0  # what the moment made of it
+    other = again.with_usual_mix(0.9).head(backbone)
+    np.testing.assert_array_equal(other.bias, prompt.with_usual_mix(0.9).head(backbone, leaves=True).bias)
+    assert not np.allclose(other.bias, exported.bias)
     images = sites[0].features.test.features
     logits = exported.scale * images.double().numpy() @ exported.vectors.T + exported.bias
     np.testing.assert_allclose(exported.logits(images).numpy(), logits)
     assert (logits.argmax(axis=1) == sites[0].features.test.labels.numpy()).mean() > 0.9
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+@pytest.mark.parametrize("way", ["pool", "own", "text"])
+def test_a_name_that_is_added_changes_no_logit_of_the_others(backbone, sites, finished, way, leaves):
+    prompt = load_prompt(finished[1]["north"])
+    changes = {
+        "pool": {},
+        "own": {"own": np.array([0.0, 40.0, 0.0, 0.0, 8.0, 0.0, 2.0])},
+        "text": {"chosen": "text"},
+    }
+    prompt = dataclasses.replace(prompt, choice=dataclasses.replace(prompt.choice, **changes[way]))
+    before, after = (way.head(backbone, leaves=leaves) for way in (prompt, prompt.with_names("ant", "elk")))
+    images = sites[0].features.test.features
+    np.testing.assert_allclose(after.logits(images)[:, :4], before.logits(images), atol=1e-11)
+    assert after.vectors.shape == (6, backbone.feature_size)
+    np.testing.assert_allclose(after.mix[4:], np.log(0.5))  # as a class that the site has no images of
+    experiment = dataclasses.replace(prompt.experiment, classes=(*CLASSES, "ant", "elk"))
+    plain = backbone.scorer(experiment).class_features(initial_context(backbone, experiment)).numpy()
+    assert np.allclose(after.vectors[4:], plain[4:]) == (way == "text")
+    assert (np.abs(after.own_bias[4:]) > 0).all() == (way != "text")
+
+
+def test_an_export_holds_names_that_were_added_before_and_takes_none_afterwards(backbone, finished, tmp_path):
+    prompt = load_prompt(finished[1]["north"]).with_names("ant")
+    write_export(prompt, backbone, tmp_path / "out", Facts("north"))
+    again = load_prompt(tmp_path / "out")
+    assert again.classes == (*CLASSES, "ant")
+    assert again.experiment == prompt.experiment
+    for usual_mix in (0.5, 0.9):
+        own = prompt.with_usual_mix(usual_mix).head(backbone, leaves=True)
+        exported = again.with_usual_mix(usual_mix).head(backbone)
+        np.testing.assert_array_equal(exported.vectors, own.vectors)
+        np.testing.assert_array_equal(exported.bias, own.bias)
+    Image.new("RGB", (20, 20), (90, 80, 70)).save(tmp_path / "out/photo.png")
+    by_vectors, by_prompt, *_ = run_card(tmp_path / "out")
+    for found, used in ((by_vectors, again), (by_prompt, again.with_strength(1.0))):
+        (said,) = used.predict(backbone, [Image.new("RGB", (20, 20), (90, 80, 70))], 5)
+        assert found == pytest.approx(dict(zip(said.classes, said.probabilities, strict=True)), abs=1e-5)
+    with pytest.raises(StateError, match="NAMES_MISSING") as error:
+        again.with_names("elk")
+    assert "export again" in error.value.advice
+    assert again.with_strength(1.0).with_names("elk").classes == (*CLASSES, "ant", "elk")
 
 
 def test_a_site_votes_once(backbone, sites, finished):

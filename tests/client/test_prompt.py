@@ -1,6 +1,7 @@
 """The learned prompt in use: what it says are probabilities, and what is missing is said."""
 
 import dataclasses
+import json
 import os
 
 import numpy as np
@@ -85,6 +86,55 @@ def test_the_strength_weighs_the_personal_part_alone(state, backbone):
     torch.testing.assert_close(strong, plain + 2 * personal)
     with pytest.raises(ConfigError, match="personal_strength"):
         prompt.with_strength(-0.1)
+
+
+def test_a_name_that_is_added_is_one_more_class_and_the_others_stand_to_one_another_as_before(state, backbone):
+    prompt, image = load_prompt(state), Image.new("RGB", (20, 20), (100, 90, 80))
+    more = prompt.with_names("zebra").with_names("grey wall", "sky")
+    assert more.classes == ("bright", "dark", "zebra", "grey wall", "sky")
+    assert more.experiment == prompt.experiment
+
+    def said(prompt):
+        (found,) = prompt.predict(backbone, [image], 9)
+        return dict(zip(found.classes, found.probabilities, strict=True))
+
+    before, after = said(prompt), said(more)
+    assert set(after) == set(more.classes)
+    assert sum(after.values()) == pytest.approx(1.0, abs=1e-5)
+    assert after["bright"] / after["dark"] == pytest.approx(before["bright"] / before["dark"], rel=1e-3)
+    assert set(said(more.with_strength(0.0))) == set(more.classes)
+    assert said(prompt.with_names()) == before
+
+
+@pytest.mark.parametrize("name", ["", "  ", "bright", "a\nb", "x" * 201])
+def test_a_name_that_is_no_new_one_is_refused(state, name):
+    with pytest.raises(ConfigError, match="BAD_NAME"):
+        load_prompt(state).with_names("zebra", name)
+    with pytest.raises(ConfigError, match="BAD_NAME"):
+        load_prompt(state).with_names("zebra", "zebra")
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("Bright", "CLASSES_READ_ALIKE"), ("an endless name " * 12, "PROMPT_TOO_LONG")]
+)
+def test_a_name_that_the_model_cannot_take_is_refused(state, backbone, name, code):
+    with pytest.raises(ModelError, match=code):
+        load_prompt(state).with_names(name).classifier(backbone)
+
+
+def test_names_are_added_on_the_command_line(command, trained_site, image_folder, tmp_path):
+    image = next((image_folder / "test" / "bright").iterdir())
+    also = ("--also", "zebra", "--also", "sky", "--site", trained_site)
+    code, out, _ = command("predict", image, "--top-k", 9, "--json", *also)
+    assert code == 0
+    assert set(json.loads(out)[0]["classes"]) == {"bright", "dark", "zebra", "sky"}
+    assert command("export", "--out", tmp_path / "out", *also)[0] == 0
+    assert load_prompt(tmp_path / "out").classes == ("bright", "dark", "zebra", "sky")
+    assert "learned from no image: zebra, sky." in (tmp_path / "out/README.md").read_text()
+    code, _, error = command("predict", image, "--also", "dark", "--site", trained_site)
+    assert code == 2
+    assert "BAD_NAME" in error
+    assert command("predict", image, "--also", "sky", "--served", "http://127.0.0.1:1")[0] == 2
 
 
 def test_a_prompt_is_found_by_the_sites_folder_too(state):

@@ -29,6 +29,7 @@ from dpfpl_common.evidence import (
     unpack_pool,
     vote_threshold,
     votes,
+    with_names,
 )
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings
 from dpfpl_common.privacy.noise import SeededNoise
@@ -114,6 +115,63 @@ def test_a_class_that_nobody_has_stands_on_its_text(rng):
     assert head.found.tolist() == [True] * 5 + [False]
     np.testing.assert_allclose(head.vectors[5], unit(head.prior[5]))
     assert right(head, features, labels) > 0.9  # its images too: the text's offset, moved to where images lie
+
+
+def names_around(texts, rng):
+    """Two unit texts whose mean is the classes' own: a list with them has the same mean."""
+    mean = texts.mean(axis=0)
+    across = rng.normal(size=len(mean))
+    across -= across @ mean / (mean @ mean) * mean
+    across *= math.sqrt(1 - mean @ mean) / np.linalg.norm(across)
+    return np.stack([mean + across, mean - across])
+
+
+def longer(pool, names):
+    """The pool of a list with names that nobody has an image of, where there is no noise."""
+    rows, variances = np.vstack([pool.rows, np.zeros((names, pool.rows.shape[1]))]), np.zeros(names)
+    return dataclasses.replace(pool, rows=rows, variances=np.append(pool.variances, variances))
+
+
+def stretched(rng, right_texts=True):
+    """As ``world``, with images that scatter in two of the directions in which class means differ."""
+    texts, means, _, labels = world(rng, right_texts=right_texts)
+    wide = (means - means.mean(axis=0)).T @ rng.normal(size=(6, 2))
+    return texts, unit(means[labels] + rng.normal(size=(len(labels), 2)) @ wide.T), labels
+
+
+@pytest.mark.parametrize("right_texts", [True, False])
+def test_a_name_that_is_added_stands_as_in_a_list_that_held_it_without_images(rng, right_texts):
+    """Exactly, sharpened as the others, where it leaves the mean of the texts; elsewhere up to what that mean moves."""
+    texts, features, labels = stretched(rng, right_texts)
+    pool, _ = pool_rows([released(features, labels, 6, 0.0, rng)], 0.0)
+    head = class_head(pool, texts, SCALE)
+    pool, basis = told(head, pool, features, labels, 0.0, rng), directions(head)
+    names = names_around(texts, rng)
+    added = sharpened(with_names(head, texts, names), basis, pool)
+    held = sharpened(class_head(longer(pool, 2), np.vstack([texts, names]), SCALE), basis, longer(pool, 2))
+    np.testing.assert_allclose(added.vectors, held.vectors, atol=1e-9)
+    np.testing.assert_allclose(added.bias, held.bias, atol=1e-9)
+    assert np.abs(added.bias[6:]).max() > 0
+
+    one = with_names(head, texts, names[:1])
+    apart = one.prior - class_head(longer(pool, 1), np.vstack([texts, names[:1]]), SCALE).prior
+    assert np.linalg.norm(apart, axis=1).max() <= 1.5 * np.linalg.norm(names[0] - texts.mean(axis=0)) / 7
+
+
+@pytest.mark.parametrize("z", [0.0, 1.0, 1e4])
+def test_a_name_that_is_added_changes_no_logit_of_the_others(rng, z):
+    texts, features, labels = stretched(rng)
+    pool, _ = pool_rows([released(features, labels, 6, z, rng)], z)
+    head, names = class_head(pool, texts, SCALE), unit(rng.normal(size=(3, 32)))
+    pool = told(head, pool, features, labels, z, rng)
+    before = sharpened(head, directions(head), pool)
+    more = with_names(head, texts, names)
+    np.testing.assert_array_equal(more.vectors[:6], head.vectors)
+    after = sharpened(more, directions(head), pool)
+    np.testing.assert_allclose(after.logits(features)[:, :6], before.logits(features), atol=1e-11)
+    assert not after.found[6:].any()
+    if z == 1e4:  # nothing is found: one more text
+        np.testing.assert_allclose(after.vectors[6:], names, atol=1e-12)
 
 
 def test_one_class_at_one_site_changes_no_more_than_it_must(rng):
@@ -232,6 +290,7 @@ def test_the_vote_must_be_a_deviation_above_a_draw():
 def test_the_usual_mix_is_a_log_of_frequencies():
     bonus = mix_bonus(np.array([0.5, 0.5, 0.0, 0.0]), 0.5)
     np.testing.assert_allclose(np.exp(bonus) / 4, [0.375, 0.375, 0.125, 0.125])
+    np.testing.assert_array_equal(mix_bonus(np.array([0.5, 0.5, 0.0, 0.0]), 0.5, 1), [*bonus, bonus[2]])
     np.testing.assert_array_equal(mix_bonus(np.zeros(4), 0.5), np.zeros(4))
     np.testing.assert_allclose(mix_bonus(np.array([1.0, 0.0]), 0.0), [0.0, 0.0])
 
@@ -294,10 +353,14 @@ def test_a_residual_is_a_direction_and_depends_on_its_own_image_alone(rng):
     assert (residuals(text_head(texts, SCALE), features, labels) == 0).all()
 
 
-def sharp(head, pool, features, labels, z, rng):
+def told(head, pool, features, labels, z, rng):
+    """The pool with its moment."""
     moment = noised_moment(residuals(head, features, labels), SeededNoise(rng), z)
-    known = dataclasses.replace(pool, moment=unpack_moment(moment), moment_variance=z * z)
-    return sharpened(head, directions(head), known)
+    return dataclasses.replace(pool, moment=unpack_moment(moment), moment_variance=z * z)
+
+
+def sharp(head, pool, features, labels, z, rng):
+    return sharpened(head, directions(head), told(head, pool, features, labels, z, rng))
 
 
 def test_a_moment_sharpens_where_images_scatter_in_few_directions(rng):
@@ -411,6 +474,20 @@ def test_a_site_whose_images_look_unlike_the_others_has_class_vectors_of_its_own
         for mine in (True, False)
     )
     assert wrong < wrong_pooled / 2
+
+
+@pytest.mark.parametrize("z", [0.0, 0.6])
+def test_beside_a_sites_own_class_vectors_a_name_stands_as_a_class_that_nobody_has(rng, z):
+    texts, means, *_ = world(rng)
+    sites = [site_of(rng, means[:5], 40, 0.8 * unit(rng.normal(size=(5, 32))) if own else None) for own in (1, 0, 0)]
+    rows = [released(*site, 6, z, rng) for site in sites]
+    pool, weights = pool_rows(rows, z)
+    about = (pool, summed_pool(rows[0], z, 1), weights[0], texts, SCALE)
+    before, after = own_head(*about), own_head(*about, texts[5:])
+    assert not before.found[5]
+    assert before.found[:5].all()
+    np.testing.assert_array_equal(after.vectors[:6], before.vectors)
+    np.testing.assert_allclose(after.vectors[6], before.vectors[5], atol=1e-9)
 
 
 @pytest.mark.parametrize("z", [0.0, 0.6])

@@ -46,6 +46,7 @@ __all__ = [
     "unpack_pool",
     "vote_threshold",
     "votes",
+    "with_names",
 ]
 
 Floats = npt.NDArray[np.float64]
@@ -279,6 +280,31 @@ def class_head(pool: Pool, texts: Floats, scale: float) -> Head:
     )
 
 
+def with_names(head: Head, texts: Floats, names: Floats) -> Head:
+    """The head of a list to which names were added afterwards; the other classes stay as they are.
+
+    A name stands where a class stands that nobody has: its text, moved to where images lie. How texts move is the same
+    for all classes and read off the head: ``prior_c = mean of prior + slope * (T_c - mean of T)``.
+
+    Args:
+        head: of ``class_head`` or ``text_head``, before it is sharpened.
+        texts: [C, e], that it was made from.
+        names: [n, e] text features of the names.
+    """
+    offsets, none = texts - texts.mean(axis=0), np.zeros(len(names))
+    explained = float(np.sum(offsets**2))
+    slope = float(np.sum(offsets * head.prior)) / explained if explained > 1e-9 else 1.0
+    prior = head.prior.mean(axis=0) + slope * (names - texts.mean(axis=0))
+    return dataclasses.replace(
+        head,
+        vectors=np.vstack([head.vectors, _unit_rows(prior)]),
+        bias=np.append(head.bias, none),
+        found=np.append(head.found, none > 0),
+        prior=np.vstack([head.prior, prior]),
+        counts=np.append(head.counts, none),
+    )
+
+
 def looks_unlike(
     pool: Pool, alone: Pool, weights: Floats, texts: Floats, scale: float, scatter: float | None = None
 ) -> bool:
@@ -315,14 +341,19 @@ def looks_unlike(
     return float(sure @ (apart - expected)) > STANDING_OUT * deviation
 
 
-def own_head(pool: Pool, alone: Pool, weights: Floats, texts: Floats, scale: float) -> Head:
+def own_head(
+    pool: Pool, alone: Pool, weights: Floats, texts: Floats, scale: float, names: Floats | None = None
+) -> Head:
     """Class vectors from one site's own rows. The prior is the others' class vectors and the texts, each as far as they
-    explain the site's class means. Arguments as in ``looks_unlike``.
+    explain the site's class means. Arguments as in ``looks_unlike``; ``names`` [n, e] are texts of names that are added
+    afterwards, as in ``with_names``.
     """
+    names = texts[:0] if names is None else names
     others = class_head(_without(pool, alone, weights), texts, scale)
+    known = with_names(others, texts, names).vectors[len(texts) :]
     common, _, counts, found = _reaches(alone)
     if not found.any():
-        return class_head(alone, others.vectors, others.scale)
+        return with_names(class_head(alone, others.vectors, others.scale), others.vectors, known)
     means, _, sure = _means(alone, counts, found)
     offsets = np.stack([others.vectors - others.vectors.mean(axis=0), texts - texts.mean(axis=0)])
     # As in ``_slope``: classes are the observations, and the prior N((1, 0), 1) weighs as much as one of them.
@@ -330,12 +361,15 @@ def own_head(pool: Pool, alone: Pool, weights: Floats, texts: Floats, scale: flo
     explained = np.einsum("c,ace,ce->a", sure, offsets, means - common)
     one = np.diag(both) + 1e-12
     slopes = np.linalg.solve(found.sum() * both + np.diag(one), found.sum() * explained + one * np.array([1.0, 0.0]))
-    explaining = np.einsum("a,ace->ce", np.maximum(slopes, 0.0), offsets)
+    slopes = np.maximum(slopes, 0.0)
+    explaining = np.einsum("a,ace->ce", slopes, offsets)
     if not explaining.any():
-        return class_head(alone, others.vectors, others.scale)
+        return with_names(class_head(alone, others.vectors, others.scale), others.vectors, known)
     # As wide as the others' vectors, so that logits keep the spread that theirs have; the slope is fitted again.
-    explaining *= np.linalg.norm(offsets[0]) / np.linalg.norm(explaining)
-    return class_head(alone, others.vectors.mean(axis=0) + explaining, others.scale)
+    width, mean = np.linalg.norm(offsets[0]) / np.linalg.norm(explaining), others.vectors.mean(axis=0)
+    explaining *= width
+    added = width * np.einsum("a,ane->ne", slopes, np.stack([known - mean, names - texts.mean(axis=0)]))
+    return with_names(class_head(alone, mean + explaining, others.scale), mean + explaining, mean + added)
 
 
 def prefers_own(
@@ -539,16 +573,19 @@ def images_needed(noise_multiplier: float, sites: int, size: int) -> tuple[int, 
     return math.ceil(STANDING_OUT * noise / 0.5), math.ceil(noise * math.sqrt(size / 0.5) / 0.5)
 
 
-def mix_bonus(shares: Floats, usual_mix: float) -> Floats:
-    """[C], added to the logits: log of how often each class is expected, over how often if all were equally frequent.
+def mix_bonus(shares: Floats, usual_mix: float, names: int = 0) -> Floats:
+    """[C + names], added to the logits: log of how often each class is expected, over how often if all C were equally
+    frequent.
 
     Args:
         shares: [C] of a site's usual images, adding up to 1; all 0 where they are not known.
         usual_mix: from 0 to below 1, the share of future images expected from that mix; the rest is of any class.
+        names: added afterwards, each expected as often as a class of which the site has no images.
     """
     if shares.sum() <= 0:
-        return np.zeros(len(shares))
-    return np.asarray(np.log(usual_mix * shares * len(shares) + (1 - usual_mix)))
+        return np.zeros(len(shares) + names)
+    often = np.append(usual_mix * shares * len(shares), np.zeros(names))
+    return np.asarray(np.log(often + (1 - usual_mix)))
 
 
 def found_classes(pool: Pool) -> Bools:

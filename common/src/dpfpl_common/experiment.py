@@ -18,6 +18,7 @@ from dpfpl_common.privacy.noise import grid_allows
 from dpfpl_common.secure.graph import MOST_SITES, threshold_for
 
 __all__ = [
+    "LONGEST_NAME",
     "LONGEST_QUESTION",
     "MECHANISMS",
     "METHODS",
@@ -65,6 +66,7 @@ TASKS: tuple[str, ...] = get_args(Task)
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 SITE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+LONGEST_NAME = 200
 LONGEST_QUESTION = 1000
 JOINERS = "\u200c\u200d"
 """Zero-width non-joiner and joiner: Persian words and composed emoji are written with them."""
@@ -76,7 +78,7 @@ def unprintable(text: str) -> str:
 
 
 def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
-    fine = all(name.strip() and len(name) <= 200 and name.isprintable() for name in names)
+    fine = all(name.strip() and len(name) <= LONGEST_NAME and name.isprintable() for name in names)
     if not fine or len(set(names)) != len(names):
         raise ImpossibleError("", names, "a list of distinct, printable, non-empty names")
     return names

@@ -20,8 +20,11 @@ from safetensors.numpy import load_file
 from transformers import CLIPModel
 
 from card_code import code_blocks, packages_named, run_card
+from dpfpl_client.agent.core import evaluation_digest
+from dpfpl_client.agent.ledger.anchor import Registry
+from dpfpl_client.agent.ledger.book import LEDGER_FILE, Ledger
 from dpfpl_client.agent.ledger.view import summarise
-from dpfpl_client.agent.store import DiskStore
+from dpfpl_client.agent.store import Choice, DiskStore
 from dpfpl_client.learning.evidence import SiteHead
 from dpfpl_client.learning.learner import initial_context
 from dpfpl_client.models.loader import load_backbone
@@ -32,9 +35,10 @@ from dpfpl_client.use.exporting.card import BaseModel, Facts, model_card
 from dpfpl_client.use.exporting.export import export_prompt, write_export
 from dpfpl_client.use.prompt import SitePrompt, load_prompt
 from dpfpl_common.errors import ConfigError, PrivacyError, RefusedError, StateError
-from dpfpl_common.experiment import parse_experiment
+from dpfpl_common.experiment import PrivacySettings, RoundSettings, parse_experiment
 from dpfpl_common.privacy.accounting import epsilon
 from dpfpl_common.privacy_plan import planned_events
+from dpfpl_common.wire.payloads import EvaluateRequest
 from dpfpl_models import embedded_model_path
 from installed_view import closure_of, make_view
 
@@ -138,16 +142,37 @@ def test_the_cards_code_as_it_stands_gives_what_predict_gives(prompt, backbone, 
 
 def test_the_cards_code_for_class_vectors_gives_what_predict_gives(prompt, backbone, tmp_path, image):
     vectors = np.random.default_rng(3).normal(0, 1, (2, backbone.feature_size))
-    head = SiteHead(vectors, 3.0, np.array([0.5, -0.5]), np.zeros(2))
+    head = SiteHead(vectors, 3.0, np.array([0.5, -0.5]), np.array([0.8, 0.2]), 0.5)
     with_vectors = dataclasses.replace(prompt, exported=head)
     write_export(with_vectors, backbone, tmp_path / "out", Facts(site="north"))
     image.save(tmp_path / "out/photo.png")
     by_vectors, by_prompt, _ = run_card(tmp_path / "out")
     assert by_vectors == pytest.approx(as_predicted(with_vectors, backbone, image), abs=1e-5)
+    card = tmp_path / "out/README.md"
+    card.write_text(card.read_text().replace(' + head["mix"]', ""))
+    equally_often, *_ = run_card(tmp_path / "out")  # as the card says: what a moment put into the bias stays
+    assert equally_often == pytest.approx(as_predicted(with_vectors.with_usual_mix(0), backbone, image), abs=1e-5)
+    assert equally_often != pytest.approx(by_vectors, abs=1e-2)
     assert by_prompt == pytest.approx(as_predicted(prompt, backbone, image), abs=1e-5)
     write_export(prompt, backbone, tmp_path / "out", Facts(site="north"))
     assert not (tmp_path / "out/class_vectors.safetensors").exists()  # it would be taken for this prompt's
     assert len(code_blocks(tmp_path / "out")) == 2
+
+
+def test_another_usual_mix_of_an_export_is_that_of_exporting_anew(prompt, backbone, tmp_path, image):
+    vectors = np.random.default_rng(3).normal(0, 1, (2, backbone.feature_size))
+    head = SiteHead(vectors, 3.0, np.array([0.5, -0.5]), np.array([0.8, 0.2]), 0.5)
+    with_vectors = dataclasses.replace(prompt, exported=head)
+    found = []
+    for mix in (0.5, 0.9):
+        write_export(with_vectors.with_usual_mix(mix), backbone, tmp_path / str(mix), Facts(site="north"))
+        found.append(load_prompt(tmp_path / str(mix)))
+        assert json.loads((tmp_path / str(mix) / "prompt.json").read_text())["experiment"]["prompt"]["usual_mix"] == mix
+    usual, other = found
+    moved = usual.with_usual_mix(0.9)
+    np.testing.assert_array_equal(moved.head(backbone).bias, other.head(backbone).bias)
+    assert moved.predict(backbone, [image], 2) == other.predict(backbone, [image], 2)
+    assert not np.allclose(usual.head(backbone).bias, other.head(backbone).bias)
 
 
 def front_matter(folder):
@@ -310,6 +335,62 @@ def test_the_card_states_noised_scores_with_their_intervals(trained_site, backbo
     card = (tmp_path / "out" / "README.md").read_text()
     assert ("| plain text | 61.3 % | 55.0 to 67.0 % |" in card) == (rule == "noised")
     assert ("noised counts of right answers, which" in card) == (rule == "noised")
+
+
+@pytest.mark.privacy
+def test_of_class_vectors_the_card_states_the_votes_choice_or_noised_scores_but_nothing_else(prompt, backbone):
+    head = SiteHead(np.zeros((2, backbone.feature_size)), 1.0, np.zeros(2), np.zeros(2), 0.5)
+    with_vectors = dataclasses.replace(prompt, exported=head)
+    noised = [{"candidate": "class vectors, shared prompt as prior", "value": 0.613, "interval": [0.55, 0.67]}]
+    row = "| what the site classifies with: class vectors | 91.0 % |"
+
+    def card(metrics, scores=()):
+        return model_card(with_vectors, backbone, Facts(site="north", metrics=metrics, scores=scores), BASE, "")
+
+    exact = {"personal_local": 0.7321, "global_local": 0.7}
+    assert row in card(exact | {"both_local": 0.91}, noised)
+    assert "73.2 %" in card(exact | {"both_local": 0.91}, noised)
+    without = card(exact, noised)
+    assert "| class vectors, shared prompt as prior | 61.3 % |" in without
+    assert "73.2 %" not in without
+    assert "No accuracy of what the site classifies with may leave" in card(exact)
+    plain = model_card(prompt, backbone, Facts(site="north", metrics=exact, scores=noised), BASE, "")
+    assert "73.2 %" in plain
+
+
+@pytest.mark.privacy
+def test_the_accuracy_of_class_vectors_is_the_last_evaluations_of_this_very_prompt(trained_site, backbone, tmp_path):
+    """Of what released values decide: the site's own exact choice and private images have no number."""
+    settings, size = load_site(trained_site), backbone.feature_size
+    store, learned = DiskStore(settings.state_folder), load_prompt(settings.state_folder)
+    privacy = PrivacySettings(mechanism="one_shot", trust="local", noise_multiplier=1.0, nominal_site_size=8)
+    rounds = RoundSettings(number=2)
+    experiment = dataclasses.replace(learned.experiment, name="rows", privacy=privacy, rounds=rounds)
+    store.remember(experiment)
+    store.write("rows", 1, store.read("pilot", 1))
+    pool = np.ones((3, size + 2), "<f4")
+    store.write_final("rows", learned.global_context, Choice("evidence", pool, np.array([0.5, 0.5]), None))
+    told = {"both_local": 0.9123, "text_local": 0.1, "personal_local": 0.97}
+    ledger = Ledger(settings.state_folder / LEDGER_FILE, Registry(settings.registry_folder))
+    asked = EvaluateRequest(experiment, 2, learned.global_context, pool, "evidence")
+    ledger.record_evaluation("rows", evaluation_digest(asked), {"metrics": told})
+    ledger.close()
+    policy = trained_site.parent / "policy.toml"
+    rest = "".join(line for line in policy.read_text().splitlines(True) if not line.startswith("metrics"))
+
+    def stated(name, prompt, rule="exact", settings=settings):
+        policy.write_text(f'metrics = "{rule}"\n{rest}')
+        export_prompt(settings, prompt, backbone, tmp_path / name)
+        return re.findall(r"^\| .* \| ([\d.]+) % \|$", (tmp_path / name / "README.md").read_text(), re.MULTILINE)
+
+    prompt = load_prompt(settings.state_folder, "rows")
+    assert stated("exact", prompt) == ["91.2"]
+    assert stated("coarse", prompt, "coarse") == ["90.0"]
+    assert stated("none", prompt, "none") == []
+    assert stated("mix", prompt.with_usual_mix(0.9)) == []
+    assert stated("other", dataclasses.replace(prompt, global_context=prompt.global_context + 1)) == []
+    own = dataclasses.replace(settings, data=dataclasses.replace(settings.data, public=False))
+    assert stated("private", prompt, settings=own) == []
 
 
 @pytest.mark.privacy

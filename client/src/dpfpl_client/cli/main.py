@@ -44,6 +44,9 @@ OfExperiment = Annotated[
     str | None, typer.Option("--experiment", help="whose prompt; default: that of the experiment finished last")
 ]
 Unfinished = Annotated[bool, typer.Option("--unfinished", help="also accept a prompt whose experiment has not ended")]
+Also = Annotated[
+    list[str] | None, typer.Option("--also", help="a class to add to the list, known by its name alone; repeatable")
+]
 SITE = Path("site.toml")
 
 
@@ -227,6 +230,7 @@ def predict(
     usual_mix: Annotated[
         float | None, typer.Option(help="share of images expected from this site's usual mix of classes, 0 to below 1")
     ] = None,
+    also: Also = None,
     csv: Annotated[Path | None, typer.Option("--csv", help="write a CSV file, one row an image")] = None,
     served: Annotated[
         str,
@@ -247,17 +251,17 @@ def predict(
             code="NOT_SERVED", message="--token-file is for a running serve.", advice="Give its address: --served."
         )
     if served:
-        if experiment or unfinished or alpha is not None or usual_mix is not None:
+        if experiment or unfinished or alpha is not None or usual_mix is not None or also:
             raise ConfigError(
                 code="ANOTHER_PROMPT",
                 message="With --served the prompt is the one that is served.",
-                advice="Leave --experiment, --unfinished, --alpha and --usual-mix out, or leave --served out.",
+                advice="Leave --experiment, --unfinished, --alpha, --usual-mix and --also out, or leave --served out.",
             )
         token = read_http_token("", token_file) if token_file else None
         found = classify_served(served, paths, top, question, token)
     else:
         settings = _load(site)
-        prompt = _prompt(settings, experiment, unfinished, alpha, usual_mix)
+        prompt = _prompt(settings, experiment, unfinished, alpha, usual_mix).with_names(*(also or ()))
         found = classify_files(_classifier(settings, prompt, question), paths, top, settings.data.pixel_rules)
     for result in found:
         results.append(result)
@@ -350,6 +354,7 @@ def export(
     site: SiteFile = SITE,
     experiment: OfExperiment = None,
     unfinished: Unfinished = False,
+    also: Also = None,
     licence: Annotated[
         str, typer.Option("--license", help="the prompt's licence, as model hubs write it: apache-2.0")
     ] = "unknown",
@@ -374,7 +379,7 @@ def export(
             advice="Give --push-to-hub ORGANISATION/NAME as well, or leave --public out.",
         )
     settings = _load(site)
-    prompt = _prompt(settings, experiment, unfinished)
+    prompt = _prompt(settings, experiment, unfinished).with_names(*(also or ()))
     if repository is not None:
         check_publish(settings, prompt, repository)
     backbone = load_computing(settings.model, settings.compute, offline=settings.offline)

@@ -24,6 +24,7 @@ from dpfpl_common.evidence import (
     text_head,
     unpack_moment,
     unpack_pool,
+    with_names,
 )
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.privacy_plan import class_sums_multiplier, vote_multiplier
@@ -51,16 +52,28 @@ class SiteHead:
     """What a site classifies with: ``softmax(scale * x . vectors + bias)``.
 
     Attributes:
-        vectors: [classes, feature_size].
+        vectors: [classes, feature_size], last those of names that were added afterwards.
         scale: of the logits.
-        bias: [classes], the head's own and the usual mix.
-        mix: [classes], of it the log of how often a class is expected.
+        own_bias: [classes], the head's own; 0 unless a moment sharpened it.
+        shares: how often the site expects each class of the experiment; all 0 where that is not known.
+        usual_mix: share of images that are expected from this mix.
     """
 
     vectors: Floats
     scale: float
-    bias: Floats
-    mix: Floats
+    own_bias: Floats
+    shares: Floats
+    usual_mix: float
+
+    @property
+    def mix(self) -> Floats:
+        """[classes], of the bias the log of how often a class is expected."""
+        return mix_bonus(self.shares, self.usual_mix, len(self.vectors) - len(self.shares))
+
+    @property
+    def bias(self) -> Floats:
+        """[classes], of the logits."""
+        return self.own_bias + self.mix
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
         """[n, classes] of unit image features [n, feature_size], float64."""
@@ -125,6 +138,7 @@ def pooled_head(
     context: torch.Tensor | None,
     alone: Pool | None = None,
     own: OwnRows = None,
+    longer: Scorer | None = None,
 ) -> Head:
     """Class vectors from the pool, or from a site's own rows with the others' class vectors as prior; sharpened if
     there is a moment, in the directions of the class vectors that it is about.
@@ -137,21 +151,23 @@ def pooled_head(
         alone: of ``own_rows``, what the site released: its moment is about the pool's class vectors. None: there is
             none.
         own: see ``OwnRows``; at the site ``prefers_own`` decides, on released values ``looks_unlike``.
+        longer: of the classes and the names that were added afterwards (``with_names``).
 
     Raises:
         ModelError: the pool is of another model's features.
     """
     plain = _texts(scorer, initial)
     texts = plain if context is None else _texts(scorer, context)
+    names = _names(longer, initial if context is None else context, texts)
     shared, weights = unpacked(pool, *texts.shape)
     scale = scorer.logit_scale
     if own:
         basis = directions(own_head(shared, own, weights, plain, scale))
-        return sharpened(own_head(shared, own, weights, texts, scale), basis, own)
+        return sharpened(own_head(shared, own, weights, texts, scale, names), basis, own)
     basis = directions(class_head(shared, plain, scale))
     if own is None and alone is not None and looks_unlike(shared, alone, weights, texts, scale):
-        return sharpened(own_head(shared, alone, weights, texts, scale), basis, alone)
-    return sharpened(class_head(shared, texts, scale), basis, shared)
+        return sharpened(own_head(shared, alone, weights, texts, scale, names), basis, alone)
+    return sharpened(with_names(class_head(shared, texts, scale), texts, names), basis, shared)
 
 
 def alone_head(texts: Floats, scale: float, alone: Pool, pool: npt.NDArray[np.float32]) -> Head:
@@ -176,13 +192,15 @@ def chosen_head(
     context: torch.Tensor | None,
     alone: Pool | None = None,
     own: OwnRows = None,
+    longer: Scorer | None = None,
 ) -> Head:
     """What the votes chose: class vectors (``evidence``, see ``pooled_head``), or the plain text's own head
     (``text``).
     """
     if chosen == "evidence":
-        return pooled_head(scorer, initial, pool, context, alone, own)
-    return text_head(_texts(scorer, initial), scorer.logit_scale)
+        return pooled_head(scorer, initial, pool, context, alone, own, longer)
+    texts = _texts(scorer, initial)
+    return text_head(np.vstack([texts, _names(longer, initial, texts)]), scorer.logit_scale)
 
 
 def label_shares(labels: torch.Tensor, classes: int) -> Floats:
@@ -207,8 +225,7 @@ def shares_from(class_sums: Floats, total: Floats, noise_multiplier: float) -> F
 
 def site_head(head: Head, shares: Floats, usual_mix: float) -> SiteHead:
     """The head with a site's usual mix of classes."""
-    mix = mix_bonus(shares, usual_mix)
-    return SiteHead(head.vectors, head.scale, head.scale * head.bias + mix, mix)
+    return SiteHead(head.vectors, head.scale, head.scale * head.bias, shares, usual_mix)
 
 
 def accuracies(head: SiteHead, test: LabelledFeatures, others: LabelledFeatures, own: Floats) -> Mapping[str, float]:
@@ -239,6 +256,11 @@ def accuracies(head: SiteHead, test: LabelledFeatures, others: LabelledFeatures,
     of_class = [float(right[labels == label].double().mean()) for label in sorted(set(labels.tolist()))]
     result["all"] = sum(of_class) / len(of_class)
     return result
+
+
+def _names(longer: Scorer | None, context: torch.Tensor, texts: Floats) -> Floats:
+    """[n, feature_size], the texts of the names behind the experiment's classes."""
+    return texts[:0] if longer is None else _texts(longer, context)[len(texts) :]
 
 
 def _texts(scorer: Scorer, context: torch.Tensor) -> Floats:

@@ -33,22 +33,25 @@ from dpfpl_client.learning.learner import initial_context
 from dpfpl_client.models.backbone import Backbone
 from dpfpl_client.site.settings import load_site
 from dpfpl_client.use.predict import Prediction
-from dpfpl_common.errors import ModelError, StateError
+from dpfpl_common.errors import ConfigError, ModelError, StateError
 from dpfpl_common.evidence import Pool, unpack_pool
-from dpfpl_common.experiment import LONGEST_QUESTION, Experiment, parse_experiment, unprintable
+from dpfpl_common.experiment import LONGEST_NAME, LONGEST_QUESTION, Experiment, parse_experiment, unprintable
 from dpfpl_common.privacy_plan import class_sums_multiplier, noise_share
 
 __all__ = ["CLASS_VECTORS", "Classifier", "Prediction", "SitePrompt", "list_prompts", "load_prompt"]
 
 CLASS_VECTORS = "class_vectors.safetensors"
-"""Of an exported prompt, with evidence: ``vectors``, ``bias`` and ``scale``."""
+"""Of an exported prompt, with evidence: ``vectors``, ``scale``, ``bias`` (the head's own), ``shares`` of the classes as
+released values show them, and ``mix``, the log of how often each class is expected, which follows from the shares.
+"""
 
 
 class Classifier:
     """A prompt joined to its model: what depends on the classes alone is computed once, each image is one pass.
 
     Attributes:
-        classes: their names, in the experiment's order; none where the prompt was learned to answer questions.
+        classes: their names, in the experiment's order, then those that were added; none where the prompt was learned
+            to answer questions.
         task: the experiment's.
 
     Args:
@@ -64,10 +67,10 @@ class Classifier:
     def __init__(self, prompt: "SitePrompt", backbone: Backbone, question: str | None = "") -> None:
         self.task, self._backbone = prompt.experiment.task, backbone
         self._question = None if question is None else self.asked(question)
-        self.classes = prompt.experiment.classes
+        self.classes = prompt.classes
         with torch.inference_mode():
             self._head = prompt.head(backbone)
-            self._predictor = backbone.scorer(prompt.experiment).at(prompt.context(backbone))
+            self._predictor = backbone.scorer(prompt.listing()).at(prompt.context(backbone))
 
     def classify(
         self, images: Iterable[Image.Image], top: int = 1, question: str | None = None
@@ -150,6 +153,7 @@ class SitePrompt:
         class_sums: what the site released, noised, [classes, feature_size]; None without evidence.
         vote: what it released besides, as in ``PersonalState``.
         exported: what an exported prompt classifies with; None at the site, and without evidence.
+        added: names of classes that were added to the experiment's afterwards.
         version: the first digits of a sha256 over what was learned; an exported prompt keeps its site's.
         learned: when, UTC.
         finished: whether the experiment came to its end; before it, class vectors are missing.
@@ -166,6 +170,16 @@ class SitePrompt:
     version: str = ""
     learned: str = ""
     finished: bool = True
+    added: tuple[str, ...] = ()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The experiment's, and those that were added."""
+        return (*self.experiment.classes, *self.added)
+
+    def listing(self) -> Experiment:
+        """The experiment with all these classes, whose texts the model is to read."""
+        return dataclasses.replace(self.experiment, classes=self.classes)
 
     def about(self) -> dict[str, Any]:
         """What the prompt is called: ``experiment``, ``version``, ``learned``, ``round``, ``rounds``, ``finished``."""
@@ -198,6 +212,43 @@ class SitePrompt:
         prompt = dataclasses.replace(self.experiment.prompt, usual_mix=usual_mix)
         return dataclasses.replace(self, experiment=dataclasses.replace(self.experiment, prompt=prompt))
 
+    def with_names(self, *names: str) -> "SitePrompt":
+        """The same for a longer list: nobody learned from images of these classes, so the model knows them by name.
+
+        Class vectors are moved to where images lie (``evidence.with_names``); those of the others stay as they are. A
+        name that the model cannot take is refused where the model is used: CLASSES_READ_ALIKE, SPECIAL_TOKEN,
+        NAME_JOINS_TEXT or PROMPT_TOO_LONG.
+
+        Raises:
+            ConfigError: BAD_NAME, one is empty, unprintable, too long or in the list already.
+            ModelError: NO_CLASSES, the prompt answers in words.
+            StateError: NAMES_MISSING, an exported prompt has class vectors, and no longer what they were made from.
+        """
+        if not names:
+            return self
+        if self.experiment.task.in_words:
+            raise ModelError(
+                code="NO_CLASSES",
+                message="The prompt was learned to answer in words; it has no list of classes.",
+                advice="Leave the names out.",
+            )
+        if self.exported is not None:
+            raise StateError(
+                code="NAMES_MISSING",
+                message="An exported prompt has class vectors for its own list alone.",
+                advice="Add the name at the site and export again: dpfpl-client export --also NAME.",
+            )
+        known = list(self.classes)
+        for name in names:
+            if name in known or not name.strip() or len(name) > LONGEST_NAME or not name.isprintable():
+                raise ConfigError(
+                    code="BAD_NAME",
+                    message=f"The name {name[:LONGEST_NAME]!r} cannot be added to the classes {', '.join(known)}.",
+                    advice=f"Give another one that is printable, not empty and at most {LONGEST_NAME} characters long.",
+                )
+            known.append(name)
+        return dataclasses.replace(self, added=(*self.added, *names))
+
     @property
     def alone(self) -> Pool | None:
         """What the site released by itself (``evidence.own_rows``)."""
@@ -212,12 +263,15 @@ class SitePrompt:
                 and on whose class vectors.
         """
         if self.choice is None:
-            return self.exported
+            usual_mix = self.experiment.prompt.usual_mix
+            return None if self.exported is None else dataclasses.replace(self.exported, usual_mix=usual_mix)
         experiment, choice = self.experiment, self.choice
         initial = initial_context(backbone, experiment)
         shared = initial + torch.from_numpy(self.global_context.astype(np.float32))
         own = None if leaves else rows_at_site(experiment, self.class_sums, choice.own)
-        chosen = chosen_head(backbone.scorer(experiment), initial, choice.pool, choice.chosen, shared, self.alone, own)
+        longer = backbone.scorer(self.listing()) if self.added else None
+        about = (initial, choice.pool, choice.chosen, shared, self.alone, own, longer)
+        chosen = chosen_head(backbone.scorer(experiment), *about)
         shares = choice.shares
         if leaves:
             noise_multiplier = class_sums_multiplier(experiment)
@@ -351,15 +405,17 @@ def _learned(store: DiskStore, name: str) -> SitePrompt:
 def _exported(folder: Path, name: str | None) -> SitePrompt:
     try:
         about = json.loads((folder / "prompt.json").read_text(encoding="utf-8"))
-        parts = load_file(folder / "prompt.safetensors")
+        tensors = load_file(folder / "prompt.safetensors")
         experiment = parse_experiment(json.dumps(about["experiment"]))
-        learned = (parts["global_context"], parts["personal_context"].astype(np.float64))
+        learned = (tensors["global_context"], tensors["personal_context"].astype(np.float64))
         rounds, named = int(about["rounds"]), {key: about[key] for key in ("version", "learned", "finished")}
-        head = None
+        head, added = None, tuple(str(name) for name in about.get("added", ()))
+        classes = len(experiment.classes)
         if (folder / CLASS_VECTORS).is_file():
             saved = load_file(folder / CLASS_VECTORS)
-            head = SiteHead(saved["vectors"], saved["scale"].item(), saved["bias"], np.zeros(len(saved["bias"])))
-            if not len(head.vectors) == len(head.bias) == len(experiment.classes):
+            parts = (saved["vectors"], saved["scale"].item(), saved["bias"], saved["shares"])
+            head = SiteHead(*parts, experiment.prompt.usual_mix)
+            if not len(head.vectors) == len(head.own_bias) == classes + len(added) or len(head.shares) != classes:
                 raise ValueError("one vector for each class")
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise StateError(
@@ -379,4 +435,4 @@ def _exported(folder: Path, name: str | None) -> SitePrompt:
             message=f"{folder} holds the prompt of {experiment.name!r}, not of {name!r}.",
             advice="Leave the name out.",
         )
-    return SitePrompt(experiment, *learned, rounds, exported=head, **named)
+    return SitePrompt(experiment, *learned, rounds, exported=head, added=added, **named)

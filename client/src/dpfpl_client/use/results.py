@@ -1,11 +1,13 @@
 """How well a site's prompts do, for its own people: exactly and without noise, and what was told of it with noise."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from dpfpl_client.agent.core import evaluation_digest
 from dpfpl_client.agent.features import FeatureCache, site_features
-from dpfpl_client.agent.ledger.book import SCORES
+from dpfpl_client.agent.ledger.book import SCORES, Ledger
 from dpfpl_client.agent.ledger.view import observed_ledger
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.data import list_classes, load_site_data
@@ -17,9 +19,9 @@ from dpfpl_client.use.prompt import SitePrompt, load_prompt
 from dpfpl_common.errors import StateError
 from dpfpl_common.privacy.counts import count_noise_stddev, scores_from
 from dpfpl_common.privacy_plan import score_noise_multiplier
-from dpfpl_common.wire.payloads import scored
+from dpfpl_common.wire.payloads import EvaluateRequest, scored
 
-__all__ = ["exact_results", "released_scores", "results_lines"]
+__all__ = ["chosen_metrics", "exact_results", "released_scores", "results_lines"]
 
 NAMES = {
     "zero_shot": "plain text",
@@ -76,14 +78,8 @@ def released_scores(settings: SiteSettings, prompt: SitePrompt) -> list[dict[str
 
     None under ``secure``, where they leave in a sum alone, and a site's own share of the noise is too little.
     """
-    if prompt.experiment.privacy.trust == "secure":
+    if prompt.experiment.privacy.trust == "secure" or (ledger := _ledger(settings)) is None:
         return []
-    try:
-        ledger = observed_ledger(settings)
-    except StateError as error:
-        if error.code == "NO_LEDGER":
-            return []
-        raise
     charge = ledger.find(prompt.experiment.name, SCORES)
     ledger.close()
     if charge is None or not charge.release_digest:
@@ -95,6 +91,34 @@ def released_scores(settings: SiteSettings, prompt: SitePrompt) -> list[dict[str
         {"candidate": NAMES[name], "value": score.value, "interval": [score.low, score.high]}
         for name, score in zip(names, found, strict=True)
     ]
+
+
+def chosen_metrics(settings: SiteSettings, prompt: SitePrompt) -> Mapping[str, float]:
+    """The exact accuracies, of those that the site answered to the last evaluation, of what the votes chose, as it
+    would leave: ``both`` are class vectors that released values decide on, ``text`` is the plain text with the mix.
+
+    None unless that evaluation was of this very prompt: the same context, pool and usual mix.
+    """
+    experiment, choice = DiskStore(settings.state_folder).experiment(prompt.experiment.name), prompt.choice
+    if choice is None or not experiment.uses_evidence or prompt.experiment != experiment:
+        return {}
+    if (ledger := _ledger(settings)) is None:
+        return {}
+    asked = EvaluateRequest(experiment, experiment.rounds.number, prompt.global_context, choice.pool, choice.chosen)
+    answer = ledger.evaluations(experiment.name).get(evaluation_digest(asked), {})
+    ledger.close()
+    name, told = {"evidence": "both", "text": "text"}[choice.chosen], answer.get("metrics", {})
+    return {key: told[key] for key in (f"{name}_local", f"{name}_neighbour") if key in told}
+
+
+def _ledger(settings: SiteSettings) -> Ledger | None:
+    """To look at; None before the first charge."""
+    try:
+        return observed_ledger(settings)
+    except StateError as error:
+        if error.code == "NO_LEDGER":
+            return None
+        raise
 
 
 def results_lines(results: dict[str, Any]) -> list[str]:

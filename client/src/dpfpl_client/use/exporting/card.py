@@ -100,13 +100,13 @@ with torch.inference_mode():
     image = model.get_image_features(**inputs)
     image = getattr(image, "pooler_output", image)
     logits = about["logit_scale"] * torch.nn.functional.normalize(image, dim=-1) @ text.T
-print(dict(zip(about["experiment"]["classes"], {head}[0].tolist())))
+print(dict(zip(about["experiment"]["classes"] + about["added"], {head}[0].tolist())))
 ```
 """
 
 WITH_VECTORS = """\
 What the site classifies with: one vector for each class, made of all sites' noised class sums where their images voted
-for them and of the plain text otherwise, and a bias, of it a part for how often the site expects each class. It needs
+for them and of the plain text otherwise, a bias, and `mix`, the log of how often the site expects each class. It needs
 `torch`, `transformers`, `safetensors`, `numpy` and `pillow`.
 
 ```python
@@ -124,12 +124,15 @@ inputs = processor(images=opened("photo.png"), return_tensors="pt")
 with torch.inference_mode():
     image = model.get_image_features(**inputs)
     image = torch.nn.functional.normalize(getattr(image, "pooler_output", image), dim=-1).double()
-logits = head["scale"] * image @ head["vectors"].T + head["bias"]
-classes = json.load(open("prompt.json", encoding="utf-8"))["experiment"]["classes"]
-print(dict(zip(classes, logits.softmax(-1)[0].tolist())))
+logits = head["scale"] * image @ head["vectors"].T + head["bias"] + head["mix"]
+about = json.load(open("prompt.json", encoding="utf-8"))
+print(dict(zip(about["experiment"]["classes"] + about["added"], logits.softmax(-1)[0].tolist())))
 ```
 
-Without the bias every class is expected equally often. The learned prompt, alone:
+Without `mix` every class is expected equally often. `mix` is `log(s * C * shares + 1 - s)` for the experiment's C
+classes (0 is the share of a name that was added), where `shares` are read off the site's noised class sums and s, the
+share of images that are expected from them, is `usual_mix` in prompt.json; it is 0 where no share stands out of the
+noise. The learned prompt, alone:
 
 """
 
@@ -228,7 +231,17 @@ def generative_usage(experiment: Experiment, base_model: str, reason: str, bits:
     )
 
 
+USED = {
+    "both_local": "what the site classifies with: class vectors",
+    "text_local": "what the site classifies with: plain text, with the usual mix",
+    "both_neighbour": "what the site classifies with: class vectors, on the other sites' classes",
+    "text_neighbour": "what the site classifies with: plain text, with the usual mix, on the other sites' classes",
+}
+"""Accuracies of what class_vectors.safetensors holds, after the last round."""
+
+
 METRICS = {
+    **USED,
     "zero_shot_local": "plain text prompt, nothing learned (floor)",
     "global_local": "shared prompt alone (floor)",
     "personal_local": "this prompt, one round before its last",
@@ -331,7 +344,7 @@ Run the code in this folder; from a hub, `hf download REPOSITORY --local-dir FOL
 
 ## Accuracy
 
-{_accuracy(facts, experiment.task.kind)}
+{_accuracy(facts, experiment.task.kind, vectors=prompt.choice is not None or prompt.exported is not None)}
 ## What it may tell about one training example
 
 {_privacy(prompt, facts)}
@@ -375,7 +388,8 @@ def _sources(prompt: SitePrompt, facts: Facts) -> str:
     experiment = prompt.experiment
     what = SOURCES[experiment.task.kind]
     classes = f" Classes:\n{_listed(experiment.classes)}." if experiment.classes else ""
-    return f"{what} of the site {facts.site}, and what all sites shared: {_listed(experiment.sites)}.{classes}"
+    added = f"\nAdded by name alone, learned from no image: {_listed(prompt.added)}." if prompt.added else ""
+    return f"{what} of the site {facts.site}, and what all sites shared: {_listed(experiment.sites)}.{classes}{added}"
 
 
 def _precision(backbone: Backbone) -> str:
@@ -399,9 +413,16 @@ def _base(base_model: BaseModel) -> str:
     }[base_model.said_by]
 
 
-def _accuracy(facts: Facts, task: str) -> str:
-    known = [(METRICS[name], facts.metrics[name]) for name in METRICS if name in facts.metrics]
-    if not known and facts.scores:
+def _accuracy(facts: Facts, task: str, *, vectors: bool) -> str:
+    """Exact accuracies, if what the site classifies with is among them, else noised ones, which always count it.
+
+    Args:
+        facts: with the accuracies that may leave.
+        task: the experiment's kind.
+        vectors: whether the site classifies with class vectors.
+    """
+    known, measured = [(METRICS[name], facts.metrics[name]) for name in METRICS if name in facts.metrics], ""
+    if facts.scores and (not known or (vectors and not USED.keys() & facts.metrics.keys())):
         rows = "\n".join(
             f"| {row['candidate']} | {'–' if row['value'] is None else format(100 * row['value'], '.1f') + ' %'} | "
             f"{100 * row['interval'][0]:.1f} to {100 * row['interval'][1]:.1f} % |"
@@ -413,11 +434,18 @@ def _accuracy(facts: Facts, task: str) -> str:
         )
     if not known:
         return "This site released no accuracy of its own, or its policy lets none out, so none is stated.\n"
+    if vectors:
+        measured = "\nNo accuracy of what the site classifies with may leave, so none is stated.\n"
+    if USED.keys() & facts.metrics.keys():
+        measured = (
+            "\nWhat the site classifies with was measured after the last round, with the site's exact shares of the\n"
+            "classes; this folder has the shares that the noised class sums show.\n"
+        )
     rows = "\n".join(f"| {what} | {100 * value:.1f} % |" for what, value in known)
     return (
         "On the site's test images, as its policy lets it out (it may be rounded to steps of five points). A site "
-        "measures when a round begins, so these figures are those of the prompt one round of training before this "
-        f"one:\n\n| | {'word overlap (F1)' if task == 'caption' else 'accuracy'} |\n|---|---|\n{rows}\n"
+        "measures when a round begins, so the figures of prompts are those of the prompt one round of training before "
+        f"this one:\n\n| | {'word overlap (F1)' if task == 'caption' else 'accuracy'} |\n|---|---|\n{rows}\n{measured}"
     )
 
 

@@ -23,7 +23,7 @@ from dpfpl_client.site.settings import SiteSettings
 from dpfpl_client.use.exporting.adapter import ADAPTER_FILES, NotExpressibleError, build_adapter
 from dpfpl_client.use.exporting.card import BaseModel, Facts, classes_usage, generative_usage, model_card, vectors_usage
 from dpfpl_client.use.prompt import CLASS_VECTORS, SitePrompt
-from dpfpl_client.use.results import released_scores
+from dpfpl_client.use.results import chosen_metrics, released_scores
 from dpfpl_common.config import to_table
 from dpfpl_common.errors import PrivacyError, StateError
 from dpfpl_common.ops.files import write_durably
@@ -67,11 +67,16 @@ def export_prompt(
     _refuse_what_must_stay(prompt)
     policy = check_use(settings.path(settings.policy), settings.state_folder, prompt.experiment)
     record = DiskStore(settings.state_folder).read(prompt.experiment.name, prompt.round)
+    metrics: dict[str, float] = {}
+    if settings.data.is_public:
+        metrics = policy.released_metrics(
+            {**(record.reply.metrics if record else {}), **chosen_metrics(settings, prompt)}
+        )
     facts = Facts(
         site=settings.name,
         charged_epsilon=_charged(settings, prompt.experiment.name),
         charged_delta=policy.delta,
-        metrics=policy.released_metrics(record.reply.metrics) if record and settings.data.is_public else {},
+        metrics=metrics,
         scores=released_scores(settings, prompt) if policy.metrics != "none" else (),
         seeded=settings.simulation is not None,
         model="" if Path(settings.model).expanduser().is_dir() else settings.model,
@@ -131,7 +136,7 @@ def _write_with_classes(
     prompt: SitePrompt, backbone: DualEncoder, folder: Path, base_model: str, bits: int
 ) -> tuple[list[str], str, str]:
     """The parts, the classes' features and the adapter, where there can be one: files, usage, and why there is none."""
-    context, classes = prompt.context(backbone), prompt.experiment.classes
+    context, classes = prompt.context(backbone), prompt.classes
     reason, adapter = "", None
     try:
         adapter = build_adapter(backbone, context, classes, base_model, prompt.experiment.prompt.init_text)
@@ -144,13 +149,14 @@ def _write_with_classes(
         "class_prompts": dict(zip(classes, adapter.prompts, strict=True)) if adapter else None,
     }
     files = _write_parts(prompt, backbone, folder, about)
-    features = backbone.scorer(prompt.experiment).class_features(context).numpy()
+    features = backbone.scorer(prompt.listing()).class_features(context).numpy()
     write_durably(folder / TEXT_FEATURES, save({"text_features": np.ascontiguousarray(features)}))
     files.append(TEXT_FEATURES)
     head = prompt.head(backbone, leaves=True)
     usage = classes_usage(backbone, adapter, base_model, reason, bits)
     if head is not None:
-        tensors = {"vectors": head.vectors, "bias": head.bias, "scale": np.array(head.scale)}
+        tensors = {"vectors": head.vectors, "scale": np.array(head.scale), "bias": head.own_bias}
+        tensors |= {"shares": head.shares, "mix": head.mix}
         content = {name: np.ascontiguousarray(value, dtype=np.float64) for name, value in tensors.items()}
         write_durably(folder / CLASS_VECTORS, save(content))
         files.append(CLASS_VECTORS)
@@ -202,6 +208,7 @@ def _write_parts(prompt: SitePrompt, backbone: Backbone, folder: Path, more: dic
     about: dict[str, Any] = {
         "experiment": to_table(experiment),
         "model_fingerprint": backbone.fingerprint,
+        "added": prompt.added,
         "rounds": prompt.round,
         **{key: prompt.about()[key] for key in ("version", "learned", "finished")},
         **more,
