@@ -119,6 +119,8 @@ def test_it_does_not_say_that_a_secure_sum_needs_fewer_images_of_a_class_at_one_
     )
     assert "may find little" in plan["mechanism"]["reason"]
     assert "if one site has them all" not in plan["mechanism"]["reason"]
+    now = plan["evidence"]["now"]
+    assert (now["found_at_one_site"], now["half_at_one_site"]) == (now["found_evenly"], now["half_evenly"])
 
 
 def test_a_known_models_own_feature_size_is_used(tmp_path):

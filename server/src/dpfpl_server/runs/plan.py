@@ -207,18 +207,19 @@ def images_for_evidence(experiment: Experiment) -> dict[str, Any]:
     if not (experiment.uses_evidence and privacy.noise_multiplier):
         return {}
     many, share, size = len(experiment.sites), noise_share(experiment), _feature_size(experiment)
+    summed = many if privacy.trust == "secure" else 1  # sites whose noise is on a class that lies at one of them
     curve = []
     for target in sorted({*EPSILONS, *([privacy.target_epsilon] if privacy.target_epsilon else [])}):
         z = calibrate_noise_multiplier(target, privacy.target_delta, 1.0, 1)
         there = class_sums_multiplier(experiment.with_noise_multiplier(z))
-        curve.append({"epsilon": target} | _needed(there * share, many, size))
+        curve.append({"epsilon": target} | _needed(there * share, summed, many, size))
     nominal = privacy.nominal_site_size * many / len(experiment.classes)
     return {
         "nominal_images_of_a_class": round(nominal, 1),
         "sites": many,
         "feature_size": size,
         "feature_size_known": experiment.model.fingerprint in KNOWN_SIZES,
-        "now": _needed(class_sums_multiplier(experiment) * share, many, size),
+        "now": _needed(class_sums_multiplier(experiment) * share, summed, many, size),
         "curve": curve,
     }
 
@@ -227,8 +228,8 @@ def _feature_size(experiment: Experiment) -> int:
     return KNOWN_SIZES.get(experiment.model.fingerprint, ASSUMED_SIZE)
 
 
-def _needed(noise_multiplier: float, many: int, size: int) -> dict[str, int]:
-    found_at_one, half_at_one = images_needed(noise_multiplier, 1, size)
+def _needed(noise_multiplier: float, summed: int, many: int, size: int) -> dict[str, int]:
+    found_at_one, half_at_one = images_needed(noise_multiplier, summed, size)
     found, half = images_needed(noise_multiplier, many, size)
     return {
         "found_at_one_site": found_at_one,
