@@ -283,8 +283,8 @@ def class_head(pool: Pool, texts: Floats, scale: float) -> Head:
 def with_names(head: Head, texts: Floats, names: Floats) -> Head:
     """The head of a list to which names were added afterwards; the other classes stay as they are.
 
-    A name stands where a class stands that nobody has: its text, moved to where images lie. How texts move is the same
-    for all classes and read off the head: ``prior_c = mean of prior + slope * (T_c - mean of T)``.
+    A name is treated as a class that nobody has: it stands on its text, moved to where images lie. How texts move is
+    the same for all classes and read off the head: ``prior_c = mean of prior + slope * (T_c - mean of T)``.
 
     Args:
         head: of ``class_head`` or ``text_head``, before it is sharpened.

@@ -41,7 +41,7 @@ __all__ = [
 INFINITE = float("inf")
 
 RDP_ORDERS = tuple(1 + x / 10.0 for x in range(5, 100)) + tuple(range(11, 64)) + (80, 128, 256, 512, 1024)
-"""Renyi's; close together where a usual epsilon's best one lies, and far out for small ones."""
+"""Of Renyi accounting: dense where the best order of a usual epsilon lies, and far out for small epsilons."""
 SEARCH_TOLERANCE = 1e-3
 """Relative: a calibrated multiplier is larger than need be by so much at most."""
 SMALLEST_MULTIPLIER, LARGEST_MULTIPLIER = 0.1, 1e5
