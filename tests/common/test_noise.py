@@ -18,7 +18,7 @@ from scipy import stats
 
 from dpfpl_client.learning.step import SystemRandomness
 from dpfpl_common.privacy import noise as noise_module
-from dpfpl_common.privacy.noise import ROUNDING_SLACK, SCALE, NoNoise, SeededNoise, SystemNoise, discrete_gaussian
+from dpfpl_common.privacy.noise import ROUNDING_SLACK, SCALE, SeededNoise, SystemNoise, discrete_gaussian
 
 pytestmark = pytest.mark.privacy
 
@@ -326,7 +326,7 @@ def test_rounding_to_the_grid_adds_less_sensitivity_than_the_slack_pays_for(monk
         assert apart / (z * (1 + ROUNDING_SLACK)) <= 1.0 / z
 
 
-@pytest.mark.parametrize("source", [SystemNoise(), SeededNoise(np.random.default_rng(0)), NoNoise()])
+@pytest.mark.parametrize("source", [SystemNoise(), SeededNoise(np.random.default_rng(0))])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_total_that_is_not_finite_is_refused(source, bad):
     with pytest.raises(ValueError, match="not finite"):
@@ -349,7 +349,7 @@ def test_a_total_beyond_the_grid_is_held_at_its_end():
 
 @pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 5), (0, 4)])
 def test_shapes_are_kept(shape):
-    for source in (SystemNoise(), SeededNoise(np.random.default_rng(0)), NoNoise()):
+    for source in (SystemNoise(), SeededNoise(np.random.default_rng(0))):
         released = source.add(np.ones(shape), 0.5)
         assert released.shape == shape
         assert released.dtype == np.float64
@@ -359,8 +359,6 @@ def test_seeded_noise_repeats_and_claims_nothing():
     a, b = (SeededNoise(np.random.default_rng(5)).add(np.ones(9), 2.0) for _ in range(2))
     assert a.tolist() == b.tolist()
     assert SeededNoise.is_private is False
-    assert NoNoise.is_private is False
-    assert NoNoise().add(np.ones(3), 7.0).tolist() == [1.0, 1.0, 1.0]
     values = SeededNoise(np.random.default_rng(6)).add(np.zeros(100_000), 0.5)
     assert not rejects(values, 0.5)
     assert rejects(values, 1 / 3)

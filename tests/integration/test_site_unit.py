@@ -36,7 +36,7 @@ from dpfpl_common.experiment import (
 from dpfpl_common.policy import Policy, permit
 from dpfpl_common.privacy.accounting import epsilon
 from dpfpl_common.privacy.clipping import clipped_sums
-from dpfpl_common.privacy.noise import NoNoise, SystemNoise
+from dpfpl_common.privacy.noise import SystemNoise
 from dpfpl_common.privacy.sampling import SeededSampler
 from dpfpl_common.privacy.steps import noised_update
 from dpfpl_common.privacy_plan import planned_events, resolve_noise, site_noise_stddev
@@ -45,6 +45,7 @@ from dpfpl_server.federation.aggregation import aggregate, update_norm_cap
 from dpfpl_server.federation.rounds import DPFPLStrategy
 from dpfpl_server.report import render_report
 from dpfpl_server.runs.result import build_result, privacy_statement
+from no_noise import NoNoise
 
 pytestmark = pytest.mark.privacy
 

@@ -13,9 +13,10 @@ from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_client.models.loader import load_backbone
 from dpfpl_common.errors import RoundError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings, RoundSettings
-from dpfpl_common.privacy.noise import NoNoise, SeededNoise, SystemNoise
+from dpfpl_common.privacy.noise import SeededNoise, SystemNoise
 from dpfpl_common.privacy_plan import largest_signal, site_noise_stddev
 from dpfpl_server.federation.aggregation import aggregate, initial_global_context, update_norm_cap
+from no_noise import NoNoise
 
 SITES = ("east", "north", "south", "west")
 

@@ -7,7 +7,7 @@ from opacus.optimizers import DPOptimizer
 
 from dpfpl_client.learning.step import BlockDPOptimizer
 from dpfpl_common.privacy.clipping import clipped_sums
-from dpfpl_common.privacy.noise import NoNoise
+from no_noise import NoNoise
 
 pytestmark = pytest.mark.privacy
 
