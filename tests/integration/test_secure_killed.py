@@ -26,7 +26,7 @@ from dpfpl_client.site.settings import load_site
 from dpfpl_common.errors import RoundError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_common.ops.guard import descendants
-from dpfpl_common.ops.keeper import Keeper
+from dpfpl_common.ops.processes import Keeper
 from dpfpl_common.secure import STEPS, SUMS
 from dpfpl_server.runs.supervise import Limits
 

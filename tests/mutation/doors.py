@@ -26,7 +26,7 @@ DOORS = (
     ),
     (
         "DR2: what crashed a fifth time is left dead",
-        "dpfpl_common.ops.keeper:Keeper.look",
+        "dpfpl_common.ops.processes:Keeper.look",
         "self._restarts == self._most",
         "self._restarts == 5",
         (KEEPER + "DR2_without_a_limit_it_is_started_for_ever",),

@@ -4,8 +4,7 @@ import time
 from collections.abc import Callable
 from typing import NoReturn
 
-from dpfpl_common.ops.keeper import Keeper
-from dpfpl_common.ops.processes import ProcessGroup
+from dpfpl_common.ops.processes import Keeper, ProcessGroup
 from dpfpl_server.sites.life import life_of
 from dpfpl_server.sites.superlink import (
     SuperLinkSettings,
