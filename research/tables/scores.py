@@ -20,8 +20,7 @@ from dpfpl_client.models.loader import load_backbone
 from dpfpl_common.experiment import RoundSettings
 from dpfpl_common.privacy.counts import count_noise_stddev, gain, noised_counts, scores_from
 from dpfpl_common.privacy.noise import SeededNoise
-from dpfpl_common.privacy_plan import score_noise_multiplier
-from dpfpl_common.wire.payloads import scored
+from dpfpl_common.privacy_plan import score_noise_multiplier, scored
 
 __all__ = ["coverage"]
 

@@ -36,8 +36,8 @@ from dpfpl_common.evidence import (
 )
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_common.privacy.one_shot import packed_moment
-from dpfpl_common.privacy_plan import NOISED_COUNTS, class_sums_multiplier, vote_multiplier
-from dpfpl_common.wire.payloads import EvaluateRequest, TrainRequest, scored
+from dpfpl_common.privacy_plan import NOISED_COUNTS, class_sums_multiplier, scored, vote_multiplier
+from dpfpl_common.wire.payloads import EvaluateRequest, TrainRequest
 from dpfpl_server.federation.evidence import NOTHING_FOUND, Evidence
 from dpfpl_server.federation.rounds import DPFPLStrategy
 from dpfpl_server.runs.store import RunStore

@@ -35,13 +35,13 @@ from dpfpl_common.evidence import unpack_pool
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_common.policy import Policy
 from dpfpl_common.privacy.noise import from_steps
+from dpfpl_common.privacy_plan import share_stddev
 from dpfpl_common.secure import STEPS, SUMS
 from dpfpl_common.secure import primitives as p
 from dpfpl_common.secure.enrolment import fingerprint
 from dpfpl_common.secure.server import ServerSum
 from dpfpl_common.secure.site import SiteSum
-from dpfpl_common.secure.sums import share_stddev, terms_of
-from dpfpl_common.secure.terms import named
+from dpfpl_common.secure.terms import named, terms_of
 from dpfpl_common.wire.payloads import SumRequest, TrainRequest
 from dpfpl_server.federation.rounds import DPFPLStrategy
 from dpfpl_server.runs.result import build_result

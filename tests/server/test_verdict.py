@@ -7,7 +7,7 @@ import pytest
 from report_samples import make_experiment, make_result, with_counts
 
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings
-from dpfpl_common.wire.payloads import scored
+from dpfpl_common.privacy_plan import scored
 from dpfpl_server.runs.result import build_result
 from dpfpl_server.runs.verdict import verdict
 

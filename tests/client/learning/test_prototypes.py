@@ -10,9 +10,9 @@ from scipy import stats
 from dpfpl_client.learning.prototypes import prototypes_from
 from dpfpl_client.models.class_scorer import direction_count, text_directions
 from dpfpl_common.errors import PrivacyError
+from dpfpl_common.evidence import images_to_stand_out
 from dpfpl_common.privacy.noise import SeededNoise, SystemNoise
 from dpfpl_common.privacy.one_shot import noised_class_sums
-from dpfpl_common.privacy_plan import images_to_stand_out
 
 pytestmark = pytest.mark.privacy
 

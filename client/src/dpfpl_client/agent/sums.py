@@ -17,8 +17,7 @@ from dpfpl_client.agent.peers import NO_KEYS, AggregationKeys
 from dpfpl_common.errors import PayloadError, RefusedError, StateError
 from dpfpl_common.secure.primitives import framed, unframed
 from dpfpl_common.secure.site import Answered, SiteSum
-from dpfpl_common.secure.sums import terms_of
-from dpfpl_common.secure.terms import Keys, names_of
+from dpfpl_common.secure.terms import Keys, names_of, terms_of
 from dpfpl_common.wire.payloads import SumReply, SumRequest
 
 __all__ = ["KeptSum", "next_step"]

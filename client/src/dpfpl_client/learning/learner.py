@@ -42,11 +42,11 @@ from dpfpl_common.privacy_plan import (
     largest_signal,
     noise_share,
     score_noise_multiplier,
+    scored,
+    share_stddev,
     site_noise_stddev,
     vote_multiplier,
 )
-from dpfpl_common.secure.sums import share_stddev
-from dpfpl_common.wire.payloads import scored
 
 if TYPE_CHECKING:
     from dpfpl_client.learning.step import Randomness
@@ -464,7 +464,7 @@ class PromptLearner:
     ) -> Floats:
         """The release of scores: noised counts of right answers on the held-back images, [candidates + 1].
 
-        The candidates are ``payloads.scored``, in that order, all functions of noised releases: the usual mix of
+        The candidates are ``privacy_plan.scored``, in that order, all functions of noised releases: the usual mix of
         classes comes from the site's noised class sums, not from its labels (``dpfpl_common.privacy.counts``). Without
         a pool the class vectors are the texts themselves, also those that the site would have alone.
         """

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dpfpl_common.privacy_plan import hidden_energy
+from dpfpl_common.evidence import hidden_energy
 
 __all__ = ["Prototypes", "prototypes_from"]
 

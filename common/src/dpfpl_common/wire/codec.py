@@ -12,6 +12,7 @@ from dpfpl_common.config import to_table
 from dpfpl_common.errors import ConfigError, PayloadError
 from dpfpl_common.evidence import moment_size
 from dpfpl_common.experiment import Experiment, parse_experiment
+from dpfpl_common.privacy_plan import scored
 from dpfpl_common.wire import agent_pb2
 from dpfpl_common.wire.payloads import (
     MAX_COLUMNS,
@@ -23,7 +24,6 @@ from dpfpl_common.wire.payloads import (
     TrainRequest,
     check_context,
     check_matrix,
-    scored,
 )
 from dpfpl_common.wire.refusal import Refusal, plain
 

@@ -32,7 +32,6 @@ __all__ = [
     "check_metrics",
     "kind_of",
     "request_digest",
-    "scored",
     "signed_sum_text",
     "signed_text",
 ]
@@ -282,20 +281,6 @@ def _check_round(number: object, low: int, high: int) -> None:
         raise PayloadError(
             code="BAD_ROUND", message=f"round is {number!r}, expected a whole number from {low} to {high}."
         )
-
-
-def scored(experiment: Experiment) -> tuple[str, ...]:
-    """The candidates whose right answers are counted, in this order: a function of the experiment alone.
-
-    The plain text, the shared prompt, the site's own prompt; with evidence also, each with the site's usual mix of
-    classes, the plain text, class vectors from the site's own class sums alone, and from all sites' with the plain text
-    and with the shared prompt as prior. All are functions of noised releases: the site's exact label shares are none.
-    """
-    if not experiment.uses_evidence:
-        return ("zero_shot", "global", "prompt")
-    if experiment.privacy.trust == "secure":  # a site's own rows carry a share of their noise: no head is made of them
-        return ("zero_shot", "global", "prompt", "text", "evidence", "both")
-    return ("zero_shot", "global", "prompt", "text", "alone", "evidence", "both")
 
 
 def signed_sum_text(request: SumRequest, reply: SumReply) -> bytes:

@@ -23,8 +23,7 @@ from dpfpl_common.evidence import (
     vote_threshold,
 )
 from dpfpl_common.experiment import Experiment
-from dpfpl_common.privacy_plan import class_sums_multiplier, vote_multiplier
-from dpfpl_common.secure.sums import share_stddev
+from dpfpl_common.privacy_plan import class_sums_multiplier, share_stddev, vote_multiplier
 from dpfpl_common.wire.payloads import Context, EvaluateRequest, TrainRequest
 
 __all__ = ["NOTHING_FOUND", "Evidence", "Summed", "check_rows"]

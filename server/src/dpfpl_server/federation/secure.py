@@ -15,8 +15,9 @@ import numpy as np
 from dpfpl_common.errors import PayloadError, RoundError
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.privacy.noise import from_steps
+from dpfpl_common.privacy_plan import share_stddev
 from dpfpl_common.secure.server import ServerSum
-from dpfpl_common.secure.sums import share_stddev, terms_of
+from dpfpl_common.secure.terms import terms_of
 from dpfpl_common.wire.payloads import Context, SumRequest
 from dpfpl_server.federation.evidence import Summed
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from dpfpl_common.config import build, to_table
 from dpfpl_common.errors import StateError
-from dpfpl_common.evidence import images_needed
+from dpfpl_common.evidence import images_needed, images_to_stand_out
 from dpfpl_common.experiment import Experiment, choose_mechanism, with_secure
 from dpfpl_common.policy import Policy, violations
 from dpfpl_common.privacy.accounting import (
@@ -26,7 +26,6 @@ from dpfpl_common.privacy.accounting import (
 from dpfpl_common.privacy_plan import (
     capped_event,
     class_sums_multiplier,
-    images_to_stand_out,
     noise_share,
     planned_events,
     planned_score_events,

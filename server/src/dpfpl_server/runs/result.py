@@ -29,7 +29,7 @@ from dpfpl_common.privacy_plan import (
     planned_score_events,
     score_noise_multiplier,
 )
-from dpfpl_common.wire.payloads import scored as candidates_of
+from dpfpl_common.privacy_plan import scored as candidates_of
 from dpfpl_server.federation.evidence import Evidence
 from dpfpl_server.federation.replies import verdicts
 from dpfpl_server.runs.verdict import verdict
