@@ -1,6 +1,5 @@
 """From an experiment to its privacy: who adds which noise, what each adversary is held to, how much noise is needed."""
 
-import functools
 import math
 
 from dpfpl_common.experiment import Experiment
@@ -196,8 +195,8 @@ NOISED_COUNTS = "noised_counts"
 """The mechanism of scores."""
 
 
-def planned_score_events(experiment: Experiment, count: int = 1) -> tuple[PrivacyEvent, ...]:
-    """What ``count`` releases of scores tell each adversary of a held-back example; empty where none are made.
+def planned_score_events(experiment: Experiment) -> tuple[PrivacyEvent, ...]:
+    """What the release of scores tells each adversary of a held-back example; empty where none is made.
 
     A site's message carries the whole noise under every trust but ``secure``, where the sum does. Under the unit
     ``site`` no count is bounded by what one site adds, and the personal prompt depends on training examples without
@@ -206,7 +205,7 @@ def planned_score_events(experiment: Experiment, count: int = 1) -> tuple[Privac
     if experiment.privacy.unit == "site":
         return ()
     z = score_noise_multiplier(experiment)
-    return tuple(PrivacyEvent(who, NOISED_COUNTS, z, 1.0, count, HELD_BACK) for who in ADVERSARIES)
+    return tuple(PrivacyEvent(who, NOISED_COUNTS, z, 1.0, 1, HELD_BACK) for who in ADVERSARIES)
 
 
 def score_noise_multiplier(experiment: Experiment) -> float:
@@ -218,7 +217,10 @@ def score_noise_multiplier(experiment: Experiment) -> float:
     event, delta = capped_event(experiment), experiment.privacy.target_delta
     if event.noise_multiplier <= 0 or event.mechanism == "one_shot":
         return event.noise_multiplier
-    return _same_epsilon(event.noise_multiplier, event.sample_rate, event.steps, delta)
+    cost = epsilon([event], delta)
+    if cost < SMALLEST_TARGET:
+        return max(LARGEST_MULTIPLIER, event.noise_multiplier)
+    return calibrate_noise_multiplier(min(cost, LARGEST_TARGET), delta, 1.0, 1)
 
 
 def scored(experiment: Experiment) -> tuple[str, ...]:
@@ -233,15 +235,6 @@ def scored(experiment: Experiment) -> tuple[str, ...]:
     if experiment.privacy.trust == "secure":  # a site's own rows carry a share of their noise: no head is made of them
         return ("zero_shot", "global", "prompt", "text", "evidence", "both")
     return ("zero_shot", "global", "prompt", "text", "alone", "evidence", "both")
-
-
-@functools.lru_cache(maxsize=256)
-def _same_epsilon(noise_multiplier: float, sample_rate: float, steps: int, delta: float) -> float:
-    """The multiplier with which one Gaussian release costs no more than these steps."""
-    cost = epsilon([PrivacyEvent("", "per_step", noise_multiplier, sample_rate, steps)], delta)
-    if cost < SMALLEST_TARGET:
-        return max(LARGEST_MULTIPLIER, noise_multiplier)
-    return calibrate_noise_multiplier(min(cost, LARGEST_TARGET), delta, 1.0, 1)
 
 
 def class_sums_multiplier(experiment: Experiment) -> float:
@@ -276,13 +269,13 @@ def share_stddev(experiment: Experiment, name: str) -> float:
     return whole * noise_share(experiment)
 
 
-def capped_event(experiment: Experiment, steps: int | None = None) -> PrivacyEvent:
+def capped_event(experiment: Experiment) -> PrivacyEvent:
     """The planned event that ``target_epsilon``, a site's caps and its ledger are about.
 
     For the recipient of the site's personalised prompt; under the unit ``site``, where that prompt must never leave
     the site, towards another site.
     """
-    recipient, other_site, _ = planned_events(experiment, steps)
+    recipient, other_site, _ = planned_events(experiment)
     return other_site if experiment.privacy.unit == "site" else recipient
 
 
