@@ -134,7 +134,7 @@ def test_A11_the_personal_prompt_never_leaves_the_agent(site, watched):
     marks = {mark for state in secrets for array in (state.context, state.optimizer.first) for mark in marks_of(array)}
     assert len(marks) > 1000
     sent = [operation.one for operation in shim.operations()[len(before) :] if operation.kind == "X"] if shim else []
-    messages = [wire.encode_train_request(train_request(1, of)).SerializeToString()]
+    messages = [wire.encode_request(train_request(1, of)).SerializeToString()]
     messages += [struct.pack("<I", 0), *(reply.update.tobytes() for reply in replies if reply.update is not None)]
     messages += [repr(reply).encode() for reply in replies]
     if shim:

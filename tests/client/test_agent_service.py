@@ -144,7 +144,7 @@ def test_without_the_token_nothing_is_answered(folder, token, method):
     with serving(agent, folder) as server:
         told = None if token is None else token.format(token=read_token(folder / "agent.token"))
         with pytest.raises(grpc.RpcError) as caught:
-            raw_call(server, told, method, wire.encode_train_request(TRAIN).SerializeToString())
+            raw_call(server, told, method, wire.encode_request(TRAIN).SerializeToString())
     assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
     assert caught.value.details() == ""
     assert agent.calls == 0
@@ -193,7 +193,7 @@ def test_malformed_bytes_get_a_code_before_the_agent_is_asked(folder):
     agent = FakeAgent()
     with serving(agent, folder) as server:
         token = f"Bearer {read_token(folder / 'agent.token')}"
-        valid = wire.encode_train_request(TRAIN).SerializeToString()
+        valid = wire.encode_request(TRAIN).SerializeToString()
         for data, code in (
             (b"\xff", "MALFORMED_MESSAGE"),
             (b"", "VERSION_MISMATCH"),
@@ -246,7 +246,7 @@ def test_text_of_errors_inside_never_crosses(folder, caplog, error, code):
     with serving(FakeAgent(error), folder) as server:
         token = f"Bearer {read_token(folder / 'agent.token')}"
         with caplog.at_level(logging.DEBUG):
-            data = raw_call(server, token, data=wire.encode_train_request(TRAIN).SerializeToString())
+            data = raw_call(server, token, data=wire.encode_request(TRAIN).SerializeToString())
     refusal = agent_pb2.Reply.FromString(data).refusal
     assert refusal.code == code
     assert b"patient" not in data

@@ -58,7 +58,7 @@ def served(tmp_path_factory):
 @pytest.mark.parametrize("change", [-1, 1])
 def test_O4_an_agent_and_a_clientapp_of_other_protocols_say_so(served, request_of, change):
     agent, address, token = served
-    message = wire.encode_train_request(request_of)
+    message = wire.encode_request(request_of)
     message.protocol_version = PROTOCOL_VERSION + change
     with grpc.insecure_channel(address) as channel:
         call = channel.unary_unary("/dpfpl.v1.SiteAgent/Train", response_deserializer=agent_pb2.Reply.FromString)

@@ -34,9 +34,8 @@ SLOWEST_S = 30.0
 
 def decode(method, data):
     """The code that a message gets from the decoder; empty if it is valid."""
-    reader = wire.decode_train_request if method == "Train" else wire.decode_evaluate_request
     try:
-        reader(wire.parse(KINDS[method], data))
+        wire.decode_request(wire.parse(KINDS[method], data))
     except PayloadError as error:
         return error.code
     return ""

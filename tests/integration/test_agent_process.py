@@ -22,7 +22,7 @@ from dpfpl_client.site.settings import load_site
 from dpfpl_common.errors import RefusedError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings, RoundSettings
 from dpfpl_common.ops.processes import child_environment
-from dpfpl_common.wire.codec import encode_train_request
+from dpfpl_common.wire.codec import encode_request
 from dpfpl_common.wire.payloads import TrainRequest
 
 pytestmark = [pytest.mark.processes, pytest.mark.privacy]
@@ -101,7 +101,7 @@ def raw_train(settings, request):
     metadata = (("authorization", f"Bearer {read_token(settings.token_file)}"),)
     with grpc.insecure_channel(settings.agent_address) as connection:
         call = connection.unary_unary("/dpfpl.v1.SiteAgent/Train")
-        return call(encode_train_request(request).SerializeToString(deterministic=True), metadata=metadata, timeout=60)
+        return call(encode_request(request).SerializeToString(deterministic=True), metadata=metadata, timeout=60)
 
 
 @pytest.fixture

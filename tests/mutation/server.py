@@ -11,12 +11,18 @@ BAD_REPLY = (STRATEGY + "U1_U2_a_bad_reply_is_dropped_with_its_reason_and_the_ro
 BELOW_QUORUM = (STRATEGY + "L3_below_the_quorum_nothing_is_kept_and_the_same_request_is_tried_again",)
 KEPT_FIRST = (STRATEGY + "L2_a_round_is_called_done_only_once_it_is_kept",)
 
-# An update's shape is checked twice, when it is read and against its request: no single break lets another one in.
 SERVER = (
     (
         "server: an update that is not finite is added",
         "dpfpl_common.wire.payloads:check_context",
         "not np.all(np.isfinite(array))",
+        "False",
+        BAD_REPLY,
+    ),
+    (
+        "server: an update of another shape is added",
+        "dpfpl_common.wire.payloads:check_context",
+        "array.shape != shape",
         "False",
         BAD_REPLY,
     ),

@@ -60,13 +60,13 @@ class Caller(AgentChannel):
     """An agent in another process, asked and understood; a refusal is an error."""
 
     def train(self, request):
-        return self._understood(wire.decode_reply, "Train", wire.encode_train_request(request), request)
+        return self._understood(wire.decode_reply, "Train", wire.encode_request(request), request)
 
     def evaluate(self, request):
-        return self._understood(wire.decode_reply, "Evaluate", wire.encode_evaluate_request(request), request)
+        return self._understood(wire.decode_reply, "Evaluate", wire.encode_request(request), request)
 
     def add_up(self, request):
-        return self._understood(wire.decode_sum_reply, "AddUp", wire.encode_sum_request(request))
+        return self._understood(wire.decode_sum_reply, "AddUp", wire.encode_request(request))
 
     def _understood(self, decode, method, message, *request):
         answer = self.forward(method, message.SerializeToString(deterministic=True))

@@ -67,7 +67,7 @@ def untouched(site, computed):
 
 
 def message(request, **changes):
-    made = wire.encode_train_request(request)
+    made = wire.encode_request(request)
     for name, value in changes.items():
         setattr(made, name, value)
     return made
@@ -135,8 +135,7 @@ def test_I3_other_types_and_sizes_are_refused(line, request_for, array, code):
 @pytest.mark.usefixtures("untouched")
 @pytest.mark.parametrize("shape", [(128, 4), (1, 128), (4, 1), (1, 1), (5, 128), (0, 128), (-4, -128)])
 def test_I3_other_shapes_are_refused_also_those_that_numpy_would_broadcast(line, request_for, shape):
-    made = with_array(request_for(), bytes(4 * 512))
-    made.global_context.rows, made.global_context.columns = shape
+    made = with_array(request_for(), bytes(4 * shape[0] * shape[1]), *shape)
     assert line.code(made) == "WRONG_SHAPE"
 
 
@@ -154,7 +153,7 @@ def test_I4_a_header_that_claims_gigabytes_costs_nothing(line, request_for):
     tracemalloc.start()
     began = time.thread_time()
     with pytest.raises(PayloadError, match="WRONG_SHAPE"):
-        wire.decode_train_request(wire.parse(agent_pb2.TrainRequest, data))
+        wire.decode_request(wire.parse(agent_pb2.TrainRequest, data))
     seconds, peak = time.thread_time() - began, tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert seconds < 0.05

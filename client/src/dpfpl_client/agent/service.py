@@ -25,7 +25,7 @@ from dpfpl_common.errors import DeploymentError, DpfplError, PayloadError, Refus
 from dpfpl_common.wire import agent_pb2
 from dpfpl_common.wire import codec as wire
 from dpfpl_common.wire.codec import MAX_MESSAGE_BYTES
-from dpfpl_common.wire.payloads import EvaluateRequest, SumRequest, TrainRequest
+from dpfpl_common.wire.payloads import AnyRequest, EvaluateRequest, SumRequest, TrainRequest
 from dpfpl_common.wire.refusal import internal_refusal, refusal_of
 
 __all__ = ["AgentServer", "Turns", "answer", "serve"]
@@ -101,10 +101,10 @@ _OPTIONS = (
 )
 
 
-_READERS: dict[str, Callable[[bytes], TrainRequest | EvaluateRequest | SumRequest]] = {
-    "Train": lambda data: wire.decode_train_request(wire.parse(agent_pb2.TrainRequest, data)),
-    "Evaluate": lambda data: wire.decode_evaluate_request(wire.parse(agent_pb2.EvaluateRequest, data)),
-    "AddUp": lambda data: wire.decode_sum_request(wire.parse(agent_pb2.SumRequest, data)),
+_MESSAGES = {
+    "Train": agent_pb2.TrainRequest,
+    "Evaluate": agent_pb2.EvaluateRequest,
+    "AddUp": agent_pb2.SumRequest,
 }
 
 
@@ -120,7 +120,7 @@ def answer(
         turn: held while the agent computes.
     """
     try:
-        request = _READERS[method](data)
+        request = wire.decode_request(wire.parse(_MESSAGES[method], data))
         with turn():
             reply = _ask(agent, request)
         _LOG.info("%s answered", method)
@@ -138,7 +138,7 @@ def answer(
     return reply.SerializeToString(deterministic=True)  # the same reply is the same bytes, in any process
 
 
-def _ask(agent: Agent, request: TrainRequest | EvaluateRequest | SumRequest) -> agent_pb2.Reply:
+def _ask(agent: Agent, request: AnyRequest) -> agent_pb2.Reply:
     match request:
         case TrainRequest():
             return wire.encode_reply(agent.train(request), request)
@@ -238,7 +238,7 @@ class AgentServer:
             options=_OPTIONS,
             maximum_concurrent_rpcs=_MAX_CONCURRENT,
         )
-        methods = {name: self._method(name) for name in _READERS}
+        methods = {name: self._method(name) for name in _MESSAGES}
         health = {"Check": grpc.unary_unary_rpc_method_handler(self._check_health)}
         for service, handlers in ((_SERVICE, methods), (_HEALTH, health)):
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))

@@ -20,6 +20,7 @@ from dpfpl_common.secure import STEPS, SUMS
 __all__ = [
     "CHOICES",
     "METRIC_NAMES",
+    "AnyRequest",
     "Context",
     "EvaluateRequest",
     "Kind",
@@ -66,8 +67,8 @@ CHOICES = ("", "evidence", "text")
 MOST_ATTEMPTS = 1000
 """At one secure sum."""
 
-MAX_COLUMNS = 16_384
-"""More numbers than any model gives for one image."""
+MAX_COLUMNS = 65_536
+"""As wide as a model may be, and more numbers than any gives for one image."""
 
 DIGEST_VERSION = b"2"
 """Raised only where the same request would compute something else: stored releases are found by this digest, also after
@@ -170,6 +171,9 @@ class SumRequest:
     def round(self) -> int:
         """Rounds completed before it: none, or all."""
         return self.experiment.rounds.number if self.sum == "scores" else 0
+
+
+AnyRequest = TrainRequest | EvaluateRequest | SumRequest
 
 
 @dataclass(frozen=True)

@@ -5,25 +5,19 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from dpfpl_common.wire import agent_pb2
 from dpfpl_common.wire import codec as wire
 from dpfpl_common.wire.envelope import RECORD, read_reply, request_record
-from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, SumReply, SumRequest, TrainRequest
+from dpfpl_common.wire.payloads import AnyRequest, EvaluateRequest, SiteReply, SumReply, TrainRequest
 from dpfpl_common.wire.refusal import Refusal
 
 __all__ = ["content_bytes", "message_bytes", "reply_in", "request_content", "sum_reply_in"]
 
 
-def request_content(request: TrainRequest | EvaluateRequest | SumRequest) -> RecordDict:
+def request_content(request: AnyRequest) -> RecordDict:
     """The content of the message that carries a request, checked as the site will.
 
     Raises:
         PayloadError: it would be refused there.
     """
-    match request:
-        case TrainRequest():
-            data = wire.encode_train_request(request).SerializeToString(deterministic=True)
-        case EvaluateRequest():
-            data = wire.encode_evaluate_request(request).SerializeToString(deterministic=True)
-        case SumRequest():
-            data = wire.encode_sum_request(request).SerializeToString(deterministic=True)
+    data = wire.encode_request(request).SerializeToString(deterministic=True)
     return RecordDict({RECORD: ConfigRecord(request_record(data, request.experiment.rounds.deadline))})
 
 
