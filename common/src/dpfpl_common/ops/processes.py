@@ -64,21 +64,21 @@ def child_environment(extra: Mapping[str, str] | None = None, *, offline: bool =
     return {**environment, **(extra or {})}
 
 
-def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Return ``count`` different TCP ports that are free right now."""
     sockets = [socket.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(count)]
     try:
         for held in sockets:
-            held.bind((host, 0))
+            held.bind(("127.0.0.1", 0))
         return [int(held.getsockname()[1]) for held in sockets]
     finally:
         for held in sockets:
             held.close()
 
 
-def free_port(host: str = "127.0.0.1") -> int:
+def free_port() -> int:
     """Return a TCP port that is free right now."""
-    return free_ports(1, host)[0]
+    return free_ports(1)[0]
 
 
 class ManagedProcess:
@@ -149,9 +149,9 @@ class ManagedProcess:
             log.seek(self._log_start)
             return log.read().decode("utf-8", errors="replace")
 
-    def log_tail(self, lines: int = 15) -> str:
+    def log_tail(self) -> str:
         """Return the last lines it has written."""
-        return "\n".join(self.log_text().splitlines()[-lines:])
+        return "\n".join(self.log_text().splitlines()[-15:])
 
     def _rotate_while_alive(self) -> None:
         while self.wait(_LOG_LOOK_S) is None:

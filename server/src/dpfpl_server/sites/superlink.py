@@ -16,6 +16,7 @@ from dpfpl_common.errors import ConfigError, DeploymentError
 from dpfpl_common.ops.diagnostics import require_flower
 from dpfpl_common.ops.files import prune_apps
 from dpfpl_common.ops.processes import ManagedProcess, ProcessGroup, child_environment, wait_until
+from dpfpl_common.ops.tls import host_and_port
 from dpfpl_server.sites.bundle import bundle_files
 from dpfpl_server.sites.control import Control, RunStatus
 from dpfpl_server.sites.control_secret import control_secret, make_control_secret
@@ -286,14 +287,13 @@ def _refuse_second(settings: SuperLinkSettings) -> None:
 
 def _refuse_taken_port(address: str) -> None:
     """gRPC would share a taken port with its owner without a word, so find out first."""
-    host, _, port = address.rpartition(":")
-    host = host.strip("[]")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+    host, port = host_and_port(address) or ("", 0)
+    if port == 0:
         raise ConfigError(
             code="ADDRESS", message=f"{address!r} is not host:port.", advice="Write it like 0.0.0.0:9092."
         )
     try:
-        family, kind, _, _, where = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
+        family, kind, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(where)
