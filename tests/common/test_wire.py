@@ -8,35 +8,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from wire_samples import only_documented_errors
+from wire_samples import CONTEXT, EXPERIMENT, SHAPE, only_documented_errors
 
 from dpfpl_common import PROTOCOL_VERSION
 from dpfpl_common.errors import DataError, PayloadError, RefusedError
-from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings
+from dpfpl_common.experiment import PrivacySettings
 from dpfpl_common.wire import agent_pb2
 from dpfpl_common.wire import codec as wire
 from dpfpl_common.wire.codec import CODES, MAX_EXPERIMENT_BYTES, MAX_MESSAGE_BYTES
-from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, TrainRequest
+from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, SumRequest, TrainRequest
 from dpfpl_common.wire.refusal import MAX_TEXT, Refusal, plain, refusal_of
 
-SHAPE = (4, 8)
-EXPERIMENT = Experiment(
-    name="pilot",
-    classes=("cat", "hündin"),
-    sites=("north", "south"),
-    model=ModelSettings(width=SHAPE[1]),
-    prompt=PromptSettings(num_context=SHAPE[0]),
-    privacy=PrivacySettings(mechanism="per_step", noise_multiplier=1.5),
-)
-
-
-def context(seed=0):
-    return np.random.default_rng(seed).normal(size=SHAPE).astype("<f4")
-
-
-TRAIN = TrainRequest(EXPERIMENT, 3, context(), evaluate=True)
-EVALUATE = EvaluateRequest(EXPERIMENT, 10, context(1))
-REPLY = SiteReply("north", 3, context(2), {"personal_local": 0.75}, signature=bytes(range(64)))
+TRAIN = TrainRequest(dataclasses.replace(EXPERIMENT, classes=("cat", "hündin")), 3, CONTEXT, evaluate=True)
+EVALUATE = EvaluateRequest(EXPERIMENT, 10, 2 * CONTEXT)
+REPLY = SiteReply("north", 3, 3 * CONTEXT, {"personal_local": 0.75}, signature=bytes(range(64)))
 
 
 def refused(code, call, *arguments):
@@ -58,20 +43,43 @@ def decode_bytes(data):
     return wire.decode_request(wire.parse(agent_pb2.TrainRequest, data))
 
 
-@pytest.mark.parametrize("evaluate", [True, False])
-def test_train_request_round_trip(evaluate):
-    request = dataclasses.replace(TRAIN, evaluate=evaluate)
-    back = decode_bytes(wire.encode_request(request).SerializeToString())
-    assert (back.experiment, back.round, back.evaluate) == (request.experiment, request.round, evaluate)
-    np.testing.assert_array_equal(back.global_context, request.global_context)
-    assert back.global_context.flags.writeable
+ONCE = dataclasses.replace(
+    EXPERIMENT, classes=("cat", "dog"), privacy=PrivacySettings(mechanism="one_shot", noise_multiplier=1.5)
+)
+SECURE = dataclasses.replace(
+    ONCE,
+    sites=("north", "south", "west"),
+    privacy=PrivacySettings(mechanism="one_shot", trust="secure", noise_multiplier=1.5),
+)
+POOL = np.random.default_rng(1).normal(size=(3, 7)).astype("<f4")
 
 
-def test_evaluate_request_round_trip():
-    data = wire.encode_request(EVALUATE).SerializeToString()
-    back = wire.decode_request(wire.parse(agent_pb2.EvaluateRequest, data))
-    assert (back.experiment, back.round) == (EXPERIMENT, 10)
-    np.testing.assert_array_equal(back.global_context, EVALUATE.global_context)
+@pytest.mark.parametrize(
+    "request_of",
+    [
+        TRAIN,
+        dataclasses.replace(TRAIN, evaluate=False),
+        TrainRequest(ONCE, 1, CONTEXT, collect=True),
+        TrainRequest(ONCE, 2, CONTEXT, pool=POOL),
+        EVALUATE,
+        EvaluateRequest(ONCE, 10, CONTEXT, POOL, "evidence"),
+        SumRequest(SECURE, "rows", 3, "keys", b""),
+        SumRequest(SECURE, "vote", 1, "masked", b"boxes", pool=POOL),
+        SumRequest(SECURE, "scores", 1, "masked", b"boxes", CONTEXT, POOL),
+    ],
+    ids=lambda request: type(request).__name__,
+)
+def test_every_field_of_a_request_comes_back(request_of):
+    message = wire.encode_request(request_of)
+    back = wire.decode_request(wire.parse(type(message), message.SerializeToString(deterministic=True)))
+    assert type(back) is type(request_of)
+    for field in dataclasses.fields(request_of):
+        sent, got = getattr(request_of, field.name), getattr(back, field.name)
+        if isinstance(sent, np.ndarray):
+            np.testing.assert_array_equal(got, sent)
+            assert got.flags.writeable
+        else:
+            assert got == sent
 
 
 def test_reply_round_trip():
@@ -170,7 +178,7 @@ def test_declared_size_must_match(rows, columns, size, code):
     ("value", "code"), [(np.nan, "NONFINITE_INPUT"), (-np.inf, "NONFINITE_INPUT"), (1e38, "NORM_TOO_LARGE")]
 )
 def test_values_are_checked_both_ways(value, code):
-    array = context()
+    array = CONTEXT.copy()
     array[1, 2] = value
     message = train_message()
     message.global_context.data = array.tobytes()

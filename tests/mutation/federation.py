@@ -6,7 +6,7 @@ EXPERIMENT_TESTS = "tests/common/test_experiment.py"
 PULSE_TESTS = "tests/common/test_heartbeat.py"
 RUN_FOLDER_TESTS = "tests/server/test_run_folder.py"
 SIGNATURES_TESTS = "tests/server/test_signatures.py"
-SIGNED_TEXT_TESTS = "tests/common/test_signed_text.py"
+SIGNED_TEXT_TESTS = "tests/common/test_payload.py"
 SITE_UNIT_TESTS = "tests/integration/test_site_unit.py"
 STRATEGY_TESTS = "tests/server/test_strategy.py"
 
@@ -74,7 +74,7 @@ FEDERATION = (
         "_content_digest(reply)",
         "b''",
         (
-            f"{SIGNED_TEXT_TESTS}::test_whatever_is_changed_changes_the_text",
+            f"{SIGNED_TEXT_TESTS}::test_whatever_is_changed_changes_the_signed_text",
             f"{SIGNATURES_TESTS}::test_U7_a_changed_update_is_dropped",
         ),
     ),
@@ -84,7 +84,7 @@ FEDERATION = (
         "experiment.digest().encode()",
         "b''",
         (
-            f"{SIGNED_TEXT_TESTS}::test_whatever_is_changed_changes_the_text",
+            f"{SIGNED_TEXT_TESTS}::test_whatever_is_changed_changes_the_signed_text",
             f"{SIGNATURES_TESTS}::test_U7_the_same_reply_under_another_experiment_is_dropped",
         ),
     ),

@@ -11,7 +11,7 @@ NO_LEAK_BETWEEN_EXAMPLES_TESTS = "tests/client/learning/test_no_leak_between_exa
 RELEASED_NOISE_TESTS = "tests/audit/test_released_noise.py"
 REPLY_TESTS = "tests/audit/test_reply.py"
 STEP_TESTS = "tests/client/learning/test_step.py"
-TRUST_TESTS = "tests/common/test_trust.py"
+TRUST_TESTS = "tests/common/test_privacy_plan.py"
 
 MECHANISM = (
     (

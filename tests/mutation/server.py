@@ -80,7 +80,7 @@ SERVER = (
         "dpfpl_common.experiment:Experiment.min_sites",
         "self.privacy.tolerated_dropouts",
         "1",
-        ("tests/common/test_trust.py::test_whoever_survives_and_whoever_colludes_the_unknown_noise_suffices",),
+        ("tests/common/test_privacy_plan.py::test_whoever_survives_and_whoever_colludes_the_unknown_noise_suffices",),
     ),
     (
         "server: every provisioned site is asked, on the list or not",
