@@ -14,9 +14,10 @@ from dpfpl_common.wire.payloads import (
     METRIC_NAMES,
     EvaluateRequest,
     SiteReply,
+    SumReply,
+    SumRequest,
     TrainRequest,
     check_context,
-    kind_of,
     request_digest,
     signed_text,
 )
@@ -127,35 +128,45 @@ def test_impossible_scores(score):
     assert caught.value.code == "BAD_SCORES"
 
 
+TRAIN = TrainRequest(EXPERIMENT, 3, CONTEXT)
 REPLY = SiteReply("north", 3, CONTEXT, {"personal_local": 0.5, "global_local": 0.25})
 
 
 @pytest.mark.parametrize(
-    ("experiment", "kind", "changes"),
+    ("request_of", "changes"),
     [
-        (OTHER, "train", {}),
-        (EXPERIMENT, "evaluate", {}),
-        (EXPERIMENT, "train", {"round": 4}),
-        (EXPERIMENT, "train", {"site": "south"}),
-        (EXPERIMENT, "train", {"update": ONE_ULP}),
-        (EXPERIMENT, "train", {"update": None}),
-        (EXPERIMENT, "train", {"metrics": {"personal_local": 0.5}}),
-        (EXPERIMENT, "train", {"metrics": {"personal_local": 0.5, "global_local": 0.26}}),
-        (EXPERIMENT, "train", {"metrics": {"personal_local": 0.25, "global_local": 0.5}}),
-        (EXPERIMENT, "train", {"scores": (1.6,)}),
+        (TrainRequest(OTHER, 3, CONTEXT), {}),
+        (EvaluateRequest(EXPERIMENT, 3, CONTEXT), {}),
+        (TRAIN, {"round": 4}),
+        (TRAIN, {"site": "south"}),
+        (TRAIN, {"update": ONE_ULP}),
+        (TRAIN, {"update": None}),
+        (TRAIN, {"evidence": CONTEXT}),
+        (TRAIN, {"metrics": {"personal_local": 0.5}}),
+        (TRAIN, {"metrics": {"personal_local": 0.5, "global_local": 0.26}}),
+        (TRAIN, {"metrics": {"personal_local": 0.25, "global_local": 0.5}}),
+        (TRAIN, {"scores": (1.6,)}),
     ],
 )
-def test_whatever_is_changed_changes_the_signed_text(experiment, kind, changes):
-    assert signed_text(experiment, kind, dataclasses.replace(REPLY, **changes)) != signed_text(
-        EXPERIMENT, "train", REPLY
-    )
+def test_whatever_is_changed_changes_the_signed_text(request_of, changes):
+    assert signed_text(request_of, dataclasses.replace(REPLY, **changes)) != signed_text(TRAIN, REPLY)
 
 
 def test_the_same_reply_has_the_same_text_whatever_the_order_and_the_signature():
     again = SiteReply("north", 3, CONTEXT.copy(), {"global_local": 0.25, "personal_local": 0.5}, signature=b"s" * 64)
-    assert signed_text(EXPERIMENT, "train", again) == signed_text(EXPERIMENT, "train", REPLY)
+    assert signed_text(TRAIN, again) == signed_text(TRAIN, REPLY)
 
 
-def test_the_kind_comes_from_the_request():
-    assert kind_of(TrainRequest(EXPERIMENT, 1, CONTEXT)) == "train"
-    assert kind_of(EvaluateRequest(EXPERIMENT, 1, CONTEXT)) == "evaluate"
+@pytest.mark.parametrize(
+    "changes", [{"sum": "vote"}, {"attempt": 2}, {"step": "shares"}, {"site": "south"}, {"content": b"x"}]
+)
+def test_whatever_is_changed_changes_the_signed_text_of_a_step_of_a_sum(changes):
+    secure = PrivacySettings(mechanism="one_shot", trust="secure", noise_multiplier=1.5)
+    asked = SumRequest(
+        dataclasses.replace(EXPERIMENT, sites=("north", "south", "west"), privacy=secure), "rows", 1, "keys", b""
+    )
+    reply = SumReply("north", b"content")
+    of_request = {name: value for name, value in changes.items() if hasattr(asked, name) and name != "content"}
+    of_reply = {name: value for name, value in changes.items() if name not in of_request}
+    changed = signed_text(dataclasses.replace(asked, **of_request), dataclasses.replace(reply, **of_reply))
+    assert changed != signed_text(asked, reply)

@@ -81,7 +81,7 @@ FEDERATION = (
     (
         "the signature is not tied to the experiment",
         "dpfpl_common.wire.payloads:signed_text",
-        "experiment.digest().encode()",
+        "request.experiment.digest().encode()",
         "b''",
         (
             f"{SIGNED_TEXT_TESTS}::test_whatever_is_changed_changes_the_signed_text",

@@ -53,10 +53,10 @@ def test_every_reply_is_signed_as_what_it_is(agent, requests):
     public = Ed25519PrivateKey.from_private_bytes(b"k" * 32).public_key()
     train, evaluate = requests
     update, accuracies = agent.train(train), agent.evaluate(evaluate)
-    public.verify(update.signature, signed_text(train.experiment, "train", update))
-    public.verify(accuracies.signature, signed_text(train.experiment, "evaluate", accuracies))
+    public.verify(update.signature, signed_text(train, update))
+    public.verify(accuracies.signature, signed_text(evaluate, accuracies))
     with pytest.raises(InvalidSignature):
-        public.verify(update.signature, signed_text(train.experiment, "evaluate", update))
+        public.verify(update.signature, signed_text(evaluate, update))
 
 
 def test_a_replayed_reply_is_the_same_bytes(agent, requests):

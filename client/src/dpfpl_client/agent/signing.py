@@ -11,16 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from dpfpl_client.agent.endpoint import Agent
 from dpfpl_common.errors import StateError
-from dpfpl_common.wire.payloads import (
-    EvaluateRequest,
-    SiteReply,
-    SumReply,
-    SumRequest,
-    TrainRequest,
-    kind_of,
-    signed_sum_text,
-    signed_text,
-)
+from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, SumReply, SumRequest, TrainRequest, signed_text
 
 __all__ = ["SigningAgent", "load_signing_key"]
 
@@ -50,11 +41,10 @@ class SigningAgent:
     def add_up(self, request: SumRequest) -> SumReply:
         """See ``Agent``."""
         reply = self._agent.add_up(request)
-        return dataclasses.replace(reply, signature=self._key.sign(signed_sum_text(request, reply)))
+        return dataclasses.replace(reply, signature=self._key.sign(signed_text(request, reply)))
 
     def _signed(self, request: TrainRequest | EvaluateRequest, reply: SiteReply) -> SiteReply:
-        text = signed_text(request.experiment, kind_of(request), reply)
-        return dataclasses.replace(reply, signature=self._key.sign(text))
+        return dataclasses.replace(reply, signature=self._key.sign(signed_text(request, reply)))
 
 
 def load_signing_key(path: Path) -> Ed25519PrivateKey:

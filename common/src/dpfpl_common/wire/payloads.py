@@ -1,13 +1,11 @@
-"""What a site's agent signs: the text that ties a reply to one experiment, round, kind and site.
+"""What crosses the wire between strategy, ClientApp and agent, as frozen values that are checked when they are built.
 
-Operator code runs beside a site's connection and could send anything in the site's name; so the server believes only
-the agent's signature. Ed25519 is deterministic: the same reply always has the same signature.
+Nothing else crosses: the records of Flower and the messages of the agent's RPC are translations of these.
 """
 
 import hashlib
 import struct
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,24 +21,15 @@ __all__ = [
     "AnyRequest",
     "Context",
     "EvaluateRequest",
-    "Kind",
     "SiteReply",
     "SumReply",
     "SumRequest",
     "TrainRequest",
     "check_context",
     "check_matrix",
-    "check_metrics",
-    "kind_of",
     "request_digest",
-    "signed_sum_text",
     "signed_text",
 ]
-
-
-# What crosses the wire between strategy, ClientApp and agent, as frozen values checked when built.
-#
-# Nothing else crosses: the records of Flower and the messages of the agent's RPC are translations of these.
 
 
 Context = npt.NDArray[np.float32]
@@ -213,7 +202,7 @@ class SiteReply:
     evidence: Context | None = None
 
     def __post_init__(self) -> None:
-        check_metrics(self.metrics)
+        _check_metrics(self.metrics)
         if not all(type(score) is float and abs(score) < MOST_COUNTED for score in self.scores):
             raise PayloadError(code="BAD_SCORES", message="A score is not a finite number, or beyond 1e12.")
         if type(self.signature) is not bytes or len(self.signature) not in (0, 64):
@@ -254,7 +243,7 @@ def check_context(array: object, shape: tuple[int, int], name: str) -> None:
         raise PayloadError(code="NORM_TOO_LARGE", message=f"{name} holds a value beyond 1e6.")
 
 
-def check_metrics(metrics: dict[str, float]) -> None:
+def _check_metrics(metrics: dict[str, float]) -> None:
     """Refuse unknown names and values that are no accuracies."""
     for name, value in metrics.items():
         if name not in METRIC_NAMES:
@@ -265,8 +254,7 @@ def check_metrics(metrics: dict[str, float]) -> None:
 
 def request_digest(request: TrainRequest) -> str:
     """sha256 of everything that a round's computation depends on: the same digest may be served the same bytes."""
-    digest = hashlib.sha256()
-    for part in (
+    parts = _framed(
         DIGEST_VERSION,
         request.experiment.digest().encode(),
         str(request.round).encode(),
@@ -274,10 +262,8 @@ def request_digest(request: TrainRequest) -> str:
         b"1" if request.evaluate else b"0",
         b"1" if request.collect else b"0",
         b"" if request.pool is None else request.pool.astype("<f4").tobytes(),
-    ):
-        digest.update(len(part).to_bytes(8, "big"))
-        digest.update(part)
-    return digest.hexdigest()
+    )
+    return hashlib.sha256(parts).hexdigest()
 
 
 def _check_round(number: object, low: int, high: int) -> None:
@@ -287,38 +273,28 @@ def _check_round(number: object, low: int, high: int) -> None:
         )
 
 
-def signed_sum_text(request: SumRequest, reply: SumReply) -> bytes:
-    """As ``signed_text``, of one step of a secure sum."""
-    about = (request.experiment.digest(), request.sum, str(request.attempt), request.step, reply.site)
-    parts = (DOMAIN + b", secure sum", *(part.encode() for part in about), hashlib.sha256(reply.content).digest())
-    return b"".join(len(part).to_bytes(8, "big") + part for part in parts)
-
-
-Kind = Literal["train", "evaluate"]
-
 DOMAIN = b"DP-FPL reply of a site, 2"
 """Keeps these signatures apart from any other use of the same key; another number where what is signed changes."""
 
 
-def kind_of(request: TrainRequest | EvaluateRequest) -> Kind:
-    """What kind of request a reply answers."""
-    return "train" if isinstance(request, TrainRequest) else "evaluate"
+def signed_text(request: AnyRequest, reply: SiteReply | SumReply) -> bytes:
+    """The bytes that a site's agent signs, which tie its reply to one experiment, round or step, kind and site.
 
-
-def signed_text(experiment: Experiment, kind: Kind, reply: SiteReply) -> bytes:
-    """The bytes that are signed: domain, experiment's digest, round, kind, site, digest of the reply's content.
-
-    Every part is preceded by its length, so no two different replies have the same text. The signature itself is not a
-    part of it.
+    Domain, experiment's digest, what was asked, site and digest of the reply's content; the signature itself is no part
+    of it. Operator code runs beside a site's connection and could send anything in the site's name, so the server
+    believes only this signature. Ed25519 is deterministic: the same reply always has the same one.
     """
-    parts = (
-        DOMAIN,
-        experiment.digest().encode(),
-        str(reply.round).encode(),
-        kind.encode(),
-        reply.site.encode(),
-        _content_digest(reply),
-    )
+    digest, site = request.experiment.digest().encode(), reply.site.encode()
+    if isinstance(reply, SumReply):
+        assert isinstance(request, SumRequest)
+        asked = (part.encode() for part in (request.sum, str(request.attempt), request.step))
+        return _framed(DOMAIN + b", secure sum", digest, *asked, site, hashlib.sha256(reply.content).digest())
+    kind = b"train" if isinstance(request, TrainRequest) else b"evaluate"
+    return _framed(DOMAIN, digest, str(reply.round).encode(), kind, site, _content_digest(reply))
+
+
+def _framed(*parts: bytes) -> bytes:
+    """Each part preceded by its length: no two different lists have the same bytes."""
     return b"".join(len(part).to_bytes(8, "big") + part for part in parts)
 
 
@@ -327,8 +303,8 @@ def _content_digest(reply: SiteReply) -> bytes:
     digest = hashlib.sha256()
     for array in (reply.update, reply.evidence):
         content = b"" if array is None else repr(array.shape).encode() + b" " + array.astype("<f4").tobytes()
-        digest.update(len(content).to_bytes(8, "big") + content)
+        digest.update(_framed(content))
     for name, value in sorted(reply.metrics.items()):
-        digest.update(len(name.encode()).to_bytes(8, "big") + name.encode() + struct.pack(">d", value))
+        digest.update(_framed(name.encode()) + struct.pack(">d", value))
     digest.update(struct.pack(f">Q{len(reply.scores)}d", len(reply.scores), *reply.scores))
     return digest.digest()

@@ -189,7 +189,7 @@ class SumReplies:
             if reply.site != site:
                 raise _of_another(reply.site)
             if self._signatures is not None:
-                self._signatures.check_sum(self._asked[site], reply, site)
+                self._signatures(self._asked[site], reply, site)
         except PayloadError as error:
             self.failures[site] = Rejected(error.code, f"{error.message} {error.advice}".strip())
             return

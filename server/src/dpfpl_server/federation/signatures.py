@@ -7,16 +7,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from dpfpl_common.errors import ConfigError, PayloadError
-from dpfpl_common.wire.payloads import (
-    EvaluateRequest,
-    SiteReply,
-    SumReply,
-    SumRequest,
-    TrainRequest,
-    kind_of,
-    signed_sum_text,
-    signed_text,
-)
+from dpfpl_common.wire.payloads import AnyRequest, SiteReply, SumReply, signed_text
 
 __all__ = ["SignatureCheck"]
 
@@ -34,24 +25,17 @@ class SignatureCheck:
     def __init__(self, keys: Mapping[str, str]) -> None:
         self._keys = {site: _public_key(site, line) for site, line in keys.items()}
 
-    def __call__(self, request: TrainRequest | EvaluateRequest, reply: SiteReply, site: str) -> None:
+    def __call__(self, request: AnyRequest, reply: SiteReply | SumReply, site: str) -> None:
         """Let a reply pass that ``site`` signed as its answer to ``request``.
 
         Raises:
             PayloadError: SIGNATURE_MISSING or SIGNATURE_WRONG.
         """
-        self._verify(site, reply.signature, signed_text(request.experiment, kind_of(request), reply))
-
-    def check_sum(self, request: SumRequest, reply: SumReply, site: str) -> None:
-        """The same for a step of a secure sum."""
-        self._verify(site, reply.signature, signed_sum_text(request, reply))
-
-    def _verify(self, site: str, signature: bytes, text: bytes) -> None:
         key = self._keys.get(site)
-        if not signature or key is None:
+        if not reply.signature or key is None:
             raise PayloadError(code="SIGNATURE_MISSING", message="The reply is not signed by the site's agent.")
         try:
-            key.verify(signature, text)
+            key.verify(reply.signature, signed_text(request, reply))
         except InvalidSignature:
             raise PayloadError(
                 code="SIGNATURE_WRONG", message="The signature is not the site's own, or not of this reply."
