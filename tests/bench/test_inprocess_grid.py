@@ -6,8 +6,7 @@ import pytest
 from dpfpl_bench.simulation.in_process import SERVER_NODE, InProcessGrid
 from dpfpl_common.errors import DataError, RefusedError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings
-from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, TrainRequest
-from dpfpl_common.wire.refusal import Refusal
+from dpfpl_common.wire.payloads import EvaluateRequest, Refusal, SiteReply, TrainRequest
 from dpfpl_server.federation.messages import reply_in, request_content
 
 EXPERIMENT = Experiment(

@@ -15,8 +15,7 @@ from dpfpl_client.node import app as module
 from dpfpl_client.node.app import app
 from dpfpl_common.errors import RefusedError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
-from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, TrainRequest
-from dpfpl_common.wire.refusal import Refusal
+from dpfpl_common.wire.payloads import EvaluateRequest, Refusal, SiteReply, TrainRequest
 from dpfpl_server.federation.messages import reply_in, request_content
 
 SHAPE = (4, 8)

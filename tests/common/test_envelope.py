@@ -8,8 +8,16 @@ from wire_samples import only_documented_errors
 
 from dpfpl_common import PROTOCOL_VERSION
 from dpfpl_common.errors import PayloadError
-from dpfpl_common.wire.codec import CODES, MAX_MESSAGE_BYTES
-from dpfpl_common.wire.envelope import RECORD, Request, read_reply, read_request, reply_record, request_record
+from dpfpl_common.wire.codec import (
+    CODES,
+    MAX_MESSAGE_BYTES,
+    RECORD,
+    Envelope,
+    read_reply,
+    read_request,
+    reply_record,
+    request_record,
+)
 
 
 def request(drop=(), **changes):
@@ -25,8 +33,8 @@ def refused(code, content, read=read_request):
 
 
 def test_what_was_put_in_comes_out():
-    assert read_request(request()) == Request(b"hello", 3.0)
-    assert read_request(RecordDict({RECORD: ConfigRecord(request_record(b"", 60))})) == Request(b"", 60.0)
+    assert read_request(request()) == Envelope(b"hello", 3.0)
+    assert read_request(RecordDict({RECORD: ConfigRecord(request_record(b"", 60))})) == Envelope(b"", 60.0)
     assert read_reply(RecordDict({RECORD: ConfigRecord(reply_record(b"hello"))})) == b"hello"
 
 

@@ -16,8 +16,16 @@ from dpfpl_common.experiment import PrivacySettings
 from dpfpl_common.wire import agent_pb2
 from dpfpl_common.wire import codec as wire
 from dpfpl_common.wire.codec import CODES, MAX_EXPERIMENT_BYTES, MAX_MESSAGE_BYTES
-from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, SumRequest, TrainRequest
-from dpfpl_common.wire.refusal import MAX_TEXT, Refusal, plain, refusal_of
+from dpfpl_common.wire.payloads import (
+    MAX_TEXT,
+    EvaluateRequest,
+    Refusal,
+    SiteReply,
+    SumRequest,
+    TrainRequest,
+    plain,
+    refusal_of,
+)
 
 TRAIN = TrainRequest(dataclasses.replace(EXPERIMENT, classes=("cat", "hündin")), 3, CONTEXT, evaluate=True)
 EVALUATE = EvaluateRequest(EXPERIMENT, 10, 2 * CONTEXT)

@@ -26,7 +26,7 @@ from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, 
 from dpfpl_common.ops.processes import ProcessGroup, free_ports
 from dpfpl_common.wire import agent_pb2
 from dpfpl_common.wire import codec as wire
-from dpfpl_common.wire.envelope import read_request
+from dpfpl_common.wire.codec import read_request
 from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, TrainRequest
 from dpfpl_server.federation.rounds import DPFPLStrategy
 from dpfpl_server.sites.admin import add_sites, list_sites

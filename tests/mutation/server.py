@@ -56,7 +56,7 @@ SERVER = (
     ),
     (
         "server: further records and keys pass",
-        "dpfpl_common.wire.envelope:_opened",
+        "dpfpl_common.wire.codec:_opened",
         "key not in expected",
         "False",
         ("tests/common/test_envelope.py::test_names_types_and_sizes_must_be_exact",),

@@ -12,10 +12,8 @@ from dpfpl_common.errors import PayloadError, RefusedError
 from dpfpl_common.experiment import RoundSettings
 from dpfpl_common.wire import agent_pb2
 from dpfpl_common.wire import codec as wire
-from dpfpl_common.wire.codec import MAX_MESSAGE_BYTES
-from dpfpl_common.wire.envelope import read_request
-from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, SumReply, SumRequest, TrainRequest
-from dpfpl_common.wire.refusal import Refusal
+from dpfpl_common.wire.codec import MAX_MESSAGE_BYTES, read_request
+from dpfpl_common.wire.payloads import EvaluateRequest, Refusal, SiteReply, SumReply, SumRequest, TrainRequest
 from dpfpl_server.federation.messages import content_bytes, message_bytes, reply_in, request_content, sum_reply_in
 
 TRAIN = TrainRequest(EXPERIMENT, 3, CONTEXT, evaluate=False)

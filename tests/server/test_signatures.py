@@ -14,7 +14,7 @@ from dpfpl_bench.simulation.in_process import InProcessGrid
 from dpfpl_client.agent.signing import SigningAgent
 from dpfpl_common.errors import ConfigError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
-from dpfpl_common.wire.envelope import RECORD
+from dpfpl_common.wire.codec import RECORD
 from dpfpl_common.wire.payloads import SiteReply
 from dpfpl_server.federation.rounds import DPFPLStrategy
 

@@ -12,7 +12,7 @@ from dpfpl_bench.simulation.in_process import InProcessGrid
 from dpfpl_common.errors import RefusedError, RoundError
 from dpfpl_common.experiment import AggregationSettings, Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_common.privacy.noise import SeededNoise
-from dpfpl_common.wire.envelope import RECORD
+from dpfpl_common.wire.codec import RECORD
 from dpfpl_common.wire.payloads import SiteReply, request_digest
 from dpfpl_server.exit_codes import FAILED, exit_code_of
 from dpfpl_server.federation import exchange as exchange_module

@@ -10,9 +10,8 @@ from dpfpl_common.errors import PayloadError, RefusedError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings
 from dpfpl_common.wire import agent_pb2
 from dpfpl_common.wire import codec as wire
-from dpfpl_common.wire.codec import CODES
-from dpfpl_common.wire.envelope import RECORD, read_reply, reply_record
-from dpfpl_common.wire.refusal import Refusal
+from dpfpl_common.wire.codec import CODES, RECORD, read_reply, reply_record
+from dpfpl_common.wire.payloads import Refusal
 
 SHAPE = (4, 8)
 EXPERIMENT = Experiment(

@@ -25,8 +25,14 @@ from dpfpl_common.errors import DeploymentError, DpfplError, PayloadError, Refus
 from dpfpl_common.wire import agent_pb2
 from dpfpl_common.wire import codec as wire
 from dpfpl_common.wire.codec import MAX_MESSAGE_BYTES
-from dpfpl_common.wire.payloads import AnyRequest, EvaluateRequest, SumRequest, TrainRequest
-from dpfpl_common.wire.refusal import internal_refusal, refusal_of
+from dpfpl_common.wire.payloads import (
+    AnyRequest,
+    EvaluateRequest,
+    SumRequest,
+    TrainRequest,
+    internal_refusal,
+    refusal_of,
+)
 
 __all__ = ["AgentServer", "Turns", "answer", "serve"]
 

@@ -4,9 +4,8 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from dpfpl_common.wire import agent_pb2
 from dpfpl_common.wire import codec as wire
-from dpfpl_common.wire.envelope import RECORD, read_reply, request_record
-from dpfpl_common.wire.payloads import AnyRequest, EvaluateRequest, SiteReply, SumReply, TrainRequest
-from dpfpl_common.wire.refusal import Refusal
+from dpfpl_common.wire.codec import RECORD, read_reply, request_record
+from dpfpl_common.wire.payloads import AnyRequest, EvaluateRequest, Refusal, SiteReply, SumReply, TrainRequest
 
 __all__ = ["content_bytes", "message_bytes", "reply_in", "request_content", "sum_reply_in"]
 

@@ -12,8 +12,7 @@ from flwr.app import Message
 from dpfpl_common.errors import PayloadError
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.privacy_plan import site_noise_stddev
-from dpfpl_common.wire.payloads import Context, EvaluateRequest, SiteReply, SumRequest, TrainRequest
-from dpfpl_common.wire.refusal import Refusal, plain
+from dpfpl_common.wire.payloads import Context, EvaluateRequest, Refusal, SiteReply, SumRequest, TrainRequest, plain
 from dpfpl_server.federation.aggregation import collector
 from dpfpl_server.federation.evidence import check_rows
 from dpfpl_server.federation.exchange import Rejected
