@@ -6,6 +6,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from wire_samples import CONTEXT, EXPERIMENT, SHAPE, only_documented_errors
@@ -15,7 +16,17 @@ from dpfpl_common.errors import DataError, PayloadError, RefusedError
 from dpfpl_common.experiment import PrivacySettings
 from dpfpl_common.wire import agent_pb2
 from dpfpl_common.wire import codec as wire
-from dpfpl_common.wire.codec import CODES, MAX_EXPERIMENT_BYTES, MAX_MESSAGE_BYTES
+from dpfpl_common.wire.codec import (
+    CODES,
+    MAX_EXPERIMENT_BYTES,
+    MAX_MESSAGE_BYTES,
+    RECORD,
+    Envelope,
+    read_reply,
+    read_request,
+    reply_record,
+    request_record,
+)
 from dpfpl_common.wire.payloads import (
     MAX_TEXT,
     EvaluateRequest,
@@ -305,3 +316,68 @@ def test_any_text_can_be_told_as_one_printable_line(text):
     assert len(told) <= MAX_TEXT
     assert told.isprintable()
     wire.decode_reply(wire.encode_refusal(Refusal("X", told, told, told)), TRAIN)
+
+
+# What a Flower message carries: exact names, types and sizes, or a documented code.
+
+
+def record(drop=(), **changes):
+    fields = request_record(b"hello", 3.0) | changes
+    return RecordDict({RECORD: ConfigRecord({key: value for key, value in fields.items() if key not in drop})})
+
+
+def test_what_was_put_in_comes_out():
+    assert read_request(record()) == Envelope(b"hello", 3.0)
+    assert read_request(RecordDict({RECORD: ConfigRecord(request_record(b"", 60))})) == Envelope(b"", 60.0)
+    assert read_reply(RecordDict({RECORD: ConfigRecord(reply_record(b"hello"))})) == b"hello"
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (RecordDict(), "MISSING_FIELD"),
+        (RecordDict({"other": ConfigRecord(request_record(b"", 3.0))}), "MISSING_FIELD"),
+        (RecordDict({RECORD: MetricRecord({"deadline": 1.0})}), "VERSION_MISMATCH"),
+        (RecordDict({RECORD: ArrayRecord({"message": Array("x", (1,), "y", b"")})}), "VERSION_MISMATCH"),
+        (RecordDict({**record(), "more": ConfigRecord({"lr": 0.1})}), "UNKNOWN_FIELD"),
+        (record(debug=True), "UNKNOWN_FIELD"),
+        (record(drop=("message",)), "MISSING_FIELD"),
+        (record(drop=("deadline",)), "MISSING_FIELD"),
+        (record(drop=("protocol_version",)), "VERSION_MISMATCH"),
+        (record(protocol_version=PROTOCOL_VERSION + 1, debug=True), "VERSION_MISMATCH"),
+        (record(protocol_version=True), "VERSION_MISMATCH"),
+        (record(protocol_version=str(PROTOCOL_VERSION)), "VERSION_MISMATCH"),
+        (record(message="hello"), "WRONG_TYPE"),
+        (record(message=bytes(MAX_MESSAGE_BYTES + 1)), "MESSAGE_TOO_LARGE"),
+        (record(deadline=3), "WRONG_TYPE"),
+        (record(deadline=0.0), "IMPOSSIBLE_VALUE"),
+        (record(deadline=float("nan")), "IMPOSSIBLE_VALUE"),
+        (record(deadline=float("inf")), "IMPOSSIBLE_VALUE"),
+        (record(deadline=1e7), "IMPOSSIBLE_VALUE"),
+        (RecordDict({"request": ConfigRecord({"protocol_version": 3, "round": 1})}), "VERSION_MISMATCH"),
+        (RecordDict({"reply": ConfigRecord({"protocol_version": 3}), "metrics": MetricRecord({})}), "VERSION_MISMATCH"),
+    ],
+)
+def test_names_types_and_sizes_must_be_exact(content, code):
+    refused(code, read_request, content)
+
+
+def test_a_reply_holds_no_more():
+    refused("UNKNOWN_FIELD", read_reply, record())
+    refused("MESSAGE_TOO_LARGE", read_reply, record(drop=("deadline",), message=bytes(MAX_MESSAGE_BYTES + 1)))
+    assert read_reply(record(drop=("deadline",), message=bytes(MAX_MESSAGE_BYTES))) == bytes(MAX_MESSAGE_BYTES)
+
+
+VALUES = st.one_of(
+    st.booleans(), st.integers(-(2**70), 2**70), st.floats(), st.text(max_size=20), st.binary(max_size=20)
+)
+KEYS = st.sampled_from(("protocol_version", "deadline", "message")) | st.text(max_size=8)
+
+
+@given(st.dictionaries(KEYS, VALUES, max_size=5), st.booleans())
+@settings(max_examples=600, deadline=1000)
+def test_any_record_gives_a_documented_code(changes, whole):
+    content = record(**changes) if whole else RecordDict({RECORD: ConfigRecord(changes)})
+    for read in (read_request, read_reply):
+        with only_documented_errors():
+            read(content)

@@ -59,7 +59,7 @@ SERVER = (
         "dpfpl_common.wire.codec:_opened",
         "key not in expected",
         "False",
-        ("tests/common/test_envelope.py::test_names_types_and_sizes_must_be_exact",),
+        ("tests/common/test_wire.py::test_names_types_and_sizes_must_be_exact",),
     ),
     (
         "server: another version of the protocol is taken",
