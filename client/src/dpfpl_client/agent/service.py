@@ -107,7 +107,7 @@ _OPTIONS = (
 )
 
 
-_MESSAGES = {
+_MESSAGES: dict[str, type[wire.RequestMessage]] = {
     "Train": agent_pb2.TrainRequest,
     "Evaluate": agent_pb2.EvaluateRequest,
     "AddUp": agent_pb2.SumRequest,

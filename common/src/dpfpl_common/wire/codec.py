@@ -49,6 +49,7 @@ __all__ = [
     "MAX_MESSAGE_BYTES",
     "RECORD",
     "Envelope",
+    "RequestMessage",
     "check_reply",
     "check_version",
     "decode_reply",
