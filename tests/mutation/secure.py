@@ -34,7 +34,7 @@ SECURE = (
         "dpfpl_common.secure.site:SiteSum._unmask",
         "set(survivors) & set(gone)",
         "False",
-        (f"{SUM_TESTS}::test_se4_both_shares_of_one_site_are_refused",),
+        (f"{SUM_TESTS}::test_se4_both_shares_of_a_site_and_lists_about_other_sites_are_refused",),
     ),
     (
         "secure sum: a second list of survivors is answered",
@@ -55,7 +55,7 @@ SECURE = (
         "dpfpl_common.secure.site:_enough",
         "count < terms.least",
         "count < 1",
-        (f"{SUM_TESTS}::test_se4_lists_about_other_sites_than_those_that_shared_are_refused",),
+        (f"{SUM_TESTS}::test_se4_both_shares_of_a_site_and_lists_about_other_sites_are_refused",),
     ),
     (
         "secure sum: own keys replaced in the list",

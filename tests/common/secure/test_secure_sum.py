@@ -168,11 +168,21 @@ def lists(survivors: Iterable[str], gone: Iterable[str]) -> bytes:
     return p.framed(named(dict.fromkeys(survivors, b"")), named(dict.fromkeys(gone, b"")))
 
 
-def test_se4_both_shares_of_one_site_are_refused(asked: tuple[Federation, SiteSum]) -> None:
+@pytest.mark.parametrize(
+    ("code", "survivors", "gone"),
+    [
+        ("BOTH_SHARES", slice(5), slice(1, 2)),
+        ("OTHER_SURVIVORS", slice(4), slice(0)),
+        ("TOO_FEW_SITES", slice(2), slice(2, 5)),
+    ],
+)
+def test_se4_both_shares_of_a_site_and_lists_about_other_sites_are_refused(
+    asked: tuple[Federation, SiteSum], code: str, survivors: slice, gone: slice
+) -> None:
     federation, site = asked
     everybody = sorted(federation.values)
 
-    refused("BOTH_SHARES", site.answer, "unmask", lists(everybody, everybody[1:2]))
+    refused(code, site.answer, "unmask", lists(everybody[survivors], everybody[gone]))
 
 
 def test_se4_two_lists_of_survivors_are_refused(asked: tuple[Federation, SiteSum]) -> None:
@@ -183,14 +193,6 @@ def test_se4_two_lists_of_survivors_are_refused(asked: tuple[Federation, SiteSum
     refused("STEP_ANSWERED", site.answer, "unmask", lists(everybody[:4], everybody[4:]))
 
     assert site.answer("unmask", lists(everybody, ())) == first
-
-
-def test_se4_lists_about_other_sites_than_those_that_shared_are_refused(asked: tuple[Federation, SiteSum]) -> None:
-    federation, site = asked
-    everybody = sorted(federation.values)
-
-    refused("OTHER_SURVIVORS", site.answer, "unmask", lists(everybody[:4], ()))
-    refused("TOO_FEW_SITES", site.answer, "unmask", lists(everybody[:2], everybody[2:]))
 
 
 @pytest.mark.parametrize("colluders", [0, 1, 2, 5])
