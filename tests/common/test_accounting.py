@@ -95,14 +95,6 @@ def test_P7_pld_is_never_above_renyi_and_never_below_a_lower_bound(z, q, steps, 
     assert spent >= single * (1 - 1e-6)
 
 
-@pytest.mark.parametrize(("z", "q", "steps"), [(1.0, 0.01, 500), (2.0, 0.5, 40), (4.0, 0.1, 200), (1.2, 0.05, 100)])
-def test_P7_pld_equals_opacus_prv(z, q, steps):
-    accountant = PRVAccountant()
-    accountant.history = [(z, q, steps)]
-    theirs = accountant.get_epsilon(1e-5, eps_error=0.005, delta_error=1e-8)
-    assert epsilon([event(z, q, steps)], 1e-5) == pytest.approx(theirs, abs=0.02, rel=0.005)
-
-
 @pytest.mark.parametrize("delta", [1e-5, 1e-9])
 @pytest.mark.parametrize(
     "releases",
@@ -130,6 +122,20 @@ SETTINGS = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("z", "q", "steps"),
+    [
+        *((1.0, 0.01, 500), (2.0, 0.5, 40), (4.0, 0.1, 200), (1.2, 0.05, 100)),
+        *(pytest.param(*setting, marks=pytest.mark.long) for setting in SETTINGS),
+    ],
+)
+def test_P7_pld_equals_opacus_prv(z, q, steps):
+    accountant = PRVAccountant()
+    accountant.history = [(z, q, steps)]
+    theirs = accountant.get_epsilon(1e-5, eps_error=0.005, delta_error=1e-8)
+    assert epsilon([event(z, q, steps)], 1e-5) == pytest.approx(theirs, abs=0.02, rel=0.005)
+
+
 def test_P7_the_filters_renyi_accounting_equals_opacus_on_two_hundred_settings():
     for z, q, steps in SETTINGS:
         for order in (2, 9, 63):
@@ -137,15 +143,6 @@ def test_P7_the_filters_renyi_accounting_equals_opacus_on_two_hundred_settings()
             spent, _ = opacus_rdp.get_privacy_spent(orders=[order], rdp=theirs, delta=1e-5)
             ours = accounting._order_epsilon(((z, q, steps),), 1e-5, order)
             assert ours == pytest.approx(max(spent, 0.0), rel=1e-6), (z, q, steps, order)
-
-
-@pytest.mark.long
-def test_P7_pld_equals_opacus_prv_on_two_hundred_settings():
-    for z, q, steps in SETTINGS:
-        accountant = PRVAccountant()
-        accountant.history = [(z, q, steps)]
-        theirs = accountant.get_epsilon(1e-5, eps_error=0.01, delta_error=1e-8)
-        assert epsilon([event(z, q, steps)], 1e-5) == pytest.approx(theirs, abs=0.02, rel=0.005), (z, q, steps)
 
 
 def test_steps_and_events_compose():
