@@ -381,7 +381,7 @@ def test_a_whole_number_too_large_for_a_float_is_a_config_error(key):
         *((text, "BAD_EXPERIMENT") for text in ("", "{", "[1", "9" * 5000, "[" * 100_000, '{"name": "a" "b"}')),
         *((text, "WRONG_TYPE") for text in ("[]", "null", "1", '"x"')),
         ("{}", "MISSING_KEY"),
-        ('{"name": NaN}', "MISSING_KEY"),
+        ('{"name": NaN}', "WRONG_TYPE"),
     ],
     ids=lambda text: text[:14],
 )
