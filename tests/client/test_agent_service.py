@@ -283,7 +283,7 @@ def test_one_computes_some_wait_the_others_are_refused(folder):
             except RefusedError as error:
                 outcomes.append(error.code)
 
-    with serving(fake, folder, queue=2) as server:
+    with serving(fake, folder) as server:
         callers = [threading.Thread(target=call) for _ in range(8)]
         for caller in callers:
             caller.start()
@@ -373,17 +373,18 @@ def test_call_survives_a_restart_of_the_agent(folder):
     assert [answer.site for answer in answers] == ["north"]
 
 
-def test_agent_that_is_not_ready_lets_callers_wait(folder):
-    server = AgentServer(FakeAgent(), f"unix:{folder}/agent.sock", folder / "agent.token")
-    server.start(serving=False)
-    with channel(server, folder) as agent:
+def test_callers_of_an_agent_that_stops_wait_for_the_next_one(folder):
+    with serving(FakeAgent(), folder) as server, channel(server, folder) as agent:
+        server._stopping = True
         assert not agent.is_serving()
+        with pytest.raises(grpc.RpcError) as caught:
+            raw_call(server, f"Bearer {read_token(folder / 'agent.token')}")
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         with channel(server, folder, deadline_s=0.5) as hasty, pytest.raises(RefusedError, match="AGENT_UNAVAILABLE"):
             hasty.train(TRAIN)
-        threading.Timer(0.5, server.set_serving, [True]).start()
+        threading.Timer(0.5, setattr, [server, "_stopping", False]).start()
         assert agent.train(TRAIN).site == "north"
         assert agent.is_serving()
-    server.stop(1.0)
 
 
 def test_socket_of_a_live_agent_is_not_taken(folder):

@@ -28,25 +28,23 @@ from dpfpl_common.wire.codec import MAX_MESSAGE_BYTES
 from dpfpl_common.wire.payloads import EvaluateRequest, SumRequest, TrainRequest
 from dpfpl_common.wire.refusal import internal_refusal, refusal_of
 
-__all__ = ["AgentServer", "Turns", "answer", "serve"]
+__all__ = ["AgentServer", "answer", "serve"]
 
 
 # One call computes at a time, few wait, the others are sent away.
 
 
+_QUEUE = 2
+"""Calls that may wait while one computes; more are refused with BUSY."""
 _LOOK_S = 0.1
 """How often a waiting call looks whether it is still wanted."""
 
 
 class Turns:
-    """Hands the agent to one caller after the other.
+    """Hands the agent to one caller after the other."""
 
-    Args:
-        queue: how many may wait.
-    """
-
-    def __init__(self, queue: int) -> None:
-        self._places = threading.Semaphore(1 + queue)
+    def __init__(self) -> None:
+        self._places = threading.Semaphore(1 + _QUEUE)
         self._computing = threading.Lock()
 
     @property
@@ -156,7 +154,6 @@ class AgentServer:
         address: ``unix:/path`` or ``host:port``; see :mod:`dpfpl_client.agent.endpoint`.
         token_file: the credential, made on first start.
         allow_any: accept an address that others could reach.
-        queue: how many calls may wait while one computes; more are refused with BUSY.
         group: the group of callers that run as another user; None if only this user calls.
     """
 
@@ -167,20 +164,18 @@ class AgentServer:
         token_file: Path,
         *,
         allow_any: bool = False,
-        queue: int = 2,
         group: int | None = None,
     ) -> None:
         self._agent = agent
         self._wanted = parse_address(address)
         self._token_file = token_file
         self._allow_any = allow_any
-        self._turns = Turns(queue)
-        self._serving = False
+        self._turns = Turns()
         self._stopping = False
         self._group = group
         self._socket = SocketFile(self._wanted.path, group) if self._wanted.path else None
         self._bound = self._wanted
-        self._workers = futures.ThreadPoolExecutor(max_workers=1 + queue + 5, thread_name_prefix="agent")
+        self._workers = futures.ThreadPoolExecutor(max_workers=1 + _QUEUE + 5, thread_name_prefix="agent")
         self._server: Any = None
 
     @property
@@ -188,11 +183,8 @@ class AgentServer:
         """Where it listens; with the real port once started."""
         return self._bound.target
 
-    def start(self, *, serving: bool = True) -> None:
+    def start(self) -> None:
         """Listen and answer.
-
-        Args:
-            serving: False if the agent is not ready yet; callers then wait until :meth:`set_serving`.
 
         Raises:
             ConfigError: the address is bad or public.
@@ -207,15 +199,6 @@ class AgentServer:
             if self._socket is not None:
                 self._socket.release()
             raise
-        self._serving = serving
-
-    def set_serving(self, serving: bool) -> None:
-        """Say whether calls are answered; the health service says the same."""
-        self._serving = serving
-
-    def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait until it has been stopped; False when the time is up."""
-        return not self._server.wait_for_termination(timeout_s)
 
     def stop(self, grace_s: float = 8.0) -> bool:
         """Take no more calls and let a running one finish within the grace time.
@@ -223,7 +206,7 @@ class AgentServer:
         Returns:
             False if the agent still computes; what it computes is committed or not, never half.
         """
-        self._serving, self._stopping = False, True
+        self._stopping = True
         if self._server is not None:
             self._server.stop(grace_s).wait(grace_s + 1.0)
         self._workers.shutdown(wait=False, cancel_futures=True)
@@ -266,7 +249,7 @@ class AgentServer:
         """A gRPC method of the agent's."""
 
         def respond(data: bytes, context: Any) -> bytes:
-            if not self._serving:
+            if self._stopping:  # its caller asks again, the next agent perhaps
                 context.abort(grpc.StatusCode.UNAVAILABLE, "not serving")
             return answer(self._agent, name, data, lambda: self._turn(context))
 
@@ -276,7 +259,7 @@ class AgentServer:
         return self._turns.hold(lambda: not self._stopping and context.is_active())
 
     def _check_health(self, _data: bytes, _context: Any) -> bytes:
-        status = health_pb2.HealthCheckResponse.SERVING if self._serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        status = "NOT_SERVING" if self._stopping else "SERVING"
         message: bytes = health_pb2.HealthCheckResponse(status=status).SerializeToString()
         return message
 
