@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
 
 from killable import Driver, Site, make_experiment, train_request
 
-from dpfpl_client.agent.credentials import read_token
+from dpfpl_client.agent.endpoint import read_token
 from dpfpl_common.privacy.accounting import epsilon
 from dpfpl_common.wire import agent_pb2
 from dpfpl_common.wire import codec as wire

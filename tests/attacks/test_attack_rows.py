@@ -18,7 +18,7 @@ from killable import Driver, Site, make_experiment, train_request
 from storage_shim import Shim, missing_tools
 from wire_samples import Caller
 
-from dpfpl_client.agent.credentials import read_token
+from dpfpl_client.agent.endpoint import read_token
 from dpfpl_client.agent.service import AgentServer
 from dpfpl_common.errors import ConfigError, RefusedError
 from dpfpl_common.wire import agent_pb2

@@ -18,8 +18,7 @@ import numpy as np
 import pytest
 from wire_samples import CONTEXT, EXPERIMENT, Caller
 
-from dpfpl_client.agent.credentials import read_token
-from dpfpl_client.agent.endpoint import SocketFile, parse_address, private_host
+from dpfpl_client.agent.endpoint import SocketFile, parse_address, private_host, read_token
 from dpfpl_client.agent.service import AgentServer
 from dpfpl_common.errors import ConfigError, DataError, DeploymentError, RefusedError, StateError
 from dpfpl_common.wire import agent_pb2

@@ -12,7 +12,7 @@ import pytest
 
 from dpfpl_client import doctor as doctor_module
 from dpfpl_client.agent.build import build_agent
-from dpfpl_client.agent.credentials import read_token
+from dpfpl_client.agent.endpoint import read_token
 from dpfpl_client.agent.ledger.view import summarise
 from dpfpl_client.agent.metrics import MeteredAgent, site_families, start_monitor
 from dpfpl_client.agent.service import AgentServer

@@ -9,7 +9,7 @@ from wire_samples import Caller
 
 import dpfpl_common
 from dpfpl_client.agent.build import build_agent
-from dpfpl_client.agent.credentials import read_token
+from dpfpl_client.agent.endpoint import read_token
 from dpfpl_client.agent.ledger.view import summarise
 from dpfpl_client.agent.service import AgentServer
 from dpfpl_client.agent.store import DiskStore

@@ -10,7 +10,7 @@ from fuzz_messages import KINDS, anything, variants
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dpfpl_client.agent.credentials import read_token
+from dpfpl_client.agent.endpoint import read_token
 from dpfpl_common.errors import PayloadError
 from dpfpl_common.wire import agent_pb2
 from dpfpl_common.wire import codec as wire

@@ -14,7 +14,7 @@ import torch
 from wire_samples import Caller
 
 from dpfpl_client.agent.build import build_agent
-from dpfpl_client.agent.credentials import read_token
+from dpfpl_client.agent.endpoint import read_token
 from dpfpl_client.agent.ledger.book import Ledger
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.data.builtin import DIGIT_CLASSES

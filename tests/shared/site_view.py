@@ -17,7 +17,7 @@ import grpc
 import numpy as np
 
 from dpfpl_client.agent import build, core
-from dpfpl_client.agent.credentials import HEADER, read_token
+from dpfpl_client.agent.endpoint import HEADER, read_token
 from dpfpl_client.agent.service import AgentServer
 from dpfpl_client.learning import step as randomness
 from dpfpl_client.site.settings import load_site

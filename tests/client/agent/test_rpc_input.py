@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from wire_samples import Caller
 
-from dpfpl_client.agent.credentials import read_token
+from dpfpl_client.agent.endpoint import read_token
 from dpfpl_client.agent.service import AgentServer
 from dpfpl_common.errors import DataError, PayloadError
 from dpfpl_common.policy import Policy

@@ -19,8 +19,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2
 
-from dpfpl_client.agent.credentials import Credential
-from dpfpl_client.agent.endpoint import Address, Agent, SocketFile, parse_address, private_host
+from dpfpl_client.agent.endpoint import Address, Agent, Credential, SocketFile, parse_address, private_host
 from dpfpl_common.errors import DeploymentError, DpfplError, PayloadError, RefusedError
 from dpfpl_common.wire import agent_pb2
 from dpfpl_common.wire import codec as wire
