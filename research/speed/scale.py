@@ -22,8 +22,8 @@ from dpfpl_bench.simulation.in_process import InProcessGrid, site_names
 from dpfpl_client.agent.core import SiteAgent
 from dpfpl_client.agent.endpoint import Agent
 from dpfpl_client.agent.features import FeatureCache
+from dpfpl_client.agent.keys import SigningAgent
 from dpfpl_client.agent.ledger.book import Ledger
-from dpfpl_client.agent.signing import SigningAgent
 from dpfpl_client.agent.store import MemoryStore
 from dpfpl_client.data import DataSettings, list_classes, load_pool
 from dpfpl_client.learning.learner import SiteFeatures

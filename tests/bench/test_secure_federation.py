@@ -19,9 +19,9 @@ from dpfpl_bench.simulation.in_process import InProcessGrid, SimulatedSite, Simu
 from dpfpl_client.agent.audit import AuditLog
 from dpfpl_client.agent.build import build_agent
 from dpfpl_client.agent.core import SiteAgent
+from dpfpl_client.agent.keys import AggregationKeys, aggregation_keys
 from dpfpl_client.agent.ledger.anchor import Registry
 from dpfpl_client.agent.ledger.book import LEDGER_FILE, ROWS, SCORES, VOTE, Ledger
-from dpfpl_client.agent.peers import AggregationKeys, aggregation_keys
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.data import DataSettings, list_classes
 from dpfpl_client.learning.learner import PromptLearner, SiteFeatures

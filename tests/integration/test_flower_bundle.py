@@ -25,8 +25,8 @@ from dpfpl_bench.simulation.settings import build_experiment
 from dpfpl_bench.simulation.simulate import make_request
 from dpfpl_client.agent.core import SiteAgent
 from dpfpl_client.agent.features import FeatureCache
+from dpfpl_client.agent.keys import SigningAgent
 from dpfpl_client.agent.ledger.book import Ledger
-from dpfpl_client.agent.signing import SigningAgent
 from dpfpl_client.agent.store import MemoryStore
 from dpfpl_client.learning.step import SeededRandomness
 from dpfpl_client.models.loader import load_backbone

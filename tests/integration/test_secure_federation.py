@@ -12,7 +12,7 @@ from enrolled_sites import enrol_sites
 
 from dpfpl_bench.simulation.in_process import Simulation, prepare_sites
 from dpfpl_client.agent.features import FeatureCache
-from dpfpl_client.agent.peers import aggregation_keys
+from dpfpl_client.agent.keys import aggregation_keys
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.data import DataSettings, list_classes, load_pool, partition_sites
 from dpfpl_client.models.loader import load_backbone

@@ -16,7 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from dpfpl_client.agent.signing import load_signing_key
+from dpfpl_client.agent.keys import load_signing_key
 from dpfpl_common.errors import ConfigError, DeploymentError
 from dpfpl_server.sites.certificates import certificate_covers, fingerprint, new_authority, new_server_certificate
 from dpfpl_server.sites.kits import KIT_FILES

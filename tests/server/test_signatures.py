@@ -11,7 +11,7 @@ from flwr.app import ConfigRecord, Message
 from wire_samples import array_of, content_of, message_in
 
 from dpfpl_bench.simulation.in_process import InProcessGrid
-from dpfpl_client.agent.signing import SigningAgent
+from dpfpl_client.agent.keys import SigningAgent
 from dpfpl_common.errors import ConfigError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_common.wire.envelope import RECORD

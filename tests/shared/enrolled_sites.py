@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from dpfpl_client.agent.peers import aggregation_keys
+from dpfpl_client.agent.keys import aggregation_keys
 from dpfpl_client.site.enrol import enroll
 from dpfpl_client.site.kit import unpack_kit
 from dpfpl_client.site.settings import load_site

@@ -13,14 +13,13 @@ from dpfpl_client.agent.audit import AuditLog
 from dpfpl_client.agent.budget import spent as epsilons
 from dpfpl_client.agent.build import check_delta, check_public, without_unusable_words
 from dpfpl_client.agent.features import images_to_compute
+from dpfpl_client.agent.keys import aggregation_keys, load_signing_key
 from dpfpl_client.agent.ledger.anchor import Registry
 from dpfpl_client.agent.ledger.book import Ledger
 from dpfpl_client.agent.ledger.dataset import LEDGER_FILE, changes_since_registration, manifest_of
 from dpfpl_client.agent.ledger.view import towards_recipients, verify
-from dpfpl_client.agent.peers import aggregation_keys
 from dpfpl_client.agent.policy_file import PolicyFile
 from dpfpl_client.agent.progress import duration
-from dpfpl_client.agent.signing import load_signing_key
 from dpfpl_client.approval import describe, experiments_asked_for, read_plan
 from dpfpl_client.data import SiteData, left_out, list_classes, load_site_data
 from dpfpl_client.learning.learner import PromptLearner, SiteFeatures

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from dpfpl_client.agent.channel import AgentChannel
+from dpfpl_client.agent.keys import load_signing_key
 from dpfpl_client.agent.ledger.view import summarise
 from dpfpl_client.agent.policy_file import load_policy
-from dpfpl_client.agent.signing import load_signing_key
 from dpfpl_client.approval import experiments_asked_for
 from dpfpl_client.data import count_labels, left_out
 from dpfpl_client.node.fleet_probe import probe_fleet

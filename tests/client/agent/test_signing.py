@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from dpfpl_client.agent.build import build_agent
 from dpfpl_client.agent.core import SiteAgent
+from dpfpl_client.agent.keys import SigningAgent, load_signing_key
 from dpfpl_client.agent.ledger.book import Ledger
-from dpfpl_client.agent.signing import SigningAgent, load_signing_key
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.learning.step import SystemRandomness
 from dpfpl_client.site.settings import load_site
@@ -120,6 +120,6 @@ def test_a_site_of_a_federation_needs_its_key_and_another_does_not(fresh_site):
 
 def test_the_client_app_does_not_know_where_the_key_is():
     """The operator's code runs with the ClientApp: neither its settings nor its modules lead to the key."""
-    code = "import sys, dpfpl_client.node.app; print('dpfpl_client.agent.signing' in sys.modules)"
+    code = "import sys, dpfpl_client.node.app; print('dpfpl_client.agent.keys' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ})
     assert done.stdout.strip().endswith("False")

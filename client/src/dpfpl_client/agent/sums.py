@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from dpfpl_client.agent.peers import NO_KEYS, AggregationKeys
+from dpfpl_client.agent.keys import NO_KEYS, AggregationKeys
 from dpfpl_common.errors import PayloadError, RefusedError, StateError
 from dpfpl_common.secure.primitives import framed, unframed
 from dpfpl_common.secure.site import Answered, SiteSum

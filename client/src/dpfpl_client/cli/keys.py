@@ -115,7 +115,7 @@ def peers_pin(
 
 
 def _keys(site: Path) -> Any:
-    from dpfpl_client.agent.peers import aggregation_keys
+    from dpfpl_client.agent.keys import aggregation_keys
     from dpfpl_client.site.settings import load_site
 
     return aggregation_keys(load_site(site), with_own=False)
