@@ -8,8 +8,7 @@ from typing import Any
 from dpfpl_client.agent.budget import held_to, planned_cost
 from dpfpl_client.agent.keys import aggregation_keys
 from dpfpl_client.agent.ledger.anchor import Registry
-from dpfpl_client.agent.ledger.book import Ledger
-from dpfpl_client.agent.ledger.dataset import LEDGER_FILE
+from dpfpl_client.agent.ledger.book import LEDGER_FILE, Ledger
 from dpfpl_client.agent.policy_file import Approvals, load_policy
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.data import count_labels, left_out

@@ -15,8 +15,8 @@ from dpfpl_client.agent.build import check_delta, check_public, without_unusable
 from dpfpl_client.agent.features import images_to_compute
 from dpfpl_client.agent.keys import aggregation_keys, load_signing_key
 from dpfpl_client.agent.ledger.anchor import Registry
-from dpfpl_client.agent.ledger.book import Ledger
-from dpfpl_client.agent.ledger.dataset import LEDGER_FILE, changes_since_registration, manifest_of
+from dpfpl_client.agent.ledger.book import LEDGER_FILE, Ledger
+from dpfpl_client.agent.ledger.dataset import compare, manifest_of, registered_manifest
 from dpfpl_client.agent.ledger.view import towards_recipients, verify
 from dpfpl_client.agent.policy_file import PolicyFile
 from dpfpl_client.agent.progress import duration
@@ -321,7 +321,7 @@ class _Check:
             try:
                 if ledger.datasets:
                     self.report.facts["dataset"] = {"version": len(ledger.datasets), **ledger.datasets[-1]}
-                    changes = changes_since_registration(settings.state_folder, ledger, self.site_data)
+                    changes = compare(registered_manifest(settings.state_folder, ledger), manifest_of(self.site_data))
                     found = self.report.errors if changes.other_images else self.report.warnings
                     if changes.words():
                         found.append(

@@ -238,7 +238,7 @@ def test_I8_the_sample_rate_that_is_charged_is_the_one_that_is_drawn(site, reque
     monkeypatch.setattr(SystemSampler, "draw", lambda self, n, rate: drawn.append((n, rate)) or real(self, n, rate))
     site.agent.train(request_for())
     (charge,) = site.charges
-    event = charge.event("prompt_recipient")
+    event = next(event for event in charge.events if event.adversary == "prompt_recipient")
     assert drawn == [(12, event.sample_rate)] * event.steps
 
 

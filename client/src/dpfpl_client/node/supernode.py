@@ -26,7 +26,6 @@ __all__ = [
     "refused_for_good",
     "start_supernode",
     "supernode_command",
-    "supernode_environment",
     "wait_until_connected",
 ]
 
@@ -132,18 +131,6 @@ def supernode_command(settings: SuperNodeSettings, runtime_port: int) -> list[st
     ]
 
 
-def supernode_environment(
-    settings: SuperNodeSettings, extra: Mapping[str, str] | None = None, *, offline: bool = False
-) -> dict[str, str]:
-    """Return the environment for the SuperNode and for the ClientApps that it starts."""
-    own = {
-        "FLWR_HOME": str(settings.flower_home),
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": str(min(settings.poll_s, 1.0)),
-        "DPFPL_NODE_POLL_S": str(settings.poll_s),
-    }
-    return child_environment({**own, **(extra or {})}, offline=offline)
-
-
 def start_supernode(
     settings: SuperNodeSettings,
     group: ProcessGroup,
@@ -198,8 +185,15 @@ def _node_config_file(settings: SuperNodeSettings) -> Path:
 
 
 def _environment(settings: SuperNodeSettings, extra: Mapping[str, str] | None) -> dict[str, str]:
-    """The environment; for another user without anything of ours that it has no need of, such as credentials."""
-    environment = supernode_environment(settings, extra)
+    """The environment of the SuperNode and of the ClientApps that it starts; for another user without anything of ours
+    that it has no need of, such as credentials.
+    """
+    own = {
+        "FLWR_HOME": str(settings.flower_home),
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": str(min(settings.poll_s, 1.0)),
+        "DPFPL_NODE_POLL_S": str(settings.poll_s),
+    }
+    environment = child_environment({**own, **(extra or {})})
     if settings.user is None:
         return environment
     kept = {

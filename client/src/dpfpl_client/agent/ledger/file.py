@@ -27,8 +27,8 @@ __all__ = [
 # Records that vouch for each other: the hash of each covers its content and the hash before it.
 #
 # Changing, removing, inserting or exchanging a record breaks the chain at that record. Records cut off at the end
-# leave a chain that is whole but shorter; that is found by :mod:`dpfpl_client.agent.anchor`. There is no secret key:
-# somebody who may write the file can forge a whole new chain, and is not defended against.
+# leave a chain that is whole but shorter; that is found by :mod:`dpfpl_client.agent.ledger.anchor`. There is no secret
+# key: somebody who may write the file can forge a whole new chain, and is not defended against.
 
 
 ROOT = "0" * 64
