@@ -1,10 +1,12 @@
 """The warm node's executor: asks when it is told, ends with its SuperNode, and leaves no more bundles than it may."""
 
 import os
+import select
 import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -116,31 +118,33 @@ def test_R7_once_a_clientapp_has_ended_only_the_newest_bundles_stay(
     assert sorted(path.name for path in (tmp_path / "apps").iterdir()) == ["bundle.3", "bundle.4", "bundle.5"]
 
 
-@pytest.mark.parametrize(("run", "said"), [(5, b"!"), (None, b"")])
-def test_only_a_whole_message_is_announced(run: int | None, said: bytes) -> None:
-    heard, told = os.pipe()
-    assert flower_patches._announced(lambda **arguments: run, told)(state=1) == run
-    os.close(told)
-    assert os.read(heard, 10) == said
-    os.close(heard)
+@pytest.fixture
+def loop(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Flower's message loop, to be patched for one test."""
+    for name in ("_pull_and_store_message", "_push_messages"):
+        monkeypatch.setattr(flower_patches.flower_loop, name, getattr(flower_patches.flower_loop, name))
+    return flower_patches.flower_loop
 
 
-def test_without_an_executor_taking_a_message_does_not_fail() -> None:
+@pytest.mark.parametrize(("run", "said"), [(5, True), (None, False)])
+def test_only_a_whole_message_is_announced_and_no_executor_is_no_error(loop: Any, run: int | None, said: bool) -> None:
+    loop._pull_and_store_message = lambda **arguments: run
     heard, told = os.pipe()
+    flower_patches.announce_messages(told)
+    assert loop._pull_and_store_message(state=1) == run
+    assert bool(select.select([heard], [], [], 0)[0]) is said
     os.close(heard)
-    assert flower_patches._announced(lambda **arguments: 5, told)() == 5
+    assert loop._pull_and_store_message(state=1) == run
     os.close(told)
 
 
 @pytest.mark.parametrize("lost", range(4))
-def test_L6_a_reply_stays_whole_where_the_receipt_of_a_part_is_lost(lost: int) -> None:
+def test_L6_a_reply_stays_whole_where_the_receipt_of_a_part_is_lost(loop: Any, lost: int) -> None:
     """Both ends are Flower's own. The transport repeats a call whose answer did not come; see ``wrap_stub`` there."""
     site, server = (InMemoryNodeState(InMemoryObjectStore()) for _ in range(2))
     arrays = ArrayRecord({name: Array(np.full(3, index)) for index, name in enumerate("abc")})
     question = Message(RecordDict(), metadata=Metadata(7, "q", 1, 2, "", "1", 1.0, 1e6, "train"))
-    flower_patches.flower_loop._insert_message(
-        Message(RecordDict({"r": arrays}), reply_to=question), site, site.object_store
-    )
+    loop._insert_message(Message(RecordDict({"r": arrays}), reply_to=question), site, site.object_store)
     site.record_message_processing_start(message_id="q")
     site.record_message_processing_end(message_id="q")
     expected: list[str] = []
@@ -157,20 +161,20 @@ def test_L6_a_reply_stays_whole_where_the_receipt_of_a_part_is_lost(lost: int) -
         if not stored:
             raise ObjectPushError(part, run, session)
 
-    push = flower_patches._not_broken_off(flower_patches.flower_loop._push_messages)
-    push(state=site, object_store=site.object_store, send=send, push_object=push_object)
+    flower_patches.push_every_part()
+    loop._push_messages(state=site, object_store=site.object_store, send=send, push_object=push_object)
     assert len(expected) >= 5
     assert [part for part in expected if not server.object_store.get(part)] == []
 
 
-def test_a_reply_to_a_message_that_was_given_up_makes_no_later_reply_wait() -> None:
+def test_a_reply_to_a_message_that_was_given_up_makes_no_later_reply_wait(loop: Any) -> None:
     """Flower's loop: the first message was given up, and its ClientApp answers when the second has been taken."""
     state, sent = InMemoryNodeState(InMemoryObjectStore()), []
 
     def answer(name: str) -> None:
         question = Message(RecordDict(), metadata=Metadata(7, name, 1, 2, "", "1", 1.0, 1e6, "train"))
         reply = Message(RecordDict(), reply_to=question)
-        flower_patches.flower_loop._insert_message(reply, state, state.object_store)
+        loop._insert_message(reply, state, state.object_store)
         state.record_message_processing_start(message_id=name)
         state.record_message_processing_end(message_id=name)
 
@@ -187,12 +191,11 @@ def test_a_reply_to_a_message_that_was_given_up_makes_no_later_reply_wait() -> N
         sent.append(message.metadata.reply_to_message_id)
         return set(), ""
 
-    look = flower_patches._or_waiting(pull)
+    loop._pull_and_store_message = pull
+    flower_patches.push_late_replies()
     for _ in range(6):
-        if look(state=state) is not None:
-            flower_patches.flower_loop._push_messages(
-                state=state, object_store=state.object_store, send=send, push_object=lambda *_: None
-            )
+        if loop._pull_and_store_message(state=state) is not None:
+            loop._push_messages(state=state, object_store=state.object_store, send=send, push_object=lambda *_: None)
     assert sent == ["first", "second"]
 
 
