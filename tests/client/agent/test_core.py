@@ -5,11 +5,12 @@ import threading
 
 import numpy as np
 import pytest
+from failures import CrashError, crash, refused
 
 from dpfpl_client.agent.audit import AuditLog
 from dpfpl_client.agent.core import SiteAgent
 from dpfpl_client.agent.ledger.book import Ledger
-from dpfpl_client.agent.store import MemoryStore
+from dpfpl_client.agent.store import DiskStore, MemoryStore
 from dpfpl_client.learning.learner import SiteFeatures
 from dpfpl_client.learning.step import SeededRandomness
 from dpfpl_client.models.backbone import LabelledFeatures
@@ -24,23 +25,8 @@ from dpfpl_common.wire.payloads import EvaluateRequest
 pytestmark = pytest.mark.privacy
 
 
-class CrashError(Exception):
-    pass
-
-
-def crash(*_args, **_more):
-    raise CrashError
-
-
 def reply_bytes(reply, request):
     return encode_reply(reply, request).SerializeToString(deterministic=True)
-
-
-def refused(code, call, *args):
-    with pytest.raises(RefusedError) as error:
-        call(*args)
-    assert error.value.code == code
-    return error.value
 
 
 # The same request again
@@ -179,7 +165,6 @@ def test_a_crash_leaves_the_personal_prompt_of_the_round_before(site, request_fo
 
 def test_the_personal_prompt_survives_a_restart(backbone, features, request_for, tmp_path):
     """Two rounds with a restart between are two rounds without one, to the last bit, given the same randomness."""
-    from dpfpl_client.agent.store import DiskStore
 
     def agent(folder):
         folder.mkdir(exist_ok=True)

@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+from failures import CrashError, crash, refused
 
 from dpfpl_client.agent import core
 from dpfpl_client.agent.audit import KEPT, AuditLog
@@ -24,21 +25,6 @@ def rules(**changes):
     return Policy(
         **{"experiments": ("*",), "max_epsilon_per_experiment": 50.0, "max_epsilon_lifetime": 100.0, **changes}
     )
-
-
-def refused(code, call, *args):
-    with pytest.raises(RefusedError) as error:
-        call(*args)
-    assert error.value.code == code
-    return error.value
-
-
-class CrashError(Exception):
-    pass
-
-
-def crash(*_args, **_more):
-    raise CrashError
 
 
 @pytest.fixture
