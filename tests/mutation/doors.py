@@ -85,7 +85,7 @@ DOORS = (
         "dpfpl_client.agent.ledger.file:LedgerFile.append",
         "code in _BUSY",
         "False",
-        (LEDGER_LOCKED + "a_long_lock_is_refused_for_the_time_being_and_needs_no_restart[4 s]",),
+        (LEDGER_LOCKED + "a_long_lock_is_refused_for_the_time_being_and_needs_no_restart[2 s]",),
     ),
     (
         "DR9: logs are never cut",
