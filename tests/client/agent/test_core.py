@@ -42,8 +42,8 @@ def test_a_repeated_request_gets_the_same_bytes_for_one_charge(site, request_for
     assert computed.count("train_round") == 1
 
 
-def test_real_noise_differs_between_sites_so_equal_bytes_are_no_accident(site, request_for, tmp_path_factory):
-    other = type(site)(tmp_path_factory.mktemp("other"), site.backbone, site.features)
+def test_real_noise_differs_between_sites_so_equal_bytes_are_no_accident(site, site_in, request_for, tmp_path_factory):
+    other = site_in(tmp_path_factory.mktemp("other"))
     assert not np.array_equal(site.agent.train(request_for()).update, other.agent.train(request_for()).update)
 
 

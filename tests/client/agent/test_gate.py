@@ -135,7 +135,7 @@ def test_nothing_is_computed_in_quiet_hours(agent, request_for, clock, evaluatio
 
 
 def test_A10_any_number_of_equal_evaluations_is_one(agent, request_for, evaluation, computed, site):
-    policy = rules(reply_slot=1e-4, metrics="coarse")
+    policy = rules(metrics="coarse")
     served = agent(policy)
     served.train(request_for(1))
     before = computed.count("evaluate")
