@@ -14,7 +14,7 @@ MEMORY = "tests/client/serving/test_serve_memory.py::test_DR10_ten_large_images_
 TEXT = "tests/common/test_text.py::test_DR11_"
 TRACKING = "tests/server/test_tracking.py::test_"
 STRATEGY = "tests/server/test_strategy.py::test_DR12_"
-WITHDRAWN = "tests/client/test_withdrawn.py::test_DR12_"
+WITHDRAWN = "tests/client/test_node.py::test_DR12_"
 
 DOORS = (
     (

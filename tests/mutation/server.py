@@ -200,14 +200,14 @@ SERVER = (
         "dpfpl_client.node.flower_patches:push_every_part.push_all.push_unless_there",
         "ObjectPushError",
         "ZeroDivisionError",
-        ("tests/client/test_warm_node.py::test_L6_a_reply_stays_whole_where_the_receipt_of_a_part_is_lost",),
+        ("tests/client/test_node.py::test_L6_a_reply_stays_whole_where_the_receipt_of_a_part_is_lost",),
     ),
     (
         "patience: a reply whose message was given up waits for the next message",
         "dpfpl_client.node.flower_patches:push_late_replies.pull_or_look",
         "_waiting_reply(state) if run is None else run",
         "run",
-        ("tests/client/test_warm_node.py::test_a_reply_to_a_message_that_was_given_up_makes_no_later_reply_wait",),
+        ("tests/client/test_node.py::test_a_reply_to_a_message_that_was_given_up_makes_no_later_reply_wait",),
     ),
     (
         "patience: an untrusted certificate is tried again and again",

@@ -1,6 +1,6 @@
 """Everything that a site changes in Flower 1.39's internals. Each patch: what, why, and what Flower should do instead.
 
-:data:`PATCHES` names the functions of Flower that each one relies on; tests/client/test_flower_patches.py fails when
+:data:`PATCHES` names the functions of Flower that each one relies on; tests/client/test_node.py fails when
 Flower changes one of them. The texts for Flower's issue tracker are in docs/reference/upstream.md.
 """
 

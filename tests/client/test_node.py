@@ -1,11 +1,16 @@
-"""The warm node's executor: asks when it is told, ends with its SuperNode, and leaves no more bundles than it may."""
+"""Flower's side of a site: what is patched in Flower, the warm node's executor, and why a SuperNode ended for good."""
 
+import inspect
+import json
 import os
 import select
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +24,36 @@ from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectSto
 from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
 
 from dpfpl_client.node import flower_patches, warm_node
+from dpfpl_client.node.launch import end_for_good
+from dpfpl_client.node.link import LinkState, link_file, write_link
+from dpfpl_common.ops.patches import Patch, changed_targets
+
+UPSTREAM = Path(__file__).parents[2] / "docs/reference/upstream.md"
+
+
+# Fails when Flower changes what we patch: then read the change, look whether the patch still fits, note the digest.
+
+
+@pytest.mark.parametrize("patch", flower_patches.PATCHES, ids=lambda patch: patch.name)
+def test_flowers_code_is_what_the_patch_was_written_for(patch: Patch) -> None:
+    assert patch.targets
+    assert changed_targets(patch) == []
+
+
+@pytest.mark.parametrize("patch", flower_patches.PATCHES, ids=lambda patch: patch.name)
+def test_a_patch_has_a_function_a_reason_and_a_text_for_flower(patch: Patch) -> None:
+    assert inspect.isfunction(getattr(flower_patches, patch.name))
+    assert len(patch.reason) > 40
+    assert f"\n## {patch.upstream}\n" in UPSTREAM.read_text(encoding="utf-8")
+
+
+def test_a_change_is_noticed() -> None:
+    (target, *_) = flower_patches.PATCHES[0].targets
+    (found,) = changed_targets(Patch("x", {target: "0" * 12}, "", ""))
+    assert found.startswith(target)
+
+
+# The warm node's executor: asks when it is told, ends with its SuperNode, and leaves no more bundles than it may
 
 
 class Runtime:
@@ -118,6 +153,70 @@ def test_R7_once_a_clientapp_has_ended_only_the_newest_bundles_stay(
     assert sorted(path.name for path in (tmp_path / "apps").iterdir()) == ["bundle.3", "bundle.4", "bundle.5"]
 
 
+# What a ClientApp leaves behind is ended with it, and nothing else is
+
+
+EXECUTOR_WITH_STRAYS = """
+import json, os, sys, time
+from dpfpl_client.node.warm_node import adopt_orphans, clear_strays, reap
+
+def app(seconds):
+    if (pid := os.fork()) == 0:
+        if os.fork() == 0:              # lets go of everything, as a daemon does
+            os.setsid()
+            if os.fork() == 0:
+                time.sleep(60)
+            os._exit(0)
+        os.wait()
+        if os.fork() == 0:              # an ordinary child of its own
+            time.sleep(60)
+        time.sleep(seconds)
+        os._exit(0)
+    return pid
+
+def below():
+    from dpfpl_common.ops.guard import descendants
+    return len(descendants(os.getpid()))
+
+adopt_orphans()
+first, alive = app(0.3), set()
+time.sleep(1.0)
+before, ended = below(), reap()
+second = app(30)
+time.sleep(0.5)
+alive = {second}
+deadline = time.monotonic() + 10
+while clear_strays(alive) and time.monotonic() < deadline:
+    reap()
+    time.sleep(0.05)
+time.sleep(0.2)
+reap()
+goes_on = os.path.exists(f"/proc/{second}")
+print(json.dumps({"ended": first in ended, "before": before, "after": below(), "second": goes_on}))
+os.kill(second, 9)
+reap()
+clear_strays(set())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="orphans are adopted on Linux only")
+def test_a5_what_a_clientapp_leaves_behind_is_ended_and_running_ones_are_not(tmp_path: Path) -> None:
+    script = tmp_path / "executor.py"
+    script.write_text(EXECUTOR_WITH_STRAYS)
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=True)
+    found = json.loads(done.stdout)
+
+    assert found["ended"]
+    assert found["before"] == 2  # the daemon and the child of the one that ended
+    assert found["second"]  # the running one goes on
+    assert found["after"] == 2  # it and its own child; its daemon is gone, and so is all of the first's
+    assert time.monotonic() - began < 30
+
+
+# Flower's message loop
+
+
 @pytest.fixture
 def loop(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Flower's message loop, to be patched for one test."""
@@ -210,3 +309,37 @@ def test_flowers_waits_are_shortened(monkeypatch: pytest.MonkeyPatch) -> None:
             impatient.sleep(3)
     soon = flower_patches._SOON_S
     assert slept == pytest.approx([0.8, *[soon, 0.16, 0.32, 0.64, 0.8, 0.8] * 2])
+
+
+# DR12: the terminal of a site whose key was withdrawn says so; other ends of its SuperNode are tried again
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> SimpleNamespace:
+    settings = SimpleNamespace(name="north", node_folder=tmp_path)
+    link_file(tmp_path).parent.mkdir()
+    return settings
+
+
+def node(text: str) -> SimpleNamespace:
+    return SimpleNamespace(name="SuperNode of north", log_file="supernode.log", log_text=lambda: text)
+
+
+def test_DR12_a_revoked_site_reads_that_it_was_revoked(site: SimpleNamespace) -> None:
+    reason = "KEY_WITHDRAWN: the server does not accept this site's key any more"
+    write_link(link_file(site.node_folder), LinkState(started_at=1.0, answered_at=2.0, failed_at=3.0, reason=reason))
+    error = end_for_good(site, node("Traceback ..."), 1)
+    assert error.code == "KEY_WITHDRAWN"
+    assert "revoked" in error.message
+    assert "ledger and its prompt stay" in error.message
+    assert "ask the operator" in error.advice
+
+
+def test_DR12_a_site_that_is_unknown_at_its_start_is_not_started_again(site: SimpleNamespace) -> None:
+    assert end_for_good(site, node("Failed to activate SuperNode"), 1).code == "SITE_UNKNOWN"
+
+
+@pytest.mark.parametrize("reason", ["", "UNREACHABLE: no connection to the server"])
+def test_DR2_a_killed_supernode_is_started_again(site: SimpleNamespace, reason: str) -> None:
+    write_link(link_file(site.node_folder), LinkState(started_at=1.0, reason=reason))
+    assert end_for_good(site, node("INFO : ... Connection attempt failed"), 137) is None
