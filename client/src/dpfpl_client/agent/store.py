@@ -215,22 +215,19 @@ class Store(ABC):
     def read_choice(self, experiment: str) -> Choice | None:
         """The pool that came last with what the votes chose; None without evidence."""
         tensors = self._read_final(experiment)
+        pool = next((name for name in tensors if name.startswith("pool.")), None)
+        if pool is None:
+            return None
         try:
-            for name, value in tensors.items():
-                if name.startswith("pool."):
-                    own = tensors.get("own")
-                    if own is not None:
-                        sizes = (1 + k * (k + 1) // 2 for k in range(len(tensors["shares"])))
-                        if (
-                            own.dtype != np.float64
-                            or own.shape not in ((n,) for n in sizes)
-                            or not np.isfinite(own).all()
-                        ):
-                            raise ValueError("own")
-                    return Choice(name.removeprefix("pool."), value, tensors["shares"], own)
-        except (KeyError, ValueError) as error:
+            shares, own = tensors["shares"], tensors.get("own")
+            sizes = [1 + k * (k + 1) // 2 for k in range(len(shares))]
+            if own is not None and (
+                own.dtype != np.float64 or own.shape not in [(n,) for n in sizes] or not np.isfinite(own).all()
+            ):
+                raise ValueError("own")
+        except (KeyError, ValueError, TypeError) as error:
             raise _damaged(error) from None
-        return None
+        return Choice(pool.removeprefix("pool."), tensors[pool], shares, own)
 
     def _read_final(self, experiment: str) -> dict[str, Any]:
         content = self._read(experiment, _FINAL)
