@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from dpfpl_client.agent.keys import NO_KEYS, AggregationKeys
+from dpfpl_client.agent.keys import AggregationKeys
 from dpfpl_common.errors import PayloadError, RefusedError, StateError
 from dpfpl_common.secure.primitives import framed, unframed
 from dpfpl_common.secure.site import Answered, SiteSum
@@ -81,7 +81,7 @@ def next_step(
     site: str,
     compute: Callable[[], Ints],
     keep: Callable[[KeptSum], None],
-    own: AggregationKeys = NO_KEYS,
+    own: AggregationKeys,
 ) -> SumReply:
     """The reply to one step of a sum; what it rests on is kept before it leaves.
 
