@@ -87,12 +87,8 @@ def parse_address(text: str) -> Address:
     return Address(host=host, port=int(port))
 
 
-def private_host(address: Address, allow_any: bool) -> Address:
+def private_host(address: Address) -> Address:
     """The address with its host resolved to a number, if only this machine or a private network can reach it.
-
-    Args:
-        address: of kind host and port.
-        allow_any: let other addresses pass, for a container whose network is private although its address is not.
 
     Raises:
         ConfigError: BAD_ADDRESS, the host has no address; PUBLIC_ADDRESS, strangers could reach it.
@@ -102,12 +98,11 @@ def private_host(address: Address, allow_any: bool) -> Address:
     except OSError:
         raise _bad(address.target, "a host that exists") from None
     numbers = [str(entry[4][0]) for entry in found]
-    if not allow_any and not all(_is_private(number) for number in numbers):
+    if not all(_is_private(number) for number in numbers):
         raise ConfigError(
             code="PUBLIC_ADDRESS",
             message=f"The agent's address {address.target} can be reached from outside.",
-            advice="Use unix:/path, 127.0.0.1:port or the address of a private network; inside a container network "
-            "that no one else can reach, allow any address explicitly.",
+            advice="Use unix:/path, 127.0.0.1:port or the address of a private network.",
         )
     return Address(host=numbers[0], port=address.port)
 

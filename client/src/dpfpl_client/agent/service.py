@@ -152,7 +152,6 @@ class AgentServer:
         agent: answers the calls; never called by two threads at once.
         address: ``unix:/path`` or ``host:port``; see :mod:`dpfpl_client.agent.endpoint`.
         token_file: the credential, made on first start.
-        allow_any: accept an address that others could reach.
         group: the group of callers that run as another user; None if only this user calls.
     """
 
@@ -162,13 +161,11 @@ class AgentServer:
         address: str,
         token_file: Path,
         *,
-        allow_any: bool = False,
         group: int | None = None,
     ) -> None:
         self._agent = agent
         self._wanted = parse_address(address)
         self._token_file = token_file
-        self._allow_any = allow_any
         self._turns = Turns()
         self._stopping = False
         self._group = group
@@ -231,7 +228,7 @@ class AgentServer:
         self._server = server
 
     def _bind(self, server: Any) -> Address:
-        address = self._wanted if self._socket else private_host(self._wanted, self._allow_any)
+        address = self._wanted if self._socket else private_host(self._wanted)
         try:
             port = server.add_insecure_port(address.target)
         except RuntimeError:
@@ -284,7 +281,6 @@ def serve(
     address: str,
     token_file: Path,
     *,
-    allow_any: bool = False,
     group: int | None = None,
     grace_s: float = 8.0,
     on_ready: Callable[[str], None] | None = None,
@@ -298,7 +294,6 @@ def serve(
         agent: answers the calls.
         address: as for AgentServer.
         token_file: as for AgentServer.
-        allow_any: as for AgentServer.
         group: as for AgentServer.
         grace_s: time for a running call to finish.
         on_ready: called with the address once calls are answered.
@@ -310,7 +305,7 @@ def serve(
 
     previous = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        server = AgentServer(agent, address, token_file, allow_any=allow_any, group=group)
+        server = AgentServer(agent, address, token_file, group=group)
         server.start()
         if on_ready is not None:
             on_ready(server.address)
