@@ -300,7 +300,7 @@ def announce_messages(told: int) -> None:
                 os.write(told, b"!")
         return run
 
-    flower_loop._pull_and_store_message = pull_and_tell
+    flower_loop._pull_and_store_message = pull_and_tell  # type: ignore[assignment]
 
 
 def push_late_replies() -> None:
@@ -315,7 +315,7 @@ def push_late_replies() -> None:
         run = pull(state=state, **arguments)
         return _waiting_reply(state) if run is None else run
 
-    flower_loop._pull_and_store_message = pull_or_look
+    flower_loop._pull_and_store_message = pull_or_look  # type: ignore[assignment]
 
 
 def _waiting_reply(state: Any) -> int | None:
@@ -341,4 +341,4 @@ def push_every_part() -> None:
 
         push(push_object=push_unless_there, **arguments)
 
-    flower_loop._push_messages = push_all
+    flower_loop._push_messages = push_all  # type: ignore[assignment]
