@@ -32,7 +32,7 @@ def enroll(
     as_json: AsJson = False,
 ) -> None:
     """Make this site's keys here; only their public halves, in one small file, go to the operator."""
-    from dpfpl_client.site.enrol import enroll as make
+    from dpfpl_client.site.kit import enroll as make
     from dpfpl_common.config import to_table
     from dpfpl_common.secure.enrolment import fingerprint
 
