@@ -212,7 +212,7 @@ NONINTERFERENCE = (
     ),
     (
         "division: of a table's lines on two sides the first counts",
-        "dpfpl_client.data.csv_file:_said",
+        "dpfpl_client.data.tables:_said",
         "f'{item.label!r} in {item.split}'",
         "repr(item.label)",
         (

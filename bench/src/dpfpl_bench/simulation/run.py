@@ -169,7 +169,7 @@ def _sites_data(
         data = own_sites(request.own, class_names)
         for name, site in zip(request.own, data, strict=True):
             for problem in site.problems:
-                on_step(f"{name}: {problem.severity}: {problem.message} [{problem.code}]")
+                on_step(f"{name}: warning: {problem}")
         if count := several_times(data):
             on_step(
                 f"warning: {count} image{'s are' if count > 1 else ' is'} at more than one site, so less protected and "
@@ -179,7 +179,7 @@ def _sites_data(
     if request.task.in_words:
         names, asked = question_sites(request.questions, request.sites, request.seed)
         for problem in (problem for site in asked for problem in site.problems):
-            on_step(f"{problem.severity}: {problem.message} [{problem.code}]")
+            on_step(f"warning: {problem}")
         return names, (), asked
     names = site_names(request.sites)
     if request.partition == DOMAIN_FOLDERS:
@@ -196,7 +196,7 @@ def _sites_data(
     class_names = request.classes or list_classes(request.data)
     pool = read_pool(request.data, class_names, Path(request.cache) / "images.json" if request.cache else None)
     for problem in pool.problems:
-        on_step(f"{problem.severity}: {problem.message} [{problem.code}]")
+        on_step(f"warning: {problem}")
     data = partition_sites(pool.records, class_names, request.partition, request.sites, request.seed, request.alpha)
     return names, class_names, data
 

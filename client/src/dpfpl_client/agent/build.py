@@ -59,7 +59,7 @@ def _usable(record: ImageRecord, backbone: Backbone, problems: list[DataProblem]
         backbone.check_words(record.question, record.label)
     except ModelError as error:
         message = f"The example {record.key!r} is left out. {error.message} {error.advice}"
-        problems.append(DataProblem(error.code, "warning", message))
+        problems.append(DataProblem(error.code, message))
         return False
     return True
 

@@ -257,7 +257,7 @@ def agent(
     torch.set_num_threads(settings.agent.threads)
     built = build_agent(settings, ImageProgress(say))
     for problem in built.data.problems:
-        console.print(f"{problem.severity}: {problem.message} [{problem.code}]")
+        console.print(f"warning: {problem}")
     if built.loosened:
         console.print(
             f"warning: policy.toml is looser than what was accepted in {', '.join(built.loosened)}; the stricter old "

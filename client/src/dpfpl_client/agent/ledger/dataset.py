@@ -300,7 +300,7 @@ def _warnings(known: Manifest, now: Manifest) -> list[DataProblem]:
     if not changes.unreadable:
         return []
     text = f"Registered images can no longer be read and are skipped, as was decided then: {changes.words()}."
-    return [DataProblem("IMAGE_UNREADABLE", "warning", text)]
+    return [DataProblem("IMAGE_UNREADABLE", text)]
 
 
 def _refuse_known_images(state: Path, registry: Registry, manifest: Manifest, own: str) -> None:

@@ -1,17 +1,22 @@
-"""Lists the images that a CSV file names: a header ``path,label`` and, where wanted, ``split``."""
+"""Finds the images that a table names, and lists those of a CSV file: ``path,label`` or ``path,label,split``."""
 
 import csv
+import os
+import re
+import stat
 from collections import defaultdict
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
 from dpfpl_client.data.decode import DEFAULT_RULES, FileImage, PixelRules
-from dpfpl_client.data.folder_names import part_of_row
+from dpfpl_client.data.folder import inside
+from dpfpl_client.data.folder_names import is_derived, part_of_row, printable
 from dpfpl_client.data.records import Listing, SourceItem, problem_per_name
-from dpfpl_client.data.table_paths import NoImage, find_image
 from dpfpl_common.errors import DataError
 
-__all__ = ["list_csv", "permission_advice"]
+__all__ = ["MISSING", "FoundImage", "find_image", "list_csv", "not_opened", "unreadable"]
 
+_CSV = "CSV file"
 _TOO_MANY = "\0too many"
 
 
@@ -41,11 +46,18 @@ def list_csv(file: Path, rules: PixelRules = DEFAULT_RULES) -> Listing:
     return Listing(tuple(items), (*problems, *problem_per_name("LISTED_TWICE", twice, "Remove one of the lines.")))
 
 
-def permission_advice(error: OSError) -> str:
-    """What to do about a table that cannot be opened."""
+def unreadable(what: str, file: Path, reason: str, advice: str) -> DataError:
+    """A table that is not what it should be."""
+    message = f"The {what} {str(file)!r} cannot be read ({reason})."
+    return DataError(code="DATA_UNREADABLE", message=message, advice=advice)
+
+
+def not_opened(what: str, file: Path, error: OSError) -> DataError:
+    """A table that cannot be opened."""
+    advice = "Check the path (at a site: [data] path in site.toml)."
     if isinstance(error, PermissionError):
-        return "Check its owner and permissions: this user (or container) must be able to read it."
-    return "Check the path (at a site: [data] path in site.toml)."
+        advice = "Check its owner and permissions: this user (or container) must be able to read it."
+    return unreadable(what, file, error.strerror or str(error), advice)
 
 
 def _image(root: Path, path: str, label: str, split: str, rules: PixelRules) -> SourceItem | str:
@@ -98,11 +110,11 @@ def _read_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
             _check_header(file, header)
             return [(reader.line_num, _named_cells(header, row)) for row in reader if any(row)]
     except OSError as error:
-        raise _unreadable(file, error.strerror or str(error), permission_advice(error)) from None
+        raise not_opened(_CSV, file, error) from None
     except UnicodeDecodeError:
-        raise _unreadable(file, "it is not UTF-8 text", "Save it as CSV in UTF-8.") from None
+        raise unreadable(_CSV, file, "it is not UTF-8 text", "Save it as CSV in UTF-8.") from None
     except csv.Error as error:
-        raise _unreadable(file, f"it is not CSV: {error}", "Save it as CSV in UTF-8.") from None
+        raise unreadable(_CSV, file, f"it is not CSV: {error}", "Save it as CSV in UTF-8.") from None
 
 
 def _named_cells(header: list[str], row: list[str]) -> dict[str, str]:
@@ -130,11 +142,74 @@ def _check_header(file: Path, header: list[str]) -> None:
         )
 
 
-def _unreadable(file: Path, reason: str, advice: str) -> DataError:
-    return DataError(
-        code="DATA_UNREADABLE", message=f"The CSV file {str(file)!r} cannot be read ({reason}).", advice=advice
-    )
-
-
 def _cell(row: dict[str, str], column: str) -> str:
     return row.get(column, "").strip()
+
+
+MISSING, OUTSIDE = "missing", "outside"
+
+_WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
+
+
+@dataclass(frozen=True)
+class FoundImage:
+    """Attributes: ``key``, its path relative to the table, the same for every way to write it; ``path`` to open it."""
+
+    key: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class NoImage:
+    """Attributes: ``kind``, ``MISSING`` or ``OUTSIDE``; ``reason``, for the site's administrator."""
+
+    kind: str
+    reason: str
+
+
+def find_image(root: Path, named: str) -> FoundImage | NoImage:
+    """The file that a table means by a path.
+
+    Backslashes between folders are taken as Windows writes them, unless a file is really called so.
+
+    Args:
+        root: the table's folder, resolved.
+        named: as the row has it.
+    """
+    text = named
+    try:
+        if "\\" in named and not os.path.lexists(root / named):
+            if _WINDOWS.match(named):
+                return NoImage(OUTSIDE, "it is a path on a Windows drive; paths are relative to the table's folder")
+            text = named.replace("\\", "/")
+        path = Path(os.path.normpath(root / text))
+        mode = (root / text).stat().st_mode
+    except PermissionError:
+        return NoImage(MISSING, "this user may not look into its folder; check owner and permissions")
+    except (OSError, ValueError) as error:
+        reason = f"the file cannot be found ({getattr(error, 'strerror', None) or error})"
+        return NoImage(MISSING, reason + _otherwise_spelled(root, text))
+    if not stat.S_ISREG(mode):
+        return NoImage(MISSING, "it is not a file")
+    if not inside(root, root / text):
+        return NoImage(OUTSIDE, "it lies outside the table's folder")
+    key = path.relative_to(root).as_posix() if path.is_relative_to(root) else text
+    for part in PurePosixPath(key).parts[:-1]:
+        if is_derived(part):
+            return NoImage(OUTSIDE, f"it lies in {part!r}, a folder of thumbnails, copies or deleted files")
+    return FoundImage(printable(key), path if path.is_relative_to(root) else root / text)
+
+
+def _otherwise_spelled(root: Path, text: str) -> str:
+    """Names the file that differs in capital letters alone, where there is one."""
+    here = root
+    for part in PurePosixPath(text).parts:
+        try:
+            exact = here / part
+            alike = [exact] if exact.exists() else [e for e in here.iterdir() if e.name.casefold() == part.casefold()]
+        except (OSError, ValueError):
+            return ""
+        if len(alike) != 1 or not alike[0].resolve().is_relative_to(root):
+            return ""
+        here = alike[0]
+    return f"; there is {here.relative_to(root).as_posix()!r}: capital letters count"
