@@ -172,7 +172,7 @@ def test_F18_what_breaks_later_is_skipped_or_refused_as_was_decided(site, rule):
         assert "0.png" in refused("IMAGE_UNREADABLE", site.open).message
         return
     (problem,) = site.start()
-    assert (problem.severity, "0.png" in problem.message) == ("warning", True)
+    assert "0.png" in problem.message
     ledger, _ = site.open()
     assert ledger.datasets[-1]["images"]["train"] == 8  # the registered number stays
 
