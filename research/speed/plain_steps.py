@@ -10,7 +10,8 @@ from torch.nn import functional
 
 from dpfpl_client.models.text_tower.fast import FastTextTower
 from dpfpl_client.models.text_tower.plain import PlainTextTower
-from dpfpl_client.models.text_tower.shared_prefix import ClassTokens, SharedPrefixTextTower
+from dpfpl_client.models.text_tower.states import ClassTokens
+from research.speed.autograd_tower import SharedPrefixTextTower
 from research.speed.problem import POSITIONS, Problem
 
 __all__ = ["fast", "hugging_face", "published_replica", "shared_prefix", "truncated"]

@@ -10,7 +10,7 @@ from torch.nn import functional
 from dpfpl_client.models.class_scorer import label_against_rivals, loss_scales
 from dpfpl_client.models.text_tower.fast import FastTextTower
 from dpfpl_client.models.text_tower.plain import PlainTextTower
-from dpfpl_client.models.text_tower.shared_prefix import SharedPrefixTextTower
+from research.speed.autograd_tower import SharedPrefixTextTower
 from research.speed.problem import Problem
 
 __all__ = ["batched_autograd", "expanded", "expanded_opacus", "fast_private"]

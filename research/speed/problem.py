@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from dpfpl_client.models.text_tower.shared_prefix import ClassTokens
+from dpfpl_client.models.text_tower.states import ClassTokens
 
 __all__ = ["BOS", "EOS", "NAME_LENGTHS", "Problem", "fill_randomly", "make_model", "make_problem"]
 

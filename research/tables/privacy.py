@@ -33,7 +33,7 @@ from dpfpl_client.models.class_scorer import ClassScorer
 from dpfpl_client.models.dual_encoder import DualEncoder, as_dual_encoder
 from dpfpl_client.models.loader import load_backbone
 from dpfpl_client.models.text_tower.choice import TextPass
-from dpfpl_client.models.text_tower.shared_prefix import ClassTokens
+from dpfpl_client.models.text_tower.states import ClassTokens
 from dpfpl_common.experiment import METHODS, Experiment, Mechanism, Method, RoundSettings, Trust
 from dpfpl_common.ops.telemetry import silence_telemetry
 from dpfpl_server.runs.result import floors_from_metrics, mean

@@ -17,7 +17,6 @@ from dpfpl_client.models.loader import load_backbone
 from dpfpl_client.models.placement import CPU
 from dpfpl_client.models.text_tower.fast import FastTextTower, MemoryPlan
 from dpfpl_client.models.text_tower.plain import PlainTextTower
-from dpfpl_client.models.text_tower.shared_prefix import SharedPrefixTextTower
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings, RoundSettings
 from random_models.families import FAMILIES, write_random_model
 
@@ -73,17 +72,6 @@ def test_a_tower_and_its_gradients_stay_on_their_device(kind, plan):
         found = [each.cpu() for each in there]
     for a, b in zip(here, found, strict=True):
         torch.testing.assert_close(b, a, rtol=1e-10, atol=1e-12)
-
-
-def test_the_readable_tower_stays_on_its_device():
-    context, tokens, *_ = problem(3, text_model(), classes=6)
-    expected = SharedPrefixTextTower(text_model().text_model, text_model().text_projection)(context, tokens)
-    with elsewhere():
-        model = text_model().to(ELSEWHERE)
-        tower = SharedPrefixTextTower(model.text_model, model.text_projection)
-        found = tower(context.to(ELSEWHERE), tokens.to(ELSEWHERE))
-        assert found.device == ELSEWHERE
-    torch.testing.assert_close(found.cpu(), expected)
 
 
 def what_a_site_asks(folder, device):

@@ -13,7 +13,6 @@ from dpfpl_client.learning.methods import factorise
 from dpfpl_client.models.text_tower.choice import text_tower_of
 from dpfpl_client.models.text_tower.fast import FastTextTower, MemoryPlan
 from dpfpl_client.models.text_tower.plain import PlainTextTower
-from dpfpl_client.models.text_tower.shared_prefix import SharedPrefixTextTower
 
 
 def check(model, tower, context, tokens, scales, directions):
@@ -111,16 +110,37 @@ def test_many_random_problems(seed, dtype, record_property):
     record_property("errors", f"{features:.2e} {gradients:.2e} {factors:.2e}")  # pytest --junitxml shows them
 
 
-def test_the_readable_tower_is_the_same_function():
-    model = text_model(num_hidden_layers=3)
-    context, tokens, scales, directions = problem(1, model)
-    leaf = context.clone().requires_grad_(True)
-    unit = torch.nn.functional.normalize(
-        SharedPrefixTextTower(model.text_model, model.text_projection)(leaf, tokens), dim=-1
-    )
-    (theirs,) = torch.autograd.grad(unit, leaf, scales[:, :, None] * directions[:, None], is_grads_batched=True)
-    ours = FastTextTower(model.text_model, model.text_projection, BOS).run(context, tokens)
-    assert relative(ours.rank_one_pullback(scales, directions), theirs) < 1e-10
+NAMES = ["cat", "traffic light", "a", "the big brown old dog on a wet street", "x-ray 3", "Zürich"]
+
+
+@pytest.mark.parametrize("text", ["a photo of a", "", "one two three four five six"])
+@pytest.mark.parametrize(
+    "names", [NAMES, ["cat"], [f"thing {i} of {i * 7}" for i in range(100)]], ids=["6", "1", "100"]
+)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_the_embedded_model_equals_its_plain_forward(request, text, names, dtype, tolerance):
+    """Whole sentences, as the tokenizer writes them, through the model's own ``get_text_features``."""
+    backbone = request.getfixturevalue("double_backbone" if dtype == torch.float64 else "backbone")
+    tokenizer = backbone._tokenizer
+    prompts = [tokenizer(f"{text} {name}.".strip(), add_special_tokens=True)["input_ids"] for name in names]
+    longest = max(map(len, prompts))
+    ids = torch.tensor([p + [tokenizer.eos_token_id] * (longest - len(p)) for p in prompts])
+    with torch.no_grad():
+        theirs = backbone._model.get_text_features(input_ids=ids)
+        theirs = torch.nn.functional.normalize(getattr(theirs, "pooler_output", theirs), dim=-1)
+        count = backbone.num_tokens(text)
+        context = backbone.text_embeddings(text, count)
+        ours = backbone.text_features(context, backbone.class_tokens(names, count))
+    assert ours.dtype == dtype
+    assert relative(ours, theirs) < tolerance
+
+
+def test_a_class_does_not_see_the_others(double_backbone):
+    context = double_backbone.text_embeddings("a photo of a", 4)
+    together = double_backbone.text_features(context, double_backbone.class_tokens(NAMES, 4))
+    for i, name in enumerate(NAMES):
+        alone = double_backbone.text_features(context, double_backbone.class_tokens([name], 4))
+        assert relative(alone, together[i : i + 1]) < 1e-12
 
 
 def test_coarse_products_stay_within_a_few_percent():

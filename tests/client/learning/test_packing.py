@@ -5,8 +5,7 @@ import random
 import pytest
 import torch
 
-from dpfpl_client.models.text_tower.shared_prefix import ClassTokens
-from dpfpl_client.models.text_tower.states import pack
+from dpfpl_client.models.text_tower.states import ClassTokens, pack
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -57,3 +56,9 @@ def test_a_layout_serves_other_tokens_of_the_same_lengths():
     for token in (7, 8):
         packed = pack(ClassTokens.build([[token] * 3, [token]], 98))
         assert set(packed.ids.flatten().tolist()) == {token}
+
+
+def test_tokens_are_padded_with_eos():
+    tokens = ClassTokens.build([[5, 9], [5, 6, 7, 9]], 8)
+    assert tokens.ids.tolist() == [[5, 9, 9, 9], [5, 6, 7, 9]]
+    assert (tokens.lengths.tolist(), tokens.bos_id) == ([2, 4], 8)

@@ -25,7 +25,7 @@ from dpfpl_client.learning.learner import initial_context
 from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_client.models.class_scorer import class_probabilities
 from dpfpl_client.models.dual_encoder import DualEncoder, as_dual_encoder
-from dpfpl_client.models.text_tower.shared_prefix import ClassTokens
+from dpfpl_client.models.text_tower.states import ClassTokens
 from dpfpl_client.use.prompt import SitePrompt, load_prompt
 from dpfpl_common.errors import DpfplError, StateError
 from dpfpl_common.experiment import Experiment

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from dpfpl_client.models.backbone import LabelledFeatures, no_answers
 from dpfpl_client.models.text_tower.choice import TextPass
-from dpfpl_client.models.text_tower.shared_prefix import ClassTokens
+from dpfpl_client.models.text_tower.states import ClassTokens
 from dpfpl_common.experiment import GradientSettings
 
 __all__ = [

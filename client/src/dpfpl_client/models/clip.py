@@ -9,7 +9,7 @@ import torch
 from dpfpl_client.models.dual_encoder import DualEncoder
 from dpfpl_client.models.files import load_parts, model_fingerprint
 from dpfpl_client.models.text_tower.choice import TextTower, text_tower_of
-from dpfpl_client.models.text_tower.shared_prefix import ClassTokens
+from dpfpl_client.models.text_tower.states import ClassTokens
 from dpfpl_client.models.trial import refuse_differences
 from dpfpl_common.errors import ModelError
 

@@ -15,7 +15,7 @@ from dpfpl_client.models.files import feature_identity
 from dpfpl_client.models.image_tower import ImageTower
 from dpfpl_client.models.placement import batches
 from dpfpl_client.models.text_tower.choice import TextPass, TextTower
-from dpfpl_client.models.text_tower.shared_prefix import ClassTokens
+from dpfpl_client.models.text_tower.states import ClassTokens
 from dpfpl_client.models.words import Words, frame_of, refuse_alike, repeated_to_the_left
 from dpfpl_common.errors import ModelError
 from dpfpl_common.experiment import MECHANISMS, Experiment

@@ -19,7 +19,7 @@ from dpfpl_client.models.files import load_image_processor, load_parts, model_fi
 from dpfpl_client.models.folder import model_type
 from dpfpl_client.models.text_tower.choice import TextTower
 from dpfpl_client.models.text_tower.plain import PlainPass
-from dpfpl_client.models.text_tower.shared_prefix import ClassTokens
+from dpfpl_client.models.text_tower.states import ClassTokens
 from dpfpl_client.models.trial import refuse_differences
 
 __all__ = ["ENCODER_FAMILIES", "EncoderBackbone", "WholeTextTower", "load_encoder"]

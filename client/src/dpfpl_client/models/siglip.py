@@ -17,7 +17,7 @@ from dpfpl_client.models.dual_encoder import DualEncoder
 from dpfpl_client.models.files import load_image_processor, load_parts, model_fingerprint
 from dpfpl_client.models.text_tower.choice import TextTower
 from dpfpl_client.models.text_tower.plain import PlainPass
-from dpfpl_client.models.text_tower.shared_prefix import ClassTokens
+from dpfpl_client.models.text_tower.states import ClassTokens
 from dpfpl_client.models.trial import refuse_differences
 
 __all__ = ["PaddedTextTower", "SiglipBackbone", "load_siglip"]

@@ -9,7 +9,7 @@ from torch import Tensor
 from dpfpl_client.models.text_tower.fast import FastTextTower
 from dpfpl_client.models.text_tower.layers import ACTIVATIONS
 from dpfpl_client.models.text_tower.plain import PlainTextTower
-from dpfpl_client.models.text_tower.shared_prefix import ClassTokens
+from dpfpl_client.models.text_tower.states import ClassTokens
 
 __all__ = ["TOLERANCES", "TextPass", "TextTower", "text_tower_of"]
 

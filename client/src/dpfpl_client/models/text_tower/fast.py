@@ -1,6 +1,6 @@
 """The text tower written out by hand: features of all classes, and pullbacks for many cotangents at once.
 
-The same function as ``SharedPrefixTextTower``, which is its reference in the tests. What is gained:
+The same function as the model's own forward (``PlainTextTower``), up to rounding. What is gained:
 
 - context and begin token are computed once for all classes, the begin token only once in all;
 - classes of different lengths are packed without padding to the longest;
@@ -20,8 +20,8 @@ from torch import Tensor
 from dpfpl_client.models.text_tower.attention import Attention, attend
 from dpfpl_client.models.text_tower.layers import ACTIVATIONS, FoldedLayer, Normed, centred, folded_projection
 from dpfpl_client.models.text_tower.pullbacks import AllClassesPullback, Towards, few_classes_pullback
-from dpfpl_client.models.text_tower.shared_prefix import ClassTokens
 from dpfpl_client.models.text_tower.states import (
+    ClassTokens,
     LayerState,
     MemoryPlan,
     PackedClasses,

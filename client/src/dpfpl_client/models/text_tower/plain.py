@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dpfpl_client.models.text_tower.fast import largest_only
-from dpfpl_client.models.text_tower.shared_prefix import ClassTokens
+from dpfpl_client.models.text_tower.states import ClassTokens
 
 __all__ = ["PlainTextTower"]
 
