@@ -72,14 +72,14 @@ took("importing torch")
 from transformers import AutoTokenizer, CLIPModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 took("importing transformers")
-import dpfpl_client.agent.policy_file, dpfpl_client.cli.main, dpfpl_client.models.clip
+import dpfpl_client.agent.policy_file, dpfpl_client.cli.main, dpfpl_client.models.encoders
 import dpfpl_client.models.image_tower, dpfpl_client.use.predict
 took("everything else")
 timed(dpfpl_client.agent.policy_file, "check_use", "does the policy allow it")
-timed(dpfpl_client.models.clip, "load_parts", "weights, tokenizer, preprocessing")
-timed(dpfpl_client.models.clip, "model_fingerprint", "the model's fingerprint")
-timed(dpfpl_client.models.clip, "text_tower_of", "laying out the text tower, and trying it")
-timed(dpfpl_client.models.clip, "refuse_differences", "trying the model against plain transformers")
+timed(dpfpl_client.models.encoders, "load_parts", "weights, tokenizer, preprocessing")
+timed(dpfpl_client.models.encoders, "model_fingerprint", "the model's fingerprint")
+timed(dpfpl_client.models.encoders, "text_tower_of", "laying out the text tower, and trying it")
+timed(dpfpl_client.models.encoders, "refuse_differences", "trying the model against plain transformers")
 timed(dpfpl_client.models.image_tower, "_swap_products", "laying out the image tower, and trying it")
 sys.argv[:] = ["dpfpl-client", "predict", sys.argv[1], "--site", sys.argv[2]]
 try:

@@ -45,8 +45,8 @@ def test_a_name_that_spells_a_control_token_is_read_as_plain_characters(model):
 
 def test_an_ordinary_name_has_the_tokenizers_own_ids(model):
     for name in ("dog", "small red dog", "a b-c/d (e)", "Über 犬", "x < y | z"):
-        assert model._plain_ids(name) == model.tokenizer(name, add_special_tokens=False)["input_ids"]
-        assert model.num_tokens(name) == len(model._plain_ids(name))
+        assert model.words.ids(name) == model.tokenizer(name, add_special_tokens=False)["input_ids"]
+        assert model.num_tokens(name) == len(model.words.ids(name))
 
 
 def test_a_name_that_cannot_be_read_as_plain_characters_is_refused_before_any_round(
@@ -71,6 +71,6 @@ def test_a_name_that_cannot_be_read_as_plain_characters_is_refused_before_any_ro
 def test_an_initial_text_has_no_control_token_either():
     model = load_backbone("embedded")
     end = model.tokenizer.eos_token
-    ids = model._plain_ids(f"dog {end}")
+    ids = model.words.ids(f"dog {end}")
     assert model.tokenizer.eos_token_id not in ids
     assert len(model.text_embeddings(f"dog {end}", len(ids))) == len(ids)

@@ -13,8 +13,7 @@ from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeat
 from dpfpl_client.learning.step import SeededRandomness
 from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_client.models.class_scorer import EXACT
-from dpfpl_client.models.clip import ClipBackbone
-from dpfpl_client.models.encoders import ENCODER_FAMILIES
+from dpfpl_client.models.encoders import ENCODER_FAMILIES, ClipBackbone
 from dpfpl_client.models.loader import load_backbone
 from dpfpl_client.use.exporting.card import Facts
 from dpfpl_client.use.exporting.export import write_export

@@ -186,13 +186,13 @@ def test_clips_that_end_prompts_at_the_largest_id_are_right_on_the_whole_vocabul
 
 
 def test_the_trial_finds_a_begin_that_was_forgotten(tmp_path, monkeypatch):
-    from dpfpl_client.models import siglip
+    from dpfpl_client.models import encoders
 
-    class Forgetful(siglip.PaddedTextTower):
+    class Forgetful(encoders.PaddedTextTower):
         def __init__(self, text_model, begin, *, pads_left):
             super().__init__(text_model, (), pads_left=pads_left)
 
-    monkeypatch.setattr(siglip, "PaddedTextTower", Forgetful)
+    monkeypatch.setattr(encoders, "PaddedTextTower", Forgetful)
     folder = write_model("siglip", GEMMA, tmp_path, seed=3)
     assert "relative difference" in refused(folder, "TEXT_TOWER_UNUSABLE")
 

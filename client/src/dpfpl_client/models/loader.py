@@ -33,11 +33,9 @@ def load_backbone(
             that way; or what it computes of a few sentences is not what plain transformers computes.
     """
     # Imported here: transformers takes seconds, and most commands never load a model.
-    from dpfpl_client.models.clip import load_clip
-    from dpfpl_client.models.encoders import ENCODER_FAMILIES, load_encoder
+    from dpfpl_client.models.encoders import ENCODER_FAMILIES, load_clip, load_encoder, load_siglip
     from dpfpl_client.models.generative.backbone import load_generative
     from dpfpl_client.models.generative.template import FAMILIES, REFUSED
-    from dpfpl_client.models.siglip import load_siglip
 
     loaders: dict[str, Callable[[Path, torch.dtype, torch.device], Backbone]] = {
         "clip": load_clip, "siglip": load_siglip, "siglip2": load_siglip,
