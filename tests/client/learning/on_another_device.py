@@ -13,8 +13,7 @@ from text_models import BOS, TINY, problem, text_model
 from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_client.models.class_scorer import EXACT, label_against_rivals, loss_scales
 from dpfpl_client.models.dual_encoder import DualEncoder
-from dpfpl_client.models.loader import load_backbone
-from dpfpl_client.models.placement import CPU
+from dpfpl_client.models.loader import CPU, load_backbone
 from dpfpl_client.models.text_tower.fast import FastTextTower, MemoryPlan
 from dpfpl_client.models.text_tower.plain import PlainTextTower
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings, RoundSettings

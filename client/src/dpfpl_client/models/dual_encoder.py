@@ -12,8 +12,7 @@ from PIL import Image
 from dpfpl_client.models.backbone import Backbone, no_answers
 from dpfpl_client.models.class_scorer import ClassScorer
 from dpfpl_client.models.files import feature_identity
-from dpfpl_client.models.image_tower import ImageTower
-from dpfpl_client.models.placement import batches
+from dpfpl_client.models.image_tower import ImageTower, batches
 from dpfpl_client.models.text_tower.choice import TextPass, TextTower
 from dpfpl_client.models.text_tower.states import ClassTokens
 from dpfpl_client.models.words import Words, frame_of, refuse_alike, repeated_to_the_left

@@ -14,7 +14,7 @@ from dpfpl_client.models.generative.language import LanguageModel
 from dpfpl_client.models.generative.layout import Ends, layout_of
 from dpfpl_client.models.generative.scorer import AnswerScorer
 from dpfpl_client.models.generative.template import FAMILIES, Family, processor_template
-from dpfpl_client.models.placement import batches
+from dpfpl_client.models.image_tower import batches
 from dpfpl_client.models.words import refuse_alike, repeated_to_the_left
 from dpfpl_common.errors import ModelError
 from dpfpl_common.experiment import TASKS, Experiment

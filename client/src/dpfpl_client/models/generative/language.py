@@ -17,9 +17,8 @@ from torch import Tensor
 
 from dpfpl_client.models.generative.layout import Layout
 from dpfpl_client.models.generative.template import Family
-from dpfpl_client.models.placement import share_of_memory
 
-__all__ = ["LanguageModel"]
+__all__ = ["LanguageModel", "share_of_memory"]
 
 logger = logging.getLogger(__name__)
 
@@ -304,6 +303,14 @@ class LanguageModel:
     def _give_up(self, reason: str) -> None:
         logger.warning("The picture's part cannot be shared in this model (%s); everything is computed whole.", reason)
         self.shared = False
+
+
+def share_of_memory(device: torch.device, at_least: int) -> int:
+    """Bytes that one store may fill: on a GPU a quarter of what is free there now; elsewhere ``at_least``."""
+    if device.type != "cuda":
+        return at_least
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(at_least, free // 4)
 
 
 def _longest(config: Any) -> int:
