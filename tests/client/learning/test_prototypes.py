@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dpfpl_client.learning.prototypes import prototypes_from
-from dpfpl_client.models.class_scorer import direction_count, text_directions
+from dpfpl_client.models.class_scorer import ClassScorer, direction_count
 from dpfpl_common.errors import PrivacyError
 from dpfpl_common.privacy.noise import SeededNoise, SystemNoise
 from dpfpl_common.privacy.one_shot import noised_class_sums
@@ -197,17 +197,19 @@ def test_the_public_directions_hold_the_class_texts_and_no_image(backbone, class
     tokens, initial = backbone.class_tokens(classes, 4), backbone.text_embeddings("a photo of a", 4)
     count = direction_count(len(classes), backbone.feature_size)
     assert count == max(16, 2 * len(classes))
-    directions = text_directions(backbone, tokens, initial, count)
+    scorer = ClassScorer(backbone, tokens)
+    directions = scorer.public_directions(initial, count)
     np.testing.assert_allclose(directions @ directions.T, np.eye(count), atol=1e-10)
     texts = backbone.text_features(initial, tokens).double().numpy()
     inside = texts @ directions.T
     # The differences between classes are what logits see of an image.
     for i, j in ((0, 1), (len(classes) - 1, 0)):
         assert np.linalg.norm(inside[i] - inside[j]) > 0.9 * np.linalg.norm(texts[i] - texts[j])
-    assert np.array_equal(directions, text_directions(backbone, tokens, initial, count)), "the same everywhere"
+    assert np.array_equal(directions, ClassScorer(backbone, tokens).public_directions(initial, count)), (
+        "the same everywhere"
+    )
     assert direction_count(1000, 96) == 96
-    start = np.zeros((4, backbone.width), np.float32)
-    assert text_directions(backbone, tokens, torch.from_numpy(start), 16).shape == (16, backbone.feature_size)
+    assert scorer.public_directions(torch.zeros(4, backbone.width), 16).shape == (16, backbone.feature_size)
 
 
 @pytest.mark.parametrize(("noise_multiplier", "size"), [(0.6, 96), (2.0, 96), (2.0, 512), (7.0, 768)])

@@ -32,23 +32,15 @@ PREPARED: Final = ("pixel_values", "pixel_attention_mask", "image_grid_thw", "im
 
 
 class GenerativeBackbone:
-    """A frozen generative model.
+    """A frozen generative model: a ``Backbone`` that can be asked everything, but has no features of classes to sum.
 
     Attributes:
-        family: the model type of its config.json.
-        fingerprint: sha256 over the model's files; two sites with the same fingerprint have the same model.
-        feature_identity: sha256 over what a picture's row depends on beside the picture.
-        width: width d of the language model's embeddings and of context vectors.
         feature_size: length of a picture's row: its tokens times d, times what Qwen3-VL adds for deeper layers.
         layout: how a turn is laid out.
         language: the language model behind a picture.
-        tasks: what it can be asked: everything.
-        mechanisms: under which it can learn: it has no features of classes to sum.
-        stored_precision: in which its checkpoint holds the weights.
     """
 
     stored_precision = "float32"
-
     tasks: tuple[str, ...] = TASKS
     mechanisms: tuple[str, ...] = ("per_step",)
 
