@@ -119,12 +119,13 @@ FEDERATION = (
     (
         "whole sites: the examples are clipped, and not only their sum",
         "dpfpl_client.learning.learner:PromptLearner._train_as_a_whole",
-        "gradient = _1",
-        "each = self._gradients(global_context, state.context, examples)\n"
+        "return batch_gradient(...)",
+        "whole = self.context(global_context, context)\n"
+        "each = self._scorer.gradients(whole, examples, self._experiment.gradients).double().numpy()\n"
         "lengths = np.linalg.norm(each, axis=(1, 2), keepdims=True)\n"
-        "factors = np.minimum(1.0, experiment.privacy.clipping_norm / np.maximum(lengths, 1e-300))\n"
+        "factors = np.minimum(1.0, privacy.clipping_norm / np.maximum(lengths, 1e-300))\n"
         "gradient = (factors * each).sum(axis=0)\n"
-        "gradient = gradient / (experiment.privacy.sample_rate * experiment.privacy.nominal_site_size)",
+        "return gradient / (privacy.sample_rate * privacy.nominal_site_size)",
         (f"{SITE_UNIT_TESTS}::test_a_site_clips_its_sum_and_not_its_examples",),
     ),
     (

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from dpfpl_client.learning.prototypes import prototypes_from
+from dpfpl_client.learning.evidence import prototypes_from
 from dpfpl_client.models.class_scorer import ClassScorer, direction_count
 from dpfpl_common.errors import PrivacyError
 from dpfpl_common.privacy.noise import SeededNoise, SystemNoise

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dpfpl_client.learning.pulls import TEMPERATURE, contrast_cotangents, public_pull
+from dpfpl_client.learning.step import TEMPERATURE, contrast_cotangents, public_pull
 
 CLASSES = ("cat", "dog", "bird")
 
