@@ -37,9 +37,6 @@ from dpfpl_client.models.text_tower.states import (
 __all__ = ["FastTextTower", "MemoryPlan", "TextPass", "largest_only"]
 
 
-# A finished forward pass of the fast text tower, ready to be pulled back.
-
-
 class TextPass:
     """A finished forward pass, ready to be pulled back.
 

@@ -1,6 +1,6 @@
 """What a forward pass through the fast text tower leaves behind for the ways back.
 
-Symbols as in ``fast_tower``: N rows (m of the context, then R x T of classes), B cotangents.
+Symbols as in ``fast``: N rows (m of the context, then R x T of classes), B cotangents.
 """
 
 from collections.abc import Iterator, Sequence
