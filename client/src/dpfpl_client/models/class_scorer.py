@@ -1,6 +1,6 @@
 """An experiment's classes as features of a dual encoder: gradients, probabilities and accuracy by products."""
 
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,9 @@ from dpfpl_client.models.backbone import LabelledFeatures, Predictor, Scorer, no
 from dpfpl_client.models.text_tower.choice import TextPass
 from dpfpl_client.models.text_tower.states import ClassTokens
 from dpfpl_common.experiment import GradientSettings
+
+if TYPE_CHECKING:
+    from dpfpl_client.models.dual_encoder import DualEncoder
 
 __all__ = [
     "EXACT",
@@ -25,34 +28,10 @@ __all__ = [
 ]
 
 
-class TextTowers(Protocol):
-    """What is asked of a dual encoder here: its class texts as features, and its head.
-
-    Attributes:
-        family: the model type of its config.json.
-        device: where the towers compute.
-        logit_scale: the model's own tau, multiplying cosine similarities.
-        logit_bias: added to the logits of a sigmoid head; None for a softmax head.
-    """
-
-    family: str
-    device: torch.device
-    logit_scale: float
-    logit_bias: float | None
-
-    def text_features(self, context: Tensor, tokens: ClassTokens) -> Tensor:
-        """Unit text features [classes, feature_size] of a context [num_context, width]."""
-        ...
-
-    def text_pass(
-        self, context: Tensor, tokens: ClassTokens, *, coarse: bool = False, singly: bool = False
-    ) -> TextPass:
-        """A forward pass of the text tower, to be pulled back to the context."""
-        ...
-
-
 @torch.no_grad()
-def class_probabilities(backbone: TextTowers, context: Tensor, tokens: ClassTokens, image_features: Tensor) -> Tensor:
+def class_probabilities(
+    backbone: "DualEncoder", context: Tensor, tokens: ClassTokens, image_features: Tensor
+) -> Tensor:
     """p(c | x) [n, classes] of a context [num_context, width] on unit image features [n, feature_size]."""
     return ClassPredictor(backbone, backbone.text_features(context, tokens)).probabilities(image_features)
 
@@ -72,7 +51,7 @@ as many as there are one example more would change the others' gradients (test N
 
 @torch.no_grad()
 def per_example_gradients(
-    backbone: TextTowers,
+    backbone: "DualEncoder",
     context: Tensor,
     tokens: ClassTokens,
     image_features: Tensor,
@@ -167,7 +146,7 @@ class ClassPredictor(Predictor):
         text_features: unit rows [classes, feature_size].
     """
 
-    def __init__(self, backbone: TextTowers, text_features: Tensor) -> None:
+    def __init__(self, backbone: "DualEncoder", text_features: Tensor) -> None:
         self._backbone = backbone
         self.text_features = text_features
 
@@ -200,7 +179,7 @@ class ClassScorer(Scorer):
         tokens: the experiment's classes.
     """
 
-    def __init__(self, backbone: TextTowers, tokens: ClassTokens) -> None:
+    def __init__(self, backbone: "DualEncoder", tokens: ClassTokens) -> None:
         self._backbone, self._tokens, self._device = backbone, tokens.to(backbone.device), backbone.device
 
     @property

@@ -71,7 +71,7 @@ class TextPass:
 
     @torch.no_grad()
     def pullback(self, cotangents: Tensor) -> Tensor:
-        """Gradients [B, m, d] of ``sum(cotangents * unit features)`` for cotangents [B, classes, feature size]."""
+        """As ``choice.TextPass.pullback``."""
         norms = self.features.norm(dim=-1, keepdim=True)
         unit = self.features / norms
         radial = (cotangents * unit).sum(-1, keepdim=True)
@@ -80,14 +80,7 @@ class TextPass:
 
     @torch.no_grad()
     def rank_one_pullback(self, scales: Tensor, directions: Tensor, *, coarse: bool = False, few: int = 0) -> Tensor:
-        """The same for cotangents ``scales[b, c] * directions[b]``, without ever making them.
-
-        Args:
-            scales: [B, classes].
-            directions: [B, feature size].
-            coarse: round the factors of large products to bfloat16.
-            few: take each row's so many largest scales, in absolute value, for all of them; 0 takes all.
-        """
+        """As ``choice.TextPass.rank_one_pullback``, without ever making the cotangents."""
         if few:
             scales = largest_only(scales, few)
         norms = self.features.norm(dim=-1)
