@@ -153,7 +153,7 @@ MECHANISM = (
         "dpfpl_client.agent.store:Record.to_bytes",
         "self.state.parameters is not None",
         "False",
-        (f"{LEARNER_TESTS}::test_a_restart_from_the_record_equals_going_on[fedpgp-1-per_step]",),
+        (f"{LEARNER_TESTS}::test_a_restart_from_the_record_equals_going_on[fedpgp-per_step]",),
     ),
     (
         "fedpgp: the factors are made anew in every round",

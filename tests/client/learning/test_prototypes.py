@@ -10,26 +10,13 @@ from scipy import stats
 from dpfpl_client.learning.evidence import prototypes_from
 from dpfpl_client.models.class_scorer import ClassScorer, direction_count
 from dpfpl_common.errors import PrivacyError
-from dpfpl_common.privacy.noise import SeededNoise, SystemNoise
+from dpfpl_common.privacy.noise import NoNoise, SeededNoise, SystemNoise
 from dpfpl_common.privacy.one_shot import noised_class_sums
 from dpfpl_common.privacy_plan import images_to_stand_out
 
 pytestmark = pytest.mark.privacy
 
 CLASSES, SIZE = 5, 12
-
-
-class Recording:
-    """Adds nothing; remembers what it was asked to add, and where."""
-
-    is_private = False
-
-    def __init__(self):
-        self.calls = []
-
-    def add(self, total, noise_stddev):
-        self.calls.append((total.shape, noise_stddev))
-        return total
 
 
 def examples(count, seed, scale=1.0):
@@ -47,19 +34,18 @@ def examples(count, seed, scale=1.0):
 def test_one_example_moves_the_sums_by_at_most_one(count, seed, scale):
     features, labels = examples(count, seed)
     features[-1] *= scale
-    after = noised_class_sums(features, labels, CLASSES, Recording(), 1.0)
-    before = noised_class_sums(features[:-1], labels[:-1], CLASSES, Recording(), 1.0)
+    after = noised_class_sums(features, labels, CLASSES, NoNoise(), 1.0)
+    before = noised_class_sums(features[:-1], labels[:-1], CLASSES, NoNoise(), 1.0)
     assert np.linalg.norm(after - before) <= 1 + 1e-9
     assert np.all(np.isfinite(after))
 
 
-def test_every_row_of_the_public_class_list_is_noised_even_without_any_image():
-    noise = Recording()
-    sums = noised_class_sums(np.zeros((0, SIZE), np.float32), np.zeros(0, np.int64), CLASSES, noise, 2.5)
-    assert noise.calls == [((CLASSES, SIZE), 2.5)]
+def test_every_row_of_the_public_class_list_is_noised_even_without_any_image(recording_noise):
+    noise, nothing = recording_noise(), (np.zeros((0, SIZE), np.float32), np.zeros(0, np.int64), CLASSES)
+    sums = noised_class_sums(*nothing, noise, 2.5)
+    assert [(total.shape, stddev) for total, stddev in noise.calls] == [((CLASSES, SIZE), 2.5)]
     assert sums.shape == (CLASSES, SIZE)
-    released = noised_class_sums(np.zeros((0, SIZE), np.float32), np.zeros(0, np.int64), CLASSES, SystemNoise(), 2.5)
-    assert np.all(released != 0)
+    assert np.all(noised_class_sums(*nothing, SystemNoise(), 2.5) != 0)
 
 
 def test_noise_that_the_grid_cannot_carry_is_refused():
@@ -74,7 +60,7 @@ def unit(rows):
 
 def test_without_noise_prototypes_are_the_class_means_by_share():
     features, labels = examples(50, 1)
-    sums = noised_class_sums(features, labels, CLASSES, Recording(), 0.0)
+    sums = noised_class_sums(features, labels, CLASSES, NoNoise(), 0.0)
     prototypes = prototypes_from(sums, 0.0, unit(np.ones((CLASSES, SIZE))))
     np.testing.assert_allclose(prototypes.features, unit(sums))
     np.testing.assert_allclose(prototypes.weights, np.linalg.norm(sums, axis=1) / np.linalg.norm(sums, axis=1).sum())
