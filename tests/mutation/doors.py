@@ -64,7 +64,7 @@ DOORS = (
         "dpfpl_client.models.files:_refuse_not_finite",
         "torch.isfinite(low) and torch.isfinite(high)",
         "True",
-        (BROKEN_FOLDERS + "one_value_in_a_bias_of_one_tower_is_found[text_model.]",),
+        (BROKEN_FOLDERS + "one_value_that_is_not_finite_is_found_in_any_tensor[text_model.final_layer_norm.bias-nan]",),
     ),
     (
         "DR6: a kit's looser rules hold without being accepted",

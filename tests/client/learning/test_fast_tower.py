@@ -59,7 +59,7 @@ def check_factors(model, tower, context, tokens, scales, directions, rank):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("config", FAMILY, ids=str)
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_random_models_equal_their_own_forward_and_a_loop_of_gradients(config, seed, dtype):
     model = text_model(dtype, seed, **config)
     tower = FastTextTower(model.text_model, model.text_projection, BOS)
@@ -77,14 +77,13 @@ def test_random_models_equal_their_own_forward_and_a_loop_of_gradients(config, s
     ],
     ids=["one at a time", "long rows", "some at a time"],
 )
-@pytest.mark.parametrize("seed", range(3))
-def test_bounds_on_memory_change_no_result(plan, seed):
-    model = text_model(seed=seed, num_hidden_layers=3)
+def test_bounds_on_memory_change_no_result(plan):
+    model = text_model(num_hidden_layers=3)
     tower = FastTextTower(model.text_model, model.text_projection, BOS, plan=plan)
-    check(model, tower, *problem(seed, model, classes=11, batch=5))
+    check(model, tower, *problem(0, model, classes=11, batch=5))
 
 
-@pytest.mark.parametrize(("dtype", "classes"), [(torch.float64, 1000), (torch.float32, 1000), (torch.float64, 333)])
+@pytest.mark.parametrize(("dtype", "classes"), [(torch.float32, 1000), (torch.float64, 333)])
 def test_many_classes(dtype, classes):
     model = text_model(dtype)
     tower = FastTextTower(model.text_model, model.text_projection, BOS, plan=MemoryPlan(state_bytes=2**22))
