@@ -131,7 +131,7 @@ NONINTERFERENCE = (
         "dpfpl_client.models.generative.language:LanguageModel.examples_within",
         "self.singly",
         "False",
-        (f"{PRECISION_TESTS}::test_ni10_one_example_more_changes_no_bit_of_what_the_others_add[llava-longer0]",),
+        (f"{PRECISION_TESTS}::test_ni10_examples_more_change_no_bit_of_what_the_others_add[llava]",),
     ),
     (
         "rounded gradients are computed as many at once as there are",

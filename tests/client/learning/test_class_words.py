@@ -66,11 +66,3 @@ def test_a_name_that_cannot_be_read_as_plain_characters_is_refused_before_any_ro
     assert "<beyond>" in caught.value.message
     with pytest.raises(ModelError, match="<beyond>"):
         model.text_embeddings("a <beyond>", M)
-
-
-def test_an_initial_text_has_no_control_token_either():
-    model = load_backbone("embedded")
-    end = model.tokenizer.eos_token
-    ids = model.words.ids(f"dog {end}")
-    assert model.tokenizer.eos_token_id not in ids
-    assert len(model.text_embeddings(f"dog {end}", len(ids))) == len(ids)

@@ -16,7 +16,7 @@ from dpfpl_client.models.loader import load_backbone
 from dpfpl_client.models.text_tower import layers
 from random_models.families import write_random_model
 
-FAMILIES = ("clip", "siglip", "siglip2", "altclip", "chinese_clip", "aimv2", "metaclip_2")
+FAMILIES = ("clip", "siglip", "siglip2", "aimv2", "metaclip_2")
 
 
 def pictures(count, seed=0):
