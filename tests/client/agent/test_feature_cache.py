@@ -98,7 +98,7 @@ def test_another_model_has_another_file(tmp_path, spy, backbone):
 
 def test_another_preprocessing_has_another_file(backbone):
     other = type(backbone._image_processor)(**{**backbone._image_processor.to_dict(), "image_mean": [0.0, 0.0, 0.0]})
-    tokenizer, model = backbone._tokenizer, backbone._model
+    tokenizer, model = backbone.tokenizer, backbone._model
     changed = type(backbone)(model, tokenizer, other, backbone.fingerprint)
     same = type(backbone)(model, tokenizer, backbone._image_processor, backbone.fingerprint)
     assert changed.feature_identity != backbone.feature_identity == same.feature_identity

@@ -121,7 +121,7 @@ NAMES = ["cat", "traffic light", "a", "the big brown old dog on a wet street", "
 def test_the_embedded_model_equals_its_plain_forward(request, text, names, dtype, tolerance):
     """Whole sentences, as the tokenizer writes them, through the model's own ``get_text_features``."""
     backbone = request.getfixturevalue("double_backbone" if dtype == torch.float64 else "backbone")
-    tokenizer = backbone._tokenizer
+    tokenizer = backbone.tokenizer
     prompts = [tokenizer(f"{text} {name}.".strip(), add_special_tokens=True)["input_ids"] for name in names]
     longest = max(map(len, prompts))
     ids = torch.tensor([p + [tokenizer.eos_token_id] * (longest - len(p)) for p in prompts])

@@ -47,7 +47,7 @@ def problem(backbone, dtype=torch.float32, batch=9, seed=0):
 
 def plain_gradient(backbone, context, features, labels):
     """Hugging Face's own forward on whole prompts, the context put in by a hook on the token embedding."""
-    tokenizer = backbone._tokenizer
+    tokenizer = backbone.tokenizer
     prompts = [tokenizer(f"a photo of a {name}.")["input_ids"] for name in NAMES]
     longest = max(map(len, prompts))
     ids = torch.tensor([p + [tokenizer.eos_token_id] * (longest - len(p)) for p in prompts])

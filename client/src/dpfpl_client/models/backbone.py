@@ -7,7 +7,7 @@ task: gradients of the context, one per example. ``Predictor`` is a scorer joine
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dpfpl_client.models.words import Words
 from dpfpl_common.errors import ModelError
 from dpfpl_common.experiment import Experiment, GradientSettings, TaskSettings
 
@@ -125,6 +126,8 @@ class Backbone(Protocol):
         tasks: what it can be asked, as ``TaskSettings.kind`` calls it.
         mechanisms: under which it can learn.
         stored_precision: in which its checkpoint holds the weights (``float16``), whatever it computes in.
+        tokenizer: the model's own Hugging Face tokenizer.
+        words: how people's words become tokens.
     """
 
     tasks: tuple[str, ...]
@@ -134,7 +137,9 @@ class Backbone(Protocol):
     feature_identity: str
     width: int
     feature_size: int
-    stored_precision: str
+    stored_precision: str = "float32"
+    tokenizer: Any
+    words: Words
 
     @property
     def shortcuts(self) -> str:
@@ -143,10 +148,13 @@ class Backbone(Protocol):
 
     def num_tokens(self, text: str) -> int:
         """How many context vectors a text fills."""
-        ...
+        return len(self.words.ids(text))
 
     def text_embeddings(self, text: str, num_context: int) -> Tensor:
-        """Token embeddings [num_context, width] of a text, repeated to the left until they fill the context."""
+        """Token embeddings [num_context, width] of a text, repeated to the left until they fill the context.
+
+        The text itself always stands whole at the end. A text longer than the context is an error.
+        """
         ...
 
     def check_words(self, *texts: str) -> None:
@@ -173,8 +181,7 @@ class Backbone(Protocol):
         ...
 
     def hold(self, size: int) -> None:
-        """Hold at most ``size`` bytes of what is computed of images between steps; ignored where nothing is held."""
-        ...
+        """Hold at most ``size`` bytes of what is computed of images between steps, where anything is."""
 
     def scorer(self, experiment: Experiment) -> Scorer:
         """The model joined to an experiment's task.

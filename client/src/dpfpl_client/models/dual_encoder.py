@@ -22,14 +22,13 @@ from dpfpl_common.experiment import MECHANISMS, Experiment
 __all__ = ["DualEncoder", "as_dual_encoder"]
 
 
-class DualEncoder:
-    """A frozen pair of towers: images to unit features, class prompts to unit features; a ``Backbone``.
+class DualEncoder(Backbone):
+    """A frozen pair of towers: images to unit features, class prompts to unit features.
 
     Attributes:
         feature_size: size e of the shared image-text space.
         logit_scale: the model's own tau, multiplying cosine similarities.
         logit_bias: added to the logits of a sigmoid head; None for a softmax head.
-        words: how people's words become tokens.
         frame: what the tokenizer writes around a text.
         device: where the towers compute. Image features and token embeddings are always given on the processor.
         context_follows: where the context stands and what comes after it, for users of an exported prompt.
@@ -38,14 +37,13 @@ class DualEncoder:
 
     tasks: tuple[str, ...] = ("classify",)
     mechanisms: tuple[str, ...] = MECHANISMS
-    stored_precision = "float32"
     context_follows = ""
     adapter_obstacle = ""
     shortcuts = "image features once"
 
     def __init__(self, model: Any, tokenizer: Any, image_processor: Any, fingerprint: str) -> None:
         self._model = model.eval().requires_grad_(False)
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._image_processor = image_processor
         self.words = Words(tokenizer, len(self.token_embedding.weight))
         self.frame = frame_of(tokenizer)
@@ -64,11 +62,6 @@ class DualEncoder:
     @property
     def _shared_size(self) -> int:
         return int(self._model.config.projection_dim)
-
-    @property
-    def tokenizer(self) -> Any:
-        """The model's own Hugging Face tokenizer."""
-        return self._tokenizer
 
     @property
     def token_embedding(self) -> torch.nn.Embedding:
@@ -135,20 +128,10 @@ class DualEncoder:
         return [*self.words.behind(name, text), *self.frame.end]
 
     def text_embeddings(self, text: str, num_context: int) -> torch.Tensor:
-        """Token embeddings [num_context, width] of ``text``, repeated to the left until they fill the context.
-
-        The text itself always stands whole right before the class name. A text longer than the context is an error.
-        """
+        """As ``Backbone.text_embeddings``: the text stands right before the class name."""
         filled = repeated_to_the_left(self.words.ids(text), text, num_context)
         embedding: torch.Tensor = self.token_embedding(torch.tensor(filled, dtype=torch.long, device=self.device))
         return embedding.detach().reshape(len(filled), self.width).cpu()
-
-    def hold(self, size: int) -> None:
-        """Nothing but image features is computed of images, so nothing is held."""
-
-    def num_tokens(self, text: str) -> int:
-        """How many context vectors a text fills."""
-        return len(self.words.ids(text))
 
     def check_words(self, *texts: str) -> None:
         """Refuse texts that spell a token that controls the model.
@@ -184,7 +167,7 @@ class DualEncoder:
 
     def tokenized(self, sentence: str) -> list[int]:
         """A sentence's ids as plain transformers is told to make them for this model."""
-        return [int(token) for token in self._tokenizer(sentence)["input_ids"]]
+        return [int(token) for token in self.tokenizer(sentence)["input_ids"]]
 
     def plain_features(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
         """Text features [n, feature_size], not normalised, of whole texts' ids, by the model's own forward."""

@@ -69,7 +69,7 @@ class ClipBackbone(DualEncoder):
 
     @property
     def _eos_id(self) -> int:
-        return self.frame.end[-1] if self.frame.end else int(self._tokenizer.eos_token_id)
+        return self.frame.end[-1] if self.frame.end else int(self.tokenizer.eos_token_id)
 
 
 class SiglipBackbone(DualEncoder):
@@ -101,7 +101,7 @@ class SiglipBackbone(DualEncoder):
 
     def tokenized(self, sentence: str) -> list[int]:
         """As documented for these models: padded, and cut, to the full length."""
-        found = self._tokenizer(sentence, padding="max_length", max_length=self.positions, truncation=True)
+        found = self.tokenizer(sentence, padding="max_length", max_length=self.positions, truncation=True)
         return [int(token) for token in found["input_ids"]]
 
     def plain_features(self, rows: Sequence[Sequence[int]]) -> Tensor:
@@ -120,11 +120,11 @@ class SiglipBackbone(DualEncoder):
 
     @property
     def _pads_left(self) -> bool:
-        return str(self._tokenizer.padding_side) == "left"
+        return str(self.tokenizer.padding_side) == "left"
 
     @property
     def _pad_id(self) -> int:
-        return int(self._tokenizer.pad_token_id)
+        return int(self.tokenizer.pad_token_id)
 
 
 class EncoderBackbone(DualEncoder):
@@ -161,7 +161,7 @@ class EncoderBackbone(DualEncoder):
     def positions(self) -> int:
         """How many tokens a text may have: RoBERTa counts its positions from behind the padding's."""
         config, tower = self._model.config.text_config, self._model.text_model
-        most = min(int(self._tokenizer.model_max_length), int(getattr(config, "max_position_embeddings", 2**31)))
+        most = min(int(self.tokenizer.model_max_length), int(getattr(config, "max_position_embeddings", 2**31)))
         for name, module in tower.named_modules():
             if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
                 unused = 0 if module.padding_idx is None else module.padding_idx + 1
