@@ -445,8 +445,33 @@ class PromptLearner:
         votes have chosen, ``personal`` is what this site uses and ``prompt`` the personalised prompt. ``alone`` is what
         the site released by itself, ``own`` its own rows if it takes class vectors from them (``pooled_head``).
         """
-        if isinstance(self._scorer, ClassScorer):
-            return self._evaluate_heads(global_context, personal_context, pool, chosen, alone, own)
+        if not isinstance(self._scorer, ClassScorer):
+            return self._answered(global_context, personal_context)
+        shared = self.context(global_context, 0.0)
+        whole = self.context(global_context, self._experiment.prompt.personal_strength * personal_context)
+        scale, classes = self._scorer.logit_scale, len(self._experiment.classes)
+        plain = text_head(self._plain_texts, scale)
+        shares, nothing = self.label_shares, np.zeros(classes)
+        texts = {"global": self._scorer.class_features(shared), "personal": self._scorer.class_features(whole)}
+        heads = {name: site_head(text_head(of.double().numpy(), scale), nothing, 0.0) for name, of in texts.items()}
+        heads["zero_shot"] = site_head(plain, nothing, 0.0)
+        mix = self._experiment.prompt.usual_mix
+        if pool is not None:
+            heads["prompt"] = heads["personal"]
+            heads["text"] = site_head(plain, shares, mix)
+            heads["evidence"] = site_head(self.evidence_head(pool, None, alone), shares, mix)
+            heads["both"] = site_head(self.evidence_head(pool, global_context, alone), shares, mix)
+            if chosen == "evidence":
+                used = self.evidence_head(pool, global_context, alone, own)
+                heads["personal"] = site_head(used, shares, mix)
+            elif chosen:
+                heads["personal"] = heads["text"]
+        found = {name: accuracies(head, self._features.test, self._features.neighbour_test, shares)
+                 for name, head in heads.items()}  # fmt: skip
+        return {f"{name}_{column}": value for name, columns in found.items() for column, value in columns.items()}
+
+    def _answered(self, global_context: Sent, personal_context: Floats) -> dict[str, float]:
+        """As ``evaluate``, of a model without class features."""
         contexts = self._contexts(global_context, personal_context)
         contexts["personal"] = contexts.pop("prompt")
         metrics: dict[str, float] = {}
@@ -506,39 +531,6 @@ class PromptLearner:
             "global": self.context(global_context, 0.0),
             "zero_shot": self._initial,
         }
-
-    def _evaluate_heads(
-        self,
-        global_context: Sent,
-        personal_context: Floats,
-        pool: Sent | None,
-        chosen: str,
-        alone: Pool | None,
-        own: OwnRows,
-    ) -> dict[str, float]:
-        """As ``evaluate``, of everything that can be used with class sums or instead of them."""
-        shared = self.context(global_context, 0.0)
-        whole = self.context(global_context, self._experiment.prompt.personal_strength * personal_context)
-        scale, classes = self._scorer.logit_scale, len(self._experiment.classes)
-        plain = text_head(self._plain_texts, scale)
-        shares, nothing = self.label_shares, np.zeros(classes)
-        texts = {"global": self._scorer.class_features(shared), "personal": self._scorer.class_features(whole)}
-        heads = {name: site_head(text_head(of.double().numpy(), scale), nothing, 0.0) for name, of in texts.items()}
-        heads["zero_shot"] = site_head(plain, nothing, 0.0)
-        mix = self._experiment.prompt.usual_mix
-        if pool is not None:
-            heads["prompt"] = heads["personal"]
-            heads["text"] = site_head(plain, shares, mix)
-            heads["evidence"] = site_head(self.evidence_head(pool, None, alone), shares, mix)
-            heads["both"] = site_head(self.evidence_head(pool, global_context, alone), shares, mix)
-            if chosen == "evidence":
-                used = self.evidence_head(pool, global_context, alone, own)
-                heads["personal"] = site_head(used, shares, mix)
-            elif chosen:
-                heads["personal"] = heads["text"]
-        found = {name: accuracies(head, self._features.test, self._features.neighbour_test, shares)
-                 for name, head in heads.items()}  # fmt: skip
-        return {f"{name}_{column}": value for name, columns in found.items() for column, value in columns.items()}
 
     def context(self, global_context: npt.ArrayLike, personal_context: npt.ArrayLike) -> torch.Tensor:
         """The full context [num_context, width] for the text tower."""
