@@ -16,7 +16,6 @@ from dpfpl_client.models.dual_encoder import DualEncoder
 from dpfpl_client.models.loader import CPU, load_backbone
 from dpfpl_client.models.text_tower.fast import FastTextTower, MemoryPlan
 from dpfpl_client.models.text_tower.plain import PlainTextTower
-from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings, RoundSettings
 from random_models.families import FAMILIES, write_random_model
 
 torch.set_num_threads(1)
@@ -73,22 +72,15 @@ def test_a_tower_and_its_gradients_stay_on_their_device(kind, plan):
         torch.testing.assert_close(b, a, rtol=1e-10, atol=1e-12)
 
 
-def what_a_site_asks(folder, device):
+def what_a_site_asks(folder, device, make_experiment):
     """Everything that training and using a prompt ask of a model, and where its weights are."""
     generator = np.random.default_rng(0)
     images = [Image.fromarray(generator.integers(0, 255, (32, 32, 3), dtype=np.uint8)) for _ in range(5)]
     model = load_backbone(str(folder), device=device)
     rows = torch.stack(list(model.image_features(images)))
     context = model.text_embeddings("a", 3)
-    experiment = Experiment(
-        name="there",
-        classes=("cat", "small red dog", "bird"),
-        sites=("a",),
-        model=ModelSettings(width=model.width),
-        prompt=PromptSettings(num_context=3, rank=2, init_text="a"),
-        privacy=PrivacySettings(mechanism="per_step", noise_multiplier=1.0),
-        rounds=RoundSettings(number=1),
-    )
+    classes = ("cat", "small red dog", "bird")
+    experiment = make_experiment(width=model.width, num_context=3, classes=classes, init_text="a")
     examples = LabelledFeatures(rows, torch.tensor([0, 1, 2, 1, 0]))
     scorer = model.scorer(experiment)
     predictor = scorer.at(context)
@@ -110,11 +102,11 @@ def what_a_site_asks(folder, device):
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_every_family_computes_on_another_device_and_gives_back_to_the_processor(family, tmp_path):
+def test_every_family_computes_on_another_device_and_gives_back_to_the_processor(family, tmp_path, make_experiment):
     folder = write_random_model(family, tmp_path)
-    here, _ = what_a_site_asks(folder, "cpu")
+    here, _ = what_a_site_asks(folder, "cpu", make_experiment)
     with elsewhere():
-        there, devices = what_a_site_asks(folder, ELSEWHERE)
+        there, devices = what_a_site_asks(folder, ELSEWHERE, make_experiment)
         assert devices == {ELSEWHERE}
     for name, expected in here.items():
         assert there[name].device == CPU, name
