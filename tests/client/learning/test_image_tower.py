@@ -40,6 +40,12 @@ def rows(backbone, images, size=64):
     return torch.stack(list(backbone.image_features(images, size)))
 
 
+def with_a_new_tower(backbone):
+    model = copy.copy(backbone)
+    model._image_tower = ImageTower(backbone._model, backbone.prepared, backbone.device)
+    return model
+
+
 def packed(backbone):
     return [module for module in backbone._model.modules() if isinstance(module, _Packed)]
 
@@ -82,8 +88,7 @@ def test_NI10_no_neighbour_changes_a_bit_of_a_pictures_features(folder, single, 
 def test_NI10_a_pass_has_one_shape(backbone, monkeypatch):
     """However many pictures there are: this holds on processors too whose kernels show no difference today."""
     shapes = set()
-    model = copy.copy(backbone)
-    model._image_tower = ImageTower(backbone._model, backbone.prepared, backbone.device)
+    model = with_a_new_tower(backbone)
     plain = backbone._model.get_image_features
 
     def watched(**given):
@@ -99,8 +104,7 @@ def test_NI10_a_pass_has_one_shape(backbone, monkeypatch):
 @pytest.mark.privacy
 def test_NI10_where_the_place_in_a_pass_matters_pictures_go_one_at_a_time(backbone, monkeypatch):
     """A kernel whose last bits depend on the place: the trial at the first picture finds it."""
-    model = copy.copy(backbone)
-    model._image_tower = ImageTower(backbone._model, backbone.prepared, backbone.device)
+    model = with_a_new_tower(backbone)
     plain = backbone._model.get_image_features
 
     def uneven(**given):
@@ -117,8 +121,7 @@ def test_NI10_where_the_place_in_a_pass_matters_pictures_go_one_at_a_time(backbo
 def test_NI10_many_go_through_a_large_tower_together_only_with_the_bits_of_each_alone(backbone, even, monkeypatch):
     """A kernel that is the same in every place of a pass, but another for a pass of one."""
     monkeypatch.setattr(image_tower, "SMALL", 0)
-    model = copy.copy(backbone)
-    model._image_tower = ImageTower(backbone._model, backbone.prepared, backbone.device)
+    model = with_a_new_tower(backbone)
     plain, passes = backbone._model.get_image_features, []
 
     def watched(pixel_values):
