@@ -4,12 +4,10 @@ import dataclasses
 import logging
 import random
 
-import numpy as np
 import pytest
 import torch
 from text_models import BOS, EOS, FAMILY, TINY, TOLERANCES, problem, relative, text_model
 
-from dpfpl_client.learning.methods import factorise
 from dpfpl_client.models.text_tower.choice import text_tower_of
 from dpfpl_client.models.text_tower.fast import FastTextTower, MemoryPlan
 from dpfpl_client.models.text_tower.plain import PlainTextTower
@@ -40,33 +38,13 @@ def check(model, tower, context, tokens, scales, directions):
     return features, max(errors)
 
 
-def check_factors(model, tower, context, tokens, scales, directions, rank):
-    """One example's gradients towards the factors of a context of this rank, against autograd through both factors."""
-    factors = factorise(context.numpy(), min(rank, len(context)), np.random.default_rng(rank))
-    left, right, residual = (torch.from_numpy(part).to(context) for part in dataclasses.astuple(factors))
-    left.requires_grad_(True), right.requires_grad_(True)
-    unit = torch.nn.functional.normalize(
-        PlainTextTower(model.text_model, model.text_projection)(left @ right + residual, tokens), dim=-1
-    )
-    to_left, to_right = torch.autograd.grad((scales[0] * (unit @ directions[0])).sum(), (left, right))
-    whole = tower.run((left @ right + residual).detach(), tokens).rank_one_pullback(scales[:1], directions[:1])
-    found = factors.project(whole.double().numpy())
-    to_left = to_left - left @ (left.T @ to_left)  # the overlap of both factors is counted once, on the right
-    size = float(whole.norm())
-    errors = [np.linalg.norm(a[0] - b.detach().numpy()) / size for a, b in zip(found, (to_left, to_right), strict=True)]
-    assert max(errors) < TOLERANCES[context.dtype][1]
-    return max(errors)
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("config", FAMILY, ids=str)
 @pytest.mark.parametrize("seed", range(4))
 def test_random_models_equal_their_own_forward_and_a_loop_of_gradients(config, seed, dtype):
     model = text_model(dtype, seed, **config)
     tower = FastTextTower(model.text_model, model.text_projection, BOS)
-    given = problem(seed, model)
-    check(model, tower, *given)
-    check_factors(model, tower, *given, rank=(1, 2, 4, 8)[seed % 4])
+    check(model, tower, *problem(seed, model))
 
 
 @pytest.mark.parametrize(
@@ -106,8 +84,7 @@ def test_many_random_problems(seed, dtype, record_property):
     tower = FastTextTower(model.text_model, model.text_projection, BOS, plan=plan)
     given = problem(seed, model, classes=generator.choice([1, 4, 30, 100, 1000]))
     features, gradients = check(model, tower, *given)
-    factors = check_factors(model, tower, *given, rank=generator.choice([1, 2, 4, 8]))
-    record_property("errors", f"{features:.2e} {gradients:.2e} {factors:.2e}")  # pytest --junitxml shows them
+    record_property("errors", f"{features:.2e} {gradients:.2e}")  # pytest --junitxml shows them
 
 
 NAMES = ["cat", "traffic light", "a", "the big brown old dog on a wet street", "x-ray 3", "Zürich"]

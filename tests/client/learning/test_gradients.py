@@ -17,6 +17,7 @@ from dpfpl_client.models.class_scorer import (
     label_against_rivals,
     per_example_gradients,
 )
+from dpfpl_client.models.text_tower.plain import PlainTextTower
 from dpfpl_common.experiment import GradientSettings
 from dpfpl_common.privacy.sampling import SeededSampler
 
@@ -45,25 +46,12 @@ def problem(backbone, dtype=torch.float32, batch=9, seed=0):
     return context, backbone.class_tokens(NAMES, 4), torch.nn.functional.normalize(features, dim=1), labels
 
 
-def plain_gradient(backbone, context, features, labels):
-    """Hugging Face's own forward on whole prompts, the context put in by a hook on the token embedding."""
-    tokenizer = backbone.tokenizer
-    prompts = [tokenizer(f"a photo of a {name}.")["input_ids"] for name in NAMES]
-    longest = max(map(len, prompts))
-    ids = torch.tensor([p + [tokenizer.eos_token_id] * (longest - len(p)) for p in prompts])
+def plain_gradient(backbone, context, tokens, features, labels):
+    """By autograd on the loss itself, through Hugging Face's own forward on whole prompts."""
     leaf = context.clone().requires_grad_(True)
-
-    def put_in(module, args, output):
-        return torch.cat([output[:, :1], leaf.expand(len(output), -1, -1), output[:, 5:]], dim=1)
-
-    handle = backbone._model.text_model.embeddings.token_embedding.register_forward_hook(put_in)
-    try:
-        text = backbone._model.get_text_features(input_ids=ids)
-    finally:
-        handle.remove()
-    text = torch.nn.functional.normalize(getattr(text, "pooler_output", text), dim=-1)
-    logits = backbone.logit_scale * features @ text.T
-    torch.nn.functional.cross_entropy(logits, labels, reduction="sum").backward()
+    tower = PlainTextTower(backbone._model.text_model, backbone._model.text_projection)
+    text = torch.nn.functional.normalize(tower(leaf, tokens), dim=-1)
+    torch.nn.functional.cross_entropy(backbone.logit_scale * features @ text.T, labels, reduction="sum").backward()
     return leaf.grad
 
 
@@ -83,9 +71,9 @@ def test_P12_every_row_is_the_gradient_of_its_own_example(case, mode, batch):
         ours = per_example_gradients(backbone, context, tokens, features, labels)
     assert (ours.shape, ours.dtype) == ((batch, 4, backbone.width), dtype)
     for i in range(batch) if batch < 10 else (0, batch // 2, batch - 1):
-        theirs = plain_gradient(backbone, context, features[i : i + 1], labels[i : i + 1])
+        theirs = plain_gradient(backbone, context, tokens, features[i : i + 1], labels[i : i + 1])
         assert (ours[i] - theirs).norm() <= tolerance * theirs.norm()
-    theirs = plain_gradient(backbone, context, features, labels)
+    theirs = plain_gradient(backbone, context, tokens, features, labels)
     assert (ours.sum(dim=0) - theirs).norm() <= 10 * tolerance * theirs.norm()
 
 
