@@ -255,12 +255,7 @@ class PromptLearner:
         return update, state
 
     def sum_part(
-        self,
-        name: str,
-        state: PersonalState,
-        randomness: "Randomness",
-        pool: Sent | None,
-        global_context: Sent | None,
+        self, name: str, state: PersonalState, randomness: "Randomness", pool: Sent | None, global_context: Sent | None
     ) -> npt.NDArray[np.int64]:
         """What the site adds to a secure sum, ``rows``, ``vote`` or ``scores``: noised, in grid steps.
 
@@ -285,20 +280,9 @@ class PromptLearner:
         )
 
     def _train_on_prototypes(
-        self,
-        global_context: Sent,
-        state: PersonalState,
-        randomness: "Randomness",
-        noise_multiplier: float,
+        self, global_context: Sent, state: PersonalState, randomness: "Randomness", noise_multiplier: float
     ) -> RoundResult:
-        """The round under ``one_shot``: the release where it was not made yet, then steps without noise.
-
-        Args:
-            global_context: as in ``train_round``.
-            state: with the class sums, if they were made.
-            randomness: as in ``train_round``.
-            noise_multiplier: of the class sums.
-        """
+        """The round under ``one_shot``: the release where it was not made yet, then steps without noise."""
         experiment = self._experiment
         sums = state.class_sums
         if sums is None:
@@ -361,11 +345,7 @@ class PromptLearner:
         return texts
 
     def evidence_head(
-        self,
-        pool: Sent,
-        global_context: Sent | None,
-        alone: Pool | None = None,
-        own: OwnRows = None,
+        self, pool: Sent, global_context: Sent | None, alone: Pool | None = None, own: OwnRows = None
     ) -> Head:
         """Class vectors from the pool, with the texts of the shared prompt as prior; without one, of the plain text.
         With what the site released ``alone`` they may be the site's own (``pooled_head``).
@@ -483,11 +463,7 @@ class PromptLearner:
         return metrics
 
     def scores(
-        self,
-        global_context: Sent,
-        state: PersonalState,
-        randomness: "Randomness",
-        pool: Sent | None = None,
+        self, global_context: Sent, state: PersonalState, randomness: "Randomness", pool: Sent | None = None
     ) -> Floats:
         """The release of scores: noised counts of right answers on the held-back images, [candidates + 1].
 
@@ -538,11 +514,7 @@ class PromptLearner:
         return self._initial + torch.from_numpy(displacement.astype(np.float32))
 
     def _total(
-        self,
-        global_context: Sent,
-        personal_context: Floats,
-        examples: LabelledFeatures,
-        weights: torch.Tensor,
+        self, global_context: Sent, personal_context: Floats, examples: LabelledFeatures, weights: torch.Tensor
     ) -> Floats:
         """The weighted sum of the examples' gradients, where none of them is to be clipped."""
         context = self.context(global_context, personal_context)

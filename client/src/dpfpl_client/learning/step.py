@@ -181,12 +181,7 @@ class StepRelease:
     personal: Floats
 
 
-def noised_step(
-    experiment: Experiment,
-    directions: Directions,
-    gradients: Floats,
-    noise: NoiseSource,
-) -> StepRelease:
+def noised_step(experiment: Experiment, directions: Directions, gradients: Floats, noise: NoiseSource) -> StepRelease:
     """Clip and noise the per-example gradients of one Poisson sample.
 
     Args:

@@ -24,11 +24,7 @@ CPU: Final = torch.device("cpu")
 
 
 def load_backbone(
-    model: str,
-    *,
-    offline: bool = True,
-    dtype: torch.dtype = torch.float32,
-    device: str | torch.device = CPU,
+    model: str, *, offline: bool = True, dtype: torch.dtype = torch.float32, device: str | torch.device = CPU
 ) -> Backbone:
     """Load a model of any known family.
 
