@@ -112,24 +112,6 @@ def test_the_embedded_model_equals_its_plain_forward(request, text, names, dtype
     assert relative(ours, theirs) < tolerance
 
 
-def test_a_class_does_not_see_the_others(double_backbone):
-    context = double_backbone.text_embeddings("a photo of a", 4)
-    together = double_backbone.text_features(context, double_backbone.class_tokens(NAMES, 4))
-    for i, name in enumerate(NAMES):
-        alone = double_backbone.text_features(context, double_backbone.class_tokens([name], 4))
-        assert relative(alone, together[i : i + 1]) < 1e-12
-
-
-def test_coarse_products_stay_within_a_few_percent():
-    model = text_model(torch.float32, num_hidden_layers=4)
-    tower = FastTextTower(model.text_model, model.text_projection, BOS, coarse=True)
-    context, tokens, scales, directions = problem(2, model)
-    text = tower.run(context, tokens)
-    exact = text.rank_one_pullback(scales, directions)
-    rounded = text.rank_one_pullback(scales, directions, coarse=True)
-    assert 1e-6 < relative(rounded, exact) < 0.03
-
-
 def test_no_context_has_no_gradient():
     model = text_model()
     tower = FastTextTower(model.text_model, model.text_projection, BOS, plan=TINY)

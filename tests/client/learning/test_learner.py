@@ -169,16 +169,15 @@ def test_fedpgp_makes_its_factors_once(site):
     assert not state.context.any()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["dpfpl", "fedpgp"])
 def test_isolation_another_sites_data_changes_nothing_here(site, method):
     experiment, mine = site(1, method=method)
     alone = mine.train_round(*start(experiment), round_of(1))
-    for other_seed in (2, 3):
-        _, other = site(other_seed, method=method)
-        other.train_round(*start(experiment), SeededRandomness(0).for_round("s1", 1))
-        again = mine.train_round(*start(experiment), round_of(1))
-        assert again.update.tobytes() == alone.update.tobytes()
-        assert again.state.context.tobytes() == alone.state.context.tobytes()
+    _, other = site(2, method=method)
+    other.train_round(*start(experiment), SeededRandomness(0).for_round("s1", 1))
+    again = mine.train_round(*start(experiment), round_of(1))
+    assert again.update.tobytes() == alone.update.tobytes()
+    assert again.state.context.tobytes() == alone.state.context.tobytes()
 
 
 def test_the_given_state_is_not_written_to(site):
