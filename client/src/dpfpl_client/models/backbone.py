@@ -181,7 +181,8 @@ class Backbone(Protocol):
         ...
 
     def hold(self, size: int) -> None:
-        """Hold at most ``size`` bytes of what is computed of images between steps, where anything is."""
+        """Hold at most ``size`` bytes of what is computed of images between steps; ignored where nothing is held."""
+        ...
 
     def scorer(self, experiment: Experiment) -> Scorer:
         """The model joined to an experiment's task.

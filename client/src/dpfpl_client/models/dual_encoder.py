@@ -133,6 +133,9 @@ class DualEncoder(Backbone):
         embedding: torch.Tensor = self.token_embedding(torch.tensor(filled, dtype=torch.long, device=self.device))
         return embedding.detach().reshape(len(filled), self.width).cpu()
 
+    def hold(self, size: int) -> None:
+        """Nothing but image features is computed of images, so nothing is held."""
+
     def check_words(self, *texts: str) -> None:
         """Refuse texts that spell a token that controls the model.
 
