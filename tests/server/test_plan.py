@@ -23,7 +23,7 @@ from dpfpl_common.privacy.accounting import epsilon
 from dpfpl_common.privacy_plan import capped_event, planned_events, planned_score_events
 from dpfpl_common.wire.payloads import METRIC_NAMES, SiteReply, TrainRequest
 from dpfpl_server.cli import main as cli
-from dpfpl_server.federation.checkpoint import Checkpoint
+from dpfpl_server.federation.evidence import Checkpoint
 from dpfpl_server.federation.messages import content_bytes, request_content
 from dpfpl_server.runs.folder import RunFolder
 from dpfpl_server.runs.plan import KNOWN_SIZES, make_plan, plan_lines

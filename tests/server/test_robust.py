@@ -12,8 +12,15 @@ from dpfpl_common.errors import RoundError
 from dpfpl_common.experiment import AggregationSettings, Experiment, ModelSettings, PrivacySettings
 from dpfpl_common.privacy.noise import SystemNoise
 from dpfpl_common.wire.payloads import SiteReply
-from dpfpl_server.federation.aggregation import UpdateStack, UpdateSum, aggregate, collector
-from dpfpl_server.federation.robust import coordinate_median, krum, trimmed_mean
+from dpfpl_server.federation.aggregation import (
+    UpdateStack,
+    UpdateSum,
+    aggregate,
+    collector,
+    coordinate_median,
+    krum,
+    trimmed_mean,
+)
 from dpfpl_server.federation.rounds import DPFPLStrategy
 
 UPDATES = [np.random.default_rng(seed).normal(size=(4, 8)).astype("<f4") for seed in range(5)]

@@ -1,17 +1,16 @@
 """From the sites' updates to the gradient of the global context."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from dpfpl_common.errors import RoundError
-from dpfpl_common.experiment import Experiment
+from dpfpl_common.experiment import AggregationSettings, Experiment
 from dpfpl_common.privacy.noise import NoiseSource
 from dpfpl_common.privacy_plan import largest_signal, server_noise_stddev, site_noise_stddev
 from dpfpl_common.wire.payloads import Context
-from dpfpl_server.federation.robust import robust
 
 __all__ = [
     "UpdateStack",
@@ -20,9 +19,14 @@ __all__ = [
     "aggregate",
     "aggregate_sum",
     "collector",
+    "coordinate_median",
     "initial_global_context",
+    "krum",
+    "trimmed_mean",
     "update_norm_cap",
 ]
+
+Floats = npt.NDArray[np.float64]
 
 
 class UpdateSum:
@@ -36,7 +40,7 @@ class UpdateSum:
     """
 
     def __init__(self, experiment: Experiment) -> None:
-        self.total: npt.NDArray[np.float64] = np.zeros(experiment.context_shape)
+        self.total: Floats = np.zeros(experiment.context_shape)
         self.count = 0
 
     def add(self, update: Context) -> None:
@@ -69,7 +73,7 @@ def collector(experiment: Experiment) -> Updates:
     return UpdateSum(experiment) if experiment.aggregation.rule == "mean" else UpdateStack()
 
 
-def aggregate(experiment: Experiment, updates: Iterable[Context], noise: NoiseSource) -> npt.NDArray[np.float64]:
+def aggregate(experiment: Experiment, updates: Iterable[Context], noise: NoiseSource) -> Floats:
     """As :func:`aggregate_sum`, for updates that are all here already."""
     added = collector(experiment)
     for update in updates:
@@ -77,7 +81,7 @@ def aggregate(experiment: Experiment, updates: Iterable[Context], noise: NoiseSo
     return aggregate_sum(experiment, added, noise)
 
 
-def aggregate_sum(experiment: Experiment, updates: Updates, noise: NoiseSource) -> npt.NDArray[np.float64]:
+def aggregate_sum(experiment: Experiment, updates: Updates, noise: NoiseSource) -> Floats:
     """Mean of the updates, with the server's own noise under ``central`` trust; or the robust rule that is configured.
 
     Equal weights: the sites' counts are private. An update is a mean over the round's local steps of clipped sums
@@ -89,7 +93,7 @@ def aggregate_sum(experiment: Experiment, updates: Updates, noise: NoiseSource) 
     many replied; a sample without a single reply is noise alone. With sampled sites there is no quorum to keep: the
     noise is whole however few sites reply.
 
-    A robust rule (``dpfpl_server.federation.robust``) works on single messages. It is admitted under ``local`` trust
+    A robust rule works on single messages. It is admitted under ``local`` trust
     only, where each message carries the whole noise, so that whatever is made of them is post-processing.
 
     Args:
@@ -110,7 +114,7 @@ def aggregate_sum(experiment: Experiment, updates: Updates, noise: NoiseSource) 
             advice="The round is abandoned; nothing was aggregated.",
         )
     if isinstance(updates, UpdateStack):
-        return robust(experiment.aggregation, updates.updates)
+        return _robust(experiment.aggregation, updates.updates)
     total = updates.total
     stddev = server_noise_stddev(experiment)
     if privacy.unit == "site":
@@ -145,3 +149,58 @@ def update_norm_cap(experiment: Experiment) -> float:
     noise = (privacy.noise_multiplier or 0.0) * privacy.clipping_norm / divisor * (math.sqrt(size) + 8.0)
     pull = experiment.prompt.contrast * privacy.clipping_norm  # public, but a part of what is sent
     return largest_signal(experiment) + pull + noise
+
+
+# Rules that tolerate hostile updates: median and trimmed mean (Yin et al., 2018), Krum (Blanchard et al., 2017).
+#
+# They need every single update, so they are post-processing of what each site sent, not of a sum: their output is as
+# private as one message is, no more. See docs/explanation/mechanism.md, robust aggregation.
+
+
+def _robust(settings: AggregationSettings, updates: Sequence[Context]) -> Floats:
+    """The configured rule's gradient [num_context, width]; a RoundError where it needs more updates."""
+    if settings.rule == "median":
+        return coordinate_median(updates)
+    if settings.rule == "krum":
+        return krum(updates, settings.trim)
+    return trimmed_mean(updates, settings.trim)
+
+
+def coordinate_median(updates: Sequence[Context]) -> Floats:
+    """The median of every coordinate; with an even number of updates the mean of the two in the middle."""
+    _enough(updates, 1)
+    return np.asarray(np.median(np.stack(updates).astype(np.float64), axis=0))
+
+
+def trimmed_mean(updates: Sequence[Context], trim: int) -> Floats:
+    """The mean of every coordinate without its ``trim`` largest and ``trim`` smallest values."""
+    _enough(updates, 2 * trim + 1)
+    ordered = np.sort(np.stack(updates).astype(np.float64), axis=0)
+    return np.asarray(ordered[trim : len(updates) - trim].mean(axis=0))
+
+
+def krum(updates: Sequence[Context], hostile: int) -> Floats:
+    """The one update whose n - hostile - 2 nearest others are nearest, by squared L2 distance.
+
+    It is one site's message as it was sent: nothing averages its noise, so its variance is n times the mean's. Of
+    equals the one with the smallest bytes wins, so that the order of arrival never decides.
+    """
+    _enough(updates, 2 * hostile + 3)
+    flat = np.stack(updates).astype(np.float64).reshape(len(updates), -1)
+    closest = len(updates) - hostile - 2
+
+    def score(index: int) -> tuple[float, bytes]:
+        distances = np.square(flat - flat[index]).sum(axis=1)
+        others = np.sort(np.delete(distances, index))[:closest]
+        return float(others.sum()), flat[index].tobytes()
+
+    return np.asarray(updates[min(range(len(updates)), key=score)], dtype=np.float64)
+
+
+def _enough(updates: Sequence[Context], needed: int) -> None:
+    if len(updates) < needed:
+        raise RoundError(
+            code="TOO_FEW_SITES",
+            message=f"{len(updates)} usable replies, the aggregation rule needs {needed}.",
+            advice="The round is abandoned; nothing was aggregated.",
+        )

@@ -17,8 +17,7 @@ from dpfpl_common.wire.refusal import Refusal, plain
 from dpfpl_server.federation.aggregation import collector
 from dpfpl_server.federation.evidence import check_rows
 from dpfpl_server.federation.exchange import Rejected
-from dpfpl_server.federation.messages import message_bytes, reply_in, sum_reply_in
-from dpfpl_server.federation.signatures import SignatureCheck
+from dpfpl_server.federation.messages import SignatureCheck, message_bytes, reply_in, sum_reply_in
 
 __all__ = ["TOO_LITTLE_NOISE", "ZERO_SIGNAL", "Replies", "SumReplies", "signal_score", "verdicts"]
 

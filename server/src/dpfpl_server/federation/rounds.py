@@ -27,12 +27,11 @@ from dpfpl_common.privacy.noise import NoiseSource, SystemNoise
 from dpfpl_common.privacy.sampling import Sampler, SystemSampler
 from dpfpl_common.wire.payloads import EvaluateRequest, SumRequest, TrainRequest
 from dpfpl_server.federation.aggregation import aggregate_sum, initial_global_context, update_norm_cap
-from dpfpl_server.federation.checkpoint import Checkpoint
+from dpfpl_server.federation.evidence import Checkpoint
 from dpfpl_server.federation.exchange import Outcome, Rejected, exchange
-from dpfpl_server.federation.messages import message_bytes, request_content
+from dpfpl_server.federation.messages import SignatureCheck, message_bytes, request_content
 from dpfpl_server.federation.replies import Replies, SumReplies
 from dpfpl_server.federation.secure import SumBook, secure_sum
-from dpfpl_server.federation.signatures import SignatureCheck
 
 __all__ = ["DPFPLStrategy", "Status"]
 

@@ -18,7 +18,7 @@ from dpfpl_common.errors import StateError
 from dpfpl_common.experiment import Experiment, parse_experiment
 from dpfpl_common.ops.files import write_durably
 from dpfpl_common.ops.heartbeat import Heartbeat, LifeSign, life_sign
-from dpfpl_server.federation.checkpoint import Checkpoint
+from dpfpl_server.federation.evidence import Checkpoint
 from dpfpl_server.runs.store import RunStore
 
 __all__ = ["Checkpoint", "RunFolder"]

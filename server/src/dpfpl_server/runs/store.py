@@ -5,11 +5,12 @@ at all. Events say what is going on; losing the last ones with the machine's pow
 for.
 """
 
+import hashlib
 import json
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from dpfpl_common.config import to_table
 from dpfpl_common.errors import StateError
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.optimizer import OptimizerState
+from dpfpl_common.privacy_plan import planned_events
 from dpfpl_common.secure import SUMS
-from dpfpl_server.federation.checkpoint import Checkpoint, checkpoint_digest, spent_events
-from dpfpl_server.federation.evidence import Evidence
+from dpfpl_server.federation.evidence import Checkpoint, Evidence
 from dpfpl_server.federation.secure import SumBook
 
 __all__ = ["Attempt", "RunStore"]
@@ -80,7 +82,8 @@ class RunStore:
 
     def save(self, experiment: Experiment, checkpoint: Checkpoint) -> None:
         """Keep a completed round; durable on return."""
-        events = spent_events(experiment, checkpoint.round)
+        planned = planned_events(experiment, checkpoint.round * experiment.rounds.local_steps)
+        events = [dict(to_table(event)) for event in planned]
         configuration = experiment.digest()
         state = checkpoint.optimizer
         row = (
@@ -91,7 +94,7 @@ class RunStore:
             np.ascontiguousarray(state.second, dtype="<f8").tobytes(),
             state.steps,
             json.dumps(events),
-            checkpoint_digest(checkpoint, configuration, events),
+            _digest(checkpoint, configuration, events),
         )
         with self._writing() as database:
             ((known,),) = database.execute("SELECT coalesce(max(number), 0) FROM rounds").fetchall()
@@ -139,7 +142,7 @@ class RunStore:
                 evidence=self._evidence(),
             )
             whole = len(checkpoint.history) == number
-            digest = checkpoint_digest(checkpoint, configuration, json.loads(events))
+            digest = _digest(checkpoint, configuration, json.loads(events))
         except (ValueError, TypeError, KeyError):
             raise self._damaged() from None
         if not whole or digest != sha256:
@@ -294,3 +297,38 @@ def _add_drops(database: sqlite3.Connection, entry: Mapping[str, Any], attempt: 
 def _if_missing(schema: str) -> str:
     """Two processes may open a new file at once: the second finds what the first made."""
     return schema.replace("CREATE TABLE", "CREATE TABLE IF NOT EXISTS")
+
+
+def _chained(entries: Iterable[Mapping[str, Any]]) -> str:
+    """A digest of all entries in their order: each round's covers the one before."""
+    link = ""
+    for entry in entries:
+        link = hashlib.sha256((link + json.dumps(entry, sort_keys=True)).encode()).hexdigest()
+    return link
+
+
+def _digest(checkpoint: Checkpoint, configuration: str, events: list[dict[str, Any]]) -> str:
+    """sha256 over everything that a resumed run starts from: arrays, counters, events, history and configuration."""
+    digest = hashlib.sha256()
+    state = checkpoint.optimizer
+    texts: tuple[str, ...] = (
+        configuration,
+        str(checkpoint.round),
+        str(state.steps),
+        json.dumps(events, sort_keys=True),
+        _chained(checkpoint.history),
+    )
+    evidence = checkpoint.evidence
+    if evidence.rows:
+        shapes = {site: rows.shape for site, rows in sorted(evidence.rows.items())}
+        texts = (*texts, json.dumps([shapes, sorted(evidence.votes)]))
+    arrays = (
+        *(rows.astype("<f4") for _, rows in sorted(evidence.rows.items())),
+        *(row.astype("<f4") for _, row in sorted(evidence.votes.items())),
+        checkpoint.global_context.astype("<f4"),
+        state.first.astype("<f8"),
+        state.second.astype("<f8"),
+    )
+    for part in (*(text.encode() for text in texts), *(np.ascontiguousarray(array).tobytes() for array in arrays)):
+        digest.update(len(part).to_bytes(8, "big") + part)
+    return digest.hexdigest()
