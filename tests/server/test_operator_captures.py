@@ -8,6 +8,7 @@ from rich.console import Console
 
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_common.optimizer import OptimizerState
+from dpfpl_server.cli.options import exit_code_of_state
 from dpfpl_server.runs.folder import Checkpoint, RunFolder
 from dpfpl_server.runs.state import run_state
 from dpfpl_server.watch.terminal import LiveDisplay
@@ -90,4 +91,4 @@ def test_O9_the_status_of_a_stuck_federation_is_what_the_guide_shows(tmp_path: P
         shown = shown_after("one of two sites is not connected.")
         shown[0] = shown[0].replace("round 0", f"round {kept}")
         assert [same(line) for line in state.lines()] == shown
-        assert state.exit_code == 5
+        assert exit_code_of_state(state.state) == 5

@@ -14,7 +14,7 @@ from dpfpl_common.experiment import AggregationSettings, Experiment, ModelSettin
 from dpfpl_common.privacy.noise import SeededNoise
 from dpfpl_common.wire.envelope import RECORD
 from dpfpl_common.wire.payloads import SiteReply, request_digest
-from dpfpl_server.exit_codes import FAILED, exit_code_of
+from dpfpl_server.cli.options import FAILED, exit_code_of
 from dpfpl_server.federation import exchange as exchange_module
 from dpfpl_server.federation import rounds as module
 from dpfpl_server.federation.aggregation import update_norm_cap

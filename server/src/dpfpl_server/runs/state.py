@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dpfpl_common.ops.text import printable
-from dpfpl_server.exit_codes import FAILED, NOT_GOING_ON, STUCK
 from dpfpl_server.runs.folder import RunFolder
 from dpfpl_server.runs.words import amount, bytes_text, percent, seconds_text
 
@@ -71,12 +70,6 @@ class RunState:
     def over(self) -> bool:
         """Whether nothing more happens by itself."""
         return self.state in ("FINISHED", "FAILED", "STOPPED", "CUT_OFF", "NOT_STARTED")
-
-    @property
-    def exit_code(self) -> int:
-        """See ``exit_codes``."""
-        codes = {"FAILED": FAILED, "STOPPED": NOT_GOING_ON, "CUT_OFF": NOT_GOING_ON}
-        return {**codes, "WAITING_FOR_SITES": STUCK, "HANGING": STUCK}.get(self.state, 0)
 
     def table(self) -> dict[str, Any]:
         """For JSON."""
