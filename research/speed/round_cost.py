@@ -19,7 +19,7 @@ from dpfpl_common.errors import RoundError
 from dpfpl_common.ops.processes import ProcessGroup, wait_until
 from dpfpl_server.runs.folder import RunFolder
 from dpfpl_server.runs.supervise import run_experiment
-from dpfpl_server.sites.bundle import bundle_files
+from dpfpl_server.sites.control import bundle_files
 from dpfpl_server.sites.superlink import run_status, submit_run
 
 __all__ = ["measure_deployed_round"]

@@ -27,7 +27,7 @@ from dpfpl_common.ops.processes import ManagedProcess, ProcessGroup, child_envir
 from dpfpl_server.runs import supervise
 from dpfpl_server.runs.folder import RunFolder
 from dpfpl_server.runs.supervise import run_experiment
-from dpfpl_server.sites.bundle import bundle_files
+from dpfpl_server.sites.control import bundle_files
 from dpfpl_server.sites.provision import ProvisionRequest, provision
 from dpfpl_server.sites.superlink import SuperLinkSettings, launch_superlink, start_superlink, submit_run
 

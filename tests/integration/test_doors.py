@@ -35,7 +35,7 @@ from dpfpl_client.node.fleet_probe import load_node_key
 from dpfpl_common.ops.guard import descendants
 from dpfpl_common.ops.heartbeat import life_sign
 from dpfpl_common.ops.processes import ProcessGroup, free_ports, wait_until
-from dpfpl_server.sites.bundle import bundle_files
+from dpfpl_server.sites.control import bundle_files
 from dpfpl_server.sites.control_secret import ShownSecret, control_secret, make_control_secret
 from dpfpl_server.sites.provision import ProvisionRequest, provision
 from dpfpl_server.sites.superlink import SuperLinkSettings, launch_superlink, open_control, start_superlink

@@ -10,8 +10,7 @@ from console_samples import SITES, Run
 from dpfpl_common.errors import ConfigError, DeploymentError, StateError
 from dpfpl_common.privacy.accounting import epsilon
 from dpfpl_common.privacy_plan import planned_events
-from dpfpl_server.watch.console.app import MAX_STREAMS, STATIC, Watcher, console_app
-from dpfpl_server.watch.console.server import serve_console
+from dpfpl_server.watch.console.app import MAX_STREAMS, STATIC, Watcher, console_app, serve_console
 from dpfpl_server.watch.console.snapshot import LOG_LINES, list_experiments, snapshot, tail
 
 

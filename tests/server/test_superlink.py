@@ -13,8 +13,7 @@ import pytest
 from dpfpl_common.errors import ConfigError, DeploymentError
 from dpfpl_common.ops.processes import ProcessGroup, free_port
 from dpfpl_server.sites import superlink
-from dpfpl_server.sites.bundle import bundle_files
-from dpfpl_server.sites.control import Control, Node
+from dpfpl_server.sites.control import Control, Node, bundle_files
 from dpfpl_server.sites.provision import ProvisionRequest, provision
 from dpfpl_server.sites.register import load_sites, node_ids, save_sites
 from dpfpl_server.sites.superlink import (
@@ -153,7 +152,7 @@ def test_flower_builds_the_bundle_without_the_client_and_without_torch() -> None
     program = (
         "import sys\n"
         "sys.modules['torch'] = sys.modules['dpfpl_client'] = None\n"
-        "from dpfpl_server.sites.bundle import bundle_files\n"
+        "from dpfpl_server.sites.control import bundle_files\n"
         "from dpfpl_server.sites.control import build_fab_from_files\n"
         "import dpfpl_server.sites.superlink\n"
         "print(len(build_fab_from_files(bundle_files())[0]))\n"
@@ -164,7 +163,7 @@ def test_flower_builds_the_bundle_without_the_client_and_without_torch() -> None
 
 def test_only_the_adapter_imports_flower() -> None:
     package = REPOSITORY / "server" / "src" / "dpfpl_server"
-    for name in ("superlink", "provision", "certificates", "kits", "register", "bundle/__init__"):
+    for name in ("superlink", "provision", "certificates", "kits", "register"):
         tree = ast.parse((package / "sites" / f"{name}.py").read_text())
         modules = [n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
         modules += [a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names]

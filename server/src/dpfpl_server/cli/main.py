@@ -120,8 +120,7 @@ def start(
 ) -> None:
     """Start the server in this terminal; Ctrl-C stops it. A part of it that ends is started again."""
     from dpfpl_server.sites.certificates import expiry_warnings
-    from dpfpl_server.sites.serve import serve
-    from dpfpl_server.sites.superlink import SuperLinkSettings
+    from dpfpl_server.sites.superlink import SuperLinkSettings, serve
     from dpfpl_server.watch.metrics import start_server_monitor
 
     for text in expiry_warnings(server):

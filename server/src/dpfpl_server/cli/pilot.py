@@ -169,7 +169,7 @@ def console(
     token_file: Annotated[Path | None, typer.Option(help="file with the token that callers must show")] = None,
 ) -> None:
     """Show running experiments live in a browser; it only reads. Ctrl-C stops it."""
-    from dpfpl_server.watch.console.server import serve_console
+    from dpfpl_server.watch.console.app import serve_console
 
     if not runs.is_dir():
         raise ConfigError(

@@ -9,6 +9,7 @@ import json
 import ssl
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -35,9 +36,17 @@ from dpfpl_common.errors import DeploymentError
 from dpfpl_common.ops.telemetry import silence_telemetry
 from dpfpl_server.sites.control_secret import ShownSecret
 
-__all__ = ["Control", "Node", "RunStatus"]
+__all__ = ["Control", "Node", "RunStatus", "bundle_files"]
 
 silence_telemetry()  # also corrects a Flower that was imported a few lines above
+
+
+def bundle_files() -> dict[str, bytes]:
+    """The Flower app bundle that a run is submitted with: one file, which names the installed apps.
+
+    ``deploy/bundle`` in the repository is another one, for Flower's simulation.
+    """
+    return {"pyproject.toml": resources.files("dpfpl_server.sites").joinpath("bundle/pyproject.toml").read_bytes()}
 
 
 @dataclass(frozen=True)

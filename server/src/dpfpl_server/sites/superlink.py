@@ -7,19 +7,22 @@ federations on one machine do not disturb each other as long as their ports diff
 import json
 import socket
 import sys
+import time
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NoReturn
 
 from dpfpl_common.errors import ConfigError, DeploymentError
 from dpfpl_common.ops.diagnostics import require_flower
 from dpfpl_common.ops.files import prune_apps
+from dpfpl_common.ops.keeper import Keeper
 from dpfpl_common.ops.processes import ManagedProcess, ProcessGroup, child_environment, wait_until
-from dpfpl_server.sites.bundle import bundle_files
-from dpfpl_server.sites.control import Control, RunStatus
+from dpfpl_server.sites.control import Control, RunStatus, bundle_files
 from dpfpl_server.sites.control_secret import control_secret, make_control_secret
 from dpfpl_server.sites.kits import write_private
+from dpfpl_server.sites.life import life_of
 from dpfpl_server.sites.register import load_sites, register_lock, save_sites
 
 __all__ = [
@@ -31,6 +34,7 @@ __all__ = [
     "register_sites",
     "run_log",
     "run_status",
+    "serve",
     "start_executor",
     "start_superlink",
     "stop_run",
@@ -42,6 +46,7 @@ __all__ = [
 _CONNECTION = "dpfpl"  # the name of our connection in Flower's config.toml
 _NEEDED = ("ca.crt", "server.crt", "server.key")
 _GRACE_S = 8.0
+_LOOK_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -152,6 +157,37 @@ def start_superlink(
     register_sites(settings.server_folder)
     start_executor(settings, group, extra_environment=extra_environment)
     return process
+
+
+def serve(settings: SuperLinkSettings, ready: Callable[[], None], say: Callable[[str], object]) -> NoReturn:
+    """Serve until interrupted.
+
+    A part that ends is started again after a growing pause, without limit; meanwhile :mod:`dpfpl_server.sites.life`
+    names it. Sites and running experiments survive a SuperLink that is away for a while; a run whose executor ended
+    is resumed by ``dpfpl-server run``.
+
+    Args:
+        settings: of the server.
+        ready: called once, when it serves.
+        say: prints a line in the terminal.
+
+    Raises:
+        DeploymentError: not provisioned, running already, a port is taken, or the first start fails.
+        StateError: another ``dpfpl-server start`` works in this folder.
+    """
+    superlink_command(settings)  # refuses what is not provisioned before anything is touched
+    with life_of("supervisor", settings.server_folder), ProcessGroup() as group:
+        superlink = start_superlink(settings, group)
+        executor = group.processes[-1]
+        ready()
+        keepers = [
+            Keeper(superlink, lambda: launch_superlink(settings, group), group, say),
+            Keeper(executor, lambda: start_executor(settings, group), group, say),
+        ]
+        while True:
+            for keeper in keepers:
+                keeper.look()
+            time.sleep(_LOOK_S)
 
 
 def launch_superlink(
