@@ -228,8 +228,8 @@ def test_O9_the_servers_doctor_names_what_is_wrong(server, running, monkeypatch,
 
     monkeypatch.setattr(server_doctor, "probe_server", closed)
     (server / "server.key").chmod(0o644)
-    other = provision(ProvisionRequest(tmp_path / "other", tmp_path / "k", ())).server_folder
-    (server / "server.key").write_bytes((other / "server.key").read_bytes())
+    provision(ProvisionRequest(tmp_path / "other", tmp_path / "k", ()))
+    (server / "server.key").write_bytes((tmp_path / "other" / "server.key").read_bytes())
     assert {"PORT_CLOSED", "KEY_READABLE", "KEY_MISMATCH"} <= by_code(examine_server(server))
     (server / "server.crt").unlink()
     assert by_code(examine_server(server)) == {"NOT_PROVISIONED"}

@@ -31,22 +31,26 @@ __all__ = ["Attempt", "RunStore"]
 
 SCHEMA_VERSION = 1
 SCHEMA = """
-CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
-CREATE TABLE rounds (number INTEGER PRIMARY KEY, entry TEXT NOT NULL) STRICT;
-CREATE TABLE drops (
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS rounds (number INTEGER PRIMARY KEY, entry TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS drops (
     round INTEGER NOT NULL, attempt INTEGER NOT NULL, site TEXT NOT NULL, code TEXT NOT NULL, reason TEXT NOT NULL
 ) STRICT;
-CREATE TABLE checkpoint (
+CREATE TABLE IF NOT EXISTS checkpoint (
     only INTEGER PRIMARY KEY CHECK (only = 1), round INTEGER NOT NULL, configuration TEXT NOT NULL,
     context BLOB NOT NULL, first BLOB NOT NULL, second BLOB NOT NULL, steps INTEGER NOT NULL,
     events TEXT NOT NULL, sha256 TEXT NOT NULL
 ) STRICT;
-CREATE TABLE evidence (site TEXT PRIMARY KEY, columns INTEGER NOT NULL, rows BLOB NOT NULL, vote BLOB) STRICT;
-CREATE TABLE attempts (
+CREATE TABLE IF NOT EXISTS evidence (
+    site TEXT PRIMARY KEY, columns INTEGER NOT NULL, rows BLOB NOT NULL, vote BLOB
+) STRICT;
+CREATE TABLE IF NOT EXISTS attempts (
     number INTEGER PRIMARY KEY AUTOINCREMENT, run_id TEXT NOT NULL, started REAL NOT NULL,
     ended REAL, outcome TEXT NOT NULL DEFAULT ''
 ) STRICT;
-CREATE TABLE events (number INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, body TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS events (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, body TEXT NOT NULL
+) STRICT;
 """
 
 
@@ -236,9 +240,8 @@ class RunStore:
             database.execute("PRAGMA journal_mode=WAL")
             ((version,),) = database.execute("PRAGMA user_version").fetchall()
             if version == 0:
-                database.executescript(
-                    f"BEGIN IMMEDIATE;{_if_missing(SCHEMA)}PRAGMA user_version={SCHEMA_VERSION};COMMIT;"
-                )
+                # Two processes may open a new file at once: the second finds the tables that the first made.
+                database.executescript(f"BEGIN IMMEDIATE;{SCHEMA}PRAGMA user_version={SCHEMA_VERSION};COMMIT;")
             elif version != SCHEMA_VERSION:
                 raise StateError(
                     code="RUN_VERSION",
@@ -292,11 +295,6 @@ def _add_drops(database: sqlite3.Connection, entry: Mapping[str, Any], attempt: 
     dropped, codes = entry.get("dropped", {}), entry.get("codes", {})
     rows = [(entry["round"], attempt, site, codes[site], why) for site, why in sorted(dropped.items())]
     database.executemany("INSERT INTO drops VALUES (?, ?, ?, ?, ?)", rows)
-
-
-def _if_missing(schema: str) -> str:
-    """Two processes may open a new file at once: the second finds what the first made."""
-    return schema.replace("CREATE TABLE", "CREATE TABLE IF NOT EXISTS")
 
 
 def _chained(entries: Iterable[Mapping[str, Any]]) -> str:

@@ -134,12 +134,7 @@ def _still_running(folder: RunFolder, server_folder: Path) -> Attempt | None:
     for attempt in folder.store.attempts():
         if attempt.outcome:
             continue
-        try:
-            status = run_status(server_folder, attempt.run_id)
-        except DeploymentError as error:
-            if error.code != "CONTROL_REFUSED":
-                raise
-            status = None  # the SuperLink's database is another one
+        status = _status(server_folder, attempt.run_id)
         if status is not None and not status.finished:
             if folder.server_life().alive:
                 return attempt

@@ -21,7 +21,6 @@ __all__ = [
     "certificate_covers",
     "expiries",
     "expiry_warnings",
-    "fingerprint",
     "load_authority",
     "matching",
     "new_agent_key",
@@ -115,11 +114,6 @@ def certificate_covers(certificate: bytes, addresses: Iterable[str]) -> bool:
     loaded = x509.load_pem_x509_certificate(certificate)
     names = loaded.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     return loaded.not_valid_after_utc > datetime.now(UTC) and all(_general_name(a) in names for a in addresses)
-
-
-def fingerprint(certificate: bytes) -> str:
-    """Return the SHA-256 fingerprint of a PEM certificate, to be compared by telephone."""
-    return x509.load_pem_x509_certificate(certificate).fingerprint(hashes.SHA256()).hex(":")
 
 
 def _unsigned(
