@@ -36,8 +36,8 @@ SERVER = (
     ),
     (
         "server: a site may answer in another's name",
-        "dpfpl_server.federation.replies:Replies._check",
-        "reply.site != site",
+        "dpfpl_server.federation.replies:_refuse_another",
+        "named != site",
         "False",
         BAD_REPLY,
     ),

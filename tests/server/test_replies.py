@@ -22,6 +22,7 @@ EXPERIMENT = Experiment(
     privacy=PrivacySettings(mechanism="per_step", noise_multiplier=1.0, clipping_norm=1.0),
 )
 REQUEST = TrainRequest(EXPERIMENT, 1, np.zeros(EXPERIMENT.context_shape, "<f4"), evaluate=False)
+ASKED = dict.fromkeys((*SITES, "x"), REQUEST)
 GRID = 2.0**-20
 
 
@@ -38,7 +39,7 @@ def message(site, content=None):
 
 
 def collect(sites, norm_cap=1e3):
-    replies = Replies(EXPERIMENT, REQUEST, norm_cap)
+    replies = Replies(EXPERIMENT, ASKED, norm_cap)
     for site in sites:
         replies.take(site, message(site))
     return replies
@@ -53,7 +54,7 @@ def test_the_order_of_arrival_changes_no_bit():
 
 def test_R3_nothing_of_a_reply_but_its_numbers_stays():
     """However many sites: a message and its arrays are free as soon as they were added."""
-    replies = Replies(EXPERIMENT, REQUEST, 1e3)
+    replies = Replies(EXPERIMENT, ASKED, 1e3)
     gone = []
     for site in SITES:
         incoming = message(site)
@@ -68,7 +69,7 @@ def test_R3_nothing_of_a_reply_but_its_numbers_stays():
 
 @pytest.mark.parametrize(("norm_cap", "site", "code"), [(1e-9, SITES[0], "NORM_TOO_LARGE"), (1e3, "x", "OTHER_SITE")])
 def test_a_bad_reply_adds_nothing_and_has_its_reason(norm_cap, site, code):
-    replies = Replies(EXPERIMENT, REQUEST, norm_cap)
+    replies = Replies(EXPERIMENT, ASKED, norm_cap)
     replies.take(site, message(SITES[0]))
     assert str(replies.failures[site]).startswith(code)
     assert (replies.updates.count, replies.accepted) == (0, {})

@@ -73,21 +73,9 @@ class RunState:
 
     def table(self) -> dict[str, Any]:
         """For JSON."""
-        return {
-            "name": self.name,
-            "state": self.state,
-            "meaning": STATES[self.state],
-            "round": self.round,
-            "rounds": self.rounds,
-            "last": self.last,
-            "finished": self.state == "FINISHED",
-            "alive": self.alive,
-            "sign_age_s": None if self.sign_age_s is None else round(self.sign_age_s, 1),
-            "supervised": self.supervised,
-            "runs": self.runs,
-            "drops": self.drops,
-            "nothing_found": self.nothing_found,
-        }
+        facts = {**vars(self), "meaning": STATES[self.state], "finished": self.state == "FINISHED"}
+        del facts["at"]  # it is in ``last``
+        return {**facts, "sign_age_s": None if self.sign_age_s is None else round(self.sign_age_s, 1)}
 
     def lines(self) -> list[str]:
         """For people."""
