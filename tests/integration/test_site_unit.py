@@ -41,7 +41,7 @@ from dpfpl_common.privacy.sampling import SeededSampler
 from dpfpl_common.privacy.steps import noised_update
 from dpfpl_common.privacy_plan import planned_events, resolve_noise, site_noise_stddev
 from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, TrainRequest
-from dpfpl_server.federation.aggregation import aggregate, update_norm_cap
+from dpfpl_server.federation.aggregation import Updates, aggregate, update_norm_cap
 from dpfpl_server.federation.rounds import DPFPLStrategy
 from dpfpl_server.report import render_report
 from dpfpl_server.runs.result import build_result, privacy_statement
@@ -174,7 +174,7 @@ def test_the_noise_on_the_sum_has_this_stddev_and_no_other(trust, factor):
     errors = []
     for _ in range(20):
         sent = [released_update_of(experiment, update, source).astype("<f4") for update in updates]
-        errors.append(aggregate(experiment, sent, source) * sites - updates.sum(axis=0))
+        errors.append(aggregate(experiment, Updates(experiment, sent), source) * sites - updates.sum(axis=0))
     shares = sites / (sites - 1) if trust == "distributed" else 1  # a site's own share never counts: H = N - 1
     close = abs(np.std(errors) / (factor * Z * C * np.sqrt(shares)) - 1) < 0.02
     assert close == (factor == 1.0)
@@ -187,16 +187,16 @@ def test_the_noise_on_the_sum_has_this_stddev_and_no_other(trust, factor):
 def test_the_divisor_is_public(replies):
     experiment = make_experiment(site_sample_rate=0.25)
     updates = [np.full(experiment.context_shape, 0.01, "<f4")] * replies
-    gradient = aggregate(experiment, updates, NoNoise())
+    gradient = aggregate(experiment, Updates(experiment, updates), NoNoise())
     np.testing.assert_allclose(gradient, np.float64(np.float32(0.01)) * replies / (0.25 * 20), rtol=1e-12)
 
 
 def test_without_sampling_drop_outs_do_not_change_the_divisor_and_the_quorum_holds():
     experiment = make_experiment(trust="distributed", tolerated_dropouts=2)
     updates = [np.full(experiment.context_shape, 0.01, "<f4")] * 18
-    np.testing.assert_allclose(aggregate(experiment, updates, NoNoise()), 0.009, rtol=1e-6)
+    np.testing.assert_allclose(aggregate(experiment, Updates(experiment, updates), NoNoise()), 0.009, rtol=1e-6)
     with pytest.raises(RoundError, match="TOO_FEW_SITES"):
-        aggregate(experiment, updates[1:], NoNoise())
+        aggregate(experiment, Updates(experiment, updates[1:]), NoNoise())
 
 
 class Site:

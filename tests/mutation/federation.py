@@ -27,14 +27,14 @@ FEDERATION = (
     ),
     (
         "whole sites: the number of replies as divisor",
-        "dpfpl_server.federation.aggregation:aggregate_sum",
+        "dpfpl_server.federation.aggregation:aggregate",
         "privacy.site_sample_rate * len(experiment.sites)",
         "max(1, len(updates))",
         (f"{SITE_UNIT_TESTS}::test_the_divisor_is_public",),
     ),
     (
         "whole sites: the noise of a step, divided by its batch size",
-        "dpfpl_server.federation.aggregation:aggregate_sum",
+        "dpfpl_server.federation.aggregation:aggregate",
         "noised = noise.add(total, stddev) if _1 else total",
         "divisor = privacy.sample_rate * privacy.nominal_site_size\n"
         "noised = noise.add(total, stddev / divisor) if _1 else total",
@@ -129,14 +129,14 @@ FEDERATION = (
     ),
     (
         "central: the server's noise is left out",
-        "dpfpl_server.federation.aggregation:aggregate_sum",
+        "dpfpl_server.federation.aggregation:aggregate",
         "noise.add(total, stddev / divisor / _1)",
         "total / 1.0",
         ("tests/server/test_strategy.py::test_the_servers_noise_moves_the_prompt_under_central_trust_only",),
     ),
     (
         "central: the server's noise is that of a mean over sites",
-        "dpfpl_server.federation.aggregation:aggregate_sum",
+        "dpfpl_server.federation.aggregation:aggregate",
         "stddev / divisor",
         "_0 / len(experiment.sites)",
         ("tests/server/test_aggregation.py::test_central_noise_goes_to_the_sum_with_the_stddev_of_the_analysis",),

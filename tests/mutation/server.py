@@ -64,7 +64,7 @@ SERVER = (
     ),
     (
         "server: a refused reply counts towards the quorum",
-        "dpfpl_server.federation.aggregation:aggregate_sum",
+        "dpfpl_server.federation.aggregation:aggregate",
         "updates.count < needed",
         "updates.count == 0",
         BELOW_QUORUM,

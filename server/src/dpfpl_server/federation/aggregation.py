@@ -13,12 +13,8 @@ from dpfpl_common.privacy_plan import largest_signal, server_noise_stddev, site_
 from dpfpl_common.wire.payloads import Context
 
 __all__ = [
-    "UpdateStack",
-    "UpdateSum",
     "Updates",
     "aggregate",
-    "aggregate_sum",
-    "collector",
     "coordinate_median",
     "initial_global_context",
     "krum",
@@ -29,59 +25,34 @@ __all__ = [
 Floats = npt.NDArray[np.float64]
 
 
-class UpdateSum:
-    """The sum of the updates so far; its memory does not grow with the number of sites.
+class Updates:
+    """The updates of one round: their sum, and each of them only where a robust rule needs it.
 
-    Kept in float64: 29 more binary digits than an update has, so sums over thousands of sites, whose updates share a
-    grid, come out the same in whatever order they arrive.
+    So under the mean memory does not grow with the number of sites. The sum is kept in float64: 29 more binary digits
+    than an update has, so sums over thousands of sites, whose updates share a grid, come out the same in whatever order
+    they arrive.
 
     Args:
-        experiment: gives the shape [num_context, width].
+        experiment: gives the shape [num_context, width] and the rule.
+        updates: those that are here already.
     """
 
-    def __init__(self, experiment: Experiment) -> None:
+    def __init__(self, experiment: Experiment, updates: Iterable[Context] = ()) -> None:
         self.total: Floats = np.zeros(experiment.context_shape)
         self.count = 0
+        self.each: list[Context] | None = None if experiment.aggregation.rule == "mean" else []
+        for update in updates:
+            self.add(update)
 
     def add(self, update: Context) -> None:
         """Add a validated update, float32 [num_context, width]."""
         self.total += update
         self.count += 1
+        if self.each is not None:
+            self.each.append(update)
 
 
-class UpdateStack:
-    """All updates, kept until the round closes: what a robust rule needs."""
-
-    def __init__(self) -> None:
-        self.updates: list[Context] = []
-
-    @property
-    def count(self) -> int:
-        """How many there are."""
-        return len(self.updates)
-
-    def add(self, update: Context) -> None:
-        """Keep a validated update, float32 [num_context, width]."""
-        self.updates.append(update)
-
-
-Updates = UpdateSum | UpdateStack
-
-
-def collector(experiment: Experiment) -> Updates:
-    """What takes the updates of one round, empty."""
-    return UpdateSum(experiment) if experiment.aggregation.rule == "mean" else UpdateStack()
-
-
-def aggregate(experiment: Experiment, updates: Iterable[Context], noise: NoiseSource) -> Floats:
-    """As :func:`aggregate_sum`, for updates that are all here already."""
-    added = collector(experiment)
-    for update in updates:
-        added.add(update)
-    return aggregate_sum(experiment, added, noise)
-
-
-def aggregate_sum(experiment: Experiment, updates: Updates, noise: NoiseSource) -> Floats:
+def aggregate(experiment: Experiment, updates: Updates, noise: NoiseSource) -> Floats:
     """Mean of the updates, with the server's own noise under ``central`` trust; or the robust rule that is configured.
 
     Equal weights: the sites' counts are private. An update is a mean over the round's local steps of clipped sums
@@ -93,12 +64,12 @@ def aggregate_sum(experiment: Experiment, updates: Updates, noise: NoiseSource) 
     many replied; a sample without a single reply is noise alone. With sampled sites there is no quorum to keep: the
     noise is whole however few sites reply.
 
-    A robust rule works on single messages. It is admitted under ``local`` trust
-    only, where each message carries the whole noise, so that whatever is made of them is post-processing.
+    A robust rule works on single messages. It is admitted under ``local`` trust only, where each message carries the
+    whole noise, so that whatever is made of them is post-processing.
 
     Args:
         experiment: trust mode, norms and public divisor.
-        updates: the validated updates, one a site, in what ``collector`` gave.
+        updates: the validated updates, one a site.
         noise: source for ``central`` trust; unused otherwise.
 
     Raises:
@@ -113,8 +84,8 @@ def aggregate_sum(experiment: Experiment, updates: Updates, noise: NoiseSource) 
             message=f"{updates.count} usable replies, {needed} are needed.",
             advice="The round is abandoned; nothing was aggregated.",
         )
-    if isinstance(updates, UpdateStack):
-        return _robust(experiment.aggregation, updates.updates)
+    if updates.each is not None:
+        return _robust(experiment.aggregation, updates.each)
     total = updates.total
     stddev = server_noise_stddev(experiment)
     if privacy.unit == "site":

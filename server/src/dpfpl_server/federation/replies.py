@@ -14,7 +14,7 @@ from dpfpl_common.experiment import Experiment
 from dpfpl_common.privacy_plan import site_noise_stddev
 from dpfpl_common.wire.payloads import Context, EvaluateRequest, SiteReply, SumRequest, TrainRequest
 from dpfpl_common.wire.refusal import Refusal, plain
-from dpfpl_server.federation.aggregation import collector
+from dpfpl_server.federation.aggregation import Updates
 from dpfpl_server.federation.evidence import check_rows
 from dpfpl_server.federation.exchange import Rejected
 from dpfpl_server.federation.messages import SignatureCheck, message_bytes, reply_in, sum_reply_in
@@ -117,7 +117,7 @@ class Replies:
         self.evidence: dict[str, Context] = {}
         self.accepted: dict[str, SiteReply] = {}
         self.failures: dict[str, Rejected] = {}
-        self.updates = collector(experiment)
+        self.updates = Updates(experiment)
         self.signal: dict[str, float] = {}
         self.bytes = 0
 

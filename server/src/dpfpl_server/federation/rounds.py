@@ -26,7 +26,7 @@ from dpfpl_common.optimizer import OptimizerState, descend
 from dpfpl_common.privacy.noise import NoiseSource, SystemNoise
 from dpfpl_common.privacy.sampling import Sampler, SystemSampler
 from dpfpl_common.wire.payloads import EvaluateRequest, SumRequest, TrainRequest
-from dpfpl_server.federation.aggregation import aggregate_sum, initial_global_context, update_norm_cap
+from dpfpl_server.federation.aggregation import aggregate, initial_global_context, update_norm_cap
 from dpfpl_server.federation.evidence import Checkpoint
 from dpfpl_server.federation.exchange import Outcome, Rejected, exchange
 from dpfpl_server.federation.messages import SignatureCheck, message_bytes, request_content
@@ -219,7 +219,7 @@ class DPFPLStrategy(Strategy):
         seconds: float,
     ) -> None:
         experiment, before = self.experiment, self.checkpoint
-        gradient = aggregate_sum(experiment, replies.updates, self._noise)
+        gradient = aggregate(experiment, replies.updates, self._noise)
         context, optimizer = descend(
             experiment.optimizer,
             experiment.optimizer.global_learning_rate,
