@@ -41,7 +41,7 @@ from dpfpl_common.privacy_plan import NOISED_COUNTS, class_sums_multiplier, vote
 from dpfpl_common.wire.payloads import EvaluateRequest, TrainRequest, scored
 from dpfpl_server.federation.evidence import NOTHING_FOUND, Evidence
 from dpfpl_server.federation.rounds import DPFPLStrategy
-from dpfpl_server.runs.store import RunStore
+from dpfpl_server.runs.folder import RunStore
 
 CLASSES = ("cat", "dog", "owl", "bee")
 NAMES = ("north", "south")

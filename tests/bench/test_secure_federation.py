@@ -44,8 +44,8 @@ from dpfpl_common.secure.sums import share_stddev, terms_of
 from dpfpl_common.secure.terms import named
 from dpfpl_common.wire.payloads import SumRequest, TrainRequest
 from dpfpl_server.federation.rounds import DPFPLStrategy
+from dpfpl_server.runs.folder import RunStore
 from dpfpl_server.runs.result import build_result
-from dpfpl_server.runs.store import RunStore
 from dpfpl_server.sites.register import load_sites
 
 pytestmark = pytest.mark.privacy

@@ -97,7 +97,7 @@ FEDERATION = (
     ),
     (
         "a changed checkpoint is resumed from",
-        "dpfpl_server.runs.store:RunStore.load",
+        "dpfpl_server.runs.folder:RunStore.load",
         "not whole or digest != sha256",
         "not whole",
         (f"{RUN_FOLDER_TESTS}::test_L2_a_checkpoint_that_is_not_what_was_saved_is_refused",),

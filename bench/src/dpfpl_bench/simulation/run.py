@@ -28,8 +28,7 @@ from dpfpl_common.errors import ConfigError
 from dpfpl_common.ops.files import write_durably
 from dpfpl_server.federation.rounds import Status
 from dpfpl_server.runs.plan import evidence_is_off
-from dpfpl_server.runs.result import build_result
-from dpfpl_server.runs.verdict import verdict
+from dpfpl_server.runs.result import build_result, verdict
 
 if TYPE_CHECKING:
     from dpfpl_bench.simulation.flower_engine import FlowerSimulation

@@ -12,9 +12,8 @@ from dpfpl_common.experiment import Experiment, experiment_table, with_secure
 from dpfpl_common.privacy_plan import resolve_noise
 from dpfpl_server.federation.rounds import Status
 from dpfpl_server.report import write_report
-from dpfpl_server.runs.folder import RunFolder
+from dpfpl_server.runs.folder import Attempt, RunFolder
 from dpfpl_server.runs.result import build_result
-from dpfpl_server.runs.store import Attempt
 from dpfpl_server.sites.admin import revoked_sites
 from dpfpl_server.sites.control import RunStatus
 from dpfpl_server.sites.register import enrolled_sites, load_sites, node_ids
