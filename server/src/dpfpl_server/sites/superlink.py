@@ -28,14 +28,12 @@ from dpfpl_server.sites.register import load_sites, register_lock, save_sites
 __all__ = [
     "RunStatus",
     "SuperLinkSettings",
-    "executor_command",
     "launch_superlink",
     "open_control",
     "register_sites",
     "run_log",
     "run_status",
     "serve",
-    "start_executor",
     "start_superlink",
     "stop_run",
     "submit_run",
@@ -46,6 +44,7 @@ __all__ = [
 _CONNECTION = "dpfpl"  # the name of our connection in Flower's config.toml
 _NEEDED = ("ca.crt", "server.crt", "server.key")
 _GRACE_S = 8.0
+_START_S = 60.0
 _LOOK_S = 0.5
 
 
@@ -112,12 +111,6 @@ def superlink_command(settings: SuperLinkSettings) -> list[str]:
     ]
 
 
-def executor_command(settings: SuperLinkSettings) -> list[str]:
-    """Return the command line of the process that executes runs."""
-    folder = str(settings.server_folder.resolve())
-    return [sys.executable, "-m", "dpfpl_server.sites.executor", folder, settings.control_address]
-
-
 def superlink_environment(settings: SuperLinkSettings, extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the environment for the SuperLink, and for the executor and its ServerApps."""
     own = {"FLWR_HOME": str(settings.flower_home), "DPFPL_TASK_POLL_S": str(settings.task_poll_s)}
@@ -128,7 +121,6 @@ def start_superlink(
     settings: SuperLinkSettings,
     group: ProcessGroup,
     *,
-    timeout_s: float = 60.0,
     extra_environment: Mapping[str, str] | None = None,
 ) -> ManagedProcess:
     """Start the SuperLink in the group, wait until it answers, register the sites and start the executor of runs.
@@ -150,7 +142,7 @@ def start_superlink(
     process = launch_superlink(settings, group, extra_environment=extra_environment)
     wait_until(
         lambda: _answers(settings.server_folder),
-        timeout_s=timeout_s,
+        timeout_s=_START_S,
         what="the SuperLink to answer",
         processes=[process],
     )
@@ -208,9 +200,10 @@ def start_executor(
     settings: SuperLinkSettings, group: ProcessGroup, *, extra_environment: Mapping[str, str] | None = None
 ) -> ManagedProcess:
     """Start the process that executes runs, of a SuperLink that may be away for a while."""
+    folder = settings.server_folder.resolve()
     return group.start(
         "executor of runs",
-        executor_command(settings),
+        [sys.executable, "-m", "dpfpl_server.sites.executor", str(folder), settings.control_address],
         log_file=settings.log_file.with_name("executor.log"),
         environment=superlink_environment(settings, extra_environment),
         folder=settings.server_folder,
