@@ -1,13 +1,12 @@
 """A canary through the real mechanism stays below the claimed epsilon; through the published arithmetic it does not."""
 
-import importlib.util
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from dpfpl_bench.audit.bounds import two_world_bound
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
 from dpfpl_client.learning.methods import build_method
 from dpfpl_client.learning.step import SystemRandomness, noised_step
@@ -19,13 +18,6 @@ from dpfpl_common.privacy.noise import SystemNoise
 from dpfpl_common.privacy_plan import paper_noise_multiplier, planned_events, resolve_noise
 
 pytestmark = pytest.mark.privacy
-
-spec = importlib.util.spec_from_file_location("distinguishing", Path(__file__).with_name("distinguishing.py"))
-assert spec is not None
-assert spec.loader is not None
-distinguishing = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(distinguishing)
-epsilon_lower_bound = distinguishing.epsilon_lower_bound
 
 DELTA = 1e-5
 SHAPE = (4, 8)
@@ -74,7 +66,7 @@ def test_the_published_arithmetic_promises_less_privacy_than_it_keeps(nominal: f
         [published_release(np.concatenate([others, canary]), nominal, rng)[0, 0] for _ in range(TRIALS)]
     )
     without = np.array([published_release(others, nominal, rng)[0, 0] for _ in range(TRIALS)])
-    assert epsilon_lower_bound(with_canary, without, DELTA) > nominal
+    assert two_world_bound(with_canary, without, DELTA) > nominal
 
 
 WAYS: dict[str, dict[str, object]] = {"joint": {}, "local": {"trust": "local"}, "separate": {"clipping": "separate"}}
@@ -100,7 +92,7 @@ def test_the_same_attack_on_ours_stays_below_the_claim(target: float, privacy: d
 
     with_canary = np.array([score(np.concatenate([others, canary])) for _ in range(TRIALS)])
     without = np.array([score(others) for _ in range(TRIALS)])
-    bound = epsilon_lower_bound(with_canary, without, DELTA)
+    bound = two_world_bound(with_canary, without, DELTA)
     assert bound <= target
 
 
@@ -117,7 +109,7 @@ def test_the_attack_is_alive() -> None:
 
     with_canary = np.array([score(np.concatenate([others, canary])) for _ in range(TRIALS)])
     without = np.array([score(others) for _ in range(TRIALS)])
-    assert epsilon_lower_bound(with_canary, without, DELTA) > target
+    assert two_world_bound(with_canary, without, DELTA) > target
 
 
 @pytest.mark.slow
@@ -168,5 +160,5 @@ def test_a_canary_through_the_whole_site_stays_below_the_claim(mechanism: str) -
     without = np.array([np.vdot(release(without_last), direction) for _ in range(trials)])
     claimed = epsilon(planned_events(audited)[:1], DELTA)
     assert math.isclose(claimed, target, rel_tol=0.02)
-    assert epsilon_lower_bound(with_canary, without, DELTA) <= claimed
+    assert two_world_bound(with_canary, without, DELTA) <= claimed
     assert with_canary.mean() > without.mean(), "the canary must be seen at all"

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from dpfpl_bench.audit.audit import AuditSettings, audit, bounded, combined, compared, victim_experiment, with_canaries
-from dpfpl_bench.audit.class_sums import one_canary_in_the_sums
-from dpfpl_bench.audit.demo_prompts import Demo, ReleasedPrompt, attack_released, audit_released, open_demo
-from dpfpl_bench.audit.demo_prompts import log_odds as confidences_of
+from dpfpl_bench.audit.audit import AuditSettings, audit, victim_experiment, with_canaries
+from dpfpl_bench.audit.bounds import bounded, combined, compared
+from dpfpl_bench.audit.canary import one_canary_in_the_sums
+from dpfpl_bench.audit.membership import Demo, ReleasedPrompt, attack_released, audit_released, open_demo
+from dpfpl_bench.audit.two_worlds import attack
+from dpfpl_bench.audit.victim import log_odds
 from dpfpl_bench.simulation.in_process import SimulatedSite, Simulation
 from dpfpl_client.learning.learner import SiteFeatures
 from dpfpl_client.models.backbone import LabelledFeatures
@@ -106,7 +108,11 @@ def test_a_released_prompt_that_fits_its_members_is_told_from_one_that_does_not(
     plain = backbone.text_embeddings("a photo of a", 4)
     other = plain + 0.3 * torch.randn(plain.shape, generator=torch.Generator().manual_seed(1))
     pool = images(backbone, 400)
-    gain = log_odds(backbone, tokens, other, pool) - log_odds(backbone, tokens, plain, pool)
+    after, before = (
+        log_odds(class_probabilities(backbone, context, tokens, pool.features), pool.labels)
+        for context in (other, plain)
+    )
+    gain = after - before
     fits = gain > np.median(gain)
     member = fits if memorised else generator.random(len(pool)) < 0.5
     prompt = ReleasedPrompt(other, plain, pool.take(np.flatnonzero(member)), pool.take(np.flatnonzero(~member)))
@@ -117,10 +123,6 @@ def test_a_released_prompt_that_fits_its_members_is_told_from_one_that_does_not(
     else:
         assert bound < 0.5
         assert 0.4 < guesses.auc < 0.6
-
-
-def log_odds(backbone, tokens, context, pool):
-    return confidences_of(class_probabilities(backbone, context, tokens, pool.features), pool.labels)
 
 
 def test_a_folder_without_a_finished_demo_is_refused_with_what_to_do(tmp_path):
@@ -143,6 +145,14 @@ def test_what_a_demo_released_is_held_against_its_claim(backbone):
     assert 0.3 < auc.with_noise < 0.7
     assert auc.noise_off != auc.with_noise
     assert hits.guess == 0.05
+
+
+def test_what_is_released_keeps_the_claim_and_half_of_the_noise_would_not():
+    """In two worlds, with one example more or less, at an epsilon that people run."""
+    for row in attack(2.0, 4000):
+        assert 0.9 < row.bounds[1.0] <= row.claimed_epsilon
+        assert row.bounds[0.5] > row.claimed_epsilon, row.attack
+        assert row.bounds[0.01] > 15
 
 
 @pytest.mark.long

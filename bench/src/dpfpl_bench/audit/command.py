@@ -78,8 +78,9 @@ def audit(
     """
     import torch
 
-    from dpfpl_bench.audit.audit import AuditSettings, Finding, combined
+    from dpfpl_bench.audit.audit import AuditSettings
     from dpfpl_bench.audit.audit import audit as attack
+    from dpfpl_bench.audit.bounds import Finding, combined
     from dpfpl_bench.simulation.in_process import prepare_sites, site_names
     from dpfpl_bench.simulation.settings import RunSettings, build_experiment
     from dpfpl_bench.simulation.simulate import without_blanks
@@ -102,7 +103,7 @@ def audit(
 
     findings: list[Finding] = []
     if demo is not None:
-        from dpfpl_bench.audit.demo_prompts import audit_released, open_demo
+        from dpfpl_bench.audit.membership import audit_released, open_demo
 
         with TemporaryDirectory() as cache:
             opened = open_demo(demo, Path(cache))
