@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dpfpl_bench.simulation.curves import PREFERENCES, own_at_equal_others
+from dpfpl_bench.simulation.curves import PREFERENCES, plain_at_equal_others
 from dpfpl_bench.sweep.sweep import SweepOutcome
 from research.evidence import growth as by_sites
 from research.tables.benchmarks import STUDIES, Study
@@ -181,7 +181,7 @@ def _settings(study: Study) -> str:
 
 def _taught(curves: Sequence[Any]) -> str:
     """Points of own accuracy above a plain text that prefers own classes as much as costs it the others' likewise."""
-    pairs = [(own_at_equal_others(curve), curve[PREFERENCES.index(0.0)]["personalised_local"]) for curve in curves]
+    pairs = [(plain_at_equal_others(curve), curve[PREFERENCES.index(0.0)]["personalised_local"]) for curve in curves]
     ahead = [100 * (trained - plain) for plain, trained in pairs if plain is not None]
     return f"{statistics.mean(ahead):+.1f}" if ahead else "-"
 

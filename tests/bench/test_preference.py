@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dpfpl_bench.simulation.curves import PREFERENCES, own_at_equal_others, preference_curve
+from dpfpl_bench.simulation.curves import PREFERENCES, plain_at_equal_others, preference_curve
 from dpfpl_bench.simulation.in_process import SimulatedSite
 from dpfpl_client.learning.learner import PromptLearner, SiteFeatures
 from dpfpl_client.models.backbone import LabelledFeatures
@@ -111,8 +111,8 @@ def curve_of(zero_shot, personalised):
 
 
 def test_own_accuracy_at_equal_others_lies_between_two_points():
-    assert own_at_equal_others(curve_of([(0.5, 0.8), (0.7, 0.6)], 0.7)) == pytest.approx(0.6)
-    assert own_at_equal_others(curve_of([(0.5, 0.8), (0.7, 0.6), (0.9, 0.2)], 0.3)) == pytest.approx(0.85)
-    assert own_at_equal_others(curve_of([(0.5, 0.8), (0.7, 0.8)], 0.8)) == pytest.approx(0.5)
-    assert own_at_equal_others(curve_of([(0.5, 0.8), (0.7, 0.6)], 0.5)) is None  # beyond the curve
-    assert own_at_equal_others(curve_of([(0.5, None), (0.7, None)], None)) is None  # nobody else's images
+    assert plain_at_equal_others(curve_of([(0.5, 0.8), (0.7, 0.6)], 0.7)) == pytest.approx(0.6)
+    assert plain_at_equal_others(curve_of([(0.5, 0.8), (0.7, 0.6), (0.9, 0.2)], 0.3)) == pytest.approx(0.85)
+    assert plain_at_equal_others(curve_of([(0.5, 0.8), (0.7, 0.8)], 0.8)) == pytest.approx(0.5)
+    assert plain_at_equal_others(curve_of([(0.5, 0.8), (0.7, 0.6)], 0.5)) is None  # beyond the curve
+    assert plain_at_equal_others(curve_of([(0.5, None), (0.7, None)], None)) is None  # nobody else's images

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from dpfpl_bench.simulation.baselines import trained_floors
-from dpfpl_bench.simulation.curves import preference_curve, strength_curve
+from dpfpl_bench.simulation.curves import mix_curve, own_at_equal_others, preference_curve, strength_curve
 from dpfpl_bench.simulation.in_process import SimulatedSite, Simulation, prepare_sites, site_names
-from dpfpl_bench.simulation.mixes import mix_curve, own_at_equal_others
 from dpfpl_bench.simulation.questions import question_sites
 from dpfpl_bench.simulation.settings import RunSettings, build_experiment
 from dpfpl_bench.simulation.sources import check_spelling, domain_parts, own_classes, own_sites, several_times
