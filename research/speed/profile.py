@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from dpfpl_bench.demo.digits import the_same_sites_in_process
+from dpfpl_bench.demo.scenarios import the_same_sites_in_process
 from dpfpl_bench.simulation.in_process import SimulatedSite, Simulation
 from dpfpl_client.models.backbone import Backbone
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dpfpl_bench.demo.demonstration import DemoRequest, provisioned, start_federation
-from dpfpl_bench.demo.digits import DEMO
+from dpfpl_bench.demo.scenarios import DEMO
 from dpfpl_common.errors import RoundError
 from dpfpl_common.ops.processes import ProcessGroup, wait_until
 from dpfpl_server.runs.folder import RunFolder

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dpfpl_bench.demo.demonstration import DemoRequest, provisioned, start_federation
-from dpfpl_bench.demo.digits import DEMO
+from dpfpl_bench.demo.scenarios import DEMO
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.ops.processes import ProcessGroup
 from dpfpl_server.runs.folder import RunFolder

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpfpl_bench.demo.drawn_sites import drawn_houses
-from dpfpl_bench.demo.questions import MODEL, ROUNDS, TEST, TRAIN, vlm_experiment
+from dpfpl_bench.demo.drawn_questions import drawn_houses
+from dpfpl_bench.demo.scenarios import MODEL, ROUNDS, TEST, TRAIN, vlm_experiment
 from dpfpl_bench.simulation.baselines import local_only
 from dpfpl_bench.simulation.in_process import SimulatedSite, Simulation, prepare_sites, site_names
 from dpfpl_bench.sweep.plots import COLOURS, MARKS

@@ -139,21 +139,6 @@ def test_captions_tokenise_without_unknown_tokens_within_the_context(tokenizer):
         assert ids.count(tokenizer.eos_token_id) == 1
 
 
-@pytest.mark.parametrize("name", drawing.SHAPES)
-def test_shapes_are_decided_by_the_generator(name):
-    first, again = (drawing.draw_shape(name, np.random.default_rng(3), "red", "white") for _ in range(2))
-    other = drawing.draw_shape(name, np.random.default_rng(4), "red", "white")
-    assert first.shape == (32, 32, 3)
-    assert first.dtype == np.uint8
-    assert np.array_equal(first, again)
-    assert not np.array_equal(first, other)
-
-
-def test_unknown_shape_is_refused():
-    with pytest.raises(ValueError, match="hexagon"):
-        drawing.draw_shape("hexagon", np.random.default_rng(0))
-
-
 def test_a_batch_is_decided_by_the_generator(small_pool):
     def draw(seed: int) -> torch.Tensor:
         rng = np.random.default_rng(seed)

@@ -8,31 +8,29 @@ import pytest
 import torch
 
 from dpfpl_bench.cli import app
-from dpfpl_bench.demo import questions as demo_vlm
+from dpfpl_bench.demo import scenarios as demo_vlm
 from dpfpl_bench.demo.demonstration import DemoRequest, edit_kit, provisioned
 from dpfpl_bench.demo.drawn_questions import (
     HABITS,
     PLAIN,
     QUESTIONS,
     SHARED_HABITS,
+    SITE_HABITS,
     SIZE,
     Facts,
     Habit,
     answer_to,
     caption_of,
     draw_picture,
-    house_style,
-    vocabulary,
-)
-from dpfpl_bench.demo.drawn_sites import (
-    SITE_HABITS,
     drawn_houses,
     drawn_questions,
     drawn_sites,
+    house_style,
+    vocabulary,
     with_neighbours,
     write_questions,
 )
-from dpfpl_bench.demo.questions import VLM_SITES, vlm_experiment
+from dpfpl_bench.demo.scenarios import VLM_SITES, vlm_experiment
 from dpfpl_bench.simulation.baselines import local_only
 from dpfpl_bench.simulation.in_process import Simulation, prepare_sites
 from dpfpl_bench.simulation.questions import question_sites

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from dpfpl_bench.demo.drawn_sites import drawn_sites, write_questions
+from dpfpl_bench.demo.drawn_questions import drawn_sites, write_questions
 from dpfpl_client.agent.build import build_agent
 from dpfpl_client.site.settings import load_site
 from dpfpl_common.errors import DataError, RefusedError

@@ -222,7 +222,7 @@ def demo(
     as_json: Annotated[bool, typer.Option("--json", help="print result.json instead of the table")] = False,
 ) -> None:
     """Run a real federation on this machine: a SuperLink and four sites, gRPC with TLS and node keys."""
-    from dpfpl_bench.demo.digits import DEMO
+    from dpfpl_bench.demo.scenarios import DEMO
 
     _demonstrate("demo", DEMO, out, rounds, epsilon, as_json=as_json)
 
@@ -239,7 +239,7 @@ def demo_vlm(
 
     An agent takes 0.4 GB of memory, everything together 7.1 GB with twelve sites; --sites asks for fewer.
     """
-    from dpfpl_bench.demo.questions import vlm_demo
+    from dpfpl_bench.demo.scenarios import vlm_demo
 
     _demonstrate("demo-vlm", vlm_demo(sites), out, rounds, epsilon, as_json=as_json)
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from every_state import MECHANISMS, every_state
 
-from dpfpl_bench.demo.drawn_sites import drawn_sites, write_questions
+from dpfpl_bench.demo.drawn_questions import drawn_sites, write_questions
 
 pytestmark = pytest.mark.privacy
 

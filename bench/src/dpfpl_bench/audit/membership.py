@@ -16,7 +16,7 @@ import torch
 
 from dpfpl_bench.audit.bounds import Finding, bounded, compared, one_run_bound
 from dpfpl_bench.audit.victim import Victim, confidences, log_odds, without_noise
-from dpfpl_bench.demo.digits import the_same_sites_in_process
+from dpfpl_bench.demo.scenarios import the_same_sites_in_process
 from dpfpl_bench.simulation.in_process import SimulatedSite, Simulation
 from dpfpl_client.learning.learner import initial_context
 from dpfpl_client.learning.step import RandomnessSource

@@ -11,7 +11,6 @@ __all__ = [
     "SHAPES",
     "TEXTURES",
     "draw_pen_digit",
-    "draw_shape",
     "draw_texture_mask",
     "shape_mask",
 ]
@@ -234,10 +233,8 @@ def _outline(name: str) -> np.ndarray:
 def shape_mask(name: str, rng: np.random.Generator, size: int = 32) -> np.ndarray:
     """One upright shape filling the square, slightly irregular: uint8 mask [size, size], 255 inside.
 
-    A third of the solid shapes are drawn as an outline. An unknown name is a ValueError.
+    A third of the solid shapes are drawn as an outline.
     """
-    if name not in SHAPES:
-        raise ValueError(f"name = {name!r}: expected one of {', '.join(SHAPES)}")
     fine = size * 4
     half = fine / 2 - 3
     corners = _outline(name) * rng.uniform(0.88, 1.0, size=2)
@@ -260,9 +257,7 @@ def shape_mask(name: str, rng: np.random.Generator, size: int = 32) -> np.ndarra
 
 
 def draw_texture_mask(name: str, rng: np.random.Generator, size: int = 32) -> np.ndarray:
-    """One texture covering the square: uint8 mask [size, size]. An unknown name is a ValueError."""
-    if name not in TEXTURES:
-        raise ValueError(f"name = {name!r}: expected one of {', '.join(TEXTURES)}")
+    """One texture covering the square: uint8 mask [size, size]."""
     y, x = np.mgrid[0:size, 0:size].astype(np.float64) + rng.uniform(0, size, size=(2, 1, 1))
     period = rng.uniform(4, 11)
     sharpness = rng.uniform(2, 10)
@@ -287,19 +282,3 @@ def draw_texture_mask(name: str, rng: np.random.Generator, size: int = 32) -> np
         ramp = x * np.cos(angle) + y * np.sin(angle)
         field = 2 * (ramp - ramp.min()) / (ramp.max() - ramp.min()) - 1
     return np.asarray((field * 0.5 + 0.5) * 255, dtype=np.uint8)
-
-
-def draw_shape(
-    name: str, rng: np.random.Generator, colour: str = "white", background: str = "black", size: int = 32
-) -> np.ndarray:
-    """One coloured shape, turned and placed at random: uint8 image [size, size, 3]."""
-    mask = Image.fromarray(shape_mask(name, rng, size))
-    small = round(size * rng.uniform(0.5, 0.9))
-    turned = mask.resize((small, small), Image.Resampling.BOX).rotate(
-        float(rng.uniform(-15, 15)), Image.Resampling.BILINEAR
-    )
-    left, top = (int(v) for v in rng.integers(0, size - small + 1, size=2))
-    ink = np.zeros((size, size, 1), dtype=np.float64)
-    ink[top : top + small, left : left + small, 0] = np.asarray(turned, dtype=np.float64) / 255
-    front, back = (np.asarray(COLOURS[c], dtype=np.float64) for c in (colour, background))
-    return np.asarray(np.round(ink * front + (1 - ink) * back), dtype=np.uint8)

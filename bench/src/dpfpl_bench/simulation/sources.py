@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dpfpl_bench.demo.drawn_sites import with_neighbours
+from dpfpl_bench.demo.drawn_questions import with_neighbours
 from dpfpl_client.data import DataSettings, SiteData, list_classes, load_site_data
 from dpfpl_client.data.records import spelled_alike
 from dpfpl_client.data.settings import BUILT_IN, Source
