@@ -20,7 +20,7 @@ from typer.cli import get_docs_for_click
 from typer.main import get_command
 
 from dpfpl_bench.cli import app as bench
-from dpfpl_bench.sweep.settings import Sweep
+from dpfpl_bench.sweep.sweep import Sweep
 from dpfpl_client.cli.main import app as client
 from dpfpl_client.site.settings import SiteSettings
 from dpfpl_common.experiment import Experiment

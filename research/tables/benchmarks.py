@@ -19,8 +19,7 @@ import typer
 from rich.console import Console
 
 from dpfpl_bench.simulation.settings import RunPrompt
-from dpfpl_bench.sweep.settings import Grid, Sweep
-from dpfpl_bench.sweep.sweep import SweepOutcome, finished_runs, run_sweep
+from dpfpl_bench.sweep.sweep import Grid, Sweep, SweepOutcome, finished_runs, run_sweep
 from dpfpl_common.errors import ConfigError
 from dpfpl_common.ops.files import write_durably
 

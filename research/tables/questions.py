@@ -15,7 +15,7 @@ from dpfpl_bench.demo.drawn_questions import drawn_houses
 from dpfpl_bench.demo.scenarios import MODEL, ROUNDS, TEST, TRAIN, vlm_experiment
 from dpfpl_bench.simulation.baselines import local_only
 from dpfpl_bench.simulation.in_process import SimulatedSite, Simulation, prepare_sites, site_names
-from dpfpl_bench.sweep.plots import COLOURS, MARKS
+from dpfpl_bench.sweep.table import COLOURS, MARKS
 from dpfpl_client.agent.features import FeatureCache
 from dpfpl_client.models.backbone import Backbone
 from dpfpl_client.models.loader import load_backbone

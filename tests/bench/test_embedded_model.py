@@ -11,7 +11,6 @@ import torch
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPImageProcessor, CLIPModel
 
 from dpfpl_bench.demo import drawing
-from dpfpl_bench.demo import drawing as strokes
 from dpfpl_client.models.loader import load_backbone
 from dpfpl_models import embedded_model_path
 from dpfpl_server.runs.plan import KNOWN_SIZES
@@ -46,10 +45,10 @@ def digit_features(model):
 def small_pool() -> Pool:
     """A few masks per group, no fonts needed: letters borrow pen digits."""
     rng = np.random.default_rng(5)
-    groups = {("digit", str(d), "handwritten"): [strokes.draw_pen_digit(d, rng) for _ in range(3)] for d in range(10)}
-    groups |= {("digit", str(d), "printed"): [strokes.draw_pen_digit(d, rng)] for d in range(10)}
+    groups = {("digit", str(d), "handwritten"): [drawing.draw_pen_digit(d, rng) for _ in range(3)] for d in range(10)}
+    groups |= {("digit", str(d), "printed"): [drawing.draw_pen_digit(d, rng)] for d in range(10)}
     groups |= {
-        ("letter", chr(97 + i), style): [strokes.draw_pen_digit(i % 10, rng)]
+        ("letter", chr(97 + i), style): [drawing.draw_pen_digit(i % 10, rng)]
         for i in range(26)
         for style in ("uppercase", "lowercase")
     }

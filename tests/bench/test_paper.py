@@ -3,7 +3,7 @@
 import pytest
 
 from dpfpl_bench.paper import REASONS, Comparison, compare, markdown, paper_rows, paper_training
-from dpfpl_bench.sweep.settings import Grid, Sweep
+from dpfpl_bench.sweep.sweep import Grid, Sweep
 from dpfpl_common.errors import ConfigError
 
 

@@ -7,10 +7,8 @@ import pytest
 
 from dpfpl_bench import cli
 from dpfpl_bench.simulation.settings import RunPrivacy, RunPrompt
-from dpfpl_bench.sweep.plots import write_plots
-from dpfpl_bench.sweep.settings import Cell, Grid, Sweep, load_sweep
-from dpfpl_bench.sweep.sweep import SweepProgress, run_sweep
-from dpfpl_bench.sweep.table import as_csv, as_markdown, summarise
+from dpfpl_bench.sweep.sweep import Cell, Grid, Sweep, SweepProgress, load_sweep, run_sweep
+from dpfpl_bench.sweep.table import as_csv, as_markdown, summarise, write_plots
 from dpfpl_common.errors import ConfigError
 from dpfpl_common.experiment import RoundSettings
 

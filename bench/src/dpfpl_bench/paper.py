@@ -17,8 +17,7 @@ from typing import Any
 
 from dpfpl_bench.simulation.settings import RunPrivacy, RunPrompt, RunSettings
 from dpfpl_bench.simulation.sources import data_settings
-from dpfpl_bench.sweep.settings import Cell, Grid, Sweep
-from dpfpl_bench.sweep.sweep import run_sweep
+from dpfpl_bench.sweep.sweep import Cell, Grid, Sweep, run_sweep
 from dpfpl_common.errors import ConfigError, DataError
 from dpfpl_common.experiment import Accounting, Method, RoundSettings
 

@@ -14,9 +14,7 @@ from dpfpl_common.errors import ConfigError
 from dpfpl_common.ops.files import write_durably
 
 if TYPE_CHECKING:
-    from dpfpl_bench.sweep.settings import Cell, Sweep
-    from dpfpl_bench.sweep.sweep import SweepOutcome, SweepProgress
-    from dpfpl_bench.sweep.table import Row
+    from dpfpl_bench.sweep.sweep import Cell, Sweep, SweepOutcome, SweepProgress
 
 __all__ = ["EXAMPLES", "sweep", "write_summary"]
 
@@ -50,8 +48,7 @@ def sweep(
 
     Writes runs/*.json, summary.json, summary.csv, table.md and pictures. Exit codes: 0 done, 1 some runs failed, 2 bad input.
     """  # noqa: E501
-    from dpfpl_bench.sweep.settings import load_sweep
-    from dpfpl_bench.sweep.sweep import run_sweep
+    from dpfpl_bench.sweep.sweep import load_sweep, run_sweep
 
     plan = load_sweep(file)
     folder = out or Path("runs") / plan.name
@@ -75,8 +72,7 @@ def sweep(
 
 def write_summary(plan: "Sweep", outcome: "SweepOutcome", folder: Path) -> dict[str, Any]:
     """Write table, CSV, JSON and pictures of what there is; gives the JSON."""
-    from dpfpl_bench.sweep.plots import write_plots
-    from dpfpl_bench.sweep.table import as_csv, as_markdown, summarise
+    from dpfpl_bench.sweep.table import as_csv, as_markdown, summarise, write_plots
     from dpfpl_common.config import to_table
 
     if not outcome.results:
@@ -90,7 +86,7 @@ def write_summary(plan: "Sweep", outcome: "SweepOutcome", folder: Path) -> dict[
     summary = {
         "sweep": to_table(plan),
         "seeds": list(range(plan.seeds)),
-        "rows": [_row_table(row) for row in rows],
+        "rows": [dataclasses.asdict(row) for row in rows],
         "refused": {_name(cell): reason for cell, reason in outcome.refused.items()},
         "failed": {f"{_name(cell)}, seed {cell.seed}": reason for cell, reason in outcome.failed.items()},
         "events": {_name(cell): result["privacy"]["events"] for cell, result in outcome.results.items()},
@@ -103,10 +99,6 @@ def write_summary(plan: "Sweep", outcome: "SweepOutcome", folder: Path) -> dict[
         write_durably(folder / name, content.encode(), 0o644)
     write_plots(rows, folder, f"{plan.name}: {plan.data}, {plan.sites} sites, {plan.partition}, {plan.seeds} seeds")
     return summary
-
-
-def _row_table(row: "Row") -> dict[str, Any]:
-    return dataclasses.asdict(row)
 
 
 def _name(cell: "Cell") -> str:
