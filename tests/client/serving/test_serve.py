@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import io
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -17,9 +18,7 @@ from PIL import Image
 from dpfpl_client.models.loader import load_backbone
 from dpfpl_client.use.prompt import SitePrompt, load_prompt
 from dpfpl_client.use.serving import app as app_module
-from dpfpl_client.use.serving import app as reading
-from dpfpl_client.use.serving.app import MAX_WAITING, classifier_app
-from dpfpl_client.use.serving.server import ServeSettings, serve_classifier
+from dpfpl_client.use.serving.app import MAX_WAITING, classifier_app, serve_app
 from dpfpl_common.errors import DeploymentError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings, TaskSettings
 
@@ -114,7 +113,7 @@ def test_a_body_without_a_declared_length_is_cut_at_the_limit(classifier):
 
 
 def test_a_slow_sender_is_let_go(classifier, monkeypatch):
-    monkeypatch.setattr(reading, "BODY_SECONDS", 0.2)
+    monkeypatch.setattr(app_module, "BODY_SECONDS", 0.2)
 
     async def slow():
         yield b"x"
@@ -263,12 +262,8 @@ def test_a_prompt_for_captions_may_be_asked_and_has_a_question_of_its_own(image,
 
 
 def test_a_port_in_use_is_said(classifier):
-    import socket
-
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        settings = ServeSettings("127.0.0.1", taken.getsockname()[1], None, LIMIT)
-        with pytest.raises(DeploymentError, match="PORT_IN_USE"):
-            serve_classifier(classifier, settings, print)
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(DeploymentError, match="PORT_IN_USE"):
+        serve_app(classifier_app(classifier, LIMIT), "127.0.0.1", taken.getsockname()[1], None, print)
 
 
 @pytest.mark.slow

@@ -335,9 +335,10 @@ def serve(
     import torch
 
     from dpfpl_client.use.results import released_scores
-    from dpfpl_client.use.serving.server import ServeSettings, serve_classifier
+    from dpfpl_client.use.serving.app import classifier_app, serve_app
+    from dpfpl_common.ops.http import read_http_token
 
-    wanted = ServeSettings.checked(host, port, token_file, max_megabytes * 1_000_000)
+    token = read_http_token(host, token_file)
     settings = _load(site)
     torch.set_num_threads(settings.agent.threads)
     prompt = _prompt(settings, experiment, unfinished, usual_mix=usual_mix)
@@ -345,7 +346,8 @@ def serve(
     mix = prompt.experiment.prompt.usual_mix if prompt.choice is not None else None
     names = {key: prompt.about()[key] for key in ("experiment", "version", "learned", "finished")}
     about = {"site": settings.name, "model": Path(settings.model).name, "usual_mix": mix} | names
-    serve_classifier(classifier, wanted, say, settings.data.pixel_rules, released_scores(settings, prompt), about)
+    scores, largest = released_scores(settings, prompt), max_megabytes * 1_000_000
+    serve_app(classifier_app(classifier, largest, settings.data.pixel_rules, scores, about), host, port, token, say)
 
 
 @app.command(epilog="Example: dpfpl-client export --out prompt --site site.toml")
@@ -369,8 +371,7 @@ def export(
 ) -> None:
     """Write this site's prompt for plain transformers and peft, with a model card; refused where policy forbids it."""
     from dpfpl_client.models.loader import load_computing
-    from dpfpl_client.use.exporting.export import export_prompt
-    from dpfpl_client.use.exporting.hub import check_publish, push_to_hub
+    from dpfpl_client.use.exporting.export import check_publish, export_prompt, push_to_hub
 
     if public and repository is None:
         raise ConfigError(
