@@ -15,8 +15,7 @@ from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from dpfpl_bench import cli
-from dpfpl_bench.simulation.progress import RunProgress
-from dpfpl_bench.simulation.simulate import parse_epsilon
+from dpfpl_bench.simulation.simulate import RunProgress, parse_epsilon
 from dpfpl_bench.simulation.sources import data_settings
 from dpfpl_common.errors import ConfigError
 from dpfpl_models import embedded_model_path

@@ -20,7 +20,7 @@ from flwr.app import Context, RecordDict
 from flwr.cli.build import build_fab_from_disk
 
 from dpfpl_bench.simulation.in_process import InProcessGrid, prepare_sites
-from dpfpl_bench.simulation.run import _sites_data
+from dpfpl_bench.simulation.run import sites_data
 from dpfpl_bench.simulation.settings import build_experiment
 from dpfpl_bench.simulation.simulate import make_request
 from dpfpl_client.agent.core import SiteAgent
@@ -101,7 +101,7 @@ def test_the_guides_server_app_runs_our_strategy_and_reads_the_evidence(tmp_path
     (source,) = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     request = make_request("digits", sites=2, rounds=2, floors="none")
     backbone = load_backbone("embedded")
-    names, classes, data = _sites_data(request, lambda text: None)
+    names, classes, data = sites_data(request, lambda text: None)
     dealt = prepare_sites(data, classes, FeatureCache(None, backbone), names)
     experiment = build_experiment("guide", request, backbone, classes, dealt)
     agents, register = {}, {}

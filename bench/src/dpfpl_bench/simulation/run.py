@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     Engine = Callable[[Backbone, list[SimulatedSite]], Simulation | FlowerSimulation]
 
-__all__ = ["DOMAIN_FOLDERS", "RunRequest", "data_digest", "run_simulation", "write_result"]
+__all__ = ["DOMAIN_FOLDERS", "RunRequest", "data_digest", "run_simulation", "sites_data", "write_result"]
 
 DOMAIN_FOLDERS = "domain-folders"
 """A partition that only the bench knows: one site for each folder of a folder of domains."""
@@ -101,7 +101,7 @@ def run_simulation(
 
         require_ray()
     on_step("reading images")
-    names, class_names, data = _sites_data(request, on_step)
+    names, class_names, data = sites_data(request, on_step)
     on_step("loading the model")
     backbone = load_computing(request.model, request.compute, offline=request.offline)
     on_step("computing image features")
@@ -158,10 +158,10 @@ def _parts(site: SiteData) -> list[tuple[str, ImageRecord]]:
     return [("train", r) for r in site.train] + [("test", r) for r in (*site.test, *site.neighbour_test)]
 
 
-def _sites_data(
+def sites_data(
     request: RunRequest, on_step: Callable[[str], None]
 ) -> tuple[list[str], tuple[str, ...], list[SiteData]]:
-    """Names of the sites, classes, and every site's data."""
+    """Names of the sites, classes, and every site's data; ``on_step`` is told what is wrong with them."""
     if request.own:
         class_names = () if request.task.in_words else request.classes or own_classes(request.own)
         check_spelling(class_names)

@@ -49,13 +49,14 @@ def sweep(
     Writes runs/*.json, summary.json, summary.csv, table.md and pictures. Exit codes: 0 done, 1 some runs failed, 2 bad input.
     """  # noqa: E501
     from dpfpl_bench.sweep.sweep import load_sweep, run_sweep
+    from dpfpl_client.agent.progress import duration
 
     plan = load_sweep(file)
     folder = out or Path("runs") / plan.name
     console = Console(stderr=True, markup=False, highlight=False)
 
     def tell(progress: "SweepProgress") -> None:
-        left = "" if progress.seconds_left is None else f", about {_duration(progress.seconds_left)} left"
+        left = "" if progress.seconds_left is None else f", about {duration(progress.seconds_left)} left"
         console.print(f"{progress.done}/{progress.total} {progress.text}{left}", soft_wrap=True)
 
     outcome = run_sweep(plan, folder, workers, tell, offline=not online)
@@ -104,9 +105,3 @@ def write_summary(plan: "Sweep", outcome: "SweepOutcome", folder: Path) -> dict[
 def _name(cell: "Cell") -> str:
     epsilon = "no noise" if cell.epsilon is None else f"epsilon {cell.epsilon:g}"
     return f"{cell.method} rank {cell.rank}, {cell.mechanism}, {cell.trust}, {epsilon}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

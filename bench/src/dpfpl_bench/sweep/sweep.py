@@ -34,10 +34,7 @@ class Grid:
     """Every combination of these is run; one without a sound analysis is listed with the reason instead.
 
     Attributes:
-        method: as in experiment.toml.
-        rank: as in experiment.toml.
-        mechanism: as in experiment.toml.
-        trust: as in experiment.toml.
+        method, rank, mechanism, trust: as in experiment.toml.
         epsilon: targets for the recipient of a personalised prompt.
         no_noise: also without noise, once: without noise trust modes do not differ.
     """

@@ -11,7 +11,7 @@ from typing import Any
 
 from dpfpl_bench.sweep.sweep import Cell
 
-__all__ = ["COLOURS", "FLOORS", "MARKS", "Row", "as_csv", "as_markdown", "summarise", "write_plots"]
+__all__ = ["COLOURS", "FLOORS", "MARKS", "Row", "as_csv", "as_markdown", "percent", "summarise", "write_plots"]
 
 FLOORS = ("zero_shot", "global_only", "local_only", "local_only_no_noise", "centralised")
 Result = Mapping[str, Any]
@@ -80,7 +80,7 @@ def as_markdown(rows: Sequence[Row]) -> str:
         lines.append(
             f"| {row.method} | {row.rank if row.method != 'promptfl' else '-'} | {row.mechanism} | {row.trust} | "
             f"{'none' if row.epsilon is None else f'{row.epsilon:g}'} | {_with_spread(row.local, row.local_spread)} | "
-            f"{_with_spread(row.neighbour, row.neighbour_spread)} | {_percent(row.worst_site)} | {zero_shot} | "
+            f"{_with_spread(row.neighbour, row.neighbour_spread)} | {percent(row.worst_site)} | {zero_shot} | "
             f"{alone} | {_epsilon(row.epsilon_operator)} |"
         )
     return "\n".join(lines) + "\n"
@@ -121,7 +121,8 @@ def _over_seeds(values: Any) -> tuple[float | None, float]:
     return statistics.mean(present), statistics.stdev(present) if len(present) > 1 else 0.0
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """A share of one in percent, ``-`` for none."""
     return "-" if value is None else f"{100 * value:.1f}"
 
 
@@ -130,7 +131,7 @@ def _with_spread(value: float | None, spread: float) -> str:
 
 
 def _both(local: float | None, neighbour: float | None) -> str:
-    return f"{_percent(local)} / {_percent(neighbour)}"
+    return f"{percent(local)} / {percent(neighbour)}"
 
 
 def _epsilon(value: float | str) -> str:
