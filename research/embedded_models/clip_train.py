@@ -25,6 +25,10 @@ from research.embedded_models.clip_tokenizer import FILLER_WORDS, train_tokenize
 __all__ = ["TrainingPlan", "contrastive_loss", "main", "train"]
 
 
+CORPUS = 20_000
+"""Captions that the tokenizer is learned from."""
+
+
 @dataclass(frozen=True)
 class TrainingPlan:
     """Everything that decides the result, besides the fonts on the machine and the versions of the libraries.
@@ -138,7 +142,7 @@ def train(plan: TrainingPlan, out: Path, say: Callable[[str], None] = print) -> 
     pool = build_pool(plan.seed, plan.pen_digits, plan.drawings, plan.max_fonts)
     say(f"pool: {len(pool.masks)} masks, {pool.num_fonts} fonts, {time.monotonic() - start:.0f} s")
     words = np.random.default_rng([plan.seed, 1])
-    corpus = [write_caption(sample_scene(words), words)[0] for _ in range(20_000)]
+    corpus = [write_caption(sample_scene(words), words)[0] for _ in range(CORPUS)]
     tokenizer = train_tokenizer([*corpus, *FILLER_WORDS * 3], VOCAB_SIZE, CONTEXT_LENGTH)
     model = new_model(tokenizer, torch.Generator().manual_seed(plan.seed))
     matrices = [p for p in model.parameters() if p.ndim >= 2]

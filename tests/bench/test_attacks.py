@@ -181,7 +181,6 @@ def test_a_measurement_that_was_broken_off_goes_on_where_it_ended(tmp_path, monk
 
 @pytest.mark.parametrize("text", ["5", "1/4", "0/5", "2/6", "x/5", "-1/5"])
 def test_federations_that_krum_cannot_bear_are_refused(text):
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError, match="IMPOSSIBLE_VALUE"):
         _federations(text)
-    assert caught.value.code == "IMPOSSIBLE_VALUE"
     assert _federations("1/5, 2/10") == ((5, 1), (10, 2))

@@ -169,7 +169,7 @@ def test_a_caption_is_true_of_its_own_scene_and_false_where_a_stated_field_diffe
 def test_one_caption_text_always_states_the_same_facts():
     rng = np.random.default_rng(8)
     facts: dict[str, bytes] = {}
-    for _ in range(5000):
+    for _ in range(2000):
         scene = scenes.sample_scene(rng)
         text, told = captions.write_caption(scene, rng)
         assert facts.setdefault(text, scenes.facts_of(scene, told).tobytes()) == scenes.facts_of(scene, told).tobytes()
@@ -201,11 +201,12 @@ def test_contrastive_loss_does_not_push_any_true_caption_away():
 
 def test_training_runs_end_to_end_and_the_result_loads(small_pool, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "build_pool", lambda *settings: small_pool)
+    monkeypatch.setattr(train, "CORPUS", 3000)
     lines: list[str] = []
     for name, seed in (("a", 1), ("again", 1), ("b", 2)):
-        plan = train.TrainingPlan(seed=seed, steps=3, stop_after=3, batch_size=32)
+        plan = train.TrainingPlan(seed=seed, steps=2, stop_after=2, batch_size=16)
         train.train(plan, tmp_path / name, lines.append)
-    assert sum(line.startswith("step 3/3") for line in lines) == 3
+    assert sum(line.startswith("step 2/2") for line in lines) == 3
     first, again, other = (
         torch.cat([w.flatten() for w in CLIPModel.from_pretrained(tmp_path / name).state_dict().values()])
         for name in ("a", "again", "b")

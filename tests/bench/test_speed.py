@@ -7,11 +7,14 @@ import pytest
 import torch
 
 from dpfpl_client.models.text_tower.fast import FastTextTower
+from research.speed import scale as module
 from research.speed.page import performance_page, write_performance
 from research.speed.plain_steps import fast, hugging_face, shared_prefix, truncated
 from research.speed.private_steps import batched_autograd, expanded, fast_private
 from research.speed.problem import BOS, EOS, Problem, make_problem
 from research.speed.profile import PARTS
+from research.speed.round_cost import AIM, measure_deployed_round
+from research.speed.scale import ScaleRequest, markdown, measure_scale
 from research.speed.steps import step_flops
 from research.speed.targets import targets
 from research.speed.timing import peak_memory, take_turns
@@ -210,3 +213,34 @@ def test_page_and_picture_are_written(tmp_path):
     for name in ("steps", "round", "simulation"):
         assert (tmp_path / "performance" / f"{name}.svg").read_text().count("<svg") == 1
         assert f"performance/{name}.svg" in page.read_text()
+
+
+def test_R3_real_agents_sign_and_learn_and_their_number_is_what_costs(monkeypatch):
+    checked = []
+    real = module.DPFPLStrategy
+
+    class Checked(real):
+        def __init__(self, experiment, nodes, *, keys, **others):
+            checked.append(set(keys) == set(experiment.sites) and all(keys.values()))
+            super().__init__(experiment, nodes, keys=keys, **others)
+
+    monkeypatch.setattr(module, "DPFPLStrategy", Checked)
+    two, four = measure_scale(ScaleRequest(counts=(4, 2), rounds=2, images=8))
+    assert checked == [True, True]
+    assert (two["sites"], four["sites"]) == (2, 4)
+    assert four["bytes_up"] == 2 * two["bytes_up"]
+    assert 0 < two["server_s"] < two["round_s"]
+    lines = markdown([two, four]).splitlines()
+    assert len(lines) == 4
+    assert len({line.count("|") for line in lines}) == 1
+
+
+@pytest.mark.processes
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_deployed_round_costs_little_more_than_an_empty_one_and_the_slowest_site(tmp_path):
+    figures = measure_deployed_round(tmp_path / "round", rounds=6)
+    print(figures)
+    assert len(figures["rounds"]) == 5
+    assert figures["allowed_s"] == pytest.approx(AIM * figures["empty_round_s"] + figures["slowest_site_s"], abs=0.01)
+    assert figures["ratio"] < 1.5  # the aim is 1.0; a busy machine measures itself

@@ -1,10 +1,9 @@
 """Attacks on a site's training: they succeed where the noise is off and stay below the claim where it is on."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
+from featured_sites import drawn, experiment_of
 
 from dpfpl_bench.audit.audit import AuditSettings, audit, victim_experiment, with_canaries
 from dpfpl_bench.audit.bounds import bounded, combined, compared
@@ -14,12 +13,9 @@ from dpfpl_bench.audit.two_worlds import attack
 from dpfpl_bench.audit.victim import log_odds
 from dpfpl_bench.simulation.in_process import SimulatedSite, Simulation
 from dpfpl_client.learning.learner import SiteFeatures
-from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_client.models.class_scorer import class_probabilities
-from dpfpl_client.models.loader import load_backbone
 from dpfpl_client.use.prompt import SitePrompt
 from dpfpl_common.errors import StateError
-from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_common.privacy.accounting import calibrate_noise_multiplier
 from dpfpl_common.privacy.noise import SeededNoise
 from dpfpl_common.privacy_plan import resolve_noise
@@ -29,30 +25,13 @@ pytestmark = pytest.mark.privacy
 CLASSES = ("cat", "dog", "bird")
 
 
-@pytest.fixture(scope="module")
-def backbone():
-    return load_backbone("embedded")
-
-
 def experiment(backbone, **privacy):
-    return resolve_noise(
-        Experiment(
-            name="audited",
-            classes=CLASSES,
-            sites=("a", "b", "c"),
-            model=ModelSettings(width=backbone.width),
-            privacy=PrivacySettings(
-                **({"mechanism": "per_step", "target_epsilon": 2.0, "nominal_site_size": 30} | privacy)
-            ),
-            rounds=RoundSettings(number=3, local_steps=2),
-        )
-    )
+    claim = {"target_epsilon": 2.0, "noise_multiplier": None, "nominal_site_size": 30} | privacy
+    return resolve_noise(experiment_of(backbone, CLASSES, "abc", rounds=3, local_steps=2, **claim))
 
 
 def images(backbone, count=60):
-    generator = torch.Generator().manual_seed(0)
-    features = torch.randn((count, backbone.feature_size), generator=generator)
-    return LabelledFeatures(torch.nn.functional.normalize(features, dim=1), torch.arange(count) % len(CLASSES))
+    return drawn(backbone.feature_size, np.arange(count) % len(CLASSES), 0)
 
 
 def test_the_victim_makes_the_same_steps_under_the_same_promise_alone(backbone):
@@ -72,12 +51,7 @@ def test_canaries_have_wrong_labels_and_the_same_images(backbone):
 
 
 def test_one_shot_s_release_holds_and_the_attack_on_it_is_alive(backbone):
-    once = resolve_noise(
-        dataclasses.replace(
-            experiment(backbone),
-            privacy=PrivacySettings(target_epsilon=2.0, mechanism="one_shot", trust="local", nominal_site_size=30),
-        )
-    )
+    once = experiment(backbone, mechanism="one_shot", trust="local")
     single, many = audit(backbone, once, images(backbone), AuditSettings(trials=1500))
     assert single.alive
     assert 0.3 < single.with_noise <= single.claimed_epsilon < single.noise_off
