@@ -19,10 +19,10 @@ from research.embedded_models import clip_evaluate as evaluate
 from research.embedded_models import clip_pictures as augment
 from research.embedded_models import clip_scenes as captions
 from research.embedded_models import clip_scenes as scenes
-from research.embedded_models import clip_tokenizer as words
 from research.embedded_models import clip_train as train
-from research.embedded_models.clip_architecture import CONTEXT_LENGTH
 from research.embedded_models.clip_pictures import Pool
+from research.embedded_models.clip_scenes import FILLER_WORDS
+from research.embedded_models.clip_train import CONTEXT_LENGTH
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_tokenizer_adds_begin_and_end_and_padding_is_harmless(model, tokenizer):
 
 
 def test_sixteen_context_tokens_fit_before_any_class_name(model, tokenizer):
-    longest = max(len(tokenizer(name)["input_ids"]) for name in words.FILLER_WORDS)
+    longest = max(len(tokenizer(name)["input_ids"]) for name in FILLER_WORDS)
     assert 16 + longest + 1 <= model.config.text_config.max_position_embeddings == CONTEXT_LENGTH
 
 
@@ -215,11 +215,13 @@ def test_contrastive_loss_does_not_push_any_true_caption_away():
     assert ((logits.grad < 0) == (true > 0)).all()
 
 
-def test_training_runs_end_to_end_and_the_result_loads(small_pool, tmp_path, monkeypatch):
+def test_training_runs_end_to_end_and_the_result_loads(small_pool, tokenizer, tmp_path, monkeypatch):
+    """With one tokenizer for all: its learner breaks ties by chance."""
     monkeypatch.setattr(train, "build_pool", lambda *settings: small_pool)
+    monkeypatch.setattr(train, "train_tokenizer", lambda *settings: tokenizer)
     lines: list[str] = []
     for name, seed in (("a", 1), ("again", 1), ("b", 2)):
-        plan = train.TrainingPlan(seed=seed, steps=3, stop_after=3, batch_size=32)
+        plan = train.TrainingPlan(seed=seed, steps=3, stop_after=3, batch_size=32, captions=10)
         train.train(plan, tmp_path / name, lines.append)
     assert sum(line.startswith("step 3/3") for line in lines) == 3
     first, again, other = (
@@ -229,9 +231,16 @@ def test_training_runs_end_to_end_and_the_result_loads(small_pool, tmp_path, mon
     # Where a gradient is rounding error alone, Adam makes a full step of it: hence the median.
     assert (first - again).abs().median() < 1e-6
     assert (first - other).abs().median() > 1e-3
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "a")
-    assert tokenizer("a photo of a seven")["input_ids"][-1] == tokenizer.eos_token_id
+    assert AutoTokenizer.from_pretrained(tmp_path / "a").get_vocab() == tokenizer.get_vocab()
     assert CLIPImageProcessor.from_pretrained(tmp_path / "a").crop_size["height"] == 32
+
+
+def test_a_tokenizer_learns_words_and_knows_every_byte():
+    learned = train.train_tokenizer(["a photo of a seven", "a photo of a six"] * 20, 600, CONTEXT_LENGTH)
+    ids = learned("a photo of a seven")["input_ids"]
+    assert (ids[0], ids[-1]) == (learned.bos_token_id, learned.eos_token_id)
+    assert len(ids) == 7  # each word has become one token
+    assert learned.eos_token_id not in learned("é ß 7 #~", add_special_tokens=False)["input_ids"]
 
 
 def test_a_plan_knows_its_feature_size(model):
