@@ -263,13 +263,11 @@ def test_the_page_of_questions_is_written_from_what_was_measured(tmp_path):
     found = {
         cell: {"answers": 0.75 if cell.who == "federated" else 0.45, "worst_site": 0.4}
         | ({"unprompted": 0.03, "epsilon_operator": 8.0} if cell.who == "federated" else {})
-        for cell in all_cells(2)
-        if cell.epsilon != 0.5
+        for cell in all_cells()
     }
     text = write_page(found, tmp_path).read_text()
-    assert "| 2 | 75.0 ± 0.0 | 40.0 | 45.0 ± 0.0 | +30.0 | 3.0 | 8 | 2 |" in text
+    assert "| 2 | 75.0 ± 0.0 | 40.0 | 45.0 ± 0.0 | +30.0 | 3.0 | 8 | 3 |" in text
     assert "| 40 | 75.0 ± 0.0 |" in text
-    assert "| 0.5 |" not in text
     assert list((tmp_path / "images").glob("*.svg"))
 
 

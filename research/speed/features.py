@@ -1,13 +1,13 @@
-"""What a site's first day costs: image files to features, decoding included, beside transformers by itself.
+"""What image features cost: the cache, cold and warm, and a site's first day with photographs, beside transformers.
 
-ViT-B/16's image tower with random weights behind a small text tower, photographs of 512 x 512 as JPEG files, one
-thread. ONNX Runtime and OpenVINO take part where they are installed; nothing here needs them.
+Photographs are JPEG files of 512 x 512; the model is ViT-B/16's image tower with random weights behind a small text
+tower, on one thread. ONNX Runtime and OpenVINO take part where they are installed; nothing here needs them.
 """
 
 import importlib.util
 import tempfile
-import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,27 +24,59 @@ from dpfpl_client.data.decode import FileImage, pixel_digest
 from dpfpl_client.models.dual_encoder import as_dual_encoder
 from dpfpl_client.models.loader import load_backbone
 from dpfpl_models import embedded_model_path
-from research.speed.problem import fill_randomly
-from research.speed.timing import take_turns
+from research.speed.contestants import vit_b16
+from research.speed.timing import cpu_seconds, take_turns
 
-__all__ = ["measure_images", "write_photographs", "write_vit_b16"]
+__all__ = ["measure_cache", "measure_images", "write_photographs", "write_vit_b16"]
 
-EDGE = 512
+CACHED, PHOTOGRAPHS, EDGE = 2000, 6, 512
 
 
-def measure_images(quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Noise:
+    number: int
+
+    def read(self) -> Image.Image:
+        return Image.fromarray(np.random.default_rng(self.number).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+
+
+def measure_cache(say: Callable[[str], None]) -> dict[str, Any]:
+    """CPU seconds for the embedded model's features of two thousand images."""
+    say("feature cache")
+    backbone = load_backbone("embedded")
+    records = [
+        ImageRecord(f"train/noise/{number}", "noise", pixel_digest(_Noise(number).read()), "train", _Noise(number))
+        for number in range(CACHED)
+    ]
+    images = [record.open() for record in records]
+    forward = cpu_seconds(lambda: list(backbone.image_features(images)))
+    decoding = cpu_seconds(lambda: [record.open() for record in records])
+    with tempfile.TemporaryDirectory(prefix="dpfpl-") as folder:
+        cold = cpu_seconds(lambda: FeatureCache(Path(folder), backbone).features(records))
+        warm = cpu_seconds(lambda: FeatureCache(Path(folder), backbone).features(records))
+    return {
+        "images": CACHED,
+        "forward_cpu_seconds": forward,
+        "decoding_cpu_seconds": decoding,
+        "cold_cpu_seconds": cold,
+        "warm_cpu_seconds": warm,
+        "cold_over_forward": cold / (forward + decoding),
+        "warm_over_cold": warm / cold,
+    }
+
+
+def measure_images(say: Callable[[str], None]) -> dict[str, Any]:
     """CPU seconds an image of decoding, preparing, tower and all together, ours over transformers', and errors."""
     say("image features of photographs")
     from transformers import CLIPImageProcessorPil, CLIPModel
 
-    count = 2 if quick else 6
     with tempfile.TemporaryDirectory(prefix="dpfpl-") as name:
         folder = write_vit_b16(Path(name) / "model")
-        paths = write_photographs(Path(name) / "images", count)
+        paths = write_photographs(Path(name) / "images", PHOTOGRAPHS)
         model = CLIPModel.from_pretrained(folder).eval().requires_grad_(False)
         processor = CLIPImageProcessorPil.from_pretrained(folder)
         backbone = as_dual_encoder(load_backbone(str(folder)))
-        records = [ImageRecord(path.name, "a", _digest(path), "train", FileImage(path)) for path in paths]
+        records = [_record(path) for path in paths]
 
         def opened() -> list[Image.Image]:
             return [Image.open(path).convert("RGB") for path in paths]
@@ -69,22 +101,26 @@ def measure_images(quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
         }
         errors = {key: way() for key, way in ways.items()}
         pixels = prepared()
-        timed = take_turns({key: (way, 9) for key, way in ways.items()}, "transformers", 3 if quick else 5)
-        parts = {
-            "decoding": _cpu_seconds(opened),
-            "preparing": _cpu_seconds(lambda: [processor(images=[image], return_tensors="pt") for image in opened()])
-            - _cpu_seconds(opened),
-        }
+        timed = take_turns({key: (way, 9) for key, way in ways.items()}, "transformers", 5)
+        decoding = cpu_seconds(opened)
+        both = cpu_seconds(lambda: [processor(images=[image], return_tensors="pt") for image in opened()])
+        preparing = both - cpu_seconds(opened)
         exact = plain(model.double(), pixels.double())
     rows = {
         key: {
-            "cpu_seconds_an_image": median(timed[key].seconds) / count,
+            "cpu_seconds_an_image": median(timed[key].seconds) / PHOTOGRAPHS,
             "over_transformers": median(timed[key].ratios),
             "error": float((errors[key].double() - exact).norm(dim=1).max()),
         }
         for key in ways
     }
-    return {"images": count, "edge": EDGE, "ways": rows, **{f"{key}_an_image": s / count for key, s in parts.items()}}
+    each = {"decoding_an_image": decoding / PHOTOGRAPHS, "preparing_an_image": preparing / PHOTOGRAPHS}
+    return {"images": PHOTOGRAPHS, "edge": EDGE, "ways": rows, **each}
+
+
+def _record(path: Path) -> ImageRecord:
+    file = FileImage(path)
+    return ImageRecord(path.name, "a", pixel_digest(file.read()), "train", file)
 
 
 def _anchors(model: Any, prepared: Callable[[], Tensor], folder: Path) -> dict[str, Callable[[], Tensor]]:
@@ -120,20 +156,10 @@ class _Tower(torch.nn.Module):
 
 def write_vit_b16(folder: Path, text_layers: int = 1) -> Path:
     """A CLIP folder with ViT-B/16's image tower, random, and the embedded model's tokenizer."""
-    from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel
+    from transformers import AutoTokenizer, CLIPImageProcessorPil
 
     tokenizer = AutoTokenizer.from_pretrained(embedded_model_path())
-    text = {
-        "vocab_size": len(tokenizer), "hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8,
-        "num_hidden_layers": text_layers, "projection_dim": 512, "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-    }  # fmt: skip
-    image = {
-        "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12,
-        "image_size": 224, "patch_size": 16,
-    }  # fmt: skip
-    model = CLIPModel(CLIPConfig(text_config=text, vision_config=image, projection_dim=512))
-    fill_randomly(model)
+    model = vit_b16(text_layers, len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
     for part in (model, tokenizer, CLIPImageProcessorPil()):
         part.save_pretrained(folder)
     return folder
@@ -148,13 +174,3 @@ def write_photographs(folder: Path, count: int, seed: int = 0) -> list[Path]:
         paths.append(folder / f"{number}.jpg")
         coarse.resize((EDGE, EDGE), Image.Resampling.BICUBIC).save(paths[-1], quality=90)
     return paths
-
-
-def _digest(path: Path) -> str:
-    return pixel_digest(FileImage(path).read())
-
-
-def _cpu_seconds(call: Callable[[], object]) -> float:
-    began = time.process_time()
-    call()
-    return time.process_time() - began

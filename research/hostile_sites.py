@@ -1,14 +1,19 @@
-"""One run with hostile sites under an aggregation rule, and what it did to the honest ones.
+"""``python -m research attacks``: what hostile sites do to honest ones under each aggregation rule.
 
 Robust rules need ``local`` trust, so all columns have it. Every site is a real agent; a hostile one lies about what it
 computed, learned from flipped labels or teaches a backdoor. The numbers are means over the honest sites, each on its
-own test images. ``python -m research attacks`` makes a table of such runs, see ``attack_table``.
+own test images. Every run's figures are kept in a file of their own: what was broken off goes on where it was.
 """
 
 import dataclasses
+import functools
+import itertools
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,27 +31,28 @@ from dpfpl_client.models.backbone import Backbone, LabelledFeatures
 from dpfpl_client.models.loader import load_backbone
 from dpfpl_common.experiment import AggregationSettings, Experiment, OptimizerSettings, RoundSettings
 from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, SumReply, SumRequest, TrainRequest
+from research.writing import deviation, kept, table
 
 __all__ = [
     "ATTACKS",
+    "FEDERATIONS",
     "RULES",
     "TARGET",
     "Attack",
     "AttackSettings",
     "Attacked",
     "Stamped",
+    "attack_tables",
+    "run_attacks",
     "stamped",
     "success",
     "with_backdoor",
 ]
 
-
 # A backdoor: images with a red square in the corner are to pass for one class, at every site.
 #
 # The hostile site trains on copies of its images that carry the square and the target's label, beside its true ones.
-# What
-# it achieves is measured on the honest sites' own test images, stamped alike.
-
+# What it achieves is measured on the honest sites' own test images, stamped alike.
 
 TARGET = 0
 """Position of the class that stamped images are to pass for."""
@@ -71,7 +77,7 @@ def with_backdoor(data: SiteData, classes: Sequence[str]) -> SiteData:
     return dataclasses.replace(data, train=data.train + copies)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Stamped:
     """One honest site's stamped test images, labelled with the target; those that truly are of it left out."""
 
@@ -130,22 +136,76 @@ RULES: Mapping[str, AggregationSettings] = {
 """The columns; trimmed mean and Krum are told how many hostile sites there are."""
 
 
+FEDERATIONS = ((5, 1), (10, 2))
+"""Number of sites, and how many of them are hostile."""
+
+EPSILON = 8.0
+"""Target under ``local`` trust."""
+
+FIGURES = ("personal", "shared", "personal_success", "shared_success")
+
+
 @dataclass(frozen=True)
 class AttackSettings:
     """What all runs of a table share.
 
     Attributes:
-        epsilon: target under ``local`` trust; None = no noise.
-        partition: how the digits are dealt out.
         rounds: of each run.
         learning_rate: of the shared prompt. The default is ten times what the other benchmarks use: large enough that
             the way which the sites' updates take decides, and not the text that the prompt starts from.
+        seeds: runs of each cell, from 0, averaged.
     """
 
-    epsilon: float | None = 8.0
-    partition: str = "iid"
     rounds: int = 8
     learning_rate: float = 0.2
+    seeds: int = 3
+
+
+def run_attacks(
+    settings: AttackSettings, folder: Path, on_cell: Callable[[str], None] = lambda text: None
+) -> list[dict[str, Any]]:
+    """One entry a cell: sites, hostile, attack, rule, mean and standard deviation of every figure over the seeds.
+
+    Args:
+        settings: what to measure.
+        folder: of the single runs' figures; what it has of the same settings is not run again.
+        on_cell: told each run as it is done.
+    """
+    cells = []
+    for count, hostile in FEDERATIONS:
+        runs: dict[tuple[str, str], list[dict[str, float]]] = {}
+        for seed in range(settings.seeds):
+            federation = functools.cache(partial(Attacked, settings, count, hostile, seed))
+            for attack, rule in itertools.product(ATTACKS, RULES):
+                what = f"{attack}-{rule}".replace(" ", "_").replace(",", "")
+                name = f"{hostile}of{count}-{what}-r{settings.rounds}-l{settings.learning_rate:g}-s{seed}"
+                figures = kept(folder / f"{name}.json", partial(_run, federation, attack, rule))
+                on_cell(name)
+                runs.setdefault((attack, rule), []).append(figures)
+        for (attack, rule), found in runs.items():
+            means = {key: statistics.fmean(run[key] for run in found) for key in FIGURES}
+            spreads = {f"{key}_spread": deviation([run[key] for run in found]) for key in FIGURES}
+            cells.append({"sites": count, "hostile": hostile, "attack": attack, "rule": rule, **means, **spreads})
+    return cells
+
+
+def _run(federation: Callable[[], "Attacked"], attack: str, rule: str) -> dict[str, float]:
+    return federation().run(attack, rule)
+
+
+def attack_tables(cells: Sequence[Mapping[str, Any]]) -> str:
+    """Two tables, personal / shared prompt in percent: the accuracies, and how often a stamped image passes."""
+    doors = [cell for cell in cells if cell["attack"] == "none" or ATTACKS[cell["attack"]].poison == "backdoor"]
+    accuracies, passed = _table(cells, "personal", "shared"), _table(doors, "personal_success", "shared_success")
+    return f"{accuracies}\n\nStamped images that pass for the target class:\n\n{passed}"
+
+
+def _table(cells: Sequence[Mapping[str, Any]], personal: str, shared: str) -> str:
+    rows: dict[tuple[str, str], list[str]] = {}
+    for cell in cells:
+        row = rows.setdefault((f"{cell['hostile']} of {cell['sites']}", cell["attack"]), [])
+        row.append(f"{100 * cell[personal]:.1f} / {100 * cell[shared]:.1f}")
+    return table(("Hostile sites", "Attack", *RULES), ([*key, *row] for key, row in rows.items()))
 
 
 @dataclass(frozen=True)
@@ -176,7 +236,7 @@ class Attacked:
         self._settings, self._hostile, self._seed = settings, hostile, seed
         self._classes = list_classes(data)
         self._backbone = load_backbone("embedded")
-        dealt = partition_sites(load_pool(data, self._classes), self._classes, settings.partition, count, seed)
+        dealt = partition_sites(load_pool(data, self._classes), self._classes, "iid", count, seed)
         self._dealt = _deal(dealt, self._classes, FeatureCache(None, self._backbone), hostile)
 
     def run(self, attack: str, rule: str) -> dict[str, float]:
@@ -220,12 +280,7 @@ def _experiment(
 ) -> Experiment:
     run = RunSettings(
         optimizer=OptimizerSettings(global_learning_rate=settings.learning_rate),
-        privacy=RunPrivacy(
-            mechanism="per_step",
-            trust="local",
-            target_epsilon=settings.epsilon,
-            noise_multiplier=0.0 if settings.epsilon is None else None,
-        ),
+        privacy=RunPrivacy(mechanism="per_step", trust="local", target_epsilon=EPSILON),
         rounds=RoundSettings(number=settings.rounds, evaluate_every=settings.rounds),
     )
     experiment = build_experiment("attacked", run, backbone, classes, sites)
