@@ -6,6 +6,7 @@ it. Each attack says what it wants, tries it, and tells what it got. Run as a pr
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import sys
@@ -20,6 +21,7 @@ import grpc
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
 
 from killable import Driver, Site, make_experiment, train_request
 
@@ -314,16 +316,12 @@ LIFETIME = 20.0
 
 def play() -> list[Outcome]:
     """All attacks, one after the other, on one agent process."""
-    driver = Driver()
-    try:
-        with tempfile.TemporaryDirectory(prefix="dpfpl") as folder:
-            site = Site(driver, Path(folder))
-            with site.agent(policy="kit"):
-                operator = Operator(site)
-                operator.first = operator.train(1, make_experiment("attack-first")).update.data
-                return [attack(operator) for attack in ATTACKS]
-    finally:
-        driver.close()
+    with tempfile.TemporaryDirectory() as folder, contextlib.closing(Driver(Path(folder))) as driver:
+        site = Site(driver, driver.folder())
+        with site.agent(policy="kit"):
+            operator = Operator(site)
+            operator.first = operator.train(1, make_experiment("attack-first")).update.data
+            return [attack(operator) for attack in ATTACKS]
 
 
 def table(outcomes: list[Outcome]) -> str:
@@ -337,8 +335,8 @@ def main() -> int:
     """Write the table; exit code 1 if an attack got what it must not."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("docs/results/attacks.md"))
-    outcomes = play()
     arguments = parser.parse_args()
+    outcomes = play()
     arguments.out.write_text(table(outcomes), encoding="utf-8")
     bad = [outcome for outcome in outcomes if not outcome.ok]
     for outcome in bad:
