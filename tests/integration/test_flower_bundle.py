@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from flwr.app import Context, RecordDict
 from flwr.cli.build import build_fab_from_disk
+from running import command_line
 
 from dpfpl_bench.simulation.in_process import InProcessGrid, prepare_sites
 from dpfpl_bench.simulation.run import _sites_data
@@ -41,15 +42,8 @@ GUIDE = ROOT / "docs" / "howto" / "flower.md"
 
 def processes_with(words):
     """Ids of the processes whose command line holds all of these words."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            line = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
-        except OSError:
-            continue
-        if all(word.encode() in line for word in words):
-            found.append(int(entry.name))
-    return found
+    pids = [int(entry.name) for entry in Path("/proc").glob("[0-9]*")]
+    return [pid for pid in pids if {word.encode() for word in words} <= set(command_line(pid).split(b"\0"))]
 
 
 def test_the_bundle_is_what_flowers_hub_asks_for():
