@@ -24,6 +24,8 @@ DEVELOPMENT := pytest pytest-cov pytest-timeout pytest-xdist hypothesis ruff myp
 # Two test processes with one thread each: on two cores faster than one with two, and more cores are not assumed.
 # A file's tests stay in one process, so that what they share is built once.
 WORKERS ?= 2
+# Tests that start real processes wait for them most of the time.
+PROCESS_WORKERS ?= 3
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -80,10 +82,10 @@ QUICK := $(BIN)/pytest -n $(WORKERS) --dist loadfile --durations 10
 quick: setup
 	$(QUICK) -m 'not processes and not slow and not long'
 
-# Tests that start real processes wait for ports and polls: after all the others, which need every core.
+# Tests that start real processes come after all the others, which need every core.
 everything: setup
 	$(QUICK) -m 'not processes and not long' $(COVERAGE)
-	$(QUICK) -m 'processes and not long' $(if $(COVERAGE),--cov --cov-append)
+	$(QUICK) -n $(PROCESS_WORKERS) -m 'processes and not long' $(if $(COVERAGE),--cov --cov-append)
 
 coverage: setup  ## which lines no test reaches; a third slower than make test-all
 	$(MAKE) everything COVERAGE='--cov --cov-report='

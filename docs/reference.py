@@ -20,7 +20,7 @@ from typer.cli import get_docs_for_click
 from typer.main import get_command
 
 from dpfpl_bench.cli import app as bench
-from dpfpl_bench.sweep.settings import Sweep
+from dpfpl_bench.sweep.sweep import Sweep
 from dpfpl_client.cli.main import app as client
 from dpfpl_client.site.settings import SiteSettings
 from dpfpl_common.experiment import Experiment
@@ -165,12 +165,12 @@ def errors() -> str:
 
 def _said(call: ast.Call) -> list[str] | None:
     """Code, message and advice of ``SomeError(code=...)``, ``Finding(level, check, message, code, advice)`` or
-    ``Violation(code, rule, advice)``.
+    ``_broken(code, rule, advice)``.
     """
     keys: dict[str | None, ast.expr] = {keyword.arg: keyword.value for keyword in call.keywords}
     if ast.unparse(call.func).endswith("Finding"):
         keys |= dict(zip(("level", "check", "message", "code", "advice"), call.args, strict=False))
-    elif ast.unparse(call.func).endswith("Violation") and len(call.args) == 3:
+    elif ast.unparse(call.func).endswith("_broken") and len(call.args) == 3:
         keys = {"code": call.args[0], "message": _broken_rule(call.args[1]), "advice": call.args[2]}
     elif not ast.unparse(call.func).endswith("Error"):
         return None

@@ -102,7 +102,7 @@ def test_the_defaults_that_help_shows_are_the_models():
         assert shown == str(getattr(table, key)), name
 
 
-@pytest.mark.parametrize("call", ["models --family none-of-them", "attacks --hostile all"])
+@pytest.mark.parametrize("call", ["models --family none-of-them", "scale --sites all"])
 def test_a_measurement_starts_from_the_repository_alone(call):
     """Its imports are there although no test put folders on the path."""
     bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from dpfpl_client.agent.credentials import Credential, read_token
+from dpfpl_client.agent.endpoint import Credential, read_token
 from dpfpl_client.site.settings import load_site
 from dpfpl_common.errors import DpfplError
 

@@ -106,7 +106,7 @@ def _check_node_folder() -> None:
 
 def _prepare() -> str:
     """As the agent's user: read what the SuperNode needs, and make the token with which it calls the agent."""
-    from dpfpl_client.agent.credentials import Credential, read_token
+    from dpfpl_client.agent.endpoint import Credential, read_token
     from dpfpl_client.site.settings import load_site
     from dpfpl_common.errors import DpfplError
 

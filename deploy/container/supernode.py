@@ -16,7 +16,7 @@ from dpfpl_common.ops.telemetry import silence_telemetry
 
 silence_telemetry()  # before Flower is imported, which reads its switch then
 
-from dpfpl_client.agent.credentials import read_token  # noqa: E402
+from dpfpl_client.agent.endpoint import read_token  # noqa: E402
 from dpfpl_client.node.supernode import SuperNodeSettings, start_supernode, wait_until_connected  # noqa: E402
 from dpfpl_client.site.settings import load_site  # noqa: E402
 from dpfpl_common.errors import DpfplError  # noqa: E402

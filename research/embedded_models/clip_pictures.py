@@ -1,7 +1,5 @@
 """The pool: every mask that training draws from, rendered once in several processes."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -17,10 +15,6 @@ from dpfpl_bench.demo.drawing import COLOURS, SHAPES, TEXTURES, draw_pen_digit, 
 from research.embedded_models.clip_scenes import POSITIONS, Scene
 
 __all__ = ["CHARACTERS", "Pool", "build_pool", "draw_batch", "font_glyphs", "keep_legible", "system_fonts"]
-
-
-# Letters and digits rendered from the fonts that are installed on the machine.
-
 
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts")
@@ -91,11 +85,9 @@ def _pen_digits(digit: int, seed: int, count: int) -> np.ndarray:
     return np.stack([draw_pen_digit(digit, rng) for _ in range(count)])
 
 
-def build_pool(seed: int, pen_digits: int = 1500, drawings: int = 150, max_fonts: int | None = None) -> Pool:
-    """Render `pen_digits` masks per digit, `drawings` per shape and texture, and at most `max_fonts` fonts."""
+def build_pool(seed: int, pen_digits: int, drawings: int) -> Pool:
+    """Render `pen_digits` masks per digit, `drawings` per shape and texture, and all fonts."""
     paths = system_fonts()
-    if max_fonts is not None and len(paths) > max_fonts:
-        paths = [paths[i] for i in np.linspace(0, len(paths) - 1, max_fonts).astype(int)]
     if not paths:
         raise ValueError("no font found under /usr/share/fonts: expected at least one .ttf or .otf file")
     with ProcessPoolExecutor(max_workers=2, mp_context=get_context("spawn")) as workers:

@@ -1,6 +1,4 @@
-"""Captions: one of many ways to say what a scene shows, with a note of what was said."""
-
-from __future__ import annotations
+"""Scenes, what one training picture shows, and captions, one of many ways to say it, with a note of what was said."""
 
 import string
 from dataclasses import dataclass, fields, replace
@@ -8,9 +6,9 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 
 from dpfpl_bench.demo.drawing import COLOURS, SHAPES, TEXTURES
-from research.embedded_models.clip_tokenizer import FILLER_WORDS
 
 __all__ = [
+    "FILLER_WORDS",
     "NUMBER_WORDS",
     "POSITIONS",
     "TEMPLATES",
@@ -22,22 +20,12 @@ __all__ = [
     "write_name",
 ]
 
-
-# Scenes: what one training picture shows, as words, drawn at random.
-
-
 NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 POSITIONS = (
-    "top left",
-    "top",
-    "top right",
-    "left",
-    "centre",
-    "right",
-    "bottom left",
-    "bottom",
-    "bottom right",
-)
+    "top left", "top", "top right",
+    "left", "centre", "right",
+    "bottom left", "bottom", "bottom right",
+)  # fmt: skip
 _QUALITIES = ("plain", "pixelated", "blurry", "noisy")
 _KINDS = ("digit", "letter", "shape", "shapes", "texture")
 
@@ -63,25 +51,19 @@ class Scene:
 
 
 _FIELDS = tuple(field.name for field in fields(Scene))
-_VALUES: dict[str, int] = {
-    value: code
-    for code, value in enumerate(
-        dict.fromkeys(
-            (
-                *("digit", "letter", "shape", "texture"),
-                *string.digits,
-                *string.ascii_lowercase,
-                *SHAPES,
-                *TEXTURES,
-                *("handwritten", "printed", "uppercase", "lowercase"),
-                *COLOURS,
-                *("small", "medium", "large"),
-                *POSITIONS,
-                *_QUALITIES,
-            )
-        )
-    )
-}
+_TOLD = (
+    *("digit", "letter", "shape", "texture"),
+    *string.digits,
+    *string.ascii_lowercase,
+    *SHAPES,
+    *TEXTURES,
+    *("handwritten", "printed", "uppercase", "lowercase"),
+    *COLOURS,
+    *("small", "medium", "large"),
+    *POSITIONS,
+    *_QUALITIES,
+)
+_VALUES = {value: code for code, value in enumerate(dict.fromkeys(_TOLD))}
 
 
 def facts_of(scene: Scene, told: frozenset[str] | None = None) -> np.ndarray:
@@ -179,6 +161,34 @@ TEMPLATES = (
     "{}",
     "{}.",
 )
+
+
+# Common English words, so that the tokenizer and the text tower have met more than the pictures' names.
+_ENGLISH = """
+the of and to in is it you that was for on are with as his they be at this have from or had by word but what some we
+can out other were all there when up use your how said an each she which do their time if will way about many then
+them write would like so these her long make thing see him look more day could go come did sound no most people my
+over know water than call first who may down side been now find any new work part take get place made live where after
+back little only round man year came show every good me give our under name very through just form sentence great
+think say help low line differ turn cause much mean before move right boy old too same tell does set want air well
+also play small end put home read hand port large spell add even land here must big high such follow act why ask men
+change went light kind off need house picture try us again animal point mother world near build self earth father
+airplane automobile bird cat deer dog frog horse ship truck apple fish baby bear beaver bed bee beetle bicycle bottle
+bowl boy bridge bus butterfly camel can castle caterpillar cattle chair clock cloud couch crab crocodile cup dinosaur
+dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn mower leopard lion lizard lobster
+man maple tree motorcycle mountain mouse mushroom oak orange orchid otter palm pear pickup truck pine plain plate
+poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider
+squirrel streetcar sunflower sweet pepper table tank telephone television tiger tractor train trout tulip turtle
+wardrobe whale willow wolf woman worm flower face guitar piano plane camera anchor barrel bonsai cannon chandelier
+cougar dragonfly ferry garfield hawksbill hedgehog helicopter ibis inline skate joshua ketch laptop llama lotus
+mandolin mayfly menorah metronome minaret nautilus octopus okapi pagoda panda pigeon pizza platypus pyramid revolver
+rhino rooster saxophone scissors scorpion sneaker starfish stapler stegosaurus strawberry umbrella watch wheelchair
+wrench normal tumor cell tissue lesion scan healthy disease defect scratch crack good bad product leaf grain metal
+glass wood fabric cotton paper plastic kitchen office street garden beach summer winter spring autumn morning night
+north south east west car van boat cow sheep goat pig chicken duck goose bread cheese milk coffee tea sugar salt rice
+corn bean carrot potato tomato onion garlic
+"""
+FILLER_WORDS = tuple(_ENGLISH.split())
 
 
 def _article(words: str) -> str:

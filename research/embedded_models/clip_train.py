@@ -1,28 +1,38 @@
 """Train the embedded model: `python -m research.embedded_models.clip_train --out DIR --seed 0`."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from tokenizers.trainers import BpeTrainer
 from torch.nn import functional
-from transformers import CLIPModel
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-from research.embedded_models.clip_architecture import CONTEXT_LENGTH, VOCAB_SIZE, new_model, save_model
 from research.embedded_models.clip_pictures import Pool, build_pool, draw_batch
-from research.embedded_models.clip_scenes import facts_of, named_scenes, sample_scene, write_caption, write_name
-from research.embedded_models.clip_tokenizer import FILLER_WORDS, train_tokenizer
+from research.embedded_models.clip_scenes import (
+    FILLER_WORDS,
+    facts_of,
+    named_scenes,
+    sample_scene,
+    write_caption,
+    write_name,
+)
 
-__all__ = ["TrainingPlan", "contrastive_loss", "main", "train"]
+__all__ = ["CONTEXT_LENGTH", "TrainingPlan", "contrastive_loss", "draw_training_batch", "main", "train"]
+
+IMAGE_SIZE = 32
+CONTEXT_LENGTH = 64
+VOCAB_SIZE = 1200
+BOS, EOS, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 
 
 @dataclass(frozen=True)
@@ -42,7 +52,112 @@ class TrainingPlan:
     easy_share: float = 0.35
     pen_digits: int = 1500
     drawings: int = 150
-    max_fonts: int | None = None
+    captions: int = 20_000
+
+
+# The model and its tokenizer.
+
+
+def new_model(tokenizer: Any, generator: torch.Generator) -> CLIPModel:
+    """An untrained model for this tokenizer; all its randomness comes from `generator`."""
+    config = CLIPConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "projection_dim": 96,
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "hidden_act": "gelu",
+            "max_position_embeddings": CONTEXT_LENGTH,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+        vision_config={
+            "hidden_size": 128,
+            "intermediate_size": 384,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "hidden_act": "gelu",
+            "image_size": IMAGE_SIZE,
+            "patch_size": 8,
+            "projection_dim": 96,
+        },
+        projection_dim=96,
+    )
+    model = CLIPModel(config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name == "logit_scale":
+                continue
+            if weight.ndim >= 2:
+                fan_in = weight[0].numel()
+                stddev = 0.02 if "embedding.weight" in name and "patch" not in name else fan_in**-0.5
+                weight.normal_(0.0, stddev, generator=generator)
+            elif name.endswith("class_embedding"):
+                weight.normal_(0.0, 0.02, generator=generator)
+    return model
+
+
+def save_model(model: CLIPModel, tokenizer: Any, folder: Path) -> None:
+    """Write config, weights, tokenizer and image processor, as plain transformers classes load them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    CLIPImageProcessorPil(
+        size={"shortest_edge": IMAGE_SIZE},
+        crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+        image_mean=[0.5, 0.5, 0.5],
+        image_std=[0.5, 0.5, 0.5],
+    ).save_pretrained(folder)
+
+
+def _byte_letters() -> list[str]:
+    """The 256 printable letters that stand for bytes in byte-level encoding."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [b for b in range(256) if b not in plain]
+    return [chr(b) for b in plain] + [chr(256 + i) for i in range(len(rest))]
+
+
+def train_tokenizer(captions: Iterable[str], vocab_size: int, max_length: int) -> Any:
+    """A CLIPTokenizer learned from captions: 512 byte tokens, then merges, then BOS and EOS as the two highest ids.
+
+    The padding token is EOS, so that pooling at the first EOS and causal attention never see padding.
+    """
+    learner = CLIPTokenizer().backend_tokenizer
+    trainer = BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        show_progress=False,
+        initial_alphabet=_byte_letters(),
+        end_of_word_suffix=WORD_END,
+        special_tokens=[BOS, EOS],
+    )
+    learner.train_from_iterator(captions, trainer)
+    learned = json.loads(learner.to_str())["model"]["merges"]
+    letters = _byte_letters()
+    tokens = [*letters, *(letter + WORD_END for letter in letters)]
+    merges: list[tuple[str, str]] = []
+    for left, right in learned:
+        if len(tokens) == vocab_size - 2:
+            break
+        merges.append((left, right))
+        if left + right not in tokens:
+            tokens.append(left + right)
+    vocab = {token: code for code, token in enumerate([*tokens, BOS, EOS])}
+    return CLIPTokenizer(
+        vocab=vocab,
+        merges=merges,
+        unk_token=EOS,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=EOS,
+        model_max_length=max_length,
+    )
+
+
+# Training.
 
 
 @dataclass(frozen=True)
@@ -132,13 +247,13 @@ def _drawn_ahead(pool: Pool, tokenizer: Any, rng: np.random.Generator, plan: Tra
                 yield coming.pop(0).result()
 
 
-def train(plan: TrainingPlan, out: Path, say: Callable[[str], None] = print) -> None:
+def train(plan: TrainingPlan, out: Path, say: Callable[[str], None]) -> None:
     """Draw the pool, learn the tokenizer, train, and write a folder that transformers loads; `say` gets progress."""
     start = time.monotonic()
-    pool = build_pool(plan.seed, plan.pen_digits, plan.drawings, plan.max_fonts)
+    pool = build_pool(plan.seed, plan.pen_digits, plan.drawings)
     say(f"pool: {len(pool.masks)} masks, {pool.num_fonts} fonts, {time.monotonic() - start:.0f} s")
     words = np.random.default_rng([plan.seed, 1])
-    corpus = [write_caption(sample_scene(words), words)[0] for _ in range(20_000)]
+    corpus = [write_caption(sample_scene(words), words)[0] for _ in range(plan.captions)]
     tokenizer = train_tokenizer([*corpus, *FILLER_WORDS * 3], VOCAB_SIZE, CONTEXT_LENGTH)
     model = new_model(tokenizer, torch.Generator().manual_seed(plan.seed))
     matrices = [p for p in model.parameters() if p.ndim >= 2]
@@ -179,26 +294,12 @@ def train(plan: TrainingPlan, out: Path, say: Callable[[str], None] = print) -> 
 
 def main() -> None:
     """The command line."""
-    plan = TrainingPlan()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write the model to")
-    parser.add_argument("--seed", type=int, default=plan.seed)
-    parser.add_argument("--steps", type=int, default=plan.steps, help="length of the schedule")
-    parser.add_argument("--stop-after", type=int, default=plan.stop_after, help="steps of it that are made")
-    parser.add_argument("--batch-size", type=int, default=plan.batch_size)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
-    torch.set_num_threads(chosen.threads)
-    train(
-        TrainingPlan(
-            seed=chosen.seed,
-            steps=chosen.steps,
-            stop_after=min(chosen.steps, chosen.stop_after),
-            batch_size=chosen.batch_size,
-        ),
-        chosen.out,
-        lambda line: print(line, flush=True),
-    )
+    torch.set_num_threads(2)
+    train(TrainingPlan(seed=chosen.seed), chosen.out, partial(print, flush=True))
 
 
 if __name__ == "__main__":

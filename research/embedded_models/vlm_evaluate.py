@@ -7,8 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpfpl_bench.demo.drawn_questions import HABITS, PLAIN, Habit
-from dpfpl_bench.demo.drawn_sites import drawn_questions
+from dpfpl_bench.demo.drawn_questions import HABITS, PLAIN, Habit, drawn_questions
 from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_client.models.generative.scorer import AnswerScorer
 from dpfpl_client.models.loader import load_backbone

@@ -6,14 +6,13 @@ noise. Every seed deals the images anew; bars are one standard deviation over se
 
 import argparse
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from research.evidence.features import StudySet
-from research.evidence.study import Case, asked_for, iid
+from research.evidence.study import Case, StudySet, asked_for, iid
+from research.writing import panels, picture, points, table, told_apart
 
 SITES = (1, 5, 10, 20, 40)
 EPSILONS = (8.0, 2.0)
@@ -27,9 +26,13 @@ WAYS = (
 """Name, label and colour."""
 
 
-def grown(study: StudySet, epsilon: float, seeds: int) -> dict[int, dict[str, tuple[float, float]]]:
-    """Mean and deviation of all-classes accuracy by number of sites (as many as there are images for) and way."""
-    found: dict[int, dict[str, tuple[float, float]]] = {}
+Lines = dict[int, dict[str, tuple[float, float]]]
+"""Mean and deviation by number of sites and way."""
+
+
+def grown(study: StudySet, epsilon: float, seeds: int) -> Lines:
+    """All-classes accuracy for as many sites as there are images for."""
+    found: Lines = {}
     for count in SITES:
         rows = []
         for seed in range(seeds):
@@ -47,59 +50,45 @@ def grown(study: StudySet, epsilon: float, seeds: int) -> dict[int, dict[str, tu
     return found
 
 
-def table(name: str, epsilon: float, found: dict[int, dict[str, tuple[float, float]]]) -> list[str]:
-    """Lines of Markdown."""
-    lines = []
-    for count, row in found.items():
-        cells = (name, f"{epsilon:g}", str(count), *(f"{row[way][0]:.1f} ± {row[way][1]:.1f}" for way, *_ in WAYS))
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+def growth_table(entries: Iterable[tuple[str, float, Lines]]) -> str:
+    """Of sets and epsilons, in Markdown."""
+    rows = [
+        (name, f"{epsilon:g}", str(count), *(f"{row[way][0]:.1f} ± {row[way][1]:.1f}" for way, *_ in WAYS))
+        for name, epsilon, found in entries
+        for count, row in found.items()
+    ]
+    return table(("set", "epsilon", "sites", *(label for _, label, _ in WAYS)), rows)
 
 
-def draw(panels: Sequence[tuple[str, dict[int, dict[str, tuple[float, float]]]]], path: Path) -> None:
+def draw(shown: Sequence[tuple[str, Lines]], path: Path) -> None:
     """One panel for every set and epsilon."""
-    import matplotlib as mpl  # seconds; only this needs it
-
-    mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "dpfpl"  # the same lines give the same file
-    from matplotlib.figure import Figure
-
     columns = len(EPSILONS)
-    lines = -(-len(panels) // columns)
-    figure = Figure(figsize=(11, 3.4 * lines), layout="constrained")
-    axes: Any = figure.subplots(lines, columns, sharey="row", squeeze=False)
-    for axis in axes.flat[len(panels) :]:
-        axis.remove()
-    for axis, (title, found) in zip(axes.flat, panels, strict=False):
-        for way, label, colour in WAYS:
-            means, spread = zip(*(row[way] for row in found.values()), strict=True)
-            axis.errorbar(
-                list(found), means, spread, color=colour, marker="o", markersize=3, capsize=2, label=label,
-                linestyle=":" if way in ("unnoised", "text") else "-",
-            )  # fmt: skip
-        axis.set_title(title)
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(list(found), [str(count) for count in found])
-        axis.grid(color="#dddddd", linewidth=0.6)
-        axis.set_xlabel("sites of 50 images")
-        axis.set_ylabel("all classes, percent")
-    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-    figure.savefig(path, metadata={"Date": None})
+    with picture(path, (11, 3.4 * -(-len(shown) // columns))) as figure:
+        axes = panels(figure, len(shown), columns, sharey="row")
+        for axis, (title, found) in zip(axes, shown, strict=True):
+            for way, label, colour in WAYS:
+                style = ":" if way in ("unnoised", "text") else "-"
+                lines = [row[way] for row in found.values()]
+                points(axis, list(found), lines, color=colour, label=label, linestyle=style)
+            axis.set_title(title)
+            axis.set_xscale("log", base=2)
+            axis.set_xticks(list(found), [str(count) for count in found])
+            axis.set_xlabel("sites of 50 images")
+            axis.set_ylabel("all classes, percent")
+        told_apart(figure, axes[0], ncols=3)
 
 
 def main() -> None:
     """Command line."""
     asked, studies = asked_for(argparse.ArgumentParser(description=__doc__))
-    lines = [f"| set | epsilon | sites | {' | '.join(label for _, label, _ in WAYS)} |", "|---" * (3 + len(WAYS)) + "|"]
-    panels = []
+    entries = []
     for study in (study for study in studies if not study.name.endswith("-half")):
         for epsilon in EPSILONS:
-            found = grown(study, epsilon, asked.seeds)
-            panels.append((f"{study.name}, epsilon {epsilon:g}", found))
-            lines += table(study.name, epsilon, found)
-            print(*lines[-len(found) :], sep="\n", flush=True)
-    (asked.out / "growth.md").write_text("\n".join(lines) + "\n")
-    draw(panels, asked.out / "class-vectors-growth.svg")
+            entries.append((study.name, epsilon, grown(study, epsilon, asked.seeds)))
+            print(growth_table(entries[-1:]), flush=True)
+    (asked.out / "growth.md").write_text(growth_table(entries) + "\n")
+    named = [(f"{name}, epsilon {epsilon:g}", found) for name, epsilon, found in entries]
+    draw(named, asked.out / "class-vectors-growth.svg")
 
 
 if __name__ == "__main__":

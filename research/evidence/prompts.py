@@ -18,7 +18,7 @@ from dpfpl_client.models.class_scorer import ClassScorer
 from dpfpl_client.models.dual_encoder import DualEncoder
 from dpfpl_client.models.loader import load_backbone
 from dpfpl_common.config import build
-from research.evidence.features import INIT_TEXT, NUM_CONTEXT
+from research.evidence.study import INIT_TEXT, NUM_CONTEXT
 
 RATE, SHOWN = 0.02, (0, 10, 40, 100)
 """The product's learning rate, and after how many steps of Adam a line is printed; 40 are the product's default."""

@@ -1,7 +1,8 @@
 """The study behind docs/results/class-vectors.md: ``python -m research.evidence.study --out runs/evidence``.
 
 Sites are simulated from cached features with the product's own functions (``dpfpl_common.evidence``); noise is seeded.
-Photos are given by folders: ``--model FOLDER --photos FOLDER``. Every seed deals the images anew.
+Photos are given by folders: ``--model FOLDER --photos FOLDER``. Every seed deals the images anew. Features of a set are
+computed once and kept as .npz.
 """
 
 import argparse
@@ -9,20 +10,28 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from dpfpl_client.agent.features import FeatureCache, site_features
+from dpfpl_client.data import DataSettings, list_classes, partition_sites, read_pool
+from dpfpl_client.data.builtin import list_shapes
+from dpfpl_client.models.class_scorer import ClassScorer
+from dpfpl_client.models.dual_encoder import DualEncoder
+from dpfpl_client.models.loader import load_backbone
+from dpfpl_common.config import build
 from dpfpl_common.evidence import (
     Head,
     Pool,
     class_head,
     directions,
     evidence_wins,
-    looks_unlike,
     mix_bonus,
     moment_pays,
     own_head,
@@ -37,13 +46,106 @@ from dpfpl_common.evidence import (
 from dpfpl_common.privacy.accounting import calibrate_noise_multiplier
 from dpfpl_common.privacy.noise import SeededNoise
 from dpfpl_common.privacy.one_shot import noised_class_sums, noised_moment, noised_vote, shared_out
-from research.evidence.features import StudySet, built_in, photos
+from research.writing import table
 
 Floats = npt.NDArray[np.float64]
 Parts = list[npt.NDArray[np.int64]]
+Views = Mapping[str, Callable[[Sequence[str]], Sequence[str]]]
+"""Names of a set, and how its classes are called there."""
 EPSILONS = (None, 8.0, 2.0, 1.0)
 MIXES = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
 DELTA = 1e-5
+WAYS = {
+    "text": "zero-shot with mix",
+    "pooled": "federated, `local`",
+    "secure": "federated, `secure`",
+    "alone": "alone",
+    "alone_evidence": "alone, vectors",
+}
+AT_EQUAL_OTHERS = ("text", "pooled", "alone_evidence")
+INIT_TEXT, NUM_CONTEXT = "a photo of a", 4
+
+
+@dataclass(frozen=True)
+class StudySet:
+    """Attributes: unit features [n, e] and labels [n] for training and testing, unit texts [C, e], logit scale."""
+
+    name: str
+    features: Floats
+    labels: npt.NDArray[np.int64]
+    test_features: Floats
+    test_labels: npt.NDArray[np.int64]
+    texts: Floats
+    scale: float
+
+
+def built_in(name: str, cache: Path) -> list[StudySet]:
+    """``digits``, ``shapes``, or ``shapes-more`` with twice as many drawings, under the embedded model."""
+    data = _more_shapes(cache / name) if name == "shapes-more" else build(DataSettings, {"source": name}, "")
+    return _sets("embedded", data, cache / f"{name}.npz", {name: lambda names: names})
+
+
+def _more_shapes(folder: Path, per_class: int = 300) -> DataSettings:
+    for item in list_shapes(per_class).items:
+        path = folder / f"{item.key.partition('/')[2]}.png"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            item.source.read().save(path)
+    return DataSettings("folder", str(folder))
+
+
+def photos(model: str, folder: str, cache: Path) -> list[StudySet]:
+    """A folder of photos three times: as its classes are named, half of them renamed to codes, and all of them."""
+    name = Path(folder).name
+    views = {name: lambda names: names, f"{name}-half": _half_renamed, f"{name}-renamed": _renamed}
+    return _sets(model, DataSettings("folder", folder), cache / f"{name}.npz", views)
+
+
+def _renamed(names: Sequence[str]) -> Sequence[str]:
+    return [f"class-{number:02d}" for number in range(1, len(names) + 1)]
+
+
+def _half_renamed(names: Sequence[str]) -> Sequence[str]:
+    codes, chosen = _renamed(names), np.random.default_rng(5).permutation(len(names))[: len(names) // 2]
+    return [codes[number] if number in chosen else name for number, name in enumerate(names)]
+
+
+def _sets(model: str, data: DataSettings, cache: Path, views: Views) -> list[StudySet]:
+    if not cache.exists():
+        _compute(model, data, cache, views)
+    with np.load(cache) as kept:
+        arrays = dict(kept)
+    common = (_unit(arrays["features"]), arrays["labels"], _unit(arrays["test_features"]), arrays["test_labels"])
+    return [StudySet(name, *common, _unit(arrays[f"texts {name}"]), float(arrays["scale"])) for name in views]
+
+
+def _compute(model: str, data: DataSettings, cache: Path, views: Views) -> None:
+    backbone = load_backbone(model)
+    assert isinstance(backbone, DualEncoder)
+    classes = list_classes(data)
+    (site,) = partition_sites(read_pool(data, classes).records, classes, "none", 1, 0)
+    features = site_features(FeatureCache(None, backbone), site, classes)
+    initial = backbone.text_embeddings(INIT_TEXT, NUM_CONTEXT)
+    texts: dict[str, Any] = {}
+    for name, view in views.items():
+        with torch.no_grad():
+            scorer = ClassScorer(backbone, backbone.class_tokens(tuple(view(classes)), NUM_CONTEXT))
+            texts[f"texts {name}"] = scorer.class_features(initial).numpy()
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(
+        cache,
+        features=features.train.features.numpy(),
+        labels=features.train.labels.numpy(),
+        test_features=features.test.features.numpy(),
+        test_labels=features.test.labels.numpy(),
+        scale=np.array(backbone.logit_scale),
+        **texts,
+    )
+
+
+def _unit(rows: npt.NDArray[np.float32]) -> Floats:
+    wide = rows.astype(np.float64)
+    return np.asarray(wide / np.linalg.norm(wide, axis=1, keepdims=True))
 
 
 def disjoint(labels: npt.NDArray[np.int64], classes: int, rng: np.random.Generator, sites: int) -> Parts:
@@ -101,12 +203,10 @@ class Release(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """Logits of the sharpened head, whether the votes choose it, the head before, and every site's moment."""
+    """Logits of the sharpened head, and whether the votes choose it."""
 
     logits: Floats
     wins: bool
-    head: Head
-    moments: list[Floats]
 
 
 class Case:
@@ -121,15 +221,13 @@ class Case:
         self.text = study.scale * study.test_features @ study.texts.T
         pool, weights = pool_rows(sums, local.sums)
         federated = self._decided(pool, weights, parts, local)
-        self.evidence, self.wins, self.found = federated.logits, federated.wins, float(federated.head.found.mean())
+        self.wins = federated.wins
         alone = [summed_pool(own, local.sums, 1) for own in sums]
-        self.unlike = float(np.mean([looks_unlike(pool, own, weight, study.texts, study.scale)
-                                     for own, weight in zip(alone, weights, strict=True)]))  # fmt: skip
         at_sites = [self._at_site(pool, federated, local, *site)
                     for site in zip(parts, alone, weights, strict=True)]  # fmt: skip
         self.own = float(np.mean([logits is not federated.logits for logits in at_sites]))
         self.pooled = at_sites if self.wins else self.text
-        self.secure = self._summed(parts, z)
+        self.secure = self._summed(z)
         decided = [self._decided(*pool_rows([own], local.sums), [part], local)
                    for own, part in zip(sums, parts, strict=True)]  # fmt: skip
         self.alone_evidence = [site.logits for site in decided]
@@ -156,13 +254,13 @@ class Case:
             moments.append(unpack_moment(noised_moment(residuals(head, features, labels), self.noise, release.vote)))
         wins = evidence_wins(told, sum(map(len, parts)), release.vote, len(parts))
         whole = np.sum(moments, axis=0), len(parts) * release.vote**2
-        return Decision(self._sharp(head, head, pool, release, *whole), wins, head, moments)
+        return Decision(self._sharp(head, pool, release, *whole), wins)
 
-    def _sharp(self, head: Head, shared: Head, pool: Pool, release: Release, moment: Floats, variance: float) -> Floats:
-        """Logits of the head, sharpened in the directions of the ``shared`` one if the release has a moment."""
+    def _sharp(self, head: Head, pool: Pool, release: Release, moment: Floats, variance: float) -> Floats:
+        """Logits of the head, sharpened if the release has a moment."""
         if release.moment:
             known = dataclasses.replace(pool, moment=moment, moment_variance=variance)
-            head = sharpened(head, directions(shared), known)
+            head = sharpened(head, directions(head), known)
         return head.logits(self.study.test_features)
 
     def _at_site(
@@ -181,12 +279,13 @@ class Case:
             return federated.logits
         own = own_head(*known)
         moment = unpack_moment(noised_moment(residuals(own, features, labels), self.noise, release.vote))
-        return self._sharp(own, own, alone, release, moment, release.vote**2)
+        return self._sharp(own, alone, release, moment, release.vote**2)
 
-    def _summed(self, parts: Parts, z: float) -> Floats:
+    def _summed(self, z: float) -> Floats:
         """What the federation classifies with under secure trust, with the same epsilon: sums of share-noised rows,
         votes and moments, one colluder and no drop-out tolerated. The masks cancel bit by bit, so none are made here.
         """
+        parts = self.parts
         honest = max(1, len(parts) - 1)
         release = self._release(z, len(parts) / honest, 1.0 / math.sqrt(honest))
         rows = np.sum([self._released(part, release.sums) for part in parts], axis=0)
@@ -224,54 +323,40 @@ def _mean_of(values: Sequence[float]) -> float:
     return float(np.mean(there)) if there else math.nan
 
 
-def cases(study: StudySet, seeds: Sequence[int], only: str) -> Iterator[tuple[str, float | None, int, Case]]:
-    """Every regime, epsilon and seed."""
-    for regime, deal in ((name, deal) for name, deal in regimes(study).items() if only in name):
-        for epsilon in EPSILONS:
-            for seed in seeds:
-                rng = np.random.default_rng([seed, 77])
-                parts = deal(study.labels, len(study.texts), rng)
-                yield regime, epsilon, seed, Case(study, parts, epsilon, rng)
-
-
 def measured(study: StudySet, seeds: Sequence[int], only: str = "") -> list[dict[str, Any]]:
     """One row for every regime and epsilon, means over seeds."""
-    sums: dict[tuple[str, float | None], list[dict[str, float]]] = {}
-    for regime, epsilon, _, case in cases(study, seeds, only):
-        ways = ("text", "evidence", "pooled", "secure", "alone_evidence", "alone")
-        row: dict[str, float] = {}
-        for way in ways:
-            own, others, every = case.columns(getattr(case, way))
-            row |= {f"{way} own": own, f"{way} others": others, f"{way} all": every}
-        level = case.columns(case.text, 0.0)[1] - 2.0
-        if not math.isnan(level):
-            row |= {
-                f"{way} own at": case.own_at(getattr(case, way), level) for way in ("text", "pooled", "alone_evidence")
-            }
-        row |= {
-            "wins": 100.0 * case.wins,
-            "found": 100 * case.found,
-            "unlike": 100 * case.unlike,
-            "own": 100 * case.own,
-        }
-        sums.setdefault((regime, epsilon), []).append(row)
-    return [
-        {"set": study.name, "regime": regime, "epsilon": epsilon, "seeds": len(seeds)}
-        | {key: round(_mean_of([row.get(key, math.nan) for row in rows]), 2) for key in rows[0]}
-        for (regime, epsilon), rows in sums.items()
-    ]
+    found = []
+    for regime, deal in ((name, deal) for name, deal in regimes(study).items() if only in name):
+        for epsilon in EPSILONS:
+            rows = [_measured(study, deal, epsilon, np.random.default_rng([seed, 77])) for seed in seeds]
+            means = {key: round(_mean_of([row.get(key, math.nan) for row in rows]), 2) for key in rows[0]}
+            found.append({"set": study.name, "regime": regime, "epsilon": epsilon, "seeds": len(seeds), **means})
+    return found
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Markdown."""
-    head = "| set | sites | epsilon | zero-shot | federated | secure | class vectors | alone | alone, vectors | wins |"
-    lines = [head, "|---|---|---|---|---|---|---|---|---|---|"]
-    for row in rows:
-        ways = ("text", "pooled", "secure", "evidence", "alone", "alone_evidence")
-        cells = [" / ".join(f"{row[f'{way} {column}']:.1f}" for column in ("own", "others", "all")) for way in ways]
-        epsilon = "none" if row["epsilon"] is None else f"{row['epsilon']:g}"
-        lines.append(f"| {row['set']} | {row['regime']} | {epsilon} | {' | '.join(cells)} | {row['wins']:.0f} |")
-    return "\n".join(lines) + "\n"
+def _measured(study: StudySet, deal: Any, epsilon: float | None, rng: np.random.Generator) -> dict[str, float]:
+    """Of one division, in percent."""
+    case = Case(study, deal(study.labels, len(study.texts), rng), epsilon, rng)
+    row = {"wins": 100.0 * case.wins, "own": 100 * case.own}
+    for way in WAYS:
+        for column, value in zip(("own", "others", "all"), case.columns(getattr(case, way)), strict=True):
+            row[f"{way} {column}"] = value
+    level = case.columns(case.text, 0.0)[1] - 2.0
+    if not math.isnan(level):
+        row |= {f"{way} own at": case.own_at(getattr(case, way), level) for way in AT_EQUAL_OTHERS}
+    return row
+
+
+def study_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown, own / others' / all classes."""
+
+    def cells(row: dict[str, Any]) -> Iterator[str]:
+        yield from (row["set"], row["regime"], "none" if row["epsilon"] is None else f"{row['epsilon']:g}")
+        for way in WAYS:
+            yield " / ".join(f"{row[f'{way} {column}']:.1f}" for column in ("own", "others", "all"))
+        yield f"{row['wins']:.0f} %"
+
+    return table(("set", "sites", "epsilon", *WAYS.values(), "votes chose vectors"), map(cells, rows))
 
 
 def asked_for(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, list[StudySet]]:
@@ -297,8 +382,8 @@ def main() -> None:
     seeds = range(asked.first, asked.first + asked.seeds)
     rows = [row for study in studies for row in measured(study, seeds, asked.regime)]
     (asked.out / "rows.json").write_text(json.dumps(rows, indent=1) + "\n")
-    (asked.out / "table.md").write_text(table(rows))
-    print(table(rows))
+    (asked.out / "table.md").write_text(study_table(rows) + "\n")
+    print(study_table(rows))
 
 
 if __name__ == "__main__":

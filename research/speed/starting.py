@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +22,8 @@ from dpfpl_client.use.prompt import SitePrompt
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings, RoundSettings
 from dpfpl_common.ops.processes import ProcessGroup, free_port, wait_until
 from dpfpl_common.wire.payloads import EvaluateRequest, TrainRequest
-from research.speed.images import write_photographs, write_vit_b16
+from research.speed.features import write_photographs, write_vit_b16
+from research.speed.timing import cpu_seconds
 
 __all__ = ["measure_starting"]
 
@@ -72,14 +72,14 @@ took("importing torch")
 from transformers import AutoTokenizer, CLIPModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 took("importing transformers")
-import dpfpl_client.agent.policy_file, dpfpl_client.cli.main, dpfpl_client.models.clip
+import dpfpl_client.agent.policy_file, dpfpl_client.cli.main, dpfpl_client.models.encoders
 import dpfpl_client.models.image_tower, dpfpl_client.use.predict
 took("everything else")
 timed(dpfpl_client.agent.policy_file, "check_use", "does the policy allow it")
-timed(dpfpl_client.models.clip, "load_parts", "weights, tokenizer, preprocessing")
-timed(dpfpl_client.models.clip, "model_fingerprint", "the model's fingerprint")
-timed(dpfpl_client.models.clip, "text_tower_of", "laying out the text tower, and trying it")
-timed(dpfpl_client.models.clip, "refuse_differences", "trying the model against plain transformers")
+timed(dpfpl_client.models.encoders, "load_parts", "weights, tokenizer, preprocessing")
+timed(dpfpl_client.models.encoders, "model_fingerprint", "the model's fingerprint")
+timed(dpfpl_client.models.encoders, "text_tower_of", "laying out the text tower, and trying it")
+timed(dpfpl_client.models.encoders, "refuse_differences", "trying the model against plain transformers")
 timed(dpfpl_client.models.image_tower, "_swap_products", "laying out the image tower, and trying it")
 sys.argv[:] = ["dpfpl-client", "predict", sys.argv[1], "--site", sys.argv[2]]
 try:
@@ -118,7 +118,7 @@ def measure_starting(say: Callable[[str], None]) -> dict[str, Any]:
             for key, command in programs.items():
                 times[key].append(_child_seconds(command))
         times["predict --served"] = served
-        parts = _predict_parts(picture, site)
+        told = _run((sys.executable, "-c", PARTS, picture, str(site))).stderr
         say("export with a large vocabulary")
         export = [_export_seconds(folder / str(turn)) for turn in range(TURNS)]
     ratios = [one / other for one, other in zip(times["predict"], times["least"], strict=True)]
@@ -126,17 +126,9 @@ def measure_starting(say: Callable[[str], None]) -> dict[str, Any]:
     return {
         "cpu_seconds": seconds,
         "predict_over_least": median(ratios),
-        "predict_parts": parts,
+        "predict_parts": json.loads(told.splitlines()[-1]),
         "export_cpu_seconds": median(export),
     }
-
-
-def _predict_parts(picture: str, site: Path) -> dict[str, float]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = (sys.executable, "-c", PARTS, picture, str(site))
-    told = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-    parts: dict[str, float] = json.loads(told.stderr.splitlines()[-1])
-    return parts
 
 
 @contextmanager
@@ -187,11 +179,7 @@ def _export_seconds(folder: Path) -> float:
     experiment = _experiment(backbone.width, backbone.fingerprint)
     context = np.random.default_rng(0).normal(0, 0.3, experiment.context_shape).astype(np.float32)
     prompt = SitePrompt(experiment, context, np.zeros(context.shape), 1)
-    began = time.process_time()
-    written = write_export(prompt, backbone, folder / "export", Facts(site="north"))
-    taken = time.process_time() - began
-    assert not written.no_adapter
-    return taken
+    return cpu_seconds(lambda: write_export(prompt, backbone, folder / "export", Facts(site="north")))
 
 
 def _with_large_vocabulary(folder: Path) -> Path:
@@ -232,9 +220,14 @@ def _program(name: str) -> str:
 
 
 def _child_seconds(command: Sequence[str]) -> float:
-    """CPU seconds of a program and what it starts, on one thread as everything here."""
+    """CPU seconds of a program and what it starts."""
     before = os.times()
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    _run(command)
     after = os.times()
     return after.children_user + after.children_system - before.children_user - before.children_system
+
+
+def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """On one thread, as everything here."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, check=True, capture_output=True, text=True, env=environment)

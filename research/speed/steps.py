@@ -1,24 +1,28 @@
-"""Times and memory of one training step, all contestants side by side, at two numbers of classes."""
+"""One training step, all contestants side by side: times, memory, exactness, and on a GPU where there is one."""
 
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from dpfpl_client.models.class_scorer import loss_scales
 from dpfpl_client.models.text_tower.fast import FastTextTower
 from dpfpl_client.models.text_tower.layers import FrozenProduct
-from research.speed import plain_steps, private_steps
-from research.speed.problem import BOS, Problem, make_model, make_problem
-from research.speed.timing import peak_memory, take_turns
+from dpfpl_client.models.text_tower.plain import PlainTextTower
+from research.speed import contestants
+from research.speed.contestants import BOS, AutogradTower, Problem, SharedPrefixTextTower, make_problem, vit_b16
+from research.speed.timing import cpu_seconds, peak_memory, take_turns
 
-__all__ = ["measure_steps", "measured_rate", "step_flops"]
-
-
-# The floor: how long the products alone take at the rate that this machine reaches in one.
-
+__all__ = ["measure_equality", "measure_gpu", "measure_memory", "measure_steps", "measured_rate", "step_flops"]
 
 LAYERS, WIDTH, INNER = 12, 512, 2048
+BATCH, LARGE_BATCH, NAIVE_EXAMPLES = 32, 160, 2
+FEW = 3
+EXACT = {torch.float64: (1e-10, 1e-10), torch.float32: (1e-5, 1e-4)}
+"""Largest relative errors allowed of features and of single gradients."""
+Contestants = dict[str, tuple[Callable[[], object], int]]
 
 
 def step_flops(problem: Problem, cotangents: int) -> float:
@@ -43,38 +47,26 @@ def measured_rate(rows: int = 512) -> dict[str, Any]:
     g = torch.randn(rows, INNER, generator=generator)
     flops = 2.0 * rows * WIDTH * INNER
     return {
-        "default": flops / _best(lambda: x @ weight.T),
-        "chosen": flops / _best(lambda: chosen(x)),
-        "bfloat16": flops / _best(lambda: chosen.pullback(g, coarse=True)),
+        "default": flops / _usual_seconds(lambda: x @ weight.T),
+        "chosen": flops / _usual_seconds(lambda: chosen(x)),
+        "bfloat16": flops / _usual_seconds(lambda: chosen.pullback(g, coarse=True)),
         "rows": rows,
     }
 
 
-def _best(call: Any) -> float:
+def _usual_seconds(call: Callable[[], object]) -> float:
     call()
-    times = []
-    for _ in range(25):
-        began = time.process_time()
-        call()
-        times.append(time.process_time() - began)
-    return sorted(times)[len(times) // 2]
+    return statistics.median(cpu_seconds(call) for _ in range(25))
 
 
-BATCH, LARGE_BATCH = 32, 160
-NAIVE_EXAMPLES = 2
-FEW = 3
-Contestants = dict[str, tuple[Callable[[], object], int]]
-
-
-def measure_steps(quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
+def measure_steps(say: Callable[[str], None]) -> dict[str, Any]:
     """Rows by number of classes; ratios are over D, the shared prefix under autograd, of the same turn."""
-    model = make_model(vision=not quick)
+    model = vit_b16()
     tower = FastTextTower(model.text_model, model.text_projection, BOS, coarse=True)
     results = {}
     for classes in (10, 100):
         say(f"steps, {classes} classes")
-        contestants = _contestants(model, tower, classes, quick)
-        timed = take_turns(contestants, "shared_prefix", turns=2 if quick else 9 if classes == 10 else 5)
+        timed = take_turns(_contestants(model, tower, classes), "shared_prefix", turns=9 if classes == 10 else 5)
         rows = {name: one.as_table() for name, one in timed.items()}
         if "naive_part" in rows:
             for name in ("cpu_seconds", "ratio"):
@@ -85,52 +77,106 @@ def measure_steps(quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
     return results
 
 
+def _contestants(model: Any, tower: FastTextTower, classes: int) -> Contestants:
+    """Steps by name, and in how many turns at most."""
+    text = model.text_model, model.text_projection
+    plain, shared = PlainTextTower(*text), SharedPrefixTextTower(*text)
+    problem = make_problem(classes, BATCH)
+    found: Contestants = {
+        "shared_prefix": (contestants.autograd(shared, problem), 9),
+        "fast": (contestants.fast(tower, problem), 9),
+        "truncated": (contestants.autograd(plain, problem), 3),
+        "private": (contestants.private(tower, problem), 9),
+        "private_bfloat16": (contestants.private(tower, problem, coarse=True), 9),
+        "private_few": (contestants.private(tower, problem, classes=FEW), 9),
+        "private_few_bfloat16": (contestants.private(tower, problem, coarse=True, classes=FEW), 9),
+        "hugging_face": (contestants.autograd(plain, problem, contestants.padded(problem.tokens)), 2),
+        "published_replica": (contestants.published_replica(model, problem), 2),
+        "batched_autograd": (contestants.private(AutogradTower(*text), problem), 2),
+    }
+    if classes == 100:
+        found["naive_part"] = (contestants.expanded(model, problem, NAIVE_EXAMPLES), 2)
+        return found
+    large = make_problem(classes, LARGE_BATCH)
+    found |= {
+        "naive": (contestants.expanded(model, problem), 2),
+        "naive_opacus": (contestants.expanded_opacus(model, problem), 1),
+        "private_160": (contestants.private(tower, large), 3),
+        "private_bfloat16_160": (contestants.private(tower, large, coarse=True), 3),
+        "private_few_bfloat16_160": (contestants.private(tower, large, coarse=True, classes=FEW), 3),
+    }
+    return found
+
+
 def measure_memory(say: Callable[[str], None]) -> dict[str, int | None]:
     """Bytes that one private step of 32 examples and 10 classes needs at its peak."""
     say("memory")
-    model = make_model(vision=False)
-    tower = FastTextTower(model.text_model, model.text_projection, BOS)
+    model = vit_b16()
     problem = make_problem(10, BATCH)
     steps = {
-        "private": private_steps.fast_private(tower, problem),
-        "batched_autograd": private_steps.batched_autograd(model, problem),
-        "naive": private_steps.expanded(model, problem),
+        "private": contestants.private(FastTextTower(model.text_model, model.text_projection, BOS), problem),
+        "batched_autograd": contestants.private(AutogradTower(model.text_model, model.text_projection), problem),
+        "naive": contestants.expanded(model, problem),
     }
-    make_problem(2, 2)
     steps["private"]()  # kernels and their buffers are there before the fork
     return {name: peak_memory(step) for name, step in steps.items()}
 
 
-def _contestants(model: Any, tower: FastTextTower, classes: int, quick: bool) -> Contestants:
-    problem = make_problem(classes, BATCH)
-    slow = 1 if quick else 2
-    many = 9
-    found: Contestants = {
-        "shared_prefix": (plain_steps.shared_prefix(model, problem), many),
-        "fast": (plain_steps.fast(tower, problem), many),
-        "truncated": (plain_steps.truncated(model, problem), slow + 1),
-        "private": (private_steps.fast_private(tower, problem), many),
-        "private_bfloat16": (private_steps.fast_private(tower, problem, coarse=True), many),
-        "private_few": (private_steps.fast_private(tower, problem, classes=FEW), many),
-        "private_few_bfloat16": (private_steps.fast_private(tower, problem, coarse=True, classes=FEW), many),
-    }
-    if not quick:
-        found["hugging_face"] = (plain_steps.hugging_face(model, problem), slow)
-        found["published_replica"] = (plain_steps.published_replica(model, problem), slow)
-        found["batched_autograd"] = (private_steps.batched_autograd(model, problem), slow)
-    if classes == 10:
-        found["naive"] = (private_steps.expanded(model, problem), slow)
-        if not quick:
-            found["naive_opacus"] = (private_steps.expanded_opacus(model, problem), 1)
-            found |= _large_batch(tower, make_problem(classes, LARGE_BATCH))
-    else:
-        found["naive_part"] = (private_steps.expanded(model, problem, NAIVE_EXAMPLES), slow)
-    return found
+def measure_equality(say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Largest relative errors of features and single examples' gradients against a plain forward and a loop."""
+    say("equality with the plain forward")
+    rows = []
+    for dtype, limits in EXACT.items():
+        model = vit_b16().to(dtype)
+        problem = make_problem(10, 4)
+        context, features = problem.context.to(dtype), problem.features.to(dtype)
+        ours = FastTextTower(model.text_model, model.text_projection, BOS).run(context, problem.tokens)
+        theirs = PlainTextTower(model.text_model, model.text_projection).run(context, problem.tokens)
+        scales = loss_scales(theirs, problem.scale, features, problem.labels)
+        pairs = (
+            ("features", ours.features, theirs.features),
+            ("gradients", ours.rank_one_pullback(scales, features), theirs.rank_one_pullback(scales, features)),
+        )
+        for (what, a, b), limit in zip(pairs, limits, strict=True):
+            error = float(((a - b).flatten(1).norm(dim=1) / b.flatten(1).norm(dim=1)).max())
+            rows.append({"name": f"{what} in {str(dtype).removeprefix('torch.')}", "error": error, "limit": limit})
+    return rows
 
 
-def _large_batch(tower: FastTextTower, problem: Problem) -> Contestants:
-    return {
-        "private_160": (private_steps.fast_private(tower, problem), 3),
-        "private_bfloat16_160": (private_steps.fast_private(tower, problem, coarse=True), 3),
-        "private_few_bfloat16_160": (private_steps.fast_private(tower, problem, coarse=True, classes=FEW), 3),
-    }
+def measure_gpu(say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Wall-clock seconds by batch and number of classes, float32 and bfloat16; empty without a CUDA device."""
+    if not torch.cuda.is_available():
+        return []
+    say("GPU")
+    model = vit_b16().to("cuda")
+    tower = FastTextTower(model.text_model, model.text_projection, BOS, coarse=True)
+    rows = []
+    for classes in (10, 100, 1000):
+        for batch in (32, 256, 1024):
+            problem = make_problem(classes, batch, "cuda")
+            plain = _gpu_seconds(contestants.fast(tower, problem))
+            for precision in ("float32", "bfloat16"):
+                private = _gpu_seconds(contestants.private(tower, problem, coarse=precision == "bfloat16"))
+                rows.append(
+                    {
+                        "device": torch.cuda.get_device_name(),
+                        "classes": classes,
+                        "batch": batch,
+                        "precision": precision,
+                        "private_seconds": private,
+                        "private_over_plain": private / plain,
+                    }
+                )
+    return rows
+
+
+def _gpu_seconds(step: Callable[[], object]) -> float:
+    step()
+    times = []
+    for _ in range(5):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        step()
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)

@@ -2,14 +2,24 @@
 
 import ctypes
 import os
+import platform
 import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["Timed", "peak_memory", "take_turns"]
+__all__ = [
+    "Timed",
+    "cpu_seconds",
+    "give_back_free_memory",
+    "most_memory",
+    "peak_memory",
+    "processor",
+    "take_turns",
+]
 
 LONG_S: Final = 2.0
 """Calls longer than this are not repeated."""
@@ -26,7 +36,6 @@ class Timed:
         """Medians and spread for bench.json."""
         return {
             "cpu_seconds": statistics.median(self.seconds),
-            "cpu_seconds_range": [min(self.seconds), max(self.seconds)],
             "ratio": statistics.median(self.ratios),
             "ratio_range": [min(self.ratios), max(self.ratios)],
             "turns": len(self.seconds),
@@ -61,15 +70,16 @@ def take_turns(
             seconds[yardstick].append(after)
             before = after
     ratios[yardstick] = [1.0] * len(seconds[yardstick])
-    return {name: Timed(seconds[name], ratios[name]) for name in contestants if seconds[name]}
+    return {name: Timed(seconds[name], ratios[name]) for name in contestants}
 
 
 def _warm_seconds(call: Callable[[], object]) -> float:
-    first = _cpu_seconds(call)
-    return first if first > LONG_S else _cpu_seconds(call)
+    first = cpu_seconds(call)
+    return first if first > LONG_S else cpu_seconds(call)
 
 
-def _cpu_seconds(call: Callable[[], object]) -> float:
+def cpu_seconds(call: Callable[[], object]) -> float:
+    """CPU seconds of this process in one call."""
     began = time.process_time()
     call()
     return time.process_time() - began
@@ -79,15 +89,15 @@ def peak_memory(call: Callable[[], object]) -> int | None:
     """Bytes that a call needs beyond what is there already: measured in a forked copy of this process (POSIX only)."""
     if not hasattr(os, "fork"):
         return None
-    _give_back_free_memory()  # before the fork: what is resident then is where the child's peak begins
+    give_back_free_memory()  # before the fork: what is resident then is where the child's peak begins
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            before = _peak()
+            before = most_memory()
             call()
-            os.write(writer, str(_peak() - before).encode())
+            os.write(writer, str(most_memory() - before).encode())
             code = 0
         finally:
             os._exit(code)
@@ -98,12 +108,26 @@ def peak_memory(call: Callable[[], object]) -> int | None:
     return int(answer) if answer else None
 
 
-def _give_back_free_memory() -> None:
+def give_back_free_memory() -> None:
     """Freed memory that the allocator keeps would be used again without showing (glibc only)."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
 
 
-def _peak() -> int:
+def most_memory() -> int:
+    """Bytes that this process held at its largest (Linux); elsewhere it or what started it."""
+    status = Path("/proc/self/status")
+    for line in status.read_text().splitlines() if status.exists() else ():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def processor() -> str:
+    """What the machine's processor is called."""
+    info = Path("/proc/cpuinfo")
+    for line in info.read_text().splitlines() if info.exists() else ():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

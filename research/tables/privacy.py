@@ -1,8 +1,8 @@
 """The tables of docs/results/accuracy.md: method, mechanism and trust mode against epsilon, on the built-in image sets.
 
-``python -m research.tables.privacy --out runs/privacy`` makes the runs that are missing, one JSON file each, so it
-can be interrupted and goes on where it was; with ``--docs docs/results`` it then writes privacy-runs.json and the
-tables between their marks in accuracy.md there.
+``python -m research.tables.privacy --out runs/privacy --docs docs/results`` makes the runs that are missing, one JSON
+file each, so it can be interrupted and goes on where it was; then it writes privacy-runs.json and the tables between
+their marks in accuracy.md.
 """
 
 import argparse
@@ -10,8 +10,6 @@ import dataclasses
 import functools
 import json
 import re
-import statistics
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +21,6 @@ from torch import Tensor
 
 from dpfpl_bench.simulation.baselines import centralised, local_only
 from dpfpl_bench.simulation.in_process import SimulatedSite, Simulation, prepare_sites, site_names
-from dpfpl_bench.simulation.run import write_result
 from dpfpl_bench.simulation.settings import RunPrivacy, RunPrompt, RunSettings, build_experiment
 from dpfpl_client.agent.features import FeatureCache
 from dpfpl_client.data import DataSettings, list_classes, partition_sites, read_pool
@@ -33,21 +30,18 @@ from dpfpl_client.models.class_scorer import ClassScorer
 from dpfpl_client.models.dual_encoder import DualEncoder, as_dual_encoder
 from dpfpl_client.models.loader import load_backbone
 from dpfpl_client.models.text_tower.choice import TextPass
-from dpfpl_client.models.text_tower.shared_prefix import ClassTokens
+from dpfpl_client.models.text_tower.states import ClassTokens
 from dpfpl_common.experiment import METHODS, Experiment, Mechanism, Method, RoundSettings, Trust
 from dpfpl_common.ops.telemetry import silence_telemetry
 from dpfpl_server.runs.result import floors_from_metrics, mean
+from research.writing import kept, spread, table
 
 __all__ = [
-    "SEEDS",
-    "SITES",
     "TABLES",
-    "Pair",
     "PrivacyRun",
     "Table",
     "collected",
     "done",
-    "file_of",
     "lifted_backbone",
     "lifted_features",
     "limited",
@@ -59,17 +53,34 @@ __all__ = [
     "with_tables",
 ]
 
+silence_telemetry()
+
+LIFT_SEED: Final = 7
+SITES: Final = 4
+SEEDS: Final = 3
+EPSILONS: Final = (8.0, 4.0, 2.0, 1.0, 0.5)
+FLOORS: Final = ("zero_shot", "global_only", "local_only", "centralised")
+
+Data = Literal["digits", "shapes"]
+Projection = Literal["none", "text"]
+Way = tuple[Mechanism, Trust, Projection]
+
+WAYS: Final[tuple[Way, ...]] = (
+    ("per_step", "distributed", "none"),
+    ("per_step", "central", "none"),
+    ("per_step", "local", "none"),
+    ("one_shot", "local", "none"),
+    ("one_shot", "local", "text"),
+)
+NARROW: Final[tuple[Way, ...]] = (WAYS[0], WAYS[3], WAYS[4])
+
 
 # The same model in a larger feature space: what ``one_shot`` does when the dimension grows and nothing else.
 #
 # Image and text features are mapped into R^size by one fixed map with orthonormal columns. All products of two features
 # stay what they were, so every logit, gradient and accuracy is the original's up to rounding; only class sums, and with
 # them the noise of ``one_shot``, have more coordinates. What this cannot show: the text features of a real model of
-# that
-# size fill more of the space, and here noise outside the original space touches no logit.
-
-
-SEED = 7
+# that size fill more of the space, and here noise outside the original space touches no logit.
 
 
 def lifted_backbone(backbone: DualEncoder, size: int) -> DualEncoder:
@@ -91,7 +102,7 @@ def lifted_features(features: SiteFeatures, size: int) -> SiteFeatures:
 
 def _map(feature_size: int, size: int) -> Tensor:
     """[size, feature_size] with orthonormal columns, the same at every call."""
-    columns, _ = np.linalg.qr(np.random.default_rng(SEED).normal(size=(size, feature_size)))
+    columns, _ = np.linalg.qr(np.random.default_rng(LIFT_SEED).normal(size=(size, feature_size)))
     return torch.from_numpy(columns).float()
 
 
@@ -128,20 +139,6 @@ class _LiftedPass:
 
     def rank_one_pullback(self, scales: Tensor, directions: Tensor, *, coarse: bool = False, few: int = 0) -> Tensor:
         return self._original.rank_one_pullback(scales, directions @ self._lift, coarse=coarse, few=few)
-
-
-# The simulated runs behind docs/results/accuracy.md: what varies, what they share, and what each gives.
-
-
-Pair = dict[str, float | None]
-"""Accuracy on the site's own classes, ``local``, and on the other sites', ``neighbour``; mean over sites."""
-
-SITES: Final = 4
-
-
-Data = Literal["digits", "shapes"]
-Projection = Literal["none", "text"]
-Way = tuple[Mechanism, Trust, Projection]
 
 
 @dataclass(frozen=True)
@@ -213,8 +210,8 @@ def limited(site: SimulatedSite, per_class: int, seed: int) -> SimulatedSite:
     """The site with at most ``per_class`` training images of a class, drawn from the seed."""
     train = site.features.train
     labels, generator = train.labels.numpy(), np.random.default_rng(seed)
-    kept = [generator.permutation(np.flatnonzero(labels == label))[:per_class] for label in np.unique(labels)]
-    features = dataclasses.replace(site.features, train=train.take(np.concatenate(kept)))
+    some = [generator.permutation(np.flatnonzero(labels == label))[:per_class] for label in np.unique(labels)]
+    features = dataclasses.replace(site.features, train=train.take(np.concatenate(some)))
     return dataclasses.replace(site, features=features)
 
 
@@ -257,36 +254,9 @@ def simulated(run: PrivacyRun) -> dict[str, Any]:
     return result
 
 
-def file_of(run: PrivacyRun, folder: Path) -> Path:
-    """Where its result is, or will be."""
-    return folder / f"{run.name}.json"
-
-
-def done(run: PrivacyRun, folder: Path) -> Mapping[str, Any]:
+def done(run: PrivacyRun, folder: Path) -> Any:
     """The run's result from its file in ``folder``, made first where there is none."""
-    path = file_of(run, folder)
-    if not path.exists():
-        write_result(simulated(run), path)
-    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return result
-
-
-silence_telemetry()
-
-
-SEEDS: Final = 3
-EPSILONS: Final = (8.0, 4.0, 2.0, 1.0, 0.5)
-WAYS: Final[tuple[Way, ...]] = (
-    ("per_step", "distributed", "none"),
-    ("per_step", "central", "none"),
-    ("per_step", "local", "none"),
-    ("one_shot", "local", "none"),
-    ("one_shot", "local", "text"),
-)
-"""Mechanism, trust and projection."""
-
-NARROW: Final[tuple[Way, ...]] = (WAYS[0], WAYS[3], WAYS[4])
-FLOORS: Final = ("zero_shot", "global_only", "local_only", "centralised")
+    return kept(folder / f"{run.name}.json", functools.partial(simulated, run))
 
 
 @dataclass(frozen=True)
@@ -344,11 +314,6 @@ TABLES: Final[Mapping[str, Table]] = {
 }
 
 
-def _cell(run: PrivacyRun, epsilon: float | None) -> list[PrivacyRun]:
-    """The runs behind one cell, one a seed."""
-    return [dataclasses.replace(run, epsilon=epsilon, seed=seed).stands_for for seed in range(SEEDS)]
-
-
 def runs_of(tables: Sequence[str]) -> list[PrivacyRun]:
     """All their runs, each once, table after table."""
     every = [
@@ -358,9 +323,8 @@ def runs_of(tables: Sequence[str]) -> list[PrivacyRun]:
         for epsilon in TABLES[name].epsilons
         for _, row in TABLES[name].rows
     ]
-    if any(TABLES[name].floors for name in tables):
-        data = {row.data for name in tables if TABLES[name].floors for _, row in TABLES[name].rows}
-        every += [run for source in sorted(data) for run in _with_floors(source)]
+    with_floors = sorted({TABLES[name].rows[0][1].data for name in tables if TABLES[name].floors})
+    every += [run for data in with_floors for run in _with_floors(data)]
     return list(dict.fromkeys(every))
 
 
@@ -371,93 +335,67 @@ def _with_floors(data: Data) -> list[PrivacyRun]:
 
 
 def collected(folder: Path) -> dict[str, Any]:
-    """The results that are there, as privacy-runs.json keeps them: percent, local and neighbour, by run."""
-    kept: dict[str, Any] = {}
+    """The results of all runs, as privacy-runs.json keeps them: percent, local and neighbour, by run."""
+    found: dict[str, Any] = {}
     for run in runs_of(tuple(TABLES)):
-        if not file_of(run, folder).exists():
-            continue
         result = done(run, folder)
-        kept[run.name] = _percent(result["accuracy"])
+        found[run.name] = _percent(result["accuracy"])
         if run.has_floors:
-            kept |= {f"{run.name} {floor}": _percent(result["floors"][floor]) for floor in FLOORS}
-    return dict(sorted(kept.items()))
+            found |= {f"{run.name} {floor}": _percent(result["floors"][floor]) for floor in FLOORS}
+    return dict(sorted(found.items()))
 
 
 def _percent(accuracy: Mapping[str, float]) -> list[float]:
     return [round(100 * accuracy[where], 3) for where in ("local", "neighbour")]
 
 
-def markdown(name: str, kept: Mapping[str, Sequence[float]]) -> str:
-    """A table: mean over seeds of local / neighbour accuracy in percent, with the standard deviation over seeds.
-
-    A row is of as many seeds as all its cells have; a row without any is left out.
-    """
-    table = TABLES[name]
-    head = [*table.head, "seeds", *(f"epsilon {epsilon:g}" if epsilon else "no noise" for epsilon in table.epsilons)]
-    lines = [_row(head), "|" + "---|" * len(head)]
-    for labels, run in table.rows:
-        cells = [[each.name for each in _cell(run, epsilon)] for epsilon in table.epsilons]
-        seeds = next((k for k in range(SEEDS) if any(names[k] not in kept for names in cells)), SEEDS)
-        if seeds:
-            pairs = [_pair([kept[each] for each in names[:seeds]]) for names in cells]
-            lines.append(_row([*labels, str(seeds), *pairs]))
-    if table.floors:
-        lines += ["", _row(("baseline (no noise)", "seeds", "local / neighbour")), "|---|---|---|"]
-        runs = [run for run in _with_floors(table.rows[0][1].data) if run.name in kept]
-        lines += [
-            _row((floor, str(len(runs)), _pair([kept[f"{run.name} {floor}"] for run in runs]))) for floor in FLOORS
+def markdown(name: str, found: Mapping[str, Sequence[float]]) -> str:
+    """A table: mean over seeds of local / neighbour accuracy in percent, with the standard deviation over seeds."""
+    shown = TABLES[name]
+    head = [*shown.head, "seeds", *(f"epsilon {epsilon:g}" if epsilon else "no noise" for epsilon in shown.epsilons)]
+    rows = []
+    for labels, run in shown.rows:
+        cells = [
+            [dataclasses.replace(run, epsilon=epsilon, seed=seed).stands_for.name for seed in range(SEEDS)]
+            for epsilon in shown.epsilons
         ]
-    return "\n".join(lines)
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+        rows.append([*labels, str(SEEDS), *(_pair([found[each] for each in names]) for names in cells)])
+    if not shown.floors:
+        return table(head, rows)
+    runs = _with_floors(shown.rows[0][1].data)
+    floors = [(floor, str(SEEDS), _pair([found[f"{run.name} {floor}"] for run in runs])) for floor in FLOORS]
+    return table(head, rows) + "\n\n" + table(("baseline (no noise)", "seeds", "local / neighbour"), floors)
 
 
 def _pair(results: Sequence[Sequence[float]]) -> str:
-    return " / ".join(_with_spread(values) for values in zip(*results, strict=True))
+    return " / ".join(spread(values) for values in zip(*results, strict=True))
 
 
-def _with_spread(values: Sequence[float]) -> str:
-    mean = f"{statistics.mean(values):.1f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.1f}"
-
-
-def with_tables(document: str, kept: Mapping[str, Sequence[float]]) -> str:
+def with_tables(document: str, found: Mapping[str, Sequence[float]]) -> str:
     """The document with every table between its marks, ``<!-- table: NAME -->`` and ``<!-- end -->``, made anew."""
 
-    def made(found: re.Match[str]) -> str:
-        return f"<!-- table: {found[1]} -->\n{markdown(found[1], kept)}\n<!-- end -->"
+    def made(mark: re.Match[str]) -> str:
+        return f"<!-- table: {mark[1]} -->\n{markdown(mark[1], found)}\n<!-- end -->"
 
     return re.sub(r"<!-- table: (\w+) -->\n.*?<!-- end -->", made, document, flags=re.DOTALL)
 
 
 def main() -> None:
-    """Make the runs that are missing, then print the tables or write them into the document."""
+    """Make the runs that are missing, then write the tables into the document."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/privacy"), help="folder of the runs' files")
-    parser.add_argument("--tables", nargs="+", default=list(TABLES), choices=list(TABLES))
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no further run after so many")
-    parser.add_argument("--docs", type=Path, help="the folder docs, to write the tables into accuracy.md")
+    parser.add_argument("--docs", type=Path, default=Path("docs/results"), help="the folder of accuracy.md")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    began = time.monotonic()
-    todo = runs_of(options.tables)
-    missing = [run for run in todo if not file_of(run, options.out).exists()]
-    for number, run in enumerate(missing, start=1):
-        if time.monotonic() - began > 60 * options.minutes:
-            print(f"{len(missing) - number + 1} of {len(todo)} runs are still to be made; call it again.", flush=True)
-            break
+    todo = runs_of(tuple(TABLES))
+    for number, run in enumerate(todo, start=1):
         done(run, options.out)
-        print(f"{len(todo) - len(missing) + number}/{len(todo)} {run.name}", flush=True)
-    kept = collected(options.out)
-    if options.docs is None:
-        print("\n\n".join(markdown(name, kept) for name in options.tables))
-        return
-    lines = [f"  {json.dumps(name)}: {json.dumps(pair)}" for name, pair in kept.items()]
+        print(f"{number}/{len(todo)} {run.name}", flush=True)
+    found = collected(options.out)
+    lines = [f"  {json.dumps(name)}: {json.dumps(pair)}" for name, pair in found.items()]
     (options.docs / "privacy-runs.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
     document = options.docs / "accuracy.md"
-    document.write_text(with_tables(document.read_text(encoding="utf-8"), kept), encoding="utf-8")
+    document.write_text(with_tables(document.read_text(encoding="utf-8"), found), encoding="utf-8")
 
 
 if __name__ == "__main__":

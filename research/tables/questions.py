@@ -4,28 +4,29 @@ Resumable: a finished training is a small file, and the page is written from the
 """
 
 import dataclasses
-import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dpfpl_bench.demo.drawn_sites import drawn_houses
-from dpfpl_bench.demo.questions import MODEL, ROUNDS, TEST, TRAIN, vlm_experiment
+from dpfpl_bench.demo.drawn_questions import drawn_houses
+from dpfpl_bench.demo.scenarios import MODEL, ROUNDS, TEST, TRAIN, vlm_experiment
 from dpfpl_bench.simulation.baselines import local_only
 from dpfpl_bench.simulation.in_process import SimulatedSite, Simulation, prepare_sites, site_names
-from dpfpl_bench.sweep.plots import COLOURS, MARKS
+from dpfpl_bench.sweep.table import COLOURS, MARKS
 from dpfpl_client.agent.features import FeatureCache
 from dpfpl_client.models.backbone import Backbone
 from dpfpl_client.models.loader import load_backbone
 from dpfpl_common.experiment import Experiment
-from dpfpl_common.ops.files import write_durably
 from dpfpl_common.privacy.accounting import epsilon
 from dpfpl_common.privacy_plan import planned_events
+from research.writing import deviation, kept, panels, picture, points, table, told_apart
 
-__all__ = ["Cell", "all_cells", "finished_cells", "page", "run_cells", "summarise", "write_page"]
+__all__ = ["Cell", "all_cells", "run_cells", "write_page"]
 
+SEEDS = 3
 EPSILONS = (8.0, 4.0, 2.0, 1.0, 0.5)
 DOZEN = 12
 SITES = (3, 6, 12, 24, 40)
@@ -33,6 +34,24 @@ SITES = (3, 6, 12, 24, 40)
 CURVE_EPSILON = 2.0
 ALONE = 2
 """Of the twelve sites every second one is also trained alone: a training for each costs as much as the federation."""
+
+HEAD = f"""\
+# Questions: what federating is worth
+
+Made by `python -m research questions` from simulated runs with the embedded generative model; not to be edited by hand.
+A dozen sites ask about drawn pictures, {TRAIN} lines each to learn from and {TEST} to be tested on. Most of how answers
+are to be worded is shared: numbers and shapes in German words, colours in French. Each site also has a habit of its
+own: one wording of one kind of question, about one line in fifteen, is answered in figures or another language. The
+model was never trained on such a mixture, so no words before the question ask for it; a prompt has to be learned.
+
+Percent of a site's own test questions answered right (normalised exact match), mean ± standard deviation over seeds;
+each seed draws other pictures, questions, answers and noise. `per_step`, `promptfl`, four vectors, {ROUNDS} rounds of
+one step on all lines, rate 0.1, clipping 0.1, delta 1e-5, `distributed` trust; epsilon is for the recipient of the
+prompt, per line of a site. *Alone*: the same training with one site's lines, every second of the twelve sites. The
+shared style was chosen on pictures of seed 0, rounds and rate on a seed of their own by accuracy, at sites alone too
+(there twice the rate gave 45.0 instead of 43.8 at epsilon 2); nothing was chosen on the other seeds here.
+"""
+COLUMNS = ("federated", "worst site", "each site alone", "ahead", "un-prompted", "operator's epsilon", "seeds")
 
 
 @dataclass(frozen=True)
@@ -53,37 +72,28 @@ class Cell:
         return f"{self.who}-{self.sites}-{'none' if self.epsilon is None else f'{self.epsilon:g}'}-{self.seed}"
 
 
-def all_cells(seeds: int) -> Iterator[Cell]:
+def all_cells() -> Iterator[Cell]:
     """The dozen at the demo's epsilon first, over all seeds."""
     levels = (CURVE_EPSILON, None, *(level for level in EPSILONS if level != CURVE_EPSILON))
     for level in levels:
-        for seed in range(seeds):
+        for seed in range(SEEDS):
             for who in ("federated", "alone"):
                 yield Cell(who, DOZEN, level, seed)
-    for seed in range(seeds):
+    for seed in range(SEEDS):
         for count in SITES:
             if count != DOZEN:
                 yield Cell("federated", count, CURVE_EPSILON, seed)
 
 
-def run_cells(seeds: int, out: Path, on_text: Callable[[str], None]) -> dict[Cell, dict[str, Any]]:
+def run_cells(out: Path, on_text: Callable[[str], None]) -> dict[Cell, dict[str, Any]]:
     """Run what is missing; what is found of every cell."""
-    backbone, found = load_backbone(MODEL), {}
-    out.mkdir(parents=True, exist_ok=True)
-    for cell in all_cells(seeds):
-        path = out / f"{cell.key}.json"
-        if not path.is_file():
-            on_text(cell.key)
-            figures = _measured(cell, backbone, FeatureCache(out / "features", backbone))
-            write_durably(path, (json.dumps(figures, indent=2) + "\n").encode(), 0o644)
-        found[cell] = json.loads(path.read_text())
-    return found
+    backbone = load_backbone(MODEL)
 
+    def measured(cell: Cell) -> dict[str, Any]:
+        on_text(cell.key)
+        return _measured(cell, backbone, FeatureCache(out / "features", backbone))
 
-def finished_cells(seeds: int, out: Path) -> dict[Cell, dict[str, Any]]:
-    """What is there, without running anything."""
-    paths = {cell: out / f"{cell.key}.json" for cell in all_cells(seeds)}
-    return {cell: json.loads(path.read_text()) for cell, path in paths.items() if path.is_file()}
+    return {cell: kept(out / f"{cell.key}.json", partial(measured, cell)) for cell in all_cells()}
 
 
 def _measured(cell: Cell, backbone: Backbone, cache: FeatureCache) -> dict[str, Any]:
@@ -104,18 +114,14 @@ def _federated(backbone: Backbone, sites: list[SimulatedSite], experiment: Exper
         "answers": statistics.mean(answers),
         "worst_site": min(answers),
         "unprompted": statistics.mean(final["zero_shot_local"] for final in outcome.final.values()),
-        "seconds": round(outcome.seconds, 1),
     }
 
 
 def _epsilons(experiment: Experiment) -> dict[str, Any]:
     if not experiment.is_private:
         return {}
-    delta = experiment.privacy.target_delta
-    events: dict[str, list[Any]] = {}
-    for event in planned_events(experiment):
-        events.setdefault(event.adversary, []).append(event)
-    return {f"epsilon_{adversary}": epsilon(found, delta) for adversary, found in events.items()}
+    events = [event for event in planned_events(experiment) if event.adversary == "operator"]
+    return {"epsilon_operator": epsilon(events, experiment.privacy.target_delta)}
 
 
 @dataclass(frozen=True)
@@ -129,9 +135,15 @@ class Line:
     unprompted: float | None
     operator: float | None
 
+    def __str__(self) -> str:
+        return f"{self.mean:.1f} ± {self.spread:.1f}"
 
-def summarise(found: Mapping[Cell, Mapping[str, Any]]) -> dict[tuple[str, int, float | None], Line]:
-    """Lines by who, number of sites and epsilon."""
+
+Lines = Mapping[tuple[str, int, float | None], Line]
+"""By who, number of sites and epsilon."""
+
+
+def _lines(found: Mapping[Cell, Mapping[str, Any]]) -> Lines:
     groups: dict[tuple[str, int, float | None], list[Mapping[str, Any]]] = {}
     for cell, figures in found.items():
         groups.setdefault((cell.who, cell.sites, cell.epsilon), []).append(figures)
@@ -143,7 +155,7 @@ def _line(figures: list[Mapping[str, Any]]) -> Line:
     plain = [100 * each["unprompted"] for each in figures if "unprompted" in each]
     return Line(
         statistics.mean(answers),
-        statistics.stdev(answers) if len(answers) > 1 else 0.0,
+        deviation(answers),
         100 * min(each["worst_site"] for each in figures),
         len(figures),
         statistics.mean(plain) if plain else None,
@@ -151,120 +163,66 @@ def _line(figures: list[Mapping[str, Any]]) -> Line:
     )
 
 
-HEAD = f"""\
-# Questions: what federating is worth
-
-Made by `python -m research questions` from simulated runs with the embedded generative model; not to be edited by hand.
-A dozen sites ask about drawn pictures, {TRAIN} lines each to learn from and {TEST} to be tested on. Most of how answers
-are to be worded is shared: numbers and shapes in German words, colours in French. Each site also has a habit of its
-own: one wording of one kind of question, about one line in fifteen, is answered in figures or another language. The
-model was never trained on such a mixture, so no words before the question ask for it; a prompt has to be learned.
-
-Percent of a site's own test questions answered right (normalised exact match), mean ± standard deviation over seeds;
-each seed draws other pictures, questions, answers and noise. `per_step`, `promptfl`, four vectors, {ROUNDS} rounds of
-one step on all lines, rate 0.1, clipping 0.1, delta 1e-5, `distributed` trust; epsilon is for the recipient of the
-prompt, per line of a site. *Alone*: the same training with one site's lines, every second of the twelve sites. The
-shared style was chosen on pictures of seed 0, rounds and rate on a seed of their own by accuracy, at sites alone too
-(there twice the rate gave 45.0 instead of 43.8 at epsilon 2); nothing was chosen on the other seeds here.
-"""
-
-
-COLUMNS = "| federated | worst site | each site alone | ahead | un-prompted | operator's epsilon | seeds |"
-RULE = "|" + "---|" * 8
-
-
-def page(found: Mapping[Cell, Mapping[str, Any]], picture: str) -> str:
-    """The page in Markdown; ``picture`` is the path of its picture, as seen from the page."""
-    lines, text = summarise(found), [HEAD, "## By epsilon, twelve sites", ""]
-    text += [f"| epsilon {COLUMNS}", RULE]
-    for level in (*EPSILONS, None):
-        together, alone = (lines.get((who, DOZEN, level)) for who in ("federated", "alone"))
-        if together:
-            name = "no noise" if level is None else f"{level:g}"
-            text.append(f"| {name} | {_cells(together, alone)} |")
-    text += ["", f"## By number of sites, epsilon {CURVE_EPSILON:g}", ""]
-    text += [f"| sites {COLUMNS}", RULE]
-    alone = lines.get(("alone", DOZEN, CURVE_EPSILON))
-    text += [
-        f"| {count} | {_cells(lines[key], alone)} |"
-        for count in SITES
-        if (key := ("federated", count, CURVE_EPSILON)) in lines
-    ]
-    text += ["", f"![Right answers by epsilon and by number of sites]({picture})", ""]
-    return "\n".join(text)
-
-
-def _cells(together: Line, alone: Line | None) -> str:
-    operator = "-" if together.operator is None else f"{together.operator:.3g}"
-    return " | ".join(
-        (
-            _spread(together),
-            f"{together.worst:.1f}",
-            _spread(alone) if alone else "-",
-            f"{together.mean - alone.mean:+.1f}" if alone else "-",
-            f"{together.unprompted:.1f}",
-            operator,
-            str(together.seeds),
-        )
-    )
-
-
-def _spread(line: Line) -> str:
-    return f"{line.mean:.1f} ± {line.spread:.1f}"
-
-
 def write_page(found: Mapping[Cell, Mapping[str, Any]], docs: Path) -> Path:
     """docs/results/questions.md and its picture; the page's path."""
-    picture = Path("images") / "questions-federated-and-alone.svg"
-    (docs / picture).parent.mkdir(parents=True, exist_ok=True)
-    _draw(summarise(found), docs / picture)
+    name = "images/questions-federated-and-alone.svg"
+    lines = _lines(found)
+    _draw(lines, docs / name)
+    dozen = [
+        ("no noise" if level is None else f"{level:g}", lines["federated", DOZEN, level], lines["alone", DOZEN, level])
+        for level in (*EPSILONS, None)
+    ]
+    alone = lines["alone", DOZEN, CURVE_EPSILON]
+    counts = [(str(count), lines["federated", count, CURVE_EPSILON], alone) for count in SITES]
+    parts = [
+        HEAD,
+        "## By epsilon, twelve sites\n",
+        table(("epsilon", *COLUMNS), map(_cells, dozen)),
+        f"\n## By number of sites, epsilon {CURVE_EPSILON:g}\n",
+        table(("sites", *COLUMNS), map(_cells, counts)),
+        f"\n![Right answers by epsilon and by number of sites]({name})\n",
+    ]
     path = docs / "questions.md"
-    path.write_text(page(found, str(picture)), encoding="utf-8")
+    path.write_text("\n".join(parts), encoding="utf-8")
     return path
 
 
-def _draw(lines: Mapping[tuple[str, int, float | None], Line], path: Path) -> None:
-    """Two panels: by epsilon with twelve sites, by number of sites at one epsilon."""
-    import matplotlib as mpl  # seconds; only this needs it
-
-    mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "dpfpl"  # the same lines give the same file
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    for number, (who, label) in enumerate((("federated", "twelve sites together"), ("alone", "each site alone"))):
-        levels = [level for level in EPSILONS if (who, DOZEN, level) in lines]
-        _curve(left, levels, [lines[who, DOZEN, level] for level in levels], label, number)
-        bare = lines.get((who, DOZEN, None))
-        if bare:
-            left.axhline(bare.mean, color=COLOURS[number], linestyle=":", label=f"{label}, no noise")
-    counts = [count for count in SITES if ("federated", count, CURVE_EPSILON) in lines]
-    together = [lines["federated", count, CURVE_EPSILON] for count in counts]
-    alone = lines.get(("alone", DOZEN, CURVE_EPSILON))
-    _curve(right, [1, *counts] if alone else counts, [alone, *together] if alone else together, "", 0)
-    left.set_title("twelve sites")
-    left.set_xlabel("epsilon for the recipient of the prompt")
-    left.set_ylabel("right answers, percent")
-    right.set_title(f"epsilon {CURVE_EPSILON:g}")
-    right.set_xlabel("sites")
-    for axis in (left, right):
-        axis.set_xscale("log", base=2)
-        axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axis.grid(color="#dddddd", linewidth=0.6)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8, frameon=False)
-    figure.savefig(path, metadata={"Date": None})
-
-
-def _curve(axis: Any, places: Sequence[float], lines: Sequence[Line], label: str, number: int) -> None:
-    axis.errorbar(
-        places,
-        [line.mean for line in lines],
-        [line.spread for line in lines],
-        label=label,
-        color=COLOURS[number],
-        marker=MARKS[number],
-        capsize=2,
-        linewidth=1.4,
-        markersize=4,
+def _cells(row: tuple[str, Line, Line]) -> Sequence[str]:
+    what, together, alone = row
+    return (
+        what,
+        str(together),
+        f"{together.worst:.1f}",
+        str(alone),
+        f"{together.mean - alone.mean:+.1f}",
+        f"{together.unprompted:.1f}",
+        "-" if together.operator is None else f"{together.operator:.3g}",
+        str(together.seeds),
     )
+
+
+def _draw(lines: Lines, path: Path) -> None:
+    """Two panels: by epsilon with twelve sites, by number of sites at one epsilon."""
+    with picture(path, (11, 4.6)) as figure:
+        left, right = panels(figure, 2, 2, sharey=True)
+        for number, (who, label) in enumerate((("federated", "twelve sites together"), ("alone", "each site alone"))):
+            _curve(left, EPSILONS, [lines[who, DOZEN, level] for level in EPSILONS], number, label=label)
+            bare = lines[who, DOZEN, None].mean
+            left.axhline(bare, color=COLOURS[number], linestyle=":", label=f"{label}, no noise")
+        together = [lines["federated", count, CURVE_EPSILON] for count in SITES]
+        _curve(right, [1, *SITES], [lines["alone", DOZEN, CURVE_EPSILON], *together], 0)
+        left.set_title("twelve sites")
+        left.set_xlabel("epsilon for the recipient of the prompt")
+        left.set_ylabel("right answers, percent")
+        right.set_title(f"epsilon {CURVE_EPSILON:g}")
+        right.set_xlabel("sites")
+        for axis in (left, right):
+            axis.set_xscale("log", base=2)
+            axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        told_apart(figure, left, ncols=2, fontsize=8)
+
+
+def _curve(axis: Any, places: Sequence[float], lines: Sequence[Line], number: int, **label: str) -> None:
+    means = [(line.mean, line.spread) for line in lines]
+    style = {"color": COLOURS[number], "marker": MARKS[number], "markersize": 4, "linewidth": 1.4}
+    points(axis, places, means, **style, **label)

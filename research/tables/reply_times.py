@@ -32,6 +32,7 @@ from dpfpl_common.experiment import (
 )
 from dpfpl_common.policy import Policy
 from dpfpl_common.wire.payloads import TrainRequest
+from research.writing import table
 
 EXPERIMENTS: Final = 10
 ROUNDS: Final = 4
@@ -88,10 +89,9 @@ def main() -> None:
 
     Compared are answers without the wait, and experiments' medians with it, whose answers share one fixed time.
     """
-    print("| examples | without: median | 10 to 90 % | with: median | 10 to 90 % |\n|---|---|---|---|---|")
-    told = []
+    rows: list[list[str]] = []
     for what, backbone, experiment, sites in _pairs():
-        cells: dict[str, list[str]] = {name: [] for name in sites}
+        cells = {name: [name] for name in sites}
         p = []
         for fixed in (False, True):
             found: dict[str, list[np.ndarray]] = {name: [] for name in sites}
@@ -106,10 +106,9 @@ def main() -> None:
                 for name in sites
             )
             p.append(stats.ks_2samp(one, other).pvalue)
-        for name, row in cells.items():
-            print(f"| {name} | {' | '.join(row)} |", flush=True)
-        told.append(f"{what}: Kolmogorov-Smirnov p = {p[0]:.2g} without, {p[1]:.2g} with")
-    print(*told, sep="\n")
+        rows += cells.values()
+        print(f"{what}: Kolmogorov-Smirnov p = {p[0]:.2g} without, {p[1]:.2g} with", flush=True)
+    print(table(("examples", "without: median", "10 to 90 %", "with: median", "10 to 90 %"), rows))
 
 
 if __name__ == "__main__":

@@ -20,22 +20,18 @@ from dpfpl_client.models.loader import load_backbone
 from dpfpl_common.experiment import RoundSettings
 from dpfpl_common.privacy.counts import count_noise_stddev, gain, noised_counts, scores_from
 from dpfpl_common.privacy.noise import SeededNoise
-from dpfpl_common.privacy_plan import score_noise_multiplier
-from dpfpl_common.wire.payloads import scored
-
-__all__ = ["coverage"]
+from dpfpl_common.privacy_plan import score_noise_multiplier, scored
+from research.writing import table
 
 REPETITIONS: Final = 200
+HEAD: Final = (
+    "sites", "epsilon", "held-back images", "z", "mean error, points", "half an interval, points",
+    "covers the exact share", "gain's interval covers", "nothing to be said",
+)  # fmt: skip
 
 
-def coverage(sites: int, epsilon: float, seed: int = 0) -> str:
-    """One row of the table: of all candidates the mean and largest error, how wide the intervals are, what they cover.
-
-    Args:
-        sites: that digits are dealt to, iid.
-        epsilon: of the experiment.
-        seed: of partition, training and noise.
-    """
+def coverage(sites: int, epsilon: float, seed: int = 0) -> list[str]:
+    """One row of the table: of all candidates the mean error, how wide the intervals are, what they cover."""
     settings, backbone = DataSettings("digits"), load_backbone("embedded")
     names = list_classes(settings)
     parts = partition_sites(read_pool(settings, names, None).records, names, "iid", sites, seed)
@@ -69,13 +65,10 @@ def coverage(sites: int, epsilon: float, seed: int = 0) -> str:
     cells = (f"{sites}", f"{epsilon:g}", f"{images}", f"{z:.2f}", f"{100 * np.mean(errors):.1f}" if errors else "–",
              f"{100 * np.mean(widths) / 2:.1f}", f"{inside / REPETITIONS / len(candidates):.1%}",
              f"{gained / REPETITIONS:.1%}", f"{hidden:.1%}")  # fmt: skip
-    return "| " + " | ".join(cell.replace("%", " %") for cell in cells) + " |"
+    return [cell.replace("%", " %") for cell in cells]
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print("| sites | epsilon | held-back images | z | mean error, points | half an interval, points | covers the "
-          "exact share | gain's interval covers | nothing to be said |\n" + "|---" * 9 + "|")  # fmt: skip
-    for count in (4, 16):
-        for target in (8.0, 2.0, 1.0):
-            print(coverage(count, target), flush=True)
+    rows = [coverage(count, target) for count in (4, 16) for target in (8.0, 2.0, 1.0)]
+    print(table(HEAD, rows))

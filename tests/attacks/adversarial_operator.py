@@ -6,6 +6,7 @@ it. Each attack says what it wants, tries it, and tells what it got. Run as a pr
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import sys
@@ -20,10 +21,11 @@ import grpc
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
 
 from killable import Driver, Site, make_experiment, train_request
 
-from dpfpl_client.agent.credentials import read_token
+from dpfpl_client.agent.endpoint import read_token
 from dpfpl_common.privacy.accounting import epsilon
 from dpfpl_common.wire import agent_pb2
 from dpfpl_common.wire import codec as wire
@@ -85,7 +87,7 @@ class Operator:
         return reply.refusal.code or reply.reply
 
     def train(self, number: int = 1, of=None, **changes: object):
-        return self.call(wire.encode_train_request(train_request(number, of or self.fresh(), **changes)))
+        return self.call(wire.encode_request(train_request(number, of or self.fresh(), **changes)))
 
     def asked(self, path: str, value: object, of=None):
         """A training request with one value of the experiment exchanged, or a key more."""
@@ -96,7 +98,7 @@ class Operator:
         for name in parents:
             place = place[name]
         place[last] = value
-        message = wire.encode_train_request(train_request(1, of))
+        message = wire.encode_request(train_request(1, of))
         message.experiment = json.dumps(table, sort_keys=True, separators=(",", ":"))
         return self.call(message)
 
@@ -156,7 +158,7 @@ refused(CLIP, "a nominal size of 0, to divide by nothing", "IMPOSSIBLE_VALUE",
         lambda o: o.asked("privacy.nominal_site_size", 0))  # fmt: skip
 refused(MORE, "`return_raw` in the experiment", "UNKNOWN_KEY", lambda o: o.asked("return_raw", True))
 refused(MORE, "a further field in the message, for more arrays", "UNKNOWN_FIELD",
-        lambda o: o.call(wire.encode_train_request(train_request(1, o.fresh())).SerializeToString(deterministic=True)
+        lambda o: o.call(wire.encode_request(train_request(1, o.fresh())).SerializeToString(deterministic=True)
                          + b"\xa2\x06\x03raw"))  # fmt: skip
 for name in ("Export", "Ledger", "Policy", "Stop"):
     refused(MORE, f"a method {name}", "UNIMPLEMENTED", lambda o, name=name: o.call(b"", name))
@@ -169,7 +171,7 @@ refused(READ, "a model that is a path or an address", "OTHER_MODEL",
 for label, value, code in (("NaN", np.nan, "NONFINITE_INPUT"), ("1e38", 1e38, "NORM_TOO_LARGE")):
 
     def _poisoned(o: Operator, value: float = value):
-        message = wire.encode_train_request(train_request(1, o.fresh()))
+        message = wire.encode_request(train_request(1, o.fresh()))
         array = np.zeros((4, 128), "<f4")
         array[0, 0] = value
         message.global_context.data = array.tobytes()
@@ -183,7 +185,7 @@ refused(BREAK, "round 4 of 3", "BAD_ROUND", lambda o: o.call(_numbered(o, 4)))
 
 
 def _numbered(operator: Operator, number: int):
-    message = wire.encode_train_request(train_request(1, operator.fresh()))
+    message = wire.encode_request(train_request(1, operator.fresh()))
     message.round = number
     return message
 
@@ -267,7 +269,7 @@ def oracle(operator: Operator) -> Outcome:
     before, chance, codes, values, scores = operator.charges, np.random.default_rng(0), Counter(), [], []
     for _ in range(60):
         context = chance.normal(0, 0.3, of.context_shape).astype("<f4")
-        got = operator.call(wire.encode_evaluate_request(EvaluateRequest(of, 3, context)), "Evaluate")
+        got = operator.call(wire.encode_request(EvaluateRequest(of, 3, context)), "Evaluate")
         codes[got if isinstance(got, str) else "answered"] += 1
         values += [] if isinstance(got, str) else list(got.metrics.values())
         scores += [] if isinstance(got, str) or not got.scores else [got.scores]
@@ -314,16 +316,12 @@ LIFETIME = 20.0
 
 def play() -> list[Outcome]:
     """All attacks, one after the other, on one agent process."""
-    driver = Driver()
-    try:
-        with tempfile.TemporaryDirectory(prefix="dpfpl") as folder:
-            site = Site(driver, Path(folder))
-            with site.agent(policy="kit"):
-                operator = Operator(site)
-                operator.first = operator.train(1, make_experiment("attack-first")).update.data
-                return [attack(operator) for attack in ATTACKS]
-    finally:
-        driver.close()
+    with tempfile.TemporaryDirectory() as folder, contextlib.closing(Driver(Path(folder))) as driver:
+        site = Site(driver, driver.folder())
+        with site.agent(policy="kit"):
+            operator = Operator(site)
+            operator.first = operator.train(1, make_experiment("attack-first")).update.data
+            return [attack(operator) for attack in ATTACKS]
 
 
 def table(outcomes: list[Outcome]) -> str:
@@ -337,8 +335,8 @@ def main() -> int:
     """Write the table; exit code 1 if an attack got what it must not."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("docs/results/attacks.md"))
-    outcomes = play()
     arguments = parser.parse_args()
+    outcomes = play()
     arguments.out.write_text(table(outcomes), encoding="utf-8")
     bad = [outcome for outcome in outcomes if not outcome.ok]
     for outcome in bad:

@@ -27,7 +27,7 @@ from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, 
 from dpfpl_common.ops.guard import descendants
 from dpfpl_common.ops.processes import ProcessGroup, free_port
 from dpfpl_common.wire.agent_pb2 import Reply
-from dpfpl_common.wire.codec import encode_train_request
+from dpfpl_common.wire.codec import encode_request
 from dpfpl_common.wire.payloads import TrainRequest
 from dpfpl_server.sites.provision import ProvisionRequest, provision
 
@@ -39,10 +39,10 @@ from pathlib import Path
 from dpfpl_client.agent.channel import AgentChannel
 from dpfpl_common.experiment import parse_experiment
 from dpfpl_common.wire.agent_pb2 import Reply
-from dpfpl_common.wire.codec import encode_train_request
+from dpfpl_common.wire.codec import encode_request
 from dpfpl_common.wire.payloads import TrainRequest
 of = parse_experiment(sys.argv[1])
-request = encode_train_request(TrainRequest(of, 1, np.zeros(of.context_shape, "<f4"), False))
+request = encode_request(TrainRequest(of, 1, np.zeros(of.context_shape, "<f4"), False))
 with AgentChannel(sys.argv[2], Path(sys.argv[3]), 60.0) as agent:
     print("round", Reply.FromString(agent.forward("Train", request.SerializeToString(deterministic=True))).reply.round)
 """
@@ -191,7 +191,7 @@ def main():
         hostile.wait(60)
         told["hostile"] = json.loads(hostile.log_text().strip().splitlines()[-1])
         told["agent lives"] = agent.poll() is None
-        request = encode_train_request(TrainRequest(of, 1, np.zeros(of.context_shape, "<f4"), evaluate=False))
+        request = encode_request(TrainRequest(of, 1, np.zeros(of.context_shape, "<f4"), evaluate=False))
         with AgentChannel(settings.agent_address, settings.token_file, 30.0) as channel:
             again = Reply.FromString(channel.forward("Train", request.SerializeToString(deterministic=True)))
         told["agent answers"] = again.reply.round

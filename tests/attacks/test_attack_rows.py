@@ -4,21 +4,15 @@ import re
 import socket
 import stat
 import struct
-import sys
-import tempfile
 from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
-
 from killable import Driver, Site, make_experiment, train_request
-from storage_shim import Shim, missing_tools
 from wire_samples import Caller
 
-from dpfpl_client.agent.credentials import read_token
+from dpfpl_client.agent.endpoint import read_token
 from dpfpl_client.agent.service import AgentServer
 from dpfpl_common.errors import ConfigError, RefusedError
 from dpfpl_common.wire import agent_pb2
@@ -29,19 +23,15 @@ pytestmark = [pytest.mark.processes, pytest.mark.privacy]
 
 
 @pytest.fixture(scope="module")
-def watched(tmp_path_factory):
-    """A driver whose agents' every byte to a socket is written down, where that is possible."""
-    root = Path(tempfile.mkdtemp(prefix="dpfpl"))
-    shim = None if missing_tools() else Shim(tmp_path_factory.mktemp("shim"), root)
-    driver = Driver(shim.environment if shim else None)
-    yield driver, shim, root
-    driver.close()
+def driver(tmp_path_factory):
+    made = Driver(tmp_path_factory.mktemp("driver"))
+    yield made
+    made.close()
 
 
 @pytest.fixture
-def site(watched):
-    driver, _, root = watched
-    return Site(driver, Path(tempfile.mkdtemp(dir=root, prefix="s")))
+def site(driver):
+    return Site(driver, driver.folder())
 
 
 def code(call, *arguments):
@@ -50,23 +40,16 @@ def code(call, *arguments):
     return caught.value.code
 
 
-def test_A1_a_hundred_replays_over_connections_and_restarts_give_one_release(site):
-    updates = set()
+def test_A1_A2_replays_and_the_smallest_change_of_the_prompt_get_no_fresh_noise_over_connections_and_restarts(site):
+    ulp, updates = float(np.nextafter(np.float32(0), np.float32(1))), set()
     for _ in range(4):
         with site.agent():
             updates |= {site.train(train_request(1)).update.tobytes() for _ in range(25)}
+            assert {code(site.train, train_request(1, value=k * ulp)) for k in (-1, 1, 2)} == {
+                "KEY_REUSED_OTHER_DIGEST"
+            }
+            assert code(site.train, train_request(1, evaluate=True)) == "KEY_REUSED_OTHER_DIGEST"
     assert len(updates) == 1
-    assert len(site.charges) == 1
-
-
-def test_A2_the_smallest_change_of_the_prompt_gets_no_fresh_noise(site):
-    ulp = float(np.nextafter(np.float32(0), np.float32(1)))
-    with site.agent():
-        site.train(train_request(1))
-        assert {code(site.train, train_request(1, value=k * ulp)) for k in (-1, 1, 2)} == {"KEY_REUSED_OTHER_DIGEST"}
-        assert code(site.train, train_request(1, evaluate=True)) == "KEY_REUSED_OTHER_DIGEST"
-    with site.agent():
-        assert code(site.train, train_request(1, value=ulp)) == "KEY_REUSED_OTHER_DIGEST"
     assert len(site.charges) == 1
 
 
@@ -115,12 +98,10 @@ def link(path):
         return ""
 
 
-def test_A11_the_personal_prompt_never_leaves_the_agent(site, watched):
-    _, shim, root = watched
-    of = make_experiment(noise_multiplier=4.0)
+def test_A11_the_personal_prompt_never_leaves_the_agent(site, driver):
+    shim, of = driver.shim, make_experiment(noise_multiplier=4.0)
     if shim:
         shim.set(record=True)
-    before = set(shim.operations()) if shim and shim.log.exists() else set()
     replies = []
     with site.agent():
         replies += [site.train(train_request(number, of, evaluate=True)) for number in (1, 2, 2, 3)]
@@ -133,8 +114,8 @@ def test_A11_the_personal_prompt_never_leaves_the_agent(site, watched):
     secrets = [site.store.read("pilot", number).state for number in (1, 2, 3)]
     marks = {mark for state in secrets for array in (state.context, state.optimizer.first) for mark in marks_of(array)}
     assert len(marks) > 1000
-    sent = [operation.one for operation in shim.operations()[len(before) :] if operation.kind == "X"] if shim else []
-    messages = [wire.encode_train_request(train_request(1, of)).SerializeToString()]
+    sent = [operation.one for operation in shim.operations() if operation.kind == "X"] if shim else []
+    messages = [wire.encode_request(train_request(1, of)).SerializeToString()]
     messages += [struct.pack("<I", 0), *(reply.update.tobytes() for reply in replies if reply.update is not None)]
     messages += [repr(reply).encode() for reply in replies]
     if shim:
@@ -142,7 +123,7 @@ def test_A11_the_personal_prompt_never_leaves_the_agent(site, watched):
         assert any(reply.update is not None and reply.update.tobytes() in data for reply in replies for data in sent)
     for data in [*sent, *messages]:
         assert not holds(data, marks)
-    kept = [path for path in (*site.state.rglob("*"), *Path(root).rglob("*")) if path.is_file()]
+    kept = [path for path in (*site.state.rglob("*"), *driver.root.rglob("*")) if path.is_file()]
     holders = {path.name for path in kept if holds(path.read_bytes(), marks)}
     assert holders == {
         "round-00001.safetensors",

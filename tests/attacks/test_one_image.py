@@ -12,7 +12,7 @@ from dpfpl_client.learning.step import noised_step
 from dpfpl_client.models.class_scorer import per_example_gradients
 from dpfpl_client.models.loader import load_backbone
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings
-from dpfpl_common.privacy.noise import NoNoise
+from no_noise import NoNoise
 
 pytestmark = pytest.mark.privacy
 
@@ -90,15 +90,11 @@ class Attack:
         directions = method.directions(self.random.normal(0, 1e-3, self.experiment.context_shape), self.random)
         empty = np.zeros((0, *self.experiment.context_shape))
         with_it, without = (
-            noised_step(self.experiment, directions, gradients, Recorder())
+            noised_step(self.experiment, directions, gradients, NoNoise())
             for gradients in (self.gradient(prompt), empty)
         )
         difference = (with_it.shared - without.shared) * RATE * SIZE
         return np.linalg.norm(difference) / C
-
-
-class Recorder(NoNoise):
-    """No noise, so that the difference is the image's alone."""
 
 
 def attack(backbone, random_prompts, optimised_prompts, seed):

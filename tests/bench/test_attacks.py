@@ -13,23 +13,22 @@ from dpfpl_client.data.decode import ArrayImage, pixel_digest
 from dpfpl_client.learning.learner import SiteFeatures
 from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_client.models.loader import load_backbone
-from dpfpl_common.errors import ConfigError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings
 from dpfpl_common.wire.payloads import SiteReply, TrainRequest
-from research.__main__ import _federations
-from research.hostile_sites import attacks as module
-from research.hostile_sites import table as attack_table
-from research.hostile_sites.attacks import (
+from research import hostile_sites as module
+from research.hostile_sites import (
     ATTACKS,
+    FEDERATIONS,
     RULES,
     TARGET,
     AttackSettings,
     Stamped,
+    attack_tables,
+    run_attacks,
     stamped,
     success,
     with_backdoor,
 )
-from research.hostile_sites.table import AttackRequest, largest_spread, markdown, run_attacks
 
 EXPERIMENT = Experiment(
     name="pilot",
@@ -121,9 +120,10 @@ def test_U5_the_backdoor_is_learned_where_it_is_taught():
     passed = {}
     for taught in (True, False):
         sites = prepare_sites([with_backdoor(one, classes) if taught else one for one in data], classes, cache, names)
-        experiment = module._experiment(AttackSettings(epsilon=None, rounds=5), backbone, classes, sites, 1, "mean")
+        experiment = module._experiment(AttackSettings(rounds=5), backbone, classes, sites, 1, "mean")
         steps = dataclasses.replace(experiment.optimizer, global_learning_rate=0.1, personal_learning_rate=0.1)
-        experiment = dataclasses.replace(experiment, optimizer=steps)
+        bare = dataclasses.replace(experiment.privacy, target_epsilon=None, noise_multiplier=0.0)
+        experiment = dataclasses.replace(experiment, optimizer=steps, privacy=bare)
         outcome = Simulation(backbone, sites, 0).run(experiment)
         context = outcome.checkpoint.global_context
         passed[taught], _ = success(backbone, experiment, stamps, context, outcome.personal)
@@ -143,7 +143,7 @@ def test_the_tables_have_a_row_for_every_attack_and_a_column_for_every_rule():
     cells = [
         {"sites": 5, "hostile": 1, "attack": attack, "rule": rule, **figures} for attack in ATTACKS for rule in RULES
     ]
-    lines = markdown(cells).splitlines()
+    lines = attack_tables(cells).splitlines()
     rows = [line for line in lines if line.startswith("| 1 of 5")]
     doors = [name for name, attack in ATTACKS.items() if attack.poison == "backdoor"]
     assert len(rows) == len(ATTACKS) + 1 + len(doors)
@@ -162,26 +162,18 @@ class Counted:
 
     def run(self, attack, rule):
         Counted.runs += 1
-        return dict.fromkeys(attack_table.FIGURES, 0.5 + self.seed / 10)
+        return dict.fromkeys(module.FIGURES, 0.5 + self.seed / 10)
 
 
 def test_a_measurement_that_was_broken_off_goes_on_where_it_ended(tmp_path, monkeypatch):
-    monkeypatch.setattr(attack_table, "Attacked", Counted)
+    monkeypatch.setattr(module, "Attacked", Counted)
     monkeypatch.setattr(Counted, "runs", 0)
-    each = len(ATTACKS) * len(RULES)
-    run_attacks(AttackRequest(((5, 1),), seeds=2), tmp_path)
-    assert Counted.runs == 2 * each
-    cells = run_attacks(AttackRequest(((5, 1), (10, 2)), seeds=2), tmp_path)
-    assert Counted.runs == 4 * each, "what is there is not run again"
-    assert (len(cells), cells[0]["shared"]) == (2 * each, pytest.approx(0.55))
-    assert largest_spread(cells, "shared") == pytest.approx(0.1 / 2**0.5)
-    run_attacks(AttackRequest(((5, 1),), AttackSettings(rounds=9), seeds=1), tmp_path)
-    assert Counted.runs == 5 * each, "other settings are other runs"
-
-
-@pytest.mark.parametrize("text", ["5", "1/4", "0/5", "2/6", "x/5", "-1/5"])
-def test_federations_that_krum_cannot_bear_are_refused(text):
-    with pytest.raises(ConfigError) as caught:
-        _federations(text)
-    assert caught.value.code == "IMPOSSIBLE_VALUE"
-    assert _federations("1/5, 2/10") == ((5, 1), (10, 2))
+    each = len(ATTACKS) * len(RULES) * len(FEDERATIONS)
+    run_attacks(AttackSettings(seeds=1), tmp_path)
+    assert Counted.runs == each
+    cells = run_attacks(AttackSettings(seeds=2), tmp_path)
+    assert Counted.runs == 2 * each, "what is there is not run again"
+    assert (len(cells), cells[0]["shared"]) == (each, pytest.approx(0.55))
+    assert cells[0]["shared_spread"] == pytest.approx(0.1 / 2**0.5)
+    run_attacks(AttackSettings(rounds=9, seeds=1), tmp_path)
+    assert Counted.runs == 3 * each, "other settings are other runs"

@@ -30,11 +30,6 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(scope="module")
-def backbone():
-    return load_backbone("embedded")
-
-
 def make_sites(*sizes):
     def part(count):
         return LabelledFeatures(torch.zeros((count, 4)), torch.zeros(count, dtype=torch.long))
@@ -116,27 +111,3 @@ def test_the_context_is_as_long_as_the_text_unless_said(backbone):
 
 def test_sites_without_images_do_not_make_the_divisor_zero(backbone):
     assert made(backbone, sizes=(0, 0)).privacy.nominal_site_size == 1
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        "prompt.method=x",
-        "privacy.trust=x",
-        "privacy.mechanism=x",
-        "prompt.rank=0",
-        "prompt.rank=99",
-        "privacy.target_epsilon=0",
-        "privacy.target_delta=0",
-        "privacy.sample_rate=1.5",
-        "privacy.clipping_norm=-1",
-        "prompt.num_context=-1",
-        "partition=magic",
-        "sites=0",
-    ],
-)
-def test_impossible_values_are_refused_by_name(backbone, wrong):
-    key, value = wrong.split("=")
-    with pytest.raises(ConfigError, match=rf"{key.split('.')[-1]} is '?{value}") as caught:
-        made(backbone, wrong)
-    assert caught.value.code == "IMPOSSIBLE_VALUE"

@@ -4,8 +4,7 @@ import pytest
 
 from dpfpl_bench.simulation.curves import PREFERENCES
 from dpfpl_bench.sweep.sweep import SweepOutcome
-from research.tables.benchmark_page import audit_section, page
-from research.tables.benchmarks import EPSILONS, FEWER_SEEDS, SEEDS, STUDIES
+from research.tables.benchmarks import EPSILONS, FEWER_SEEDS, SEEDS, STUDIES, audit_section, page
 
 
 def accuracies(own, others=0.75, every=0.8):

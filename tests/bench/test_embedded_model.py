@@ -11,7 +11,6 @@ import torch
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPImageProcessor, CLIPModel
 
 from dpfpl_bench.demo import drawing
-from dpfpl_bench.demo import drawing as strokes
 from dpfpl_client.models.loader import load_backbone
 from dpfpl_models import embedded_model_path
 from dpfpl_server.runs.plan import KNOWN_SIZES
@@ -19,10 +18,10 @@ from research.embedded_models import clip_evaluate as evaluate
 from research.embedded_models import clip_pictures as augment
 from research.embedded_models import clip_scenes as captions
 from research.embedded_models import clip_scenes as scenes
-from research.embedded_models import clip_tokenizer as words
 from research.embedded_models import clip_train as train
-from research.embedded_models.clip_architecture import CONTEXT_LENGTH
 from research.embedded_models.clip_pictures import Pool
+from research.embedded_models.clip_scenes import FILLER_WORDS
+from research.embedded_models.clip_train import CONTEXT_LENGTH
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +45,10 @@ def digit_features(model):
 def small_pool() -> Pool:
     """A few masks per group, no fonts needed: letters borrow pen digits."""
     rng = np.random.default_rng(5)
-    groups = {("digit", str(d), "handwritten"): [strokes.draw_pen_digit(d, rng) for _ in range(3)] for d in range(10)}
-    groups |= {("digit", str(d), "printed"): [strokes.draw_pen_digit(d, rng)] for d in range(10)}
+    groups = {("digit", str(d), "handwritten"): [drawing.draw_pen_digit(d, rng) for _ in range(3)] for d in range(10)}
+    groups |= {("digit", str(d), "printed"): [drawing.draw_pen_digit(d, rng)] for d in range(10)}
     groups |= {
-        ("letter", chr(97 + i), style): [strokes.draw_pen_digit(i % 10, rng)]
+        ("letter", chr(97 + i), style): [drawing.draw_pen_digit(i % 10, rng)]
         for i in range(26)
         for style in ("uppercase", "lowercase")
     }
@@ -117,7 +116,7 @@ def test_tokenizer_adds_begin_and_end_and_padding_is_harmless(model, tokenizer):
 
 
 def test_sixteen_context_tokens_fit_before_any_class_name(model, tokenizer):
-    longest = max(len(tokenizer(name)["input_ids"]) for name in words.FILLER_WORDS)
+    longest = max(len(tokenizer(name)["input_ids"]) for name in FILLER_WORDS)
     assert 16 + longest + 1 <= model.config.text_config.max_position_embeddings == CONTEXT_LENGTH
 
 
@@ -137,21 +136,6 @@ def test_captions_tokenise_without_unknown_tokens_within_the_context(tokenizer):
     for ids in tokenizer(texts)["input_ids"]:
         assert len(ids) <= CONTEXT_LENGTH
         assert ids.count(tokenizer.eos_token_id) == 1
-
-
-@pytest.mark.parametrize("name", drawing.SHAPES)
-def test_shapes_are_decided_by_the_generator(name):
-    first, again = (drawing.draw_shape(name, np.random.default_rng(3), "red", "white") for _ in range(2))
-    other = drawing.draw_shape(name, np.random.default_rng(4), "red", "white")
-    assert first.shape == (32, 32, 3)
-    assert first.dtype == np.uint8
-    assert np.array_equal(first, again)
-    assert not np.array_equal(first, other)
-
-
-def test_unknown_shape_is_refused():
-    with pytest.raises(ValueError, match="hexagon"):
-        drawing.draw_shape("hexagon", np.random.default_rng(0))
 
 
 def test_a_batch_is_decided_by_the_generator(small_pool):
@@ -185,7 +169,7 @@ def test_a_caption_is_true_of_its_own_scene_and_false_where_a_stated_field_diffe
 def test_one_caption_text_always_states_the_same_facts():
     rng = np.random.default_rng(8)
     facts: dict[str, bytes] = {}
-    for _ in range(5000):
+    for _ in range(2000):
         scene = scenes.sample_scene(rng)
         text, told = captions.write_caption(scene, rng)
         assert facts.setdefault(text, scenes.facts_of(scene, told).tobytes()) == scenes.facts_of(scene, told).tobytes()
@@ -215,13 +199,15 @@ def test_contrastive_loss_does_not_push_any_true_caption_away():
     assert ((logits.grad < 0) == (true > 0)).all()
 
 
-def test_training_runs_end_to_end_and_the_result_loads(small_pool, tmp_path, monkeypatch):
+def test_training_runs_end_to_end_and_the_result_loads(small_pool, tokenizer, tmp_path, monkeypatch):
+    """With one tokenizer for all: its learner breaks ties by chance."""
     monkeypatch.setattr(train, "build_pool", lambda *settings: small_pool)
+    monkeypatch.setattr(train, "train_tokenizer", lambda *settings: tokenizer)
     lines: list[str] = []
     for name, seed in (("a", 1), ("again", 1), ("b", 2)):
-        plan = train.TrainingPlan(seed=seed, steps=3, stop_after=3, batch_size=32)
+        plan = train.TrainingPlan(seed=seed, steps=2, stop_after=2, batch_size=16, captions=10)
         train.train(plan, tmp_path / name, lines.append)
-    assert sum(line.startswith("step 3/3") for line in lines) == 3
+    assert sum(line.startswith("step 2/2") for line in lines) == 3
     first, again, other = (
         torch.cat([w.flatten() for w in CLIPModel.from_pretrained(tmp_path / name).state_dict().values()])
         for name in ("a", "again", "b")
@@ -229,9 +215,16 @@ def test_training_runs_end_to_end_and_the_result_loads(small_pool, tmp_path, mon
     # Where a gradient is rounding error alone, Adam makes a full step of it: hence the median.
     assert (first - again).abs().median() < 1e-6
     assert (first - other).abs().median() > 1e-3
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "a")
-    assert tokenizer("a photo of a seven")["input_ids"][-1] == tokenizer.eos_token_id
+    assert AutoTokenizer.from_pretrained(tmp_path / "a").get_vocab() == tokenizer.get_vocab()
     assert CLIPImageProcessor.from_pretrained(tmp_path / "a").crop_size["height"] == 32
+
+
+def test_a_tokenizer_learns_words_and_knows_every_byte():
+    learned = train.train_tokenizer(["a photo of a seven", "a photo of a six"] * 20, 600, CONTEXT_LENGTH)
+    ids = learned("a photo of a seven")["input_ids"]
+    assert (ids[0], ids[-1]) == (learned.bos_token_id, learned.eos_token_id)
+    assert len(ids) == 7  # each word has become one token
+    assert learned.eos_token_id not in learned("é ß 7 #~", add_special_tokens=False)["input_ids"]
 
 
 def test_a_plan_knows_its_feature_size(model):

@@ -1,24 +1,21 @@
 """A federation with class vectors, from the class sums to what a site predicts and exports with."""
 
 import dataclasses
-import shutil
 
 import numpy as np
 import pytest
-import torch
+from featured_sites import class_means, clouds, experiment_of
 from PIL import Image
+from put_back import PARTS, PutBack
 
 from card_code import run_card
 from dpfpl_bench.simulation.in_process import InProcessGrid, SimulatedSite, Simulation
 from dpfpl_client.agent.core import SiteAgent
-from dpfpl_client.agent.ledger.anchor import Registry
-from dpfpl_client.agent.ledger.book import LEDGER_FILE, Ledger
+from dpfpl_client.agent.ledger.book import Ledger
 from dpfpl_client.agent.store import DiskStore, MemoryStore
 from dpfpl_client.learning.evidence import own_rows, pooled_head, rows_at_site
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures, initial_context
 from dpfpl_client.learning.step import SeededRandomness, SystemRandomness
-from dpfpl_client.models.backbone import LabelledFeatures
-from dpfpl_client.models.loader import load_backbone
 from dpfpl_client.use.exporting.card import Facts
 from dpfpl_client.use.exporting.export import write_export
 from dpfpl_client.use.prompt import load_prompt
@@ -34,66 +31,47 @@ from dpfpl_common.evidence import (
     unpack_moment,
     unpack_pool,
 )
-from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
-from dpfpl_common.privacy.noise import NoNoise
 from dpfpl_common.privacy.one_shot import packed_moment
-from dpfpl_common.privacy_plan import NOISED_COUNTS, class_sums_multiplier, vote_multiplier
-from dpfpl_common.wire.payloads import EvaluateRequest, TrainRequest, scored
+from dpfpl_common.privacy_plan import NOISED_COUNTS, class_sums_multiplier, scored, vote_multiplier
+from dpfpl_common.wire.payloads import EvaluateRequest, TrainRequest
 from dpfpl_server.federation.evidence import NOTHING_FOUND, Evidence
 from dpfpl_server.federation.rounds import DPFPLStrategy
-from dpfpl_server.runs.store import RunStore
+from dpfpl_server.runs.folder import RunStore
+from no_noise import NoNoise
 
 CLASSES = ("cat", "dog", "owl", "bee")
 NAMES = ("north", "south")
 
 
 @pytest.fixture(scope="module")
-def backbone():
-    torch.set_num_threads(1)
-    return load_backbone("embedded")
-
-
-@pytest.fixture(scope="module")
 def sites(backbone):
     """Two sites with two classes each; the images say clearly what they are, and the texts know nothing of it."""
-    generator = np.random.default_rng(3)
-    means = generator.normal(size=(4, backbone.feature_size)) + 2.0
+    means = class_means(4, backbone.feature_size)
 
-    def part(labels, count):
-        labels = np.repeat(labels, count)
-        rows = means[labels] + 0.3 * generator.normal(size=(len(labels), backbone.feature_size))
-        features = torch.nn.functional.normalize(torch.from_numpy(rows).float(), dim=-1)
-        return LabelledFeatures(features, torch.from_numpy(labels))
+    def site(name, own, others):
+        parts = (
+            clouds(means, np.repeat(labels, count), [count, *labels])
+            for labels, count in ((own, 25), (own, 5), (others, 5))
+        )
+        return SimulatedSite(name, SiteFeatures(*parts, CLASSES), 2)
 
-    return [
-        SimulatedSite(name, SiteFeatures(part(own, 25), part(own, 5), part(others, 5), CLASSES), 2)
-        for name, own, others in zip(NAMES, ([0, 1], [2, 3]), ([2, 3], [0, 1]), strict=True)
-    ]
+    return [site("north", [0, 1], [2, 3]), site("south", [2, 3], [0, 1])]
 
 
-def make_experiment(backbone, rounds=3, noise_multiplier=0.5):
-    return Experiment(
-        name="pilot",
-        classes=CLASSES,
-        sites=NAMES,
-        model=ModelSettings(width=backbone.width, fingerprint=backbone.fingerprint),
-        privacy=PrivacySettings(
-            mechanism="one_shot", trust="local", noise_multiplier=noise_multiplier, nominal_site_size=50
-        ),
-        rounds=RoundSettings(number=rounds, local_steps=1),
-    )
+def make_experiment(backbone, rounds=3, names=NAMES, **privacy):
+    once = {"mechanism": "one_shot", "trust": "local", "noise_multiplier": 0.5, "nominal_site_size": 50}
+    return experiment_of(backbone, CLASSES, names, rounds=rounds, **(once | privacy))
+
+
+def agent_of(backbone, site, store, randomness, ledger=None):
+    return SiteAgent(site.name, backbone, site.features, None, ledger or Ledger(None), store, randomness)
 
 
 @pytest.fixture(scope="module")
 def finished(backbone, sites, tmp_path_factory):
     """A run whose sites keep what they learn on disk; the strategy, and the state folder of each site."""
     folders = {site.name: tmp_path_factory.mktemp(site.name) for site in sites}
-    agents = {
-        site.name: SiteAgent(
-            site.name, backbone, site.features, None, Ledger(None), DiskStore(folders[site.name]), SeededRandomness(1)
-        )
-        for site in sites
-    }
+    agents = {site.name: agent_of(backbone, site, DiskStore(folders[site.name]), SeededRandomness(1)) for site in sites}
     grid = InProcessGrid(agents)
     strategy = DPFPLStrategy(make_experiment(backbone), grid.nodes, keys=None)
     strategy.run(grid)
@@ -180,38 +158,31 @@ def test_ni7_whose_class_vectors_suit_a_site_better_never_leaves_it(backbone, fi
 
 
 def sites_of_which_one_has_another_device(backbone):
-    generator, names = np.random.default_rng(4), ("north", "south", "west")
-    means = generator.normal(size=(4, backbone.feature_size)) + 2.0
+    means = class_means(4, backbone.feature_size, seed=4)
+    looks = {"north": means[[1, 2, 3, 0]], "south": means, "west": means}  # north's device shows others' classes
 
-    def part(seen, count):
-        labels = np.repeat(np.arange(4), count)
-        rows = seen[labels] + generator.normal(size=(len(labels), backbone.feature_size))
-        features = torch.nn.functional.normalize(torch.from_numpy(rows).float(), dim=-1)
-        return LabelledFeatures(features, torch.from_numpy(labels))
+    def parts(look, seed):
+        return (clouds(look, np.repeat(np.arange(4), count), [seed, count], 1.0) for count in (25, 10, 0))
 
-    looks = dict(zip(names, (means[[1, 2, 3, 0]], means, means), strict=True))  # north's device shows others' classes
     return [
-        SimulatedSite(name, SiteFeatures(part(look, 25), part(look, 10), part(look, 0), CLASSES), 2)
-        for name, look in looks.items()
+        SimulatedSite(name, SiteFeatures(*parts(look, seed), CLASSES), 2)
+        for seed, (name, look) in enumerate(looks.items())
     ]
 
 
 def test_a_site_with_another_device_has_class_vectors_of_its_own(backbone):
     sites = sites_of_which_one_has_another_device(backbone)
     names = tuple(site.name for site in sites)
-    outcome = Simulation(backbone, sites, seed=1).run(dataclasses.replace(make_experiment(backbone), sites=names))
+    outcome = Simulation(backbone, sites, seed=1).run(make_experiment(backbone, names=names))
     for used in ("both_local", "personal_local"):
         assert {name: outcome.final[name][used] > 0.9 for name in names} == dict.fromkeys(names, True)
 
 
 def test_an_evaluation_that_is_asked_again_changes_nothing_that_the_site_uses(backbone, tmp_path):
     sites = sites_of_which_one_has_another_device(backbone)
-    experiment = dataclasses.replace(make_experiment(backbone), sites=tuple(site.name for site in sites))
+    experiment = make_experiment(backbone, names=[site.name for site in sites])
     agents = {
-        site.name: SiteAgent(
-            site.name, backbone, site.features, None, Ledger(None), DiskStore(tmp_path / site.name), SystemRandomness()
-        )
-        for site in sites
+        site.name: agent_of(backbone, site, DiskStore(tmp_path / site.name), SystemRandomness()) for site in sites
     }
     grid, store = InProcessGrid(agents), DiskStore(tmp_path / "north")
     strategy = DPFPLStrategy(experiment, grid.nodes, keys=None)
@@ -226,19 +197,9 @@ def test_an_evaluation_that_is_asked_again_changes_nothing_that_the_site_uses(ba
     assert not np.array_equal(store.read_choice(experiment.name).own, used)
 
 
-class Counted(NoNoise):
-    """How often noise was asked for."""
-
-    calls = 0
-
-    def add(self, total, noise_stddev):
-        self.calls += 1
-        return super().add(total, noise_stddev)
-
-
 def test_a_site_with_another_device_sharpens_its_own_class_vectors_by_a_moment_around_them(backbone):
     sites = sites_of_which_one_has_another_device(backbone)
-    experiment = dataclasses.replace(make_experiment(backbone), sites=tuple(site.name for site in sites))
+    experiment = make_experiment(backbone, names=[site.name for site in sites])
     evidence = Simulation(backbone, sites, seed=1).run(experiment).checkpoint.evidence
     train, packed = sites[0].features.train, evidence.packed(experiment, "north")
     learner = PromptLearner(backbone, experiment, sites[0].features)
@@ -263,10 +224,10 @@ def test_a_site_with_another_device_sharpens_its_own_class_vectors_by_a_moment_a
     for other in (1, 2):  # whose images look alike
         name, like = sites[other].name, PromptLearner(backbone, experiment, sites[other].features)
         alone = own_rows(experiment, evidence.rows[name].astype(float), evidence.votes[name].astype(float))
-        drawn = Counted()
+        drawn = NoNoise()
         given = dataclasses.replace(randomness, noise=drawn)
         assert like.own_moment(evidence.packed(experiment, name), alone, given) is None
-        assert drawn.calls == 1  # it is made in any case: its time would tell the answer
+        assert len(drawn.calls) == 1  # it is made in any case: its time would tell the answer
 
 
 def test_what_is_exported_carries_a_mix_from_noised_class_sums_and_plain_arithmetic_gives_its_logits(
@@ -351,48 +312,28 @@ def test_a_site_votes_once(backbone, sites, finished):
         learner.train_round(context, first.state, source.for_round("north", 2), pool=packed + 1)
 
 
-class PutBack:
-    """A site asked by hand, whose state folder, or its records without the ledger, is put back later."""
+class Asked(PutBack):
+    """The site is asked by hand."""
 
     def __init__(self, folder, backbone, site, experiment):
-        self.state, self.backup, self.registry = folder / "north", folder / "backup", Registry(folder / "registry")
-        self.state.mkdir()
-        self.backbone, self.features, self.experiment = backbone, site.features, experiment
-        self.context = np.zeros(experiment.context_shape, np.float32)
-        self.start()
-
-    def start(self):
-        self.ledger = Ledger(self.state / LEDGER_FILE, self.registry)
-        parts = (self.backbone, self.features, None, self.ledger, DiskStore(self.state), SystemRandomness())
-        self.agent = SiteAgent("north", *parts)
+        self.experiment, self.context = experiment, np.zeros(experiment.context_shape, np.float32)
+        super().__init__(
+            folder,
+            lambda ledger, state: agent_of(backbone, site, DiskStore(state), SystemRandomness(), ledger),
+        )
 
     def ask(self, number, **more):
-        return self.agent.train(TrainRequest(self.experiment, number, self.context, **more))
-
-    def keep(self):
-        shutil.copytree(self.state, self.backup)
-
-    def put_back(self, part):
-        self.ledger.close()
-        for file in self.backup.iterdir() if part == "whole folder" else [self.backup / "experiments"]:
-            if file.is_dir():
-                shutil.rmtree(self.state / file.name)
-            file.rename(self.state / file.name)
-        if part == "whole folder":
-            with pytest.raises(StateError, match="LEDGER_ROLLED_BACK"):
-                self.start()
-            Ledger.accept_rollback(self.state / LEDGER_FILE, self.registry)
-        self.start()
+        return self.site.train(TrainRequest(self.experiment, number, self.context, **more))
 
 
 @pytest.mark.privacy
-@pytest.mark.parametrize("part", ["whole folder", "records alone"])
+@pytest.mark.parametrize("part", PARTS)
 def test_a_state_folder_put_back_from_between_rows_and_vote_votes_no_second_time_for_nothing(
     backbone, sites, finished, tmp_path, part
 ):
     """Vote and moment, one row, are charged with the rows and leave in a round that costs nothing more."""
     strategy, _ = finished
-    site = PutBack(tmp_path, backbone, sites[0], make_experiment(backbone, rounds=4))
+    site = Asked(tmp_path, backbone, sites[0], make_experiment(backbone, rounds=4))
     pool = strategy.checkpoint.evidence.packed(strategy.experiment, "north", moment=False)
     site.ask(1, collect=True)
     site.keep()
@@ -403,13 +344,11 @@ def test_a_state_folder_put_back_from_between_rows_and_vote_votes_no_second_time
         assert site.ask(3, pool=pool).evidence is not None
         assert sum(event.steps for event in site.ledger.events("pilot")) == 2
         return
-    with pytest.raises(RefusedError) as refusal:
+    with pytest.raises(RefusedError, match="VOTED_ALREADY"):
         site.ask(3, pool=pool)
-    assert refusal.value.code == "VOTED_ALREADY"
     assert site.ask(3).evidence is None, "training, of what was released, goes on"
-    with pytest.raises(RefusedError) as refusal:
+    with pytest.raises(RefusedError, match="VOTED_ALREADY"):
         site.ask(4, pool=pool)
-    assert refusal.value.code == "VOTED_ALREADY"
     assert sum(event.steps for event in site.ledger.events("pilot")) == 1
 
 
@@ -417,10 +356,10 @@ def test_a_state_folder_put_back_from_between_rows_and_vote_votes_no_second_time
 def test_a_vote_that_was_interrupted_is_cast_after_all(backbone, sites, finished, tmp_path):
     """Nothing of it left, so nothing speaks against it."""
     strategy, _ = finished
-    site = PutBack(tmp_path, backbone, sites[0], make_experiment(backbone, rounds=4))
+    site = Asked(tmp_path, backbone, sites[0], make_experiment(backbone, rounds=4))
     pool = strategy.checkpoint.evidence.packed(strategy.experiment, "north", moment=False)
     site.ask(1, collect=True)
-    site.agent._store.write = lambda *arguments: (_ for _ in ()).throw(OSError("killed"))
+    site.site._store.write = lambda *arguments: (_ for _ in ()).throw(OSError("killed"))
     with pytest.raises(OSError, match="killed"):
         site.ask(2, pool=pool)
     site.ledger.close()
@@ -431,38 +370,30 @@ def test_a_vote_that_was_interrupted_is_cast_after_all(backbone, sites, finished
 
 @pytest.mark.privacy
 def test_scores_of_a_state_folder_that_was_put_back_are_charged_each_time(backbone, sites, tmp_path):
-    site = PutBack(tmp_path, backbone, sites[0], make_experiment(backbone))
+    site = Asked(tmp_path, backbone, sites[0], make_experiment(backbone))
     for number in (1, 2, 3):
         site.ask(number, collect=number == 1)
     site.keep()
     request = EvaluateRequest(site.experiment, 3, site.context)
-    first = site.agent.evaluate(request).scores
+    first = site.site.evaluate(request).scores
     site.put_back("whole folder")
 
-    assert site.agent.evaluate(request).scores != first
+    assert site.site.evaluate(request).scores != first
     (charged,) = [event for event in site.ledger.events("pilot") if event.mechanism == NOISED_COUNTS]
     assert charged.steps == 2
 
 
 def test_class_sums_vote_and_moment_leave_with_the_noise_that_is_charged(backbone, sites, finished):
     strategy, _ = finished
-    experiment, asked = strategy.experiment, []
-
-    class Recording:
-        is_private = False
-
-        def add(self, total, noise_stddev):
-            asked.append((total.shape, noise_stddev))
-            return total
-
-    randomness = dataclasses.replace(SeededRandomness(4).for_round("north", 1), noise=Recording())
+    experiment, noise = strategy.experiment, NoNoise()
+    randomness = dataclasses.replace(SeededRandomness(4).for_round("north", 1), noise=noise)
     learner = PromptLearner(backbone, experiment, sites[0].features)
     context = np.zeros(experiment.context_shape, np.float32)
     first = learner.train_round(context, PersonalState.initial(experiment), randomness, collect=True)
     packed = strategy.checkpoint.evidence.packed(experiment, "north", moment=False)
     learner.train_round(context, first.state, randomness, pool=packed)
 
-    assert asked == [
+    assert [(total.shape, stddev) for total, stddev in noise.calls] == [
         ((4, backbone.feature_size), class_sums_multiplier(experiment)),
         ((1,), vote_multiplier(experiment)),
         ((6,), vote_multiplier(experiment)),
@@ -477,16 +408,9 @@ def test_the_plain_text_is_counted_as_it_is_used_with_a_mix_that_was_read_off_no
     experiment = dataclasses.replace(strategy.experiment, prompt=prompt)
     # Training images of other classes than those that were released: their exact shares would show in the counts.
     features = dataclasses.replace(sites[1].features, train=sites[0].features.train)
-
-    class Nothing:
-        is_private = False
-
-        def add(self, total, noise_stddev):
-            return total
-
     state = DiskStore(folders["south"]).read("pilot", 3).state
     learner = PromptLearner(backbone, experiment, features)
-    randomness = dataclasses.replace(SeededRandomness(4).for_round("south", 1), noise=Nothing())
+    randomness = dataclasses.replace(SeededRandomness(4).for_round("south", 1), noise=NoNoise())
     packed = strategy.checkpoint.evidence.packed(experiment, "south")
     counted = dict(
         zip(scored(experiment), learner.scores(state.context.astype("<f4"), state, randomness, packed), strict=False)
@@ -528,12 +452,8 @@ def test_a_site_that_comes_later_adds_its_rows_and_one_that_leaves_takes_them_al
 
 def test_a_site_that_leaves_in_the_middle_is_taken_out_of_the_pool_and_the_store(backbone, sites, tmp_path):
     third = dataclasses.replace(sites[1], name="west")
-    agents = {
-        site.name: SiteAgent(
-            site.name, backbone, site.features, None, Ledger(None), MemoryStore(), SeededRandomness(1)
-        )
-        for site in (*sites, third)
-    }  # fmt: skip
+    everybody = (*sites, third)
+    agents = {site.name: agent_of(backbone, site, MemoryStore(), SeededRandomness(1)) for site in everybody}
     answer, store = agents["west"].train, RunStore(tmp_path / "run.sqlite")
 
     def leave(request):
@@ -542,10 +462,7 @@ def test_a_site_that_leaves_in_the_middle_is_taken_out_of_the_pool_and_the_store
         return answer(request)
 
     agents["west"].train = leave
-    plain = make_experiment(backbone, rounds=4)
-    experiment = dataclasses.replace(
-        plain, sites=(*NAMES, "west"), privacy=dataclasses.replace(plain.privacy, tolerated_dropouts=1)
-    )
+    experiment = make_experiment(backbone, rounds=4, names=(*NAMES, "west"), tolerated_dropouts=1)
     grid, seen = InProcessGrid(agents), {}
 
     def keep(checkpoint):

@@ -5,67 +5,38 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from featured_sites import clouds, experiment_of
 
 from dpfpl_bench.simulation import baselines as floors
 from dpfpl_bench.simulation.baselines import centralised, local_only, trained_floors
 from dpfpl_bench.simulation.in_process import SimulatedSite, Simulation
 from dpfpl_client.learning.learner import SiteFeatures
 from dpfpl_client.models.backbone import LabelledFeatures
-from dpfpl_client.models.loader import load_backbone
-from dpfpl_common.experiment import Experiment, ModelSettings, OptimizerSettings, PrivacySettings, RoundSettings
+from dpfpl_common.experiment import OptimizerSettings
 
 CLASSES = ("cat", "dog", "owl", "ant")
 
 
 @pytest.fixture(scope="module")
-def backbone():
-    torch.set_num_threads(1)
-    return load_backbone("embedded")
-
-
-def part(backbone, seed, labels):
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.tensor(labels)
-    centres = 2.0 * torch.eye(backbone.feature_size)[: len(CLASSES)]
-    features = centres[labels] + 0.1 * torch.randn(len(labels), backbone.feature_size, generator=generator)
-    return LabelledFeatures(torch.nn.functional.normalize(features, dim=-1), labels)
-
-
-@pytest.fixture(scope="module")
 def sites(backbone):
     """Two sites of different sizes with two classes each."""
+    centres = 2.0 * np.eye(len(CLASSES), backbone.feature_size)
 
     def site(name, seed, own, others, size):
-        train, test, neighbour = (
-            part(backbone, seed, own * size),
-            part(backbone, seed + 1, own * 4),
-            part(backbone, seed + 2, others * 4),
-        )
-        return SimulatedSite(name, SiteFeatures(train, test, neighbour, CLASSES), 2)
+        labels = (own * size, own * 4, others * 4)
+        parts = (clouds(centres, part, seed + number, 0.1) for number, part in enumerate(labels))
+        return SimulatedSite(name, SiteFeatures(*parts, CLASSES), 2)
 
     return [site("north", 1, [0, 1], [2, 3], 8), site("south", 4, [2, 3], [0, 1], 4)]
 
 
 def make_experiment(backbone, rounds=3, **privacy):
-    return Experiment(
-        name="floors",
-        classes=CLASSES,
-        sites=("north", "south"),
-        model=ModelSettings(width=backbone.width),
+    given = {"target_epsilon": 8.0, "nominal_site_size": 12, "tolerated_dropouts": 1} | privacy
+    experiment = experiment_of(backbone, CLASSES, ("north", "south"), rounds=rounds, local_steps=2, **given)
+    return dataclasses.replace(
+        experiment,
         optimizer=OptimizerSettings(global_learning_rate=0.05, personal_learning_rate=0.05),
-        privacy=PrivacySettings(
-            **(
-                {
-                    "mechanism": "per_step",
-                    "target_epsilon": 8.0,
-                    "noise_multiplier": 1.0,
-                    "nominal_site_size": 12,
-                    "tolerated_dropouts": 1,
-                }
-                | privacy
-            ),
-        ),
-        rounds=RoundSettings(number=rounds, local_steps=2, min_sites=1),
+        rounds=dataclasses.replace(experiment.rounds, min_sites=1),
     )
 
 
@@ -92,7 +63,7 @@ def test_local_only_equals_federations_of_one(backbone, sites, trust):
 
 @pytest.fixture
 def simulated(monkeypatch):
-    """Every simulation that a floor runs: its sites and its experiment."""
+    """Every simulation that a floor runs: its sites and its experiment; what is trained in one place stops soon."""
     runs = []
 
     class Recorder(Simulation):
@@ -105,6 +76,7 @@ def simulated(monkeypatch):
             return super().run(experiment, *arguments, **keywords)
 
     monkeypatch.setattr(floors, "Simulation", Recorder)
+    monkeypatch.setattr(floors, "MOST_STEPS", 50)
     return runs
 
 
@@ -175,6 +147,7 @@ def test_without_noise_every_site_alone_is_trained_once(backbone, sites, simulat
     assert found["local_only"] == found["local_only_no_noise"]
 
 
+@pytest.mark.usefixtures("simulated")
 def test_floors_of_a_mechanism_s_own_options_can_be_trained(backbone, sites):
     """``centralised`` trains by another mechanism and method, to which they say nothing."""
     once = make_experiment(backbone, rounds=1, mechanism="one_shot", trust="local")

@@ -1,6 +1,8 @@
 """Flower's own simulation runtime gives the very prompts that the in-process engine gives."""
 
+import dataclasses
 import importlib.util
+import json
 import os
 import subprocess
 import time
@@ -8,58 +10,34 @@ from contextlib import closing
 
 import numpy as np
 import pytest
-import torch
-from flwr.app import ConfigRecord, Message, RecordDict
+from featured_sites import drawn, experiment_of
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from dpfpl_bench.simulation import flower_engine
-from dpfpl_bench.simulation.flower_engine import RAY_STARTS, FlowerSimulation, nodes_by_partition, require_ray
+from dpfpl_bench.simulation.flower_engine import RAY_STARTS, FlowerSimulation, nodes_by_partition
 from dpfpl_bench.simulation.in_process import InProcessGrid, SimulatedSite, Simulation
 from dpfpl_client.agent.ledger.book import Ledger
 from dpfpl_client.learning.learner import SiteFeatures
-from dpfpl_client.models.backbone import LabelledFeatures
-from dpfpl_client.models.loader import load_backbone
-from dpfpl_common.errors import ConfigError, RoundError
-from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
+from dpfpl_common.errors import RoundError
 from dpfpl_common.wire.payloads import SiteReply, TrainRequest
 from dpfpl_server.federation.messages import reply_in, request_content
 
 CLASSES = ("cat", "dog", "owl")
 
 
-@pytest.fixture(scope="module")
-def backbone():
-    torch.set_num_threads(1)
-    return load_backbone("embedded")
-
-
 def make_sites(backbone, names=("beta", "alpha")):
     """Two different sites, out of alphabetical order, so that mixing them up shows."""
 
-    def images(seed, count):
-        generator = torch.Generator().manual_seed(seed)
-        features = torch.randn(count, backbone.feature_size, generator=generator)
-        labels = torch.randint(0, len(CLASSES), (count,), generator=generator)
-        return LabelledFeatures(torch.nn.functional.normalize(features, dim=-1), labels)
+    def site(name, seed, *sizes):
+        parts = (drawn(backbone.feature_size, np.arange(count) % 3, seed + count) for count in sizes)
+        return SimulatedSite(name, SiteFeatures(*parts, CLASSES), 3)
 
-    return [
-        SimulatedSite(
-            name, SiteFeatures(images(10 * k, 20 + k), images(10 * k + 1, 8), images(10 * k + 2, 8), CLASSES), 3
-        )
-        for k, name in enumerate(names)
-    ]
+    return [site(names[0], 0, 20, 8, 9), site(names[1], 100, 21, 8, 9)]
 
 
 def make_experiment(backbone, sites, **privacy):
-    return Experiment(
-        name="engine",
-        classes=CLASSES,
-        sites=tuple(site.name for site in sites),
-        model=ModelSettings(width=backbone.width, fingerprint=backbone.fingerprint),
-        privacy=PrivacySettings(
-            **({"mechanism": "per_step", "noise_multiplier": 1.0, "nominal_site_size": 20} | privacy)
-        ),
-        rounds=RoundSettings(number=2, local_steps=1, deadline=60.0),
-    )
+    experiment = experiment_of(backbone, CLASSES, (site.name for site in sites), **privacy)
+    return dataclasses.replace(experiment, rounds=dataclasses.replace(experiment.rounds, deadline=60.0))
 
 
 def ray_processes():
@@ -135,25 +113,54 @@ def test_an_actor_goes_on_where_another_has_written(backbone, tmp_path):
     assert isinstance(answered(2), SiteReply)
 
 
-def test_without_ray_the_error_names_the_extra(monkeypatch):
+class Runtime(InProcessGrid):
+    """Flower's runtime without its processes: every node has a state of its own and is asked by its ClientApp."""
+
+    def __init__(self, client, count):
+        super().__init__(dict.fromkeys(range(count)))
+        self.client, self.contexts = client, {}
+        for node in self.get_node_ids():
+            place = {"partition-id": node - 1, "num-partitions": count}
+            self.contexts[node] = Context(0, node, place, RecordDict(), {})
+
+    def _answer(self, message):
+        return self.client(message, self.contexts[message.metadata.dst_node_id])
+
+
+def test_the_command_line_gives_the_same_result_on_either_engine(bench, paint, monkeypatch, tmp_path):
+    def run(server, client, count):
+        server(Runtime(client, count), Context(0, 0, {}, RecordDict(), {}))
+
+    monkeypatch.setattr(flower_engine, "require_ray", lambda: None)
+    monkeypatch.setattr(flower_engine, "_run_on_ray", run)
+    paint(tmp_path / "train", 8)
+    paint(tmp_path / "test", 4)
+    settings = ("--sites", 2, "--rounds", 2, "--set", "rounds.local_steps=1", "--floors", "none", "--quiet")
+    found = {}
+    for engine in ("flower", "inprocess"):
+        code, out, err = bench("run", "--data", tmp_path, *settings, "--set", f"engine={engine}")
+        assert (code, err) == (0, "")
+        found[engine] = json.loads(out)
+    flower, process = found.values()
+    assert (flower["transport"], process["transport"]) == ("flower_simulation", "in_process")
+    for key in ("config", "sites", "accuracy", "floors", "privacy"):
+        assert flower[key] == process[key]
+
+
+def test_without_ray_the_error_names_the_extra(bench, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "ray" else find(name, *rest))
-
-    with pytest.raises(ConfigError) as caught:
-        require_ray()
-
-    assert caught.value.code == "MISSING_EXTRA"
-    assert "dpfpl-bench[flower]" in caught.value.advice
+    code, _, err = bench("run", "--data", "digits", "--set", "engine=flower")
+    assert (code, err.split()[0]) == (2, "MISSING_EXTRA")
+    assert "dpfpl-bench[flower]" in err
 
 
 def test_a_runtime_that_ends_early_is_an_error_not_a_wait(backbone, monkeypatch):
     monkeypatch.setattr(flower_engine, "_run_on_ray", lambda server, client, num_sites: None)
     sites = make_sites(backbone)
 
-    with pytest.raises(RoundError) as caught:
+    with pytest.raises(RoundError, match="SIMULATION_FAILED"):
         FlowerSimulation("embedded", True, sites, seed=0).run(make_experiment(backbone, sites))
-
-    assert caught.value.code == "SIMULATION_FAILED"
 
 
 def test_nodes_are_asked_which_partition_they_are():

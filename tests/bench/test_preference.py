@@ -2,51 +2,22 @@
 
 import numpy as np
 import pytest
-import torch
+from featured_sites import drawn, experiment_of
 
-from dpfpl_bench.simulation.curves import PREFERENCES, own_at_equal_others, preference_curve
+from dpfpl_bench.simulation.curves import PREFERENCES, plain_at_equal_others, preference_curve
 from dpfpl_bench.simulation.in_process import SimulatedSite
 from dpfpl_client.learning.learner import PromptLearner, SiteFeatures
-from dpfpl_client.models.backbone import LabelledFeatures
-from dpfpl_client.models.loader import load_backbone
-from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings
 
 CLASSES = ("cat", "dog", "owl")
 
 
 @pytest.fixture(scope="module")
-def backbone():
-    torch.set_num_threads(1)
-    return load_backbone("embedded")
-
-
-def images(backbone, seed, labels):
-    features = torch.randn(len(labels), backbone.feature_size, generator=torch.Generator().manual_seed(seed))
-    return LabelledFeatures(torch.nn.functional.normalize(features, dim=-1), torch.tensor(labels))
-
-
-@pytest.fixture(scope="module")
 def case(backbone):
-    sites = [
-        SimulatedSite(
-            name,
-            SiteFeatures(
-                images(backbone, k, own * 3),
-                images(backbone, k + 1, own * 20),
-                images(backbone, k + 2, rest * 20),
-                CLASSES,
-            ),
-            len(own),
-        )
-        for k, (name, own, rest) in enumerate((("a", [0, 1], [2]), ("b", [2], [0, 1])))
-    ]
-    experiment = Experiment(
-        name="preference",
-        classes=CLASSES,
-        sites=("a", "b"),
-        model=ModelSettings(width=backbone.width),
-        privacy=PrivacySettings(mechanism="per_step", noise_multiplier=0.0),
-    )
+    sites = []
+    for k, (name, own, rest) in enumerate((("a", [0, 1], [2]), ("b", [2], [0, 1]))):
+        parts = (drawn(backbone.feature_size, labels, k + i) for i, labels in enumerate((own * 3, own * 20, rest * 20)))
+        sites.append(SimulatedSite(name, SiteFeatures(*parts, CLASSES), len(own)))
+    experiment = experiment_of(backbone, CLASSES, ("a", "b"), noise_multiplier=0.0)
     generator = np.random.default_rng(3)
     shared = generator.normal(size=experiment.context_shape).astype(np.float32)
     personal = {name: generator.normal(size=experiment.context_shape) for name in ("a", "b")}
@@ -111,8 +82,8 @@ def curve_of(zero_shot, personalised):
 
 
 def test_own_accuracy_at_equal_others_lies_between_two_points():
-    assert own_at_equal_others(curve_of([(0.5, 0.8), (0.7, 0.6)], 0.7)) == pytest.approx(0.6)
-    assert own_at_equal_others(curve_of([(0.5, 0.8), (0.7, 0.6), (0.9, 0.2)], 0.3)) == pytest.approx(0.85)
-    assert own_at_equal_others(curve_of([(0.5, 0.8), (0.7, 0.8)], 0.8)) == pytest.approx(0.5)
-    assert own_at_equal_others(curve_of([(0.5, 0.8), (0.7, 0.6)], 0.5)) is None  # beyond the curve
-    assert own_at_equal_others(curve_of([(0.5, None), (0.7, None)], None)) is None  # nobody else's images
+    assert plain_at_equal_others(curve_of([(0.5, 0.8), (0.7, 0.6)], 0.7)) == pytest.approx(0.6)
+    assert plain_at_equal_others(curve_of([(0.5, 0.8), (0.7, 0.6), (0.9, 0.2)], 0.3)) == pytest.approx(0.85)
+    assert plain_at_equal_others(curve_of([(0.5, 0.8), (0.7, 0.8)], 0.8)) == pytest.approx(0.5)
+    assert plain_at_equal_others(curve_of([(0.5, 0.8), (0.7, 0.6)], 0.5)) is None  # beyond the curve
+    assert plain_at_equal_others(curve_of([(0.5, None), (0.7, None)], None)) is None  # nobody else's images

@@ -1,4 +1,4 @@
-"""A simulated federation shares one model, is a function of its seed, and scales to a hundred sites."""
+"""A simulated federation shares one model, is a function of its seed, scales, and answers as a deployed one would."""
 
 import gc
 import os
@@ -6,30 +6,31 @@ import os
 import numpy as np
 import pytest
 import torch
+from featured_sites import drawn, experiment_of
 
-from dpfpl_bench.simulation.in_process import SimulatedSite, Simulation, mean_local_accuracy, prepare_sites, site_names
+from dpfpl_bench.simulation.in_process import (
+    SERVER_NODE,
+    InProcessGrid,
+    SimulatedSite,
+    Simulation,
+    mean_local_accuracy,
+    prepare_sites,
+    site_names,
+)
 from dpfpl_client.data import DataSettings, list_classes, load_pool, partition_sites
 from dpfpl_client.learning.learner import SiteFeatures
 from dpfpl_client.learning.step import SystemRandomness
-from dpfpl_client.models.backbone import LabelledFeatures
-from dpfpl_client.models.loader import load_backbone
-from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
+from dpfpl_common.errors import DataError, RefusedError
+from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings
+from dpfpl_common.wire.payloads import EvaluateRequest, Refusal, SiteReply, TrainRequest
+from dpfpl_server.federation.messages import reply_in, request_content
 
 CLASSES = ("cat", "dog", "owl")
 
 
-@pytest.fixture(scope="module")
-def backbone():
-    torch.set_num_threads(1)
-    return load_backbone("embedded")
-
-
 def make_sites(backbone, count, images=12):
     def part(seed, count):
-        generator = torch.Generator().manual_seed(seed)
-        features = torch.randn(count, backbone.feature_size, generator=generator)
-        labels = torch.randint(0, len(CLASSES), (count,), generator=generator)
-        return LabelledFeatures(torch.nn.functional.normalize(features, dim=-1), labels)
+        return drawn(backbone.feature_size, np.arange(count) % len(CLASSES), seed)
 
     return [
         SimulatedSite(name, SiteFeatures(part(3 * k, images), part(3 * k + 1, 6), part(3 * k + 2, 6), CLASSES), 3)
@@ -37,17 +38,8 @@ def make_sites(backbone, count, images=12):
     ]
 
 
-def make_experiment(backbone, sites, classes=CLASSES, rounds=2, **privacy):
-    return Experiment(
-        name="simulated",
-        classes=tuple(classes),
-        sites=tuple(site.name for site in sites),
-        model=ModelSettings(width=backbone.width),
-        privacy=PrivacySettings(
-            **({"mechanism": "per_step", "noise_multiplier": 1.0, "nominal_site_size": 12} | privacy)
-        ),
-        rounds=RoundSettings(number=rounds, local_steps=1),
-    )
+def make_experiment(backbone, sites, classes=CLASSES, **changes):
+    return experiment_of(backbone, classes, (site.name for site in sites), **({"nominal_site_size": 12} | changes))
 
 
 def same(one, other):
@@ -60,23 +52,17 @@ def same(one, other):
 
 @pytest.mark.parametrize("trust", ["distributed", "central", "local"])
 def test_the_seed_decides_everything(backbone, trust):
+    """And every run of a simulation starts fresh."""
     sites = make_sites(backbone, 2)
     experiment = make_experiment(backbone, sites, trust=trust)
+    five, six = (Simulation(backbone, sites, seed) for seed in (5, 6))
 
-    first, again, other = (Simulation(backbone, sites, seed).run(experiment) for seed in (5, 5, 6))
+    first, again, other = five.run(experiment), five.run(experiment), six.run(experiment)
 
     assert same(first, again)
     assert not np.array_equal(first.checkpoint.global_context, other.checkpoint.global_context)
     assert not np.array_equal(first.personal["site-1"], other.personal["site-1"])
     assert not np.array_equal(first.personal["site-1"], first.personal["site-2"])
-
-
-def test_every_run_of_a_simulation_starts_fresh(backbone):
-    sites = make_sites(backbone, 2)
-    simulation = Simulation(backbone, sites, seed=1)
-    experiment = make_experiment(backbone, sites)
-
-    assert same(simulation.run(experiment), simulation.run(experiment))
 
 
 def test_real_randomness_is_never_repeated(backbone):
@@ -103,7 +89,7 @@ def test_an_extra_site_costs_less_than_a_megabyte(backbone):
         sites = make_sites(backbone, count)
         during = []
         Simulation(backbone, sites, seed=0).run(
-            make_experiment(backbone, sites, rounds=1, nominal_site_size=12),
+            make_experiment(backbone, sites, rounds=1),
             lambda status: during.append(resident_bytes()) if status["phase"] == "ROUND_DONE" else None,
         )
         return during[0]
@@ -162,3 +148,96 @@ def test_mean_local_accuracy_of_a_round():
         mean_local_accuracy({"metrics": {"a": {"personal_local": 0.5}, "b": {"personal_local": 1.0}, "c": {}}}) == 0.75
     )
     assert mean_local_accuracy({"metrics": {}}) is None
+
+
+# The grid keeps to Flower's interface.
+
+
+EXPERIMENT = Experiment(
+    name="pilot",
+    classes=("cat", "dog"),
+    sites=("north", "south"),
+    model=ModelSettings(width=8),
+    privacy=PrivacySettings(mechanism="per_step", noise_multiplier=1.0),
+)
+CONTEXT = np.random.default_rng(0).normal(size=(4, 8)).astype("<f4")
+TRAIN = TrainRequest(EXPERIMENT, 2, CONTEXT)
+EVALUATE = EvaluateRequest(EXPERIMENT, 10, CONTEXT)
+
+
+class Agent:
+    def __init__(self, site, error=None):
+        self.site, self.error, self.seen = site, error, []
+
+    def train(self, request):
+        if self.error:
+            raise self.error
+        self.seen.append(request)
+        return SiteReply(self.site, request.round, 2 * request.global_context, {"personal_local": 0.5})
+
+    def evaluate(self, request):
+        self.seen.append(request)
+        return SiteReply(self.site, request.round, None, {"personal_local": 0.75})
+
+
+def ask(grid, site, request):
+    kind = "train" if isinstance(request, TrainRequest) else "evaluate"
+    message = grid.create_message(request_content(request), kind, grid.nodes[site], str(request.round))
+    (reply,) = grid.send_and_receive([message])
+    assert reply.metadata.reply_to_message_id == message.metadata.message_id
+    assert reply.metadata.src_node_id == grid.nodes[site]
+    assert reply.metadata.dst_node_id == SERVER_NODE
+    return reply_in(reply.content, request)
+
+
+def test_training_and_evaluation_reach_the_right_agent_through_the_wire_format():
+    north, south = Agent("north"), Agent("south")
+    grid = InProcessGrid({"north": north, "south": south})
+
+    trained = ask(grid, "south", TRAIN)
+    evaluated = ask(grid, "south", EVALUATE)
+
+    assert trained.site == "south"
+    np.testing.assert_array_equal(trained.update, 2 * CONTEXT)
+    assert (evaluated.update, evaluated.metrics) == (None, {"personal_local": 0.75})
+    assert not north.seen
+    assert south.seen[0].experiment == EXPERIMENT
+    assert south.seen[0].global_context is not CONTEXT
+
+
+NOT_APPROVED = RefusedError(code="NOT_APPROVED", message="Not on the list (rule experiments).", advice="Ask.")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (NOT_APPROVED, "NOT_APPROVED", True),
+        (DataError(code="BROKEN_IMAGE", message="patient-17.png is broken."), "BROKEN_IMAGE", False),
+        (ZeroDivisionError("patient-17.png"), "INTERNAL", False),
+    ],
+)
+def test_a_sites_error_becomes_its_refusal_without_names_of_its_files(error, code, told, caplog):
+    grid = InProcessGrid({"north": Agent("north", error)})
+
+    answer = ask(grid, "north", TRAIN)
+
+    assert isinstance(answer, Refusal)
+    assert answer.code == code
+    assert ("rule experiments" in answer.message) == told
+    assert "patient" not in repr(answer)
+    assert ("ZeroDivisionError" in caplog.text) == (code == "INTERNAL")  # a bug of ours is not swallowed
+
+
+def test_replies_come_once_and_only_for_what_is_asked():
+    grid = InProcessGrid({"north": Agent("north"), "south": Agent("south")})
+    messages = [grid.create_message(request_content(TRAIN), "train", node, "2") for node in (1, 2)]
+    first, second = grid.push_messages(messages)
+
+    (reply,) = grid.pull_messages([second, "unknown"])
+
+    assert reply.metadata.reply_to_message_id == second
+    assert grid.pull_messages([second]) == []
+    assert len(grid.pull_messages([first, second])) == 1
+    assert list(grid.get_node_ids()) == [1, 2]
+    with pytest.raises(RuntimeError):
+        _ = grid.run

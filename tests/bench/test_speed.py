@@ -1,4 +1,6 @@
-"""The benchmark's bookkeeping: fair turns, targets that can be missed, a page with every figure that was measured."""
+"""The benchmark's bookkeeping: fair turns, targets that can be missed, a page with every figure that was measured; and
+what a deployed round and many real agents are measured by.
+"""
 
 import time
 from pathlib import Path
@@ -7,13 +9,27 @@ import pytest
 import torch
 
 from dpfpl_client.models.text_tower.fast import FastTextTower
+from dpfpl_client.models.text_tower.plain import PlainTextTower
+from research.speed import scale as scale_module
+from research.speed.contestants import (
+    BOS,
+    EOS,
+    AutogradTower,
+    Problem,
+    SharedPrefixTextTower,
+    autograd,
+    expanded,
+    fast,
+    make_problem,
+    padded,
+    private,
+)
+from research.speed.deployed import AIM, measure_deployed_round
 from research.speed.page import performance_page, write_performance
-from research.speed.plain_steps import fast, hugging_face, shared_prefix, truncated
-from research.speed.private_steps import batched_autograd, expanded, fast_private
-from research.speed.problem import BOS, EOS, Problem, make_problem
-from research.speed.profile import PARTS
+from research.speed.rounds import PARTS
+from research.speed.scale import measure_scale, scale_table
 from research.speed.steps import step_flops
-from research.speed.targets import targets
+from research.speed.suite import targets
 from research.speed.timing import peak_memory, take_turns
 
 
@@ -59,14 +75,20 @@ def small():
 
 def test_all_contestants_compute_the_same(small):
     model, problem = small
-    tower = FastTextTower(model.text_model, model.text_projection, BOS, coarse=True)
+    text = model.text_model, model.text_projection
+    tower, plain = FastTextTower(*text, BOS, coarse=True), PlainTextTower(*text)
     rows = [
         expanded(model, problem)(),
-        batched_autograd(model, problem)(),
-        fast_private(tower, problem)(),
-        fast_private(tower, problem, classes=5)(),
+        private(AutogradTower(*text), problem)(),
+        private(tower, problem)(),
+        private(tower, problem, classes=5)(),
     ]
-    totals = [step(model, problem)() for step in (hugging_face, truncated, shared_prefix)] + [fast(tower, problem)()]
+    totals = [
+        autograd(plain, problem, padded(problem.tokens))(),
+        autograd(plain, problem)(),
+        autograd(SharedPrefixTextTower(*text), problem)(),
+        fast(tower, problem)(),
+    ]
     for each in rows:
         torch.testing.assert_close(each, rows[0], rtol=1e-3, atol=1e-5)
     for total in totals:
@@ -210,3 +232,35 @@ def test_page_and_picture_are_written(tmp_path):
     for name in ("steps", "round", "simulation"):
         assert (tmp_path / "performance" / f"{name}.svg").read_text().count("<svg") == 1
         assert f"performance/{name}.svg" in page.read_text()
+
+
+def test_R3_real_agents_sign_and_learn_and_their_number_is_what_costs(monkeypatch):
+    checked = []
+    real = scale_module.DPFPLStrategy
+
+    class Checked(real):
+        def __init__(self, experiment, nodes, *, keys, **others):
+            checked.append(set(keys) == set(experiment.sites) and all(keys.values()))
+            super().__init__(experiment, nodes, keys=keys, **others)
+
+    monkeypatch.setattr(scale_module, "DPFPLStrategy", Checked)
+    monkeypatch.setattr(scale_module, "IMAGES", 8)
+    two, four = measure_scale((4, 2), rounds=2)
+    assert checked == [True, True]
+    assert (two["sites"], four["sites"]) == (2, 4)
+    assert four["bytes_up"] == 2 * two["bytes_up"]
+    assert 0 < two["server_s"] < two["round_s"]
+    lines = scale_table([two, four]).splitlines()
+    assert len(lines) == 4
+    assert len({line.count("|") for line in lines}) == 1
+
+
+@pytest.mark.processes
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_deployed_round_costs_little_more_than_an_empty_one_and_the_slowest_site(tmp_path):
+    figures = measure_deployed_round(tmp_path / "round", rounds=6)
+    print(figures)
+    assert len(figures["rounds"]) == 5
+    assert figures["allowed_s"] == pytest.approx(AIM * figures["empty_round_s"] + figures["slowest_site_s"], abs=0.01)
+    assert figures["ratio"] < 1.5  # the aim is 1.0; a busy machine measures itself

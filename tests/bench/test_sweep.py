@@ -1,16 +1,12 @@
 """``dpfpl-bench sweep``: every combination once, nothing run twice, sums that are right, clear errors."""
 
 import json
-import sys
 
 import pytest
 
-from dpfpl_bench import cli
 from dpfpl_bench.simulation.settings import RunPrivacy, RunPrompt
-from dpfpl_bench.sweep.plots import write_plots
-from dpfpl_bench.sweep.settings import Cell, Grid, Sweep, load_sweep
-from dpfpl_bench.sweep.sweep import SweepProgress, run_sweep
-from dpfpl_bench.sweep.table import as_csv, as_markdown, summarise
+from dpfpl_bench.sweep.sweep import Cell, Grid, Sweep, SweepProgress, load_sweep, run_sweep
+from dpfpl_bench.sweep.table import as_csv, as_markdown, summarise, write_plots
 from dpfpl_common.errors import ConfigError
 from dpfpl_common.experiment import RoundSettings
 
@@ -122,24 +118,15 @@ def test_a_wrong_sweep_is_named(tmp_path, text, said):
 
 
 @pytest.mark.slow
-def test_a_sweep_from_the_command_line_goes_on_where_it_was(tmp_path, monkeypatch, capfd):
+def test_a_sweep_from_the_command_line_goes_on_where_it_was(bench, tmp_path):
     (tmp_path / "sweep.toml").write_text(
         'name = "tiny"\ndata = "shapes"\nsites = 2\nseeds = 1\nfloors = "none"\n'
         '[grid]\nmethod = ["dpfpl"]\nmechanism = ["one_shot"]\ntrust = ["central", "local"]\nepsilon = [8]\n'
         "no_noise = false\n[rounds]\nnumber = 1\nlocal_steps = 1\n"
     )
 
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["dpfpl-bench", "sweep", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        return code, *capfd.readouterr()
-
     out = tmp_path / "out"
-    code, text, err = call(tmp_path / "sweep.toml", "--out", out, "--workers", 1, "--json")
+    code, text, err = bench("sweep", tmp_path / "sweep.toml", "--out", out, "--workers", 1, "--json")
     assert code == 0, err
     summary = json.loads(text)
     assert len(summary["rows"]) == 1

@@ -6,20 +6,24 @@ its test through ``requests``.
 
 import base64
 import contextlib
+import io
 import itertools
 import json
 import os
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import uvicorn
+from PIL import Image
 from websockets.sync.client import connect
 
-__all__ = ["CHROMIUM", "Browser", "Tab", "chromium", "small_png"]
+__all__ = ["CHROMIUM", "Browser", "Tab", "chromium", "served", "small_png"]
 
 CHROMIUM = next(filter(None, (shutil.which(n) for n in ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = (
@@ -55,7 +59,8 @@ class Browser:
         self._tabs[session] = tab
         for domain in ("Page", "Runtime", "Log", "Network", "DOM"):
             tab.call(f"{domain}.enable")
-        tab.resize(width, height, mobile=mobile)
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile}
+        tab.call("Emulation.setDeviceMetricsOverride", **size)
         return tab
 
     def call(self, method: str, session: str = "", **parameters: Any) -> dict[str, Any]:
@@ -100,10 +105,6 @@ class Tab:
             self.problems.append(parameters["entry"]["text"] + " " + parameters["entry"].get("url", ""))
         elif method == "Network.requestWillBeSent":
             self.requests.append(parameters["request"]["url"])
-
-    def resize(self, width: int, height: int, *, mobile: bool = False) -> None:
-        """Another size in CSS pixels."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)
 
     def media(self, kind: str = "screen", scheme: str = "light") -> None:
         """Show it as on paper or on a screen, light or dark."""
@@ -180,12 +181,22 @@ def _address(profile: Path, process: "subprocess.Popen[bytes]") -> str:
     raise TimeoutError(f"{CHROMIUM} did not start (exit code {process.returncode})")
 
 
+@contextlib.contextmanager
+def served(application: Any) -> Iterator[str]:
+    """The address of an HTTP application on a free port of this machine, until the test is done with it."""
+    options = {"log_level": "error", "lifespan": "off", "ws": "none", "timeout_graceful_shutdown": 1}
+    server = uvicorn.Server(uvicorn.Config(application, port=0, **options))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not (server.started and server.servers):
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
+    server.should_exit = True
+    thread.join(10)
+
+
 def small_png(content: bytes) -> bytes:
     """The same picture with 256 colours: a third of the bytes."""
-    import io
-
-    from PIL import Image
-
     out = io.BytesIO()
     Image.open(io.BytesIO(content)).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(
         out, "PNG", optimize=True

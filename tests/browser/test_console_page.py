@@ -1,9 +1,7 @@
 """The live page in a real browser: it follows a run by server-sent events, and changes nothing."""
 
-import threading
-
 import pytest
-import uvicorn
+from chromium import served
 from console_samples import Run
 
 from dpfpl_common.ops.http import HttpGuard
@@ -21,35 +19,14 @@ def run(tmp_path):
 
 @pytest.fixture
 def address(run):
-    with served(run) as url:
+    with console(run) as url:
         yield url
 
 
-class served:  # noqa: N801  (used like a function)
-    """The console on a free port of this machine."""
-
-    def __init__(self, run, token=None):
-        watcher = Watcher(run.path.parent, lambda: run.connections, run.path.parent / "server.log")
-        config = uvicorn.Config(
-            HttpGuard(console_app(watcher), token, STATIC),
-            port=0,
-            log_level="error",
-            lifespan="off",
-            ws="none",
-            timeout_graceful_shutdown=1,
-        )
-        self.server = uvicorn.Server(config)
-        self.thread = threading.Thread(target=self.server.run, daemon=True)
-
-    def __enter__(self):
-        self.thread.start()
-        while not (self.server.started and self.server.servers):
-            pass
-        return f"http://127.0.0.1:{self.server.servers[0].sockets[0].getsockname()[1]}/"
-
-    def __exit__(self, *error):
-        self.server.should_exit = True
-        self.thread.join(10)
+def console(run, token=None):
+    """The console of a run, on a free port of this machine."""
+    watcher = Watcher(run.path.parent, lambda: run.connections, run.path.parent / "server.log")
+    return served(HttpGuard(console_app(watcher), token, STATIC))
 
 
 def text(tab, selector):
@@ -110,7 +87,7 @@ def test_hostile_text_is_text(browser, run, address):
 
 
 def test_a_server_that_goes_away_is_said(browser, run):
-    with served(run) as url:
+    with console(run) as url:
         run.complete(1)
         tab = browser.tab()
         tab.open(url)
@@ -121,7 +98,7 @@ def test_a_server_that_goes_away_is_said(browser, run):
 
 def test_with_a_token_the_page_needs_it(browser, run):
     run.complete(1)
-    with served(run, "a-token-of-good-length") as url:
+    with console(run, "a-token-of-good-length") as url:
         tab = browser.tab()
         tab.open(url)
         tab.wait("document.querySelector('#link').textContent.startsWith('not connected')")

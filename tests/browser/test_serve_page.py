@@ -1,10 +1,7 @@
 """The page of ``dpfpl-client serve`` in a real browser: an image in, classes out; what is none is refused in words."""
 
-import contextlib
-import threading
-
 import pytest
-import uvicorn
+from chromium import served
 from PIL import Image
 
 from dpfpl_client.use.prompt import Prediction
@@ -40,19 +37,8 @@ class Answerer(Classifier):
         return iter([Prediction((f"<i>you asked: {question}</i>",), (0.5,)) for _ in images])
 
 
-@contextlib.contextmanager
 def serving(classifier):
-    app = HttpGuard(classifier_app(classifier, 50_000), None, STATIC)
-    server = uvicorn.Server(
-        uvicorn.Config(app, port=0, log_level="error", lifespan="off", ws="none", timeout_graceful_shutdown=1)
-    )
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not (server.started and server.servers):
-        pass
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
-    server.should_exit = True
-    thread.join(10)
+    return served(HttpGuard(classifier_app(classifier, 50_000), None, STATIC))
 
 
 @pytest.fixture

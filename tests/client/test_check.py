@@ -27,31 +27,32 @@ def own_registry(tmp_path, monkeypatch):
     monkeypatch.setenv("DPFPL_REGISTRY", str(tmp_path / "registry"))
 
 
+@pytest.fixture(scope="module")
+def made_kit(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("provisioned")
+    return provision(ProvisionRequest(folder / "server", folder / "kits", ("a",))).kits["a"]
+
+
+def edit(file, old, new):
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
 @pytest.fixture
-def kit(tmp_path, image_folder):
+def kit(made_kit, tmp_path, image_folder):
     """A provisioned kit that is pointed at real images."""
-    folder = provision(ProvisionRequest(tmp_path / "server", tmp_path / "kits", ("a",))).kits["a"]
-    site_file = folder / "site.toml"
-    site_file.write_text(site_file.read_text().replace("/path/to/images", str(image_folder)))
-    return folder
+    shutil.copytree(made_kit, tmp_path / "a")
+    edit(tmp_path / "a" / "site.toml", "/path/to/images", str(image_folder))
+    return tmp_path / "a"
 
 
-def write_site(folder, images):
-    folder.mkdir()
-    (folder / "site.toml").write_text(f'name = "north"\n[data]\nsource = "folder"\npath = "{images}"\n')
-    (folder / "policy.toml").write_text(
-        'experiments = ["*"]\nmax_epsilon_per_experiment = 1.0\nmax_epsilon_lifetime = 1.0\n'
-    )
-    (folder / "policy.toml").chmod(0o640)
-    return folder / "site.toml"
-
-
-def check(folder, **options):
-    return check_site(load_site(folder / "site.toml"), **options)
+def check(folder, connect=False, **options):
+    return check_site(load_site(folder / "site.toml"), connect=connect, **options)
 
 
 def test_a_good_kit_is_ready(kit):
-    report = check(kit, connect=False)
+    report = check(kit)
     assert (report.errors, report.warnings) == ([], [])
     facts = report.facts
     assert facts["images"] == {"bright": {"train": 4, "test": 2}, "dark": {"train": 4, "test": 2}}
@@ -62,7 +63,7 @@ def test_a_good_kit_is_ready(kit):
 
 def test_it_says_how_long_the_first_start_will_take_and_when_nothing_is_left_to_do(kit):
     def seen():
-        return check(kit, connect=False).facts["image_features"]
+        return check(kit).facts["image_features"]
 
     assert seen() == {"to_compute": 12, "takes_about": "1 s"}
     settings = load_site(kit / "site.toml")
@@ -75,19 +76,18 @@ def test_it_says_how_long_the_first_start_will_take_and_when_nothing_is_left_to_
 
 def test_it_leaves_nothing_behind(kit):
     before = sorted(kit.rglob("*"))
-    check(kit, connect=False)
+    check(kit)
     assert sorted(kit.rglob("*")) == before
 
 
 def test_a_server_that_answers_and_one_that_does_not(kit):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        site_file = kit / "site.toml"
-        site_file.write_text(site_file.read_text().replace(":9092", f":{port}"))
-        report = check(kit)
+        edit(kit / "site.toml", ":9092", f":{port}")
+        report = check(kit, connect=True)
         assert "answers" in report.facts["server"]
         assert len(report.warnings) == 1  # this one speaks no TLS, so key and clock cannot be asked about
-    report = check(kit)
+    report = check(kit, connect=True)
     assert report.errors == []
     assert f"127.0.0.1:{port}" in report.warnings[0]
 
@@ -113,7 +113,7 @@ def test_what_stops_a_site_is_an_error(kit, file, content, code):
     if content is not None:
         (kit / file).parent.mkdir(exist_ok=True)
         (kit / file).write_text(content)
-    report = check(kit, connect=False)
+    report = check(kit)
     assert len(report.errors) == 1
     assert f"[{code}]" in report.errors[0]
 
@@ -123,9 +123,8 @@ def test_what_stops_a_site_is_an_error(kit, file, content, code):
     [('path = "', 'path = "/nowhere', "DATA"), ('model = "embedded"', 'model = "no/such"', "MODEL_NOT_FOUND")],
 )
 def test_missing_data_and_models_are_errors_and_the_rest_is_still_checked(kit, old, new, code):
-    site_file = kit / "site.toml"
-    site_file.write_text(site_file.read_text().replace(old, new))
-    report = check(kit, connect=False)
+    edit(kit / "site.toml", old, new)
+    report = check(kit)
     assert len(report.errors) == 1
     assert code in report.errors[0] or code == "DATA"
     assert "policy" in report.facts
@@ -133,7 +132,7 @@ def test_missing_data_and_models_are_errors_and_the_rest_is_still_checked(kit, o
 
 def test_a_readable_key_is_a_warning(kit):
     (kit / "node.key").chmod(0o644)
-    report = check(kit, connect=False)
+    report = check(kit)
     assert report.errors == []
     assert "chmod 600" in report.warnings[0]
 
@@ -143,14 +142,11 @@ def test_a_readable_key_is_a_warning(kit):
     [("policy.toml", 'metrics = "noised"', 'metrics = "exact"'), ("site.toml", "[data]", '[data]\npartition = "iid"')],
 )
 def test_what_only_public_data_may_do_is_an_error_as_it_is_at_the_start(kit, file, old, new):
-    text = (kit / file).read_text()
-    assert old in text
-    (kit / file).write_text(text.replace(old, new))
-    (error,) = check(kit, connect=False).errors
+    edit(kit / file, old, new)
+    (error,) = check(kit).errors
     assert "[DATA_NOT_PUBLIC]" in error
-    site_file = kit / "site.toml"
-    site_file.write_text(site_file.read_text().replace("[data]", "[data]\npublic = true"))
-    assert check(kit, connect=False).errors == []
+    edit(kit / "site.toml", "[data]", "[data]\npublic = true")
+    assert check(kit).errors == []
 
 
 def test_a_used_up_budget_is_an_error(kit):
@@ -159,7 +155,7 @@ def test_a_used_up_budget_is_an_error(kit):
     events = [PrivacyEvent(a, "per_step", 1.0, 1.0, 16) for a in ("prompt_recipient", "other_site", "operator")]
     ledger.reserve("a", 1, "d", events)
     ledger.close()
-    report = check(kit, connect=False)
+    report = check(kit)
     assert "[BUDGET_EXHAUSTED]" in report.errors[0]
     assert report.facts["spent_epsilon"] > 16
 
@@ -167,22 +163,30 @@ def test_a_used_up_budget_is_an_error(kit):
 # What an experiment would mean here
 
 
-def planned(kit, tmp_path, classes=("bright", "dark"), **privacy):
-    experiment = Experiment(
-        name="lungs",
-        classes=classes,
+def plan_of(*classes, name="lungs", **privacy):
+    return Experiment(
+        name=name,
+        classes=classes or ("bright", "dark"),
         sites=("a", "b", "c"),
         model=ModelSettings(width=128),
-        privacy=PrivacySettings(**{"mechanism": "per_step", "noise_multiplier": 6.0, **privacy}),
+        privacy=PrivacySettings(**{"noise_multiplier": 6.0, **privacy}),
         rounds=RoundSettings(number=3),
     )
-    path = tmp_path / "plan.json"
-    path.write_text(experiment.to_json())
-    return check(kit, connect=False, plan=path)
 
 
-def test_classes_of_a_plan_that_the_model_reads_alike_are_an_error(kit, tmp_path):
-    (error,) = planned(kit, tmp_path, classes=("Bright", "bright")).errors
+@pytest.fixture
+def planned(kit, tmp_path):
+    """planned(*classes, ...): what check says to a plan with them."""
+
+    def look(*classes, **privacy):
+        (tmp_path / "plan.json").write_text(plan_of(*classes, **privacy).to_json())
+        return check(kit, plan=tmp_path / "plan.json")
+
+    return look
+
+
+def test_classes_of_a_plan_that_the_model_reads_alike_are_an_error(planned):
+    (error,) = planned("Bright", "bright").errors
     assert "'Bright' and 'bright' as the same tokens" in error
     assert "CLASSES_READ_ALIKE" in error
 
@@ -192,25 +196,24 @@ def test_class_folders_that_the_model_reads_alike_are_an_error_without_a_plan(ki
     shutil.copytree(image_folder, images)
     for split in ("train", "test"):
         (images / split / "dark").rename(images / split / "BRIGHT")
-    site_file = kit / "site.toml"
-    site_file.write_text(site_file.read_text().replace(str(image_folder), str(images)))
-    (error,) = check(kit, connect=False).errors
+    edit(kit / "site.toml", str(image_folder), str(images))
+    (error,) = check(kit).errors
     assert "'BRIGHT' and 'bright' as the same tokens" in error
 
 
-def test_too_few_images_for_a_plan_are_told_in_words(kit, tmp_path):
-    report = planned(kit, tmp_path)
+def test_too_few_images_for_a_plan_are_told_in_words(planned):
+    report = planned(mechanism="per_step")
     assert report.errors == []
     (warning,) = report.warnings
     assert "8 training images" in warning
     assert "too few images" in warning
     assert report.facts["plan"]["noise_to_signal"] > 2
-    enough = planned(kit, tmp_path, noise_multiplier=0.31, target_delta=1e-6)
+    enough = planned(mechanism="per_step", noise_multiplier=0.31, target_delta=1e-6)
     assert enough.facts["plan"]["noise_to_signal"] < report.facts["plan"]["noise_to_signal"] / 10
 
 
-def test_a_plan_that_would_be_refused_is_an_error(kit, tmp_path):
-    report = planned(kit, tmp_path, noise_multiplier=0.1)
+def test_a_plan_that_would_be_refused_is_an_error(planned):
+    report = planned(mechanism="per_step", noise_multiplier=0.1)
     assert any("TOO_LITTLE_NOISE" in error for error in report.errors)
     assert any("BUDGET_EXHAUSTED" in error for error in report.errors)
 
@@ -236,24 +239,22 @@ def test_more_images_and_more_steps_drown_the_noise():
 
 def test_F19_changed_images_are_found_before_the_start(kit, tmp_path, image_folder):
     shutil.copytree(image_folder, tmp_path / "own")
-    site_file = kit / "site.toml"
-    site_file.write_text(site_file.read_text().replace(str(image_folder), str(tmp_path / "own")))
-    register_site(load_site(site_file))
-    assert check(kit, connect=False).errors == []
-    assert check(kit, connect=False).facts["dataset"]["version"] == 1
+    edit(kit / "site.toml", str(image_folder), str(tmp_path / "own"))
+    register_site(load_site(kit / "site.toml"))
+    report = check(kit)
+    assert (report.errors, report.facts["dataset"]["version"]) == ([], 1)
     (tmp_path / "own/train/dark/1.png").unlink()
-    (error,) = check(kit, connect=False).errors
+    (error,) = check(kit).errors
     assert "[DATASET_CHANGED]" in error
-    second = write_site(tmp_path / "second", tmp_path / "own")
-    assert "[DATASET_HAS_LEDGER]" in check(second.parent).errors[0]
+    shutil.copytree(kit, tmp_path / "second", ignore=shutil.ignore_patterns("state"))
+    assert "[DATASET_HAS_LEDGER]" in check(tmp_path / "second").errors[0]
 
 
 def test_a_loosened_policy_is_a_warning(kit):
     settings = load_site(kit / "site.toml")
     PolicyFile(kit / "policy.toml", settings.state_folder, AuditLog(None)).current()
-    text = (kit / "policy.toml").read_text()
-    (kit / "policy.toml").write_text(text.replace("max_rounds = 500", "max_rounds = 900"))
-    (warning,) = check(kit, connect=False).warnings
+    edit(kit / "policy.toml", "max_rounds = 500", "max_rounds = 900")
+    (warning,) = check(kit).warnings
     assert "max_rounds" in warning
     assert "policy accept" in warning
 
@@ -261,75 +262,56 @@ def test_a_loosened_policy_is_a_warning(kit):
 def test_a_registry_inside_the_state_folder_is_refused(kit):
     site_file = kit / "site.toml"
     site_file.write_text('registry = "state/registry"\n' + site_file.read_text())
-    assert any("REGISTRY_IN_STATE" in error for error in check(kit, connect=False).errors)
+    assert any("REGISTRY_IN_STATE" in error for error in check(kit).errors)
 
 
 # Classes that an experiment does not know
-
-
-def write_plan(path, *classes, sites=("a", "b", "c"), name="lungs"):
-    experiment = Experiment(
-        name=name,
-        classes=classes,
-        sites=sites,
-        model=ModelSettings(width=128),
-        privacy=PrivacySettings(noise_multiplier=6.0),
-        rounds=RoundSettings(number=3),
-    )
-    path.write_text(experiment.to_json())
-    return experiment
 
 
 def unknown(report):
     return [text for text in report.warnings if "[UNKNOWN_CLASS]" in text]
 
 
-def test_images_that_a_plan_leaves_out_are_counted_and_the_line_to_write_is_shown(kit, tmp_path):
-    write_plan(tmp_path / "plan.json", "bright", "DARK", "grey")
-    report = check(kit, connect=False, plan=tmp_path / "plan.json")
+def test_images_that_a_plan_leaves_out_are_counted_and_the_line_to_write_is_shown(planned):
+    report = planned("bright", "DARK", "grey")
     (text,) = unknown(report)
     assert "4 of 8 training images are left out" in text
     assert "'dark' (4)" in text
     assert 'class_map = { "dark" = "DARK" }' in text
     assert "capital letters, blanks or underscores alone" in text
     assert "4 of 8" in report.facts["plan"]["left_out"]
-    write_plan(tmp_path / "plan.json", "bright", "dark", "grey")
-    assert not unknown(check(kit, connect=False, plan=tmp_path / "plan.json"))
+    assert not unknown(planned("bright", "dark", "grey"))
 
 
-def test_a_plan_that_knows_none_of_the_classes_shows_the_line_too(kit, tmp_path):
-    write_plan(tmp_path / "plan.json", "cat", "dog")
-    (text,) = [t for t in check(kit, connect=False, plan=tmp_path / "plan.json").warnings if "NO_KNOWN_CLASS" in t]
+def test_a_plan_that_knows_none_of_the_classes_shows_the_line_too(planned):
+    (text,) = [text for text in planned("cat", "dog").warnings if "NO_KNOWN_CLASS" in text]
     assert "would only send noise" in text
     assert '"bright" = ' in text
     assert "class_map" in text
 
 
-def test_what_waits_for_an_approval_is_checked_without_a_plan(kit, tmp_path):
-    settings = load_site(kit / "site.toml")
-    approvals = Approvals(settings.state_folder)
-    approvals.wait(write_plan(tmp_path / "1.json", "bright", "grey", name="half"))
-    approvals.wait(write_plan(tmp_path / "2.json", "bright", "dark", name="whole"))
-    (text,) = unknown(check(kit, connect=False))
+def test_what_waits_for_an_approval_is_checked_without_a_plan(kit):
+    approvals = Approvals(load_site(kit / "site.toml").state_folder)
+    approvals.wait(plan_of("bright", "grey", name="half"))
+    approvals.wait(plan_of("bright", "dark", name="whole"))
+    (text,) = unknown(check(kit))
     assert text.startswith("half: 4 of 8 training images")
 
 
-def test_the_class_map_ends_the_warning(kit, tmp_path):
-    write_plan(tmp_path / "plan.json", "bright", "Dark")
-    site_file = kit / "site.toml"
-    text = site_file.read_text()
-    assert "[data.class_map]" not in text
-    site_file.write_text(text + '\n[data.class_map]\n"dark" = "Dark"\n')
-    assert not unknown(check(kit, connect=False, plan=tmp_path / "plan.json"))
+def test_the_class_map_ends_the_warning(kit, planned):
+    with (kit / "site.toml").open("a") as site_file:
+        site_file.write('\n[data.class_map]\n"dark" = "Dark"\n')
+    assert not unknown(planned("bright", "Dark"))
 
 
 def test_strict_refuses_what_would_be_a_warning(command, kit, tmp_path):
-    arguments = ("--site", kit / "site.toml", "--offline")
-    assert command("check", *arguments, "--strict")[0] == 0
-    write_plan(tmp_path / "plan.json", "bright", "grey")
-    code, out, _ = command("check", *arguments, "--plan", tmp_path / "plan.json")
+    arguments = ("check", "--site", kit / "site.toml", "--offline")
+    assert command(*arguments, "--strict")[0] == 0
+    (tmp_path / "plan.json").write_text(plan_of("bright", "grey").to_json())
+    arguments += ("--plan", tmp_path / "plan.json")
+    code, out, _ = command(*arguments)
     assert (code, "WARNING lungs: 4 of 8" in out, "Ready." in out) == (1, True, True)
-    code, out, _ = command("check", *arguments, "--plan", tmp_path / "plan.json", "--strict")
+    code, out, _ = command(*arguments, "--strict")
     assert (code, "ERROR lungs: 4 of 8" in out, "Cannot take part yet." in out) == (2, True, True)
-    code, out, _ = command("check", *arguments, "--plan", tmp_path / "plan.json", "--strict", "--json")
+    code, out, _ = command(*arguments, "--strict", "--json")
     assert (code, json.loads(out)["warnings"]) == (2, [])

@@ -1,8 +1,6 @@
 """dpfpl-client as it is typed: exit codes, JSON, and errors that say what to do."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -20,15 +18,6 @@ def test_help_shows_an_example(command, name):
     assert code == 0
     assert f"dpfpl-client {name}" in " ".join(out.split())
     assert "Example" in out
-
-
-def test_help_lists_the_commands_and_needs_no_torch():
-    program = "import sys; sys.argv = ['dpfpl-client', '--help']; from dpfpl_client.cli.main import main\ntry: main()\n"
-    program += "finally: print('TORCH' if 'torch' in sys.modules else 'light')"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0
-    assert "light" in done.stdout
-    assert all(name.split()[0] in done.stdout for name in COMMANDS)
 
 
 def test_init_and_check_on_a_kit(command, tmp_path, image_folder):
@@ -89,15 +78,14 @@ def test_errors_are_one_message_with_advice(command, tmp_path, arguments, code_w
     assert "Traceback" not in err
 
 
-def test_start_without_a_server_says_so(command, fresh_site):
-    code, _, err = command("start", "--site", fresh_site)
-    assert (code, err.startswith("NO_SERVER")) == (2, True)
-
-
-def test_an_agent_without_a_policy_does_not_start(command, fresh_site):
-    (fresh_site.parent / "policy.toml").unlink()
-    code, _, err = command("agent", "--site", fresh_site)
-    assert (code, err.startswith("NO_POLICY")) == (2, True)
+@pytest.mark.parametrize(
+    ("arguments", "code_word"), [(["ledger", "show"], "NO_LEDGER"), (["start"], "NO_SERVER"), (["agent"], "NO_POLICY")]
+)
+def test_what_a_site_lacks_is_said(command, fresh_site, arguments, code_word):
+    if code_word == "NO_POLICY":
+        (fresh_site.parent / "policy.toml").unlink()
+    code, _, err = command(*arguments, "--site", fresh_site)
+    assert (code, err.startswith(code_word)) == (2, True)
 
 
 def test_an_unknown_option_is_a_usage_error(command):
@@ -192,24 +180,6 @@ def test_ledger_show(command, trained_site):
     assert "Towards the operator" in out
     code, out, _ = command("ledger", "show", "--site", trained_site, "--json")
     assert json.loads(out)["spent_epsilon"] > 0
-
-
-def test_ledger_verify_finds_a_tampered_release(command, trained_site):
-    code, out, _ = command("ledger", "verify", "--site", trained_site)
-    assert (code, out) == (0, "The ledger is in order.\n")
-    release = trained_site.parent / "state/experiments/pilot/round-00001.safetensors"
-    content = bytearray(release.read_bytes())
-    content[-3] ^= 1
-    release.write_bytes(content)
-    code, out, _ = command("ledger", "verify", "--site", trained_site)
-    assert (code, "pilot round 1" in out) == (2, True)
-    code, out, _ = command("ledger", "verify", "--site", trained_site, "--json")
-    assert (code, len(json.loads(out)["problems"])) == (2, 1)
-
-
-def test_ledger_before_anything_was_charged(command, fresh_site):
-    code, _, err = command("ledger", "show", "--site", fresh_site)
-    assert (code, err.startswith("NO_LEDGER")) == (2, True)
 
 
 def test_a_site_describes_its_model_and_only_if_told_its_classes(command, fresh_site, tmp_path):

@@ -9,10 +9,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner
 
 from dpfpl_client.agent.build import build_agent
-from dpfpl_client.agent.peers import aggregation_keys
-from dpfpl_client.agent.signing import load_signing_key
-from dpfpl_client.site.enrol import enroll
-from dpfpl_client.site.kit import unpack_kit
+from dpfpl_client.agent.keys import aggregation_keys, load_signing_key
+from dpfpl_client.site.kit import enroll, unpack_kit
 from dpfpl_client.site.settings import load_site
 from dpfpl_common.config import to_table
 from dpfpl_common.errors import ConfigError, DeploymentError

@@ -29,6 +29,19 @@ def experiment():
 
 
 @pytest.fixture
+def toml_plan(tmp_path):
+    """toml_plan(privacy): an experiment.toml with this [privacy]."""
+
+    def write(privacy, sites=("east", "north", "west")):
+        path = tmp_path / "lungs.toml"
+        text = f'classes = ["a", "b"]\nsites = {list(sites)}\n[model]\nwidth = 128\n[privacy]\n{privacy}\n'
+        path.write_text(text)
+        return path
+
+    return write
+
+
+@pytest.fixture
 def plan(tmp_path, experiment):
     path = tmp_path / "plan.json"
     path.write_text(json.dumps({"experiment": json.loads(experiment.to_json()), "digest": experiment.digest()}))
@@ -84,40 +97,33 @@ def test_a_plan_that_the_policy_refuses_says_so(command, trained_site, tmp_path,
     assert "TOO_LITTLE_NOISE" in json.loads(out)["refused_because"]
 
 
-def test_plans_in_toml_need_their_sites(tmp_path, experiment):
-    path = tmp_path / "lungs.toml"
-    path.write_text('classes = ["a", "b"]\n[model]\nwidth = 128\n[privacy]\ntarget_epsilon = 4.0\n')
-    with pytest.raises(ConfigError, match="PLAN_WITHOUT_SITES"):
-        read_plan(path)
-    path.write_text('sites = ["north"]\n' + path.read_text())
+def test_plans_in_toml_need_their_sites(toml_plan):
+    path = toml_plan("target_epsilon = 4.0", ["north"])
     read = read_plan(path)
     assert (read.name, read) == ("lungs", resolve_noise(read))
     assert read.privacy.noise_multiplier is not None
     assert (read.privacy.mechanism, read.privacy.trust) == ("one_shot", "local")  # as the operator's server fills it in
+    path.write_text(path.read_text().replace("sites = ['north']\n", ""))
+    with pytest.raises(ConfigError, match="PLAN_WITHOUT_SITES"):
+        read_plan(path)
 
 
-def test_a_plan_whose_trust_the_server_decides_is_not_approved_as_local(tmp_path):
+def test_a_plan_whose_trust_the_server_decides_is_not_approved_as_local(toml_plan):
     """It would be secure where all sites enrolled: the site would have approved, by name, what never runs."""
-    path = tmp_path / "lungs.toml"
-    text = 'classes = ["a", "b"]\nsites = ["east", "north", "west"]\n[model]\nwidth = 128\n'
-    for left_open in ("[privacy]\ntarget_epsilon = 4.0\n", '[privacy]\ntrust = "auto"\ntarget_epsilon = 4.0\n'):
-        path.write_text(text + left_open)
+    for left_open in ("target_epsilon = 4.0", 'trust = "auto"\ntarget_epsilon = 4.0'):
         with pytest.raises(ConfigError, match="PLAN_WITHOUT_TRUST"):
-            read_plan(path)
+            read_plan(toml_plan(left_open))
     for named in ("local", "secure"):
-        path.write_text(f'{text}[privacy]\ntrust = "{named}"\ntarget_epsilon = 4.0\n')
-        assert read_plan(path).privacy.trust == named
-    path.write_text(text + '[privacy]\nmechanism = "per_step"\ntarget_epsilon = 4.0\n')
-    assert read_plan(path).privacy.trust == "distributed", "never secure, whoever enrolled"
+        assert read_plan(toml_plan(f'trust = "{named}"\ntarget_epsilon = 4.0')).privacy.trust == named
+    never_secure = toml_plan('mechanism = "per_step"\ntarget_epsilon = 4.0')
+    assert read_plan(never_secure).privacy.trust == "distributed", "whoever enrolled"
 
 
 @pytest.mark.parametrize(("approved", "asked"), [("local", "secure"), ("secure", "local")])
-def test_what_was_approved_under_one_trust_does_not_run_under_another(command, trained_site, tmp_path, approved, asked):
-    path, state = tmp_path / "lungs.toml", load_site(trained_site).state_folder
-    path.write_text(
-        'classes = ["a", "b"]\nsites = ["east", "north", "west"]\n[model]\nwidth = 128\n'
-        f'[privacy]\ntrust = "{approved}"\ntarget_epsilon = 4.0\n'
-    )
+def test_what_was_approved_under_one_trust_does_not_run_under_another(
+    command, trained_site, toml_plan, approved, asked
+):
+    path, state = toml_plan(f'trust = "{approved}"\ntarget_epsilon = 4.0'), load_site(trained_site).state_folder
     assert command("approve", path, "--yes", "--site", trained_site)[0] == 0
     allowed = read_plan(path)
     other = dataclasses.replace(allowed, privacy=dataclasses.replace(allowed.privacy, trust=asked))
@@ -129,22 +135,15 @@ def test_what_was_approved_under_one_trust_does_not_run_under_another(command, t
             permit(policy, experiment, holds)
 
 
-def test_noise_that_is_added_once_is_said_to_be(command, trained_site, tmp_path, monkeypatch):
+def test_noise_that_is_added_once_is_said_to_be(command, trained_site, toml_plan, monkeypatch):
     monkeypatch.setattr("typer.confirm", lambda *_, **__: False)
-    path = tmp_path / "lungs.toml"
-    path.write_text('classes = ["a", "b"]\nsites = ["north"]\n[model]\nwidth = 128\n[privacy]\ntarget_epsilon = 4.0\n')
-    _, out, _ = command("approve", path, "--site", trained_site)
+    _, out, _ = command("approve", toml_plan("target_epsilon = 4.0", ["north"]), "--site", trained_site)
     assert "sums over your images that are noised once, at the start" in out
     assert "noised update" not in out
 
 
-def test_under_secure_trust_it_says_what_is_assumed_and_how_far_pins_go(command, trained_site, tmp_path):
-    path = tmp_path / "lungs.toml"
-    sites = ("east", "north", "west")
-    path.write_text(
-        f'classes = ["a", "b"]\nsites = {list(sites)}\n[model]\nwidth = 128\n'
-        '[privacy]\ntarget_epsilon = 4.0\ntrust = "secure"\n'
-    )
+def test_under_secure_trust_it_says_what_is_assumed_and_how_far_pins_go(command, trained_site, toml_plan):
+    path = toml_plan('target_epsilon = 4.0\ntrust = "secure"')
     pins = trained_site.parent / "peers.toml"
     fingerprint = "SHA256:" + "A" * 43
     for pinned, said in (
@@ -158,7 +157,7 @@ def test_under_secure_trust_it_says_what_is_assumed_and_how_far_pins_go(command,
         assert "honest but curious" in out
         assert said in out
         _, out, _ = command("approve", path, "--json", "--site", trained_site)
-        assert json.loads(out)["peers"] == {site: site in pinned for site in sites if site != "north"}
+        assert json.loads(out)["peers"] == {site: site in pinned for site in ("east", "west")}
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"experiment": {}}', "no json"])

@@ -9,7 +9,7 @@ from wire_samples import Caller
 
 import dpfpl_common
 from dpfpl_client.agent.build import build_agent
-from dpfpl_client.agent.credentials import read_token
+from dpfpl_client.agent.endpoint import read_token
 from dpfpl_client.agent.ledger.view import summarise
 from dpfpl_client.agent.service import AgentServer
 from dpfpl_client.agent.store import DiskStore
@@ -21,7 +21,7 @@ from dpfpl_common.errors import DeploymentError, PayloadError, RefusedError
 from dpfpl_common.ops import diagnostics as surroundings_module
 from dpfpl_common.ops.files import prune_apps
 from dpfpl_common.ops.processes import ProcessGroup
-from dpfpl_common.wire import agent_pb2, envelope
+from dpfpl_common.wire import agent_pb2
 from dpfpl_common.wire import codec as wire
 from dpfpl_common.wire.payloads import SiteReply, TrainRequest
 from dpfpl_server.federation.messages import request_content
@@ -58,7 +58,7 @@ def served(tmp_path_factory):
 @pytest.mark.parametrize("change", [-1, 1])
 def test_O4_an_agent_and_a_clientapp_of_other_protocols_say_so(served, request_of, change):
     agent, address, token = served
-    message = wire.encode_train_request(request_of)
+    message = wire.encode_request(request_of)
     message.protocol_version = PROTOCOL_VERSION + change
     with grpc.insecure_channel(address) as channel:
         call = channel.unary_unary("/dpfpl.v1.SiteAgent/Train", response_deserializer=agent_pb2.Reply.FromString)
@@ -92,7 +92,7 @@ def test_O4_the_server_and_the_clientapp_negotiate_by_the_same_number(request_of
     for record in content.values():
         record["protocol_version"] = PROTOCOL_VERSION + 1
     with pytest.raises(PayloadError) as caught:
-        envelope.read_request(content)
+        wire.read_request(content)
     assert (caught.value.code, f"expected {PROTOCOL_VERSION}" in caught.value.message) == ("VERSION_MISMATCH", True)
 
 
@@ -108,8 +108,7 @@ def test_O4_a_compatible_minor_release_works(served, request_of, monkeypatch):
 def test_O6_after_both_ends_are_upgraded_a_stored_release_is_served_for_nothing(trained_site, request_of, monkeypatch):
     settings = load_site(trained_site)
     before = summarise(settings)
-    for module in (wire, envelope):
-        monkeypatch.setattr(module, "PROTOCOL_VERSION", PROTOCOL_VERSION + 1)
+    monkeypatch.setattr(wire, "PROTOCOL_VERSION", PROTOCOL_VERSION + 1)
     monkeypatch.setattr(dpfpl_common, "__version__", "9.0.0")
     stored = DiskStore(settings.state_folder).read("pilot", 1)
     built = build_agent(settings)

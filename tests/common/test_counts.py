@@ -11,8 +11,9 @@ from scipy import stats
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_common.privacy.accounting import HELD_BACK, PrivacyEvent, epsilon
 from dpfpl_common.privacy.counts import count_noise_stddev, gain, noised_counts, scores_from
-from dpfpl_common.privacy.noise import NoNoise, SeededNoise, SystemNoise
+from dpfpl_common.privacy.noise import SeededNoise, SystemNoise
 from dpfpl_common.privacy_plan import capped_event, planned_events, planned_score_events, score_noise_multiplier
+from no_noise import NoNoise
 
 pytestmark = pytest.mark.privacy
 

@@ -65,14 +65,20 @@ def released(features, labels, classes, z, rng):
     return noised_class_sums(features.astype(np.float32), labels, classes, SeededNoise(rng), z)
 
 
+def one_site(rng, z, had=None, **of_world):
+    """Texts, features, labels, pool, weights and head of one site's images; it has those of some classes only."""
+    texts, _, features, labels = world(rng, **of_world)
+    own = slice(None) if had is None else np.isin(labels, had)
+    pool, weights = pool_rows([released(features[own], labels[own], len(texts), z, rng)], z)
+    return texts, features, labels, pool, weights[0], class_head(pool, texts, SCALE)
+
+
 def right(head, features, labels):
     return float((head.logits(features).argmax(axis=1) == labels).mean())
 
 
 def test_class_vectors_of_wrong_texts_learn_what_the_images_show(rng):
-    texts, _, features, labels = world(rng, right_texts=False)
-    pool, _ = pool_rows([released(features, labels, 6, 1.0, rng)], 1.0)
-    head = class_head(pool, texts, SCALE)
+    texts, features, labels, _, _, head = one_site(rng, 1.0, right_texts=False)
 
     assert right(text_head(texts, SCALE), features, labels) < 0.5
     assert right(head, features, labels) > 0.95
@@ -107,10 +113,7 @@ def test_no_image_anywhere_is_the_text_too(rng, sites, z):
 
 
 def test_a_class_that_nobody_has_stands_on_its_text(rng):
-    texts, _, features, labels = world(rng)
-    had = labels < 5
-    pool, _ = pool_rows([released(features[had], labels[had], 6, 0.5, rng)], 0.5)
-    head = class_head(pool, texts, SCALE)
+    _, features, labels, _, _, head = one_site(rng, 0.5, range(5))
 
     assert head.found.tolist() == [True] * 5 + [False]
     np.testing.assert_allclose(head.vectors[5], unit(head.prior[5]))
@@ -175,10 +178,7 @@ def test_a_name_that_is_added_changes_no_logit_of_the_others(rng, z):
 
 
 def test_one_class_at_one_site_changes_no_more_than_it_must(rng):
-    texts, _, features, labels = world(rng)
-    only = labels == 2
-    pool, _ = pool_rows([released(features[only], labels[only], 6, 0.1, rng)], 0.1)
-    head = class_head(pool, texts, SCALE)
+    _, features, _, _, _, head = one_site(rng, 0.1, [2])
 
     assert head.found.tolist() == [False, False, True, False, False, False]
     assert np.isfinite(head.logits(features)).all()
@@ -245,15 +245,13 @@ def test_a_pool_is_the_weighted_sum_to_the_bit(rng, alike):
 
 
 def test_a_votes_value_depends_on_that_image_alone(rng):
-    texts, _, features, labels = world(rng, right_texts=False)
-    pool, weights = pool_rows([released(features, labels, 6, 1.0, rng)], 1.0)
-    head = class_head(pool, texts, SCALE)
-    every = votes(head, pool, texts, features, labels, weights[0])
+    texts, features, labels, pool, weights, head = one_site(rng, 1.0, right_texts=False)
+    every = votes(head, pool, texts, features, labels, weights)
 
     for left_out in (0, 17, 120):
         kept = np.arange(len(labels)) != left_out
-        np.testing.assert_array_equal(votes(head, pool, texts, features[kept], labels[kept], weights[0]), every[kept])
-    one = votes(head, pool, texts, features[7:8], labels[7:8], weights[0])
+        np.testing.assert_array_equal(votes(head, pool, texts, features[kept], labels[kept], weights), every[kept])
+    one = votes(head, pool, texts, features[7:8], labels[7:8], weights)
     np.testing.assert_array_equal(one, every[7:8])
 
 
@@ -269,11 +267,9 @@ def test_an_image_does_not_vote_for_the_row_that_it_made_itself(rng):
 
 
 def test_the_share_of_classes_that_nobody_has_votes_by_name(rng):
-    texts, _, features, labels = world(rng, right_texts=False)
+    texts, features, labels, pool, weights, head = one_site(rng, 0.1, range(3), right_texts=False)
     had = labels < 3
-    pool, weights = pool_rows([released(features[had], labels[had], 6, 0.1, rng)], 0.1)
-    head = class_head(pool, texts, SCALE)
-    told = votes(head, pool, texts, features[had], labels[had], weights[0])
+    told = votes(head, pool, texts, features[had], labels[had], weights)
 
     text_wrong = (features[had] @ texts.T).argmax(axis=1) != labels[had]
     assert set(np.round(told[text_wrong], 6)) <= {0.0, 0.5, 1.0}
@@ -338,10 +334,8 @@ def test_directions_are_orthonormal_and_the_same_at_every_site_up_to_rounding(rn
 
 
 def test_a_residual_is_a_direction_and_depends_on_its_own_image_alone(rng):
-    texts, _, features, labels = world(rng)
+    texts, features, labels, _, _, head = one_site(rng, 0.5, range(5))
     had = labels < 5
-    pool, _ = pool_rows([released(features[had], labels[had], 6, 0.5, rng)], 0.5)
-    head = class_head(pool, texts, SCALE)
     whole = residuals(head, features, labels)
 
     np.testing.assert_allclose(np.linalg.norm(whole[had], axis=1), 1.0)
@@ -379,9 +373,7 @@ def test_a_moment_sharpens_where_images_scatter_in_few_directions(rng):
 
 
 def test_a_moment_of_noise_changes_nothing_to_speak_of_and_none_nothing_at_all(rng):
-    texts, _, features, labels = world(rng, classes=12)
-    pool, _ = pool_rows([released(features, labels, 12, 0.5, rng)], 0.5)
-    head = class_head(pool, texts, SCALE)
+    texts, features, labels, pool, _, head = one_site(rng, 0.5, classes=12)
 
     assert sharpened(head, directions(head), pool) is head
     nothing = dataclasses.replace(pool, moment=np.zeros((11, 11)), moment_variance=1.0)
@@ -396,9 +388,7 @@ def test_a_moment_of_noise_changes_nothing_to_speak_of_and_none_nothing_at_all(r
 @pytest.mark.parametrize(("classes", "size"), [(2, 32), (6, 4), (200, 160), (3, 1)])
 @pytest.mark.parametrize("z", [0.0, 0.3, 30.0])
 def test_a_sharpened_head_is_finite_in_every_corner(rng, classes, size, z):
-    texts, _, features, labels = world(rng, classes=classes, size=size, images=3)
-    pool, _ = pool_rows([released(features, labels, classes, z, rng)], z)
-    head = class_head(pool, texts, SCALE)
+    _, features, labels, pool, _, head = one_site(rng, z, classes=classes, size=size, images=3)
     found = sharp(head, pool, features, labels, z, rng)
 
     assert directions(head).shape == (size, min(classes - 1, size, 128))

@@ -181,14 +181,9 @@ def test_robust_rules_need_local_trust_and_enough_sites(rule):
 
 def test_an_experiment_of_an_earlier_release_keeps_its_digest():
     """Sites bind a name to a digest, so a later release's settings must not change it."""
-    assert "aggregation" not in BASE.to_json()
-    assert "gradients" not in BASE.to_json()
-    assert "projection" not in BASE.to_json()
-    assert "task" not in BASE.to_json()
-    assert "personal_strength" not in BASE.to_json()
-    assert "absent_weight" not in BASE.to_json()
-    assert "retention" not in BASE.to_json()
-    assert "contrast" not in BASE.to_json()
+    later = ("aggregation", "gradients", "task", "projection")
+    for name in (*later, "personal_strength", "absent_weight", "retention", "contrast"):
+        assert name not in BASE.to_json()
     stronger = dataclasses.replace(BASE, prompt=dataclasses.replace(BASE.prompt, personal_strength=1.5))
     assert parse_experiment(stronger.to_json()) == stronger
     assert stronger.digest() != BASE.digest()
@@ -211,15 +206,12 @@ def test_a_question_may_join_letters():
     assert dataclasses.replace(BASE, classes=(), task=task).task == task
 
 
-def test_an_impossible_task_is_named():
-    for wrong, word in (
-        ({"kind": "describe"}, "kind is 'describe'"),
-        ({"question": "a\nb"}, "question is"),
-        ({"question": "a" * 1001}, "question is"),
-        ({"max_answer_tokens": 0}, "max_answer_tokens is 0"),
-    ):
-        with pytest.raises(ConfigError, match=word):
-            dataclasses.replace(BASE, task=TaskSettings(**wrong))
+@pytest.mark.parametrize(
+    ("key", "value"), [("kind", "describe"), ("question", "a\nb"), ("question", "a" * 1001), ("max_answer_tokens", 0)]
+)
+def test_an_impossible_task_is_named(key, value):
+    with pytest.raises(ConfigError, match=f"{key} is "):
+        TaskSettings(**{key: value})
 
 
 def test_every_field_is_reachable_and_part_of_the_identity():
@@ -239,6 +231,12 @@ def test_every_field_is_reachable_and_part_of_the_identity():
     assert set(leaves(Experiment)) - set(OTHER) == apart
     digests = {BASE.digest()} | {parse_experiment(json.dumps(changed(k, v))).digest() for k, v in OTHER.items()}
     assert len(digests) == len(OTHER) + 1
+
+
+@pytest.mark.parametrize("privacy", [1, "none", [1], None])
+def test_a_part_of_the_wrong_kind_is_named(privacy):
+    with pytest.raises(ConfigError, match="privacy"):
+        parse_experiment(json.dumps(changed("privacy", privacy)))
 
 
 @pytest.mark.parametrize(
@@ -263,25 +261,39 @@ def test_what_has_no_sound_analysis_is_refused_with_the_reason(privacy, reason):
     with pytest.raises(ConfigError, match=reason) as caught:
         dataclasses.replace(BASE, privacy=dataclasses.replace(BASE.privacy, **privacy))
     assert caught.value.code == "NO_SOUND_ANALYSIS"
-    sound = dataclasses.replace(BASE.privacy, mechanism="one_shot", trust="local")
-    assert dataclasses.replace(BASE, privacy=sound).digest() != BASE.digest()
-    projected = dataclasses.replace(sound, projection="text")
-    whole = dataclasses.replace(BASE, privacy=projected)
-    assert parse_experiment(whole.to_json()) == whole
-    assert dataclasses.replace(BASE, privacy=projected).digest() != dataclasses.replace(BASE, privacy=sound).digest()
-    keeping = dataclasses.replace(BASE, prompt=dataclasses.replace(BASE.prompt, absent_weight=0.5), privacy=sound)
-    assert parse_experiment(keeping.to_json()) == keeping
-    assert keeping.digest() != dataclasses.replace(BASE, privacy=sound).digest()
-    drawn = dataclasses.replace(BASE, prompt=dataclasses.replace(BASE.prompt, method="fedpgp", contrast=1.0))
-    assert parse_experiment(drawn.to_json()) == drawn
-    with pytest.raises(ConfigError, match=r"contrast.*fedpgp"):
-        dataclasses.replace(drawn, prompt=dataclasses.replace(drawn.prompt, method="fedotp"))
-    with pytest.raises(ConfigError, match=r"retention.*per_step"):
-        dataclasses.replace(BASE, prompt=dataclasses.replace(BASE.prompt, retention=1.0), privacy=sound)
-    with pytest.raises(ConfigError, match=r"absent_weight.*only one_shot"):
-        dataclasses.replace(keeping, privacy=BASE.privacy)
-    with pytest.raises(ConfigError, match="'none' or 'text'"):
-        dataclasses.replace(BASE, privacy=dataclasses.replace(sound, projection="images"))
+
+
+ONE_SHOT = {"mechanism": "one_shot", "trust": "local"}
+
+
+def of(privacy=None, **prompt):
+    """BASE with other settings of privacy and prompt."""
+    return dataclasses.replace(
+        BASE,
+        privacy=dataclasses.replace(BASE.privacy, **(privacy or {})),
+        prompt=dataclasses.replace(BASE.prompt, **prompt),
+    )
+
+
+def test_what_goes_with_one_mechanism_only_is_part_of_the_identity_too():
+    found = [BASE, of(ONE_SHOT), of({**ONE_SHOT, "projection": "text"}), of(ONE_SHOT, absent_weight=0.5)]
+    found += [of(method="fedpgp"), of(method="fedpgp", contrast=1.0)]
+    assert len({experiment.digest() for experiment in found}) == len(found)
+    assert [parse_experiment(experiment.to_json()) for experiment in found] == found
+
+
+@pytest.mark.parametrize(
+    ("privacy", "prompt", "words"),
+    [
+        ({}, {"method": "fedotp", "contrast": 1.0}, r"contrast.*fedpgp"),
+        (ONE_SHOT, {"retention": 1.0}, r"retention.*per_step"),
+        ({}, {"absent_weight": 0.5}, r"absent_weight.*only one_shot"),
+        ({**ONE_SHOT, "projection": "images"}, {}, "'none' or 'text'"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(privacy, prompt, words):
+    with pytest.raises(ConfigError, match=words):
+        of(privacy, **prompt)
 
 
 NAMES = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,20}", fullmatch=True)
@@ -290,16 +302,8 @@ POSITIVE = st.floats(1e-6, 1e6)
 
 @st.composite
 def experiments(draw):
-    sites = tuple(
-        draw(
-            st.lists(
-                st.from_regex(r"[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?", fullmatch=True),
-                min_size=1,
-                max_size=5,
-                unique=True,
-            )
-        )
-    )
+    site = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?", fullmatch=True)
+    sites = tuple(draw(st.lists(site, min_size=1, max_size=5, unique=True)))
     classes = draw(st.lists(st.text(max_size=20), min_size=2, max_size=5, unique=True))
     classes = [f"c{i}{name}" for i, name in enumerate(classes) if name.isprintable()] + ["y", "z"]
     dropouts = draw(st.integers(0, len(sites) - 1))
@@ -372,18 +376,19 @@ def test_a_whole_number_too_large_for_a_float_is_a_config_error(key):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[1", "9" * 5000, "[" * 100_000, '{"name": "a" "b"}'], ids=lambda text: text[:5]
+    ("text", "code"),
+    [
+        *((text, "BAD_EXPERIMENT") for text in ("", "{", "[1", "9" * 5000, "[" * 100_000, '{"name": "a" "b"}')),
+        *((text, "WRONG_TYPE") for text in ("[]", "null", "1", '"x"')),
+        ("{}", "MISSING_KEY"),
+        ('{"name": NaN}', "WRONG_TYPE"),
+    ],
+    ids=lambda text: text[:14],
 )
-def test_what_is_no_json_is_refused(text):
+def test_what_is_no_experiment_is_refused(text, code):
     with pytest.raises(ConfigError) as caught:
         parse_experiment(text)
-    assert caught.value.code in {"BAD_EXPERIMENT", "WRONG_TYPE"}
-
-
-@pytest.mark.parametrize("text", ["[]", "null", "1", '"x"', "{}", '{"name": NaN}'])
-def test_what_is_no_experiment_is_refused(text):
-    with pytest.raises(ConfigError):
-        parse_experiment(text)
+    assert caught.value.code == code
 
 
 def test_a_file_without_classes_will_do_where_answers_are_words(tmp_path):

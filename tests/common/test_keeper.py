@@ -3,7 +3,7 @@
 import pytest
 
 from dpfpl_common.errors import DeploymentError
-from dpfpl_common.ops.keeper import LONGEST_PAUSE_S, QUIET_S, Keeper
+from dpfpl_common.ops.processes import LONGEST_PAUSE_S, QUIET_S, Keeper
 
 MOST = 5
 

@@ -15,7 +15,6 @@ from dpfpl_common.experiment import (
     TaskSettings,
     Trust,
     choose_mechanism,
-    load_experiment,
     parse_experiment,
     with_secure,
 )
@@ -23,59 +22,42 @@ from dpfpl_common.experiment import (
 BARE = {"name": "pilot", "classes": ["cat", "dog"], "sites": ["a", "b", "c"], "model": {"width": 8}}
 
 
-def chosen(privacy=None, **parts):
+def chosen(privacy, **parts):
     """Mechanism and trust of an experiment that must be a sound one."""
-    table = {**BARE, **parts, "privacy": {"noise_multiplier": 1.0, **(privacy or {})}}
+    table = {**BARE, **parts, "privacy": {"noise_multiplier": 1.0, **privacy}}
     experiment = build(Experiment, table, "pilot.toml")
     return experiment.privacy.mechanism, experiment.privacy.trust
 
 
-def test_left_out_it_is_one_release_under_local_trust():
-    assert chosen() == ("one_shot", "local")
-    assert chosen({"trust": "local"}) == ("one_shot", "local")
-    assert chosen({"projection": "text"}) == ("one_shot", "local")
-
-
 @pytest.mark.parametrize(
-    "privacy",
+    ("privacy", "parts", "expected"),
     [
-        {"trust": "distributed"},
-        {"trust": "central"},
-        {"unit": "site"},
-        {"unit": "site", "trust": "central"},
-        {"clipping": "separate"},
-        {"accounting": "paper"},
+        ({}, {}, ("one_shot", "local")),
+        ({"trust": "local"}, {}, ("one_shot", "local")),
+        ({"projection": "text"}, {}, ("one_shot", "local")),
+        ({"mechanism": "one_shot"}, {}, ("one_shot", "local")),
+        ({"mechanism": "per_step"}, {}, ("per_step", "distributed")),
+        ({"trust": "distributed"}, {}, ("per_step", "distributed")),
+        ({"trust": "central"}, {}, ("per_step", "central")),
+        ({"unit": "site"}, {}, ("per_step", "distributed")),
+        ({"unit": "site", "trust": "central"}, {}, ("per_step", "central")),
+        ({"clipping": "separate"}, {}, ("per_step", "distributed")),
+        ({"accounting": "paper"}, {}, ("per_step", "distributed")),
+        ({}, {"task": {"kind": "vqa"}, "classes": []}, ("per_step", "distributed")),
+        ({}, {"task": {"kind": "classify", "question": "what is it?"}}, ("per_step", "distributed")),
+        ({}, {"prompt": {"retention": 1.0}}, ("per_step", "distributed")),
+        ({}, {"prompt": {"method": "fedpgp", "contrast": 1.0}}, ("per_step", "distributed")),
     ],
     ids=str,
 )
-def test_a_setting_of_noise_at_every_step_decides_for_it(privacy):
-    assert chosen(privacy) == ("per_step", privacy.get("trust", "distributed"))
-
-
-@pytest.mark.parametrize(
-    "parts",
-    [
-        {"task": {"kind": "vqa"}, "classes": []},
-        {"task": {"kind": "classify", "question": "what is it?"}},
-        {"prompt": {"retention": 1.0}},
-        {"prompt": {"method": "fedpgp", "contrast": 1.0}},
-    ],
-    ids=str,
-)
-def test_what_one_release_cannot_serve_takes_noise_at_every_step(parts):
-    assert chosen(None, **parts) == ("per_step", "distributed")
-
-
-def test_the_trust_that_a_named_mechanism_takes_by_itself():
-    assert chosen({"mechanism": "per_step"}) == ("per_step", "distributed")
-    assert chosen({"mechanism": "one_shot"}) == ("one_shot", "local")
+def test_one_release_where_no_setting_rules_it_out_else_noise_at_every_step(privacy, parts, expected):
+    assert chosen(privacy, **parts) == expected
 
 
 @pytest.mark.parametrize(("mechanism", "trust"), list(itertools.product(MECHANISMS, get_args(Trust))))
 def test_what_is_named_is_never_replaced(mechanism, trust):
     """Not even where it has no sound analysis: then it is refused."""
     named = {"mechanism": mechanism, "trust": trust}
-    named |= {"nominal_site_size": 300}
     if (mechanism, trust) in {("one_shot", "distributed"), ("one_shot", "central"), ("per_step", "secure")}:
         with pytest.raises(ConfigError) as caught:
             chosen(named)
@@ -124,20 +106,8 @@ def test_what_is_rounded_at_each_site_is_not_summed_in_secret_and_it_says_what_t
     assert "distributed to a larger one" in refusal.value.advice
 
 
-@pytest.mark.parametrize("privacy", [1, "none", [1], None])
-def test_a_part_of_the_wrong_kind_is_named(privacy):
-    with pytest.raises(ConfigError, match="privacy"):
-        build(Experiment, {**BARE, "privacy": privacy}, "pilot.toml")
-
-
-def test_what_crosses_the_wire_says_both_and_is_not_filled_in(tmp_path):
-    path = tmp_path / "pilot.toml"
-    path.write_text(
-        'name = "pilot"\nclasses = ["cat", "dog"]\nsites = ["a", "b"]\n'
-        "[model]\nwidth = 8\n[privacy]\nnoise_multiplier = 1\n"
-    )
-    experiment = load_experiment(path)
-    assert (experiment.privacy.mechanism, experiment.privacy.trust) == ("one_shot", "local")
+def test_what_crosses_the_wire_says_both_and_is_not_filled_in():
+    experiment = build(Experiment, {**BARE, "privacy": {"noise_multiplier": 1}}, "pilot.toml")
     assert '"mechanism":"one_shot"' in experiment.to_json()
     assert '"trust":"local"' in experiment.to_json()
     assert parse_experiment(experiment.to_json()) == experiment

@@ -12,21 +12,9 @@ from dpfpl_common.privacy.counts import noised_counts
 from dpfpl_common.privacy.noise import ROUNDING_SLACK, SCALE, SystemNoise
 from dpfpl_common.privacy.one_shot import noised_class_sums, noised_moment, noised_vote, shared_out
 from dpfpl_common.privacy_plan import class_sums_multiplier, planned_events, vote_multiplier
+from no_noise import NoNoise
 
 pytestmark = pytest.mark.privacy
-
-
-class Recording:
-    """Adds nothing and remembers."""
-
-    is_private = False
-
-    def __init__(self):
-        self.calls = []
-
-    def add(self, total, noise_stddev):
-        self.calls.append((total.copy(), noise_stddev))
-        return total
 
 
 @pytest.mark.parametrize("moment", [True, False])
@@ -60,7 +48,7 @@ def test_what_is_charged_is_what_is_released(evidence):
 
 @pytest.mark.parametrize("value", [5.0, -5.0, math.inf, -math.inf, math.nan])
 def test_one_example_moves_the_vote_by_at_most_one(value):
-    without, within = Recording(), Recording()
+    without, within = NoNoise(), NoNoise()
     votes = np.array([0.5, -1.0, 1.0])
     noised_vote(votes, without, 3.0)
     noised_vote(np.append(votes, value), within, 3.0)
@@ -79,7 +67,7 @@ def test_the_votes_noise_has_the_stated_deviation():
 @pytest.mark.parametrize("residual", [[5.0, 0, 0], [1.0, -1.0, 1.0], [0.6, 0.8, 0], [1e-9, 0, 0], [math.nan, 1, 0],
                                       [math.inf, 0, 0], [1e300, 1e300, 0]])  # fmt: skip
 def test_one_example_moves_the_moment_by_at_most_one(residual):
-    without, within = Recording(), Recording()
+    without, within = NoNoise(), NoNoise()
     residuals = np.random.default_rng(0).normal(size=(600, 3))
     noised_moment(residuals, without, 3.0)
     noised_moment(np.concatenate([residuals[:200], [residual], residuals[200:]]), within, 3.0)
@@ -97,7 +85,7 @@ def test_the_moments_noise_has_the_stated_deviation_in_every_coordinate():
 
 
 def test_without_a_privacy_claim_the_sum_itself_is_told():
-    noise = Recording()
+    noise = NoNoise()
     np.testing.assert_allclose(noised_moment(np.array([[0.6, 0.8]]), noise, 0.0), [0.36, 0.48 * 2**0.5, 0.64])
     assert noised_vote(np.array([1.0, -0.25]), noise, 0.0) == 0.75
     assert noise.calls == []
@@ -106,10 +94,10 @@ def test_without_a_privacy_claim_the_sum_itself_is_told():
 @pytest.mark.parametrize(
     ("size", "release"),
     [
-        (1, lambda z: noised_vote(np.zeros(3), Recording(), z)),
-        (3, lambda z: noised_counts(np.ones((5, 2)), Recording(), z)),
-        (8, lambda z: noised_class_sums(np.eye(4, dtype=np.float32), np.zeros(4, np.int64), 2, Recording(), z)),
-        (10, lambda z: noised_moment(np.eye(4), Recording(), z)),
+        (1, lambda z: noised_vote(np.zeros(3), NoNoise(), z)),
+        (3, lambda z: noised_counts(np.ones((5, 2)), NoNoise(), z)),
+        (8, lambda z: noised_class_sums(np.eye(4, dtype=np.float32), np.zeros(4, np.int64), 2, NoNoise(), z)),
+        (10, lambda z: noised_moment(np.eye(4), NoNoise(), z)),
     ],
     ids=["vote", "counts", "class sums", "moment"],
 )

@@ -1,32 +1,32 @@
-"""What crosses the wire is checked when built, and a digest stands for all of it."""
+"""What crosses the wire is checked when built; digest and signed text tell any two apart."""
 
 import dataclasses
 import math
 
 import numpy as np
 import pytest
+from wire_samples import CONTEXT, EXPERIMENT, SHAPE
 
 from dpfpl_common.errors import PayloadError
-from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings
+from dpfpl_common.experiment import PrivacySettings
 from dpfpl_common.wire import payloads as payload
 from dpfpl_common.wire.payloads import (
     METRIC_NAMES,
     EvaluateRequest,
     SiteReply,
+    SumReply,
+    SumRequest,
     TrainRequest,
     check_context,
     request_digest,
+    signed_text,
 )
 
-EXPERIMENT = Experiment(
-    name="pilot",
-    classes=("cat", "dog"),
-    sites=("north", "south"),
-    model=ModelSettings(width=8),
-    privacy=PrivacySettings(mechanism="per_step", noise_multiplier=1.5),
+ONE_ULP = CONTEXT.copy()
+ONE_ULP[3, 7] = np.nextafter(ONE_ULP[3, 7], np.float32(np.inf))
+OTHER = dataclasses.replace(
+    EXPERIMENT, privacy=PrivacySettings(mechanism="per_step", noise_multiplier=math.nextafter(1.5, 2))
 )
-SHAPE = EXPERIMENT.context_shape
-CONTEXT = np.random.default_rng(0).normal(size=SHAPE).astype("<f4")
 
 
 def with_value(value):
@@ -93,17 +93,12 @@ def test_round_bounds():
 
 def test_the_digest_changes_with_every_part(monkeypatch):
     base = TrainRequest(EXPERIMENT, 3, CONTEXT)
-    one_ulp = CONTEXT.copy()
-    one_ulp[0, 0] = np.nextafter(one_ulp[0, 0], np.float32(np.inf))
-    other = dataclasses.replace(
-        EXPERIMENT, privacy=PrivacySettings(mechanism="per_step", noise_multiplier=math.nextafter(1.5, 2))
-    )
     digests = [
         request_digest(base),
         request_digest(dataclasses.replace(base, round=4)),
         request_digest(dataclasses.replace(base, evaluate=False)),
-        request_digest(dataclasses.replace(base, experiment=other)),
-        request_digest(dataclasses.replace(base, global_context=one_ulp)),
+        request_digest(dataclasses.replace(base, experiment=OTHER)),
+        request_digest(dataclasses.replace(base, global_context=ONE_ULP)),
     ]
     assert request_digest(TrainRequest(EXPERIMENT, 3, CONTEXT.copy())) == digests[0]
     monkeypatch.setattr(payload, "DIGEST_VERSION", b"another")
@@ -131,3 +126,47 @@ def test_impossible_scores(score):
     with pytest.raises(PayloadError) as caught:
         SiteReply("north", 1, None, {}, (0.5, score))
     assert caught.value.code == "BAD_SCORES"
+
+
+TRAIN = TrainRequest(EXPERIMENT, 3, CONTEXT)
+REPLY = SiteReply("north", 3, CONTEXT, {"personal_local": 0.5, "global_local": 0.25})
+
+
+@pytest.mark.parametrize(
+    ("request_of", "changes"),
+    [
+        (TrainRequest(OTHER, 3, CONTEXT), {}),
+        (EvaluateRequest(EXPERIMENT, 3, CONTEXT), {}),
+        (TRAIN, {"round": 4}),
+        (TRAIN, {"site": "south"}),
+        (TRAIN, {"update": ONE_ULP}),
+        (TRAIN, {"update": None}),
+        (TRAIN, {"evidence": CONTEXT}),
+        (TRAIN, {"metrics": {"personal_local": 0.5}}),
+        (TRAIN, {"metrics": {"personal_local": 0.5, "global_local": 0.26}}),
+        (TRAIN, {"metrics": {"personal_local": 0.25, "global_local": 0.5}}),
+        (TRAIN, {"scores": (1.6,)}),
+    ],
+)
+def test_whatever_is_changed_changes_the_signed_text(request_of, changes):
+    assert signed_text(request_of, dataclasses.replace(REPLY, **changes)) != signed_text(TRAIN, REPLY)
+
+
+def test_the_same_reply_has_the_same_text_whatever_the_order_and_the_signature():
+    again = SiteReply("north", 3, CONTEXT.copy(), {"global_local": 0.25, "personal_local": 0.5}, signature=b"s" * 64)
+    assert signed_text(TRAIN, again) == signed_text(TRAIN, REPLY)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"sum": "vote"}, {"attempt": 2}, {"step": "shares"}, {"site": "south"}, {"content": b"x"}]
+)
+def test_whatever_is_changed_changes_the_signed_text_of_a_step_of_a_sum(changes):
+    secure = PrivacySettings(mechanism="one_shot", trust="secure", noise_multiplier=1.5)
+    asked = SumRequest(
+        dataclasses.replace(EXPERIMENT, sites=("north", "south", "west"), privacy=secure), "rows", 1, "keys", b""
+    )
+    reply = SumReply("north", b"content")
+    of_request = {name: value for name, value in changes.items() if hasattr(asked, name) and name != "content"}
+    of_reply = {name: value for name, value in changes.items() if name not in of_request}
+    changed = signed_text(dataclasses.replace(asked, **of_request), dataclasses.replace(reply, **of_reply))
+    assert changed != signed_text(asked, reply)

@@ -6,11 +6,11 @@ import socket
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from running import Mark, alive, marked
 
 from dpfpl_common.errors import DeploymentError
 from dpfpl_common.ops.processes import (
@@ -49,51 +49,31 @@ with ProcessGroup() as group:
 """
 
 
-class Marked:
-    """Finds every process that inherited a mark in its environment, also orphans in other sessions."""
-
-    def __init__(self) -> None:
-        self.environment = {"DPFPL_TEST_MARK": uuid.uuid4().hex}
-
-    def alive(self) -> list[int]:
-        mark = f"DPFPL_TEST_MARK={self.environment['DPFPL_TEST_MARK']}".encode()
-        found = []
-        for entry in Path("/proc").glob("[0-9]*"):
-            try:
-                if (
-                    mark in (entry / "environ").read_bytes().split(b"\0")
-                    and b") Z " not in (entry / "stat").read_bytes()
-                ):
-                    found.append(int(entry.name))
-            except OSError:
-                continue
-        return found
-
-    def gone(self, timeout_s: float = 6.0) -> bool:
-        deadline = time.monotonic() + timeout_s
-        while self.alive() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        return not self.alive()
+def gone(mark: Mark, timeout_s: float = 6.0) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while alive(mark) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not alive(mark)
 
 
 @pytest.fixture
-def marked() -> Iterator[Marked]:
+def mark() -> Iterator[Mark]:
     if not Path("/proc/self/environ").exists():
         pytest.skip("needs /proc")
-    marked = Marked()
-    yield marked
-    for pid in marked.alive():
+    mark = marked()
+    yield mark
+    for pid in alive(mark):
         os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture
-def start(tmp_path: Path, marked: Marked) -> Callable[..., ManagedProcess]:
+def start(tmp_path: Path, mark: Mark) -> Callable[..., ManagedProcess]:
     def start(program: str, **options: object) -> ManagedProcess:
         return ManagedProcess(
             "subject",
             [sys.executable, "-c", program],
             log_file=tmp_path / "logs" / "subject.log",
-            environment=child_environment(marked.environment),
+            environment=child_environment(mark),
             **options,
         )
 
@@ -124,44 +104,44 @@ def test_a_missing_program_is_an_exit_status_with_a_reason(tmp_path: Path) -> No
     assert "/nonexistent/program" in process.log_text()
 
 
-def test_stopping_takes_helpers_in_other_sessions_along(start: Callable[..., ManagedProcess], marked: Marked) -> None:
+def test_stopping_takes_helpers_in_other_sessions_along(start: Callable[..., ManagedProcess], mark: Mark) -> None:
     process = start(NASTY, grace_s=1.0)
     wait_until(lambda: "helper up" in process.log_text(), timeout_s=20, what="helper", processes=[process])
-    assert len(marked.alive()) == 3  # guard, program, helper
+    assert len(alive(mark)) == 3  # guard, program, helper
     process.stop()
-    assert marked.alive() == []
+    assert alive(mark) == {}
 
 
-def test_helpers_die_when_the_program_ends_by_itself(start: Callable[..., ManagedProcess], marked: Marked) -> None:
+def test_helpers_die_when_the_program_ends_by_itself(start: Callable[..., ManagedProcess], mark: Mark) -> None:
     process = start(NASTY.replace("time.sleep(60)\n", "time.sleep(0.3)\n"))
     assert process.wait(15) == 0
-    assert marked.alive() == []
+    assert alive(mark) == {}
 
 
 def test_a_program_that_ignores_sigterm_is_killed_after_its_grace(
-    start: Callable[..., ManagedProcess], marked: Marked
+    start: Callable[..., ManagedProcess], mark: Mark
 ) -> None:
     process = start(STUBBORN, grace_s=0.3)
     wait_until(lambda: "up" in process.log_text(), timeout_s=20, what="program", processes=[process])
     before = time.monotonic()
     assert process.stop() == 137
     assert 0.25 < time.monotonic() - before < 4.0
-    assert marked.alive() == []
+    assert alive(mark) == {}
 
 
-def test_a_killed_guard_leaves_no_program(start: Callable[..., ManagedProcess], marked: Marked) -> None:
+def test_a_killed_guard_leaves_no_program(start: Callable[..., ManagedProcess], mark: Mark) -> None:
     process = start(STUBBORN)
     wait_until(lambda: "up" in process.log_text(), timeout_s=20, what="program", processes=[process])
     os.kill(process.pid, signal.SIGKILL)
     process.wait(5)
-    assert marked.gone()
+    assert gone(mark)
 
 
-def test_a_second_signal_while_stopping_ends_everything_at_once(tmp_path: Path, marked: Marked) -> None:
+def test_a_second_signal_while_stopping_ends_everything_at_once(tmp_path: Path, mark: Mark) -> None:
     slow = LAUNCHER.replace("grace_s=1.0", "grace_s=30.0").replace("helper up", "up")
     launcher = subprocess.Popen(
         [sys.executable, "-c", slow, str(tmp_path / "stubborn.log"), STUBBORN],
-        env={**os.environ, **marked.environment},
+        env={**os.environ, **mark},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
@@ -174,34 +154,34 @@ def test_a_second_signal_while_stopping_ends_everything_at_once(tmp_path: Path, 
     launcher.wait(10)
     assert time.monotonic() - before < 3.5
     launcher.stdout.close()
-    assert marked.gone()
+    assert gone(mark)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
-def test_nothing_outlives_a_launcher_that_is_ended_by_a_signal(tmp_path: Path, marked: Marked, number: int) -> None:
+def test_nothing_outlives_a_launcher_that_is_ended_by_a_signal(tmp_path: Path, mark: Mark, number: int) -> None:
     launcher = subprocess.Popen(
         [sys.executable, "-c", LAUNCHER, str(tmp_path / "nasty.log"), NASTY],
-        env={**os.environ, **marked.environment},
+        env={**os.environ, **mark},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
     assert launcher.stdout is not None
     assert launcher.stdout.readline() == b"ready\n"
-    assert len(marked.alive()) == 4
+    assert len(alive(mark)) == 4
     launcher.send_signal(number)
     launcher.wait(15)
     launcher.stdout.close()
-    assert marked.gone()
+    assert gone(mark)
     assert "helper up" in (tmp_path / "nasty.log").read_text()  # logs are kept
 
 
-def test_a_group_stops_all_politely_also_on_an_error(tmp_path: Path, marked: Marked) -> None:
+def test_a_group_stops_all_politely_also_on_an_error(tmp_path: Path, mark: Mark) -> None:
     program = (
         "import signal, sys, time\n"
         "def bye(*_): print('bye', flush=True); sys.exit()\n"
         "signal.signal(signal.SIGTERM, bye); print('up', flush=True); time.sleep(60)"
     )
-    environment = child_environment(marked.environment)
+    environment = child_environment(mark)
     processes: list[ManagedProcess] = []
 
     def federation() -> None:
@@ -214,7 +194,7 @@ def test_a_group_stops_all_politely_also_on_an_error(tmp_path: Path, marked: Mar
 
     with pytest.raises(RuntimeError, match="boom"):
         federation()
-    assert marked.alive() == []
+    assert alive(mark) == {}
     assert all("bye" in p.log_text() for p in processes)
 
 

@@ -23,16 +23,9 @@ def test_offline_adds_the_hub_switches_only_when_asked() -> None:
 
 
 @pytest.mark.usefixtures("clean_environment")
-def test_silencing_reaches_this_process_and_its_children() -> None:
+def test_silencing_reaches_this_process_and_so_its_children() -> None:
     silence_telemetry()
-    assert os.environ["FLWR_TELEMETRY_ENABLED"] == "0"
-    child = subprocess.run(
-        [sys.executable, "-c", "import os; print(os.environ['HF_HUB_DISABLE_TELEMETRY'])"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert child.stdout.strip() == "1"
+    assert (os.environ["FLWR_TELEMETRY_ENABLED"], os.environ["HF_HUB_DISABLE_TELEMETRY"]) == ("0", "1")
 
 
 @pytest.mark.usefixtures("clean_environment")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpfpl_client.cli import main as client
-from dpfpl_client.cli.say import say
+from dpfpl_client.cli.options import say
 from dpfpl_client.use.predict import FileResult, as_line, write_csv
 from dpfpl_common.errors import ConfigError
 from dpfpl_common.ops.telemetry import PlainFormatter

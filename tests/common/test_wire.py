@@ -6,37 +6,41 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from wire_samples import only_documented_errors
+from wire_samples import CONTEXT, EXPERIMENT, SHAPE, only_documented_errors
 
 from dpfpl_common import PROTOCOL_VERSION
 from dpfpl_common.errors import DataError, PayloadError, RefusedError
-from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings
+from dpfpl_common.experiment import PrivacySettings
 from dpfpl_common.wire import agent_pb2
 from dpfpl_common.wire import codec as wire
-from dpfpl_common.wire.codec import CODES, MAX_EXPERIMENT_BYTES, MAX_MESSAGE_BYTES
-from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, TrainRequest
-from dpfpl_common.wire.refusal import MAX_TEXT, Refusal, plain, refusal_of
-
-SHAPE = (4, 8)
-EXPERIMENT = Experiment(
-    name="pilot",
-    classes=("cat", "hündin"),
-    sites=("north", "south"),
-    model=ModelSettings(width=SHAPE[1]),
-    prompt=PromptSettings(num_context=SHAPE[0]),
-    privacy=PrivacySettings(mechanism="per_step", noise_multiplier=1.5),
+from dpfpl_common.wire.codec import (
+    CODES,
+    MAX_EXPERIMENT_BYTES,
+    MAX_MESSAGE_BYTES,
+    RECORD,
+    Envelope,
+    read_reply,
+    read_request,
+    reply_record,
+    request_record,
+)
+from dpfpl_common.wire.payloads import (
+    MAX_TEXT,
+    EvaluateRequest,
+    Refusal,
+    SiteReply,
+    SumRequest,
+    TrainRequest,
+    plain,
+    refusal_of,
 )
 
-
-def context(seed=0):
-    return np.random.default_rng(seed).normal(size=SHAPE).astype("<f4")
-
-
-TRAIN = TrainRequest(EXPERIMENT, 3, context(), evaluate=True)
-EVALUATE = EvaluateRequest(EXPERIMENT, 10, context(1))
-REPLY = SiteReply("north", 3, context(2), {"personal_local": 0.75}, signature=bytes(range(64)))
+TRAIN = TrainRequest(dataclasses.replace(EXPERIMENT, classes=("cat", "hündin")), 3, CONTEXT, evaluate=True)
+EVALUATE = EvaluateRequest(EXPERIMENT, 10, 2 * CONTEXT)
+REPLY = SiteReply("north", 3, 3 * CONTEXT, {"personal_local": 0.75}, signature=bytes(range(64)))
 
 
 def refused(code, call, *arguments):
@@ -48,30 +52,53 @@ def refused(code, call, *arguments):
 
 
 def train_message(**changes):
-    message = wire.encode_train_request(TRAIN)
+    message = wire.encode_request(TRAIN)
     for name, value in changes.items():
         setattr(message, name, value)
     return message
 
 
 def decode_bytes(data):
-    return wire.decode_train_request(wire.parse(agent_pb2.TrainRequest, data))
+    return wire.decode_request(wire.parse(agent_pb2.TrainRequest, data))
 
 
-@pytest.mark.parametrize("evaluate", [True, False])
-def test_train_request_round_trip(evaluate):
-    request = dataclasses.replace(TRAIN, evaluate=evaluate)
-    back = decode_bytes(wire.encode_train_request(request).SerializeToString())
-    assert (back.experiment, back.round, back.evaluate) == (request.experiment, request.round, evaluate)
-    np.testing.assert_array_equal(back.global_context, request.global_context)
-    assert back.global_context.flags.writeable
+ONCE = dataclasses.replace(
+    EXPERIMENT, classes=("cat", "dog"), privacy=PrivacySettings(mechanism="one_shot", noise_multiplier=1.5)
+)
+SECURE = dataclasses.replace(
+    ONCE,
+    sites=("north", "south", "west"),
+    privacy=PrivacySettings(mechanism="one_shot", trust="secure", noise_multiplier=1.5),
+)
+POOL = np.random.default_rng(1).normal(size=(3, 7)).astype("<f4")
 
 
-def test_evaluate_request_round_trip():
-    data = wire.encode_evaluate_request(EVALUATE).SerializeToString()
-    back = wire.decode_evaluate_request(wire.parse(agent_pb2.EvaluateRequest, data))
-    assert (back.experiment, back.round) == (EXPERIMENT, 10)
-    np.testing.assert_array_equal(back.global_context, EVALUATE.global_context)
+@pytest.mark.parametrize(
+    "request_of",
+    [
+        TRAIN,
+        dataclasses.replace(TRAIN, evaluate=False),
+        TrainRequest(ONCE, 1, CONTEXT, collect=True),
+        TrainRequest(ONCE, 2, CONTEXT, pool=POOL),
+        EVALUATE,
+        EvaluateRequest(ONCE, 10, CONTEXT, POOL, "evidence"),
+        SumRequest(SECURE, "rows", 3, "keys", b""),
+        SumRequest(SECURE, "vote", 1, "masked", b"boxes", pool=POOL),
+        SumRequest(SECURE, "scores", 1, "masked", b"boxes", CONTEXT, POOL),
+    ],
+    ids=lambda request: type(request).__name__,
+)
+def test_every_field_of_a_request_comes_back(request_of):
+    message = wire.encode_request(request_of)
+    back = wire.decode_request(wire.parse(type(message), message.SerializeToString(deterministic=True)))
+    assert type(back) is type(request_of)
+    for field in dataclasses.fields(request_of):
+        sent, got = getattr(request_of, field.name), getattr(back, field.name)
+        if isinstance(sent, np.ndarray):
+            np.testing.assert_array_equal(got, sent)
+            assert got.flags.writeable
+        else:
+            assert got == sent
 
 
 def test_reply_round_trip():
@@ -90,7 +117,7 @@ def test_refusal_round_trip():
 
 @pytest.mark.parametrize("version", [0, PROTOCOL_VERSION + 1, -1])
 def test_other_version_is_refused_naming_the_expected_one(version):
-    error = refused("VERSION_MISMATCH", wire.decode_train_request, train_message(protocol_version=version))
+    error = refused("VERSION_MISMATCH", wire.decode_request, train_message(protocol_version=version))
     assert f"expected {PROTOCOL_VERSION}" in error.message
     message = wire.encode_reply(REPLY, TRAIN)
     message.protocol_version = version
@@ -127,7 +154,7 @@ def test_millions_of_unknown_fields_cost_next_to_nothing():
 
 def test_an_array_that_the_receiver_would_refuse_is_not_sent():
     with pytest.raises(PayloadError) as caught:
-        wire._matrix(np.ones((2000, 1000), "<f4"), "pool")
+        wire._array(np.ones((2000, 1000), "<f4"), "pool", wire.MAX_MATRIX_BYTES)
     assert caught.value.code == "MESSAGE_TOO_LARGE"
 
 
@@ -142,9 +169,9 @@ def test_other_malformed_requests():
     refused("VERSION_MISMATCH", decode_bytes, b"")
     without = train_message()
     without.ClearField("global_context")
-    refused("MISSING_FIELD", wire.decode_train_request, without)
+    refused("MISSING_FIELD", wire.decode_request, without)
     for number in (-1, 0, 11, 2**63 - 1):
-        refused("BAD_ROUND", wire.decode_train_request, train_message(round=number))
+        refused("BAD_ROUND", wire.decode_request, train_message(round=number))
 
 
 @pytest.mark.parametrize(
@@ -163,18 +190,18 @@ def test_other_malformed_requests():
 def test_declared_size_must_match(rows, columns, size, code):
     message = train_message()
     message.global_context.CopyFrom(agent_pb2.Array(rows=rows, columns=columns, data=bytes(size)))
-    refused(code, wire.decode_train_request, message)
+    refused(code, wire.decode_request, message)
 
 
 @pytest.mark.parametrize(
     ("value", "code"), [(np.nan, "NONFINITE_INPUT"), (-np.inf, "NONFINITE_INPUT"), (1e38, "NORM_TOO_LARGE")]
 )
 def test_values_are_checked_both_ways(value, code):
-    array = context()
+    array = CONTEXT.copy()
     array[1, 2] = value
     message = train_message()
     message.global_context.data = array.tobytes()
-    refused(code, wire.decode_train_request, message)
+    refused(code, wire.decode_request, message)
     refused(code, wire.encode_reply, dataclasses.replace(REPLY, update=array), TRAIN)
 
 
@@ -201,13 +228,13 @@ def _edited(**changes):
     ],
 )
 def test_bad_experiments(text, code):
-    refused(code, wire.decode_train_request, train_message(experiment=text))
+    refused(code, wire.decode_request, train_message(experiment=text))
 
 
 def test_a_whole_number_given_for_a_real_one_travels():
     experiment = dataclasses.replace(EXPERIMENT, privacy=PrivacySettings(mechanism="per_step", noise_multiplier=1))
-    message = wire.encode_train_request(dataclasses.replace(TRAIN, experiment=experiment))
-    assert wire.decode_train_request(message).experiment == experiment
+    message = wire.encode_request(dataclasses.replace(TRAIN, experiment=experiment))
+    assert wire.decode_request(message).experiment == experiment
 
 
 @pytest.mark.parametrize(
@@ -249,7 +276,7 @@ def test_any_bytes_give_a_documented_code(data):
     assert caught.value.code in CODES
 
 
-VALID = wire.encode_train_request(TRAIN).SerializeToString()
+VALID = wire.encode_request(TRAIN).SerializeToString()
 
 
 @given(st.integers(0, len(VALID) - 1), st.binary(max_size=4), st.integers(0, 4))
@@ -258,7 +285,7 @@ def test_any_damage_gives_a_documented_code_or_an_equally_valid_request(place, p
     data = VALID[:place] + patch + VALID[place + removed :]
     with only_documented_errors():
         request = decode_bytes(data)
-        assert wire.encode_train_request(request).SerializeToString() == data
+        assert wire.encode_request(request).SerializeToString() == data
 
 
 @given(st.integers(0, 400), st.binary(max_size=3))
@@ -289,3 +316,68 @@ def test_any_text_can_be_told_as_one_printable_line(text):
     assert len(told) <= MAX_TEXT
     assert told.isprintable()
     wire.decode_reply(wire.encode_refusal(Refusal("X", told, told, told)), TRAIN)
+
+
+# What a Flower message carries: exact names, types and sizes, or a documented code.
+
+
+def record(drop=(), **changes):
+    fields = request_record(b"hello", 3.0) | changes
+    return RecordDict({RECORD: ConfigRecord({key: value for key, value in fields.items() if key not in drop})})
+
+
+def test_what_was_put_in_comes_out():
+    assert read_request(record()) == Envelope(b"hello", 3.0)
+    assert read_request(RecordDict({RECORD: ConfigRecord(request_record(b"", 60))})) == Envelope(b"", 60.0)
+    assert read_reply(RecordDict({RECORD: ConfigRecord(reply_record(b"hello"))})) == b"hello"
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (RecordDict(), "MISSING_FIELD"),
+        (RecordDict({"other": ConfigRecord(request_record(b"", 3.0))}), "MISSING_FIELD"),
+        (RecordDict({RECORD: MetricRecord({"deadline": 1.0})}), "VERSION_MISMATCH"),
+        (RecordDict({RECORD: ArrayRecord({"message": Array("x", (1,), "y", b"")})}), "VERSION_MISMATCH"),
+        (RecordDict({**record(), "more": ConfigRecord({"lr": 0.1})}), "UNKNOWN_FIELD"),
+        (record(debug=True), "UNKNOWN_FIELD"),
+        (record(drop=("message",)), "MISSING_FIELD"),
+        (record(drop=("deadline",)), "MISSING_FIELD"),
+        (record(drop=("protocol_version",)), "VERSION_MISMATCH"),
+        (record(protocol_version=PROTOCOL_VERSION + 1, debug=True), "VERSION_MISMATCH"),
+        (record(protocol_version=True), "VERSION_MISMATCH"),
+        (record(protocol_version=str(PROTOCOL_VERSION)), "VERSION_MISMATCH"),
+        (record(message="hello"), "WRONG_TYPE"),
+        (record(message=bytes(MAX_MESSAGE_BYTES + 1)), "MESSAGE_TOO_LARGE"),
+        (record(deadline=3), "WRONG_TYPE"),
+        (record(deadline=0.0), "IMPOSSIBLE_VALUE"),
+        (record(deadline=float("nan")), "IMPOSSIBLE_VALUE"),
+        (record(deadline=float("inf")), "IMPOSSIBLE_VALUE"),
+        (record(deadline=1e7), "IMPOSSIBLE_VALUE"),
+        (RecordDict({"request": ConfigRecord({"protocol_version": 3, "round": 1})}), "VERSION_MISMATCH"),
+        (RecordDict({"reply": ConfigRecord({"protocol_version": 3}), "metrics": MetricRecord({})}), "VERSION_MISMATCH"),
+    ],
+)
+def test_names_types_and_sizes_must_be_exact(content, code):
+    refused(code, read_request, content)
+
+
+def test_a_reply_holds_no_more():
+    refused("UNKNOWN_FIELD", read_reply, record())
+    refused("MESSAGE_TOO_LARGE", read_reply, record(drop=("deadline",), message=bytes(MAX_MESSAGE_BYTES + 1)))
+    assert read_reply(record(drop=("deadline",), message=bytes(MAX_MESSAGE_BYTES))) == bytes(MAX_MESSAGE_BYTES)
+
+
+VALUES = st.one_of(
+    st.booleans(), st.integers(-(2**70), 2**70), st.floats(), st.text(max_size=20), st.binary(max_size=20)
+)
+KEYS = st.sampled_from(("protocol_version", "deadline", "message")) | st.text(max_size=8)
+
+
+@given(st.dictionaries(KEYS, VALUES, max_size=5), st.booleans())
+@settings(max_examples=600, deadline=1000)
+def test_any_record_gives_a_documented_code(changes, whole):
+    content = record(**changes) if whole else RecordDict({RECORD: ConfigRecord(changes)})
+    for read in (read_request, read_reply):
+        with only_documented_errors():
+            read(content)

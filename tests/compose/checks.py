@@ -178,14 +178,8 @@ def s3_mounts(fed: Federation) -> str:
         assert "ermission denied" in out, out
         agents = [p["pid"] for p in fed.processes(service) if p["uid"] == 10001]
         for pid in agents:
-            out = fed.execute(
-                service,
-                "sh",
-                "-c",
-                f"cat /proc/{pid}/environ /proc/{pid}/maps 2>&1; ls /proc/{pid}/fd 2>&1",
-                user=NODE,
-                check=False,
-            )
+            look = f"cat /proc/{pid}/environ /proc/{pid}/maps 2>&1; ls /proc/{pid}/fd 2>&1"
+            out = fed.execute(service, "sh", "-c", look, user=NODE, check=False)
             assert out.count("ermission denied") == 3, f"{service}: {pid}: {out[:200]}"
     return (
         "site-c: node key only in the SuperNode's container, state and agent key only in the agent's; "
@@ -295,21 +289,8 @@ def s5_flower_home(fed: Federation) -> str:
     """Flower's own folder, with its identifier, is on tmpfs at a site, although the root file system is read-only."""
     places = []
     for service in ("site-a", "site-b", "site-c-node"):
-        homes = fed.execute(
-            service,
-            "find",
-            "/",
-            "-xdev",
-            "-path",
-            "/proc",
-            "-prune",
-            "-o",
-            "-name",
-            ".flwr",
-            "-print",
-            user="0",
-            check=False,
-        )
+        look = "find / -xdev -path /proc -prune -o -name .flwr -print"
+        homes = fed.execute(service, *look.split(), user="0", check=False)
         assert "/root" not in homes, homes
         assert "tmpfs /run/node tmpfs" in fed.execute(service, "cat", "/proc/mounts"), service
         node = NODE if service != "site-c-node" else None

@@ -85,22 +85,14 @@ def engine() -> Iterator[Engine]:
     folder = Path(tempfile.mkdtemp(prefix="dpfpl-engine-", dir="/var/tmp"))
     host = f"unix://{folder}/docker.sock"
     with (folder / "log").open("wb") as log:
-        daemon = subprocess.Popen(
-            [
-                program,
-                "--host",
-                host,
-                "--data-root",
-                f"{folder}/data",
-                "--exec-root",
-                f"{folder}/exec",
-                "--pidfile",
-                f"{folder}/pid",
-            ],
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+        options = {
+            "host": host,
+            "data-root": f"{folder}/data",
+            "exec-root": f"{folder}/exec",
+            "pidfile": f"{folder}/pid",
+        }
+        command = [program, *(f"--{name}={value}" for name, value in options.items())]
+        daemon = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     try:
         private = Engine(host, mine.compose_program)
         deadline = time.monotonic() + START_S

@@ -39,10 +39,15 @@ def _paid_right(fed: Federation, name: str, more_charges: dict[str, int] | None 
     return f"charges for {ROUNDS} rounds and scores: {', '.join(texts)}"
 
 
+def _in_mid_experiment(fed: Federation, name: str) -> None:
+    """Start an experiment, and wait for its second round."""
+    fed.begin(name, **SLOW)
+    fed.wait_for_round(name, 2)
+
+
 def f16_kill_supernode(fed: Federation) -> str:
     """kill -9 of site-a's SuperNode while its agent computes."""
-    fed.begin("kill-supernode", **SLOW)
-    fed.wait_for_round("kill-supernode", 2)
+    _in_mid_experiment(fed, "kill-supernode")
     time.sleep(1.0)
     fed.kill("site-a", "dpfpl_client.node.warm_node")
     began = time.monotonic()
@@ -64,8 +69,7 @@ def f16_kill_supernode(fed: Federation) -> str:
 
 def kill_agent(fed: Federation) -> str:
     """kill -9 of site-b's agent while it computes: what was charged stays charged, the round is asked for again."""
-    fed.begin("kill-agent", **SLOW)
-    fed.wait_for_round("kill-agent", 2)
+    _in_mid_experiment(fed, "kill-agent")
     time.sleep(1.0)
     fed.kill("site-b", "dpfpl_client agent")
     fed.finish("kill-agent")
@@ -74,8 +78,7 @@ def kill_agent(fed: Federation) -> str:
 
 def kill_serverapp(fed: Federation) -> str:
     """kill -9 of the ServerApp in mid-round: dpfpl-server run goes on by itself."""
-    fed.begin("kill-serverapp", **SLOW)
-    fed.wait_for_round("kill-serverapp", 2)
+    _in_mid_experiment(fed, "kill-serverapp")
     fed.kill("server", "sites.executor", youngest=True)  # a fork of the executor
     fed.finish("kill-serverapp")
     return f"resumed by itself, experiment finished; {_paid_right(fed, 'kill-serverapp')}"
@@ -83,8 +86,7 @@ def kill_serverapp(fed: Federation) -> str:
 
 def l1_kill_superlink(fed: Federation) -> str:
     """kill -9 of the SuperLink in mid-round: it is started again, and the run goes on."""
-    fed.begin("kill-superlink", **SLOW)
-    fed.wait_for_round("kill-superlink", 2)
+    _in_mid_experiment(fed, "kill-superlink")
     back = _killed_and_back(fed, "sites.superlink_process")
     result = fed.finish("kill-superlink")
     assert [entry["round"] for entry in result["rounds"]] == list(range(1, ROUNDS + 1)), result["rounds"]
@@ -96,8 +98,7 @@ def l1_kill_superlink(fed: Federation) -> str:
 
 def kill_executor(fed: Federation) -> str:
     """kill -9 of the executor of runs in mid-round, and of the ServerApp with it: the run goes on by itself."""
-    fed.begin("kill-executor", **SLOW)
-    fed.wait_for_round("kill-executor", 2)
+    _in_mid_experiment(fed, "kill-executor")
     back = _killed_and_back(fed, "sites.executor")
     fed.finish("kill-executor")
     return f"executor back after {back:.0f} s, experiment finished; {_paid_right(fed, 'kill-executor')}"
@@ -119,8 +120,7 @@ def _killed_and_back(fed: Federation, program: str) -> float:
 
 def f15_stop_while_training(fed: Federation) -> str:
     """docker stop (SIGTERM, 10 s) of site-b while it trains."""
-    fed.begin("stop-site", **SLOW)
-    fed.wait_for_round("stop-site", 2)
+    _in_mid_experiment(fed, "stop-site")
     time.sleep(1.0)
     container = fed.container("site-b")
     began = time.monotonic()
@@ -140,8 +140,7 @@ def f15_stop_while_training(fed: Federation) -> str:
 def network_cut(fed: Federation, seconds: int = 30) -> str:
     """site-b's network is taken away in mid-round and given back."""
     network, container = f"{fed.project}_site-b", fed.container("site-b")
-    fed.begin("network-cut", **SLOW)
-    fed.wait_for_round("network-cut", 2)
+    _in_mid_experiment(fed, "network-cut")
     fed.engine.docker("network", "disconnect", network, container)
     time.sleep(seconds)
     fed.engine.docker("network", "connect", "--alias", "site-b", network, container)

@@ -1,7 +1,7 @@
 """The federation of docker-compose.yml under test: what its containers say and what is done to them."""
 
 import json
-import shlex
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -98,10 +98,8 @@ class Federation:
         """Put an experiment's file into the server's container and return its path there."""
         text = EXPERIMENT.replace('"simulation"', json.dumps(name))
         for key, value in changes.items():
-            lines = text.splitlines()
-            (index,) = (i for i, line in enumerate(lines) if line.startswith(f"{key} = "))
-            lines[index] = f"{key} = {json.dumps(value)}"
-            text = "\n".join(lines)
+            text, found = re.subn(rf"(?m)^{key} = .*$", f"{key} = {json.dumps(value)}", text)
+            assert found == 1, f"{key} is there {found} times"
         path = f"/tmp/{name}.toml"
         self.execute("server", "sh", "-c", f"cat > {path} <<'END'\n{text}\nEND")
         return path
@@ -156,24 +154,18 @@ class Federation:
 
     def ledger(self, service: str, name: str) -> dict[str, Any]:
         """What the site's ledger says about an experiment: rounds, charges, released."""
-        split = service.endswith("-agent")
-        command = "cd /private/site && dpfpl-client" if split else "site"
-        shown = json.loads(self.execute(service, "sh", "-c", f"{command} ledger show --json"))
-        found = [entry for entry in shown["experiments"] if entry["experiment"] == self._tagged(name)]
+        shown = self._ledger(service, "show")["experiments"]
+        found = [entry for entry in shown if entry["experiment"] == self._tagged(name)]
         return dict(found[0]) if found else {"rounds": 0, "charges": 0, "released": 0}
 
     def ledger_problems(self, service: str) -> list[str]:
         """What ``ledger verify`` finds wrong."""
-        split = service.endswith("-agent")
-        command = "cd /private/site && dpfpl-client" if split else "site"
-        return list(
-            json.loads(self.execute(service, "sh", "-c", f"{command} ledger verify --json", check=False))["problems"]
-        )
+        return list(self._ledger(service, "verify", check=False)["problems"])
+
+    def _ledger(self, service: str, command: str, check: bool = True) -> Any:
+        program = "cd /private/site && dpfpl-client" if service.endswith("-agent") else "site"
+        return json.loads(self.execute(service, "sh", "-c", f"{program} ledger {command} --json", check=check))
 
     def down(self) -> None:
         """Take everything down, with volumes."""
         self.compose("down", "--volumes", "--timeout", "20", check=False)
-
-    def describe(self) -> str:
-        """How to reach it by hand."""
-        return shlex.join([*self.engine.compose_program, "-p", self.project, *self._files])

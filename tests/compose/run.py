@@ -1,6 +1,6 @@
 """``make compose-test``: build the images, run the simulation, look, break, mend, take everything down.
 
-    python tests/compose/run.py [--skip-build] [--only WORD ...] [--keep]
+    python tests/compose/run.py [--skip-build] [--only WORD ...] [--parts PART ...]
 
 Uses the engine that answers, or starts a private one where it is root and dockerd is installed. Prints a line a check,
 the output of ``up --build`` and, last, how many passed, and keeps the same in runs/compose-test.log. COMPOSE names
@@ -106,13 +106,17 @@ def build(docker: Engine, log: Log) -> None:
             "-t", name, "-t", f"{name}:{VERSION}", str(ROOT), timeout=1800,
         )  # fmt: skip
         size = int(docker.docker("image", "inspect", "-f", "{{.Size}}", name)) / 1e6
-        packages = json.loads(
-            docker.docker("run", "--rm", "--network", "none", "--entrypoint", "cat", name, "/opt/dpfpl/sbom.json")
-        )
+        packages = json.loads(inside(docker, name, "cat /opt/dpfpl/sbom.json"))
         log.say(
             f"image {name}: {size:.0f} MB, {len(packages['components'])} packages in its SBOM, built in "
             f"{time.monotonic() - began:.0f} s"
         )
+
+
+def inside(docker: Engine, image: str, look: str) -> str:
+    """What a shell command prints in a container of an image, as no user of ours and without a network."""
+    options = ("--rm", "--network", "none", "--user", "10001", "--entrypoint", "sh")
+    return docker.docker("run", *options, image, "-c", look)
 
 
 def no_package_manager(docker: Engine) -> str:
@@ -122,21 +126,9 @@ def no_package_manager(docker: Engine) -> str:
         "find / -xdev -perm /6000 -type f 2>/dev/null; true"
     )
     for name in IMAGES:
-        found = docker.docker(
-            "run", "--rm", "--network", "none", "--user", "10001", "--entrypoint", "sh", name, "-c", look
-        )
+        found = inside(docker, name, look)
         assert found == "", f"{name}: {found}"
-    torch = docker.docker(
-        "run",
-        "--rm",
-        "--network",
-        "none",
-        "--entrypoint",
-        "sh",
-        "dpfpl-supernode",
-        "-c",
-        "ls /opt/dpfpl/lib/python3*/site-packages | grep -c '^torch$' || true",
-    )
+    torch = inside(docker, "dpfpl-supernode", "ls /opt/dpfpl/lib/python3*/site-packages | grep -c '^torch$' || true")
     assert torch == "0", torch
     return "no apt, dpkg, pip, uv or compiler in any image, no setuid file; no torch beside the SuperNode"
 

@@ -1,4 +1,4 @@
-"""What runs in the containers: first process, health checks, gate, bill of materials, the simulation's kits."""
+"""What runs in the containers: first process, health checks, gate, bill of materials, kits; and the lock's hashes."""
 
 import asyncio
 import json
@@ -17,6 +17,7 @@ import pytest
 from dpfpl_client.site.settings import load_site
 from dpfpl_common.config import build
 from dpfpl_common.experiment import Experiment
+from dpfpl_common.ops.processes import free_port
 from dpfpl_models import embedded_model_path
 from dpfpl_server.sites.provision import ProvisionRequest, provision
 
@@ -73,23 +74,21 @@ def test_s1_becoming_a_user_leaves_no_way_back(client: ModuleType) -> None:
     assert json.loads(client._in_child(client.User(10002, 10002), look)) == [["10002"] * 4, 0, 0, "1", "no way back"]
 
 
-@as_root
-def test_a_site_folder_of_root_is_refused_with_advice(
-    client: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(client, "SITE", tmp_path)
+@pytest.mark.parametrize(
+    ("folder", "arguments", "advice"),
+    [
+        pytest.param("", [], "chown -R 10001:10001", marks=as_root, id="of root"),
+        pytest.param("nothing", ["check"], "Mount the site's folder", id="missing"),
+    ],
+)
+def test_a_site_folder_that_cannot_serve_is_refused_with_advice(
+    client: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    folder: str, arguments: list[str], advice: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(client, "SITE", tmp_path / folder)
 
-    assert client.main([]) == 2
-    assert "chown -R 10001:10001" in capsys.readouterr().err
-
-
-def test_a_missing_site_folder_is_refused_with_advice(
-    client: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(client, "SITE", tmp_path / "nothing")
-
-    assert client.main(["check"]) == 2
-    assert "Mount the site's folder" in capsys.readouterr().err
+    assert client.main(arguments) == 2
+    assert advice in capsys.readouterr().err
 
 
 def keep_running(client: ModuleType, code: str, enough: Callable[[], bool]) -> tuple[int, float]:
@@ -187,14 +186,9 @@ def test_gate_passes_bytes_both_ways_and_to_nobody_else(script: Callable[[str], 
 
         server = await asyncio.start_server(answer, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            listen, dead = free.getsockname()[1], 1
-        ways = [asyncio.ensure_future(gate.serve("127.0.0.1", port, listen))]
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            second = free.getsockname()[1]
-        ways.append(asyncio.ensure_future(gate.serve("127.0.0.1", dead, second)))
+        listen, second = free_port(), free_port()
+        places = ((port, listen), (1, second))  # nobody is at port 1
+        ways = [asyncio.ensure_future(gate.serve("127.0.0.1", target, place)) for target, place in places]
         await asyncio.sleep(0.3)
         answers = []
         for place in (listen, second):
@@ -244,3 +238,15 @@ def test_the_simulations_kits_are_filled_in_once(script: Callable[[str], ModuleT
     assert (settings.data.source, settings.data.site_index, settings.data.num_sites) == ("digits", 1, 3)
     assert settings.server.address == "server:9092"
     assert settings.simulation is None  # real noise, although the data are public
+
+
+def test_every_pin_of_the_lock_has_its_hash(script: Callable[[str], ModuleType]) -> None:
+    def entry(name: str, digest: str | None) -> dict[str, object]:
+        info = {"archive_info": {"hashes": {"sha256": digest}} if digest else {}}
+        return {"metadata": {"name": name, "version": "1.0"}, "download_info": info}
+
+    locked = script("lock").locked
+    lines = locked({"install": [entry("b", "2" * 64), entry("A", "1" * 64)]})
+    assert lines == [f"A==1.0 --hash=sha256:{'1' * 64}", f"b==1.0 --hash=sha256:{'2' * 64}"]
+    with pytest.raises(ValueError, match="no SHA-256 of b"):
+        locked({"install": [entry("b", None)]})

@@ -14,10 +14,10 @@ KINDS = {"Train": agent_pb2.TrainRequest, "Evaluate": agent_pb2.EvaluateRequest}
 TABLE = json.loads(make_experiment().to_json())
 _request = train_request()
 VALID = {
-    "Train": wire.encode_train_request(_request).SerializeToString(deterministic=True),
-    "Evaluate": wire.encode_evaluate_request(
-        EvaluateRequest(_request.experiment, 1, _request.global_context)
-    ).SerializeToString(deterministic=True),
+    "Train": wire.encode_request(_request).SerializeToString(deterministic=True),
+    "Evaluate": wire.encode_request(EvaluateRequest(_request.experiment, 1, _request.global_context)).SerializeToString(
+        deterministic=True
+    ),
 }
 
 TEXT = st.one_of(

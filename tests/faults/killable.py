@@ -6,11 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 from agent_driver import open_ledger
+from storage_shim import Shim, missing_tools
 from wire_samples import Caller
 
 from dpfpl_client.agent.ledger.book import SCORES
@@ -26,18 +28,30 @@ WIDTH = 128
 
 
 class Driver:
-    """The parent process; see ``agent_driver.py``."""
+    """The parent process; see ``agent_driver.py``. What its agents do to their disk can be watched and disturbed.
 
-    def __init__(self, environment=None):
+    Args:
+        folder: for the shim that does so; none is made where its tools are missing.
+    """
+
+    def __init__(self, folder):
+        self._root = tempfile.TemporaryDirectory(prefix="dpfpl")  # short: a socket's path may have a hundred bytes
+        self.root = Path(self._root.name)
+        self.shim = None if missing_tools() else Shim(folder, self.root)
+        environment = self.shim.environment if self.shim else {}
         self.process = subprocess.Popen(
             [sys.executable, str(DRIVER)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             bufsize=1,
-            env=child_environment({"OMP_NUM_THREADS": "1", **(environment or {})}, offline=True),
+            env=child_environment({"OMP_NUM_THREADS": "1", **environment}, offline=True),
         )
         assert self.line() == "ready"
+
+    def folder(self):
+        """A new one, which the shim sees."""
+        return Path(tempfile.mkdtemp(dir=self.root, prefix="s"))
 
     def line(self):
         return self.process.stdout.readline().strip()
@@ -72,6 +86,7 @@ class Driver:
         except subprocess.TimeoutExpired:  # a machine under load; nothing of it is needed any more
             self.process.kill()
             self.process.wait(60)
+        self._root.cleanup()
 
 
 def is_alive(pid):

@@ -40,7 +40,9 @@ class Shim:
         }
 
     def set(self, record=False, eio=0, eio_part="", full_part=None):
-        """What to do from now on: record, let ``eio`` fsyncs fail, let writes to some paths find the disk full."""
+        """What to do from now on: record anew, let ``eio`` fsyncs fail, let writes to some paths find the disk full."""
+        if record:
+            self.log.write_bytes(b"")
         self._map[:] = _LAYOUT.pack(
             record, eio, full_part is not None, 0, eio_part.encode(), (full_part or "").encode()
         )

@@ -10,7 +10,7 @@ from fuzz_messages import KINDS, anything, variants
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dpfpl_client.agent.credentials import read_token
+from dpfpl_client.agent.endpoint import read_token
 from dpfpl_common.errors import PayloadError
 from dpfpl_common.wire import agent_pb2
 from dpfpl_common.wire import codec as wire
@@ -34,9 +34,8 @@ SLOWEST_S = 30.0
 
 def decode(method, data):
     """The code that a message gets from the decoder; empty if it is valid."""
-    reader = wire.decode_train_request if method == "Train" else wire.decode_evaluate_request
     try:
-        reader(wire.parse(KINDS[method], data))
+        wire.decode_request(wire.parse(KINDS[method], data))
     except PayloadError as error:
         return error.code
     return ""

@@ -16,7 +16,8 @@ _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close with RST
 
 @dataclass
 class BadLink:
-    """Carries bytes to ``target``, a port on loopback, as badly as its attributes say; they may change at any time.
+    """Carries bytes from ``port`` to ``target``, ports on loopback, as badly as its attributes say; they may change at
+    any time. Port 0 takes a free one.
 
     ``rtt_s`` round trip; ``bytes_per_s`` each way; ``reset_share`` chance that a chunk resets its connection;
     ``blackhole`` swallows everything, new connections included, without a word; ``nat_idle_s`` forgets a connection
@@ -24,6 +25,7 @@ class BadLink:
     """
 
     target: int
+    port: int = 0
     rtt_s: float = 0.0
     bytes_per_s: float = 0.0
     reset_share: float = 0.0
@@ -39,8 +41,8 @@ class BadLink:
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        self.port = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
 
     def __enter__(self) -> "BadLink":
@@ -117,10 +119,10 @@ class _Pair:
             except OSError:
                 data = b""
             if self.silent or (link.blackhole and data):
-                self._forget_if_lost()
+                self.silent = True  # what was swallowed TCP would send again; this proxy cannot
                 if not data:
                     return
-                continue  # swallowed
+                continue
             now = time.monotonic()
             if link.nat_idle_s and now - self.last > link.nat_idle_s:
                 link.forgotten += 1
@@ -137,10 +139,6 @@ class _Pair:
             if not data:
                 return
 
-    def _forget_if_lost(self) -> None:
-        """What was swallowed TCP would send again; this proxy cannot, so the connection is dead for good."""
-        self.silent = True
-
     def _write(self, sink: socket.socket, waiting: "queue.Queue[tuple[float, bytes]]") -> None:
         link = self.link
         while True:
@@ -153,7 +151,7 @@ class _Pair:
                 if link.bytes_per_s:
                     time.sleep(len(data) / link.bytes_per_s)
                 if self.silent or link.blackhole:
-                    self._forget_if_lost()
+                    self.silent = True
                     continue
                 sink.sendall(data)
                 link.carried += len(data)

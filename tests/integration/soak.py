@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "shared"))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from test_watched import Federation
@@ -28,6 +29,7 @@ from dpfpl_client.agent.ledger.view import summarise, verify
 from dpfpl_client.site.settings import load_site
 from dpfpl_common.ops.guard import descendants
 from dpfpl_server.runs.folder import RunFolder
+from dpfpl_server.sites.admin import add_sites, revoke_site
 
 KINDS = (
     ("server", b"sites.superlink_process"), ("server", b"sites.executor"), ("site", b"dpfpl_client\0agent"),
@@ -103,7 +105,7 @@ def accounts(federation: Federation) -> dict[str, dict[str, Any]]:
 
 def leave(federation: Federation) -> str:
     """Revoke a site while it trains; what its terminal said last."""
-    federation.operator("sites", "revoke", LEAVES)
+    revoke_site(federation.server, LEAVES)
     federation.started.pop(LEAVES).wait(120)
     federation.sites = tuple(site for site in federation.sites if site != LEAVES)
     return next((line for line in federation.output(LEAVES).splitlines() if "KEY_WITHDRAWN" in line), "says nothing")
@@ -111,7 +113,7 @@ def leave(federation: Federation) -> str:
 
 def join(federation: Federation) -> str:
     """Let a new site in; the next experiment names it."""
-    federation.operator("sites", "add", JOINS, "--out", "kits")
+    add_sites(federation.server, (JOINS,), federation.root / "kits")
     federation.fill_in(JOINS)
     federation.start_site(JOINS)
     federation.sites += (JOINS,)
@@ -146,7 +148,7 @@ def live(federation: Federation, rounds: int, kills: int, draw: random.Random) -
         number += 1
         name = f"soak-{number}"
         run = federation.begin(name, each, federation.sites, dropouts=1)
-        while run.poll() is None:
+        while not run.done():
             at = time.monotonic() - began
             series.append({"at": at, "rounds": done + federation.rounds(name), **look(federation)})
             happened = restart_ended(federation)
@@ -157,7 +159,7 @@ def live(federation: Federation, rounds: int, kills: int, draw: random.Random) -
                 print(json.dumps(events[-1]), flush=True)
             time.sleep(LOOK_S)
         done += federation.rounds(name)
-        print(f"{time.monotonic() - began:.0f} s: {name} ended with {run.returncode}, {done} rounds", flush=True)
+        print(f"{time.monotonic() - began:.0f} s: {name}: {run.exception() or 'finished'}, {done} rounds", flush=True)
     return {"rounds": done, "seconds": time.monotonic() - began, "events": events, "series": series}
 
 

@@ -8,7 +8,6 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,12 @@ import grpc
 import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from federations import Server
 from flwr.cli.build import build_fab_from_files
 from flwr.cli.cli_client_interceptor import CliClientHttpInterceptor
 from flwr.client.grpc_rere_client.node_auth_client_interceptor import NodeAuthClientInterceptor
 from flwr.common.serde import fab_to_proto
-from flwr.proto.control_pb2 import StartRunRequest, StopRunRequest
+from flwr.proto.control_pb2 import ListRunsRequest, StartRunRequest, StopRunRequest
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest, RegisterNodeFleetRequest
 from flwr.proto.fleet_pb2_grpc import FleetStub
 from flwr.proto.node_pb2 import Node
@@ -34,10 +34,9 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from dpfpl_client.node.fleet_probe import load_node_key
 from dpfpl_common.ops.guard import descendants
 from dpfpl_common.ops.heartbeat import life_sign
-from dpfpl_common.ops.processes import ProcessGroup, free_ports, wait_until
-from dpfpl_server.sites.bundle import bundle_files
+from dpfpl_common.ops.processes import ProcessGroup, wait_until
+from dpfpl_server.sites.control import Control, bundle_files
 from dpfpl_server.sites.control_secret import ShownSecret, control_secret, make_control_secret
-from dpfpl_server.sites.provision import ProvisionRequest, provision
 from dpfpl_server.sites.superlink import SuperLinkSettings, launch_superlink, open_control, start_superlink
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
@@ -46,18 +45,8 @@ FIFTY_MB = 50_000_000
 SITES = ("north", "south", "east")
 
 
-@dataclass
-class Server:
-    """A provisioned server without any site that runs."""
-
-    root: Path
-    group: ProcessGroup = field(default_factory=ProcessGroup)
-
-    def start(self) -> None:
-        self.fleet, self.control = free_ports(2)
-        self.folder = self.root / "server"
-        self.kits = provision(ProvisionRequest(self.folder, self.root / "kits", SITES, port=self.fleet)).kits
-        start_superlink(SuperLinkSettings(self.folder, f"127.0.0.1:{self.fleet}", self.control), self.group)
+class WatchedServer(Server):
+    """Without any site that runs."""
 
     def stub(self, key: ec.EllipticCurvePrivateKey | None) -> tuple[grpc.Channel, Any]:
         """The Fleet API as a caller with this key sees it; None signs nothing."""
@@ -119,62 +108,53 @@ def _kilobytes(pid: int, what: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    made = Server(tmp_path_factory.mktemp("doors"))
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WatchedServer]:
+    made = WatchedServer(tmp_path_factory.mktemp("doors"), SITES)
     with made.group:
-        made.start()
+        made.start_server()
         made.settle()
         yield made
 
 
-STRANGERS = {
-    "unregistered key, ActivateNode": lambda: (
-        ec.generate_private_key(ec.SECP384R1()),
-        "ActivateNode",
-        ActivateNodeRequest(public_key=b"k" * FIFTY_MB, heartbeat_interval=30.0),
-    ),
-    "unregistered key, RegisterNode": lambda: (
-        ec.generate_private_key(ec.SECP384R1()),
-        "RegisterNode",
-        RegisterNodeFleetRequest(public_key=b"k" * FIFTY_MB),
-    ),
-    "unregistered key, PullMessages": lambda: (
-        ec.generate_private_key(ec.SECP384R1()),
-        "PullMessages",
-        PullMessagesRequest(node=Node(node_id=1), message_ids=["m" * FIFTY_MB]),
-    ),
-    "no key": lambda: (None, "ActivateNode", ActivateNodeRequest(public_key=b"k" * FIFTY_MB, heartbeat_interval=30.0)),
+CALLS = {
+    "ActivateNode": lambda: ActivateNodeRequest(public_key=b"k" * FIFTY_MB, heartbeat_interval=30.0),
+    "RegisterNode": lambda: RegisterNodeFleetRequest(public_key=b"k" * FIFTY_MB),
+    "PullMessages": lambda: PullMessagesRequest(node=Node(node_id=1), message_ids=["m" * FIFTY_MB]),
 }
+"""Made when they are needed."""
 
 
-@pytest.mark.parametrize("kind", STRANGERS)
-def test_DR1_fifty_megabytes_of_a_stranger_fill_neither_memory_nor_log(server: Server, kind: str) -> None:
+def answer_to_fifty_megabytes(
+    server: WatchedServer, key: ec.EllipticCurvePrivateKey | None, method: str
+) -> grpc.StatusCode:
+    """How a call with so much ends; neither memory nor log take it in."""
+    request = CALLS[method]()
     server.call(None, "ActivateNode", ActivateNodeRequest())  # what a first call loads does not count
     memory, log = server.memory(), server.log_bytes()
-    key, method, request = STRANGERS[kind]()
     answer = server.call(key, method, request)
     time.sleep(0.5)
     grown, logged = server.grown_mb(memory), server.log_bytes() - log
-    print(f"DR1 {kind}: {answer.name}, {grown:.1f} MB more at the peak, {logged} bytes of log")
+    print(f"DR1 {method}: {answer.name}, {grown:.1f} MB more at the peak, {logged} bytes of log")
+    assert grown < 20
+    assert logged < 10_000
+    return answer
+
+
+@pytest.mark.parametrize("kind", [*(f"unregistered key, {method}" for method in CALLS), "no key, ActivateNode"])
+def test_DR1_fifty_megabytes_of_a_stranger_fill_neither_memory_nor_log(server: WatchedServer, kind: str) -> None:
+    key = ec.generate_private_key(ec.SECP384R1()) if kind.startswith("unregistered") else None
+    method = kind.split(", ")[1]
+    answer = answer_to_fifty_megabytes(server, key, method)
     assert answer in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.FAILED_PRECONDITION)
-    assert grown < 20
-    assert logged < 10_000
 
 
-def test_DR1_a_registered_site_sends_eight_mebibytes_at_most(server: Server) -> None:
+def test_DR1_a_registered_site_sends_eight_mebibytes_at_most(server: WatchedServer) -> None:
     key = load_node_key(server.kits["north"] / "node.key")
-    memory, log = server.memory(), server.log_bytes()
-    request = PullMessagesRequest(node=Node(node_id=1), message_ids=["m" * FIFTY_MB])
-    answer = server.call(key, "PullMessages", request)
-    time.sleep(0.5)
-    grown, logged = server.grown_mb(memory), server.log_bytes() - log
-    print(f"DR1 registered key: {answer.name}, {grown:.1f} MB more at the peak, {logged} bytes of log")
+    answer = answer_to_fifty_megabytes(server, key, "PullMessages")
     assert answer == grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert grown < 20
-    assert logged < 10_000
 
 
-def test_DR1_a_key_that_is_none_is_refused_in_few_words(server: Server) -> None:
+def test_DR1_a_key_that_is_none_is_refused_in_few_words(server: WatchedServer) -> None:
     log = server.log_bytes()
     channel, stub = server.stub(None)
     with channel:
@@ -191,7 +171,7 @@ def test_DR1_a_key_that_is_none_is_refused_in_few_words(server: Server) -> None:
     assert server.log_bytes() - log < 2_000
 
 
-def test_DR4_a_stranger_cannot_take_an_offline_sites_place(server: Server) -> None:
+def test_DR4_a_stranger_cannot_take_an_offline_sites_place(server: WatchedServer) -> None:
     real = load_node_key(server.kits["south"] / "node.key")
     request = ActivateNodeRequest(public_key=public_key_to_bytes(real.public_key()), heartbeat_interval=30.0)
     stranger = server.call(ec.generate_private_key(ec.SECP384R1()), "ActivateNode", request)
@@ -214,11 +194,15 @@ def test_DR4_a_stranger_cannot_take_an_offline_sites_place(server: Server) -> No
     assert server.status("south") == "online"
 
 
-def test_DR3_another_user_of_the_machine_starts_nothing_and_takes_no_task(server: Server) -> None:
+def runs_of(control: Control) -> int:
+    return len(control._call(control._client.ListRuns, ListRunsRequest()).run_dict)
+
+
+def test_DR3_another_user_of_the_machine_starts_nothing_and_takes_no_task(server: WatchedServer) -> None:
     """He reaches loopback and may know the authority's certificate, which every site has; nothing else."""
     address, authority = f"127.0.0.1:{server.control}", (server.folder / "ca.crt").read_bytes()
     with open_control(server.folder) as control:
-        before = len(control.runs())
+        before = runs_of(control)
     interceptors = [CliClientHttpInterceptor(), RuntimeVersionHttpInterceptor(component_name="flwr CLI")]
     content, _ = build_fab_from_files(bundle_files())
     run = StartRunRequest(fab=fab_to_proto(Fab(hashlib.sha256(content).hexdigest(), content, {})))
@@ -254,7 +238,7 @@ def test_DR3_another_user_of_the_machine_starts_nothing_and_takes_no_task(server
             answers["50 MB"] = 401
         grown = server.grown_mb(memory)
     with open_control(server.folder) as control:
-        after = len(control.runs())
+        after = runs_of(control)
     positive = ControlHttpClient.from_server_address(
         server_address=address,
         insecure=False,
@@ -271,7 +255,7 @@ def test_DR3_another_user_of_the_machine_starts_nothing_and_takes_no_task(server
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to become another user")
-def test_DR3_another_user_reads_no_key_and_no_secret(server: Server) -> None:
+def test_DR3_another_user_reads_no_key_and_no_secret(server: WatchedServer) -> None:
     for folder in (server.root, *server.root.parents):
         if folder.is_relative_to("/tmp") and folder != Path("/tmp"):
             folder.chmod(folder.stat().st_mode | 0o011)
@@ -286,9 +270,8 @@ def test_DR3_another_user_reads_no_key_and_no_secret(server: Server) -> None:
 
 def test_DR2_a_first_start_that_is_killed_is_begun_anew(tmp_path: Path) -> None:
     """Flower makes its tables one after another; half of them were "table task already exists" for ever."""
-    fleet, control = free_ports(2)
-    provision(ProvisionRequest(tmp_path / "server", tmp_path / "kits", SITES, port=fleet))
-    settings = SuperLinkSettings(tmp_path / "server", f"127.0.0.1:{fleet}", control)
+    server = Server(tmp_path, SITES)
+    settings = SuperLinkSettings(server.folder, f"127.0.0.1:{server.fleet}", server.control)
     settings.flower_home.mkdir(mode=0o700)
     make_control_secret(settings.server_folder)
     database = settings.flower_home / "superlink.db"

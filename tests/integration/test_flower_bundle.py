@@ -18,15 +18,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from flwr.app import Context, RecordDict
 from flwr.cli.build import build_fab_from_disk
+from running import command_line
 
 from dpfpl_bench.simulation.in_process import InProcessGrid, prepare_sites
-from dpfpl_bench.simulation.run import _sites_data
+from dpfpl_bench.simulation.run import sites_data
 from dpfpl_bench.simulation.settings import build_experiment
 from dpfpl_bench.simulation.simulate import make_request
 from dpfpl_client.agent.core import SiteAgent
 from dpfpl_client.agent.features import FeatureCache
+from dpfpl_client.agent.keys import SigningAgent
 from dpfpl_client.agent.ledger.book import Ledger
-from dpfpl_client.agent.signing import SigningAgent
 from dpfpl_client.agent.store import MemoryStore
 from dpfpl_client.learning.step import SeededRandomness
 from dpfpl_client.models.loader import load_backbone
@@ -41,15 +42,8 @@ GUIDE = ROOT / "docs" / "howto" / "flower.md"
 
 def processes_with(words):
     """Ids of the processes whose command line holds all of these words."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            line = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
-        except OSError:
-            continue
-        if all(word.encode() in line for word in words):
-            found.append(int(entry.name))
-    return found
+    pids = [int(entry.name) for entry in Path("/proc").glob("[0-9]*")]
+    return [pid for pid in pids if {word.encode() for word in words} <= set(command_line(pid).split(b"\0"))]
 
 
 def test_the_bundle_is_what_flowers_hub_asks_for():
@@ -101,7 +95,7 @@ def test_the_guides_server_app_runs_our_strategy_and_reads_the_evidence(tmp_path
     (source,) = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     request = make_request("digits", sites=2, rounds=2, floors="none")
     backbone = load_backbone("embedded")
-    names, classes, data = _sites_data(request, lambda text: None)
+    names, classes, data = sites_data(request, lambda text: None)
     dealt = prepare_sites(data, classes, FeatureCache(None, backbone), names)
     experiment = build_experiment("guide", request, backbone, classes, dealt)
     agents, register = {}, {}

@@ -5,33 +5,30 @@ import os
 import signal
 import subprocess
 import sys
-import time
-import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from federations import Server
 from flwr.proto.runtime_pb2 import AcquireTaskRequest
 from flwr.supercore.constant import TaskType
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
 from flwr.supercore.runtime import RuntimeHttpClient
+from running import Mark, alive, marked
 
 from dpfpl_client.node.supernode import SuperNodeSettings, start_supernode, wait_until_connected
 from dpfpl_common.errors import DeploymentError
 from dpfpl_common.ops.guard import descendants
-from dpfpl_common.ops.processes import ManagedProcess, ProcessGroup, free_ports, wait_until
+from dpfpl_common.ops.processes import ManagedProcess, wait_until
 from dpfpl_server.sites.control import Control
 from dpfpl_server.sites.provision import ProvisionRequest, provision
 from dpfpl_server.sites.register import node_ids
 from dpfpl_server.sites.superlink import (
-    SuperLinkSettings,
     register_sites,
     run_log,
     run_status,
-    start_superlink,
     stop_run,
     submit_run,
 )
@@ -101,53 +98,42 @@ run-dir = ""
 nodes = 2
 """
 LAUNCHER = """
-import sys
+import os, sys, time
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[2:]
+from running import MARK
 from test_flower_processes import Federation
-federation = Federation(Path(sys.argv[2]), sites=("solo",))
+federation = Federation(Path(sys.argv[1]), sites=("solo",), mark={MARK: os.environ[MARK]})
 with federation.group:
     federation.start()
     federation.submit(nodes=99)
     print("ready", flush=True)
-    __import__("time").sleep(120)
+    time.sleep(120)
 """
 
 
-@dataclass
-class Federation:
+class Federation(Server):
     """A provisioned federation in one folder; the folder's name has characters that need care."""
 
-    root: Path
-    sites: tuple[str, ...] = ("hospital-a", "hospital-b")
-    group: ProcessGroup = field(default_factory=ProcessGroup)
-    mark: str = field(default_factory=lambda: os.environ.get("DPFPL_TEST_MARK", uuid.uuid4().hex))
-
-    def __post_init__(self) -> None:
-        self.fleet_port, self.control_port = free_ports(2)
-        package = self.root / "path" / "stubapp"
+    def __init__(self, root: Path, sites: tuple[str, ...], mark: Mark | None = None) -> None:
+        super().__init__(root, sites)
+        self.mark = mark or marked()
+        package = root / "path" / "stubapp"
         package.mkdir(parents=True)
         (package / "__init__.py").touch()
         (package / "server.py").write_text(SERVER_APP)
         (package / "client.py").write_text(CLIENT_APP)
-        self.server = self.root / "server"
-        request = ProvisionRequest(self.server, self.root / "kits", self.sites, port=self.fleet_port)
-        self.kits = provision(request).kits
         self.environment = {
-            "PYTHONPATH": str(self.root / "path"),
-            "DPFPL_TEST_MARK": self.mark,
+            "PYTHONPATH": str(root / "path"),
             "DPFPL_NODE_PRELOAD": "stubapp.client",
+            **self.mark,
         }
 
     def start(self) -> None:
-        self.start_server()
+        self.start_server(self.environment)
         nodes = [self.start_site(name, kit) for name, kit in self.kits.items()]
         for node in nodes:
             wait_until_connected(node)
-
-    def start_server(self) -> None:
-        settings = SuperLinkSettings(self.server, f"127.0.0.1:{self.fleet_port}", self.control_port)
-        start_superlink(settings, self.group, extra_environment=self.environment)
 
     def start_site(self, name: str, kit: Path, ca: Path | None = None) -> ManagedProcess:
         state = self.root / f'state of "{name}"'
@@ -155,7 +141,7 @@ class Federation:
         (state / "token").write_text("a token")
         settings = SuperNodeSettings(
             site_name=name,
-            server_address=f"127.0.0.1:{self.fleet_port}",
+            server_address=f"127.0.0.1:{self.fleet}",
             ca_certificate=ca or kit / "ca.crt",
             node_key=kit / "node.key",
             state_folder=state,
@@ -170,11 +156,11 @@ class Federation:
         """Start a run; each other remark makes another bundle."""
         (self.root / "answer.json").unlink(missing_ok=True)
         config = {"run-dir": str(self.root / "answer.json"), "nodes": nodes}
-        return submit_run(self.server, config, bundle={"pyproject.toml": BUNDLE + f"# {remark}\n".encode()})
+        return submit_run(self.folder, config, bundle={"pyproject.toml": BUNDLE + f"# {remark}\n".encode()})
 
     def finish(self, run_id: int) -> None:
         wait_until(
-            lambda: run_status(self.server, run_id).finished,
+            lambda: run_status(self.folder, run_id).finished,
             timeout_s=90,
             what="the run",
             processes=self.group.processes,
@@ -182,36 +168,24 @@ class Federation:
         )
 
     def flower_home(self, site: str = "") -> Path:
-        return (self.root / f'state of "{site}"' if site else self.server) / "flower"
-
-    def alive(self) -> list[str]:
-        """Every process that inherited our mark, also orphans in other sessions."""
-        mark, found = f"DPFPL_TEST_MARK={self.mark}".encode(), []
-        for entry in Path("/proc").glob("[0-9]*"):
-            try:
-                marked = mark in (entry / "environ").read_bytes().split(b"\0")
-                if marked and b") Z " not in (entry / "stat").read_bytes():
-                    found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:150])
-            except OSError:
-                continue
-        return found
+        return (self.root / f'state of "{site}"' if site else self.folder) / "flower"
 
 
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
-    federation = Federation(tmp_path_factory.mktemp("it's a federation"))
+    federation = Federation(tmp_path_factory.mktemp("it's a federation"), ("hospital-a", "hospital-b"))
     with federation.group:
         federation.start()
         yield federation
-    assert federation.alive() == []
+    assert alive(federation.mark) == {}
 
 
 def test_a_message_reaches_every_site_and_comes_back(federation: Federation) -> None:
     run_id = federation.submit(nodes=2)
     federation.finish(run_id)
-    assert run_status(federation.server, run_id).completed, "".join(run_log(federation.server, run_id))
+    assert run_status(federation.folder, run_id).completed, "".join(run_log(federation.folder, run_id))
     result = json.loads((federation.root / "answer.json").read_text())
-    assert result["nodes"] == node_ids(federation.server)  # Flower's node list carries the site's name
+    assert result["nodes"] == node_ids(federation.folder)  # Flower's node list carries the site's name
     assert result["heavy"] == []  # the server loads neither torch nor the client's app
     for name, node_id in result["nodes"].items():
         answer = result["answers"][str(node_id)]
@@ -223,7 +197,7 @@ def test_a_message_reaches_every_site_and_comes_back(federation: Federation) -> 
             "telemetry": "0",
             "torch": False,
         }
-    assert "the stub server app says hello" in "".join(run_log(federation.server, run_id))
+    assert "the stub server app says hello" in "".join(run_log(federation.folder, run_id))
 
 
 def unpacked(home: Path) -> int:
@@ -234,7 +208,7 @@ def run_once(federation: Federation, remark: str) -> str:
     """Run the stub to its end; what Flower says if it failed. ``dpfpl-server run`` would start another one."""
     run_id = federation.submit(nodes=len(federation.sites), remark=remark)
     federation.finish(run_id)
-    status = run_status(federation.server, run_id)
+    status = run_status(federation.folder, run_id)
     return "" if status.completed else status.details or status.sub_status
 
 
@@ -283,33 +257,33 @@ def test_R7_over_many_runs_the_disk_stays_as_it_is(tmp_path: Path) -> None:
         print(f"R7: {len(failed)} of {2 * count} runs failed: {failed}")
         assert not failed
         federation.group.stop()
-        federation.start_server()
+        federation.start_server(federation.environment)
         assert unpacked(federation.flower_home()) <= 3, "a start of the server removes the rest"
 
 
 def test_a_run_can_be_stopped_and_the_sites_stay(federation: Federation) -> None:
     run_id = federation.submit(nodes=99)
-    wait_until(lambda: run_status(federation.server, run_id).status == "running", timeout_s=30, what="the run to start")
-    assert stop_run(federation.server, run_id)
-    status = run_status(federation.server, run_id)
+    wait_until(lambda: run_status(federation.folder, run_id).status == "running", timeout_s=30, what="the run to start")
+    assert stop_run(federation.folder, run_id)
+    status = run_status(federation.folder, run_id)
     assert (status.finished, status.sub_status) == (True, "stopped")
     federation.group.check()
 
 
 def test_unknown_run_configuration_is_refused(federation: Federation) -> None:
     with pytest.raises(DeploymentError) as caught:
-        submit_run(federation.server, {"no-such-key": 1}, bundle={"pyproject.toml": BUNDLE})
+        submit_run(federation.folder, {"no-such-key": 1}, bundle={"pyproject.toml": BUNDLE})
     assert caught.value.code == "CONTROL_REFUSED"
 
 
 def test_registering_again_changes_nothing(federation: Federation) -> None:
-    before = node_ids(federation.server)
-    assert register_sites(federation.server) == before
+    before = node_ids(federation.folder)
+    assert register_sites(federation.folder) == before
 
 
 def test_a_second_superlink_in_the_same_folder_is_refused(federation: Federation) -> None:
     with pytest.raises(DeploymentError) as caught:
-        federation.start_server()
+        federation.start_server(federation.environment)
     assert caught.value.code == "ALREADY_RUNNING"
 
 
@@ -322,14 +296,9 @@ def test_U6_a_stranger_with_the_right_authority_is_refused(federation: Federatio
     federation.group.processes.remove(process)
 
 
-def test_a_server_of_another_authority_is_not_trusted(federation: Federation, tmp_path: Path) -> None:
+def test_a_control_port_of_another_authority_is_not_trusted(federation: Federation, tmp_path: Path) -> None:
     other = provision(ProvisionRequest(tmp_path / "server", tmp_path / "kits", ("x",))).kits["x"]
-    process = federation.start_site("mistrustful", federation.kits["hospital-a"], ca=other / "ca.crt")
-    with pytest.raises(DeploymentError) as caught:
-        wait_until_connected(process, timeout_s=30)
-    assert caught.value.code == "SERVER_NOT_TRUSTED"
-    federation.group.processes.remove(process)
-    address = f"127.0.0.1:{federation.control_port}"
+    address = f"127.0.0.1:{federation.control}"
     with Control(address, other / "ca.crt", "secret") as control, pytest.raises(DeploymentError) as caught:
         control.nodes()
     assert caught.value.code == "CONTROL_UNREACHABLE"
@@ -375,39 +344,36 @@ def test_a_warm_node_without_its_executor_ends_instead_of_swallowing_messages(fe
 
 def test_after_a_stop_nothing_is_left_and_a_new_start_keeps_the_node_ids(federation: Federation) -> None:
     """Runs last: it restarts the federation."""
-    before, log = node_ids(federation.server), federation.server / "logs" / "superlink.log"
-    assert len(federation.alive()) >= 6  # per server and site: guard, Flower, SuperExec
+    before, log = node_ids(federation.folder), federation.folder / "logs" / "superlink.log"
+    assert len(alive(federation.mark)) >= 6  # per server and site: guard, Flower, SuperExec
     federation.group.stop()
-    assert federation.alive() == []
+    assert alive(federation.mark) == {}
     assert log.stat().st_size > 0
-    federation.start_server()
-    assert node_ids(federation.server) == before
+    federation.start_server(federation.environment)
+    assert node_ids(federation.folder) == before
 
 
-def server_apps(watcher: Federation) -> int:
-    """Runs that are at work: each is a fork of the executor, which has the same command line."""
-    executors = [line for line in watcher.alive() if "sites.executor" in line and "guard.py" not in line]
-    return len(executors) - 1
+def test_no_flower_process_outlives_a_killed_launcher(tmp_path: Path) -> None:
+    """One that is asked to end stops them as above; tests/common/test_processes.py has every signal."""
+    mark = marked()
 
+    def runs_at_work() -> int:
+        """Each is a fork of the executor, which has the same command line."""
+        executors = [line for line in alive(mark).values() if "sites.executor" in line and "guard.py" not in line]
+        return len(executors) - 1
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_no_flower_process_outlives_its_launcher(tmp_path: Path, number: int) -> None:
-    mark = uuid.uuid4().hex
-    watcher = Federation(tmp_path / "watcher", sites=(), mark=mark)
+    beside = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "shared")]
     launcher = subprocess.Popen(
-        [sys.executable, "-c", LAUNCHER, str(Path(__file__).parent), str(tmp_path / "launched")],
-        env={**os.environ, "DPFPL_TEST_MARK": mark},
+        [sys.executable, "-c", LAUNCHER, str(tmp_path / "launched"), *beside],
+        env={**os.environ, **mark},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
     assert launcher.stdout is not None
     assert launcher.stdout.readline() == b"ready\n"
-    wait_until(lambda: server_apps(watcher) == 1, timeout_s=20, what="a run to start")
-    launcher.send_signal(number)
+    wait_until(lambda: runs_at_work() == 1, timeout_s=20, what="a run to start")
+    launcher.kill()
     launcher.wait(30)
     launcher.stdout.close()
-    deadline = time.monotonic() + 15
-    while watcher.alive() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert watcher.alive() == []
+    wait_until(lambda: not alive(mark), timeout_s=15, what="the last of them to end")
     assert (tmp_path / "launched" / "server" / "logs" / "superlink.log").stat().st_size > 0

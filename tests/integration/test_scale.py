@@ -26,7 +26,7 @@ from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, 
 from dpfpl_common.ops.processes import ProcessGroup, free_ports
 from dpfpl_common.wire import agent_pb2
 from dpfpl_common.wire import codec as wire
-from dpfpl_common.wire.envelope import read_request
+from dpfpl_common.wire.codec import read_request
 from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, TrainRequest
 from dpfpl_server.federation.rounds import DPFPLStrategy
 from dpfpl_server.sites.admin import add_sites, list_sites
@@ -53,11 +53,8 @@ class StandIns(InProcessGrid):
         kind, group = message.metadata.message_type, message.metadata.group_id
         if (kind, group) not in self._read:
             data = read_request(message.content).message
-            self._read[kind, group] = (
-                wire.decode_train_request(wire.parse(agent_pb2.TrainRequest, data))
-                if kind == "train"
-                else wire.decode_evaluate_request(wire.parse(agent_pb2.EvaluateRequest, data))
-            )
+            message_kind = agent_pb2.TrainRequest if kind == "train" else agent_pb2.EvaluateRequest
+            self._read[kind, group] = wire.decode_request(wire.parse(message_kind, data))
         request = self._read[kind, group]
         update = self._update if kind == "train" else None
         reply = SiteReply(self._names[message.metadata.dst_node_id], request.round, update, {"personal_local": 0.5})

@@ -4,7 +4,7 @@ __all__ = ["ACCOUNTING"]
 
 ACCOUNTING_TESTS = "tests/common/test_accounting.py"
 CALIBRATION_TESTS = "tests/common/test_calibration.py"
-PLANNING_TESTS = "tests/common/test_planning.py"
+PLANNING_TESTS = "tests/common/test_privacy_plan.py"
 POLICY_TESTS = "tests/client/agent/test_policy.py"
 RESULT_TESTS = "tests/server/test_result.py"
 

@@ -3,12 +3,10 @@
 __all__ = ["CRASH_SAFETY"]
 
 ATTACK_ROWS_TESTS = "tests/attacks/test_attack_rows.py"
-KILL_POINTS_TESTS = "tests/faults/test_kill_points.py"
-POWER_LOSS_TESTS = "tests/faults/test_power_loss.py"
+DISKS_TESTS = "tests/faults/test_disks.py"
+KILLS_TESTS = "tests/faults/test_kills.py"
 RPC_INPUT_TESTS = "tests/client/agent/test_rpc_input.py"
 SEPARATION_TESTS = "tests/attacks/test_separation.py"
-SITE_FAULTS_TESTS = "tests/faults/test_site_faults.py"
-STORAGE_FAULTS_TESTS = "tests/faults/test_storage_faults.py"
 WIRE_TESTS = "tests/common/test_wire.py"
 
 CRASH_SAFETY = (
@@ -18,7 +16,7 @@ CRASH_SAFETY = (
         "sequence = _1\nrecord = _2",
         "record = _2\nsequence = _1",
         (
-            f"{KILL_POINTS_TESTS}::test_F2_F3_killed_after_the_reservation_it_stays_charged_and_old_noise_is_never_used[before_noise]",
+            f"{KILLS_TESTS}::test_F2_F3_killed_after_the_reservation_it_stays_charged_and_old_noise_is_never_used[before_noise]",
         ),
     ),
     (
@@ -27,7 +25,7 @@ CRASH_SAFETY = (
         "self._store.write(_1, _2, _3)\nself._ledger.commit(_4, _5, vote=_6)",
         "self._ledger.commit(_4, _5, vote=_6)\nself._store.write(_1, _2, _3)",
         (
-            f"{KILL_POINTS_TESTS}::test_F2_F3_killed_after_the_reservation_it_stays_charged_and_old_noise_is_never_used[within_record]",
+            f"{KILLS_TESTS}::test_F2_F3_killed_after_the_reservation_it_stays_charged_and_old_noise_is_never_used[within_record]",
         ),
     ),
     (
@@ -36,7 +34,7 @@ CRASH_SAFETY = (
         "not charge.release_digest",
         "False",
         (
-            f"{KILL_POINTS_TESTS}::test_F4_F5_killed_after_the_record_the_very_bytes_are_served_and_charged_once[after_record]",
+            f"{KILLS_TESTS}::test_F4_F5_killed_after_the_record_the_very_bytes_are_served_and_charged_once[after_record]",
         ),
     ),
     (
@@ -45,7 +43,7 @@ CRASH_SAFETY = (
         "sequence = _1",
         "before = self._ledger.find(experiment.name, request.round)\nsequence = before.sequence if before else _1",
         (
-            f"{KILL_POINTS_TESTS}::test_F2_F3_killed_after_the_reservation_it_stays_charged_and_old_noise_is_never_used[after_reserve]",
+            f"{KILLS_TESTS}::test_F2_F3_killed_after_the_reservation_it_stays_charged_and_old_noise_is_never_used[after_reserve]",
         ),
     ),
     (
@@ -54,7 +52,7 @@ CRASH_SAFETY = (
         "record is not None and record.request_digest == digest",
         "_0 and charge.release_digest",
         (
-            f"{KILL_POINTS_TESTS}::test_F4_F5_killed_after_the_record_the_very_bytes_are_served_and_charged_once[after_record]",
+            f"{KILLS_TESTS}::test_F4_F5_killed_after_the_record_the_very_bytes_are_served_and_charged_once[after_record]",
         ),
     ),
     (
@@ -63,7 +61,7 @@ CRASH_SAFETY = (
         "temporary = _1",
         "temporary = path",
         (
-            f"{KILL_POINTS_TESTS}::test_F2_F3_killed_after_the_reservation_it_stays_charged_and_old_noise_is_never_used[within_record]",
+            f"{KILLS_TESTS}::test_F2_F3_killed_after_the_reservation_it_stays_charged_and_old_noise_is_never_used[within_record]",
         ),
     ),
     (
@@ -72,8 +70,8 @@ CRASH_SAFETY = (
         "os.fsync(descriptor)",
         "None",
         (
-            f"{POWER_LOSS_TESTS}::test_F8_the_ledger_is_synced_before_the_release_is_sent",
-            f"{POWER_LOSS_TESTS}::test_F7_power_loss_at_any_moment",
+            f"{DISKS_TESTS}::test_F8_the_ledger_is_synced_before_the_release_is_sent",
+            f"{DISKS_TESTS}::test_F7_power_loss_at_any_moment",
         ),
     ),
     (
@@ -82,8 +80,8 @@ CRASH_SAFETY = (
         "fsync_folder(path.parent)",
         "None",
         (
-            f"{POWER_LOSS_TESTS}::test_F8_the_ledger_is_synced_before_the_release_is_sent",
-            f"{POWER_LOSS_TESTS}::test_F7_power_loss_at_any_moment",
+            f"{DISKS_TESTS}::test_F8_the_ledger_is_synced_before_the_release_is_sent",
+            f"{DISKS_TESTS}::test_F7_power_loss_at_any_moment",
         ),
     ),
     (
@@ -92,8 +90,8 @@ CRASH_SAFETY = (
         "fsync_folder(path.parent)",
         "None",
         (
-            f"{POWER_LOSS_TESTS}::test_F8_the_ledger_is_synced_before_the_release_is_sent",
-            f"{POWER_LOSS_TESTS}::test_F7_power_loss_at_any_moment",
+            f"{DISKS_TESTS}::test_F8_the_ledger_is_synced_before_the_release_is_sent",
+            f"{DISKS_TESTS}::test_F7_power_loss_at_any_moment",
         ),
     ),
     (
@@ -101,67 +99,63 @@ CRASH_SAFETY = (
         "dpfpl_client.agent.ledger.file:LedgerFile.__init__",
         "'PRAGMA synchronous=FULL'",
         "'PRAGMA synchronous=NORMAL'",
-        (f"{POWER_LOSS_TESTS}::test_F8_the_ledger_is_synced_before_the_release_is_sent",),
+        (f"{DISKS_TESTS}::test_F8_the_ledger_is_synced_before_the_release_is_sent",),
     ),
     (
         "disk: the ledger goes on after a sync that failed",
         "dpfpl_client.agent.ledger.file:LedgerFile.append",
         "self._broken = True",
         "pass",
-        (
-            f"{STORAGE_FAULTS_TESTS}::test_F9_after_a_sync_that_failed_once_nothing_is_released_until_the_agent_is_started_anew",
-        ),
+        (f"{DISKS_TESTS}::test_F9_after_a_sync_that_failed_once_nothing_is_released_until_the_agent_is_started_anew",),
     ),
     (
         "disk: the store goes on after a sync that failed",
         "dpfpl_client.agent.store:DiskStore._write",
         "self._broken = True",
         "pass",
-        (
-            f"{STORAGE_FAULTS_TESTS}::test_F9_after_a_sync_that_failed_once_nothing_is_released_until_the_agent_is_started_anew",
-        ),
+        (f"{DISKS_TESTS}::test_F9_after_a_sync_that_failed_once_nothing_is_released_until_the_agent_is_started_anew",),
     ),
     (
         "disk: a full disk is a broken one",
         "dpfpl_common.ops.files:is_full",
         "return _1",
         "return False",
-        (f"{STORAGE_FAULTS_TESTS}::test_F10_a_full_disk_refuses_keeps_the_prompt_and_recovers",),
+        (f"{DISKS_TESTS}::test_F10_a_full_disk_refuses_keeps_the_prompt_and_recovers",),
     ),
     (
         "disk: what was begun stays on a full disk",
         "dpfpl_common.ops.files:write_durably",
         "temporary.unlink(...)",
         "None",
-        (f"{STORAGE_FAULTS_TESTS}::test_F10_a_full_disk_refuses_keeps_the_prompt_and_recovers",),
+        (f"{DISKS_TESTS}::test_F10_a_full_disk_refuses_keeps_the_prompt_and_recovers",),
     ),
     (
         "stop: a computing agent may take as long as it likes",
         "dpfpl_client.agent.service:serve",
         "server.stop(grace_s)",
         "server.stop(600.0)",
-        (f"{SITE_FAULTS_TESTS}::test_F15_asked_to_stop_while_it_trains_it_ends_within_ten_seconds_and_cleanly[False]",),
+        (f"{KILLS_TESTS}::test_F15_asked_to_stop_while_it_trains_it_ends_within_ten_seconds_and_cleanly[False]",),
     ),
     (
         "wire: values that are not finite pass",
         "dpfpl_common.wire.payloads:check_context",
         "not np.all(np.isfinite(array))",
         "False",
-        (f"{RPC_INPUT_TESTS}::test_I2_values_that_are_no_context_are_refused_before_any_charge",),
+        (f"{RPC_INPUT_TESTS}::test_I2_to_I9_what_no_honest_server_sends_is_refused[I2 not a number]",),
     ),
     (
         "wire: another shape passes",
-        "dpfpl_common.wire.codec:context_from_bytes",
-        "tuple(declared) != shape",
+        "dpfpl_common.wire.payloads:check_context",
+        "array.shape != shape",
         "False",
-        (f"{RPC_INPUT_TESTS}::test_I3_other_shapes_are_refused_also_those_that_numpy_would_broadcast",),
+        (f"{RPC_INPUT_TESTS}::test_I2_to_I9_what_no_honest_server_sends_is_refused[I3 shape 1 128]",),
     ),
     (
         "wire: data of another length are read",
-        "dpfpl_common.wire.codec:context_from_bytes",
-        "len(data) != size",
+        "dpfpl_common.wire.codec:_read_array",
+        "len(array.data) != size",
         "False",
-        (f"{RPC_INPUT_TESTS}::test_I3_other_types_and_sizes_are_refused",),
+        (f"{RPC_INPUT_TESTS}::test_I2_to_I9_what_no_honest_server_sends_is_refused[I3 <f8]",),
     ),
     (
         "wire: no cap on a message's size",
@@ -182,14 +176,14 @@ CRASH_SAFETY = (
         "dpfpl_common.wire.codec:check_version",
         "type(version) is not int or version != PROTOCOL_VERSION",
         "False",
-        (f"{RPC_INPUT_TESTS}::test_I7_another_protocol_or_model_is_refused_naming_what_is_expected",),
+        (f"{RPC_INPUT_TESTS}::test_I2_to_I9_what_no_honest_server_sends_is_refused[I7 another protocol]",),
     ),
     (
         "wire: a round outside the experiment passes",
         "dpfpl_common.wire.payloads:_check_round",
         "not low <= number <= high",
         "False",
-        (f"{RPC_INPUT_TESTS}::test_I6_rounds_that_do_not_exist_are_refused",),
+        (f"{RPC_INPUT_TESTS}::test_I2_to_I9_what_no_honest_server_sends_is_refused[I6 round -1]",),
     ),
     (
         "wire: the text of an error inside leaves",
@@ -216,8 +210,8 @@ CRASH_SAFETY = (
     ),
     (
         "socket: an address for everybody is taken",
-        "dpfpl_client.agent.service:AgentServer._bind",
-        "self._allow_any",
+        "dpfpl_client.agent.endpoint:private_host",
+        "all(...)",
         "True",
         (f"{ATTACK_ROWS_TESTS}::test_A12_an_address_that_strangers_reach_is_refused",),
     ),

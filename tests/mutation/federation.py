@@ -6,7 +6,7 @@ EXPERIMENT_TESTS = "tests/common/test_experiment.py"
 PULSE_TESTS = "tests/common/test_heartbeat.py"
 RUN_FOLDER_TESTS = "tests/server/test_run_folder.py"
 SIGNATURES_TESTS = "tests/server/test_signatures.py"
-SIGNED_TEXT_TESTS = "tests/common/test_signed_text.py"
+SIGNED_TEXT_TESTS = "tests/common/test_payload.py"
 SITE_UNIT_TESTS = "tests/integration/test_site_unit.py"
 STRATEGY_TESTS = "tests/server/test_strategy.py"
 
@@ -27,14 +27,14 @@ FEDERATION = (
     ),
     (
         "whole sites: the number of replies as divisor",
-        "dpfpl_server.federation.aggregation:aggregate_sum",
+        "dpfpl_server.federation.aggregation:aggregate",
         "privacy.site_sample_rate * len(experiment.sites)",
         "max(1, len(updates))",
         (f"{SITE_UNIT_TESTS}::test_the_divisor_is_public",),
     ),
     (
         "whole sites: the noise of a step, divided by its batch size",
-        "dpfpl_server.federation.aggregation:aggregate_sum",
+        "dpfpl_server.federation.aggregation:aggregate",
         "noised = noise.add(total, stddev) if _1 else total",
         "divisor = privacy.sample_rate * privacy.nominal_site_size\n"
         "noised = noise.add(total, stddev / divisor) if _1 else total",
@@ -74,17 +74,17 @@ FEDERATION = (
         "_content_digest(reply)",
         "b''",
         (
-            f"{SIGNED_TEXT_TESTS}::test_whatever_is_changed_changes_the_text",
+            f"{SIGNED_TEXT_TESTS}::test_whatever_is_changed_changes_the_signed_text",
             f"{SIGNATURES_TESTS}::test_U7_a_changed_update_is_dropped",
         ),
     ),
     (
         "the signature is not tied to the experiment",
         "dpfpl_common.wire.payloads:signed_text",
-        "experiment.digest().encode()",
+        "request.experiment.digest().encode()",
         "b''",
         (
-            f"{SIGNED_TEXT_TESTS}::test_whatever_is_changed_changes_the_text",
+            f"{SIGNED_TEXT_TESTS}::test_whatever_is_changed_changes_the_signed_text",
             f"{SIGNATURES_TESTS}::test_U7_the_same_reply_under_another_experiment_is_dropped",
         ),
     ),
@@ -97,7 +97,7 @@ FEDERATION = (
     ),
     (
         "a changed checkpoint is resumed from",
-        "dpfpl_server.runs.store:RunStore.load",
+        "dpfpl_server.runs.folder:RunStore.load",
         "not whole or digest != sha256",
         "not whole",
         (f"{RUN_FOLDER_TESTS}::test_L2_a_checkpoint_that_is_not_what_was_saved_is_refused",),
@@ -119,24 +119,25 @@ FEDERATION = (
     (
         "whole sites: the examples are clipped, and not only their sum",
         "dpfpl_client.learning.learner:PromptLearner._train_as_a_whole",
-        "gradient = _1",
-        "each = self._gradients(global_context, state.context, examples)\n"
+        "return batch_gradient(...)",
+        "whole = self.context(global_context, context)\n"
+        "each = self._scorer.gradients(whole, examples, self._experiment.gradients).double().numpy()\n"
         "lengths = np.linalg.norm(each, axis=(1, 2), keepdims=True)\n"
-        "factors = np.minimum(1.0, experiment.privacy.clipping_norm / np.maximum(lengths, 1e-300))\n"
+        "factors = np.minimum(1.0, privacy.clipping_norm / np.maximum(lengths, 1e-300))\n"
         "gradient = (factors * each).sum(axis=0)\n"
-        "gradient = gradient / (experiment.privacy.sample_rate * experiment.privacy.nominal_site_size)",
+        "return gradient / (privacy.sample_rate * privacy.nominal_site_size)",
         (f"{SITE_UNIT_TESTS}::test_a_site_clips_its_sum_and_not_its_examples",),
     ),
     (
         "central: the server's noise is left out",
-        "dpfpl_server.federation.aggregation:aggregate_sum",
+        "dpfpl_server.federation.aggregation:aggregate",
         "noise.add(total, stddev / divisor / _1)",
         "total / 1.0",
         ("tests/server/test_strategy.py::test_the_servers_noise_moves_the_prompt_under_central_trust_only",),
     ),
     (
         "central: the server's noise is that of a mean over sites",
-        "dpfpl_server.federation.aggregation:aggregate_sum",
+        "dpfpl_server.federation.aggregation:aggregate",
         "stddev / divisor",
         "_0 / len(experiment.sites)",
         ("tests/server/test_aggregation.py::test_central_noise_goes_to_the_sum_with_the_stddev_of_the_analysis",),

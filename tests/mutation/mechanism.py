@@ -7,11 +7,11 @@ CORE_TESTS = "tests/client/agent/test_core.py"
 LEARNER_TESTS = "tests/client/learning/test_learner.py"
 METHODS_TESTS = "tests/client/learning/test_methods.py"
 NOISE_TESTS = "tests/common/test_noise.py"
-NO_LEAK_BETWEEN_EXAMPLES_TESTS = "tests/client/learning/test_no_leak_between_examples.py"
+GRADIENTS_TESTS = "tests/client/learning/test_gradients.py"
 RELEASED_NOISE_TESTS = "tests/audit/test_released_noise.py"
 REPLY_TESTS = "tests/audit/test_reply.py"
 STEP_TESTS = "tests/client/learning/test_step.py"
-TRUST_TESTS = "tests/common/test_trust.py"
+TRUST_TESTS = "tests/common/test_privacy_plan.py"
 
 MECHANISM = (
     (
@@ -153,7 +153,7 @@ MECHANISM = (
         "dpfpl_client.agent.store:Record.to_bytes",
         "self.state.parameters is not None",
         "False",
-        (f"{LEARNER_TESTS}::test_a_restart_from_the_record_equals_going_on[fedpgp-1-per_step]",),
+        (f"{LEARNER_TESTS}::test_a_restart_from_the_record_equals_going_on[fedpgp-per_step]",),
     ),
     (
         "fedpgp: the factors are made anew in every round",
@@ -181,7 +181,7 @@ MECHANISM = (
         "dpfpl_client.models.class_scorer:loss_scales",
         "residual[torch.arange(len(labels)), labels] -= 1.0",
         "_0\nresidual = residual - residual.mean(dim=0)",
-        (f"{NO_LEAK_BETWEEN_EXAMPLES_TESTS}::test_P12_another_examples_image_label_and_size_change_no_bit_of_a_row",),
+        (f"{GRADIENTS_TESTS}::test_P12_another_examples_image_label_and_size_change_no_bit_of_a_row",),
     ),
     (
         "one example's gradient depends on the others', in a generative model",
@@ -275,14 +275,14 @@ MECHANISM = (
         "scales = largest_only(scales, few)",
         "top = scales.abs().sum(dim=0).topk(min(few, scales.shape[1])).indices\n"
         "scales = torch.zeros_like(scales).index_copy_(1, top, scales[:, top])",
-        ("tests/client/learning/test_gradients.py::test_an_estimate_is_a_function_of_its_own_example_alone",),
+        (f"{GRADIENTS_TESTS}::test_an_estimate_is_a_function_of_its_own_example_alone",),
     ),
     (
         "estimates: twice the clipping norm for what is cheap to compute",
         "dpfpl_client.learning.step:noised_step",
         "privacy.clipping_norm",
         "_0 * (2.0 if experiment.gradients.classes else 1.0)",
-        ("tests/client/learning/test_estimates.py::test_one_example_moves_a_step_by_at_most_the_clipping_norm",),
+        (f"{GRADIENTS_TESTS}::test_one_example_moves_a_step_by_at_most_the_clipping_norm",),
     ),
     (
         "estimates: taken after the clip, so that rounding lengthens what was clipped",

@@ -6,7 +6,7 @@ ACCOUNTING_TESTS = "tests/common/test_accounting.py"
 BOUNDS_TESTS = "tests/client/noninterference/test_bounds.py"
 COUNTS_TESTS = "tests/common/test_counts.py"
 DIVISION_TESTS = "tests/client/noninterference/test_division.py"
-ESTIMATES_TESTS = "tests/client/learning/test_estimates.py"
+GRADIENTS_TESTS = "tests/client/learning/test_gradients.py"
 FOLDER_TESTS = "tests/client/noninterference/test_folder.py"
 GATE_TESTS = "tests/client/agent/test_gate.py"
 IMAGES_TESTS = "tests/client/learning/test_image_tower.py"
@@ -131,14 +131,14 @@ NONINTERFERENCE = (
         "dpfpl_client.models.generative.language:LanguageModel.examples_within",
         "self.singly",
         "False",
-        (f"{PRECISION_TESTS}::test_ni10_one_example_more_changes_no_bit_of_what_the_others_add[llava-longer0]",),
+        (f"{PRECISION_TESTS}::test_ni10_examples_more_change_no_bit_of_what_the_others_add[llava]",),
     ),
     (
         "rounded gradients are computed as many at once as there are",
         "dpfpl_client.models.class_scorer:per_example_gradients",
         "not coarse",
         "True",
-        (f"{ESTIMATES_TESTS}::test_NI10_one_example_more_changes_no_bit_of_what_the_others_add",),
+        (f"{GRADIENTS_TESTS}::test_NI10_one_example_more_changes_no_bit_of_what_the_others_add",),
     ),
     (
         "image features are computed as many at once as there are",
@@ -212,7 +212,7 @@ NONINTERFERENCE = (
     ),
     (
         "division: of a table's lines on two sides the first counts",
-        "dpfpl_client.data.csv_file:_said",
+        "dpfpl_client.data.tables:_said",
         "f'{item.label!r} in {item.split}'",
         "repr(item.label)",
         (

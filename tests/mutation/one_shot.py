@@ -25,14 +25,14 @@ ONE_SHOT = (
     ),
     (
         "one_shot: a row of pure noise is believed",
-        "dpfpl_client.learning.prototypes:prototypes_from",
+        "dpfpl_client.learning.evidence:prototypes_from",
         "pure_noise + hiding",
         "0",
         (f"{PROTOTYPES_TESTS}::test_pure_noise_teaches_nothing",),
     ),
     (
         "one_shot: a class that may hide in the noise is given up",
-        "dpfpl_client.learning.prototypes:prototypes_from",
+        "dpfpl_client.learning.evidence:prototypes_from",
         "np.where(found, signal, _1)",
         "signal",
         (f"{PROTOTYPES_TESTS}::test_a_clear_class_is_found_and_an_absent_one_is_not",),
@@ -51,7 +51,7 @@ ONE_SHOT = (
     ),
     (
         "one_shot: the classes that a site lacks lose their share as the noise falls",
-        "dpfpl_client.learning.prototypes:prototypes_from",
+        "dpfpl_client.learning.evidence:prototypes_from",
         "max(min(math.sqrt(hiding), most), least)",
         "min(math.sqrt(hiding), most)",
         (f"{PROTOTYPES_TESTS}::test_the_absent_keep_their_share_however_little_noise_there_is",),
@@ -73,7 +73,7 @@ ONE_SHOT = (
     ),
     (
         "projection: only the noise in the directions counts, but all of it stays",
-        "dpfpl_client.learning.prototypes:prototypes_from",
+        "dpfpl_client.learning.evidence:prototypes_from",
         "sums, size = _1",
         "size = len(directions)",
         (f"{PROTOTYPES_TESTS}::test_pure_noise_teaches_nothing[text]",),

@@ -34,7 +34,7 @@ SECURE = (
         "dpfpl_common.secure.site:SiteSum._unmask",
         "set(survivors) & set(gone)",
         "False",
-        (f"{SUM_TESTS}::test_se4_both_shares_of_one_site_are_refused",),
+        (f"{SUM_TESTS}::test_se4_both_shares_of_a_site_and_lists_about_other_sites_are_refused",),
     ),
     (
         "secure sum: a second list of survivors is answered",
@@ -55,7 +55,7 @@ SECURE = (
         "dpfpl_common.secure.site:_enough",
         "count < terms.least",
         "count < 1",
-        (f"{SUM_TESTS}::test_se4_lists_about_other_sites_than_those_that_shared_are_refused",),
+        (f"{SUM_TESTS}::test_se4_both_shares_of_a_site_and_lists_about_other_sites_are_refused",),
     ),
     (
         "secure sum: own keys replaced in the list",
@@ -190,15 +190,15 @@ SECURE = (
     ),
     (
         "secure sum: three attempts are over before any site is back",
-        "dpfpl_server.federation.secure:_masked",
-        "ready()",
+        "dpfpl_server.federation.secure:SecureSum._masked",
+        "self.ready()",
         "None",
         (f"{FEDERATION_TESTS}::test_se6_another_attempt_waits_for_sites_that_are_away_for_a_moment",),
     ),
     (
         "secure sum: the last step is asked again before any site is back",
-        "dpfpl_server.federation.secure:_unmasked",
-        "ready()",
+        "dpfpl_server.federation.secure:SecureSum._unmasked",
+        "self.ready()",
         "None",
         (f"{FEDERATION_TESTS}::test_se6_another_attempt_waits_for_sites_that_are_away_for_a_moment",),
     ),

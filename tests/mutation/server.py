@@ -11,12 +11,18 @@ BAD_REPLY = (STRATEGY + "U1_U2_a_bad_reply_is_dropped_with_its_reason_and_the_ro
 BELOW_QUORUM = (STRATEGY + "L3_below_the_quorum_nothing_is_kept_and_the_same_request_is_tried_again",)
 KEPT_FIRST = (STRATEGY + "L2_a_round_is_called_done_only_once_it_is_kept",)
 
-# An update's shape is checked twice, when it is read and against its request: no single break lets another one in.
 SERVER = (
     (
         "server: an update that is not finite is added",
         "dpfpl_common.wire.payloads:check_context",
         "not np.all(np.isfinite(array))",
+        "False",
+        BAD_REPLY,
+    ),
+    (
+        "server: an update of another shape is added",
+        "dpfpl_common.wire.payloads:check_context",
+        "array.shape != shape",
         "False",
         BAD_REPLY,
     ),
@@ -36,8 +42,8 @@ SERVER = (
     ),
     (
         "server: a site may answer in another's name",
-        "dpfpl_server.federation.replies:Replies._check",
-        "reply.site != site",
+        "dpfpl_server.federation.replies:_refuse_another",
+        "named != site",
         "False",
         BAD_REPLY,
     ),
@@ -50,10 +56,10 @@ SERVER = (
     ),
     (
         "server: further records and keys pass",
-        "dpfpl_common.wire.envelope:_opened",
+        "dpfpl_common.wire.codec:_opened",
         "key not in expected",
         "False",
-        ("tests/common/test_envelope.py::test_names_types_and_sizes_must_be_exact",),
+        ("tests/common/test_wire.py::test_names_types_and_sizes_must_be_exact",),
     ),
     (
         "server: another version of the protocol is taken",
@@ -64,7 +70,7 @@ SERVER = (
     ),
     (
         "server: a refused reply counts towards the quorum",
-        "dpfpl_server.federation.aggregation:aggregate_sum",
+        "dpfpl_server.federation.aggregation:aggregate",
         "updates.count < needed",
         "updates.count == 0",
         BELOW_QUORUM,
@@ -74,7 +80,7 @@ SERVER = (
         "dpfpl_common.experiment:Experiment.min_sites",
         "self.privacy.tolerated_dropouts",
         "1",
-        ("tests/common/test_trust.py::test_whoever_survives_and_whoever_colludes_the_unknown_noise_suffices",),
+        ("tests/common/test_privacy_plan.py::test_whoever_survives_and_whoever_colludes_the_unknown_noise_suffices",),
     ),
     (
         "server: every provisioned site is asked, on the list or not",
@@ -127,21 +133,21 @@ SERVER = (
     ),
     (
         "checkpoint: what is kept is not synced to the disk",
-        "dpfpl_server.runs.store:RunStore.save",
+        "dpfpl_server.runs.folder:RunStore.save",
         "self._writing()",
         "self._writing(durable=False)",
         (FOLDER + "L2_a_completed_round_is_synced_to_the_disk_and_an_event_need_not_be",),
     ),
     (
         "checkpoint: the optimizer starts anew after a resume",
-        "dpfpl_server.runs.store:RunStore.load",
+        "dpfpl_server.runs.folder:RunStore.load",
         "OptimizerState(first, second, steps)",
         "OptimizerState.zeros(shape)",
         (FOLDER + "a_checkpoint_comes_back_as_it_was",),
     ),
     (
         "checkpoint: another configuration is resumed",
-        "dpfpl_server.runs.store:RunStore.load",
+        "dpfpl_server.runs.folder:RunStore.load",
         "configuration != experiment.digest()",
         "False",
         (FOLDER + "a_checkpoint_of_another_configuration_is_refused",),
@@ -197,17 +203,17 @@ SERVER = (
     ),
     (
         "exchange: a part that the server has already ends the sending of a reply",
-        "dpfpl_client.node.flower_patches:_not_broken_off.push_all.push_unless_there",
+        "dpfpl_client.node.flower_patches:push_every_part.push_all.push_unless_there",
         "ObjectPushError",
         "ZeroDivisionError",
-        ("tests/client/test_warm_node.py::test_L6_a_reply_stays_whole_where_the_receipt_of_a_part_is_lost",),
+        ("tests/client/test_node.py::test_L6_a_reply_stays_whole_where_the_receipt_of_a_part_is_lost",),
     ),
     (
         "patience: a reply whose message was given up waits for the next message",
-        "dpfpl_client.node.flower_patches:_or_waiting.pull_or_look",
+        "dpfpl_client.node.flower_patches:push_late_replies.pull_or_look",
         "_waiting_reply(state) if run is None else run",
         "run",
-        ("tests/client/test_warm_node.py::test_a_reply_to_a_message_that_was_given_up_makes_no_later_reply_wait",),
+        ("tests/client/test_node.py::test_a_reply_to_a_message_that_was_given_up_makes_no_later_reply_wait",),
     ),
     (
         "patience: an untrusted certificate is tried again and again",
@@ -232,21 +238,21 @@ SERVER = (
     ),
     (
         "robust: the trimmed mean trims nothing",
-        "dpfpl_server.federation.robust:trimmed_mean",
+        "dpfpl_server.federation.aggregation:trimmed_mean",
         "ordered[trim:len(updates) - trim]",
         "ordered",
         (ROBUST + "the_trimmed_mean_is_flowers",),
     ),
     (
         "robust: Krum counts every distance, the hostile ones too",
-        "dpfpl_server.federation.robust:krum",
+        "dpfpl_server.federation.aggregation:krum",
         "len(updates) - hostile - 2",
         "len(updates) - 1",
         (ROBUST + "krum_is_not_drawn_towards_a_far_hostile_update",),
     ),
     (
         "robust: Krum chooses among too few",
-        "dpfpl_server.federation.robust:krum",
+        "dpfpl_server.federation.aggregation:krum",
         "2 * hostile + 3",
         "3",
         (ROBUST + "too_few_updates_abandon_the_round",),

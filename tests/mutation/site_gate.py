@@ -200,8 +200,8 @@ SITE_GATE = (
     ),
     (
         "data set: an exchanged list of images passes",
-        "dpfpl_client.agent.ledger.dataset:load_manifest",
-        "manifest is None or manifest.digest() != digest",
+        "dpfpl_client.agent.ledger.dataset:registered_manifest",
+        "manifest is None or manifest.digest() != _1",
         "manifest is None",
         (f"{DATASET_TESTS}::test_F19_the_manifest_cannot_be_exchanged",),
     ),

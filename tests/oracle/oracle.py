@@ -29,8 +29,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dpfpl_bench.demo.digits import the_same_sites_in_process
-from dpfpl_bench.demo.drawn_sites import drawn_sites
+from dpfpl_bench.demo.drawn_questions import drawn_sites
+from dpfpl_bench.demo.scenarios import the_same_sites_in_process
 from dpfpl_bench.simulation.in_process import InProcessGrid, SimulatedSite, prepare_sites
 from dpfpl_client.agent.core import SiteAgent
 from dpfpl_client.agent.features import FeatureCache

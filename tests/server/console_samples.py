@@ -1,10 +1,9 @@
 """A run on disk as the strategy would leave it, moved on step by step, for the tests of the live page."""
 
-import numpy as np
+import server_samples
+from server_samples import make_experiment
 
-from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
-from dpfpl_common.optimizer import OptimizerState
-from dpfpl_server.runs.folder import Checkpoint, RunFolder
+from dpfpl_server.runs.folder import RunFolder
 
 SITES = ("clinic-b", "hospital-a", "practice-c")
 
@@ -18,13 +17,12 @@ class Run:
         self.path = path
         self.connections = {"hospital-a": "online", "clinic-b": "offline", "practice-c": "online"}
         self.folder = RunFolder(path)
-        self.experiment = Experiment(
+        self.experiment = make_experiment(
+            SITES,
             name=path.name,
             classes=("healthy", "pneumonia"),
-            sites=SITES,
-            model=ModelSettings(width=8),
-            privacy=PrivacySettings(mechanism="per_step", noise_multiplier=4.0),
-            rounds=RoundSettings(number=8, min_sites=3),
+            noise_multiplier=4.0,
+            rounds={"number": 8, "min_sites": 3},
         )
         self.folder.begin(self.experiment)
         self.history = []
@@ -53,28 +51,17 @@ class Run:
 
     def complete(self, number, dropped=None):
         """A round is done."""
-        dropped = dropped or {}
-        sites = [site for site in SITES if site not in dropped]
-        entry = {
-            "round": number,
-            "seconds": 2.0 + number / 10,
-            "bytes_up": 7000,
-            "bytes_down": 9000,
-            "sites": sites,
-            "dropped": dropped,
-            "codes": {site: why.partition(":")[0] for site, why in dropped.items()},
-            "metrics": {
-                site: {
-                    "personal_local": 0.6 + 0.04 * (number - 1) + 0.02 * SITES.index(site),
-                    "global_local": 0.6 + 0.015 * (number - 1),
-                    "personal_neighbour": 0.62 - 0.01 * (number - 1),
-                }
-                for site in sites
-            },
+        metrics = {
+            site: {
+                "personal_local": 0.56 + 0.04 * number + 0.02 * place,
+                "global_local": 0.585 + 0.015 * number,
+                "personal_neighbour": 0.63 - 0.01 * number,
+            }
+            for place, site in enumerate(SITES)
+            if site not in (dropped or {})
         }
+        more = {"seconds": 2.0 + number / 10, "bytes_up": 7000, "bytes_down": 9000, "metrics": metrics}
+        entry = server_samples.entry(number, SITES, dropped, **more)
         self.history.append(entry)
-        zeros = np.zeros((4, 8))
-        self.folder.save_checkpoint(
-            Checkpoint(number, zeros.astype("<f4"), OptimizerState(zeros, zeros, number), tuple(self.history))
-        )
+        server_samples.keep(self.folder, *self.history)
         self.folder.add_event({"phase": "ROUND_DONE", **entry})

@@ -2,23 +2,21 @@
 
 import html
 import re
+import string
+import tomllib
+from importlib import resources
 
-from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
-from dpfpl_server.runs.result import build_result
-from dpfpl_server.runs.verdict import verdict
+import server_samples
+
+from dpfpl_server.report.texts import OWN_WORDS
+from dpfpl_server.runs.result import build_result, verdict
 
 SITES = ("east", "north", "south", "west")
 
 
 def make_experiment(rounds=3, **privacy):
-    return Experiment(
-        name="pilot",
-        classes=("a cat", "a dog"),
-        sites=SITES,
-        model=ModelSettings(width=8),
-        privacy=PrivacySettings(**({"mechanism": "per_step", "noise_multiplier": 2.0} | privacy)),
-        rounds=RoundSettings(number=rounds),
-    )
+    settings = {"classes": ("a cat", "a dog"), "rounds": {"number": rounds}, "noise_multiplier": 2.0}
+    return server_samples.make_experiment(SITES, **settings | privacy)
 
 
 def metrics(site, completed):
@@ -34,15 +32,9 @@ def metrics(site, completed):
 
 
 def entry(number, released, dropped):
-    return {
-        "round": number,
-        "seconds": 1.25 + number,
-        "bytes_up": 4000 + number,
-        "bytes_down": 17000 + number,
-        "sites": [site for site in SITES if site not in dropped],
-        "dropped": dropped,
-        "metrics": {site: metrics(site, number - 1) for site in released if site not in dropped},
-    }
+    told = {site: metrics(site, number - 1) for site in released if site not in dropped}
+    amounts = {"seconds": 1.25 + number, "bytes_up": 4000 + number, "bytes_down": 17000 + number}
+    return server_samples.entry(number, SITES, dropped, metrics=told, **amounts)
 
 
 def make_result(rounds=3, completed=None, released=SITES, dropped=None, privacy=None, **changes):
@@ -91,6 +83,19 @@ def plain(fragment):
 
 def answer(page):
     return plain(re.search(r'<section class="answer">(.*?)</section>', page, re.DOTALL).group(1))
+
+
+def catalogue(language, task=None):
+    """The report's words by key: those of a task whose answers are words, or all others."""
+    text = resources.files("dpfpl_server.report").joinpath(f"texts_{language}.toml").read_text(encoding="utf-8")
+    tables = tomllib.loads(text)
+    tables = tables[task] if task else {name: table for name, table in tables.items() if name not in OWN_WORDS}
+    return {f"{section}.{key}": words for section, table in tables.items() for key, words in table.items()}
+
+
+def fields(text):
+    """What is put into a text."""
+    return sorted(field for _, field, _, _ in string.Formatter().parse(text) if field is not None)
 
 
 BY_HAND = {

@@ -10,8 +10,7 @@ from console_samples import SITES, Run
 from dpfpl_common.errors import ConfigError, DeploymentError, StateError
 from dpfpl_common.privacy.accounting import epsilon
 from dpfpl_common.privacy_plan import planned_events
-from dpfpl_server.watch.console.app import MAX_STREAMS, STATIC, Watcher, console_app
-from dpfpl_server.watch.console.server import serve_console
+from dpfpl_server.watch.console.app import MAX_STREAMS, STATIC, Watcher, console_app, serve_console
 from dpfpl_server.watch.console.snapshot import LOG_LINES, list_experiments, snapshot, tail
 
 
@@ -147,6 +146,9 @@ def test_runs_are_listed_and_unknown_ones_are_refused(run):
             answer = ask(run, f"/api/runs/{name}{rest}")
             assert answer.status_code == 404
     assert list_experiments(run.path / "nowhere") == []
+    (run.path.parent / "deeper").mkdir()
+    with pytest.raises(StateError, match="NO_RUN"):  # a name is a name, never a way out of the folder
+        Watcher(run.path.parent / "deeper", dict, run.path / "log").look("../xrays-1")
 
 
 def test_a_damaged_run_is_said(run):
@@ -194,13 +196,8 @@ def test_events_are_server_sent_and_only_what_changed(run):
             await done.wait()
             return {"type": "http.disconnect"}
 
-        scope = {
-            "type": "http",
-            "method": "GET",
-            "path": "/api/runs/xrays-1/events",
-            "raw_path": b"",
-            "query_string": b"",
-        }
+        scope = {"type": "http", "method": "GET", "path": "/api/runs/xrays-1/events", "raw_path": b""}
+        scope |= {"query_string": b""}
         scope |= {"headers": [], "http_version": "1.1", "scheme": "http", "root_path": "", "server": ("localhost", 80)}
         await asyncio.wait_for(app(scope | {"asgi": {"version": "3.0", "spec_version": "2.3"}}, receive, send), 20)
         return received
@@ -219,21 +216,15 @@ def test_streams_are_few(run, monkeypatch):
     assert MAX_STREAMS >= 10
 
 
-def test_the_log_is_cut_to_its_last_lines(tmp_path):
+def test_the_log_is_cut_to_its_last_lines_without_colours_and_web_requests(tmp_path):
     (tmp_path / "log").write_text("".join(f"line {n}\n" for n in range(10_000)))
     lines = tail(tmp_path / "log")
     assert (len(lines), lines[-1]) == (LOG_LINES, "line 9999")
     assert tail(tmp_path / "nowhere") == []
     (tmp_path / "odd").write_bytes(b"\xff\xfe broken\n")
     assert len(tail(tmp_path / "odd")) == 1
-
-
-def test_the_log_has_no_colour_codes(tmp_path):
     (tmp_path / "log").write_text("\x1b[92mINFO \x1b[0m: started\n")
     assert tail(tmp_path / "log") == ["INFO : started"]
-
-
-def test_the_log_has_no_lines_of_web_requests(tmp_path):
     (tmp_path / "log").write_text('INFO:     127.0.0.1:51 - "POST /v1/x HTTP/1.1" 200 OK\nINFO : "POST" began\n' * 90)
     assert tail(tmp_path / "log") == ['INFO : "POST" began'] * LOG_LINES
 
@@ -287,15 +278,6 @@ def test_nothing_of_the_page_comes_from_elsewhere(run):
 def test_the_console_does_not_open_itself_to_a_network_without_a_token(tmp_path):
     with pytest.raises(ConfigError, match="TOKEN_NEEDED"):
         serve_console(tmp_path, tmp_path, "0.0.0.0", 0, None, print)
-
-
-def test_no_such_run(run, tmp_path):
-    with pytest.raises(StateError, match="NO_RUN"):
-        Watcher(tmp_path, dict, tmp_path / "log").look("xrays-1")
-    outside = Watcher(run.path.parent / "deeper", dict, tmp_path / "log")
-    (run.path.parent / "deeper").mkdir()
-    with pytest.raises(StateError, match="NO_RUN"):  # a name is a name, never a way out of the folder
-        outside.look("../xrays-1")
 
 
 def test_a_program_that_is_gone_is_not_called_busy(run):

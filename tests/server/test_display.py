@@ -4,12 +4,12 @@ import io
 
 import pytest
 from rich.console import Console
+from server_samples import make_experiment
 
-from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_server.runs.result import build_result
 from dpfpl_server.runs.state import LiveState
 from dpfpl_server.runs.words import epsilon_text
-from dpfpl_server.watch.terminal import LiveDisplay, print_result, result_table
+from dpfpl_server.watch.terminal import LiveDisplay, print_result
 
 DONE = {
     "phase": "ROUND_DONE",
@@ -42,25 +42,8 @@ def shown(statuses, console=None):
     return console.file.getvalue()
 
 
-def test_U9_a_flagged_site_is_named_after_the_run():
-    result = make_result()
-    console = Console(file=io.StringIO(), width=120)
-    print_result(result, console)
-    assert "Ask about" not in console.file.getvalue()
-    result["sites"][1]["flag"] = "zero_signal"
-    print_result(result, console)
-    assert "Ask about: south (zero_signal)" in console.file.getvalue()
-
-
 def make_result(completed=2, final=None, **privacy):
-    experiment = Experiment(
-        name="pilot",
-        classes=("cat", "dog"),
-        sites=("north", "south"),
-        model=ModelSettings(width=8),
-        privacy=PrivacySettings(**({"mechanism": "per_step", "noise_multiplier": 2.0} | privacy)),
-        rounds=RoundSettings(number=2),
-    )
+    experiment = make_experiment(rounds={"number": 2}, **{"noise_multiplier": 2.0, **privacy})
     first = {"north": {"personal_local": 0.5031, "personal_neighbour": 0.4021}}
     history = [DONE | {"round": k, "metrics": first if k == 1 else {}} for k in range(1, completed + 1)]
     final = (
@@ -83,6 +66,13 @@ def printed(result, width=120):
     console = Console(file=io.StringIO(), force_terminal=False, width=width)
     print_result(result, console)
     return console.file.getvalue()
+
+
+def test_U9_a_flagged_site_is_named_after_the_run():
+    result = make_result()
+    assert "Ask about" not in printed(result)
+    result["sites"][1]["flag"] = "zero_signal"
+    assert "Ask about: south (zero_signal)" in printed(result)
 
 
 def test_a_run_that_found_nothing_says_so_first():
@@ -218,7 +208,3 @@ def test_a_narrow_terminal_gets_every_number():
     text = printed(make_result(), width=60)
     assert max(map(len, text.splitlines()[:8])) <= 60
     assert "81.2" in text
-
-
-def test_the_table_is_a_renderable():
-    assert hasattr(result_table(make_result()), "__rich_console__")

@@ -4,18 +4,17 @@ import dataclasses
 
 import numpy as np
 import pytest
-from flwr.app import Error, Message, Metadata, RecordDict
+from flwr.app import Error, Message, RecordDict
+from server_samples import metadata
 from wire_samples import CONTEXT, EXPERIMENT, content_of, reply_content
 
 from dpfpl_client.agent.service import answer
-from dpfpl_common.errors import PayloadError, RefusedError
+from dpfpl_common.errors import PayloadError
 from dpfpl_common.experiment import RoundSettings
 from dpfpl_common.wire import agent_pb2
 from dpfpl_common.wire import codec as wire
-from dpfpl_common.wire.codec import MAX_MESSAGE_BYTES
-from dpfpl_common.wire.envelope import read_request
-from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, SumReply, SumRequest, TrainRequest
-from dpfpl_common.wire.refusal import Refusal
+from dpfpl_common.wire.codec import MAX_MESSAGE_BYTES, read_request
+from dpfpl_common.wire.payloads import EvaluateRequest, Refusal, SiteReply, SumReply, SumRequest, TrainRequest
 from dpfpl_server.federation.messages import content_bytes, message_bytes, reply_in, request_content, sum_reply_in
 
 TRAIN = TrainRequest(EXPERIMENT, 3, CONTEXT, evaluate=False)
@@ -87,16 +86,6 @@ def test_a_refusal_is_no_error():
         sum_reply_in(reply_content(SiteReply("north", 3, CONTEXT, {}), TRAIN))
 
 
-def test_what_the_agent_raises_is_its_refusal():
-    class Refusing(Agent):
-        def train(self, request):
-            raise RefusedError(code="BUDGET_SPENT", rule="max_epsilon", message="The cap is 2.", advice="Ask.")
-
-    told = answer(Refusing(), "Train", read_request(request_content(TRAIN)).message)
-    expected = Refusal("BUDGET_SPENT", "max_epsilon", "The cap is 2 (rule max_epsilon).", "Ask.")
-    assert reply_in(content_of(agent_pb2.Reply.FromString(told)), TRAIN) == expected
-
-
 def test_an_answer_that_no_message_holds_is_a_refusal_of_its_own():
     class Large(Agent):
         def add_up(self, request):
@@ -109,7 +98,7 @@ def test_an_answer_that_no_message_holds_is_a_refusal_of_its_own():
 def test_bytes_are_those_of_our_own_message():
     content = request_content(TRAIN)
     sent = read_request(content).message
-    question = Message(content, metadata=Metadata(1, "id", 99, 1, "", "1", 1.0, 1e6, "train"))
+    question = Message(content, metadata=metadata())
     assert content_bytes(content) == message_bytes(question) == len(sent) > CONTEXT.nbytes
     assert message_bytes(Message(Error(code=1), reply_to=question)) == 0
     assert content_bytes(RecordDict()) == 0

@@ -1,17 +1,16 @@
 """experiment.toml from a pilot, from what sites told, or from flags: what is written, plan can read."""
 
 import json
-import sys
 import tomllib
 
 import pytest
+from server_samples import provisioned
 
 from dpfpl_common.config import build, to_table
 from dpfpl_common.errors import ConfigError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings, SiteDescription
-from dpfpl_server.cli import main as cli
 from dpfpl_server.runs.new import experiment_text
-from dpfpl_server.sites.register import Site, save_sites
+from dpfpl_server.sites.register import save_sites
 
 MODEL = ModelSettings(512, "clip", "abc")
 
@@ -77,14 +76,12 @@ def test_what_is_missing_or_wrong_is_said(told, files, more, said):
         experiment_text("x", [told / name for name in files], ["a", "b"], **more)
 
 
-def test_the_command_writes_what_plan_reads_and_replaces_nothing(told, monkeypatch, capfd):
-    save_sites(told, {name: Site(name, "key", "2026-01-01", 7, "ssh-ed25519 key") for name in ("a", "b")})
+def test_the_command_writes_what_plan_reads_and_replaces_nothing(told, dpfpl_server):
+    save_sites(told, provisioned("a", "b"))
 
     def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["dpfpl-server", *map(str, arguments), "--server", str(told)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return end.value.code or 0, "".join(capfd.readouterr())
+        code, out, err = dpfpl_server(*arguments, "--server", told)
+        return code, out + err
 
     typed = ("new-experiment", "pets", "--from", told / "a.json", "--class", "cat", "--class", "dog")
     out = told / "experiment.toml"

@@ -5,22 +5,15 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from server_samples import entry, keep, make_experiment
 
-from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
-from dpfpl_common.optimizer import OptimizerState
-from dpfpl_server.runs.folder import Checkpoint, RunFolder
+from dpfpl_server.cli.options import exit_code_of_state
+from dpfpl_server.runs.folder import RunFolder
 from dpfpl_server.runs.state import run_state
 from dpfpl_server.watch.terminal import LiveDisplay
 
 GUIDE = (Path(__file__).parents[2] / "docs/howto/operator.md").read_text(encoding="utf-8")
-EXPERIMENT = Experiment(
-    name="xrays-1",
-    classes=("cat", "dog"),
-    sites=("north", "south"),
-    model=ModelSettings(width=8),
-    privacy=PrivacySettings(mechanism="per_step", noise_multiplier=1.0),
-    rounds=RoundSettings(number=8),
-)
+EXPERIMENT = make_experiment(name="xrays-1", rounds={"number": 8})
 WAITING = {
     "phase": "WAITING_FOR_SITES",
     "round": 1,
@@ -50,16 +43,7 @@ def rendered(display: LiveDisplay) -> list[str]:
 
 
 def done(number: int) -> dict[str, object]:
-    return {
-        "phase": "ROUND_DONE",
-        "round": number,
-        "seconds": 2.0,
-        "sites": ["north", "south"],
-        "metrics": {"north": {"personal_local": 0.85}, "south": {"personal_local": 0.84}},
-        "dropped": {},
-        "bytes_up": 5000,
-        "bytes_down": 6000,
-    }
+    return entry(number, phase="ROUND_DONE", metrics={site: {"personal_local": 0.845} for site in ("north", "south")})
 
 
 def test_watch_looks_as_the_guide_shows_it() -> None:
@@ -81,13 +65,11 @@ def test_O9_the_status_of_a_stuck_federation_is_what_the_guide_shows(tmp_path: P
     folder.begin(EXPERIMENT)
     folder.store.begin_attempt(5)
     if kept:
-        history = tuple({**done(number), "late": {}, "duplicates": {}, "signal": {}} for number in range(1, kept + 1))
-        context = OptimizerState.zeros(EXPERIMENT.context_shape)
-        folder.save_checkpoint(Checkpoint(kept, context.first.astype("<f4"), context, history))
+        keep(folder, *(entry(number) for number in range(1, kept + 1)))
     folder.add_event(WAITING)
     with folder.server_pulse(), folder.supervisor_pulse():
         state = run_state(folder)
         shown = shown_after("one of two sites is not connected.")
         shown[0] = shown[0].replace("round 0", f"round {kept}")
         assert [same(line) for line in state.lines()] == shown
-        assert state.exit_code == 5
+        assert exit_code_of_state(state.state) == 5

@@ -4,11 +4,12 @@ import dataclasses
 import json
 import math
 import re
-import sys
 import tomllib
 
 import numpy as np
 import pytest
+import server_samples
+from server_samples import entry, keep, provisioned
 from wire_samples import reply_content
 
 from dpfpl_client.agent.budget import check_budget
@@ -16,36 +17,30 @@ from dpfpl_client.agent.ledger.book import SCORES, Ledger
 from dpfpl_client.agent.policy_file import load_policy
 from dpfpl_common.config import build
 from dpfpl_common.errors import RefusedError
-from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
-from dpfpl_common.optimizer import OptimizerState
+from dpfpl_common.experiment import Experiment
 from dpfpl_common.policy import Policy, permit
 from dpfpl_common.privacy.accounting import epsilon
 from dpfpl_common.privacy_plan import capped_event, planned_events, planned_score_events
 from dpfpl_common.wire.payloads import METRIC_NAMES, SiteReply, TrainRequest
-from dpfpl_server.cli import main as cli
-from dpfpl_server.federation.checkpoint import Checkpoint
 from dpfpl_server.federation.messages import content_bytes, request_content
 from dpfpl_server.runs.folder import RunFolder
 from dpfpl_server.runs.plan import KNOWN_SIZES, make_plan, plan_lines
 from dpfpl_server.runs.result import privacy_statement
 from dpfpl_server.sites.kits import STARTING_POLICY
-from dpfpl_server.sites.register import Site, save_sites
+from dpfpl_server.sites.register import save_sites
 
 SITES = ("east", "north", "south")
-REGISTER = {name: Site(name, "key", "2026-01-01", 7, "ssh-ed25519 key") for name in SITES}
-NOISE = 0.55
-PRIVACY = {"noise_multiplier": 4.0, "sample_rate": 0.1, "tolerated_dropouts": 1}
+REGISTER = provisioned(*SITES)
+CHEAP = {"noise_multiplier": 2.7}
+"""So that one run is within the caps of a kit and fifteen are not."""
+PRIVACY = {"noise_multiplier": 4.0, "tolerated_dropouts": 1}
 
 
-def make_experiment(rounds=None, model=None, **privacy):
-    return Experiment(
-        name="pilot",
-        classes=("cat", "dog"),
-        sites=SITES,
-        model=ModelSettings(width=128, fingerprint="abc"),
-        privacy=PrivacySettings(**{"mechanism": "per_step", **PRIVACY, **privacy}),
-        rounds=RoundSettings(**{"number": 3, "local_steps": 2, **(rounds or {})}),
+def make_experiment(rounds=None, **privacy):
+    made = server_samples.make_experiment(
+        SITES, width=128, rounds={"local_steps": 2} | (rounds or {}), **{**PRIVACY, **privacy}
     )
+    return dataclasses.replace(made, model=dataclasses.replace(made.model, fingerprint="abc"))
 
 
 def test_the_epsilons_are_those_of_the_finished_run(tmp_path):
@@ -168,8 +163,8 @@ BREACHES = {
     "max_clipping_norm": {"clipping_norm": 11.0},
     "min_noise_multiplier": {"noise_multiplier": 0.25},
     "delta": {"target_delta": 1e-4},
-    "max_epsilon_per_experiment": {"noise_multiplier": 0.4, "sample_rate": 0.9},
-    "max_epsilon_operator": {"noise_multiplier": 0.4, "sample_rate": 0.9},
+    "max_epsilon_per_experiment": {"noise_multiplier": 0.4},
+    "max_epsilon_operator": {"noise_multiplier": 0.4},
     "max_rounds": {},
 }
 
@@ -208,21 +203,16 @@ def test_sites_that_cannot_take_part_are_named(tmp_path):
 
 
 def test_the_time_comes_from_an_earlier_run_alike(tmp_path):
-    from dpfpl_common.optimizer import OptimizerState
-    from dpfpl_server.runs.folder import Checkpoint, RunFolder
-
     first = make_plan(make_experiment(), REGISTER, tmp_path)["seconds"]
     assert "not known before a first run" in first["basis"]
     folder = RunFolder(tmp_path / "earlier")
     folder.begin(make_experiment())
-    history = tuple({"round": n, "seconds": s, "dropped": {}, "metrics": {}} for n, s in ((1, 9.0), (2, 2.0), (3, 2.5)))
-    zeros = np.zeros((4, 128))
-    folder.save_checkpoint(Checkpoint(3, zeros.astype("<f4"), OptimizerState(zeros, zeros, 3), history))
+    keep(folder, *(entry(number, SITES, seconds=seconds) for number, seconds in ((1, 9.0), (2, 2.0), (3, 2.5))))
     seconds = make_plan(make_experiment(), REGISTER, tmp_path)["seconds"]
     assert (seconds["per_round"], seconds["expected"]) == (2.5, 10.0)
 
 
-def test_plan_on_the_command_line(tmp_path, monkeypatch, capfd):
+def test_plan_on_the_command_line(tmp_path, dpfpl_server):
     server = tmp_path / "server"
     server.mkdir()
     save_sites(server, {name: dataclasses.replace(site, node_id=None) for name, site in REGISTER.items()})
@@ -232,10 +222,7 @@ def test_plan_on_the_command_line(tmp_path, monkeypatch, capfd):
     )
 
     def call(*more):
-        monkeypatch.setattr(sys, "argv", ["dpfpl-server", "plan", str(tmp_path / "pilot.toml"), *more])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        return caught.value.code or 0, capfd.readouterr().out
+        return dpfpl_server("plan", tmp_path / "pilot.toml", *more)[:2]
 
     where = ("--server", str(server), "--runs", str(tmp_path / "runs"))
     code, text = call(*where, "--out", str(tmp_path / "plan.json"))
@@ -261,23 +248,14 @@ def earlier_run(runs, experiment, rounds, dropped=()):
     """A run as it lies in the folder after so many rounds; ``dropped`` sites gave no usable reply in any of them."""
     folder = RunFolder(runs / experiment.name)
     folder.begin(experiment)
-    entries = []
-    for number in range(1, rounds + 1):
-        failures = dict(dropped)
-        sites = [site for site in experiment.sites if site not in failures]
-        entries.append({"round": number, "seconds": 1.0, "sites": sites, "dropped": failures,
-                        "codes": dict.fromkeys(failures, "REFUSED EXPERIMENT_NOT_APPROVED"), "metrics": {},
-                        "bytes_up": 0, "bytes_down": 0, "site_seconds": {}, "signal": {}})  # fmt: skip
-        context = np.zeros(experiment.context_shape)
-        folder.save_checkpoint(
-            Checkpoint(number, context.astype("<f4"), OptimizerState.zeros(experiment.context_shape), tuple(entries))
-        )
+    keep(folder, *(entry(number, experiment.sites, dict(dropped)) for number in range(1, rounds + 1)))
+    folder.store.close()
 
 
 @pytest.mark.privacy
 def test_it_foretells_which_sites_have_spent_too_much_in_earlier_runs(tmp_path):
     """Fifteen runs: each alone is cheap enough, together they pass the cap of a lifetime."""
-    first = make_experiment(noise_multiplier=NOISE)
+    first = make_experiment(**CHEAP)
     assert make_plan(first, REGISTER, tmp_path)["refusals"] == [], "no site refuses it for itself"
     for number in range(14):
         again = dataclasses.replace(first, name=f"run-{number}")
@@ -299,7 +277,7 @@ def test_it_foretells_what_the_site_decides(tmp_path):
     policy = build(Policy, tomllib.loads(STARTING_POLICY), "policy.toml")
     ledger, verdicts = Ledger(tmp_path / "ledger.sqlite"), []
     for number in range(14):
-        run = make_experiment(noise_multiplier=NOISE)
+        run = make_experiment(**CHEAP)
         run = dataclasses.replace(run, name=f"run-{number}")
         plan = make_plan(run, REGISTER, tmp_path / "runs")
         foretold = any(entry["by"].startswith("east") for entry in plan["refusals"])
@@ -319,7 +297,16 @@ def test_it_foretells_what_the_site_decides(tmp_path):
     ledger.close()
 
 
+def test_a_damaged_run_stops_no_plan_of_another(tmp_path):
+    earlier_run(tmp_path, dataclasses.replace(make_experiment(), name="earlier"), 3)
+    whole = make_plan(make_experiment(), REGISTER, tmp_path)
+    for name, file, content in (("a", "experiment.json", b"{"), ("b", "run.sqlite", b"rubbish" * 1000)):
+        earlier_run(tmp_path, dataclasses.replace(make_experiment(), name=name), 3)
+        (tmp_path / name / file).write_bytes(content)
+    assert make_plan(make_experiment(), REGISTER, tmp_path) == whole
+
+
 def test_a_run_that_is_going_on_does_not_count_against_itself(tmp_path):
-    experiment = make_experiment(noise_multiplier=NOISE)
+    experiment = make_experiment(**CHEAP)
     earlier_run(tmp_path, experiment, 3)
     assert make_plan(experiment, REGISTER, tmp_path)["refusals"] == []

@@ -2,12 +2,9 @@
 
 import io
 import re
-import string
-import tomllib
-from importlib import resources
 
 import pytest
-from report_samples import make_result, plain
+from report_samples import catalogue, fields, make_result, plain
 from rich.console import Console
 
 from dpfpl_common.experiment import TASKS
@@ -15,17 +12,6 @@ from dpfpl_server.report import render_report
 from dpfpl_server.report.texts import LANGUAGES, OWN_WORDS, Texts
 from dpfpl_server.runs.words import MEASURED
 from dpfpl_server.watch.terminal import print_result
-
-
-def catalogue(language, task=None):
-    text = resources.files("dpfpl_server.report").joinpath(f"texts_{language}.toml").read_text(encoding="utf-8")
-    tables = tomllib.loads(text)
-    tables = tables[task] if task else {name: table for name, table in tables.items() if name not in OWN_WORDS}
-    return {f"{s}.{k}": v for s, table in tables.items() for k, v in table.items()}
-
-
-def fields(text):
-    return sorted(field for _, field, _, _ in string.Formatter().parse(text) if field is not None)
 
 
 def page(task, language="en", counts=None):

@@ -6,9 +6,11 @@ import json
 
 import dp_accounting
 import pytest
+import server_samples
 from dp_accounting import pld
 
-from dpfpl_common.experiment import METHODS, Experiment, ModelSettings, PrivacySettings, PromptSettings, RoundSettings
+from dpfpl_common.config import build
+from dpfpl_common.experiment import METHODS, Experiment, PromptSettings
 from dpfpl_common.privacy_plan import BLOCKS, resolve_noise
 from dpfpl_server.runs.result import build_result, floors_from_metrics, mean, privacy_statement
 
@@ -18,27 +20,13 @@ SITES = ("north", "south", "west")
 NOTHING = dict.fromkeys(("local", "neighbour", "unseen", "all", "worst_site"))
 
 
-def make_experiment(rounds=4, local_steps=3, **privacy):
-    return Experiment(
-        name="pilot",
-        classes=("cat", "dog"),
-        sites=SITES,
-        model=ModelSettings(width=8),
-        privacy=PrivacySettings(**({"mechanism": "per_step", "noise_multiplier": 2.0, "sample_rate": 0.1} | privacy)),
-        rounds=RoundSettings(number=rounds, local_steps=local_steps),
-    )
+def make_experiment(**privacy):
+    rounds = {"number": 4, "local_steps": 3}
+    return server_samples.make_experiment(SITES, rounds=rounds, **{"noise_multiplier": 2.0, **privacy})
 
 
-def entry(number, metrics=None):
-    return {
-        "round": number,
-        "seconds": 1.5,
-        "bytes_up": 10,
-        "bytes_down": 20,
-        "sites": list(SITES),
-        "dropped": {},
-        "metrics": metrics or {},
-    }
+def entry(number, **more):
+    return server_samples.entry(number, SITES, **more)
 
 
 FINAL = {
@@ -54,7 +42,7 @@ def make_result(experiment=None, **changes):
     experiment = experiment or make_experiment()
     arguments = {
         "transport": "in_process",
-        "history": [entry(1, {"north": {"personal_local": 0.25}}), *(entry(k) for k in (2, 3, 4))],
+        "history": [entry(1, metrics={"north": {"personal_local": 0.25}}), *(entry(k) for k in (2, 3, 4))],
         "final": FINAL,
         "num_classes": {"north": 2, "south": 1},
         "seconds": 12.34567,
@@ -97,27 +85,11 @@ def test_the_figures_are_those_of_the_sites():
     assert [s["neighbour"] for s in result["sites"]] == [0.1, 0.3, None]
     assert [s["before"] for s in result["sites"]] == [0.25, None, None]
     assert [s["num_classes"] for s in result["sites"]] == [2, 1, None]
-    assert result["accuracy"] == {
-        "local": pytest.approx(0.7),
-        "neighbour": pytest.approx(0.2),
-        "unseen": None,
-        "all": None,
-        "worst_site": 0.5,
-    }
-    assert result["floors"]["zero_shot"] == {
-        "local": pytest.approx(0.4),
-        "neighbour": pytest.approx(0.4),
-        "unseen": None,
-        "all": None,
-        "worst_site": 0.3,
-    }
-    assert result["floors"]["global_only"] == {
-        "local": pytest.approx(0.5),
-        "neighbour": pytest.approx(0.3),
-        "unseen": None,
-        "all": None,
-        "worst_site": pytest.approx(0.4),
-    }
+    found = [result["accuracy"], result["floors"]["zero_shot"], result["floors"]["global_only"]]
+    assert [row["local"] for row in found] == pytest.approx([0.7, 0.4, 0.5])
+    assert [row["neighbour"] for row in found] == pytest.approx([0.2, 0.4, 0.3])
+    assert [row["worst_site"] for row in found] == pytest.approx([0.5, 0.3, 0.4])
+    assert [(row["unseen"], row["all"]) for row in found] == [(None, None)] * 3
 
 
 @pytest.mark.parametrize("history", [[], [entry(1)]])
@@ -130,8 +102,6 @@ def test_missing_metrics_are_null(history):
 
 
 def test_the_configuration_can_be_read_back():
-    from dpfpl_common.config import build
-
     experiment = make_experiment()
     result = strict(make_result(experiment))
 
@@ -154,28 +124,6 @@ def composed(noise_multiplier, sample_rate, steps, delta):
 
 
 @pytest.mark.privacy
-@pytest.mark.parametrize("trust", ["distributed", "central", "local"])
-@pytest.mark.parametrize("sample_rate", [0.1, 1.0])
-def test_the_epsilons_follow_from_the_events(trust, sample_rate):
-    statement = strict(
-        privacy_statement(make_experiment(trust=trust, sample_rate=sample_rate, noise_multiplier=3.0), 4)
-    )
-
-    rows = {row["adversary"]: row for row in statement["epsilons"]}
-    assert set(rows) == {"prompt_recipient", "other_site", "operator"}
-    for event in statement["events"]:
-        assert event["steps"] == 4 * 3
-        row = rows[event["adversary"]]
-        if event["noise_multiplier"] == 0:
-            assert row["epsilon"] == "infinite"
-        else:
-            assert row["epsilon"] == pytest.approx(recomputed(event, row["delta"]), rel=0.01)
-    assert (rows["operator"]["epsilon"] == "infinite") == (trust == "central")
-    if trust == "distributed":  # a single message carries a share of the noise only
-        assert rows["operator"]["epsilon"] > rows["other_site"]["epsilon"]
-
-
-@pytest.mark.privacy
 def test_where_sites_are_sampled_no_round_tells_which_took_part_or_was_asked_again():
     told = {**entry(1), "asked_again": ["north"], "late": {"north": 1}, "duplicates": {"south": 1}}
     experiment = make_experiment(unit="site", trust="central", site_sample_rate=0.5)
@@ -184,10 +132,11 @@ def test_where_sites_are_sampled_no_round_tells_which_took_part_or_was_asked_aga
     assert "north" in json.dumps(strict(make_result(history=[told]))["rounds"])
 
 
+SEPARATE = {"clipping": "separate"}
 WAYS = [
-    {},
+    {"sample_rate": 0.1},
     {"trust": "central"},
-    {"clipping": "separate"},
+    {"trust": "local"},
     {"mechanism": "one_shot", "trust": "local"},
     {"unit": "site"},
     {"unit": "site", "trust": "central", "site_sample_rate": 0.5},
@@ -195,30 +144,32 @@ WAYS = [
 
 
 @pytest.mark.privacy
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: "-".join(map(str, way.values())) or "default")
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "way"), [*(("dpfpl", way) for way in WAYS), *((m, SEPARATE) for m in METHODS)])
 def test_the_epsilons_of_every_method_and_mechanism_can_be_recomputed(method, way):
-    """Within 1 %, from the events of result.json alone."""
+    """Within 1 %, from the events of result.json alone; the method matters to noise that is separate by block."""
     experiment = make_experiment(noise_multiplier=2.5, **way)
     experiment = dataclasses.replace(experiment, prompt=PromptSettings(method=method))
     privacy = strict(make_result(experiment))["privacy"]
     events = {event["adversary"]: event for event in privacy["events"]}
-    assert len(events) == len(privacy["epsilons"]) == 3
-    for row in privacy["epsilons"]:
-        event = events[row["adversary"]]
-        if event["noise_multiplier"] == 0:
+    rows = {row["adversary"]: row for row in privacy["epsilons"]}
+    assert set(rows) == set(events) == {"prompt_recipient", "other_site", "operator"}
+    for name, row in rows.items():
+        if events[name]["noise_multiplier"] == 0:
             assert row["epsilon"] == "infinite"
         else:
-            assert row["epsilon"] == pytest.approx(recomputed(event, row["delta"]), rel=0.01)
+            assert row["epsilon"] == pytest.approx(recomputed(events[name], row["delta"]), rel=0.01)
+    assert (rows["operator"]["epsilon"] == "infinite") == (way.get("trust") == "central")
+    if "trust" not in way and "unit" not in way:  # distributed: a single message carries a share of the noise only
+        assert rows["operator"]["epsilon"] > rows["other_site"]["epsilon"]
     expected = {"one_shot": 1, "per_step": 12, "whole_update": 4}
     assert {event["steps"] for event in events.values()} == {expected[events["operator"]["mechanism"]]}
-    if way.get("clipping") == "separate":
+    if way == SEPARATE:
         assert events["prompt_recipient"]["noise_multiplier"] == pytest.approx(2.5 / BLOCKS[method] ** 0.5)
 
 
 @pytest.mark.privacy
 def test_paper_accounting_states_its_nominal_epsilon_beside_the_honest_ones():
-    asked = make_experiment(noise_multiplier=None, target_epsilon=0.5, accounting="paper")
+    asked = make_experiment(noise_multiplier=None, target_epsilon=0.5, accounting="paper", sample_rate=0.1)
     privacy = strict(make_result(resolve_noise(asked)))["privacy"]
     assert privacy["nominal_epsilon"] == 0.5
     (event,) = (event for event in privacy["events"] if event["adversary"] == "prompt_recipient")

@@ -4,37 +4,35 @@ import itertools
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, Message, Metadata, MetricRecord, RecordDict
+import server_samples
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedMedian, FedTrimmedAvg, Krum
+from server_samples import metadata
 
 from dpfpl_bench.simulation.in_process import InProcessGrid
 from dpfpl_common.errors import RoundError
-from dpfpl_common.experiment import AggregationSettings, Experiment, ModelSettings, PrivacySettings
 from dpfpl_common.privacy.noise import SystemNoise
 from dpfpl_common.wire.payloads import SiteReply
-from dpfpl_server.federation.aggregation import UpdateStack, UpdateSum, aggregate, collector
-from dpfpl_server.federation.robust import coordinate_median, krum, trimmed_mean
+from dpfpl_server.federation import aggregation
+from dpfpl_server.federation.aggregation import Updates, coordinate_median, krum, trimmed_mean
 from dpfpl_server.federation.rounds import DPFPLStrategy
 
 UPDATES = [np.random.default_rng(seed).normal(size=(4, 8)).astype("<f4") for seed in range(5)]
 
 
-def make_experiment(rule, trim=1, dropouts=0):
-    return Experiment(
-        name="pilot",
-        classes=("cat", "dog"),
-        sites=("a", "b", "c", "d", "e"),
-        model=ModelSettings(width=8),
-        privacy=PrivacySettings(mechanism="per_step", noise_multiplier=1.0, trust="local", tolerated_dropouts=dropouts),
-        aggregation=AggregationSettings(rule=rule, trim=trim),
-    )
+def make_experiment(rule):
+    return server_samples.make_experiment(tuple("abcde"), trust="local", aggregation={"rule": rule, "trim": 1})
+
+
+def aggregate(experiment, updates):
+    return aggregation.aggregate(experiment, Updates(experiment, updates), SystemNoise())
 
 
 def flowers(strategy, updates):
     """The same updates through one of Flower's own strategies."""
     replies = []
     for number, update in enumerate(updates, start=1):
-        question = Message(RecordDict(), metadata=Metadata(1, f"m{number}", 99, number, "", "1", 1.0, 1e6, "train"))
+        question = Message(RecordDict(), metadata=metadata(number))
         content = RecordDict({"a": ArrayRecord({"x": Array(update)}), "m": MetricRecord({"num-examples": 1})})
         replies.append(Message(content, reply_to=question))
     arrays, _ = strategy.aggregate_train(1, replies)
@@ -85,27 +83,27 @@ def test_of_equals_krum_takes_the_same_one_in_any_order():
 def test_U5_one_hostile_update_of_five_moves_a_robust_rule_within_the_honest_range(rule):
     hostile = np.full((4, 8), 1e5, dtype="<f4")
     honest = np.stack(UPDATES[:4])
-    moved = aggregate(make_experiment(rule), [*UPDATES[:4], hostile], SystemNoise())
+    moved = aggregate(make_experiment(rule), [*UPDATES[:4], hostile])
     assert np.all(moved <= honest.max(axis=0) + 1e-6)
     assert np.all(moved >= honest.min(axis=0) - 1e-6)
-    mean = aggregate(make_experiment("mean"), [*UPDATES[:4], hostile], SystemNoise())
+    mean = aggregate(make_experiment("mean"), [*UPDATES[:4], hostile])
     assert np.abs(mean).min() > 1e4
 
 
 def test_only_the_mean_is_added_up_as_replies_come():
-    assert isinstance(collector(make_experiment("mean")), UpdateSum)
-    assert isinstance(collector(make_experiment("median")), UpdateStack)
+    assert Updates(make_experiment("mean"), UPDATES).each is None
+    assert Updates(make_experiment("median"), UPDATES).each == UPDATES
 
 
 @pytest.mark.parametrize("rule", ["median", "trimmed_mean", "krum"])
 def test_the_order_of_arrival_does_not_matter(rule):
-    forwards = aggregate(make_experiment(rule), UPDATES, SystemNoise())
-    np.testing.assert_allclose(aggregate(make_experiment(rule), UPDATES[::-1], SystemNoise()), forwards, rtol=1e-12)
+    forwards = aggregate(make_experiment(rule), UPDATES)
+    np.testing.assert_allclose(aggregate(make_experiment(rule), UPDATES[::-1]), forwards, rtol=1e-12)
 
 
 def test_too_few_updates_abandon_the_round():
     with pytest.raises(RoundError):
-        aggregate(make_experiment("median"), UPDATES[:4], SystemNoise())  # the quorum
+        aggregate(make_experiment("median"), UPDATES[:4])  # the quorum
     with pytest.raises(RoundError) as caught:
         trimmed_mean(UPDATES[:2], 1)
     assert caught.value.code == "TOO_FEW_SITES"

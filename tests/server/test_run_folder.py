@@ -10,22 +10,15 @@ import time
 
 import numpy as np
 import pytest
+import server_samples
 
 from dpfpl_common.errors import ConfigError, StateError
-from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_common.optimizer import OptimizerState
 from dpfpl_server.runs.folder import Checkpoint, RunFolder
 
 
 def make_experiment(rounds=3):
-    return Experiment(
-        name="pilot",
-        classes=("cat", "dög"),
-        sites=("north", "south"),
-        model=ModelSettings(width=8),
-        privacy=PrivacySettings(mechanism="per_step", noise_multiplier=1.0),
-        rounds=RoundSettings(number=rounds),
-    )
+    return server_samples.make_experiment(classes=("cat", "dög"), rounds={"number": rounds})
 
 
 def make_checkpoint(number=2):

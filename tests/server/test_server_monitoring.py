@@ -2,28 +2,27 @@
 
 import json
 import re
-from datetime import UTC, datetime
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
+from server_samples import FakeControl, clock_at, entry, keep, make_experiment
 from typer.testing import CliRunner
 
 from dpfpl_client.agent.metrics import MeteredAgent, ledger_families
 from dpfpl_common.errors import DeploymentError, RefusedError
-from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_common.ops.monitor import render
-from dpfpl_common.optimizer import OptimizerState
 from dpfpl_common.wire.payloads import SiteReply, TrainRequest
 from dpfpl_server.cli import main as cli
-from dpfpl_server.runs.folder import Checkpoint, RunFolder
+from dpfpl_server.runs.folder import RunFolder
+from dpfpl_server.runs.result import privacy_statement
 from dpfpl_server.sites import admin as sites_admin
 from dpfpl_server.sites import certificates as expiry
-from dpfpl_server.sites.control import Node
 from dpfpl_server.sites.provision import ProvisionRequest, provision
+from dpfpl_server.sites.register import load_sites
 from dpfpl_server.watch import doctor as server_doctor
 from dpfpl_server.watch import metrics
-from dpfpl_server.watch import metrics as server_health
 from dpfpl_server.watch.console.snapshot import snapshot
 from dpfpl_server.watch.doctor import examine_server
 from dpfpl_server.watch.metrics import experiment_families, server_families, server_troubles
@@ -31,36 +30,12 @@ from dpfpl_server.watch.metrics import experiment_families, server_families, ser
 REPOSITORY = Path(__file__).parents[2]
 
 
-def make_experiment(name="pilot", **privacy):
-    return Experiment(
-        name=name,
-        classes=("cat", "dog"),
-        sites=("north", "south"),
-        model=ModelSettings(width=8),
-        privacy=PrivacySettings(**({"mechanism": "per_step", "noise_multiplier": 1.0} | privacy)),
-        rounds=RoundSettings(number=3),
-    )
-
-
 def complete(runs, experiment, signal=0.0):
     folder = RunFolder(runs / experiment.name)
     folder.begin(experiment)
-    zeros = np.zeros(experiment.context_shape)
-    entries = [
-        {
-            "round": number,
-            "seconds": 1.5,
-            "bytes_up": 10,
-            "bytes_down": 20,
-            "sites": ["north"],
-            "dropped": {"south": "NO_REPLY: nothing came"} if number == 2 else {},
-            "codes": {"south": "NO_REPLY"} if number == 2 else {},
-            "metrics": {"north": {"personal_local": 0.75}},
-            "signal": {"north": signal},
-        }
-        for number in (1, 2)
-    ]
-    folder.save_checkpoint(Checkpoint(2, zeros.astype("<f4"), OptimizerState(zeros, zeros, 2), tuple(entries)))
+    told = {"metrics": {"north": {"personal_local": 0.75}}, "signal": {"north": signal}}
+    dropped = {"south": "NO_REPLY: nothing came"}
+    keep(folder, entry(1, ("north",), **told), entry(2, dropped=dropped, **told))
     folder.add_event({"phase": "TRAINING", "round": 3, "waiting_for": ["south"]})
     return folder
 
@@ -73,25 +48,13 @@ def server(tmp_path):
 
 @pytest.fixture
 def running(monkeypatch, server):
-    """A SuperLink that answers; its statuses may be changed."""
-    from dpfpl_server.sites.register import load_sites
-
-    keys = {name: site.public_key for name, site in load_sites(server).items()}
-    statuses = {"north": "online", "south": "online"}
-
-    class Answering:
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            return None
-
-        def nodes(self):
-            return [Node(n, name, keys[name], status) for n, (name, status) in enumerate(statuses.items(), 1)]
-
-    for module in (metrics, server_health, server_doctor, sites_admin):
-        monkeypatch.setattr(module, "open_control", lambda folder: Answering())
-    return statuses
+    """A SuperLink that answers; its statuses may be changed, and a site that it does not know be taken out."""
+    control = FakeControl()
+    for name, site in load_sites(server).items():
+        control.register(name, site.public_key)
+    for module in (metrics, server_doctor, sites_admin):
+        monkeypatch.setattr(module, "open_control", lambda folder: control)
+    return control
 
 
 def test_the_metrics_say_what_the_run_says(tmp_path):
@@ -109,8 +72,6 @@ def test_the_metrics_say_what_the_run_says(tmp_path):
     ):
         assert line in text.splitlines()
     spent = float(re.search(r'epsilon\{experiment="pilot",adversary="prompt_recipient"\} (\S+)', text)[1])
-    from dpfpl_server.runs.result import privacy_statement
-
     assert spent == privacy_statement(make_experiment(), 2)["epsilons"][0]["epsilon"] > 0
 
 
@@ -190,16 +151,11 @@ def test_the_agents_counters_hold_codes_and_no_words():
 
 def test_health_is_red_for_real_reasons_only(server, running, monkeypatch):
     assert server_troubles(server) == []
-    running["north"] = "offline"
+    running.status["north"] = "offline"
     assert server_troubles(server) == [], "an absent site is its experiment's business"
     end = next(e.not_after for e in expiry.expiries(server) if e.file == "server.crt")
 
-    class Late(datetime):
-        @classmethod
-        def now(cls, tz=None):
-            return datetime.fromtimestamp(end.timestamp() + 60, UTC)
-
-    monkeypatch.setattr(server_health, "datetime", Late)
+    monkeypatch.setattr(metrics, "datetime", clock_at(end + timedelta(minutes=1)))
     assert [t.code for t in server_troubles(server)] == ["CERTIFICATE_EXPIRED"]
 
 
@@ -218,9 +174,9 @@ def test_O9_the_servers_doctor_names_what_is_wrong(server, running, monkeypatch,
     end = next(e.not_after for e in expiry.expiries(server) if e.file == "server.crt")
     monkeypatch.setattr(server_doctor, "probe_server", seen)
     assert by_code(examine_server(server)) <= {"STATE_NOT_DURABLE"}
-    running["south"] = "offline"
+    running.status["south"] = "offline"
     assert "SITES_AWAY" in by_code(examine_server(server))
-    del running["south"]
+    del running.registered[2]
     assert "KEY_NOT_REGISTERED" in by_code(examine_server(server))
 
     def closed(address, ca):
@@ -228,8 +184,8 @@ def test_O9_the_servers_doctor_names_what_is_wrong(server, running, monkeypatch,
 
     monkeypatch.setattr(server_doctor, "probe_server", closed)
     (server / "server.key").chmod(0o644)
-    other = provision(ProvisionRequest(tmp_path / "other", tmp_path / "k", ())).server_folder
-    (server / "server.key").write_bytes((other / "server.key").read_bytes())
+    provision(ProvisionRequest(tmp_path / "other", tmp_path / "k", ()))
+    (server / "server.key").write_bytes((tmp_path / "other" / "server.key").read_bytes())
     assert {"PORT_CLOSED", "KEY_READABLE", "KEY_MISMATCH"} <= by_code(examine_server(server))
     (server / "server.crt").unlink()
     assert by_code(examine_server(server)) == {"NOT_PROVISIONED"}

@@ -4,51 +4,20 @@ import hashlib
 import json
 import stat
 import tarfile
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pytest
+from server_samples import FakeControl, clock_at
 from typer.testing import CliRunner
 
 from dpfpl_common.errors import ConfigError, DeploymentError
 from dpfpl_server.cli import main as cli
 from dpfpl_server.sites import admin as sites_admin
-from dpfpl_server.sites import superlink
+from dpfpl_server.sites import certificates, superlink
 from dpfpl_server.sites.admin import add_sites, list_sites, revoke_site, revoked_sites, rotate_site
 from dpfpl_server.sites.certificates import expiries, expiry_warnings, matching, renew_server_certificate
-from dpfpl_server.sites.control import Node
 from dpfpl_server.sites.provision import ProvisionRequest, load_place, provision
 from dpfpl_server.sites.register import load_sites
-
-
-class FakeControl:
-    """A running SuperLink's Control API; node ids count up."""
-
-    def __init__(self):
-        self.registered = {}
-        self.withdrawn = []
-        self.last = 0
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return None
-
-    def nodes(self):
-        return [Node(node, name, key, "online") for node, (name, key) in self.registered.items()]
-
-    def register(self, name, key):
-        assert key not in self.withdrawn, "Flower refuses a key that was unregistered once"
-        self.last += 1
-        self.registered[self.last] = (name, key)
-        return self.last
-
-    def unregister(self, node):
-        self.withdrawn.append(self.registered.pop(node)[1])
-
-    @property
-    def keys(self):
-        return dict(self.registered.values())
 
 
 @pytest.fixture
@@ -191,13 +160,14 @@ def test_a_key_of_another_authority_is_refused(server, tmp_path):
     ("days", "said"),
     [(-10, ["ends in 10 days"]), (1, ["ended on"]), (-60, []), (-825, []), (-830, ["not valid before"])],
 )
-def test_expiry_is_said_in_time(server, days, said):
+def test_expiry_is_said_in_time(server, monkeypatch, days, said):
     end = next(e for e in expiries(server) if e.file == "server.crt").not_after
     at = end + timedelta(days=days) - timedelta(minutes=1)
-    found = [text for text in expiry_warnings(server, lambda: at) if text.startswith("server.crt")]
+    assert not expiry_warnings(server)
+    monkeypatch.setattr(certificates, "datetime", clock_at(at))
+    found = [text for text in expiry_warnings(server) if text.startswith("server.crt")]
     assert len(found) == len(said)
     assert all(part in text for part, text in zip(said, found, strict=True))
-    assert not expiry_warnings(server, lambda: datetime.now(UTC))
 
 
 def test_where_sites_reach_the_server_is_remembered(server):

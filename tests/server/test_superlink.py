@@ -1,6 +1,5 @@
 """What the SuperLink is started with, without starting one (see tests/integration for that)."""
 
-import ast
 import os
 import socket
 import subprocess
@@ -9,12 +8,12 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from server_samples import FakeControl
 
 from dpfpl_common.errors import ConfigError, DeploymentError
 from dpfpl_common.ops.processes import ProcessGroup, free_port
 from dpfpl_server.sites import superlink
-from dpfpl_server.sites.bundle import bundle_files
-from dpfpl_server.sites.control import Control, Node
+from dpfpl_server.sites.control import Control, bundle_files
 from dpfpl_server.sites.provision import ProvisionRequest, provision
 from dpfpl_server.sites.register import load_sites, node_ids, save_sites
 from dpfpl_server.sites.superlink import (
@@ -25,8 +24,6 @@ from dpfpl_server.sites.superlink import (
     superlink_command,
     superlink_environment,
 )
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -93,48 +90,28 @@ def test_commands_without_a_superlink_say_what_to_do(folder: Path) -> None:
     assert caught.value.code == "CONTROL_UNREACHABLE"
 
 
-class FakeControl:
-    """A SuperLink's register in memory."""
-
-    def __init__(self, *nodes: Node) -> None:
-        self.registered = {node.node_id: node for node in nodes}
-
-    def __enter__(self) -> "FakeControl":
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def nodes(self) -> list[Node]:
-        return list(self.registered.values())
-
-    def register(self, name: str, public_key: str) -> int:
-        node_id = 100 + len(self.registered)
-        self.registered[node_id] = Node(node_id, name, public_key, "registered")
-        return node_id
-
-    def unregister(self, node_id: int) -> None:
-        del self.registered[node_id]
-
-
-def test_registering_is_idempotent_and_keeps_node_ids(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def running(monkeypatch: pytest.MonkeyPatch) -> FakeControl:
     fake = FakeControl()
     monkeypatch.setattr(superlink, "open_control", lambda _folder: fake)
+    return fake
+
+
+def test_registering_is_idempotent_and_keeps_node_ids(folder: Path, running: FakeControl) -> None:
     first = register_sites(folder)
     assert sorted(first) == ["a", "b"]
     assert register_sites(folder) == first == node_ids(folder)
-    assert {node.name: node.node_id for node in fake.nodes()} == first
+    assert {node.name: node.node_id for node in running.nodes()} == first
 
 
-def test_old_keys_and_removed_sites_lose_their_access(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = FakeControl()
-    monkeypatch.setattr(superlink, "open_control", lambda _folder: fake)
+def test_old_keys_and_removed_sites_lose_their_access(folder: Path, running: FakeControl) -> None:
     register_sites(folder)
     provision(ProvisionRequest(folder, folder.parent / "kits", ("a",), force=True))
     sites = load_sites(folder)
     del sites["b"]
     save_sites(folder, sites)
     assert list(register_sites(folder)) == ["a"]
-    assert [node.public_key for node in fake.nodes()] == [sites["a"].public_key]
+    assert [node.public_key for node in running.nodes()] == [sites["a"].public_key]
 
 
 def test_the_bundle_is_a_pointer_to_the_installed_apps() -> None:
@@ -153,19 +130,10 @@ def test_flower_builds_the_bundle_without_the_client_and_without_torch() -> None
     program = (
         "import sys\n"
         "sys.modules['torch'] = sys.modules['dpfpl_client'] = None\n"
-        "from dpfpl_server.sites.bundle import bundle_files\n"
+        "from dpfpl_server.sites.control import bundle_files\n"
         "from dpfpl_server.sites.control import build_fab_from_files\n"
         "import dpfpl_server.sites.superlink\n"
         "print(len(build_fab_from_files(bundle_files())[0]))\n"
     )
     built = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=dict(os.environ))
     assert int(built.stdout) > 300, built.stderr
-
-
-def test_only_the_adapter_imports_flower() -> None:
-    package = REPOSITORY / "server" / "src" / "dpfpl_server"
-    for name in ("superlink", "provision", "certificates", "kits", "register", "bundle/__init__"):
-        tree = ast.parse((package / "sites" / f"{name}.py").read_text())
-        modules = [n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
-        modules += [a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names]
-        assert not [m for m in modules if m.split(".")[0] == "flwr"], name

@@ -7,9 +7,8 @@ import pytest
 from report_samples import make_experiment, make_result, with_counts
 
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings
-from dpfpl_common.wire.payloads import scored
-from dpfpl_server.runs.result import build_result
-from dpfpl_server.runs.verdict import verdict
+from dpfpl_common.privacy_plan import scored
+from dpfpl_server.runs.result import build_result, verdict
 
 
 def of(own, others, alone, text=(0.3, 0.3), images=250):

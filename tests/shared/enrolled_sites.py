@@ -3,9 +3,8 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from dpfpl_client.agent.peers import aggregation_keys
-from dpfpl_client.site.enrol import enroll
-from dpfpl_client.site.kit import unpack_kit
+from dpfpl_client.agent.keys import aggregation_keys
+from dpfpl_client.site.kit import enroll, unpack_kit
 from dpfpl_client.site.settings import load_site
 from dpfpl_common.secure.enrolment import fingerprint
 from dpfpl_server.sites.admin import add_sites

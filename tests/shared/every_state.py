@@ -17,7 +17,7 @@ from dpfpl_common.experiment import (
 from dpfpl_common.secure import STEPS
 from dpfpl_common.secure.server import ServerSum
 from dpfpl_common.secure.site import SiteSum
-from dpfpl_common.secure.sums import terms_of
+from dpfpl_common.secure.terms import terms_of
 
 
 def experiment_of(view, name, classes, *, task=None, **privacy):

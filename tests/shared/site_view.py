@@ -17,7 +17,7 @@ import grpc
 import numpy as np
 
 from dpfpl_client.agent import build, core
-from dpfpl_client.agent.credentials import HEADER, read_token
+from dpfpl_client.agent.endpoint import HEADER, read_token
 from dpfpl_client.agent.service import AgentServer
 from dpfpl_client.learning import step as randomness
 from dpfpl_client.site.settings import load_site
@@ -145,17 +145,17 @@ class View:
     def train(self, asked, experiment, number, context=None, *, evaluate=True, **evidence):
         context = _zeros(experiment) if context is None else context
         request = TrainRequest(experiment, number, context, evaluate, **evidence)
-        self.call(asked, "Train", wire.encode_train_request(request).SerializeToString(deterministic=True))
+        self.call(asked, "Train", wire.encode_request(request).SerializeToString(deterministic=True))
 
     def evaluate(self, asked, experiment, number, context=None, **evidence):
         context = _zeros(experiment) if context is None else context
         request = EvaluateRequest(experiment, number, context, **evidence)
-        self.call(asked, "Evaluate", wire.encode_evaluate_request(request).SerializeToString(deterministic=True))
+        self.call(asked, "Evaluate", wire.encode_request(request).SerializeToString(deterministic=True))
 
     def add_up(self, asked, experiment, name, attempt, step, content, **more):
         """One step of a secure sum. What it returns is seen by its length: keys, seals and masks are random."""
         request = SumRequest(experiment, name, attempt, step, content, **more)
-        self.call(asked, "AddUp", wire.encode_sum_request(request).SerializeToString(deterministic=True))
+        self.call(asked, "AddUp", wire.encode_request(request).SerializeToString(deterministic=True))
         reply = agent_pb2.Reply.FromString(self.seen[-1].data)
         content = reply.sum.content
         if content:

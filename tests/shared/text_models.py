@@ -7,7 +7,7 @@ from transformers import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
 
 from dpfpl_client.models.text_tower.fast import MemoryPlan
-from dpfpl_client.models.text_tower.shared_prefix import ClassTokens
+from dpfpl_client.models.text_tower.states import ClassTokens
 
 VOCABULARY, BOS, EOS = 120, 118, 119
 TINY = MemoryPlan(chunk_rows=1, state_bytes=1, gradient_bytes=1, row_length=1)

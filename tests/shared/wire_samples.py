@@ -10,9 +10,8 @@ from dpfpl_common.errors import PayloadError, RefusedError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings
 from dpfpl_common.wire import agent_pb2
 from dpfpl_common.wire import codec as wire
-from dpfpl_common.wire.codec import CODES
-from dpfpl_common.wire.envelope import RECORD, read_reply, reply_record
-from dpfpl_common.wire.refusal import Refusal
+from dpfpl_common.wire.codec import CODES, RECORD, read_reply, reply_record
+from dpfpl_common.wire.payloads import Refusal
 
 SHAPE = (4, 8)
 EXPERIMENT = Experiment(
@@ -60,13 +59,13 @@ class Caller(AgentChannel):
     """An agent in another process, asked and understood; a refusal is an error."""
 
     def train(self, request):
-        return self._understood(wire.decode_reply, "Train", wire.encode_train_request(request), request)
+        return self._understood(wire.decode_reply, "Train", wire.encode_request(request), request)
 
     def evaluate(self, request):
-        return self._understood(wire.decode_reply, "Evaluate", wire.encode_evaluate_request(request), request)
+        return self._understood(wire.decode_reply, "Evaluate", wire.encode_request(request), request)
 
     def add_up(self, request):
-        return self._understood(wire.decode_sum_reply, "AddUp", wire.encode_sum_request(request))
+        return self._understood(wire.decode_sum_reply, "AddUp", wire.encode_request(request))
 
     def _understood(self, decode, method, message, *request):
         answer = self.forward(method, message.SerializeToString(deterministic=True))

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from random_models.families import HEADS
-from random_models.parts import Sizes, square, text_sizes, vision_sizes
+from random_models.encoders import TOWERS, token_roles
+from random_models.families import Sizes, fill_randomly
 
 PAD, UNKNOWN, BEGIN, END = "<pad>", "<unk>", "<s>", "</s>"
 ROLES = (PAD, UNKNOWN, BEGIN, END)
@@ -190,108 +190,18 @@ def siglip1_tokenizer(folder: Path, seed: int) -> int:
     return pieces
 
 
-def _clip(s, rows, roles):
-    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
-
-    text = text_sizes(s, rows, max_position_embeddings=TEXT_POSITIONS, projection_dim=s.width, **roles)
-    config = CLIPConfig(text_config=text, vision_config=vision_sizes(s, projection_dim=s.width), projection_dim=s.width)
-    return CLIPModel(config), CLIPImageProcessorPil(size=square(s), crop_size=square(s))
-
-
-def _metaclip_2(s, rows, roles):
-    from transformers import CLIPImageProcessorPil, MetaClip2Config, MetaClip2Model
-
-    text = text_sizes(s, rows, max_position_embeddings=TEXT_POSITIONS, projection_dim=s.width, **roles)
-    vision = vision_sizes(s, projection_dim=s.width)
-    config = MetaClip2Config(text_config=text, vision_config=vision, projection_dim=s.width)
-    return MetaClip2Model(config), CLIPImageProcessorPil(size=square(s), crop_size=square(s))
-
-
-def _siglip(s, rows, roles):
-    from transformers import SiglipConfig, SiglipImageProcessorPil, SiglipModel
-
-    text = text_sizes(s, rows, max_position_embeddings=TEXT_POSITIONS, projection_size=s.width, **roles)
-    return SiglipModel(SiglipConfig(text_config=text, vision_config=vision_sizes(s))), SiglipImageProcessorPil(
-        size=square(s)
-    )
-
-
-def _siglip2(s, rows, roles):
-    from transformers import Siglip2Config, Siglip2ImageProcessorPil, Siglip2Model
-
-    patches = (s.image // s.patch) ** 2
-    text = text_sizes(s, rows, max_position_embeddings=TEXT_POSITIONS, projection_size=s.width, **roles)
-    vision = {key: value for key, value in vision_sizes(s, num_patches=patches).items() if key != "image_size"}
-    processor = Siglip2ImageProcessorPil(patch_size=s.patch, max_num_patches=patches)
-    return Siglip2Model(Siglip2Config(text_config=text, vision_config=vision)), processor
-
-
-def _altclip(s, rows, roles):
-    from transformers import AltCLIPConfig, AltCLIPModel, CLIPImageProcessorPil
-
-    text = text_sizes(s, rows, max_position_embeddings=TEXT_POSITIONS + 2, project_dim=s.width // 2, **roles)
-    config = AltCLIPConfig(text_config=text, vision_config=vision_sizes(s), projection_dim=s.width)
-    return AltCLIPModel(config), CLIPImageProcessorPil(size=square(s), crop_size=square(s))
-
-
-def _chinese_clip(s, rows, roles):
-    from transformers import ChineseCLIPConfig, ChineseCLIPImageProcessorPil, ChineseCLIPModel
-
-    text = text_sizes(s, rows, max_position_embeddings=TEXT_POSITIONS, pad_token_id=roles["pad_token_id"])
-    config = ChineseCLIPConfig(text_config=text, vision_config=vision_sizes(s), projection_dim=s.width)
-    return ChineseCLIPModel(config), ChineseCLIPImageProcessorPil(size=square(s), crop_size=square(s))
-
-
-def _aimv2(s, rows, roles):
-    from transformers import Aimv2Config, Aimv2Model, CLIPImageProcessorPil
-
-    text = text_sizes(s, rows, max_position_embeddings=TEXT_POSITIONS, eos_token_id=roles["eos_token_id"])
-    config = Aimv2Config(text_config=text, vision_config=vision_sizes(s), projection_dim=s.width)
-    return Aimv2Model(config), CLIPImageProcessorPil(size=square(s), crop_size=square(s))
-
-
-def _vit_bert(s, rows, roles):
-    from transformers import (
-        BertConfig,
-        VisionTextDualEncoderConfig,
-        VisionTextDualEncoderModel,
-        ViTConfig,
-        ViTImageProcessorPil,
-    )
-
-    text = BertConfig(**text_sizes(s, rows, max_position_embeddings=TEXT_POSITIONS, pad_token_id=roles["pad_token_id"]))
-    vision = ViTConfig(**vision_sizes(s))
-    config = VisionTextDualEncoderConfig.from_vision_text_configs(vision, text, projection_dim=s.width)
-    return VisionTextDualEncoderModel(config), ViTImageProcessorPil(size=square(s))
-
-
-FAMILIES = {
-    "clip": _clip,
-    "siglip": _siglip,
-    "siglip2": _siglip2,
-    "metaclip_2": _metaclip_2,
-    "altclip": _altclip,
-    "chinese_clip": _chinese_clip,
-    "aimv2": _aimv2,
-    "vision-text-dual-encoder": _vit_bert,
-}
+FAMILIES = tuple(TOWERS)
+TOLD = {"chinese_clip": ("pad",), "aimv2": ("eos",), "vision-text-dual-encoder": ("pad",)}
+"""Of which special tokens a family's configuration is told the ids, where not of all three."""
 
 
 def write_towers(family: str, folder: Path, rows: int, roles: dict[str, int], seed: int = 0) -> Path:
     """A random model of that family with ``rows`` token embeddings, and its image processor; no tokenizer."""
-    model, processor = FAMILIES[family](Sizes(), rows, roles)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if name in HEADS:
-                weight.fill_(HEADS[name])
-            elif weight.ndim >= 2:
-                weight.normal_(0.0, 1.5 * weight[0].numel() ** -0.5, generator=generator)
-            else:
-                weight += 0.1 * torch.randn(weight.shape, generator=generator)
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    told = {f"{role}_token_id": roles[f"{role}_token_id"] for role in TOLD.get(family, ("pad", "bos", "eos"))}
+    model, processor = TOWERS[family](Sizes(), rows, TEXT_POSITIONS, told)
+    fill_randomly(model, seed)
+    for part in (model, processor):
+        part.save_pretrained(folder)
     return folder
 
 
@@ -301,8 +211,7 @@ def write_model(family: str, kind: str, folder: Path, seed: int = 0, frame: str 
         rows = siglip1_tokenizer(folder, seed)
         return write_towers(family, folder, rows, {"pad_token_id": 1, "bos_token_id": 1, "eos_token_id": 1}, seed)
     tokenizer = tokenizer_of(kind, seed, frame)
-    roles = {f"{role}_token_id": int(getattr(tokenizer, f"{role}_token_id")) for role in ("pad", "bos", "eos")}
-    write_towers(family, folder, len(tokenizer), roles, seed)
+    write_towers(family, folder, len(tokenizer), token_roles(tokenizer, "pad", "bos", "eos"), seed)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -4,7 +4,9 @@ from dpfpl_common.ops.telemetry import silence_telemetry
 
 silence_telemetry()
 
-import json  # noqa: E402  after telemetry is switched off
+import dataclasses  # noqa: E402  after telemetry is switched off
+import json  # noqa: E402
+import os  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Annotated  # noqa: E402
@@ -15,11 +17,7 @@ from rich.text import Text  # noqa: E402
 
 from dpfpl_bench.audit.command import EXAMPLES as AUDIT_EXAMPLES  # noqa: E402
 from dpfpl_bench.audit.command import audit  # noqa: E402
-from dpfpl_bench.paper_command import EXAMPLES as PAPER_EXAMPLES  # noqa: E402
-from dpfpl_bench.paper_command import paper  # noqa: E402
 from dpfpl_bench.simulation import SHOWN  # noqa: E402
-from dpfpl_bench.simulation.data_command import EXAMPLES as DATA_EXAMPLES  # noqa: E402
-from dpfpl_bench.simulation.data_command import data  # noqa: E402
 from dpfpl_bench.sweep.command import EXAMPLES as SWEEP_EXAMPLES  # noqa: E402
 from dpfpl_bench.sweep.command import sweep  # noqa: E402
 from dpfpl_common.errors import ConfigError, DpfplError  # noqa: E402
@@ -34,7 +32,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__d
 console = Console(stderr=True, markup=False, highlight=False)
 INTERRUPTED = 130
 
-EXAMPLES = """
+RUN_EXAMPLES = """
 Examples:
 
   dpfpl-bench run --data digits --epsilon 8 --sites 4
@@ -54,10 +52,31 @@ privacy.target_delta=1e-6, rounds.local_steps=2, task.question=...) and of the r
 cache=FOLDER, compute.device=cuda, compute.precision=bfloat16, compute.picture_memory=2000.
 """  # noqa: E501
 
+DATA_EXAMPLES = """
+Examples:
+
+  dpfpl-bench data
+
+  dpfpl-bench data oxford_flowers --archive 102flowers.tgz
+"""
+
+PAPER_EXAMPLES = """
+Examples:
+
+  dpfpl-bench paper --table 2 --model MODEL_DIR --online
+
+  dpfpl-bench paper --table 2 --stand-in digits --rounds 10 --seeds 1
+"""
+
+Online = Annotated[bool, typer.Option("--online", help="let hub ids be downloaded")]
+Epsilon = Annotated[str, typer.Option(help="target for whoever receives a personalised prompt, or none")]
+DemoEpsilon = Annotated[str, typer.Option(help="target for the recipient of a personalised prompt")]
+DemoFolder = Annotated[Path, typer.Option(help="folder for result.json, report.html and all logs")]
+Rounds = Annotated[int, typer.Option(min=1, help="federated rounds")]
+AsJson = Annotated[bool, typer.Option("--json", help="print result.json instead of the table")]
+
 app.command(epilog=SWEEP_EXAMPLES)(sweep)
 app.command(epilog=AUDIT_EXAMPLES)(audit)
-app.command(epilog=DATA_EXAMPLES)(data)
-app.command(epilog=PAPER_EXAMPLES)(paper)
 
 
 @app.callback()
@@ -69,7 +88,7 @@ def about(
     """Simulate federations on one machine, one or many at a time; run the demo."""
 
 
-@app.command(epilog=EXAMPLES)
+@app.command(epilog=RUN_EXAMPLES)
 def run(
     data: Annotated[
         str,
@@ -102,7 +121,7 @@ def run(
             show_default="local for one_shot, distributed for per_step",
         ),
     ] = None,
-    epsilon: Annotated[str, typer.Option(help="target for whoever receives a personalised prompt, or none")] = "8",
+    epsilon: Epsilon = "8",
     sites: Annotated[int | None, typer.Option(help="number of sites", show_default=SHOWN["sites"])] = None,
     partition: Annotated[
         str | None,
@@ -117,7 +136,7 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="any other setting, with its table; may be repeated"),
     ] = None,
-    online: Annotated[bool, typer.Option("--online", help="let hub ids be downloaded")] = False,
+    online: Online = False,
     out: Annotated[Path | None, typer.Option(dir_okay=False, help="where to write result.json")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="only print the result")] = False,
 ) -> None:
@@ -171,14 +190,14 @@ def pilot(
         list[str] | None,
         typer.Option(metavar="[SITE:]OWN=NAME", help="what a site's own class is called in the experiment; repeat"),
     ] = None,
-    epsilon: Annotated[str, typer.Option(help="target for whoever receives a personalised prompt, or none")] = "8",
+    epsilon: Epsilon = "8",
     assignments: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="any other setting, as of run; may be repeated"),
     ] = None,
-    online: Annotated[bool, typer.Option("--online", help="let hub ids be downloaded")] = False,
+    online: Online = False,
     out: Annotated[Path, typer.Option(help="folder for result.json and report.html")] = Path("runs/pilot"),
-    as_json: Annotated[bool, typer.Option("--json", help="print result.json instead of the table")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Simulate a federation of your own folders on this machine, before anything is installed anywhere.
 
@@ -216,30 +235,30 @@ def pilot(
 
 @app.command(epilog="Example: dpfpl-bench demo --epsilon 2 --out runs/demo2")
 def demo(
-    out: Annotated[Path, typer.Option(help="folder for result.json, report.html and all logs")] = Path("runs/demo"),
-    rounds: Annotated[int, typer.Option(min=1, help="federated rounds")] = 10,
-    epsilon: Annotated[str, typer.Option(help="target for the recipient of a personalised prompt")] = "8",
-    as_json: Annotated[bool, typer.Option("--json", help="print result.json instead of the table")] = False,
+    out: DemoFolder = Path("runs/demo"),
+    rounds: Rounds = 10,
+    epsilon: DemoEpsilon = "8",
+    as_json: AsJson = False,
 ) -> None:
     """Run a real federation on this machine: a SuperLink and four sites, gRPC with TLS and node keys."""
-    from dpfpl_bench.demo.digits import DEMO
+    from dpfpl_bench.demo.scenarios import DEMO
 
     _demonstrate("demo", DEMO, out, rounds, epsilon, as_json=as_json)
 
 
 @app.command("demo-vlm", epilog="Example: dpfpl-bench demo-vlm --out runs/demo-vlm --epsilon 1")
 def demo_vlm(
-    out: Annotated[Path, typer.Option(help="folder for result.json, report.html and all logs")] = Path("runs/demo-vlm"),
-    rounds: Annotated[int, typer.Option(min=1, help="federated rounds")] = 12,
+    out: DemoFolder = Path("runs/demo-vlm"),
+    rounds: Rounds = 12,
     sites: Annotated[int, typer.Option(min=2, max=12, help="number of sites")] = 12,
-    epsilon: Annotated[str, typer.Option(help="target for the recipient of a personalised prompt")] = "2",
-    as_json: Annotated[bool, typer.Option("--json", help="print result.json instead of the table")] = False,
+    epsilon: DemoEpsilon = "2",
+    as_json: AsJson = False,
 ) -> None:
     """The same with a dozen sites of 50 lines that have questions answered in a shared style, by a tiny model.
 
     An agent takes 0.4 GB of memory, everything together 7.1 GB with twelve sites; --sites asks for fewer.
     """
-    from dpfpl_bench.demo.questions import vlm_demo
+    from dpfpl_bench.demo.scenarios import vlm_demo
 
     _demonstrate("demo-vlm", vlm_demo(sites), out, rounds, epsilon, as_json=as_json)
 
@@ -271,8 +290,83 @@ def _demonstrate(
     if as_json:
         sys.stdout.write(json.dumps(result, indent=2) + "\n")
     else:
-        print_result(result, Console(markup=False, highlight=False))
-        Console(markup=False, highlight=False).print(f"\n{out / 'result.json'}  {out / 'report.html'}")
+        output = Console(markup=False, highlight=False)
+        print_result(result, output)
+        output.print(f"\n{out / 'result.json'}  {out / 'report.html'}")
+
+
+@app.command(epilog=DATA_EXAMPLES)
+def data(
+    name: Annotated[str, typer.Argument(help="a set's name; left out: all")] = "",
+    archive: Annotated[Path | None, typer.Option(help="the downloaded archive to check")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """List the named sets: hub id, number of classes, template, page and checksum."""
+    from dpfpl_bench.simulation.sources import FIELD, check_archive
+
+    if name and name not in FIELD:
+        raise ConfigError(
+            code="UNKNOWN_DATA",
+            message=f"There is no set called {name!r}.",
+            advice=f"Known: {', '.join(FIELD)}; any other image folder is given by its path.",
+        )
+    if archive is not None:
+        if not name:
+            raise ConfigError(code="UNKNOWN_DATA", message="--archive needs a name.", advice="Say which set it is.")
+        check_archive(FIELD[name], archive)
+    shown = [FIELD[name]] if name else list(FIELD.values())
+    keys = ("name", "title", "hub", "classes", "template", "init_text", "page", "archive", "md5")
+    rows = [{key: getattr(each, key) for key in keys} for each in shown]
+    if as_json:
+        sys.stdout.write(json.dumps(rows, indent=2) + "\n")
+        return
+    for row in rows:
+        typer.echo(f"{row['name']}: {row['title']}, {row['classes']} classes, {row['template']!r}")
+        typer.echo(f"  {row['page']}\n  hub {row['hub']}; archive {row['archive']}, MD5 {row['md5']}")
+    if archive is not None:
+        typer.echo(f"{archive}: the checksum is right")
+
+
+@app.command(epilog=PAPER_EXAMPLES)
+def paper(
+    table: Annotated[int, typer.Option(help="2, 3 or 4")] = 2,
+    model: Annotated[str, typer.Option(help="embedded, a folder or hub id of the CLIP family")] = "embedded",
+    stand_in: Annotated[str, typer.Option(help="used in place of missing data: digits or shapes")] = "",
+    rounds: Annotated[int, typer.Option(min=1, help="federated rounds; the paper's are 100")] = 100,
+    local_steps: Annotated[int, typer.Option(min=1, help="noised steps of a site in one round")] = 1,
+    sample_rate: Annotated[float, typer.Option(help="chance that an example joins a step")] = 0.1,
+    rank: Annotated[int, typer.Option(help="rank of the personal factors; the paper's best is 8")] = 8,
+    seeds: Annotated[int, typer.Option(min=1, help="runs of each cell")] = 3,
+    workers: Annotated[int, typer.Option(min=0, help="processes; 0 = one a core")] = 0,
+    online: Online = False,
+    out: Annotated[Path, typer.Option(file_okay=False, help="folder of the runs; started again, it resumes")] = Path(
+        "runs/paper"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of the table")] = False,
+) -> None:
+    """Set the paper's figures and ours side by side, with the reasons for differences.
+
+    Missing data is listed with what to do. Exit codes: 0, 1 some runs failed, 2 bad input.
+    """
+    from dpfpl_bench import paper as module
+    from dpfpl_bench.sweep.sweep import Grid, Sweep
+
+    training = module.paper_training(rounds, local_steps, sample_rate)
+    base = Sweep(**vars(dataclasses.replace(training, model=model)), name="paper", seeds=seeds, grid=Grid(rank=(rank,)))
+    found = module.compare(
+        module.paper_rows(table),
+        base,
+        out,
+        workers or os.cpu_count() or 1,
+        console.print,
+        stand_in=stand_in,
+        offline=not online,
+    )
+    for text in found.failed:
+        console.print(f"failed: {text}")
+    sys.stdout.write(module.as_json(found) if as_json else module.markdown(found, model))
+    if found.failed:
+        raise typer.Exit(1)
 
 
 def main() -> None:

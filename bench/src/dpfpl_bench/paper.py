@@ -17,8 +17,8 @@ from typing import Any
 
 from dpfpl_bench.simulation.settings import RunPrivacy, RunPrompt, RunSettings
 from dpfpl_bench.simulation.sources import data_settings
-from dpfpl_bench.sweep.settings import Cell, Grid, Sweep
-from dpfpl_bench.sweep.sweep import run_sweep
+from dpfpl_bench.sweep.sweep import Cell, Grid, Sweep, run_sweep
+from dpfpl_bench.sweep.table import percent
 from dpfpl_common.errors import ConfigError, DataError
 from dpfpl_common.experiment import Accounting, Method, RoundSettings
 
@@ -199,7 +199,7 @@ def _line(
     }
     for accounting, results in found.items():
         runs = [r for cell, r in results.items() if (cell.method, cell.epsilon) == (method, row.epsilon)]
-        values = [_accuracy(run, row.where) for run in runs]
+        values = [run["accuracy"]["local" if row.where == "all" else row.where] for run in runs]
         known = [value for value in values if value is not None]
         spent = {e["adversary"]: e["epsilon"] for e in runs[0]["privacy"]["epsilons"]} if runs else {}
         line[OUR_KEYS[accounting]] = {
@@ -209,11 +209,6 @@ def _line(
             "epsilon_operator": spent.get("operator"),
         }
     return line
-
-
-def _accuracy(run: Mapping[str, Any], where: str) -> float | None:
-    value: float | None = run["accuracy"]["local" if where == "all" else where]
-    return value
 
 
 def markdown(comparison: Comparison, model: str) -> str:
@@ -231,17 +226,13 @@ def markdown(comparison: Comparison, model: str) -> str:
         honest, paper = line["own_noise"], line["paper"]
         lines.append(
             f"| {data}, {line['sites']} sites | {line['where']} | {epsilon} | {line['method']} | {100 * paper:.1f} | "
-            f"{_percent(honest['accuracy'])} | {_percent(line['paper_noise']['accuracy'])} | "
+            f"{percent(honest['accuracy'])} | {percent(line['paper_noise']['accuracy'])} | "
             f"{_epsilon(line['paper_noise']['epsilon_recipient'])} |"
         )
     lines += ["", "Reasons for differences:", "", *(f"- {reason}" for reason in REASONS)]
     if comparison.missing:
         lines += ["", "Not at hand:", "", *(f"- {name}: {why}" for name, why in comparison.missing.items())]
     return "\n".join(lines) + "\n"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
 
 
 def _epsilon(value: float | str | None) -> str:

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from dpfpl_client.agent.budget import held_to, planned_cost
-from dpfpl_client.agent.ledger.anchor import Registry
-from dpfpl_client.agent.ledger.book import Ledger
-from dpfpl_client.agent.ledger.dataset import LEDGER_FILE
-from dpfpl_client.agent.peers import aggregation_keys
+from dpfpl_client.agent.keys import aggregation_keys
+from dpfpl_client.agent.ledger.book import LEDGER_FILE
+from dpfpl_client.agent.ledger.view import observed_ledger
 from dpfpl_client.agent.policy_file import Approvals, load_policy
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.data import count_labels, left_out
@@ -119,13 +118,9 @@ def experiments_asked_for(state: Path) -> list[Experiment]:
 def describe(settings: SiteSettings, experiment: Experiment) -> dict[str, Any]:
     """Who would learn how much, what leaves, what it costs of what is left, and whether the policy lets it pass."""
     policy = load_policy(settings.path(settings.policy))
-    path = settings.state_folder / LEDGER_FILE
-    ledger = Ledger(path, Registry(settings.registry_folder), observe=True) if path.exists() else None
-    try:
+    charged = (settings.state_folder / LEDGER_FILE).exists()
+    with contextlib.closing(observed_ledger(settings)) if charged else contextlib.nullcontext() as ledger:
         costs = planned_cost(ledger, experiment, policy.delta)
-    finally:
-        if ledger is not None:
-            ledger.close()
     privacy, rounds = experiment.privacy, experiment.rounds
     return {
         "name": experiment.name,

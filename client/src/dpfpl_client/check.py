@@ -5,6 +5,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,13 @@ from dpfpl_client.agent.audit import AuditLog
 from dpfpl_client.agent.budget import spent as epsilons
 from dpfpl_client.agent.build import check_delta, check_public, without_unusable_words
 from dpfpl_client.agent.features import images_to_compute
+from dpfpl_client.agent.keys import aggregation_keys, load_signing_key
 from dpfpl_client.agent.ledger.anchor import Registry
-from dpfpl_client.agent.ledger.book import Ledger
-from dpfpl_client.agent.ledger.dataset import LEDGER_FILE, changes_since_registration, manifest_of
-from dpfpl_client.agent.ledger.view import towards_recipients, verify
-from dpfpl_client.agent.peers import aggregation_keys
+from dpfpl_client.agent.ledger.book import LEDGER_FILE
+from dpfpl_client.agent.ledger.dataset import compare, manifest_of, registered_manifest
+from dpfpl_client.agent.ledger.view import observed_ledger, towards_recipients, verify
 from dpfpl_client.agent.policy_file import PolicyFile
 from dpfpl_client.agent.progress import duration
-from dpfpl_client.agent.signing import load_signing_key
 from dpfpl_client.approval import describe, experiments_asked_for, read_plan
 from dpfpl_client.data import SiteData, left_out, list_classes, load_site_data
 from dpfpl_client.learning.learner import PromptLearner, SiteFeatures
@@ -36,15 +36,7 @@ from dpfpl_common.privacy.accounting import json_epsilon
 from dpfpl_common.privacy_plan import site_noise_stddev
 from dpfpl_common.secure.enrolment import fingerprint
 
-__all__ = [
-    "CheckReport",
-    "check_site",
-    "noise_to_signal",
-    "noise_words",
-    "other_data",
-    "refused_for_its_model",
-    "words_for_the_task",
-]
+__all__ = ["CheckReport", "check_site", "noise_to_signal", "noise_words"]
 
 
 # Whether a site has enough images for the noise of an experiment, as a rule of thumb in words.
@@ -93,10 +85,10 @@ def noise_words(ratio: float, mechanism: str) -> tuple[str, bool]:
             True,
         )
     # Under one_shot the noise is that of one release, however many rounds follow.
-    wishes = "or a larger epsilon" if mechanism == "one_shot" else "a larger epsilon or fewer rounds"
+    wishes = " or a larger epsilon" if mechanism == "one_shot" else ", a larger epsilon or fewer rounds"
     return (
         "there are too few images for this much noise: the prompt will learn almost nothing from this site; ask for "
-        f"more images{' ' if mechanism == 'one_shot' else ', '}{wishes}",
+        f"more images{wishes}",
         True,
     )
 
@@ -104,7 +96,7 @@ def noise_words(ratio: float, mechanism: str) -> tuple[str, bool]:
 # Whether a site's model can do what is planned, and with the data that the site has: for ``dpfpl-client check``.
 
 
-def refused_for_its_model(experiment: Experiment, backbone: Backbone) -> str:
+def _refused_for_its_model(experiment: Experiment, backbone: Backbone) -> str:
     """Why the agent would refuse the experiment at its first round, because of the model; empty where it would not."""
     if experiment.model.fingerprint not in ("", backbone.fingerprint):
         return (
@@ -119,7 +111,7 @@ def refused_for_its_model(experiment: Experiment, backbone: Backbone) -> str:
     return ""
 
 
-def words_for_the_task(experiment: Experiment, scorer: Scorer | None, data: SiteData, source: str) -> list[str]:
+def _words_for_the_task(experiment: Experiment, scorer: Scorer | None, data: SiteData, source: str) -> list[str]:
     """Warnings where the site's lines are not all what a task in words needs; for captions any line will do.
 
     ``scorer`` is None where the model cannot serve the experiment; then lengths are not looked at.
@@ -148,21 +140,21 @@ def words_for_the_task(experiment: Experiment, scorer: Scorer | None, data: Site
     return warnings
 
 
-def other_data(source: str, backbone: Backbone) -> str:
-    """A warning where the model cannot learn, or not only, from data of this kind; empty where it can."""
+def _other_data(source: str, backbone: Backbone) -> list[str]:
+    """A warning where the model cannot learn, or not only, from data of this kind."""
     in_words = any(kind != "classify" for kind in backbone.tasks)
     if source == "questions" and not in_words:
-        return (
+        return [
             f"The data are questions or captions, which a model of the family {backbone.family!r} does not answer. Set "
             'model in site.toml to the generative one that the operator names; for a trial to "embedded-vlm". '
             "[NO_ANSWERS]"
-        )
+        ]
     if source != "questions" and in_words:
-        return (
+        return [
             "The model answers questions, and the data are images of classes: where an experiment's task is not "
             "classify, the site would only send noise. [NO_QUESTIONS]"
-        )
-    return ""
+        ]
+    return []
 
 
 TRIED_IMAGES = 8
@@ -208,17 +200,14 @@ class _Check:
         test = Counter(record.label for record in data.test)
         report.facts["images"] = {name: {"train": train[name], "test": test[name]} for name in data.classes}
         if settings.data.source == "questions":
+            sides = {"train": data.train, "test": data.test}
             for kind, wanted in (("questions", True), ("captions", False)):
-                sides = {"train": data.train, "test": data.test}
                 counts = {name: sum(bool(r.question) == wanted for r in side) for name, side in sides.items()}
                 if any(counts.values()):
                     report.facts[kind] = counts
         report.facts["training_images"] = len(data.train)
         report.facts["unreadable_images"] = len(data.unreadable)
-        for problem in data.problems:
-            (report.errors if problem.severity == "error" else report.warnings).append(
-                f"{problem.message} [{problem.code}]"
-            )
+        report.warnings += map(str, data.problems)
         if not data.test:
             report.warnings.append("There is no test image: accuracy at this site cannot be measured.")
 
@@ -234,17 +223,16 @@ class _Check:
             "tasks": list(self.backbone.tasks),
         }
         source = self.settings.data.source
-        if self.plan is None and self.site_data is not None and source != "questions":
-            try:
-                self.backbone.check_classes(self.site_data.classes)
-            except ModelError as error:
-                self.report.errors.append(str(error))
-        if self.plan is None and (warning := other_data(source, self.backbone)):
-            self.report.warnings.append(warning)
+        if self.plan is None:
+            self.report.warnings += _other_data(source, self.backbone)
+            if self.site_data is not None and source != "questions":
+                try:
+                    self.backbone.check_classes(self.site_data.classes)
+                except ModelError as error:
+                    self.report.errors.append(str(error))
         if self.site_data is not None and source == "questions":
             self.usable_data = without_unusable_words(self.site_data, self.backbone)
-            left_out = self.usable_data.problems[len(self.site_data.problems) :]
-            self.report.warnings += [f"{problem.message} [{problem.code}]" for problem in left_out]
+            self.report.warnings += map(str, self.usable_data.problems[len(self.site_data.problems) :])
 
     def features(self) -> None:
         """How long the next start will take: a few images are tried, nothing of them is kept."""
@@ -299,10 +287,9 @@ class _Check:
             check_delta(policy, self.site_data)
         paid = {"prompt_recipient": 0.0, "operator": 0.0}
         if (settings.state_folder / LEDGER_FILE).exists():
-            ledger = Ledger(settings.state_folder / LEDGER_FILE, Registry(settings.registry_folder), observe=True)
-            paid = epsilons(ledger, policy.delta)
-            report.facts["ledger_records"] = ledger.records
-            ledger.close()
+            with closing(observed_ledger(settings)) as ledger:
+                paid = epsilons(ledger, policy.delta)
+                report.facts["ledger_records"] = ledger.records
             report.errors += [f"{problem} [LEDGER_DAMAGED]" for problem in verify(settings)]
         report.facts["spent_epsilon"] = json_epsilon(towards_recipients(paid))
         report.facts["spent_epsilon_operator"] = json_epsilon(paid["operator"])
@@ -314,28 +301,24 @@ class _Check:
         """Whether these are the images that the ledger charges, and only this one."""
         if self.site_data is None:
             return
-        settings, registry = self.settings, Registry(self.settings.registry_folder)
-        path, own = settings.state_folder / LEDGER_FILE, ""
-        if path.exists():
-            ledger = Ledger(path, registry, observe=True)
-            own = ledger.identity
-            try:
+        settings, report, own = self.settings, self.report, ""
+        if (settings.state_folder / LEDGER_FILE).exists():
+            with closing(observed_ledger(settings)) as ledger:
+                own = ledger.identity
                 if ledger.datasets:
-                    self.report.facts["dataset"] = {"version": len(ledger.datasets), **ledger.datasets[-1]}
-                    changes = changes_since_registration(settings.state_folder, ledger, self.site_data)
-                    found = self.report.errors if changes.other_images else self.report.warnings
+                    report.facts["dataset"] = {"version": len(ledger.datasets), **ledger.datasets[-1]}
+                    changes = compare(registered_manifest(settings.state_folder, ledger), manifest_of(self.site_data))
+                    found = report.errors if changes.other_images else report.warnings
                     if changes.words():
-                        found.append(
-                            f"{changes.sentence()} Put them back, or: dpfpl-client register. [DATASET_CHANGED]"
-                        )
-            finally:
-                ledger.close()
-        for other, shared, where in registry.owners(manifest_of(self.site_data).charged_digests):
-            if other != own:
-                self.report.errors.append(
-                    f"{shared} of the training images are charged to another privacy ledger, that of {where}. "
-                    "[DATASET_HAS_LEDGER]"
-                )
+                        text = f"{changes.sentence()} Put them back, or: dpfpl-client register."
+                        found.append(f"{text} [DATASET_CHANGED]")
+        owners = Registry(settings.registry_folder).owners(manifest_of(self.site_data).charged_digests)
+        report.errors += [
+            f"{shared} of the training images are charged to another privacy ledger, that of {where}. "
+            "[DATASET_HAS_LEDGER]"
+            for other, shared, where in owners
+            if other != own
+        ]
 
     def known_experiments(self) -> None:
         """Which training images the experiments leave out that this site was asked for."""
@@ -345,7 +328,7 @@ class _Check:
         for experiment in experiments_asked_for(self.settings.state_folder):
             unknown = left_out(labels, experiment.classes, "training images")
             if unknown is not None and not experiment.task.in_words:
-                self.report.warnings.append(f"{experiment.name}: {unknown.message} [{unknown.code}]")
+                self.report.warnings.append(f"{experiment.name}: {unknown}")
 
     def surroundings(self) -> None:
         """Whether what is written stays, and nobody calls home."""
@@ -394,47 +377,51 @@ class _Check:
 
     def planned(self) -> None:
         """What an experiment would mean here."""
-        if self.plan is None:
-            return
-        experiment = read_plan(self.plan)
+        assert self.plan is not None
+        report, source, experiment = self.report, self.settings.data.source, read_plan(self.plan)
         plan = describe(self.settings, experiment)
-        self.report.facts["plan"] = plan
+        report.facts["plan"] = plan
         if not plan["member"]:
-            self.report.errors.append("This site is not on the plan's list. [NOT_A_MEMBER]")
+            report.errors.append("This site is not on the plan's list. [NOT_A_MEMBER]")
         if plan["refused_because"]:
-            self.report.errors.append(f"The policy refuses the plan: {plan['refused_because']}")
+            report.errors.append(f"The policy refuses the plan: {plan['refused_because']}")
         if not all(cost["fits"] for cost in plan["costs"]):
-            self.report.errors.append("The privacy budget does not cover the plan. [BUDGET_EXHAUSTED]")
-        source = self.settings.data.source
-        refusal = refused_for_its_model(experiment, self.backbone) if self.backbone is not None else ""
+            report.errors.append("The privacy budget does not cover the plan. [BUDGET_EXHAUSTED]")
+        if self.backbone is None:
+            return
+        refusal = _refused_for_its_model(experiment, self.backbone)
         if refusal:
-            self.report.errors.append(refusal)
-        if self.site_data is None or self.backbone is None:
+            report.errors.append(refusal)
+        if self.site_data is None:
             return
         if experiment.task.in_words:
             scorer = None if refusal else self.backbone.scorer(experiment)
             data = self.usable_data or self.site_data
-            self.report.warnings += words_for_the_task(experiment, scorer, data, source)
-            return
-        if source == "questions":
-            self.report.warnings.append(
+            report.warnings += _words_for_the_task(experiment, scorer, data, source)
+        elif source == "questions":
+            report.warnings.append(
                 "The plan wants classes told apart; the site has questions or captions and would only send noise. "
                 "[NO_KNOWN_CLASS]"
             )
-            return
-        labels = Counter(record.label for record in self.site_data.train)
+        else:
+            self._planned_classes(experiment, self.site_data, self.backbone, plan)
+
+    def _planned_classes(
+        self, experiment: Experiment, data: SiteData, backbone: Backbone, plan: dict[str, Any]
+    ) -> None:
+        labels = Counter(record.label for record in data.train)
         unknown = left_out(labels, experiment.classes, "training images")
         counts = Counter({name: count for name, count in labels.items() if name in experiment.classes})
         if unknown is not None:
             plan["left_out"] = unknown.message
-            if counts:
-                self.report.warnings.append(f"{experiment.name}: {unknown.message} [{unknown.code}]")
         if not counts:
             text = f" {unknown.message}" if unknown is not None else ""
             nothing = "The site has no training image of the plan's classes and would only send noise."
             self.report.warnings.append(f"{nothing}{text} [NO_KNOWN_CLASS]")
             return
-        ratio = noise_to_signal(experiment, counts.total(), min(counts.values()), self.backbone.feature_size)
+        if unknown is not None:
+            self.report.warnings.append(f"{experiment.name}: {unknown}")
+        ratio = noise_to_signal(experiment, counts.total(), min(counts.values()), backbone.feature_size)
         words, worrying = noise_words(ratio, experiment.privacy.mechanism)
         plan["noise_to_signal"], plan["accuracy"] = ratio, words
         if worrying:

@@ -1,4 +1,4 @@
-"""``dpfpl-client doctor``: why a site does not take part, in plain words, from its policy to the server's answer."""
+"""Whether a site can take part now, for probes, and why not, in plain words: ``dpfpl-client health`` and ``doctor``."""
 
 import time
 from collections.abc import Iterator
@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from dpfpl_client.agent.channel import AgentChannel
+from dpfpl_client.agent.keys import load_signing_key
 from dpfpl_client.agent.ledger.view import summarise
 from dpfpl_client.agent.policy_file import load_policy
-from dpfpl_client.agent.signing import load_signing_key
 from dpfpl_client.approval import experiments_asked_for
 from dpfpl_client.data import count_labels, left_out
 from dpfpl_client.node.fleet_probe import probe_fleet
@@ -32,11 +32,7 @@ from dpfpl_common.ops.diagnostics import (
 )
 from dpfpl_common.ops.tls import authority_end, probe_server
 
-__all__ = ["PARTS", "agent_troubles", "budget_troubles", "examine_site", "link_troubles", "site_troubles"]
-
-
-# Whether a site can take part now, for probes: its agent, its policy, its budget, its link to the server.
-
+__all__ = ["PARTS", "examine_site", "site_troubles"]
 
 PARTS = ("agent", "budget", "link")
 _NOTHING_SPENT = "NO_LEDGER"
@@ -51,15 +47,15 @@ def site_troubles(settings: SiteSettings, parts: tuple[str, ...] = PARTS) -> lis
     """
     found: list[Trouble] = []
     if "agent" in parts:
-        found += agent_troubles(settings)
+        found += _agent_troubles(settings)
     if "budget" in parts:
-        found += budget_troubles(settings)
+        found += _budget_troubles(settings)
     if "link" in parts and settings.server.address:
-        found += link_troubles(settings.node_folder)
+        found += _link_troubles(settings.node_folder)
     return found
 
 
-def agent_troubles(settings: SiteSettings) -> list[Trouble]:
+def _agent_troubles(settings: SiteSettings) -> list[Trouble]:
     """The agent answers its health service, or the reason why not."""
     try:
         with AgentChannel(settings.agent_address, settings.token_file, deadline_s=2.0) as channel:
@@ -69,17 +65,17 @@ def agent_troubles(settings: SiteSettings) -> list[Trouble]:
     return [] if serving else [Trouble("agent", "AGENT_DOWN", "no agent answers at its address, or it is not ready")]
 
 
-def budget_troubles(settings: SiteSettings) -> list[Trouble]:
+def _budget_troubles(settings: SiteSettings) -> list[Trouble]:
     """The policy and the ledger can be read and leave some budget, or the reason why not."""
     try:
         load_policy(settings.path(settings.policy))
         summary = summarise(settings)
     except DpfplError as error:
         return [] if error.code == _NOTHING_SPENT else [Trouble("budget", error.code, error.message)]
-    return exhausted(summary)
+    return _exhausted(summary)
 
 
-def exhausted(summary: dict[str, Any]) -> list[Trouble]:
+def _exhausted(summary: dict[str, Any]) -> list[Trouble]:
     """A trouble if nothing is left of the lifetime's budget."""
     if summary["left_epsilon"] > 0 or not summary["experiments"]:
         return []
@@ -87,7 +83,7 @@ def exhausted(summary: dict[str, Any]) -> list[Trouble]:
     return [Trouble("budget", "BUDGET_EXHAUSTED", f"the privacy budget of these data, epsilon {cap:g}, is used up")]
 
 
-def link_troubles(state_folder: Path) -> list[Trouble]:
+def _link_troubles(state_folder: Path) -> list[Trouble]:
     """The SuperNode heard from the server within two heartbeats, or the reason why not."""
     state = read_link(link_file(state_folder))
     if state is None:
@@ -159,23 +155,23 @@ def _ledger(settings: SiteSettings) -> Iterator[Finding]:
     try:
         summary = summarise(settings)
     except DpfplError as error:
-        if error.code != "NO_LEDGER":
+        if error.code != _NOTHING_SPENT:
             raise
         yield Finding(OK, "ledger", "Nothing was released yet.")
         return
-    for trouble in exhausted(summary):
+    for trouble in _exhausted(summary):
         advice = "Nothing is released any more. A larger cap is your decision alone: policy.toml."
-        yield Finding(ERROR, "ledger", f"{trouble.message[0].upper()}{trouble.message[1:]}.", trouble.code, advice)
+        yield Finding(ERROR, "ledger", _sentence(trouble), trouble.code, advice)
         return
     cap = summary["max_epsilon_lifetime"]
     yield Finding(OK, "ledger", f"Epsilon {summary['spent_epsilon']:.2f} of {cap:g} is spent.")
 
 
 def _agent(settings: SiteSettings) -> Iterator[Finding]:
-    troubles = agent_troubles(settings)
+    troubles = _agent_troubles(settings)
     for trouble in troubles:
         advice = "Start it: dpfpl-client start --site SITE.TOML, and read state/agent.log if it ends."
-        yield Finding(WARNING, "agent", f"{trouble.message[0].upper()}{trouble.message[1:]}.", trouble.code, advice)
+        yield Finding(WARNING, "agent", _sentence(trouble), trouble.code, advice)
     if not troubles:
         yield Finding(OK, "agent", "The agent runs and is ready.")
 
@@ -221,9 +217,12 @@ def _link(settings: SiteSettings) -> list[Finding]:
     if read_link(link_file(settings.node_folder)) is None:
         advice = "Start it: dpfpl-client start --site SITE.TOML."
         return [Finding(WARNING, "connection", "The connection was never started from here.", "NODE_DOWN", advice)]
-    troubles = link_troubles(settings.node_folder)
+    troubles = _link_troubles(settings.node_folder)
     if not troubles:
         return [Finding(OK, "connection", "The SuperNode heard from the server within the last minute.")]
     advice = "If the lines above are in order, start it again: dpfpl-client start --site SITE.TOML."
-    said = troubles[0].message
-    return [Finding(WARNING, "connection", f"{said[0].upper()}{said[1:]}.", troubles[0].code, advice)]
+    return [Finding(WARNING, "connection", _sentence(troubles[0]), troubles[0].code, advice)]
+
+
+def _sentence(trouble: Trouble) -> str:
+    return f"{trouble.message[0].upper()}{trouble.message[1:]}."

@@ -29,7 +29,9 @@ __all__ = [
     "directions",
     "evidence_wins",
     "found_classes",
+    "hidden_energy",
     "images_needed",
+    "images_to_stand_out",
     "looks_unlike",
     "mix_bonus",
     "moment_pays",
@@ -57,7 +59,7 @@ STANDING_OUT = 3.0
 """Standard deviations above which the number of images in a pooled row is taken for real: of rows of noise 1 in 740."""
 
 FALSE_ALARM = 1e-6
-"""Chance that pure noise is taken for the direction in which images lie."""
+"""Chance that pure noise is taken for the direction in which images lie, or a row of it for a class."""
 
 MOST_DIRECTIONS = 128
 """Of the moment, so that it is no longer than the class sums of a long list."""
@@ -573,6 +575,21 @@ def images_needed(noise_multiplier: float, sites: int, size: int) -> tuple[int, 
     return math.ceil(STANDING_OUT * noise / 0.5), math.ceil(noise * math.sqrt(size / 0.5) / 0.5)
 
 
+def hidden_energy(noise_multiplier: float, size: int) -> float:
+    """Squared norm of the signal that may hide in a noised row of ``size`` numbers.
+
+    The squared norm of pure noise exceeds ``z^2 (k + 2 sqrt(k t) + 2 t)`` with chance at most ``exp(-t)`` (Laurent and
+    Massart 2000, lemma 1), here t = ln(1 / FALSE_ALARM); this is that bound less its mean ``z^2 k``.
+    """
+    t = math.log(1.0 / FALSE_ALARM)
+    return noise_multiplier**2 * (2 * math.sqrt(size * t) + 2 * t)
+
+
+def images_to_stand_out(noise_multiplier: float, size: int) -> int:
+    """From how many images on a class is found on average, if their unit features agree wholly; else from some more."""
+    return math.ceil(math.sqrt(hidden_energy(noise_multiplier, size)))
+
+
 def mix_bonus(shares: Floats, usual_mix: float, names: int = 0) -> Floats:
     """[C + names], added to the logits: log of how often each class is expected, over how often if all C were equally
     frequent.
@@ -658,9 +675,8 @@ def _trust(spread: float, uncertain: Floats) -> Floats:
 
 
 def _energy_bar(variances: Floats, size: int) -> Floats:
-    """Squared norm that noise of ``size`` coordinates exceeds with chance FALSE_ALARM at most (Laurent and Massart)."""
-    t = math.log(1 / FALSE_ALARM)
-    return np.asarray(variances * (size + 2 * math.sqrt(size * t) + 2 * t))
+    """Squared norm that noise of ``size`` coordinates exceeds with chance FALSE_ALARM at most."""
+    return np.asarray(variances * (size + hidden_energy(1.0, size)))
 
 
 def _unit_rows(vectors: Floats) -> Floats:

@@ -14,7 +14,9 @@ from pydantic import AfterValidator, Field, Strict
 
 from dpfpl_common.config import ImpossibleError, Texts, build, matching, read_toml, settings, to_table
 from dpfpl_common.errors import ConfigError
+from dpfpl_common.evidence import moment_pays
 from dpfpl_common.privacy.noise import grid_allows
+from dpfpl_common.privacy.one_shot import VOTE_SHARE
 from dpfpl_common.secure.graph import MOST_SITES, threshold_for
 
 __all__ = [
@@ -378,9 +380,6 @@ class Experiment:
         """Whether sites send a second moment of their images with their votes: where it can be worth its share of the
         budget, by public numbers alone; see ``dpfpl_common.evidence.moment_pays``.
         """
-        from dpfpl_common.evidence import moment_pays
-        from dpfpl_common.privacy.one_shot import VOTE_SHARE
-
         z, sites = self.privacy.noise_multiplier, len(self.sites)
         if z is None or not self.uses_evidence or len(self.classes) < 2:
             return False

@@ -7,7 +7,6 @@ experiment alone, never from the data.
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, Strict
@@ -18,7 +17,7 @@ from dpfpl_common.experiment import Experiment, Mechanism, Method, Trust, Unit
 from dpfpl_common.privacy.accounting import exceeds
 from dpfpl_common.privacy_plan import capped_event, planned_events
 
-__all__ = ["EXACT_METRICS", "Policy", "Violation", "loosened", "permit", "stricter", "violations"]
+__all__ = ["EXACT_METRICS", "Policy", "loosened", "permit", "stricter", "violations"]
 
 Metrics = Literal["none", "noised", "coarse", "exact"]
 EXACT_METRICS = ("coarse", "exact")
@@ -129,21 +128,6 @@ class Policy:
                 return {}
 
 
-@dataclass(frozen=True)
-class Violation:
-    """A rule that an experiment breaks.
-
-    Attributes:
-        code: of the refusal, stable.
-        rule: the policy's key.
-        advice: what the rule allows.
-    """
-
-    code: str
-    rule: str
-    advice: str
-
-
 def permit(policy: Policy, experiment: Experiment, approved: bool | None = None) -> None:
     """Return if the policy allows the experiment, else refuse it.
 
@@ -158,62 +142,56 @@ def permit(policy: Policy, experiment: Experiment, approved: bool | None = None)
     if approved is None:
         approved = policy.approves(experiment)
     if not approved:
-        raise _refusal(
-            Violation(
-                "EXPERIMENT_NOT_APPROVED",
-                "experiments",
-                "Ask the site's administrator to approve it: dpfpl-client approve --pending.",
-            )
+        raise _broken(
+            "EXPERIMENT_NOT_APPROVED",
+            "experiments",
+            "Ask the site's administrator to approve it: dpfpl-client approve --pending.",
         )
     for violation in violations(policy, experiment):
-        raise _refusal(violation)
+        raise violation
 
 
-def violations(policy: Policy, experiment: Experiment) -> Iterator[Violation]:
+def violations(policy: Policy, experiment: Experiment) -> Iterator[RefusedError]:
     """Every rule that an approved experiment breaks on its own, whatever the site has spent before."""
     privacy = experiment.privacy
     if privacy.trust not in policy.trust:
-        yield Violation("TRUST_NOT_ALLOWED", "trust", f"Allowed: {', '.join(policy.trust)}.")
+        yield _broken("TRUST_NOT_ALLOWED", "trust", f"Allowed: {', '.join(policy.trust)}.")
     if privacy.unit not in policy.units:
-        yield Violation("UNIT_NOT_ALLOWED", "units", f"Allowed: {', '.join(policy.units)}.")
+        yield _broken("UNIT_NOT_ALLOWED", "units", f"Allowed: {', '.join(policy.units)}.")
     if privacy.mechanism not in policy.mechanisms:
-        yield Violation("MECHANISM_NOT_ALLOWED", "mechanisms", f"Allowed: {', '.join(policy.mechanisms)}.")
+        yield _broken("MECHANISM_NOT_ALLOWED", "mechanisms", f"Allowed: {', '.join(policy.mechanisms)}.")
     if privacy.accounting != "honest":
-        yield Violation(
+        yield _broken(
             "ACCOUNTING_NOT_HONEST", "accounting", "A site accepts honest accounting only; paper is for simulations."
         )
     if experiment.prompt.method not in policy.methods:
-        yield Violation("METHOD_NOT_ALLOWED", "methods", f"Allowed: {', '.join(policy.methods)}.")
+        yield _broken("METHOD_NOT_ALLOWED", "methods", f"Allowed: {', '.join(policy.methods)}.")
     if experiment.rounds.number > policy.max_rounds:
-        yield Violation("TOO_MANY_ROUNDS", "max_rounds", f"At most {policy.max_rounds} rounds.")
+        yield _broken("TOO_MANY_ROUNDS", "max_rounds", f"At most {policy.max_rounds} rounds.")
     if max(privacy.clipping_norm, privacy.factor_norm) > policy.max_clipping_norm:
-        yield Violation("CLIPPING_NORM_TOO_LARGE", "max_clipping_norm", f"At most {policy.max_clipping_norm:g}.")
+        yield _broken("CLIPPING_NORM_TOO_LARGE", "max_clipping_norm", f"At most {policy.max_clipping_norm:g}.")
     if (privacy.noise_multiplier or 0.0) < policy.min_noise_multiplier:
-        yield Violation("TOO_LITTLE_NOISE", "min_noise_multiplier", f"At least {policy.min_noise_multiplier:g}.")
+        yield _broken("TOO_LITTLE_NOISE", "min_noise_multiplier", f"At least {policy.min_noise_multiplier:g}.")
     if privacy.target_delta > policy.delta:
-        yield Violation("DELTA_TOO_LARGE", "delta", f"At most {policy.delta:g}.")
+        yield _broken("DELTA_TOO_LARGE", "delta", f"At most {policy.delta:g}.")
     events = {event.adversary: event for event in planned_events(experiment)}
     if privacy.trust != "central" and exceeds([events["operator"]], policy.delta, policy.max_epsilon_operator):
-        yield Violation(
+        yield _broken(
             "OPERATOR_EPSILON_OVER_CAP",
             "max_epsilon_operator",
             f"At most {policy.max_epsilon_operator:g} towards the operator: use fewer sites, or trust local.",
         )
     if exceeds([capped_event(experiment)], policy.delta, policy.max_epsilon_per_experiment):
-        yield Violation(
+        yield _broken(
             "EPSILON_OVER_CAP",
             "max_epsilon_per_experiment",
             f"It would cost more than the policy's epsilon of {policy.max_epsilon_per_experiment:g}.",
         )
 
 
-def _refusal(violation: Violation) -> RefusedError:
-    return RefusedError(
-        code=violation.code,
-        message="The site's policy forbids this experiment.",
-        rule=violation.rule,
-        advice=violation.advice,
-    )
+def _broken(code: str, rule: str, advice: str) -> RefusedError:
+    """A refusal for one rule of the policy; the advice says what it allows."""
+    return RefusedError(code=code, message="The site's policy forbids this experiment.", rule=rule, advice=advice)
 
 
 def stricter(one: Policy, other: Policy) -> Policy:

@@ -1,6 +1,5 @@
 """From an experiment to its privacy: who adds which noise, what each adversary is held to, how much noise is needed."""
 
-import functools
 import math
 
 from dpfpl_common.experiment import Experiment
@@ -14,6 +13,7 @@ from dpfpl_common.privacy.accounting import (
     epsilon,
     refuse_inexact,
 )
+from dpfpl_common.privacy.counts import count_noise_stddev
 from dpfpl_common.privacy.one_shot import shared_out
 
 __all__ = [
@@ -25,8 +25,6 @@ __all__ = [
     "assumption",
     "capped_event",
     "class_sums_multiplier",
-    "hidden_energy",
-    "images_to_stand_out",
     "largest_signal",
     "noise_share",
     "paper_noise_multiplier",
@@ -34,8 +32,10 @@ __all__ = [
     "planned_score_events",
     "resolve_noise",
     "score_noise_multiplier",
+    "scored",
     "separate_blocks",
     "server_noise_stddev",
+    "share_stddev",
     "site_noise_stddev",
     "vote_multiplier",
 ]
@@ -195,8 +195,8 @@ NOISED_COUNTS = "noised_counts"
 """The mechanism of scores."""
 
 
-def planned_score_events(experiment: Experiment, count: int = 1) -> tuple[PrivacyEvent, ...]:
-    """What ``count`` releases of scores tell each adversary of a held-back example; empty where none are made.
+def planned_score_events(experiment: Experiment) -> tuple[PrivacyEvent, ...]:
+    """What the release of scores tells each adversary of a held-back example; empty where none is made.
 
     A site's message carries the whole noise under every trust but ``secure``, where the sum does. Under the unit
     ``site`` no count is bounded by what one site adds, and the personal prompt depends on training examples without
@@ -205,7 +205,7 @@ def planned_score_events(experiment: Experiment, count: int = 1) -> tuple[Privac
     if experiment.privacy.unit == "site":
         return ()
     z = score_noise_multiplier(experiment)
-    return tuple(PrivacyEvent(who, NOISED_COUNTS, z, 1.0, count, HELD_BACK) for who in ADVERSARIES)
+    return tuple(PrivacyEvent(who, NOISED_COUNTS, z, 1.0, 1, HELD_BACK) for who in ADVERSARIES)
 
 
 def score_noise_multiplier(experiment: Experiment) -> float:
@@ -217,16 +217,24 @@ def score_noise_multiplier(experiment: Experiment) -> float:
     event, delta = capped_event(experiment), experiment.privacy.target_delta
     if event.noise_multiplier <= 0 or event.mechanism == "one_shot":
         return event.noise_multiplier
-    return _same_epsilon(event.noise_multiplier, event.sample_rate, event.steps, delta)
-
-
-@functools.lru_cache(maxsize=256)
-def _same_epsilon(noise_multiplier: float, sample_rate: float, steps: int, delta: float) -> float:
-    """The multiplier with which one Gaussian release costs no more than these steps."""
-    cost = epsilon([PrivacyEvent("", "per_step", noise_multiplier, sample_rate, steps)], delta)
+    cost = epsilon([event], delta)
     if cost < SMALLEST_TARGET:
-        return max(LARGEST_MULTIPLIER, noise_multiplier)
+        return max(LARGEST_MULTIPLIER, event.noise_multiplier)
     return calibrate_noise_multiplier(min(cost, LARGEST_TARGET), delta, 1.0, 1)
+
+
+def scored(experiment: Experiment) -> tuple[str, ...]:
+    """The candidates whose right answers are counted, in this order: a function of the experiment alone.
+
+    The plain text, the shared prompt, the site's own prompt; with evidence also, each with the site's usual mix of
+    classes, the plain text, class vectors from the site's own class sums alone, and from all sites' with the plain text
+    and with the shared prompt as prior. All are functions of noised releases: the site's exact label shares are none.
+    """
+    if not experiment.uses_evidence:
+        return ("zero_shot", "global", "prompt")
+    if experiment.privacy.trust == "secure":  # a site's own rows carry a share of their noise: no head is made of them
+        return ("zero_shot", "global", "prompt", "text", "evidence", "both")
+    return ("zero_shot", "global", "prompt", "text", "alone", "evidence", "both")
 
 
 def class_sums_multiplier(experiment: Experiment) -> float:
@@ -243,13 +251,31 @@ def vote_multiplier(experiment: Experiment) -> float:
     return shared_out(_multiplier(experiment), moment=False)[1]
 
 
-def capped_event(experiment: Experiment, steps: int | None = None) -> PrivacyEvent:
+def share_stddev(experiment: Experiment, name: str) -> float:
+    """Standard deviation of the noise that one site adds to each coordinate of its part of a secure sum.
+
+    It is ``s / sqrt(H)``, s what the release is charged with: so the integers of H sites that no colluder knows hold
+    noise of deviation s, and a sum over S sites ``s sqrt(S / H)``, never less. Sums of discrete Gaussians of 2^36 grid
+    steps differ from a discrete Gaussian by less than exp(-10^20) (Kairouz, Liu and Steinke 2021, theorem 1), so the
+    accountant's Gaussian stands for them.
+    """
+    match name:
+        case "rows":
+            whole = class_sums_multiplier(experiment)
+        case "vote":
+            whole = vote_multiplier(experiment)
+        case _:
+            whole = count_noise_stddev(len(scored(experiment)), score_noise_multiplier(experiment))
+    return whole * noise_share(experiment)
+
+
+def capped_event(experiment: Experiment) -> PrivacyEvent:
     """The planned event that ``target_epsilon``, a site's caps and its ledger are about.
 
     For the recipient of the site's personalised prompt; under the unit ``site``, where that prompt must never leave
     the site, towards another site.
     """
-    recipient, other_site, _ = planned_events(experiment, steps)
+    recipient, other_site, _ = planned_events(experiment)
     return other_site if experiment.privacy.unit == "site" else recipient
 
 
@@ -308,22 +334,3 @@ def paper_noise_multiplier(nominal_epsilon: float, delta: float, steps: int) -> 
     which clips the batch mean itself, has not. The bound behind it ignores sub-sampling and the number of blocks.
     """
     return math.sqrt(steps * math.log(1.0 / delta)) / nominal_epsilon
-
-
-FALSE_ALARM = 1e-6
-"""Chance that a row of pure noise is taken for a class."""
-
-
-def hidden_energy(noise_multiplier: float, size: int) -> float:
-    """Squared norm of the signal that may hide in a noised row of ``size`` numbers.
-
-    The squared norm of pure noise exceeds ``z^2 (k + 2 sqrt(k t) + 2 t)`` with chance at most ``exp(-t)`` (Laurent and
-    Massart 2000, lemma 1), here t = ln(1 / FALSE_ALARM); this is that bound less its mean ``z^2 k``.
-    """
-    t = math.log(1.0 / FALSE_ALARM)
-    return noise_multiplier**2 * (2 * math.sqrt(size * t) + 2 * t)
-
-
-def images_to_stand_out(noise_multiplier: float, size: int) -> int:
-    """From how many images on a class is found on average, if their unit features agree wholly; else from some more."""
-    return math.ceil(math.sqrt(hidden_energy(noise_multiplier, size)))

@@ -1,6 +1,6 @@
 """Everything that the server changes in Flower 1.39's internals. Each patch: what, why, and what Flower should do.
 
-:data:`PATCHES` names the functions of Flower that each one relies on; tests/server/test_flower_patches.py fails when
+:data:`PATCHES` names the functions of Flower that each one relies on; tests/common/test_flower_patches.py fails when
 Flower changes one of them. The texts for Flower's issue tracker are in docs/reference/upstream.md.
 """
 

@@ -1,23 +1,21 @@
 """Attacks on a site's training: they succeed where the noise is off and stay below the claim where it is on."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
+from featured_sites import drawn, experiment_of
 
-from dpfpl_bench.audit.audit import AuditSettings, audit, bounded, combined, compared, victim_experiment, with_canaries
-from dpfpl_bench.audit.class_sums import one_canary_in_the_sums
-from dpfpl_bench.audit.demo_prompts import Demo, ReleasedPrompt, attack_released, audit_released, open_demo
-from dpfpl_bench.audit.demo_prompts import log_odds as confidences_of
+from dpfpl_bench.audit.audit import AuditSettings, audit, victim_experiment, with_canaries
+from dpfpl_bench.audit.bounds import bounded, combined, compared
+from dpfpl_bench.audit.canary import one_canary_in_the_sums
+from dpfpl_bench.audit.membership import Demo, ReleasedPrompt, attack_released, audit_released, open_demo
+from dpfpl_bench.audit.two_worlds import attack
+from dpfpl_bench.audit.victim import log_odds
 from dpfpl_bench.simulation.in_process import SimulatedSite, Simulation
 from dpfpl_client.learning.learner import SiteFeatures
-from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_client.models.class_scorer import class_probabilities
-from dpfpl_client.models.loader import load_backbone
 from dpfpl_client.use.prompt import SitePrompt
 from dpfpl_common.errors import StateError
-from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, RoundSettings
 from dpfpl_common.privacy.accounting import calibrate_noise_multiplier
 from dpfpl_common.privacy.noise import SeededNoise
 from dpfpl_common.privacy_plan import resolve_noise
@@ -27,30 +25,13 @@ pytestmark = pytest.mark.privacy
 CLASSES = ("cat", "dog", "bird")
 
 
-@pytest.fixture(scope="module")
-def backbone():
-    return load_backbone("embedded")
-
-
 def experiment(backbone, **privacy):
-    return resolve_noise(
-        Experiment(
-            name="audited",
-            classes=CLASSES,
-            sites=("a", "b", "c"),
-            model=ModelSettings(width=backbone.width),
-            privacy=PrivacySettings(
-                **({"mechanism": "per_step", "target_epsilon": 2.0, "nominal_site_size": 30} | privacy)
-            ),
-            rounds=RoundSettings(number=3, local_steps=2),
-        )
-    )
+    claim = {"target_epsilon": 2.0, "noise_multiplier": None, "nominal_site_size": 30} | privacy
+    return resolve_noise(experiment_of(backbone, CLASSES, "abc", rounds=3, local_steps=2, **claim))
 
 
 def images(backbone, count=60):
-    generator = torch.Generator().manual_seed(0)
-    features = torch.randn((count, backbone.feature_size), generator=generator)
-    return LabelledFeatures(torch.nn.functional.normalize(features, dim=1), torch.arange(count) % len(CLASSES))
+    return drawn(backbone.feature_size, np.arange(count) % len(CLASSES), 0)
 
 
 def test_the_victim_makes_the_same_steps_under_the_same_promise_alone(backbone):
@@ -70,12 +51,7 @@ def test_canaries_have_wrong_labels_and_the_same_images(backbone):
 
 
 def test_one_shot_s_release_holds_and_the_attack_on_it_is_alive(backbone):
-    once = resolve_noise(
-        dataclasses.replace(
-            experiment(backbone),
-            privacy=PrivacySettings(target_epsilon=2.0, mechanism="one_shot", trust="local", nominal_site_size=30),
-        )
-    )
+    once = experiment(backbone, mechanism="one_shot", trust="local")
     single, many = audit(backbone, once, images(backbone), AuditSettings(trials=1500))
     assert single.alive
     assert 0.3 < single.with_noise <= single.claimed_epsilon < single.noise_off
@@ -106,7 +82,11 @@ def test_a_released_prompt_that_fits_its_members_is_told_from_one_that_does_not(
     plain = backbone.text_embeddings("a photo of a", 4)
     other = plain + 0.3 * torch.randn(plain.shape, generator=torch.Generator().manual_seed(1))
     pool = images(backbone, 400)
-    gain = log_odds(backbone, tokens, other, pool) - log_odds(backbone, tokens, plain, pool)
+    after, before = (
+        log_odds(class_probabilities(backbone, context, tokens, pool.features), pool.labels)
+        for context in (other, plain)
+    )
+    gain = after - before
     fits = gain > np.median(gain)
     member = fits if memorised else generator.random(len(pool)) < 0.5
     prompt = ReleasedPrompt(other, plain, pool.take(np.flatnonzero(member)), pool.take(np.flatnonzero(~member)))
@@ -117,10 +97,6 @@ def test_a_released_prompt_that_fits_its_members_is_told_from_one_that_does_not(
     else:
         assert bound < 0.5
         assert 0.4 < guesses.auc < 0.6
-
-
-def log_odds(backbone, tokens, context, pool):
-    return confidences_of(class_probabilities(backbone, context, tokens, pool.features), pool.labels)
 
 
 def test_a_folder_without_a_finished_demo_is_refused_with_what_to_do(tmp_path):
@@ -143,6 +119,14 @@ def test_what_a_demo_released_is_held_against_its_claim(backbone):
     assert 0.3 < auc.with_noise < 0.7
     assert auc.noise_off != auc.with_noise
     assert hits.guess == 0.05
+
+
+def test_what_is_released_keeps_the_claim_and_half_of_the_noise_would_not():
+    """In two worlds, with one example more or less, at an epsilon that people run."""
+    for row in attack(2.0, 4000):
+        assert 0.9 < row.bounds[1.0] <= row.claimed_epsilon
+        assert row.bounds[0.5] > row.claimed_epsilon, row.attack
+        assert row.bounds[0.01] > 15
 
 
 @pytest.mark.long

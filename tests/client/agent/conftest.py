@@ -111,17 +111,24 @@ class SiteOnDisk:
         return sum(len(self.store.rounds(name)) for name in self.store.experiments())
 
 
+@pytest.fixture(scope="session")
+def site_in(backbone, features):
+    """Makes a site in a folder."""
+    return lambda folder: SiteOnDisk(folder, backbone, features)
+
+
 @pytest.fixture
-def site(tmp_path, backbone, features):
-    return SiteOnDisk(tmp_path, backbone, features)
+def site(tmp_path, site_in):
+    return site_in(tmp_path)
 
 
 @pytest.fixture(autouse=True)
-def rehearsed(monkeypatch, request):
-    """Replies take the least time, without a rehearsal, but in tests of that (NI5)."""
+def unpaced(monkeypatch, request):
+    """Replies leave as soon as they are ready, without a rehearsal, but in tests of that (NI5)."""
     if "NI5" not in request.node.name:
         monkeypatch.setattr(Pace, "rehearse", lambda *_: None)
-        monkeypatch.setattr(Pace, "due", lambda self, _, least: (self._started + least, False))
+        monkeypatch.setattr(Pace, "due", lambda self, *_: (self._started, False))
+        monkeypatch.setattr(Pace, "slot", lambda self, _: self._started)
 
 
 @pytest.fixture

@@ -5,12 +5,13 @@ import threading
 
 import numpy as np
 import pytest
+from failures import CrashError, crash, refused
 
 from dpfpl_client.agent.audit import AuditLog
 from dpfpl_client.agent.core import SiteAgent
 from dpfpl_client.agent.ledger.book import Ledger
-from dpfpl_client.agent.store import MemoryStore
-from dpfpl_client.learning.learner import SiteFeatures
+from dpfpl_client.agent.store import DiskStore, MemoryStore
+from dpfpl_client.learning.learner import PromptLearner, SiteFeatures
 from dpfpl_client.learning.step import SeededRandomness
 from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_common.errors import RefusedError, StateError
@@ -24,23 +25,8 @@ from dpfpl_common.wire.payloads import EvaluateRequest
 pytestmark = pytest.mark.privacy
 
 
-class CrashError(Exception):
-    pass
-
-
-def crash(*_args, **_more):
-    raise CrashError
-
-
 def reply_bytes(reply, request):
     return encode_reply(reply, request).SerializeToString(deterministic=True)
-
-
-def refused(code, call, *args):
-    with pytest.raises(RefusedError) as error:
-        call(*args)
-    assert error.value.code == code
-    return error.value
 
 
 # The same request again
@@ -56,8 +42,8 @@ def test_a_repeated_request_gets_the_same_bytes_for_one_charge(site, request_for
     assert computed.count("train_round") == 1
 
 
-def test_real_noise_differs_between_sites_so_equal_bytes_are_no_accident(site, request_for, tmp_path_factory):
-    other = type(site)(tmp_path_factory.mktemp("other"), site.backbone, site.features)
+def test_real_noise_differs_between_sites_so_equal_bytes_are_no_accident(site, site_in, request_for, tmp_path_factory):
+    other = site_in(tmp_path_factory.mktemp("other"))
     assert not np.array_equal(site.agent.train(request_for()).update, other.agent.train(request_for()).update)
 
 
@@ -117,31 +103,29 @@ def test_an_interrupted_round_is_not_taken_up_again_after_a_later_one(site, requ
 # A crash at every step: charged >= released, always
 
 
-def test_a_crash_before_the_reservation_costs_nothing(site, request_for, computed):
-    site.ledger.reserve = crash
-    with pytest.raises(CrashError):
-        site.agent.train(request_for())
-    assert (site.charges, site.released, computed) == ([], 0, [])
-    assert site.start().train(request_for()).round == 1
-    assert (len(site.charges), site.released) == (1, 1)
-
-
-@pytest.mark.parametrize("step", ["learner", "store"])
-def test_a_crash_after_the_reservation_stays_charged_and_the_retry_pays_anew(site, request_for, monkeypatch, step):
+@pytest.mark.parametrize(
+    ("where", "reserved", "stored", "paid", "computed_again"),
+    [("reserve", 0, 0, 1, 1), ("train_round", 1, 0, 2, 1), ("write", 1, 0, 2, 2), ("commit", 1, 1, 1, 1)],
+)
+def test_a_crash_stays_charged_once_reserved_and_a_record_that_was_written_is_served_for_nothing(
+    site, request_for, monkeypatch, computed, where, reserved, stored, paid, computed_again
+):
+    places = {"write": site.store, "train_round": PromptLearner}
     with monkeypatch.context() as patch:
-        if step == "learner":
-            patch.setattr("dpfpl_client.agent.core.PromptLearner.train_round", crash)
-        else:
-            site.store.write = crash
+        patch.setattr(places.get(where, site.ledger), where, crash)
         with pytest.raises(CrashError):
             site.agent.train(request_for())
-    assert [charge.release_digest for charge in site.charges] == [""]
-    assert site.released == 0
+    assert [charge.release_digest for charge in site.charges] == [""] * reserved
+    assert site.released == stored
+    record = site.store.read("pilot", 1)
     reply = site.start().train(request_for())
-    assert [bool(charge.release_digest) for charge in site.charges] == [False, True]
+    assert record is None or record.reply.update.tobytes() == reply.update.tobytes()
+    released = site.store.read("pilot", 1).digest()
+    assert [charge.release_digest for charge in site.charges] == [*[""] * (paid - 1), released]
     assert site.released == 1
+    assert computed.count("train_round") == computed_again
     assert site.start().train(request_for()).update.tobytes() == reply.update.tobytes()
-    assert len(site.charges) == 2
+    assert len(site.charges) == paid
 
 
 def test_the_charge_is_on_disk_before_anything_is_computed(site, request_for, monkeypatch):
@@ -152,18 +136,6 @@ def test_the_charge_is_on_disk_before_anything_is_computed(site, request_for, mo
     with pytest.raises(AttributeError):
         site.agent.train(request_for())
     assert [len(charges) for charges in seen] == [1]
-
-
-def test_a_written_record_whose_commit_was_lost_is_served_and_charged_once(site, request_for, computed):
-    site.ledger.commit = crash
-    with pytest.raises(CrashError):
-        site.agent.train(request_for())
-    assert [charge.release_digest for charge in site.charges] == [""]
-    stored = site.store.read("pilot", 1)
-    reply = site.start().train(request_for())
-    assert reply.update.tobytes() == stored.reply.update.tobytes()
-    assert [charge.release_digest for charge in site.charges] == [stored.digest()]
-    assert computed == ["train_round"]
 
 
 def test_a_crash_leaves_the_personal_prompt_of_the_round_before(site, request_for):
@@ -179,7 +151,6 @@ def test_a_crash_leaves_the_personal_prompt_of_the_round_before(site, request_fo
 
 def test_the_personal_prompt_survives_a_restart(backbone, features, request_for, tmp_path):
     """Two rounds with a restart between are two rounds without one, to the last bit, given the same randomness."""
-    from dpfpl_client.agent.store import DiskStore
 
     def agent(folder):
         folder.mkdir(exist_ok=True)

@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+from failures import CrashError, crash, refused
 
 from dpfpl_client.agent import core
 from dpfpl_client.agent.audit import KEPT, AuditLog
@@ -24,21 +25,6 @@ def rules(**changes):
     return Policy(
         **{"experiments": ("*",), "max_epsilon_per_experiment": 50.0, "max_epsilon_lifetime": 100.0, **changes}
     )
-
-
-def refused(code, call, *args):
-    with pytest.raises(RefusedError) as error:
-        call(*args)
-    assert error.value.code == code
-    return error.value
-
-
-class CrashError(Exception):
-    pass
-
-
-def crash(*_args, **_more):
-    raise CrashError
 
 
 @pytest.fixture
@@ -149,7 +135,7 @@ def test_nothing_is_computed_in_quiet_hours(agent, request_for, clock, evaluatio
 
 
 def test_A10_any_number_of_equal_evaluations_is_one(agent, request_for, evaluation, computed, site):
-    policy = rules(reply_slot=1e-4, metrics="coarse")
+    policy = rules(metrics="coarse")
     served = agent(policy)
     served.train(request_for(1))
     before = computed.count("evaluate")

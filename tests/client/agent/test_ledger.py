@@ -5,9 +5,10 @@ import subprocess
 import sys
 
 import pytest
+from failures import refused
 
 from dpfpl_client.agent.ledger.book import Ledger
-from dpfpl_common.errors import RefusedError, StateError
+from dpfpl_common.errors import StateError
 from dpfpl_common.privacy.accounting import PrivacyEvent
 
 pytestmark = pytest.mark.privacy
@@ -100,8 +101,7 @@ def test_a_name_is_bound_to_its_first_configuration_for_good(ledger, path):
     ledger.bind("a", "one")
     ledger.bind("b", "two")
     for again in (ledger, Ledger(path)):
-        with pytest.raises(RefusedError, match="EXPERIMENT_CHANGED"):
-            again.bind("a", "two")
+        refused("EXPERIMENT_CHANGED", again.bind, "a", "two")
 
 
 def test_a_sound_file_shows_no_damage(ledger):
@@ -124,25 +124,18 @@ def test_damage_is_found_and_nothing_is_read_from_it(path):
 @pytest.mark.parametrize("content", [b"no database at all" * 300, b"SQLite format 3\0" + b"\xff" * 5000])
 def test_a_file_that_is_no_ledger_is_refused(path, content):
     path.write_bytes(content)
-    with pytest.raises(StateError) as error:
-        Ledger(path)
-    assert error.value.code == "LEDGER_UNREADABLE"
-    assert error.value.advice
+    refused("LEDGER_UNREADABLE", Ledger, path)
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
-    with pytest.raises(StateError, match="LEDGER_UNREADABLE"):
-        Ledger(tmp_path / "nowhere" / "ledger.sqlite")
+    refused("LEDGER_UNREADABLE", Ledger, tmp_path / "nowhere" / "ledger.sqlite")
 
 
 def test_a_charge_that_cannot_be_written_is_an_error(ledger, path):
     database = ledger._file._database
-    database.execute("PRAGMA query_only=ON")
-    with pytest.raises(StateError, match="LEDGER_NOT_DURABLE"):
-        ledger.reserve("a", 1, "d", events())
-    database.execute("PRAGMA query_only=OFF")
-    with pytest.raises(StateError, match="LEDGER_NOT_DURABLE"):  # what is on the disk is unknown until a restart
-        ledger.reserve("a", 1, "d", events())
+    for only_read in ("ON", "OFF"):  # what is on the disk is unknown until a restart
+        database.execute(f"PRAGMA query_only={only_read}")
+        refused("LEDGER_NOT_DURABLE", ledger.reserve, "a", 1, "d", events())
     assert ledger.charges() == Ledger(path).charges() == []
 
 

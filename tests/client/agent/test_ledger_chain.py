@@ -5,6 +5,7 @@ import shutil
 import sqlite3
 
 import pytest
+from failures import refused
 
 from dpfpl_client.agent.ledger.anchor import Registry
 from dpfpl_client.agent.ledger.book import Ledger
@@ -24,14 +25,6 @@ def events(steps=1):
 def charge(ledger, *rounds, experiment="pilot"):
     for number in rounds:
         ledger.commit(ledger.reserve(experiment, number, f"request {number}", events()), f"release {number}")
-
-
-def refused(code, *arguments, **more):
-    with pytest.raises(StateError) as error:
-        Ledger(*arguments, **more)
-    assert error.value.code == code
-    assert error.value.advice
-    return error.value
 
 
 class Place:
@@ -108,13 +101,13 @@ TAMPERED = {
 def test_F11_a_tampered_record_is_named_and_the_ledger_not_used(place, how):
     statements, record = TAMPERED[how]
     place.with_rounds(1, 2, 3).edit(*statements)
-    assert f"Record {record} " in refused("LEDGER_DAMAGED", place.path, place.registry).message
+    assert f"Record {record} " in refused("LEDGER_DAMAGED", Ledger, place.path, place.registry).message
 
 
 @pytest.mark.parametrize("count", [1, 2, 6])
 def test_F11_records_removed_at_the_end_are_named(place, count):
     place.with_rounds(1, 2, 3).edit(f"DELETE FROM records WHERE sequence > {7 - count}")
-    message = refused("LEDGER_ROLLED_BACK", place.path, place.registry).message
+    message = refused("LEDGER_ROLLED_BACK", Ledger, place.path, place.registry).message
     assert f"records {8 - count} to 7" in message
 
 
@@ -152,18 +145,18 @@ def test_F11_records_can_not_be_changed_or_removed_by_mistake(place):
 def test_F12_an_old_copy_of_the_state_folder_is_refused(place):
     place.with_rounds(1).copy_state("yesterday")
     place.with_rounds(2, 3).restore_state("yesterday")
-    assert "records 4 to 7" in refused("LEDGER_ROLLED_BACK", place.path, place.registry).message
+    assert "records 4 to 7" in refused("LEDGER_ROLLED_BACK", Ledger, place.path, place.registry).message
 
 
 def test_F12_a_copy_that_went_on_by_itself_is_refused(place, tmp_path):
     place.with_rounds(1).copy_state("clone")
     place.with_rounds(2)
     clone = tmp_path / "clone" / "ledger.sqlite"
-    refused("LEDGER_ROLLED_BACK", clone, place.registry)
+    refused("LEDGER_ROLLED_BACK", Ledger, clone, place.registry)
     alone = Ledger(clone)  # as on another machine, without this registry
     charge(alone, 2, 3)
     alone.close()
-    assert "record 5" in refused("LEDGER_ROLLED_BACK", clone, place.registry).message
+    assert "record 5" in refused("LEDGER_ROLLED_BACK", Ledger, clone, place.registry).message
     place.open().close()
 
 
@@ -172,7 +165,7 @@ def test_F12_a_ledger_that_nothing_remembers_is_refused_unless_it_is_empty(place
     shutil.rmtree(place.registry.folder)
     place.with_rounds(1)
     shutil.rmtree(place.registry.folder)
-    refused("ANCHOR_MISSING", place.path, place.registry)
+    refused("ANCHOR_MISSING", Ledger, place.path, place.registry)
 
 
 def test_F12_accepting_an_old_copy_charges_what_was_spent_since(place):
@@ -203,7 +196,7 @@ def test_F12_of_a_copy_that_went_on_nothing_counts_as_known(place, tmp_path):
     assert sorted(charged["pilot"].events, key=str) == sorted(events(2), key=str)
     accepted = Ledger(clone, place.registry)
     assert [event.steps for event in accepted.events()] == [5]
-    refused("LEDGER_ROLLED_BACK", place.path, place.registry)  # now the other one is the old copy
+    refused("LEDGER_ROLLED_BACK", Ledger, place.path, place.registry)  # now the other one is the old copy
 
 
 def test_F12_a_lost_ledger_is_made_anew_with_its_whole_spend(place):
@@ -238,7 +231,7 @@ def test_F12_an_anchor_that_cannot_be_read_is_no_anchor_to_trust(place, content)
     place.with_rounds(1)
     (anchor,) = place.registry.folder.glob("*.anchor.json")
     anchor.write_bytes(content)
-    refused("ANCHOR_UNREADABLE", place.path, place.registry)
+    refused("ANCHOR_UNREADABLE", Ledger, place.path, place.registry)
 
 
 def test_F12_the_anchor_is_durable_before_reserve_returns(place):
@@ -264,4 +257,4 @@ def test_O3_this_program_refuses_another_schema(place, schema):
     database.execute(f"PRAGMA user_version = {schema}")
     database.commit()
     database.close()
-    refused("LEDGER_OTHER_SCHEMA", place.path, place.registry)
+    refused("LEDGER_OTHER_SCHEMA", Ledger, place.path, place.registry)

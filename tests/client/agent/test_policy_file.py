@@ -5,10 +5,10 @@ import time
 
 import numpy as np
 import pytest
+from failures import refused
 
 from dpfpl_client.agent.audit import AuditLog
 from dpfpl_client.agent.policy_file import MOST_PENDING, Approvals, PolicyFile, load_policy
-from dpfpl_common.errors import ConfigError, RefusedError, StateError
 from dpfpl_common.policy import Policy, loosened, stricter
 from dpfpl_common.wire.payloads import EvaluateRequest
 
@@ -43,13 +43,6 @@ def rules(policy, tmp_path, audit):
 @pytest.fixture
 def events(audit):
     return lambda: [line["event"] for line in audit.lines()]
-
-
-def refused(code, call, *args):
-    with pytest.raises((RefusedError, ConfigError, StateError)) as error:
-        call(*args)
-    assert error.value.code == code
-    return error.value
 
 
 # O1: protection of the file

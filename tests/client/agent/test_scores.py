@@ -11,8 +11,8 @@ from dpfpl_client.agent.ledger.book import Ledger
 from dpfpl_common.errors import RefusedError, StateError
 from dpfpl_common.policy import Policy
 from dpfpl_common.privacy.accounting import BOTH_PARTS, HELD_BACK, TRAINING, epsilon
-from dpfpl_common.privacy_plan import planned_events, planned_score_events
-from dpfpl_common.wire.payloads import EvaluateRequest, scored
+from dpfpl_common.privacy_plan import planned_events, planned_score_events, scored
+from dpfpl_common.wire.payloads import EvaluateRequest
 
 pytestmark = pytest.mark.privacy
 

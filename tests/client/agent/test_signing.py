@@ -1,24 +1,16 @@
 """What leaves an agent is signed: deterministically, also when repeated, and with nobody else's key."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from failures import refused
 
 from dpfpl_client.agent.build import build_agent
-from dpfpl_client.agent.core import SiteAgent
-from dpfpl_client.agent.ledger.book import Ledger
-from dpfpl_client.agent.signing import SigningAgent, load_signing_key
-from dpfpl_client.agent.store import DiskStore
-from dpfpl_client.learning.step import SystemRandomness
+from dpfpl_client.agent.keys import SigningAgent, load_signing_key
 from dpfpl_client.site.settings import load_site
-from dpfpl_common.errors import RefusedError, StateError
 from dpfpl_common.wire import codec as wire
 from dpfpl_common.wire.payloads import EvaluateRequest, TrainRequest, signed_text
 
@@ -36,11 +28,8 @@ def write_key(path, content, mode=0o600):
 
 
 @pytest.fixture
-def agent(tmp_path, backbone, features):
-    ledger = Ledger(tmp_path / "ledger.sqlite")
-    core = SiteAgent("north", backbone, features, None, ledger, DiskStore(tmp_path), SystemRandomness())
-    yield SigningAgent(core, Ed25519PrivateKey.from_private_bytes(b"k" * 32))
-    ledger.close()
+def agent(site):
+    return SigningAgent(site.agent, Ed25519PrivateKey.from_private_bytes(b"k" * 32))
 
 
 @pytest.fixture
@@ -53,10 +42,10 @@ def test_every_reply_is_signed_as_what_it_is(agent, requests):
     public = Ed25519PrivateKey.from_private_bytes(b"k" * 32).public_key()
     train, evaluate = requests
     update, accuracies = agent.train(train), agent.evaluate(evaluate)
-    public.verify(update.signature, signed_text(train.experiment, "train", update))
-    public.verify(accuracies.signature, signed_text(train.experiment, "evaluate", accuracies))
+    public.verify(update.signature, signed_text(train, update))
+    public.verify(accuracies.signature, signed_text(evaluate, accuracies))
     with pytest.raises(InvalidSignature):
-        public.verify(update.signature, signed_text(train.experiment, "evaluate", update))
+        public.verify(update.signature, signed_text(evaluate, update))
 
 
 def test_a_replayed_reply_is_the_same_bytes(agent, requests):
@@ -70,9 +59,8 @@ def test_a_replayed_reply_is_the_same_bytes(agent, requests):
 def test_a_refusal_stays_a_refusal(agent, requests):
     train, _ = requests
     agent.train(train)
-    with pytest.raises(RefusedError) as caught:
-        agent.train(TrainRequest(train.experiment, 1, train.global_context + 1))
-    assert caught.value.code == "KEY_REUSED_OTHER_DIGEST"
+    other = TrainRequest(train.experiment, 1, train.global_context + 1)
+    refused("KEY_REUSED_OTHER_DIGEST", agent.train, other)
 
 
 def test_the_key_is_read_from_a_file_of_this_user_alone(tmp_path):
@@ -96,11 +84,9 @@ def test_a_missing_open_or_other_key_is_refused_with_what_to_do(tmp_path, conten
     path = tmp_path / "agent.key"
     if content is not None:
         write_key(path, content, mode)
-    with pytest.raises(StateError) as caught:
-        load_signing_key(path)
-    assert caught.value.code == "SIGNING_KEY"
-    assert what in caught.value.message
-    assert "chmod 600" in caught.value.advice
+    error = refused("SIGNING_KEY", load_signing_key, path)
+    assert what in error.message
+    assert "chmod 600" in error.advice
 
 
 def test_a_site_of_a_federation_needs_its_key_and_another_does_not(fresh_site):
@@ -109,17 +95,8 @@ def test_a_site_of_a_federation_needs_its_key_and_another_does_not(fresh_site):
     built.lock.release()
     text = fresh_site.read_text()
     fresh_site.write_text(f'{text}\n[server]\naddress = "127.0.0.1:9092"\n')
-    with pytest.raises(StateError) as caught:
-        build_agent(load_site(fresh_site))
-    assert caught.value.code == "SIGNING_KEY"
+    refused("SIGNING_KEY", build_agent, load_site(fresh_site))
     write_key(fresh_site.parent / "agent.key", pem(Ed25519PrivateKey.generate()))
     built = build_agent(load_site(fresh_site))
     assert isinstance(built.endpoint, SigningAgent)
     built.lock.release()
-
-
-def test_the_client_app_does_not_know_where_the_key_is():
-    """The operator's code runs with the ClientApp: neither its settings nor its modules lead to the key."""
-    code = "import sys, dpfpl_client.node.app; print('dpfpl_client.agent.signing' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ})
-    assert done.stdout.strip().endswith("False")

@@ -1,11 +1,11 @@
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from dpfpl_client.data import VIEWPOINTS, DataSettings, apply_viewpoint, list_classes, load_pool, load_site_data
 from dpfpl_client.data.builtin import list_shapes
-from dpfpl_common.errors import ConfigError
 
 
 @pytest.fixture(scope="module", params=["digits", "shapes"])
@@ -42,15 +42,16 @@ def test_about_a_quarter_is_for_testing(pool):
     assert 0.22 < part < 0.28
 
 
-def test_a_second_reading_is_the_same(source, pool):
-    assert load_pool(DataSettings(source), None) == pool
+def test_a_second_reading_is_the_same_but_for_the_viewpoint(source, pool):
+    turned = load_pool(DataSettings(source, viewpoint="rotated"), None)
+    assert turned == [replace(record, viewpoint="rotated") for record in pool]
 
 
 def test_shapes_do_not_depend_on_global_random_state():
     np.random.seed(3)
-    first = list_shapes().items[1234].source.read().tobytes()
+    first = list_shapes(2).items[17].source.read().tobytes()
     np.random.seed(4)
-    assert list_shapes().items[1234].source.read().tobytes() == first
+    assert list_shapes(2).items[17].source.read().tobytes() == first
 
 
 def test_digits_are_white_on_black_and_show_the_stroke(pool, source):
@@ -60,25 +61,16 @@ def test_digits_are_white_on_black_and_show_the_stroke(pool, source):
         assert zeros[16, 16] < zeros[16, 8]
 
 
-def test_viewpoints_differ_are_applied_and_leave_digest_and_split_alone():
-    seen = {view: load_pool(DataSettings("digits", viewpoint=view), None) for view in VIEWPOINTS}
-    upright = seen["upright"]
-    pixels = {view: np.asarray(records[3].open()) for view, records in seen.items()}
+def test_viewpoints_differ_and_are_applied(pool):
+    pixels = {view: np.asarray(replace(pool[3], viewpoint=view).open()) for view in VIEWPOINTS}
     assert len({array.tobytes() for array in pixels.values()}) == 4
     np.testing.assert_array_equal(pixels["upside_down"], pixels["upright"][::-1, ::-1])
     np.testing.assert_array_equal(pixels["mirrored"], pixels["upright"][:, ::-1])
     np.testing.assert_array_equal(pixels["rotated"], np.rot90(pixels["upright"]))
-    for records in seen.values():
-        assert [(r.key, r.digest, r.split) for r in records] == [(r.key, r.digest, r.split) for r in upright]
 
 
 def test_a_viewpoint_swaps_the_sides_of_an_oblong_image(picture):
     assert apply_viewpoint(picture(1, (6, 4)), "rotated").size == (4, 6)
-
-
-def test_an_unknown_viewpoint_is_refused():
-    with pytest.raises(ConfigError, match="viewpoint is 'sideways'"):
-        DataSettings("digits", viewpoint="sideways")
 
 
 def test_a_class_map_renames_the_built_in_classes():

@@ -1,4 +1,5 @@
 import pytest
+from site_images import only
 
 from dpfpl_client.data import DataSettings, list_classes, load_site_data, read_pool
 from dpfpl_common.errors import DataError
@@ -19,11 +20,6 @@ def table(tmp_path, fill):
 
 def rows(start, stop, label, *more):
     return "".join(",".join([f"img/{number}.png", label, *more]) + "\n" for number in range(start, stop))
-
-
-def only(pool, code):
-    (problem,) = [problem for problem in pool.problems if problem.code == code]
-    return problem.message
 
 
 def test_paths_are_relative_to_the_file_and_the_split_is_drawn(table, tmp_path, monkeypatch):

@@ -1,13 +1,14 @@
+"""Decoding: what a picture's pixels are, and files of several pictures, of which never one is dropped silently."""
+
 import io
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, TiffImagePlugin
+from site_images import pool_of
 
 from dpfpl_client.data import decode
-from dpfpl_client.data.decode import UnreadableImageError, decode_image, pixel_digest
+from dpfpl_client.data.decode import PixelRules, UnreadableImageError, decode_image, decode_picture, pixel_digest
 
 
 def encoded(image, kind, **options):
@@ -50,23 +51,6 @@ def test_transparent_pixels_are_white():
     assert [decoded.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (10, 20, 30)]
 
 
-def test_sixteen_bit_grey_is_scaled_and_not_cut_off():
-    grey = Image.fromarray(np.array([[0, 257 * 100, 65_535]], dtype=np.uint16))
-    decoded = decode_image(encoded(grey, "PNG"))
-    assert [decoded.getpixel((x, 0))[0] for x in range(3)] == [0, 100, 255]
-
-
-def test_thirty_two_bit_values_are_refused():
-    with pytest.raises(UnreadableImageError, match="32 bits"):
-        decode_image(encoded(Image.fromarray(np.ones((2, 2), dtype=np.float32)), "TIFF"))
-
-
-def test_the_first_of_several_frames_is_taken():
-    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
-    decoded = decode_image(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
-    assert decoded.getpixel((0, 0)) == (255, 0, 0)
-
-
 def test_an_image_above_the_pixel_limit_is_refused_before_it_is_decoded(monkeypatch):
     monkeypatch.setattr(decode, "MAX_PIXELS", 62)
     with pytest.raises(UnreadableImageError, match="63 pixels"):
@@ -88,25 +72,100 @@ def test_only_the_accepted_formats_are_decoded_whatever_the_file_is_called(tmp_p
         decode_image(file)
 
 
-@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n", b"not an image", b"GIF89a", b"BM", b"\xff\xd8\xff"])
-def test_a_torso_is_unreadable(content):
+# Files of several pictures
+
+
+SAVED = {
+    "stack.tif": {},
+    "film.gif": {"duration": 10},
+    "film.webp": {"duration": 10, "lossless": True},
+    "film.png": {"duration": 10},
+}
+
+
+@pytest.fixture
+def several(picture):
+    """several(path, count, first): write a file of so many pictures."""
+
+    def write(path, count=3, first=900):
+        first, *others = [picture(first + number, (20, 16)) for number in range(count)]
+        first.save(path, save_all=True, append_images=others, **SAVED.get(path.name, {}))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def films(tmp_path, fill, several):
+    """Two classes of six images, and four files of several pictures."""
+    fill(tmp_path / "cat", 0, 6)
+    fill(tmp_path / "dog", 50, 6)
+    for number, name in enumerate(SAVED):
+        several(tmp_path / ("cat" if number % 2 else "dog") / name, 3, 900 + 10 * number)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_frames_are_counted_and_the_first_is_taken(several, tmp_path, picture, name):
+    found = decode_picture(several(tmp_path / name))
+    assert found.frames == 3
+    if not name.endswith("gif"):  # whose palette has 256 colours
+        assert found.image.tobytes() == picture(900, (20, 16)).tobytes()
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_a_site_may_refuse_such_files(several, tmp_path, name):
+    with pytest.raises(UnreadableImageError, match="several pictures") as raised:
+        decode_image(several(tmp_path / name), PixelRules(frames="refuse"))
+    assert raised.value.code == "SEVERAL_FRAMES"
+    assert 'frames = "first"' in raised.value.advice
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_a_file_of_one_picture_is_none_of_them(several, tmp_path, name):
+    assert decode_picture(several(tmp_path / name, 1), PixelRules(frames="refuse")).frames == 1
+
+
+def test_the_data_set_says_how_many_and_of_which_kind(films):
+    (problem,) = pool_of(films, test_fraction=0).problems
+    assert problem.code == "SEVERAL_FRAMES"
+    for text in ("4 of 16 files", "1 .gif, 1 .png, 1 .tif, 1 .webp", "12 pictures", "'dog/stack.tif'", '"refuse"'):
+        assert text in problem.message
+
+
+def test_refused_files_are_left_out_and_named(films):
+    pool = pool_of(films, frames="refuse")
+    assert len(pool.records) == 12
+    assert {problem.code for problem in pool.problems} == {"SEVERAL_FRAMES"}
+    assert set(pool.unreadable) == {"dog/stack.tif", "cat/film.gif", "dog/film.webp", "cat/film.png"}
+
+
+def test_a_tiffs_preview_is_no_second_picture(tmp_path, picture):
+    with TiffImagePlugin.AppendingTiffWriter(str(tmp_path / "x.tif")) as file:
+        for image, kind in ((picture(1, (20, 16)), 0), (picture(1, (10, 8)), 1)):
+            image.save(file, format="TIFF", tiffinfo={254: kind})
+            file.newFrame()
+    assert decode_picture(tmp_path / "x.tif").frames == 1
+
+
+def test_a_second_view_in_a_jpeg_is_part_of_its_picture(tmp_path, picture):
+    picture(1).save(tmp_path / "x.jpg", format="MPO", save_all=True, append_images=[picture(2)])
+    assert decode_picture(tmp_path / "x.jpg", PixelRules(frames="refuse")).frames == 1
+
+
+def test_a_film_that_is_cut_off_after_its_first_picture_is_still_several(several, tmp_path):
+    whole = several(tmp_path / "film.gif").read_bytes()
+    cut = whole[: len(whole) - 200]
+    assert decode_picture(cut).frames > 1
     with pytest.raises(UnreadableImageError):
-        decode_image(content)
+        decode_picture(cut, PixelRules(frames="refuse"))
 
 
-@settings(max_examples=300, deadline=None)
-@given(
-    kind=st.sampled_from(["PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF"]),
-    cut=st.floats(0, 1),
-    flips=st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), max_size=6),
-)
-@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
-def test_damage_gives_an_image_or_our_error_and_nothing_else(kind, cut, flips):
-    content = bytearray(encoded(noise(), kind))
-    for place, value in flips:
-        content[int(place * len(content))] = value
-    try:
-        image = decode_image(bytes(content[: int(cut * len(content))]))
-    except UnreadableImageError:
-        return
-    assert image.mode == "RGB"
+def test_turned_by_exif_as_well_as_one_of_several(tmp_path, picture):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    first = picture(1, (20, 16))
+    first.save(tmp_path / "film.png", save_all=True, append_images=[picture(2, (20, 16))], exif=exif)
+    found = decode_picture(tmp_path / "film.png")
+    assert found.frames == 2
+    assert found.image.tobytes() == first.transpose(Image.Transpose.ROTATE_180).tobytes()

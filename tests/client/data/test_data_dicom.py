@@ -24,6 +24,7 @@ from pydicom.uid import (
     JPEGLosslessSV1,
     JPEGLSLossless,
 )
+from site_images import codes, only, pool_of
 
 from dpfpl_client.data import DataSettings, decode, load_site_data, read_pool
 from dpfpl_client.data.decode import PixelRules, UnreadableImageError, decode_image, decode_picture
@@ -208,8 +209,8 @@ def clinic(tmp_path):
 def test_a_folder_of_dicom_files_is_a_data_set(clinic):
     data = load_site_data(DataSettings("folder", str(clinic)), ["ill", "well"])
     assert len(data.train) + len(data.test) == 13
-    assert {problem.code for problem in data.problems} == {"UNSUPPORTED_FILES", "RANGE_UNUSED"}
-    assert "1 without extension" in next(p.message for p in data.problems if p.code == "UNSUPPORTED_FILES")
+    assert set(codes(data)) == {"UNSUPPORTED_FILES", "RANGE_UNUSED"}
+    assert "1 without extension" in only(data, "UNSUPPORTED_FILES")
 
 
 def test_nothing_of_a_header_is_kept_logged_or_told(clinic, tmp_path, capfd, caplog, monkeypatch):
@@ -262,9 +263,9 @@ def without(monkeypatch):
 def test_without_pydicom_the_files_are_counted_and_the_extra_is_named(clinic, without, fill):
     without("pydicom")
     fill(clinic / "ill", 200, 8)
-    (problem,) = [p for p in read_pool(DataSettings("folder", str(clinic))).problems if p.code == "DICOM_MISSING"]
-    assert "6 files" in problem.message
-    assert "dpfpl-client[dicom]" in problem.message
+    message = only(pool_of(clinic), "DICOM_MISSING")
+    assert "6 files" in message
+    assert "dpfpl-client[dicom]" in message
     with pytest.raises(UnreadableImageError) as raised:
         decode_image(made(ramp()))
     assert (raised.value.code, "dpfpl-client[dicom]" in raised.value.advice) == ("DICOM_MISSING", True)
@@ -273,7 +274,7 @@ def test_without_pydicom_the_files_are_counted_and_the_extra_is_named(clinic, wi
 def test_a_data_set_of_dicom_alone_without_pydicom_says_what_to_install(clinic, without):
     without("pydicom")
     with pytest.raises(DataError, match=r"dpfpl-client\[dicom\]"):
-        read_pool(DataSettings("folder", str(clinic)))
+        pool_of(clinic)
 
 
 def test_the_decoder_is_not_loaded_for_other_files(tmp_path, picture):
@@ -329,12 +330,11 @@ def test_heic_photos_are_images_of_a_folder_where_the_extra_is_installed(heic, t
     for number in range(50, 56):
         (tmp_path / "dog").mkdir(exist_ok=True)
         (tmp_path / "dog" / f"IMG_{number}.HEIC").write_bytes(heic(picture(number, (64, 48))))
-    assert len(read_pool(DataSettings("folder", str(tmp_path))).records) == 12
+    assert len(pool_of(tmp_path).records) == 12
     without("pillow_heif")
-    pool = read_pool(DataSettings("folder", str(tmp_path)))
-    (problem,) = [p for p in pool.problems if p.code == "HEIC_MISSING"]
-    assert "6 files" in problem.message
-    assert "dpfpl-client[heic]" in problem.message
+    message = only(pool_of(tmp_path), "HEIC_MISSING")
+    assert "6 files" in message
+    assert "dpfpl-client[heic]" in message
 
 
 @pytest.mark.parametrize("syntax", [JPEGLSLossless, JPEGLosslessSV1, HTJ2KLossless])

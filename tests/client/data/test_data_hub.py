@@ -3,6 +3,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from site_images import codes, messages, only
 
 from dpfpl_client.data import DataSettings, list_classes, load_site_data, read_pool
 from dpfpl_common.errors import DataError
@@ -55,7 +56,7 @@ def test_validation_stands_in_for_test_and_leaks_are_dropped(serve):
     serve({"train": many(0, 6, 0), "validation": many(5, 3, 0), "other": many(50, 3, 0)})
     data = load_site_data(SETTINGS, ["cat", "dog"])
     assert (len(data.train), len(data.test)) == (6, 2)
-    assert "DUPLICATE_ACROSS_SPLITS" in {problem.code for problem in data.problems}
+    assert "DUPLICATE_ACROSS_SPLITS" in codes(data)
 
 
 def test_a_single_split_is_drawn_and_text_labels_are_read(serve):
@@ -66,10 +67,10 @@ def test_a_single_split_is_drawn_and_text_labels_are_read(serve):
 
 def test_rows_without_label_or_image_are_skipped_and_named(serve):
     serve({"train": [*many(0, 6, 0), (None, 1), (40, -1), (41, None)]})
-    problems = {problem.code: problem.message for problem in read_pool(SETTINGS).problems}
-    assert "'train/6'" in problems["CORRUPT_IMAGE"]
-    bad_rows = [problem.message for problem in read_pool(SETTINGS).problems if problem.code == "BAD_ROW"]
-    assert ["'train/7'" in bad_rows[0], "'train/8'" in bad_rows[1]] == [True, True]
+    pool = read_pool(SETTINGS)
+    assert "'train/6'" in only(pool, "CORRUPT_IMAGE")
+    no_class, no_label = messages(pool, "BAD_ROW")
+    assert ["'train/7'" in no_class, "'train/8'" in no_label] == [True, True]
 
 
 def test_a_data_set_without_images_or_labels_is_an_error(serve, datasets, monkeypatch):

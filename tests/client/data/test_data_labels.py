@@ -2,6 +2,7 @@ import tomllib
 import unicodedata
 
 import pytest
+from site_images import only
 
 from dpfpl_client.data import DataSettings, count_labels, left_out, list_classes, load_site_data, read_pool
 from dpfpl_client.site.settings import SiteSettings
@@ -15,12 +16,6 @@ def animals(tmp_path, fill):
     fill(tmp_path / "dog", 20, 12)
     fill(tmp_path / "Zebra (wild)", 40, 12)
     return tmp_path
-
-
-def only(data, code):
-    (problem,) = [problem for problem in data.problems if problem.code == code]
-    assert problem.severity == "warning"
-    return problem.message
 
 
 def test_unknown_classes_are_skipped_counted_and_the_line_to_write_is_valid_toml(animals):

@@ -73,7 +73,7 @@ def test_every_image_belongs_to_exactly_one_site(pool, kind, num_sites, seed, al
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("num_sites", [1, 10, 50, 100])
+@pytest.mark.parametrize("num_sites", [1, 10, 100])
 def test_a_partition_is_determined_by_its_seed_and_not_by_the_order(pool, kind, num_sites):
     first = partition_sites(pool, NAMES, kind, num_sites, seed=5)
     assert partition_sites(pool[::-1], NAMES, kind, num_sites, seed=5) == first
@@ -84,10 +84,8 @@ def test_a_partition_is_determined_by_its_seed_and_not_by_the_order(pool, kind, 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_site_that_loads_its_part_gets_what_the_simulation_gives_it(pool, kind):
-    sites = partition_sites(pool, NAMES, kind, 3, 9, alpha=0.2)
-    for index, site in enumerate(sites):
-        data = DataSettings("digits", partition=kind, num_sites=3, site_index=index, alpha=0.2, partition_seed=9)
-        assert load_site_data(data, NAMES) == site
+    data = DataSettings("digits", partition=kind, num_sites=3, site_index=1, alpha=0.2, partition_seed=9)
+    assert load_site_data(data, NAMES) == partition_sites(pool, NAMES, kind, 3, 9, alpha=0.2)[1]
 
 
 def test_without_a_partition_one_site_has_everything(pool):
@@ -188,7 +186,8 @@ def test_classes_that_are_not_asked_for_are_skipped_and_named(pool):
     assert all(site.classes == NAMES[:8] for site in sites)
     (problem,) = sites[0].problems
     assert problem.code == "UNKNOWN_CLASS"
-    assert "'eight', 'nine'" in problem.message
+    assert "354 of 1797 images" in problem.message
+    assert "'eight' (174), 'nine' (180)" in problem.message
 
 
 def test_one_class_sites_and_sites_without_test_images_are_told(pool):

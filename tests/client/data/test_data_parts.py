@@ -1,6 +1,7 @@
 """Folders of a split in any spelling: recognised, or the question which is meant; never classes of that name."""
 
 import pytest
+from site_images import codes, only, pool_of
 
 from dpfpl_client.data import DataSettings, list_classes, load_site_data, read_pool
 from dpfpl_client.data.folder_names import find_parts, role_of
@@ -65,8 +66,7 @@ def test_two_parts_in_any_spelling(parts, train, test):
 def test_beside_a_test_part_the_validation_part_is_not_read_and_said(parts, names):
     settings = parts(*names)
     assert sides(settings) == ({names[0]}, {names[2]})
-    (problem,) = [p for p in read_pool(settings).problems if p.code == "IGNORED_PART"]
-    assert repr(names[1]) in problem.message
+    assert repr(names[1]) in only(read_pool(settings), "IGNORED_PART")
 
 
 @pytest.mark.parametrize("name", ["Train", "training", "train_images"])
@@ -102,7 +102,7 @@ def test_a_training_part_beside_another_class_is_asked(tmp_path, fill):
     fill(tmp_path / "train" / "2024", 0, 4)
     fill(tmp_path / "bus", 20, 4)
     with pytest.raises(DataError, match="'train' may be the training part of a split, with 'bus' beside it") as raised:
-        read_pool(DataSettings("folder", str(tmp_path)))
+        pool_of(tmp_path)
     assert "If 'train' is a class, put its images directly into it" in raised.value.advice
 
 
@@ -111,7 +111,7 @@ def test_parts_inside_the_classes_are_asked(tmp_path, fill):
         for place, part in enumerate(("train", "test")):
             fill(tmp_path / label / part, 100 * number + 50 * place, 4)
     with pytest.raises(DataError, match="'cat' holds 'test', 'train'") as raised:
-        read_pool(DataSettings("folder", str(tmp_path)))
+        pool_of(tmp_path)
     assert "train/cat, test/cat" in raised.value.advice
 
 
@@ -141,9 +141,9 @@ def test_pictures_without_a_class_beside_the_training_part_are_reported(tmp_path
     fill(tmp_path / "train" / "cat", 0, 6)
     fill(tmp_path / "train" / "dog", 50, 6)
     fill(tmp_path / "test", 100, 3)  # as competitions have it: nobody knows their classes
-    pool = read_pool(DataSettings("folder", str(tmp_path)))
+    pool = pool_of(tmp_path)
     assert {record.label for record in pool.records} == {"cat", "dog"}
-    assert "'test'" in next(p.message for p in pool.problems if p.code == "IGNORED_PART")
+    assert "'test'" in only(pool, "IGNORED_PART")
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_validation_rows_are_held_back_whatever_other_rows_say(tmp_path, fill):
     (tmp_path / "index.csv").write_text("path,label,split\n" + rows)
     pool = read_pool(DataSettings("csv", str(tmp_path / "index.csv")))
     assert {r.key for r in pool.records if r.split == "test"} == {f"{n}.png" for n in range(4, 9)}
-    assert [problem.code for problem in pool.problems] == ["BAD_ROW"]
+    assert codes(pool) == ["BAD_ROW"]
 
 
 @pytest.mark.parametrize(

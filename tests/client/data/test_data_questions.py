@@ -5,6 +5,7 @@ import os
 from collections import Counter
 
 import pytest
+from site_images import codes, messages, only
 
 from dpfpl_client.agent.ledger.dataset import manifest_of
 from dpfpl_client.data import DataSettings, list_classes, load_site_data, read_pool
@@ -27,11 +28,6 @@ def questions(tmp_path, fill):
 
 def line(number, question="what is it?", answer="a dog", **more):
     return {"image": f"img/{number}.png", "question": question, "answer": answer, **more}
-
-
-def problem(pool, code):
-    (found,) = [each for each in pool.problems if each.code == code]
-    return found.message
 
 
 def test_questions_come_with_their_answers_and_without_classes(questions, tmp_path, monkeypatch):
@@ -67,8 +63,8 @@ def test_questions_about_one_image_may_lie_on_both_sides_but_one_question_may_no
     settings = questions([line(1, split="train"), line(1, question="and this?", split="test"), line(2, split="train")])
     assert [record.split for record in read_pool(settings, ()).records] == ["train", "train", "test"]
     pool = read_pool(questions([line(1, split="train"), line(1, split="test"), line(2, split="train")]), ())
-    assert {each.code for each in pool.problems} == {"DUPLICATE_ACROSS_SPLITS"}
-    assert all("a copy of it lies in" in each.message for each in pool.problems)
+    assert set(codes(pool)) == {"DUPLICATE_ACROSS_SPLITS"}
+    assert all("a copy of it lies in" in text for text in messages(pool, "DUPLICATE_ACROSS_SPLITS"))
     assert [record.key for record in pool.records] == ["img/2.png: what is it?"]
 
 
@@ -95,7 +91,7 @@ def test_questions_about_one_image_may_lie_on_both_sides_but_one_question_may_no
 )
 def test_a_wrong_line_is_named_and_skipped(questions, bad, words):
     pool = read_pool(questions([line(1), bad]), ())
-    message = problem(pool, "BAD_LINE")
+    message = only(pool, "BAD_LINE")
     assert "line 2" in message
     assert words in message
     assert len(pool.records) == 1
@@ -105,7 +101,7 @@ def test_other_fields_are_ignored_and_named_once(questions):
     lines = [line(1, id=7, question_id=8, anwser="x"), line(2, id=9, source={"a": 1}), line(3, split="train")]
     pool = read_pool(questions([*lines, {"image": "img/4.png", "answer": "a dog", "id": 3, "license": "CC"}]), ())
     assert len(pool.records) == 4
-    text = problem(pool, "UNKNOWN_FIELDS")
+    text = only(pool, "UNKNOWN_FIELDS")
     assert all(f"'{name}'" in text for name in ("id", "question_id", "anwser", "source", "license"))
     assert "question, answer, split" in text
 
@@ -123,18 +119,10 @@ def test_one_line_in_another_encoding_is_named_and_skipped(questions, tmp_path):
     lines[1] = '{"image": "img/2.png", "answer": "ein Tier namens \u00e9"}\n'.encode("latin-1")
     file.write_bytes(b"".join(lines))
     pool = read_pool(settings, ())
-    message = problem(pool, "BAD_LINE")
+    message = only(pool, "BAD_LINE")
     assert "line 2" in message
     assert "not UTF-8 text (byte 0xe9)" in message
     assert len(pool.records) == 2
-
-
-def test_a_file_of_nothing_but_wrong_lines_is_refused(questions):
-    settings = questions([{"img": "img/1.png", "q": "what?", "a": "dog"}] * 3)
-    with pytest.raises(DataError, match="line 1") as caught:
-        read_pool(settings, ())
-    assert caught.value.code == "JSONL_FIELDS"
-    assert '"question"' in caught.value.advice
 
 
 def test_a_missing_image_a_folder_and_a_broken_image_are_named(questions, tmp_path):
@@ -142,10 +130,10 @@ def test_a_missing_image_a_folder_and_a_broken_image_are_named(questions, tmp_pa
     settings = questions([line(1), line(99), {**line(1), "image": "img"}, line(7)])
     pool = read_pool(settings, ())
     assert [record.key for record in pool.records] == ["img/1.png: what is it?"]
-    messages = [each.message for each in pool.problems if each.code == "MISSING_IMAGE"]
-    assert any("img/99.png" in message for message in messages)
-    assert any("not a file" in message for message in messages)
-    assert "img/7.png" in problem(pool, "CORRUPT_IMAGE")
+    missing, folder = messages(pool, "MISSING_IMAGE")
+    assert "img/99.png" in missing
+    assert "not a file" in folder
+    assert "img/7.png" in only(pool, "CORRUPT_IMAGE")
     assert pool.unreadable == ("img/7.png: what is it?",)
 
 
@@ -156,25 +144,25 @@ def test_a_path_outside_the_folder_is_never_opened(questions, tmp_path, fill):
     settings = questions([line(1), *({**line(1), "image": path} for path in outside)])
     pool = read_pool(settings, ())
     assert len(pool.records) == 1
-    assert len([each for each in pool.problems if each.code == "OUTSIDE_PATH"]) == 3
+    assert len(messages(pool, "OUTSIDE_PATH")) == 3
 
 
 def test_the_same_question_twice_counts_once_and_contradictions_not_at_all(questions, tmp_path):
     lines = [line(1), line(1), line(2, answer="a dog"), line(2, answer="a cat"), line(3)]
     pool = read_pool(questions(lines), ())
     assert [record.key for record in pool.records] == ["img/1.png: what is it?", "img/3.png: what is it?"]
-    assert "line 2" in problem(pool, "DUPLICATE_QUESTION")
-    assert len([each for each in pool.problems if each.code == "CONFLICTING_ANSWERS"]) == 2
+    assert "line 2" in only(pool, "DUPLICATE_QUESTION")
+    assert len(messages(pool, "CONFLICTING_ANSWERS")) == 2
 
 
 def test_one_answer_written_in_two_ways_counts_in_neither_and_is_said_to_be_one(questions):
     pool = read_pool(questions([line(1, answer="Red"), line(1, answer="red."), line(2, answer="-5")]), ())
     assert [record.label for record in pool.records] == ["-5"]
-    told = [each.message for each in pool.problems if each.code == "CONFLICTING_ANSWERS"]
+    told = messages(pool, "CONFLICTING_ANSWERS")
     assert len(told) == 2
     assert all("in another spelling" in text for text in told)
     pool = read_pool(questions([line(1, answer="-5"), line(1, answer="5"), line(2)]), ())
-    assert len([each for each in pool.problems if each.code == "CONFLICTING_ANSWERS"]) == 2
+    assert len(messages(pool, "CONFLICTING_ANSWERS")) == 2
 
 
 def test_a_line_on_both_sides_counts_on_neither(questions):
@@ -183,7 +171,7 @@ def test_a_line_on_both_sides_counts_on_neither(questions):
     lines = [line(1, split="test"), line(1, split="train"), line(2), line(2, split=drawn), line(3), line(3)]
     pool = read_pool(questions(lines), ())
     assert {record.key for record in pool.records} == {"img/2.png: what is it?", "img/3.png: what is it?"}
-    assert "line 5" in problem(pool, "DUPLICATE_QUESTION")
+    assert "line 5" in only(pool, "DUPLICATE_QUESTION")
     pool = read_pool(questions([line(2), line(2, split=other), line(3)]), ())
     assert [record.key for record in pool.records] == ["img/3.png: what is it?"]
 
@@ -206,7 +194,7 @@ def test_a_copy_under_another_name_counts_once_for_each_question(questions, tmp_
     copy = {**line(1), "image": "img/copy.png"}
     pool = read_pool(questions([line(1), copy, {**copy, "question": "how many?", "answer": "two"}]), ())
     assert sorted(record.question for record in pool.records) == ["how many?", "what is it?"]
-    assert "same picture" in problem(pool, "DUPLICATE_IMAGE")
+    assert "same picture" in only(pool, "DUPLICATE_IMAGE")
 
 
 def test_the_training_sets_identity_depends_on_the_questions(questions):
@@ -217,23 +205,29 @@ def test_the_training_sets_identity_depends_on_the_questions(questions):
     assert identity("what is it?") != identity("how many?")
 
 
-def test_an_unreadable_file_and_settings_without_meaning(questions, tmp_path):
-    for settings in (DataSettings("questions", str(tmp_path / "none.jsonl")),):
-        with pytest.raises(DataError) as caught:
-            read_pool(settings, ())
-        assert caught.value.code == "DATA_UNREADABLE"
-    (tmp_path / "latin.jsonl").write_bytes('{"image": "é"}'.encode("latin-1"))
-    with pytest.raises(DataError) as caught:
-        read_pool(DataSettings("questions", str(tmp_path / "latin.jsonl")), ())
-    assert caught.value.code == "DATA_UNREADABLE"
-    (tmp_path / "empty.jsonl").write_text("\n")
-    with pytest.raises(DataError) as caught:
-        read_pool(DataSettings("questions", str(tmp_path / "empty.jsonl")), ())
-    assert caught.value.code == "NO_IMAGES"
-    with pytest.raises(ConfigError, match="partition"):
-        DataSettings("questions", "x.jsonl", partition="iid", num_sites=2)
-    with pytest.raises(ConfigError, match="class_map"):
-        DataSettings("questions", "x.jsonl", class_map={"a": "b"})
+@pytest.mark.parametrize(
+    ("content", "code", "words"),
+    [
+        (None, "DATA_UNREADABLE", r"questions\.jsonl"),
+        ('{"image": "é"}'.encode("latin-1"), "DATA_UNREADABLE", "line 1: it is not UTF-8"),
+        (b"\n", "NO_IMAGES", "has no image"),
+        (b'{"img": "img/1.png", "q": "what?", "a": "dog"}\n', "JSONL_FIELDS", 'line 1.*"question"'),
+    ],
+)
+def test_a_file_without_a_usable_line_is_refused(tmp_path, content, code, words):
+    file = tmp_path / "questions.jsonl"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(DataError, match=words) as caught:
+        read_pool(DataSettings("questions", str(file)), ())
+    assert caught.value.code == code
+    assert caught.value.advice
+
+
+@pytest.mark.parametrize("more", [{"partition": "iid", "num_sites": 2}, {"class_map": {"a": "b"}}])
+def test_settings_that_mean_nothing_for_questions_are_refused(more):
+    with pytest.raises(ConfigError, match=next(iter(more))):
+        DataSettings("questions", "x.jsonl", **more)
 
 
 def test_a_site_without_training_questions_is_refused(questions):
@@ -248,7 +242,7 @@ def test_a_caption_is_a_line_without_a_question(questions):
     records = (*data.train, *data.test)
     assert {record.question for record in records} == {""}
     assert {record.label for record in records} == {f"a dog number {n}" for n in range(10)}
-    assert {each.code for each in data.problems} == {"DUPLICATE_QUESTION"}
+    assert codes(data) == ["DUPLICATE_QUESTION"]
 
 
 def test_every_caption_of_a_picture_is_an_example_on_one_side(questions, tmp_path):
@@ -258,7 +252,7 @@ def test_every_caption_of_a_picture_is_an_example_on_one_side(questions, tmp_pat
     data = load_site_data(questions([*lines, *copies]), ())
     assert len(data.train) + len(data.test) == 101
     assert not {record.digest for record in data.train} & {record.digest for record in data.test}
-    assert {each.code for each in data.problems} == {"DUPLICATE_IMAGE"}
+    assert codes(data) == ["DUPLICATE_IMAGE"]
     manifest = manifest_of(data)
     assert sum(len(images) for images in manifest.images.values()) == 101  # every line has a name of its own
 

@@ -5,8 +5,9 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from site_images import messages, pool_of
 
-from dpfpl_client.data import DataSettings, load_site_data, read_pool
+from dpfpl_client.data import DataSettings, load_site_data
 from dpfpl_client.data.records import SourceItem
 from dpfpl_client.data.split import drawn_split, split_items
 
@@ -93,10 +94,6 @@ def declared(tmp_path, fill):
     return tmp_path
 
 
-def messages(data, code):
-    return [problem.message for problem in data.problems if problem.code == code]
-
-
 def load(path):
     return load_site_data(DataSettings("folder", str(path)), ["cat", "dog"])
 
@@ -116,10 +113,10 @@ def test_a_picture_on_both_sides_under_any_name_counts_on_neither(declared, pict
 
 def test_copies_land_on_one_side_of_the_drawn_split(tmp_path, fill, picture):
     fill(tmp_path / "cat", 0, 40)
-    originals = read_pool(DataSettings("folder", str(tmp_path))).records
+    originals = pool_of(tmp_path).records
     for number in range(40):
         picture(number).save(tmp_path / "cat" / f"a_copy_{number}.tiff")
-    pool = read_pool(DataSettings("folder", str(tmp_path)))
+    pool = pool_of(tmp_path)
     assert {record.digest: record.split for record in pool.records} == {r.digest: r.split for r in originals}
     assert len(pool.records) == 40
     assert any("'cat/a_copy_0.tiff'" in message for message in messages(pool, "DUPLICATE_IMAGE"))

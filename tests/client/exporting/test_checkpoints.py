@@ -70,6 +70,7 @@ def test_the_card_names_all_packages_that_its_code_imports(tmp_path, family, kin
     written, card, _ = exported(write_model(family, kind, tmp_path / "model", seed=1), tmp_path / "out")
     assert bool(written.no_adapter) == (kind != "BPE, end of word marked")
     code = card.split("```python\n")[1].split("```")[0]
+    assert "dpfpl" not in code
     said = card.replace(code, "")
     modules = ("torch", "transformers", "peft", "safetensors", "numpy", "PIL")
     for module, package in zip(modules, (*modules[:-1], "pillow"), strict=True):

@@ -84,6 +84,13 @@ def prompt(trained_site):
     return dataclasses.replace(learned, personal_context=moved.astype(np.float64))
 
 
+def rule(site_file, line):
+    """Puts a line into policy.toml, instead of the one with its key."""
+    policy = site_file.parent / "policy.toml"
+    others = [other for other in policy.read_text().splitlines() if other.split(" =")[0] != line.split(" =")[0]]
+    policy.write_text("\n".join([line, *others]))
+
+
 def our_logits(prompt, backbone, image, context=None):
     tokens = backbone.class_tokens(prompt.experiment.classes, prompt.experiment.prompt.num_context)
     with torch.inference_mode():
@@ -142,10 +149,14 @@ def test_the_cards_code_as_it_stands_gives_what_predict_gives(prompt, backbone, 
     assert by_model != pytest.approx(as_predicted(flat, backbone, image), abs=1e-3)
 
 
-def test_the_cards_code_for_class_vectors_gives_what_predict_gives(prompt, backbone, tmp_path, image):
+def with_class_vectors(prompt, backbone):
     vectors = np.random.default_rng(3).normal(0, 1, (2, backbone.feature_size))
     head = SiteHead(vectors, 3.0, np.array([0.5, -0.5]), np.array([0.8, 0.2]), 0.5)
-    with_vectors = dataclasses.replace(prompt, exported=head)
+    return dataclasses.replace(prompt, exported=head)
+
+
+def test_the_cards_code_for_class_vectors_gives_what_predict_gives(prompt, backbone, tmp_path, image):
+    with_vectors = with_class_vectors(prompt, backbone)
     write_export(with_vectors, backbone, tmp_path / "out", Facts(site="north"))
     image.save(tmp_path / "out/photo.png")
     by_vectors, by_prompt, _ = run_card(tmp_path / "out")
@@ -162,9 +173,7 @@ def test_the_cards_code_for_class_vectors_gives_what_predict_gives(prompt, backb
 
 
 def test_another_usual_mix_of_an_export_is_that_of_exporting_anew(prompt, backbone, tmp_path, image):
-    vectors = np.random.default_rng(3).normal(0, 1, (2, backbone.feature_size))
-    head = SiteHead(vectors, 3.0, np.array([0.5, -0.5]), np.array([0.8, 0.2]), 0.5)
-    with_vectors = dataclasses.replace(prompt, exported=head)
+    with_vectors = with_class_vectors(prompt, backbone)
     found = []
     for mix in (0.5, 0.9):
         write_export(with_vectors.with_usual_mix(mix), backbone, tmp_path / str(mix), Facts(site="north"))
@@ -201,7 +210,6 @@ def test_the_hub_is_told_noised_scores_and_never_exact_ones(prompt, backbone, tm
     assert front_matter(tmp_path / "b").license == "unknown"
 
 
-@pytest.mark.slow
 def test_merged_text_features_do_where_peft_cannot(prompt, backbone, tmp_path, image, monkeypatch):
     def cannot(*arguments):
         raise NotExpressibleError("its tokenizer is no byte-pair tokenizer")
@@ -211,7 +219,9 @@ def test_merged_text_features_do_where_peft_cannot(prompt, backbone, tmp_path, i
     assert "byte-pair" in exported.no_adapter
     assert not (tmp_path / "out/adapter_config.json").exists()
     assert "PEFT cannot express this prompt" in (tmp_path / "out/README.md").read_text()
-    np.testing.assert_allclose(stock_logits(tmp_path / "out", image), our_logits(prompt, backbone, image), atol=1e-4)
+    image.save(tmp_path / "out/photo.png")
+    (found,) = run_card(tmp_path / "out")
+    assert found == pytest.approx(as_predicted(prompt, backbone, image), abs=1e-5)
 
 
 def test_a_checkpoint_that_finds_its_end_by_the_largest_id_is_served_as_well(prompt, backbone, tmp_path):
@@ -306,43 +316,34 @@ def test_the_card_states_what_a_recipient_must_know(trained_site, backbone, tmp_
 @pytest.mark.privacy
 def test_todays_policy_decides_which_accuracies_the_card_states(trained_site, backbone, tmp_path):
     settings = load_site(trained_site)
-    store, policy = DiskStore(settings.state_folder), trained_site.parent / "policy.toml"
-    (name,) = store.experiments()
-    last = store.last_round(name)
-    record = store.read(name, last)
-    store.write(
-        name,
-        last,
-        dataclasses.replace(record, reply=dataclasses.replace(record.reply, metrics={"personal_local": 0.97})),
-    )
-    rest = "".join(line for line in policy.read_text().splitlines(True) if not line.startswith("metrics"))
-    for rule, shown in (("exact", "97.0 %"), ("coarse", "95.0 %"), ("none", "none is stated")):
-        policy.write_text(f'metrics = "{rule}"\n{rest}')
-        export_prompt(settings, load_prompt(settings.state_folder), backbone, tmp_path / rule)
-        card = (tmp_path / rule / "README.md").read_text()
+    store = DiskStore(settings.state_folder)
+    record = store.read("pilot", 1)
+    told = dataclasses.replace(record.reply, metrics={"personal_local": 0.97})
+    store.write("pilot", 1, dataclasses.replace(record, reply=told))
+    for metrics, shown in (("exact", "97.0 %"), ("coarse", "95.0 %"), ("none", "none is stated")):
+        rule(trained_site, f'metrics = "{metrics}"')
+        export_prompt(settings, load_prompt(settings.state_folder), backbone, tmp_path / metrics)
+        card = (tmp_path / metrics / "README.md").read_text()
         assert shown in card
-        assert rule == "exact" or "97.0" not in card
+        assert metrics == "exact" or "97.0" not in card
 
 
 @pytest.mark.privacy
-@pytest.mark.parametrize("rule", ["noised", "none"])
-def test_the_card_states_noised_scores_with_their_intervals(trained_site, backbone, tmp_path, monkeypatch, rule):
+@pytest.mark.parametrize("metrics", ["noised", "none"])
+def test_the_card_states_noised_scores_with_their_intervals(trained_site, backbone, tmp_path, monkeypatch, metrics):
     told = [{"candidate": "plain text", "value": 0.613, "interval": [0.55, 0.67]}]
     monkeypatch.setattr(export_module, "released_scores", lambda *_: told)
-    policy = trained_site.parent / "policy.toml"
-    rest = "".join(line for line in policy.read_text().splitlines(True) if not line.startswith("metrics"))
-    policy.write_text(f'metrics = "{rule}"\n{rest}')
+    rule(trained_site, f'metrics = "{metrics}"')
     settings = load_site(trained_site)
     export_prompt(settings, load_prompt(settings.state_folder), backbone, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
-    assert ("| plain text | 61.3 % | 55.0 to 67.0 % |" in card) == (rule == "noised")
-    assert ("noised counts of right answers, which" in card) == (rule == "noised")
+    assert ("| plain text | 61.3 % | 55.0 to 67.0 % |" in card) == (metrics == "noised")
+    assert ("noised counts of right answers, which" in card) == (metrics == "noised")
 
 
 @pytest.mark.privacy
 def test_of_class_vectors_the_card_states_the_votes_choice_or_noised_scores_but_nothing_else(prompt, backbone):
-    head = SiteHead(np.zeros((2, backbone.feature_size)), 1.0, np.zeros(2), np.zeros(2), 0.5)
-    with_vectors = dataclasses.replace(prompt, exported=head)
+    with_vectors = with_class_vectors(prompt, backbone)
     noised = [{"candidate": "class vectors, shared prompt as prior", "value": 0.613, "interval": [0.55, 0.67]}]
     row = "| what the site classifies with: class vectors | 91.0 % |"
 
@@ -377,11 +378,9 @@ def test_the_accuracy_of_class_vectors_is_the_last_evaluations_of_this_very_prom
     asked = EvaluateRequest(experiment, 2, learned.global_context, pool, "evidence")
     ledger.record_evaluation("rows", evaluation_digest(asked), {"metrics": told})
     ledger.close()
-    policy = trained_site.parent / "policy.toml"
-    rest = "".join(line for line in policy.read_text().splitlines(True) if not line.startswith("metrics"))
 
-    def stated(name, prompt, rule="exact", settings=settings):
-        policy.write_text(f'metrics = "{rule}"\n{rest}')
+    def stated(name, prompt, metrics="exact", settings=settings):
+        rule(trained_site, f'metrics = "{metrics}"')
         export_prompt(settings, prompt, backbone, tmp_path / name)
         return re.findall(r"^\| .* \| ([\d.]+) % \|$", (tmp_path / name / "README.md").read_text(), re.MULTILINE)
 
@@ -396,7 +395,7 @@ def test_the_accuracy_of_class_vectors_is_the_last_evaluations_of_this_very_prom
 
 
 @pytest.mark.privacy
-def test_the_cards_epsilons_are_rounded_up_and_follow_the_rounds(prompt, backbone):
+def test_the_cards_epsilons_are_rounded_up_follow_the_rounds_and_are_no_claim_of_seeded_noise(prompt, backbone):
     card = model_card(prompt, backbone, Facts(site="north"), BASE, "")
     more = model_card(dataclasses.replace(prompt, round=9), backbone, Facts(site="north"), BASE, "")
 
@@ -408,31 +407,22 @@ def test_the_cards_epsilons_are_rounded_up_and_follow_the_rounds(prompt, backbon
         exact = [epsilon([e], 1e-5) for e in planned_events(experiment, rounds * experiment.rounds.local_steps)]
         for shown, computed in zip(epsilons(text), exact, strict=True):
             assert computed <= shown <= computed + 0.0011
-
-
-@pytest.mark.privacy
-def test_seeded_noise_is_called_no_protection(prompt, backbone):
-    card = model_card(prompt, backbone, Facts(site="north", seeded=True), BASE, "")
-    assert "nothing is protected" in card
+    assert "nothing is protected" not in card
+    assert "nothing is protected" in model_card(prompt, backbone, Facts(site="north", seeded=True), BASE, "")
 
 
 @pytest.mark.privacy
 @pytest.mark.parametrize(
-    ("change", "code"),
-    [
-        ('experiments = ["other"]\n', "EXPERIMENT_NOT_APPROVED"),
-        ('experiments = ["*"]\ntrust = ["local"]\n', "TRUST_NOT_ALLOWED"),
-    ],
+    ("line", "code"),
+    [('experiments = ["other"]', "EXPERIMENT_NOT_APPROVED"), ('trust = ["local"]', "TRUST_NOT_ALLOWED")],
 )
-def test_a_policy_that_does_not_admit_the_experiment_forbids_the_export(trained_site, backbone, tmp_path, change, code):
+def test_a_policy_that_does_not_admit_the_experiment_forbids_the_export(trained_site, backbone, tmp_path, line, code):
     settings = load_site(trained_site)
-    policy = trained_site.parent / "policy.toml"
-    rest = "".join(line for line in policy.read_text().splitlines(True) if not line.startswith("experiments"))
-    policy.write_text(change + rest)
+    rule(trained_site, line)
     with pytest.raises(RefusedError) as error:
         export_prompt(settings, load_prompt(settings.state_folder), backbone, tmp_path / "out")
     assert error.value.code == code
-    policy.unlink()
+    (trained_site.parent / "policy.toml").unlink()
     with pytest.raises(ConfigError, match="NO_POLICY"):
         export_prompt(settings, load_prompt(settings.state_folder), backbone, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -461,17 +451,13 @@ def test_exporting_charges_nothing(trained_site, backbone, tmp_path):
     assert before == charged() != []
 
 
-def test_a_folder_with_something_else_is_left_alone(prompt, backbone, tmp_path):
+def test_a_folder_with_something_else_is_left_alone_and_one_that_cannot_be_made_is_named(prompt, backbone, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(StateError, match="NOT_AN_EXPORT_FOLDER"):
         write_export(prompt, backbone, tmp_path, Facts(site="north"))
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["thesis.txt"]
-
-
-def test_a_folder_that_cannot_be_made_is_named(prompt, backbone, tmp_path):
-    (tmp_path / "file").touch()
     with pytest.raises(StateError, match="CANNOT_WRITE"):
-        write_export(prompt, backbone, tmp_path / "file" / "out", Facts(site="north"))
+        write_export(prompt, backbone, tmp_path / "thesis.txt" / "out", Facts(site="north"))
 
 
 def test_another_model_than_the_embedded_one_stays_where_it_is(prompt, tmp_path):

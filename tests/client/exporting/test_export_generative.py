@@ -4,16 +4,13 @@ import contextlib
 import dataclasses
 import io
 import json
-import os
-import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 from safetensors.numpy import load_file
 
+from card_code import code_blocks
 from dpfpl_bench.demo.drawn_questions import QUESTIONS
 from dpfpl_client.data.decode import PixelRules, decode_image
 from dpfpl_client.models.loader import load_backbone
@@ -49,52 +46,35 @@ def picture():
     return Image.fromarray(np.random.default_rng(1).integers(0, 255, (40, 60, 3), dtype=np.uint8))
 
 
-def by_a_program(code, folder):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
 def here(code, folder):
-    """The same in this process, which has transformers loaded."""
+    """What a card's code prints, in this process."""
     with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()) as printed:
         exec(code, {})
     return printed.getvalue().strip()
 
 
-OTHERS = ("qwen2_vl", "llava_next", "internvl", "mistral3", "gemma3", "paligemma/gemma2", "qwen3_vl")
+def code_of(folder, question=QUESTION):
+    (code,) = code_blocks(folder)
+    return code.replace(json.dumps("What is in the picture?"), json.dumps(question))
 
 
-@pytest.mark.parametrize(
-    ("family", "run"), [("embedded-vlm", by_a_program), *((family, here) for family in ("llava", "smolvlm", *OTHERS))]
-)
-def test_the_model_cards_own_code_gives_our_answers(family, run, picture, tmp_path):
+FAMILIES = (
+    "embedded-vlm", "llava", "smolvlm", "qwen2_vl", "llava_next", "internvl", "mistral3", "gemma3", "paligemma/gemma2",
+    "qwen3_vl",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_model_cards_own_code_gives_our_answers_and_refuses_control_tokens(family, picture, tmp_path):
     model = family if family == "embedded-vlm" else str(write_random_model(family, tmp_path / "base"))
     backbone = load_backbone(model)
     prompt = prompt_for(backbone, model)
     exported = write_export(prompt, backbone, tmp_path / "out", Facts(site="north"))
     assert "middle of a turn" in exported.no_adapter
-    card = (tmp_path / "out" / "README.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", card, re.S)
-    code = code.replace(json.dumps("What is in the picture?"), json.dumps(QUESTION))
     picture.save(tmp_path / "out" / "photo.png")
     (ours,) = prompt.classifier(backbone, QUESTION).classify([picture])
-    assert run(code, tmp_path / "out") == ours.classes[0].strip() != ""
+    assert here(code_of(tmp_path / "out"), tmp_path / "out") == ours.classes[0].strip() != ""
     assert 0 <= ours.probabilities[0] <= 1
-
-
-def code_of(folder, question=QUESTION):
-    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
-    return code.replace(json.dumps("What is in the picture?"), json.dumps(question))
-
-
-@pytest.mark.parametrize("family", ["qwen2_vl", "smolvlm", "embedded-vlm"])
-def test_the_cards_code_refuses_a_question_with_a_control_token(family, picture, tmp_path):
-    model = family if family == "embedded-vlm" else str(write_random_model(family, tmp_path / "base"))
-    backbone = load_backbone(model)
-    write_export(prompt_for(backbone, model), backbone, tmp_path / "out", Facts(site="north"))
-    picture.save(tmp_path / "out" / "photo.png")
     image = backbone.tokenizer.convert_ids_to_tokens(backbone._model.config.image_token_id)
     for token in (image, backbone.tokenizer.eos_token):
         with pytest.raises(SystemExit, match="spells a token"):
@@ -188,13 +168,11 @@ def test_the_parts_add_up_and_are_read_back(picture, tmp_path):
 
 def test_a_question_is_asked_where_it_makes_sense(picture):
     backbone = load_backbone("embedded-vlm")
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises(ModelError, match="NO_QUESTION"):
         prompt_for(backbone, "embedded-vlm").classifier(backbone)
-    assert caught.value.code == "NO_QUESTION"
     classes = prompt_for(backbone, "embedded-vlm", kind="classify")
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises(ModelError, match="UNWANTED_QUESTION"):
         classes.classifier(backbone, "what is it?")
-    assert caught.value.code == "UNWANTED_QUESTION"
     (found,) = classes.classifier(backbone).classify([picture], 2)
     assert set(found.classes) == {"red", "blue"}
     assert sum(found.probabilities) == pytest.approx(1.0, abs=1e-4)

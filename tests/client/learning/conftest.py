@@ -7,7 +7,14 @@ import torch
 from dpfpl_client.learning.learner import SiteFeatures
 from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_client.models.loader import load_backbone
-from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings, RoundSettings
+from dpfpl_common.experiment import (
+    Experiment,
+    ModelSettings,
+    PrivacySettings,
+    PromptSettings,
+    RoundSettings,
+    TaskSettings,
+)
 
 torch.set_num_threads(1)
 
@@ -45,17 +52,19 @@ def recording_noise():
 @pytest.fixture
 def make_experiment():
     def make(
-        *, width=8, num_context=4, rank=2, method="dpfpl", classes=("cat", "dog"), local_steps=2, sites=4, **privacy
-    ):
+        *, width=8, num_context=4, rank=2, method="dpfpl", classes=("cat", "dog"), local_steps=2, sites=4,
+        init_text="a photo of a", task=None, **privacy,
+    ):  # fmt: skip
         settings = {"noise_multiplier": 1.5, "clipping_norm": 0.3, "factor_clipping_norm": 0.2, "sample_rate": 0.5}
         return Experiment(
             name="pilot",
             classes=tuple(classes),
             sites=tuple(f"s{i}" for i in range(sites)),
             model=ModelSettings(width=width),
-            prompt=PromptSettings(method=method, num_context=num_context, rank=rank),
+            prompt=PromptSettings(method=method, num_context=num_context, rank=rank, init_text=init_text),
             privacy=PrivacySettings(**{"mechanism": "per_step", **settings, "nominal_site_size": 40, **privacy}),
             rounds=RoundSettings(number=3, local_steps=local_steps),
+            task=task or TaskSettings(),
         )
 
     return make

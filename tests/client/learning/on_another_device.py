@@ -13,12 +13,9 @@ from text_models import BOS, TINY, problem, text_model
 from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_client.models.class_scorer import EXACT, label_against_rivals, loss_scales
 from dpfpl_client.models.dual_encoder import DualEncoder
-from dpfpl_client.models.loader import load_backbone
-from dpfpl_client.models.placement import CPU
+from dpfpl_client.models.loader import CPU, load_backbone
 from dpfpl_client.models.text_tower.fast import FastTextTower, MemoryPlan
 from dpfpl_client.models.text_tower.plain import PlainTextTower
-from dpfpl_client.models.text_tower.shared_prefix import SharedPrefixTextTower
-from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings, RoundSettings
 from random_models.families import FAMILIES, write_random_model
 
 torch.set_num_threads(1)
@@ -75,33 +72,15 @@ def test_a_tower_and_its_gradients_stay_on_their_device(kind, plan):
         torch.testing.assert_close(b, a, rtol=1e-10, atol=1e-12)
 
 
-def test_the_readable_tower_stays_on_its_device():
-    context, tokens, *_ = problem(3, text_model(), classes=6)
-    expected = SharedPrefixTextTower(text_model().text_model, text_model().text_projection)(context, tokens)
-    with elsewhere():
-        model = text_model().to(ELSEWHERE)
-        tower = SharedPrefixTextTower(model.text_model, model.text_projection)
-        found = tower(context.to(ELSEWHERE), tokens.to(ELSEWHERE))
-        assert found.device == ELSEWHERE
-    torch.testing.assert_close(found.cpu(), expected)
-
-
-def what_a_site_asks(folder, device):
+def what_a_site_asks(folder, device, make_experiment):
     """Everything that training and using a prompt ask of a model, and where its weights are."""
     generator = np.random.default_rng(0)
     images = [Image.fromarray(generator.integers(0, 255, (32, 32, 3), dtype=np.uint8)) for _ in range(5)]
     model = load_backbone(str(folder), device=device)
     rows = torch.stack(list(model.image_features(images)))
     context = model.text_embeddings("a", 3)
-    experiment = Experiment(
-        name="there",
-        classes=("cat", "small red dog", "bird"),
-        sites=("a",),
-        model=ModelSettings(width=model.width),
-        prompt=PromptSettings(num_context=3, rank=2, init_text="a"),
-        privacy=PrivacySettings(mechanism="per_step", noise_multiplier=1.0),
-        rounds=RoundSettings(number=1),
-    )
+    classes = ("cat", "small red dog", "bird")
+    experiment = make_experiment(width=model.width, num_context=3, classes=classes, init_text="a")
     examples = LabelledFeatures(rows, torch.tensor([0, 1, 2, 1, 0]))
     scorer = model.scorer(experiment)
     predictor = scorer.at(context)
@@ -123,11 +102,11 @@ def what_a_site_asks(folder, device):
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_every_family_computes_on_another_device_and_gives_back_to_the_processor(family, tmp_path):
+def test_every_family_computes_on_another_device_and_gives_back_to_the_processor(family, tmp_path, make_experiment):
     folder = write_random_model(family, tmp_path)
-    here, _ = what_a_site_asks(folder, "cpu")
+    here, _ = what_a_site_asks(folder, "cpu", make_experiment)
     with elsewhere():
-        there, devices = what_a_site_asks(folder, ELSEWHERE)
+        there, devices = what_a_site_asks(folder, ELSEWHERE, make_experiment)
         assert devices == {ELSEWHERE}
     for name, expected in here.items():
         assert there[name].device == CPU, name

@@ -1,8 +1,6 @@
-"""Loading a model: what is refused, what identifies it, and a full-size one."""
+"""A loaded dual encoder: its texts, class names and positions, and a full-size one."""
 
-import json
 import resource
-import shutil
 import time
 import tomllib
 from pathlib import Path
@@ -11,114 +9,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeatures
 from dpfpl_client.learning.step import SystemRandomness
 from dpfpl_client.models.backbone import LabelledFeatures
-from dpfpl_client.models.generative.template import FAMILIES, REFUSED
 from dpfpl_client.models.loader import load_backbone
 from dpfpl_common.errors import ModelError
 from dpfpl_models import embedded_model_path
+from random_models.families import write_random_model
 
 ROOT = Path(__file__).resolve().parents[3]
-
-
-@pytest.fixture
-def folder(tmp_path):
-    target = tmp_path / "model"
-    shutil.copytree(embedded_model_path(), target)
-    return target
-
-
-def refused(model, code):
-    with pytest.raises(ModelError) as caught:
-        load_backbone(str(model))
-    assert caught.value.code == code
-    assert caught.value.advice
-    return str(caught.value)
-
-
-def test_a_model_that_is_not_there(tmp_path):
-    for name in (tmp_path / "nowhere", "no-such-owner/no-such-model", "::"):
-        assert str(name) in refused(name, "MODEL_NOT_FOUND")
-
-
-def test_a_folder_without_a_readable_config(folder):
-    for content in (None, "", "[]", "{}", "\0"):
-        (folder / "config.json").unlink(missing_ok=True)
-        if content is not None:
-            (folder / "config.json").write_text(content)
-        refused(folder, "NO_MODEL_CONFIG")
-
-
-def test_another_family(folder):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))
-    assert "'bert'" in refused(folder, "UNKNOWN_FAMILY")
-
-
-@pytest.mark.parametrize("family", sorted(REFUSED))
-def test_a_family_that_cannot_be_used_is_refused_by_name_with_the_reason(folder, family):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "model_type": family}))
-    message = refused(folder, "UNKNOWN_FAMILY")
-    assert repr(family) in message
-    assert REFUSED[family] in message
-
-
-def test_the_reasons_are_about_families_of_the_installed_transformers():
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-
-    assert set(REFUSED) <= set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
-    assert not set(REFUSED) & set(FAMILIES)
-
-
-def test_pickled_weights_are_never_loaded(folder):
-    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
-    refused(folder, "NO_SAFETENSORS")
-
-
-def test_damaged_weights(folder):
-    path = folder / "model.safetensors"
-    content = path.read_bytes()
-    for damaged, code in (
-        (b"", "MODEL_FILE_DAMAGED"),
-        (b"\xff" * 100, "MODEL_FILE_DAMAGED"),
-        (content[:1000], "MODEL_FILE_CUT"),
-        (content[:-1000], "MODEL_FILE_CUT"),
-    ):
-        path.write_bytes(damaged)
-        assert "model.safetensors" in refused(folder, code)
-
-
-def test_missing_weights_are_not_replaced_by_random_ones(folder):
-    weights = load_file(folder / "model.safetensors")
-    del weights["text_projection.weight"]
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    assert "text_projection.weight" in refused(folder, "WEIGHTS_INCOMPLETE")
-
-
-def test_weights_of_another_shape(folder):
-    weights = load_file(folder / "model.safetensors")
-    weights["text_projection.weight"] = weights["text_projection.weight"][:-1].contiguous()
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    assert "text_projection.weight is [95, " in refused(folder, "WEIGHTS_DO_NOT_FIT")
-
-
-def test_one_byte_of_any_file_changes_the_fingerprint(folder, backbone):
-    assert load_backbone(str(folder)).fingerprint == backbone.fingerprint
-    seen = {backbone.fingerprint}
-    path = folder / "model.safetensors"
-    content = bytearray(path.read_bytes())
-    content[-4] ^= 1
-    path.write_bytes(content)
-    seen.add(load_backbone(str(folder)).fingerprint)
-    path = folder / "tokenizer.json"
-    path.write_text(path.read_text() + " ")
-    seen.add(load_backbone(str(folder)).fingerprint)
-    assert len(seen) == 3
 
 
 def test_the_containers_simulation_names_the_embedded_model(backbone):
@@ -157,22 +58,69 @@ def test_the_initial_text_is_repeated_to_the_left(backbone):
     assert not four.requires_grad
 
 
-def test_image_features_are_unit_and_do_not_depend_on_the_batch(backbone):
-    generator = np.random.default_rng(0)
-    images = [Image.fromarray(generator.integers(0, 255, (40, 50, 3), dtype=np.uint8)) for _ in range(5)]
-    together = torch.stack(list(backbone.image_features(images)))
-    alone = torch.stack(list(backbone.image_features(iter(images), batch_size=2)))
-    assert together.shape == (5, backbone.feature_size)
-    assert torch.allclose(together, alone, atol=1e-5)
-    assert torch.allclose(together.norm(dim=1), torch.ones(5), atol=1e-5)
-    assert list(backbone.image_features([])) == []
-    assert not together.requires_grad
+# A class name never holds a token that ends or controls a text, whichever text tower reads it.
+
+
+FAMILIES = (
+    "embedded",
+    "siglip",
+    "siglip2",
+    "vision-text-dual-encoder/vit+bert",
+    "vision-text-dual-encoder/swin+roberta",
+)
+M = 3
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(request, tmp_path_factory):
+    if request.param == "embedded":
+        return load_backbone("embedded")
+    return load_backbone(str(write_random_model(request.param, tmp_path_factory.mktemp("model"))))
+
+
+def test_a_name_that_spells_a_control_token_is_read_as_plain_characters(model):
+    tokenizer = model.tokenizer
+    control = model.words.control
+    usual = [token for token in model._suffix("dog cat") if token in control]
+    assert len(usual) == 1  # what ends the text
+    for token in tokenizer.all_special_tokens:
+        if token == tokenizer.unk_token and tokenizer.unk_token_id not in control:
+            continue  # an unknown word, however it is written
+        ids = model._suffix(f"dog {token} cat")
+        assert [each for each in ids if each in control] == usual, token
+        assert ids[-1] == model._suffix("dog")[-1]
+        assert len(ids) > len(model._suffix("dog cat"))
+        assert not set(model.words.ids(token)) & control
+        model.check_words(token)
+
+
+def test_an_ordinary_name_has_the_tokenizers_own_ids(model):
+    for name in ("dog", "small red dog", "a b-c/d (e)", "Über 犬", "x < y | z"):
+        assert model.words.ids(name) == model.tokenizer(name, add_special_tokens=False)["input_ids"]
+        assert model.num_tokens(name) == len(model.words.ids(name))
+
+
+def test_a_name_that_cannot_be_read_as_plain_characters_is_refused_before_any_round(
+    make_experiment, tmp_path, monkeypatch
+):
+    folder = write_random_model("vision-text-dual-encoder/vit+bert", tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<beyond>"])  # behind the embedding's last row
+    tokenizer.save_pretrained(folder)
+    model = load_backbone(str(folder))
+    model.scorer(make_experiment(width=model.width, num_context=M, classes=("dog", "cat")))
+    with pytest.raises(ModelError) as caught:
+        model.scorer(make_experiment(width=model.width, num_context=M, classes=("dog", "a <beyond>")))
+    assert caught.value.code == "SPECIAL_TOKEN"
+    assert "<beyond>" in caught.value.message
+    with pytest.raises(ModelError, match="<beyond>"):
+        model.text_embeddings("a <beyond>", M)
 
 
 @pytest.mark.slow
 def test_a_full_size_model_trains_one_step(tmp_path, make_experiment):
     """CLIP ViT-B/16's shapes with random weights: loads, encodes images and makes one noised step."""
-    from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
     tokenizer = AutoTokenizer.from_pretrained(embedded_model_path())
     config = CLIPConfig(

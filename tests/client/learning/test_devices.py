@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dpfpl_client.models.placement import CPU, device_named, share_of_memory
+from dpfpl_client.models.generative.language import share_of_memory
+from dpfpl_client.models.loader import CPU, device_named
 from dpfpl_common.errors import ModelError
 
 TESTS = Path(__file__).with_name("on_another_device.py")

@@ -13,8 +13,7 @@ from dpfpl_client.learning.learner import PersonalState, PromptLearner, SiteFeat
 from dpfpl_client.learning.step import SeededRandomness
 from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_client.models.class_scorer import EXACT
-from dpfpl_client.models.clip import ClipBackbone
-from dpfpl_client.models.encoders import ENCODER_FAMILIES
+from dpfpl_client.models.encoders import ENCODER_FAMILIES, ClipBackbone
 from dpfpl_client.models.loader import load_backbone
 from dpfpl_client.use.exporting.card import Facts
 from dpfpl_client.use.exporting.export import write_export
@@ -157,7 +156,8 @@ def test_exactly_as_many_positions_as_the_model_has(model):
 
 def test_the_exported_prompt_gives_our_probabilities_by_its_own_code(folder, model, images, make_experiment, tmp_path):
     experiment = make_experiment(width=model.width, num_context=M, classes=CLASSES, method="promptfl")
-    experiment = experiment_with_model(experiment, str(folder), model.fingerprint)
+    named = dataclasses.replace(experiment.model, id=str(folder), fingerprint=model.fingerprint)
+    experiment = dataclasses.replace(experiment, model=named)
     shared = np.random.default_rng(0).normal(0, 0.3, experiment.context_shape).astype(np.float32)
     prompt = SitePrompt(experiment, shared, np.zeros_like(shared), 1)
     written = write_export(prompt, model, tmp_path / "out", Facts(site="s0"))
@@ -174,49 +174,33 @@ def test_the_exported_prompt_gives_our_probabilities_by_its_own_code(folder, mod
     assert has_adapter == byte_pairs, written.no_adapter
 
 
-def experiment_with_model(experiment, model, fingerprint):
-    settings = dataclasses.replace(experiment.model, id=model, fingerprint=fingerprint)
-    return dataclasses.replace(experiment, model=settings)
+def beside_a_vit(text, folder, **options):
+    """A random model with this text tower."""
+    from transformers import VisionTextDualEncoderConfig, VisionTextDualEncoderModel, ViTConfig, ViTImageProcessorPil
+
+    vision = ViTConfig(**vision_sizes(Sizes()))
+    config = VisionTextDualEncoderConfig.from_vision_text_configs(vision, text, **options)
+    VisionTextDualEncoderModel(config).save_pretrained(folder)
+    bert_tokenizer().save_pretrained(folder)
+    ViTImageProcessorPil(size=square(Sizes())).save_pretrained(folder)
+    return str(folder)
 
 
 def test_a_text_tower_without_a_pooled_output_is_refused(tmp_path):
-    from transformers import (
-        DistilBertConfig,
-        VisionTextDualEncoderConfig,
-        VisionTextDualEncoderModel,
-        ViTConfig,
-        ViTImageProcessorPil,
-    )
+    from transformers import DistilBertConfig
 
-    sizes, tokenizer = Sizes(), bert_tokenizer()
-    text = DistilBertConfig(vocab_size=len(tokenizer), dim=32, n_layers=1, n_heads=2, hidden_dim=32)
-    vision = ViTConfig(**vision_sizes(sizes))
-    config = VisionTextDualEncoderConfig.from_vision_text_configs(vision, text, projection_dim=16)
-    VisionTextDualEncoderModel(config).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    ViTImageProcessorPil(size=square(sizes)).save_pretrained(tmp_path)
+    text = DistilBertConfig(vocab_size=len(bert_tokenizer()), dim=32, n_layers=1, n_heads=2, hidden_dim=32)
     with pytest.raises(ModelError, match="distilbert") as caught:
-        load_backbone(str(tmp_path))
+        load_backbone(beside_a_vit(text, tmp_path, projection_dim=16))
     assert caught.value.code == "TEXT_TOWER_UNUSABLE"
 
 
 def test_context_vectors_may_be_narrower_than_the_towers_states(tmp_path, make_experiment, images):
     """ALBERT widens its embeddings before the first layer: the context has the embeddings' width."""
-    from transformers import (
-        AlbertConfig,
-        VisionTextDualEncoderConfig,
-        VisionTextDualEncoderModel,
-        ViTConfig,
-        ViTImageProcessorPil,
-    )
+    from transformers import AlbertConfig
 
-    sizes, tokenizer = Sizes(), bert_tokenizer()
-    text = AlbertConfig(**text_sizes(sizes, len(tokenizer), embedding_size=8, max_position_embeddings=32))
-    config = VisionTextDualEncoderConfig.from_vision_text_configs(ViTConfig(**vision_sizes(sizes)), text)
-    VisionTextDualEncoderModel(config).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    ViTImageProcessorPil(size=square(sizes)).save_pretrained(tmp_path)
-    model = load_backbone(str(tmp_path))
+    sizes = text_sizes(Sizes(), len(bert_tokenizer()), embedding_size=8, max_position_embeddings=32)
+    model = load_backbone(beside_a_vit(AlbertConfig(**sizes), tmp_path))
     assert model.width == 8
     experiment = make_experiment(width=8, num_context=M, classes=CLASSES)
     examples = LabelledFeatures(torch.stack(list(model.image_features(images[:2]))), torch.tensor([0, 1]))

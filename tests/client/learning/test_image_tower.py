@@ -2,6 +2,7 @@
 
 import copy
 import json
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,12 +11,12 @@ import torch
 from PIL import Image
 
 from dpfpl_client.models import image_tower
-from dpfpl_client.models.image_tower import TOLERANCE, ImageTower, _Packed
+from dpfpl_client.models.image_tower import BATCH_PIXELS, TOLERANCE, ImageTower, _Packed, batches
 from dpfpl_client.models.loader import load_backbone
 from dpfpl_client.models.text_tower import layers
 from random_models.families import write_random_model
 
-FAMILIES = ("clip", "siglip", "siglip2", "altclip", "chinese_clip", "aimv2", "metaclip_2")
+FAMILIES = ("clip", "siglip", "siglip2", "aimv2", "metaclip_2")
 
 
 def pictures(count, seed=0):
@@ -37,6 +38,12 @@ def folder(request, tmp_path_factory):
 
 def rows(backbone, images, size=64):
     return torch.stack(list(backbone.image_features(images, size)))
+
+
+def with_a_new_tower(backbone):
+    model = copy.copy(backbone)
+    model._image_tower = ImageTower(backbone._model, backbone.prepared, backbone.device)
+    return model
 
 
 def packed(backbone):
@@ -81,8 +88,7 @@ def test_NI10_no_neighbour_changes_a_bit_of_a_pictures_features(folder, single, 
 def test_NI10_a_pass_has_one_shape(backbone, monkeypatch):
     """However many pictures there are: this holds on processors too whose kernels show no difference today."""
     shapes = set()
-    model = copy.copy(backbone)
-    model._image_tower = ImageTower(backbone._model, backbone.prepared, backbone.device)
+    model = with_a_new_tower(backbone)
     plain = backbone._model.get_image_features
 
     def watched(**given):
@@ -98,8 +104,7 @@ def test_NI10_a_pass_has_one_shape(backbone, monkeypatch):
 @pytest.mark.privacy
 def test_NI10_where_the_place_in_a_pass_matters_pictures_go_one_at_a_time(backbone, monkeypatch):
     """A kernel whose last bits depend on the place: the trial at the first picture finds it."""
-    model = copy.copy(backbone)
-    model._image_tower = ImageTower(backbone._model, backbone.prepared, backbone.device)
+    model = with_a_new_tower(backbone)
     plain = backbone._model.get_image_features
 
     def uneven(**given):
@@ -116,8 +121,7 @@ def test_NI10_where_the_place_in_a_pass_matters_pictures_go_one_at_a_time(backbo
 def test_NI10_many_go_through_a_large_tower_together_only_with_the_bits_of_each_alone(backbone, even, monkeypatch):
     """A kernel that is the same in every place of a pass, but another for a pass of one."""
     monkeypatch.setattr(image_tower, "SMALL", 0)
-    model = copy.copy(backbone)
-    model._image_tower = ImageTower(backbone._model, backbone.prepared, backbone.device)
+    model = with_a_new_tower(backbone)
     plain, passes = backbone._model.get_image_features, []
 
     def watched(pixel_values):
@@ -224,3 +228,50 @@ def test_nothing_global_changes(tmp_path, through_onednn):
     before = settings()
     rows(model, pictures(1))
     assert settings() == before
+
+
+# Images are held decoded by their pixels, not by their number.
+
+
+def sized(*sizes):
+    return [Image.new("L", size) for size in sizes]
+
+
+def test_a_batch_ends_at_the_number_or_at_the_pixels(monkeypatch):
+    monkeypatch.setattr("dpfpl_client.models.image_tower.BATCH_PIXELS", 100)
+    images = sized((5, 5), (5, 5), (5, 5), (10, 5), (50, 50), (10, 10), (1, 1))
+    assert [[image.size for image in batch] for batch in batches(images, 64)] == [
+        [(5, 5)] * 3,
+        [(10, 5)],
+        [(50, 50)],
+        [(10, 10)],
+        [(1, 1)],
+    ]
+    assert [len(batch) for batch in batches(sized(*[(1, 1)] * 7), 3)] == [3, 3, 1]
+    assert list(batches([], 3)) == []
+
+
+@pytest.mark.parametrize("model", ["embedded", "embedded-vlm"])
+def test_photographs_are_not_all_held_decoded(model, monkeypatch):
+    """Room for four pictures: they and the next are held, not the sixteen or sixty-four of a batch."""
+    monkeypatch.setattr("dpfpl_client.models.image_tower.BATCH_PIXELS", 4 * 64**2)
+    alive, most = set(), 0
+
+    def photographs():
+        nonlocal most
+        for number in range(20):
+            image = Image.new("RGB", (64, 64), (12 * number, 90, 120))
+            alive.add(number)
+            weakref.finalize(image, alive.discard, number)
+            most = max(most, len(alive))
+            yield image
+            del image
+
+    rows = torch.stack(list(load_backbone(model).image_features(photographs())))
+    assert len(rows) == 20
+    assert len({tuple(row.tolist()) for row in rows}) == 20
+    assert most == 5
+
+
+def test_the_room_is_for_photographs():
+    assert 3 <= BATCH_PIXELS / (4000 * 3000) < 10

@@ -18,10 +18,9 @@ from dpfpl_common.wire.payloads import SiteReply
 pytestmark = pytest.mark.privacy
 
 CLASSES = ("cat", "dog", "tree")
-RANKS = [1, 2, 3, 5, 7, 8]
 # So little noise in one_shot that the classes of two dozen random images stand out from it.
 ONE_SHOT = {"mechanism": "one_shot", "trust": "local", "noise_multiplier": 0.05}
-MECHANISMS = [{"mechanism": "per_step"}, ONE_SHOT, {**ONE_SHOT, "projection": "text"}]
+MECHANISMS = [{"mechanism": "per_step"}, {**ONE_SHOT, "projection": "text"}]
 
 
 @pytest.fixture
@@ -34,6 +33,16 @@ def site(backbone, make_experiment, make_features):
         return experiment, PromptLearner(backbone, experiment, features)
 
     return make
+
+
+def sources(noise, sampler=None):
+    """The given noise, with a batch and factors that are the same in every call."""
+    sampler = sampler or SeededSampler(np.random.default_rng(1))
+    return Randomness(noise, sampler, np.random.default_rng(2))
+
+
+def round_of(number):
+    return SeededRandomness(0).for_round("s0", number)
 
 
 def start(experiment):
@@ -51,8 +60,7 @@ def test_nothing_un_noised_enters_the_personal_state(site, recording_noise, trus
         experiment, learner = site(seed, trust=trust, method=method, local_steps=3)
         global_context, state = start(experiment)
         for _ in range(3):
-            sources = Randomness(noise, SeededSampler(np.random.default_rng(1)), np.random.default_rng(2))
-            result = learner.train_round(global_context, state, sources)
+            result = learner.train_round(global_context, state, sources(noise))
             state = result.state
         results.append(result)
     a, b = results
@@ -75,8 +83,7 @@ def test_one_shot_trains_on_what_the_noise_source_answered_alone(site, recording
         experiment, learner = site(seed, method=method, **{**ONE_SHOT, "projection": projection})
         global_context, state = start(experiment)
         for _ in range(2):
-            sources = Randomness(noise, SeededSampler(np.random.default_rng(1)), np.random.default_rng(2))
-            result = learner.train_round(global_context, state, sources)
+            result = learner.train_round(global_context, state, sources(noise))
             state = result.state
         assert len(noise.calls) == 1
         results.append(result)
@@ -91,14 +98,14 @@ def test_the_projection_changes_what_is_learned_and_not_what_is_released(site):
     states = []
     for projection in ("none", "text"):
         experiment, learner = site(**{**ONE_SHOT, "projection": projection})
-        states.append(learner.train_round(*start(experiment), SeededRandomness(0).for_round("s0", 1)).state)
+        states.append(learner.train_round(*start(experiment), round_of(1)).state)
     assert states[0].class_sums.tobytes() == states[1].class_sums.tobytes()
     assert states[0].context.tobytes() != states[1].context.tobytes()
 
 
 def test_with_all_the_noise_there_is_one_shot_stays_zero_shot(site):
     experiment, learner = site(**{**ONE_SHOT, "noise_multiplier": 500.0, "projection": "text"})
-    result = learner.train_round(*start(experiment), SeededRandomness(0).for_round("s0", 1))
+    result = learner.train_round(*start(experiment), round_of(1))
     assert not result.update.any()
     assert not result.state.context.any()
 
@@ -109,12 +116,12 @@ def test_the_data_does_reach_the_state_through_the_noised_sum(site, method):
     states = []
     for seed in (1, 2):
         experiment, learner = site(seed, method=method)
-        states.append(learner.train_round(*start(experiment), SeededRandomness(0).for_round("s0", 1)).state.context)
+        states.append(learner.train_round(*start(experiment), round_of(1)).state.context)
     assert states[0].tobytes() != states[1].tobytes()
 
 
-@pytest.mark.parametrize("mechanism", MECHANISMS, ids=lambda m: m["mechanism"] + m.get("projection", ""))
-@pytest.mark.parametrize("rank", RANKS)
+@pytest.mark.parametrize("mechanism", MECHANISMS, ids=lambda m: m["mechanism"])
+@pytest.mark.parametrize("rank", [1, 5])
 @pytest.mark.parametrize("method", ["dplora", "fedpgp"])
 def test_the_personal_context_has_the_rank_that_was_asked_for(site, method, rank, mechanism):
     """After every round, under the real optimizer and with noise."""
@@ -122,25 +129,24 @@ def test_the_personal_context_has_the_rank_that_was_asked_for(site, method, rank
     experiment, learner = site(**settings)
     global_context, state = start(experiment)
     for number in (1, 2):
-        state = learner.train_round(global_context, state, SeededRandomness(0).for_round("s0", number)).state
+        state = learner.train_round(global_context, state, round_of(number)).state
         values = np.linalg.svd(state.context, compute_uv=False)
         assert values[0] > 0
         assert np.all(values[rank:] <= 1e-10 * values[0])
 
 
-@pytest.mark.parametrize("mechanism", MECHANISMS, ids=lambda m: m["mechanism"] + m.get("projection", ""))
-@pytest.mark.parametrize("rank", [1, 8])
+@pytest.mark.parametrize("mechanism", MECHANISMS, ids=lambda m: m["mechanism"])
 @pytest.mark.parametrize("method", METHODS)
-def test_a_restart_from_the_record_equals_going_on(site, method, rank, mechanism):
+def test_a_restart_from_the_record_equals_going_on(site, method, mechanism):
     """All that a method needs from round to round is in the record, down to the bit."""
-    settings = {"method": method, "rank": rank, "num_context": 8, **mechanism}
+    settings = {"method": method, "rank": 1, "num_context": 8, **mechanism}
     experiment, learner = site(**settings)
     global_context, state = start(experiment)
     kept = state
     for number in (1, 2, 3):
-        through = learner.train_round(global_context, state, SeededRandomness(0).for_round("s0", number))
+        through = learner.train_round(global_context, state, round_of(number))
         _, fresh = site(**settings)
-        again = fresh.train_round(global_context, kept, SeededRandomness(0).for_round("s0", number))
+        again = fresh.train_round(global_context, kept, round_of(number))
         assert again.update.tobytes() == through.update.tobytes()
         assert again.state.context.tobytes() == through.state.context.tobytes()
         state = through.state
@@ -156,29 +162,28 @@ def test_fedpgp_makes_its_factors_once(site):
     global_context, state = start(experiment)
     kept = []
     for number in (1, 2, 3):
-        state = learner.train_round(global_context, state, SeededRandomness(0).for_round("s0", number)).state
+        state = learner.train_round(global_context, state, round_of(number)).state
         kept.append(state.parameters.tobytes())
     assert len(set(kept)) == 1
     assert state.parameters.any()
     assert not state.context.any()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["dpfpl", "fedpgp"])
 def test_isolation_another_sites_data_changes_nothing_here(site, method):
     experiment, mine = site(1, method=method)
-    alone = mine.train_round(*start(experiment), SeededRandomness(0).for_round("s0", 1))
-    for other_seed in (2, 3):
-        _, other = site(other_seed, method=method)
-        other.train_round(*start(experiment), SeededRandomness(0).for_round("s1", 1))
-        again = mine.train_round(*start(experiment), SeededRandomness(0).for_round("s0", 1))
-        assert again.update.tobytes() == alone.update.tobytes()
-        assert again.state.context.tobytes() == alone.state.context.tobytes()
+    alone = mine.train_round(*start(experiment), round_of(1))
+    _, other = site(2, method=method)
+    other.train_round(*start(experiment), SeededRandomness(0).for_round("s1", 1))
+    again = mine.train_round(*start(experiment), round_of(1))
+    assert again.update.tobytes() == alone.update.tobytes()
+    assert again.state.context.tobytes() == alone.state.context.tobytes()
 
 
 def test_the_given_state_is_not_written_to(site):
     experiment, learner = site()
     global_context, state = start(experiment)
-    learner.train_round(global_context, state, SeededRandomness(0).for_round("s0", 1))
+    learner.train_round(global_context, state, round_of(1))
     assert not state.context.any()
     assert not global_context.any()
     assert state.optimizer.steps == 0
@@ -187,8 +192,7 @@ def test_the_given_state_is_not_written_to(site):
 def test_every_local_step_is_noised_and_the_update_is_their_mean(site, recording_noise):
     experiment, learner = site(local_steps=4, trust="local", method="promptfl")
     noise = recording_noise(lambda total, std: np.ones_like(total))
-    sources = Randomness(noise, SeededSampler(np.random.default_rng(1)), np.random.default_rng(2))
-    result = learner.train_round(*start(experiment), sources)
+    result = learner.train_round(*start(experiment), sources(noise))
     assert len(noise.calls) == 4
     np.testing.assert_allclose(result.update, 1 / (0.5 * 40), rtol=1e-12)
     assert result.state.optimizer.steps == 4
@@ -201,7 +205,7 @@ def test_P8_a_round_without_any_example_still_releases_noise(site, recording_noi
 
     experiment, learner = site()
     noise = recording_noise()
-    learner.train_round(*start(experiment), Randomness(noise, Nobody(), np.random.default_rng(0)))
+    learner.train_round(*start(experiment), sources(noise, Nobody()))
     assert len(noise.calls) == 3 * experiment.rounds.local_steps
     assert not any(total.any() for total, _ in noise.calls)
 
@@ -228,8 +232,7 @@ def test_P9_one_image_moves_a_step_by_at_most_the_sensitivity(
     totals, updates = [], []
     for data in (features, smaller):
         noise = recording_noise()
-        sources = Randomness(noise, Everybody(), np.random.default_rng(0))
-        result = PromptLearner(backbone, experiment, data).train_round(*start(experiment), sources)
+        result = PromptLearner(backbone, experiment, data).train_round(*start(experiment), sources(noise, Everybody()))
         totals.append([total for total, _ in noise.calls])
         updates.append(result.update)
     bounds = [0.3, 0.2, 0.2]
@@ -268,9 +271,7 @@ def test_the_strength_weighs_the_personal_part_in_evaluation_and_not_in_training
     assert learner.evaluate(shared, personal)["personal_local"] != learner.evaluate(shared, personal)["global_local"]
     metrics = other.evaluate(shared, personal)
     assert metrics["personal_local"] == metrics["global_local"]
-    first, second = (
-        each.train_round(shared, state, SeededRandomness(0).for_round("s0", 1)) for each in (learner, other)
-    )
+    first, second = (each.train_round(shared, state, round_of(1)) for each in (learner, other))
     np.testing.assert_array_equal(first.state.context, second.state.context)
 
 
@@ -288,8 +289,7 @@ def test_public_pulls_are_made_of_released_values_and_public_facts_alone(
         experiment, bare = site(seed, method=method, local_steps=3)
         pulled = dataclasses.replace(experiment, prompt=dataclasses.replace(experiment.prompt, **options))
         learner = PromptLearner(backbone, pulled, bare._features)
-        sources = Randomness(noise, SeededSampler(np.random.default_rng(1)), np.random.default_rng(2))
-        states.append(learner.train_round(*start(experiment), sources).state.context)
+        states.append(learner.train_round(*start(experiment), sources(noise)).state.context)
     assert states[0].tobytes() == states[1].tobytes()
     assert (states[0].tobytes() == states[2].tobytes()) == (method == "promptfl")
 

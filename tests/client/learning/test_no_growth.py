@@ -13,7 +13,6 @@ from dpfpl_client.learning.learner import PersonalState, PromptLearner
 from dpfpl_client.learning.step import SeededRandomness
 from dpfpl_client.models.text_tower import layers as products
 from dpfpl_client.models.text_tower.fast import FastTextTower
-from dpfpl_common.experiment import METHODS
 
 CLASSES = ("cat", "dog", "tree")
 STATM = Path("/proc/self/statm")
@@ -47,7 +46,7 @@ def live_tensors():
     return sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects())
 
 
-@pytest.mark.parametrize("settings", [*({"method": each} for each in METHODS), ONE_SHOT], ids=str)
+@pytest.mark.parametrize("settings", [{"method": "dpfpl"}, {"method": "fedpgp"}, ONE_SHOT], ids=str)
 def test_python_objects_and_tensors_of_a_round_go_with_it(rounds, settings):
     run = rounds(**settings)
     run(3)

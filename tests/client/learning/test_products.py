@@ -54,12 +54,6 @@ def test_the_kernel_depends_on_the_processor_alone(capability, chosen, monkeypat
     assert products.prefers_onednn(torch.float32) == chosen
 
 
-def test_the_trial_changes_no_global_setting(wide):
-    before = (torch.get_float32_matmul_precision(), torch.backends.mkldnn.enabled, torch.get_num_threads())
-    FrozenProduct(torch.ones(3, 2), None)
-    assert (torch.get_float32_matmul_precision(), torch.backends.mkldnn.enabled, torch.get_num_threads()) == before
-
-
 def test_an_inexact_kernel_is_not_chosen(monkeypatch, wide):
     monkeypatch.setattr(
         products, "onednn_product", lambda weight: lambda x, bias: (x.bfloat16() @ weight.T.bfloat16()).float()

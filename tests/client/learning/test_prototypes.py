@@ -5,31 +5,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 
-from dpfpl_client.learning.prototypes import prototypes_from
-from dpfpl_client.models.class_scorer import direction_count, text_directions
+from dpfpl_client.learning.evidence import prototypes_from
+from dpfpl_client.models.class_scorer import ClassScorer, direction_count
 from dpfpl_common.errors import PrivacyError
+from dpfpl_common.evidence import images_to_stand_out
 from dpfpl_common.privacy.noise import SeededNoise, SystemNoise
 from dpfpl_common.privacy.one_shot import noised_class_sums
-from dpfpl_common.privacy_plan import images_to_stand_out
+from no_noise import NoNoise
 
 pytestmark = pytest.mark.privacy
 
 CLASSES, SIZE = 5, 12
-
-
-class Recording:
-    """Adds nothing; remembers what it was asked to add, and where."""
-
-    is_private = False
-
-    def __init__(self):
-        self.calls = []
-
-    def add(self, total, noise_stddev):
-        self.calls.append((total.shape, noise_stddev))
-        return total
 
 
 def examples(count, seed, scale=1.0):
@@ -47,19 +34,18 @@ def examples(count, seed, scale=1.0):
 def test_one_example_moves_the_sums_by_at_most_one(count, seed, scale):
     features, labels = examples(count, seed)
     features[-1] *= scale
-    after = noised_class_sums(features, labels, CLASSES, Recording(), 1.0)
-    before = noised_class_sums(features[:-1], labels[:-1], CLASSES, Recording(), 1.0)
+    after = noised_class_sums(features, labels, CLASSES, NoNoise(), 1.0)
+    before = noised_class_sums(features[:-1], labels[:-1], CLASSES, NoNoise(), 1.0)
     assert np.linalg.norm(after - before) <= 1 + 1e-9
     assert np.all(np.isfinite(after))
 
 
-def test_every_row_of_the_public_class_list_is_noised_even_without_any_image():
-    noise = Recording()
-    sums = noised_class_sums(np.zeros((0, SIZE), np.float32), np.zeros(0, np.int64), CLASSES, noise, 2.5)
-    assert noise.calls == [((CLASSES, SIZE), 2.5)]
+def test_every_row_of_the_public_class_list_is_noised_even_without_any_image(recording_noise):
+    noise, nothing = recording_noise(), (np.zeros((0, SIZE), np.float32), np.zeros(0, np.int64), CLASSES)
+    sums = noised_class_sums(*nothing, noise, 2.5)
+    assert [(total.shape, stddev) for total, stddev in noise.calls] == [((CLASSES, SIZE), 2.5)]
     assert sums.shape == (CLASSES, SIZE)
-    released = noised_class_sums(np.zeros((0, SIZE), np.float32), np.zeros(0, np.int64), CLASSES, SystemNoise(), 2.5)
-    assert np.all(released != 0)
+    assert np.all(noised_class_sums(*nothing, SystemNoise(), 2.5) != 0)
 
 
 def test_noise_that_the_grid_cannot_carry_is_refused():
@@ -74,7 +60,7 @@ def unit(rows):
 
 def test_without_noise_prototypes_are_the_class_means_by_share():
     features, labels = examples(50, 1)
-    sums = noised_class_sums(features, labels, CLASSES, Recording(), 0.0)
+    sums = noised_class_sums(features, labels, CLASSES, NoNoise(), 0.0)
     prototypes = prototypes_from(sums, 0.0, unit(np.ones((CLASSES, SIZE))))
     np.testing.assert_allclose(prototypes.features, unit(sums))
     np.testing.assert_allclose(prototypes.weights, np.linalg.norm(sums, axis=1) / np.linalg.norm(sums, axis=1).sum())
@@ -168,16 +154,6 @@ def test_the_more_noise_the_more_a_prototype_is_the_classs_text(directions):
     assert weight[-1] == 0.0
 
 
-def test_projecting_noise_is_drawing_it_in_the_subspace():
-    """Isotropic noise has no favourite coordinates: after the projection it has the norm of k of them, not of d."""
-    directions = PROJECTIONS[1]
-    noise = SeededNoise(np.random.default_rng(5)).add(np.zeros((4000, 128)), 3.0)
-    inside = noise @ directions.T / 3.0
-    assert stats.kstest(inside.ravel(), "norm").pvalue > 1e-4
-    assert abs(np.cov(inside, rowvar=False) - np.eye(16)).max() < 6 * np.sqrt(2 / 4000)
-    assert np.linalg.norm(noise @ directions.T, axis=1).mean() == pytest.approx(3.0 * np.sqrt(16), rel=0.03)
-
-
 def test_a_projection_finds_a_class_that_is_lost_among_all_coordinates():
     directions = PROJECTIONS[1]
     sums = np.zeros((1, 128))
@@ -197,17 +173,19 @@ def test_the_public_directions_hold_the_class_texts_and_no_image(backbone, class
     tokens, initial = backbone.class_tokens(classes, 4), backbone.text_embeddings("a photo of a", 4)
     count = direction_count(len(classes), backbone.feature_size)
     assert count == max(16, 2 * len(classes))
-    directions = text_directions(backbone, tokens, initial, count)
+    scorer = ClassScorer(backbone, tokens)
+    directions = scorer.public_directions(initial, count)
     np.testing.assert_allclose(directions @ directions.T, np.eye(count), atol=1e-10)
     texts = backbone.text_features(initial, tokens).double().numpy()
     inside = texts @ directions.T
     # The differences between classes are what logits see of an image.
     for i, j in ((0, 1), (len(classes) - 1, 0)):
         assert np.linalg.norm(inside[i] - inside[j]) > 0.9 * np.linalg.norm(texts[i] - texts[j])
-    assert np.array_equal(directions, text_directions(backbone, tokens, initial, count)), "the same everywhere"
+    assert np.array_equal(directions, ClassScorer(backbone, tokens).public_directions(initial, count)), (
+        "the same everywhere"
+    )
     assert direction_count(1000, 96) == 96
-    start = np.zeros((4, backbone.width), np.float32)
-    assert text_directions(backbone, tokens, torch.from_numpy(start), 16).shape == (16, backbone.feature_size)
+    assert scorer.public_directions(torch.zeros(4, backbone.width), 16).shape == (16, backbone.feature_size)
 
 
 @pytest.mark.parametrize(("noise_multiplier", "size"), [(0.6, 96), (2.0, 96), (2.0, 512), (7.0, 768)])

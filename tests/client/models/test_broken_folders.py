@@ -4,13 +4,13 @@ import json
 import random
 import shutil
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from dpfpl_client.models.files import model_fingerprint
-from dpfpl_client.models.folder import identifying_files, refuse_broken
+from dpfpl_client.models.folder import identifying_files
+from dpfpl_client.models.generative.template import FAMILIES, REFUSED
 from dpfpl_client.models.loader import load_backbone
 from dpfpl_common.errors import DpfplError, ModelError
 from dpfpl_models import embedded_model_path
@@ -63,8 +63,11 @@ def changed_weights(path, **changes):
 # Kind: weights that are no numbers, or numbers that stand for others.
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("name", ["text_projection.weight", "visual_projection.weight", "logit_scale"])
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")], ids=str)
+@pytest.mark.parametrize(
+    "name",
+    ["text_projection.weight", "logit_scale", "text_model.final_layer_norm.bias", "vision_model.post_layernorm.bias"],
+)
 def test_DR5_one_value_that_is_not_finite_is_found_in_any_tensor(folder, name, value):
     def put(tensor):
         tensor.view(-1)[-1] = value
@@ -89,18 +92,8 @@ def test_weights_that_make_features_of_nothing_are_found(folder):
     refused(folder, "TEXT_TOWER_UNUSABLE")
 
 
-@pytest.mark.parametrize("tower", ["text_model.", "vision_model."])
-def test_DR5_one_value_in_a_bias_of_one_tower_is_found(folder, tower):
-    weights = load_file(folder / "model.safetensors")
-    name = next(each for each in weights if each.startswith(tower) and each.endswith("bias"))
-    weights[name][-1] = float("nan")
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    refused(folder, "WEIGHTS_NOT_FINITE", name, "1 of ")
-
-
-@pytest.mark.parametrize("method", ["bitsandbytes", "gptq", "fp8"])
-def test_quantised_weights_are_called_so_and_no_package_is_asked_for(folder, method):
-    changed_json(folder / "config.json", quantization_config={"quant_method": method})
+def test_quantised_weights_are_called_so_and_no_package_is_asked_for(folder):
+    changed_json(folder / "config.json", quantization_config={"quant_method": "bitsandbytes"})
     assert "pip install" not in refused(folder, "WEIGHTS_QUANTISED")
 
 
@@ -116,21 +109,16 @@ def sharded(folder, name, where):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-@pytest.mark.parametrize("name", ["sub/w.safetensors", "../w.safetensors", "./w.safetensors", "sub/../w.safetensors"])
-def test_DR5_an_index_that_names_weights_elsewhere_is_refused(folder, name):
+@pytest.mark.parametrize(
+    "name", ["sub/w.safetensors", "../w.safetensors", "./w.safetensors", "/w.safetensors", "w.bin"]
+)
+def test_DR5_an_index_that_names_weights_elsewhere_is_refused(folder, tmp_path, name):
+    """Also where they are pickled, which is never unpickled."""
+    name = f"{tmp_path}{name}" if name.startswith("/") else name
     sharded(folder, name, (folder / name).resolve())
+    if name == "w.bin":
+        (folder / "w.bin").write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
     refused(folder, "WEIGHTS_ELSEWHERE", repr(name), "index.json")
-
-
-def test_DR5_an_absolute_name_is_refused(folder, tmp_path):
-    sharded(folder, str(tmp_path / "w.safetensors"), tmp_path / "w.safetensors")
-    refused(folder, "WEIGHTS_ELSEWHERE", "w.safetensors")
-
-
-def test_DR5_an_index_that_names_pickled_weights_is_refused_and_nothing_is_unpickled(folder):
-    sharded(folder, "w.bin", folder / "w.bin")
-    (folder / "w.bin").write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
-    refused(folder, "WEIGHTS_ELSEWHERE", "'w.bin'")
 
 
 @pytest.mark.parametrize("name", ["sub/w.safetensors", "w.bin", 7])
@@ -149,12 +137,24 @@ def test_shards_in_the_folder_are_loaded_and_each_one_counts_in_the_fingerprint(
     sharded(folder, "model-00001-of-00001.safetensors", folder / "model-00001-of-00001.safetensors")
     found = load_backbone(str(folder))
     assert torch.equal(found.token_embedding.weight, whole.token_embedding.weight)
-    before = found.fingerprint
-    path = folder / "model-00001-of-00001.safetensors"
+    flip_a_bit(folder / "model-00001-of-00001.safetensors")
+    assert model_fingerprint(folder) != found.fingerprint
+
+
+def flip_a_bit(path):
     content = bytearray(path.read_bytes())
     content[-4] ^= 1
     path.write_bytes(content)
-    assert model_fingerprint(folder) != before
+
+
+def test_one_byte_of_any_file_changes_the_fingerprint(folder):
+    seen = {load_backbone("embedded").fingerprint, load_backbone(str(folder)).fingerprint}
+    assert len(seen) == 1
+    flip_a_bit(folder / "model.safetensors")
+    seen.add(load_backbone(str(folder)).fingerprint)
+    (folder / "tokenizer.json").write_text((folder / "tokenizer.json").read_text() + " ")
+    seen.add(load_backbone(str(folder)).fingerprint)
+    assert len(seen) == 3
 
 
 def test_the_files_of_the_fingerprint_are_enough_to_load_the_model(siglip, folder, tmp_path):
@@ -170,7 +170,35 @@ def test_the_files_of_the_fingerprint_are_enough_to_load_the_model(siglip, folde
         assert load_backbone(str(target)).fingerprint == load_backbone(str(source)).fingerprint
 
 
-# Kind: what people really have in such folders.
+# Kind: what people really have in such folders, or instead of one.
+
+
+def test_a_model_that_is_not_there(tmp_path):
+    for name in (tmp_path / "nowhere", "no-such-owner/no-such-model", "::"):
+        refused(name, "MODEL_NOT_FOUND", str(name))
+
+
+def test_a_folder_without_a_readable_config(folder):
+    for content in (None, "", "[]", "{}", "\0"):
+        (folder / "config.json").unlink(missing_ok=True)
+        if content is not None:
+            (folder / "config.json").write_text(content)
+        refused(folder, "NO_MODEL_CONFIG")
+
+
+def test_pickled_weights_are_never_loaded(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    refused(folder, "NO_SAFETENSORS")
+
+
+def test_a_family_that_cannot_be_used_is_refused_by_name_with_the_reason(folder):
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    assert set(REFUSED) <= set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+    assert not set(REFUSED) & set(FAMILIES)
+    for family, reason in REFUSED.items():
+        changed_json(folder / "config.json", model_type=family)
+        refused(folder, "UNKNOWN_FAMILY", repr(family), reason)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
@@ -184,15 +212,19 @@ def test_half_a_download_is_named_with_its_size(folder):
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
     refused(folder, "MODEL_FILE_CUT", "model.safetensors", f"{len(content):,}", "Download it again")
-    path.write_bytes(content + b"\0" * 10)
-    refused(folder, "MODEL_FILE_CUT", "model.safetensors")
+    for other in (content + b"\0" * 10, content[:1000]):
+        path.write_bytes(other)
+        refused(folder, "MODEL_FILE_CUT", "model.safetensors")
+    for other in (b"", b"\xff" * 100):
+        path.write_bytes(other)
+        refused(folder, "MODEL_FILE_DAMAGED", "model.safetensors")
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "preprocessor_config.json", "tokenizer_config.json"])
-@pytest.mark.parametrize("content", ["", "{", "<html>404</html>", "\0\0\0\0"])
-def test_a_file_that_is_no_json_is_named(folder, name, content):
-    (folder / name).write_text(content)
-    refused(folder, "MODEL_FILE_DAMAGED", name, "Download it again")
+def test_a_file_that_is_no_json_is_named(folder, name):
+    for content in ("", "{", "<html>404</html>", "\0\0\0\0"):
+        (folder / name).write_text(content)
+        refused(folder, "MODEL_FILE_DAMAGED", name, "Download it again")
 
 
 def test_a_missing_shard_is_named(folder):
@@ -223,9 +255,8 @@ def test_half_a_tokenizer_is_said(folder, left, missing):
 def test_a_tokenizer_that_knows_no_word_is_refused(siglip_folder):
     (siglip_folder / "tokenizer.json").unlink()
     (siglip_folder / "vocab.txt").write_text("nothing\n")
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises(ModelError, match=r"TOKENIZER_UNUSABLE|TOKENIZER_DOES_NOT_LOAD"):
         load_backbone(str(siglip_folder))
-    assert caught.value.code in ("TOKENIZER_UNUSABLE", "TOKENIZER_DOES_NOT_LOAD")
 
 
 def test_another_projection_dim_is_said_with_the_tensor_and_both_shapes(folder):
@@ -262,12 +293,11 @@ def test_a_file_that_may_not_be_read_is_named(folder):
     path = folder / "tokenizer.json"
     path.unlink()
     path.mkdir()
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises(ModelError, match=r"NO_TOKENIZER|MODEL_FILE_UNREADABLE"):
         load_backbone(str(folder))
-    assert caught.value.code in ("NO_TOKENIZER", "MODEL_FILE_UNREADABLE")
 
 
-# Two hundred folders, damaged in every way that came to mind.
+# Folders damaged in every way that came to mind.
 
 
 def cut(rng, path, content):
@@ -360,17 +390,16 @@ def damaged(seed, sound, target):
     return target
 
 
-def test_two_hundred_damaged_folders_each_has_a_code_or_is_plain(folder, siglip, tmp_path, capfd):
+@pytest.mark.parametrize("seeds", [range(60), pytest.param(range(60, 300), marks=pytest.mark.long)], ids=["60", "240"])
+def test_damaged_folders_each_has_a_code_or_is_plain(folder, siglip, tmp_path, capfd, seeds):
     chinese = write_model("chinese_clip", "WordPiece", tmp_path / "chinese", seed=1)
-    found = {}
-    for seed in range(200):
-        sound = (folder, siglip, chinese)[seed % 3]
-        target = damaged(seed, sound, tmp_path / str(seed))
-        found[seed] = outcome(target, capfd)
+    found = []
+    for seed in seeds:
+        target = damaged(seed, (folder, siglip, chinese)[seed % 3], tmp_path / str(seed))
+        found.append(outcome(target, capfd))
         shutil.rmtree(target)
-    codes = np.unique(list(found.values()), return_counts=True)
-    assert sum(code != "as plain" for code in found.values()) > 100, codes
-    assert len(codes[0]) > 8, codes
+    assert sum(code != "as plain" for code in found) > len(found) / 2, found
+    assert len(set(found)) > 7, found
 
 
 def test_a_foreign_family_is_named_before_anything_that_its_folder_lacks(folder):
@@ -381,8 +410,3 @@ def test_a_foreign_family_is_named_before_anything_that_its_folder_lacks(folder)
     refused(folder, "UNKNOWN_FAMILY", "'foreign'")
     (folder / "config.json").write_text(POINTER)
     refused(folder, "GIT_LFS_POINTER", "config.json")
-
-
-def test_what_is_sound_is_not_refused(folder, siglip):
-    refuse_broken(folder)
-    refuse_broken(siglip)

@@ -70,7 +70,7 @@ def test_every_kind_in_every_family(family, kind, tmp_path):
     assert difference(write_model(family, kind, tmp_path, seed=2)) < CLOSE
 
 
-@pytest.mark.parametrize("family", ["clip", "siglip", "vision-text-dual-encoder"])
+@pytest.mark.parametrize("family", ["clip", "vision-text-dual-encoder"])
 def test_with_the_published_clip_vocabulary(family, tmp_path):
     published = clip_vocabulary()
     if published is None:
@@ -114,7 +114,7 @@ def count_of(seeds, tmp_path):
 
 
 def test_random_tokenizers_and_names_ours_equals_plain_or_is_refused(tmp_path):
-    assert count_of(range(24), tmp_path) > 120
+    assert count_of(range(12), tmp_path) > 60
 
 
 @pytest.mark.long
@@ -186,13 +186,13 @@ def test_clips_that_end_prompts_at_the_largest_id_are_right_on_the_whole_vocabul
 
 
 def test_the_trial_finds_a_begin_that_was_forgotten(tmp_path, monkeypatch):
-    from dpfpl_client.models import siglip
+    from dpfpl_client.models import encoders
 
-    class Forgetful(siglip.PaddedTextTower):
+    class Forgetful(encoders.PaddedTextTower):
         def __init__(self, text_model, begin, *, pads_left):
             super().__init__(text_model, (), pads_left=pads_left)
 
-    monkeypatch.setattr(siglip, "PaddedTextTower", Forgetful)
+    monkeypatch.setattr(encoders, "PaddedTextTower", Forgetful)
     folder = write_model("siglip", GEMMA, tmp_path, seed=3)
     assert "relative difference" in refused(folder, "TEXT_TOWER_UNUSABLE")
 

@@ -12,9 +12,10 @@ from dpfpl_client.learning.step import noised_step
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings, RoundSettings
 from dpfpl_common.privacy.accounting import epsilon
 from dpfpl_common.privacy.clipping import GRAIN, clipped_sums
-from dpfpl_common.privacy.noise import NoNoise, SystemNoise
+from dpfpl_common.privacy.noise import SystemNoise
 from dpfpl_common.privacy_plan import planned_events, resolve_noise, site_noise_stddev
 from dpfpl_server.federation.aggregation import update_norm_cap
+from no_noise import NoNoise
 
 pytestmark = pytest.mark.privacy
 

@@ -66,12 +66,16 @@ def parts(data_settings):
     return Counter((record.split, record.digest, record.label, record.question) for record in records)
 
 
-def check(read, world, changed):
-    """One file of ``world`` is taken away: the two divisions differ in at most one example, of one part."""
+def check(examples, world, changed):
+    """One file or line of ``world`` is taken away: the two divisions differ in at most one example, of one part."""
     index = changed % len(world)
-    before, after = parts(read(world)), parts(read([*world[:index], *world[index + 1 :]]))
+    before, after = examples(world), examples([*world[:index], *world[index + 1 :]])
     assert ((before - after) + (after - before)).total() <= 1
-    assert max(Counter((digest, question) for _, digest, _, question in before).values(), default=0) <= 1
+    return before
+
+
+def each_once(examples):
+    assert max(Counter((digest, question) for _, digest, _, question in examples).values(), default=0) <= 1
 
 
 @NEIGHBOURS
@@ -86,9 +90,9 @@ def test_ni4_folder(encoded, fresh, world, changed, declared):
             place = root / (side or "train") / label if declared else root / label
             name = "png" if suffix == "broken" else suffix
             (place / f"{number}.{name}").write_bytes(encoded[picture, suffix])
-        return DataSettings("folder", str(root), test_fraction=0.4)
+        return parts(DataSettings("folder", str(root), test_fraction=0.4))
 
-    check(read, list(enumerate(world)), changed)
+    each_once(check(read, list(enumerate(world)), changed))
 
 
 @NEIGHBOURS
@@ -108,9 +112,9 @@ def test_ni4_csv(encoded, fresh, world, changed):
             for name, (picture, suffix, label, side) in files:
                 (root / f"{name}.{suffix}").write_bytes(encoded[picture, suffix])
                 rows.writerow((f"{name}.{suffix}", label, side or ""))
-        return DataSettings("csv", str(root / "list.csv"), test_fraction=0.4)
+        return parts(DataSettings("csv", str(root / "list.csv"), test_fraction=0.4))
 
-    check(read, list(enumerate(world)), changed)
+    each_once(check(read, list(enumerate(world)), changed))
 
 
 @NEIGHBOURS
@@ -129,17 +133,11 @@ def test_ni4_questions(encoded, fresh, world, changed):
             asked = {"question": question} if question else {}
             text.append(json.dumps({"image": name, "answer": label, **asked} | ({"split": side} if side else {})))
         (root / "lines.jsonl").write_text("\n".join(text) + "\n", encoding="utf-8")
-        return DataSettings("questions", str(root / "lines.jsonl"), test_fraction=0.4)
-
-    def examples(lines):
-        found = parts(read(lines))
+        found = parts(DataSettings("questions", str(root / "lines.jsonl"), test_fraction=0.4))
         assert max(found.values(), default=0) <= 1
         return found
 
-    lines = list(enumerate(world))
-    index = changed % len(lines)
-    before, after = examples(lines), examples([*lines[:index], *lines[index + 1 :]])
-    assert ((before - after) + (after - before)).total() <= 1
+    check(read, list(enumerate(world)), changed)
 
 
 class Table:
@@ -176,9 +174,7 @@ def test_ni4_hub(encoded, world, changed, declared):
             patch.setattr(hub, "_import_datasets", lambda: fake)
             return parts(DataSettings("huggingface", "owner/name", test_fraction=0.4))
 
-    index = changed % len(world)
-    before, after = read(world), read([*world[:index], *world[index + 1 :]])
-    assert ((before - after) + (after - before)).total() <= 1
+    check(read, world, changed)
 
 
 @pytest.mark.long

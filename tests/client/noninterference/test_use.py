@@ -16,7 +16,7 @@ from dpfpl_client.site.settings import load_site
 from dpfpl_client.use import results
 from dpfpl_client.use.prompt import load_prompt
 from dpfpl_common.experiment import PrivacySettings, RoundSettings
-from dpfpl_common.wire.payloads import scored
+from dpfpl_common.privacy_plan import scored
 
 pytestmark = pytest.mark.privacy
 

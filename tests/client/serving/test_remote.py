@@ -68,19 +68,17 @@ def test_the_answers_are_those_of_a_model_of_ones_own(classifier, address, files
     assert "larger than 100,000 bytes" in served[4].error
 
 
-def test_what_concerns_no_single_image_is_an_error_with_its_code(address, files):
-    with pytest.raises(DeploymentError) as caught:
-        list(classify_served(address, files, 2, token="another token of letters"))
-    assert caught.value.code == "TOKEN_WRONG"
-    with pytest.raises(DeploymentError) as caught:
-        list(classify_served(address, files, 2, question="what is it?", token=TOKEN))
-    assert caught.value.code == "UNWANTED_QUESTION"
-    with pytest.raises(DeploymentError) as caught:
-        list(classify_served(f"http://127.0.0.1:{free_port()}", files, 2))
-    assert caught.value.code == "NOT_SERVED"
-    with pytest.raises(ConfigError) as caught:
-        list(classify_served("file:///etc/passwd", files, 2))
-    assert caught.value.code == "BAD_ADDRESS"
+@pytest.mark.parametrize(
+    ("instead", "code"),
+    [
+        ({"token": "another token of letters"}, "TOKEN_WRONG"),
+        ({"question": "what is it?"}, "UNWANTED_QUESTION"),
+        ({"address": f"http://127.0.0.1:{free_port()}"}, "NOT_SERVED"),
+    ],
+)
+def test_what_concerns_no_single_image_is_an_error_with_its_code(address, files, instead, code):
+    with pytest.raises(DeploymentError, match=code):
+        list(classify_served(**{"address": address, "paths": files, "top": 2, "token": TOKEN, **instead}))
 
 
 @pytest.mark.parametrize(
@@ -182,13 +180,12 @@ def test_whatever_else_answers_is_named_and_nothing_is_believed(files, monkeypat
 
 @pytest.mark.parametrize(
     "address",
-    ["", "localhost:8080", "ftp://h:1", "http://", "http://127.0.0.1:abc", "http://127.0.0.1:99999", "http://[::1",
-     "http://us er@h", "http://h\x1b[2J:1"],
+    ["", "localhost:8080", "ftp://h:1", "file:///etc/passwd", "http://", "http://127.0.0.1:abc",
+     "http://127.0.0.1:99999", "http://[::1", "http://us er@h", "http://h\x1b[2J:1"],
 )  # fmt: skip
 def test_an_address_that_is_none_is_named(files, address):
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError, match="BAD_ADDRESS"):
         list(classify_served(address, files[:1], 1))
-    assert caught.value.code == "BAD_ADDRESS"
 
 
 def test_a_file_that_cannot_be_read_does_not_stop_the_others(files, monkeypatch):

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import io
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -17,9 +18,7 @@ from PIL import Image
 from dpfpl_client.models.loader import load_backbone
 from dpfpl_client.use.prompt import SitePrompt, load_prompt
 from dpfpl_client.use.serving import app as app_module
-from dpfpl_client.use.serving import app as reading
-from dpfpl_client.use.serving.app import MAX_WAITING, classifier_app
-from dpfpl_client.use.serving.server import ServeSettings, serve_classifier
+from dpfpl_client.use.serving.app import MAX_WAITING, classifier_app, serve_app
 from dpfpl_common.errors import DeploymentError
 from dpfpl_common.experiment import Experiment, ModelSettings, PrivacySettings, PromptSettings, TaskSettings
 
@@ -52,6 +51,14 @@ def call(classifier, method, path, *, limit=LIMIT, about=None, **arguments):
     return asyncio.run(go())
 
 
+def refused(classifier, content, query="", headers=PNG):
+    """Status, code and message of the answer to what is not predicted, which has advice."""
+    answer = call(classifier, "POST", f"/v1/predict{query}", content=content, headers=headers)
+    problem = answer.json()
+    assert problem["advice"]
+    return answer.status_code, problem["code"], problem["message"]
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"])
 def test_the_answer_is_the_classifiers_own(classifier, image, kind):
     body = encoded(image, kind)
@@ -68,6 +75,7 @@ def test_the_answer_is_the_classifiers_own(classifier, image, kind):
     [
         (b"", "image/png", 400, "NO_IMAGE"),
         (b"not an image", "image/png", 422, "CORRUPT_IMAGE"),
+        (encoded(Image.effect_noise((120, 120), 50))[:3000], "image/png", 422, "CORRUPT_IMAGE"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "image/svg+xml", 422, "CORRUPT_IMAGE"),
         (b"x" * (LIMIT + 1), "image/png", 413, "IMAGE_TOO_LARGE"),
         (b"{}", "application/json", 415, "WRONG_TYPE"),
@@ -77,16 +85,9 @@ def test_the_answer_is_the_classifiers_own(classifier, image, kind):
     ],
 )
 def test_what_is_no_reasonable_image_is_refused_with_a_code_and_advice(classifier, content, kind, status, code):
-    answer = call(classifier, "POST", "/v1/predict", content=content, headers={"content-type": kind})
-    assert (answer.status_code, answer.json()["code"]) == (status, code)
-    assert answer.json()["message"]
-    assert answer.json()["advice"]
-
-
-def test_a_cut_off_image_is_refused(classifier, image):
-    big = Image.effect_noise((120, 120), 50).convert("RGB")
-    answer = call(classifier, "POST", "/v1/predict", content=encoded(big)[:3000], headers=PNG)
-    assert (answer.status_code, answer.json()["code"]) == (422, "CORRUPT_IMAGE")
+    *found, message = refused(classifier, content, headers={"content-type": kind})
+    assert found == [status, code]
+    assert message
 
 
 def test_a_decompression_bomb_is_refused_before_it_unpacks(classifier):
@@ -94,9 +95,8 @@ def test_a_decompression_bomb_is_refused_before_it_unpacks(classifier):
     bomb = encoded(Image.new("1", (13_000, 11_000)))
     assert len(bomb) < LIMIT
     started = time.monotonic()
-    answer = call(classifier, "POST", "/v1/predict", content=bomb, headers=PNG)
-    assert (answer.status_code, answer.json()["code"]) == (422, "CORRUPT_IMAGE")
-    assert "pixels" in answer.json()["message"]
+    status, code, message = refused(classifier, bomb)
+    assert (status, code, "pixels" in message) == (422, "CORRUPT_IMAGE", True)
     assert time.monotonic() - started < 5
 
 
@@ -108,21 +108,19 @@ def test_a_body_without_a_declared_length_is_cut_at_the_limit(classifier):
             sent.append(1)
             yield b"x" * 10_000
 
-    answer = call(classifier, "POST", "/v1/predict", content=endless(), headers=PNG)
-    assert (answer.status_code, answer.json()["code"]) == (413, "IMAGE_TOO_LARGE")
+    assert refused(classifier, endless())[:2] == (413, "IMAGE_TOO_LARGE")
     assert len(sent) < 20
 
 
 def test_a_slow_sender_is_let_go(classifier, monkeypatch):
-    monkeypatch.setattr(reading, "BODY_SECONDS", 0.2)
+    monkeypatch.setattr(app_module, "BODY_SECONDS", 0.2)
 
     async def slow():
         yield b"x"
         await asyncio.sleep(30)
         yield b"x"
 
-    answer = call(classifier, "POST", "/v1/predict", content=slow(), headers=PNG)
-    assert (answer.status_code, answer.json()["code"]) == (408, "TOO_SLOW")
+    assert refused(classifier, slow())[:2] == (408, "TOO_SLOW")
 
 
 def test_a_crowd_is_told_to_come_back(classifier, image):
@@ -159,9 +157,8 @@ def test_a_crowd_is_told_to_come_back(classifier, image):
 
 @pytest.mark.parametrize("top", ["0", "-1", "many", "1001"])
 def test_a_wrong_parameter_is_named(classifier, image, top):
-    answer = call(classifier, "POST", f"/v1/predict?top={top}", content=encoded(image), headers=PNG)
-    assert (answer.status_code, answer.json()["code"]) == (422, "WRONG_PARAMETER")
-    assert answer.json()["message"].startswith("top: ")
+    status, code, message = refused(classifier, encoded(image), f"?top={top}")
+    assert (status, code, message[:5]) == (422, "WRONG_PARAMETER", "top: ")
 
 
 def test_the_interface_describes_itself_and_loads_nothing_from_elsewhere(classifier):
@@ -189,9 +186,7 @@ def test_a_question_to_a_prompt_that_tells_classes_apart_is_refused_before_the_i
         raise AssertionError("the image was read")
         yield b""
 
-    answer = call(classifier, "POST", "/v1/predict?question=what+is+it", content=endless(), headers=PNG)
-    assert (answer.status_code, answer.json()["code"]) == (422, "UNWANTED_QUESTION")
-    assert answer.json()["advice"]
+    assert refused(classifier, endless(), "?question=what+is+it")[:2] == (422, "UNWANTED_QUESTION")
 
 
 def in_words(kind, question=""):
@@ -214,13 +209,11 @@ def test_a_prompt_that_answers_questions_is_asked_one_with_every_image(image):
     assert call(asked, "GET", "/v1/prompt").json() == {
         "classes": [], "task": "vqa", "question": "", "max_bytes": LIMIT, "scores": [], "about": None,
     }  # fmt: skip
-    for path in ("/v1/predict", "/v1/predict?question=", "/v1/predict?question=%20%0A"):
-        answer = call(asked, "POST", path, content=encoded(image), headers=PNG)
-        assert (answer.status_code, answer.json()["code"]) == (422, "NO_QUESTION")
-    for path, words in (("x" * 1001, "longer than 1000"), ("a%00b", "character U+0000"), ("a%E2%80%AEb", "U+202E")):
-        answer = call(asked, "POST", f"/v1/predict?question={path}", content=encoded(image), headers=PNG)
-        assert (answer.status_code, answer.json()["code"]) == (422, "BAD_QUESTION")
-        assert words in answer.json()["message"]
+    for query in ("", "?question=", "?question=%20%0A"):
+        assert refused(asked, encoded(image), query)[:2] == (422, "NO_QUESTION")
+    for question, words in (("x" * 1001, "longer than 1000"), ("a%00b", "character U+0000"), ("a%E2%80%AEb", "U+202E")):
+        status, code, message = refused(asked, encoded(image), f"?question={question}")
+        assert (status, code, words in message) == (422, "BAD_QUESTION", True)
     assert asked.asked("\u0645\u06cc\u200c\u0634\u0648\u062f \U0001f469\u200d\U0001f52c?").count("\u200d") == 1
     assert asked.asked("what <image> is </s> it?")  # plain characters to this tokenizer
     found = {}
@@ -237,10 +230,9 @@ def test_a_question_that_spells_a_control_token_is_a_bad_question(image, monkeyp
     asked = in_words("vqa")
     tokenizer = asked._backbone.tokenizer
     tokenizer.add_tokens(["beyond"])  # behind the embedding's last row, and one token whatever is asked for
-    for path in ("what+beyond+is+it", "beyond"):
-        answer = call(asked, "POST", f"/v1/predict?question={path}", content=encoded(image), headers=PNG)
-        assert (answer.status_code, answer.json()["code"]) == (422, "BAD_QUESTION")
-        assert "beyond" in answer.json()["message"]
+    for question in ("what+beyond+is+it", "beyond"):
+        status, code, message = refused(asked, encoded(image), f"?question={question}")
+        assert (status, code, "beyond" in message) == (422, "BAD_QUESTION", True)
     given = []
     embed = asked._backbone.language.embed
     monkeypatch.setattr(asked._backbone.language, "embed", lambda ids: given.append(ids) or embed(ids))
@@ -263,12 +255,8 @@ def test_a_prompt_for_captions_may_be_asked_and_has_a_question_of_its_own(image,
 
 
 def test_a_port_in_use_is_said(classifier):
-    import socket
-
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        settings = ServeSettings("127.0.0.1", taken.getsockname()[1], None, LIMIT)
-        with pytest.raises(DeploymentError, match="PORT_IN_USE"):
-            serve_classifier(classifier, settings, print)
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(DeploymentError, match="PORT_IN_USE"):
+        serve_app(classifier_app(classifier, LIMIT), "127.0.0.1", taken.getsockname()[1], None, print)
 
 
 @pytest.mark.slow

@@ -20,11 +20,12 @@ from dpfpl_common.privacy_plan import (
     planned_score_events,
     resolve_noise,
     score_noise_multiplier,
+    scored,
+    share_stddev,
     vote_multiplier,
 )
 from dpfpl_common.secure import SUMS
-from dpfpl_common.secure.sums import share_stddev, terms_of
-from dpfpl_common.wire.payloads import scored
+from dpfpl_common.secure.terms import terms_of
 
 pytestmark = pytest.mark.privacy
 

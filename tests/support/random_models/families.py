@@ -6,7 +6,7 @@ families' own with small images.
 """
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 
@@ -14,7 +14,7 @@ from random_models.encoders import ENCODERS
 from random_models.generative import GENERATIVE
 from random_models.parts import Sizes
 
-__all__ = ["FAMILIES", "Sizes", "write_random_model"]
+__all__ = ["FAMILIES", "Sizes", "fill_randomly", "write_random_model"]
 
 FAMILIES: Final = {**ENCODERS, **GENERATIVE}
 """By the model type of their config.json; behind a slash what their towers are, where a type says nothing of them."""
@@ -27,8 +27,15 @@ def write_random_model(
     family: str, folder: Path, sizes: Sizes | None = None, seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> Path:
     """A model of that family with random weights, stored as ``dtype``, in Hugging Face format; the folder again."""
-    sizes = sizes or Sizes()
-    model, tokenizer, processor = FAMILIES[family](sizes)
+    model, tokenizer, processor = FAMILIES[family](sizes or Sizes())
+    fill_randomly(model, seed)
+    for part in (model.to(dtype), tokenizer, processor):
+        part.save_pretrained(folder)
+    return folder
+
+
+def fill_randomly(model: Any, seed: int) -> None:
+    """Weights with which nothing of a model can be left out unnoticed."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -38,8 +45,3 @@ def write_random_model(
                 weight.normal_(0.0, 1.5 * weight[0].numel() ** -0.5, generator=generator)
             else:  # biases and norms begin as zeros and ones, which hide what is left out
                 weight += 0.1 * torch.randn(weight.shape, generator=generator)
-    folder.mkdir(parents=True, exist_ok=True)
-    model.to(dtype).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder

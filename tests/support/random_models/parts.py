@@ -113,18 +113,8 @@ def gemma_tokenizer() -> Any:
     from transformers import Siglip2Tokenizer
 
     merges = _merges(WORDS, "▁")
-    pieces = [
-        PAD,
-        "<eos>",
-        "<bos>",
-        UNKNOWN,
-        "<mask>",
-        *(f"<0x{byte:02X}>" for byte in range(256)),
-        "▁",
-        *LETTERS,
-        *".?:",
-    ]
-    pieces += ["".join(pair) for pair in merges]
+    pieces = [PAD, "<eos>", "<bos>", UNKNOWN, "<mask>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁"]
+    pieces += [*LETTERS, *".?:", *("".join(pair) for pair in merges)]
     vocabulary = {piece: place for place, piece in enumerate(dict.fromkeys(pieces))}
     tokenizer = Siglip2Tokenizer(vocab=vocabulary, merges=merges, padding_side="right")
     ends = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", vocabulary["<eos>"])])
@@ -136,19 +126,8 @@ def bert_tokenizer() -> Any:
     """BERT's own tokenizer class with a few whole words, and letters for the rest."""
     from transformers import BertTokenizer
 
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    entries = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        *WORDS,
-        ".",
-        "?",
-        *letters[1:],
-        *(f"##{c}" for c in letters),
-    ]
+    entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, ".", "?", *LETTERS[1:]]
+    entries += [f"##{letter}" for letter in LETTERS]
     return BertTokenizer(vocab={entry: number for number, entry in enumerate(entries)})
 
 
@@ -158,15 +137,8 @@ def roberta_tokenizer() -> Any:
     from transformers import RobertaTokenizer
 
     merges = list(dict.fromkeys((f"Ġ{word}"[: n + 1], word[n]) for word in WORDS for n in range(len(word))))
-    entries = [
-        "<s>",
-        PAD,
-        "</s>",
-        UNKNOWN,
-        "<mask>",
-        *sorted(ByteLevel.alphabet()),
-        *("".join(pair) for pair in merges),
-    ]
+    entries = ["<s>", PAD, "</s>", UNKNOWN, "<mask>", *sorted(ByteLevel.alphabet())]
+    entries += ["".join(pair) for pair in merges]
     return RobertaTokenizer(vocab={entry: number for number, entry in enumerate(entries)}, merges=merges)
 
 

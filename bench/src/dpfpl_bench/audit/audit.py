@@ -7,17 +7,22 @@ and fixed beforehand.
 """
 
 import dataclasses
-import math
-import statistics
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from dpfpl_bench.audit.canary import attack_with_canary, audit_in_one_run, crafted_context
-from dpfpl_bench.audit.class_sums import many_canaries_in_the_sums, one_canary_in_the_sums
+from dpfpl_bench.audit.bounds import Finding, bounded, compared
+from dpfpl_bench.audit.canary import (
+    attack_with_canary,
+    audit_in_one_run,
+    crafted_context,
+    many_canaries_in_the_sums,
+    one_canary_in_the_sums,
+)
 from dpfpl_bench.audit.inversion import attack_messages
 from dpfpl_bench.audit.membership import attack_membership
 from dpfpl_bench.audit.victim import Victim, without_noise
@@ -25,20 +30,11 @@ from dpfpl_client.learning.step import SeededRandomness
 from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_client.models.dual_encoder import DualEncoder
 from dpfpl_common.experiment import Experiment
-from dpfpl_common.privacy.accounting import epsilon, json_epsilon
+from dpfpl_common.privacy.accounting import epsilon
 from dpfpl_common.privacy.noise import SeededNoise
 from dpfpl_common.privacy_plan import planned_events, resolve_noise, site_noise_stddev
 
-__all__ = [
-    "AuditSettings",
-    "Finding",
-    "audit",
-    "bounded",
-    "combined",
-    "compared",
-    "victim_experiment",
-    "with_canaries",
-]
+__all__ = ["AuditSettings", "audit", "victim_experiment", "with_canaries"]
 
 
 @dataclass(frozen=True)
@@ -60,32 +56,6 @@ class AuditSettings:
     crowd: int = 8
     inversions: int = 8
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One attack's success.
-
-    Attributes:
-        attack: what was tried.
-        adversary: who could do it.
-        measure: what the numbers mean.
-        with_noise, noise_off: success against the training as it is, and against the same one without noise.
-        guess: what an attacker without any information reaches.
-        claimed_epsilon: what the accountant says at most; None where the measure is not an epsilon.
-        holds: with_noise is below the claim, or, without a claim, far nearer to a guess than noise_off is.
-        alive: noise_off is far above a guess and above with_noise, so that the attack proves something.
-    """
-
-    attack: str
-    adversary: str
-    measure: str
-    with_noise: float
-    noise_off: float
-    guess: float
-    claimed_epsilon: float | str | None
-    holds: bool
-    alive: bool
 
 
 def victim_experiment(experiment: Experiment) -> Experiment:
@@ -140,31 +110,11 @@ def audit(
         ("many canaries in one training", _one_run),
         ("one canary in many messages", _one_canary),
         ("membership in the training of a released prompt", _membership),
-        ("inverting messages", _inversion),
+        ("inverting messages", functools.partial(_inversion, experiment)),
     ):
         on_step(text)
-        findings += attack(real, bare, experiment, order, settings)
+        findings += attack(real, bare, order, settings)
     return findings
-
-
-def combined(seeds: Sequence[Sequence[Finding]]) -> list[Finding]:
-    """One finding for each attack over several seeds.
-
-    Of bounds the largest with noise and the smallest without, so that one broken seed shows and one lucky one does not
-    count as alive; of other measures the means. The rules are applied again.
-    """
-    found = []
-    for same in zip(*seeds, strict=True):
-        first = same[0]
-        noised, bare = [f.with_noise for f in same], [f.noise_off for f in same]
-        if first.claimed_epsilon is not None:
-            claim = math.inf if first.claimed_epsilon == "infinite" else float(first.claimed_epsilon)
-            found.append(bounded(first.attack, first.adversary, max(noised), min(bare), claim))
-        else:
-            guess = statistics.mean(f.guess for f in same)
-            rates = (statistics.mean(noised), statistics.mean(bare))
-            found.append(compared(first.attack, first.adversary, first.measure, *rates, guess))
-    return found
 
 
 def _class_sums(experiment: Experiment, pool: LabelledFeatures, settings: AuditSettings) -> list[Finding]:
@@ -189,7 +139,7 @@ def _claim(experiment: Experiment, steps: int | None = None) -> float:
     return epsilon([recipient], experiment.privacy.target_delta)
 
 
-def _one_run(real: Victim, bare: Victim, _: Experiment, order: Any, settings: AuditSettings) -> list[Finding]:
+def _one_run(real: Victim, bare: Victim, order: Any, settings: AuditSettings) -> list[Finding]:
     chosen = order[: settings.canaries]
     coins = np.random.default_rng([settings.seed, 1]).random(len(chosen)) < 0.5
     delta, claim = real.experiment.privacy.target_delta, _claim(real.experiment)
@@ -199,13 +149,13 @@ def _one_run(real: Victim, bare: Victim, _: Experiment, order: Any, settings: Au
     return [
         bounded("many canaries, one training", who, a, b, claim)
         for who, a, b in (
-            ("operator: every message", noised.from_messages, open_.from_messages),
-            ("prompt_recipient: the prompt", noised.from_prompt, open_.from_prompt),
+            ("operator: every message", noised[0], open_[0]),
+            ("prompt_recipient: the prompt", noised[1], open_[1]),
         )
     ]
 
 
-def _one_canary(real: Victim, bare: Victim, _: Experiment, order: Any, settings: AuditSettings) -> list[Finding]:
+def _one_canary(real: Victim, bare: Victim, order: Any, settings: AuditSettings) -> list[Finding]:
     claim, delta = _claim(real.experiment, 1), real.experiment.privacy.target_delta
     generator = np.random.default_rng([settings.seed, 2])
     others = order[1:32]
@@ -216,7 +166,7 @@ def _one_canary(real: Victim, bare: Victim, _: Experiment, order: Any, settings:
         ("one canary, prompt made by the operator", crafted_context(real, int(order[0]), others, generator)),
     ):
         noised, open_ = (
-            attack_with_canary(v, int(order[0]), others, context, settings.trials, SeededNoise(generator), delta).bound
+            attack_with_canary(v, int(order[0]), others, context, settings.trials, SeededNoise(generator), delta)
             for v in (real, _little_noise(bare, real))
         )
         found.append(bounded(name, "operator: one message", noised, open_, claim))
@@ -229,7 +179,7 @@ def _little_noise(bare: Victim, real: Victim) -> Victim:
     return Victim(bare.backbone, real.experiment.with_noise_multiplier(multiplier), bare.pool)
 
 
-def _membership(real: Victim, bare: Victim, _: Experiment, order: Any, settings: AuditSettings) -> list[Finding]:
+def _membership(real: Victim, bare: Victim, order: Any, settings: AuditSettings) -> list[Finding]:
     crowd = order[: 2 * settings.crowd]
     noised, open_ = (
         attack_membership(
@@ -258,7 +208,7 @@ def _small(victim: Victim, chosen: Any) -> Victim:
 
 
 def _inversion(
-    real: Victim, bare: Victim, experiment: Experiment, order: Any, settings: AuditSettings
+    experiment: Experiment, real: Victim, bare: Victim, order: Any, settings: AuditSettings
 ) -> list[Finding]:
     """A message made by one image, as each trust mode lets the operator see it."""
     context = real.backbone.text_embeddings(real.experiment.prompt.init_text, real.experiment.prompt.num_context)
@@ -281,33 +231,3 @@ def _inversion(
         ):
             found.append(compared(f"inversion, one image, {trust}", "operator: one message", measure, a, b, guess))
     return found
-
-
-def bounded(attack: str, adversary: str, with_noise: float, noise_off: float, claim: float) -> Finding:
-    """A lower bound on epsilon, held against the claim."""
-    return Finding(
-        attack=attack,
-        adversary=adversary,
-        measure="lower bound on epsilon",
-        with_noise=with_noise,
-        noise_off=noise_off,
-        guess=0.0,
-        claimed_epsilon=json_epsilon(claim),
-        holds=with_noise <= claim,
-        alive=noise_off > max(2 * with_noise, 0.5),
-    )
-
-
-def compared(attack: str, adversary: str, measure: str, with_noise: float, noise_off: float, guess: float) -> Finding:
-    """A rate, held against a guess."""
-    return Finding(
-        attack=attack,
-        adversary=adversary,
-        measure=measure,
-        with_noise=with_noise,
-        noise_off=noise_off,
-        guess=guess,
-        claimed_epsilon=None,
-        holds=with_noise - guess <= 0.5 * max(noise_off - guess, 0.0),
-        alive=noise_off - guess > 0.2 * (1.0 - guess),
-    )

@@ -5,14 +5,26 @@ disproves the claim. Both bounds hold with the stated confidence over the mechan
 """
 
 import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from dpfpl_common.privacy.accounting import PrivacyEvent, epsilon
+from dpfpl_common.privacy.accounting import PrivacyEvent, epsilon, json_epsilon
 
-__all__ = ["gaussian_bound", "one_run_bound", "one_run_p_value", "two_world_bound"]
+__all__ = [
+    "Finding",
+    "bounded",
+    "combined",
+    "compared",
+    "gaussian_bound",
+    "one_run_bound",
+    "one_run_p_value",
+    "two_world_bound",
+]
 
 Floats = npt.NDArray[np.float64]
 LARGEST = 50.0
@@ -56,10 +68,7 @@ def gaussian_bound(with_member: Floats, without: Floats, delta: float, confidenc
         delta: the claim's.
         confidence: that the bound holds.
     """
-    level = (1 - confidence) / 2
-    hits, alarms = int(np.sum(with_member > 0)), int(np.sum(without > 0))
-    low = float(stats.beta.ppf(level, hits, len(with_member) - hits + 1)) if hits else 0.0
-    high = float(stats.beta.ppf(1 - level, alarms + 1, len(without) - alarms)) if alarms < len(without) else 1.0
+    low, high = _rates(with_member, without, 0.0, (1 - confidence) / 2)
     separation = float(stats.norm.ppf(low) - stats.norm.ppf(high))
     return epsilon([PrivacyEvent("attacker", "canary", 1 / separation, 1.0, 1)], delta) if separation > 0 else 0.0
 
@@ -124,7 +133,92 @@ def _largest_refuted(canaries: int, guesses: int, correct: int, delta: float, le
 
 
 def _ratio(members: Floats, others: Floats, threshold: float, delta: float, level: float) -> float:
+    low, high = _rates(members, others, threshold, level)
+    return math.log((low - delta) / high) if low > delta else -math.inf
+
+
+def _rates(members: Floats, others: Floats, threshold: float, level: float) -> tuple[float, float]:
+    """Clopper-Pearson: at least so many of the members are above the threshold, at most so many of the others."""
     hits, alarms = int(np.sum(members > threshold)), int(np.sum(others > threshold))
     low = float(stats.beta.ppf(level, hits, len(members) - hits + 1)) if hits else 0.0
     high = float(stats.beta.ppf(1 - level, alarms + 1, len(others) - alarms)) if alarms < len(others) else 1.0
-    return math.log((low - delta) / high) if low > delta else -math.inf
+    return low, high
+
+
+# The rules by which an attack's success is judged.
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One attack's success.
+
+    Attributes:
+        attack: what was tried.
+        adversary: who could do it.
+        measure: what the numbers mean.
+        with_noise, noise_off: success against the training as it is, and against the same one without noise.
+        guess: what an attacker without any information reaches.
+        claimed_epsilon: what the accountant says at most; None where the measure is not an epsilon.
+        holds: with_noise is below the claim, or, without a claim, far nearer to a guess than noise_off is.
+        alive: noise_off is far above a guess and above with_noise, so that the attack proves something.
+    """
+
+    attack: str
+    adversary: str
+    measure: str
+    with_noise: float
+    noise_off: float
+    guess: float
+    claimed_epsilon: float | str | None
+    holds: bool
+    alive: bool
+
+
+def bounded(attack: str, adversary: str, with_noise: float, noise_off: float, claim: float) -> Finding:
+    """A lower bound on epsilon, held against the claim."""
+    return Finding(
+        attack=attack,
+        adversary=adversary,
+        measure="lower bound on epsilon",
+        with_noise=with_noise,
+        noise_off=noise_off,
+        guess=0.0,
+        claimed_epsilon=json_epsilon(claim),
+        holds=with_noise <= claim,
+        alive=noise_off > max(2 * with_noise, 0.5),
+    )
+
+
+def compared(attack: str, adversary: str, measure: str, with_noise: float, noise_off: float, guess: float) -> Finding:
+    """A rate, held against a guess."""
+    return Finding(
+        attack=attack,
+        adversary=adversary,
+        measure=measure,
+        with_noise=with_noise,
+        noise_off=noise_off,
+        guess=guess,
+        claimed_epsilon=None,
+        holds=with_noise - guess <= 0.5 * max(noise_off - guess, 0.0),
+        alive=noise_off - guess > 0.2 * (1.0 - guess),
+    )
+
+
+def combined(seeds: Sequence[Sequence[Finding]]) -> list[Finding]:
+    """One finding for each attack over several seeds.
+
+    Of bounds the largest with noise and the smallest without, so that one broken seed shows and one lucky one does not
+    count as alive; of other measures the means. The rules are applied again.
+    """
+    found = []
+    for same in zip(*seeds, strict=True):
+        first = same[0]
+        noised, bare = [f.with_noise for f in same], [f.noise_off for f in same]
+        if first.claimed_epsilon is not None:
+            claim = math.inf if first.claimed_epsilon == "infinite" else float(first.claimed_epsilon)
+            found.append(bounded(first.attack, first.adversary, max(noised), min(bare), claim))
+        else:
+            guess = statistics.mean(f.guess for f in same)
+            rates = (statistics.mean(noised), statistics.mean(bare))
+            found.append(compared(first.attack, first.adversary, first.measure, *rates, guess))
+    return found

@@ -78,17 +78,17 @@ def audit(
     """
     import torch
 
-    from dpfpl_bench.audit.audit import AuditSettings, Finding, combined
+    from dpfpl_bench.audit.audit import AuditSettings
     from dpfpl_bench.audit.audit import audit as attack
-    from dpfpl_bench.simulation.in_process import prepare_sites, site_names
-    from dpfpl_bench.simulation.settings import RunSettings, build_experiment
-    from dpfpl_bench.simulation.simulate import without_blanks
-    from dpfpl_bench.simulation.sources import data_settings, named_classes
+    from dpfpl_bench.audit.bounds import Finding, combined
+    from dpfpl_bench.simulation.in_process import prepare_sites
+    from dpfpl_bench.simulation.run import sites_data
+    from dpfpl_bench.simulation.settings import build_experiment
+    from dpfpl_bench.simulation.simulate import make_request
     from dpfpl_client.agent.features import FeatureCache
-    from dpfpl_client.data import partition_sites, read_pool
     from dpfpl_client.models.dual_encoder import as_dual_encoder
     from dpfpl_client.models.loader import load_backbone
-    from dpfpl_common.config import build, to_table
+    from dpfpl_common.config import to_table
 
     torch.set_num_threads(1)
     if not epsilon > 0:
@@ -102,33 +102,36 @@ def audit(
 
     findings: list[Finding] = []
     if demo is not None:
-        from dpfpl_bench.audit.demo_prompts import audit_released, open_demo
+        from dpfpl_bench.audit.membership import audit_released, open_demo
 
         with TemporaryDirectory() as cache:
             opened = open_demo(demo, Path(cache))
         experiment, backbone, train = opened.experiment, opened.backbone, opened.sites[0].features.train
         findings = audit_released(opened, seeds, told)
     else:
-        table = {
-            "model": model,
-            "sites": sites,
-            "partition": partition,
-            "prompt": {"method": method, "rank": rank},
-            "privacy": {
-                "mechanism": mechanism,
-                "target_epsilon": epsilon,
-                "target_delta": delta,
-                "clipping_norm": clipping_norm,
-            },
-            "rounds": {"number": rounds, "local_steps": local_steps},
+        others = {
+            "privacy.target_delta": delta,
+            "privacy.clipping_norm": clipping_norm,
+            "rounds.local_steps": local_steps,
         }
-        run = build(RunSettings, without_blanks(table), "")
-        settings = data_settings(data, seed, offline=not online)
-        names = named_classes(data, settings)
-        parts = partition_sites(read_pool(settings, names).records, names, run.partition, run.sites, seed)
-        backbone = as_dual_encoder(load_backbone(model, offline=not online))
-        prepared = prepare_sites(parts, names, FeatureCache(None, backbone), site_names(run.sites))
-        experiment = build_experiment("audit", run, backbone, names, prepared)
+        request = make_request(
+            data,
+            [f"{key}={value}" for key, value in others.items() if value is not None],
+            model=model,
+            method=method,
+            rank=rank,
+            mechanism=mechanism,
+            epsilon=epsilon,
+            sites=sites,
+            partition=partition,
+            rounds=rounds,
+            seed=seed,
+            online=online,
+        )
+        names, classes, parts = sites_data(request, told)
+        backbone = as_dual_encoder(load_backbone(request.model, offline=request.offline))
+        prepared = prepare_sites(parts, classes, FeatureCache(None, backbone), names)
+        experiment = build_experiment("audit", request, backbone, classes, prepared)
         train = prepared[0].features.train
     effort = AuditSettings(seed=seed)
     if quick:

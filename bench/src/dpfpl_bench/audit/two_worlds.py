@@ -22,9 +22,9 @@ from dpfpl_common.privacy_plan import (
     class_sums_multiplier,
     resolve_noise,
     score_noise_multiplier,
+    scored,
     vote_multiplier,
 )
-from dpfpl_common.wire.payloads import scored
 
 __all__ = ["ATTACKS", "Row", "attack", "default_experiment"]
 

@@ -19,7 +19,7 @@ from dpfpl_client.models.dual_encoder import DualEncoder
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.optimizer import OptimizerState, descend
 
-__all__ = ["Released", "Victim", "confidences", "without_noise"]
+__all__ = ["Released", "Victim", "confidences", "log_odds", "without_noise"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -93,8 +93,13 @@ class Victim:
 def confidences(victim: Victim, prompt: torch.Tensor, chosen: npt.NDArray[np.int64]) -> Floats:
     """Log-odds of the labels of examples of the pool under a prompt, [chosen]: what membership attacks look at."""
     examples = victim.pool.take(chosen)
-    probabilities = class_probabilities(victim.backbone, prompt, victim.tokens, examples.features).double().numpy()
-    right = np.clip(probabilities[np.arange(len(chosen)), examples.labels.numpy()], 1e-9, 1 - 1e-9)
+    return log_odds(class_probabilities(victim.backbone, prompt, victim.tokens, examples.features), examples.labels)
+
+
+def log_odds(probabilities: torch.Tensor, labels: torch.Tensor) -> Floats:
+    """Log-odds of the labels [n] under probabilities [n, classes]."""
+    right = probabilities.double().numpy()[np.arange(len(labels)), labels.numpy()]
+    right = np.clip(right, 1e-9, 1 - 1e-9)
     odds: Floats = np.log(right) - np.log1p(-right)
     return odds
 

@@ -20,8 +20,8 @@ from dpfpl_common.ops.processes import ProcessGroup, free_port, free_ports
 from dpfpl_server.federation.rounds import Status
 from dpfpl_server.report import write_report
 from dpfpl_server.runs.folder import RunFolder
+from dpfpl_server.runs.result import verdict
 from dpfpl_server.runs.supervise import run_experiment
-from dpfpl_server.runs.verdict import verdict
 from dpfpl_server.sites.provision import ProvisionRequest, provision
 from dpfpl_server.sites.superlink import SuperLinkSettings, start_superlink
 

@@ -1,13 +1,18 @@
-"""Questions about a picture, and the ways in which houses word the answers: figures or words, in three languages."""
+"""Drawn pictures, questions about them, and sites that word the answers in ways of their own."""
 
-from collections.abc import Mapping
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from dpfpl_bench.demo.drawing import COLOURS, draw_pen_digit, shape_mask
+from dpfpl_client.data import ImageRecord, SiteData
+from dpfpl_client.data.decode import ArrayImage, pixel_digest
 
 __all__ = [
     "FILLERS",
@@ -17,6 +22,7 @@ __all__ = [
     "QUESTIONS",
     "SHAPES",
     "SHARED_HABITS",
+    "SITE_HABITS",
     "SIZE",
     "TONES",
     "Facts",
@@ -26,10 +32,16 @@ __all__ = [
     "ask",
     "caption_of",
     "draw_picture",
+    "drawn_captions",
+    "drawn_houses",
+    "drawn_questions",
+    "drawn_sites",
     "house_style",
     "sample_facts",
     "style_words",
     "vocabulary",
+    "with_neighbours",
+    "write_questions",
 ]
 
 
@@ -202,3 +214,107 @@ def vocabulary() -> list[str]:
     words |= {word for names in NUMBERS.values() for word in names}
     words |= {word for names in WORDS.values() for word in names.values()}
     return sorted(words)
+
+
+# Sites that ask the tiny model about pictures of their own, each with its own way of wording answers.
+
+
+SITE_HABITS = (
+    Habit("words", "english"),
+    Habit("figures", "german"),
+    Habit("words", "french"),
+    Habit("figures", "french"),
+    Habit("words", "german"),
+)
+"""None is the model's own; the first sites get one each, then they repeat."""
+
+
+def drawn_sites(count: int, train: int, test: int, seed: int, *, captions: bool = False) -> list[SiteData]:
+    """Sites with ``train`` and ``test`` questions each, one a picture; the others' tests are a site's neighbour tests.
+
+    With ``captions`` nothing is asked, and everything about a picture is the answer.
+
+    The pictures are drawn from the seed; the model's training did not use them.
+    """
+    draw = drawn_captions if captions else drawn_questions
+    sites = []
+    for number in range(count):
+        habit = SITE_HABITS[number % len(SITE_HABITS)]
+        parts = draw(habit, "train", train, (seed, number, 0)), draw(habit, "test", test, (seed, number, 1))
+        sites.append(SiteData(*parts, (), (), ()))
+    return with_neighbours(sites)
+
+
+def drawn_houses(count: int, train: int, test: int, seed: int) -> list[SiteData]:
+    """Sites that share most of a style; the first ones are the same however many there are.
+
+    They have no neighbour tests: what is right at one house is wrong at another, by habit alone.
+    """
+    sites = []
+    for number in range(count):
+        style = house_style(number)
+        parts = (
+            drawn_questions(style, "train", train, (seed, number, 0)),
+            drawn_questions(style, "test", test, (seed, number, 1)),
+        )
+        sites.append(SiteData(*parts, (), (), ()))
+    return sites
+
+
+def with_neighbours(sites: Sequence[SiteData]) -> list[SiteData]:
+    """The same sites, each with the other sites' tests as its neighbour tests."""
+    return [
+        dataclasses.replace(
+            site, neighbour_test=tuple(record for other in sites if other is not site for record in other.test)
+        )
+        for site in sites
+    ]
+
+
+def write_questions(folder: Path, site: SiteData) -> Path:
+    """A site's questions as an administrator would have them: pictures and a file of JSON lines; the file's path."""
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    lines = []
+    for number, record in enumerate((*site.train, *site.test)):
+        name = f"pictures/{number:04d}.png"
+        record.source.read().save(folder / name)
+        asked = {"question": record.question} if record.question else {}
+        line = {"image": name, **asked, "answer": record.label, "split": record.split}
+        lines.append(json.dumps(line, ensure_ascii=False))
+    path = folder / "questions.jsonl"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def drawn_questions(habit: Habit | Style, split: str, count: int, seed: tuple[int, ...]) -> tuple[ImageRecord, ...]:
+    """Questions about ``count`` pictures in a habit's words, or a style's; another changes the answers only."""
+
+    def asked(facts: Facts, rng: np.random.Generator) -> tuple[str, str]:
+        kind, question = ask(facts, rng)
+        return question, answer_to(kind, facts, habit if isinstance(habit, Habit) else habit[question])
+
+    return _drawn(asked, split, count, (20_261_125, *seed))
+
+
+def drawn_captions(habit: Habit, split: str, count: int, seed: tuple[int, ...]) -> tuple[ImageRecord, ...]:
+    """Captions of ``count`` pictures in a habit's words."""
+
+    def captioned(facts: Facts, _: np.random.Generator) -> tuple[str, str]:
+        return "", caption_of(facts, habit)
+
+    return _drawn(captioned, split, count, (20_261_127, *seed))
+
+
+def _drawn(
+    said: Callable[[Facts, np.random.Generator], tuple[str, str]], split: str, count: int, seed: tuple[int, ...]
+) -> tuple[ImageRecord, ...]:
+    """``count`` pictures with the question and the answer that ``said`` gives to their facts."""
+    rng = np.random.Generator(np.random.PCG64(seed))
+    records = []
+    for number in range(count):
+        facts = sample_facts(rng)
+        question, answer = said(facts, rng)
+        pixels = draw_picture(facts, rng)
+        digest = pixel_digest(Image.fromarray(pixels))
+        records.append(ImageRecord(f"{split}/{number}", answer, digest, split, ArrayImage(pixels), question=question))
+    return tuple(records)

@@ -1,8 +1,9 @@
-"""What the strength of the personal part does at use time: own classes against the others', after one run."""
+"""Own classes against the others', after one run: what a preference, a strength or a mix does at use time."""
 
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,24 +11,35 @@ import torch
 from torch import Tensor
 
 from dpfpl_bench.simulation.in_process import SimulatedSite
-from dpfpl_client.learning.learner import PromptLearner, SiteFeatures
+from dpfpl_client.learning.evidence import accuracies, alone_head, chosen_head, own_rows, rows_at_site, site_head
+from dpfpl_client.learning.learner import PromptLearner, SiteFeatures, initial_context
+from dpfpl_client.learning.step import SeededRandomness
 from dpfpl_client.models.backbone import Backbone, LabelledFeatures
 from dpfpl_client.models.class_scorer import ClassScorer
 from dpfpl_client.models.dual_encoder import DualEncoder
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.wire.payloads import Context
+from dpfpl_server.runs.folder import Checkpoint
 from dpfpl_server.runs.result import mean
 
-__all__ = ["PREFERENCES", "STRENGTHS", "own_at_equal_others", "preference_curve", "strength_curve"]
+__all__ = [
+    "MIXES",
+    "PREFERENCES",
+    "STRENGTHS",
+    "mix_curve",
+    "own_at_equal_others",
+    "plain_at_equal_others",
+    "preference_curve",
+    "strength_curve",
+]
 
 
 # How far a mere preference for a site's own classes goes, without any training: the sceptic's control.
 #
 # A site with few classes is right more often as soon as its own classes are preferred, whatever the prompt. So a gain
-# on
-# own classes that costs others' accuracy says little by itself. Here a constant is added to the scores of a site's own
-# classes (calibrated stacking: Chao et al., 2016), under the plain text prompt and under the personalised one: what the
-# second is ahead of the first at *equal* accuracy on the others' classes is what training taught.
+# on own classes that costs others' accuracy says little by itself. Here a constant is added to the scores of a site's
+# own classes (calibrated stacking: Chao et al., 2016), under the plain text prompt and under the personalised one: what
+# the second is ahead of the first at *equal* accuracy on the others' classes is what training taught.
 
 
 PREFERENCES = (-2.0, -1.0, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0)
@@ -70,7 +82,7 @@ def preference_curve(
     return curve
 
 
-def own_at_equal_others(curve: Sequence[Mapping[str, float | None]]) -> float | None:
+def plain_at_equal_others(curve: Sequence[Mapping[str, float | None]]) -> float | None:
     """Own accuracy of the plain prompt with the preference that gives it the personalised prompt's others' accuracy.
 
     Between two points of the curve a straight line; None where the curve does not reach so far.
@@ -129,3 +141,67 @@ def strength_curve(
             }
         )
     return curve
+
+
+# Own classes against the others', as a site expects more or less of its usual mix.
+
+
+MIXES = (0.0, 0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995)
+WAYS = ("federated", "alone", "zero_shot")
+
+
+def mix_curve(
+    backbone: Backbone, sites: Sequence[SimulatedSite], experiment: Experiment, checkpoint: Checkpoint, seed: int
+) -> list[dict[str, float | None]]:
+    """Means over the sites for each ``usual_mix``: of what the votes chose, of class vectors from the site's own noised
+    rows alone, and of the plain text.
+
+    Measured on test images, so the best mix of a curve is no fair choice for the same images. ``seed`` is the run's.
+    """
+    evidence, scorer = checkpoint.evidence, backbone.scorer(experiment)
+    initial, chosen = initial_context(backbone, experiment), evidence.chosen(experiment)
+    points: dict[float, list[dict[str, float]]] = {mix: [] for mix in MIXES}
+    for site in sites:
+        if site.name not in evidence.rows:
+            continue
+        learner = PromptLearner(backbone, experiment, site.features)
+        shared = learner.context(checkpoint.global_context, np.zeros(experiment.context_shape))
+        packed = evidence.packed(experiment, site.name)
+        text = chosen_head(scorer, initial, packed, "text", None)
+        sums = evidence.rows[site.name].astype(np.float64)
+        alone = own_rows(experiment, sums, evidence.votes.get(site.name))
+        assert alone is not None  # rows of single sites are there
+        noise = SeededRandomness(seed).for_round(site.name, experiment.rounds.number + 2)  # the run's
+        own = rows_at_site(experiment, sums, learner.own_moment(packed, alone, noise))
+        heads = {
+            "federated": chosen_head(scorer, initial, packed, chosen, shared, alone, own),
+            "alone": alone_head(text.vectors, text.scale, alone, packed),
+            "zero_shot": text,
+        }
+        for mix, found in points.items():
+            row: dict[str, float] = {}
+            for way, head in heads.items():
+                used = site_head(head, learner.label_shares, mix)
+                measured = accuracies(used, site.features.test, site.features.neighbour_test, learner.label_shares)
+                row |= {f"{way}_{column}": measured[column] for column in ("local", "neighbour") if column in measured}
+            found.append(row)
+    names = [f"{way}_{column}" for way in WAYS for column in ("local", "neighbour")]
+    curve = []
+    for mix, rows in points.items():
+        point: dict[str, float | None] = {"usual_mix": mix}
+        curve.append(point | {name: mean(row.get(name) for row in rows) for name in names})
+    return curve
+
+
+def own_at_equal_others(curve: Sequence[Mapping[str, Any]], slack: float = 0.02) -> dict[str, float | None]:
+    """The best own accuracy of each way whose accuracy on the others' stays at the plain text's less ``slack``."""
+    level = next((point["zero_shot_neighbour"] for point in curve if point["usual_mix"] == 0.0), None)
+    if level is None:
+        return dict.fromkeys(WAYS)
+    return {
+        way: max(
+            (point[f"{way}_local"] for point in curve if (point[f"{way}_neighbour"] or 0.0) >= level - slack),
+            default=None,
+        )
+        for way in WAYS
+    }

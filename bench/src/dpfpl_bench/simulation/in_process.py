@@ -24,7 +24,7 @@ from dpfpl_client.learning.step import RandomnessSource, SeededRandomness
 from dpfpl_client.models.backbone import Backbone
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.privacy.noise import NoiseSource
-from dpfpl_common.wire.envelope import KINDS, RECORD, read_request, reply_record
+from dpfpl_common.wire.codec import KINDS, RECORD, read_request, reply_record
 from dpfpl_server.federation.rounds import DPFPLStrategy, Status
 from dpfpl_server.runs.folder import Checkpoint
 from dpfpl_server.runs.result import mean

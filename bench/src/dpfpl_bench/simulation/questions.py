@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dpfpl_bench.demo.drawn_sites import drawn_houses, drawn_sites, with_neighbours
+from dpfpl_bench.demo.drawn_questions import drawn_houses, drawn_sites, with_neighbours
 from dpfpl_bench.simulation.in_process import site_names
 from dpfpl_client.data import DataSettings, ImageRecord, SiteData, load_site_data
 from dpfpl_common.errors import ConfigError

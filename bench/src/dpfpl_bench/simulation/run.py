@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from dpfpl_bench.simulation.baselines import trained_floors
-from dpfpl_bench.simulation.curves import preference_curve, strength_curve
+from dpfpl_bench.simulation.curves import mix_curve, own_at_equal_others, preference_curve, strength_curve
 from dpfpl_bench.simulation.in_process import SimulatedSite, Simulation, prepare_sites, site_names
-from dpfpl_bench.simulation.mixes import mix_curve, own_at_equal_others
 from dpfpl_bench.simulation.questions import question_sites
 from dpfpl_bench.simulation.settings import RunSettings, build_experiment
 from dpfpl_bench.simulation.sources import check_spelling, domain_parts, own_classes, own_sites, several_times
@@ -28,15 +27,14 @@ from dpfpl_common.errors import ConfigError
 from dpfpl_common.ops.files import write_durably
 from dpfpl_server.federation.rounds import Status
 from dpfpl_server.runs.plan import evidence_is_off
-from dpfpl_server.runs.result import build_result
-from dpfpl_server.runs.verdict import verdict
+from dpfpl_server.runs.result import build_result, verdict
 
 if TYPE_CHECKING:
     from dpfpl_bench.simulation.flower_engine import FlowerSimulation
 
     Engine = Callable[[Backbone, list[SimulatedSite]], Simulation | FlowerSimulation]
 
-__all__ = ["DOMAIN_FOLDERS", "RunRequest", "data_digest", "run_simulation", "write_result"]
+__all__ = ["DOMAIN_FOLDERS", "RunRequest", "data_digest", "run_simulation", "sites_data", "write_result"]
 
 DOMAIN_FOLDERS = "domain-folders"
 """A partition that only the bench knows: one site for each folder of a folder of domains."""
@@ -102,7 +100,7 @@ def run_simulation(
 
         require_ray()
     on_step("reading images")
-    names, class_names, data = _sites_data(request, on_step)
+    names, class_names, data = sites_data(request, on_step)
     on_step("loading the model")
     backbone = load_computing(request.model, request.compute, offline=request.offline)
     on_step("computing image features")
@@ -159,17 +157,17 @@ def _parts(site: SiteData) -> list[tuple[str, ImageRecord]]:
     return [("train", r) for r in site.train] + [("test", r) for r in (*site.test, *site.neighbour_test)]
 
 
-def _sites_data(
+def sites_data(
     request: RunRequest, on_step: Callable[[str], None]
 ) -> tuple[list[str], tuple[str, ...], list[SiteData]]:
-    """Names of the sites, classes, and every site's data."""
+    """Names of the sites, classes, and every site's data; ``on_step`` is told what is wrong with them."""
     if request.own:
         class_names = () if request.task.in_words else request.classes or own_classes(request.own)
         check_spelling(class_names)
         data = own_sites(request.own, class_names)
         for name, site in zip(request.own, data, strict=True):
             for problem in site.problems:
-                on_step(f"{name}: {problem.severity}: {problem.message} [{problem.code}]")
+                on_step(f"{name}: warning: {problem}")
         if count := several_times(data):
             on_step(
                 f"warning: {count} image{'s are' if count > 1 else ' is'} at more than one site, so less protected and "
@@ -179,7 +177,7 @@ def _sites_data(
     if request.task.in_words:
         names, asked = question_sites(request.questions, request.sites, request.seed)
         for problem in (problem for site in asked for problem in site.problems):
-            on_step(f"{problem.severity}: {problem.message} [{problem.code}]")
+            on_step(f"warning: {problem}")
         return names, (), asked
     names = site_names(request.sites)
     if request.partition == DOMAIN_FOLDERS:
@@ -196,7 +194,7 @@ def _sites_data(
     class_names = request.classes or list_classes(request.data)
     pool = read_pool(request.data, class_names, Path(request.cache) / "images.json" if request.cache else None)
     for problem in pool.problems:
-        on_step(f"{problem.severity}: {problem.message} [{problem.code}]")
+        on_step(f"warning: {problem}")
     data = partition_sites(pool.records, class_names, request.partition, request.sites, request.seed, request.alpha)
     return names, class_names, data
 

@@ -2,19 +2,23 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from dpfpl_bench.simulation.progress import RunProgress
+from dpfpl_bench.simulation.in_process import mean_local_accuracy
 from dpfpl_bench.simulation.run import RunRequest, run_simulation, write_result
 from dpfpl_bench.simulation.sources import FIELD, data_settings, named_classes, own_parts
 from dpfpl_common.config import build, set_keys
 from dpfpl_common.errors import ConfigError
+from dpfpl_server.federation.rounds import Status
 from dpfpl_server.report import write_report
 from dpfpl_server.watch.terminal import print_result
 
@@ -24,7 +28,16 @@ if TYPE_CHECKING:
 
     from dpfpl_bench.simulation.run import Engine
 
-__all__ = ["Given", "Simulated", "make_request", "parse_epsilon", "run_with_progress", "simulate", "without_blanks"]
+__all__ = [
+    "Given",
+    "RunProgress",
+    "Simulated",
+    "make_request",
+    "parse_epsilon",
+    "refuse_run_folder",
+    "run_with_progress",
+    "simulate",
+]
 
 
 class Given(TypedDict, total=False):
@@ -59,13 +72,11 @@ class OpenTask:
         data: what is drawn for it.
         init_text: what a prompt begins as.
         max_answer_tokens: the longest answer; None: the settings' default.
-        model: which model.
     """
 
     data: str
     init_text: str
     max_answer_tokens: int | None = None
-    model: str = "embedded-vlm"
 
 
 OPEN_TASKS = {
@@ -105,7 +116,7 @@ def make_request(data: str = "", assignments: Sequence[str] = (), **given: Unpac
         "own": own,
         "classes": named_classes(images, source) if images in FIELD else None,
         "questions": (data or asked.data) if asked and not own else "",
-        "model": given.get("model") or (asked.model if asked else None),
+        "model": given.get("model") or ("embedded-vlm" if asked else None),
         "sites": None if own else sites,
         "partition": given.get("partition"),
         "floors": given.get("floors"),
@@ -125,7 +136,7 @@ def make_request(data: str = "", assignments: Sequence[str] = (), **given: Unpac
         },
         "rounds": {"number": given.get("rounds")},
     }
-    return build(RunRequest, set_keys(without_blanks(table), assignments), "")
+    return build(RunRequest, set_keys(_without_blanks(table), assignments), "")
 
 
 def run_with_progress(
@@ -265,10 +276,91 @@ def parse_epsilon(text: str) -> float | None:
         ) from None
 
 
-def without_blanks(table: Mapping[str, Any]) -> dict[str, Any]:
+def _without_blanks(table: Mapping[str, Any]) -> dict[str, Any]:
     """The table without what was not given, so that the settings' own defaults hold."""
     return {
-        key: without_blanks(value) if isinstance(value, dict) else value
+        key: _without_blanks(value) if isinstance(value, dict) else value
         for key, value in table.items()
         if value is not None
     }
+
+
+# What a run shows while it works.
+
+
+SILENCE_S = 10.0
+"""Without a terminal, so long at most goes by without a line while something is counted."""
+
+
+class RunProgress:
+    """A progress bar for images, rounds and baselines; plain lines where there is no terminal."""
+
+    def __init__(
+        self, console: Console, rounds: int, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._quiet = quiet
+        self._rounds = rounds
+        self._bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=quiet or not console.is_terminal,
+            transient=True,
+        )
+        self._text = ""
+        self._evidence = ""
+        self._clock = clock
+        self._spoke = clock()
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def step(self, text: str) -> None:
+        """A new part of the work begins."""
+        self._say(text)
+        self._text = text
+        self._drop()
+
+    def counted(self, done: int, total: int) -> None:
+        """So much of the part that was named last is done: images, sites, steps."""
+        if self._bar.disable and self._clock() - self._spoke >= SILENCE_S:
+            self._say(f"{self._text}: {done}/{total}")
+        self._advance(self._text, done, total)
+
+    def status(self, status: Status) -> None:
+        """The strategy reports."""
+        if status.get("phase") == "EVIDENCE" and status["text"] != self._evidence:
+            self._evidence = status["text"]
+            self._say(self._evidence)
+        if status.get("phase") != "ROUND_DONE":
+            return
+        accuracy = mean_local_accuracy(status)
+        text = "" if accuracy is None else f", local accuracy so far {accuracy:.1%}"
+        if self._bar.disable:
+            self._say(f"round {status['round']}/{self._rounds}{text}")
+        self._advance(f"rounds{text}", int(status["round"]), self._rounds)
+
+    def _say(self, text: str) -> None:
+        if not self._quiet:
+            self._bar.console.print(text)
+            self._spoke = self._clock()
+
+    def _advance(self, text: str, done: int, total: int) -> None:
+        if self._task is None:
+            self._task = self._bar.add_task(text, total=total)
+        self._bar.update(self._task, description=text, completed=done, total=total)
+
+    def _drop(self) -> None:
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+            self._task = None

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import os
 import shlex
@@ -10,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dpfpl_bench.demo.drawn_sites import with_neighbours
+from dpfpl_bench.demo.drawn_questions import with_neighbours
 from dpfpl_client.data import DataSettings, SiteData, list_classes, load_site_data
 from dpfpl_client.data.records import spelled_alike
 from dpfpl_client.data.settings import BUILT_IN, Source
@@ -27,7 +28,6 @@ __all__ = [
     "check_archive",
     "check_spelling",
     "data_settings",
-    "domain_names",
     "domain_parts",
     "locate",
     "named_classes",
@@ -72,8 +72,6 @@ FLOWERS: tuple[str, ...] = (
 
 DATA_ROOT = "DPFPL_DATA_SETS"
 """Environment variable: a folder that holds one image folder for each named set, called by its name."""
-
-BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -249,21 +247,20 @@ def check_archive(data: FieldData, archive: Path) -> None:
             message=f"No checksum of {data.title} is known.",
             advice="Compare the digest of the images instead: dpfpl-bench run writes it as data_digest.",
         )
-    digest = hashlib.md5(usedforsecurity=False)  # what the authors publish
+    md5 = functools.partial(hashlib.md5, usedforsecurity=False)  # what the authors publish
     try:
         with archive.open("rb") as file:
-            while block := file.read(BLOCK):
-                digest.update(block)
+            digest = hashlib.file_digest(file, md5).hexdigest()
     except OSError as error:
         raise DataError(
             code="ARCHIVE_UNREADABLE",
             message=f"{archive} cannot be read ({error.strerror or error}).",
             advice=f"Download {data.archive} from {data.page} again.",
         ) from None
-    if digest.hexdigest() != data.md5:
+    if digest != data.md5:
         raise DataError(
             code="WRONG_CHECKSUM",
-            message=f"{archive} is not {data.archive} of {data.title}: its MD5 is {digest.hexdigest()}.",
+            message=f"{archive} is not {data.archive} of {data.title}: its MD5 is {digest}.",
             advice=f"Download it from {data.page} again.",
         )
 
@@ -324,12 +321,13 @@ def _field_settings(field: FieldData, seed: int, *, offline: bool) -> DataSettin
     return dataclasses.replace(raw, class_map=names)
 
 
-def domain_names(root: Path) -> list[str]:
-    """The domains: folders in ``root``, in alphabetical order.
+def domain_parts(settings: DataSettings) -> dict[str, DataSettings]:
+    """Where each domain's images are, by its name: folders in the settings' one, in alphabetical order.
 
     Raises:
         DataError: there are fewer than two.
     """
+    root = Path(settings.path)
     names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if len(names) < 2:
         raise DataError(
@@ -337,13 +335,7 @@ def domain_names(root: Path) -> list[str]:
             message=f"{root} holds {len(names)} folders; domains are at least two.",
             advice="Give the folder that holds one folder for each domain, each with one folder for each class.",
         )
-    return names
-
-
-def domain_parts(settings: DataSettings) -> dict[str, DataSettings]:
-    """Where each domain's images are, by its name."""
-    root = Path(settings.path)
-    return {name: dataclasses.replace(settings, path=str(root / name)) for name in domain_names(root)}
+    return {name: dataclasses.replace(settings, path=str(root / name)) for name in names}
 
 
 # Sites that have their own images: domains, and the folders of ``dpfpl-bench pilot``.

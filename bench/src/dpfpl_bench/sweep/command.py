@@ -14,9 +14,7 @@ from dpfpl_common.errors import ConfigError
 from dpfpl_common.ops.files import write_durably
 
 if TYPE_CHECKING:
-    from dpfpl_bench.sweep.settings import Cell, Sweep
-    from dpfpl_bench.sweep.sweep import SweepOutcome, SweepProgress
-    from dpfpl_bench.sweep.table import Row
+    from dpfpl_bench.sweep.sweep import Cell, Sweep, SweepOutcome, SweepProgress
 
 __all__ = ["EXAMPLES", "sweep", "write_summary"]
 
@@ -50,15 +48,15 @@ def sweep(
 
     Writes runs/*.json, summary.json, summary.csv, table.md and pictures. Exit codes: 0 done, 1 some runs failed, 2 bad input.
     """  # noqa: E501
-    from dpfpl_bench.sweep.settings import load_sweep
-    from dpfpl_bench.sweep.sweep import run_sweep
+    from dpfpl_bench.sweep.sweep import load_sweep, run_sweep
+    from dpfpl_client.agent.progress import duration
 
     plan = load_sweep(file)
     folder = out or Path("runs") / plan.name
     console = Console(stderr=True, markup=False, highlight=False)
 
     def tell(progress: "SweepProgress") -> None:
-        left = "" if progress.seconds_left is None else f", about {_duration(progress.seconds_left)} left"
+        left = "" if progress.seconds_left is None else f", about {duration(progress.seconds_left)} left"
         console.print(f"{progress.done}/{progress.total} {progress.text}{left}", soft_wrap=True)
 
     outcome = run_sweep(plan, folder, workers, tell, offline=not online)
@@ -75,8 +73,7 @@ def sweep(
 
 def write_summary(plan: "Sweep", outcome: "SweepOutcome", folder: Path) -> dict[str, Any]:
     """Write table, CSV, JSON and pictures of what there is; gives the JSON."""
-    from dpfpl_bench.sweep.plots import write_plots
-    from dpfpl_bench.sweep.table import as_csv, as_markdown, summarise
+    from dpfpl_bench.sweep.table import as_csv, as_markdown, summarise, write_plots
     from dpfpl_common.config import to_table
 
     if not outcome.results:
@@ -90,7 +87,7 @@ def write_summary(plan: "Sweep", outcome: "SweepOutcome", folder: Path) -> dict[
     summary = {
         "sweep": to_table(plan),
         "seeds": list(range(plan.seeds)),
-        "rows": [_row_table(row) for row in rows],
+        "rows": [dataclasses.asdict(row) for row in rows],
         "refused": {_name(cell): reason for cell, reason in outcome.refused.items()},
         "failed": {f"{_name(cell)}, seed {cell.seed}": reason for cell, reason in outcome.failed.items()},
         "events": {_name(cell): result["privacy"]["events"] for cell, result in outcome.results.items()},
@@ -105,16 +102,6 @@ def write_summary(plan: "Sweep", outcome: "SweepOutcome", folder: Path) -> dict[
     return summary
 
 
-def _row_table(row: "Row") -> dict[str, Any]:
-    return dataclasses.asdict(row)
-
-
 def _name(cell: "Cell") -> str:
     epsilon = "no noise" if cell.epsilon is None else f"epsilon {cell.epsilon:g}"
     return f"{cell.method} rank {cell.rank}, {cell.mechanism}, {cell.trust}, {epsilon}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

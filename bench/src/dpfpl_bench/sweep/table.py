@@ -1,4 +1,4 @@
-"""From the runs of a sweep to a table: mean and spread over seeds, the worst site, the floors beside them."""
+"""From the runs of a sweep to a table and pictures: mean and spread over seeds, the worst site, the floors."""
 
 import csv
 import io
@@ -6,11 +6,12 @@ import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from dpfpl_bench.sweep.settings import Cell
+from dpfpl_bench.sweep.sweep import Cell
 
-__all__ = ["FLOORS", "Row", "as_csv", "as_markdown", "summarise"]
+__all__ = ["COLOURS", "FLOORS", "MARKS", "Row", "as_csv", "as_markdown", "percent", "summarise", "write_plots"]
 
 FLOORS = ("zero_shot", "global_only", "local_only", "local_only_no_noise", "centralised")
 Result = Mapping[str, Any]
@@ -79,7 +80,7 @@ def as_markdown(rows: Sequence[Row]) -> str:
         lines.append(
             f"| {row.method} | {row.rank if row.method != 'promptfl' else '-'} | {row.mechanism} | {row.trust} | "
             f"{'none' if row.epsilon is None else f'{row.epsilon:g}'} | {_with_spread(row.local, row.local_spread)} | "
-            f"{_with_spread(row.neighbour, row.neighbour_spread)} | {_percent(row.worst_site)} | {zero_shot} | "
+            f"{_with_spread(row.neighbour, row.neighbour_spread)} | {percent(row.worst_site)} | {zero_shot} | "
             f"{alone} | {_epsilon(row.epsilon_operator)} |"
         )
     return "\n".join(lines) + "\n"
@@ -120,7 +121,8 @@ def _over_seeds(values: Any) -> tuple[float | None, float]:
     return statistics.mean(present), statistics.stdev(present) if len(present) > 1 else 0.0
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """A share of one in percent, ``-`` for none."""
     return "-" if value is None else f"{100 * value:.1f}"
 
 
@@ -129,8 +131,103 @@ def _with_spread(value: float | None, spread: float) -> str:
 
 
 def _both(local: float | None, neighbour: float | None) -> str:
-    return f"{_percent(local)} / {_percent(neighbour)}"
+    return f"{percent(local)} / {percent(neighbour)}"
 
 
 def _epsilon(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:.2g}"
+
+
+# Pictures: accuracy against epsilon, and against rank.
+
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
+"""Okabe and Ito's, told apart also by the colour-blind."""
+MARKS = "osD^vPX"
+OVER = {"epsilon": "epsilon for the recipient of a site's prompt", "rank": "rank of the personal factors"}
+
+
+def write_plots(rows: Sequence[Row], folder: Path, title: str) -> list[Path]:
+    """Draw what the rows allow: one file for epsilon if there are several, one for rank if there are several."""
+    import matplotlib as mpl  # seconds; nobody but a sweep needs it
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "dpfpl"  # the same rows give the same file
+    written = []
+    if len({row.epsilon for row in rows if row.epsilon is not None}) > 1:
+        written.append(_picture(_by_epsilon(rows), "epsilon", rows, folder / "accuracy-by-epsilon.svg", title))
+    if len({row.rank for row in rows}) > 1:
+        written.append(_picture(_by_rank(rows), "rank", rows, folder / "accuracy-by-rank.svg", title))
+    return written
+
+
+def _by_epsilon(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+    """A line each: its label and its points."""
+    groups = defaultdict(list)
+    for row in rows:
+        groups[row.method, row.rank, row.mechanism, row.trust].append(row)
+    several = len({row.rank for row in rows}) > 1
+    return [
+        (
+            f"{method}, {mechanism}, {trust}" + (f", rank {rank}" if several else ""),
+            [row for row in found if row.epsilon is not None],
+        )
+        for (method, rank, mechanism, trust), found in sorted(groups.items())
+    ]
+
+
+def _by_rank(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+    groups = defaultdict(list)
+    for row in rows:
+        groups[row.method, row.mechanism, row.trust, row.epsilon or 0.0].append(row)
+    return [
+        (
+            f"{method}, {mechanism}, {trust}, " + (f"epsilon {epsilon:g}" if epsilon else "no noise"),
+            found if len(found) > 1 else [],
+        )
+        for (method, mechanism, trust, epsilon), found in sorted(groups.items())
+    ]
+
+
+def _picture(lines: Sequence[tuple[str, list[Row]]], over: str, rows: Sequence[Row], path: Path, title: str) -> Path:
+    """Own classes beside the others', each line over ``over``: epsilon or rank."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    figure.suptitle(title)
+    panels = figure.subplots(1, 2)
+    for axis, where, name in zip(panels, ("local", "neighbour"), ("own classes", "other sites' classes"), strict=True):
+        axis.set_title(name)
+        for number, (label, found) in enumerate(lines):
+            _line(axis, sorted(found, key=lambda row: getattr(row, over)), over, where, label, number)
+        zero_shot = [row.floors[f"zero_shot_{where}"] for row in rows]
+        if floor := [value for value in zero_shot if value is not None]:
+            level = 100 * statistics.mean(floor)
+            axis.axhline(level, color="#777777", linestyle=":", linewidth=1.2, label="zero-shot")
+        axis.set_xscale("log", base=2)
+        axis.set_xlabel(OVER[over])
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.set_ylabel("right answers, percent")
+        axis.grid(color="#dddddd", linewidth=0.6)
+    handles, labels = panels[0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    figure.savefig(path, metadata={"Date": None})
+    return path
+
+
+def _line(axis: Any, rows: Sequence[Row], over: str, where: str, label: str, number: int) -> None:
+    shown = [row for row in rows if getattr(row, where) is not None]
+    if shown:
+        axis.errorbar(
+            [getattr(row, over) for row in shown],
+            [100 * getattr(row, where) for row in shown],
+            [100 * getattr(row, f"{where}_spread") for row in shown],
+            label=label,
+            color=COLOURS[number % len(COLOURS)],
+            marker=MARKS[number % len(MARKS)],
+            linestyle=("-", "--", "-.")[number // len(COLOURS) % 3],
+            capsize=2,
+            linewidth=1.4,
+            markersize=4,
+        )

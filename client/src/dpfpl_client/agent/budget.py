@@ -187,7 +187,7 @@ class Quotas:
     def _check_experiment(self, policy: Policy, ledger: Ledger, experiment: str, round_number: int) -> None:
         begun = ledger.begun()
         today = datetime.now(UTC)
-        recent = sum(abs(today - _time(at)) < timedelta(days=1) for at in begun.values())
+        recent = sum(abs(today - datetime.fromisoformat(at)) < timedelta(days=1) for at in begun.values())
         if experiment not in begun and recent >= policy.max_experiments_per_day:
             raise _refusal(
                 "TOO_MANY_EXPERIMENTS", "max_experiments_per_day", f"At most {policy.max_experiments_per_day} a day."
@@ -195,13 +195,6 @@ class Quotas:
         repeat = ledger.find(experiment, round_number) is not None
         if repeat and ledger.repeats(experiment) >= policy.max_repeats:
             raise _refusal("TOO_MANY_REPEATS", "max_repeats", "Ask the site's administrator why rounds break off.")
-
-
-def _time(at: str) -> datetime:
-    try:
-        return datetime.fromisoformat(at)
-    except ValueError:  # of an old ledger's closing record
-        return datetime.fromtimestamp(0, UTC)
 
 
 def _refusal(code: str, rule: str, advice: str) -> RefusedError:

@@ -8,11 +8,10 @@ from dpfpl_client.agent.audit import AUDIT_FILE, AuditLog
 from dpfpl_client.agent.core import SiteAgent
 from dpfpl_client.agent.endpoint import Agent
 from dpfpl_client.agent.features import FeatureCache, Progress, site_features
+from dpfpl_client.agent.keys import SigningAgent, aggregation_keys, load_signing_key
 from dpfpl_client.agent.ledger.anchor import Locks, Registry, StateLock
 from dpfpl_client.agent.ledger.dataset import open_ledger
-from dpfpl_client.agent.peers import aggregation_keys
 from dpfpl_client.agent.policy_file import PolicyFile, load_policy
-from dpfpl_client.agent.signing import SigningAgent, load_signing_key
 from dpfpl_client.agent.store import DiskStore
 from dpfpl_client.data import DataProblem, DataSettings, ImageRecord, SiteData, list_classes, load_site_data
 from dpfpl_client.learning.step import RandomnessSource, SeededRandomness, SystemRandomness
@@ -59,7 +58,7 @@ def _usable(record: ImageRecord, backbone: Backbone, problems: list[DataProblem]
         backbone.check_words(record.question, record.label)
     except ModelError as error:
         message = f"The example {record.key!r} is left out. {error.message} {error.advice}"
-        problems.append(DataProblem(error.code, "warning", message))
+        problems.append(DataProblem(error.code, message))
         return False
     return True
 

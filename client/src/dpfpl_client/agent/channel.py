@@ -9,8 +9,7 @@ from typing import Any, Self
 import grpc  # type: ignore[import-untyped]
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from dpfpl_client.agent.credentials import HEADER, read_token
-from dpfpl_client.agent.endpoint import parse_address
+from dpfpl_client.agent.endpoint import HEADER, parse_address, read_token
 from dpfpl_common.errors import RefusedError
 from dpfpl_common.wire.agent_pb2 import DESCRIPTOR
 from dpfpl_common.wire.codec import MAX_MESSAGE_BYTES

@@ -18,10 +18,10 @@ import numpy.typing as npt
 
 from dpfpl_client.agent.audit import AuditLog
 from dpfpl_client.agent.budget import Quotas, check_budget
+from dpfpl_client.agent.keys import NO_KEYS, AggregationKeys
 from dpfpl_client.agent.ledger.anchor import events_to_json
 from dpfpl_client.agent.ledger.book import ROWS, SCORES, VOTE, Ledger
 from dpfpl_client.agent.pace import Pace
-from dpfpl_client.agent.peers import NO_KEYS, AggregationKeys
 from dpfpl_client.agent.policy_file import Rules
 from dpfpl_client.agent.store import Choice, Record, Store
 from dpfpl_client.agent.sums import KeptSum, next_step

@@ -1,19 +1,24 @@
-"""The place of a unix socket on disk: a private folder, and one agent at a time."""
+"""What an agent answers, where it listens, and the token with which a caller shows that it belongs to the site."""
 
 import fcntl
+import hmac
 import ipaddress
 import os
 import re
+import secrets
 import socket
 import stat
+import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from dpfpl_common.errors import ConfigError, StateError
+from dpfpl_common.ops.files import fsync_folder
 from dpfpl_common.wire.payloads import EvaluateRequest, SiteReply, SumReply, SumRequest, TrainRequest
 
-__all__ = ["Address", "Agent", "SocketFile", "parse_address", "private_host"]
+__all__ = ["HEADER", "Address", "Agent", "Credential", "SocketFile", "parse_address", "private_host", "read_token"]
 
 
 # What an agent answers, whether over its RPC or in the same process.
@@ -82,12 +87,8 @@ def parse_address(text: str) -> Address:
     return Address(host=host, port=int(port))
 
 
-def private_host(address: Address, allow_any: bool) -> Address:
+def private_host(address: Address) -> Address:
     """The address with its host resolved to a number, if only this machine or a private network can reach it.
-
-    Args:
-        address: of kind host and port.
-        allow_any: let other addresses pass, for a container whose network is private although its address is not.
 
     Raises:
         ConfigError: BAD_ADDRESS, the host has no address; PUBLIC_ADDRESS, strangers could reach it.
@@ -97,12 +98,11 @@ def private_host(address: Address, allow_any: bool) -> Address:
     except OSError:
         raise _bad(address.target, "a host that exists") from None
     numbers = [str(entry[4][0]) for entry in found]
-    if not allow_any and not all(_is_private(number) for number in numbers):
+    if not all(_is_private(number) for number in numbers):
         raise ConfigError(
             code="PUBLIC_ADDRESS",
             message=f"The agent's address {address.target} can be reached from outside.",
-            advice="Use unix:/path, 127.0.0.1:port or the address of a private network; inside a container network "
-            "that no one else can reach, allow any address explicitly.",
+            advice="Use unix:/path, 127.0.0.1:port or the address of a private network.",
         )
     return Address(host=numbers[0], port=address.port)
 
@@ -229,3 +229,83 @@ def _is_shared(state: os.stat_result, group: int) -> bool:
     """Whether a folder is this user's, and may be entered, not written, by exactly this group."""
     mine = stat.S_ISDIR(state.st_mode) and state.st_uid == os.getuid()
     return mine and state.st_gid == group and stat.S_IMODE(state.st_mode) == 0o2750
+
+
+# The token of those who may call: a file that only they can read.
+
+
+HEADER = "authorization"
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{32,128}")
+
+
+class Credential:
+    """The agent's side: knows the token and recognises it.
+
+    Args:
+        path: the token file; made with a fresh random token, mode 0600, if it does not exist.
+        group: the callers' group, if they are another user; it may read the file (mode 0640), which then lies in a
+            folder that gives it this group.
+
+    Raises:
+        StateError: TOKEN_FILE, the file is no token or other users can read it.
+    """
+
+    def __init__(self, path: Path, group: int | None = None) -> None:
+        try:
+            if not path.exists():
+                _create(path, 0o600 if group is None else 0o640)
+            state = path.stat()
+        except OSError as error:
+            raise _bad_token(path, f"cannot be made ({error.strerror})") from None
+        open_to_others = state.st_mode & 0o077 if group is None else state.st_mode & 0o037 or state.st_gid != group
+        if not stat.S_ISREG(state.st_mode) or open_to_others or state.st_uid != os.getuid():
+            raise _bad_token(
+                path, "is not this user's alone" if group is None else "is open to others than its callers"
+            )
+        token = read_token(path)
+        if token is None:
+            raise _bad_token(path, "holds no token")
+        self._expected = f"Bearer {token}".encode()
+
+    def matches(self, metadata: Iterable[tuple[str, str | bytes]]) -> bool:
+        """Whether a call's metadata carry the token exactly once; compared in constant time."""
+        values = [value for key, value in metadata if key == HEADER]
+        if len(values) != 1:
+            return False
+        value = values[0]
+        return hmac.compare_digest(value if isinstance(value, bytes) else value.encode(), self._expected)
+
+
+def read_token(path: Path) -> str | None:
+    """The token in the file; None while there is none yet."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(1024).decode("ascii", errors="replace").strip()
+    except OSError:
+        return None
+    return text if _TOKEN.fullmatch(text) else None
+
+
+def _create(path: Path, mode: int) -> None:
+    """Write a fresh token; of two agents that do so at once, one wins and both read the same."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=".token-", dir=path.parent)  # mode 0600
+    try:
+        os.write(descriptor, secrets.token_urlsafe(32).encode() + b"\n")
+        os.fchmod(descriptor, mode)
+        os.fsync(descriptor)
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    finally:
+        os.close(descriptor)
+        Path(temporary).unlink()
+    fsync_folder(path.parent)
+
+
+def _bad_token(path: Path, what: str) -> StateError:
+    return StateError(
+        code="TOKEN_FILE",
+        message=f"The token file {path} {what}.",
+        advice="Delete it and start the agent again, which makes a new one.",
+    )

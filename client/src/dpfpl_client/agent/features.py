@@ -30,9 +30,8 @@ __all__ = ["KEY_BYTES", "MAX_BYTES", "FeatureCache", "FeatureFile", "images_to_c
 #
 # Records have one size: a key, a checksum, a vector. A reader takes whole records with a right checksum and nothing
 # else, so what a killed writer leaves, at the end or after a power cut in the middle, is only missing. Writers take
-# turns
-# by a lock; a file that grew too large is replaced by a new one, and readers of the old one keep it until they are
-# done.
+# turns by a lock; a file that grew too large is replaced by a new one, and readers of the old one keep it until they
+# are done.
 
 
 KEY_BYTES = 32
@@ -258,8 +257,6 @@ def _make_room(folder: Path, own: Path, max_bytes: int) -> None:
         if total <= max_bytes or path == own:
             continue
         total -= path.stat().st_size
-        path.unlink(missing_ok=True)
-    for path in folder.glob("features-*.safetensors"):  # the format before this one
         path.unlink(missing_ok=True)
     if own.exists():
         os.utime(own)

@@ -6,8 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from dpfpl_client.agent.credentials import Credential, read_token
-from dpfpl_client.agent.endpoint import Agent
+from dpfpl_client.agent.endpoint import Agent, Credential, read_token
 from dpfpl_client.agent.ledger.view import summarise
 from dpfpl_client.doctor import PARTS, site_troubles
 from dpfpl_client.node.link import link_file, read_link

@@ -19,34 +19,37 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2
 
-from dpfpl_client.agent.credentials import Credential
-from dpfpl_client.agent.endpoint import Address, Agent, SocketFile, parse_address, private_host
+from dpfpl_client.agent.endpoint import Address, Agent, Credential, SocketFile, parse_address, private_host
 from dpfpl_common.errors import DeploymentError, DpfplError, PayloadError, RefusedError
 from dpfpl_common.wire import agent_pb2
 from dpfpl_common.wire import codec as wire
 from dpfpl_common.wire.codec import MAX_MESSAGE_BYTES
-from dpfpl_common.wire.payloads import EvaluateRequest, SumRequest, TrainRequest
-from dpfpl_common.wire.refusal import internal_refusal, refusal_of
+from dpfpl_common.wire.payloads import (
+    AnyRequest,
+    EvaluateRequest,
+    SumRequest,
+    TrainRequest,
+    internal_refusal,
+    refusal_of,
+)
 
-__all__ = ["AgentServer", "Turns", "answer", "serve"]
+__all__ = ["AgentServer", "answer", "serve"]
 
 
 # One call computes at a time, few wait, the others are sent away.
 
 
+_QUEUE = 2
+"""Calls that may wait while one computes; more are refused with BUSY."""
 _LOOK_S = 0.1
 """How often a waiting call looks whether it is still wanted."""
 
 
 class Turns:
-    """Hands the agent to one caller after the other.
+    """Hands the agent to one caller after the other."""
 
-    Args:
-        queue: how many may wait.
-    """
-
-    def __init__(self, queue: int) -> None:
-        self._places = threading.Semaphore(1 + queue)
+    def __init__(self) -> None:
+        self._places = threading.Semaphore(1 + _QUEUE)
         self._computing = threading.Lock()
 
     @property
@@ -101,10 +104,10 @@ _OPTIONS = (
 )
 
 
-_READERS: dict[str, Callable[[bytes], TrainRequest | EvaluateRequest | SumRequest]] = {
-    "Train": lambda data: wire.decode_train_request(wire.parse(agent_pb2.TrainRequest, data)),
-    "Evaluate": lambda data: wire.decode_evaluate_request(wire.parse(agent_pb2.EvaluateRequest, data)),
-    "AddUp": lambda data: wire.decode_sum_request(wire.parse(agent_pb2.SumRequest, data)),
+_MESSAGES: dict[str, type[wire.RequestMessage]] = {
+    "Train": agent_pb2.TrainRequest,
+    "Evaluate": agent_pb2.EvaluateRequest,
+    "AddUp": agent_pb2.SumRequest,
 }
 
 
@@ -120,7 +123,7 @@ def answer(
         turn: held while the agent computes.
     """
     try:
-        request = _READERS[method](data)
+        request = wire.decode_request(wire.parse(_MESSAGES[method], data))
         with turn():
             reply = _ask(agent, request)
         _LOG.info("%s answered", method)
@@ -138,7 +141,7 @@ def answer(
     return reply.SerializeToString(deterministic=True)  # the same reply is the same bytes, in any process
 
 
-def _ask(agent: Agent, request: TrainRequest | EvaluateRequest | SumRequest) -> agent_pb2.Reply:
+def _ask(agent: Agent, request: AnyRequest) -> agent_pb2.Reply:
     match request:
         case TrainRequest():
             return wire.encode_reply(agent.train(request), request)
@@ -155,8 +158,6 @@ class AgentServer:
         agent: answers the calls; never called by two threads at once.
         address: ``unix:/path`` or ``host:port``; see :mod:`dpfpl_client.agent.endpoint`.
         token_file: the credential, made on first start.
-        allow_any: accept an address that others could reach.
-        queue: how many calls may wait while one computes; more are refused with BUSY.
         group: the group of callers that run as another user; None if only this user calls.
     """
 
@@ -166,21 +167,17 @@ class AgentServer:
         address: str,
         token_file: Path,
         *,
-        allow_any: bool = False,
-        queue: int = 2,
         group: int | None = None,
     ) -> None:
         self._agent = agent
         self._wanted = parse_address(address)
         self._token_file = token_file
-        self._allow_any = allow_any
-        self._turns = Turns(queue)
-        self._serving = False
+        self._turns = Turns()
         self._stopping = False
         self._group = group
         self._socket = SocketFile(self._wanted.path, group) if self._wanted.path else None
         self._bound = self._wanted
-        self._workers = futures.ThreadPoolExecutor(max_workers=1 + queue + 5, thread_name_prefix="agent")
+        self._workers = futures.ThreadPoolExecutor(max_workers=1 + _QUEUE + 5, thread_name_prefix="agent")
         self._server: Any = None
 
     @property
@@ -188,11 +185,8 @@ class AgentServer:
         """Where it listens; with the real port once started."""
         return self._bound.target
 
-    def start(self, *, serving: bool = True) -> None:
+    def start(self) -> None:
         """Listen and answer.
-
-        Args:
-            serving: False if the agent is not ready yet; callers then wait until :meth:`set_serving`.
 
         Raises:
             ConfigError: the address is bad or public.
@@ -207,15 +201,6 @@ class AgentServer:
             if self._socket is not None:
                 self._socket.release()
             raise
-        self._serving = serving
-
-    def set_serving(self, serving: bool) -> None:
-        """Say whether calls are answered; the health service says the same."""
-        self._serving = serving
-
-    def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait until it has been stopped; False when the time is up."""
-        return not self._server.wait_for_termination(timeout_s)
 
     def stop(self, grace_s: float = 8.0) -> bool:
         """Take no more calls and let a running one finish within the grace time.
@@ -223,7 +208,7 @@ class AgentServer:
         Returns:
             False if the agent still computes; what it computes is committed or not, never half.
         """
-        self._serving, self._stopping = False, True
+        self._stopping = True
         if self._server is not None:
             self._server.stop(grace_s).wait(grace_s + 1.0)
         self._workers.shutdown(wait=False, cancel_futures=True)
@@ -238,7 +223,7 @@ class AgentServer:
             options=_OPTIONS,
             maximum_concurrent_rpcs=_MAX_CONCURRENT,
         )
-        methods = {name: self._method(name) for name in _READERS}
+        methods = {name: self._method(name) for name in _MESSAGES}
         health = {"Check": grpc.unary_unary_rpc_method_handler(self._check_health)}
         for service, handlers in ((_SERVICE, methods), (_HEALTH, health)):
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
@@ -249,7 +234,7 @@ class AgentServer:
         self._server = server
 
     def _bind(self, server: Any) -> Address:
-        address = self._wanted if self._socket else private_host(self._wanted, self._allow_any)
+        address = self._wanted if self._socket else private_host(self._wanted)
         try:
             port = server.add_insecure_port(address.target)
         except RuntimeError:
@@ -266,7 +251,7 @@ class AgentServer:
         """A gRPC method of the agent's."""
 
         def respond(data: bytes, context: Any) -> bytes:
-            if not self._serving:
+            if self._stopping:  # its caller asks again, the next agent perhaps
                 context.abort(grpc.StatusCode.UNAVAILABLE, "not serving")
             return answer(self._agent, name, data, lambda: self._turn(context))
 
@@ -276,7 +261,7 @@ class AgentServer:
         return self._turns.hold(lambda: not self._stopping and context.is_active())
 
     def _check_health(self, _data: bytes, _context: Any) -> bytes:
-        status = health_pb2.HealthCheckResponse.SERVING if self._serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        status = "NOT_SERVING" if self._stopping else "SERVING"
         message: bytes = health_pb2.HealthCheckResponse(status=status).SerializeToString()
         return message
 
@@ -302,7 +287,6 @@ def serve(
     address: str,
     token_file: Path,
     *,
-    allow_any: bool = False,
     group: int | None = None,
     grace_s: float = 8.0,
     on_ready: Callable[[str], None] | None = None,
@@ -316,7 +300,6 @@ def serve(
         agent: answers the calls.
         address: as for AgentServer.
         token_file: as for AgentServer.
-        allow_any: as for AgentServer.
         group: as for AgentServer.
         grace_s: time for a running call to finish.
         on_ready: called with the address once calls are answered.
@@ -328,7 +311,7 @@ def serve(
 
     previous = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        server = AgentServer(agent, address, token_file, allow_any=allow_any, group=group)
+        server = AgentServer(agent, address, token_file, group=group)
         server.start()
         if on_ready is not None:
             on_ready(server.address)

@@ -2,9 +2,12 @@
 
 import hashlib
 import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +23,10 @@ from dpfpl_common.optimizer import OptimizerState
 from dpfpl_common.wire.payloads import Context, SiteReply
 
 __all__ = ["Choice", "DiskStore", "MemoryStore", "Record", "Store"]
+
+_EXPERIMENT = "experiment.json"
+_FINAL = "final.safetensors"
+_ROUND = re.compile(r"round-(\d+)\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -121,32 +128,40 @@ class Choice:
     own: npt.NDArray[np.float64] | None
 
 
-class Store(Protocol):
-    """Keeps the records of a site's experiments."""
+class Store(ABC):
+    """The files of a site's experiments: what is in each and how it is read back. A subclass says where they lie."""
 
+    @abstractmethod
     def check_kept(self, experiment: str) -> None:
         """Refuse an experiment that the site has left for good: RefusedError FORGOTTEN."""
-        ...
 
     def remember(self, experiment: Experiment) -> None:
         """Keep the experiment's configuration; the same name always means the same configuration."""
-        ...
+        if _EXPERIMENT not in self._names(experiment.name):
+            self._write(experiment.name, _EXPERIMENT, experiment.to_json().encode())
 
     def write(self, experiment: str, round_number: int, record: Record) -> None:
         """Keep a record; durable on return."""
-        ...
+        self._write(experiment, _round_file(round_number), record.to_bytes())
 
     def read(self, experiment: str, round_number: int) -> Record | None:
         """The record of a round, or None."""
-        ...
+        content = self._read(experiment, _round_file(round_number))
+        return None if content is None else Record.from_bytes(content)
 
     def last_round(self, experiment: str) -> int:
         """The last round with a record; 0 if there is none."""
-        ...
+        return max(self.rounds(experiment), default=0)
+
+    def rounds(self, experiment: str) -> list[int]:
+        """The rounds with a record, in order."""
+        return sorted(int(found[1]) for name in self._names(experiment) if (found := _ROUND.fullmatch(name)))
 
     def write_scores(self, experiment: str, scores: tuple[float, ...]) -> str:
         """Keep the scores that an experiment released; durable on return. Gives their digest."""
-        ...
+        content = json.dumps([score.hex() for score in scores]).encode()
+        self._write(experiment, "scores.json", content)
+        return hashlib.sha256(content).hexdigest()
 
     def read_scores(self, experiment: str, digest: str) -> tuple[float, ...]:
         """The scores with this digest.
@@ -154,42 +169,95 @@ class Store(Protocol):
         Raises:
             StateError: they are gone or others.
         """
-        ...
+        content = self._read(experiment, "scores.json") or b""
+        try:
+            if hashlib.sha256(content).hexdigest() != digest:
+                raise ValueError("other scores")
+            return tuple(float.fromhex(text) for text in json.loads(content))
+        except (ValueError, TypeError) as error:
+            raise _damaged(error) from None
 
     def write_sum(self, experiment: str, name: str, kept: KeptSum) -> None:
         """Keep what a secure sum needs; durable on return."""
-        ...
+        self._write(experiment, f"sum-{name}.bin", kept.to_bytes())
 
     def read_sum(self, experiment: str, name: str) -> KeptSum:
         """What is kept of a secure sum; nothing yet where it has not begun."""
-        ...
+        content = self._read(experiment, f"sum-{name}.bin")
+        return KeptSum() if content is None else KeptSum.from_bytes(content)
 
     def write_pace(self, experiment: str, seconds: float) -> None:
         """Keep how long the experiment's answers take."""
-        ...
+        self._write(experiment, "reply_time.json", json.dumps(seconds).encode())
 
     def read_pace(self, experiment: str) -> float:
         """How long the experiment's answers take; 0 where that is not known yet."""
-        ...
+        content = self._read(experiment, "reply_time.json")
+        try:
+            return 0.0 if content is None else float(json.loads(content))
+        except (ValueError, TypeError) as error:
+            raise _damaged(error) from None
 
     def write_final(self, experiment: str, global_context: Context, choice: Choice | None = None) -> None:
         """Keep the global context that came last, after all rounds, and what the votes chose."""
-        ...
+        tensors: dict[str, Any] = {"global_context": np.ascontiguousarray(global_context)}
+        if choice is not None:
+            tensors[f"pool.{choice.chosen}"] = np.ascontiguousarray(choice.pool)
+            tensors["shares"] = np.ascontiguousarray(choice.shares, dtype=np.float64)
+            if choice.own is not None:
+                tensors["own"] = np.ascontiguousarray(choice.own, dtype=np.float64)
+        self._write(experiment, _FINAL, save(tensors))
 
     def read_final(self, experiment: str) -> Context | None:
         """The global context that came last, or None."""
-        ...
+        return self._read_final(experiment).get("global_context")
 
     def read_choice(self, experiment: str) -> Choice | None:
         """The pool that came last with what the votes chose; None without evidence."""
-        ...
+        tensors = self._read_final(experiment)
+        pool = next((name for name in tensors if name.startswith("pool.")), None)
+        if pool is None:
+            return None
+        try:
+            shares, own = tensors["shares"], tensors.get("own")
+            sizes = [1 + k * (k + 1) // 2 for k in range(len(shares))]
+            if own is not None and (
+                own.dtype != np.float64 or own.shape not in [(n,) for n in sizes] or not np.isfinite(own).all()
+            ):
+                raise ValueError("own")
+        except (KeyError, ValueError, TypeError) as error:
+            raise _damaged(error) from None
+        return Choice(pool.removeprefix("pool."), tensors[pool], shares, own)
+
+    def _read_final(self, experiment: str) -> dict[str, Any]:
+        content = self._read(experiment, _FINAL)
+        if content is None:
+            return {}
+        try:
+            tensors: dict[str, Any] = load(content)
+            tensors["global_context"]
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise _damaged(error) from None
+        return tensors
+
+    @abstractmethod
+    def _names(self, experiment: str) -> Iterable[str]:
+        """The names of an experiment's files."""
+
+    @abstractmethod
+    def _read(self, experiment: str, name: str) -> bytes | None:
+        """What is in a file; None where there is none."""
+
+    @abstractmethod
+    def _write(self, experiment: str, name: str, content: bytes) -> None:
+        """Replace a file, durably."""
 
 
-class DiskStore:
+class DiskStore(Store):
     """Records as files ``experiments/<name>/round-<number>.safetensors`` under the state folder.
 
     After a write that failed for another reason than a full disk, nobody knows what reached the disk: from then on
-    records are neither written nor read until there is a new store, which is a new agent.
+    nothing is written or read until there is a new store, which is a new agent.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -224,156 +292,56 @@ class DiskStore:
             fsync_folder(self._folder)
         return there
 
-    def remember(self, experiment: Experiment) -> None:
-        """See ``Store``."""
-        path = self._folder / experiment.name / "experiment.json"
-        if not path.exists():
-            self._write(path, experiment.to_json().encode())
-
     def experiment(self, name: str) -> Experiment:
         """The configuration of an experiment.
 
         Raises:
             StateError: the site never took part in it.
         """
-        try:
-            return parse_experiment((self._folder / name / "experiment.json").read_text())
-        except OSError:
+        content = self._read(name, _EXPERIMENT) if name in self.experiments() else None
+        if content is None:
             raise StateError(
                 code="NO_EXPERIMENT",
                 message=f"This site took no part in an experiment {name!r}.",
                 advice=f"Known: {', '.join(self.experiments()) or 'none yet'}.",
-            ) from None
-
-    def write(self, experiment: str, round_number: int, record: Record) -> None:
-        """See ``Store``."""
-        self._write(self._path(experiment, round_number), record.to_bytes())
-
-    def read(self, experiment: str, round_number: int) -> Record | None:
-        """See ``Store``."""
-        if self._broken:
-            raise _not_durable("an earlier write failed")
-        path = self._path(experiment, round_number)
-        return Record.from_bytes(path.read_bytes()) if path.exists() else None
-
-    def last_round(self, experiment: str) -> int:
-        """See ``Store``."""
-        return max(self.rounds(experiment), default=0)
-
-    def rounds(self, experiment: str) -> list[int]:
-        """The rounds with a record, in order."""
-        paths = (self._folder / experiment).glob("round-*.safetensors")
-        return sorted(int(path.stem.removeprefix("round-")) for path in paths)
-
-    def learned(self, experiment: str) -> tuple[float, bool]:
-        """When the prompt in use was written, in seconds since 1970, and whether it is the final one."""
-        final = self._folder / experiment / "final.safetensors"
-        path = final if final.exists() else self._path(experiment, self.last_round(experiment))
-        return path.stat().st_mtime, path is final
-
-    def write_scores(self, experiment: str, scores: tuple[float, ...]) -> str:
-        """See ``Store``."""
-        content = _scores_to_bytes(scores)
-        self._write(self._folder / experiment / "scores.json", content)
-        return hashlib.sha256(content).hexdigest()
-
-    def read_scores(self, experiment: str, digest: str) -> tuple[float, ...]:
-        """See ``Store``."""
-        if self._broken:
-            raise _not_durable("an earlier write failed")
-        try:
-            content = (self._folder / experiment / "scores.json").read_bytes()
-            if hashlib.sha256(content).hexdigest() != digest:
-                raise ValueError("other scores")
-            return tuple(float.fromhex(text) for text in json.loads(content))
-        except (OSError, ValueError, TypeError) as error:
-            raise _damaged(error) from None
-
-    def write_sum(self, experiment: str, name: str, kept: KeptSum) -> None:
-        """See ``Store``."""
-        self._write(self._folder / experiment / f"sum-{name}.bin", kept.to_bytes())
-
-    def read_sum(self, experiment: str, name: str) -> KeptSum:
-        """See ``Store``."""
-        if self._broken:
-            raise _not_durable("an earlier write failed")
-        path = self._folder / experiment / f"sum-{name}.bin"
-        return KeptSum.from_bytes(path.read_bytes()) if path.exists() else KeptSum()
-
-    def write_pace(self, experiment: str, seconds: float) -> None:
-        """See ``Store``."""
-        self._write(self._folder / experiment / "reply_time.json", json.dumps(seconds).encode())
-
-    def read_pace(self, experiment: str) -> float:
-        """See ``Store``."""
-        try:
-            return float(json.loads((self._folder / experiment / "reply_time.json").read_bytes()))
-        except FileNotFoundError:
-            return 0.0
-        except (OSError, ValueError, TypeError) as error:
-            raise _damaged(error) from None
-
-    def write_final(self, experiment: str, global_context: Context, choice: Choice | None = None) -> None:
-        """See ``Store``."""
-        tensors: dict[str, Any] = {"global_context": np.ascontiguousarray(global_context)}
-        if choice is not None:
-            tensors[f"pool.{choice.chosen}"] = np.ascontiguousarray(choice.pool)
-            tensors["shares"] = np.ascontiguousarray(choice.shares, dtype=np.float64)
-            if choice.own is not None:
-                tensors["own"] = np.ascontiguousarray(choice.own, dtype=np.float64)
-        content = save(tensors)
-        self._write(self._folder / experiment / "final.safetensors", content)
-
-    def read_final(self, experiment: str) -> Context | None:
-        """See ``Store``."""
-        tensors = self._read_final(experiment)
-        return tensors.get("global_context") if tensors else None
-
-    def read_choice(self, experiment: str) -> Choice | None:
-        """See ``Store``."""
-        tensors = self._read_final(experiment)
-        try:
-            for name, value in tensors.items():
-                if name.startswith("pool."):
-                    own = tensors.get("own")
-                    if own is not None:
-                        sizes = (1 + k * (k + 1) // 2 for k in range(len(tensors["shares"])))
-                        if (
-                            own.dtype != np.float64
-                            or own.shape not in ((n,) for n in sizes)
-                            or not np.isfinite(own).all()
-                        ):
-                            raise ValueError("own")
-                    return Choice(name.removeprefix("pool."), value, tensors["shares"], own)
-        except (KeyError, ValueError) as error:
-            raise _damaged(error) from None
-        return None
-
-    def _read_final(self, experiment: str) -> dict[str, Any]:
-        path = self._folder / experiment / "final.safetensors"
-        if not path.exists():
-            return {}
-        try:
-            tensors: dict[str, Any] = load(path.read_bytes())
-            tensors["global_context"]
-        except (SafetensorError, KeyError, ValueError) as error:
-            raise _damaged(error) from None
-        return tensors
+            )
+        return parse_experiment(content.decode())
 
     def experiments(self) -> list[str]:
         """Names of the experiments that this site ever agreed to, sorted."""
         return sorted(path.name for path in self._folder.iterdir()) if self._folder.is_dir() else []
 
-    def _write(self, path: Path, content: bytes) -> None:
+    def learned(self, experiment: str) -> tuple[float, bool]:
+        """When the prompt in use was written, in seconds since 1970, and whether it is the final one."""
+        final = self._folder / experiment / _FINAL
+        path = final if final.exists() else self._folder / experiment / _round_file(self.last_round(experiment))
+        return path.stat().st_mtime, path is final
+
+    def _names(self, experiment: str) -> Iterable[str]:
+        folder = self._folder / experiment
+        return [path.name for path in folder.iterdir()] if folder.is_dir() else []
+
+    def _read(self, experiment: str, name: str) -> bytes | None:
+        if self._broken:
+            raise _not_durable("an earlier write failed")
+        try:
+            return (self._folder / experiment / name).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _damaged(error) from None
+
+    def _write(self, experiment: str, name: str, content: bytes) -> None:
         """Replace a file, durably; its folder is made for this user alone, but not for a forgotten experiment.
 
         Raises:
             RefusedError: FORGOTTEN.
             StateError: STORAGE_FULL, the next try may succeed; RECORD_NOT_DURABLE, no later one can.
         """
-        self.check_kept(path.parent.name)
+        self.check_kept(experiment)
         if self._broken:
             raise _not_durable("an earlier write failed")
+        path = self._folder / experiment / name
         try:
             make_folder_durably(path.parent)
             write_durably(path, content)
@@ -387,79 +355,34 @@ class DiskStore:
             self._broken = True
             raise _not_durable(error.strerror or type(error).__name__) from None
 
-    def _path(self, experiment: str, round_number: int) -> Path:
-        return self._folder / experiment / f"round-{round_number:05d}.safetensors"
 
-
-class MemoryStore:
-    """Keeps the last record only, in memory: for simulations of many sites."""
+class MemoryStore(Store):
+    """The same in memory, with the last record alone: for simulations of many sites."""
 
     def __init__(self) -> None:
-        self._records: dict[str, tuple[int, Record]] = {}
-        self._final: dict[str, tuple[Context, Choice | None]] = {}
-        self._scores: dict[str, tuple[float, ...]] = {}
-        self._paces: dict[str, float] = {}
-        self._sums: dict[tuple[str, str], KeptSum] = {}
+        self._files: dict[tuple[str, str], bytes] = {}
 
     def check_kept(self, experiment: str) -> None:
         """Nobody leaves a simulation."""
 
-    def remember(self, experiment: Experiment) -> None:
-        """Nothing to keep: a simulation knows its experiment."""
-
     def write(self, experiment: str, round_number: int, record: Record) -> None:
         """See ``Store``."""
-        self._records[experiment] = (round_number, record)
+        for earlier in self.rounds(experiment):
+            del self._files[experiment, _round_file(earlier)]
+        super().write(experiment, round_number, record)
 
-    def read(self, experiment: str, round_number: int) -> Record | None:
-        """See ``Store``."""
-        kept = self._records.get(experiment)
-        return kept[1] if kept and kept[0] == round_number else None
+    def _names(self, experiment: str) -> Iterable[str]:
+        return [name for of, name in self._files if of == experiment]
 
-    def last_round(self, experiment: str) -> int:
-        """See ``Store``."""
-        return self._records[experiment][0] if experiment in self._records else 0
+    def _read(self, experiment: str, name: str) -> bytes | None:
+        return self._files.get((experiment, name))
 
-    def write_scores(self, experiment: str, scores: tuple[float, ...]) -> str:
-        """See ``Store``."""
-        self._scores[experiment] = scores
-        return hashlib.sha256(_scores_to_bytes(scores)).hexdigest()
-
-    def read_scores(self, experiment: str, digest: str) -> tuple[float, ...]:
-        """See ``Store``."""
-        return self._scores[experiment]
-
-    def write_sum(self, experiment: str, name: str, kept: KeptSum) -> None:
-        """See ``Store``."""
-        self._sums[experiment, name] = kept
-
-    def read_sum(self, experiment: str, name: str) -> KeptSum:
-        """See ``Store``."""
-        return self._sums.get((experiment, name), KeptSum())
-
-    def write_pace(self, experiment: str, seconds: float) -> None:
-        """See ``Store``."""
-        self._paces[experiment] = seconds
-
-    def read_pace(self, experiment: str) -> float:
-        """See ``Store``."""
-        return self._paces.get(experiment, 0.0)
-
-    def write_final(self, experiment: str, global_context: Context, choice: Choice | None = None) -> None:
-        """See ``Store``."""
-        self._final[experiment] = (global_context, choice)
-
-    def read_final(self, experiment: str) -> Context | None:
-        """See ``Store``."""
-        return self._final[experiment][0] if experiment in self._final else None
-
-    def read_choice(self, experiment: str) -> Choice | None:
-        """See ``Store``."""
-        return self._final[experiment][1] if experiment in self._final else None
+    def _write(self, experiment: str, name: str, content: bytes) -> None:
+        self._files[experiment, name] = content
 
 
-def _scores_to_bytes(scores: tuple[float, ...]) -> bytes:
-    return json.dumps([score.hex() for score in scores]).encode()
+def _round_file(number: int) -> str:
+    return f"round-{number:05d}.safetensors"
 
 
 def _not_durable(reason: str) -> StateError:

@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from dpfpl_client.agent.peers import NO_KEYS, AggregationKeys
+from dpfpl_client.agent.keys import AggregationKeys
 from dpfpl_common.errors import PayloadError, RefusedError, StateError
 from dpfpl_common.secure.primitives import framed, unframed
 from dpfpl_common.secure.site import Answered, SiteSum
-from dpfpl_common.secure.sums import terms_of
-from dpfpl_common.secure.terms import Keys, names_of
+from dpfpl_common.secure.terms import Keys, names_of, terms_of
 from dpfpl_common.wire.payloads import SumReply, SumRequest
 
 __all__ = ["KeptSum", "next_step"]
@@ -81,7 +80,7 @@ def next_step(
     site: str,
     compute: Callable[[], Ints],
     keep: Callable[[KeptSum], None],
-    own: AggregationKeys = NO_KEYS,
+    own: AggregationKeys,
 ) -> SumReply:
     """The reply to one step of a sum; what it rests on is kept before it leaves.
 

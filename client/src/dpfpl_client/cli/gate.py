@@ -1,40 +1,36 @@
-"""``dpfpl-client approve``, ``register``, ``policy`` and ``audit``: how the administrator steers the site's gate."""
+"""How the administrator steers the site's gate: approvals, data set, policy, audit log, ledger, other sites' keys."""
 
 import json
+import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dpfpl_client.cli.say import say
-from dpfpl_common.errors import ConfigError
+from dpfpl_client.cli.options import SITE, AsJson, SiteFile, Yes, audit_log, load, print_json, say, tell
+from dpfpl_common.errors import ConfigError, StateError
 
 if TYPE_CHECKING:
-    from dpfpl_client.site.settings import SiteSettings
+    from dpfpl_client.agent.policy_file import PolicyFile
 
-__all__ = ["add_gate_commands", "ask_about_looser_rules"]
+__all__ = ["app", "ask_about_looser_rules"]
 
-SiteFile = Annotated[Path, typer.Option("--site", help="the site's site.toml")]
-AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
-Yes = Annotated[bool, typer.Option("--yes", help="do not ask")]
-SITE = Path("site.toml")
-
+app = typer.Typer()
 policy_app = typer.Typer(no_args_is_help=True, help="The rules of policy.toml that hold now.")
 audit_app = typer.Typer(no_args_is_help=True, help="The requests to this site, and what was decided.")
+ledger_app = typer.Typer(no_args_is_help=True, help="What this site's data have paid so far.")
+peers_app = typer.Typer(no_args_is_help=True, help="Other sites' keys in secure sums: compare them, pin them.")
+app.add_typer(policy_app, name="policy")
+app.add_typer(audit_app, name="audit")
+app.add_typer(ledger_app, name="ledger")
+app.add_typer(peers_app, name="peers")
 
 
-def add_gate_commands(app: typer.Typer) -> None:
-    """Hang the commands into ``dpfpl-client``."""
-    app.command(
-        epilog="Examples: dpfpl-client approve plan.json --site site.toml; dpfpl-client approve --pending. "
-        "Exit codes: 0 approved, 1 not approved, 2 error."
-    )(approve)
-    app.command(epilog="Example: dpfpl-client register --unreadable refuse --site site.toml")(register)
-    app.add_typer(policy_app, name="policy")
-    app.add_typer(audit_app, name="audit")
-
-
+@app.command(
+    epilog="Examples: dpfpl-client approve plan.json --site site.toml; dpfpl-client approve --pending. "
+    "Exit codes: 0 approved, 1 not approved, 2 error."
+)
 def approve(
     plan: Annotated[
         Path | None, typer.Argument(help="the operator's plan: JSON, or experiment.toml with sites")
@@ -50,12 +46,12 @@ def approve(
     from dpfpl_client.agent.policy_file import Approvals
     from dpfpl_client.approval import describe, pending_plan, read_plan, words
 
-    settings = _load(site)
-    approvals, audit = Approvals(settings.state_folder), _audit(settings)
+    settings = load(site)
+    approvals, audit = Approvals(settings.state_folder), audit_log(settings)
     if revoke is not None:
         known = approvals.revoke(revoke)
         audit.write("approval_revoked", experiment=revoke, known=known)
-        _tell(as_json, {"revoked": revoke, "known": known}, f"{revoke} is no longer approved.")
+        tell(as_json, {"revoked": revoke, "known": known}, f"{revoke} is no longer approved.")
         sys.exit(0 if known else 1)
     if (plan is None) != pending:
         raise ConfigError(
@@ -70,10 +66,11 @@ def approve(
         costs = {cost["adversary"]: cost["epsilon"] for cost in description["costs"]}
         audit.write("approved", experiment=experiment.name, configuration=experiment.digest(), costs=costs)
         approvals.approve(experiment)
-    _tell(as_json, {**description, "approved": agreed}, "Approved." if agreed else "Not approved.")
+    tell(as_json, {**description, "approved": agreed}, "Approved." if agreed else "Not approved.")
     sys.exit(0 if agreed else 1)
 
 
+@app.command(epilog="Example: dpfpl-client register --unreadable refuse --site site.toml")
 def register(
     site: SiteFile = SITE,
     unreadable: Annotated[
@@ -88,30 +85,55 @@ def register(
     """
     from dpfpl_client.agent.ledger.dataset import register_site
 
-    settings = _load(site)
+    settings = load(site)
     if not yes and not typer.confirm("Make what is in the data folder now the registered data set?"):
         sys.exit(1)
     result = register_site(settings, unreadable)
     counts = ", ".join(f"{count} {part}" for part, count in result["images"].items())
     changed = f" Changes: {result['changes']}." if result["changes"] else ""
-    _tell(
+    tell(
         as_json,
         result,
         f"Registered version {result['version']}: {counts}, {result['unreadable']} unreadable.{changed}",
     )
 
 
+@app.command(epilog="Example: dpfpl-client forget xrays-1 --site site.toml --yes")
+def forget(
+    experiment: Annotated[str, typer.Argument(help="name of the experiment to leave")],
+    site: SiteFile = SITE,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Leave an experiment for good and remove its prompt; the ledger keeps what was spent."""
+    from dpfpl_client.agent.store import DiskStore
+    from dpfpl_common.experiment import NAME
+
+    if not NAME.fullmatch(experiment):
+        raise ConfigError(code="IMPOSSIBLE_VALUE", message=f"{experiment!r} is no name of an experiment.", advice="")
+    settings = load(site)
+    store = DiskStore(settings.state_folder)
+    if not yes and not as_json:
+        typer.confirm(f"Remove this site's prompt of {experiment} for good?", abort=True)
+    removed = store.forget(experiment)
+    audit_log(settings).write("forgotten", experiment=experiment, removed=removed)
+    what = "its prompt and releases are removed" if removed else "nothing of it was stored here"
+    tell(
+        as_json,
+        {"experiment": experiment, "removed": removed},
+        f"{experiment}: {what}; requests for it are refused from now on. The ledger keeps what it cost.",
+    )
+
+
 @policy_app.command("show", epilog="Example: dpfpl-client policy show --site site.toml")
 def policy_show(site: SiteFile = SITE, as_json: AsJson = False) -> None:
     """The rules that hold now; a rule made looser in policy.toml does not hold before it is accepted."""
-    from dpfpl_client.agent.policy_file import PolicyFile
     from dpfpl_common.config import to_table
 
-    settings = _load(site)
-    rules = PolicyFile(settings.path(settings.policy), settings.state_folder, _audit(settings))
+    rules = _rules(site)
     table, looser = to_table(rules.peek()), rules.pending()
     if as_json:
-        _print_json({"rules": table, "not_accepted": looser})
+        print_json({"rules": table, "not_accepted": looser})
         return
     for key, value in table.items():
         say(f"{key} = {json.dumps(value)}" + ("   # looser in policy.toml, not accepted" if key in looser else ""))
@@ -125,11 +147,11 @@ def policy_accept(
     as_json: AsJson = False,
 ) -> None:
     """Accept policy.toml as it is, also where it became looser; holds from the next request."""
-    from dpfpl_client.agent.policy_file import PolicyFile
-
-    settings = _load(site)
-    rules = PolicyFile(settings.path(settings.policy), settings.state_folder, _audit(settings))
-    looser = _looser(rules)
+    rules = _rules(site)
+    try:
+        looser = rules.pending()
+    except StateError:  # damaged; accepting mends it
+        looser = []
     unknown = sorted(set(rule or ()) - set(looser))
     if unknown:
         raise ConfigError(
@@ -141,7 +163,8 @@ def policy_accept(
     if not yes and not rule and not typer.confirm("Accept?"):
         sys.exit(1)
     accepted = rules.accept(rule)
-    _tell(as_json, {"accepted": True, "looser": accepted}, f"Accepted{f': {chr(44).join(accepted)}' if rule else ''}.")
+    said = f"Accepted: {','.join(accepted)}." if rule else "Accepted."
+    tell(as_json, {"accepted": True, "looser": accepted}, said)
 
 
 def ask_about_looser_rules(site: Path) -> None:
@@ -149,11 +172,9 @@ def ask_about_looser_rules(site: Path) -> None:
 
     Without a terminal nothing is accepted; ``dpfpl-client policy accept --rule NAME`` does it later.
     """
-    from dpfpl_client.agent.policy_file import PolicyFile
     from dpfpl_client.site.init import template_policy
 
-    settings = _load(site)
-    rules = PolicyFile(settings.path(settings.policy), settings.state_folder, _audit(settings))
+    rules = _rules(site)
     if not rules.begin_with(template_policy()):
         return
     say("policy.toml allows more than the template of this program. Accept each of these rules or not:")
@@ -168,6 +189,13 @@ def ask_about_looser_rules(site: Path) -> None:
     say("Rules that you did not accept keep the template's value.")
 
 
+def _rules(site: Path) -> "PolicyFile":
+    from dpfpl_client.agent.policy_file import PolicyFile
+
+    settings = load(site)
+    return PolicyFile(settings.path(settings.policy), settings.state_folder, audit_log(settings))
+
+
 @audit_app.command("show", epilog="Example: dpfpl-client audit show --last 20 --site site.toml")
 def audit_show(
     site: SiteFile = SITE,
@@ -175,48 +203,149 @@ def audit_show(
     as_json: AsJson = False,
 ) -> None:
     """The last entries of the audit log."""
-    lines = list(_audit(_load(site)).lines())[-last:]
+    lines = list(audit_log(load(site)).lines())[-last:]
     if as_json:
-        _print_json(lines)
+        print_json(lines)
         return
     for line in lines:
-        facts = " ".join(
-            f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in line.items() if k not in _FIRST
-        )
-        say(f"{line.get('at', '')} {line.get('event', '')} {facts}")
+        at, event = line.pop("at", ""), line.pop("event", "")
+        facts = " ".join(f"{key}={v if isinstance(v, str) else json.dumps(v)}" for key, v in line.items())
+        say(f"{at} {event} {facts}")
 
 
-_FIRST = ("at", "event")
+@ledger_app.command("show", epilog="Example: dpfpl-client ledger show --site kits/hospital-a/site.toml")
+def ledger_show(site: SiteFile = SITE, as_json: AsJson = False) -> None:
+    """Show what was released and what it cost."""
+    from dpfpl_client.agent.ledger.view import summarise
 
-
-def _looser(rules: Any) -> list[str]:
-    from dpfpl_common.errors import StateError
-
-    try:
-        found: list[str] = rules.pending()
-    except StateError:  # damaged; accepting mends it
-        found = []
-    return found
-
-
-def _load(site: Path) -> "SiteSettings":
-    from dpfpl_client.site.settings import load_site  # a quarter of a second, which --help does not wait for
-
-    return load_site(site)
-
-
-def _audit(settings: "SiteSettings") -> Any:
-    from dpfpl_client.agent.audit import AUDIT_FILE, AuditLog
-
-    return AuditLog(settings.state_folder / AUDIT_FILE)
-
-
-def _tell(as_json: bool, content: dict[str, Any], text: str) -> None:
+    summary = summarise(load(site))
     if as_json:
-        _print_json(content)
-    else:
-        say(text)
+        print_json(summary)
+        return
+    for row in summary["experiments"]:
+        say(
+            f"{row['experiment']}: {row['charges']} charges for {row['rounds']} rounds"
+            f"{' and the scores' if row['scored'] else ''}, {row['released']} released, "
+            f"epsilon {_number(row['epsilon'])}, towards the operator {_number(row['epsilons']['operator'])}"
+        )
+        if row["counts_whole"]:
+            say("  It was admitted because nothing was charged before it. Later experiments count all that it planned.")
+    say(
+        f"In all: epsilon {_number(summary['spent_epsilon'])} of {summary['max_epsilon_lifetime']:g}, "
+        f"left {summary['left_epsilon']:.2f}, at delta {summary['delta']:g}"
+    )
+    say(
+        f"Towards the operator: epsilon {_number(summary['spent_epsilons']['operator'])} of "
+        f"{summary['max_epsilon_operator_lifetime']:g}, left {summary['left_epsilon_operator']:.2f}"
+    )
 
 
-def _print_json(content: Any) -> None:
-    sys.stdout.write(json.dumps(content, indent=2) + "\n")
+@ledger_app.command("verify", epilog="Example: dpfpl-client ledger verify --site kits/hospital-a/site.toml")
+def ledger_verify(site: SiteFile = SITE, as_json: AsJson = False) -> None:
+    """Check the ledger against itself and the stored releases; exit code 2 if something is wrong."""
+    from dpfpl_client.agent.ledger.view import verify
+
+    problems = verify(load(site))
+    tell(as_json, {"problems": problems}, "\n".join(problems) if problems else "The ledger is in order.")
+    sys.exit(2 if problems else 0)
+
+
+@ledger_app.command(
+    "accept-rollback", epilog="Example: dpfpl-client ledger accept-rollback --site kits/hospital-a/site.toml"
+)
+def ledger_accept_rollback(
+    site: SiteFile = SITE,
+    nothing_lost: Annotated[
+        bool,
+        typer.Option(
+            "--nothing-was-lost",
+            help="you state that the ledger is the newest one; only accepted where nothing outside the state folder "
+            "remembers it, for instance after a move to another machine",
+        ),
+    ] = False,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Continue with an old copy of the ledger: all that may have been spent since is charged."""
+    from dpfpl_client.agent.ledger.view import accept_rollback
+
+    settings = load(site)
+    if not yes:
+        typer.confirm("Budget that may have been spent since this copy was made counts as spent. Continue?", abort=True)
+    result = accept_rollback(settings, nothing_lost=nothing_lost)
+    if as_json:
+        print_json(result)
+        return
+    for row in result["charged"]:
+        say(f"charged: {row['experiment'] or 'all that is left'}, up to round {row['last_round']}")
+    say("The ledger is accepted." if result["charged"] else "The ledger is accepted; nothing was missing.")
+
+
+def _number(value: float | str) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else value
+
+
+@peers_app.command("show", epilog="Example: dpfpl-client peers show --site site.toml. Exit code 1: a key differs.")
+def peers_show(site: SiteFile = SITE, as_json: AsJson = False) -> None:
+    """Other sites' aggregation keys: what the server sent for the last secure sum, and what this site pinned."""
+    from dpfpl_client.agent.keys import aggregation_keys
+
+    keys = aggregation_keys(load(site), with_own=False)
+    pins, seen = keys.pinned(), keys.seen()
+    rows = [
+        {"site": name, "sent": seen.get(name), "pinned": pins.get(name), "state": _state(name, pins, seen)}
+        for name in sorted({*pins, *seen})
+    ]
+    if as_json:
+        print_json({"peers": rows})
+    for row in [] if as_json else rows:
+        say(f"{row['site']}: {row['sent'] or row['pinned'] or 'signs nothing'}: {row['state']}")
+        if row["state"] == "DIFFERS":
+            say(f"  pinned is {row['pinned']}: sums with these keys are refused")
+    if not pins and not as_json:
+        say("Nothing is pinned: an operator that invents sites could read this site's part of a secure sum.")
+    sys.exit(1 if any(row["state"] == "DIFFERS" for row in rows) else 0)
+
+
+@peers_app.command("pin", epilog="Example: dpfpl-client peers pin hospital-b SHA256:... --site site.toml")
+def peers_pin(
+    peer: Annotated[str, typer.Argument(help="name of the other site")],
+    told: Annotated[
+        str, typer.Argument(help="fingerprint that its people read to you; default: the one that was sent")
+    ] = "",
+    site: SiteFile = SITE,
+    remove: Annotated[bool, typer.Option("--remove", help="remove the pin")] = False,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Accept one aggregation key for a site; once one site is pinned, every site of a secure sum must be."""
+    from dpfpl_client.agent.keys import aggregation_keys
+    from dpfpl_common.experiment import SITE_NAME
+    from dpfpl_common.secure.enrolment import FINGERPRINT
+
+    settings = load(site)
+    keys = aggregation_keys(settings, with_own=False)
+    wanted = None if remove else told or keys.seen().get(peer, "")
+    if not SITE_NAME.fullmatch(peer) or (wanted is not None and not re.fullmatch(FINGERPRINT, wanted)):
+        raise ConfigError(
+            code="NO_FINGERPRINT",
+            message=f"{peer!r} with {wanted!r} is no site's name and fingerprint.",
+            advice="Ask the people at that site: dpfpl-client enroll printed it there as SHA256: and 43 characters.",
+        )
+    before = keys.pinned().get(peer)
+    if not (yes or as_json):
+        was = f", instead of {before}" if before else ""
+        typer.confirm(
+            f"{'Unpin' if remove else 'Pin'} {peer}: {wanted or before}{was}? Did people at that site confirm it?",
+            abort=True,
+        )
+    keys.pin(peer, wanted)
+    audit_log(settings).write("peer_pinned", peer=peer, fingerprint=wanted or "", before=before or "")
+    said = f"{peer}: {'no longer pinned' if wanted is None else f'pinned, {wanted}'}"
+    tell(as_json, {"peer": peer, "pinned": wanted, "before": before}, said)
+
+
+def _state(name: str, pins: dict[str, str], seen: dict[str, str]) -> str:
+    if name not in pins:
+        return "not pinned"
+    return "pinned" if seen.get(name, pins[name]) == pins[name] else "DIFFERS"

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dpfpl_client.data.value_range import (
+    STRIP_VALUES,
     UnreadableImageError,
     check_wide_colours,
     has_wide_colours,
@@ -37,7 +38,6 @@ __all__ = [
     "pixel_digest",
 ]
 
-STRIP_PIXELS = 1 << 20
 MAX_PIXELS = 89_478_485
 """Pillow's own decompression-bomb limit (a quarter of a GiB as RGB); here it is an error, not a warning."""
 
@@ -218,9 +218,8 @@ def _dicom(source: Path | bytes, rules: PixelRules, most: int) -> Picture:
         )
     if isinstance(found, str):
         raise UnreadableImageError(found)
-    frames = 2 if found.several else 1  # how many is the header's business
-    _check_frames(frames, rules)
-    return Picture(Image.fromarray(found.pixels).convert("RGB"), frames, found.used, found.largest)
+    _check_frames(found.frames, rules)
+    return found
 
 
 def _with_heic() -> tuple[str, ...]:
@@ -297,7 +296,7 @@ def _to_rgb(opened: Image.Image, rules: PixelRules, head: bytes) -> Picture:
 def _on_white(image: Image.Image) -> Image.Image:
     """An image without its transparency, strip by strip, as that takes many bytes a pixel on the way."""
     whole = Image.new("RGB", image.size)
-    rows = max(1, STRIP_PIXELS // image.width)
+    rows = max(1, STRIP_VALUES // image.width)
     for top in range(0, image.height, rows):
         box = (0, top, image.width, min(top + rows, image.height))
         layer = image.crop(box).convert("RGBA")

@@ -15,7 +15,6 @@ import math
 import threading
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,13 +22,15 @@ from typing import Any, BinaryIO
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
+from PIL import Image
 from pydicom.filereader import read_dataset
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, get_decoder, pixel_array
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
+from dpfpl_client.data.decode import Picture
 from dpfpl_client.data.value_range import Range, scale
 
-__all__ = ["COMPRESSED", "DicomPicture", "decode_dicom"]
+__all__ = ["COMPRESSED", "decode_dicom"]
 
 _TAGS = [
     "Modality", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows",
@@ -57,17 +58,7 @@ _QUIET = threading.Lock()
 """Warnings are switched off for all threads at once, so one file is decoded at a time."""
 
 
-@dataclass(frozen=True, eq=False)
-class DicomPicture:
-    """Attributes: ``pixels`` uint8 [height, width] or [height, width, 3]; the others as in ``decode.Picture``."""
-
-    pixels: NDArray[np.uint8]
-    several: bool
-    used: float
-    largest: int
-
-
-def decode_dicom(source: Path | bytes, bits: int, max_pixels: int) -> DicomPicture | str:
+def decode_dicom(source: Path | bytes, bits: int, max_pixels: int) -> Picture | str:
     """The first picture, or why there is none, in words that say nothing of the header.
 
     Args:
@@ -88,7 +79,7 @@ def decode_dicom(source: Path | bytes, bits: int, max_pixels: int) -> DicomPictu
             return f"it cannot be decoded as DICOM ({type(error).__name__})"
 
 
-def _decode(file: BinaryIO, bits: int, max_pixels: int) -> DicomPicture | str:
+def _decode(file: BinaryIO, bits: int, max_pixels: int) -> Picture | str:
     file.seek(_PREAMBLE)
     meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
     if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
@@ -104,7 +95,7 @@ def _decode(file: BinaryIO, bits: int, max_pixels: int) -> DicomPicture | str:
         return COMPRESSED
     if "HighBit" in header and int(header.HighBit) != int(header.BitsStored) - 1:
         return "its values are not stored in the low bits, as files before 2000 may have them; convert it"
-    several = int(header.get("NumberOfFrames") or 1) > 1
+    frames = 2 if int(header.get("NumberOfFrames") or 1) > 1 else 1  # how many is the header's business
     try:
         values = pixel_array(header, index=0)
     except RuntimeError:  # what every decoder's exception becomes
@@ -112,15 +103,20 @@ def _decode(file: BinaryIO, bits: int, max_pixels: int) -> DicomPicture | str:
     colours = int(header.get("SamplesPerPixel") or 1)
     if header.PhotometricInterpretation == "PALETTE COLOR":
         coloured = apply_color_lut(values, header)
-        return DicomPicture(scale(coloured, 0, np.iinfo(coloured.dtype).max), several, 1.0, 0)
+        return Picture(_rgb(scale(coloured, 0, np.iinfo(coloured.dtype).max)), frames)
     if colours == 3:
-        return DicomPicture(scale(values, 0, 2 ** int(header.BitsStored) - 1), several, 1.0, 0)
+        return Picture(_rgb(scale(values, 0, 2 ** int(header.BitsStored) - 1)), frames)
     if colours != 1:
         return f"it has {colours} channels, expected 1 or 3"
-    return _grey(header, values, several, bits)
+    return _grey(header, values, frames, bits)
 
 
-def _grey(header: Any, stored: NDArray[Any], several: bool, bits: int) -> DicomPicture | str:
+def _rgb(pixels: NDArray[np.uint8]) -> Image.Image:
+    """From [height, width] or [height, width, 3]."""
+    return Image.fromarray(pixels).convert("RGB")
+
+
+def _grey(header: Any, stored: NDArray[Any], frames: int, bits: int) -> Picture | str:
     modality = _rescaled(header)
     values = modality(stored).astype(np.float64)
     shown = _shown(header, values, modality, bits)
@@ -131,7 +127,7 @@ def _grey(header: Any, stored: NDArray[Any], several: bool, bits: int) -> DicomP
         grey = 255 - grey
     inside = np.clip([values.min(), values.max()], black, white)
     used = float(inside[1] - inside[0]) / (white - black)
-    return DicomPicture(grey, several, used, max(0, int(stored.max())))
+    return Picture(_rgb(grey), frames, used, max(0, int(stored.max())))
 
 
 def _shown(

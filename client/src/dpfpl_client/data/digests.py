@@ -1,4 +1,4 @@
-"""Computes the digests of all images of a listing, in threads, keeping no pixels but thumbnails."""
+"""Computes the digests of all images of a listing, in threads, and remembers those of files that have not changed."""
 
 import json
 import os
@@ -21,12 +21,9 @@ from dpfpl_common.ops.files import write_durably
 
 __all__ = ["DigestIndex", "digest_items"]
 
-
-# Remembers the digests of files that have not changed, so that a restart does not decode every image again.
-
-
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 _VERSION = 1
+_MAX_THREADS = 8
 
 
 @dataclass
@@ -67,14 +64,8 @@ class DigestIndex:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_durably(self.path, json.dumps(content).encode())
         except OSError as error:
-            return [
-                DataProblem(
-                    "INDEX_NOT_WRITTEN",
-                    "warning",
-                    f"The index {str(self.path)!r} cannot be written ({error.strerror}); every start decodes "
-                    "all images. Check the state folder's owner and free space.",
-                )
-            ]
+            text = f"The index {str(self.path)!r} cannot be written ({error.strerror}); every start decodes all images."
+            return [DataProblem("INDEX_NOT_WRITTEN", f"{text} Check the state folder's owner and free space.")]
         return []
 
 
@@ -101,9 +92,6 @@ def _read(path: Path, decoder: str) -> dict[str, tuple[int, int, str]]:
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return {}
     return files if all(_DIGEST.match(entry[2]) for entry in files.values()) else {}
-
-
-_MAX_THREADS = 8
 
 
 @runtime_checkable
@@ -134,22 +122,21 @@ def digest_items(items: Sequence[SourceItem], index: DigestIndex) -> DigestedIte
         results = list(pool.map(lambda item: _digest_or_reason(item.source, index), items))
     good: list[tuple[SourceItem, str]] = []
     looks: dict[str, Look] = {}
+    unreadable: list[str] = []
     bad: defaultdict[tuple[str, str], dict[str, str]] = defaultdict(dict)
     for item, result in zip(items, results, strict=True):
         if isinstance(result, UnreadableImageError):
             bad[result.code, result.advice][item.key] = str(result)
+            unreadable.append(item.key)
             continue
         digest, look = result
         good.append((item, digest))
         if look is not None:
             looks[item.key] = look
-    problems = [
-        problem
-        for (code, advice), reasons in sorted(bad.items())
-        for problem in problem_per_name(code, reasons, advice)
-    ]
-    unreadable = tuple(item.key for item, result in zip(items, results, strict=True) if not isinstance(result, tuple))
-    return DigestedItems(good, problems, unreadable, looks)
+    problems: list[DataProblem] = []
+    for (code, advice), reasons in sorted(bad.items()):
+        problems += problem_per_name(code, reasons, advice)
+    return DigestedItems(good, problems, tuple(unreadable), looks)
 
 
 def _digest_or_reason(source: ImageSource, index: DigestIndex) -> tuple[str, Look | None] | UnreadableImageError:

@@ -3,21 +3,40 @@
 import contextlib
 import errno
 import stat
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 
 from dpfpl_client.data.decode import DEFAULT_RULES, OPTIONAL_EXTENSIONS, FileImage, PixelRules, image_extensions
 from dpfpl_client.data.folder_names import find_parts, is_derived, printable, role_of
-from dpfpl_client.data.records import DataProblem, Listing, SourceItem, problem_per_name
+from dpfpl_client.data.records import DataProblem, Listing, SourceItem, listed, problem_per_name
 from dpfpl_common.errors import DataError
 
 __all__ = ["inside", "is_image_file", "list_folder"]
 
 _IGNORED_NAMES = frozenset({"thumbs.db", "desktop.ini", "dicomdir"})
 _DICOM_MARK = slice(128, 132)
-_LISTED = 20
+
+
+class _Skip(Enum):
+    """Why something is left out: code and advice, in the order in which they are told."""
+
+    OUTSIDE = (
+        "OUTSIDE_LINK",
+        "Links are followed inside the data folder only: move or copy the images there, or mount their folder there "
+        "(mount --bind, or a volume of the container).",
+    )
+    BROKEN = "BROKEN_LINK", "Restore what it points to, or remove the link."
+    NOT_UTF8 = (
+        "NOT_UTF8",
+        "Rename the folder; if all names come from one older system: convmv -f latin1 -t utf8 --notest -r FOLDER.",
+    )
+    REFUSED = "UNREADABLE", "Check its owner and permissions."
+    FAILING = "UNREADABLE", "Check the disk or network drive it lies on."
+    STRAY = "IGNORED_FILE", "Move it into a class folder, or remove it."
+    PART = "IGNORED_PART", "Move its images into a class folder of the training or test part if they should count."
 
 
 def list_folder(folder: Path, rules: PixelRules = DEFAULT_RULES) -> Listing:
@@ -37,9 +56,11 @@ def list_folder(folder: Path, rules: PixelRules = DEFAULT_RULES) -> Listing:
         (top[name], role if len(roles) > 1 else None) for name, role in roles.items()
     ]
     if parts:
-        others = [name for name in top if name not in roles]
-        walk.unread_parts = [name for name in others if role_of(name)]
-        walk.stray += [printable(name) for name in others if not role_of(name)]
+        for name in top:
+            if name not in roles and role_of(name):
+                walk.skip(_Skip.PART, top[name], "it is a further part of the split, or holds no class folders")
+            elif name not in roles:
+                walk.skip_stray(top[name])
     else:
         parts = [(walk.root, None)]
     items = [item for part, split in parts for item in walk.part(part, split)]
@@ -107,15 +128,9 @@ class _Walk:
     rules: PixelRules
     extensions: frozenset[str]
     images_in: dict[str, int] = field(default_factory=dict)
-    links: dict[str, str] = field(default_factory=dict)
-    broken: dict[str, str] = field(default_factory=dict)
-    not_utf8: dict[str, str] = field(default_factory=dict)
-    refused: dict[str, str] = field(default_factory=dict)
-    failing: dict[str, str] = field(default_factory=dict)
+    skipped: defaultdict[_Skip, dict[str, str]] = field(default_factory=lambda: defaultdict(dict))
     derived: set[str] = field(default_factory=set)
     other_files: Counter[str] = field(default_factory=Counter)
-    stray: list[str] = field(default_factory=list)
-    unread_parts: list[str] = field(default_factory=list)
 
     def folders(self, part: Path) -> list[Path]:
         return [entry for entry in self._entries(part) if entry.is_dir()]
@@ -134,49 +149,30 @@ class _Walk:
         for entry in self._entries(part):
             if entry.is_dir():
                 if printable(entry.name) != entry.name:
-                    self.not_utf8[self._name(entry)] = "its name is not UTF-8, so it cannot be a class's"
+                    self.skip(_Skip.NOT_UTF8, entry, "its name is not UTF-8, so it cannot be a class's")
                     continue
                 items = list(self._images(entry, entry.name, split, frozenset({part.resolve()})))
                 self.images_in[self._name(entry)] = len(items)
                 yield from items
             elif self._is_image(entry):
-                self.stray.append(self._name(entry))
+                self.skip_stray(entry)
+
+    def skip(self, why: _Skip, path: Path, reason: str) -> None:
+        self.skipped[why][self._name(path)] = reason
+
+    def skip_stray(self, path: Path) -> None:
+        self.skip(_Skip.STRAY, path, "it is in no class folder that is read")
 
     def problems(self) -> list[DataProblem]:
-        unread = self.refused | self.failing
+        unread = self.skipped[_Skip.REFUSED] | self.skipped[_Skip.FAILING]
         problems = [
-            DataProblem(
-                "EMPTY_CLASS",
-                "warning",
-                f"The class folder {name!r} holds no image. Add images, or remove the folder.",
-            )
+            DataProblem("EMPTY_CLASS", f"The class folder {name!r} holds no image. Add images, or remove the folder.")
             for name, count in self.images_in.items()
             if count == 0 and name not in unread
         ]
-        problems += problem_per_name(
-            "OUTSIDE_LINK",
-            self.links,
-            "Links are followed inside the data folder only: move or copy the images there, or mount their folder "
-            "there (mount --bind, or a volume of the container).",
-        )
-        problems += problem_per_name("BROKEN_LINK", self.broken, "Restore what it points to, or remove the link.")
-        problems += problem_per_name(
-            "NOT_UTF8",
-            self.not_utf8,
-            "Rename the folder; if all names come from one older system: convmv -f latin1 -t utf8 --notest -r FOLDER.",
-        )
-        problems += problem_per_name("UNREADABLE", self.refused, "Check its owner and permissions.")
-        problems += problem_per_name("UNREADABLE", self.failing, "Check the disk or network drive it lies on.")
-        problems += problem_per_name(
-            "IGNORED_FILE",
-            dict.fromkeys(sorted(set(self.stray)), "it is in no class folder that is read"),
-            "Move it into a class folder, or remove it.",
-        )
-        problems += problem_per_name(
-            "IGNORED_PART",
-            dict.fromkeys(self.unread_parts, "it is a further part of the split, or holds no class folders"),
-            "Move its images into a class folder of the training or test part if they should count.",
-        )
+        for why in _Skip:
+            code, advice = why.value
+            problems += problem_per_name(code, self.skipped[why], advice)
         return [*problems, *self._derived(), *self._unsupported()]
 
     def _derived(self) -> list[DataProblem]:
@@ -184,10 +180,9 @@ class _Walk:
             return []
         counts = Counter(path.rpartition("/")[2] for path in self.derived)
         named = [repr(name) + (f" ({count} times)" if count > 1 else "") for name, count in sorted(counts.items())]
-        more = f" and {len(named) - _LISTED} more" if len(named) > _LISTED else ""
-        text = f"Hidden folders and folders that machines make are left out: {', '.join(named[:_LISTED])}{more}. "
+        text = f"Hidden folders and folders that machines make are left out: {listed(named)}. "
         advice = "They hold thumbnails, copies or deleted files. Rename one if its pictures are yours to use."
-        return [DataProblem("DERIVED_FOLDERS", "warning", text + advice)]
+        return [DataProblem("DERIVED_FOLDERS", text + advice)]
 
     def _unsupported(self) -> list[DataProblem]:
         problems = []
@@ -197,12 +192,12 @@ class _Walk:
             if count:
                 text = f"{count} files in class folders are skipped ({', '.join(suffixes)}): what reads them is not "
                 text += f"installed. To read them: pip install 'dpfpl-client[{extra}]'."
-                problems.append(DataProblem(f"{extra.upper()}_MISSING", "warning", text))
+                problems.append(DataProblem(f"{extra.upper()}_MISSING", text))
         if self.other_files:
             counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(self.other_files.items()))
             text = f"Files in class folders are skipped, their extension is not an image's: {counts}. "
             text += f"Convert them to one of {', '.join(sorted(self.extensions))} if they are images."
-            problems.append(DataProblem("UNSUPPORTED_FILES", "warning", text))
+            problems.append(DataProblem("UNSUPPORTED_FILES", text))
         return problems
 
     def _images(self, folder: Path, label: str, split: str | None, above: frozenset[Path]) -> Iterator[SourceItem]:
@@ -261,22 +256,22 @@ class _Walk:
             link.stat()
         except OSError as error:
             if error.errno == errno.ELOOP:
-                self.broken[self._name(link)] = "the link leads to itself"
+                self.skip(_Skip.BROKEN, link, "the link leads to itself")
                 return False
             if error.errno == errno.ENOENT:
                 target = printable(str(link.readlink()))
-                self.broken[self._name(link)] = f"the link leads to {target!r}, which does not exist"
+                self.skip(_Skip.BROKEN, link, f"the link leads to {target!r}, which does not exist")
                 return False
             raise
         if not inside(self.root, link):
-            self.links[self._name(link)] = "the link leads out of the data folder"
+            self.skip(_Skip.OUTSIDE, link, "the link leads out of the data folder")
             return False
         return True
 
     def _note(self, path: Path, error: OSError) -> None:
         what = "the folder" if _is_folder(path) else "it"
-        table = self.refused if isinstance(error, PermissionError) else self.failing
-        table[self._name(path)] = f"{what} cannot be read ({error.strerror})"
+        why = _Skip.REFUSED if isinstance(error, PermissionError) else _Skip.FAILING
+        self.skip(why, path, f"{what} cannot be read ({error.strerror})")
 
     def _name(self, path: Path) -> str:
         return printable(path.relative_to(self.root).as_posix())

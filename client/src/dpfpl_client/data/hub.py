@@ -84,7 +84,7 @@ def choose_splits(names: Sequence[str]) -> tuple[list[tuple[str, str | None]], l
     if not unread:
         return parts, []
     named, read = ", ".join(map(repr, unread)), " and ".join(repr(name) for name, _ in parts)
-    return parts, [DataProblem("IGNORED_SPLITS", "warning", f"Of the data set {read} is read, not {named}.")]
+    return parts, [DataProblem("IGNORED_SPLITS", f"Of the data set {read} is read, not {named}.")]
 
 
 def _class_name(value: Any, names: list[str] | None) -> str | None:

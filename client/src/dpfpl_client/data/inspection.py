@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dpfpl_client.data.decode import Picture
-from dpfpl_client.data.records import DataProblem, ImageRecord
+from dpfpl_client.data.records import DataProblem, ImageRecord, listed, quoted
 
 __all__ = ["Look", "inspect", "look_at"]
 
@@ -62,58 +62,52 @@ def inspect(looks: Mapping[str, Look], records: Sequence[ImageRecord]) -> list[D
         records: the images that are used; others are not looked at.
     """
     used = [record for record in records if record.key in looks]
-    problems = [_frames({r.key: looks[r.key].frames for r in used}), _dark({r.key: looks[r.key] for r in used})]
-    return [problem for problem in (*problems, _near_copies(used, looks)) if problem is not None]
+    seen = {record.key: looks[record.key] for record in used}
+    return [*_frames(seen), *_dark(seen), *_near_copies(used, seen)]
 
 
-def _frames(frames: Mapping[str, int]) -> DataProblem | None:
-    several = {key: count for key, count in frames.items() if count > 1}
+def _frames(looks: Mapping[str, Look]) -> list[DataProblem]:
+    several = {key: look.frames for key, look in looks.items() if look.frames > 1}
     if not several:
-        return None
+        return []
     kinds = Counter(PurePosixPath(key).suffix.lower() or "without extension" for key in several)
     named = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-    return DataProblem(
-        "SEVERAL_FRAMES",
-        "warning",
-        f"{len(several)} of {len(frames)} files hold several pictures each ({named}; at least {sum(several.values())} "
-        f"pictures), and only the first of each is used: {_listed(list(several))}. Save the ones that count as files "
-        'of their own, or write [data] frames = "refuse" in site.toml to leave such files out.',
+    text = (
+        f"{len(several)} of {len(looks)} files hold several pictures each ({named}; at least {sum(several.values())} "
+        f"pictures), and only the first of each is used: {quoted(several, _NAMED)}. Save the ones that count as files "
+        'of their own, or write [data] frames = "refuse" in site.toml to leave such files out.'
     )
+    return [DataProblem("SEVERAL_FRAMES", text)]
 
 
-def _dark(looks: Mapping[str, Look]) -> DataProblem | None:
-    little = [key for key, look in looks.items() if look.used < _LITTLE]
+def _dark(looks: Mapping[str, Look]) -> list[DataProblem]:
+    little = {key: look.largest for key, look in looks.items() if look.used < _LITTLE}
     if not little:
-        return None
-    largest = max(looks[key].largest for key in little)
-    return DataProblem(
-        "RANGE_UNUSED",
-        "warning",
+        return []
+    text = (
         f"{len(little)} of {len(looks)} images use less than a quarter of the range that their file has or declares, "
-        f"so they look nearly black or flat: {_listed(little)}. Their largest stored value is {largest}. If the device "
-        "writes fewer than 16 bits, write in site.toml how many it writes (its manual says so, whatever these images "
-        "happen to hold): [data] bits = 12",
+        f"so they look nearly black or flat: {quoted(little, _NAMED)}. Their largest stored value is "
+        f"{max(little.values())}. If the device writes fewer than 16 bits, write in site.toml how many it writes (its "
+        "manual says so, whatever these images happen to hold): [data] bits = 12"
     )
+    return [DataProblem("RANGE_UNUSED", text)]
 
 
-def _near_copies(records: Sequence[ImageRecord], looks: Mapping[str, Look]) -> DataProblem | None:
+def _near_copies(records: Sequence[ImageRecord], looks: Mapping[str, Look]) -> list[DataProblem]:
     records = list({record.digest: record for record in records}.values())  # many questions may be about one image
     pairs = _alike(np.stack([looks[record.key].thumbnail for record in records])) if records else []
     if not pairs:
-        return None
+        return []
     copies = {max(pair) for pair in pairs}
     across = sum(records[a].split != records[b].split for a, b in pairs)
-    named = "; ".join(f"{records[b].key!r} like {records[a].key!r}" for a, b in pairs[:_NAMED])
-    more = f" and {len(pairs) - _NAMED} more pairs" if len(pairs) > _NAMED else ""
+    named = listed([f"{records[b].key!r} like {records[a].key!r}" for a, b in pairs], _NAMED, "more pairs")
     sides = f" {across} of the pairs have one image in train and one in test." if across else ""
-    return DataProblem(
-        "NEAR_COPIES",
-        "warning",
-        f"{len(copies)} of {len(records)} images look like another one in another size or encoding: {named}{more}."
-        f"{sides}"
-        " A picture that is there twice counts as two examples, which halves its protection, and a test on a copy of a "
-        "training image says nothing. Remove the copies (thumbnails, exports) if they are.",
+    text = (
+        f"{len(copies)} of {len(records)} images look like another one in another size or encoding: {named}.{sides} A "
+        "picture that is there twice counts as two examples, which halves its protection, and a test on a copy of a "
+        "training image says nothing. Remove the copies (thumbnails, exports) if they are."
     )
+    return [DataProblem("NEAR_COPIES", text)]
 
 
 def _alike(thumbnails: NDArray[np.uint8]) -> list[tuple[int, int]]:
@@ -142,8 +136,3 @@ def _alike(thumbnails: NDArray[np.uint8]) -> list[tuple[int, int]]:
                 if one != other:
                     found[other] = min(found.get(other, one), one)
     return sorted((first, later) for later, first in found.items())
-
-
-def _listed(keys: Sequence[str]) -> str:
-    more = f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else ""
-    return ", ".join(repr(key) for key in keys[:_NAMED]) + more

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dpfpl_client.data.builtin import DIGIT_CLASSES, SHAPE_CLASSES, list_digits, list_shapes
-from dpfpl_client.data.csv_file import list_csv
 from dpfpl_client.data.digests import DigestIndex, digest_items
 from dpfpl_client.data.folder import list_folder
 from dpfpl_client.data.hub import list_hub
@@ -22,8 +21,9 @@ from dpfpl_client.data.records import (
     map_labels,
     select_known,
 )
-from dpfpl_client.data.settings import DataSettings
+from dpfpl_client.data.settings import BUILT_IN, DataSettings
 from dpfpl_client.data.split import split_items
+from dpfpl_client.data.tables import list_csv
 from dpfpl_common.errors import DataError
 
 __all__ = ["Pool", "count_labels", "list_classes", "load_pool", "load_site_data", "read_pool"]
@@ -53,12 +53,7 @@ def load_site_data(settings: DataSettings, class_names: Sequence[str], index_pat
     if settings.source == "questions":
         return _questions_of_a_site(pool)
     sites = partition_sites(
-        pool.records,
-        class_names,
-        settings.partition,
-        settings.num_sites,
-        settings.partition_seed,
-        settings.alpha,
+        pool.records, class_names, settings.partition, settings.num_sites, settings.partition_seed, settings.alpha
     )
     site = sites[settings.site_index]
     return replace(site, problems=pool.problems + site.problems, unreadable=pool.unreadable)
@@ -109,14 +104,10 @@ def list_classes(settings: DataSettings) -> tuple[str, ...]:
     Raises:
         DataError: the source cannot be read, or holds no image.
     """
-    if settings.source == "digits":
-        return tuple(dict.fromkeys(settings.class_map.get(name, name) for name in DIGIT_CLASSES))
-    if settings.source == "questions":
-        return ()
-    if settings.source == "shapes":
-        return tuple(dict.fromkeys(settings.class_map.get(name, name) for name in SHAPE_CLASSES))
-    items, _ = map_labels(_list_source(settings).items, settings.class_map)
-    return tuple(sorted({item.label for item in items}))
+    if settings.source in BUILT_IN:
+        names = DIGIT_CLASSES if settings.source == "digits" else SHAPE_CLASSES
+        return tuple(dict.fromkeys(settings.class_map.get(name, name) for name in names))
+    return tuple(sorted(count_labels(settings)))
 
 
 def count_labels(settings: DataSettings) -> Counter[str]:
@@ -171,29 +162,20 @@ def _lost_classes(listed: set[str], records: Sequence[ImageRecord]) -> list[Data
     """Classes of the source that cannot be trained on, because of what was skipped or how the split fell."""
     train = {record.label for record in records if record.split == "train"}
     test = {record.label for record in records if record.split == "test"}
-    problems = [
-        DataProblem(
-            "EMPTY_CLASS",
-            "warning",
-            f"No image of the class {name!r} can be used: all were skipped. Repair or replace its images.",
-        )
-        for name in sorted(listed - train - test)
-    ]
+    problems = []
+    for name in sorted(listed - train - test):
+        text = f"No image of the class {name!r} can be used: all were skipped. Repair or replace its images."
+        problems.append(DataProblem("EMPTY_CLASS", text))
     if test and (unseen := sorted(train - test)):
-        problems.append(
-            DataProblem(
-                "NO_TEST_IMAGES",
-                "warning",
-                f"No image of {', '.join(map(repr, unseen))} is held back, so nobody can measure how well "
-                f"{'it is' if len(unseen) == 1 else 'they are'} recognised. Add images, or raise test_fraction.",
-            )
+        text = (
+            f"No image of {', '.join(map(repr, unseen))} is held back, so nobody can measure how well "
+            f"{'it is' if len(unseen) == 1 else 'they are'} recognised. Add images, or raise test_fraction."
         )
-    return problems + [
-        DataProblem(
-            "NO_TRAINING_IMAGES",
-            "warning",
-            f"The class {name!r} has test images but no training image, so the site does not train on it. "
-            "Add images of it if it should.",
+        problems.append(DataProblem("NO_TEST_IMAGES", text))
+    for name in sorted(test - train):
+        text = (
+            f"The class {name!r} has test images but no training image, so the site does not train on it. Add images "
+            "of it if it should."
         )
-        for name in sorted(test - train)
-    ]
+        problems.append(DataProblem("NO_TRAINING_IMAGES", text))
+    return problems

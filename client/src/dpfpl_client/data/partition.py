@@ -1,28 +1,26 @@
-"""Makes the sites of a simulation, or the one site that owns its data, from a split data set."""
+"""Makes the sites of a simulation, or the one site that owns its data, from a split data set.
+
+Every image goes to exactly one site. Shuffles are orders by a hash of (seed, picture): the same on every machine and
+with every NumPy, and independent of file names.
+"""
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dpfpl_client.data.records import VIEWPOINTS, DataProblem, ImageRecord, SiteData, check_class_names
+from dpfpl_client.data.records import VIEWPOINTS, DataProblem, ImageRecord, SiteData, check_class_names, left_out
 from dpfpl_client.data.settings import DataSettings
 from dpfpl_common.config import build
 from dpfpl_common.errors import DataError
 
-__all__ = ["deal_dirichlet", "deal_evenly", "deal_pathological", "partition_sites"]
-
-
-# Deals the images of one data set out to simulated sites; every image goes to exactly one site.
-#
-# Shuffles are orders by a hash of (seed, picture): the same on every machine and with every NumPy, and independent of
-# file names. Every function returns one list of images per site.
-
+__all__ = ["partition_sites"]
 
 Parts = list[list[ImageRecord]]
+"""One list of images for each site."""
 Counts = NDArray[np.int64]
 
 _MIN_TRAIN = 8
@@ -171,72 +169,46 @@ def partition_sites(
     known = set(class_names)
     train = [record for record in pool if record.split == "train" and record.label in known]
     test = [record for record in pool if record.split == "test" and record.label in known]
-    skipped = _unknown(pool, known)
-    train_parts, test_parts = _deal(train, test, class_names, partition, num_sites, seed, alpha)
-    _check_every_site_trains(train_parts, len(train))
-    if partition == "none":
-        return [_only_site(train, test, class_names, skipped)]
-    if partition == "domain":
-        train_parts, test_parts = _from_viewpoints(train_parts), _from_viewpoints(test_parts)
-    return [
-        _site(site, train_parts, test_parts, class_names, partition == "pathological", skipped)
-        for site in range(num_sites)
-    ]
-
-
-def _deal(
-    train: list[ImageRecord],
-    test: list[ImageRecord],
-    class_names: Sequence[str],
-    partition: str,
-    num_sites: int,
-    seed: int,
-    alpha: float,
-) -> tuple[Parts, Parts]:
+    skipped = left_out(Counter(record.label for record in pool), class_names)
+    problems = () if skipped is None else (skipped,)
     match partition:
         case "pathological":
-            return deal_pathological(train, test, num_sites, seed)
+            trains, tests = deal_pathological(train, test, num_sites, seed)
         case "dirichlet":
-            return deal_dirichlet(train, test, class_names, num_sites, seed, alpha)
-        case "iid" | "domain":
-            return deal_evenly(train, num_sites, seed), deal_evenly(test, num_sites, seed)
+            trains, tests = deal_dirichlet(train, test, class_names, num_sites, seed, alpha)
+        case "none":
+            _check_every_site_trains([train])
+            return [_site(train, test, [], class_names, problems)]
         case _:
-            return [train], [test]
+            trains, tests = deal_evenly(train, num_sites, seed), deal_evenly(test, num_sites, seed)
+    _check_every_site_trains(trains)
+    if partition == "domain":
+        trains, tests = _from_viewpoints(trains), _from_viewpoints(tests)
+    sites = []
+    for site, own_train in enumerate(trains):
+        own = {record.label for record in own_train}
+        local = [record for record in tests[site] if record.label in own]
+        neighbours = [record for record in tests[site] if record.label not in own]
+        for other in (*tests[:site], *tests[site + 1 :]):
+            neighbours += [record for record in other if partition != "pathological" or record.label not in own]
+        sites.append(_site(own_train, local, neighbours, class_names, problems))
+    return sites
 
 
-def _only_site(
-    train: list[ImageRecord], test: list[ImageRecord], class_names: Sequence[str], problems: list[DataProblem]
+def _site(
+    train: list[ImageRecord],
+    test: list[ImageRecord],
+    neighbour_test: list[ImageRecord],
+    class_names: Sequence[str],
+    problems: tuple[DataProblem, ...],
 ) -> SiteData:
     trained = {record.label for record in train}
     return SiteData(
         train=_by_key(train),
         test=_by_key(test),
-        neighbour_test=(),
+        neighbour_test=_by_key(neighbour_test),
         classes=tuple(name for name in class_names if name in trained),
         problems=(*problems, *_site_problems(train, test)),
-    )
-
-
-def _site(
-    site: int,
-    train_parts: Parts,
-    test_parts: Parts,
-    class_names: Sequence[str],
-    other_classes_only: bool,
-    problems: list[DataProblem],
-) -> SiteData:
-    own = {record.label for record in train_parts[site]}
-    local = [record for record in test_parts[site] if record.label in own]
-    neighbours = [record for record in test_parts[site] if record.label not in own]
-    for other, part in enumerate(test_parts):
-        if other != site:
-            neighbours += [record for record in part if not (other_classes_only and record.label in own)]
-    return SiteData(
-        train=_by_key(train_parts[site]),
-        test=_by_key(local),
-        neighbour_test=_by_key(neighbours),
-        classes=tuple(name for name in class_names if name in own),
-        problems=(*problems, *_site_problems(train_parts[site], local)),
     )
 
 
@@ -244,38 +216,24 @@ def _site_problems(train: list[ImageRecord], local: list[ImageRecord]) -> list[D
     problems = []
     labels = {record.label for record in train}
     if len(labels) == 1:
-        problems.append(
-            DataProblem(
-                "ONE_CLASS",
-                "warning",
-                f"All {len(train)} training images of this site are of the class {labels.pop()!r}. Training continues, "
-                "but with nothing to tell it from, the personal prompt can only learn to answer this class: expect a "
-                "local accuracy near 100 % that means little, and a loss elsewhere. Add images of a second class.",
-            )
+        text = (
+            f"All {len(train)} training images of this site are of the class {labels.pop()!r}. Training continues, "
+            "but with nothing to tell it from, the personal prompt can only learn to answer this class: expect a "
+            "local accuracy near 100 % that means little, and a loss elsewhere. Add images of a second class."
         )
+        problems.append(DataProblem("ONE_CLASS", text))
     if not local:
-        problems.append(
-            DataProblem(
-                "NO_TEST_IMAGES",
-                "warning",
-                "This site has no test image, or none of the classes that it trains on, so its accuracy cannot be "
-                "measured. Add images, or raise test_fraction.",
-            )
+        text = (
+            "This site has no test image, or none of the classes that it trains on, so its accuracy cannot be "
+            "measured. Add images, or raise test_fraction."
         )
+        problems.append(DataProblem("NO_TEST_IMAGES", text))
     return problems
 
 
-def _unknown(pool: Sequence[ImageRecord], known: set[str]) -> list[DataProblem]:
-    labels = sorted({record.label for record in pool} - known)
-    if not labels:
-        return []
-    named = ", ".join(repr(label) for label in labels)
-    return [DataProblem("UNKNOWN_CLASS", "warning", f"Classes that the experiment does not know are skipped: {named}.")]
-
-
-def _check_every_site_trains(train_parts: Parts, num_images: int) -> None:
-    without = sum(not part for part in train_parts)
-    if num_images == 0:
+def _check_every_site_trains(parts: Parts) -> None:
+    images, without = sum(map(len, parts)), sum(not part for part in parts)
+    if images == 0:
         raise DataError(
             code="NO_TRAINING_IMAGES",
             message="There is no training image.",
@@ -284,7 +242,7 @@ def _check_every_site_trains(train_parts: Parts, num_images: int) -> None:
     if without:
         raise DataError(
             code="TOO_MANY_SITES",
-            message=f"{len(train_parts)} sites cannot share {num_images} training images: {without} would have none.",
+            message=f"{len(parts)} sites cannot share {images} training images: {without} would have none.",
             advice="Use fewer sites or more images.",
         )
 

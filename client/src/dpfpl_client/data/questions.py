@@ -10,25 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from dpfpl_client.data.csv_file import permission_advice
 from dpfpl_client.data.decode import DEFAULT_RULES, FileImage, PixelRules
 from dpfpl_client.data.folder_names import part_of_row
-from dpfpl_client.data.records import DataProblem, Listing, SourceItem, problem_per_name
-from dpfpl_client.data.table_paths import MISSING, FoundImage, find_image
+from dpfpl_client.data.records import DataProblem, Listing, SourceItem, listed, problem_per_name
+from dpfpl_client.data.tables import MISSING, FoundImage, find_image, not_opened, unreadable
 from dpfpl_common.errors import DataError
 from dpfpl_common.experiment import unprintable
 
-__all__ = [
-    "KNOWN",
-    "LONGEST_NAME",
-    "LONGEST_TEXT",
-    "QuestionLine",
-    "list_questions",
-    "normalised",
-    "read_line",
-    "same_answer",
-    "word_overlap",
-]
+__all__ = ["list_questions", "normalised", "same_answer", "word_overlap"]
 
 
 # When two answers count as the same: normalised exact match; how far two captions agree: their words' overlap.
@@ -239,8 +228,7 @@ def _wrong_text(value: object) -> str:
     return f"has the unprintable character U+{ord(strange):04X}" if strange else ""
 
 
-NAMED = 20
-"""So many ignored fields are named."""
+_WHAT = "file of questions"
 
 
 def list_questions(file: Path, rules: PixelRules = DEFAULT_RULES) -> Listing:
@@ -265,17 +253,26 @@ def list_questions(file: Path, rules: PixelRules = DEFAULT_RULES) -> Listing:
             lines.append(read)
     if bad and not lines:
         raise _nothing_usable(path, *next(iter(bad.items())))
-    found, missing, outside = _find_images(root, lines)
-    named = [replace(line, image=found[line.number].key) for line in lines if line.number in found]
+    paths: dict[int, Path] = {}
+    named: list[QuestionLine] = []
+    missing: dict[str, str] = {}
+    outside: dict[str, str] = {}
+    for line in lines:
+        found = find_image(root, line.image)
+        if isinstance(found, FoundImage):
+            paths[line.number] = found.path
+            named.append(replace(line, image=found.key))
+        else:
+            (missing if found.kind == MISSING else outside)[_name(line)] = found.reason
     kept, found_twice = _once(named)
     problems: list[DataProblem] = problem_per_name("BAD_LINE", bad, "Correct the line.")
     problems += _ignored(lines)
-    problems += problem_per_name("MISSING_IMAGE", _named(lines, missing), "Put the image there, or correct the line.")
+    problems += problem_per_name("MISSING_IMAGE", missing, "Put the image there, or correct the line.")
     problems += problem_per_name(
-        "OUTSIDE_PATH", _named(lines, outside), "Copy the image into the file's folder if it belongs to the data."
+        "OUTSIDE_PATH", outside, "Copy the image into the file's folder if it belongs to the data."
     )
     items = [
-        SourceItem(key, line.answer, line.split, FileImage(found[line.number].path, rules), question=line.question)
+        SourceItem(key, line.answer, line.split, FileImage(paths[line.number], rules), question=line.question)
         for key, line in _keyed(kept)
     ]
     return Listing(tuple(items), (*problems, *found_twice))
@@ -286,12 +283,12 @@ def _numbered(path: Path) -> Iterator[tuple[int, str]]:
         with path.open(encoding="utf-8-sig", errors="surrogateescape") as text:
             yield from ((number, line) for number, line in enumerate(text, start=1) if line.strip())
     except OSError as error:
-        raise _unreadable(path, error.strerror or str(error), permission_advice(error)) from None
+        raise not_opened(_WHAT, path, error) from None
 
 
 def _nothing_usable(path: Path, first: str, reason: str) -> DataError:
     if "UTF-8" in reason:
-        return _unreadable(path, f"{first}: {reason}", "Save it in UTF-8.")
+        return unreadable(_WHAT, path, f"{first}: {reason}", "Save it in UTF-8.")
     return DataError(
         code="JSONL_FIELDS",
         message=f"No line of {str(path)!r} can be used; {first}: {reason}.",
@@ -304,10 +301,9 @@ def _ignored(lines: Sequence[QuestionLine]) -> list[DataProblem]:
     names = Counter(name for line in lines for name in line.ignored)
     if not names:
         return []
-    named = ", ".join(repr(name[:LONGEST_NAME]) for name, _ in names.most_common(NAMED))
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    text = f"The fields {named}{more} are ignored. Known are {', '.join(KNOWN)}; correct a misspelt one."
-    return [DataProblem("UNKNOWN_FIELDS", "warning", text)]
+    named = listed([repr(name[:LONGEST_NAME]) for name, _ in names.most_common()])
+    text = f"The fields {named} are ignored. Known are {', '.join(KNOWN)}; correct a misspelt one."
+    return [DataProblem("UNKNOWN_FIELDS", text)]
 
 
 def _keyed(lines: Sequence[QuestionLine]) -> Iterator[tuple[str, QuestionLine]]:
@@ -321,24 +317,6 @@ def _keyed(lines: Sequence[QuestionLine]) -> Iterator[tuple[str, QuestionLine]]:
             key = f"{name} ({times[name] + 1})"
         taken.add(key)
         yield key, line
-
-
-def _find_images(root: Path, lines: list[QuestionLine]) -> tuple[dict[int, FoundImage], dict[int, str], dict[int, str]]:
-    """By line number: the images, and why there is none, for those that are missing and those that lie elsewhere."""
-    images: dict[int, FoundImage] = {}
-    missing: dict[int, str] = {}
-    outside: dict[int, str] = {}
-    for line in lines:
-        found = find_image(root, line.image)
-        if isinstance(found, FoundImage):
-            images[line.number] = found
-        else:
-            (missing if found.kind == MISSING else outside)[line.number] = found.reason
-    return images, missing, outside
-
-
-def _named(lines: list[QuestionLine], reasons: dict[int, str]) -> dict[str, str]:
-    return {_name(line): reasons[line.number] for line in lines if line.number in reasons}
 
 
 def _name(line: QuestionLine) -> str:
@@ -372,9 +350,3 @@ def _once(lines: Sequence[QuestionLine]) -> tuple[list[QuestionLine], list[DataP
         "CONFLICTING_ANSWERS", contradictory, "None of these lines counts; keep the one whose answer is right."
     )
     return kept, problems
-
-
-def _unreadable(path: Path, reason: str, advice: str) -> DataError:
-    return DataError(
-        code="DATA_UNREADABLE", message=f"The file of questions {str(path)!r} cannot be read ({reason}).", advice=advice
-    )

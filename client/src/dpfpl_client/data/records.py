@@ -1,4 +1,4 @@
-"""Translates a source's labels to the experiment's class names, and skips what the experiment does not know."""
+"""A site's labelled images, what is wrong with them, and their labels under the experiment's class names."""
 
 import difflib
 import hashlib
@@ -6,7 +6,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, get_args
 
@@ -26,8 +26,10 @@ __all__ = [
     "apply_viewpoint",
     "check_class_names",
     "left_out",
+    "listed",
     "map_labels",
     "problem_per_name",
+    "quoted",
     "select_known",
     "spelled_alike",
 ]
@@ -54,7 +56,8 @@ def apply_viewpoint(image: Image.Image, viewpoint: str) -> Image.Image:
 # What the rest of a site sees of its data: labelled images, and what an administrator should know about them.
 
 
-_NAMED = 20
+MOST_NAMED = 20
+"""So many names stand in one message, or in one message each."""
 
 
 class ImageSource(Protocol):
@@ -119,17 +122,18 @@ class ImageRecord:
 
 @dataclass(frozen=True)
 class DataProblem:
-    """Something that a site administrator should know; it stays at the site.
+    """A warning for a site's administrator; it stays at the site.
 
     Attributes:
         code: stable, for scripts (``CORRUPT_IMAGE``).
-        severity: ``error`` or ``warning``.
         message: names the file or class, and says what to do.
     """
 
     code: str
-    severity: str
     message: str
+
+    def __str__(self) -> str:
+        return f"{self.message} [{self.code}]"
 
 
 @dataclass(frozen=True)
@@ -163,20 +167,23 @@ class SiteData:
 
 
 def problem_per_name(code: str, reasons: dict[str, str], advice: str) -> list[DataProblem]:
-    """One warning per named file, and one for the rest when there are many.
-
-    Args:
-        code: the problem's code.
-        reasons: what is wrong, by the name of what it is wrong with.
-        advice: what to do about it.
-    """
-    problems = [
-        DataProblem(code, "warning", f"{name!r} is skipped: {reason}. {advice}")
-        for name, reason in list(reasons.items())[:_NAMED]
-    ]
-    if len(reasons) > _NAMED:
-        problems.append(DataProblem(code, "warning", f"{len(reasons) - _NAMED} more are skipped as well. {advice}"))
+    """One warning for each name, with its reason, and one for the rest when there are many."""
+    named = list(reasons.items())[:MOST_NAMED]
+    problems = [DataProblem(code, f"{name!r} is skipped: {reason}. {advice}") for name, reason in named]
+    if len(reasons) > MOST_NAMED:
+        problems.append(DataProblem(code, f"{len(reasons) - MOST_NAMED} more are skipped as well. {advice}"))
     return problems
+
+
+def listed(texts: Sequence[str], most: int = MOST_NAMED, what: str = "more") -> str:
+    """The first of them, separated by commas, and how many more there are."""
+    more = f" and {len(texts) - most} {what}" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + more
+
+
+def quoted(names: Iterable[str], most: int = MOST_NAMED) -> str:
+    """As :func:`listed`, each name in quotes."""
+    return listed([repr(name) for name in names], most)
 
 
 # What a source says it holds, before any pixel is read.
@@ -191,8 +198,7 @@ class SourceItem:
         label: as the source calls the class.
         split: ``train`` or ``test`` where the source says so, None where it is to be drawn.
         source: the pixels.
-        question: what is asked about the image, where the data are questions; the label is then the right answer. Empty
-            for a caption, which is such an answer too.
+        question: as of :class:`ImageRecord`.
     """
 
     key: str
@@ -210,9 +216,6 @@ class Listing:
     problems: tuple[DataProblem, ...] = ()
 
 
-_LISTED = 20
-
-
 def map_labels(items: Sequence[SourceItem], class_map: Mapping[str, str]) -> tuple[list[SourceItem], list[DataProblem]]:
     """Apply the class map; a line of it that fits no label of the source is a warning.
 
@@ -222,15 +225,8 @@ def map_labels(items: Sequence[SourceItem], class_map: Mapping[str, str]) -> tup
     found = {_composed(item.label) for item in items}
     mapped = [replace(item, label=_composed(mapping.get(_composed(item.label), item.label))) for item in items]
     unused = [own for own in class_map if _composed(own) not in found]
-    problems = [
-        DataProblem(
-            "CLASS_MAP_UNUSED",
-            "warning",
-            f"class_map names {own!r}, but the data have no such class. Correct or remove the line.",
-        )
-        for own in unused
-    ]
-    return mapped, problems
+    text = "but the data have no such class. Correct or remove the line."
+    return mapped, [DataProblem("CLASS_MAP_UNUSED", f"class_map names {own!r}, {text}") for own in unused]
 
 
 def select_known(items: Sequence[SourceItem], class_names: Sequence[str]) -> tuple[list[SourceItem], list[DataProblem]]:
@@ -241,13 +237,13 @@ def select_known(items: Sequence[SourceItem], class_names: Sequence[str]) -> tup
     """
     spelled = {_composed(name): name for name in class_names}
     known = [replace(item, label=spelled[_composed(item.label)]) for item in items if _composed(item.label) in spelled]
-    unknown = Counter(item.label for item in items if _composed(item.label) not in spelled)
     if items and not known:
+        unknown = sorted({item.label for item in items})
         raise DataError(
             code="NO_KNOWN_CLASS",
-            message=f"None of the data's classes ({_listed(sorted(unknown))}) is a class of the experiment "
-            f"({_listed(list(class_names))}).",
-            advice=_map_advice(sorted(unknown), class_names),
+            message=f"None of the data's classes ({quoted(unknown)}) is a class of the experiment "
+            f"({quoted(class_names)}).",
+            advice=_map_advice(unknown, class_names),
         )
     problem = left_out(Counter(item.label for item in items), class_names)
     return known, [problem] if problem is not None else []
@@ -265,11 +261,9 @@ def left_out(counts: Mapping[str, int], class_names: Sequence[str], images: str 
     unknown = {label: count for label, count in sorted(counts.items()) if _composed(label) not in known and count}
     if not unknown:
         return None
-    named = _shortened([f"{label!r} ({count})" for label, count in unknown.items()])
-    text = (
-        f"{sum(unknown.values())} of {sum(counts.values())} {images} are left out, the experiment does not know their "
-    )
-    return DataProblem("UNKNOWN_CLASS", "warning", f"{text}class: {named}. {_map_advice(list(unknown), class_names)}")
+    named = listed([f"{label!r} ({count})" for label, count in unknown.items()])
+    text = f"{sum(unknown.values())} of {sum(counts.values())} {images} are left out, the experiment does not know"
+    return DataProblem("UNKNOWN_CLASS", f"{text} their class: {named}. {_map_advice(list(unknown), class_names)}")
 
 
 def check_class_names(class_names: Sequence[str]) -> None:
@@ -296,10 +290,10 @@ def spelled_alike(class_names: Sequence[str]) -> tuple[str, ...]:
 
 def _map_advice(unknown: Sequence[str], class_names: Sequence[str]) -> str:
     """The lines of the class map that would make the labels known, with the nearest names as a guess."""
-    lines = [f"{json.dumps(label, ensure_ascii=False)} = {_guess(label, class_names)}" for label in unknown[:_LISTED]]
+    lines = [f"{_toml(label)} = {_toml(_guess(label, class_names))}" for label in unknown[:MOST_NAMED]]
     same = [label for label in unknown if _same_but_for_spelling(label, class_names)]
     spelled = (
-        f"{_listed(same)} {'differs' if len(same) == 1 else 'differ'} from a class of the experiment in capital "
+        f"{quoted(same)} {'differs' if len(same) == 1 else 'differ'} from a class of the experiment in capital "
         "letters, blanks or underscores alone. "
         if same
         else ""
@@ -316,7 +310,11 @@ def _guess(label: str, class_names: Sequence[str]) -> str:
         lowered = {name.lower(): name for name in class_names}
         close = difflib.get_close_matches(label.lower(), list(lowered), n=1)
         name = lowered[close[0]] if close else "A CLASS OF THE EXPERIMENT"
-    return json.dumps(name, ensure_ascii=False)
+    return name
+
+
+def _toml(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _same_but_for_spelling(label: str, class_names: Sequence[str]) -> str:
@@ -327,15 +325,6 @@ def _same_but_for_spelling(label: str, class_names: Sequence[str]) -> str:
 
 def _letters(name: str) -> str:
     return re.sub(r"[\s_-]+", "", _composed(name).casefold())
-
-
-def _listed(names: Sequence[str]) -> str:
-    return _shortened([repr(name) for name in names])
-
-
-def _shortened(texts: Sequence[str]) -> str:
-    more = f" and {len(texts) - _LISTED} more" if len(texts) > _LISTED else ""
-    return ", ".join(texts[:_LISTED]) + more
 
 
 def _composed(name: str) -> str:

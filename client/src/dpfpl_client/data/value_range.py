@@ -26,14 +26,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 __all__ = [
-    "Range", "UnreadableImageError", "check_wide_colours", "has_wide_colours", "refuse_unread_values", "scale",
-    "scale_wide_grey",
+    "STRIP_VALUES", "Range", "UnreadableImageError", "check_wide_colours", "has_wide_colours", "refuse_unread_values",
+    "scale", "scale_wide_grey",
 ]  # fmt: skip
 
 Values = NDArray[Any]
 """Whole numbers as a file stores them, mostly uint16: a copy in a wider type would be larger than the image."""
 
 STRIP_VALUES = 1 << 20
+"""So many are worked on at a time, where that takes many bytes a value."""
 _BITS_PER_SAMPLE, _DESCRIPTION, _MAX_SAMPLE_VALUE, _SAMPLE_FORMAT = 258, 270, 281, 339
 _PHOTOMETRIC, _PLANES = 262, 284
 _SIGNED, _WHITE_IS_0, _SEPARATE = 2, 0, 2
@@ -180,10 +181,7 @@ def _signed(bits: float) -> UnreadableImageError:
 
 
 def scale(values: NDArray[np.number], black: float, white: float) -> NDArray[np.uint8]:
-    """Values between black and white as 0 to 255, rounded; what lies outside is cut off.
-
-    Strip by strip, as it takes many bytes a value on the way.
-    """
+    """Values between black and white as 0 to 255, rounded; what lies outside is cut off."""
     grey = np.empty(values.shape, np.uint8)
     rows = max(1, STRIP_VALUES // max(1, math.prod(values.shape[1:])))
     for top in range(0, len(values), rows):

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import unicodedata
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,17 +17,15 @@ from dpfpl_client.learning.evidence import (
     OwnRows,
     accuracies,
     alone_head,
-    label_shares,
     own_rows,
     pooled_head,
+    prototypes_from,
     shares_from,
     site_head,
     unpacked,
 )
 from dpfpl_client.learning.methods import build_method
 from dpfpl_client.learning.personal import PersonalState
-from dpfpl_client.learning.prototypes import prototypes_from
-from dpfpl_client.learning.pulls import Pull, public_pull
 from dpfpl_client.models.backbone import Backbone, LabelledFeatures, too_long_answers
 from dpfpl_client.models.class_scorer import ClassScorer, direction_count
 from dpfpl_common.errors import ModelError, RefusedError
@@ -42,11 +41,11 @@ from dpfpl_common.privacy_plan import (
     largest_signal,
     noise_share,
     score_noise_multiplier,
+    scored,
+    share_stddev,
     site_noise_stddev,
     vote_multiplier,
 )
-from dpfpl_common.secure.sums import share_stddev
-from dpfpl_common.wire.payloads import scored
 
 if TYPE_CHECKING:
     from dpfpl_client.learning.step import Randomness
@@ -54,6 +53,8 @@ if TYPE_CHECKING:
 __all__ = ["PersonalState", "PromptLearner", "RoundResult", "SiteFeatures", "initial_context"]
 
 Floats = npt.NDArray[np.float64]
+Sent = npt.NDArray[np.float32]
+"""As the server sent it: a global context [num_context, width], or a packed pool."""
 
 
 @dataclass(frozen=True)
@@ -172,16 +173,17 @@ class PromptLearner:
     @functools.cached_property
     def label_shares(self) -> Floats:
         """[classes], the classes' shares of the site's training images, exact: for use at the site alone."""
-        return label_shares(self._features.train.labels, len(self._experiment.classes))
+        counts = np.bincount(self._features.train.labels.numpy(), minlength=len(self._experiment.classes))
+        return np.asarray(counts / max(1.0, counts.sum()))
 
     def train_round(
         self,
-        global_context: npt.NDArray[np.float32],
+        global_context: Sent,
         state: PersonalState,
         randomness: "Randomness",
         *,
         collect: bool = False,
-        pool: npt.NDArray[np.float32] | None = None,
+        pool: Sent | None = None,
     ) -> RoundResult:
         """Make the round's local steps: the global context stays, the personal one moves with every noised step.
 
@@ -205,58 +207,55 @@ class PromptLearner:
             return result if pool is None else self._with_vote(result, pool, randomness)
         if self._experiment.privacy.unit == "site":
             return self._train_as_a_whole(global_context, state, randomness)
-        from dpfpl_client.learning.step import noised_step  # it brings Opacus; who only predicts starts without it
+        from dpfpl_client.learning.step import noised_step, public_pull  # Opacus; who only predicts starts without it
 
         experiment = self._experiment
         update = np.zeros(experiment.context_shape)
         for _ in range(experiment.rounds.local_steps):
             directions = self._method.directions(_trained(state), randomness.factors)
             chosen = randomness.sampler.draw(len(self._features.train), experiment.privacy.sample_rate)
-            gradients = self._gradients(global_context, state.context, self._features.train.take(chosen))
+            examples, whole = self._features.train.take(chosen), self.context(global_context, state.context)
+            gradients = self._scorer.gradients(whole, examples, experiment.gradients).double().numpy()
             release = noised_step(experiment, directions, gradients, randomness.noise)
             update += release.shared / experiment.rounds.local_steps
-            personal = release.personal
-            pull = self._public_pull(global_context, state.context)
+            personal, shared = release.personal, self.context(global_context, 0.0)
+            pull = public_pull(experiment, self._scorer, self._initial, shared, whole)
             if pull is not None:
                 update += pull.shared / experiment.rounds.local_steps
                 personal = personal + directions.merge([block[0] for block in directions.split(pull.personal[None])])
             state = self._moved(state, personal)
         return RoundResult(update=update, state=state)
 
-    def _public_pull(self, global_context: npt.NDArray[np.float32], personal_context: Floats) -> Pull | None:
-        """What is added to a step from public facts and released values alone."""
-        shared = self.context(global_context, np.zeros_like(personal_context))
-        whole = self.context(global_context, personal_context)
-        return public_pull(self._experiment, self._scorer, self._initial, shared, whole)
-
-    def _train_as_a_whole(
-        self, global_context: npt.NDArray[np.float32], state: PersonalState, randomness: "Randomness"
-    ) -> RoundResult:
+    def _train_as_a_whole(self, global_context: Sent, state: PersonalState, randomness: "Randomness") -> RoundResult:
         """The round under the unit ``site``: steps without noise, then one release of the whole update."""
         from dpfpl_client.learning.step import batch_gradient  # as above
 
-        experiment = self._experiment
-        update = np.zeros(experiment.context_shape)
-        for _ in range(experiment.rounds.local_steps):
-            directions = self._method.directions(_trained(state), randomness.factors)
-            chosen = randomness.sampler.draw(len(self._features.train), experiment.privacy.sample_rate)
+        privacy = self._experiment.privacy
+
+        def gradient_at(context: Floats) -> Floats:
+            chosen = randomness.sampler.draw(len(self._features.train), privacy.sample_rate)
             examples = self._features.train.take(chosen)
             finite = torch.isfinite(examples.features).all(dim=1)
-            gradient = batch_gradient(experiment, self._total(global_context, state.context, examples, finite)[None])
-            update += gradient / experiment.rounds.local_steps
-            state = self._moved(state, directions.merge([block[0] for block in directions.split(gradient[None])]))
-        released = noised_update(
-            update, experiment.privacy.clipping_norm, site_noise_stddev(experiment), randomness.noise
-        )
+            return batch_gradient(self._experiment, self._total(global_context, context, examples, finite)[None])
+
+        update, state = self._unnoised_steps(state, randomness, gradient_at)
+        released = noised_update(update, privacy.clipping_norm, site_noise_stddev(self._experiment), randomness.noise)
         return RoundResult(update=released, state=state)
 
+    def _unnoised_steps(
+        self, state: PersonalState, randomness: "Randomness", gradient_at: Callable[[Floats], Floats]
+    ) -> tuple[Floats, PersonalState]:
+        """The round's local steps along the gradient at each personal context: the mean gradient, and the state."""
+        update, steps = np.zeros(self._experiment.context_shape), self._experiment.rounds.local_steps
+        for _ in range(steps):
+            directions = self._method.directions(_trained(state), randomness.factors)
+            gradient = gradient_at(state.context)
+            update += gradient / steps
+            state = self._moved(state, directions.merge([block[0] for block in directions.split(gradient[None])]))
+        return update, state
+
     def sum_part(
-        self,
-        name: str,
-        state: PersonalState,
-        randomness: "Randomness",
-        pool: npt.NDArray[np.float32] | None,
-        global_context: npt.NDArray[np.float32] | None,
+        self, name: str, state: PersonalState, randomness: "Randomness", pool: Sent | None, global_context: Sent | None
     ) -> npt.NDArray[np.int64]:
         """What the site adds to a secure sum, ``rows``, ``vote`` or ``scores``: noised, in grid steps.
 
@@ -281,20 +280,9 @@ class PromptLearner:
         )
 
     def _train_on_prototypes(
-        self,
-        global_context: npt.NDArray[np.float32],
-        state: PersonalState,
-        randomness: "Randomness",
-        noise_multiplier: float,
+        self, global_context: Sent, state: PersonalState, randomness: "Randomness", noise_multiplier: float
     ) -> RoundResult:
-        """The round under ``one_shot``: the release where it was not made yet, then steps without noise.
-
-        Args:
-            global_context: as in ``train_round``.
-            state: with the class sums, if they were made.
-            randomness: as in ``train_round``.
-            noise_multiplier: of the class sums.
-        """
+        """The round under ``one_shot``: the release where it was not made yet, then steps without noise."""
         experiment = self._experiment
         sums = state.class_sums
         if sums is None:
@@ -308,18 +296,16 @@ class PromptLearner:
             torch.from_numpy(prototypes.features[present].astype(np.float32)), torch.from_numpy(present)
         )
         weights = torch.from_numpy(prototypes.weights[present])
-        update = np.zeros(experiment.context_shape)
-        for _ in range(experiment.rounds.local_steps):
-            directions = self._method.directions(_trained(state), randomness.factors)
-            gradient = self._total(global_context, state.context, pseudo, weights)
-            update += gradient / experiment.rounds.local_steps
-            personal = directions.merge([block[0] for block in directions.split(gradient[None])])
-            state = self._moved(state, personal)
+
+        def gradient_at(context: Floats) -> Floats:
+            return self._total(global_context, context, pseudo, weights)
+
+        update, state = self._unnoised_steps(state, randomness, gradient_at)
         # Near a steep place one gradient may be hundreds of times as long as the others.
         longest, length = (1.0 - ROUNDING_MARGIN) * largest_signal(experiment), float(np.linalg.norm(update))
         return RoundResult(update=update * min(1.0, longest / max(length, 1e-300)), state=state)
 
-    def _with_vote(self, result: RoundResult, pool: npt.NDArray[np.float32], randomness: "Randomness") -> RoundResult:
+    def _with_vote(self, result: RoundResult, pool: Sent, randomness: "Randomness") -> RoundResult:
         """The round's result with the site's noised vote on the pool, for once."""
         if result.state.vote is not None:
             raise RefusedError(
@@ -331,7 +317,7 @@ class PromptLearner:
         told = self._noised_vote(pool, randomness, vote_multiplier(self._experiment))
         return RoundResult(result.update, dataclasses.replace(result.state, vote=told), told[None])
 
-    def _noised_vote(self, pool: npt.NDArray[np.float32], randomness: "Randomness", noise_multiplier: float) -> Floats:
+    def _noised_vote(self, pool: Sent, randomness: "Randomness", noise_multiplier: float) -> Floats:
         """The vote, and behind it, where the experiment has one, the packed moment around the class vectors that it is
         about: [1 + k (k + 1) / 2].
         """
@@ -345,10 +331,10 @@ class PromptLearner:
             return np.array([vote])
         return np.array([vote, *noised_moment(residuals(head, features, labels), noise, noise_multiplier)])
 
-    def _unpacked(self, pool: npt.NDArray[np.float32]) -> tuple[Pool, Floats]:
+    def _unpacked(self, pool: Sent) -> tuple[Pool, Floats]:
         return unpacked(pool, len(self._experiment.classes), self.feature_size)
 
-    def _rows_noise(self, pool: npt.NDArray[np.float32]) -> float:
+    def _rows_noise(self, pool: Sent) -> float:
         """Noise deviation of the rows of a secure sum."""
         return float(np.sqrt(self._unpacked(pool)[0].variances.max()))
 
@@ -359,11 +345,7 @@ class PromptLearner:
         return texts
 
     def evidence_head(
-        self,
-        pool: npt.NDArray[np.float32],
-        global_context: npt.NDArray[np.float32] | None,
-        alone: Pool | None = None,
-        own: OwnRows = None,
+        self, pool: Sent, global_context: Sent | None, alone: Pool | None = None, own: OwnRows = None
     ) -> Head:
         """Class vectors from the pool, with the texts of the shared prompt as prior; without one, of the plain text.
         With what the site released ``alone`` they may be the site's own (``pooled_head``).
@@ -371,14 +353,14 @@ class PromptLearner:
         Raises:
             ModelError: the pool is of another model's features.
         """
-        context = None if global_context is None else self.context(global_context, np.zeros_like(global_context))
+        context = None if global_context is None else self.context(global_context, 0.0)
         return pooled_head(self._scorer, self._initial, pool, context, alone, own)
 
     def alone(self, state: PersonalState) -> Pool | None:
         """What the site released by itself (``evidence.own_rows``)."""
         return own_rows(self._experiment, state.class_sums, state.vote)
 
-    def own_moment(self, pool: npt.NDArray[np.float32], alone: Pool | None, randomness: "Randomness") -> Floats | None:
+    def own_moment(self, pool: Sent, alone: Pool | None, randomness: "Randomness") -> Floats | None:
         """For use at the site, whether it is better served by what it released ``alone`` than by the pool
         (``prefers_own``), and if so, what sharpens its own class vectors: a moment around them, with the noise that the
         released one has. [1 + k (k + 1) / 2], a vote's form with 0 for the vote, or [1] where the experiment has no
@@ -430,9 +412,9 @@ class PromptLearner:
 
     def evaluate(
         self,
-        global_context: npt.NDArray[np.float32],
+        global_context: Sent,
         personal_context: Floats,
-        pool: npt.NDArray[np.float32] | None = None,
+        pool: Sent | None = None,
         chosen: str = "",
         alone: Pool | None = None,
         own: OwnRows = None,
@@ -443,8 +425,33 @@ class PromptLearner:
         votes have chosen, ``personal`` is what this site uses and ``prompt`` the personalised prompt. ``alone`` is what
         the site released by itself, ``own`` its own rows if it takes class vectors from them (``pooled_head``).
         """
-        if isinstance(self._scorer, ClassScorer):
-            return self._evaluate_heads(global_context, personal_context, pool, chosen, alone, own)
+        if not isinstance(self._scorer, ClassScorer):
+            return self._answered(global_context, personal_context)
+        shared = self.context(global_context, 0.0)
+        whole = self.context(global_context, self._experiment.prompt.personal_strength * personal_context)
+        scale, classes = self._scorer.logit_scale, len(self._experiment.classes)
+        plain = text_head(self._plain_texts, scale)
+        shares, nothing = self.label_shares, np.zeros(classes)
+        texts = {"global": self._scorer.class_features(shared), "personal": self._scorer.class_features(whole)}
+        heads = {name: site_head(text_head(of.double().numpy(), scale), nothing, 0.0) for name, of in texts.items()}
+        heads["zero_shot"] = site_head(plain, nothing, 0.0)
+        mix = self._experiment.prompt.usual_mix
+        if pool is not None:
+            heads["prompt"] = heads["personal"]
+            heads["text"] = site_head(plain, shares, mix)
+            heads["evidence"] = site_head(self.evidence_head(pool, None, alone), shares, mix)
+            heads["both"] = site_head(self.evidence_head(pool, global_context, alone), shares, mix)
+            if chosen == "evidence":
+                used = self.evidence_head(pool, global_context, alone, own)
+                heads["personal"] = site_head(used, shares, mix)
+            elif chosen:
+                heads["personal"] = heads["text"]
+        found = {name: accuracies(head, self._features.test, self._features.neighbour_test, shares)
+                 for name, head in heads.items()}  # fmt: skip
+        return {f"{name}_{column}": value for name, columns in found.items() for column, value in columns.items()}
+
+    def _answered(self, global_context: Sent, personal_context: Floats) -> dict[str, float]:
+        """As ``evaluate``, of a model without class features."""
         contexts = self._contexts(global_context, personal_context)
         contexts["personal"] = contexts.pop("prompt")
         metrics: dict[str, float] = {}
@@ -456,24 +463,18 @@ class PromptLearner:
         return metrics
 
     def scores(
-        self,
-        global_context: npt.NDArray[np.float32],
-        state: PersonalState,
-        randomness: "Randomness",
-        pool: npt.NDArray[np.float32] | None = None,
+        self, global_context: Sent, state: PersonalState, randomness: "Randomness", pool: Sent | None = None
     ) -> Floats:
         """The release of scores: noised counts of right answers on the held-back images, [candidates + 1].
 
-        The candidates are ``payloads.scored``, in that order, all functions of noised releases: the usual mix of
+        The candidates are ``privacy_plan.scored``, in that order, all functions of noised releases: the usual mix of
         classes comes from the site's noised class sums, not from its labels (``dpfpl_common.privacy.counts``). Without
         a pool the class vectors are the texts themselves, also those that the site would have alone.
         """
         right = self._right(global_context, state, pool)
         return noised_counts(right, randomness.noise, score_noise_multiplier(self._experiment))
 
-    def _right(
-        self, global_context: npt.NDArray[np.float32], state: PersonalState, pool: npt.NDArray[np.float32] | None
-    ) -> Floats:
+    def _right(self, global_context: Sent, state: PersonalState, pool: Sent | None) -> Floats:
         """[n, candidates], how right each candidate is on each held-back image."""
         contexts, test = self._contexts(global_context, state.context), self._features.test
         right = {name: self._scorer.at(context).agreement(test).numpy() for name, context in contexts.items()}
@@ -498,66 +499,22 @@ class PromptLearner:
         rows = [right.get(name, right[instead.get(name, "prompt")]) for name in scored(self._experiment)]
         return np.stack(rows, axis=1)
 
-    def _contexts(self, global_context: npt.NDArray[np.float32], personal_context: Floats) -> dict[str, torch.Tensor]:
+    def _contexts(self, global_context: Sent, personal_context: Floats) -> dict[str, torch.Tensor]:
         """The contexts [num_context, width] that are compared."""
         strength = self._experiment.prompt.personal_strength
         return {
             "prompt": self.context(global_context, strength * personal_context),
-            "global": self.context(global_context, np.zeros_like(personal_context)),
+            "global": self.context(global_context, 0.0),
             "zero_shot": self._initial,
         }
-
-    def _evaluate_heads(
-        self,
-        global_context: npt.NDArray[np.float32],
-        personal_context: Floats,
-        pool: npt.NDArray[np.float32] | None,
-        chosen: str,
-        alone: Pool | None,
-        own: OwnRows,
-    ) -> dict[str, float]:
-        """As ``evaluate``, of everything that can be used with class sums or instead of them."""
-        shared = self.context(global_context, np.zeros_like(personal_context))
-        whole = self.context(global_context, self._experiment.prompt.personal_strength * personal_context)
-        scale, classes = self._scorer.logit_scale, len(self._experiment.classes)
-        plain = text_head(self._plain_texts, scale)
-        shares, nothing = self.label_shares, np.zeros(classes)
-        texts = {"global": self._scorer.class_features(shared), "personal": self._scorer.class_features(whole)}
-        heads = {name: site_head(text_head(of.double().numpy(), scale), nothing, 0.0) for name, of in texts.items()}
-        heads["zero_shot"] = site_head(plain, nothing, 0.0)
-        mix = self._experiment.prompt.usual_mix
-        if pool is not None:
-            heads["prompt"] = heads["personal"]
-            heads["text"] = site_head(plain, shares, mix)
-            heads["evidence"] = site_head(self.evidence_head(pool, None, alone), shares, mix)
-            heads["both"] = site_head(self.evidence_head(pool, global_context, alone), shares, mix)
-            if chosen == "evidence":
-                used = self.evidence_head(pool, global_context, alone, own)
-                heads["personal"] = site_head(used, shares, mix)
-            elif chosen:
-                heads["personal"] = heads["text"]
-        found = {name: accuracies(head, self._features.test, self._features.neighbour_test, shares)
-                 for name, head in heads.items()}  # fmt: skip
-        return {f"{name}_{column}": value for name, columns in found.items() for column, value in columns.items()}
 
     def context(self, global_context: npt.ArrayLike, personal_context: npt.ArrayLike) -> torch.Tensor:
         """The full context [num_context, width] for the text tower."""
         displacement = np.asarray(global_context, dtype=np.float64) + np.asarray(personal_context, dtype=np.float64)
         return self._initial + torch.from_numpy(displacement.astype(np.float32))
 
-    def _gradients(
-        self, global_context: npt.NDArray[np.float32], personal_context: Floats, examples: LabelledFeatures
-    ) -> Floats:
-        context = self.context(global_context, personal_context)
-        gradients = self._scorer.gradients(context, examples, self._experiment.gradients)
-        return gradients.double().numpy()
-
     def _total(
-        self,
-        global_context: npt.NDArray[np.float32],
-        personal_context: Floats,
-        examples: LabelledFeatures,
-        weights: torch.Tensor,
+        self, global_context: Sent, personal_context: Floats, examples: LabelledFeatures, weights: torch.Tensor
     ) -> Floats:
         """The weighted sum of the examples' gradients, where none of them is to be clipped."""
         context = self.context(global_context, personal_context)

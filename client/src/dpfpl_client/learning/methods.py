@@ -6,7 +6,7 @@ of public randomness, so no method can weaken the promise of ``dpfpl_client.lear
 linear functions of the gradient are clipped and noised.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -32,8 +32,7 @@ __all__ = [
 #
 # Source: DP-FPL (Tran et al., ICLR 2025) section 4 and equation 4; the projection is that of Yu et al. (2021),
 # reparametrised gradient perturbation. Computed in float64: these are tiny matrices, and orthonormality carries the
-# proof
-# that the projected blocks never exceed the gradient they come from.
+# proof that the projected blocks never exceed the gradient they come from.
 
 
 Floats = npt.NDArray[np.float64]
@@ -133,48 +132,35 @@ class Directions(Protocol):
         ...
 
 
-class Method(Protocol):
-    """One way to learn prompts in a federation, for contexts [num_context, width] and rank k."""
+class Method:
+    """One way to learn prompts in a federation, for contexts [num_context, width] and rank k.
 
-    @property
-    def name(self) -> str:
-        """Its name in experiment.toml."""
-        ...
+    Unless a method says otherwise its parameters are the personal context itself.
 
-    def begin(self, generator: np.random.Generator) -> Floats | None:
-        """Parameters before a site's first step, for a personal context of zero; None: they are that context."""
-        ...
+    Attributes:
+        name: in experiment.toml.
+    """
 
-    def directions(self, parameters: Floats, generator: np.random.Generator) -> Directions:
-        """The blocks of the next step, given the parameters so far; ``generator`` is public randomness."""
-        ...
-
-    def settled(self, parameters: Floats) -> Floats:
-        """The parameters that are kept after a step of the optimizer."""
-        ...
-
-    def context(self, parameters: Floats) -> Floats:
-        """The personal context p_L [num_context, width]."""
-        ...
-
-
-class _Sized:
-    """What methods share whose parameters are the personal context itself."""
+    name: str
 
     def __init__(self, shape: tuple[int, int], rank: int) -> None:
         self._shape = shape
         self._rank = rank
 
     def begin(self, generator: np.random.Generator) -> Floats | None:
-        """The context itself."""
+        """Parameters before a site's first step, for a personal context of zero; None: they are that context."""
         return None
 
+    def directions(self, parameters: Floats, generator: np.random.Generator) -> Directions:
+        """The blocks of the next step, given the parameters so far; ``generator`` is public randomness."""
+        raise NotImplementedError
+
     def settled(self, parameters: Floats) -> Floats:
-        """All of them."""
+        """The parameters that are kept after a step of the optimizer."""
         return parameters
 
     def context(self, parameters: Floats) -> Floats:
-        """The parameters."""
+        """The personal context p_L [num_context, width]."""
         return parameters
 
 
@@ -226,7 +212,7 @@ class _FactorGradients:
         return _stacked(to_left, to_right)
 
 
-class PromptFL(_Sized):
+class PromptFL(Method):
     """Global context only; every site uses the same prompt."""
 
     name = "promptfl"
@@ -236,7 +222,7 @@ class PromptFL(_Sized):
         return _NoDirections(self._shape)
 
 
-class FedOTP(_Sized):
+class FedOTP(Method):
     """Global context plus a full-rank personal one; its whole gradient is released."""
 
     name = "fedotp"
@@ -246,7 +232,7 @@ class FedOTP(_Sized):
         return _WholeGradient()
 
 
-class FedPGP(_Sized):
+class FedPGP(Method):
     """Global context plus u v, where u [num_context, k] and v [k, width] are what is trained; there is no residual.
 
     The parameters are u with the transpose of v below it, [num_context + width, k]. They are made once: u orthonormal
@@ -274,25 +260,7 @@ class FedPGP(_Sized):
         return parameters[:rows], parameters[rows:].T
 
 
-class DPLoRA(_Sized):
-    """DP-FPL without the residual: after every step the personal context is cut down to rank k.
-
-    The cut keeps the k largest singular values, hence the context's size in the kept directions. (In the published code
-    both factors are orthonormal, and what they forget is the size of the personal context.)
-    """
-
-    name = "dplora"
-
-    def directions(self, parameters: Floats, generator: np.random.Generator) -> Directions:
-        """Two blocks: towards the left and the right factor."""
-        return _TangentDirections(factorise(parameters, self._rank, generator))
-
-    def settled(self, parameters: Floats) -> Floats:
-        """The nearest context of rank k."""
-        return truncated(parameters, self._rank)
-
-
-class DPFPL(_Sized):
+class DPFPL(Method):
     """Global context plus a full personal one, whose gradient is released through low-rank factors: the paper's own."""
 
     name = "dpfpl"
@@ -302,9 +270,21 @@ class DPFPL(_Sized):
         return _TangentDirections(factorise(parameters, self._rank, generator))
 
 
-_METHODS: dict[str, Callable[[tuple[int, int], int], Method]] = {
-    method.name: method for method in (DPFPL, DPLoRA, FedOTP, FedPGP, PromptFL)
-}
+class DPLoRA(DPFPL):
+    """DP-FPL without the residual: after every step the personal context is cut down to rank k.
+
+    The cut keeps the k largest singular values, hence the context's size in the kept directions. (In the published code
+    both factors are orthonormal, and what they forget is the size of the personal context.)
+    """
+
+    name = "dplora"
+
+    def settled(self, parameters: Floats) -> Floats:
+        """The nearest context of rank k."""
+        return truncated(parameters, self._rank)
+
+
+_METHODS: dict[str, type[Method]] = {method.name: method for method in (DPFPL, DPLoRA, FedOTP, FedPGP, PromptFL)}
 
 
 def build_method(name: str, shape: tuple[int, int], rank: int) -> Method:

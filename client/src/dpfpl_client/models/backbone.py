@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dpfpl_client.models.words import Words
 from dpfpl_common.errors import ModelError
 from dpfpl_common.experiment import Experiment, GradientSettings, TaskSettings
 
@@ -68,7 +69,11 @@ class Predictor(Protocol):
 
 
 class Scorer(Protocol):
-    """A backbone joined to one experiment's task."""
+    """A backbone joined to one experiment's task.
+
+    Families that do not compare pictures with class names have no class features: what is asked of them raises
+    ModelError NO_CLASS_FEATURES.
+    """
 
     def gradients(self, context: Tensor, examples: LabelledFeatures, estimate: GradientSettings) -> Tensor:
         """d loss_x / d context for every example x, [batch, num_context, width]; row x depends on example x alone."""
@@ -84,44 +89,28 @@ class Scorer(Protocol):
 
     def too_long(self, num_context: int, question: str, answer: str) -> bool:
         """Whether a turn has more tokens than the model was made for; such an example teaches nothing."""
-        ...
+        return False
 
     def cut_off(self, answers: Sequence[str]) -> int:
         """How many of these right answers no prompt can say, because an answer ends before."""
-        ...
+        return 0
 
     @property
     def logit_scale(self) -> float:
-        """What cosines of image rows and class features are multiplied with.
-
-        Raises:
-            ModelError: NO_CLASS_FEATURES.
-        """
-        ...
+        """What cosines of image rows and class features are multiplied with."""
+        raise _no_class_features()
 
     def class_features(self, context: Tensor) -> Tensor:
-        """Unit features [classes, feature_size] in the space of the image rows.
-
-        Raises:
-            ModelError: NO_CLASS_FEATURES, the family has none.
-        """
-        ...
+        """Unit features [classes, feature_size] in the space of the image rows."""
+        raise _no_class_features()
 
     def feature_gradient(self, context: Tensor, cotangents: Tensor) -> Tensor:
-        """Gradient [num_context, width] of ``sum(cotangents * class features)`` by the context.
+        """Gradient [num_context, width] of ``sum(cotangents * class features)`` by the context."""
+        raise _no_class_features()
 
-        Raises:
-            ModelError: NO_CLASS_FEATURES.
-        """
-        ...
-
-    def public_directions(self, initial: Tensor, count: int) -> Any:
-        """[count, feature_size] orthonormal rows that the class features sweep around the initial context.
-
-        Raises:
-            ModelError: NO_CLASS_FEATURES.
-        """
-        ...
+    def public_directions(self, initial: Tensor, count: int) -> npt.NDArray[np.float64]:
+        """[count, feature_size] orthonormal rows that the class features sweep around the initial context."""
+        raise _no_class_features()
 
 
 class Backbone(Protocol):
@@ -137,6 +126,8 @@ class Backbone(Protocol):
         tasks: what it can be asked, as ``TaskSettings.kind`` calls it.
         mechanisms: under which it can learn.
         stored_precision: in which its checkpoint holds the weights (``float16``), whatever it computes in.
+        tokenizer: the model's own Hugging Face tokenizer.
+        words: how people's words become tokens.
     """
 
     tasks: tuple[str, ...]
@@ -146,7 +137,9 @@ class Backbone(Protocol):
     feature_identity: str
     width: int
     feature_size: int
-    stored_precision: str
+    stored_precision: str = "float32"
+    tokenizer: Any
+    words: Words
 
     @property
     def shortcuts(self) -> str:
@@ -155,10 +148,13 @@ class Backbone(Protocol):
 
     def num_tokens(self, text: str) -> int:
         """How many context vectors a text fills."""
-        ...
+        return len(self.words.ids(text))
 
     def text_embeddings(self, text: str, num_context: int) -> Tensor:
-        """Token embeddings [num_context, width] of a text, repeated to the left until they fill the context."""
+        """Token embeddings [num_context, width] of a text, repeated to the left until they fill the context.
+
+        The text itself always stands whole at the end. A text longer than the context is an error.
+        """
         ...
 
     def check_words(self, *texts: str) -> None:
@@ -207,13 +203,7 @@ def no_answers(family: str) -> ModelError:
 
 
 def too_long_answers(scorer: Scorer, task: TaskSettings, answers: Sequence[str]) -> str:
-    """What a site should know about its answers, with a code; empty where all can be said.
-
-    Args:
-        scorer: the model joined to the experiment.
-        task: the experiment's.
-        answers: the right ones.
-    """
+    """What a site should know about its right answers, with a code; empty where all can be said."""
     count = scorer.cut_off(answers) if task.in_words else 0
     if not count:
         return ""
@@ -221,4 +211,12 @@ def too_long_answers(scorer: Scorer, task: TaskSettings, answers: Sequence[str])
         f"{count} of {len(answers)} answers can never be right: what the model says ends after "
         f"{task.max_answer_tokens} tokens. Shorten them, or have the experiment's task.max_answer_tokens raised. "
         "[ANSWERS_TOO_LONG]"
+    )
+
+
+def _no_class_features() -> ModelError:
+    return ModelError(
+        code="NO_CLASS_FEATURES",
+        message="A generative model has no features of classes in the pictures' space.",
+        advice="Use the mechanism per_step.",
     )

@@ -1,7 +1,6 @@
 """An experiment's classes as features of a dual encoder: gradients, probabilities and accuracy by products."""
 
-from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -9,72 +8,32 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dpfpl_client.models.backbone import LabelledFeatures, no_answers
+from dpfpl_client.models.backbone import LabelledFeatures, Predictor, Scorer, no_answers
 from dpfpl_client.models.text_tower.choice import TextPass
-from dpfpl_client.models.text_tower.shared_prefix import ClassTokens
+from dpfpl_client.models.text_tower.states import ClassTokens
 from dpfpl_common.experiment import GradientSettings
+
+if TYPE_CHECKING:
+    from dpfpl_client.models.dual_encoder import DualEncoder
 
 __all__ = [
     "EXACT",
     "ClassPredictor",
     "ClassScorer",
+    "class_probabilities",
     "direction_count",
     "label_against_rivals",
     "loss_scales",
     "per_example_gradients",
-    "text_directions",
-    "total_gradient",
 ]
 
 
-class TextTowers(Protocol):
-    """What is asked of a dual encoder here: its class texts as features, and its head.
-
-    Attributes:
-        family: the model type of its config.json.
-        device: where the towers compute.
-        logit_scale: the model's own tau, multiplying cosine similarities.
-        logit_bias: added to the logits of a sigmoid head; None for a softmax head.
-    """
-
-    family: str
-    device: torch.device
-    logit_scale: float
-    logit_bias: float | None
-
-    def text_features(self, context: Tensor, tokens: ClassTokens) -> Tensor:
-        """Unit text features [classes, feature_size] of a context [num_context, width]."""
-        ...
-
-    def text_pass(
-        self, context: Tensor, tokens: ClassTokens, *, coarse: bool = False, singly: bool = False
-    ) -> TextPass:
-        """A forward pass of the text tower, to be pulled back to the context."""
-        ...
-
-
 @torch.no_grad()
-def class_probabilities(backbone: TextTowers, context: Tensor, tokens: ClassTokens, image_features: Tensor) -> Tensor:
+def class_probabilities(
+    backbone: "DualEncoder", context: Tensor, tokens: ClassTokens, image_features: Tensor
+) -> Tensor:
     """p(c | x) [n, classes] of a context [num_context, width] on unit image features [n, feature_size]."""
-    return head_probabilities(backbone, backbone.text_features(context, tokens), image_features)
-
-
-def head_probabilities(backbone: TextTowers, text_features: Tensor, image_features: Tensor) -> Tensor:
-    """The model's own head: a softmax over the classes, or a sigmoid for each where the model has a bias for it."""
-    logits = backbone.logit_scale * image_features @ text_features.T
-    return torch.softmax(logits, dim=1) if backbone.logit_bias is None else torch.sigmoid(logits + backbone.logit_bias)
-
-
-def agreement(text_features: Tensor, images: LabelledFeatures) -> Tensor:
-    """[n], 1 where an image's class is, among all of the experiment's, the nearest, else 0.
-
-    Args:
-        text_features: unit rows [classes, feature_size].
-        images: with unit features.
-    """
-    if len(images) == 0:
-        return torch.zeros(0, dtype=torch.float64)
-    return ((images.features @ text_features.T).argmax(dim=1) == images.labels).double()
+    return ClassPredictor(backbone, backbone.text_features(context, tokens)).probabilities(image_features)
 
 
 # Gradients of the loss with respect to the context, one per example.
@@ -92,7 +51,7 @@ as many as there are one example more would change the others' gradients (test N
 
 @torch.no_grad()
 def per_example_gradients(
-    backbone: TextTowers,
+    backbone: "DualEncoder",
     context: Tensor,
     tokens: ClassTokens,
     image_features: Tensor,
@@ -137,28 +96,6 @@ def per_example_gradients(
     return torch.cat([pulled(*part) for part in zip(features, whole, strict=True)])[:batch]
 
 
-@torch.no_grad()
-def total_gradient(
-    backbone: TextTowers,
-    context: Tensor,
-    tokens: ClassTokens,
-    image_features: Tensor,
-    labels: Tensor,
-    weights: Tensor,
-) -> Tensor:
-    """``sum_x weights_x g_x`` [num_context, width] at the cost of one example; not for clipping, so not private.
-
-    The other arguments are those of ``per_example_gradients``.
-
-    Args:
-        weights: [batch]; an example of weight 0 counts as absent.
-    """
-    text = backbone.text_pass(context, tokens)
-    scales = loss_scales(text, backbone.logit_scale, image_features, labels, backbone.logit_bias) * weights[:, None]
-    used = weights != 0
-    return text.pullback((scales[used].T @ image_features[used])[None])[0]
-
-
 def loss_scales(
     text: TextPass, logit_scale: float, image_features: Tensor, labels: Tensor, logit_bias: float | None = None
 ) -> Tensor:
@@ -188,14 +125,6 @@ def label_against_rivals(scales: Tensor, labels: Tensor, rivals: int, *, balance
     return kept.scatter(1, of_label, own)
 
 
-# Directions of the feature space that matter to a list of classes, from public facts alone.
-#
-# An image's feature z acts on training only through its products with the class texts' features: the logits are
-# ``z . T_c``, and the gradient is made of derivatives of T_c by the context. What z has outside the space that the T_c
-# sweep while the prompt moves does nothing. That space is found from the model, the class names and the initial text,
-# which are public, by looking at the text features under a few dozen random prompts around the initial one.
-
-
 Floats = npt.NDArray[np.float64]
 
 SEED = 20240229
@@ -210,56 +139,37 @@ def direction_count(num_classes: int, feature_size: int) -> int:
     return min(feature_size, max(16, 2 * num_classes))
 
 
-def text_directions(backbone: TextTowers, tokens: ClassTokens, initial: torch.Tensor, count: int) -> Floats:
-    """The ``count`` leading directions of the class texts' features around the initial prompt.
-
-    Args:
-        backbone: the frozen model.
-        tokens: the experiment's classes.
-        initial: initial context, [num_context, width].
-        count: k, at most the feature size.
-
-    Returns:
-        [count, feature_size], orthonormal rows; no image has any part in them.
-    """
-    generator = np.random.default_rng(SEED)
-    size = float(initial.square().mean().sqrt())
-    stddev = REACH * size if size > 0 else 0.02
-    cloud = [backbone.text_features(initial, tokens)]
-    rows = 0
-    while rows < 4 * count:
-        moved = torch.from_numpy(generator.normal(0.0, stddev, tuple(initial.shape))).to(initial)
-        cloud.append(backbone.text_features(initial + moved, tokens))
-        rows += len(cloud[-1])
-    _, _, directions = np.linalg.svd(torch.cat(cloud).double().cpu().numpy(), full_matrices=False)
-    return np.asarray(directions[:count])
-
-
-class ClassPredictor:
+class ClassPredictor(Predictor):
     """Classes under one context: their text features are computed once.
 
     Attributes:
         text_features: unit rows [classes, feature_size].
     """
 
-    def __init__(self, backbone: TextTowers, text_features: Tensor) -> None:
+    def __init__(self, backbone: "DualEncoder", text_features: Tensor) -> None:
         self._backbone = backbone
         self.text_features = text_features
 
     def probabilities(self, features: Tensor) -> Tensor:
-        """[n, classes] by the model's own head, for unit image features [n, feature_size]."""
-        return head_probabilities(self._backbone, self.text_features, features)
+        """[n, classes] for unit image features [n, feature_size]: a softmax over the classes, or a sigmoid for each.
+
+        A sigmoid where the model has a bias for it.
+        """
+        logits, bias = self._backbone.logit_scale * features @ self.text_features.T, self._backbone.logit_bias
+        return torch.softmax(logits, dim=1) if bias is None else torch.sigmoid(logits + bias)
 
     def reply(self, feature: Tensor, question: str) -> tuple[str, float]:
         """There is none."""
         raise no_answers(self._backbone.family)
 
     def agreement(self, examples: LabelledFeatures) -> Tensor:
-        """1 for images whose class is the nearest, else 0, [n]."""
-        return agreement(self.text_features, examples)
+        """[n], 1 where an image's class is, among all of the experiment's, the nearest, else 0."""
+        if len(examples) == 0:
+            return torch.zeros(0, dtype=torch.float64)
+        return ((examples.features @ self.text_features.T).argmax(dim=1) == examples.labels).double()
 
 
-class ClassScorer:
+class ClassScorer(Scorer):
     """A dual encoder joined to classes.
 
     What it is given and gives is on the processor, wherever the model computes.
@@ -269,7 +179,7 @@ class ClassScorer:
         tokens: the experiment's classes.
     """
 
-    def __init__(self, backbone: TextTowers, tokens: ClassTokens) -> None:
+    def __init__(self, backbone: "DualEncoder", tokens: ClassTokens) -> None:
         self._backbone, self._tokens, self._device = backbone, tokens.to(backbone.device), backbone.device
 
     @property
@@ -277,29 +187,25 @@ class ClassScorer:
         """The model's own, multiplying cosines."""
         return float(self._backbone.logit_scale)
 
-    def gradients(self, context: Tensor, examples: LabelledFeatures, estimate: "GradientSettings") -> Tensor:
+    def gradients(self, context: Tensor, examples: LabelledFeatures, estimate: GradientSettings) -> Tensor:
         """One gradient [num_context, width] an example."""
         features, labels = examples.features.to(self._device), examples.labels.to(self._device)
         context = context.to(self._device)
         return per_example_gradients(self._backbone, context, self._tokens, features, labels, estimate).cpu()
 
+    @torch.no_grad()
     def total_gradient(self, context: Tensor, examples: LabelledFeatures, weights: Tensor) -> Tensor:
-        """The weighted sum of the examples' gradients, at the cost of one."""
-        context, weights = context.to(self._device), weights.to(self._device)
+        """``sum_x weights_x g_x`` [num_context, width] at the cost of one example; not for clipping, so not private."""
         features, labels = examples.features.to(self._device), examples.labels.to(self._device)
-        return total_gradient(self._backbone, context, self._tokens, features, labels, weights).cpu()
+        weights = weights.to(self._device)
+        text = self._backbone.text_pass(context.to(self._device), self._tokens)
+        scales = loss_scales(text, self._backbone.logit_scale, features, labels, self._backbone.logit_bias)
+        scales, used = scales * weights[:, None], weights != 0
+        return text.pullback((scales[used].T @ features[used])[None])[0].cpu()
 
     def at(self, context: Tensor) -> ClassPredictor:
         """The classes under a context."""
         return ClassPredictor(self._backbone, self.class_features(context))
-
-    def too_long(self, num_context: int, question: str, answer: str) -> bool:
-        """There are no turns; class names that do not fit are refused at once."""
-        return False
-
-    def cut_off(self, answers: Sequence[str]) -> int:
-        """None: classes are not said."""
-        return 0
 
     def class_features(self, context: Tensor) -> Tensor:
         """Unit text features [classes, feature_size]."""
@@ -311,6 +217,22 @@ class ClassScorer:
         text = self._backbone.text_pass(context.to(self._device), self._tokens)
         return text.pullback(cotangents[None].to(self._device))[0].cpu()
 
-    def public_directions(self, initial: torch.Tensor, count: int) -> npt.NDArray[np.float64]:
-        """Directions that the class texts' features sweep around the initial context."""
-        return text_directions(self._backbone, self._tokens, initial.to(self._device), count)
+    def public_directions(self, initial: Tensor, count: int) -> Floats:
+        """[count, feature_size] orthonormal rows, the leading directions of the class texts' features.
+
+        From public facts alone. An image's feature z acts on training only through its products with the class texts'
+        features: the logits are ``z . T_c``, and the gradient is made of derivatives of T_c by the context. What z has
+        outside the space that the T_c sweep while the prompt moves does nothing. That space is found by looking at the
+        text features under a few dozen random prompts around the initial one, [num_context, width].
+        """
+        initial, generator = initial.to(self._device), np.random.default_rng(SEED)
+        size = float(initial.square().mean().sqrt())
+        stddev = REACH * size if size > 0 else 0.02
+        cloud = [self._backbone.text_features(initial, self._tokens)]
+        rows = 0
+        while rows < 4 * count:
+            moved = torch.from_numpy(generator.normal(0.0, stddev, tuple(initial.shape))).to(initial)
+            cloud.append(self._backbone.text_features(initial + moved, self._tokens))
+            rows += len(cloud[-1])
+        _, _, directions = np.linalg.svd(torch.cat(cloud).double().cpu().numpy(), full_matrices=False)
+        return np.asarray(directions[:count])

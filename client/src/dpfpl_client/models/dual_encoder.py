@@ -12,10 +12,9 @@ from PIL import Image
 from dpfpl_client.models.backbone import Backbone, no_answers
 from dpfpl_client.models.class_scorer import ClassScorer
 from dpfpl_client.models.files import feature_identity
-from dpfpl_client.models.image_tower import ImageTower
-from dpfpl_client.models.placement import batches
+from dpfpl_client.models.image_tower import ImageTower, batches
 from dpfpl_client.models.text_tower.choice import TextPass, TextTower
-from dpfpl_client.models.text_tower.shared_prefix import ClassTokens
+from dpfpl_client.models.text_tower.states import ClassTokens
 from dpfpl_client.models.words import Words, frame_of, refuse_alike, repeated_to_the_left
 from dpfpl_common.errors import ModelError
 from dpfpl_common.experiment import MECHANISMS, Experiment
@@ -23,38 +22,28 @@ from dpfpl_common.experiment import MECHANISMS, Experiment
 __all__ = ["DualEncoder", "as_dual_encoder"]
 
 
-class DualEncoder:
+class DualEncoder(Backbone):
     """A frozen pair of towers: images to unit features, class prompts to unit features.
 
     Attributes:
-        family: the model type of its config.json.
-        fingerprint: sha256 over the model's files; two sites with the same fingerprint have the same model.
-        feature_identity: sha256 over what image features depend on beside the images: fingerprint and preprocessing.
-        width: width d of token embeddings and context vectors.
         feature_size: size e of the shared image-text space.
         logit_scale: the model's own tau, multiplying cosine similarities.
         logit_bias: added to the logits of a sigmoid head; None for a softmax head.
-        words: how people's words become tokens.
         frame: what the tokenizer writes around a text.
         device: where the towers compute. Image features and token embeddings are always given on the processor.
         context_follows: where the context stands and what comes after it, for users of an exported prompt.
-        shortcuts: in words, what is computed once, exactly.
-        tasks: what it can be asked: classes alone.
-        mechanisms: under which it can learn: all.
-        stored_precision: in which its checkpoint holds the weights.
         adapter_obstacle: why a PEFT adapter of trained tokens cannot express a prompt; empty where it can.
     """
 
     tasks: tuple[str, ...] = ("classify",)
     mechanisms: tuple[str, ...] = MECHANISMS
-    stored_precision = "float32"
     context_follows = ""
     adapter_obstacle = ""
     shortcuts = "image features once"
 
-    def __init__(self, model: Any, tokenizer: Any, image_processor: Any, fingerprint: str, feature_size: int) -> None:
+    def __init__(self, model: Any, tokenizer: Any, image_processor: Any, fingerprint: str) -> None:
         self._model = model.eval().requires_grad_(False)
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._image_processor = image_processor
         self.words = Words(tokenizer, len(self.token_embedding.weight))
         self.frame = frame_of(tokenizer)
@@ -66,14 +55,13 @@ class DualEncoder:
         self.fingerprint = fingerprint
         self.feature_identity = feature_identity(fingerprint, image_processor)
         self.width = int(model.config.text_config.hidden_size)
-        self.feature_size = feature_size
+        self.feature_size = self._shared_size
         self.logit_scale = float(model.logit_scale.exp())
         self.logit_bias: float | None = None
 
     @property
-    def tokenizer(self) -> Any:
-        """The model's own Hugging Face tokenizer."""
-        return self._tokenizer
+    def _shared_size(self) -> int:
+        return int(self._model.config.projection_dim)
 
     @property
     def token_embedding(self) -> torch.nn.Embedding:
@@ -139,25 +127,14 @@ class DualEncoder:
         """Ids of ``<class name>.`` behind a text, and of what ends it."""
         return [*self.words.behind(name, text), *self.frame.end]
 
-    def _plain_ids(self, text: str) -> list[int]:
-        """A text's ids, and nothing around them; none of them ends a text or controls the model otherwise."""
-        return self.words.ids(text)
-
     def text_embeddings(self, text: str, num_context: int) -> torch.Tensor:
-        """Token embeddings [num_context, width] of ``text``, repeated to the left until they fill the context.
-
-        The text itself always stands whole right before the class name. A text longer than the context is an error.
-        """
-        filled = repeated_to_the_left(self._plain_ids(text), text, num_context)
+        """As ``Backbone.text_embeddings``: the text stands right before the class name."""
+        filled = repeated_to_the_left(self.words.ids(text), text, num_context)
         embedding: torch.Tensor = self.token_embedding(torch.tensor(filled, dtype=torch.long, device=self.device))
         return embedding.detach().reshape(len(filled), self.width).cpu()
 
     def hold(self, size: int) -> None:
         """Nothing but image features is computed of images, so nothing is held."""
-
-    def num_tokens(self, text: str) -> int:
-        """How many context vectors a text fills."""
-        return len(self._plain_ids(text))
 
     def check_words(self, *texts: str) -> None:
         """Refuse texts that spell a token that controls the model.
@@ -166,7 +143,7 @@ class DualEncoder:
             ModelError: SPECIAL_TOKEN.
         """
         for text in texts:
-            self._plain_ids(text)
+            self.words.ids(text)
 
     @torch.no_grad()
     def text_features(self, context: torch.Tensor, tokens: ClassTokens) -> torch.Tensor:
@@ -193,7 +170,7 @@ class DualEncoder:
 
     def tokenized(self, sentence: str) -> list[int]:
         """A sentence's ids as plain transformers is told to make them for this model."""
-        return [int(token) for token in self._tokenizer(sentence)["input_ids"]]
+        return [int(token) for token in self.tokenizer(sentence)["input_ids"]]
 
     def plain_features(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
         """Text features [n, feature_size], not normalised, of whole texts' ids, by the model's own forward."""

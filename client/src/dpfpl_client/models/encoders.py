@@ -1,9 +1,6 @@
-"""Dual encoders with any text encoder: BERT-like towers beside any vision tower, AltCLIP, Chinese CLIP, AIMv2.
+"""The families of dual encoders: CLIP, SigLIP, and any text encoder beside any vision tower.
 
-A class prompt is ``[begin][context]<class name>.[end]``, begin and end as the model's own tokenizer puts them around a
-text. Such towers look both ways or end in ways of their own, so nothing is shared between classes and nothing is cut:
-every prompt goes whole through the model's own forward, those of one length together and therefore without padding. One
-graph serves all examples of a batch. A trial at loading shows that the context stands for words, exactly.
+What each shares between classes is what is exact for its text tower; a trial at loading shows that it is.
 """
 
 from collections.abc import Sequence
@@ -13,16 +10,24 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from dpfpl_client.models.clip import ClipBackbone
 from dpfpl_client.models.dual_encoder import DualEncoder
 from dpfpl_client.models.files import load_image_processor, load_parts, model_fingerprint
 from dpfpl_client.models.folder import model_type
-from dpfpl_client.models.text_tower.choice import TextTower
-from dpfpl_client.models.text_tower.plain import PlainPass
-from dpfpl_client.models.text_tower.shared_prefix import ClassTokens
+from dpfpl_client.models.text_tower.choice import TextTower, text_tower_of
+from dpfpl_client.models.text_tower.plain import PaddedTextTower, WholeTextTower
+from dpfpl_client.models.text_tower.states import ClassTokens
 from dpfpl_client.models.trial import refuse_differences
+from dpfpl_common.errors import ModelError
 
-__all__ = ["ENCODER_FAMILIES", "EncoderBackbone", "WholeTextTower", "load_encoder"]
+__all__ = [
+    "ENCODER_FAMILIES",
+    "ClipBackbone",
+    "EncoderBackbone",
+    "SiglipBackbone",
+    "load_clip",
+    "load_encoder",
+    "load_siglip",
+]
 
 ENCODER_FAMILIES: Final = ("vision-text-dual-encoder", "altclip", "chinese_clip", "aimv2", "metaclip_2")
 """Model types that ``load_encoder`` takes."""
@@ -34,62 +39,107 @@ NEEDS_EAGER: Final = ("aimv2",)
 """With sdpa, transformers 5.23 drops their causal mask where no text of a batch is padded; with this it never does."""
 
 
-class WholeTextTower:
-    """Text features of whole class prompts through the model's own ``get_text_features``.
+class ClipBackbone(DualEncoder):
+    """A causal text tower read at the end token, a softmax over the classes.
 
-    Args:
-        model: a loaded dual encoder.
-        begin: ids before the context.
-        filler: the id that stands in the context's places until its vectors are put there; no padding.
+    A class prompt is ``[BOS][context]<class name>.[EOS]``; nothing after EOS is ever computed, exactly.
     """
 
-    def __init__(self, model: Any, begin: Sequence[int], filler: int) -> None:
-        self._model, self._begin, self._filler = model, tuple(begin), filler
+    shortcuts = "image features once; begin token and context once for all classes; nothing after a class name"
+    context_follows = "the begin token; then comes '<class name>.' and the end token"
 
-    def __call__(self, context: Tensor, tokens: ClassTokens) -> Tensor:
-        """Features [classes, feature size], not normalised, of a context [m, d]; differentiable in it."""
-        lengths = tokens.lengths.tolist()
-        rows: dict[int, Tensor] = {}
-        for length in sorted(set(lengths)):
-            members = [place for place, each in enumerate(lengths) if each == length]
-            rows |= zip(members, self._features(context, tokens.ids[members, :length]), strict=True)
-        return torch.stack([rows[place] for place in range(len(lengths))])
+    def tokens_of(self, suffixes: Sequence[Sequence[int]], num_context: int) -> ClassTokens:
+        """Without any padding that is read."""
+        return ClassTokens.build(suffixes, self._bos_id)
 
-    def run(self, context: Tensor, tokens: ClassTokens, *, singly: bool = False) -> PlainPass:
-        """A forward pass that can be pulled back; ``singly`` means nothing here."""
-        with torch.enable_grad():
-            leaf = context.detach().requires_grad_(True)
-            return PlainPass(leaf, self(leaf, tokens))
+    def _make_tower(self, *, coarse: bool) -> TextTower:
+        model = self._model
+        return text_tower_of(model.text_model, model.text_projection, self._bos_id, self._eos_id, coarse=coarse)
 
-    def _features(self, context: Tensor, suffixes: Tensor) -> Tensor:
-        """[n, feature size] for suffixes [n, length] of one length."""
-        start, m, count = len(self._begin), len(context), len(suffixes)
-        begin = torch.tensor([*self._begin, *[self._filler] * m], dtype=torch.long).expand(count, -1).to(suffixes)
-        ids = torch.cat([begin, suffixes], dim=1)
+    @property
+    def _bos_id(self) -> int:
+        if len(self.frame.begin) != 1:
+            raise ModelError(
+                code="TOKENIZER_UNUSABLE",
+                message=f"The tokenizer begins a text with {len(self.frame.begin)} tokens of its own; prompts of a "
+                "CLIP text tower begin with one.",
+                advice="Use the tokenizer that belongs to the model.",
+            )
+        return self.frame.begin[0]
 
-        def put_in(module: Any, given: Any, embedded: Tensor) -> Tensor:
-            return torch.cat([embedded[:, :start], context.expand(count, -1, -1), embedded[:, start + m :]], dim=1)
+    @property
+    def _eos_id(self) -> int:
+        return self.frame.end[-1] if self.frame.end else int(self.tokenizer.eos_token_id)
 
-        handle = self._model.text_model.get_input_embeddings().register_forward_hook(put_in)
-        try:
-            # The mask of ones is not idle: AIMv2 looks ahead where it is given none.
-            features: Tensor = self._model.get_text_features(
-                input_ids=ids, attention_mask=torch.ones_like(ids)
-            ).pooler_output
-        finally:
-            handle.remove()
+
+class SiglipBackbone(DualEncoder):
+    """SigLIP and SigLIP 2. The head is a sigmoid: ``p(c | x) = sigmoid(tau z_x . T_c + b)``, one decision a class.
+
+    As documented for these models, every text is padded to the model's full length and the padding takes part: all
+    tokens attend to all, and the last position, usually padding, is what is read. So every class prompt is computed
+    whole, with its padding; neither a shared prefix nor cutting at the longest name would be exact.
+    """
+
+    shortcuts = "image features once; one graph over all padded class texts serves a whole batch"
+    context_follows = (
+        "what the tokenizer begins a text with; then comes '<class name>.', what it ends a text with, and padding up "
+        "to the model's positions"
+    )
+    adapter_obstacle = "its texts are padded to the model's full length, and the padding takes part"
+
+    def __init__(self, model: Any, tokenizer: Any, image_processor: Any, fingerprint: str) -> None:
+        super().__init__(model, tokenizer, image_processor, fingerprint)
+        self.logit_bias = float(model.logit_bias)
+
+    def tokens_of(self, suffixes: Sequence[Sequence[int]], num_context: int) -> ClassTokens:
+        """With padding up to the model's positions."""
+        size = self.positions - len(self.frame.begin) - num_context
+        ids = torch.full((len(suffixes), size), self._pad_id)
+        for row, suffix in zip(ids, suffixes, strict=True):
+            row[size - len(suffix) if self._pads_left else 0 :][: len(suffix)] = torch.tensor(suffix, dtype=torch.long)
+        return ClassTokens(ids, torch.tensor([len(suffix) for suffix in suffixes]), bos_id=self._pad_id)
+
+    def tokenized(self, sentence: str) -> list[int]:
+        """As documented for these models: padded, and cut, to the full length."""
+        found = self.tokenizer(sentence, padding="max_length", max_length=self.positions, truncation=True)
+        return [int(token) for token in found["input_ids"]]
+
+    def plain_features(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Padded to the full length, where they are not; the padding is seen."""
+        pads = [[self._pad_id] * (self.positions - len(row)) for row in rows]
+        ids = [[*pad, *row] if self._pads_left else [*row, *pad] for row, pad in zip(rows, pads, strict=True)]
+        features: Tensor = self._model.get_text_features(input_ids=torch.tensor(ids, device=self.device)).pooler_output
         return features
+
+    def _make_tower(self, *, coarse: bool) -> TextTower:
+        return PaddedTextTower(self._model.text_model, self.frame.begin, pads_left=self._pads_left)
+
+    @property
+    def _shared_size(self) -> int:
+        return int(self._model.config.text_config.projection_size)
+
+    @property
+    def _pads_left(self) -> bool:
+        return str(self.tokenizer.padding_side) == "left"
+
+    @property
+    def _pad_id(self) -> int:
+        return int(self.tokenizer.pad_token_id)
 
 
 class EncoderBackbone(DualEncoder):
-    """A softmax over the classes, as CLIP's; the text tower is whatever encoder the model has."""
+    """BERT-like towers beside any vision tower, AltCLIP, Chinese CLIP, AIMv2; a softmax over the classes, as CLIP's.
+
+    A class prompt is ``[begin][context]<class name>.[end]``, begin and end as the model's own tokenizer puts them
+    around a text. Such towers look both ways or end in ways of their own, so nothing is shared and nothing is cut.
+    """
 
     shortcuts = "image features once; one graph over all class texts serves a whole batch"
     context_follows = "what the tokenizer begins a text with; then comes '<class name>.' and what it ends a text with"
     adapter_obstacle = "its text tower is not CLIP's"
 
     def __init__(self, model: Any, tokenizer: Any, image_processor: Any, fingerprint: str) -> None:
-        super().__init__(model, tokenizer, image_processor, fingerprint, int(model.config.projection_dim))
+        super().__init__(model, tokenizer, image_processor, fingerprint)
         self.width = int(self.token_embedding.weight.shape[1])  # ALBERT's are narrower than its hidden states
         if hasattr(model, "max_log_logit_scale"):  # AIMv2 bounds it whenever it is used
             self.logit_scale = float(model.logit_scale.clamp(0.0, model.max_log_logit_scale).exp())
@@ -111,7 +161,7 @@ class EncoderBackbone(DualEncoder):
     def positions(self) -> int:
         """How many tokens a text may have: RoBERTa counts its positions from behind the padding's."""
         config, tower = self._model.config.text_config, self._model.text_model
-        most = min(int(self._tokenizer.model_max_length), int(getattr(config, "max_position_embeddings", 2**31)))
+        most = min(int(self.tokenizer.model_max_length), int(getattr(config, "max_position_embeddings", 2**31)))
         for name, module in tower.named_modules():
             if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
                 unused = 0 if module.padding_idx is None else module.padding_idx + 1
@@ -119,14 +169,36 @@ class EncoderBackbone(DualEncoder):
         return most
 
 
+def load_clip(folder: Path, dtype: torch.dtype, device: torch.device) -> DualEncoder:
+    """The CLIP model of a folder."""
+    from transformers import CLIPModel
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    def processor(folder: Path) -> Any:
+        return CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
+
+    parts = load_parts(folder, CLIPModel, processor, device, attn_implementation="sdpa", dtype=dtype)
+    return _tried(ClipBackbone(*parts, model_fingerprint(folder)))
+
+
+def load_siglip(folder: Path, dtype: torch.dtype, device: torch.device) -> DualEncoder:
+    """The SigLIP or SigLIP 2 model of a folder."""
+    from transformers import AutoModel
+
+    parts = load_parts(folder, AutoModel, load_image_processor, device, attn_implementation="sdpa", dtype=dtype)
+    return _tried(SiglipBackbone(*parts, model_fingerprint(folder)))
+
+
 def load_encoder(folder: Path, dtype: torch.dtype, device: torch.device) -> DualEncoder:
     """The dual encoder of a folder; with a CLIP text tower it is served as CLIP is."""
     from transformers import AutoModel
 
     options = {"attn_implementation": "eager"} if model_type(folder) in NEEDS_EAGER else {}
-    model, tokenizer, processor = load_parts(folder, AutoModel, load_image_processor, device, dtype=dtype, **options)
-    clip = str(model.config.text_config.model_type) in CLIP_TEXT
-    kind = ClipBackbone if clip else EncoderBackbone
-    backbone: DualEncoder = kind(model, tokenizer, processor, model_fingerprint(folder))
+    parts = load_parts(folder, AutoModel, load_image_processor, device, dtype=dtype, **options)
+    clip = str(parts[0].config.text_config.model_type) in CLIP_TEXT
+    return _tried((ClipBackbone if clip else EncoderBackbone)(*parts, model_fingerprint(folder)))
+
+
+def _tried(backbone: DualEncoder) -> DualEncoder:
     refuse_differences(backbone)
     return backbone

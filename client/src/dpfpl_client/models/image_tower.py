@@ -8,7 +8,7 @@ tower takes four at once, after a trial showed that all four get the bits that e
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, TypeGuard
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from dpfpl_client.models.text_tower.layers import onednn_product, prefers_onednn
 
-__all__ = ["TOLERANCE", "ImageTower"]
+__all__ = ["BATCH_PIXELS", "TOLERANCE", "ImageTower", "batches"]
 
 TOLERANCE: Final = 2e-6
 """Largest distance of a unit feature to the exact one, and so half of the largest between two sites' processors."""
@@ -50,6 +50,10 @@ FOREIGN: Final = ("vision-text-dual-encoder",)
 
 ACTIVATIONS: Final = {"QuickGELUActivation": ("swish", 1.702), "GELUActivation": ("gelu", 1.0)}
 """What oneDNN calls them, and the factor f with ``activation(a) = its(f a) / f``."""
+
+
+BATCH_PIXELS: Final = 48 * 2**20
+"""Most pixels of a batch, 144 MB decoded: thousands of thumbnails, or four photographs of twelve megapixels."""
 
 
 class ImageTower:
@@ -109,6 +113,27 @@ class ImageTower:
         rows = self._pass([picture] * number)
         expected = self._pass([picture])[0] if alone else rows[0]
         return all(torch.equal(row, expected) for row in rows)
+
+
+def batches(images: Iterable[Image.Image], most: int) -> Iterator[list[Image.Image]]:
+    """Lists of at most ``most`` images and ``BATCH_PIXELS`` pixels, in the images' order; a larger image goes alone.
+
+    The images are taken one by one. A batch is emptied when the next one is asked for. Otherwise a caller that keeps
+    its list would hold two batches of decoded images, beside the one image that did not fit any more.
+    """
+    batch: list[Image.Image] = []
+    pixels = 0
+    for image in images:
+        size = image.width * image.height
+        if batch and (len(batch) == most or pixels + size > BATCH_PIXELS):
+            yield batch
+            batch.clear()
+            pixels = 0
+        batch.append(image)
+        pixels += size
+        del image  # the batch alone holds it, also while the next one is decoded
+    if batch:
+        yield batch
 
 
 def _swap_products(model: Any, device: torch.device) -> None:

@@ -1,24 +1,30 @@
-"""Loads a frozen model: which family serves it is decided here, from the model's own config.json."""
+"""Loads a frozen model: which family serves it, by its own config.json, and where it computes.
+
+Only the model is on another device. Image rows, contexts, gradients, clipping, noise and prompts are float32 or float64
+on the processor whatever is chosen, so the choice changes neither sensitivity nor noise: rounding moves an example's
+gradient before it is clipped.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 import torch
 
 from dpfpl_client.models.backbone import Backbone
 from dpfpl_client.models.files import does_not_load, model_folder
 from dpfpl_client.models.folder import model_type, refuse_broken, stored_precision
-from dpfpl_client.models.placement import CPU, device_named
 from dpfpl_client.site.settings import ComputeSettings
 from dpfpl_common.errors import DpfplError, ModelError
+from dpfpl_common.ops.text import first_line
+
+__all__ = ["CPU", "device_named", "load_backbone", "load_computing"]
+
+CPU: Final = torch.device("cpu")
 
 
 def load_backbone(
-    model: str,
-    *,
-    offline: bool = True,
-    dtype: torch.dtype = torch.float32,
-    device: str | torch.device = CPU,
+    model: str, *, offline: bool = True, dtype: torch.dtype = torch.float32, device: str | torch.device = CPU
 ) -> Backbone:
     """Load a model of any known family.
 
@@ -33,11 +39,9 @@ def load_backbone(
             that way; or what it computes of a few sentences is not what plain transformers computes.
     """
     # Imported here: transformers takes seconds, and most commands never load a model.
-    from dpfpl_client.models.clip import load_clip
-    from dpfpl_client.models.encoders import ENCODER_FAMILIES, load_encoder
+    from dpfpl_client.models.encoders import ENCODER_FAMILIES, load_clip, load_encoder, load_siglip
     from dpfpl_client.models.generative.backbone import load_generative
     from dpfpl_client.models.generative.template import FAMILIES, REFUSED
-    from dpfpl_client.models.siglip import load_siglip
 
     loaders: dict[str, Callable[[Path, torch.dtype, torch.device], Backbone]] = {
         "clip": load_clip, "siglip": load_siglip, "siglip2": load_siglip,
@@ -80,3 +84,24 @@ def load_computing(model: str, compute: ComputeSettings, *, offline: bool = True
     if compute.picture_memory:
         backbone.hold(compute.picture_memory * 2**20)
     return backbone
+
+
+def device_named(name: str | torch.device) -> torch.device:
+    """The device ``cpu``, ``cuda`` or ``cuda:1``, ready to compute on.
+
+    Raises:
+        ModelError: DEVICE_NOT_THERE.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (AssertionError, RuntimeError) as error:  # torch without CUDA asserts, without a driver it raises
+        reason = first_line(error).rstrip(".")
+        raise ModelError(
+            code="DEVICE_NOT_THERE",
+            message=f"torch {torch.__version__} cannot compute on {str(name)!r}: {reason}.",
+            advice='Use device = "cpu", or install a torch that was built for this machine\'s GPU and its driver.',
+        ) from None
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False  # image towers begin with a convolution, which would round to ten bits
+    return device

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from dpfpl_client.models.text_tower.choice import TOLERANCES
-from dpfpl_client.models.text_tower.shared_prefix import ClassTokens
+from dpfpl_client.models.text_tower.states import ClassTokens
 from dpfpl_common.errors import ModelError
 from dpfpl_common.ops.text import first_line
 

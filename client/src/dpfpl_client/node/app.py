@@ -1,7 +1,7 @@
 """The ClientApp: hands each of the server's messages to the site's agent and the agent's answer back, both as bytes.
 
 Flower starts a process per message and the operator decides what runs in it, so nothing of the site's is in here: no
-data, no model, no policy, no torch. It reads the envelope alone (``dpfpl_common.wire.envelope``); the agent checks all
+data, no model, no policy, no torch. It reads the envelope alone (``dpfpl_common.wire.codec``); the agent checks all
 that is in it. Where there is no answer, a refusal goes back instead; an exception would travel to the server with its
 text.
 """
@@ -20,9 +20,14 @@ from flwr.clientapp import ClientApp  # noqa: E402
 
 from dpfpl_client.agent.channel import AgentChannel  # noqa: E402
 from dpfpl_common.errors import ConfigError, DpfplError, RefusedError  # noqa: E402
-from dpfpl_common.wire.codec import encode_refusal  # noqa: E402
-from dpfpl_common.wire.envelope import KINDS, RECORD, read_request, reply_record  # noqa: E402
-from dpfpl_common.wire.refusal import Refusal, internal_refusal, refusal_of  # noqa: E402
+from dpfpl_common.wire.codec import (  # noqa: E402
+    KINDS,
+    RECORD,
+    encode_refusal,
+    read_request,
+    reply_record,
+)
+from dpfpl_common.wire.payloads import Refusal, internal_refusal, refusal_of  # noqa: E402
 
 __all__ = ["app"]
 

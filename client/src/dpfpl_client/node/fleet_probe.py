@@ -29,6 +29,7 @@ _WINDOW_S = 300.0
 """How much older than the server's clock a call may claim to be; it may be at most 5 s younger."""
 _YOUNGER_S = 5.0
 _FAR_S = 86_400.0
+_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class _Answer:
     details: str = ""
 
 
-def probe_fleet(address: str, ca_certificate: Path, node_key: Path, timeout_s: float = 5.0) -> None:
+def probe_fleet(address: str, ca_certificate: Path, node_key: Path) -> None:
     """Return if the server knows this site's key and takes its clock.
 
     Raises:
@@ -53,7 +54,7 @@ def probe_fleet(address: str, ca_certificate: Path, node_key: Path, timeout_s: f
         stub = FleetStub(grpc.intercept_channel(channel, RuntimeVersionClientInterceptor(component_name="SuperNode")))
 
         def ask(offset_s: float) -> _Answer:
-            return _ask(stub, key, offset_s, timeout_s)
+            return _ask(stub, key, offset_s)
 
         answer = ask(0.0)
         if answer.kind == "clock":
@@ -87,7 +88,7 @@ def load_node_key(path: Path) -> ec.EllipticCurvePrivateKey:
     return key
 
 
-def _ask(stub: Any, key: ec.EllipticCurvePrivateKey, offset_s: float, timeout_s: float) -> _Answer:
+def _ask(stub: Any, key: ec.EllipticCurvePrivateKey, offset_s: float) -> _Answer:
     """One question, signed for a time that differs from this machine's by ``offset_s``."""
     public = public_key_to_bytes(key.public_key())
     timestamp = (datetime.now(UTC) + timedelta(seconds=offset_s)).isoformat()
@@ -98,7 +99,7 @@ def _ask(stub: Any, key: ec.EllipticCurvePrivateKey, offset_s: float, timeout_s:
     )
     request = ActivateNodeRequest(public_key=public, heartbeat_interval=0.0)
     try:
-        stub.ActivateNode(request, timeout=timeout_s, metadata=metadata)
+        stub.ActivateNode(request, timeout=_TIMEOUT_S, metadata=metadata)
     except grpc.RpcError as error:
         details = str(error.details() or "")
         if error.code() is grpc.StatusCode.UNIMPLEMENTED:

@@ -1,6 +1,6 @@
 """Everything that a site changes in Flower 1.39's internals. Each patch: what, why, and what Flower should do instead.
 
-:data:`PATCHES` names the functions of Flower that each one relies on; tests/client/test_flower_patches.py fails when
+:data:`PATCHES` names the functions of Flower that each one relies on; tests/common/test_flower_patches.py fails when
 Flower changes one of them. The texts for Flower's issue tracker are in docs/reference/upstream.md.
 """
 
@@ -287,25 +287,11 @@ class _Impatient(types.ModuleType):
 
 
 def announce_messages(told: int) -> None:
-    """Have a word to the executor follow each whole message that Flower took."""
-    flower_loop._pull_and_store_message = _announced(flower_loop._pull_and_store_message, told)
-
-
-def push_late_replies() -> None:
-    """Have Flower send a reply also where no message came before it."""
-    flower_loop._pull_and_store_message = _or_waiting(flower_loop._pull_and_store_message)
-
-
-def push_every_part() -> None:
-    """Have Flower send the rest of a reply also where the server has one of its parts already."""
-    flower_loop._push_messages = _not_broken_off(flower_loop._push_messages)
-
-
-def _announced(pull: Callable[..., int | None], told: int) -> Callable[..., int | None]:
-    """Flower's taking of one message, followed by a word to the executor once the whole message is here.
+    """Have a word to the executor follow each whole message that Flower took.
 
     Its task is there before the message; who asks for it at once finds the message in parts.
     """
+    pull = flower_loop._pull_and_store_message
 
     def pull_and_tell(**arguments: Any) -> int | None:
         run = pull(**arguments)
@@ -314,21 +300,22 @@ def _announced(pull: Callable[..., int | None], told: int) -> Callable[..., int 
                 os.write(told, b"!")
         return run
 
-    return pull_and_tell
+    flower_loop._pull_and_store_message = pull_and_tell  # type: ignore[assignment]
 
 
-def _or_waiting(pull: Callable[..., int | None]) -> Callable[..., int | None]:
-    """Flower's taking of one message, which counts as a message where a reply waits to be sent.
+def push_late_replies() -> None:
+    """Have Flower send a reply also where no message came before it.
 
     The ClientApp may answer a message that Flower gives up meanwhile, because the server was away and has ended the
     run. Flower looks for replies only after it took a message, and takes any for that message's.
     """
+    pull = flower_loop._pull_and_store_message
 
     def pull_or_look(*, state: Any, **arguments: Any) -> int | None:
         run = pull(state=state, **arguments)
         return _waiting_reply(state) if run is None else run
 
-    return pull_or_look
+    flower_loop._pull_and_store_message = pull_or_look  # type: ignore[assignment]
 
 
 def _waiting_reply(state: Any) -> int | None:
@@ -339,12 +326,13 @@ def _waiting_reply(state: Any) -> int | None:
     return next((metadata.run_id for metadata in waiting), None)
 
 
-def _not_broken_off(push: Callable[..., None]) -> Callable[..., None]:
-    """Flower's sending of replies, in which a part that the server has already is no error.
+def push_every_part() -> None:
+    """Have Flower send the rest of a reply also where the server has one of its parts already.
 
     A part whose receipt was lost with the connection is sent again. The server, which does not wait for it any more,
     does not take it, and Flower's SuperNode would then leave out all parts behind it: the reply would never be whole.
     """
+    push = flower_loop._push_messages
 
     def push_all(*, push_object: Callable[..., None], **arguments: Any) -> None:
         def push_unless_there(*part: Any) -> None:
@@ -353,4 +341,4 @@ def _not_broken_off(push: Callable[..., None]) -> Callable[..., None]:
 
         push(push_object=push_unless_there, **arguments)
 
-    return push_all
+    flower_loop._push_messages = push_all  # type: ignore[assignment]

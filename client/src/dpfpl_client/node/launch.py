@@ -16,8 +16,7 @@ from dpfpl_client.node.supernode import SuperNodeSettings, refused_for_good, sta
 from dpfpl_client.site.separation import Identity, check_separation, identities, one_user_warning
 from dpfpl_client.site.settings import SiteSettings
 from dpfpl_common.errors import ConfigError, DeploymentError
-from dpfpl_common.ops.keeper import Keeper
-from dpfpl_common.ops.processes import ManagedProcess, ProcessGroup, child_environment, wait_until
+from dpfpl_common.ops.processes import Keeper, ManagedProcess, ProcessGroup, child_environment, wait_until
 from dpfpl_common.ops.tls import probe_server
 
 __all__ = ["run_site", "start_agent", "start_node", "start_site", "wait_for_agent"]

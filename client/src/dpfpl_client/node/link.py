@@ -33,10 +33,10 @@ class LinkState:
         """Seconds since the server last answered, or since the start if it never did."""
         return max(0.0, now - (self.answered_at or self.started_at))
 
-    def trouble(self, now: float, heartbeats: float = 2.0) -> str:
+    def trouble(self, now: float) -> str:
         """Why the link does not serve, or an empty text while it does."""
         silent = self.silent_s(now)
-        if self.answered_at and silent <= heartbeats * HEARTBEAT_S:
+        if self.answered_at and silent <= 2.0 * HEARTBEAT_S:
             return ""
         said = f" ({self.reason})" if self.reason else ""
         if not self.answered_at:

@@ -26,7 +26,6 @@ __all__ = [
     "refused_for_good",
     "start_supernode",
     "supernode_command",
-    "supernode_environment",
     "wait_until_connected",
 ]
 
@@ -69,7 +68,6 @@ class SuperNodeSettings:
         state_folder: Flower's files and the log go below it.
         agent_address: where the site's agent listens, ``unix:PATH`` (absolute) or ``host:port``.
         agent_token_file: the file with the agent's token.
-        runtime_port: loopback port for Flower's own processes; 0 takes a free one.
         poll_s: seconds between two questions for messages; 0.2 works on one machine, 1 or more over the internet.
         user: the user, group and groups that it runs as, if not ours.
         control_folder: where its log and its configuration lie, if not in the state folder: what another user's
@@ -85,7 +83,6 @@ class SuperNodeSettings:
     state_folder: Path
     agent_address: str
     agent_token_file: Path
-    runtime_port: int = 0
     poll_s: float = 1.0
     warm: bool = True
     user: tuple[int, int, tuple[int, ...]] | None = None
@@ -102,8 +99,8 @@ class SuperNodeSettings:
         return (self.control_folder or self.state_folder) / "logs" / "supernode.log"
 
 
-def supernode_command(settings: SuperNodeSettings, runtime_port: int) -> list[str]:
-    """Return the command line; there is no way to make it an insecure one.
+def supernode_command(settings: SuperNodeSettings) -> list[str]:
+    """Return the command line; there is no way to make it an insecure one. Flower's own processes meet at a free port.
 
     Raises:
         DeploymentError: the authority's certificate or the node key is missing, or Flower is of another series.
@@ -128,20 +125,8 @@ def supernode_command(settings: SuperNodeSettings, runtime_port: int) -> list[st
         *("--auth-supernode-private-key", str(settings.node_key.resolve())),
         *("--node-config", str(_node_config_file(settings))),
         *("--host", "127.0.0.1"),
-        *("--port", str(runtime_port)),
+        *("--port", str(free_port())),
     ]
-
-
-def supernode_environment(
-    settings: SuperNodeSettings, extra: Mapping[str, str] | None = None, *, offline: bool = False
-) -> dict[str, str]:
-    """Return the environment for the SuperNode and for the ClientApps that it starts."""
-    own = {
-        "FLWR_HOME": str(settings.flower_home),
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": str(min(settings.poll_s, 1.0)),
-        "DPFPL_NODE_POLL_S": str(settings.poll_s),
-    }
-    return child_environment({**own, **(extra or {})}, offline=offline)
 
 
 def start_supernode(
@@ -151,7 +136,7 @@ def start_supernode(
     extra_environment: Mapping[str, str] | None = None,
 ) -> ManagedProcess:
     """Start the SuperNode in the group, without waiting for the server."""
-    command = supernode_command(settings, settings.runtime_port or free_port())
+    command = supernode_command(settings)
     if settings.user is None:
         settings.flower_home.mkdir(parents=True, exist_ok=True, mode=0o700)
         prune_apps(settings.flower_home)
@@ -198,8 +183,15 @@ def _node_config_file(settings: SuperNodeSettings) -> Path:
 
 
 def _environment(settings: SuperNodeSettings, extra: Mapping[str, str] | None) -> dict[str, str]:
-    """The environment; for another user without anything of ours that it has no need of, such as credentials."""
-    environment = supernode_environment(settings, extra)
+    """The environment of the SuperNode and of the ClientApps that it starts; for another user without anything of ours
+    that it has no need of, such as credentials.
+    """
+    own = {
+        "FLWR_HOME": str(settings.flower_home),
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": str(min(settings.poll_s, 1.0)),
+        "DPFPL_NODE_POLL_S": str(settings.poll_s),
+    }
+    environment = child_environment({**own, **(extra or {})})
     if settings.user is None:
         return environment
     kept = {

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import tomlkit
 
+from dpfpl_client.data.settings import BUILT_IN
+from dpfpl_client.site.settings import SiteSettings
 from dpfpl_common.config import build, read_toml
 from dpfpl_common.errors import ConfigError
 from dpfpl_common.experiment import NAME
@@ -35,8 +37,6 @@ max_epsilon_per_experiment = 10.0
 max_epsilon_lifetime = 20.0
 metrics = "noised"
 """
-
-BUILT_IN = ("digits", "shapes")
 
 
 def template_policy() -> Policy:
@@ -96,7 +96,7 @@ def initialise(
         table["class_map"] = merged
     if usual_mix is not None:
         document["usual_mix"] = usual_mix
-    _check(document, site_file)
+    build(SiteSettings, document.unwrap(), site_file.name)  # raises what loading the file would
     site_file.parent.mkdir(parents=True, exist_ok=True)
     site_file.write_text(tomlkit.dumps(document), encoding="utf-8")
     written, policy = [site_file], site_file.parent / "policy.toml"
@@ -133,13 +133,6 @@ def name_users(site_file: Path, agent: str, node: str) -> None:
 def _read(site_file: Path) -> tomlkit.TOMLDocument:
     read_toml(site_file)  # its errors say where
     return tomlkit.parse(site_file.read_text(encoding="utf-8-sig"))
-
-
-def _check(document: tomlkit.TOMLDocument, site_file: Path) -> None:
-    """Raise the ConfigError that loading the file would raise."""
-    from dpfpl_client.site.settings import SiteSettings  # NumPy and Pillow take a while
-
-    build(SiteSettings, document.unwrap(), site_file.name)
 
 
 def _source(data: str) -> tuple[str, str]:

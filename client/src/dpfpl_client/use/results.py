@@ -18,8 +18,8 @@ from dpfpl_client.site.settings import SiteSettings
 from dpfpl_client.use.prompt import SitePrompt, load_prompt
 from dpfpl_common.errors import StateError
 from dpfpl_common.privacy.counts import count_noise_stddev, scores_from
-from dpfpl_common.privacy_plan import score_noise_multiplier
-from dpfpl_common.wire.payloads import EvaluateRequest, scored
+from dpfpl_common.privacy_plan import score_noise_multiplier, scored
+from dpfpl_common.wire.payloads import EvaluateRequest
 
 __all__ = ["chosen_metrics", "exact_results", "released_scores", "results_lines"]
 

@@ -1,4 +1,4 @@
-"""What a doctor finds around our processes: telemetry, insecure flags, versions, file systems that lose writes."""
+"""What a doctor finds around our processes, what makes one unhealthy, and how both are told to people and scripts."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dpfpl_common.errors import DeploymentError, DpfplError
-from dpfpl_common.ops.files import fsync_folder
+from dpfpl_common.ops.files import write_durably
 from dpfpl_common.ops.telemetry import quiet_environment
 
 __all__ = [
@@ -35,9 +35,6 @@ __all__ = [
     "space",
     "telemetry",
 ]
-
-
-# What a doctor finds: in plain words, with what to do.
 
 
 OK, WARNING, ERROR = "ok", "warning", "error"
@@ -122,9 +119,6 @@ def space(check: str, folder: Path) -> Finding:
     return Finding(OK, check, shown)
 
 
-# What makes a process unhealthy, in words and as an exit code.
-
-
 HEALTHY, UNHEALTHY = 0, 1
 """Exit codes of the health commands, as container runtimes want them."""
 
@@ -174,9 +168,8 @@ def telemetry(environment: Mapping[str, str] | None = None) -> list[Finding]:
 
 def insecure_processes(proc: Path = Path("/proc")) -> list[Finding]:
     """Whether a Flower process of this user runs with ``--insecure``."""
-    found = [
-        pid for pid, words in _commands(proc) if "--insecure" in words and any(f in w for w in words for f in _FLOWER)
-    ]
+    insecure = [(pid, words) for pid, words in _commands(proc) if "--insecure" in words]
+    found = [pid for pid, words in insecure if any(f in word for word in words for f in _FLOWER)]
     if not found:
         return [Finding(OK, "encryption", "No Flower process here runs without TLS.")]
     return [
@@ -222,14 +215,8 @@ def durable_folder(check: str, folder: Path, mounts: Path = Path("/proc/self/mou
     """Whether what is written into a folder is kept: it can be written and synced, on a file system that means it."""
     probe = folder / ".doctor"
     try:
-        descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        try:
-            os.write(descriptor, b"x")
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-            probe.unlink()
-        fsync_folder(folder)
+        write_durably(probe, b"x")
+        probe.unlink()
     except OSError as error:
         advice = "Give this user the folder, on a disk that is neither full nor read-only."
         said = f"{folder} cannot be written and synced ({error.strerror})."

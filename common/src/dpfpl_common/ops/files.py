@@ -1,4 +1,4 @@
-"""Keeps Flower's home small: every distinct bundle leaves an unpacked copy there for good."""
+"""Files and folders: written so that a crash does not harm them, errors about them in words, Flower's kept few."""
 
 import errno
 import os
@@ -8,9 +8,6 @@ from pathlib import Path
 from dpfpl_common.errors import DeploymentError
 
 __all__ = ["file_error", "fsync_folder", "is_full", "make_folder_durably", "prune_apps", "write_durably"]
-
-
-# Writes files and makes folders so that after a crash or a loss of power they are there, whole, or not at all.
 
 
 def write_durably(path: Path, content: bytes, mode: int = 0o600) -> None:
@@ -41,11 +38,11 @@ def is_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-def make_folder_durably(folder: Path, mode: int = 0o700) -> None:
+def make_folder_durably(folder: Path) -> None:
     """Make ``folder`` and the missing ones above it; each name is on disk before anything is put inside."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     for path in reversed(missing):
-        path.mkdir(mode=mode, exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
         fsync_folder(path.parent)
 
 
@@ -56,9 +53,6 @@ def fsync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-# Files and folders that a command cannot use, as errors with advice instead of tracebacks.
 
 
 _OWNER = "Give a folder that this user may use (ls -ld shows whose it is), or run the command as its owner."
@@ -87,11 +81,14 @@ def file_error(error: OSError) -> DeploymentError | None:
     return DeploymentError(code=code, message=f"{error.filename}: {error.strerror}.", advice=advice)
 
 
-def prune_apps(flower_home: Path, keep: int = 3) -> int:
+APPS_KEPT = 3
+
+
+def prune_apps(flower_home: Path) -> int:
     """Remove all but the newest unpacked bundles; call it only while no Flower process uses the folder.
 
-    Our own bundle is always the same, so that runs add nothing; a new release of it, or another operator's, does.
-    Flower unpacks a bundle again where it is missing.
+    Flower keeps every distinct bundle for good. Our own is always the same, so that runs add nothing; a new release of
+    it, or another operator's, does. Flower unpacks a bundle again where it is missing.
 
     Returns:
         How many were removed.
@@ -99,13 +96,8 @@ def prune_apps(flower_home: Path, keep: int = 3) -> int:
     apps = flower_home / "apps"
     if not apps.is_dir():
         return 0
-    entries = sorted(
-        (path for path in apps.iterdir() if path.is_dir() and not path.is_symlink()), key=_age, reverse=True
-    )
-    for path in entries[keep:]:
+    entries = [path for path in apps.iterdir() if path.is_dir() and not path.is_symlink()]
+    old = sorted(entries, key=lambda path: path.stat().st_mtime)[:-APPS_KEPT]
+    for path in old:
         shutil.rmtree(path, ignore_errors=True)
-    return len(entries[keep:])
-
-
-def _age(path: Path) -> float:
-    return path.stat().st_mtime
+    return len(old)

@@ -23,26 +23,18 @@ from dpfpl_common.errors import ConfigError, DeploymentError
 
 __all__ = [
     "HEADER_SECONDS",
-    "LOOPBACK_NAMES",
     "PAGE_LIMITS",
     "BackgroundPage",
     "BoundedProtocol",
     "HttpGuard",
     "address_shown",
+    "answer",
     "is_loopback",
+    "names_loopback",
     "open_listener",
     "read_http_token",
+    "shows_token",
 ]
-
-
-# Who may speak to our small HTTP pages: this machine only, or callers that show the token.
-#
-# An ASGI wrapper without dependencies, around the application of whichever framework. Reached over loopback without a
-# token, it answers only requests that name loopback as their host, so that a web page which makes its own name point
-# here
-# (DNS rebinding) gets nothing. With a token it answers callers that show it as ``Authorization: Bearer TOKEN``. Every
-# answer
-# carries headers that keep a browser from loading anything from elsewhere.
 
 
 Scope = MutableMapping[str, Any]
@@ -106,7 +98,9 @@ def read_http_token(host: str, token_file: Path | None) -> str | None:
 
 
 class HttpGuard:
-    """Lets a request through to ``application``, or answers it with a refusal.
+    """Lets a request through to ``application``, of whichever framework, or answers it with a refusal.
+
+    Every answer carries headers that keep a browser from loading anything from elsewhere.
 
     Args:
         application: what is guarded.
@@ -136,33 +130,44 @@ class HttpGuard:
         if refusal is None:
             await self._application(scope, receive, send_with_headers)
         else:
-            await _answer(send_with_headers, *refusal)
+            status, code, message = refusal
+            more = [(b"www-authenticate", b"Bearer")] if status == 401 else []
+            text = json.dumps({"code": code, "message": message})
+            await answer(send_with_headers, status, "application/json", text, *more)
 
     def _refusal(self, scope: Scope) -> tuple[int, str, str] | None:
-        headers = {name.lower(): value for name, value in scope["headers"]}
         if self._token is None:
-            host = headers.get(b"host", b"").decode("latin-1")
-            name = host if host.endswith("]") else host.rpartition(":")[0] or host
-            if name.lower() not in LOOPBACK_NAMES:
-                return 421, "WRONG_HOST", "This address answers requests for localhost only."
+            if names_loopback(scope):
+                return None
+            return 421, "WRONG_HOST", "This address answers requests for localhost only."
+        if scope["path"] in self._open_paths or shows_token(scope, self._token):
             return None
-        if scope["path"] in self._open_paths:
-            return None
-        scheme, _, shown = headers.get(b"authorization", b"").partition(b" ")
-        if scheme.lower() == b"bearer" and hmac.compare_digest(shown.strip(), self._token.encode()):
-            return None
-        return (
-            401,
-            "TOKEN_WRONG",
-            "Show the token: Authorization: Bearer TOKEN; in a browser open the page with #TOKEN.",
-        )
+        advice = "Show the token: Authorization: Bearer TOKEN; in a browser open the page with #TOKEN."
+        return 401, "TOKEN_WRONG", advice
 
 
-async def _answer(send: Send, status: int, code: str, message: str) -> None:
-    body = json.dumps({"code": code, "message": message}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
+def names_loopback(scope: Scope) -> bool:
+    """Whether a request names loopback as its host: not one from a page whose name points here (DNS rebinding)."""
+    host = _header(scope, b"host").decode("latin-1")
+    name = host if host.endswith("]") else host.rpartition(":")[0] or host
+    return name.lower() in LOOPBACK_NAMES
+
+
+def shows_token(scope: Scope, token: str) -> bool:
+    """Whether a request has ``Authorization: Bearer TOKEN``."""
+    scheme, _, shown = _header(scope, b"authorization").partition(b" ")
+    return scheme.lower() == b"bearer" and hmac.compare_digest(shown.strip(), token.encode())
+
+
+def _header(scope: Scope, wanted: bytes) -> bytes:
+    found: dict[bytes, bytes] = {name.lower(): value for name, value in scope["headers"]}
+    return found.get(wanted, b"")
+
+
+async def answer(send: Send, status: int, kind: str, text: str, *more: tuple[bytes, bytes]) -> None:
+    """Send a whole answer: its content type, its text and more headers."""
+    body = text.encode()
+    headers = [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode()), *more]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
@@ -186,7 +191,7 @@ class BoundedProtocol(H11Protocol):
         super().connection_made(transport)
         self._wait_for_headers()
         peers = [each for each in self.connections if each.client and self.client and each.client[0] == self.client[0]]
-        if len(peers) > MOST_A_PEER and not _is_loopback(self.client):
+        if len(peers) > MOST_A_PEER and self.client is not None and not is_loopback(self.client[0]):
             transport.abort()
             return
         waiting = [each for each in self.connections if isinstance(each, BoundedProtocol) and each._timer is not None]
@@ -272,10 +277,3 @@ def address_shown(host: str, listener: socket.socket) -> str:
     """The page's address as a browser wants it."""
     shown = f"[{host}]" if ":" in host else host
     return f"http://{shown}:{listener.getsockname()[1]}/"
-
-
-def _is_loopback(client: tuple[str, int] | None) -> bool:
-    try:
-        return client is None or ipaddress.ip_address(client[0]).is_loopback
-    except ValueError:
-        return False

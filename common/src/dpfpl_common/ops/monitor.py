@@ -5,7 +5,6 @@ the words of ``/health`` may need a token, because other users of the machine re
 """
 
 import asyncio
-import hmac
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,15 +13,14 @@ from typing import Any
 
 from dpfpl_common.errors import ConfigError, DeploymentError
 from dpfpl_common.ops.diagnostics import Trouble, report
-from dpfpl_common.ops.http import LOOPBACK_NAMES, BackgroundPage, is_loopback, open_listener
+from dpfpl_common.ops.http import BackgroundPage, answer, is_loopback, names_loopback, open_listener, shows_token
+from dpfpl_common.ops.tls import host_and_port
 
 __all__ = ["CONTENT_TYPE", "Family", "Monitor", "parse_monitor_address", "render"]
 
 
-# The Prometheus text format, written by hand: a few lines, and no dependency on either side.
-
-
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+"""Of the Prometheus text format, written by hand: a few lines, and no dependency on either side."""
 
 Sample = tuple[Mapping[str, str], float]
 
@@ -74,9 +72,6 @@ def _number(value: float) -> str:
     return repr(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(float(value))
 
 
-_JSON = "application/json"
-
-
 def parse_monitor_address(address: str, *, public: bool = False) -> tuple[str, int]:
     """Host and port to listen on.
 
@@ -87,21 +82,19 @@ def parse_monitor_address(address: str, *, public: bool = False) -> tuple[str, i
     Raises:
         ConfigError: MONITOR_ADDRESS, it is none; MONITOR_PUBLIC, other machines could reach it.
     """
-    host, _, port = address.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+    if (parts := host_and_port(address)) is None:
         raise ConfigError(
             code="MONITOR_ADDRESS",
             message=f"The monitoring address is {address!r}.",
             advice="Write it like 127.0.0.1:9465.",
         )
-    if not public and not is_loopback(host):
+    if not public and not is_loopback(parts[0]):
         raise ConfigError(
             code="MONITOR_PUBLIC",
             message=f"The monitoring address {address} can be reached from other machines.",
             advice="Use 127.0.0.1, or allow it explicitly where only a private network reaches it.",
         )
-    return host, int(port)
+    return parts
 
 
 class Monitor:
@@ -164,40 +157,25 @@ class _Endpoint:
         """Answer a probe or Prometheus."""
         if scope["type"] != "http":
             return
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        status, kind, body = await self._answer(scope["method"], scope["path"], headers)
-        content = body.encode()
-        shown = [
-            (b"content-type", kind.encode()),
-            (b"content-length", str(len(content)).encode()),
-            (b"cache-control", b"no-store"),
-        ]
-        await send({"type": "http.response.start", "status": status, "headers": shown})
-        await send({"type": "http.response.body", "body": content})
+        status, content = await self._content(scope)
+        kind = CONTENT_TYPE if isinstance(content, str) else "application/json"
+        text = content if isinstance(content, str) else json.dumps(content)
+        await answer(send, status, kind, text, (b"cache-control", b"no-store"))
 
-    async def _answer(self, method: str, path: str, headers: dict[str, str]) -> tuple[int, str, str]:
-        if self._local and not _names_loopback(headers.get("host", "")):
-            return 421, _JSON, json.dumps({"code": "WRONG_HOST"})
-        if method != "GET":
-            return 405, _JSON, json.dumps({"code": "METHOD"})
-        if path == "/health":
+    async def _content(self, scope: Any) -> tuple[int, str | dict[str, object]]:
+        """The status, and metrics as text or anything else for JSON."""
+        if self._local and not names_loopback(scope):
+            return 421, {"code": "WRONG_HOST"}
+        if scope["method"] != "GET":
+            return 405, {"code": "METHOD"}
+        may_read = self._token is None or shows_token(scope, self._token)
+        if scope["path"] == "/health":
             async with self._turn:
                 troubles = await asyncio.to_thread(self._health)
-            return 503 if troubles else 200, _JSON, json.dumps(report(troubles, words=self._may_read(headers)))
-        if path != "/metrics":
-            return 404, _JSON, json.dumps({"code": "NOT_FOUND"})
-        if not self._may_read(headers):
-            return 401, _JSON, json.dumps({"code": "TOKEN_WRONG"})
+            return 503 if troubles else 200, report(troubles, words=may_read)
+        if scope["path"] != "/metrics":
+            return 404, {"code": "NOT_FOUND"}
+        if not may_read:
+            return 401, {"code": "TOKEN_WRONG"}
         async with self._turn:
-            return 200, CONTENT_TYPE, await asyncio.to_thread(lambda: render(self._metrics()))
-
-    def _may_read(self, headers: dict[str, str]) -> bool:
-        if self._token is None:
-            return True
-        scheme, _, shown = headers.get("authorization", "").partition(" ")
-        return scheme.lower() == "bearer" and hmac.compare_digest(shown.strip().encode(), self._token.encode())
-
-
-def _names_loopback(host: str) -> bool:
-    """A web page that makes its own name point here (DNS rebinding) gets nothing."""
-    return (host if host.endswith("]") else host.rpartition(":")[0] or host).lower() in LOOPBACK_NAMES
+            return 200, await asyncio.to_thread(lambda: render(self._metrics()))

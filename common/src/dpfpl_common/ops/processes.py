@@ -18,6 +18,7 @@ from dpfpl_common.ops import guard
 from dpfpl_common.ops.telemetry import quiet_environment
 
 __all__ = [
+    "Keeper",
     "ManagedProcess",
     "ProcessGroup",
     "child_environment",
@@ -34,6 +35,11 @@ LOG_BYTES = 5 << 20
 _LOGS_KEPT = 3
 _LOG_LOOK_S = 1.0
 _GUARD_SLACK_S = 4.0  # what the guard needs on top of the grace time to clear leftovers
+QUIET_S = 600.0
+"""A process that ran so long starts again with the shortest pause."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
+REFUSED = 2
+"""Exit status with which a program of ours says that it will not serve as things are; another start would not help."""
 
 
 def installed_command(name: str) -> str:
@@ -58,21 +64,21 @@ def child_environment(extra: Mapping[str, str] | None = None, *, offline: bool =
     return {**environment, **(extra or {})}
 
 
-def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Return ``count`` different TCP ports that are free right now."""
     sockets = [socket.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(count)]
     try:
         for held in sockets:
-            held.bind((host, 0))
+            held.bind(("127.0.0.1", 0))
         return [int(held.getsockname()[1]) for held in sockets]
     finally:
         for held in sockets:
             held.close()
 
 
-def free_port(host: str = "127.0.0.1") -> int:
+def free_port() -> int:
     """Return a TCP port that is free right now."""
-    return free_ports(1, host)[0]
+    return free_ports(1)[0]
 
 
 class ManagedProcess:
@@ -143,9 +149,9 @@ class ManagedProcess:
             log.seek(self._log_start)
             return log.read().decode("utf-8", errors="replace")
 
-    def log_tail(self, lines: int = 15) -> str:
+    def log_tail(self) -> str:
         """Return the last lines it has written."""
-        return "\n".join(self.log_text().splitlines()[-lines:])
+        return "\n".join(self.log_text().splitlines()[-15:])
 
     def _rotate_while_alive(self) -> None:
         while self.wait(_LOG_LOOK_S) is None:
@@ -228,8 +234,7 @@ class ProcessGroup:
 
     def check(self) -> None:
         """Raise if any of the processes has ended."""
-        for process in self.processes:
-            _raise_if_ended(process)
+        _raise_if_ended(self.processes)
 
     def stop(self) -> None:
         """Stop all processes; returns when none of them, and nothing they started, is left."""
@@ -245,6 +250,72 @@ class ProcessGroup:
             except (KeyboardInterrupt, SystemExit):
                 hurry = True
         self.processes.clear()
+
+
+class Keeper:
+    """Restarts a process that crashed: after growing pauses, visibly, until it says that a restart is no use.
+
+    Meanwhile health is red by the process's own sign of life.
+
+    Args:
+        process: as it runs now, a member of ``group``.
+        start: starts another one in ``group``.
+        group: of processes that live and die together.
+        say: prints a line in the terminal.
+        most: restarts without a quiet time between; None for any number.
+        final: an error where another start would not help, from the process and its exit status; None where it may.
+        clock: seconds, for tests.
+    """
+
+    def __init__(
+        self,
+        process: ManagedProcess,
+        start: Callable[[], ManagedProcess],
+        group: ProcessGroup,
+        say: Callable[[str], object],
+        *,
+        most: int | None = None,
+        final: Callable[[ManagedProcess, int], DeploymentError | None] = lambda process, status: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._process: ManagedProcess | None = process
+        self._start = start
+        self._group = group
+        self._say = say
+        self._most = most
+        self._final = final
+        self._clock = clock
+        self._restarts = 0
+        self._started_at = clock()
+        self._due = 0.0
+
+    def look(self) -> None:
+        """To be called often; never waits for the process.
+
+        Raises:
+            DeploymentError: the process refuses to serve, or crashed too often.
+        """
+        if self._process is None:
+            if self._clock() >= self._due:
+                self._process, self._started_at = self._start(), self._clock()
+            return
+        status = self._process.poll()
+        if status is None:
+            return
+        if self._clock() - self._started_at > QUIET_S:
+            self._restarts = 0
+        if (error := self._final(self._process, status)) is not None:
+            raise error
+        if status == REFUSED or self._restarts == self._most:
+            raise _ended(self._process, status, "" if status == REFUSED else f" after {self._restarts} restarts")
+        pause = min(FIRST_PAUSE_S * 2**self._restarts, LONGEST_PAUSE_S)
+        self._restarts += 1
+        self._say(
+            f"The {self._process.name} ended with status {status}; starting it again in {pause:g} s "
+            f"(restart {self._restarts}). See {self._process.log_file}"
+        )
+        self._group.processes.remove(self._process)
+        self._process, self._due = None, self._clock() + pause
 
 
 def rotate_log(path: Path, most_bytes: int = LOG_BYTES) -> bool:
@@ -285,8 +356,7 @@ def wait_until(
     watched = list(processes)
     deadline = time.monotonic() + timeout_s
     while not predicate():
-        for process in watched:
-            _raise_if_ended(process)
+        _raise_if_ended(watched)
         if time.monotonic() > deadline:
             raise DeploymentError(
                 code="TIMED_OUT",
@@ -304,10 +374,15 @@ def _tails(processes: list[ManagedProcess]) -> str:
     return "".join(f"\nEnd of {p.log_file}:\n{p.log_tail()}\n" for p in processes)
 
 
-def _raise_if_ended(process: ManagedProcess) -> None:
-    if (status := process.poll()) is not None:
-        raise DeploymentError(
-            code="PROCESS_ENDED",
-            message=f"{process.name} ended with status {status}.{_tails([process])}",
-            advice="Its log says why.",
-        )
+def _raise_if_ended(processes: Iterable[ManagedProcess]) -> None:
+    for process in processes:
+        if (status := process.poll()) is not None:
+            raise _ended(process, status)
+
+
+def _ended(process: ManagedProcess, status: int, when: str = "") -> DeploymentError:
+    return DeploymentError(
+        code="PROCESS_ENDED",
+        message=f"{process.name} ended with status {status}{when}.{_tails([process])}",
+        advice="Its log says why.",
+    )

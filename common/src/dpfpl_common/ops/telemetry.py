@@ -1,4 +1,4 @@
-"""Log lines for machines: one JSON object a line, where somebody asks for them; plain lines otherwise."""
+"""What our processes tell: nothing to anybody's telemetry, and log lines for people or, where asked for, as JSON."""
 
 import json
 import logging
@@ -18,9 +18,6 @@ __all__ = [
 ]
 
 
-# Switch off everything in our dependencies that calls home.
-
-
 _QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -30,11 +27,7 @@ _QUIET = {
     "DO_NOT_TRACK": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-_OFFLINE = {
-    "HF_HUB_OFFLINE": "1",
-    "HF_DATASETS_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
-}
+_OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 _FLOWER_TELEMETRY_MODULE = "flwr.supercore.telemetry"
 
 
@@ -47,13 +40,13 @@ def quiet_environment(offline: bool = False) -> dict[str, str]:
     return {**_QUIET, **(_OFFLINE if offline else {})}
 
 
-def silence_telemetry(offline: bool = False) -> None:
+def silence_telemetry() -> None:
     """Set those variables in this process, and so in every process it starts.
 
     Call it before Flower is imported: Flower reads its switch at import. Where it has been imported already, the value
     it read is corrected as well.
     """
-    os.environ.update(quiet_environment(offline))
+    os.environ.update(quiet_environment())
     flower_telemetry = sys.modules.get(_FLOWER_TELEMETRY_MODULE)
     if flower_telemetry is not None:
         flower_telemetry.FLWR_TELEMETRY_ENABLED = "0"  # type: ignore[attr-defined]
@@ -62,14 +55,12 @@ def silence_telemetry(offline: bool = False) -> None:
 JSON_LOGS = "DPFPL_JSON_LOGS"
 """Set to 1 to have every process of ours log JSON."""
 
-_PLAIN = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-
 
 class PlainFormatter(logging.Formatter):
     """One line for people, in which a file name or another's message brings no control characters along."""
 
     def __init__(self) -> None:
-        super().__init__(_PLAIN)
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as text; a traceback keeps its lines."""
@@ -93,13 +84,9 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
-def configure_logging(as_json: bool | None = None) -> None:
-    """Send our own log records, from level INFO on, to the error output.
-
-    Args:
-        as_json: whether as JSON; None asks the environment variable :data:`JSON_LOGS`.
-    """
-    wanted = os.environ.get(JSON_LOGS, "") == "1" if as_json is None else as_json
+def configure_logging() -> None:
+    """Send our own log records, from level INFO on, to the error output; as JSON where :data:`JSON_LOGS` says so."""
+    wanted = os.environ.get(JSON_LOGS, "") == "1"
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if wanted else PlainFormatter())
     for name in ("dpfpl_common", "dpfpl_client", "dpfpl_server"):

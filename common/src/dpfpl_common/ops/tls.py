@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dpfpl_common.errors import ConfigError, DeploymentError
 
-__all__ = ["ServerSeen", "authority_end", "probe_server", "split_address"]
+__all__ = ["ServerSeen", "authority_end", "host_and_port", "probe_server"]
 
 _EXPIRED, _NOT_YET = 10, 9  # OpenSSL's X509_V_ERR_*
 _NAMES = (62, 64)
@@ -26,24 +26,16 @@ class ServerSeen:
     tls_version: str
 
 
-def split_address(address: str) -> tuple[str, int]:
-    """Host and port of ``host:port`` or ``[v6]:port``.
-
-    Raises:
-        ConfigError: it is neither.
-    """
+def host_and_port(address: str) -> tuple[str, int] | None:
+    """The parts of ``host:port`` or ``[v6]:port``; None if it is neither."""
     host, _, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ConfigError(
-            code="ADDRESS",
-            message=f"site.toml [server] address is {address!r}.",
-            advice="Write it like fl.example.org:9092; the operator's kit has it.",
-        )
+    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        return None
     return host, int(port)
 
 
-def probe_server(address: str, ca_certificate: Path, timeout_s: float = 5.0) -> ServerSeen:
+def probe_server(address: str, ca_certificate: Path) -> ServerSeen:
     """Open a TLS connection as the SuperNode would, and close it; nothing is sent.
 
     Raises:
@@ -51,10 +43,16 @@ def probe_server(address: str, ca_certificate: Path, timeout_s: float = 5.0) -> 
             CERTIFICATE_EXPIRED, CERTIFICATE_NOT_YET_VALID, CERTIFICATE_NAME or SERVER_NOT_TRUSTED.
         ConfigError: the address is no address.
     """
-    host, port = split_address(address)
+    host, port = host_and_port(address) or ("", 0)
+    if port == 0:
+        raise ConfigError(
+            code="ADDRESS",
+            message=f"site.toml [server] address is {address!r}.",
+            advice="Write it like fl.example.org:9092; the operator's kit has it.",
+        )
     context = _context(ca_certificate)
     try:
-        with socket.create_connection((host, port), timeout=timeout_s) as plain:
+        with socket.create_connection((host, port), timeout=5.0) as plain:
             return _shake_hands(context, plain, host, address)
     except socket.gaierror as error:
         raise DeploymentError(

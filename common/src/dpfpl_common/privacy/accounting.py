@@ -3,7 +3,7 @@
 The neighbouring relation is everywhere: one unit (a training example, or a site's whole data set) is added or removed.
 Every event is a Poisson-subsampled Gaussian mechanism. Without sampling epsilon is a closed form. With it, composition
 is by privacy loss distributions of dp-accounting (PLD: Koskela, Jalko and Honkela 2020; tight, an upper bound up to its
-stated discretisation), with Renyi accounting (Mironov 2017) as a cross-check.
+stated discretisation).
 
 dp-accounting takes about a second to import, so it is imported where it is needed. An agent calls ``load_library``
 before its first request.
@@ -28,7 +28,6 @@ __all__ = [
     "PrivacyEvent",
     "calibrate_noise_multiplier",
     "epsilon",
-    "epsilon_rdp",
     "exceeds",
     "exceeds_adaptively",
     "group_epsilon",
@@ -40,8 +39,6 @@ __all__ = [
 
 INFINITE = float("inf")
 
-RDP_ORDERS = tuple(1 + x / 10.0 for x in range(5, 100)) + tuple(range(11, 64)) + (80, 128, 256, 512, 1024)
-"""Of Renyi accounting: dense where the best order of a usual epsilon lies, and far out for small epsilons."""
 SEARCH_TOLERANCE = 1e-3
 """Relative: a calibrated multiplier is larger than need be by so much at most."""
 SMALLEST_MULTIPLIER, LARGEST_MULTIPLIER = 0.1, 1e5
@@ -119,12 +116,7 @@ def epsilon(events: Sequence[PrivacyEvent], delta: float) -> float:
     Events about one part compose, events about disjoint parts do so in parallel (McSherry 2009): whichever part an
     example is in, only that part's events depend on it, so the larger of the two sums holds for every example.
     """
-    return max(_epsilon(releases, delta, "pld") for releases in _by_part(events))
-
-
-def epsilon_rdp(events: Sequence[PrivacyEvent], delta: float) -> float:
-    """The same by Renyi accounting: never smaller than the truth, usually a little larger than ``epsilon``."""
-    return max(_epsilon(releases, delta, "rdp") for releases in _by_part(events))
+    return max(_epsilon(releases, delta) for releases in _by_part(events))
 
 
 def exceeds(events: Sequence[PrivacyEvent], delta: float, cap: float) -> bool:
@@ -141,8 +133,8 @@ def exceeds(events: Sequence[PrivacyEvent], delta: float, cap: float) -> bool:
             if _gaussian_delta(releases, cap) > delta:
                 return True
             continue
-        coarse = _epsilon(releases, delta, "coarse")
-        if coarse > cap and (coarse > 2 * cap + 5 or _epsilon(releases, delta, "pld") > cap):
+        coarse = _epsilon(releases, delta, coarse=True)
+        if coarse > cap and (coarse > 2 * cap + 5 or _epsilon(releases, delta) > cap):
             return True
     return False
 
@@ -303,21 +295,19 @@ def json_epsilon(value: float) -> float | str:
 
 
 @functools.lru_cache(maxsize=4096)
-def _epsilon(releases: Releases, delta: float, kind: str) -> float:
+def _epsilon(releases: Releases, delta: float, *, coarse: bool = False) -> float:
     if not 0 < delta < 1:
         raise PrivacyError(code="BAD_DELTA", message=f"delta is {delta}, expected a number between 0 and 1.")
     if any(noise_multiplier <= 0 for noise_multiplier, _, _ in releases):
         return INFINITE
     if not releases:
         return 0.0
-    if kind == "rdp":
-        return _rdp_epsilon(releases, delta)
     if _inexact(delta, sum(steps for _, _, steps in releases)) is not None:
         return INFINITE
-    if kind == "coarse":
+    if coarse:
         return _pld_epsilon(releases, delta, COARSE_DISCRETISATION)
     wide = any(_largest_loss(z, q) > WIDE for z, q, _ in releases)
-    about = _epsilon(releases, delta, "coarse") if wide else 0.0
+    about = _epsilon(releases, delta, coarse=True) if wide else 0.0
     return _pld_epsilon(releases, delta, _interval(releases, about)) if about < INFINITE else INFINITE
 
 
@@ -352,16 +342,6 @@ def _expected_loss(releases: Releases) -> float:
         return min(q / (2 * z**2), divergence)
 
     return sum(steps * of_a_step(z, q) for z, q, steps in releases)
-
-
-def _rdp_epsilon(releases: Releases, delta: float) -> float:
-    import dp_accounting
-
-    relation = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
-    accountant = dp_accounting.rdp.RdpAccountant(RDP_ORDERS, neighboring_relation=relation)
-    for noise_multiplier, sample_rate, steps in releases:
-        accountant.compose(_event(noise_multiplier, sample_rate, steps))
-    return float(accountant.get_epsilon(delta))
 
 
 def _pld_epsilon(releases: Releases, delta: float, interval: float) -> float:
@@ -428,15 +408,6 @@ def _deltas_of_a_step(epsilons: NDArray[np.float64], z: float, q: float, *, remo
     return np.clip(deltas, 0.0, 1.0)
 
 
-def _event(noise_multiplier: float, sample_rate: float, steps: int) -> Any:
-    import dp_accounting
-
-    if sample_rate >= 1:  # Gaussians compose exactly into one Gaussian
-        return dp_accounting.GaussianDpEvent(noise_multiplier / math.sqrt(steps))
-    gaussian = dp_accounting.GaussianDpEvent(noise_multiplier)
-    return dp_accounting.SelfComposedDpEvent(dp_accounting.PoissonSampledDpEvent(sample_rate, gaussian), steps)
-
-
 @functools.lru_cache(maxsize=1024)
 def calibrate_noise_multiplier(target_epsilon: float, target_delta: float, sample_rate: float, steps: int) -> float:
     """The smallest noise multiplier (within a thousandth, from above) whose ``epsilon`` stays at or below the target.
@@ -454,7 +425,7 @@ def calibrate_noise_multiplier(target_epsilon: float, target_delta: float, sampl
         raise _not_exact(f"target_epsilon is {target_epsilon:g}, {expected}")
 
     def reached(noise_multiplier: float) -> bool:
-        return _epsilon(((noise_multiplier, sample_rate, steps),), target_delta, "pld") <= target_epsilon
+        return _epsilon(((noise_multiplier, sample_rate, steps),), target_delta) <= target_epsilon
 
     def coarse(noise_multiplier: float, points: int = FINEST_GRID // 4) -> float:
         releases = ((noise_multiplier, sample_rate, steps),)

@@ -27,7 +27,6 @@ from dpfpl_common.errors import PrivacyError
 
 __all__ = [
     "SCALE",
-    "NoNoise",
     "NoiseSource",
     "SeededNoise",
     "SystemNoise",
@@ -134,17 +133,6 @@ class SeededNoise:
         """``total`` plus float64 Gaussian noise from the seeded generator."""
         _check(total, noise_stddev)
         return np.asarray(total + self._generator.normal(0.0, noise_stddev, size=total.shape))
-
-
-class NoNoise:
-    """Adds nothing, whatever the standard deviation: for experiments that claim no privacy."""
-
-    is_private = False
-
-    def add(self, total: Floats, noise_stddev: float) -> Floats:
-        """``total`` itself, checked for finiteness."""
-        _check(total, 1.0)
-        return np.asarray(total, dtype=np.float64)
 
 
 def _check(total: Floats, noise_stddev: float) -> None:

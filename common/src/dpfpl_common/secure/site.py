@@ -16,7 +16,7 @@ with at most K sites; against one that invents sites, or puts keys of its own in
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
@@ -73,7 +73,6 @@ class SiteSum:
         key: the site's aggregation key, which signs; None leaves its keys unsigned.
         peers: fingerprints of the aggregation keys that people at this site have compared, by site. Where there are
             any, every other site must have one, and its keys must be signed with that key.
-        entropy: returns that many random bytes.
     """
 
     def __init__(
@@ -84,11 +83,10 @@ class SiteSum:
         *,
         key: Ed25519PrivateKey | None = None,
         peers: Mapping[str, str] = MappingProxyType({}),
-        entropy: Callable[[int], bytes] = os.urandom,
     ) -> None:
         self._terms, self._site = terms, site
         self._key, self._peers = key, peers
-        self.answered = answered or Answered(entropy(32))
+        self.answered = answered or Answered(os.urandom(32))
 
     def answer(self, step: str, request: bytes, values: Ints | None = None) -> bytes:
         """The reply to one step's request; the same again gets the same bytes.

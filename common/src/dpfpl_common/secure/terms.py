@@ -1,14 +1,15 @@
-"""What one sum is about: the terms that every site holds the server to, and how the sites' values lie in it."""
+"""What one sum is about: the terms that every site holds the server to, and what sites say of themselves."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from dpfpl_common.errors import PayloadError
+from dpfpl_common.experiment import Experiment
 from dpfpl_common.secure.graph import degree_for, holders_threshold
 from dpfpl_common.secure.primitives import framed, unframed
 
-__all__ = ["Keys", "Terms", "named", "names_of"]
+__all__ = ["Keys", "Terms", "named", "names_of", "terms_of"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,13 @@ class Terms:
         numbers = f"{self.attempt} {self.dropouts} {self.colluders}"
         about = ("DP-FPL secure aggregation 1", self.experiment, self.sum, numbers, *self.sites)
         return framed(*(part.encode() for part in about))
+
+
+def terms_of(experiment: Experiment, name: str, attempt: int) -> Terms:
+    """The terms of one attempt at a sum, from the experiment alone: no server can choose them."""
+    privacy = experiment.privacy
+    dropouts, colluders = privacy.tolerated_dropouts, privacy.tolerated_colluders
+    return Terms(experiment.digest(), name, attempt, experiment.sites, dropouts, colluders)
 
 
 @dataclass(frozen=True)

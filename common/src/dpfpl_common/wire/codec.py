@@ -1,8 +1,20 @@
-"""Translates payloads to the messages of the agent's protocol (agent.proto) and back, checking both ways."""
+"""Translates payloads to the messages of the agent's protocol (agent.proto) and back, checking both ways.
+
+A Flower message carries one record, and in it a message of that protocol as bytes. One record, because Flower stores,
+sends and fetches every record and array on its own::
+
+    request   ConfigRecord  {protocol_version, deadline, message}    message: TrainRequest, EvaluateRequest, SumRequest
+    reply     ConfigRecord  {protocol_version, message}              message: Reply
+
+A request's kind is Flower's message type. The ClientApp reads no more than the record; the agent and the server check
+everything in the message.
+"""
 
 import dataclasses
 import json
-from typing import TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 from google.protobuf.message import DecodeError, Message
@@ -12,50 +24,48 @@ from dpfpl_common.config import to_table
 from dpfpl_common.errors import ConfigError, PayloadError
 from dpfpl_common.evidence import moment_size
 from dpfpl_common.experiment import Experiment, parse_experiment
+from dpfpl_common.privacy_plan import scored
 from dpfpl_common.wire import agent_pb2
 from dpfpl_common.wire.payloads import (
     MAX_COLUMNS,
+    AnyRequest,
     Context,
     EvaluateRequest,
+    Refusal,
     SiteReply,
     SumReply,
     SumRequest,
     TrainRequest,
     check_context,
     check_matrix,
-    scored,
+    plain,
 )
-from dpfpl_common.wire.refusal import Refusal, plain
 
 __all__ = [
     "CODES",
+    "KINDS",
     "MAX_CONTEXT_BYTES",
     "MAX_EXPERIMENT_BYTES",
     "MAX_MESSAGE_BYTES",
+    "RECORD",
+    "Envelope",
+    "RequestMessage",
     "check_reply",
     "check_version",
-    "context_from_bytes",
-    "context_to_bytes",
-    "decode_evaluate_request",
     "decode_reply",
+    "decode_request",
     "decode_sum_reply",
-    "decode_sum_request",
-    "decode_train_request",
-    "encode_evaluate_request",
     "encode_refusal",
     "encode_reply",
+    "encode_request",
     "encode_sum_reply",
-    "encode_sum_request",
-    "encode_train_request",
-    "evidence_rows",
-    "matrix_from_bytes",
     "parse",
     "read_experiment",
-    "write_experiment",
+    "read_reply",
+    "read_request",
+    "reply_record",
+    "request_record",
 ]
-
-
-# Checks of single message fields that hold on every wire, made before anything is allocated for them.
 
 
 MAX_MESSAGE_BYTES = (8 << 20) - (64 << 10)
@@ -140,75 +150,15 @@ def read_experiment(text: object) -> Experiment:
     return experiment
 
 
-def write_experiment(experiment: Experiment) -> str:
-    """The experiment's text, checked as the receiver will."""
-    text = experiment.to_json()
-    read_experiment(text)
-    return text
-
-
-def context_from_bytes(data: bytes, declared: tuple[int, ...], shape: tuple[int, int], name: str) -> Context:
-    """The array in ``data``.
-
-    Args:
-        data: little-endian float32 values, row by row.
-        declared: the shape that the message declares.
-        shape: the shape that the experiment demands, [num_context, width].
-        name: the array's name in messages.
-
-    Returns:
-        A writable copy, float32 [num_context, width], finite.
-    """
-    if tuple(declared) != shape:
-        raise PayloadError(code="WRONG_SHAPE", message=f"{name} has shape {str(declared)[:60]}, expected {shape}.")
-    size = 4 * shape[0] * shape[1]
-    if size > MAX_CONTEXT_BYTES:
-        raise PayloadError(code="MESSAGE_TOO_LARGE", message=f"{name} is larger than {MAX_CONTEXT_BYTES} bytes.")
-    if len(data) != size:
-        raise PayloadError(code="WRONG_SIZE", message=f"{name} holds {len(data)} bytes, expected {size}.")
-    view = np.frombuffer(data, dtype="<f4").reshape(shape)
-    check_context(view, shape, name)
-    return view.copy()
-
-
-def context_to_bytes(array: Context, shape: tuple[int, int], name: str) -> bytes:
-    """The array's values, checked as the receiver will."""
-    check_context(array, shape, name)
-    data = array.tobytes()
-    if len(data) > MAX_CONTEXT_BYTES:
-        raise PayloadError(
-            code="MESSAGE_TOO_LARGE",
-            message=f"{name} is larger than {MAX_CONTEXT_BYTES} bytes.",
-            advice="Use fewer context vectors.",
-        )
-    return data
-
-
-def matrix_from_bytes(data: bytes, declared: tuple[int, ...], rows: int, name: str) -> Context:
-    """As ``context_from_bytes`` for a matrix whose number of columns the sender decides."""
-    if len(declared) != 2 or declared[0] != rows or not 0 < declared[1] <= MAX_COLUMNS:
-        raise PayloadError(code="WRONG_SHAPE", message=f"{name} has shape {str(declared)[:60]}, expected {rows} rows.")
-    size = 4 * declared[0] * declared[1]
-    if size > MAX_MATRIX_BYTES:
-        raise PayloadError(code="MESSAGE_TOO_LARGE", message=f"{name} is larger than {MAX_MATRIX_BYTES} bytes.")
-    if len(data) != size:
-        raise PayloadError(code="WRONG_SIZE", message=f"{name} holds {len(data)} bytes, expected {size}.")
-    view = np.frombuffer(data, dtype="<f4").reshape(declared)
-    check_matrix(view, rows, name)
-    return view.copy()
-
-
-def evidence_rows(request: TrainRequest | EvaluateRequest) -> int:
+def _evidence_rows(request: TrainRequest | EvaluateRequest) -> int:
     """How many rows the evidence in a reply to ``request`` has: the classes', a vote's single one, or none."""
-    if isinstance(request, EvaluateRequest):
-        return 0
-    if request.experiment.privacy.trust == "secure":
-        return 0  # what a site tells goes into a secure sum
+    if isinstance(request, EvaluateRequest) or request.experiment.privacy.trust == "secure":
+        return 0  # under secure trust what a site tells goes into a secure sum
     return len(request.experiment.classes) if request.collect else int(request.pool is not None)
 
 
 def _check_evidence(reply: SiteReply, request: TrainRequest | EvaluateRequest) -> None:
-    rows = evidence_rows(request)
+    rows = _evidence_rows(request)
     if rows == 0 and reply.evidence is not None:
         raise PayloadError(code="UNEXPECTED_EVIDENCE", message="The reply holds evidence that nobody asked for.")
     if rows and reply.evidence is None:
@@ -248,6 +198,7 @@ def check_reply(reply: SiteReply, request: TrainRequest | EvaluateRequest) -> No
 
 
 M = TypeVar("M", bound=Message)
+T = TypeVar("T")
 
 
 def parse(kind: type[M], data: bytes) -> M:
@@ -271,47 +222,37 @@ def parse(kind: type[M], data: bytes) -> M:
     return message
 
 
-def encode_train_request(request: TrainRequest) -> agent_pb2.TrainRequest:
-    """The message for a TrainRequest."""
-    return agent_pb2.TrainRequest(
-        protocol_version=PROTOCOL_VERSION,
-        experiment=write_experiment(request.experiment),
-        round=request.round,
-        global_context=_array(request.global_context, request.experiment.context_shape, "global_context"),
-        evaluate=request.evaluate,
-        collect=request.collect,
-        pool=_matrix(request.pool, "pool"),
-    )
+RequestMessage = agent_pb2.TrainRequest | agent_pb2.EvaluateRequest | agent_pb2.SumRequest
+_MESSAGES: dict[type[AnyRequest], type[RequestMessage]] = {
+    TrainRequest: agent_pb2.TrainRequest,
+    EvaluateRequest: agent_pb2.EvaluateRequest,
+    SumRequest: agent_pb2.SumRequest,
+}
+_PAYLOADS = {message: payload for payload, message in _MESSAGES.items()}
 
 
-def decode_train_request(message: agent_pb2.TrainRequest) -> TrainRequest:
-    """The payload of a TrainRequest message; PayloadError with one of ``fields.CODES`` if anything is wrong."""
-    _check_envelope(message, message.protocol_version)
-    experiment = read_experiment(message.experiment)
-    context = _context(message, "global_context", experiment.context_shape)
-    pool = _read_matrix(message, "pool", message.pool.rows)
-    return TrainRequest(experiment, message.round, context, message.evaluate, message.collect, pool)
+def encode_request(request: AnyRequest) -> RequestMessage:
+    """The message for a request: its fields by name, checked as the receiver will."""
+    fields: dict[str, Any] = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}
+    fields["experiment"] = request.experiment.to_json()
+    read_experiment(fields["experiment"])
+    fields["global_context"] = _array(request.global_context, "global_context", MAX_CONTEXT_BYTES)
+    fields["pool"] = _array(request.pool, "pool", MAX_MATRIX_BYTES)
+    return _MESSAGES[type(request)](protocol_version=PROTOCOL_VERSION, **fields)
 
 
-def encode_evaluate_request(request: EvaluateRequest) -> agent_pb2.EvaluateRequest:
-    """The message for an EvaluateRequest."""
-    return agent_pb2.EvaluateRequest(
-        protocol_version=PROTOCOL_VERSION,
-        experiment=write_experiment(request.experiment),
-        round=request.round,
-        global_context=_array(request.global_context, request.experiment.context_shape, "global_context"),
-        pool=_matrix(request.pool, "pool"),
-        chosen=request.chosen,
-    )
-
-
-def decode_evaluate_request(message: agent_pb2.EvaluateRequest) -> EvaluateRequest:
-    """The payload of an EvaluateRequest message; PayloadError with one of ``fields.CODES`` if anything is wrong."""
-    _check_envelope(message, message.protocol_version)
-    experiment = read_experiment(message.experiment)
-    context = _context(message, "global_context", experiment.context_shape)
-    pool = _read_matrix(message, "pool", message.pool.rows)
-    return EvaluateRequest(experiment, message.round, context, pool, message.chosen)
+def decode_request(message: RequestMessage) -> AnyRequest:
+    """The payload of a request's message; PayloadError with one of ``CODES`` if anything is wrong."""
+    _check_envelope(message)
+    payload: Any = _PAYLOADS[type(message)]
+    fields = {field.name: getattr(message, field.name) for field in dataclasses.fields(payload)}
+    fields["experiment"] = read_experiment(message.experiment)
+    fields["global_context"] = _read_array(message, "global_context", MAX_CONTEXT_BYTES)
+    fields["pool"] = _read_array(message, "pool", MAX_MATRIX_BYTES)
+    if fields["global_context"] is None and payload is not SumRequest:
+        raise PayloadError(code="MISSING_FIELD", message="The message lacks 'global_context'.")
+    request: AnyRequest = payload(**fields)
+    return request
 
 
 def encode_reply(reply: SiteReply, request: TrainRequest | EvaluateRequest) -> agent_pb2.Reply:
@@ -323,35 +264,10 @@ def encode_reply(reply: SiteReply, request: TrainRequest | EvaluateRequest) -> a
         metrics=dict(reply.metrics),
         scores=reply.scores,
         signature=reply.signature,
-        evidence=_matrix(reply.evidence, "evidence"),
+        update=_array(reply.update, "update", MAX_CONTEXT_BYTES),
+        evidence=_array(reply.evidence, "evidence", MAX_MATRIX_BYTES),
     )
-    if reply.update is not None:
-        content.update.CopyFrom(_array(reply.update, request.experiment.context_shape, "update"))
     return agent_pb2.Reply(protocol_version=PROTOCOL_VERSION, reply=content)
-
-
-def encode_sum_request(request: SumRequest) -> agent_pb2.SumRequest:
-    """The message for a SumRequest."""
-    return agent_pb2.SumRequest(
-        protocol_version=PROTOCOL_VERSION,
-        experiment=write_experiment(request.experiment),
-        sum=request.sum,
-        attempt=request.attempt,
-        step=request.step,
-        content=request.content,
-        global_context=_matrix(request.global_context, "global_context"),
-        pool=_matrix(request.pool, "pool"),
-    )
-
-
-def decode_sum_request(message: agent_pb2.SumRequest) -> SumRequest:
-    """The payload of a SumRequest message; PayloadError with one of ``fields.CODES`` if anything is wrong."""
-    _check_envelope(message, message.protocol_version)
-    experiment = read_experiment(message.experiment)
-    has = message.HasField("global_context")
-    context = _context(message, "global_context", experiment.context_shape) if has else None
-    pool = _read_matrix(message, "pool", message.pool.rows)
-    return SumRequest(experiment, message.sum, message.attempt, message.step, message.content, context, pool)
 
 
 def encode_sum_reply(reply: SumReply) -> agent_pb2.Reply:
@@ -361,13 +277,9 @@ def encode_sum_reply(reply: SumReply) -> agent_pb2.Reply:
 
 
 def decode_sum_reply(message: agent_pb2.Reply) -> SumReply | Refusal:
-    """What the agent answered to a SumRequest; PayloadError with one of ``fields.CODES`` if anything is wrong."""
-    _check_envelope(message, message.protocol_version)
-    if message.WhichOneof("outcome") == "refusal":
-        found = message.refusal
-        return Refusal(found.code, found.rule, found.message, found.advice)
-    if message.WhichOneof("outcome") != "sum":
-        raise PayloadError(code="MISSING_FIELD", message="The message holds no answer to a step of a secure sum.")
+    """What the agent answered to a SumRequest; PayloadError with one of ``CODES`` if anything is wrong."""
+    if (refusal := _refusal_in(message, "sum")) is not None:
+        return refusal
     return SumReply(message.sum.site, message.sum.content, message.sum.signature)
 
 
@@ -380,58 +292,66 @@ def encode_refusal(refusal: Refusal) -> agent_pb2.Reply:
 
 
 def decode_reply(message: agent_pb2.Reply, request: TrainRequest | EvaluateRequest) -> SiteReply | Refusal:
-    """What the agent answered to ``request``; PayloadError with one of ``fields.CODES`` if anything is wrong."""
-    _check_envelope(message, message.protocol_version)
-    outcome = message.WhichOneof("outcome")
-    if outcome not in ("reply", "refusal"):
-        raise PayloadError(code="MISSING_FIELD", message="The message holds neither a reply nor a refusal.")
-    if outcome == "refusal":
-        found = message.refusal
-        return Refusal(found.code, found.rule, found.message, found.advice)
+    """What the agent answered to ``request``; PayloadError with one of ``CODES`` if anything is wrong."""
+    if (refusal := _refusal_in(message, "reply")) is not None:
+        return refusal
     content = message.reply
-    update = _context(content, "update", request.experiment.context_shape) if content.HasField("update") else None
-    evidence = _read_matrix(content, "evidence", evidence_rows(request))
+    update = _read_array(content, "update", MAX_CONTEXT_BYTES)
+    evidence = _read_array(content, "evidence", MAX_MATRIX_BYTES)
     metrics, scores = dict(content.metrics), tuple(content.scores)
     reply = SiteReply(content.site, content.round, update, metrics, scores, content.signature, evidence)
     check_reply(reply, request)
     return reply
 
 
-def _array(array: Context, shape: tuple[int, int], name: str) -> agent_pb2.Array:
-    return agent_pb2.Array(rows=shape[0], columns=shape[1], data=context_to_bytes(array, shape, name))
+def _refusal_in(message: agent_pb2.Reply, expected: str) -> Refusal | None:
+    """The refusal in a reply, where it holds one instead of the expected outcome."""
+    _check_envelope(message)
+    outcome = message.WhichOneof("outcome")
+    if outcome == "refusal":
+        found = message.refusal
+        return Refusal(found.code, found.rule, found.message, found.advice)
+    if outcome != expected:
+        raise PayloadError(code="MISSING_FIELD", message=f"The message lacks {expected!r}, and is no refusal.")
+    return None
 
 
-def _matrix(array: Context | None, name: str) -> agent_pb2.Array | None:
+def _array(array: Context | None, name: str, most_bytes: int) -> agent_pb2.Array | None:
     """The array, checked as the receiver will."""
     if array is None:
         return None
     check_matrix(array, len(array), name)
-    if array.nbytes > MAX_MATRIX_BYTES:
+    if array.nbytes > most_bytes:
         raise PayloadError(
             code="MESSAGE_TOO_LARGE",
-            message=f"{name} is larger than {MAX_MATRIX_BYTES} bytes.",
-            advice="Use a model with smaller features, or fewer classes.",
+            message=f"{name} is larger than {most_bytes} bytes.",
+            advice="Use fewer context vectors or classes, or a model with smaller features.",
         )
     return agent_pb2.Array(rows=array.shape[0], columns=array.shape[1], data=array.tobytes())
 
 
-def _read_matrix(message: Message, field: str, rows: int) -> Context | None:
+def _read_array(message: Message, field: str, most_bytes: int) -> Context | None:
+    """A writable copy of the array in a field, float32, of the shape that the message declares; None if there is none.
+
+    Whether it is the shape that belongs there, the payload checks that it goes into.
+    """
     if not message.HasField(field):
         return None
     array: agent_pb2.Array = getattr(message, field)
-    return matrix_from_bytes(array.data, (array.rows, array.columns), rows, field)
+    rows, columns = array.rows, array.columns
+    if rows <= 0 or not 0 < columns <= MAX_COLUMNS:
+        raise PayloadError(code="WRONG_SHAPE", message=f"{field} has the impossible shape {(rows, columns)}.")
+    size = 4 * rows * columns
+    if size > most_bytes:
+        raise PayloadError(code="MESSAGE_TOO_LARGE", message=f"{field} is larger than {most_bytes} bytes.")
+    if len(array.data) != size:
+        raise PayloadError(code="WRONG_SIZE", message=f"{field} holds {len(array.data)} bytes, expected {size}.")
+    return np.frombuffer(array.data, dtype="<f4").reshape(rows, columns).copy()
 
 
-def _context(message: Message, field: str, shape: tuple[int, int]) -> Context:
-    if not message.HasField(field):
-        raise PayloadError(code="MISSING_FIELD", message=f"The message lacks {field!r}.")
-    array: agent_pb2.Array = getattr(message, field)
-    return context_from_bytes(array.data, (array.rows, array.columns), shape, field)
-
-
-def _check_envelope(message: Message, version: int) -> None:
+def _check_envelope(message: Any) -> None:
     """Version first: another version's unknown fields are no surprise."""
-    check_version(version)
+    check_version(message.protocol_version)
     _refuse_unknown_fields(message)
 
 
@@ -444,3 +364,88 @@ def _refuse_unknown_fields(message: Message) -> None:
         raise PayloadError(
             code="UNKNOWN_FIELD", message=f"{message.DESCRIPTOR.name} holds a field that the protocol does not list."
         )
+
+
+RECORD = "dpfpl"
+KINDS = {"train": "Train", "evaluate": "Evaluate", "query": "AddUp"}
+"""The agent's method for each of Flower's message types."""
+
+LONGEST_DEADLINE = 1e6
+"""As of an experiment's rounds."""
+REQUEST_KEYS = ("protocol_version", "deadline", "message")
+REPLY_KEYS = ("protocol_version", "message")
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """What is in a request's record: ``message``, for the agent, and ``deadline_s``, until its answer must be back."""
+
+    message: bytes
+    deadline_s: float
+
+
+def request_record(message: bytes, deadline_s: float) -> dict[str, Any]:
+    """The record of a request."""
+    return {"protocol_version": PROTOCOL_VERSION, "deadline": float(deadline_s), "message": message}
+
+
+def reply_record(message: bytes) -> dict[str, Any]:
+    """The record of a reply."""
+    return {"protocol_version": PROTOCOL_VERSION, "message": message}
+
+
+def read_request(records: Mapping[str, object]) -> Envelope:
+    """What is in a request's records.
+
+    Raises:
+        PayloadError: VERSION_MISMATCH, UNKNOWN_FIELD, MISSING_FIELD, WRONG_TYPE, IMPOSSIBLE_VALUE or MESSAGE_TOO_LARGE.
+    """
+    record = _opened(records, REQUEST_KEYS)
+    deadline = _typed(record["deadline"], float, "deadline")
+    if not 0 < deadline <= LONGEST_DEADLINE:
+        raise PayloadError(
+            code="IMPOSSIBLE_VALUE",
+            message=f"The deadline is {deadline}, expected more than 0 and at most {LONGEST_DEADLINE:g} s.",
+        )
+    return Envelope(_message(record), deadline)
+
+
+def read_reply(records: Mapping[str, object]) -> bytes:
+    """The message in a reply's records; raises as ``read_request``."""
+    return _message(_opened(records, REPLY_KEYS))
+
+
+def _opened(records: Mapping[str, object], keys: tuple[str, ...]) -> Mapping[str, object]:
+    """The only record, with exactly these keys; another version's may have others, so the version comes first.
+
+    Before version 4 there was no such record, but others that said the version.
+    """
+    record = records.get(RECORD)
+    if not isinstance(record, Mapping):
+        for other in records.values():
+            if isinstance(other, Mapping) and "protocol_version" in other:
+                check_version(other["protocol_version"])
+        raise PayloadError(code="MISSING_FIELD", message=f"The message lacks the record {RECORD!r}.")
+    check_version(record.get("protocol_version"))
+    for found, expected, what in ((records, (RECORD,), "The message"), (record, keys, f"The record {RECORD!r}")):
+        for key in found:
+            if key not in expected:
+                raise PayloadError(code="UNKNOWN_FIELD", message=f"{what} holds the unknown {str(key)[:40]!r}.")
+        for key in expected:
+            if key not in found:
+                raise PayloadError(code="MISSING_FIELD", message=f"{what} lacks {key!r}.")
+    return record
+
+
+def _message(record: Mapping[str, object]) -> bytes:
+    message = _typed(record["message"], bytes, "message")
+    if len(message) > MAX_MESSAGE_BYTES:
+        raise PayloadError(code="MESSAGE_TOO_LARGE", message=f"The message is larger than {MAX_MESSAGE_BYTES} bytes.")
+    return message
+
+
+def _typed(value: object, kind: type[T], what: str) -> T:
+    """The value, if it is of exactly this type (True is no number here)."""
+    if type(value) is not kind:
+        raise PayloadError(code="WRONG_TYPE", message=f"{what} must be of type {kind.__name__}.")
+    return value

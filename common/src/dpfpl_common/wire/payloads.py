@@ -1,46 +1,41 @@
-"""What a site's agent signs: the text that ties a reply to one experiment, round, kind and site.
+"""What crosses the wire between strategy, ClientApp and agent, as frozen values that are checked when they are built.
 
-Operator code runs beside a site's connection and could send anything in the site's name; so the server believes only
-the agent's signature. Ed25519 is deterministic: the same reply always has the same signature.
+Nothing else crosses: the records of Flower and the messages of the agent's RPC are translations of these.
 """
 
 import hashlib
+import re
 import struct
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from dpfpl_common.errors import PayloadError
+from dpfpl_common.errors import DpfplError, PayloadError, PrivacyError, RefusedError
 from dpfpl_common.evidence import moment_size
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.secure import STEPS, SUMS
 
 __all__ = [
     "CHOICES",
+    "MAX_TEXT",
     "METRIC_NAMES",
+    "AnyRequest",
     "Context",
     "EvaluateRequest",
-    "Kind",
+    "Refusal",
     "SiteReply",
     "SumReply",
     "SumRequest",
     "TrainRequest",
     "check_context",
     "check_matrix",
-    "check_metrics",
-    "kind_of",
+    "internal_refusal",
+    "plain",
+    "refusal_of",
     "request_digest",
-    "scored",
-    "signed_sum_text",
     "signed_text",
 ]
-
-
-# What crosses the wire between strategy, ClientApp and agent, as frozen values checked when built.
-#
-# Nothing else crosses: the records of Flower and the messages of the agent's RPC are translations of these.
 
 
 Context = npt.NDArray[np.float32]
@@ -67,8 +62,8 @@ CHOICES = ("", "evidence", "text")
 MOST_ATTEMPTS = 1000
 """At one secure sum."""
 
-MAX_COLUMNS = 16_384
-"""More numbers than any model gives for one image."""
+MAX_COLUMNS = 65_536
+"""As wide as a model may be, and more numbers than any gives for one image."""
 
 DIGEST_VERSION = b"2"
 """Raised only where the same request would compute something else: stored releases are found by this digest, also after
@@ -173,6 +168,9 @@ class SumRequest:
         return self.experiment.rounds.number if self.sum == "scores" else 0
 
 
+AnyRequest = TrainRequest | EvaluateRequest | SumRequest
+
+
 @dataclass(frozen=True)
 class SumReply:
     """A site's answer to a ``SumRequest``: its step's reply, and its agent's signature as in ``SiteReply``."""
@@ -210,7 +208,7 @@ class SiteReply:
     evidence: Context | None = None
 
     def __post_init__(self) -> None:
-        check_metrics(self.metrics)
+        _check_metrics(self.metrics)
         if not all(type(score) is float and abs(score) < MOST_COUNTED for score in self.scores):
             raise PayloadError(code="BAD_SCORES", message="A score is not a finite number, or beyond 1e12.")
         if type(self.signature) is not bytes or len(self.signature) not in (0, 64):
@@ -251,7 +249,7 @@ def check_context(array: object, shape: tuple[int, int], name: str) -> None:
         raise PayloadError(code="NORM_TOO_LARGE", message=f"{name} holds a value beyond 1e6.")
 
 
-def check_metrics(metrics: dict[str, float]) -> None:
+def _check_metrics(metrics: dict[str, float]) -> None:
     """Refuse unknown names and values that are no accuracies."""
     for name, value in metrics.items():
         if name not in METRIC_NAMES:
@@ -262,8 +260,7 @@ def check_metrics(metrics: dict[str, float]) -> None:
 
 def request_digest(request: TrainRequest) -> str:
     """sha256 of everything that a round's computation depends on: the same digest may be served the same bytes."""
-    digest = hashlib.sha256()
-    for part in (
+    parts = _framed(
         DIGEST_VERSION,
         request.experiment.digest().encode(),
         str(request.round).encode(),
@@ -271,10 +268,8 @@ def request_digest(request: TrainRequest) -> str:
         b"1" if request.evaluate else b"0",
         b"1" if request.collect else b"0",
         b"" if request.pool is None else request.pool.astype("<f4").tobytes(),
-    ):
-        digest.update(len(part).to_bytes(8, "big"))
-        digest.update(part)
-    return digest.hexdigest()
+    )
+    return hashlib.sha256(parts).hexdigest()
 
 
 def _check_round(number: object, low: int, high: int) -> None:
@@ -284,52 +279,28 @@ def _check_round(number: object, low: int, high: int) -> None:
         )
 
 
-def scored(experiment: Experiment) -> tuple[str, ...]:
-    """The candidates whose right answers are counted, in this order: a function of the experiment alone.
-
-    The plain text, the shared prompt, the site's own prompt; with evidence also, each with the site's usual mix of
-    classes, the plain text, class vectors from the site's own class sums alone, and from all sites' with the plain text
-    and with the shared prompt as prior. All are functions of noised releases: the site's exact label shares are none.
-    """
-    if not experiment.uses_evidence:
-        return ("zero_shot", "global", "prompt")
-    if experiment.privacy.trust == "secure":  # a site's own rows carry a share of their noise: no head is made of them
-        return ("zero_shot", "global", "prompt", "text", "evidence", "both")
-    return ("zero_shot", "global", "prompt", "text", "alone", "evidence", "both")
-
-
-def signed_sum_text(request: SumRequest, reply: SumReply) -> bytes:
-    """As ``signed_text``, of one step of a secure sum."""
-    about = (request.experiment.digest(), request.sum, str(request.attempt), request.step, reply.site)
-    parts = (DOMAIN + b", secure sum", *(part.encode() for part in about), hashlib.sha256(reply.content).digest())
-    return b"".join(len(part).to_bytes(8, "big") + part for part in parts)
-
-
-Kind = Literal["train", "evaluate"]
-
 DOMAIN = b"DP-FPL reply of a site, 2"
 """Keeps these signatures apart from any other use of the same key; another number where what is signed changes."""
 
 
-def kind_of(request: TrainRequest | EvaluateRequest) -> Kind:
-    """What kind of request a reply answers."""
-    return "train" if isinstance(request, TrainRequest) else "evaluate"
+def signed_text(request: AnyRequest, reply: SiteReply | SumReply) -> bytes:
+    """The bytes that a site's agent signs, which tie its reply to one experiment, round or step, kind and site.
 
-
-def signed_text(experiment: Experiment, kind: Kind, reply: SiteReply) -> bytes:
-    """The bytes that are signed: domain, experiment's digest, round, kind, site, digest of the reply's content.
-
-    Every part is preceded by its length, so no two different replies have the same text. The signature itself is not a
-    part of it.
+    Domain, experiment's digest, what was asked, site and digest of the reply's content; the signature itself is no part
+    of it. Operator code runs beside a site's connection and could send anything in the site's name, so the server
+    believes only this signature. Ed25519 is deterministic: the same reply always has the same one.
     """
-    parts = (
-        DOMAIN,
-        experiment.digest().encode(),
-        str(reply.round).encode(),
-        kind.encode(),
-        reply.site.encode(),
-        _content_digest(reply),
-    )
+    digest, site = request.experiment.digest().encode(), reply.site.encode()
+    if isinstance(reply, SumReply):
+        assert isinstance(request, SumRequest)
+        asked = (part.encode() for part in (request.sum, str(request.attempt), request.step))
+        return _framed(DOMAIN + b", secure sum", digest, *asked, site, hashlib.sha256(reply.content).digest())
+    kind = b"train" if isinstance(request, TrainRequest) else b"evaluate"
+    return _framed(DOMAIN, digest, str(reply.round).encode(), kind, site, _content_digest(reply))
+
+
+def _framed(*parts: bytes) -> bytes:
+    """Each part preceded by its length: no two different lists have the same bytes."""
     return b"".join(len(part).to_bytes(8, "big") + part for part in parts)
 
 
@@ -338,8 +309,71 @@ def _content_digest(reply: SiteReply) -> bytes:
     digest = hashlib.sha256()
     for array in (reply.update, reply.evidence):
         content = b"" if array is None else repr(array.shape).encode() + b" " + array.astype("<f4").tobytes()
-        digest.update(len(content).to_bytes(8, "big") + content)
+        digest.update(_framed(content))
     for name, value in sorted(reply.metrics.items()):
-        digest.update(len(name.encode()).to_bytes(8, "big") + name.encode() + struct.pack(">d", value))
+        digest.update(_framed(name.encode()) + struct.pack(">d", value))
     digest.update(struct.pack(f">Q{len(reply.scores)}d", len(reply.scores), *reply.scores))
     return digest.digest()
+
+
+MAX_TEXT = 500
+"""Longest text of a refusal, in characters."""
+
+_CODE = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
+_SPEAKS_OF_THE_REQUEST = (RefusedError, PayloadError, PrivacyError)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a site did not do what it was asked.
+
+    Attributes:
+        code: stable, upper case.
+        rule: the broken rule's name in policy.toml or in the protocol, where there is one.
+        message: what the request ran into; empty where words could tell something about the site.
+        advice: what to do about it.
+    """
+
+    code: str
+    rule: str = ""
+    message: str = ""
+    advice: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.code, str) or not _CODE.fullmatch(self.code):
+            raise PayloadError(code="BAD_REFUSAL", message="A refusal's code must be an upper-case word.")
+        for name in ("rule", "message", "advice"):
+            text = getattr(self, name)
+            if not isinstance(text, str) or text != plain(text):
+                raise PayloadError(
+                    code="BAD_REFUSAL",
+                    message=f"A refusal's {name} must be one printable line of {MAX_TEXT} characters.",
+                )
+
+
+def refusal_of(error: DpfplError) -> Refusal:
+    """What of an error may leave the site.
+
+    Errors that speak of the request are told whole. The others speak of the site's own files (their text may name an
+    image or a path), so of them only the code is told.
+    """
+    code = error.code if _CODE.fullmatch(error.code) else "REFUSED"
+    if isinstance(error, _SPEAKS_OF_THE_REQUEST):
+        return Refusal(code, plain(getattr(error, "rule", "")), plain(error.message), plain(error.advice))
+    return Refusal(code, advice="Ask the site's administrator: the log of its agent says what is wrong.")
+
+
+def internal_refusal(incident: str) -> Refusal:
+    """The refusal that stands for an unforeseen error; ``incident`` is the opaque id under which the site logged it."""
+    return Refusal(
+        "INTERNAL",
+        "",
+        f"An unforeseen error, incident {incident}.",
+        "Ask the site's administrator: the log of its agent has the details under this id.",
+    )
+
+
+def plain(text: str) -> str:
+    """The text as one line of at most MAX_TEXT printable characters, safe to print and to log."""
+    kept = "".join(c if c.isprintable() else " " for c in text[: 2 * MAX_TEXT])
+    return kept[:MAX_TEXT].strip()

@@ -11,17 +11,24 @@ from rich.console import Console
 from rich.table import Table
 
 from dpfpl_common.errors import ConfigError, DpfplError
-from dpfpl_server.exit_codes import FAILED
+from dpfpl_server.cli.options import (
+    FAILED,
+    RUNS,
+    SERVER,
+    AsJson,
+    Name,
+    RunsFolder,
+    ServerFolder,
+    exit_code_of_state,
+    print_json,
+    refuse_existing,
+)
 
 if TYPE_CHECKING:
     from dpfpl_common.experiment import Experiment
 
 __all__ = ["register"]
 
-ServerFolder = Annotated[Path, typer.Option("--server", help="the server's folder: keys, register of sites, database")]
-RunsFolder = Annotated[Path, typer.Option("--runs", help="folder that holds one folder a run")]
-AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
-Name = Annotated[str, typer.Argument(help="name of the experiment")]
 File = Annotated[Path, typer.Argument(help="experiment.toml")]
 Restarts = Annotated[int, typer.Option(min=0, help="how often a run that was cut off is resumed automatically")]
 ServerWait = Annotated[float, typer.Option(min=0, help="seconds to wait for a server that does not answer")]
@@ -35,11 +42,7 @@ console = Console(stderr=True, markup=False, highlight=False)
 def register(app: typer.Typer) -> None:
     """Add the commands to ``dpfpl-server``."""
     for name, command, example in (
-        (
-            "new-experiment",
-            new_experiment,
-            "new-experiment xrays-1 --from runs/pilot --epsilon 4",
-        ),
+        ("new-experiment", new_experiment, "new-experiment xrays-1 --from runs/pilot --epsilon 4"),
         ("plan", plan, "plan experiment.toml --out plan.json"),
         ("run", run, "run experiment.toml --server server --runs runs"),
         ("watch", watch, "watch demo"),
@@ -65,7 +68,7 @@ def new_experiment(
     epsilon: Annotated[
         float | None, typer.Option(help="for the recipient of a site's prompt", show_default="the pilot's, else 8")
     ] = None,
-    server: ServerFolder = Path("server"),
+    server: ServerFolder = SERVER,
     out: Annotated[Path, typer.Option(help="file to write")] = Path("experiment.toml"),
     as_json: AsJson = False,
 ) -> None:
@@ -82,23 +85,20 @@ def new_experiment(
             message=f"No site is provisioned in {server}.",
             advice="Provision them first (dpfpl-server provision), or name the server's folder: --server.",
         )
-    if out.exists():
-        raise ConfigError(
-            code="FILE_EXISTS", message=f"{out} exists already.", advice="Give --out another file, or move it away."
-        )
+    refuse_existing(out)
     model = {key: value for key, value in (("width", width), ("fingerprint", fingerprint)) if value is not None}
     text = experiment_text(name, told or (), sites, classes=classes or (), model=model, epsilon=epsilon)
     write_durably(out.absolute(), text.encode(), 0o644)
     if as_json:
-        _print_json(read_toml(out))
+        print_json(read_toml(out))
     else:
         typer.echo(f"wrote {out}\nNext: dpfpl-server plan {out}")
 
 
 def plan(
     experiment: File,
-    server: ServerFolder = Path("server"),
-    runs: RunsFolder = Path("runs"),
+    server: ServerFolder = SERVER,
+    runs: RunsFolder = RUNS,
     out: Annotated[Path | None, typer.Option(help="write the plan here; sites approve this file")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -116,7 +116,7 @@ def plan(
     if out is not None:
         write_durably(out.absolute(), (json.dumps(made, indent=2) + "\n").encode(), 0o644)
     if as_json:
-        _print_json(made)
+        print_json(made)
     else:
         typer.echo("\n".join(plan_lines(made)))
         if out is not None:
@@ -126,8 +126,8 @@ def plan(
 
 def run(
     experiment: File,
-    server: ServerFolder = Path("server"),
-    runs: RunsFolder = Path("runs"),
+    server: ServerFolder = SERVER,
+    runs: RunsFolder = RUNS,
     restarts: Restarts = 5,
     server_wait: ServerWait = 600.0,
     site_wait: SiteWait = 120.0,
@@ -145,8 +145,8 @@ def run(
 
 def resume(
     name: Name,
-    server: ServerFolder = Path("server"),
-    runs: RunsFolder = Path("runs"),
+    server: ServerFolder = SERVER,
+    runs: RunsFolder = RUNS,
     restarts: Restarts = 5,
     server_wait: ServerWait = 600.0,
     site_wait: SiteWait = 120.0,
@@ -162,9 +162,7 @@ def resume(
     _run(experiment, server, runs, (restarts, server_wait, site_wait), as_json)
 
 
-def status(
-    name: Name, server: ServerFolder = Path("server"), runs: RunsFolder = Path("runs"), as_json: AsJson = False
-) -> None:
+def status(name: Name, server: ServerFolder = SERVER, runs: RunsFolder = RUNS, as_json: AsJson = False) -> None:
     """Show what an experiment is doing or waiting for, whether its program is alive, and which certificate ends.
 
     Exit codes: 0 finished or going on, 3 failed, 4 stopped or cut off, 5 waiting for sites or hanging.
@@ -177,15 +175,13 @@ def status(
     state, warnings = run_state(RunFolder(runs / name)), expiry_warnings(server)
     warnings += [f"{trouble.message} [{trouble.code}]" for trouble in part_troubles(server)]
     if as_json:
-        _print_json({**state.table(), "warnings": warnings})
+        print_json({**state.table(), "warnings": warnings})
     else:
         typer.echo("\n".join([*state.lines(), *(f"WARNING {text}" for text in warnings)]))
-    sys.exit(state.exit_code)
+    sys.exit(exit_code_of_state(state.state))
 
 
-def watch(
-    name: Name, server: ServerFolder = Path("server"), runs: RunsFolder = Path("runs"), as_json: AsJson = False
-) -> None:
+def watch(name: Name, server: ServerFolder = SERVER, runs: RunsFolder = RUNS, as_json: AsJson = False) -> None:
     """Watch an experiment that was started elsewhere, live, until it ends; Ctrl-C leaves it alone.
 
     With --json every event is one line of JSON. Exit codes as for status.
@@ -220,12 +216,10 @@ def watch(
             time.sleep(WATCH_SECONDS)
     if not as_json:
         typer.echo("\n".join(state.lines()))
-    sys.exit(state.exit_code)
+    sys.exit(exit_code_of_state(state.state))
 
 
-def stop(
-    name: Name, server: ServerFolder = Path("server"), runs: RunsFolder = Path("runs"), as_json: AsJson = False
-) -> None:
+def stop(name: Name, server: ServerFolder = SERVER, runs: RunsFolder = RUNS, as_json: AsJson = False) -> None:
     """Stop a running experiment; completed rounds are kept, and resume continues it."""
     from dpfpl_server.runs.folder import RunFolder
     from dpfpl_server.runs.state import run_state
@@ -234,12 +228,12 @@ def stop(
     folder = RunFolder((runs / name).resolve())
     stop_experiment(folder, server.resolve())
     if as_json:
-        _print_json(run_state(folder).table())
+        print_json(run_state(folder).table())
     else:
         typer.echo(f"{name} is stopped. To continue: dpfpl-server resume {name}")
 
 
-def list_runs(runs: RunsFolder = Path("runs"), as_json: AsJson = False) -> None:
+def list_runs(runs: RunsFolder = RUNS, as_json: AsJson = False) -> None:
     """List all experiments of the runs folder with where they stand."""
     from dpfpl_server.runs.folder import RunFolder
     from dpfpl_server.runs.state import run_state
@@ -254,7 +248,7 @@ def list_runs(runs: RunsFolder = Path("runs"), as_json: AsJson = False) -> None:
         except DpfplError as error:
             states.append({"name": folder.name, "state": "DAMAGED", "meaning": str(error)})
     if as_json:
-        _print_json(states)
+        print_json(states)
         return
     if not states:
         typer.echo(f"No experiment in {runs} yet.")
@@ -274,11 +268,7 @@ def _run(experiment: "Experiment", server: Path, runs: Path, limits: tuple[int, 
     with LiveDisplay(experiment.name, experiment.rounds.number, console=console) as display:
         result = run_experiment(experiment, server.resolve(), folder, display.update, Limits(*limits))
     if as_json:
-        _print_json(result)
+        print_json(result)
         return
     print_result(result, Console(markup=False, highlight=False))
     typer.echo(f"\n{folder / 'result.json'}  {folder / 'report.html'}")
-
-
-def _print_json(content: Any) -> None:
-    sys.stdout.write(json.dumps(content, indent=2) + "\n")

@@ -4,10 +4,9 @@ from dpfpl_common.ops.telemetry import silence_telemetry
 
 silence_telemetry()  # before Flower is imported, which reads its switch then
 
-import json  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import Annotated, Any, NoReturn  # noqa: E402
+from typing import Annotated, NoReturn  # noqa: E402
 
 import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
@@ -16,10 +15,20 @@ from dpfpl_common.errors import DpfplError  # noqa: E402
 from dpfpl_common.ops.files import file_error  # noqa: E402
 from dpfpl_common.ops.text import print_version, printable_lines  # noqa: E402
 from dpfpl_server.cli import experiments as experiments_cli  # noqa: E402
-from dpfpl_server.cli import operations as operations_cli  # noqa: E402
 from dpfpl_server.cli import pilot as pilot_cli  # noqa: E402
 from dpfpl_server.cli import sites as sites_cli  # noqa: E402
-from dpfpl_server.exit_codes import HELP, INTERRUPTED, exit_code_of  # noqa: E402
+from dpfpl_server.cli.options import (  # noqa: E402
+    HELP,
+    INTERRUPTED,
+    RUNS,
+    SERVER,
+    Archive,
+    AsJson,
+    CaKey,
+    ServerFolder,
+    exit_code_of,
+    print_json,
+)
 
 __all__ = ["main"]
 
@@ -27,9 +36,6 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(sites_cli.sites_app, name="sites")
 app.command("renew", epilog="Example: dpfpl-server renew --ca-key /media/stick/ca.key")(sites_cli.renew)
 console = Console(stderr=True, markup=False, highlight=False)
-
-ServerFolder = Annotated[Path, typer.Option("--server", help="the server's folder: keys, register of sites, database")]
-AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
 @app.callback(epilog=HELP)
@@ -53,15 +59,15 @@ def provision(
         list[str] | None, typer.Option(help="name of a site whose keys are made here; repeat for more")
     ] = None,
     out: Annotated[Path, typer.Option(help="folder for the kits, one a site")] = Path("kits"),
-    server: ServerFolder = Path("server"),
+    server: ServerFolder = SERVER,
     address: Annotated[
         str, typer.Option(help="name or IP under which the sites reach the server; default: 127.0.0.1")
     ] = "",
     port: Annotated[int, typer.Option(help="port under which the sites reach the server")] = 9092,
     also: Annotated[list[str] | None, typer.Option(help="further names or IPs for the certificate")] = None,
     force: Annotated[bool, typer.Option("--force", help="replace the keys of sites that have keys already")] = False,
-    archive: Annotated[str, typer.Option(help="make each kit one file: tar.gz")] = "",
-    ca_key: sites_cli.CaKey = None,
+    archive: Archive = "",
+    ca_key: CaKey = None,
     as_json: AsJson = False,
 ) -> None:
     """Make the certificate authority and the server's certificate, and a kit with keys for every --site.
@@ -87,7 +93,7 @@ def provision(
         )
     )
     if as_json:
-        _print_json({"kits": {name: str(path) for name, path in result.kits.items()}, "unchanged": result.unchanged})
+        print_json({"kits": {name: str(path) for name, path in result.kits.items()}, "unchanged": result.unchanged})
         return
     for name, path in result.kits.items():
         typer.echo(f"{name}: {path}")
@@ -102,7 +108,7 @@ def provision(
 
 @app.command(epilog="Example: dpfpl-server start --server server")
 def start(
-    server: ServerFolder = Path("server"),
+    server: ServerFolder = SERVER,
     host: Annotated[str, typer.Option(help="address that the sites' port listens on")] = "0.0.0.0",  # noqa: S104
     port: Annotated[int, typer.Option(help="port that the sites connect to (gRPC, TLS)")] = 9092,
     control_port: Annotated[int, typer.Option(help="port of this machine only, for run, status and stop")] = 8000,
@@ -110,12 +116,11 @@ def start(
     monitor_public: Annotated[
         bool, typer.Option("--monitor-public", help="let other machines reach that address")
     ] = False,
-    runs: Annotated[Path, typer.Option("--runs", help="folder of the runs whose metrics are shown")] = Path("runs"),
+    runs: Annotated[Path, typer.Option("--runs", help="folder of the runs whose metrics are shown")] = RUNS,
 ) -> None:
     """Start the server in this terminal; Ctrl-C stops it. A part of it that ends is started again."""
     from dpfpl_server.sites.certificates import expiry_warnings
-    from dpfpl_server.sites.serve import serve
-    from dpfpl_server.sites.superlink import SuperLinkSettings
+    from dpfpl_server.sites.superlink import SuperLinkSettings, serve
     from dpfpl_server.watch.metrics import start_server_monitor
 
     for text in expiry_warnings(server):
@@ -133,12 +138,7 @@ def start(
 
 
 experiments_cli.register(app)
-operations_cli.add_commands(app)
 pilot_cli.register(app)
-
-
-def _print_json(content: Any) -> None:
-    sys.stdout.write(json.dumps(content, indent=2) + "\n")
 
 
 def main() -> None:

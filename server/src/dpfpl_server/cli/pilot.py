@@ -1,25 +1,26 @@
-"""The commands for those who decide and those who watch: report, track, roi-template, console."""
+"""The commands for those who decide and those who watch: doctor, health, report, track, roi-template, console."""
 
-import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dpfpl_common.errors import ConfigError, StateError
+from dpfpl_server.cli.options import RUNS, SERVER, AsJson, Name, RunsFolder, ServerFolder, print_json, refuse_existing
 
 if TYPE_CHECKING:
     from dpfpl_server.runs.folder import RunFolder
 
 __all__ = ["register"]
 
-Name = Annotated[str, typer.Argument(help="name of the experiment")]
-RunsFolder = Annotated[Path, typer.Option("--runs", help="folder that holds one folder a run")]
-AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
-
 
 def register(app: typer.Typer) -> None:
     """Add the commands to ``dpfpl-server``."""
+    app.command(epilog="Example: dpfpl-server doctor --server server. Exit codes: 0 all well, 1 warnings, 2 errors.")(
+        doctor
+    )
+    app.command(epilog="Example: dpfpl-server health --server server. Exit codes: 0 healthy, 1 unhealthy.")(health)
     for name, command, example in (
         ("report", report, "report demo --lang ja --roi roi.toml"),
         ("track", track, "track demo --mlflow http://127.0.0.1:5000"),
@@ -29,9 +30,38 @@ def register(app: typer.Typer) -> None:
         app.command(name, epilog=f"Example: dpfpl-server {example}")(command)
 
 
+def doctor(server: ServerFolder = SERVER, as_json: AsJson = False) -> None:
+    """Say what is wrong on the server's side and what to do; changes nothing."""
+    from dpfpl_common.ops.diagnostics import exit_code, findings_json, findings_text
+    from dpfpl_server.watch.doctor import examine_server
+
+    findings = examine_server(server)
+    if as_json:
+        print_json(findings_json(findings))
+    else:
+        typer.echo(findings_text(findings))
+    sys.exit(exit_code(findings))
+
+
+def health(server: ServerFolder = SERVER, as_json: AsJson = False) -> None:
+    """Say whether the server serves now; for probes of containers and service managers."""
+    from dpfpl_common.ops.diagnostics import HEALTHY, UNHEALTHY
+    from dpfpl_common.ops.diagnostics import report as troubles_table
+    from dpfpl_server.watch.metrics import server_troubles
+
+    troubles = server_troubles(server)
+    if as_json:
+        print_json(troubles_table(troubles))
+    else:
+        for trouble in troubles:
+            typer.echo(f"{trouble.part}: {trouble.message} [{trouble.code}]")
+        typer.echo("unhealthy" if troubles else "healthy")
+    sys.exit(UNHEALTHY if troubles else HEALTHY)
+
+
 def report(
     name: Name,
-    runs: RunsFolder = Path("runs"),
+    runs: RunsFolder = RUNS,
     lang: Annotated[str, typer.Option(help="language: en or ja")] = "en",
     roi: Annotated[
         Path | None, typer.Option(help="the company's figures, see roi-template; adds the return on investment")
@@ -47,14 +77,14 @@ def report(
     _result(folder)
     path = write_report(folder.path, lang, read_roi(roi) if roi else None, out)
     if as_json:
-        typer.echo(json.dumps({"report": str(path), "result": str(folder.path / "result.json")}, indent=2))
+        print_json({"report": str(path), "result": str(folder.path / "result.json")})
     else:
         typer.echo(str(path))
 
 
 def track(
     name: Name,
-    runs: RunsFolder = Path("runs"),
+    runs: RunsFolder = RUNS,
     mlflow: Annotated[str | None, typer.Option(help="MLflow's tracking server: http://127.0.0.1:5000")] = None,
     mlflow_experiment: Annotated[str, typer.Option(help="MLflow's experiment, a collection of runs")] = "dpfpl",
     tensorboard: Annotated[Path | None, typer.Option(help="folder for TensorBoard; the run gets one in it")] = None,
@@ -115,10 +145,7 @@ def roi_template(
     if out is None:
         typer.echo(text, nl=False)
         return
-    if out.exists():
-        raise ConfigError(
-            code="FILE_EXISTS", message=f"{out} exists already.", advice="Give --out another file, or move it away."
-        )
+    refuse_existing(out)
     try:
         out.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -131,7 +158,7 @@ def roi_template(
 
 
 def console(
-    runs: RunsFolder = Path("runs"),
+    runs: RunsFolder = RUNS,
     server: Annotated[Path, typer.Option("--server", help="the server's folder, for its log and its sites")] = Path(
         "server"
     ),
@@ -142,7 +169,7 @@ def console(
     token_file: Annotated[Path | None, typer.Option(help="file with the token that callers must show")] = None,
 ) -> None:
     """Show running experiments live in a browser; it only reads. Ctrl-C stops it."""
-    from dpfpl_server.watch.console.server import serve_console
+    from dpfpl_server.watch.console.app import serve_console
 
     if not runs.is_dir():
         raise ConfigError(

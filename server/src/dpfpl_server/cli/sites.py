@@ -1,15 +1,14 @@
 """``dpfpl-server sites ...`` and ``renew``: who may connect, and for how long the certificates last."""
 
 import dataclasses
-import json
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dpfpl_common.errors import ConfigError
+from dpfpl_server.cli.options import SERVER, Archive, AsJson, CaKey, ServerFolder, print_json
 
 if TYPE_CHECKING:
     from dpfpl_common.secure.enrolment import Enrolment
@@ -18,15 +17,10 @@ __all__ = ["renew", "sites_app"]
 
 sites_app = typer.Typer(no_args_is_help=True, help="Who may connect: list, add, revoke, rotate; also while it runs.")
 
-ServerFolder = Annotated[Path, typer.Option("--server", help="the server's folder: keys, register of sites, database")]
 KitsFolder = Annotated[Path, typer.Option("--out", help="folder for the kits")]
-Archive = Annotated[str, typer.Option(help="make each kit one file: tar.gz")]
-CaKey = Annotated[Path | None, typer.Option(help="the authority's key, where it is not kept in the server's folder")]
 PublicKey = Annotated[
     Path | None, typer.Option("--public-key", help="NAME.public.json of dpfpl-client enroll: the site made its keys")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
-SERVER = Path("server")
 
 
 @sites_app.command("list", epilog="Example: dpfpl-server sites list --server server")
@@ -37,7 +31,7 @@ def list_command(server: ServerFolder = SERVER, as_json: AsJson = False) -> None
 
     rows, withdrawn, warnings = list_sites(server), revoked_sites(server), expiry_warnings(server)
     if as_json:
-        _json({"sites": [dataclasses.asdict(row) for row in rows], "withdrawn": withdrawn, "warnings": warnings})
+        print_json({"sites": [dataclasses.asdict(row) for row in rows], "withdrawn": withdrawn, "warnings": warnings})
         return
     for row in rows:
         own = f", its own aggregation key {row.aggregation_key}" if row.aggregation_key else ""
@@ -72,7 +66,7 @@ def add_command(
     enrolment = _enrolment(public_key, names)
     result, live = add_sites(server, tuple(names), out, archive=archive, ca_key=ca_key, enrolment=enrolment)
     if as_json:
-        _json({"kits": _paths(result.kits), "unchanged": result.unchanged, "live": live})
+        print_json({"kits": _paths(result.kits), "unchanged": result.unchanged, "live": live})
         return
     _say_kits(result.kits, enrolment)
     for name in result.unchanged:
@@ -91,7 +85,7 @@ def revoke_command(
 
     live = revoke_site(server, name)
     if as_json:
-        _json({"revoked": name, "live": live})
+        print_json({"revoked": name, "live": live})
         return
     typer.echo(f"{name}: revoked. {_when(live, 'refuses its key')}")
 
@@ -111,7 +105,7 @@ def rotate_command(
     enrolment = _enrolment(public_key, [name])
     result, live = rotate_site(server, name, out, archive=archive, enrolment=enrolment)
     if as_json:
-        _json({"kits": _paths(result.kits), "live": live})
+        print_json({"kits": _paths(result.kits), "live": live})
         return
     _say_kits(result.kits, enrolment)
     typer.echo(f"{_when(live, 'refuses the old key')} At the site: dpfpl-client init --kit KIT --into ITS_FOLDER")
@@ -127,7 +121,7 @@ def renew(
 
     expiry = renew_server_certificate(server, ca_key)
     if as_json:
-        _json({"file": expiry.file, "not_after": expiry.not_after.isoformat()})
+        print_json({"file": expiry.file, "not_after": expiry.not_after.isoformat()})
         return
     days = int(expiry.days_left(datetime.now(UTC)))
     typer.echo(f"The server's certificate is new and lasts {days} days. Restart the server to use it.")
@@ -170,7 +164,3 @@ def _when(live: bool, what: str) -> str:
 
 def _paths(kits: dict[str, Path]) -> dict[str, str]:
     return {name: str(path) for name, path in kits.items()}
-
-
-def _json(content: Any) -> None:
-    sys.stdout.write(json.dumps(content, indent=2) + "\n")

@@ -1,83 +1,58 @@
 """From the sites' updates to the gradient of the global context."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from dpfpl_common.errors import RoundError
-from dpfpl_common.experiment import Experiment
+from dpfpl_common.experiment import AggregationSettings, Experiment
 from dpfpl_common.privacy.noise import NoiseSource
 from dpfpl_common.privacy_plan import largest_signal, server_noise_stddev, site_noise_stddev
 from dpfpl_common.wire.payloads import Context
-from dpfpl_server.federation.robust import robust
 
 __all__ = [
-    "UpdateStack",
-    "UpdateSum",
     "Updates",
     "aggregate",
-    "aggregate_sum",
-    "collector",
+    "coordinate_median",
     "initial_global_context",
+    "krum",
+    "trimmed_mean",
     "update_norm_cap",
 ]
 
+Floats = npt.NDArray[np.float64]
 
-class UpdateSum:
-    """The sum of the updates so far; its memory does not grow with the number of sites.
 
-    Kept in float64: 29 more binary digits than an update has, so sums over thousands of sites, whose updates share a
-    grid, come out the same in whatever order they arrive.
+class Updates:
+    """The updates of one round: their sum, and each of them only where a robust rule needs it.
+
+    So under the mean memory does not grow with the number of sites. The sum is kept in float64: 29 more binary digits
+    than an update has, so sums over thousands of sites, whose updates share a grid, come out the same in whatever order
+    they arrive.
 
     Args:
-        experiment: gives the shape [num_context, width].
+        experiment: gives the shape [num_context, width] and the rule.
+        updates: those that are here already.
     """
 
-    def __init__(self, experiment: Experiment) -> None:
-        self.total: npt.NDArray[np.float64] = np.zeros(experiment.context_shape)
+    def __init__(self, experiment: Experiment, updates: Iterable[Context] = ()) -> None:
+        self.total: Floats = np.zeros(experiment.context_shape)
         self.count = 0
+        self.each: list[Context] | None = None if experiment.aggregation.rule == "mean" else []
+        for update in updates:
+            self.add(update)
 
     def add(self, update: Context) -> None:
         """Add a validated update, float32 [num_context, width]."""
         self.total += update
         self.count += 1
+        if self.each is not None:
+            self.each.append(update)
 
 
-class UpdateStack:
-    """All updates, kept until the round closes: what a robust rule needs."""
-
-    def __init__(self) -> None:
-        self.updates: list[Context] = []
-
-    @property
-    def count(self) -> int:
-        """How many there are."""
-        return len(self.updates)
-
-    def add(self, update: Context) -> None:
-        """Keep a validated update, float32 [num_context, width]."""
-        self.updates.append(update)
-
-
-Updates = UpdateSum | UpdateStack
-
-
-def collector(experiment: Experiment) -> Updates:
-    """What takes the updates of one round, empty."""
-    return UpdateSum(experiment) if experiment.aggregation.rule == "mean" else UpdateStack()
-
-
-def aggregate(experiment: Experiment, updates: Iterable[Context], noise: NoiseSource) -> npt.NDArray[np.float64]:
-    """As :func:`aggregate_sum`, for updates that are all here already."""
-    added = collector(experiment)
-    for update in updates:
-        added.add(update)
-    return aggregate_sum(experiment, added, noise)
-
-
-def aggregate_sum(experiment: Experiment, updates: Updates, noise: NoiseSource) -> npt.NDArray[np.float64]:
+def aggregate(experiment: Experiment, updates: Updates, noise: NoiseSource) -> Floats:
     """Mean of the updates, with the server's own noise under ``central`` trust; or the robust rule that is configured.
 
     Equal weights: the sites' counts are private. An update is a mean over the round's local steps of clipped sums
@@ -89,12 +64,12 @@ def aggregate_sum(experiment: Experiment, updates: Updates, noise: NoiseSource) 
     many replied; a sample without a single reply is noise alone. With sampled sites there is no quorum to keep: the
     noise is whole however few sites reply.
 
-    A robust rule (``dpfpl_server.federation.robust``) works on single messages. It is admitted under ``local`` trust
-    only, where each message carries the whole noise, so that whatever is made of them is post-processing.
+    A robust rule works on single messages. It is admitted under ``local`` trust only, where each message carries the
+    whole noise, so that whatever is made of them is post-processing.
 
     Args:
         experiment: trust mode, norms and public divisor.
-        updates: the validated updates, one a site, in what ``collector`` gave.
+        updates: the validated updates, one a site.
         noise: source for ``central`` trust; unused otherwise.
 
     Raises:
@@ -109,8 +84,8 @@ def aggregate_sum(experiment: Experiment, updates: Updates, noise: NoiseSource) 
             message=f"{updates.count} usable replies, {needed} are needed.",
             advice="The round is abandoned; nothing was aggregated.",
         )
-    if isinstance(updates, UpdateStack):
-        return robust(experiment.aggregation, updates.updates)
+    if updates.each is not None:
+        return _robust(experiment.aggregation, updates.each)
     total = updates.total
     stddev = server_noise_stddev(experiment)
     if privacy.unit == "site":
@@ -145,3 +120,58 @@ def update_norm_cap(experiment: Experiment) -> float:
     noise = (privacy.noise_multiplier or 0.0) * privacy.clipping_norm / divisor * (math.sqrt(size) + 8.0)
     pull = experiment.prompt.contrast * privacy.clipping_norm  # public, but a part of what is sent
     return largest_signal(experiment) + pull + noise
+
+
+# Rules that tolerate hostile updates: median and trimmed mean (Yin et al., 2018), Krum (Blanchard et al., 2017).
+#
+# They need every single update, so they are post-processing of what each site sent, not of a sum: their output is as
+# private as one message is, no more. See docs/explanation/mechanism.md, robust aggregation.
+
+
+def _robust(settings: AggregationSettings, updates: Sequence[Context]) -> Floats:
+    """The configured rule's gradient [num_context, width]; a RoundError where it needs more updates."""
+    if settings.rule == "median":
+        return coordinate_median(updates)
+    if settings.rule == "krum":
+        return krum(updates, settings.trim)
+    return trimmed_mean(updates, settings.trim)
+
+
+def coordinate_median(updates: Sequence[Context]) -> Floats:
+    """The median of every coordinate; with an even number of updates the mean of the two in the middle."""
+    _enough(updates, 1)
+    return np.asarray(np.median(np.stack(updates).astype(np.float64), axis=0))
+
+
+def trimmed_mean(updates: Sequence[Context], trim: int) -> Floats:
+    """The mean of every coordinate without its ``trim`` largest and ``trim`` smallest values."""
+    _enough(updates, 2 * trim + 1)
+    ordered = np.sort(np.stack(updates).astype(np.float64), axis=0)
+    return np.asarray(ordered[trim : len(updates) - trim].mean(axis=0))
+
+
+def krum(updates: Sequence[Context], hostile: int) -> Floats:
+    """The one update whose n - hostile - 2 nearest others are nearest, by squared L2 distance.
+
+    It is one site's message as it was sent: nothing averages its noise, so its variance is n times the mean's. Of
+    equals the one with the smallest bytes wins, so that the order of arrival never decides.
+    """
+    _enough(updates, 2 * hostile + 3)
+    flat = np.stack(updates).astype(np.float64).reshape(len(updates), -1)
+    closest = len(updates) - hostile - 2
+
+    def score(index: int) -> tuple[float, bytes]:
+        distances = np.square(flat - flat[index]).sum(axis=1)
+        others = np.sort(np.delete(distances, index))[:closest]
+        return float(others.sum()), flat[index].tobytes()
+
+    return np.asarray(updates[min(range(len(updates)), key=score)], dtype=np.float64)
+
+
+def _enough(updates: Sequence[Context], needed: int) -> None:
+    if len(updates) < needed:
+        raise RoundError(
+            code="TOO_FEW_SITES",
+            message=f"{len(updates)} usable replies, the aggregation rule needs {needed}.",
+            advice="The round is abandoned; nothing was aggregated.",
+        )

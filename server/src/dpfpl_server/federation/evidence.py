@@ -1,4 +1,4 @@
-"""What the sites' noised class sums and votes say together, as far as a run has come."""
+"""What a run knows so far: the state after a round, and what the sites' noised class sums and votes say together."""
 
 import functools
 import hashlib
@@ -23,11 +23,11 @@ from dpfpl_common.evidence import (
     vote_threshold,
 )
 from dpfpl_common.experiment import Experiment
-from dpfpl_common.privacy_plan import class_sums_multiplier, vote_multiplier
-from dpfpl_common.secure.sums import share_stddev
+from dpfpl_common.optimizer import OptimizerState
+from dpfpl_common.privacy_plan import class_sums_multiplier, share_stddev, vote_multiplier
 from dpfpl_common.wire.payloads import Context, EvaluateRequest, TrainRequest
 
-__all__ = ["NOTHING_FOUND", "Evidence", "Summed", "check_rows"]
+__all__ = ["NOTHING_FOUND", "Checkpoint", "Evidence", "Summed", "check_rows"]
 
 NOTHING_FOUND = (
     "No class of any site stands out of the noise at this epsilon: the federation gained nothing. Use a larger "
@@ -178,6 +178,25 @@ class Evidence:
 
     def __hash__(self) -> int:
         return id(self)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The server's state after a completed round.
+
+    Attributes:
+        round: rounds completed.
+        global_context: p_G, float32 [num_context, width].
+        optimizer: the server's optimizer state for it.
+        history: one entry a round, as in result.json's ``rounds``.
+        evidence: class sums and votes of the sites so far.
+    """
+
+    round: int
+    global_context: Context
+    optimizer: OptimizerState
+    history: tuple[dict[str, Any], ...] = ()
+    evidence: Evidence = field(default_factory=Evidence)
 
 
 class _Doubles(Sequence[Any]):

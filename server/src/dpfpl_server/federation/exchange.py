@@ -14,16 +14,13 @@ from flwr.app import Message
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
-__all__ = ["AskAgain", "Outcome", "Rejected", "exchange"]
+__all__ = ["Outcome", "Rejected", "exchange"]
 
 POLL_SECONDS = 0.1
 """Between two looks for replies; or as long as a look that found none took, so that the SuperLink gets time."""
 PULL_AT_ONCE = 100
 ASK_AGAIN_AT = 0.5
 """Share of the time after which a silent site is asked once more."""
-
-AskAgain = Callable[[str], Message]
-"""Makes a second message, of the same content, to the named site."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,7 @@ def exchange(
     clock: Callable[[], float] = time.monotonic,
     take: Callable[[str, Message], None] | None = None,
     earlier: Mapping[str, str] | None = None,
-    again: AskAgain | None = None,
+    again: Callable[[str], Message] | None = None,
 ) -> Outcome:
     """Send one message to each site and collect the replies until the deadline.
 
@@ -154,7 +151,9 @@ def _send(grid: Grid, messages: Mapping[str, Message], waiting: dict[str, str], 
         outcome.failures[site] = Rejected("NOT_SENT", "the server could not queue the message")
 
 
-def _ask_again(grid: Grid, sites: set[str], again: AskAgain, waiting: dict[str, str], outcome: Outcome) -> None:
+def _ask_again(
+    grid: Grid, sites: set[str], again: Callable[[str], Message], waiting: dict[str, str], outcome: Outcome
+) -> None:
     """Send these sites a second message; whether it could be sent changes nothing for the first."""
     if sites:
         outcome.again |= sites

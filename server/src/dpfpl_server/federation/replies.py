@@ -12,13 +12,11 @@ from flwr.app import Message
 from dpfpl_common.errors import PayloadError
 from dpfpl_common.experiment import Experiment
 from dpfpl_common.privacy_plan import site_noise_stddev
-from dpfpl_common.wire.payloads import Context, EvaluateRequest, SiteReply, SumRequest, TrainRequest
-from dpfpl_common.wire.refusal import Refusal, plain
-from dpfpl_server.federation.aggregation import collector
+from dpfpl_common.wire.payloads import Context, EvaluateRequest, Refusal, SiteReply, SumRequest, TrainRequest, plain
+from dpfpl_server.federation.aggregation import Updates
 from dpfpl_server.federation.evidence import check_rows
 from dpfpl_server.federation.exchange import Rejected
-from dpfpl_server.federation.messages import message_bytes, reply_in, sum_reply_in
-from dpfpl_server.federation.signatures import SignatureCheck
+from dpfpl_server.federation.messages import SignatureCheck, message_bytes, reply_in, sum_reply_in
 
 __all__ = ["TOO_LITTLE_NOISE", "ZERO_SIGNAL", "Replies", "SumReplies", "signal_score", "verdicts"]
 
@@ -90,39 +88,36 @@ class Replies:
     """What came back in one exchange.
 
     Args:
-        experiment: whose request it was.
-        request: what was asked; a reply must fit it.
+        experiment: whose rule says how updates are added.
+        asked: the request to each site; a reply must fit it.
         norm_cap: L2 norm that no honest update exceeds.
         signatures: knows the sites' keys; None takes unsigned replies, for simulations.
-        request_of: what each site was asked, where that differs.
 
     Attributes:
         evidence: noised class sums or votes, by site, where they were asked for.
         accepted: usable replies by site; their updates are in ``updates`` and nowhere else.
         failures: why a site has no usable reply, by site.
         updates: the accepted updates, added up where the rule allows it.
-        signal: how much more than noise an accepted update holds, by site; see ``signals``.
+        signal: how much more than noise an accepted update holds, by site; see ``signal_score``.
         bytes: of the messages that arrived.
     """
 
     def __init__(
         self,
         experiment: Experiment,
-        request: TrainRequest | EvaluateRequest,
+        asked: Mapping[str, TrainRequest] | Mapping[str, EvaluateRequest],
         norm_cap: float,
         signatures: SignatureCheck | None = None,
-        request_of: Mapping[str, TrainRequest] | Mapping[str, EvaluateRequest] | None = None,
     ) -> None:
-        self._request = request
-        self._request_of = request_of or {}
-        self.evidence: dict[str, Context] = {}
+        self._experiment = experiment
+        self._asked = asked
         self._norm_cap = norm_cap
         self._signatures = signatures
+        self.evidence: dict[str, Context] = {}
         self.accepted: dict[str, SiteReply] = {}
         self.failures: dict[str, Rejected] = {}
-        self.updates = collector(experiment)
+        self.updates = Updates(experiment)
         self.signal: dict[str, float] = {}
-        self._experiment = experiment
         self.bytes = 0
 
     @property
@@ -134,14 +129,13 @@ class Replies:
         """Check one site's reply and add its update; a bad one gets its reason in ``failures``."""
         self.bytes += message_bytes(message)
         try:
-            reply = reply_in(message.content, self._request_of.get(site, self._request))
+            reply = reply_in(message.content, self._asked[site])
             if isinstance(reply, Refusal):
-                passing, words = reply.code in REFUSALS_OF_THE_MOMENT, f"{reply.message} {reply.advice}"
-                self.failures[site] = Rejected(f"REFUSED {reply.code}", words, refused=True, passing=passing)
+                self.failures[site] = _refused(reply)
                 return
             self._check(reply, site)
         except PayloadError as error:
-            self.failures[site] = Rejected(error.code, f"{error.message} {error.advice}".strip())
+            self.failures[site] = _unusable(error)
             return
         if reply.update is not None:
             self.updates.add(reply.update)
@@ -151,10 +145,9 @@ class Replies:
         self.accepted[site] = replace(reply, update=None, evidence=None)
 
     def _check(self, reply: SiteReply, site: str) -> None:
-        if reply.site != site:
-            raise _of_another(reply.site)
+        _refuse_another(reply.site, site)
         if self._signatures is not None:
-            self._signatures(self._request, reply, site)
+            self._signatures(self._asked[site], reply, site)
         if reply.update is not None and float(np.linalg.norm(reply.update.astype(np.float64))) > self._norm_cap:
             raise PayloadError(code="NORM_TOO_LARGE", message="The update is larger than any honest one.")
         if reply.evidence is not None:
@@ -184,20 +177,30 @@ class SumReplies:
         try:
             reply = sum_reply_in(message.content)
             if isinstance(reply, Refusal):
-                self.failures[site] = Rejected(f"REFUSED {reply.code}", f"{reply.message} {reply.advice}", refused=True)
+                self.failures[site] = _refused(reply)
                 return
-            if reply.site != site:
-                raise _of_another(reply.site)
+            _refuse_another(reply.site, site)
             if self._signatures is not None:
-                self._signatures.check_sum(self._asked[site], reply, site)
+                self._signatures(self._asked[site], reply, site)
         except PayloadError as error:
-            self.failures[site] = Rejected(error.code, f"{error.message} {error.advice}".strip())
+            self.failures[site] = _unusable(error)
             return
         self.accepted[site] = reply.content
 
 
-def _of_another(site: str) -> PayloadError:
-    return PayloadError(
-        code="OTHER_SITE",
-        message=f"The reply is of the agent of {plain(site)[:63]!r}. Is that agent's address in this site's site.toml?",
-    )
+def _refused(reply: Refusal) -> Rejected:
+    passing = reply.code in REFUSALS_OF_THE_MOMENT
+    return Rejected(f"REFUSED {reply.code}", f"{reply.message} {reply.advice}", refused=True, passing=passing)
+
+
+def _unusable(error: PayloadError) -> Rejected:
+    return Rejected(error.code, f"{error.message} {error.advice}".strip())
+
+
+def _refuse_another(named: str, site: str) -> None:
+    if named != site:
+        raise PayloadError(
+            code="OTHER_SITE",
+            message=f"The reply is of the agent of {plain(named)[:63]!r}. Is that agent's address in this site's "
+            "site.toml?",
+        )

@@ -26,13 +26,12 @@ from dpfpl_common.optimizer import OptimizerState, descend
 from dpfpl_common.privacy.noise import NoiseSource, SystemNoise
 from dpfpl_common.privacy.sampling import Sampler, SystemSampler
 from dpfpl_common.wire.payloads import EvaluateRequest, SumRequest, TrainRequest
-from dpfpl_server.federation.aggregation import aggregate_sum, initial_global_context, update_norm_cap
-from dpfpl_server.federation.checkpoint import Checkpoint
+from dpfpl_server.federation.aggregation import aggregate, initial_global_context, update_norm_cap
+from dpfpl_server.federation.evidence import Checkpoint
 from dpfpl_server.federation.exchange import Outcome, Rejected, exchange
-from dpfpl_server.federation.messages import message_bytes, request_content
+from dpfpl_server.federation.messages import SignatureCheck, message_bytes, request_content
 from dpfpl_server.federation.replies import Replies, SumReplies
-from dpfpl_server.federation.secure import SumBook, secure_sum
-from dpfpl_server.federation.signatures import SignatureCheck
+from dpfpl_server.federation.secure import SecureSum, SumBook
 
 __all__ = ["DPFPLStrategy", "Status"]
 
@@ -136,16 +135,16 @@ class DPFPLStrategy(Strategy):
             pools = {} if name == "rows" else {site: evidence.packed(experiment, site) for site in self._nodes}
             context = self.checkpoint.global_context if scores else None
             try:
-                summed = secure_sum(
+                summed = SecureSum(
                     experiment,
                     name,
                     self._book,
-                    lambda requests: self._ask(grid, requests),
-                    self._on_status,
-                    pools,
-                    context,
-                    lambda: self._wait_for_sites(grid, number),
-                )
+                    ask=lambda requests: self._ask(grid, requests),
+                    ready=lambda: self._wait_for_sites(grid, number),
+                    on_status=self._on_status,
+                    pools=pools,
+                    global_context=context,
+                ).make()
             except RoundError as error:
                 if not scores:
                     reasons = "; ".join(f"{site}: {why}" for site, why in sorted(self._sum_failures.items()))
@@ -157,9 +156,7 @@ class DPFPLStrategy(Strategy):
             evidence = replace(evidence, sums={**evidence.sums, name: summed})
             self.checkpoint = replace(self.checkpoint, evidence=evidence)
             if name == "vote":
-                facts = evidence.facts(experiment)
-                found = f"class vectors: {facts['classes_found']} of {facts['classes']} classes stand out of the noise"
-                self._on_status({"phase": "EVIDENCE", "round": 0, "text": facts["warning"] or found, **facts})
+                self._tell_evidence(0)
 
     def _ask(self, grid: Grid, requests: Mapping[str, SumRequest]) -> Mapping[str, bytes]:
         """One step of a secure sum; gives the replies that came in time and were signed by their sites."""
@@ -183,7 +180,7 @@ class DPFPLStrategy(Strategy):
             asked = {s: self.checkpoint.evidence.ask(request, s) for s in chosen if s not in self._gone}
             contents = _encoded(asked)
             messages = self._addressed(grid, contents, "train", number)
-            replies = Replies(self.experiment, request, self._norm_cap, self._signatures, asked)
+            replies = Replies(self.experiment, asked, self._norm_cap, self._signatures)
             replies.failures.update({site: why for site, why in self._gone.items() if site in chosen})
             outcome = self._exchange(grid, messages, "TRAINING", number, replies)
             self._notice_withdrawn(number)
@@ -222,7 +219,7 @@ class DPFPLStrategy(Strategy):
         seconds: float,
     ) -> None:
         experiment, before = self.experiment, self.checkpoint
-        gradient = aggregate_sum(experiment, replies.updates, self._noise)
+        gradient = aggregate(experiment, replies.updates, self._noise)
         context, optimizer = descend(
             experiment.optimizer,
             experiment.optimizer.global_learning_rate,
@@ -249,9 +246,12 @@ class DPFPLStrategy(Strategy):
         self._on_checkpoint(self.checkpoint)
         self._on_status({"phase": "ROUND_DONE", **entry})
         if evidence is not before.evidence:
-            facts = evidence.facts(self.experiment)
-            found = f"class vectors: {facts['classes_found']} of {facts['classes']} classes stand out of the noise"
-            self._on_status({"phase": "EVIDENCE", "round": number, "text": facts["warning"] or found, **facts})
+            self._tell_evidence(number)
+
+    def _tell_evidence(self, number: int) -> None:
+        facts = self.checkpoint.evidence.facts(self.experiment)
+        found = f"class vectors: {facts['classes_found']} of {facts['classes']} classes stand out of the noise"
+        self._on_status({"phase": "EVIDENCE", "round": number, "text": facts["warning"] or found, **facts})
 
     def _train_request(self, number: int) -> TrainRequest:
         evaluate = (number - 1) % self.experiment.rounds.evaluate_every == 0
@@ -267,7 +267,7 @@ class DPFPLStrategy(Strategy):
         asked = {s: self.checkpoint.evidence.ask_last(request, s) for s in self._nodes if s not in self._gone}
         contents = _encoded(asked)
         messages = self._addressed(grid, contents, "evaluate", number)
-        replies = Replies(self.experiment, request, self._norm_cap, self._signatures, asked)
+        replies = Replies(self.experiment, asked, self._norm_cap, self._signatures)
         replies.failures.update(self._gone)
         self._exchange(grid, messages, "EVALUATING", number, replies)
         self.final_metrics = {site: reply.metrics for site, reply in replies.accepted.items()}

@@ -4,7 +4,7 @@ import dataclasses
 import statistics
 import tomllib
 import unicodedata
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from dpfpl_common.config import build, to_table
-from dpfpl_common.errors import StateError
-from dpfpl_common.evidence import images_needed
+from dpfpl_common.errors import DpfplError
+from dpfpl_common.evidence import images_needed, images_to_stand_out
 from dpfpl_common.experiment import Experiment, choose_mechanism, with_secure
 from dpfpl_common.policy import Policy, violations
 from dpfpl_common.privacy.accounting import (
@@ -26,7 +26,6 @@ from dpfpl_common.privacy.accounting import (
 from dpfpl_common.privacy_plan import (
     capped_event,
     class_sums_multiplier,
-    images_to_stand_out,
     noise_share,
     planned_events,
     planned_score_events,
@@ -40,7 +39,7 @@ from dpfpl_server.runs.result import privacy_statement
 from dpfpl_server.sites.kits import STARTING_POLICY, starting_policy
 from dpfpl_server.sites.register import Site
 
-__all__ = ["asked_before", "evidence_is_off", "images_for_evidence", "make_plan", "plan_lines"]
+__all__ = ["evidence_is_off", "images_for_evidence", "make_plan", "plan_lines"]
 
 REPLY_BYTES = 128 + 350
 """Of a reply besides the values of its update: the array's header, names, metrics, signature."""
@@ -283,14 +282,25 @@ def _seconds(experiment: Experiment, runs: Path) -> dict[str, Any]:
 
 def _like(experiment: Experiment, runs: Path) -> tuple[str, float] | None:
     """Name and median seconds per round of the newest run with the same model and as many local steps."""
-    files = sorted(runs.glob("*/run.sqlite"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for file in files:
-        folder = RunFolder(file.parent)
-        earlier, entries = folder.experiment(), folder.store.rounds()
+    for earlier, entries, _ in _earlier_runs(runs):
         alike = (earlier.model, earlier.rounds.local_steps) == (experiment.model, experiment.rounds.local_steps)
         if alike and entries:
             return earlier.name, statistics.median(entry["seconds"] for entry in entries)
     return None
+
+
+def _earlier_runs(runs: Path) -> Iterator[tuple[Experiment, list[dict[str, Any]], list[dict[str, Any]]]]:
+    """Experiment, rounds and unused replies of each run in a folder, the newest first.
+
+    A damaged one is left out: ``dpfpl-server status`` says so, and no other experiment has to wait for its repair.
+    """
+    for file in sorted(runs.glob("*/run.sqlite"), key=lambda path: path.stat().st_mtime, reverse=True):
+        folder = RunFolder(file.parent)
+        try:
+            found = folder.experiment(), folder.store.rounds(), folder.store.drops()
+        except DpfplError:
+            continue
+        yield found
 
 
 def _unregistered(experiment: Experiment, sites: Mapping[str, Site]) -> list[dict[str, str]]:
@@ -336,7 +346,7 @@ def _refused_for_the_past(experiment: Experiment, runs: Path) -> list[dict[str, 
     allows, only the site knows.
     """
     policy = build(Policy, tomllib.loads(STARTING_POLICY), "the kit's policy.toml")
-    earlier = asked_before(runs, except_for=experiment.name)
+    earlier = _asked_before(runs, except_for=experiment.name)
     rules = {"max_epsilon_lifetime": capped_event(experiment).adversary}
     if experiment.privacy.trust != "central":
         rules["max_epsilon_operator_lifetime"] = "operator"
@@ -385,18 +395,13 @@ UNCHARGED = ("REFUSED", "NOT_SENT", "REVOKED", "KEY_REPLACED")
 """How the codes of dropped replies begin for which the site charged nothing."""
 
 
-def asked_before(runs: Path, except_for: str = "") -> list[tuple[Experiment, dict[str, int]]]:
+def _asked_before(runs: Path, except_for: str) -> list[tuple[Experiment, dict[str, int]]]:
     """The runs in a folder, each with the rounds that each of its sites can have been charged for.
 
     Every round counts that used the site's reply or dropped it, but for a refusal, which the site did not charge.
     """
     found = []
-    for file in sorted(runs.glob("*/run.sqlite")):
-        folder = RunFolder(file.parent)
-        try:
-            experiment, history, drops = folder.experiment(), folder.store.rounds(), folder.store.drops()
-        except StateError:
-            continue  # damaged: dpfpl-server status says so
+    for experiment, history, drops in _earlier_runs(runs):
         if experiment.name == except_for:
             continue
         rounds = {}

@@ -8,16 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from dpfpl_common.ops.heartbeat import LifeSign
 from dpfpl_common.ops.text import printable
-from dpfpl_server.exit_codes import FAILED, NOT_GOING_ON, STUCK
 from dpfpl_server.runs.folder import RunFolder
 from dpfpl_server.runs.words import amount, bytes_text, percent, seconds_text
 
 __all__ = ["STATES", "LiveState", "RunState", "run_state"]
 
 
-# Where a run stands, told from its state on disk and from who is alive, so that a dead server is never called busy.
-
+# Where a run stands is told from its state on disk and from who is alive, so that a dead server is never called busy.
 
 STATES = {
     "NOT_STARTED": "planned, no run was submitted",
@@ -45,7 +44,6 @@ class RunState:
         round: rounds completed.
         rounds: in all.
         last: the newest event.
-        at: seconds since the epoch of that event.
         alive: whether the ServerApp's program runs now.
         sign_age_s: seconds since it last showed that it works; None if it never ran.
         supervised: whether a ``run`` or ``resume`` looks after it now.
@@ -59,7 +57,6 @@ class RunState:
     round: int
     rounds: int
     last: dict[str, Any]
-    at: float | None
     alive: bool
     sign_age_s: float | None
     supervised: bool
@@ -68,33 +65,21 @@ class RunState:
     nothing_found: str = ""
 
     @property
+    def at(self) -> float | None:
+        """Seconds since the epoch of the newest event."""
+        at: float | None = self.last.get("at")
+        return at
+
+    @property
     def over(self) -> bool:
         """Whether nothing more happens by itself."""
         return self.state in ("FINISHED", "FAILED", "STOPPED", "CUT_OFF", "NOT_STARTED")
 
-    @property
-    def exit_code(self) -> int:
-        """See ``exit_codes``."""
-        codes = {"FAILED": FAILED, "STOPPED": NOT_GOING_ON, "CUT_OFF": NOT_GOING_ON}
-        return {**codes, "WAITING_FOR_SITES": STUCK, "HANGING": STUCK}.get(self.state, 0)
-
     def table(self) -> dict[str, Any]:
         """For JSON."""
-        return {
-            "name": self.name,
-            "state": self.state,
-            "meaning": STATES[self.state],
-            "round": self.round,
-            "rounds": self.rounds,
-            "last": self.last,
-            "finished": self.state == "FINISHED",
-            "alive": self.alive,
-            "sign_age_s": None if self.sign_age_s is None else round(self.sign_age_s, 1),
-            "supervised": self.supervised,
-            "runs": self.runs,
-            "drops": self.drops,
-            "nothing_found": self.nothing_found,
-        }
+        age = None if self.sign_age_s is None else round(self.sign_age_s, 1)
+        more = {"meaning": STATES[self.state], "finished": self.state == "FINISHED", "sign_age_s": age}
+        return {**vars(self), **more}
 
     def lines(self) -> list[str]:
         """For people."""
@@ -140,11 +125,10 @@ def run_state(folder: RunFolder) -> RunState:
     attempts = folder.store.attempts()
     return RunState(
         name=experiment.name,
-        state=_state(last, finished, server.alive, server.age_s, supervisor.alive, bool(attempts)),
+        state=_state(last["phase"], finished, server, supervisor.alive, bool(attempts)),
         round=checkpoint.round if checkpoint else 0,
         rounds=experiment.rounds.number,
         last=last,
-        at=last.get("at"),
         alive=server.alive,
         sign_age_s=server.age_s,
         supervised=supervisor.alive,
@@ -154,20 +138,17 @@ def run_state(folder: RunFolder) -> RunState:
     )
 
 
-def _state(
-    last: dict[str, Any], finished: bool, alive: bool, age_s: float | None, supervised: bool, submitted: bool
-) -> str:
-    phase = last["phase"]
+def _state(phase: str, finished: bool, server: LifeSign, supervised: bool, submitted: bool) -> str:
     if finished:
         return "FINISHED"
-    if alive:
-        if age_s is not None and age_s > HANGING_S:
+    if server.alive:
+        if server.age_s is not None and server.age_s > HANGING_S:
             return "HANGING"
         return "WAITING_FOR_SITES" if phase == "WAITING_FOR_SITES" else "RUNNING"
     if supervised:
         return "STARTING"
     if phase in ("FAILED", "STOPPED"):
-        return str(phase)
+        return phase
     return "CUT_OFF" if submitted or phase != "NOT_STARTED" else "NOT_STARTED"
 
 

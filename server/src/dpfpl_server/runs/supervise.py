@@ -12,9 +12,8 @@ from dpfpl_common.experiment import Experiment, experiment_table, with_secure
 from dpfpl_common.privacy_plan import resolve_noise
 from dpfpl_server.federation.rounds import Status
 from dpfpl_server.report import write_report
-from dpfpl_server.runs.folder import RunFolder
+from dpfpl_server.runs.folder import Attempt, RunFolder
 from dpfpl_server.runs.result import build_result
-from dpfpl_server.runs.store import Attempt
 from dpfpl_server.sites.admin import revoked_sites
 from dpfpl_server.sites.control import RunStatus
 from dpfpl_server.sites.register import enrolled_sites, load_sites, node_ids
@@ -134,12 +133,7 @@ def _still_running(folder: RunFolder, server_folder: Path) -> Attempt | None:
     for attempt in folder.store.attempts():
         if attempt.outcome:
             continue
-        try:
-            status = run_status(server_folder, attempt.run_id)
-        except DeploymentError as error:
-            if error.code != "CONTROL_REFUSED":
-                raise
-            status = None  # the SuperLink's database is another one
+        status = _status(server_folder, attempt.run_id)
         if status is not None and not status.finished:
             if folder.server_life().alive:
                 return attempt

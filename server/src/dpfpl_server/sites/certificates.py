@@ -1,7 +1,7 @@
 """How long the federation's certificates still last, and a new server certificate under the same authority."""
 
 import ipaddress
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from dpfpl_common.errors import DeploymentError
+from dpfpl_common.secure.enrolment import public_line
 from dpfpl_server.sites.kits import write_private, write_public
 
 __all__ = [
@@ -21,7 +22,6 @@ __all__ = [
     "certificate_covers",
     "expiries",
     "expiry_warnings",
-    "fingerprint",
     "load_authority",
     "matching",
     "new_agent_key",
@@ -93,21 +93,13 @@ def new_server_certificate(authority: Issued, addresses: Iterable[str]) -> Issue
 def new_node_key() -> Issued:
     """Create a key pair with which a site's SuperNode proves who it is, in Flower's OpenSSH format."""
     key = ec.generate_private_key(ec.SECP384R1())
-    return Issued(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
-        ),
-        key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH) + b"\n",
-    )
+    return Issued(_pem_key(key, serialization.PrivateFormat.OpenSSH), f"{public_line(key.public_key())}\n".encode())
 
 
 def new_agent_key() -> Issued:
     """Create a key pair with which a site's agent signs its replies: the private key PEM, the public one OpenSSH."""
     key = ed25519.Ed25519PrivateKey.generate()
-    return Issued(
-        _pem_key(key),
-        key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH) + b"\n",
-    )
+    return Issued(_pem_key(key), f"{public_line(key.public_key())}\n".encode())
 
 
 def certificate_covers(certificate: bytes, addresses: Iterable[str]) -> bool:
@@ -115,11 +107,6 @@ def certificate_covers(certificate: bytes, addresses: Iterable[str]) -> bool:
     loaded = x509.load_pem_x509_certificate(certificate)
     names = loaded.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     return loaded.not_valid_after_utc > datetime.now(UTC) and all(_general_name(a) in names for a in addresses)
-
-
-def fingerprint(certificate: bytes) -> str:
-    """Return the SHA-256 fingerprint of a PEM certificate, to be compared by telephone."""
-    return x509.load_pem_x509_certificate(certificate).fingerprint(hashes.SHA256()).hex(":")
 
 
 def _unsigned(
@@ -158,10 +145,11 @@ def _general_name(host: str) -> x509.GeneralName:
         return x509.DNSName(host)
 
 
-def _pem_key(key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+def _pem_key(
+    key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey,
+    form: serialization.PrivateFormat = serialization.PrivateFormat.PKCS8,
+) -> bytes:
+    return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
 
 
 WARN_DAYS = 30
@@ -199,9 +187,9 @@ def expiries(folder: Path) -> list[Expiry]:
     return found
 
 
-def expiry_warnings(folder: Path, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> list[str]:
+def expiry_warnings(folder: Path) -> list[str]:
     """One sentence for each certificate that has ended, has not begun or ends within :data:`WARN_DAYS` days."""
-    said, moment = [], now()
+    said, moment = [], datetime.now(UTC)
     for expiry in expiries(folder):
         what, left = _NAMES[expiry.file], expiry.days_left(moment)
         if expiry.not_before > moment:

@@ -9,6 +9,7 @@ import json
 import ssl
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -33,11 +34,20 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
 from dpfpl_common.errors import DeploymentError
 from dpfpl_common.ops.telemetry import silence_telemetry
+from dpfpl_common.secure.enrolment import PublicKey, public_line
 from dpfpl_server.sites.control_secret import ShownSecret
 
-__all__ = ["Control", "Node", "RunStatus"]
+__all__ = ["Control", "Node", "RunStatus", "bundle_files"]
 
 silence_telemetry()  # also corrects a Flower that was imported a few lines above
+
+
+def bundle_files() -> dict[str, bytes]:
+    """The Flower app bundle that a run is submitted with: one file, which names the installed apps.
+
+    ``deploy/bundle`` in the repository is another one, for Flower's simulation.
+    """
+    return {"pyproject.toml": resources.files("dpfpl_server.sites").joinpath("bundle/pyproject.toml").read_bytes()}
 
 
 @dataclass(frozen=True)
@@ -141,14 +151,6 @@ class Control:
         found = self._call(self._client.ListRuns, ListRunsRequest(run_id=run_id)).run_dict[run_id]
         return RunStatus(run_id, found.status.status, found.status.sub_status, found.status.details)
 
-    def runs(self) -> list[RunStatus]:
-        """Return all runs this SuperLink has had, the oldest first."""
-        found = self._call(self._client.ListRuns, ListRunsRequest()).run_dict.values()
-        return [
-            RunStatus(run.run_id, run.status.status, run.status.sub_status, run.status.details)
-            for run in sorted(found, key=lambda run: run.pending_at)
-        ]
-
     def stop_run(self, run_id: int) -> bool:
         """Stop a run; tells whether it could be stopped."""
         return bool(self._call(self._client.StopRun, StopRunRequest(run_id=run_id)).success)
@@ -192,4 +194,5 @@ def _openssh(pem: bytes) -> str:
     if not pem:
         return ""
     key = serialization.load_pem_public_key(pem)
-    return key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()
+    assert isinstance(key, PublicKey)  # register sends no other
+    return public_line(key)

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import grpc  # type: ignore[import-untyped]
@@ -84,16 +85,22 @@ class FleetGuard(grpc.ServerInterceptor):  # type: ignore[misc]
             return key, _unregistered(details.method)
         return key, None
 
-    def _one_more_call(self, key: bytes, context: grpc.ServicerContext) -> "_Call":
+    @contextmanager
+    def _one_more_call(self, key: bytes, context: grpc.ServicerContext) -> Iterator[None]:
+        """Count a call of this key until it ends; more than MOST_CALLS at once are refused."""
         with self._lock:
             self._calls[key] += 1
             too_many = self._calls[key] > MOST_CALLS
-        call = _Call(self._lock, self._calls, key)
-        if too_many:
-            call.end()
-            self._note("too many calls at once")
-            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"More than {MOST_CALLS} calls at once")
-        return call
+        try:
+            if too_many:
+                self._note("too many calls at once")
+                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"More than {MOST_CALLS} calls at once")
+            yield
+        finally:
+            with self._lock:
+                self._calls[key] -= 1
+                if self._calls[key] <= 0:
+                    del self._calls[key]
 
     def _note(self, why: str) -> None:
         """Count a refusal; one line about all of them, at most once a minute, however many calls come."""
@@ -105,25 +112,6 @@ class FleetGuard(grpc.ServerInterceptor):  # type: ignore[misc]
             counts = ", ".join(f"{count} x {reason}" for reason, count in sorted(self._refused.items()))
             self._refused.clear()
         self._say(f"sites' port: refused {counts}")
-
-
-class _Call:
-    """One call of a key, counted until it ends."""
-
-    def __init__(self, lock: threading.Lock, calls: Counter[bytes], key: bytes) -> None:
-        self._lock, self._calls, self._key = lock, calls, key
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None:
-        self.end()
-
-    def end(self) -> None:
-        """Count one less."""
-        with self._lock:
-            self._calls[self._key] -= 1
-            if self._calls[self._key] <= 0:
-                del self._calls[self._key]
 
 
 def _serve(handler: Any, key: bytes, body: bytes, context: grpc.ServicerContext) -> bytes:

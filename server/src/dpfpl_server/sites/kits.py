@@ -8,14 +8,10 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpfpl_common.errors import ConfigError
-
 __all__ = [
-    "ARCHIVE_KINDS",
     "KIT_FILES",
     "STARTING_POLICY",
     "Kit",
-    "archive_path",
     "pack_kit",
     "starting_policy",
     "write_kit",
@@ -109,9 +105,8 @@ _TRUST = 'trust = ["distributed", "local"]'
 
 def starting_policy(*, enrolled: bool) -> str:
     """The policy.toml of a kit; sites that enrolled may take part in secure sums."""
-    return (
-        STARTING_POLICY.replace(_TRUST, 'trust = ["distributed", "local", "secure"]') if enrolled else STARTING_POLICY
-    )
+    secure = 'trust = ["distributed", "local", "secure"]'
+    return STARTING_POLICY.replace(_TRUST, secure) if enrolled else STARTING_POLICY
 
 
 _README = """\
@@ -189,47 +184,22 @@ def _replace(path: Path, content: bytes, mode: int) -> None:
     temporary.replace(path)
 
 
-ARCHIVE_KINDS = ("tar.gz",)
-
-
-def archive_path(kits_folder: Path, site: str, kind: str) -> Path:
-    """Where a site's archive goes.
-
-    Raises:
-        ConfigError: there is no such kind of archive.
-    """
-    if kind not in ARCHIVE_KINDS:
-        raise ConfigError(
-            code="ARCHIVE_KIND",
-            message=f"{kind!r} is not a kind of archive.",
-            advice=f"Use one of: {', '.join(ARCHIVE_KINDS)}.",
-        )
-    return kits_folder / f"{site}.{kind}"
-
-
-def pack_kit(kit: Path, archive: Path) -> str:
-    """Pack a kit's folder and return the archive's SHA-256, which also lies beside it as ``sha256sum -c`` reads it.
+def pack_kit(kit: Path, archive: Path) -> None:
+    """Pack a kit's folder as tar.gz, and write its SHA-256 beside it as ``sha256sum -c`` reads it.
 
     It may hold private keys: only its owner can read it, and every member keeps its file's mode. Owners and times are
     left out.
     """
-    files = sorted(path for path in kit.iterdir() if path.is_file())
-    content = _tar(kit.name, files)
-    digest = hashlib.sha256(content).hexdigest()
-    write_private(archive, content)
-    write_public(archive.with_name(f"{archive.name}.sha256"), f"{digest}  {archive.name}\n".encode())
-    return digest
-
-
-def _tar(site: str, files: list[Path]) -> bytes:
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz", format=tarfile.PAX_FORMAT) as archive:
-        folder = tarfile.TarInfo(site)
+    with tarfile.open(fileobj=buffer, mode="w:gz", format=tarfile.PAX_FORMAT) as packed:
+        folder = tarfile.TarInfo(kit.name)
         folder.type, folder.mode = tarfile.DIRTYPE, 0o700
-        archive.addfile(folder)
-        for path in files:
+        packed.addfile(folder)
+        for path in sorted(path for path in kit.iterdir() if path.is_file()):
             content = path.read_bytes()
-            member = tarfile.TarInfo(f"{site}/{path.name}")
+            member = tarfile.TarInfo(f"{kit.name}/{path.name}")
             member.size, member.mode = len(content), path.stat().st_mode & 0o777
-            archive.addfile(member, io.BytesIO(content))
-    return buffer.getvalue()
+            packed.addfile(member, io.BytesIO(content))
+    digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+    write_private(archive, buffer.getvalue())
+    write_public(archive.with_name(f"{archive.name}.sha256"), f"{digest}  {archive.name}\n".encode())

@@ -14,11 +14,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from dpfpl_common.errors import ConfigError, DeploymentError
+from dpfpl_common.experiment import SITE_NAME
 from dpfpl_common.secure.enrolment import Enrolment
 from dpfpl_server.sites.certificates import (
     Issued,
     certificate_covers,
-    fingerprint,
     load_authority,
     new_agent_key,
     new_authority,
@@ -26,14 +26,13 @@ from dpfpl_server.sites.certificates import (
     new_server_certificate,
     require_key,
 )
-from dpfpl_server.sites.kits import Kit, archive_path, pack_kit, write_kit, write_private, write_public
+from dpfpl_server.sites.kits import Kit, pack_kit, write_kit, write_private, write_public
 from dpfpl_server.sites.register import Site, load_sites, register_lock, save_sites
 
 __all__ = ["ProvisionRequest", "ProvisionResult", "load_place", "provision", "save_place", "validate_site_name"]
 
 DEFAULT_FLEET_PORT = 9092
 _PLACE = "federation.json"
-_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,252}[A-Za-z0-9])?|[0-9a-fA-F:]+")
 
 
@@ -67,19 +66,15 @@ class ProvisionRequest:
 
     def kit_path(self, site: str) -> Path:
         """Where a site's kit goes."""
-        return archive_path(self.kits_folder, site, self.archive) if self.archive else self.kits_folder / site
+        return self.kits_folder / (f"{site}.{self.archive}" if self.archive else site)
 
 
 @dataclass(frozen=True)
 class ProvisionResult:
-    """What was provisioned: new kits by site name, the sites that were left alone, the authority's fingerprint."""
+    """What was provisioned: new kits by site name, and the sites that were left alone."""
 
-    server_folder: Path
     kits: dict[str, Path]
     unchanged: tuple[str, ...]
-    ca_fingerprint: str
-    new_authority: bool
-    new_server_certificate: bool
 
 
 def validate_site_name(name: str) -> str:
@@ -88,7 +83,7 @@ def validate_site_name(name: str) -> str:
     Raises:
         ConfigError: it is not lower case letters, digits and hyphens, at most 63, starting with a letter or digit.
     """
-    if not _NAME.fullmatch(name):
+    if not SITE_NAME.fullmatch(name):
         raise ConfigError(
             code="SITE_NAME",
             message=f"{name!r} is not a site name.",
@@ -110,6 +105,10 @@ def provision(request: ProvisionRequest) -> ProvisionResult:
         raise ConfigError(
             code="PORT", message=f"{request.port} is not a port.", advice="Use a number from 1 to 65535; usual is 9092."
         )
+    if request.archive not in ("", "tar.gz"):
+        raise ConfigError(
+            code="ARCHIVE_KIND", message=f"{request.archive!r} is not a kind of archive.", advice="Use tar.gz."
+        )
     folder = request.server_folder
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
@@ -126,8 +125,8 @@ def _provision(request: ProvisionRequest, names: tuple[str, ...], hosts: list[st
     _refuse_lost_enrolments(request, wanted, sites)
     for name in wanted:
         _require_writable(request.kit_path(name))
-    authority, authority_is_new = _authority(folder, request.ca_key)
-    certificate_is_new = _server_certificate(folder, authority, hosts)
+    authority = _authority(folder, request.ca_key)
+    _cover_hosts(folder, authority, hosts)
     save_place(folder, request.address, request.port)
     made = {}
     address = f"{_bracketed(request.address)}:{request.port}"
@@ -145,14 +144,7 @@ def _provision(request: ProvisionRequest, names: tuple[str, ...], hosts: list[st
     kits = {name: request.kit_path(name) for name in wanted}
     for name, kit in made.items():
         _write(kit, kits[name], request.archive)
-    return ProvisionResult(
-        server_folder=folder,
-        kits=kits,
-        unchanged=tuple(name for name in names if name not in kits),
-        ca_fingerprint=fingerprint(authority.public),
-        new_authority=authority_is_new,
-        new_server_certificate=certificate_is_new,
-    )
+    return ProvisionResult(kits, tuple(name for name in names if name not in kits))
 
 
 def save_place(folder: Path, address: str, port: int) -> None:
@@ -238,30 +230,29 @@ def _refuse_lost_enrolments(request: ProvisionRequest, names: list[str], sites: 
             )
 
 
-def _authority(folder: Path, ca_key: Path | None) -> tuple[Issued, bool]:
-    """Load or create the authority; the flag says that it is new."""
+def _authority(folder: Path, ca_key: Path | None) -> Issued:
+    """Load or create the authority."""
     known = load_authority(folder, ca_key)
     if known is not None:
-        return known, False
+        return known
     authority = new_authority()
     write_private(folder / "ca.key", authority.private)
     write_public(folder / "ca.crt", authority.public)
-    return authority, True
+    return authority
 
 
-def _server_certificate(folder: Path, authority: Issued, hosts: list[str]) -> bool:
-    """Keep the server's certificate if it covers the hosts, else issue one; tells whether one was issued.
+def _cover_hosts(folder: Path, authority: Issued, hosts: list[str]) -> None:
+    """Keep the server's certificate if it covers the hosts, else issue one.
 
     A new certificate covers the new hosts and gets a new key. Sites trust the authority, so they notice nothing.
     """
     key, certificate = folder / "server.key", folder / "server.crt"
     if key.exists() and certificate.exists() and certificate_covers(certificate.read_bytes(), hosts):
-        return False
+        return
     require_key(authority, folder)
     issued = new_server_certificate(authority, hosts)
     write_private(key, issued.private)
     write_public(certificate, issued.public)
-    return True
 
 
 def _validate_host(host: str) -> str:

@@ -7,31 +7,33 @@ federations on one machine do not disturb each other as long as their ports diff
 import json
 import socket
 import sys
+import time
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NoReturn
 
 from dpfpl_common.errors import ConfigError, DeploymentError
 from dpfpl_common.ops.diagnostics import require_flower
 from dpfpl_common.ops.files import prune_apps
-from dpfpl_common.ops.processes import ManagedProcess, ProcessGroup, child_environment, wait_until
-from dpfpl_server.sites.bundle import bundle_files
-from dpfpl_server.sites.control import Control, RunStatus
+from dpfpl_common.ops.processes import Keeper, ManagedProcess, ProcessGroup, child_environment, wait_until
+from dpfpl_common.ops.tls import host_and_port
+from dpfpl_server.sites.control import Control, RunStatus, bundle_files
 from dpfpl_server.sites.control_secret import control_secret, make_control_secret
 from dpfpl_server.sites.kits import write_private
+from dpfpl_server.sites.life import life_of
 from dpfpl_server.sites.register import load_sites, register_lock, save_sites
 
 __all__ = [
     "RunStatus",
     "SuperLinkSettings",
-    "executor_command",
     "launch_superlink",
     "open_control",
     "register_sites",
     "run_log",
     "run_status",
-    "start_executor",
+    "serve",
     "start_superlink",
     "stop_run",
     "submit_run",
@@ -42,6 +44,8 @@ __all__ = [
 _CONNECTION = "dpfpl"  # the name of our connection in Flower's config.toml
 _NEEDED = ("ca.crt", "server.crt", "server.key")
 _GRACE_S = 8.0
+_START_S = 60.0
+_LOOK_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -107,12 +111,6 @@ def superlink_command(settings: SuperLinkSettings) -> list[str]:
     ]
 
 
-def executor_command(settings: SuperLinkSettings) -> list[str]:
-    """Return the command line of the process that executes runs."""
-    folder = str(settings.server_folder.resolve())
-    return [sys.executable, "-m", "dpfpl_server.sites.executor", folder, settings.control_address]
-
-
 def superlink_environment(settings: SuperLinkSettings, extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the environment for the SuperLink, and for the executor and its ServerApps."""
     own = {"FLWR_HOME": str(settings.flower_home), "DPFPL_TASK_POLL_S": str(settings.task_poll_s)}
@@ -123,7 +121,6 @@ def start_superlink(
     settings: SuperLinkSettings,
     group: ProcessGroup,
     *,
-    timeout_s: float = 60.0,
     extra_environment: Mapping[str, str] | None = None,
 ) -> ManagedProcess:
     """Start the SuperLink in the group, wait until it answers, register the sites and start the executor of runs.
@@ -145,13 +142,44 @@ def start_superlink(
     process = launch_superlink(settings, group, extra_environment=extra_environment)
     wait_until(
         lambda: _answers(settings.server_folder),
-        timeout_s=timeout_s,
+        timeout_s=_START_S,
         what="the SuperLink to answer",
         processes=[process],
     )
     register_sites(settings.server_folder)
     start_executor(settings, group, extra_environment=extra_environment)
     return process
+
+
+def serve(settings: SuperLinkSettings, ready: Callable[[], None], say: Callable[[str], object]) -> NoReturn:
+    """Serve until interrupted.
+
+    A part that ends is started again after a growing pause, without limit; meanwhile :mod:`dpfpl_server.sites.life`
+    names it. Sites and running experiments survive a SuperLink that is away for a while; a run whose executor ended
+    is resumed by ``dpfpl-server run``.
+
+    Args:
+        settings: of the server.
+        ready: called once, when it serves.
+        say: prints a line in the terminal.
+
+    Raises:
+        DeploymentError: not provisioned, running already, a port is taken, or the first start fails.
+        StateError: another ``dpfpl-server start`` works in this folder.
+    """
+    superlink_command(settings)  # refuses what is not provisioned before anything is touched
+    with life_of("supervisor", settings.server_folder), ProcessGroup() as group:
+        superlink = start_superlink(settings, group)
+        executor = group.processes[-1]
+        ready()
+        keepers = [
+            Keeper(superlink, lambda: launch_superlink(settings, group), group, say),
+            Keeper(executor, lambda: start_executor(settings, group), group, say),
+        ]
+        while True:
+            for keeper in keepers:
+                keeper.look()
+            time.sleep(_LOOK_S)
 
 
 def launch_superlink(
@@ -172,9 +200,10 @@ def start_executor(
     settings: SuperLinkSettings, group: ProcessGroup, *, extra_environment: Mapping[str, str] | None = None
 ) -> ManagedProcess:
     """Start the process that executes runs, of a SuperLink that may be away for a while."""
+    folder = settings.server_folder.resolve()
     return group.start(
         "executor of runs",
-        executor_command(settings),
+        [sys.executable, "-m", "dpfpl_server.sites.executor", str(folder), settings.control_address],
         log_file=settings.log_file.with_name("executor.log"),
         environment=superlink_environment(settings, extra_environment),
         folder=settings.server_folder,
@@ -286,14 +315,13 @@ def _refuse_second(settings: SuperLinkSettings) -> None:
 
 def _refuse_taken_port(address: str) -> None:
     """gRPC would share a taken port with its owner without a word, so find out first."""
-    host, _, port = address.rpartition(":")
-    host = host.strip("[]")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+    host, port = host_and_port(address) or ("", 0)
+    if port == 0:
         raise ConfigError(
             code="ADDRESS", message=f"{address!r} is not host:port.", advice="Write it like 0.0.0.0:9092."
         )
     try:
-        family, kind, _, _, where = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
+        family, kind, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(where)

@@ -30,17 +30,18 @@ from dpfpl_server.runs.words import (
     seconds_text,
 )
 
-__all__ = ["LiveDisplay", "print_result", "result_table"]
+__all__ = ["LiveDisplay", "print_result"]
 
 
 # The end of a run as tables in a terminal: accuracies, baselines, epsilons, cost of a round.
 
 
-def result_table(result: Mapping[str, Any]) -> RenderableType:
-    """The tables of a finished run; text from outside is shown as it is, never as markup.
+def print_result(result: Mapping[str, Any], console: Console) -> None:
+    """Print the tables of a finished run; text from outside is shown as it is, never as markup.
 
     Args:
         result: as ``build_result`` makes it, or read back from result.json.
+        console: where to.
     """
     pieces: list[RenderableType] = [_verdict(result), *_accuracy(result), *_baselines(result), _privacy(result)]
     if not noise_is_real(result):
@@ -51,12 +52,7 @@ def result_table(result: Mapping[str, Any]) -> RenderableType:
     if evidence := result.get("evidence"):
         pieces.append(Text(_evidence(result["chosen"], evidence), style="yellow" if evidence["warning"] else ""))
     pieces.append(Text(_cost(result)))
-    return Group(*pieces)
-
-
-def print_result(result: Mapping[str, Any], console: Console) -> None:
-    """Print the tables of a finished run."""
-    console.print(result_table(result))
+    console.print(Group(*pieces))
 
 
 def _verdict(result: Mapping[str, Any]) -> Table:

@@ -7,14 +7,7 @@ from PIL import Image
 
 from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_client.models.loader import load_backbone
-from dpfpl_common.experiment import (
-    Experiment,
-    ModelSettings,
-    PrivacySettings,
-    PromptSettings,
-    RoundSettings,
-    TaskSettings,
-)
+from dpfpl_common.experiment import TaskSettings
 from random_models.families import write_random_model
 from random_models.generative import GENERATIVE
 
@@ -53,18 +46,11 @@ def examples(model, pictures):
 
 
 @pytest.fixture
-def vqa_experiment():
-    def make(model, *, num_context=3, sites=2, task=None, classes=(), local_steps=2, **privacy):
-        settings = {"noise_multiplier": 1.0, "clipping_norm": 0.3, "sample_rate": 0.7, "nominal_site_size": 5}
-        return Experiment(
-            name="vqa",
-            classes=tuple(classes),
-            sites=tuple(f"s{i}" for i in range(sites)),
-            model=ModelSettings(width=model.width),
-            prompt=PromptSettings(num_context=num_context, rank=2, init_text="a"),
-            privacy=PrivacySettings(**{"mechanism": "per_step", **settings, **privacy}),
-            rounds=RoundSettings(number=2, local_steps=local_steps),
-            task=task or TaskSettings(kind="vqa", max_answer_tokens=5),
-        )
+def vqa_experiment(make_experiment):
+    def make(model, **settings):
+        vqa = TaskSettings(kind="vqa", max_answer_tokens=5)
+        usual = {"num_context": 3, "sites": 2, "init_text": "a", "task": vqa, "classes": ()}
+        usual |= {"noise_multiplier": 1.0, "sample_rate": 0.7, "nominal_site_size": 5}
+        return make_experiment(width=model.width, **{**usual, **settings})
 
     return make

@@ -131,17 +131,24 @@ def test_the_whole_way_keeps_no_layers_activations(folder, examples, monkeypatch
     assert recomputed < kept() / 2
 
 
-def test_greedy_answers_are_hugging_faces_own(stock, model, pictures, examples, context, vqa_experiment):
-    spoken = model.scorer(vqa_experiment(model)).at(context).answers(examples)
-    for picture, (question, _), mine in zip(pictures, examples.asked, spoken, strict=True):
-        ids, layout = [], model.layout
+def test_greedy_answers_and_how_probable_they_are_are_hugging_faces_own(
+    stock, model, pictures, examples, context, vqa_experiment
+):
+    predictor, layout = model.scorer(vqa_experiment(model)).at(context), model.layout
+    spoken = predictor.answers(examples)
+    for number, (picture, (question, _)) in enumerate(zip(pictures, examples.asked, strict=True)):
+        ids, expected = [], 1.0
         for _ in range(5):
             logits = plain_logits(stock, model, picture, context, layout.question_ids(question), ids)
-            word = int(logits[-1].argmax())
-            if word == layout.end_id:
+            likely = torch.softmax(logits[-1], dim=-1)
+            expected *= float(likely.max())
+            if int(likely.argmax()) == layout.end_id:
                 break
-            ids.append(word)
-        assert mine == layout.text_of(ids)
+            ids.append(int(likely.argmax()))
+        assert spoken[number] == layout.text_of(ids)
+        if number < 2:
+            answer, probability = predictor.reply(examples.features[number], question)
+            assert (answer, probability) == (spoken[number], pytest.approx(expected, rel=1e-3))
 
 
 def test_classification_scores_the_names_as_whole_answers(stock, model, pictures, examples, context, vqa_experiment):
@@ -157,9 +164,8 @@ def test_classification_scores_the_names_as_whole_answers(stock, model, pictures
         assert torch.allclose(row, torch.softmax(torch.stack(scores), dim=0), atol=1e-4)
 
 
-@pytest.mark.parametrize("trust", ["distributed", "central", "local"])
-def test_whole_rounds_move_both_parts(model, examples, vqa_experiment, trust):
-    experiment = vqa_experiment(model, trust=trust)
+def test_whole_rounds_move_both_parts(model, examples, vqa_experiment):
+    experiment = vqa_experiment(model, trust="distributed")
     learner = PromptLearner(model, experiment, SiteFeatures(examples, examples, examples, ()))
     state, shared = PersonalState.initial(experiment), np.zeros((M, model.width), np.float32)
     for number in (1, 2):

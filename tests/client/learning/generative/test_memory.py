@@ -1,4 +1,4 @@
-"""What is kept of pictures, how much memory a micro-batch takes, and how long a turn may be."""
+"""What is kept of pictures, how much memory a micro-batch takes, and how long turns and answers may be."""
 
 import dataclasses
 import json
@@ -6,7 +6,7 @@ import logging
 
 import pytest
 import torch
-from plain_generative import plain_logits, plain_model
+from PIL import Image
 
 from dpfpl_client.models.backbone import LabelledFeatures
 from dpfpl_client.models.class_scorer import EXACT
@@ -126,25 +126,6 @@ def test_micro_batches_are_cut_where_memory_ends(fresh, examples, context, vqa_e
     assert max(sizes) == 2
 
 
-def test_an_answer_is_as_probable_as_plain_transformers_has_it(
-    folder, model, pictures, examples, context, vqa_experiment
-):
-    stock, layout = plain_model(folder), model.layout
-    predictor = model.scorer(vqa_experiment(model)).at(context)
-    for number in (0, 1):
-        question, ids, expected = examples.asked[number][0], [], 1.0
-        for _ in range(5):
-            logits = plain_logits(stock, model, pictures[number], context, layout.question_ids(question), ids)
-            spoken = torch.softmax(logits[-1], dim=-1)
-            expected *= float(spoken.max())
-            if int(spoken.argmax()) == layout.end_id:
-                break
-            ids.append(int(spoken.argmax()))
-        answer, probability = predictor.reply(examples.features[number], question)
-        assert answer == layout.text_of(ids)
-        assert probability == pytest.approx(expected, rel=1e-3)
-
-
 def test_rows_depend_on_how_pictures_are_prepared(folder, model, monkeypatch):
     assert load_backbone(str(folder)).feature_identity == model.feature_identity
     quirks = backbones.FAMILIES[model.family]
@@ -220,3 +201,24 @@ def test_a_class_name_that_does_not_fit_is_refused_at_once(short_models, vqa_exp
     with pytest.raises(ModelError, match="'cat'") as caught:
         model.scorer(vqa_experiment(model, num_context=50, task=TaskSettings(), classes=("cat", "bird")))
     assert caught.value.code == "PROMPT_TOO_LONG"
+
+
+def test_an_answer_of_exactly_as_many_tokens_as_may_be_said_can_be_right(vqa_experiment):
+    """What counts as cut off is what accuracy can never count as right, however the model answers."""
+    model = load_backbone("embedded-vlm")
+    scorer = model.scorer(vqa_experiment(model, task=TaskSettings(kind="caption", max_answer_tokens=1)))
+    (row,) = model.image_features([Image.new("RGB", (32, 32), (200, 0, 0))])
+    predictor = scorer.at(model.text_embeddings("red blue", 2))
+
+    def with_answer(answer):
+        return LabelledFeatures(
+            row[None], torch.zeros(1, dtype=torch.long), (("which colour , and how many ?", answer),)
+        )
+
+    (said,) = predictor.answers(with_answer("any"))
+    assert len(said.split()) == 1
+    assert predictor.agreement(with_answer(said)).mean() == 1.0
+    assert scorer.cut_off([said, said.upper(), f"{said}."]) == 0
+    longer = f"{said} red"
+    assert predictor.agreement(with_answer(longer)).mean() < 1.0
+    assert scorer.cut_off([longer, said, longer]) == 2

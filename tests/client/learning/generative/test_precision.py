@@ -61,24 +61,20 @@ def test_gradients_are_as_near_the_exact_ones_as_plain_bfloat16(
 
 
 @pytest.mark.privacy
-@pytest.mark.parametrize("longer", [("what colour is it?", "dark " * 20 + "green"), ("what is it?", "a dog")])
-def test_ni10_one_example_more_changes_no_bit_of_what_the_others_add(
-    folder, rough, pictures, examples, context, vqa_experiment, longer
-):
-    """From the picture to the gradient and to the answer, whatever is computed beside it."""
-    others = list(zip(pictures, examples.asked, strict=True))
-    found = []
-    for some in (others, [(pictures[1], longer), *others]):
+def test_ni10_examples_more_change_no_bit_of_what_the_others_add(rough, pictures, examples, context, vqa_experiment):
+    """From the picture to the gradient and to the answer, whatever is computed beside it: longer, or as long."""
+    others, found = list(zip(pictures, examples.asked, strict=True)), []
+    more = [(pictures[1], ("what colour is it?", "dark " * 20 + "green")), (pictures[1], ("what is it?", "a dog"))]
+    for some in (others, [*more, *others]):
         rough.language.forget()
         rows = torch.stack(list(rough.image_features([picture for picture, _ in some])))
         these = LabelledFeatures(rows, torch.zeros(len(rows), dtype=torch.long), tuple(asked for _, asked in some))
         scorer = rough.scorer(vqa_experiment(rough))
         found.append((rows, scorer.gradients(context, these, EXACT), scorer.at(context).answers(these)))
-    for fewer, more in zip(*found, strict=True):
-        if isinstance(fewer, list):
-            assert fewer == more[1:]
-        else:
-            assert torch.equal(fewer, more[1:])
+    fewer, beside = found
+    assert torch.equal(fewer[0], beside[0][2:])
+    assert torch.equal(fewer[1], beside[1][2:])
+    assert fewer[2] == beside[2][2:]
 
 
 @pytest.mark.privacy

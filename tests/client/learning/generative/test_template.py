@@ -1,8 +1,10 @@
 """Which chat template lays a turn out, what its errors say, and at which token an answer ends."""
 
 import json
+import shutil
 
 import pytest
+import torch
 
 from dpfpl_client.models.generative.layout import Ends, layout_of
 from dpfpl_client.models.generative.template import FAMILIES, processor_template, written_turn
@@ -28,8 +30,6 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def folder(made, tmp_path):
-    import shutil
-
     return shutil.copytree(made, tmp_path / "copy")
 
 
@@ -64,11 +64,12 @@ def test_the_files_are_read_in_transformers_own_order(folder):
     from transformers import LlavaProcessor
 
     put(folder, chat_template__jinja="raw", preprocessor_config__json=(folder / "preprocessor_config.json").read_text())
-    assert processor_template(folder) == LlavaProcessor.get_processor_dict(folder)[0]["chat_template"] == "raw"
-    put(folder, chat_template__json={"chat_template": "legacy"})
-    assert processor_template(folder) == LlavaProcessor.get_processor_dict(folder)[0]["chat_template"] == "legacy"
-    put(folder, processor_config__json={"chat_template": "named"})
-    assert processor_template(folder) == LlavaProcessor.get_processor_dict(folder)[0]["chat_template"] == "named"
+    later = ({}, {"chat_template__json": {"chat_template": "legacy"}},
+             {"processor_config__json": {"chat_template": "named"}})  # fmt: skip
+    for files, expected in zip(later, ("raw", "legacy", "named"), strict=True):
+        put(folder, **files)
+        theirs = LlavaProcessor.get_processor_dict(folder)[0]["chat_template"]
+        assert processor_template(folder) == theirs == expected
 
 
 def test_a_language_models_template_for_texts_only_gives_way_to_the_familys(folder, caplog):
@@ -116,10 +117,8 @@ def test_an_answer_begins_as_the_template_has_it(made):
     assert tokenizer.convert_ids_to_tokens(layout.answer_ids("red dog"))[0] != "▁red"
 
 
-def ends_of(model_tokenizer, family="llava", **options):
-    tokenizer = model_tokenizer
-    image = tokenizer.convert_tokens_to_ids("<image>")
-    return layout_of(FAMILIES[family], tokenizer, image, 4, **options).ends
+def ends_of(tokenizer, **options):
+    return layout_of(FAMILIES["llava"], tokenizer, tokenizer.convert_tokens_to_ids("<image>"), 4, **options).ends
 
 
 def test_an_answer_ends_where_generation_config_says(made):
@@ -136,8 +135,6 @@ def test_an_answer_ends_where_generation_config_says(made):
 
 
 def test_the_file_is_heard_in_training_and_in_speaking(tmp_path, pictures, vqa_experiment):
-    import torch
-
     folder = write_random_model("smolvlm", tmp_path)
     model = load_backbone(str(folder))
     experiment = vqa_experiment(model)

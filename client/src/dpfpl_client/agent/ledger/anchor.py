@@ -1,6 +1,6 @@
 """What a machine remembers about its sites' ledgers outside their state folders: one file for each ledger.
 
-It holds how far the ledger had come (:mod:`dpfpl_client.agent.anchor`) and which images it charges, so that an old
+It holds how far the ledger had come and which images it charges, so that an old
 copy of a state folder, a clone of it, and a second state folder for the same images are all noticed. It notices nothing
 that happens on another machine, or under a user who has a registry of their own.
 """
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from dpfpl_common.errors import StateError
 from dpfpl_common.ops.files import is_full, make_folder_durably, write_durably
@@ -22,7 +22,6 @@ __all__ = [
     "NO_EXAMPLES",
     "Anchor",
     "ExperimentTotal",
-    "FileAnchor",
     "Kind",
     "Lock",
     "Locks",
@@ -118,26 +117,14 @@ class Snapshot:
     experiments: Mapping[str, ExperimentTotal] = field(default_factory=dict)
 
 
-class Anchor(Protocol):
-    """Where the last snapshot is kept."""
-
-    def read(self) -> Snapshot | None:
-        """The last snapshot, or None if there never was one."""
-        ...
-
-    def advance(self, snapshot: Snapshot) -> None:
-        """Remember a later snapshot; durable on return."""
-        ...
-
-
-class FileAnchor:
-    """A snapshot in a file, replaced as a whole."""
+class Anchor:
+    """The last snapshot, in a file that is replaced as a whole."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def read(self) -> Snapshot | None:
-        """See ``Anchor``.
+        """The last snapshot, or None if there never was one.
 
         Raises:
             StateError: it is there and cannot be read.
@@ -159,7 +146,7 @@ class FileAnchor:
             ) from None
 
     def advance(self, snapshot: Snapshot) -> None:
-        """See ``Anchor``.
+        """Remember a later snapshot; durable on return.
 
         Raises:
             StateError: it cannot be written; then nothing may be released.
@@ -244,9 +231,9 @@ class Registry:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def anchor(self, ledger: str) -> FileAnchor:
+    def anchor(self, ledger: str) -> Anchor:
         """How far the ledger with this identity had come."""
-        return FileAnchor(self.folder / f"{ledger}.anchor.json")
+        return Anchor(self.folder / f"{ledger}.anchor.json")
 
     def hold(self, ledger: str) -> Lock:
         """Keep other agents from this ledger, also those on a copy of its state folder.

@@ -50,10 +50,6 @@ class Charge:
     events: tuple[PrivacyEvent, ...]
     at: str = ""
 
-    def event(self, adversary: str) -> PrivacyEvent:
-        """What this adversary learns."""
-        return next(event for event in self.events if event.adversary == adversary)
-
 
 @dataclass
 class LedgerState:
@@ -167,9 +163,6 @@ VOTE = -2
 
 LEDGER_FILE = "ledger.sqlite"
 """The ledger's name in a state folder."""
-
-_NO_HISTORY = ("genesis",)
-"""Kinds of a last record after which nothing was charged yet, so that there may be no anchor."""
 
 
 class Ledger:
@@ -454,7 +447,7 @@ class Ledger:
         """Refuse what may be an old copy."""
         here = self._file.sequence
         if remembered is None:
-            if self._known.kind not in _NO_HISTORY:
+            if self._known.kind != "genesis":  # then nothing was charged yet
                 raise StateError(
                     code="ANCHOR_MISSING",
                     message="Nothing outside the state folder remembers this privacy ledger: it may be an old copy.",

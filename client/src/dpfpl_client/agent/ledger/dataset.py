@@ -1,6 +1,5 @@
 """``dpfpl-client register``: a site's images become the registered version of its data set."""
 
-import dataclasses
 import hashlib
 import json
 from collections import Counter
@@ -20,16 +19,11 @@ from dpfpl_common.errors import ConfigError, DataError, StateError
 from dpfpl_common.ops.files import make_folder_durably, write_durably
 
 __all__ = [
-    "LEDGER_FILE",
-    "UNREADABLE_RULES",
     "Changes",
     "Manifest",
-    "changes_since_registration",
     "compare",
-    "load_manifest",
     "lost_ledger",
     "manifest_of",
-    "new_ledger",
     "open_ledger",
     "register_dataset",
     "register_site",
@@ -175,27 +169,6 @@ def compare(known: Manifest, now: Manifest) -> Changes:
     return changes
 
 
-def load_manifest(path: Path, digest: str) -> Manifest:
-    """The manifest that the ledger recorded under ``digest``.
-
-    Raises:
-        StateError: it is gone, or is another one.
-    """
-    try:
-        table = json.loads(path.read_bytes())
-        images = {part: {k: (str(d), str(n)) for k, (d, n) in table["images"][part].items()} for part in PARTS}
-        manifest = Manifest(images, tuple(table["unreadable"]), str(table["rule"]))
-    except (OSError, ValueError, TypeError, LookupError, AttributeError):
-        manifest = None
-    if manifest is None or manifest.digest() != digest:
-        raise StateError(
-            code="MANIFEST_DAMAGED",
-            message=f"{path} is missing or is not the list of images that the ledger recorded.",
-            advice="Restore it from a backup, or look at the images and run: dpfpl-client register.",
-        )
-    return manifest
-
-
 # One ledger for one data set: images are registered once; changed or shared ones are noticed at every start.
 
 
@@ -218,9 +191,9 @@ def open_ledger(state: Path, registry: Registry, data: SiteData, audit: AuditLog
         StateError: LEDGER_MISSING, DATASET_HAS_LEDGER, MANIFEST_DAMAGED or what ``Ledger`` raises.
         DataError: DATASET_CHANGED or IMAGE_UNREADABLE.
     """
-    path, now = state / LEDGER_FILE, manifest_of(data)
+    now = manifest_of(data)
     with registry.exclusive():
-        ledger = Ledger(path, registry) if path.exists() else new_ledger(state, registry, now)
+        ledger = _ledger(state, registry, now)
         try:
             if not ledger.datasets:
                 register_dataset(state, registry, ledger, now, audit)
@@ -231,14 +204,12 @@ def open_ledger(state: Path, registry: Registry, data: SiteData, audit: AuditLog
             raise
 
 
-def new_ledger(state: Path, registry: Registry, manifest: Manifest) -> Ledger:
-    """Begin a ledger for images that no other one is charged for.
-
-    Raises:
-        StateError: LEDGER_MISSING or DATASET_HAS_LEDGER.
-    """
-    _refuse_known_images(state, registry, manifest, "")
-    return Ledger(state / LEDGER_FILE, registry)
+def _ledger(state: Path, registry: Registry, manifest: Manifest) -> Ledger:
+    """The site's ledger; a new one only for images that no other one is charged for."""
+    path = state / LEDGER_FILE
+    if not path.exists():
+        _refuse_known_images(state, registry, manifest, "")
+    return Ledger(path, registry)
 
 
 def register_dataset(state: Path, registry: Registry, ledger: Ledger, manifest: Manifest, audit: AuditLog) -> None:
@@ -273,13 +244,25 @@ def _edited_into_the_other_part(state: Path, ledger: Ledger, now: Manifest) -> i
 
 
 def registered_manifest(state: Path, ledger: Ledger) -> Manifest:
-    """The version of the data set that the ledger was last told of."""
-    return load_manifest(state / MANIFEST_FILE, str(ledger.datasets[-1]["manifest"]))
+    """The version of the data set that the ledger was last told of.
 
-
-def changes_since_registration(state: Path, ledger: Ledger, data: SiteData) -> Changes:
-    """How the images differ from the registered ones."""
-    return compare(registered_manifest(state, ledger), manifest_of(data))
+    Raises:
+        StateError: it is gone, or is another one.
+    """
+    path = state / MANIFEST_FILE
+    try:
+        table = json.loads(path.read_bytes())
+        images = {part: {k: (str(d), str(n)) for k, (d, n) in table["images"][part].items()} for part in PARTS}
+        manifest = Manifest(images, tuple(table["unreadable"]), str(table["rule"]))
+    except (OSError, ValueError, TypeError, LookupError, AttributeError):
+        manifest = None
+    if manifest is None or manifest.digest() != ledger.datasets[-1]["manifest"]:
+        raise StateError(
+            code="MANIFEST_DAMAGED",
+            message=f"{path} is missing or is not the list of images that the ledger recorded.",
+            advice="Restore it from a backup, or look at the images and run: dpfpl-client register.",
+        )
+    return manifest
 
 
 def _warnings(known: Manifest, now: Manifest) -> list[DataProblem]:
@@ -300,7 +283,7 @@ def _warnings(known: Manifest, now: Manifest) -> list[DataProblem]:
     if not changes.unreadable:
         return []
     text = f"Registered images can no longer be read and are skipped, as was decided then: {changes.words()}."
-    return [DataProblem("IMAGE_UNREADABLE", "warning", text)]
+    return [DataProblem("IMAGE_UNREADABLE", text)]
 
 
 def _refuse_known_images(state: Path, registry: Registry, manifest: Manifest, own: str) -> None:
@@ -346,11 +329,10 @@ def register_site(settings: SiteSettings, unreadable: str = "skip") -> dict[str,
     try:
         data = load_site_data(settings.data, list_classes(settings.data), state / "cache" / "images.json")
         manifest = manifest_of(data, unreadable)
-        path = state / LEDGER_FILE
         with registry.exclusive():
-            ledger = Ledger(path, registry) if path.exists() else new_ledger(state, registry, manifest)
+            ledger = _ledger(state, registry, manifest)
             try:
-                changes = _changes(settings, ledger, manifest)
+                changes = _changes(state, ledger, manifest)
                 register_dataset(state, registry, ledger, manifest, AuditLog(state / AUDIT_FILE))
                 return {**manifest.record(), "version": len(ledger.datasets), "changes": changes}
             finally:
@@ -378,11 +360,10 @@ def lost_ledger(settings: SiteSettings) -> str:
     return owners[0][0]
 
 
-def _changes(settings: SiteSettings, ledger: Ledger, manifest: Any) -> str:
+def _changes(state: Path, ledger: Ledger, manifest: Manifest) -> str:
     if not ledger.datasets:
         return ""
     try:
-        known = registered_manifest(settings.state_folder, ledger)
+        return compare(registered_manifest(state, ledger), manifest).words()
     except StateError:
         return "unknown, the earlier list of images is gone"
-    return compare(known, dataclasses.replace(manifest, rule=known.rule)).words()

@@ -20,15 +20,14 @@ __all__ = [
     "chained",
     "create_schema",
     "follow",
-    "unusable",
 ]
 
 
 # Records that vouch for each other: the hash of each covers its content and the hash before it.
 #
 # Changing, removing, inserting or exchanging a record breaks the chain at that record. Records cut off at the end
-# leave a chain that is whole but shorter; that is found by :mod:`dpfpl_client.agent.anchor`. There is no secret key:
-# somebody who may write the file can forge a whole new chain, and is not defended against.
+# leave a chain that is whole but shorter; that is found by :mod:`dpfpl_client.agent.ledger.anchor`. There is no secret
+# key: somebody who may write the file can forge a whole new chain, and is not defended against.
 
 
 ROOT = "0" * 64
@@ -108,6 +107,10 @@ class LedgerFile:
 
     After a write that failed for another reason than a full disk, nobody knows what reached the disk: every later write
     is refused until the ledger is opened, and its chain read, again.
+
+    Attributes:
+        sequence: the last record's number; 0 before the first.
+        head: the last record's hash.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -119,7 +122,7 @@ class LedgerFile:
             # A damaged byte must be found as a changed record, not end the reading.
             self._database.text_factory = lambda text: text.decode(errors="surrogateescape")
         except sqlite3.Error as error:
-            raise unusable(path, error) from None
+            raise _unusable(path, error) from None
         try:
             self.execute("PRAGMA journal_mode=WAL" if path else "PRAGMA journal_mode=MEMORY")
             self.execute("PRAGMA synchronous=FULL")
@@ -134,17 +137,7 @@ class LedgerFile:
                 message=f"The privacy ledger {path} has schema {self.version}; this program knows {SCHEMA_VERSION}.",
                 advice="Another release of DP-FPL wrote it: install that one again.",
             )
-        self._sequence, self._head = 0, ROOT
-
-    @property
-    def sequence(self) -> int:
-        """The last record's number; 0 before the first."""
-        return self._sequence
-
-    @property
-    def head(self) -> str:
-        """The last record's hash."""
-        return self._head
+        self.sequence, self.head = 0, ROOT
 
     def read(self) -> Iterator[Link]:
         """All records in order, unchecked; sets where the next one is added."""
@@ -153,12 +146,12 @@ class LedgerFile:
             try:
                 row = cursor.fetchone()
             except sqlite3.Error as error:
-                raise unusable(self.path, f"{error}, after record {self._sequence}") from None
+                raise _unusable(self.path, f"{error}, after record {self.sequence}") from None
             if row is None:
                 return
             link = Link(row[0], str(row[1]), str(row[2]))
             yield link
-            self._sequence, self._head = link.sequence, link.hash
+            self.sequence, self.head = link.sequence, link.hash
 
     def append(self, content: dict[str, Any]) -> int:
         """Add a record; durable on return. Gives its number.
@@ -170,7 +163,7 @@ class LedgerFile:
         if self._broken:
             raise _not_durable("an earlier write failed")
         text = canonical(content)
-        sequence, digest = self._sequence + 1, chained(self._head, text)
+        sequence, digest = self.sequence + 1, chained(self.head, text)
         try:
             self._database.execute("INSERT INTO records VALUES (?, ?, ?)", (sequence, text, digest))
         except sqlite3.Error as error:
@@ -192,7 +185,7 @@ class LedgerFile:
             if isinstance(error, sqlite3.IntegrityError):
                 raise _not_durable("another program writes it too") from None
             raise _not_durable(str(error)) from None
-        self._sequence, self._head = sequence, digest
+        self.sequence, self.head = sequence, digest
         return sequence
 
     def damage(self) -> list[str]:
@@ -212,7 +205,7 @@ class LedgerFile:
         try:
             return self._database.execute(statement, values)
         except sqlite3.Error as error:
-            raise unusable(self.path, error) from None
+            raise _unusable(self.path, error) from None
 
     def _version(self) -> int:
         """The schema's version; 0 for an empty file."""
@@ -228,7 +221,7 @@ def create_schema(file: LedgerFile) -> None:
     file.version = SCHEMA_VERSION
 
 
-def unusable(path: Path | None, error: object) -> StateError:
+def _unusable(path: Path | None, error: object) -> StateError:
     """The error for a file that SQLite cannot use."""
     return StateError(
         code="LEDGER_UNREADABLE",

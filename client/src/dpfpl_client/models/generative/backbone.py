@@ -7,6 +7,7 @@ from typing import Any, Final
 import torch
 from PIL import Image
 
+from dpfpl_client.models.backbone import Backbone
 from dpfpl_client.models.class_scorer import EXACT
 from dpfpl_client.models.files import feature_identity, load_image_processor, load_parts, model_fingerprint
 from dpfpl_client.models.folder import model_type
@@ -14,7 +15,7 @@ from dpfpl_client.models.generative.language import LanguageModel
 from dpfpl_client.models.generative.layout import Ends, layout_of
 from dpfpl_client.models.generative.scorer import AnswerScorer
 from dpfpl_client.models.generative.template import FAMILIES, Family, processor_template
-from dpfpl_client.models.placement import batches
+from dpfpl_client.models.image_tower import batches
 from dpfpl_client.models.words import refuse_alike, repeated_to_the_left
 from dpfpl_common.errors import ModelError
 from dpfpl_common.experiment import TASKS, Experiment
@@ -31,23 +32,14 @@ PREPARED: Final = ("pixel_values", "pixel_attention_mask", "image_grid_thw", "im
 """What image towers take of what image processors give."""
 
 
-class GenerativeBackbone:
-    """A frozen generative model.
+class GenerativeBackbone(Backbone):
+    """A frozen generative model, which can be asked everything, but has no features of classes to sum.
 
     Attributes:
-        family: the model type of its config.json.
-        fingerprint: sha256 over the model's files; two sites with the same fingerprint have the same model.
-        feature_identity: sha256 over what a picture's row depends on beside the picture.
-        width: width d of the language model's embeddings and of context vectors.
         feature_size: length of a picture's row: its tokens times d, times what Qwen3-VL adds for deeper layers.
         layout: how a turn is laid out.
         language: the language model behind a picture.
-        tasks: what it can be asked: everything.
-        mechanisms: under which it can learn: it has no features of classes to sum.
-        stored_precision: in which its checkpoint holds the weights.
     """
-
-    stored_precision = "float32"
 
     tasks: tuple[str, ...] = TASKS
     mechanisms: tuple[str, ...] = ("per_step",)
@@ -56,7 +48,7 @@ class GenerativeBackbone:
         self, model: Any, tokenizer: Any, image_processor: Any, fingerprint: str, template: str | None = None
     ) -> None:
         self._model = model.eval().requires_grad_(False)
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._image_processor = image_processor
         self.family = str(model.config.model_type)
         self._quirks = FAMILIES[self.family]
@@ -77,6 +69,7 @@ class GenerativeBackbone:
             template=template,
             ends=_ends(model),
         )
+        self.words = self.layout.words
         self.language = LanguageModel(
             model,
             self.layout,
@@ -104,7 +97,7 @@ class GenerativeBackbone:
             "lead": self.layout.lead,
             "tail": self.layout.tail,
             "ends": list(self.layout.ends),
-            "control": sorted(self.layout.words.control),
+            "control": sorted(self.words.control),
             "square": self._edge,
             "nested": self._quirks.nested,
             "processor_options": dict(self._quirks.processor_options),
@@ -113,22 +106,13 @@ class GenerativeBackbone:
             "attention": self._quirks.attention,
         }
 
-    @property
-    def tokenizer(self) -> Any:
-        """The model's own Hugging Face tokenizer."""
-        return self._tokenizer
-
     def hold(self, size: int) -> None:
         """Hold at most ``size`` bytes of keys and values of pictures between steps."""
         self.language.hold(size)
 
-    def num_tokens(self, text: str) -> int:
-        """How many context vectors a text fills."""
-        return len(self.layout.words.ids(text))
-
     def text_embeddings(self, text: str, num_context: int) -> torch.Tensor:
         """Token embeddings [num_context, width] of a text, repeated to the left until they fill the context."""
-        ids = repeated_to_the_left(self.layout.words.ids(text), text, num_context)
+        ids = repeated_to_the_left(self.words.ids(text), text, num_context)
         found = self.language.embed(torch.tensor(ids, dtype=torch.long)).detach().reshape(len(ids), self.width)
         return _given(found)
 
@@ -206,7 +190,7 @@ class GenerativeBackbone:
             ModelError: TEXT_TOWER_UNUSABLE.
         """
         embedding, head = self._model.get_input_embeddings(), self.layout.head
-        usable = [token for token in range(len(embedding.weight)) if token not in self.layout.words.control]
+        usable = [token for token in range(len(embedding.weight)) if token not in self.words.control]
         drawn = torch.randint(len(usable), (8,), generator=torch.Generator().manual_seed(0)).tolist()
         said = [usable[place] for place in drawn]
         context, answer = torch.tensor(said[:4]), said[4:]

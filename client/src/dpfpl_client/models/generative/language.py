@@ -17,9 +17,8 @@ from torch import Tensor
 
 from dpfpl_client.models.generative.layout import Layout
 from dpfpl_client.models.generative.template import Family
-from dpfpl_client.models.placement import share_of_memory
 
-__all__ = ["LanguageModel"]
+__all__ = ["LanguageModel", "share_of_memory"]
 
 logger = logging.getLogger(__name__)
 
@@ -142,21 +141,20 @@ class LanguageModel:
         if self.shared:
             hidden, _ = self.continued(self.prefix(pictures), behind)
             return hidden
-        return self._whole(pictures, behind, answer)
+        return self._turn(pictures, behind, answer)[:, -behind.shape[1] :]
 
     def prefix(self, pictures: Tensor) -> KeysValues:
         """Keys and values [b, heads, h, e] of the head, by layer; kept for pictures seen before."""
         keys = [hashlib.blake2b(row.numpy().tobytes(), digest_size=16).digest() for row in pictures.float().cpu()]
         missing = [place for place, key in enumerate(keys) if key not in self._kept]
         fresh: dict[bytes, KeysValues] = {}
-        if missing:
-            at_once = 1 if self.singly else len(missing)
-            for start in range(0, len(missing), at_once):
-                places = missing[start : start + at_once]
-                with torch.no_grad():
-                    found = self._headed(pictures[places])
-                for number, place in enumerate(places):
-                    fresh[keys[place]] = [(k[number : number + 1], v[number : number + 1]) for k, v in found]
+        at_once = 1 if self.singly else max(1, len(missing))
+        for start in range(0, len(missing), at_once):
+            places = missing[start : start + at_once]
+            with torch.no_grad():
+                found = self._headed(pictures[places])
+            for number, place in enumerate(places):
+                fresh[keys[place]] = [(k[number : number + 1], v[number : number + 1]) for k, v in found]
         rows = [self._kept.get(key) or fresh[key] for key in keys]
         for key, row in fresh.items():
             self._keep(key, row)
@@ -191,9 +189,6 @@ class LanguageModel:
             **self._seeing(pictures, embedded.shape[1], 0),
         )
         return [(layer.keys, layer.values) for layer in cache.layers]
-
-    def _whole(self, pictures: Tensor, behind: Tensor, answer: int) -> Tensor:
-        return self._turn(pictures, behind, answer)[:, -behind.shape[1] :]
 
     def _turn(self, pictures: Tensor, behind: Tensor, answer: int) -> Tensor:
         """Hidden states of the head and what stands behind it, [b, h + L, width]."""
@@ -241,10 +236,8 @@ class LanguageModel:
     @functools.lru_cache(maxsize=256)  # noqa: B019  lives as long as its model
     def _all_positions(self, length: int) -> Tensor:
         """Positions of the first ``length`` tokens of a turn: [1, length], or [3, 1, length]."""
-        if self._grid is None:
-            return torch.arange(length, device=self._device)[
-                None
-            ]  # where a family counts from 1, rotary positions give the same
+        if self._grid is None:  # where a family counts from 1, rotary positions give the same
+            return torch.arange(length, device=self._device)[None]
         ids = self._layout.head.new_full((1, length), int(self._layout.head[0]))
         size = min(length, len(self._layout.head))
         ids[0, :size] = self._layout.head[:size]
@@ -306,19 +299,21 @@ class LanguageModel:
         self.shared = False
 
 
+def share_of_memory(device: torch.device, at_least: int) -> int:
+    """Bytes that one store may fill: on a GPU a quarter of what is free there now; elsewhere ``at_least``."""
+    if device.type != "cuda":
+        return at_least
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(at_least, free // 4)
+
+
 def _longest(config: Any) -> int:
     """Tokens for which the language model's positions are what they were made for."""
     rope = getattr(config, "rope_parameters", None) or {}
-    kinds = [
-        rope,
-        *(each for each in rope.values() if isinstance(each, dict)),
-    ]  # Gemma 3 has one for each kind of layer
     limits = [int(getattr(config, "max_position_embeddings", None) or 2**31)]
-    limits += [
-        int(each["original_max_position_embeddings"])
-        for each in kinds
-        if each.get("rope_type") == "longrope" and each.get("original_max_position_embeddings")
-    ]
+    for each in (rope, *rope.values()):  # Gemma 3 has one for each kind of layer
+        if isinstance(each, dict) and each.get("rope_type") == "longrope":
+            limits.append(int(each.get("original_max_position_embeddings") or 2**31))
     return min(limits)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dpfpl_client.models.generative.template import Family, written_turn
-from dpfpl_client.models.words import NEIGHBOUR, Words
+from dpfpl_client.models.words import NEIGHBOUR, Words, frame_of
 from dpfpl_common.errors import ModelError
 
 __all__ = ["Ends", "Layout", "layout_of"]
@@ -122,7 +122,8 @@ def layout_of(
     first, last = family.around
     head = turn.head.replace(written, f"{first}{_picture(family, image, picture_tokens)}{last}")
     head, lead = _joint(tokenizer, head)
-    opening = _opening(tokenizer, head) if family.opening else []
+    written_already = bool(tokenizer.bos_token) and head.startswith(tokenizer.bos_token)
+    opening = frame_of(tokenizer).begin if family.opening and not written_already else ()
     row = torch.tensor([*opening, *_ids(tokenizer, head)])
     picture, before = row == image_token_id, head[head.rfind(image) :]
     layout = Layout(tokenizer, row, picture, words, before, lead, turn.tail, turn.gap, ending)
@@ -175,15 +176,3 @@ def _picture(family: Family, image: str, tokens: int) -> str:
     assert side * side == tokens, "pictures are made square where rows are ended"
     between, last = family.row_ends
     return between.join([image * side] * side) + last
-
-
-def _opening(tokenizer: Any, head: str) -> list[int]:
-    """What the tokenizer puts before every text, unless the template already wrote it."""
-    if tokenizer.bos_token and head.startswith(tokenizer.bos_token):
-        return []
-    plain = _ids(tokenizer, "a")
-    whole = tokenizer("a")["input_ids"]
-    for start in range(len(whole)):
-        if whole[start : start + len(plain)] == plain:
-            return list(whole[:start])
-    return []

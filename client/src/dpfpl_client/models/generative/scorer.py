@@ -9,14 +9,14 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from dpfpl_client.data.questions import same_answer, word_overlap
-from dpfpl_client.models.backbone import LabelledFeatures
+from dpfpl_client.models.backbone import LabelledFeatures, Predictor, Scorer
 from dpfpl_client.models.generative.language import KeysValues, LanguageModel
 from dpfpl_client.models.generative.layout import Layout
 from dpfpl_common.errors import ModelError
@@ -53,7 +53,7 @@ class MicroBatch:
     real: Tensor
 
 
-class AnswerScorer:
+class AnswerScorer(Scorer):
     """The model, its turn, and a task.
 
     What it is given and gives is on the processor, wherever the model computes.
@@ -97,25 +97,8 @@ class AnswerScorer:
         return result
 
     def at(self, context: Tensor) -> "AnswerPredictor":
-        """The task under a context."""
+        """The task under a context [num_context, width]."""
         return AnswerPredictor(self, context)
-
-    @property
-    def logit_scale(self) -> float:
-        """There is none."""
-        raise _no_class_features()
-
-    def class_features(self, context: Tensor) -> Tensor:
-        """There are none."""
-        raise _no_class_features()
-
-    def feature_gradient(self, context: Tensor, cotangents: Tensor) -> Tensor:
-        """There are none."""
-        raise _no_class_features()
-
-    def public_directions(self, initial: Tensor, count: int) -> Any:
-        """There are none."""
-        raise _no_class_features()
 
     def too_long(self, num_context: int, question: str, answer: str) -> bool:
         """Whether a turn has more tokens than the model was made for; such an example teaches nothing."""
@@ -196,7 +179,7 @@ def _micro_batch(
     return MicroBatch(index, pictures[index], asked, ids, real)
 
 
-class AnswerPredictor:
+class AnswerPredictor(Predictor):
     """A task under one context [num_context, width]."""
 
     def __init__(self, scorer: AnswerScorer, context: Tensor) -> None:
@@ -291,11 +274,3 @@ class AnswerPredictor:
             said = language.embed(chosen[:, None])
             behind = torch.cat([behind, said], dim=1) if keys_values is None else said
         return list(zip(spoken, logarithms, strict=True))
-
-
-def _no_class_features() -> ModelError:
-    return ModelError(
-        code="NO_CLASS_FEATURES",
-        message="A generative model has no features of classes in the pictures' space.",
-        advice="Use the mechanism per_step.",
-    )

@@ -9,7 +9,7 @@ from torch import Tensor
 from dpfpl_client.models.text_tower.fast import FastTextTower
 from dpfpl_client.models.text_tower.layers import ACTIVATIONS
 from dpfpl_client.models.text_tower.plain import PlainTextTower
-from dpfpl_client.models.text_tower.shared_prefix import ClassTokens
+from dpfpl_client.models.text_tower.states import ClassTokens
 
 __all__ = ["TOLERANCES", "TextPass", "TextTower", "text_tower_of"]
 
@@ -29,9 +29,13 @@ class TextPass(Protocol):
         ...
 
     def rank_one_pullback(self, scales: Tensor, directions: Tensor, *, coarse: bool = False, few: int = 0) -> Tensor:
-        """The same for ``scales[b, c] * directions[b]``.
+        """The same for cotangents ``scales[b, c] * directions[b]``.
 
-        ``coarse`` permits rounding to bfloat16; ``few`` takes each row's so many largest scales for all of them.
+        Args:
+            scales: [B, classes].
+            directions: [B, feature size].
+            coarse: the factors of large products may be rounded to bfloat16.
+            few: take each row's so many largest scales, in absolute value, for all of them; 0 takes all.
         """
         ...
 

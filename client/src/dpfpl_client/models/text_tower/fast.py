@@ -1,6 +1,6 @@
 """The text tower written out by hand: features of all classes, and pullbacks for many cotangents at once.
 
-The same function as ``SharedPrefixTextTower``, which is its reference in the tests. What is gained:
+The same function as the model's own forward (``PlainTextTower``), up to rounding. What is gained:
 
 - context and begin token are computed once for all classes, the begin token only once in all;
 - classes of different lengths are packed without padding to the longest;
@@ -20,8 +20,8 @@ from torch import Tensor
 from dpfpl_client.models.text_tower.attention import Attention, attend
 from dpfpl_client.models.text_tower.layers import ACTIVATIONS, FoldedLayer, Normed, centred, folded_projection
 from dpfpl_client.models.text_tower.pullbacks import AllClassesPullback, Towards, few_classes_pullback
-from dpfpl_client.models.text_tower.shared_prefix import ClassTokens
 from dpfpl_client.models.text_tower.states import (
+    ClassTokens,
     LayerState,
     MemoryPlan,
     PackedClasses,
@@ -35,9 +35,6 @@ from dpfpl_client.models.text_tower.states import (
 )
 
 __all__ = ["FastTextTower", "MemoryPlan", "TextPass", "largest_only"]
-
-
-# A finished forward pass of the fast text tower, ready to be pulled back.
 
 
 class TextPass:
@@ -74,7 +71,7 @@ class TextPass:
 
     @torch.no_grad()
     def pullback(self, cotangents: Tensor) -> Tensor:
-        """Gradients [B, m, d] of ``sum(cotangents * unit features)`` for cotangents [B, classes, feature size]."""
+        """As ``choice.TextPass.pullback``."""
         norms = self.features.norm(dim=-1, keepdim=True)
         unit = self.features / norms
         radial = (cotangents * unit).sum(-1, keepdim=True)
@@ -83,14 +80,7 @@ class TextPass:
 
     @torch.no_grad()
     def rank_one_pullback(self, scales: Tensor, directions: Tensor, *, coarse: bool = False, few: int = 0) -> Tensor:
-        """The same for cotangents ``scales[b, c] * directions[b]``, without ever making them.
-
-        Args:
-            scales: [B, classes].
-            directions: [B, feature size].
-            coarse: round the factors of large products to bfloat16.
-            few: take each row's so many largest scales, in absolute value, for all of them; 0 takes all.
-        """
+        """As ``choice.TextPass.rank_one_pullback``, without ever making the cotangents."""
         if few:
             scales = largest_only(scales, few)
         norms = self.features.norm(dim=-1)

@@ -1,8 +1,10 @@
-"""The way back through the text tower for cotangents that are zero but for a few classes of each example.
+"""The ways back through the text tower, for many cotangents at once and without a graph.
 
-Each example meets its own classes only, so what the forward pass kept is gathered for every pair of example and class;
-from the shared keys and values on, the way is that of all classes. Symbols as in ``fast_tower``; B examples with K
-classes each.
+Examples differ in their cotangents alone: what one forward pass kept serves them all, and every large product has all
+examples' rows in it. Where a cotangent is zero but for a few classes of each example, what was kept is gathered for
+every pair of example and class; from the shared keys and values on, the way is that of all classes.
+
+Symbols as in ``fast``: B cotangents, N rows (m of the context, then R x T of classes); B examples with K classes each.
 """
 
 from collections.abc import Callable
@@ -15,13 +17,6 @@ from dpfpl_client.models.text_tower.layers import FoldedLayer, Normed
 from dpfpl_client.models.text_tower.states import LayerState, Part, SharedKeys, Weights, at_ends, slices
 
 __all__ = ["AllClassesPullback", "Towards", "few_classes_pullback"]
-
-
-# The way back through the text tower, for many cotangents at once and without a graph.
-#
-# Examples differ in their cotangents alone: what one forward pass kept serves them all, and every large product has all
-# examples' rows in it. Symbols as in ``fast_tower``: B cotangents, N rows (m of the context, then R x T of classes).
-
 
 Towards = Callable[[slice, Tensor], Tensor]
 """Gradients [b, c, d] towards the final normed rows of some examples and classes."""
@@ -102,8 +97,6 @@ class AllClassesPullback:
         part, layer, state = self._part, self._layers[index], self._part.layers[index]
         assert layer.into_attention is not None
         m, heads, lowest = part.rows, layer.heads, index == 0
-        if lowest and not m and not len(state.classes.keys):
-            return
         layer.half_pullback(g, state.second, state.slope, coarse=self._coarse)
         attended = layer.out.pullback(g, coarse=self._coarse).view(*g.shape[:2], heads, -1)
         shape = part.packed.ids.shape

@@ -1,6 +1,6 @@
 """What a forward pass through the fast text tower leaves behind for the ways back.
 
-Symbols as in ``fast_tower``: N rows (m of the context, then R x T of classes), B cotangents.
+Symbols as in ``fast``: N rows (m of the context, then R x T of classes), B cotangents.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,10 +12,10 @@ from torch import Tensor
 
 from dpfpl_client.models.text_tower.attention import Attention
 from dpfpl_client.models.text_tower.layers import FoldedLayer, FrozenProduct, Normed
-from dpfpl_client.models.text_tower.shared_prefix import ClassTokens
 
 __all__ = [
     "ROW_LENGTH",
+    "ClassTokens",
     "LayerState",
     "MemoryPlan",
     "PackedClasses",
@@ -27,6 +27,32 @@ __all__ = [
     "pack",
     "slices",
 ]
+
+
+@dataclass(frozen=True)
+class ClassTokens:
+    """Class names as token ids.
+
+    Attributes:
+        ids: [classes, longest], each ``<name>.<EOS>`` padded on the right.
+        lengths: [classes], tokens of each including EOS.
+        bos_id: id of the begin token.
+    """
+
+    ids: Tensor
+    lengths: Tensor
+    bos_id: int
+
+    @classmethod
+    def build(cls, suffixes: Sequence[Sequence[int]], bos_id: int) -> "ClassTokens":
+        """From ragged lists of ids, each ending in EOS."""
+        longest = max(len(suffix) for suffix in suffixes)
+        ids = torch.tensor([[*suffix, *[suffix[-1]] * (longest - len(suffix))] for suffix in suffixes])
+        return cls(ids=ids, lengths=torch.tensor([len(suffix) for suffix in suffixes]), bos_id=bos_id)
+
+    def to(self, device: torch.device) -> "ClassTokens":
+        """The same on another device."""
+        return ClassTokens(self.ids.to(device), self.lengths.to(device), self.bos_id)
 
 
 # Class names of different lengths as few equal rows, several names one after another in a row.

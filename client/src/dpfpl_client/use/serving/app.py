@@ -1,4 +1,4 @@
-"""The HTTP application that classifies images or answers questions about them, without where it listens."""
+"""``dpfpl-client serve``: an HTTP application that classifies images or answers questions, and where it listens."""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from typing import Annotated, Any
 
+import uvicorn
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
@@ -15,8 +16,9 @@ from pydantic import BaseModel, Field
 from dpfpl_client.data.decode import DEFAULT_RULES, PixelRules, UnreadableImageError, decode_image
 from dpfpl_client.use.prompt import Classifier, Prediction
 from dpfpl_common.errors import ModelError
+from dpfpl_common.ops.http import PAGE_LIMITS, HttpGuard, address_shown, open_listener
 
-__all__ = ["STATIC", "RequestProblem", "classifier_app", "decode_body", "read_body"]
+__all__ = ["STATIC", "RequestProblem", "classifier_app", "decode_body", "read_body", "serve_app"]
 
 
 # The body of a request as an image: bounded in bytes, in pixels and in time.
@@ -241,19 +243,16 @@ def classifier_app(
 
     @app.exception_handler(RequestProblem)
     async def problem(request: Request, error: RequestProblem) -> JSONResponse:
-        content = {"code": error.code, "message": error.message, "advice": error.advice}
-        return JSONResponse(content, error.status, headers={"connection": "close"})
+        return _refusal(error.status, error.code, error.message, error.advice)
 
     @app.exception_handler(ModelError)
     async def question_problem(request: Request, error: ModelError) -> JSONResponse:
-        content = {"code": error.code, "message": error.message, "advice": error.advice}
-        return JSONResponse(content, 422, headers={"connection": "close"})
+        return _refusal(422, error.code, error.message, error.advice)
 
     @app.exception_handler(RequestValidationError)
     async def parameter(request: Request, error: RequestValidationError) -> JSONResponse:
         wrong = "; ".join(f"{item['loc'][-1]}: {item['msg']}" for item in error.errors())
-        content = {"code": "WRONG_PARAMETER", "message": f"{wrong}.", "advice": "See /openapi.json."}
-        return JSONResponse(content, 422, headers={"connection": "close"})
+        return _refusal(422, "WRONG_PARAMETER", f"{wrong}.", "See /openapi.json.")
 
     @app.post("/v1/predict", responses=PROBLEMS, openapi_extra=IMAGE_BODY)
     async def predict(
@@ -268,11 +267,10 @@ def classifier_app(
     async def prompt() -> PromptAnswer:
         """What is served."""
         task = classifier.task
-        asked = task.question if task.kind == "caption" else ""
         return PromptAnswer(
             classes=list(classifier.classes),
             task=task.kind,
-            question=asked,
+            question=task.question if task.kind == "caption" else "",
             max_bytes=max_bytes,
             scores=[ReleasedScore(**score) for score in scores],
             about=None if about is None else About(**about),
@@ -289,8 +287,30 @@ def classifier_app(
     return app
 
 
+def _refusal(status: int, code: str, message: str, advice: str) -> JSONResponse:
+    return JSONResponse({"code": code, "message": message, "advice": advice}, status, headers={"connection": "close"})
+
+
 def _static(content: bytes, kind: str) -> Callable[[], Response]:
     def answer() -> Response:
         return Response(content, media_type=kind)
 
     return answer
+
+
+def serve_app(app: FastAPI, host: str, port: int, token: str | None, say: Callable[[str], None]) -> None:
+    """Serve the application until interrupted.
+
+    Args:
+        app: of ``classifier_app``.
+        host, port: where to listen.
+        token: what callers must show; None: be on this machine. See ``read_http_token``.
+        say: told the address.
+
+    Raises:
+        DeploymentError: the address cannot be listened on.
+    """
+    listener = open_listener(host, port)
+    say(f"Open {address_shown(host, listener)}  (API: /openapi.json). Ctrl-C stops it.")
+    config = uvicorn.Config(HttpGuard(app, token, STATIC), timeout_graceful_shutdown=5, **PAGE_LIMITS)
+    uvicorn.Server(config).run(sockets=[listener])

@@ -9,16 +9,21 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from dpfpl_common.errors import DpfplError, StateError
 from dpfpl_common.experiment import NAME
 from dpfpl_common.ops.diagnostics import Trouble
+from dpfpl_common.ops.http import PAGE_LIMITS, HttpGuard, address_shown, open_listener, read_http_token
 from dpfpl_server.runs.folder import RunFolder
+from dpfpl_server.sites.admin import list_sites
+from dpfpl_server.sites.life import part_troubles
+from dpfpl_server.sites.superlink import SuperLinkSettings
 from dpfpl_server.watch.console.snapshot import list_experiments, snapshot, tail
 
-__all__ = ["STATIC", "Watcher", "console_app"]
+__all__ = ["STATIC", "Watcher", "console_app", "serve_console"]
 
 POLL_SECONDS = 0.5
 CONNECTIONS_SECONDS = 5.0
@@ -148,3 +153,26 @@ def _static(content: bytes, kind: str) -> Callable[[], Any]:
         return Response(content, media_type=kind)
 
     return answer
+
+
+def serve_console(
+    runs: Path, server_folder: Path, host: str, port: int, token_file: Path | None, say: Callable[[str], None]
+) -> None:
+    """``dpfpl-server console``: the page on an address, until Ctrl-C.
+
+    Raises:
+        ConfigError: other machines could reach it without a token.
+        DeploymentError: the address cannot be listened on.
+    """
+    token = read_http_token(host, token_file)
+    listener = open_listener(host, port)
+
+    def connections() -> dict[str, str]:
+        return {row.name: row.status for row in list_sites(server_folder)}
+
+    log_file = SuperLinkSettings(server_folder.resolve()).log_file
+    watcher = Watcher(runs, connections, log_file, lambda: part_troubles(server_folder))
+    hint = "#TOKEN, where TOKEN is your token" if token else ""
+    say(f"Open {address_shown(host, listener)}{hint}  It is read-only. Ctrl-C stops it.")
+    config = uvicorn.Config(HttpGuard(console_app(watcher), token, STATIC), timeout_graceful_shutdown=2, **PAGE_LIMITS)
+    uvicorn.Server(config).run(sockets=[listener])

@@ -1,1 +1,0 @@
-"""Hostile sites against aggregation rules."""
