@@ -175,7 +175,7 @@ class Server:
 
     def start_server(self, environment: Mapping[str, str] | None = None) -> None:
         settings = SuperLinkSettings(self.folder, f"127.0.0.1:{self.fleet}", self.control)
-        start_superlink(settings, self.group, timeout_s=START_S, extra_environment=environment)
+        start_superlink(settings, self.group, extra_environment=environment)
 
 
 class Federation:
@@ -231,7 +231,7 @@ class Federation:
             self.start_agent(site)
         settings = self.superlink_settings()
         environment = {"PYTHONPATH": self.path}
-        self.superlink = start_superlink(settings, self.group, timeout_s=START_S, extra_environment=environment)
+        self.superlink = start_superlink(settings, self.group, extra_environment=environment)
         for site, agent in self.agents.items():
             wait_for_agent(agent, load_site(self.files[site]))
         for site in self.sites:
