@@ -66,7 +66,7 @@ demo-vlm: setup  ## the same with a generative model that answers questions; rep
 	@began=$$(date +%s); $(BIN)/dpfpl-bench demo-vlm --out runs/demo-vlm; code=$$?; \
 	echo "demo-vlm: $$(( $$(date +%s) - began )) s"; exit $$code
 
-test: lint types quick  ## lint, types and the tests without processes, those of more than twenty seconds left out
+test: lint types quick  ## lint, types and the tests without processes, those of more than five seconds left out
 
 test-all: lint types everything  ## lint, types and every test but the long ones; what .ci/run calls
 

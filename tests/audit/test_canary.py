@@ -70,6 +70,7 @@ def test_the_published_arithmetic_promises_less_privacy_than_it_keeps(nominal: f
 WAYS: dict[str, dict[str, object]] = {"joint": {}, "local": {"trust": "local"}, "separate": {"clipping": "separate"}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "privacy"),
     [(0.1, WAYS["joint"]), *((target, way) for target in (0.4, 2.0) for way in WAYS.values())],

@@ -109,6 +109,7 @@ def test_success_is_the_share_of_stamped_images_that_pass_for_the_target():
     assert 0 <= passing < 1
 
 
+@pytest.mark.slow
 def test_U5_the_backdoor_is_learned_where_it_is_taught():
     """Without noise and with large steps: else a table in which no stamped image passes would say nothing."""
     settings = DataSettings(source="digits")

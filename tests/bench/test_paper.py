@@ -40,6 +40,7 @@ def test_data_that_is_not_at_hand_is_listed_with_what_to_do(monkeypatch, base, t
     assert all(reason in text for reason in REASONS)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_one_process")
 def test_ours_runs_under_both_noises_and_says_what_each_is_worth(monkeypatch, base, tmp_path):
     monkeypatch.delenv("DPFPL_DATA_SETS", raising=False)

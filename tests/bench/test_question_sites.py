@@ -132,6 +132,7 @@ def test_the_embedded_model_knows_its_world_and_answers_plainly_without_a_prompt
         assert found[habit].plain_text < found[habit].told - 0.2
 
 
+@pytest.mark.slow
 def test_run_with_questions_reports_every_site_and_its_floors(bench, tmp_path):
     for name, site in zip(("north", "south"), drawn_sites(2, 40, 20, seed=5), strict=True):
         write_questions(tmp_path / name, site)
@@ -163,6 +164,7 @@ def test_run_with_captions_measures_the_overlap_of_words(bench, tmp_path):
     assert any(0 < overlap < 1 for overlap in overlaps)
 
 
+@pytest.mark.slow
 def test_run_says_which_answers_can_never_be_right(bench, tmp_path):
     file = write_questions(tmp_path / "north", drawn_sites(1, 12, 6, seed=5)[0])
     lines = [json.loads(line) | {"answer": "red blue " * 4} for line in file.read_text().splitlines()]
@@ -195,6 +197,7 @@ def test_what_does_not_go_together_is_refused(bench, tmp_path, flags, code):
     assert (exit_code, err.split()[0]) == (2, code)
 
 
+@pytest.mark.slow
 def test_three_sites_learn_their_own_words_at_epsilon_8(model):
     """Where nothing is shared: personalised answers beat the model without a prompt."""
     sites = prepare_sites(drawn_sites(3, 150, 40, seed=0), (), FeatureCache(None, model), VLM_SITES[:3])
@@ -231,6 +234,7 @@ def test_houses_share_all_wordings_but_one_and_do_not_change_with_their_number()
     assert [(len(site.train), len(site.test), len(site.neighbour_test)) for site in sites] == [(50, 40, 0)] * 2
 
 
+@pytest.mark.slow
 def test_sites_that_share_a_style_are_far_ahead_of_each_site_alone_under_the_same_promise(model):
     """The demo's experiment, in one process, epsilon 2; six of the sites, and two of them alone."""
     sites = prepare_sites(drawn_houses(6, 50, 40, seed=0), (), FeatureCache(None, model), VLM_SITES[:6])

@@ -530,6 +530,7 @@ def test_se7_a_pin_holds_from_the_next_message_on(tmp_path, pinning, experiment)
         sum_with_invented_sites(hostile)
 
 
+@pytest.mark.slow
 def test_se7_sites_that_enrolled_and_pinned_each_other_finish(tmp_path):
     """As deployed, but for the processes: keys, kits, register, policies and pins on disk; signatures checked."""
     sites = ("east", "north", "west")

@@ -81,6 +81,7 @@ def resident_bytes():
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="resident memory is read from /proc")
 def test_an_extra_site_costs_less_than_a_megabyte(backbone):
     """All memory counts here, also torch's and SQLite's; the model alone has five megabytes."""
@@ -118,6 +119,7 @@ class FeaturesOfLabels:
         return torch.stack(rows)
 
 
+@pytest.mark.slow
 def test_a_hundred_sites_on_ten_classes(backbone):
     settings = DataSettings(source="digits")
     class_names = list_classes(settings)

@@ -80,6 +80,7 @@ def test_it_leaves_nothing_behind(kit):
     assert sorted(kit.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_server_that_answers_and_one_that_does_not(kit):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

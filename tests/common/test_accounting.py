@@ -95,6 +95,7 @@ def test_P7_pld_is_never_above_renyi_and_never_below_a_lower_bound(z, q, steps, 
     assert spent >= single * (1 - 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delta", [1e-5, 1e-9])
 @pytest.mark.parametrize(
     "releases",

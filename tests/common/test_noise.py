@@ -240,6 +240,7 @@ def test_P5_an_attack_on_the_low_bits_breaks_float_noise_and_guesses_with_ours(m
     assert low <= right / tried <= high
 
 
+@pytest.mark.slow
 def test_P6_the_time_of_a_draw_tells_nothing_of_its_magnitude():
     """Rank correlation over 10^5 single draws; replies are padded besides (tests/client)."""
     count = 100_000

@@ -452,6 +452,7 @@ def test_the_prompt_of_the_site_is_not_exported(backbone, tmp_path):
 # A federation
 
 
+@pytest.mark.slow
 def test_fifty_sites_learn_something(backbone):
     torch.set_num_threads(1)
     data = DataSettings(source="digits", split_seed=0)

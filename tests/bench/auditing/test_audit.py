@@ -121,6 +121,7 @@ def test_what_a_demo_released_is_held_against_its_claim(backbone):
     assert hits.guess == 0.05
 
 
+@pytest.mark.slow
 def test_what_is_released_keeps_the_claim_and_half_of_the_noise_would_not():
     """In two worlds, with one example more or less, at an epsilon that people run."""
     for row in attack(2.0, 4000):

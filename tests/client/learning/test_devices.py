@@ -15,6 +15,7 @@ from dpfpl_common.errors import ModelError
 TESTS = Path(__file__).with_name("on_another_device.py")
 
 
+@pytest.mark.slow
 def test_models_compute_on_another_device_and_take_and_give_on_the_processor():
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(TESTS)]
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "COV"))}

@@ -113,6 +113,7 @@ def count_of(seeds, tmp_path):
     return sum(found[1] for found in outcomes.values() if not isinstance(found, str))
 
 
+@pytest.mark.slow
 def test_random_tokenizers_and_names_ours_equals_plain_or_is_refused(tmp_path):
     assert count_of(range(12), tmp_path) > 60
 
