@@ -151,6 +151,7 @@ def test_run_with_questions_reports_every_site_and_its_floors(bench, tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_run_with_captions_measures_the_overlap_of_words(bench, tmp_path):
     for name, site in zip(("north", "south"), drawn_sites(2, 30, 12, seed=5, captions=True), strict=True):
         write_questions(tmp_path / name, site)
