@@ -1,12 +1,12 @@
 """The embedded model, the command line, and a few coloured pictures."""
 
-import sys
 from concurrent.futures import Future
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typed_commands import typed
 
 from dpfpl_bench import cli
 from dpfpl_bench.sweep import sweep
@@ -26,18 +26,8 @@ def backbone():
 def bench(monkeypatch, capfd):
     """Types ``dpfpl-bench ...``; gives exit code, stdout and stderr."""
 
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["dpfpl-bench", *map(str, arguments)])
-        monkeypatch.setattr(cli, "console", cli.Console(stderr=True, width=400, markup=False, highlight=False))
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        return code, *capfd.readouterr()
-
     threads = torch.get_num_threads()
-    yield call
+    yield typed("dpfpl-bench", cli, monkeypatch, capfd, width=400)
     torch.set_num_threads(threads)
 
 

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from typed_commands import typed
 
 from dpfpl_server.cli import main as cli
 
@@ -13,15 +14,4 @@ sys.path.insert(0, str(Path(__file__).parent))
 @pytest.fixture
 def dpfpl_server(monkeypatch, capfd):
     """Calls the installed command's entry point; gives its exit code, stdout and stderr."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["dpfpl-server", *map(str, arguments)])
-        monkeypatch.setattr(cli, "console", cli.Console(stderr=True, width=200, markup=False, highlight=False))
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        return code, *capfd.readouterr()
-
-    return call
+    return typed("dpfpl-server", cli, monkeypatch, capfd)
